@@ -1,0 +1,56 @@
+"""The shape of a model as numbers: what a layer, the head and a K,V projection hold. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """One decoder layer, measured from its modules.
+
+    kind: "attention", "recurrent" or "hybrid" (both in one layer).
+    parameters: elements of every weight in the layer.
+    active_parameters: elements that one token multiplies (for a mixture of experts: routed and shared only).
+    key_value_parameters: elements of the weights that make K and V (0 without attention).
+    key_value_width: elements kept in the cache per token (0 without attention).
+    attention_width: query heads x head size; scores and values cost 4 x this FLOPs per attended position.
+    window: attended positions at most, None for all.
+    state_elements: elements of a recurrent state, read and written once per token.
+    """
+
+    kind: str
+    parameters: int
+    active_parameters: int
+    key_value_parameters: int
+    key_value_width: int
+    attention_width: int
+    window: int | None
+    state_elements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """A whole model: layers 1..L in order, the final norm ("tail") and the output head.
+
+    head_parameters: elements of the output matrix (vocabulary x hidden), tied or not.
+    element_bytes: bytes of one weight as it is loaded (4 for float32, 2 for bfloat16).
+    """
+
+    layers: tuple[LayerShape, ...]
+    hidden_size: int
+    vocabulary_size: int
+    tail_parameters: int
+    head_parameters: int
+    element_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ModelShape:
+        """The shape written by `to_json`."""
+        layers = tuple(LayerShape(**layer) for layer in value["layers"])
+        return cls(**{**value, "layers": layers})

@@ -1,0 +1,1 @@
+"""Exit policies and their replay on a trace; the same object decides in replay and in decoding."""

@@ -1,0 +1,1 @@
+"""The report page, its charts and tables, the terminal summary and `summary.json`."""

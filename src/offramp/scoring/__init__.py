@@ -1,0 +1,1 @@
+"""The suitability score of a trace: components, EAS, calibration, intervals."""

@@ -1,0 +1,25 @@
+"""A figure with its interval, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with a 95 % interval over documents.
+
+    value: None if the figure is undefined; `undefined` then says why.
+    low, high: None where no interval is allowed (too few documents, a biased figure); `no_interval` says why.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    undefined: str | None = None
+    no_interval: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the five fields."""
+        return asdict(self)

@@ -1,0 +1,180 @@
+"""A trace: small facts for every (token, exit) of one model on one workload. Reading one needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.models.shape import ModelShape
+from offramp.tracing.facts import FACT_BY_NAME
+
+MARGINAL_BLOCKS = 16
+
+FactArray = NDArray[np.float32] | NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """One traced document: its id, traced tokens, and why it was left out if it was."""
+
+    id: str
+    tokens: int
+    valid: bool = True
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """Sums of the final distributions p_L over 16 blocks of documents, so that R_0 can be resampled.
+
+    sums: float64 [blocks, vocabulary]; tokens: int64 [blocks]; block_of_document: int64 [documents].
+    """
+
+    sums: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    block_of_document: NDArray[np.int64]
+
+
+class Trace:
+    """Facts as numpy arrays [tokens, exits], read when first asked for.
+
+    exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool [tokens].
+    `document` indexes `documents`. Rows of one document are contiguous. Invalid documents have no rows.
+    Every fact of `offramp.tracing.facts.FACTS` is an attribute: `trace.max_prob` is float32 [tokens, exits].
+    """
+
+    def __init__(
+        self,
+        *,
+        exits: NDArray[np.int64],
+        tokens: Mapping[str, NDArray[Any]],
+        facts: Callable[[str], FactArray],
+        documents: tuple[DocumentRecord, ...],
+        marginal: Callable[[], Marginal],
+        shape: ModelShape,
+        provenance: Mapping[str, Any],
+        folder: Path | None = None,
+    ) -> None:
+        self.exits = exits
+        self.token: NDArray[np.int32] = tokens["token"]
+        self.next_token: NDArray[np.int32] = tokens["next_token"]
+        self.document: NDArray[np.int32] = tokens["document"]
+        self.position: NDArray[np.int32] = tokens["position"]
+        self.generated: NDArray[np.bool_] = tokens["generated"]
+        self.documents = documents
+        self.shape = shape
+        self.provenance = dict(provenance)
+        self.folder = folder
+        self._read_fact = facts
+        self._read_marginal = marginal
+        self._facts: dict[str, FactArray] = {}
+        self._marginal: Marginal | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Trace:
+        """Read a trace folder; every part is checked against the manifest's SHA-256.
+
+        Raises InputError if there is no whole trace, DamagedFileError if a part's bytes changed.
+        """
+        from offramp.tracing.storage import read_trace
+
+        return read_trace(Path(folder))
+
+    @classmethod
+    def from_facts(
+        cls,
+        facts: Mapping[str, FactArray],
+        *,
+        document: NDArray[np.int32],
+        shape: ModelShape,
+        exits: NDArray[np.int64] | None = None,
+        marginal: Marginal | None = None,
+        position: NDArray[np.int32] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns."""
+        count = len(document)
+        zeros = np.zeros(count, dtype=np.int32)
+        lengths = np.bincount(document, minlength=int(document.max()) + 1)
+
+        def missing() -> Marginal:
+            raise InputError("this trace holds no marginal distribution", fix="trace the model again")
+
+        return cls(
+            exits=np.arange(1, len(shape.layers) + 1) if exits is None else exits,
+            tokens={
+                "token": zeros,
+                "next_token": zeros,
+                "document": document,
+                "position": zeros if position is None else position,
+                "generated": np.zeros(count, dtype=np.bool_),
+            },
+            facts=lambda name: facts[name],
+            documents=tuple(DocumentRecord(f"document {i}", int(n)) for i, n in enumerate(lengths)),
+            marginal=missing if marginal is None else lambda: marginal,
+            shape=shape,
+            provenance=provenance or {},
+        )
+
+    @property
+    def layers(self) -> int:
+        """L, the number of decoder layers; exit L is the full model."""
+        return len(self.shape.layers)
+
+    @property
+    def token_count(self) -> int:
+        """Traced tokens (rows)."""
+        return len(self.document)
+
+    @property
+    def marginal(self) -> Marginal:
+        """Sums of the final distribution over blocks of documents."""
+        if self._marginal is None:
+            self._marginal = self._read_marginal()
+        return self._marginal
+
+    @property
+    def agreement(self) -> NDArray[np.bool_]:
+        """Whether the exit's top-1 equals the full model's: bool [tokens, exits]."""
+        top1 = self.fact("top1")
+        return cast("NDArray[np.bool_]", top1 == top1[:, -1:])
+
+    def fact(self, name: str) -> FactArray:
+        """One fact as an array [tokens, exits].
+
+        Raises InputError for a name that is not recorded, with the names that are.
+        """
+        if name not in FACT_BY_NAME:
+            raise InputError(
+                f"the trace has no fact {name!r}", fix="choose one of: " + ", ".join(sorted(FACT_BY_NAME))
+            )
+        if name not in self._facts:
+            self._facts[name] = self._read_fact(name)
+        return self._facts[name]
+
+    def __getattr__(self, name: str) -> FactArray:
+        if name in FACT_BY_NAME:
+            return self.fact(name)
+        raise AttributeError(name)
+
+    def subset(self, documents: NDArray[np.int64]) -> Trace:
+        """The rows of some documents (indices into `documents`), in their old order; the marginal stays the whole's."""
+        rows = np.flatnonzero(np.isin(self.document, documents))
+        return Trace(
+            exits=self.exits,
+            tokens={
+                name: getattr(self, name)[rows]
+                for name in ("token", "next_token", "document", "position", "generated")
+            },
+            facts=lambda name: self.fact(name)[rows],
+            documents=self.documents,
+            marginal=lambda: self.marginal,
+            shape=self.shape,
+            provenance=self.provenance,
+        )

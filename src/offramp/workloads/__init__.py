@@ -1,0 +1,1 @@
+"""Sources of text and prompts, with licence and fingerprint; knows nothing of models."""
