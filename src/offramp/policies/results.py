@@ -18,7 +18,8 @@ class ReplayResult:
     """One policy replayed on one trace.
 
     exits: int64 [tokens], the exit each token leaves at. probes: int64 [tokens], checks made before leaving.
-    agreement: share of tokens whose exit's top-1 equals the full model's. skip_ratio: share of layers not executed.
+    agreement: share of tokens whose exit's top-1 equals the full model's.
+    skip_ratio: share of layers not executed. probe_share: share of the policy's bytes that probes add.
     predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head), in bytes moved at
     batch 1; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of the bill.
     nll_increase, kl: means over tokens, nats.

@@ -19,16 +19,32 @@ class LayerCurves:
     """Per-exit curves, each float64 [exits]; NaN where a figure is undefined at that exit.
 
     depth_fraction: x, the share of the layers' FLOPs spent up to the exit.
-    values: curve by name: agreement, kl_to_final, remaining_information, increment, entropy, nll, max_prob,
-    margin, final_rank_median, logit_cosine, centred_logit_cosine, shuffled_logit_cosine, hidden_cosine_to_final,
-    hidden_cosine_to_previous, update_norm, brier, recalibrated_brier, ece_agreement, ece_token, auroc, aurc.
-    intervals: (low, high) for the curves that allow an interval (agreement, kl_to_final, ...).
+    values: curve by name. Means over tokens: agreement, kl_to_final, entropy, nll, max_prob, margin,
+    final_logprob, logit_cosine, centred_logit_cosine, shuffled_logit_cosine, hidden_cosine_to_final,
+    hidden_cosine_to_previous, block_influence (1 - hidden_cosine_to_previous), update_norm, brier,
+    recalibrated_brier (absent with one document); from them increment (nats, R before the exit minus R at it)
+    and remaining_information (min(R, R_0) / R_0). Others: final_rank_median, ece_agreement, ece_token, auroc,
+    aurc.
+    intervals: (low, high) by curve name: the means over tokens and what follows from them; empty below 20
+    documents.
     """
 
     exits: NDArray[np.int64]
     depth_fraction: Curve
     values: Mapping[str, Curve]
     intervals: Mapping[str, tuple[Curve, Curve]]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; NaN becomes null."""
+        return {
+            "exits": self.exits.tolist(),
+            "depth_fraction": _numbers(self.depth_fraction),
+            "values": {name: _numbers(curve) for name, curve in self.values.items()},
+            "intervals": {
+                name: {"low": _numbers(low), "high": _numbers(high)}
+                for name, (low, high) in self.intervals.items()
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -44,16 +60,40 @@ class ReliabilityDiagram:
     confidence: Curve
     agreement: Curve
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; NaN (an empty bin) becomes null."""
+        return {
+            "exit": self.exit,
+            "edges": _numbers(self.edges),
+            "count": self.count.tolist(),
+            "confidence": _numbers(self.confidence),
+            "agreement": _numbers(self.agreement),
+        }
+
 
 @dataclass(frozen=True)
 class EasVariant:
-    """The study's Early-exit Adaptability Score for one similarity, between its floor and its ceiling."""
+    """The study's Early-exit Adaptability Score for one similarity, between its floor and its ceiling.
+
+    ceiling: with similarity 1 at every exit. floor: with the similarity to another token's logits. Both None
+    when there is no exit before the last.
+    """
 
     similarity: str
     alpha: float
     score: Estimate
-    ceiling: float
-    floor: float
+    ceiling: float | None
+    floor: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the five fields."""
+        return {
+            "similarity": self.similarity,
+            "alpha": self.alpha,
+            "score": self.score.to_json(),
+            "ceiling": self.ceiling,
+            "floor": self.floor,
+        }
 
 
 @dataclass(frozen=True)
@@ -61,10 +101,15 @@ class ScoreCard:
     """Every score of one trace, with the curves behind them.
 
     representation, increment, calibration, composite: in [0, 1], higher = more suitable.
-    literal_calibration: the study's wording, 1 - ECE of max_prob against the observed token, mean over exits < L.
+    literal_calibration: the study's wording, 1 - ECE of max_prob against the observed token, mean over exits
+    below L.
     initial_information: R_0 in nats. ceiling: 1 - x_1. head_share: share of a token's FLOPs in the head.
-    first_match_skip, saturation_skip: oracle skip ratios (unreachable bounds).
-    time_ceiling_*: skip x (1 - head share).
+    first_match_skip, saturation_skip: oracle skip ratios (unreachable bounds); time_ceiling_first_match and
+    time_ceiling_saturation: the same x (1 - head share), the share of time they could save at most.
+    candidates: every figure that might predict realised savings, by name; None where undefined. Higher means
+    more suitable, except for mean_kl (mean over exits < L, nats) and block_influence (mean of 1 -
+    hidden_cosine_to_previous), where lower does.
+    notes: sentences a reader must see beside the figures.
     """
 
     representation: Estimate
@@ -84,7 +129,18 @@ class ScoreCard:
     reliability: tuple[ReliabilityDiagram, ...]
     eas_variants: tuple[EasVariant, ...]
     compute_eas: Callable[[str, float], EasVariant]
+    candidates: Mapping[str, float | None]
     notes: tuple[str, ...]
+
+    @property
+    def time_ceiling_first_match(self) -> Estimate:
+        """Share of time that the first-match oracle saves: its skip ratio x (1 - head share)."""
+        return self.first_match_skip.scaled(1.0 - self.head_share)
+
+    @property
+    def time_ceiling_saturation(self) -> Estimate:
+        """Share of time that the saturation oracle saves: its skip ratio x (1 - head share)."""
+        return self.saturation_skip.scaled(1.0 - self.head_share)
 
     def eas(self, similarity: str = "centred_logit", alpha: float = 0.5) -> EasVariant:
         """EAS with a chosen similarity ("logit", "centred_logit", "hidden") and weight alpha in (0, 1]."""
@@ -92,4 +148,32 @@ class ScoreCard:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every figure and curve; NaN becomes null."""
-        raise NotImplementedError
+        return {
+            **{name: getattr(self, name).to_json() for name in ESTIMATES},
+            **{name: getattr(self, name) for name in NUMBERS},
+            "candidates": dict(self.candidates),
+            "curves": self.curves.to_json(),
+            "reliability": [diagram.to_json() for diagram in self.reliability],
+            "eas": [variant.to_json() for variant in self.eas_variants],
+            "notes": list(self.notes),
+        }
+
+
+ESTIMATES: tuple[str, ...] = (
+    "representation",
+    "increment",
+    "calibration",
+    "literal_calibration",
+    "composite",
+    "initial_information",
+    "first_match_skip",
+    "saturation_skip",
+    "time_ceiling_first_match",
+    "time_ceiling_saturation",
+)
+
+NUMBERS: tuple[str, ...] = ("ceiling", "head_share", "mean_position", "documents", "tokens")
+
+
+def _numbers(curve: Curve) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in curve]

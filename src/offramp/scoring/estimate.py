@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -19,6 +19,14 @@ class Estimate:
     high: float | None = None
     undefined: str | None = None
     no_interval: str | None = None
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate times a positive constant; what is undefined stays so."""
+        scaled = {
+            name: None if getattr(self, name) is None else getattr(self, name) * factor
+            for name in ("value", "low", "high")
+        }
+        return replace(self, **scaled)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the five fields."""

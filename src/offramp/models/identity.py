@@ -1,0 +1,88 @@
+"""Who a model is: fingerprints of its weights, config and tokenizer, its source, licence and revision."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+)
+# Config entries that say where a model came from or who saved it, not what it computes.
+VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelIdentity:
+    """SHA-256 fingerprints in hexadecimal, and where the model comes from.
+
+    weights: of the weight files (name and SHA-256 of each), or the SHA-256 of a GGUF file. config: of
+    config.json without the entries that do not change the computation. tokenizer: of the tokenizer's files.
+    source: a folder, a file or a Hub id. licence: as stated by the source, None if it states none.
+    """
+
+    weights: str
+    config: str
+    tokenizer: str
+    source: str
+    licence: str | None = None
+    revision: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """One SHA-256 of weights, config and tokenizer; the same wherever the files lie."""
+        return sha256_of_text(canonical_json([self.weights, self.config, self.tokenizer]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the combined fingerprint beside the parts."""
+        return {**dataclasses.asdict(self), "fingerprint": self.fingerprint}
+
+
+def identify_folder(
+    folder: Path,
+    *,
+    source: str,
+    weights: str | None = None,
+    licence: str | None = None,
+    revision: str | None = None,
+) -> ModelIdentity:
+    """The identity of a checkpoint folder. `weights`: a fingerprint known from elsewhere (a GGUF file's)."""
+    files = sorted(folder.glob("*.safetensors"))
+    tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    return ModelIdentity(
+        weights=_fingerprint_files(files) if weights is None else weights,
+        config=sha256_of_text(json.dumps(lasting, sort_keys=True)),
+        tokenizer=_fingerprint_files([path for path in tokenizer_files if path.suffix != ".safetensors"]),
+        source=source,
+        licence=licence or stated_licence(folder),
+        revision=revision,
+    )
+
+
+def _fingerprint_files(files: list[Path]) -> str:
+    return sha256_of_text(canonical_json([[path.name, sha256_of_file(path)] for path in files]))
+
+
+def stated_licence(folder: Path) -> str | None:
+    """The licence named in the front matter of a model card (README.md), if any."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front_matter = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", front_matter[1], flags=re.MULTILINE) if front_matter else None
+    return found[1] if found else None

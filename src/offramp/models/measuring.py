@@ -1,0 +1,271 @@
+"""Measuring a model's shape: what each layer holds, found from its modules, its cache and its gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from offramp.models.caches import held_tensors, sliding_window
+from offramp.models.discovery import probe_ids
+from offramp.models.shape import LayerShape, ModelShape
+from offramp.models.stack import ExitStack
+
+# Tokens of the forward that is measured: a number that no state or head size is likely to have.
+CACHED_TOKENS = 13
+
+# Names under which configs state how many experts a layer has and how many of them one token uses.
+EXPERT_COUNT_KEYS = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_moe_experts",
+)
+EXPERTS_PER_TOKEN_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+    "experts_per_token",
+)
+# What a family that cannot run with a cache, or with gradients through its cache, raises.
+CACHE_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass
+class CachedLayer:
+    """What one layer did in one forward with a cache.
+
+    key_value_elements: elements of the tensors it keeps that have an entry per token; state_elements: of
+    those that have not. attention_width: query heads x mean of query and value head size, summed over its
+    attention calls. window: of a sliding cache. key_value_parameters: elements of the weights that its
+    per-token tensors depend on.
+    """
+
+    key_value_elements: int = 0
+    state_elements: int = 0
+    attention_width: float = 0.0
+    window: int | None = None
+    key_value_parameters: int = 0
+
+
+def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
+    """Measure every layer of a model with one short forward that keeps a cache.
+
+    What a layer leaves in the cache with an entry per token is K and V, the rest is recurrent state. The
+    weights that make K and V are those whose gradient reaches them within the layer. Attention that torch's
+    fused attention does not compute has the config's number of heads; without gradients through the cache, K
+    and V are taken to be made by one plain projection. A family that keeps no cache has the config's K,V
+    heads.
+    """
+    config = hf.config.get_text_config()
+    cached = _run_with_cache(hf, stack)
+    if not any(record.key_value_elements or record.state_elements for record in cached):
+        cached = [_without_cache(config, record) for record in cached]
+    head = stack.head if stack.head is not None else hf.get_output_embeddings()
+    return ModelShape(
+        layers=tuple(
+            _layer_shape(config, module, record) for module, record in zip(stack.layers, cached, strict=True)
+        ),
+        hidden_size=_hidden_size(config, head),
+        vocabulary_size=int(config.vocab_size),
+        tail_parameters=count_parameters(stack.tail),
+        head_parameters=0 if head is None else count_parameters([head]),
+        element_bytes=next(hf.parameters()).element_size(),
+    )
+
+
+def _hidden_size(config: Any, head: nn.Module | None) -> int:
+    stated = getattr(config, "hidden_size", None)
+    return int(stated) if stated is not None else int(getattr(head, "weight", torch.empty(0, 0)).shape[1])
+
+
+def count_parameters(modules: Any) -> int:
+    """Elements of the distinct parameters of some modules."""
+    parameters = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer) -> LayerShape:
+    width = cached.key_value_elements // CACHED_TOKENS
+    attention_width = round(cached.attention_width)
+    if width and not attention_width:
+        attention_width = _attention_width_of_config(config)
+    kinds = {(True, False): "attention", (False, True): "recurrent", (True, True): "hybrid"}
+    return LayerShape(
+        kind=kinds.get((attention_width > 0, cached.state_elements > 0), "feedforward"),
+        parameters=count_parameters([layer]),
+        active_parameters=count_active_parameters(layer, config),
+        key_value_parameters=cached.key_value_parameters or width * _hidden_size(config, None),
+        key_value_width=width,
+        attention_width=attention_width,
+        window=cached.window,
+        state_elements=cached.state_elements,
+    )
+
+
+def _without_cache(config: Any, record: CachedLayer) -> CachedLayer:
+    """What the config says of a layer that keeps nothing in a cache: K and V where it has attention heads."""
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return record
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = 2 * _attention_width_of_config(config) * key_value_heads // heads
+    return dataclasses.replace(record, key_value_elements=width * CACHED_TOKENS)
+
+
+def _attention_width_of_config(config: Any) -> int:
+    heads = getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(heads * size)
+
+
+def count_active_parameters(layer: nn.Module, config: Any) -> int:
+    """Elements that one token multiplies: routed experts count for the share of them that a token uses.
+
+    Routed experts are weights stacked along a first axis of the config's number of experts (three axes or
+    more, or a bias of two inside a module that holds such a stack), or a module list of that length.
+    """
+    experts = _config_number(config, EXPERT_COUNT_KEYS)
+    used = _config_number(config, EXPERTS_PER_TOKEN_KEYS)
+    total = count_parameters([layer])
+    if experts is None or used is None or experts <= used:
+        return total
+    routed: dict[int, int] = {}
+    for module in layer.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == experts:
+            routed |= {id(parameter): parameter.numel() for parameter in module.parameters()}
+        own = list(module.parameters(recurse=False))
+        if any(parameter.dim() >= 3 and parameter.shape[0] == experts for parameter in own):
+            stacked = [parameter for parameter in own if parameter.shape[0] == experts]
+            routed |= {id(parameter): parameter.numel() for parameter in stacked}
+    idle = sum(routed.values()) * (experts - used) // experts
+    return total - idle
+
+
+def _config_number(config: Any, keys: tuple[str, ...]) -> int | None:
+    values = [getattr(config, key, None) for key in keys]
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def count_key_value_parameters(layer: nn.Module, written: list[Tensor]) -> int:
+    """Elements of the layer's weight matrices that K and V depend on: those with a gradient that is not zero.
+
+    written: the tensors that the layer put into the cache, with their graph.
+    """
+    written = [tensor for tensor in written if tensor.requires_grad]
+    weights = [weight for weight in layer.parameters() if weight.dim() >= 2 and weight.requires_grad]
+    if not written or not weights:
+        return 0
+    # Random factors keep contributions to the sum from cancelling.
+    generator = torch.Generator().manual_seed(0)
+    total = torch.stack(
+        [
+            (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
+            for tensor in written
+        ]
+    ).sum()
+    gradients = torch.autograd.grad([total], weights, retain_graph=True, allow_unused=True)
+    return sum(int(torch.count_nonzero(gradient)) for gradient in gradients if gradient is not None)
+
+
+class _AttentionCalls(TorchFunctionMode):
+    """Adds up query heads x mean head size over the calls of torch's fused attention."""
+
+    width = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else kwargs["query"]
+            value = args[2] if len(args) > 2 else kwargs["value"]
+            self.width += query.shape[1] * (query.shape[-1] + value.shape[-1]) / 2
+        return func(*args, **kwargs)
+
+
+class _CacheRecorder:
+    """Hooks around the layers that record what each of them leaves in the cache."""
+
+    def __init__(self, attention: _AttentionCalls) -> None:
+        self.attention = attention
+        self.records: list[CachedLayer] = []
+        self.before: dict[int, tuple[Tensor, int]] = {}
+
+    def enter(self, layer: nn.Module, arguments: Any, keywords: Any) -> None:
+        """Note the tensors in the cache, and how often each was written to, before a layer runs."""
+        held = held_tensors(layer, [arguments, keywords])
+        self.before = {id(tensor): (tensor, tensor._version) for tensor in held}
+        self.attention.width = 0.0
+
+    def leave(self, layer: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+        """Record the tensors that are new or were written to while the layer ran."""
+        written = [
+            tensor
+            for tensor in held_tensors(layer, [arguments, keywords])
+            if id(tensor) not in self.before or self.before[id(tensor)][1] != tensor._version
+        ]
+        per_token = [tensor for tensor in written if CACHED_TOKENS in tensor.shape[1:]]
+        kept = sum(tensor.numel() for tensor in per_token)
+        self.records.append(
+            CachedLayer(
+                key_value_elements=kept,
+                state_elements=sum(tensor.numel() for tensor in written) - kept,
+                attention_width=self.attention.width,
+                window=sliding_window([arguments, keywords], written),
+                key_value_parameters=count_key_value_parameters(layer, per_token),
+            )
+        )
+
+
+def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
+    """The records of one forward with a cache; with gradients if the family can, else without.
+
+    A family that cannot keep a cache at all gives what a forward without one shows.
+    """
+    for gradients, use_cache in ((True, True), (False, True), (False, False)):
+        attention = _AttentionCalls()
+        recorder = _CacheRecorder(attention)
+        try:
+            with _hooked(stack, recorder, gradients), torch.set_grad_enabled(gradients), attention:
+                hf(input_ids=probe_ids(hf, CACHED_TOKENS), use_cache=use_cache)
+        except CACHE_ERRORS:
+            continue
+        return recorder.records
+    return [CachedLayer() for _ in stack.layers]
+
+
+@contextmanager
+def _hooked(stack: ExitStack, recorder: _CacheRecorder, gradients: bool) -> Iterator[None]:
+    layers = list(dict.fromkeys(stack.layers))
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    handles = []
+    try:
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(recorder.enter, with_kwargs=True))
+            handles.append(layer.register_forward_hook(recorder.leave, with_kwargs=True))
+        for parameter in parameters:
+            parameter.requires_grad_(gradients)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in parameters:
+            parameter.requires_grad_(False)

@@ -1,0 +1,214 @@
+"""The stack of exits of a language model: its layers in execution order and how an exit is read out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offramp.models.calls import first_tensor
+from offramp.models.transform import LogitTransform
+
+ReadoutKind = Literal["fast", "stub", "swap"]
+OnLayer = Callable[[int, Tensor, Tensor], None]
+
+
+class _LastLayerDone(Exception):
+    """Ends a forward pass after its last layer, so that the output head is never computed."""
+
+
+@dataclass(frozen=True)
+class ExitStack:
+    """Layers 1..L, what the model does after them, and the readout that reproduces the model's own logits.
+
+    hf: the transformers model. layers: one entry per execution, in order (a looped model repeats modules).
+    core: the module that calls the layers. tail: the modules between the last layer and the head, usually the
+    final norm. core_tail: those of them that run inside the core. head: the output head (None if not found).
+    head_weight [vocabulary, hidden], head_bias [vocabulary]: None if the head is not a plain linear map.
+    readout_kind: "fast" = transform(head(tail(h))); "stub" = the model's own forward with the core replaced;
+    "swap" = the model's own forward with every layer passing the hidden state through. position_axis: the
+    axis of a layer's output that counts positions, from the end (-2 in [batch, positions, hidden]).
+    largest_difference: largest absolute difference at exit L from the model's own logits (0.0 in float32).
+    """
+
+    hf: Any
+    layers: tuple[nn.Module, ...]
+    core: nn.Module
+    core_output: Any
+    layer_outputs: tuple[Any, ...]
+    tail: tuple[nn.Module, ...]
+    core_tail: tuple[nn.Module, ...]
+    head: nn.Module | None
+    transform: LogitTransform | None
+    position_axis: int
+    readout_kind: ReadoutKind = "fast"
+    head_weight: Tensor | None = None
+    head_bias: Tensor | None = None
+    largest_difference: float = math.nan
+
+    def __len__(self) -> int:
+        """L, the number of exits."""
+        return len(self.layers)
+
+    def tail_forward(self, hidden: Tensor) -> Tensor:
+        """The tail applied to a layer's output [..., positions, hidden], recomputed for every exit."""
+        return _chain(self.tail, hidden)
+
+    def readout(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Logits of an exit from the layer's output, by `readout_kind`.
+
+        hidden: as the layer returned it, or a slice of it along `position_axis`. ids: int64 [batch,
+        positions], only used by "swap" (zeros if not given). Returns [batch, positions, vocabulary] ("fast"
+        keeps any leading axes).
+        """
+        with torch.no_grad():
+            return READOUTS[self.readout_kind](self, hidden, ids)
+
+    def capture(self, ids: Tensor, on_layer: OnLayer) -> None:
+        """Run the model's own layers on `ids` and hand over each layer's input and output as it happens.
+
+        ids: int64 [batch, positions]. on_layer(index, input, output): index from 0; output is the layer's
+        hidden state (the first element of a tuple), input is the output of the layer before, or the embedding
+        for the first. No cache is kept and the output head is not computed. Hooks are removed whatever
+        happens.
+        """
+        executed = 0
+        previous: Tensor | None = None
+
+        def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            nonlocal previous
+            if previous is None:
+                previous = _hidden_argument(arguments, keywords)
+
+        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+            nonlocal executed, previous
+            hidden = first_tensor(output)
+            on_layer(executed, hidden if previous is None else previous, hidden)
+            previous = hidden
+            executed += 1
+            if executed == len(self.layers):
+                raise _LastLayerDone
+
+        with torch.no_grad(), _hooked(self.layers, before, after):
+            try:
+                self.hf(input_ids=ids, use_cache=False)
+            except _LastLayerDone:
+                return
+
+
+def _chain(modules: Sequence[nn.Module], hidden: Tensor) -> Tensor:
+    for module in modules:
+        hidden = module(hidden)
+    return hidden
+
+
+def _hidden_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
+    """The hidden state among a layer's arguments: the first floating-point tensor."""
+    for value in (*arguments, *keywords.values()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    return None
+
+
+@contextmanager
+def _hooked(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[None]:
+    handles = []
+    try:
+        for layer in dict.fromkeys(layers):
+            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(layer.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Run with other `forward` methods on some modules."""
+    saved: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in replacements}
+    try:
+        for module, forward in replacements.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, own in saved.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A module's recorded output with another hidden state; its other tensors (states, weights) left out."""
+    if isinstance(output, (tuple, list)):
+        rest = [None if isinstance(item, Tensor) else item for item in output[1:]]
+        return (hidden, *rest)
+    if isinstance(output, Tensor):
+        return hidden
+    output = copy.copy(output)
+    output["last_hidden_state"] = hidden
+    return output
+
+
+def _read_fast(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
+    if stack.head is None or stack.transform is None:
+        raise LookupError("no head or no known logit transform")
+    logits: Tensor = stack.head(stack.tail_forward(hidden))
+    return stack.transform.apply(logits)
+
+
+def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:
+    """Token ids of the right count: 1 document if the batch axis is not evident."""
+    positions = hidden.shape[stack.position_axis]
+    batch = hidden.shape[0] if hidden.dim() == 3 and stack.position_axis == -2 else 1
+    return torch.zeros(batch, positions, dtype=torch.long, device=hidden.device)
+
+
+def _read_stub(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
+    output = _with_hidden(stack.core_output, _chain(stack.core_tail, hidden))
+    ids = _placeholder_ids(stack, hidden) if ids is None else ids
+    with _replaced_forward({stack.core: lambda *arguments, **keywords: output}):
+        logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _read_swap(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
+    ids = _placeholder_ids(stack, hidden) if ids is None else ids
+
+    def passing(output: Any) -> Callable[..., Any]:
+        passed = _with_hidden(output, hidden)
+        return lambda *arguments, **keywords: passed
+
+    replacements = {
+        layer: passing(output) for layer, output in zip(stack.layers, stack.layer_outputs, strict=True)
+    }
+    with _replaced_forward(replacements):
+        logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+READOUTS: dict[ReadoutKind, Callable[[ExitStack, Tensor, Tensor | None], Tensor]] = {
+    "fast": _read_fast,
+    "stub": _read_stub,
+    "swap": _read_swap,
+}
+
+
+def plain_linear(head: nn.Module | None, normed: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The head's weight [vocabulary, hidden] and bias if F.linear gives its output bit for bit, else None."""
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if head is None or not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None, None
+    if weight.shape[1] != normed.shape[-1] or weight.dtype != normed.dtype:
+        return None, None
+    with torch.no_grad():
+        same = torch.equal(F.linear(normed, weight, bias), head(normed))
+    return (weight.detach(), None if bias is None else bias.detach()) if same else (None, None)

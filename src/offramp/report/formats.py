@@ -1,0 +1,98 @@
+"""Numbers, intervals and token pieces as text. An undefined figure becomes its reason, never a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from offramp.scoring.estimate import Estimate
+
+MINUS = "−"
+NumberFormat = Callable[[float], str]
+
+
+def decimal(value: float, digits: int = 2) -> str:
+    """A decimal number with a true minus sign and no negative zero; "–" for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{round(value, digits) + 0.0:.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage: 0.0132 -> "1.3 %"."""
+    text = decimal(100 * value, digits)
+    return text if text == "–" else f"{text} %"
+
+
+def whole_percent(value: float) -> str:
+    """A share as a percentage without needless decimals: 0.95 -> "95 %", 0.995 -> "99.5 %"."""
+    return f"{100 * value:.4g} %"
+
+
+def times(value: float) -> str:
+    """A speedup: 1.013 -> "1.013 ×"."""
+    text = decimal(value, 3)
+    return text if text == "–" else f"{text} ×"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds: 0.0583 -> "58.3 ms"."""
+    return f"{decimal(1000 * seconds, 1)} ms"
+
+
+def interval_text(low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
+    """The interval alone, "" if there is none; a unit that both ends share is written once."""
+    return "" if low is None or high is None else range_text(number(low), number(high))
+
+
+def range_text(low: str, high: str) -> str:
+    """Two numbers with units as a range: "1.4 %", "1.8 %" -> "1.4 to 1.8 %"."""
+    unit = high.rpartition(" ")[2]
+    if " " in high and low.endswith(f" {unit}"):
+        low = low.removesuffix(f" {unit}")
+    return f"{low} to {high}"
+
+
+def estimate_text(estimate: Estimate, number: NumberFormat = decimal) -> str:
+    """Value and interval, or why there is no value."""
+    if estimate.value is None:
+        return f"undefined: {estimate.undefined or 'no reason recorded'}"
+    interval = interval_text(estimate.low, estimate.high, number)
+    return f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
+
+
+def faster(speedup: float) -> str:
+    """A speedup in words: 1.013 -> "1.3 % faster", 0.97 -> "3.0 % slower", 1.0 -> "no faster"."""
+    change = round(100 * (speedup - 1), 1)
+    if change == 0:
+        return "no faster"
+    return f"{abs(change):.1f} % {'faster' if change > 0 else 'slower'}"
+
+
+def listed(names: list[str]) -> str:
+    """Names as English: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def visible_piece(piece: str) -> str:
+    """A token's text with whitespace and control characters made visible.
+
+    A space at an end of the piece becomes "·", a line break "⏎", a tab "⇥", another control character its
+    code point; an empty piece becomes "∅".
+    """
+    if not piece:
+        return "∅"
+    body = piece.strip(" ")
+    left = len(piece) - len(piece.lstrip(" ")) if body else len(piece)
+    right = len(piece) - len(piece.rstrip(" ")) if body else 0
+    return "·" * left + "".join(visible_character(character) for character in body) + "·" * right
+
+
+def visible_character(character: str) -> str:
+    """One character, or a visible sign for one that would not show."""
+    signs = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
+    if character in signs:
+        return signs[character]
+    # Bidirectional controls and other format characters could reorder the page's own text.
+    return character if character.isprintable() or character == " " else f"⟨{ord(character):04X}⟩"

@@ -1,0 +1,125 @@
+"""The report page: one self-contained file that answers first and explains after."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from offramp.files import write_text_atomically
+from offramp.report.colours import ramp_rules
+from offramp.report.markup import element, slug, text
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.sections.components import components_section
+from offramp.report.sections.frontier import frontier_section
+from offramp.report.sections.glossary import glossary_section
+from offramp.report.sections.grid import grid_section
+from offramp.report.sections.layers import layers_section
+from offramp.report.sections.passage import passage_section
+from offramp.report.sections.provenance import provenance_section
+from offramp.report.sections.verdict import verdict_section
+
+REPORT_NAME = "report.html"
+MARK = (
+    '<svg class="mark" viewBox="0 0 32 32" aria-hidden="true"><path d="M11 31V1M21 31V21"/>'
+    '<path d="M21 21C21 12 25 8 31 5M31 14C27 16 21 19 21 31"/><path class="lane" d="M11 31V1"/></svg>'
+)
+
+
+def write_report(run: RunResult, folder: Path) -> Path:
+    """Write `report.html` into a folder in one step and return its path.
+
+    Raises OfframpError if the disk is full.
+    """
+    path = folder / REPORT_NAME
+    write_text_atomically(path, render(run))
+    return path
+
+
+def render(run: RunResult) -> str:
+    """The whole page as HTML; the same run gives the same bytes."""
+    layers = max([run.layers, *[int(workload.trace.exits[-1]) for workload in run.workloads]])
+    names = identities(run.workloads)
+    main = (
+        verdict_section(run)
+        + "".join(workload_section(w, layers, name) for w, name in zip(run.workloads, names, strict=True))
+        + provenance_section(run)
+        + glossary_section()
+    )
+    body = (
+        element("a", "Skip to the verdict", class_="skip", href="#verdict")
+        + masthead()
+        + element("main", insert_navigation(main, navigation(run.workloads, names)))
+        + element("footer", element("p", "Made by offramp. This file needs no network and sends nothing."))
+        + element("script", asset("page.js"))
+    )
+    title = f"Would early exit pay for {run.model_name}?"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        + element("title", text(title))
+        + element("style", asset("page.css") + ramp_rules(layers))
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def asset(name: str) -> str:
+    """A style sheet or script that goes into the page."""
+    return resources.files("offramp.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def identities(workloads: tuple[WorkloadResult, ...]) -> list[str]:
+    """One id per workload, different even if the names differ only in punctuation."""
+    found: list[str] = []
+    for workload in workloads:
+        name = slug(workload.name)
+        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+    return found
+
+
+def masthead() -> str:
+    """The line at the top of the page."""
+    sections = (
+        ("#verdict", "Verdict"),
+        ("#workloads", "Workloads"),
+        ("#provenance", "Repeat"),
+        ("#glossary", "Words"),
+    )
+    links = "".join(element("a", name, href=target) for target, name in sections)
+    brand = element("span", MARK + "offramp", class_="brand")
+    return element("header", brand + element("nav", links, aria_label="Sections"), class_="masthead")
+
+
+def navigation(workloads: tuple[WorkloadResult, ...], names: list[str]) -> str:
+    """Links to the workloads; the script turns them into tabs."""
+    links = "".join(
+        element("a", text(workload.name), href=f"#workload-{name}", id_=f"tab-{name}")
+        for workload, name in zip(workloads, names, strict=True)
+    )
+    heading = element("h2", "The workloads, one by one")
+    return element("div", heading, id_="workloads") + element(
+        "div", links, class_="tabs", aria_label="Workloads"
+    )
+
+
+def insert_navigation(main: str, tabs: str) -> str:
+    """Put the tabs between the verdict and the first workload."""
+    verdict, separator, rest = main.partition('<section class="workload"')
+    return verdict + tabs + separator + rest
+
+
+def workload_section(workload: WorkloadResult, layers: int, identity: str) -> str:
+    """Everything about one workload."""
+    card = workload.card
+    facts = f"{workload.mode} mode · {card.documents} documents · {card.tokens:,} tokens traced"
+    content = (
+        element("h2", text(workload.name))
+        + element("p", text(facts), class_="eyebrow")
+        + passage_section(workload, layers, identity)
+        + grid_section(workload.grid)
+        + layers_section(workload)
+        + frontier_section(workload)
+        + components_section(workload)
+    )
+    return element(
+        "section", content, class_="workload", id_=f"workload-{identity}", aria_labelledby=f"tab-{identity}"
+    )

@@ -1,0 +1,118 @@
+"""What one run hands to the report: models, workloads, scores, verdicts and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.policies.results import Frontier, Verdict
+from offramp.scoring.card import ScoreCard
+from offramp.tracing.trace import Trace
+from offramp.workloads.workload import Mode
+
+
+@dataclass(frozen=True)
+class PassageToken:
+    """One token of a passage and what every exit said in its place.
+
+    piece: the token as text. full_prediction: what the full model says there (the same in generation mode).
+    first_match_exit, saturation_exit: layer of the first exit that agrees with the full model, and of the
+    first from which all later ones agree. predictions, max_prob, agrees: one per exit of the passage.
+    """
+
+    piece: str
+    full_prediction: str
+    first_match_exit: int
+    saturation_exit: int
+    predictions: tuple[str, ...]
+    max_prob: tuple[float, ...]
+    agrees: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The start of one document, token by token.
+
+    document: its id. exits: the traced layers. lead: the input before the first token, as text.
+    document_tokens: how many traced tokens the whole document has.
+    """
+
+    document: str
+    exits: tuple[int, ...]
+    lead: str
+    tokens: tuple[PassageToken, ...]
+    document_tokens: int
+
+
+@dataclass(frozen=True)
+class PredictionGrid:
+    """What the model would say at every layer and position of one document's start.
+
+    inputs, targets: the token read and the one that follows, per position. pieces, max_prob, agrees: rows are
+    exits (in the order of `exits`), columns positions. saturation_exits: one layer per position.
+    traced_exits: how many exits the trace has; `exits` may show fewer.
+    """
+
+    document: str
+    exits: tuple[int, ...]
+    traced_exits: int
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    pieces: tuple[tuple[str, ...], ...]
+    max_prob: tuple[tuple[float, ...], ...]
+    agrees: tuple[tuple[bool, ...], ...]
+    saturation_exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A figure of the stopwatch with a 95 % interval, and the circumstances it was taken in.
+
+    threads: compute threads. load: the machine's load average at the start.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    threads: int
+    load: float
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """Everything known about one workload. seconds: wall time of tracing and scoring it."""
+
+    name: str
+    mode: Mode
+    trace: Trace
+    card: ScoreCard
+    frontiers: tuple[Frontier, ...]
+    verdicts: tuple[Verdict, ...]
+    passage: Passage
+    grid: PredictionGrid
+    notes: tuple[str, ...]
+    trace_folder: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run of `offramp run`.
+
+    provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order.
+    measured: stopwatch figures by name; "plain_seconds_per_token" is seconds per token of plain `generate()`.
+    command: the command line that repeats the run.
+    """
+
+    model_name: str
+    layers: int
+    workloads: tuple[WorkloadResult, ...]
+    provenance: Mapping[str, Any]
+    measured: Mapping[str, Timing] | None
+    command: str
+
+    @property
+    def plain_seconds_per_token(self) -> Timing | None:
+        """Measured seconds per token of plain decoding, None if it was not timed."""
+        return None if self.measured is None else self.measured.get("plain_seconds_per_token")

@@ -1,0 +1,169 @@
+"""The frontier: every operating point of every threshold rule, with and without the price of its probes."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.policies.results import Frontier
+from offramp.report.charts.line_chart import LineChart, Rule, Series
+from offramp.report.charts.scale import nice_range
+from offramp.report.formats import times, whole_percent
+from offramp.report.headline import WORTH
+from offramp.report.markup import element, kind_chip, reason, table, text
+from offramp.report.run_result import WorkloadResult
+
+LOWEST_AGREEMENT = 0.8
+LOWEST_SPEED = 0.5
+FLOORS = (0.99, 0.95, 0.9, 0.8)
+Bill = Literal["speedup_without_probes", "speedup"]
+PANELS: tuple[tuple[Bill, str], ...] = (
+    ("speedup_without_probes", "Probes free: what papers often show"),
+    ("speedup", "Probes paid for: what the machine has to do"),
+)
+
+
+def frontier_section(workload: WorkloadResult) -> str:
+    """The same frontiers twice on the same axes, and the best points as a table."""
+    title = element("h3", "What a policy could gain " + kind_chip("replayed") + " " + kind_chip("predicted"))
+    note = (
+        "Each line is one exit rule; along it the threshold goes from cautious (right) to bold (left). "
+        "Up is fewer "
+        "bytes per token, right is closer to the full model. A policy is worth having above the upper "
+        "dashed line. "
+        "Points are chosen and shown on the same documents, so they flatter; the verdicts above are "
+        "judged on unseen ones."
+    )
+    frontiers = [frontier for frontier in workload.frontiers if len(frontier.agreement)]
+    if not frontiers:
+        return title + reason("No frontier was computed for this workload.")
+    y_range = shared_range(frontiers)
+    if y_range is None:
+        return (
+            title
+            + element("p", text(note))
+            + reason(
+                "No rule has an operating point that keeps 80 % agreement at half of plain speed or more."
+            )
+        )
+    charts = [panel(frontiers, bill, name, y_range) for bill, name in PANELS]
+    panels = "".join(
+        element(
+            "div",
+            element("h4", text(name)) + (chart.svg() or "") + below(frontiers, bill),
+            class_="chart-panel",
+        )
+        for chart, (bill, name) in zip(charts, PANELS, strict=True)
+    )
+    data = element("details", element("summary", "The same as a table") + best_points(frontiers))
+    content = charts[0].legend() + element("div", panels, class_="pair") + data
+    return title + element("p", text(note)) + element("figure", content)
+
+
+def shown(frontier: Frontier, bill: Bill) -> NDArray[np.bool_]:
+    """Which points lie within the picture: bool [points]."""
+    return np.asarray((frontier.agreement >= LOWEST_AGREEMENT) & (getattr(frontier, bill) >= LOWEST_SPEED))
+
+
+def shared_range(frontiers: list[Frontier]) -> tuple[float, float] | None:
+    """One vertical axis for both panels."""
+    values = [float(v) for f in frontiers for bill, _ in PANELS for v in getattr(f, bill)[shown(f, bill)]]
+    return nice_range(values, include=(1.0, 1.0 + WORTH)) if values else None
+
+
+def below(frontiers: list[Frontier], bill: Bill) -> str:
+    """The rules that are too slow for the picture, in words with their best speed."""
+    names = []
+    for frontier in frontiers:
+        near = getattr(frontier, bill)[frontier.agreement >= LOWEST_AGREEMENT]
+        if len(near) and near.max() < LOWEST_SPEED:
+            names.append(f"{rule_name(frontier)} (at best {times(float(near.max()))})")
+    if not names:
+        return ""
+    start = f"Below the picture, slower than {LOWEST_SPEED:g} × everywhere: "
+    return element("p", text(start + "; ".join(names) + "."), class_="note")
+
+
+def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float, float]) -> LineChart:
+    """One of the two panels."""
+    signals = list(dict.fromkeys(frontier.signal for frontier in frontiers))
+    sets = list(dict.fromkeys(frontier.exits for frontier in frontiers))
+    series = []
+    for frontier in frontiers:
+        kept = shown(frontier, bill)
+        colour, shape = signals.index(frontier.signal), sets.index(frontier.exits)
+        # One set of exits: the marker may tell signals apart as well, for readers who see no colour.
+        shape = colour if len(sets) == 1 else shape
+        x, y = frontier.agreement[kept], getattr(frontier, bill)[kept]
+        series.append(Series(rule_name(frontier), x, y, colour, shape))
+    floors = tuple(Rule("x", floor, whole_percent(floor)) for floor in (0.9, 0.95, 0.99))
+    levels = (
+        Rule("y", 1.0, "plain decoding", "below"),
+        Rule("y", 1.0 + WORTH, f"worth it: {whole_percent(WORTH)} faster", "below"),
+    )
+    return LineChart(
+        title=name,
+        description=(
+            "Predicted net speedup against agreement with the full model; the two panels share their axes."
+        ),
+        x_label="agreement with the full model",
+        y_label="predicted speed, plain decoding = 1",
+        series=tuple(series),
+        x_range=(LOWEST_AGREEMENT, 1.0),
+        y_range=y_range,
+        rules=floors + levels,
+        x_format=whole_percent,
+        y_format=lambda value: f"{value:.2f}",
+        include_zero=False,
+        height=310,
+    )
+
+
+def rule_name(frontier: Frontier) -> str:
+    """The rule in words: its signal and the exits it checks."""
+    exits, signal = frontier.exits, frontier.signal.replace("_", " ")
+    if len(exits) <= 4:
+        return f"{signal}, layer{'s' if len(exits) > 1 else ''} {', '.join(map(str, exits))}"
+    return f"{signal}, {len(exits)} layers from {exits[0]} to {exits[-1]}"
+
+
+def threshold_text(threshold: float) -> str:
+    """A threshold; the infinite one never lets a token leave."""
+    return f"{threshold:.4g}" if math.isfinite(threshold) else "never exits"
+
+
+def best_points(frontiers: list[Frontier]) -> str:
+    """The fastest point of each rule that keeps each floor."""
+    rows = []
+    for frontier in frontiers:
+        for floor in FLOORS:
+            kept = np.flatnonzero(frontier.agreement >= floor)
+            if not len(kept):
+                rows.append([rule_name(frontier), whole_percent(floor), *["no such point"] * 4])
+                continue
+            i = kept[np.argmax(frontier.speedup[kept])]
+            free = frontier.speedup_without_probes[kept].max()
+            rows.append(
+                [
+                    rule_name(frontier),
+                    whole_percent(floor),
+                    times(float(free)),
+                    times(float(frontier.speedup[i])),
+                    threshold_text(float(frontier.threshold[i])),
+                    f"{100 * frontier.skip_ratio[i]:.1f} %",
+                ]
+            )
+    header = [
+        "Rule",
+        "Agreement kept",
+        "Best, probes free",
+        "Best, probes paid",
+        "Its threshold",
+        "Its layers skipped",
+    ]
+    return table(
+        header, rows, caption="Fastest operating point of each rule at each agreement, on the same documents"
+    )

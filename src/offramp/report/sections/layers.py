@@ -1,0 +1,229 @@
+"""Layer by layer: agreement, calibration, information, similarity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.report.charts.line_chart import LineChart, Series
+from offramp.report.charts.reliability_chart import reliability_svg
+from offramp.report.formats import NumberFormat, decimal, percent
+from offramp.report.markup import element, figure, reason, table, text
+from offramp.report.run_result import WorkloadResult
+from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
+
+RELIABILITY_DIAGRAMS = 6
+
+
+@dataclass(frozen=True)
+class LayerFigure:
+    """One chart over the layers: its curves by name and label, and what to say where they are undefined."""
+
+    title: str
+    note: str
+    y_label: str
+    curves: tuple[tuple[str, str], ...]
+    undefined: str
+    share: bool = False
+
+
+FIGURES = (
+    LayerFigure(
+        "Agreement by layer",
+        "How often the layer's most probable token is the full model's, and how sure the layer is on "
+        "average. Where "
+        "the dashed line is above the solid one the layer is overconfident.",
+        "share of tokens",
+        (("agreement", "agrees with the full model"), ("max_prob", "mean confidence")),
+        "the trace holds no tokens",
+        share=True,
+    ),
+    LayerFigure(
+        "Information still missing",
+        "How far the layer's distribution is from the full model's, KL(full ‖ layer) in nats. Falling "
+        "late means that "
+        "the last layers do the work.",
+        "nats",
+        (("remaining_information", "remaining information"), ("entropy", "entropy of the layer")),
+        "the trace holds no tokens",
+    ),
+    LayerFigure(
+        "Calibration by layer",
+        "Expected calibration error (ECE) of the raw confidence against agreement and against the text's "
+        "own token, and "
+        "the Brier score raw and recalibrated on other documents. Lower is better. ECE is biased upwards "
+        "in small "
+        "samples, so it has no interval.",
+        "error",
+        (
+            ("ece_agreement", "ECE, agreement"),
+            ("ece_token", "ECE, text"),
+            ("brier", "Brier, raw"),
+            ("recalibrated_brier", "Brier, recalibrated"),
+        ),
+        "every token has the same confidence",
+    ),
+    LayerFigure(
+        "Does confidence rank exits",
+        "Probability that a token that agrees has the higher confidence (AUROC; 0.5 is guessing), and "
+        "the area under "
+        "the risk-coverage curve (AURC; lower is better).",
+        "area",
+        (("auroc", "AUROC"), ("aurc", "AURC")),
+        "at every layer fewer than 20 tokens agree, or fewer than 20 do not",
+    ),
+    LayerFigure(
+        "Similarity to the last layer",
+        "Cosines that the Early-exit Adaptability Score is made of. The shuffled line compares with "
+        "another token's "
+        "final logits: the level of chance.",
+        "cosine",
+        (
+            ("logit_cosine", "logits"),
+            ("centred_logit_cosine", "centred logits"),
+            ("hidden_cosine_to_final", "hidden state"),
+            ("shuffled_logit_cosine", "shuffled (chance)"),
+        ),
+        "the trace holds no tokens",
+    ),
+    LayerFigure(
+        "How much each layer changes",
+        "Norm of the layer's update over the norm of what it reads. Small values mean a layer that could "
+        "be skipped.",
+        "ratio",
+        (("update_norm", "update norm"),),
+        "the trace holds no tokens",
+    ),
+)
+
+
+def layers_section(workload: WorkloadResult) -> str:
+    """All charts over the layers and the reliability diagrams."""
+    curves = workload.card.curves
+    charts = "".join(layer_figure(spec, curves) for spec in FIGURES)
+    return (
+        element("h3", "Layer by layer")
+        + element("div", charts, class_="charts")
+        + reliability_figure(workload)
+    )
+
+
+def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
+    """One chart with its table, or the reason why there is none."""
+    present = [(name, label) for name, label in spec.curves if name in curves.values]
+    if not present:
+        return element(
+            "figure",
+            element("figcaption", element("h4", text(spec.title)))
+            + reason("the score card has no such curve."),
+        )
+    exits = curves.exits.astype(np.float64)
+    number: NumberFormat = (lambda value: percent(value, 0)) if spec.share else tidy
+    series = tuple(
+        Series(label, exits, curves.values[name], index, index, *curves.intervals.get(name, (None, None)))
+        for index, (name, label) in enumerate(present)
+    )
+    chart = LineChart(
+        title=spec.title,
+        description=spec.note,
+        x_label="layer",
+        y_label=spec.y_label,
+        series=series,
+        x_range=layer_range(curves),
+        y_range=(0.0, 1.0) if spec.share else None,
+        x_format=lambda value: f"{value:.0f}",
+        y_format=number,
+    )
+    svg = chart.svg()
+    data = curve_table(spec, curves, present)
+    if svg is None:
+        return element(
+            "figure",
+            element("figcaption", element("h4", text(spec.title))) + reason(f"Undefined: {spec.undefined}."),
+        )
+    note = spec.note
+    if any(np.isnan(curves.values[name]).any() for name, _ in present):
+        note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
+    return figure(spec.title, note, svg, data, legend=chart.legend(), kind="measured")
+
+
+def layer_range(curves: LayerCurves) -> tuple[float, float]:
+    """The layers' axis; a single exit still gets a width."""
+    first, last = float(curves.exits[0]), float(curves.exits[-1])
+    return (first, last) if last > first else (first - 1, last + 1)
+
+
+def tidy(value: float) -> str:
+    """Up to two decimals, without trailing zeros."""
+    short = f"{value:.2f}".rstrip("0").rstrip(".")
+    return decimal(value, 0) if short in ("", "-0") else short.replace("-", "−")
+
+
+def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> str:
+    """The curves of one chart as a table, intervals beside them."""
+    header, columns = ["Layer"], [[str(int(layer)) for layer in curves.exits]]
+    for name, label in present:
+        header.append(label)
+        columns.append([cell(value) for value in curves.values[name]])
+        if name in curves.intervals:
+            low, high = curves.intervals[name]
+            header.append("95 % interval")
+            columns.append([interval_cell(low, high, row) for row in range(len(curves.exits))])
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return table(header, rows, caption=spec.title)
+
+
+def cell(value: float) -> str:
+    """A number, or that it is undefined."""
+    return decimal(float(value), 3) if np.isfinite(value) else "undefined"
+
+
+def interval_cell(low: Curve, high: Curve, row: int) -> str:
+    """An interval, or that there is none."""
+    if not np.isfinite(low[row] + high[row]):
+        return "none"
+    return f"{decimal(float(low[row]), 3)} to {decimal(float(high[row]), 3)}"
+
+
+def spread(diagrams: list[ReliabilityDiagram], count: int) -> list[ReliabilityDiagram]:
+    """At most `count` diagrams, evenly spaced, the full model's own left out where there are others.
+
+    The full model agrees with itself, so its diagram says nothing about exits.
+    """
+    early = diagrams[:-1] or diagrams
+    if len(early) <= count:
+        return early
+    return [early[round(index * (len(early) - 1) / (count - 1))] for index in range(count)]
+
+
+def reliability_figure(workload: WorkloadResult) -> str:
+    """Reliability diagrams at some layers, all in one figure."""
+    filled = [diagram for diagram in workload.card.reliability if diagram.count.sum()]
+    diagrams = spread(filled, RELIABILITY_DIAGRAMS)
+    if not diagrams:
+        return element("h4", "Reliability") + reason("No layer has tokens to bin.")
+    rows = [
+        [
+            f"layer {diagram.exit}",
+            f"{diagram.edges[i]:.2f} to {diagram.edges[i + 1]:.2f}",
+            str(int(diagram.count[i])),
+            cell(float(diagram.confidence[i])),
+            cell(float(diagram.agreement[i])),
+        ]
+        for diagram in diagrams
+        for i in range(len(diagram.count))
+        if diagram.count[i]
+    ]
+    data = table(
+        ["Exit", "Confidence bin", "Tokens", "Mean confidence", "Agreement"],
+        rows,
+        caption="Reliability by layer and bin",
+    )
+    note = (
+        "Is a layer right as often as it is sure? A disc is a bin of tokens, its area their number; "
+        "discs below the "
+        "diagonal are overconfident, and the line from a disc to the diagonal is the error."
+    )
+    charts = element("div", "".join(reliability_svg(diagram) for diagram in diagrams), class_="small-charts")
+    return figure("Reliability", note, charts, data, kind="measured")

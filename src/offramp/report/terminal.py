@@ -1,0 +1,106 @@
+"""The compact summary that a run prints when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from offramp.report.formats import (
+    NumberFormat,
+    decimal,
+    estimate_text,
+    interval_text,
+    milliseconds,
+    percent,
+    times,
+    whole_percent,
+)
+from offramp.report.headline import caveats, headline, overall_decision
+from offramp.report.run_result import RunResult
+from offramp.scoring.estimate import Estimate
+
+DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
+
+
+def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
+    """Print the verdict, the floors, the scores, what to bear in mind, and where the report lies."""
+    style = DECISION_STYLES.get(overall_decision(run), "yellow")
+    console.print()
+    console.print(f"[bold {style}]{escape(headline(run))}[/]")
+    console.print()
+    console.print(floors_table(run))
+    console.print()
+    console.print(scores_table(run))
+    console.print()
+    console.print(plain_line(run))
+    for note in caveats(run):
+        console.print(f"[dim]{escape(note)}[/]")
+    if report is not None:
+        console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def floors_table(run: RunResult) -> Table:
+    """One row per workload and floor: speed is predicted, agreement and skipped layers are replayed."""
+    table = Table(title="At the quality you would keep", title_justify="left", box=None, pad_edge=False)
+    for name in ("workload", "keep", "verdict and policy"):
+        table.add_column(name, overflow="fold")
+    for name in ("speed\n(predicted)", "agreement\n(replayed)", "skipped\n(replayed)"):
+        table.add_column(name, justify="right")
+    for workload in run.workloads:
+        for row, verdict in enumerate(workload.verdicts):
+            style = DECISION_STYLES[verdict.decision]
+            table.add_row(
+                escape(workload.name) if row == 0 else "",
+                whole_percent(verdict.floor),
+                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]",
+                stacked(verdict.net_speedup, times),
+                stacked(verdict.agreement, percent),
+                stacked(verdict.skip_ratio, percent),
+            )
+    return table
+
+
+def stacked(estimate: Estimate, number: NumberFormat) -> str:
+    """A value with its interval on the next line, or the reason why there is none."""
+    if estimate.value is None:
+        return escape(estimate_text(estimate))
+    limits = interval_text(estimate.low, estimate.high, number)
+    if not limits or estimate.low == estimate.high:
+        return number(estimate.value)
+    return f"{number(estimate.value)}\n[dim]{limits}[/]"
+
+
+def plain_line(run: RunResult) -> str:
+    """What plain decoding takes, measured."""
+    plain = run.plain_seconds_per_token
+    if plain is None:
+        return "Plain decoding was not timed."
+    interval = interval_text(plain.low, plain.high, milliseconds)
+    return (
+        f"Plain decoding: {milliseconds(plain.value)} per token{f' ({interval})' if interval else ''}, "
+        "measured."
+    )
+
+
+def scores_table(run: RunResult) -> Table:
+    """The components and oracles: one row per figure, one column per workload."""
+    table = Table(
+        title="Suitability from 0 to 1, and oracles", title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("measured")
+    for workload in run.workloads:
+        table.add_column(escape(workload.name), justify="right", overflow="fold")
+    figures: tuple[tuple[str, str, NumberFormat], ...] = (
+        ("representation quality", "representation", decimal),
+        ("information increment", "increment", decimal),
+        ("calibration", "calibration", decimal),
+        ("first-match oracle skips", "first_match_skip", percent),
+        ("saturation oracle skips", "saturation_skip", percent),
+        ("composite", "composite", decimal),
+    )
+    for name, field, number in figures:
+        table.add_row(name, *[stacked(getattr(workload.card, field), number) for workload in run.workloads])
+    return table

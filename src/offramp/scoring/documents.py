@@ -1,0 +1,110 @@
+"""The documents of a trace as the unit of every interval: their rows, their sums, their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.files import sha256_of_text
+from offramp.tracing.trace import FactArray, Trace
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """Where the rows of each document lie, and the documents in an order that depends on their ids only.
+
+    starts: int64 [documents], first row of each document, in row order; lengths: int64 [documents], its rows.
+    order: int64 [documents], row order to canonical order (sorted by SHA-256 of the id), so that neither
+    folds nor bootstrap draws change when documents come in another order.
+    index: int64 [documents], the documents' places in `Trace.documents`, in canonical order.
+    tokens: float64 [documents], traced tokens, in canonical order.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    order: NDArray[np.int64]
+    index: NDArray[np.int64]
+    tokens: NDArray[np.float64]
+
+    @property
+    def count(self) -> int:
+        """Documents that have rows."""
+        return len(self.starts)
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Sums over each document's tokens: [tokens, ...] -> float64 [documents, ...], canonical order."""
+        totals = np.add.reduceat(values, self.starts, axis=0, dtype=np.float64)
+        return np.asarray(totals[self.order], dtype=np.float64)
+
+    def fold_of_row(self) -> NDArray[np.bool_]:
+        """The fold of each row, of two folds of documents, alternating in canonical order: bool [tokens]."""
+        fold = np.empty(self.count, dtype=np.bool_)
+        fold[self.order] = np.arange(self.count) % 2 == 1
+        return np.repeat(fold, self.lengths)
+
+
+def document_rows(trace: Trace) -> DocumentRows:
+    """The rows of each document of a trace.
+
+    Raises InputError if the trace has no rows, or if a document's rows are not contiguous.
+    """
+    document = trace.document
+    if len(document) == 0:
+        raise InputError("the trace holds no tokens", fix="trace a workload with at least one valid document")
+    starts = np.flatnonzero(np.diff(document, prepend=document[0] - 1))
+    index = document[starts].astype(np.int64)
+    if len(np.unique(index)) != len(index):
+        raise InputError(
+            "the rows of a document are not contiguous", fix="sort the rows of the trace by document"
+        )
+    lengths = np.diff(starts, append=len(document))
+    digests = [sha256_of_text(trace.documents[place].id) for place in index]
+    order = np.array(sorted(range(len(index)), key=digests.__getitem__), dtype=np.int64)
+    return DocumentRows(
+        starts=starts.astype(np.int64),
+        lengths=lengths.astype(np.int64),
+        order=order,
+        index=index[order],
+        tokens=lengths[order].astype(np.float64),
+    )
+
+
+def fact_of(trace: Trace, name: str) -> FactArray:
+    """One fact, float32 or int32 [tokens, exits].
+
+    Raises InputError, naming the fact, if the trace does not hold it or its shape does not fit.
+    """
+    try:
+        values = trace.fact(name)
+    except KeyError as error:
+        raise InputError(f"the trace has no fact {name!r}", fix="trace the model again") from error
+    expected = (trace.token_count, len(trace.exits))
+    if values.shape != expected:
+        raise InputError(
+            f"fact {name!r} has the shape {values.shape}, not [tokens, exits] = {expected}",
+            fix="trace the model again",
+        )
+    return values
+
+
+def fact_sums(trace: Trace, rows: DocumentRows, name: str) -> NDArray[np.float64]:
+    """Sums of one fact over each document's tokens: float64 [documents, exits], in the fact's unit.
+
+    Raises InputError for a NaN or an infinity, naming the fact, the document and the exit: a missing value
+    never becomes a part of a mean.
+    """
+    sums = rows.sums(fact_of(trace, name))
+    damaged = np.argwhere(~np.isfinite(sums))
+    if len(damaged):
+        place, column = damaged[0]
+        identity = trace.documents[rows.index[place]].id
+        raise InputError(
+            f"fact {name!r} is not finite",
+            where=f"{identity}, exit {int(trace.exits[column])}",
+            fix="trace the model again; a document with non-finite logits is left out by the tracer",
+        )
+    return sums

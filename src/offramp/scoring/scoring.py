@@ -1,0 +1,223 @@
+"""The suitability score: from a trace to its score card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.counting import depth_fractions, head_flops, layer_flops
+from offramp.errors import InputError
+from offramp.scoring import components, oracles
+from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
+from offramp.scoring.calibration import DOCUMENTS_NEEDED
+from offramp.scoring.card import EasVariant, ScoreCard
+from offramp.scoring.curves import MEAN_FACTS, curve_notes, layer_curves
+from offramp.scoring.diagnostics import ConfidenceDiagnostics, confidence_diagnostics
+from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums
+from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, layer_weights
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.information import initial_information
+from offramp.tracing.trace import Trace
+
+Values = NDArray[np.float64]
+
+NO_EARLY_EXIT = "the trace holds no exit before the last"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the scores are computed from.
+
+    means: curve name -> float64 [1 + draws, exits], the trace and then its draws. initial: R_0, [1 + draws].
+    agreement: bool [tokens, exits].
+    """
+
+    trace: Trace
+    rows: DocumentRows
+    bootstrap: DocumentBootstrap
+    position: float
+    depth_fraction: Values
+    means: Mapping[str, Values]
+    initial: Values
+    agreement: NDArray[np.bool_]
+    diagnostics: ConfidenceDiagnostics
+
+
+@dataclass(frozen=True)
+class _Component:
+    """A component for the trace and its draws, float64 [1 + draws], or why it is undefined."""
+
+    values: Values | None
+    undefined: str | None = None
+
+    def estimate(self, bootstrap: DocumentBootstrap) -> Estimate:
+        if self.values is None:
+            return Estimate(None, undefined=self.undefined)
+        return bootstrap.estimate(self.values)
+
+
+def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
+    """Score how suited a model is to early exit on a workload.
+
+    draws: bootstrap draws of documents behind each 95 % interval. seed: of the draws; the same trace and seed
+    give the same card, in whatever order the documents come.
+
+    Raises InputError for a trace without tokens or without the last exit, a fact that is missing or not
+    finite (named), a document with split rows, or fewer than 40 draws.
+    """
+    measured = _measure(trace, draws, seed)
+    bootstrap = measured.bootstrap
+    estimates = {name: component.estimate(bootstrap) for name, component in _components(measured).items()}
+    literal = _literal_calibration(measured.diagnostics)
+    skips = _oracle_skips(measured)
+    eas = EasInputs(measured.means, layer_weights(trace.exits, trace.layers), bootstrap)
+    variants = tuple(eas.variant(similarity, DEFAULT_ALPHA) for similarity in SIMILARITIES)
+    head = head_flops(trace.shape)
+    return ScoreCard(
+        **estimates,
+        literal_calibration=literal,
+        initial_information=bootstrap.estimate(measured.initial),
+        **skips,
+        ceiling=float(1.0 - measured.depth_fraction[0]),
+        head_share=float(head / (head + layer_flops(trace.shape, measured.position).sum())),
+        mean_position=measured.position,
+        documents=measured.rows.count,
+        tokens=trace.token_count,
+        curves=layer_curves(trace, measured.depth_fraction, measured.means, measured.diagnostics, bootstrap),
+        reliability=measured.diagnostics.reliability,
+        eas_variants=variants,
+        compute_eas=eas.variant,
+        candidates=_candidates(estimates, literal, variants, skips, measured.means),
+        notes=_notes(measured),
+    )
+
+
+def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
+    """Check the trace and reduce its facts to per-document sums, their means and the draws of these."""
+    if len(trace.exits) == 0 or trace.exits[-1] != trace.layers or np.any(np.diff(trace.exits) <= 0):
+        raise InputError(
+            f"the exits must rise and end at layer {trace.layers}, the full model",
+            fix="trace with exits that include the last layer",
+        )
+    rows = document_rows(trace)
+    bootstrap = document_bootstrap(rows.count, draws=draws, seed=seed)
+    position = float(trace.position.mean())
+    sums = {name: fact_sums(trace, rows, name) for name in MEAN_FACTS}
+    fact_of(trace, "top1")  # a missing one is named, before `agreement` reads it
+    agreement = trace.agreement
+    diagnostics = confidence_diagnostics(trace, rows, agreement)
+    initial = initial_information(trace.marginal, sums["entropy"][:, -1], rows, bootstrap)
+    sums["agreement"] = rows.sums(agreement)
+    sums["brier"] = diagnostics.brier_sums
+    if diagnostics.recalibrated_sums is not None:
+        sums["recalibrated_brier"] = diagnostics.recalibrated_sums
+    means = {name: bootstrap.means(values, rows.tokens) for name, values in sums.items()}
+    means["increment"] = components.increments(means["kl_to_final"], initial)
+    means["remaining_information"] = components.remaining_share(means["kl_to_final"], initial)
+    means["block_influence"] = 1.0 - means["hidden_cosine_to_previous"]
+    return _Measured(
+        trace=trace,
+        rows=rows,
+        bootstrap=bootstrap,
+        position=position,
+        depth_fraction=depth_fractions(trace.shape, trace.exits, position),
+        means=means,
+        initial=initial,
+        agreement=agreement,
+        diagnostics=diagnostics,
+    )
+
+
+def _components(measured: _Measured) -> dict[str, _Component]:
+    """Components 1-3 and the composite, for the trace and its draws."""
+    representation = components.representation_quality(measured.means["agreement"], measured.depth_fraction)
+    found = {
+        "representation": _Component(representation),
+        "increment": _increment(measured),
+        "calibration": _calibration(measured),
+    }
+    missing = [name for name, component in found.items() if component.values is None]
+    values = [component.values for component in found.values() if component.values is not None]
+    found["composite"] = (
+        _Component(None, f"it needs the undefined component {' and '.join(missing)}")
+        if missing
+        else _Component(components.geometric_mean(*values))
+    )
+    return found
+
+
+def _increment(measured: _Measured) -> _Component:
+    needed = components.INITIAL_INFORMATION_NEEDED
+    initial = measured.initial
+    if initial[0] < needed:
+        reason = f"the final distributions hardly differ: R_0 is {initial[0]:.3f} nat, {needed} is needed"
+        return _Component(None, reason)
+    remaining = measured.means["kl_to_final"]
+    return _Component(components.information_increment(remaining, initial, measured.depth_fraction))
+
+
+def _calibration(measured: _Measured) -> _Component:
+    agreement = measured.means["agreement"][:, :-1]
+    documents = measured.rows.count
+    if agreement.shape[1] == 0:
+        return _Component(None, NO_EARLY_EXIT)
+    if "recalibrated_brier" not in measured.means:
+        return _Component(
+            None, f"{documents} document; the cross-fitted recalibration needs {DOCUMENTS_NEEDED}"
+        )
+    values = components.calibration_skill(measured.means["recalibrated_brier"][:, :-1], agreement)
+    if np.isnan(values[0]):
+        return _Component(None, "one class: every exit before the last always agrees or never does")
+    return _Component(values)
+
+
+def _literal_calibration(diagnostics: ConfidenceDiagnostics) -> Estimate:
+    """The study's wording: 1 - ECE against the observed token, mean over exits below L; no interval."""
+    early = diagnostics.ece_token[:-1]
+    if len(early) == 0:
+        return Estimate(None, undefined=NO_EARLY_EXIT)
+    return Estimate(
+        float(1.0 - early.mean()), no_interval="ECE is biased; a percentile interval would mislead"
+    )
+
+
+def _oracle_skips(measured: _Measured) -> dict[str, Estimate]:
+    chosen = {
+        "first_match_skip": oracles.first_match(measured.agreement),
+        "saturation_skip": oracles.saturation(measured.agreement),
+    }
+    trace, rows, bootstrap = measured.trace, measured.rows, measured.bootstrap
+    skipped = {
+        name: rows.sums(oracles.skip_ratio(columns, trace.exits, trace.layers))
+        for name, columns in chosen.items()
+    }
+    return {name: bootstrap.estimate(bootstrap.means(sums, rows.tokens)) for name, sums in skipped.items()}
+
+
+def _candidates(
+    estimates: Mapping[str, Estimate],
+    literal: Estimate,
+    variants: tuple[EasVariant, ...],
+    skips: Mapping[str, Estimate],
+    means: Mapping[str, Values],
+) -> dict[str, float | None]:
+    found = {name: estimate.value for name, estimate in estimates.items()}
+    found["literal_calibration"] = literal.value
+    found.update({f"eas_{variant.similarity}": variant.score.value for variant in variants})
+    found["block_influence"] = float(means["block_influence"][0].mean())
+    early = means["kl_to_final"][0, :-1]
+    found["mean_kl"] = float(early.mean()) if len(early) else None
+    found.update({name: estimate.value for name, estimate in skips.items()})
+    return found
+
+
+def _notes(measured: _Measured) -> tuple[str, ...]:
+    notes = ["R_0 grows with the number of tokens: compare models at equal token counts only"]
+    left_out = [document for document in measured.trace.documents if not document.valid]
+    if left_out:
+        named = "; ".join(f"{document.id} ({document.reason})" for document in left_out)
+        notes.append(f"{len(left_out)} of {len(measured.trace.documents)} documents were left out: {named}")
+    return (*notes, *curve_notes(measured.trace, measured.diagnostics))

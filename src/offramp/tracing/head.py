@@ -1,0 +1,208 @@
+"""Exit heads as the tracer uses them: hidden states in, row statistics out, one logits buffer used again and again."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from offramp.models.stack import ExitStack
+from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import (
+    BLOCK,
+    RawSums,
+    Reductions,
+    RowStatistics,
+    Transform,
+    corrected_row_statistics,
+    raw_sums,
+    row_statistics,
+)
+
+BUFFER_BYTES = 51_000_000
+"""Size of the buffer of logits: enough rows for an efficient product, small beside any model."""
+
+MOST_ROWS = 512
+
+TILE = 4096
+"""Columns of one product; tiles of this size run faster than one product over the whole vocabulary."""
+
+PADDING = -1e30
+"""Finite, so that 0 x padding is 0, and far below any logit."""
+
+
+class Head(Protocol):
+    """Turns states [rows, features] of an exit into head output [rows, padded vocabulary] and its statistics."""
+
+    vocabulary_size: int
+    transform: Transform
+    rows: int
+    """Rows of one call of `output` at most."""
+    exact_rows: int
+    """Rows of one call of `exact_output` at most."""
+
+    def output(self, states: Tensor) -> Tensor:
+        """Head output of the states; the next call may overwrite it."""
+
+    def exact_output(self, states: Tensor) -> Tensor:
+        """Head output in float32, whatever the head's dtype; the next call may overwrite it."""
+
+    def statistics(self, states: Tensor, output: Tensor, wanted: Tensor) -> tuple[RowStatistics, Tensor]:
+        """Row statistics and the logits (float32) of the wanted columns [rows, 2].
+
+        The first wanted column is the reference of `RowStatistics.above`.
+        """
+
+
+def make_head(
+    stack: ExitStack, vocabulary_size: int, state_shape: StateShape, reductions: Reductions
+) -> Head:
+    """The fastest exact head for a model: one tiled product where its head is a finite linear layer."""
+    weight, bias = stack.head_weight, stack.head_bias
+    if stack.readout_kind != "fast" or weight is None:
+        return ReadoutHead(stack, vocabulary_size, state_shape)
+    finite = bool(torch.isfinite(weight.sum())) and (bias is None or bool(torch.isfinite(bias).all()))
+    if not finite:  # a masked vocabulary: -inf in the bias
+        return ReadoutHead(stack, vocabulary_size, state_shape)
+    return LinearHead(weight, bias, transform_of(stack), reductions)
+
+
+def transform_of(stack: ExitStack) -> Transform:
+    """What the model does to its head's output, as numbers for the compiled pass."""
+    found = stack.transform
+    if found is None or found.kind == "identity":
+        return Transform()
+    return Transform(cap=found.value) if found.kind == "softcap" else Transform(scale=found.value)
+
+
+def buffer_rows(row_bytes: int) -> int:
+    """Rows of a buffer: a power of two, so that whole chunks make up a group of MOST_ROWS."""
+    rows = MOST_ROWS
+    while rows > 16 and rows * row_bytes > BUFFER_BYTES:
+        rows //= 2
+    return rows
+
+
+def padded_size(vocabulary_size: int) -> int:
+    """The vocabulary rounded up to whole blocks of columns."""
+    return math.ceil(vocabulary_size / BLOCK) * BLOCK
+
+
+class LinearHead:
+    """A head that is one linear layer, followed by a scale or a soft-cap.
+
+    In float32 its output is float32. In bfloat16 the product accumulates in float32 and its output is rounded to
+    bfloat16; `statistics` then computes the best candidates and the wanted columns again in float32.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, transform: Transform, reductions: Reductions
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.transform = transform
+        self.reductions = reductions
+        self.vocabulary_size = len(weight)
+        self.padded = padded_size(self.vocabulary_size)
+        self.rounds = weight.dtype != torch.float32
+        per_row = self.padded * weight.element_size()
+        self.rows = buffer_rows(per_row)
+        self._buffer = torch.full((self.rows, self.padded), PADDING, dtype=weight.dtype)
+        self._exact_buffer = self._buffer
+        if self.rounds:  # the same memory, read as half as many float32 rows
+            self._exact_buffer = self._buffer.view(-1).view(torch.float32).view(-1, self.padded)
+        self.exact_rows = len(self._exact_buffer)
+
+    def output(self, states: Tensor) -> Tensor:
+        """Head output [rows, padded vocabulary] in the head's dtype."""
+        out = self._buffer[: len(states)]
+        if self.rounds:
+            out[:, self.vocabulary_size :] = PADDING  # `exact_output` shares the buffer
+        columns = self.weight.t()
+        for start in range(0, self.vocabulary_size, TILE):
+            tile = slice(start, min(start + TILE, self.vocabulary_size))
+            if self.bias is None:
+                torch.mm(states, columns[:, tile], out=out[:, tile])
+            else:
+                torch.addmm(self.bias[tile], states, columns[:, tile], out=out[:, tile])
+        return out
+
+    def exact_output(self, states: Tensor) -> Tensor:
+        """Head output [rows, padded vocabulary] in float32."""
+        if not self.rounds:
+            return self.output(states)
+        out = self._exact_buffer[: len(states)]
+        out[:, self.vocabulary_size :] = PADDING
+        wide = states.float()
+        for start in range(0, self.vocabulary_size, TILE):
+            tile = slice(start, min(start + TILE, self.vocabulary_size))
+            torch.mm(wide, self.weight[tile].float().t(), out=out[:, tile])
+            if self.bias is not None:
+                out[:, tile] += self.bias[tile].float()
+        return out
+
+    def exact_logits(self, states: Tensor, columns: Tensor) -> Tensor:
+        """Logits in float32 of some columns [rows, wanted] of the states [rows, features]."""
+        columns = columns.clamp(max=self.vocabulary_size - 1)
+        output = torch.bmm(self.weight[columns].float(), states.float().unsqueeze(-1)).squeeze(-1)
+        if self.bias is not None:
+            output = output + self.bias[columns].float()
+        return self.transform(output)
+
+    def statistics(self, states: Tensor, output: Tensor, wanted: Tensor) -> tuple[RowStatistics, Tensor]:
+        """Row statistics and the logits of the wanted columns [rows, 2]."""
+        if output.dtype == torch.float32:
+            at_wanted = self.transform(output.gather(1, wanted))
+            sums = self._sums(output, at_wanted[:, 0])
+            return row_statistics(output, sums, self.transform), at_wanted
+        at_wanted = self.exact_logits(states, wanted)
+        statistics = corrected_row_statistics(
+            output,
+            self._sums(output, at_wanted[:, 0]),
+            at_wanted[:, 0],
+            lambda columns: self.exact_logits(states, columns),
+            self.transform,
+        )
+        return statistics, at_wanted
+
+    def _sums(self, output: Tensor, reference: Tensor) -> RawSums:
+        """Sums of the rows; a compiled pass always sees the whole buffer, so that it is compiled once."""
+        if self.reductions == "eager":
+            return raw_sums(output, reference, self.transform, "eager")
+        whole = self._exact_buffer if output.dtype == torch.float32 else self._buffer
+        padded = torch.zeros(len(whole))
+        padded[: len(output)] = reference
+        sums = raw_sums(whole, padded, self.transform, "compiled")
+        return RawSums(*(column[: len(output)] for column in sums))
+
+
+class ReadoutHead:
+    """A head read out through the model's own forward, for models whose head is more than one linear layer."""
+
+    transform = Transform()
+
+    def __init__(self, stack: ExitStack, vocabulary_size: int, state_shape: StateShape) -> None:
+        self.stack = stack
+        self.vocabulary_size = vocabulary_size
+        self.state_shape = state_shape
+        self.padded = padded_size(self.vocabulary_size)
+        self.rows = buffer_rows(self.padded * 4)
+        self.exact_rows = self.rows
+
+    def output(self, states: Tensor) -> Tensor:
+        """Logits [rows, padded vocabulary] in float32."""
+        hidden = self.state_shape.restore(states)
+        logits = self.stack.readout(hidden).float().reshape(len(states), -1)
+        return torch.nn.functional.pad(logits, (0, self.padded - self.vocabulary_size), value=PADDING)
+
+    def exact_output(self, states: Tensor) -> Tensor:
+        """The same as `output`: the model's own logits."""
+        return self.output(states)
+
+    def statistics(self, states: Tensor, output: Tensor, wanted: Tensor) -> tuple[RowStatistics, Tensor]:
+        """Row statistics and the logits of the wanted columns [rows, 2]."""
+        at_wanted = output.gather(1, wanted)
+        sums = raw_sums(output, at_wanted[:, 0], self.transform, "eager")
+        return row_statistics(output, sums, self.transform), at_wanted

@@ -1,0 +1,125 @@
+"""Hidden states of one group of tokens at every exit, in memory or, past a budget, in a temporary file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MEMORY_BUDGET = 64_000_000
+"""Bytes of hidden states kept in memory; a longer context goes to a temporary file, whatever its length."""
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """How a layer's output relates to rows [positions, features]; most families return [batch, positions, hidden].
+
+    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1, None
+    for the usual three axes.
+    """
+
+    position_axis: int
+    other_axes: tuple[int, ...] | None
+    features: int
+
+    @classmethod
+    def of(cls, hidden: Tensor, position_axis: int) -> StateShape:
+        """The shape of one layer output."""
+        if hidden.dim() == 3 and position_axis == -2:
+            return cls(position_axis, None, hidden.shape[-1])
+        others = hidden.movedim(position_axis, 0)[0]
+        return cls(position_axis, tuple(others.shape), others.numel())
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """[batch, positions, features] of a layer's output (batch 1 for unusual shapes)."""
+        if self.other_axes is None:
+            return hidden
+        return hidden.movedim(self.position_axis, 0).flatten(1).unsqueeze(0)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """A layer output again, of rows [positions, features]."""
+        if self.other_axes is None:
+            return rows.unsqueeze(0)
+        return rows.view(len(rows), *self.other_axes).movedim(0, self.position_axis)
+
+
+class StateStore(Protocol):
+    """Hidden states [exits, rows, features] that are written once and read in slices."""
+
+    def write(self, exit_index: int, start: int, rows: Tensor) -> None:
+        """Keep rows [count, features] of one exit from row `start` on."""
+
+    def read(self, exit_index: int, rows: slice) -> Tensor:
+        """Rows [count, features] of one exit."""
+
+    def close(self) -> None:
+        """Give the memory or the file back."""
+
+
+class MemoryStore:
+    """States in one tensor."""
+
+    def __init__(self, exits: int, rows: int, features: int, dtype: torch.dtype) -> None:
+        self._states = torch.empty(exits, rows, features, dtype=dtype)
+
+    def write(self, exit_index: int, start: int, rows: Tensor) -> None:
+        """Keep rows of one exit."""
+        self._states[exit_index, start : start + len(rows)] = rows
+
+    def read(self, exit_index: int, rows: slice) -> Tensor:
+        """Rows of one exit."""
+        return self._states[exit_index, rows]
+
+    def close(self) -> None:
+        """Drop the tensor."""
+        del self._states
+
+
+class FileStore:
+    """States in an unnamed temporary file: the operating system frees it even after a kill."""
+
+    def __init__(self, exits: int, rows: int, features: int, dtype: torch.dtype) -> None:
+        self._rows = rows
+        self._features = features
+        self._dtype = dtype
+        self._row_bytes = features * dtype.itemsize
+        self._file = tempfile.TemporaryFile(prefix="offramp-states-")  # noqa: SIM115 - closed by `close`
+        os.posix_fallocate(self._file.fileno(), 0, exits * rows * self._row_bytes)
+
+    def _offset(self, exit_index: int, row: int) -> int:
+        return (exit_index * self._rows + row) * self._row_bytes
+
+    def write(self, exit_index: int, start: int, rows: Tensor) -> None:
+        """Write rows of one exit at their place."""
+        data = memoryview(rows.contiguous().view(torch.uint8).numpy()).cast("B")
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], self._offset(exit_index, start) + done)
+
+    def read(self, exit_index: int, rows: slice) -> Tensor:
+        """Read rows of one exit."""
+        count = rows.stop - rows.start
+        states = torch.empty(count, self._features, dtype=self._dtype)
+        data = memoryview(states.view(torch.uint8).numpy()).cast("B")
+        done = 0
+        while done < len(data):
+            read = os.preadv(self._file.fileno(), [data[done:]], self._offset(exit_index, rows.start) + done)
+            if read == 0:
+                raise OSError("the temporary file of hidden states ended early")
+            done += read
+        return states
+
+    def close(self) -> None:
+        """Close and so delete the file."""
+        self._file.close()
+
+
+def open_store(exits: int, rows: int, features: int, dtype: torch.dtype) -> StateStore:
+    """A store in memory if it fits the budget, else in a file."""
+    size = exits * rows * features * dtype.itemsize
+    kind = MemoryStore if size <= MEMORY_BUDGET else FileStore
+    return kind(exits, rows, features, dtype)

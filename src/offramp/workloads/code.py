@@ -1,0 +1,181 @@
+"""`code`: source files of the running Python's standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import sysconfig
+from pathlib import Path
+
+from offramp.errors import WorkloadError
+from offramp.workloads.reading import read_text
+from offramp.workloads.source import WorkloadSource
+from offramp.workloads.workload import Document, Workload
+
+LICENCE = "PSF-2.0"
+ORDER_SEED = "offramp code 1"
+# Files that Python 3.11 and every later version have under the same name.
+FILES = (
+    "argparse",
+    "ast",
+    "asyncio/base_events",
+    "asyncio/events",
+    "asyncio/locks",
+    "asyncio/queues",
+    "asyncio/streams",
+    "asyncio/tasks",
+    "base64",
+    "bdb",
+    "bisect",
+    "calendar",
+    "cmd",
+    "code",
+    "codecs",
+    "collections/__init__",
+    "colorsys",
+    "concurrent/futures/process",
+    "concurrent/futures/thread",
+    "configparser",
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "difflib",
+    "dis",
+    "doctest",
+    "email/header",
+    "email/message",
+    "email/utils",
+    "enum",
+    "filecmp",
+    "fileinput",
+    "fnmatch",
+    "fractions",
+    "ftplib",
+    "functools",
+    "getopt",
+    "gettext",
+    "glob",
+    "graphlib",
+    "gzip",
+    "heapq",
+    "hmac",
+    "html/parser",
+    "http/client",
+    "http/cookies",
+    "http/server",
+    "imaplib",
+    "inspect",
+    "ipaddress",
+    "json/decoder",
+    "json/encoder",
+    "linecache",
+    "logging/__init__",
+    "logging/config",
+    "logging/handlers",
+    "mailbox",
+    "mimetypes",
+    "modulefinder",
+    "multiprocessing/pool",
+    "netrc",
+    "ntpath",
+    "numbers",
+    "optparse",
+    "os",
+    "pickle",
+    "pickletools",
+    "pkgutil",
+    "platform",
+    "plistlib",
+    "poplib",
+    "posixpath",
+    "pprint",
+    "pstats",
+    "pyclbr",
+    "queue",
+    "quopri",
+    "random",
+    "reprlib",
+    "sched",
+    "selectors",
+    "shelve",
+    "shlex",
+    "shutil",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "ssl",
+    "statistics",
+    "subprocess",
+    "symtable",
+    "tabnanny",
+    "tarfile",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "timeit",
+    "tokenize",
+    "trace",
+    "traceback",
+    "types",
+    "typing",
+    "unittest/case",
+    "unittest/mock",
+    "urllib/parse",
+    "urllib/request",
+    "uuid",
+    "wave",
+    "weakref",
+    "webbrowser",
+    "wsgiref/handlers",
+    "xml/dom/minidom",
+    "xml/etree/ElementTree",
+    "xmlrpc/client",
+    "zipapp",
+)
+FIRST_DEFINITION = re.compile(r"^(?:@\w|(?:async )?def \w+\(|class \w+[:(])", flags=re.MULTILINE)
+
+
+def load_code(argument: str = "") -> Workload:
+    """One document per file of a fixed list, from its first function or class on, in a fixed shuffled order.
+
+    Licence header, module docstring and imports are left out: they would be prose and lists at the very place
+    that a short document is cut from. The text, and so the fingerprint, is the running Python version's.
+
+    Raises WorkloadError if this Python comes without the sources of its standard library.
+    """
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = sorted(FILES, key=lambda name: hashlib.sha256(f"{ORDER_SEED} {name}".encode()).hexdigest())
+    missing = [name for name in names if not (folder / f"{name}.py").is_file()]
+    if missing:
+        raise WorkloadError(
+            f"this Python's standard library lacks {len(missing)} source files, {missing[0]}.py for one",
+            where=str(folder),
+            fix="use a Python that is installed with its library's sources",
+        )
+    return Workload(
+        name="code",
+        mode="text",
+        documents=tuple(
+            Document(f"{name}.py", from_first_definition(read_text(folder / f"{name}.py"))) for name in names
+        ),
+        licence=LICENCE,
+        source=f"standard library of Python {platform.python_version()}",
+    )
+
+
+def from_first_definition(text: str) -> str:
+    """A module's text from its first function, class or decorator on; all of it if there is none."""
+    match = FIRST_DEFINITION.search(text)
+    return text[match.start() :] if match else text
+
+
+CODE = WorkloadSource(
+    name="code",
+    load=load_code,
+    mode="text",
+    documents=f"{len(FILES)} files",
+    licence=LICENCE,
+    description="Python code: the standard library's sources",
+)

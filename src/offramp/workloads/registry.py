@@ -1,0 +1,150 @@
+"""The workloads that are known by name: the built-in ones and those of plug-ins."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from offramp.errors import WorkloadError
+from offramp.workloads.chat import CHAT
+from offramp.workloads.code import CODE
+from offramp.workloads.hub_dataset import HUB_DATASET
+from offramp.workloads.json_lines import JSON_LINES
+from offramp.workloads.prose import PROSE
+from offramp.workloads.reasoning import MATH
+from offramp.workloads.source import WorkloadSource
+from offramp.workloads.text_files import TEXT
+from offramp.workloads.workload import Mode, Workload
+
+ENTRY_POINT_GROUP = "offramp.workloads"
+_SOURCES: dict[str, WorkloadSource] = {}
+
+
+@dataclass(frozen=True)
+class WorkloadDescription:
+    """One line of `offramp list workloads`."""
+
+    name: str
+    mode: Mode
+    documents: str
+    licence: str
+    description: str
+
+
+def register_workload(source: WorkloadSource) -> None:
+    """Make a source known by its name.
+
+    A package does the same by pointing an entry point of the group "offramp.workloads" at a `WorkloadSource`.
+
+    Raises WorkloadError if another source has the name.
+    """
+    if _SOURCES.get(source.name, source) is not source:
+        raise WorkloadError(
+            f"there are two workload sources named {source.name!r}",
+            fix="give one of them another name, or uninstall the package that brings it",
+        )
+    _SOURCES[source.name] = source
+
+
+def load_workload(spec: str) -> Workload:
+    """The workload that a text names: "prose", "txt:PATH", "jsonl:PATH#field", or a plug-in's.
+
+    Raises WorkloadError for an unknown name (with near matches) and for input that is not usable text.
+    """
+    name, colon, argument = spec.partition(":")
+    # Plug-ins are loaded only when they are asked for: a broken one does not stop the others.
+    sources = _SOURCES if name in _SOURCES else _sources()
+    if name not in sources:
+        raise _unknown(spec, name, sources)
+    source = sources[name]
+    if source.argument and not argument:
+        raise WorkloadError(f"the workload {name!r} needs an argument", fix=f"write {source.grammar}")
+    if colon and not source.argument:
+        raise WorkloadError(
+            f"the workload {name!r} takes no argument, but {argument!r} was given", fix=f"write {name}"
+        )
+    workload = source.load(argument)
+    require_usable(workload)
+    return workload
+
+
+def workload_names() -> tuple[str, ...]:
+    """How each known workload is written: "prose", "txt:PATH", ..."""
+    return tuple(source.grammar for source in _sources().values())
+
+
+def describe_workloads() -> tuple[WorkloadDescription, ...]:
+    """What `offramp list workloads` shows; loads none of them."""
+    return tuple(
+        WorkloadDescription(
+            name=source.grammar,
+            mode=source.mode,
+            documents=source.documents,
+            licence=source.licence,
+            description=source.description,
+        )
+        for source in _sources().values()
+    )
+
+
+def require_usable(workload: Workload) -> None:
+    """Raise WorkloadError unless there are documents, with distinct ids and text that is valid Unicode."""
+    if not workload.documents:
+        raise WorkloadError("the workload has no documents", where=workload.name)
+    seen: set[str] = set()
+    for document in workload.documents:
+        where = f"{workload.name}, document {document.id!r}"
+        if document.id in seen:
+            raise WorkloadError("two documents have the same id", where=where, fix="make the ids distinct")
+        seen.add(document.id)
+        if not document.text.strip():
+            raise WorkloadError("a document is empty", where=where, fix="remove it or give it text")
+        try:
+            document.text.encode()
+        except UnicodeEncodeError as error:
+            raise WorkloadError(
+                f"a document holds half of a surrogate pair at character {error.start:,}, which is not text",
+                where=where,
+                fix="write the text in UTF-8",
+            ) from error
+
+
+def _sources() -> dict[str, WorkloadSource]:
+    """Every source by name, those of plug-ins included.
+
+    Raises WorkloadError naming a plug-in that cannot be loaded.
+    """
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point.name not in _SOURCES:
+            register_workload(_load_plug_in(entry_point))
+    return _SOURCES
+
+
+def _load_plug_in(entry_point: EntryPoint) -> WorkloadSource:
+    where = f"entry point {entry_point.name} = {entry_point.value} in the group {ENTRY_POINT_GROUP}"
+    fix = "mend or uninstall the package that brings it"
+    try:
+        source = entry_point.load()
+    except (ImportError, AttributeError) as error:
+        raise WorkloadError(f"a workload plug-in cannot be loaded: {error}", where=where, fix=fix) from error
+    if not isinstance(source, WorkloadSource):
+        raise WorkloadError(
+            f"a workload plug-in is a {type(source).__name__}, not a WorkloadSource", where=where, fix=fix
+        )
+    return source
+
+
+def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
+    known = ", ".join(source.grammar for source in sources.values())
+    near = difflib.get_close_matches(name, sources, n=3)
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if Path(spec).exists():
+        hints.append(f"for a file or folder write txt:{spec} or jsonl:{spec}#field")
+    hints.append(f"choose one of: {known}")
+    return WorkloadError(f"there is no workload {spec!r}", fix="; ".join(hints))
+
+
+for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):
+    register_workload(_source)

@@ -1,0 +1,63 @@
+"""Tiny models on disk, made once per test session."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+VOCABULARY = 64
+
+
+def write_tokenizer(folder: Path, *, vocabulary: int = VOCABULARY, chat_template: str | None = None) -> None:
+    """A word-level tokenizer with the words w3, w4, ... and <s>, </s>, <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+
+
+def write_llama(folder: Path, **config: Any) -> None:
+    """A random Llama of 3 layers, with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 96,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny-llama"
+    folder.mkdir()
+    write_llama(folder)
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change some top-level entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

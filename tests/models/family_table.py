@@ -1,0 +1,164 @@
+"""Check every causal-LM family against an independent readout and write docs/families.md.
+
+`python tests/models/family_table.py` writes the file; `--check` compares it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+class Row(NamedTuple):
+    """One family: how it is read out, the largest difference over all exits, or why it is not supported."""
+
+    family: str
+    readout: str | None = None
+    exits: int = 0
+    kinds: str = ""
+    largest_difference: float = 0.0
+    reason: str = ""
+
+
+def independent_readout(model: Any, layers: tuple[Any, ...], ids: Any, exit_number: int) -> Any:
+    """Logits of an exit, without offramp's readouts: the model's own forward, in which a hook on every layer
+    after the exit throws the layer's result away and hands on what the exit's layer returned."""
+    executed = 0
+    kept = None
+
+    def keep_or_replace(module: Any, arguments: Any, output: Any) -> Any:
+        nonlocal executed, kept
+        executed += 1
+        hidden = output[0] if isinstance(output, (tuple, list)) else output
+        if executed == exit_number:
+            kept = hidden.clone()
+        if executed <= exit_number:
+            return output
+        return (kept.clone(), *output[1:]) if isinstance(output, (tuple, list)) else kept.clone()
+
+    handles = [layer.register_forward_hook(keep_or_replace) for layer in dict.fromkeys(layers)]
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_family(family: str) -> Row:
+    """Build a small random model, find its stack and compare every exit with the independent readout."""
+    import torch
+    from family_configs import build_family
+
+    from offramp.errors import ModelError
+    from offramp.models.discovery import find_stack, probe_ids
+    from offramp.models.measuring import measure_shape
+
+    torch.set_num_threads(1)
+    try:
+        model = build_family(family)
+        model(input_ids=probe_ids(model), use_cache=False)
+    except Exception as error:  # noqa: BLE001 - whatever a family raises is the reason in its row
+        return Row(family, reason=f"cannot be built or run from a small config: {_short(error)}")
+    try:
+        stack = find_stack(model, name=family)
+    except ModelError as error:
+        return Row(family, reason=re.sub(r"(by up to|largest difference) [\d.e+-]+", r"\1 …", error.what))
+    ids = probe_ids(model, 11)
+    hidden: list[Any] = []
+    stack.capture(ids, lambda index, before, after: hidden.append(after.clone()))
+    largest = 0.0
+    with torch.no_grad():
+        for exit_number in range(1, len(stack) + 1):
+            expected = independent_readout(model, stack.layers, ids, exit_number)
+            found = stack.readout(hidden[exit_number - 1])
+            largest = max(largest, float((found - expected).abs().max()))
+    shape = measure_shape(model, stack)
+    kinds = ", ".join(sorted({layer.kind for layer in shape.layers}))
+    return Row(family, stack.readout_kind, len(stack), kinds, largest)
+
+
+def _short(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:110]}" if message else type(error).__name__
+
+
+def _prepare() -> None:
+    """Quiet, offline and single-threaded workers."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+
+def check_families(families: list[str], workers: int = 2) -> list[Row]:
+    """A row per family, in order; in fresh processes, as most of the time goes into importing model code."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare) as pool:
+        return list(pool.map(check_family, families))
+
+
+INTRODUCTION = """\
+Made by `python tests/models/family_table.py` with transformers {version}; a test fails when it drifts.
+
+Every model type for which transformers has a causal language model is built from a small random config,
+its stack of exits is found by tracing one forward pass, and **each exit** is compared, in float32, with
+an independent readout: the model's own forward pass in which hooks hand the exit's hidden state on past
+all later layers.
+
+- *fast*: the model's final norm, output head and logit transform, called one by one.
+- *stub*: the model's own forward pass with its stack of layers replaced by the hidden state.
+- *swap*: the model's own forward pass in which each layer passes the hidden state through.
+
+offramp takes the first that gives the model's own logits bit for bit, and refuses the model if none does.
+The kinds of layers are measured from what a layer keeps between tokens.
+"""
+
+
+def render(rows: list[Row], version: str) -> str:
+    """docs/families.md."""
+    supported = [row for row in rows if row.readout is not None]
+    exact = sum(row.largest_difference == 0.0 for row in supported)
+    lines = ["# Model families", "", *INTRODUCTION.format(version=version).splitlines(), ""]
+    lines += [
+        f"{len(supported)} of {len(rows)} families are supported, {exact} of them bit for bit at every exit.",
+        "",
+        "| family | layers | readout | exits | largest difference |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.family} | {row.kinds} | {row.readout} | {row.exits} | {row.largest_difference:.3g} |"
+        for row in supported
+    ]
+    lines += ["", "## Not supported", "", "| family | reason |", "|---|---|"]
+    lines += [f"| {row.family} | {row.reason.replace('|', '/')} |" for row in rows if row.readout is None]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write or check docs/families.md."""
+    import transformers
+    from family_configs import family_names
+
+    text = render(check_families(family_names()), transformers.__version__)
+    if "--check" in sys.argv[1:]:
+        return int(DOCUMENT.read_text(encoding="utf-8") != text)
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""GGUF files: a round trip through the dense cache, damage, kills and two processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.errors import ModelError, OfframpError
+from offramp.models import dense_cache, gguf_file
+from offramp.models.dense_cache import CACHE_VARIABLE, dense_folder, find_damage
+from offramp.models.loading import load_model
+
+HIDDEN, LAYERS, VOCABULARY = 32, 2, 259
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    return folder
+
+
+def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mit") -> dict[str, np.ndarray]:
+    """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors."""
+    from gguf import GGUFWriter, TokenType
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    writer = GGUFWriter(path, "llama")
+    if licence is not None:
+        writer.add_license(licence)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "ab"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * 257)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    generator = np.random.default_rng(0)
+    shapes = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    for layer in range(LAYERS):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes[f"blk.{layer}.{name}.weight"] = (HIDDEN, HIDDEN)
+        shapes[f"blk.{layer}.ffn_gate.weight"] = shapes[f"blk.{layer}.ffn_up.weight"] = (48, HIDDEN)
+        shapes[f"blk.{layer}.ffn_down.weight"] = (HIDDEN, 48)
+        shapes[f"blk.{layer}.attn_norm.weight"] = shapes[f"blk.{layer}.ffn_norm.weight"] = (HIDDEN,)
+    tensors = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def test_a_gguf_becomes_a_dense_model_with_its_weights(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    tensors = write_gguf(path)
+    model = load_model(str(path))
+    assert "converting tiny.gguf" in capsys.readouterr().err
+    assert (model.name, model.layers, model.context_length) == ("tiny", LAYERS, 64)
+    assert model.identity.licence == "mit"
+    assert model.identity.weights == dense_cache.sha256_of_file(path)
+    embedding = model.hf.get_input_embeddings().weight
+    assert torch.equal(embedding, torch.from_numpy(tensors["token_embd.weight"]))
+    down = model.hf.model.layers[1].mlp.down_proj.weight
+    assert torch.equal(down, torch.from_numpy(tensors["blk.1.ffn_down.weight"]))
+    text = "grüße"
+    assert model.decode(model.encode(text)).replace("<s>", "") == text
+    # transformers gives every byte-level GGUF tokenizer this token; the file has no row for it.
+    with pytest.raises(ModelError, match=r"special token '<\|endoftext\|>' \(id 259\)"):
+        model.encode("a<|endoftext|>")
+    (folder,) = [entry for entry in (cache / "dense").iterdir() if entry.is_dir()]
+    assert find_damage(folder) is None
+    again = load_model(str(path))
+    assert capsys.readouterr().err == ""
+    assert again.identity == model.identity
+
+
+def test_half_precision_is_kept_only_where_it_is_lossless(tmp_path: Path, cache: Path) -> None:
+    from safetensors.torch import load_file
+
+    stored = {}
+    for dtype in (np.float16, np.float32):
+        path = tmp_path / f"{np.dtype(dtype).name}.gguf"
+        write_gguf(path, dtype=dtype)
+        folder = dense_folder(path, dense_cache.sha256_of_file(path), gguf_file.convert_to_safetensors)
+        stored[path.stem] = {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+    assert stored == {"float16": {torch.float16}, "float32": {torch.float32}}
+
+
+def test_a_flipped_bit_in_the_cache_is_noticed_and_repaired(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    before = load_model(str(path)).hf.get_input_embeddings().weight
+    (weights,) = (cache / "dense").glob("*/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 0x10
+    weights.write_bytes(content)
+    capsys.readouterr()
+    after = load_model(str(path)).hf.get_input_embeddings().weight
+    assert "is damaged (model.safetensors changed); converting it again" in capsys.readouterr().err
+    assert torch.equal(before, after)
+    (weights.parent / dense_cache.MANIFEST).unlink()
+    assert find_damage(weights.parent) is not None
+
+
+def test_a_tokenizer_that_makes_no_sense_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    content = path.read_bytes()
+    assert content.count(b"a b") == 1
+    path.write_bytes(content.replace(b"a b", b"a ~"))
+    with pytest.raises(ModelError, match="cannot read this GGUF file"):
+        load_model(str(path))
+    assert not [entry for entry in (cache / "dense").iterdir() if entry.is_dir()]
+
+
+@pytest.mark.parametrize("keep", [2, 20, 300, 5000, -64])
+def test_truncated_files_are_refused(tmp_path: Path, cache: Path, keep: int) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"not a GGUF file|truncated or damaged") as error:
+        load_model(str(path))
+    assert error.value.where == str(path)
+    assert not [entry for entry in (cache / "dense").glob("*") if entry.is_dir()]
+
+
+def test_flipped_header_bits_never_get_through_as_another_error(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(4, 1200, 13):
+        content = bytearray(whole)
+        content[position] ^= 0x40
+        path.write_bytes(content)
+        # Any error but this one would be a traceback for the user.
+        with contextlib.suppress(ModelError):
+            gguf_file.read_licence(path)
+            continue
+        refused += 1
+    assert refused > 10
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<!DOCTYPE html>")
+    with pytest.raises(ModelError, match="does not begin with the letters GGUF"):
+        load_model(str(path))
+
+
+def test_without_the_gguf_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    with pytest.raises(ModelError) as error:
+        load_model(str(path))
+    assert "offramp[gguf]" in error.value.fix
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    source = tmp_path / "some.gguf"
+    source.write_bytes(b"GGUF")
+
+    def disk_full(path: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OfframpError, match=r"No space left.*4 bytes were, [\d,]+ are free") as error:
+        dense_folder(source, "0" * 64, disk_full)
+    assert CACHE_VARIABLE in error.value.fix
+    assert [entry.name for entry in (cache / "dense").iterdir()] == [
+        f"{next((cache / 'dense').glob('*.lock')).name}"
+    ]
+
+
+CONVERT_SLOWLY = """
+import sys, time
+from pathlib import Path
+from offramp.models.dense_cache import dense_folder
+
+def convert(source, folder):
+    (folder / "model.safetensors").write_bytes(b"half")
+    (Path(sys.argv[1]).parent / "began").touch()
+    time.sleep(float(sys.argv[2]))
+    (folder / "model.safetensors").write_bytes(b"whole")
+
+print(dense_folder(Path(sys.argv[1]), "a" * 64, convert))
+"""
+
+
+def start_conversion(source: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CONVERT_SLOWLY, str(source), str(seconds)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ))
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_a_killed_conversion_leaves_no_folder_and_the_next_one_sweeps(tmp_path: Path, cache: Path) -> None:
+    source = tmp_path / "some.gguf"
+    process = start_conversion(source, 60)
+    wait_for(tmp_path / "began")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folders = [entry.name for entry in (cache / "dense").iterdir() if entry.is_dir()]
+    assert len(folders) == 1
+    assert folders[0].startswith(".writing-")
+
+    def convert(path: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"whole")
+
+    folder = dense_folder(source, "a" * 64, convert)
+    assert [entry for entry in (cache / "dense").iterdir() if entry.is_dir()] == [folder]
+    manifest = json.loads((folder / dense_cache.MANIFEST).read_text())
+    assert list(manifest["files"]) == ["model.safetensors"]
+    assert find_damage(folder) is None
+
+
+def test_of_two_processes_one_converts_and_both_get_the_folder(tmp_path: Path, cache: Path) -> None:
+    source = tmp_path / "some.gguf"
+    first = start_conversion(source, 1.0)
+    wait_for(tmp_path / "began")
+    second = start_conversion(source, 60)
+    outputs = [process.communicate(timeout=30) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert outputs[0][0] == outputs[1][0]
+    assert "waiting for it" in outputs[1][1]
+    assert (Path(outputs[0][0].strip()) / "model.safetensors").read_bytes() == b"whole"
+
+
+@pytest.mark.real_model
+def test_the_bundled_model_reads_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE)
+    model = load_model("smollm2")
+    assert (model.layers, model.context_length, model.dtype) == (30, 8192, "float32")
+    assert model.stack.readout_kind == "fast"
+    assert model.stack.largest_difference == 0.0
+    assert model.identity.licence == "Apache-2.0"
+    assert not model.uses_plain_chat_template
+    ids = torch.tensor([model.encode_chat("What is the capital of France?")])
+    last: list[torch.Tensor] = []
+    model.stack.capture(ids, lambda index, before, after: last.append(after))
+    logits = model.stack.readout(last[-1])
+    assert torch.equal(logits, model.hf(ids, use_cache=False).logits)
+    assert model.decode([int(logits[0, -1].argmax())]).strip() in ("The", "Paris")
+    layer = model.shape.layers[0]
+    assert (layer.key_value_width, layer.attention_width) == (2 * 3 * 64, 9 * 64)
+    assert layer.key_value_parameters == 2 * 576 * 192

@@ -1,0 +1,189 @@
+"""The stack of exits: readouts, transforms, capture and refusals, on models small enough to check by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import ModelError
+from offramp.models.discovery import find_stack, probe_ids
+from offramp.models.stack import READOUTS
+from offramp.models.transform import LogitTransform, find_transform
+
+
+def llama(**config: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(values | config))).eval().requires_grad_(False)
+    model.model.norm.weight.data += torch.randn(32) * 0.5
+    return model
+
+
+def test_each_exit_of_a_llama_is_norm_and_head_of_the_hidden_state() -> None:
+    model = llama()
+    stack = find_stack(model)
+    assert stack.layers == tuple(model.model.layers)
+    assert stack.core is model.model
+    assert stack.tail == (model.model.norm,)
+    assert stack.head is model.lm_head
+    assert stack.readout_kind == "fast"
+    assert stack.transform == LogitTransform()
+    assert stack.largest_difference == 0.0
+    assert stack.head_weight is not None
+    assert torch.equal(stack.head_weight, model.lm_head.weight)
+    ids = probe_ids(model, 9)
+    states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+    seen: list[tuple[int, Tensor, Tensor]] = []
+    stack.capture(ids, lambda index, before, after: seen.append((index, before, after)))
+    assert [index for index, _, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[0][1], model.model.embed_tokens(ids))
+    for index in (0, 1):
+        assert torch.equal(seen[index][2], states[index + 1])
+        assert torch.equal(seen[index + 1][1], states[index + 1])
+    for _, _, hidden in seen:
+        weight, epsilon = model.model.norm.weight, model.model.norm.variance_epsilon
+        normed = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon) * weight
+        assert torch.allclose(stack.readout(hidden), normed @ model.lm_head.weight.T, atol=1e-5)
+    assert torch.equal(stack.readout(seen[-1][2]), model(ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("kind", ["fast", "stub", "swap"])
+def test_the_three_readouts_agree_on_chunks_of_positions(kind: Any) -> None:
+    stack = find_stack(llama())
+    hidden = torch.randn(1, 5, 32)
+    expected = stack.readout(hidden)
+    assert torch.equal(READOUTS[kind](stack, hidden, None), expected)
+    assert torch.allclose(READOUTS[kind](stack, hidden[:, 1:3], None), expected[:, 1:3], atol=1e-5)
+    assert "forward" not in vars(stack.core)
+    assert all("forward" not in vars(layer) for layer in stack.layers)
+
+
+def test_capture_removes_its_hooks_when_the_callback_fails() -> None:
+    stack = find_stack(llama())
+
+    def fail(index: int, before: Tensor, after: Tensor) -> None:
+        raise RuntimeError("the callback failed")
+
+    with pytest.raises(RuntimeError, match="the callback failed"):
+        stack.capture(probe_ids(stack.hf), fail)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in stack.hf.modules())
+
+
+def test_capture_never_runs_the_output_head() -> None:
+    stack = find_stack(llama())
+    assert stack.head is not None
+    called: list[int] = []
+    handle = stack.head.register_forward_hook(lambda *_: called.append(1))
+    stack.capture(probe_ids(stack.hf), lambda *_: None)
+    handle.remove()
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda z: z, LogitTransform()),
+        (lambda z: z * 0.0625, LogitTransform("scale", 0.0625)),
+        (lambda z: z * 0.3, LogitTransform("scale", 0.3)),
+        (lambda z: z / 6.0, LogitTransform("scale", 1 / 6.0, 6.0)),
+        (lambda z: torch.tanh(z / 30.0) * 30.0, LogitTransform("softcap", 30.0)),
+        (lambda z: z + 1.0, None),
+        (lambda z: torch.relu(z), None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_transform_is_found_numerically(change: Any, expected: LogitTransform | None, dtype: Any) -> None:
+    model = _Transformed(change).to(dtype)
+    found = find_transform(model, model.lm_head, torch.zeros(1, 7, dtype=torch.long))
+    if expected is None:
+        assert found is None
+        return
+    assert found is not None
+    assert found.kind == expected.kind
+    assert found.value == pytest.approx(expected.value, rel=1e-6)
+    logits = torch.randn(3, 50) * 20
+    assert torch.equal(found.apply(logits), change(logits))
+
+
+class _Transformed(nn.Module):
+    """A head followed by a change, in the shape of a transformers model."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        from transformers import LlamaConfig
+
+        self.config = LlamaConfig(vocab_size=50, hidden_size=32)
+        self.embedding = nn.Embedding(50, 32)
+        self.lm_head = nn.Linear(32, 50, bias=False)
+        self.change = change
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        return CausalLMOutput(logits=self.change(self.lm_head(self.embedding(input_ids))))
+
+
+def test_bfloat16_is_read_out_within_the_stated_tolerance() -> None:
+    model = llama().to(torch.bfloat16)
+    stack = find_stack(model)
+    largest = float(model(probe_ids(model), use_cache=False).logits.abs().max())
+    assert stack.largest_difference <= 2.0**-7 * largest
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    with pytest.raises(ModelError, match="looks ahead"):
+        find_stack(BertLMHeadModel(config).eval(), name="bert")
+
+
+def test_a_model_whose_exits_cannot_be_read_out_is_refused_with_the_largest_difference() -> None:
+    model = llama()
+    original = model.forward
+
+    def random_logits(*arguments: Any, **keywords: Any) -> Any:
+        output = original(*arguments, **keywords)
+        # Depends on the embedding, which no readout sees: it cannot come from the last layer alone.
+        extra = model.model.embed_tokens(keywords["input_ids"]).sum(-1, keepdim=True)
+        return dataclasses.replace(output, logits=output.logits + extra)
+
+    model.forward = random_logits
+    with pytest.raises(ModelError, match=r"largest difference [\d.e-]+") as error:
+        find_stack(model, name="odd")
+    assert "does not reproduce" in error.value.what
+    assert error.value.exit_code == 2
+
+
+def test_a_looped_model_has_one_exit_per_execution() -> None:
+    model = llama(num_hidden_layers=2)
+    run_layers = model.model.layers
+
+    class Twice(nn.ModuleList):
+        def __getitem__(self, index: Any) -> Any:
+            return [*run_layers, *run_layers] if isinstance(index, slice) else super().__getitem__(index)
+
+        def __iter__(self) -> Any:
+            return iter([*run_layers, *run_layers])
+
+    model.model.layers = Twice(run_layers._modules.values())
+    stack = find_stack(model)
+    seen: list[int] = []
+    stack.capture(probe_ids(model), lambda index, before, after: seen.append(index))
+    assert len(stack) == len(seen) == 4

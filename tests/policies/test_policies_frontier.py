@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_traces import make_shape, make_trace
+
+from offramp.costs.token import token_costs
+from offramp.errors import PolicyError
+from offramp.policies.frontier import envelope, frontier
+from offramp.policies.kinds import Threshold
+from offramp.policies.replay import replay
+from offramp.policies.results import Frontier
+from offramp.policies.signals import SIGNALS
+from offramp.policies.sweep import _descending_key, _value_of_key
+from offramp.tracing.trace import Trace
+
+EXIT_SETS = st.sets(st.integers(1, 5), min_size=1).map(sorted).map(tuple)
+
+
+def brute_force(trace: Trace, signal: str, exits: tuple[int, ...]) -> Frontier:
+    """Replay the rule at every value that the signal takes, from the most cautious to the boldest."""
+    columns = np.searchsorted(trace.exits, exits)
+    values = np.unique(trace.fact(signal)[:, columns].astype(np.float64))
+    at_least = SIGNALS[signal].exit_when == "at least"
+    results, thresholds, before = [], [], None
+    for value in values[::-1] if at_least else values:
+        result = replay(trace, Threshold(signal, float(value), exits))
+        if before is None or not np.array_equal(result.exits, before):
+            results.append(result)
+            thresholds.append(value)
+        before = result.exits
+    return Frontier(
+        signal=signal,
+        exits=exits,
+        threshold=np.array(thresholds),
+        agreement=np.array([result.agreement for result in results]),
+        skip_ratio=np.array([result.skip_ratio for result in results]),
+        speedup=np.array([result.predicted_speedup for result in results]),
+        speedup_without_probes=np.array([result.speedup_without_probes for result in results]),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    tokens=st.integers(6, 40),
+    levels=st.sampled_from([1, 2, 5, 20, None]),
+    exits=EXIT_SETS,
+    signal=st.sampled_from(sorted(SIGNALS)),
+)
+def test_the_frontier_equals_brute_force_at_every_threshold(
+    seed: int, tokens: int, levels: int | None, exits: tuple[int, ...], signal: str
+) -> None:
+    trace = make_trace(seed=seed, tokens=tokens, levels=levels)
+    expected, points = brute_force(trace, signal, exits), frontier(trace, signal, exits)
+    np.testing.assert_array_equal(points.threshold[1:], expected.threshold)
+    for name in ("agreement", "skip_ratio", "speedup", "speedup_without_probes"):
+        np.testing.assert_allclose(getattr(points, name)[1:], getattr(expected, name), rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_point_never_exits_and_still_pays_every_probe() -> None:
+    trace = make_trace()
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    for signal, never in (("max_prob", math.inf), ("entropy", -math.inf)):
+        points = frontier(trace, signal, (2, 4))
+        assert points.threshold[0] == never
+        assert points.agreement[0] == 1.0
+        assert points.skip_ratio[0] == 0.0
+        assert points.speedup_without_probes[0] == 1.0
+        assert points.speedup[0] == pytest.approx(costs.plain / (costs.plain + 2 * costs.probe))
+
+
+def test_many_rows_are_packed_in_several_pieces_alike() -> None:
+    trace = make_trace(tokens=20_000, levels=50)
+    expected, points = brute_force(trace, "margin", (1, 3, 4)), frontier(trace, "margin", (1, 3, 4))
+    np.testing.assert_array_equal(points.threshold[1:], expected.threshold)
+    np.testing.assert_allclose(points.agreement[1:], expected.agreement, rtol=1e-12)
+    # The running sums round once a move.
+    np.testing.assert_allclose(points.speedup[1:], expected.speedup, rtol=1e-10)
+
+
+def test_other_prices_are_used_when_given() -> None:
+    trace = make_trace()
+    flops = token_costs(trace.shape, float(trace.position.mean()), "flops")
+    points = frontier(trace, "max_prob", (3,), costs=flops)
+    boldest = replay(trace, Threshold("max_prob", float(points.threshold[-1]), (3,)))
+    assert points.speedup[-1] == pytest.approx(boldest.predicted_speedup_flops, rel=1e-12)
+
+
+def test_by_default_all_traced_exits_below_the_last_are_checked() -> None:
+    assert frontier(make_trace(exits=[2, 5, 6]), "max_prob").exits == (2, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([3, None]), exits=EXIT_SETS)
+def test_the_envelope_loses_no_best_speed_at_any_floor(
+    seed: int, levels: int | None, exits: tuple[int, ...]
+) -> None:
+    points = frontier(make_trace(seed=seed, tokens=40, levels=levels), "max_prob", exits)
+    thin = envelope(points)
+    assert (np.diff(thin.agreement) < 0).all()
+    for floor in np.unique(points.agreement):
+        for name in ("speedup", "speedup_without_probes", "skip_ratio"):
+            best = getattr(points, name)[points.agreement >= floor].max()
+            kept = getattr(thin, name)[thin.agreement >= floor].max()
+            assert kept == pytest.approx(best, rel=1e-12)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
+def test_keys_sort_floats_in_descending_order(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    keys = _descending_key(array)
+    np.testing.assert_array_equal(_value_of_key(np.sort(keys)), np.sort(array)[::-1])
+    np.testing.assert_array_equal(keys[:, None] < keys[None, :], array[:, None] > array[None, :])
+
+
+def test_a_nan_is_refused_with_its_document_and_exit() -> None:
+    trace = make_trace()
+    broken = trace.fact("margin").copy()
+    broken[25, 3] = np.nan
+    trace = make_trace(margin=broken)
+    with pytest.raises(PolicyError) as error:
+        frontier(trace, "margin")
+    assert "margin is not a number for 1 tokens at exit 4" in error.value.what
+    assert f"document {trace.document[25]}" in error.value.where
+    assert frontier(trace, "margin", (1, 5)).exits == (1, 5)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    trace = make_trace(exits=[2, 5, 6])
+    with pytest.raises(PolicyError, match="did you mean 'margin'"):
+        frontier(trace, "margn")
+    with pytest.raises(PolicyError, match="no exits to check"):
+        frontier(trace, "margin", ())
+    with pytest.raises(PolicyError, match="exit 9 is beyond the model, which has 6 layers"):
+        frontier(trace, "margin", (2, 9))
+    with pytest.raises(PolicyError, match="exit 6 is the full model"):
+        frontier(trace, "margin", (2, 6))
+    with pytest.raises(PolicyError, match=r"exit 3 was not traced(.|\n)*--exits 2,3,5,6"):
+        frontier(trace, "margin", (2, 3))
+    with pytest.raises(PolicyError, match="no exits to check"):
+        frontier(make_trace(layers=1, shape=make_shape(1)), "margin")

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_traces import make_shape, make_trace
+
+from offramp.costs.token import token_costs
+from offramp.errors import InputError
+from offramp.policies.frontier import frontier
+from offramp.policies.grammar import parse_policy
+from offramp.policies.kinds import Never, StaticExit, Threshold
+from offramp.policies.replay import replay
+from offramp.policies.search import Search, exit_sets, fastest_policies, shortest_threshold
+from offramp.policies.signals import SIGNALS
+from offramp.policies.verdict import _quality, documents_needed, judge, split_documents
+from offramp.scoring.estimate import Estimate
+from offramp.tracing.trace import Trace
+
+FLOORS = (0.99, 0.95, 0.9)
+# Heads against layers of 2,000 bytes: free, moderate, dear.
+HEADS = (10, 300, 4000)
+
+
+def informative_trace(*, seed: int = 0, documents: int = 80, head: int = 20, unlucky: Any = None) -> Trace:
+    """Tokens of one difficulty per document half leave at exit 2, the others need all six layers.
+
+    The signal separates them except for `unlucky` (bool [tokens]): sure at exit 2, and wrong.
+    """
+    tokens = 25 * documents
+    generator = np.random.default_rng(seed)
+    easy = generator.random(tokens) < 0.6
+    wrong = np.zeros(tokens, dtype=np.bool_) if unlucky is None else unlucky
+    depth = np.arange(1, 7)
+    agrees = (depth == 6) | ((easy & ~wrong)[:, None] & (depth >= 2))
+    sure = np.where((easy | wrong)[:, None] & (depth >= 2), 0.9, 0.1) + 0.05 * generator.random((tokens, 6))
+    return make_trace(
+        seed=seed,
+        tokens=tokens,
+        documents=documents,
+        shape=make_shape(head=head),
+        top1=np.where(agrees, 7, 1).astype(np.int32),
+        max_prob=sure.astype(np.float32),
+        margin=(sure**2).astype(np.float32),
+        entropy=(1 - sure).astype(np.float32),
+    )
+
+
+def test_documents_needed() -> None:
+    assert [documents_needed(floor, 0.1) for floor in FLOORS] == [230, 45, 22]
+    assert 0.99**230 <= 0.1 < 0.99**229
+
+
+def test_documents_are_split_into_two_disjoint_halves() -> None:
+    trace = make_trace(documents=7)
+    fit, report = split_documents(trace, seed=3)
+    assert (len(fit), len(report)) == (3, 4)
+    assert sorted([*fit, *report]) == list(range(7))
+    np.testing.assert_array_equal(split_documents(trace, seed=3)[0], fit)
+    assert any(not np.array_equal(split_documents(trace, seed=seed)[0], fit) for seed in range(5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), head=st.sampled_from(HEADS), levels=st.sampled_from([4, None]))
+def test_the_search_finds_the_fastest_of_all_it_covers(seed: int, head: int, levels: int | None) -> None:
+    trace = make_trace(seed=seed, tokens=80, levels=levels, shape=make_shape(head=head))
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    found = fastest_policies(trace, costs, FLOORS)
+    covered = {*exit_sets((1, 2, 3, 4, 5)), *((exit,) for exit in range(1, 6))}
+    for floor in FLOORS:
+        best = 1.0
+        for exit in range(1, 6):
+            result = replay(trace, StaticExit(exit))
+            best = max(best, result.predicted_speedup if result.agreement >= floor else 1.0)
+        for signal, exits in itertools.product(SIGNALS, covered):
+            points = frontier(trace, signal, exits)
+            best = max(best, points.speedup[points.agreement >= floor].max())
+        # Grown sets may only add to what is covered.
+        assert found[floor].speedup >= best * (1 - 1e-9)
+        replayed = replay(trace, found[floor].policy)
+        assert replayed.predicted_speedup == pytest.approx(found[floor].speedup, rel=1e-9)
+        assert replayed.agreement == pytest.approx(found[floor].agreement)
+        assert found[floor].agreement >= floor
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    head=st.sampled_from(HEADS),
+    exits=st.sets(st.integers(1, 5), min_size=1).map(sorted).map(tuple),
+)
+def test_no_signal_exceeds_the_bound_that_rules_a_set_out(
+    seed: int, head: int, exits: tuple[int, ...]
+) -> None:
+    trace = make_trace(seed=seed, shape=make_shape(head=head))
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    bounds = Search(trace, costs, (0.9, 0.5), trace.agreement)._speedup_bounds(exits)
+    # A signal that knows the truth comes closest.
+    oracle = make_trace(
+        seed=seed,
+        shape=make_shape(head=head),
+        max_prob=trace.agreement.astype(np.float32),
+        top1=trace.fact("top1"),
+    )
+    for floor, bound in bounds.items():
+        for one, signal in ((trace, "max_prob"), (trace, "entropy"), (oracle, "max_prob")):
+            points = frontier(one, signal, exits)
+            assert points.speedup[points.agreement >= floor].max() <= bound
+
+
+def test_the_bound_is_reached_by_the_oracle_at_full_agreement() -> None:
+    trace = make_trace()
+    oracle = make_trace(max_prob=trace.agreement.astype(np.float32))
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    bound = Search(trace, costs, (1.0,), trace.agreement)._speedup_bounds((2, 4))[1.0]
+    assert replay(oracle, Threshold("max_prob", 1.0, (2, 4))).predicted_speedup == pytest.approx(bound)
+
+
+def test_the_exit_sets_hold_the_deepest_exits() -> None:
+    below = tuple(range(1, 30))
+    assert exit_sets(below) == (
+        tuple(range(22, 30)),
+        tuple(range(15, 30)),
+        (1, 5, 9, 13, 17, 21, 25, 29),
+        tuple(range(1, 30, 2)),
+        below,
+    )
+    assert exit_sets((4,)) == ((4,),)
+    assert exit_sets(()) == ()
+
+
+@given(
+    values=st.tuples(st.floats(0, 20, width=32), st.floats(0, 20, width=32)).filter(
+        lambda pair: pair[0] != pair[1]
+    )
+)
+def test_the_shortest_threshold_lies_between_two_neighbours(values: tuple[float, float]) -> None:
+    low, high = sorted(values)
+    assert low < shortest_threshold(high, low, upwards=False) <= high
+    assert low <= shortest_threshold(low, high, upwards=True) < high
+
+
+def test_the_shortest_threshold_is_short() -> None:
+    assert shortest_threshold(0.8731, 0.8642, upwards=False) == 0.87
+    assert shortest_threshold(0.8642, 0.8731, upwards=True) == 0.87
+    assert shortest_threshold(0.8731, None, upwards=False) == 0.8
+
+
+def test_it_pays_where_cheap_probes_find_easy_tokens() -> None:
+    # So high a floor that no token may differ; lower ones are spent to the last allowed token.
+    for verdict in judge(informative_trace(), floors=(0.9999,)):
+        assert verdict.decision == "pays"
+        assert verdict.floor_held
+        assert verdict.agreement.value == 1.0
+        assert verdict.net_speedup.low is not None
+        assert verdict.net_speedup.low > 1.05
+        assert verdict.net_speedup.low <= (verdict.net_speedup.value or 0) <= (verdict.net_speedup.high or 0)
+        assert isinstance(parse_policy(verdict.policy), Threshold)
+        assert (verdict.fit_documents, verdict.report_documents) == (40, 40)
+        assert "unseen documents" in verdict.reason
+        assert "holds the floor" in verdict.reason
+
+
+def test_the_verdict_is_that_of_a_replay_on_the_unseen_half() -> None:
+    trace = informative_trace()
+    verdict = judge(trace, floors=(0.9999,))[0]
+    _, report = split_documents(trace, 0)
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    held_out = trace.subset(report)
+    points = frontier(held_out, "max_prob", (2,), costs)
+    assert verdict.policy == "threshold:signal=max_prob,value=0.9,exits=2"
+    point = int(np.flatnonzero(points.threshold >= 0.9)[-1])
+    assert verdict.net_speedup.value == pytest.approx(points.speedup[point])
+    assert verdict.skip_ratio.value == pytest.approx(points.skip_ratio[point])
+
+
+def test_it_does_not_pay_where_the_head_costs_more_than_the_layers() -> None:
+    for verdict in judge(informative_trace(head=100_000)):
+        assert verdict.policy == "never"
+        assert verdict.decision == "does not pay"
+        assert verdict.net_speedup.value == 1.0
+        assert verdict.net_speedup_flops.value == 1.0
+        assert verdict.agreement.value == 1.0
+        assert verdict.floor_held
+        assert "no exit and no threshold" in verdict.reason
+
+
+def test_a_gain_below_its_worth_does_not_pay() -> None:
+    verdict = judge(informative_trace(), worth=3.0)[0]
+    assert verdict.policy != "never"
+    assert verdict.net_speedup.high is not None
+    assert verdict.net_speedup.high < 4.0
+    assert verdict.decision == "does not pay"
+
+
+def test_an_interval_around_the_worth_is_too_close_to_call() -> None:
+    trace = informative_trace()
+    value = judge(trace)[0].net_speedup.value
+    assert value is not None
+    verdict = judge(trace, worth=value - 1)[0]
+    assert verdict.decision == "too close to call"
+
+
+def test_speed_does_not_pay_for_a_floor_that_was_missed() -> None:
+    # In the unseen half every fifth easy-looking token is wrong; the half that chose saw none.
+    plain = informative_trace()
+    _, report = split_documents(plain, 0)
+    unlucky = np.isin(plain.document, report) & (np.arange(plain.token_count) % 5 == 0)
+    verdict = judge(informative_trace(unlucky=unlucky))[0]
+    assert verdict.fit_agreement >= 0.99
+    assert verdict.net_speedup.low is not None
+    assert verdict.net_speedup.low > 1.05
+    assert verdict.decision == "too close to call"
+    assert not verdict.floor_held
+    assert "the floor was missed" in verdict.reason
+
+
+def test_under_twenty_documents_no_interval_and_no_claim() -> None:
+    verdict = judge(informative_trace(documents=38))[0]
+    assert verdict.report_documents == 19
+    assert verdict.decision == "too close to call"
+    assert verdict.net_speedup.low is None
+    assert verdict.net_speedup.value is not None
+    assert verdict.net_speedup.value > 1.05
+    assert "fewer than 20 allow no interval" in verdict.reason
+    assert judge(informative_trace(documents=10, head=100_000))[0].decision == "does not pay"
+
+
+def test_one_document_cannot_be_judged() -> None:
+    verdict = judge(informative_trace(documents=1))[0]
+    assert verdict.decision == "too close to call"
+    assert verdict.net_speedup.value is None
+    assert "one document" in verdict.reason
+
+
+def test_a_value_just_below_the_floor_never_reads_as_the_floor() -> None:
+    assert _quality(0.99, Estimate(0.98999)) == "Agreement there is 98.99 %, which misses the floor of 99 %."
+    assert _quality(0.995, Estimate(0.995)) == "Agreement there is 99.5 %, which holds the floor of 99.5 %."
+    said = _quality(0.99, Estimate(0.985, low=0.98, high=0.9901))
+    assert "98.5 % (95 % interval 98 % to 99.01 %), which misses the floor of 99 %; the interval" in said
+
+
+def test_the_same_trace_and_seed_give_the_same_verdict() -> None:
+    assert judge(informative_trace(), seed=5) == judge(informative_trace(), seed=5)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.0, -0.5, 99.0, math.nan])
+def test_a_floor_that_is_no_share_is_refused(floor: float) -> None:
+    with pytest.raises(InputError, match="a floor of"):
+        judge(informative_trace(), floors=(floor,))
+
+
+def test_other_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match="a delta of"):
+        judge(informative_trace(), delta=0.0)
+    for worth in (-0.1, math.nan, math.inf):
+        with pytest.raises(InputError, match="a worth of"):
+            judge(informative_trace(), worth=worth)
+
+
+def test_a_model_of_one_layer_never_leaves_early() -> None:
+    trace = make_trace(layers=1, tokens=400, documents=40, shape=make_shape(1))
+    assert all(parse_policy(verdict.policy) == Never() for verdict in judge(trace))

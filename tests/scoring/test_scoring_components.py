@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from scoring_traces import facts_trace
+
+from offramp.scoring import components
+from offramp.scoring.scoring import score
+
+X = np.array([0.25, 0.5, 1.0])
+
+
+def test_step_area_holds_a_value_until_the_next_exit():
+    # 0.2 on [0, 0.25), 0.4 on [0.25, 0.5), 0.8 on [0.5, 1); the last value has no width.
+    assert components.step_area(np.array([0.4, 0.8, 1.0]), X, 0.2) == pytest.approx(0.05 + 0.1 + 0.4)
+
+
+def test_representation_by_hand_and_at_its_ceiling():
+    assert components.representation_quality(np.array([0.4, 0.8, 1.0]), X) == pytest.approx(0.1 + 0.4)
+    assert components.representation_quality(np.ones(3), X) == pytest.approx(1 - X[0])
+    assert components.representation_quality(np.array([0.0, 0.0, 1.0]), X) == 0.0
+
+
+def test_increment_by_hand_caps_what_exceeds_the_initial_information():
+    remaining, initial = np.array([3.0, 1.0, 0.0]), np.array(2.0)
+    # Shares 1 (before), 1 (3 nats capped at 2), 0.5: area 0.25 + 0.25 + 0.25.
+    assert components.information_increment(remaining, initial, X) == pytest.approx(0.25)
+    np.testing.assert_allclose(components.increments(remaining, initial), [-1.0, 2.0, 1.0])
+    np.testing.assert_allclose(components.remaining_share(remaining, initial), [1.0, 0.5, 0.0])
+    assert components.information_increment(np.zeros(3), initial, X) == pytest.approx(1 - X[0])
+    assert components.information_increment(np.full(3, 9.0), initial, X) == pytest.approx(0.0)
+
+
+def test_calibration_skill_by_hand():
+    # Uncertainty 0.25 + 0.16 = 0.41; Brier 0.1 + 0.105 = 0.205.
+    assert components.calibration_skill(np.array([0.1, 0.105]), np.array([0.5, 0.2])) == pytest.approx(0.5)
+    assert components.calibration_skill(np.array([0.3]), np.array([0.5])) == 0.0
+    assert np.isnan(components.calibration_skill(np.zeros(2), np.array([0.0, 1.0])))
+
+
+def test_composite_is_the_geometric_mean():
+    assert components.geometric_mean(np.array(0.1), np.array(0.4), np.array(0.2)) == pytest.approx(0.2)
+
+
+def test_formulas_take_draws_in_front():
+    agreement = np.random.default_rng(0).random((5, 3))
+    rows = [components.representation_quality(row, X) for row in agreement]
+    np.testing.assert_allclose(components.representation_quality(agreement, X), rows)
+    initial = np.linspace(1.0, 2.0, 5)
+    rows = [
+        components.information_increment(row, first, X) for row, first in zip(agreement, initial, strict=True)
+    ]
+    np.testing.assert_allclose(components.information_increment(agreement, initial, X), rows)
+
+
+def test_whole_card_worked_on_paper():
+    """2 documents of 2 tokens, 3 layers of 1, 1 and 2 units: x = 0.25, 0.5, 1."""
+    trace = facts_trace(
+        {
+            "agreement": [[0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 0, 1]],
+            "max_prob": np.array([[0.2, 0.5, 0.9], [0.6, 0.5, 0.9], [0.2, 0.5, 0.9], [0.6, 0.5, 0.9]]),
+            "kl_to_final": np.log(2) * np.array([[2.0, 1, 0], [2, 0, 0], [2, 1, 0], [2, 0, 0]]),
+            "hidden_cosine_to_previous": np.array([[0.5, 1.0, 0.9]] * 4),
+        },
+        document=[0, 0, 1, 1],
+        next_token=[1, 1, 1, 2],
+        sizes=(1, 1, 2),
+    )
+    card = score(trace)
+    # A = 0.5, 0.5: area 0.5 x 0.25 + 0.5 x 0.5.
+    assert card.representation.value == pytest.approx(0.375)
+    # R_0 = ln 2 (half of the tokens certain of one word, half of another). Shares 1, 1, 0.5.
+    assert card.initial_information.value == pytest.approx(np.log(2))
+    assert card.increment.value == pytest.approx(1 - (0.25 + 0.25 + 0.25))
+    np.testing.assert_allclose(
+        card.curves.values["increment"], np.log(2) * np.array([-1.0, 1.5, 0.5]), atol=1e-6
+    )
+    # Exit 1: each fold learns 0.2 -> 0, 0.6 -> 1, so Brier 0. Exit 2: one document always agrees, the other
+    # never, so each fold predicts the wrong constant: Brier 1. Skill max(0, 1 - 1 / 0.5) = 0.
+    np.testing.assert_allclose(card.curves.values["recalibrated_brier"], [0.0, 1.0, 0.0])
+    assert card.calibration.value == 0.0
+    assert card.composite.value == 0.0
+    # Against the observed token (1, 1, 1, 2): exit 1 says 2, 1, 2, 1: correct 0, 1, 0, 0. Bin of 0.2: gap
+    # 0.2; bin of 0.6: gap |0.6 - 0.5|: ECE 0.15. Exit 2 says 1, 1, 2, 2: correct 1, 1, 0, 1: ECE 0.25.
+    np.testing.assert_allclose(card.curves.values["ece_token"][:2], [0.15, 0.25], atol=1e-6)
+    assert card.literal_calibration.value == pytest.approx(1 - 0.2)
+    # First match: exits 2, 1, 3, 1 of 3; saturation: 2, 1, 3, 3.
+    assert card.first_match_skip.value == pytest.approx((1 / 3 + 2 / 3 + 0 + 2 / 3) / 4)
+    assert card.saturation_skip.value == pytest.approx((1 / 3 + 2 / 3 + 0 + 0) / 4)
+    # The head is 3 of 3 + 4 units.
+    assert card.head_share == pytest.approx(3 / 7)
+    assert card.time_ceiling_saturation.value == pytest.approx(0.25 * 4 / 7)
+    assert card.time_ceiling_first_match.value == pytest.approx(card.first_match_skip.value * 4 / 7)
+    assert card.ceiling == 0.75
+    assert card.candidates["block_influence"] == pytest.approx((0.5 + 0.0 + 0.1) / 3)
+    assert card.candidates["mean_kl"] == pytest.approx(np.log(2) * (2 + 0.5) / 2)
+    assert card.candidates["saturation_skip"] == card.saturation_skip.value

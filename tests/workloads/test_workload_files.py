@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.errors import WorkloadError
+from offramp.workloads.registry import load_workload
+from offramp.workloads.text_files import SHORTEST_PARAGRAPH, paragraphs
+
+
+def error_of(spec: str) -> str:
+    with pytest.raises(WorkloadError) as caught:
+        load_workload(spec)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_file_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe\r\nzwei\n")
+    workload = load_workload(f"txt:{file}")
+    assert [(document.id, document.text) for document in workload.documents] == [
+        ("notes.txt", "Grüße\r\nzwei\n")
+    ]
+    assert (workload.mode, workload.chat, workload.name) == ("text", False, f"txt:{file}")
+
+
+def test_a_folder_is_one_document_per_text_in_sorted_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "c.TXT", "d.rst"):
+        (tmp_path / name).write_text(f"text of {name}")
+    workload = load_workload(f"txt:{tmp_path}")
+    assert [document.id for document in workload.documents] == ["a.md", "b.txt", "c.TXT"]
+
+
+def test_a_folder_without_texts(tmp_path: Path) -> None:
+    (tmp_path / "d.rst").write_text("text")
+    assert "the folder holds no text files" in error_of(f"txt:{tmp_path}")
+
+
+def test_an_empty_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text("\n \n")
+    message = error_of(f"txt:{tmp_path}")
+    assert "the file is empty" in message
+    assert "b.txt" in message
+
+
+def test_a_missing_file_gives_near_matches(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    assert f"did you mean {tmp_path / 'notes.txt'}?" in error_of(f"txt:{tmp_path / 'note.txt'}")
+    assert "the folder does not exist" in error_of(f"txt:{tmp_path / 'nowhere' / 'note.txt'}")
+
+
+def test_a_binary_file(tmp_path: Path) -> None:
+    file = tmp_path / "image.txt"
+    file.write_bytes(b"abc\x00def")
+    assert "NUL byte at offset 3" in error_of(f"txt:{file}")
+
+
+@pytest.mark.parametrize(("front", "offset"), [(b"", 4), (b"\xef\xbb\xbf", 7)])
+def test_a_file_that_is_not_utf8_names_the_first_bad_byte(tmp_path: Path, front: bytes, offset: int) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(front + b"caf\x65\xe9 \xe9")
+    assert f"byte 0xe9 at offset {offset}" in error_of(f"txt:{file}")
+
+
+def test_paragraphs_by_hand(tmp_path: Path) -> None:
+    long_one, long_two = "one " * 60, "two " * 60
+    file = tmp_path / "notes.txt"
+    file.write_text(f"\nTitle\n\n{long_one}\n \n{long_two}\nstill two\n\n\nend\n")
+    workload = load_workload(f"txt:{file}#paragraphs")
+    assert [(document.id, document.text) for document in workload.documents] == [
+        ("notes.txt:2", f"Title\n\n{long_one.strip()}"),
+        ("notes.txt:6", f"{long_two}\nstill two\n\nend"),
+    ]
+
+
+@given(st.lists(st.sampled_from(["word", "x " * 120, "", " ", "two\nlines"]), min_size=1, max_size=12))
+def test_paragraphs_lose_no_word_and_only_a_whole_text_is_short(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    parts = [part for _, part in paragraphs(text)]
+    assert " ".join(parts).split() == text.split()
+    assert len(parts) <= 1 or min(len(part) for part in parts) >= SHORTEST_PARAGRAPH
+    for line, part in paragraphs(text):
+        assert text.split("\n")[line - 1].strip() == part.split("\n")[0].strip()
+
+
+def test_an_unknown_part_of_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("text")
+    assert "#paragraphs" in error_of(f"txt:{file}#lines")
+
+
+def test_a_number_sign_may_be_part_of_a_file_name(tmp_path: Path) -> None:
+    (tmp_path / "c#paragraphs").write_text("a\n\nb")
+    (tmp_path / "c#").write_text("text")
+    assert len(load_workload(f"txt:{tmp_path / 'c#paragraphs'}").documents) == 1
+    assert load_workload(f"txt:{tmp_path / 'c#'}").documents[0].id == "c#"
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    # U+2028 may stand unescaped in JSON; it ends no line.
+    file = write_lines(tmp_path / "a.jsonl", {"text": "one", "id": 7}, "", '{"text": "two\u2028lines"}')
+    workload = load_workload(f"jsonl:{file}#text")
+    assert [(document.id, document.text) for document in workload.documents] == [
+        ("7", "one"),
+        ("line 3", "two\u2028lines"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{bad", "not JSON"),
+        ([1], "holds a list, not an object"),
+        ({"other": "x", "id": 1}, "no field 'text'\nwhere: .*\nwhat to do: its fields are: other, id"),
+        ({"text": 3}, "holds a number, not text"),
+        ({"text": None}, "holds null, not text"),
+        ({"text": True}, "holds true or false, not text"),
+        ({"text": ["a"]}, "holds a list, not text"),
+        ({"text": {"a": 1}}, "holds an object, not text"),
+        ({"text": "  "}, "is empty"),
+        ({"text": "x", "id": "first"}, "is that of line 1 too"),
+        ('{"text": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_a_bad_json_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+    file = write_lines(tmp_path / "a.jsonl", {"text": "one", "id": "first"}, "", line)
+    with pytest.raises(WorkloadError, match=f"(?s){message}") as caught:
+        load_workload(f"jsonl:{file}#text")
+    assert "line 3" in str(caught.value)
+
+
+def test_json_lines_without_a_field_list_those_of_the_first_line(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a.jsonl", {"title": "t", "body": "b"})
+    for spec in (f"jsonl:{file}", f"jsonl:{file}#"):
+        assert "the fields of the first line are: title, body" in error_of(spec)
+
+
+def test_json_lines_files_are_checked_like_texts(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a.jsonl", {"text": "one"})
+    assert "did you mean" in error_of(f"jsonl:{tmp_path / 'b.jsonl'}#text")
+    file.write_text("")
+    assert "the file is empty" in error_of(f"jsonl:{file}#text")
+
+
+class Rows:
+    def __init__(self, **columns: list[object]) -> None:
+        self.columns = columns
+        self.column_names = list(columns)
+        self.info = SimpleNamespace(license="cc-by-4.0")
+
+    def __getitem__(self, name: str) -> list[object]:
+        return self.columns[name]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package datasets with one data set."""
+
+    def load_dataset(name: str, *, split: str) -> Rows:
+        if name != "me/poems":
+            raise FileNotFoundError(f"no data set {name}")
+        if split != "train":
+            raise ValueError(f"Unknown split {split!r}")
+        return Rows(text=["one", "", "two"], stars=[1, 2, 3])
+
+    module = ModuleType("datasets")
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_data_set_is_one_document_per_row() -> None:
+    workload = load_workload("hf:me/poems#train#text")
+    assert [(document.id, document.text) for document in workload.documents] == [
+        ("row 0", "one"),
+        ("row 2", "two"),
+    ]
+    assert workload.licence == "cc-by-4.0"
+    assert "me/poems" in workload.source
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hf:me/poems", "write hf:dataset#split#field"),
+        ("hf:me/poems#train#", "write hf:dataset#split#field"),
+        ("hf:you/poems#train#text", "no data set you/poems"),
+        ("hf:me/poems#test#text", "Unknown split 'test'"),
+        ("hf:me/poems#train#body", "choose one of: text, stars"),
+        ("hf:me/poems#train#stars", "holds int, not text"),
+    ],
+)
+def test_a_bad_hub_data_set(spec: str, message: str) -> None:
+    assert message in error_of(spec)
+
+
+def test_a_hub_data_set_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install 'offramp[datasets]'" in error_of("hf:me/poems#train#text")

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from offramp.errors import WorkloadError
+from offramp.workloads import registry
+from offramp.workloads.code import from_first_definition
+from offramp.workloads.contract import check_workload_source
+from offramp.workloads.prose import PROSE, clean_topic, without_containers
+from offramp.workloads.registry import describe_workloads, load_workload, register_workload, workload_names
+from offramp.workloads.source import WorkloadSource
+from offramp.workloads.workload import Document, Workload
+
+BUILT_IN = ["prose", "code", "chat", "math"]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_workloads_keep_the_contract(name: str) -> None:
+    workload = check_workload_source(registry._SOURCES[name])
+    assert workload.name == name
+    assert len(workload.documents) >= 60
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_fingerprint_is_the_same_in_another_process(name: str) -> None:
+    program = (
+        "from offramp.workloads.registry import load_workload; "
+        f"print(load_workload({name!r}).fingerprint); import sys; assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == load_workload(name).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "mode", "chat"),
+    [
+        ("prose", "PSF-2.0", "text", False),
+        ("code", "PSF-2.0", "text", False),
+        ("chat", "Apache-2.0", "generation", True),
+        ("math", "Apache-2.0", "generation", True),
+    ],
+)
+def test_what_a_workload_says_of_itself(name: str, licence: str, mode: str, chat: bool) -> None:
+    workload = load_workload(name)
+    assert (workload.licence, workload.mode, workload.chat) == (licence, mode, chat)
+
+
+@pytest.mark.parametrize("name", ["code", "chat", "math"])
+def test_the_list_says_the_right_number_of_documents(name: str) -> None:
+    (described,) = [item for item in describe_workloads() if item.name == name]
+    assert described.documents.split()[0] == str(len(load_workload(name).documents))
+
+
+def test_prose_topics_share_no_text() -> None:
+    documents = load_workload("prose").documents
+    lines = [
+        {line.strip() for line in document.text.splitlines() if len(line.strip()) >= 40}
+        for document in documents
+    ]
+    for index, one in enumerate(lines):
+        for other in lines[:index]:
+            shorter = min(len(one), len(other))
+            assert len(one & other) <= 0.7 * shorter
+
+
+def test_cleaning_a_topic_removes_only_underlines_and_spare_blank_lines() -> None:
+    assert clean_topic('The "x"\n*******\n\n\n\nText -- *args*\n   a ::= b\n') == (
+        'The "x"\n\nText -- *args*\n   a ::= b\n'
+    )
+
+
+def test_a_chapter_that_holds_a_section_is_left_out() -> None:
+    line = "a line that is long enough to be told from others, number "
+    section = "\n".join(line + str(number) for number in range(5))
+    chapter = section + "\n" + "\n".join(line + str(number) for number in range(50, 70))
+    assert without_containers({"chapter": chapter, "section": section, "twin": section}) == {
+        "section": section
+    }
+
+
+def test_code_begins_at_its_first_definition() -> None:
+    module = '"""Doc.\n\ndef is a keyword.\n"""\n# Licence\nimport os\n\n@cache\ndef f():\n    pass\n'
+    assert from_first_definition(module) == "@cache\ndef f():\n    pass\n"
+    assert from_first_definition("x = 1\n") == "x = 1\n"
+    assert load_workload("code").documents[0].text.startswith(("def ", "class ", "@", "async def "))
+
+
+def test_code_without_library_sources_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(WorkloadError, match="standard library lacks"):
+        load_workload("code")
+
+
+def test_math_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(WorkloadError, match=r"offramp\[math\]"):
+        load_workload("math")
+
+
+def test_math_mixes_its_families() -> None:
+    families = [document.id.rsplit("-", 1)[0] for document in load_workload("math").documents]
+    assert len(families) >= 100
+    assert len(set(families[:14])) == 14
+
+
+def test_an_unknown_name_gives_near_matches_and_the_list() -> None:
+    with pytest.raises(WorkloadError) as caught:
+        load_workload("proze")
+    assert "did you mean prose?" in str(caught.value)
+    assert all(name in str(caught.value) for name in workload_names())
+    assert caught.value.exit_code == 2
+
+
+def test_a_bare_path_is_told_how_to_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("hello")
+    with pytest.raises(WorkloadError, match="write txt:"):
+        load_workload(str(file))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("txt", "write txt:PATH"), ("txt:", "write txt:PATH"), ("prose:2", "takes no argument")],
+)
+def test_arguments_that_do_not_fit_the_source(spec: str, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        load_workload(spec)
+
+
+def plug_in(documents: tuple[Document, ...], name: str = "poems") -> WorkloadSource:
+    workload = Workload(name, "text", documents, licence="CC0-1.0", source="here")
+    return WorkloadSource(name, lambda argument: workload, "text", "two", "CC0-1.0", "poems")
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_source_is_loaded_and_listed() -> None:
+    register_workload(plug_in((Document("a", "A"), Document("b", "B"))))
+    assert load_workload("poems").licence == "CC0-1.0"
+    assert "poems" in workload_names()
+    assert describe_workloads()[-1].name == "poems"
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_entry_point_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = plug_in((Document("a", "A"),))
+    monkeypatch.setattr(EntryPoint, "load", lambda self: source)
+    found = [EntryPoint("poems", "poems_package:SOURCE", registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    assert load_workload("poems").documents[0].id == "a"
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_package:SOURCE", "cannot be loaded: No module named 'no_such_package'"),
+        ("json:SOURCE", "cannot be loaded: .*'SOURCE'"),
+        ("json:dumps", "is a function, not a WorkloadSource"),
+    ],
+)
+def test_a_broken_plug_in_is_named_and_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    found = [EntryPoint("poems", value, registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    with pytest.raises(WorkloadError, match=message) as caught:
+        load_workload("poems")
+    assert f"poems = {value}" in str(caught.value)
+    assert load_workload("chat").name == "chat"
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_name_is_taken_once() -> None:
+    register_workload(PROSE)
+    with pytest.raises(WorkloadError, match="two workload sources"):
+        register_workload(plug_in((Document("a", "A"),), name="prose"))
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ((), "no documents"),
+        ((Document("a", "A"), Document("a", "B")), "same id"),
+        ((Document("a", " \n"),), "is empty"),
+        ((Document("a", "half \ud800"),), "surrogate pair at character 5"),
+    ],
+)
+def test_a_source_that_gives_unusable_documents(documents: tuple[Document, ...], message: str) -> None:
+    register_workload(plug_in(documents))
+    with pytest.raises(WorkloadError, match=message):
+        load_workload("poems")
