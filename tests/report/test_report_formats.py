@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.report.formats import (
+    counted,
     decimal,
     estimate_text,
     faster,
@@ -32,6 +33,8 @@ from offramp.scoring.estimate import Estimate
         (faster(1.013), "1.3 % faster"),
         (faster(0.97), "3.0 % slower"),
         (faster(1.0), "no faster"),
+        (counted(1, "document"), "1 document"),
+        (counted(4096, "token"), "4,096 tokens"),
         (listed(["a"]), "a"),
         (listed(["a", "b", "c"]), "a, b and c"),
         (interval_text(0.01, 0.02, percent), "1.0 to 2.0 %"),

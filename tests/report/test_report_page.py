@@ -74,6 +74,7 @@ def undefined_run():
     card = workload.card
     nan = np.full(len(card.curves.exits), math.nan)
     values = {**card.curves.values, "auroc": nan, "aurc": nan}
+    del values["recalibrated_brier"]
     variants = tuple(replace(v, score=nothing, floor=None, ceiling=None) for v in card.eas_variants)
     card = replace(
         card,
@@ -226,6 +227,7 @@ def test_undefined_figures_show_their_reason_and_no_number():
     text = page.text
     assert "Representation quality is undefined. the trace has one document" in text
     assert "Undefined: at every layer fewer than 20 tokens agree" in text
+    assert "Undefined on this workload: Brier, recalibrated." in text
     assert "No frontier was computed for this workload." in text
     assert "No layer has tokens to bin." in text
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)

@@ -120,3 +120,10 @@ def test_an_undefined_figure_is_null_with_its_reason(validator):
 def test_finite_json():
     value = {"a": (np.float32(0.5), np.int64(3), math.inf), 1: [math.nan, True, None, "x"]}
     assert finite_json(value) == {"a": [0.5, 3, None], "1": [None, True, None, "x"]}
+
+
+def test_provenance_cannot_replace_what_the_summary_says_itself(validator):
+    summary = summarise(replace(example_run(), provenance={"layers": "many", "host": "here"}))
+    validator.validate(summary)
+    assert summary["provenance"]["layers"] == 30
+    assert summary["provenance"]["host"] == "here"

@@ -123,12 +123,12 @@ def check_safetensors(path: Path) -> None:
 def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
     """Refuse a tokenizer whose vocabulary is larger than the model's embedding.
 
-    Special tokens beyond the embedding do not count: many checkpoints, and transformers itself for a GGUF file,
+    Special tokens beyond it do not count: many checkpoints, and transformers itself for a GGUF file,
     add an unused padding or unknown token. `Model.encode` refuses a text that needs one.
     """
     rows = config.get_text_config().vocab_size
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    largest = max((token for token in tokenizer.get_vocab().values() if token not in special), default=-1)
+    largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
     if largest >= rows:
         raise ModelError(
             f"the tokenizer knows token ids up to {largest:,}, the model's embedding has {rows:,} rows: "

@@ -81,10 +81,12 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
     if not any(record.key_value_elements or record.state_elements for record in cached):
         cached = [_without_cache(config, record) for record in cached]
     head = stack.head if stack.head is not None else hf.get_output_embeddings()
+    layers = [_layer_shape(config, layer, record) for layer, record in zip(stack.layers, cached, strict=True)]
+    if all(layer.kind == "feedforward" for layer in layers):
+        # A language model mixes positions somehow; without attention its state lies where we cannot see it.
+        layers = [dataclasses.replace(layer, kind="recurrent") for layer in layers]
     return ModelShape(
-        layers=tuple(
-            _layer_shape(config, module, record) for module, record in zip(stack.layers, cached, strict=True)
-        ),
+        layers=tuple(layers),
         hidden_size=_hidden_size(config, head),
         vocabulary_size=int(config.vocab_size),
         tail_parameters=count_parameters(stack.tail),

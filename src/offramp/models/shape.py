@@ -10,7 +10,7 @@ from typing import Any
 class LayerShape:
     """One decoder layer, measured from its modules.
 
-    kind: "attention", "recurrent" or "hybrid" (both in one layer).
+    kind: "attention", "recurrent", "hybrid" (both in one layer) or "feedforward" (neither).
     parameters: elements of every weight in the layer.
     active_parameters: elements that one token multiplies (for a mixture of experts: routed and shared only).
     key_value_parameters: elements of the weights that make K and V (0 without attention).

@@ -75,6 +75,11 @@ def listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: "1 document", "4,096 tokens"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def visible_piece(piece: str) -> str:
     """A token's text with whitespace and control characters made visible.
 

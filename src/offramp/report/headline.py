@@ -72,7 +72,7 @@ def refusal(found: list[tuple[str, Verdict]]) -> str:
     name, verdict = best(found)
     value = verdict.net_speedup.value
     if value is None:
-        return f"at {floor} agreement {verdict.reason}"
+        return missing_speed(verdict)
     where = f" ({name})" if len(found) > 1 else ""
     if value <= 1:
         return (
@@ -92,7 +92,7 @@ def promise(found: list[tuple[str, Verdict]]) -> str:
     value = verdict.net_speedup.value
     floor = whole_percent(verdict.floor)
     if value is None:
-        return f"at {floor} agreement {verdict.reason}"
+        return missing_speed(verdict)
     interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, lambda v: percent(v - 1))
     weakest = f"even on {name}, the weakest of them, " if len(found) > 1 else ""
     return (
@@ -108,13 +108,19 @@ def doubt(found: list[tuple[str, Verdict]]) -> str:
     floor = whole_percent(verdict.floor)
     value = verdict.net_speedup.value
     if value is None:
-        return f"at {floor} agreement {verdict.reason}"
+        return missing_speed(verdict)
     interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, lambda v: percent(v - 1))
     where = f" ({name})" if len(found) > 1 else ""
     found_text = f"at {floor} agreement the best policy{where} is predicted to decode {faster(value)}"
     if interval:
         return f"{found_text}, but anything from {interval} fits the documents seen"
-    return f"{found_text}, without an interval: {verdict.net_speedup.no_interval or verdict.reason}"
+    return f"{found_text}, without an interval: {verdict.net_speedup.no_interval or 'no reason recorded'}"
+
+
+def missing_speed(verdict: Verdict) -> str:
+    """Why no speed stands in the sentence."""
+    why = verdict.net_speedup.undefined or "no reason recorded"
+    return f"its speed at {whole_percent(verdict.floor)} agreement is undefined: {why}"
 
 
 def mixed_sentence(model: str, found: list[tuple[str, Verdict]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from offramp.files import write_text_atomically
 from offramp.report.colours import ramp_rules
+from offramp.report.formats import counted
 from offramp.report.markup import element, slug, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.components import components_section
@@ -110,7 +111,8 @@ def insert_navigation(main: str, tabs: str) -> str:
 def workload_section(workload: WorkloadResult, layers: int, identity: str) -> str:
     """Everything about one workload."""
     card = workload.card
-    facts = f"{workload.mode} mode · {card.documents} documents · {card.tokens:,} tokens traced"
+    traced = f"{counted(card.documents, 'document')} · {counted(card.tokens, 'token')} traced"
+    facts = f"{workload.mode} mode · {traced}"
     content = (
         element("h2", text(workload.name))
         + element("p", text(facts), class_="eyebrow")

@@ -101,6 +101,7 @@ class RunResult:
     """One run of `offramp run`.
 
     provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order.
+    The names model, layers, command and workloads are the summary's own and are replaced there.
     measured: stopwatch figures by name; "plain_seconds_per_token" is seconds per token of plain `generate()`.
     command: the command line that repeats the run.
     """

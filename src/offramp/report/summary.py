@@ -47,11 +47,11 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "predicted": [predicted_json(run, w.name, v) for w in run.workloads for v in w.verdicts],
         "measured": measured_json(run),
         "provenance": {
+            **finite_json(run.provenance),
             "model": run.model_name,
             "layers": run.layers,
             "command": run.command,
             "workloads": [workload_json(workload) for workload in run.workloads],
-            **finite_json(run.provenance),
         },
     }
 

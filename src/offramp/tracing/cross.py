@@ -1,9 +1,9 @@
 """Statistics between the logits z of an exit and the final logits z_L: expected logit and cosines.
 
 For a linear head they need no pass over the vocabulary. With z = W x (the bias as one more feature):
-sum_v p_L(v) z(v) = (W^T p_L) . x and z . z_L = x^T (W^T W) x_L, so one vector per token and one small matrix per
-model replace four sums per logit. The matrix is taken of W less its mean over the vocabulary, so that centred
-cosines lose no digits.
+sum_v p_L(v) z(v) = (W^T p_L) . x and z . z_L = x^T (W^T W) x_L, so one vector per token and one small matrix
+per model replace four sums per logit. The matrix is taken of W less its mean over the vocabulary, so that
+centred cosines lose no digits.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class LinearCross:
 class DirectCross:
     """Cross statistics by sums over the vocabulary, for soft-capped, masked and indirect heads.
 
-    A column that is -inf at the final exit is a masked part of the vocabulary: its probability is 0 at every exit
-    and it takes no part in the cosines.
+    A column that is -inf at the final exit is a masked part of the vocabulary: its probability is 0 at every
+    exit and it takes no part in the cosines.
     """
 
     def __init__(self, head: Head, final_states: Tensor, partner: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Fact:
-    """One column of a trace. z is the logits of an exit, p its softmax; L is the last exit (the full model)."""
+    """One column of a trace. z: logits of an exit, p: their softmax, L: the last exit (the full model)."""
 
     name: str
     dtype: Literal["int32", "float32"]
@@ -26,10 +26,17 @@ FACTS: tuple[Fact, ...] = (
     Fact("final_rank", "int32", "rank", "rank of the full model's top-1 token in z, 0 = top"),
     Fact("final_logprob", "float32", "nats", "log p of the full model's top-1 token"),
     Fact("logit_cosine", "float32", "cosine", "cosine of z and z_L"),
-    Fact("centred_logit_cosine", "float32", "cosine", "cosine of z and z_L, mean over the vocabulary removed"),
+    Fact(
+        "centred_logit_cosine", "float32", "cosine", "cosine of z and z_L, mean over the vocabulary removed"
+    ),
     Fact("shuffled_logit_cosine", "float32", "cosine", "cosine of z and another token's z_L: chance level"),
     Fact("hidden_cosine_to_final", "float32", "cosine", "cosine of the hidden state and the last layer's"),
-    Fact("hidden_cosine_to_previous", "float32", "cosine", "cosine of the hidden state before and after the layer"),
+    Fact(
+        "hidden_cosine_to_previous",
+        "float32",
+        "cosine",
+        "cosine of the hidden state before and after the layer",
+    ),
     Fact("update_norm", "float32", "ratio", "norm of the layer's update over the norm of its input"),
 )
 

@@ -240,7 +240,7 @@ class _Group:
 
     def _add_marginal(self, rows: slice, probability: Tensor) -> None:
         documents = self.rows.document[rows]
-        for document in documents.unique().tolist():
+        for document in sorted(set(documents.tolist())):
             total = probability[documents == document].sum(0)
             known = self.marginal.get(document)
             self.marginal[document] = total if known is None else known + total
@@ -272,7 +272,9 @@ class _Group:
         self.facts["centred_logit_cosine"][rows, index] = compared.centred_cosine
         self.facts["shuffled_logit_cosine"][rows, index] = compared.shuffled_cosine
 
-    def _write(self, index: int, rows: slice, row: RowStatistics, final_logit: Tensor, next_logit: Tensor) -> None:
+    def _write(
+        self, index: int, rows: slice, row: RowStatistics, final_logit: Tensor, next_logit: Tensor
+    ) -> None:
         """The facts that need the exit alone."""
         self._note_defects(index, rows, torch.isfinite(row.log_partition) & torch.isfinite(row.maximum))
         best = torch.exp(row.maximum - row.log_partition)

@@ -1,8 +1,10 @@
-"""Exit heads as the tracer uses them: hidden states in, row statistics out, one logits buffer used again and again."""
+"""Exit heads as the tracer uses them: hidden states in, row statistics out, one logits buffer for all."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -34,7 +36,7 @@ PADDING = -1e30
 
 
 class Head(Protocol):
-    """Turns states [rows, features] of an exit into head output [rows, padded vocabulary] and its statistics."""
+    """Turns states [rows, features] into head output [rows, padded vocabulary] and its statistics."""
 
     vocabulary_size: int
     transform: Transform
@@ -54,6 +56,17 @@ class Head(Protocol):
 
         The first wanted column is the reference of `RowStatistics.above`.
         """
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let float32 products use bfloat16 factors: exact here, since the factors are bfloat16 already."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def make_head(
@@ -93,8 +106,8 @@ def padded_size(vocabulary_size: int) -> int:
 class LinearHead:
     """A head that is one linear layer, followed by a scale or a soft-cap.
 
-    In float32 its output is float32. In bfloat16 the product accumulates in float32 and its output is rounded to
-    bfloat16; `statistics` then computes the best candidates and the wanted columns again in float32.
+    In float32 its output is float32. In bfloat16 the product accumulates in float32 and its output is rounded
+    to bfloat16; `statistics` then computes the best candidates and the wanted columns again in float32.
     """
 
     def __init__(
@@ -136,11 +149,12 @@ class LinearHead:
         out = self._exact_buffer[: len(states)]
         out[:, self.vocabulary_size :] = PADDING
         wide = states.float()
-        for start in range(0, self.vocabulary_size, TILE):
-            tile = slice(start, min(start + TILE, self.vocabulary_size))
-            torch.mm(wide, self.weight[tile].float().t(), out=out[:, tile])
-            if self.bias is not None:
-                out[:, tile] += self.bias[tile].float()
+        with bfloat16_products():
+            for start in range(0, self.vocabulary_size, TILE):
+                tile = slice(start, min(start + TILE, self.vocabulary_size))
+                torch.mm(wide, self.weight[tile].float().t(), out=out[:, tile])
+                if self.bias is not None:
+                    out[:, tile] += self.bias[tile].float()
         return out
 
     def exact_logits(self, states: Tensor, columns: Tensor) -> Tensor:
@@ -179,7 +193,7 @@ class LinearHead:
 
 
 class ReadoutHead:
-    """A head read out through the model's own forward, for models whose head is more than one linear layer."""
+    """A head read out through the model's own forward, where it is more than one linear layer."""
 
     transform = Transform()
 

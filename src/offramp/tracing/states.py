@@ -16,10 +16,10 @@ MEMORY_BUDGET = 64_000_000
 
 @dataclass(frozen=True)
 class StateShape:
-    """How a layer's output relates to rows [positions, features]; most families return [batch, positions, hidden].
+    """How a layer's output relates to rows [positions, features].
 
-    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1, None
-    for the usual three axes.
+    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1,
+    None for the usual [batch, positions, hidden].
     """
 
     position_axis: int
@@ -95,7 +95,7 @@ class FileStore:
 
     def write(self, exit_index: int, start: int, rows: Tensor) -> None:
         """Write rows of one exit at their place."""
-        data = memoryview(rows.contiguous().view(torch.uint8).numpy()).cast("B")
+        data = rows.contiguous().view(torch.uint8).numpy().data.cast("B")
         done = 0
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], self._offset(exit_index, start) + done)
@@ -104,7 +104,7 @@ class FileStore:
         """Read rows of one exit."""
         count = rows.stop - rows.start
         states = torch.empty(count, self._features, dtype=self._dtype)
-        data = memoryview(states.view(torch.uint8).numpy()).cast("B")
+        data = states.view(torch.uint8).numpy().data.cast("B")
         done = 0
         while done < len(data):
             read = os.preadv(self._file.fileno(), [data[done:]], self._offset(exit_index, rows.start) + done)

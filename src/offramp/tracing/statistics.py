@@ -1,7 +1,8 @@
 """Row statistics of a block of logits in one pass: maxima, partition sum, entropy sum and rank.
 
-The reductions are compiled where a C++ compiler is at hand (about a tenth of the time of the eager ones); the eager
-form computes the same formulas and is used otherwise, and for small traces, where compiling takes longer.
+The reductions are compiled where a C++ compiler is at hand (about a tenth of the time of the eager ones); the
+eager form computes the same formulas and is used otherwise, and for small traces, where compiling takes
+longer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 BLOCK = 64
 """Columns whose maximum is kept, so that top-1 and top-2 are looked up in the few winning blocks only."""
 
-CANDIDATES = 16
+CANDIDATES = 8
 """Best columns of a bfloat16 product whose logits are computed again in float32."""
 
 WINNING_BLOCKS = 8
@@ -107,9 +108,9 @@ def _compiled_raw_sums() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, 
 def choose_reductions(elements: int) -> Reductions:
     """How to reduce a trace of `elements` = tokens x exits x vocabulary logits.
 
-    Compiling takes up to half a minute once per machine; it is worth it from some billions of logits on.
+    Compiling takes up to half a minute once per machine; it is worth it from a billion logits on.
     """
-    worthwhile = elements >= 6_000_000_000
+    worthwhile = elements >= 1_000_000_000
     return "compiled" if worthwhile and (shutil.which("g++") or shutil.which("clang++")) else "eager"
 
 
@@ -122,7 +123,9 @@ def raw_sums(output: Tensor, reference: Tensor, transform: Transform, reductions
         return RawSums(*_compiled_raw_sums()(output, reference, transform.scale, transform.cap))
     parts = [
         _raw_sums(rows, wanted, transform.scale, transform.cap)
-        for rows, wanted in zip(output.split(_EAGER_ROWS), reference.split(_EAGER_ROWS), strict=True)
+        for rows, wanted in zip(
+            torch.split(output, _EAGER_ROWS), torch.split(reference, _EAGER_ROWS), strict=True
+        )
     ]
     return RawSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -159,11 +162,12 @@ def corrected_row_statistics(
     exact: Callable[[Tensor], Tensor],
     transform: Transform,
 ) -> RowStatistics:
-    """Statistics of rows whose head output was rounded to bfloat16, with the best candidates taken again in float32.
+    """Statistics of rows whose head output was rounded to bfloat16; the best candidates are taken in float32.
 
     A bfloat16 product rounds a logit of 16 to a step of 0.125, which breaks ties and moves the largest
-    probabilities. The best CANDIDATES columns carry nearly all of that error; `exact(columns [rows, candidates])`
-    gives their float32 logits (transformed), and their rounded contributions are replaced in every sum.
+    probabilities. The best CANDIDATES columns carry nearly all of that error; `exact(columns [rows,
+    candidates])` gives their float32 logits (transformed), and their rounded contributions are replaced in
+    every sum.
     """
     rows = torch.arange(len(output))[:, None]
     blocks = sums.block_maximum.topk(min(WINNING_BLOCKS, sums.block_maximum.shape[1]), dim=-1).indices

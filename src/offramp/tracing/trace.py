@@ -44,8 +44,8 @@ class Marginal:
 class Trace:
     """Facts as numpy arrays [tokens, exits], read when first asked for.
 
-    exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool [tokens].
-    `document` indexes `documents`. Rows of one document are contiguous. Invalid documents have no rows.
+    exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool
+    [tokens]. `document` indexes `documents`. Rows of one document are contiguous; an invalid one has none.
     Every fact of `offramp.tracing.facts.FACTS` is an attribute: `trace.max_prob` is float32 [tokens, exits].
     """
 
@@ -164,7 +164,10 @@ class Trace:
         raise AttributeError(name)
 
     def subset(self, documents: NDArray[np.int64]) -> Trace:
-        """The rows of some documents (indices into `documents`), in their old order; the marginal stays the whole's."""
+        """The rows of some documents, in their old order; the marginal stays that of the whole trace.
+
+        documents: int64, indices into `documents`.
+        """
         rows = np.flatnonzero(np.isin(self.document, documents))
         return Trace(
             exits=self.exits,

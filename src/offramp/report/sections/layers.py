@@ -8,7 +8,7 @@ import numpy as np
 
 from offramp.report.charts.line_chart import LineChart, Series
 from offramp.report.charts.reliability_chart import reliability_svg
-from offramp.report.formats import NumberFormat, decimal, percent
+from offramp.report.formats import NumberFormat, decimal, listed, percent
 from offramp.report.markup import element, figure, reason, table, text
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
@@ -143,6 +143,9 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
             element("figcaption", element("h4", text(spec.title))) + reason(f"Undefined: {spec.undefined}."),
         )
     note = spec.note
+    absent = [label for name, label in spec.curves if name not in curves.values]
+    if absent:
+        note += f" Undefined on this workload: {listed(absent)}."
     if any(np.isnan(curves.values[name]).any() for name, _ in present):
         note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
     return figure(spec.title, note, svg, data, legend=chart.legend(), kind="measured")

@@ -135,7 +135,7 @@ def depth_figure(workload: WorkloadResult, layers: int) -> str:
     ]
     return figure(
         "Where tokens could have stopped",
-        f"All {total} traced tokens of {workload.name} by the layer from which the prediction stays; the "
+        f"All {total:,} traced tokens of {workload.name} by the layer from which the prediction stays; the "
         "strip is the "
         "passage's colour key.",
         depth_svg(trace.exits, counts, layers),

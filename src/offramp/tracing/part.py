@@ -1,0 +1,152 @@
+"""One part of a trace: the facts of some whole documents, as arrays and as three Parquet files."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from offramp.errors import DamagedFileError
+from offramp.files import canonical_json, write_atomically
+from offramp.tracing.facts import FACTS
+
+TOKEN_COLUMNS = {
+    "token": "int32",
+    "next_token": "int32",
+    "document": "int32",
+    "position": "int32",
+    "generated": "bool",
+}
+
+FILE_KINDS = ("facts", "marginal", "tokens")
+"""In the order of writing: a part is whole as soon as its last file is there."""
+
+ArrayOf = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PartDocument:
+    """What became of one document: its index in the selection, traced rows, and a defect if any."""
+
+    index: int
+    rows: int
+    valid: bool = True
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Facts of some whole documents.
+
+    tokens: columns [rows] as in TOKEN_COLUMNS. facts: [rows, exits] by name. marginal: sums of p_L over the
+    rows of each block of documents, float64 [vocabulary]; marginal_rows: rows of each block.
+    """
+
+    index: int
+    tokens: Mapping[str, ArrayOf]
+    facts: Mapping[str, ArrayOf]
+    marginal: Mapping[int, NDArray[np.float64]]
+    marginal_rows: Mapping[int, int]
+    documents: tuple[PartDocument, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of valid documents."""
+        return len(self.tokens["token"])
+
+
+def part_path(folder: Path, kind: str, index: int) -> Path:
+    """The file of one kind of one part."""
+    return folder / f"{kind}-{index:05d}.parquet"
+
+
+def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
+    """Write the three files of a part; each carries the fingerprint of the request it answers."""
+    rows = part.rows
+    facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
+    facts.update({fact.name: np.ravel(part.facts[fact.name]) for fact in FACTS})
+    marginal = {f"block_{block:02d}": part.marginal[block] for block in sorted(part.marginal)}
+    details = {
+        "marginal_rows": {str(block): rows for block, rows in sorted(part.marginal_rows.items())},
+        "documents": [asdict(document) for document in part.documents],
+    }
+    columns = {"facts": facts, "marginal": marginal, "tokens": dict(part.tokens)}
+    for kind in FILE_KINDS:
+        table = pa.table(columns[kind]).replace_schema_metadata(
+            {"offramp.request": request, "offramp.part": canonical_json(details)}
+        )
+        write_atomically(part_path(folder, kind, part.index), functools.partial(_write, table))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [field.name for field in table.schema if field.name not in floats]
+    pq.write_table(
+        table,
+        path,
+        compression={name: "none" if name in floats else "zstd" for name in table.column_names},
+        use_dictionary=others,
+        write_page_checksum=True,
+        store_schema=False,
+    )
+
+
+def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, ArrayOf]:
+    """Columns of a part's file as numpy arrays; every page is checked against its checksum.
+
+    Raises DamagedFileError, naming the file, if it cannot be read whole.
+    """
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True, use_threads=True)
+        return {name: table.column(name).to_numpy() for name in table.column_names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def read_details(path: Path) -> tuple[str, dict[str, Any]]:
+    """The request's fingerprint and the part's details, from the file's metadata."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return metadata[b"offramp.request"].decode(), json.loads(metadata[b"offramp.part"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise damaged(path, f"its metadata cannot be read ({type(error).__name__})") from error
+
+
+def read_part(folder: Path, index: int, exits: int, request: str) -> Part:
+    """A whole part, every byte of its columns checked.
+
+    Raises DamagedFileError if a file is missing, unreadable or answers another request.
+    """
+    columns = {}
+    for kind in FILE_KINDS:
+        path = part_path(folder, kind, index)
+        found, details = read_details(path)
+        if found != request:
+            raise damaged(path, "it belongs to another trace")
+        columns[kind] = read_columns(path)
+    facts = {fact.name: columns["facts"][fact.name].reshape(-1, exits) for fact in FACTS}
+    return Part(
+        index=index,
+        tokens=columns["tokens"],
+        facts=facts,
+        marginal={int(name.removeprefix("block_")): sums for name, sums in columns["marginal"].items()},
+        marginal_rows={int(block): rows for block, rows in details["marginal_rows"].items()},
+        documents=tuple(PartDocument(**document) for document in details["documents"]),
+    )
+
+
+def damaged(path: Path, why: str) -> DamagedFileError:
+    """The error for a trace file whose bytes are not those that were written."""
+    return DamagedFileError(
+        f"a part of the trace is damaged: {path.name}: {why}",
+        where=str(path),
+        fix="run the command that made the trace again with --repair; it traces only the damaged parts again",
+    )

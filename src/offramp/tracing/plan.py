@@ -1,0 +1,105 @@
+"""What a trace will measure: the contexts of a workload, cut into parts of whole documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.workloads.answers import Answer, answer_prompts
+from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
+from offramp.workloads.packing import Context, Selection, select_contexts
+from offramp.workloads.workload import Workload
+
+PARTS_WANTED = 64
+SMALLEST_PART = 1024
+LARGEST_PART = 16_384
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """Contexts in parts of whole documents; a context's `document` indexes `document_ids`."""
+
+    parts: tuple[tuple[Context, ...], ...]
+    document_ids: tuple[str, ...]
+    tokens: int
+    document_tokens: int
+    notes: tuple[str, ...]
+
+
+def usable_context(model: Model, context: int, *, asked_for: bool = True) -> int:
+    """The context length, if the model takes it.
+
+    Raises InputError if it is longer than the model's.
+    """
+    longest = model.context_length
+    if longest is not None and context > longest:
+        raise InputError(
+            f"a context of {context:,} tokens is longer than the model's {longest:,}",
+            where="--context",
+            fix=f"give --context {longest} or less",
+        )
+    return context
+
+
+def plan_trace(
+    model: Model,
+    workload: Workload,
+    answer: Callable[[], Answer],
+    *,
+    tokens: int,
+    context: int,
+    document_tokens: int | None,
+) -> TracePlan:
+    """Encode the workload, let the model answer its prompts in generation mode, and choose what to trace.
+
+    answer: gives the answering function; called in generation mode only.
+    """
+    prepended = 0 if model.bos_policy.token_id is None else 1
+    encode = model.encode_chat if workload.chat else model.encode
+    front = 0 if workload.mode == "generation" else prepended
+    encoded: Sequence[EncodedDocument] = EncodedDocuments(workload.documents, encode, prepended=front)
+    sizes = {"tokens": tokens, "context": context, "document_tokens": document_tokens}
+    if workload.mode == "generation":
+        encoded = answer_prompts(encoded, answer(), at_once=16, **sizes)  # type: ignore[arg-type]
+    selection = select_contexts(encoded, **sizes)  # type: ignore[arg-type]
+    place = {document.document: number for number, document in enumerate(selection.documents)}
+    contexts = [replace(context, document=place[context.document]) for context in selection.contexts]
+    return TracePlan(
+        parts=tuple(_parts(contexts, selection.tokens)),
+        document_ids=tuple(document.id for document in selection.documents),
+        tokens=selection.tokens,
+        document_tokens=selection.document_tokens,
+        notes=tuple(_notes(model, workload, selection, tokens)),
+    )
+
+
+def _notes(model: Model, workload: Workload, selection: Selection, tokens: int) -> list[str]:
+    notes = []
+    if selection.tokens < tokens:
+        notes.append(
+            f"{selection.tokens:,} tokens were traced; {tokens:,} were asked for and there are no more"
+        )
+    if selection.skipped:
+        first = selection.skipped[0]
+        notes.append(f"{len(selection.skipped)} documents give no row (first: {first.id}: {first.reason})")
+    if workload.chat and model.uses_plain_chat_template:
+        notes.append("the model has no chat template; a plain User/Assistant turn is used")
+    return notes
+
+
+def _parts(contexts: Sequence[Context], tokens: int) -> list[tuple[Context, ...]]:
+    """Consecutive whole documents, about a 64th of the trace each."""
+    size = min(max(SMALLEST_PART, tokens // PARTS_WANTED), LARGEST_PART)
+    parts: list[tuple[Context, ...]] = []
+    part: list[Context] = []
+    rows = 0
+    for number, context in enumerate(contexts):
+        part.append(context)
+        rows += context.rows
+        ends_document = number + 1 == len(contexts) or contexts[number + 1].document != context.document
+        if ends_document and (rows >= size or number + 1 == len(contexts)):
+            parts.append(tuple(part))
+            part, rows = [], 0
+    return parts

@@ -1,0 +1,87 @@
+"""What a trace answers: everything that changes its result, with one fingerprint."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """Everything that changes a trace: two requests with one fingerprint give the same bytes.
+
+    model, workload: their descriptions with fingerprints. exits: layers. context, document_tokens: sizes in
+    tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
+    the libraries that compute.
+    """
+
+    model: dict[str, Any]
+    workload: dict[str, Any]
+    dtype: str
+    exits: tuple[int, ...]
+    tokens: int
+    context: int
+    document_tokens: int | None
+    reductions: Literal["compiled", "eager"]
+    threads: int
+    code: str
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return {**asdict(self), "exits": list(self.exits)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return sha256_of_text(canonical_json({"schema_version": SCHEMA_VERSION, **self.to_json()}))
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """SHA-256 of the source of the rooms that make a trace."""
+    package = Path(__file__).parents[1]
+    files = sorted(
+        path for room in ("models", "workloads", "tracing") for path in (package / room).glob("*.py")
+    )
+    return sha256_of_text(canonical_json([[path.name, sha256_of_file(path)] for path in files]))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a trace's numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
+
+
+def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Layers to trace, ascending, the last one always among them.
+
+    exits: "all", "10,20,30" (also joined by "+"), or numbers.
+
+    Raises InputError for a layer that is not there.
+    """
+    if isinstance(exits, str):
+        if exits == "all":
+            return tuple(range(1, layers + 1))
+        words = exits.replace("+", ",").split(",")
+        if not all(word.strip().isdigit() for word in words):
+            raise InputError(
+                f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
+            )
+        exits = [int(word) for word in words]
+    wanted = {int(layer) for layer in exits}
+    unknown = sorted(layer for layer in wanted if not 1 <= layer <= layers)
+    if unknown or not wanted:
+        raise InputError(
+            f"the model has no exit {unknown[0]}" if unknown else "no exit was asked for",
+            where="--exits",
+            fix=f"choose among 1 to {layers}",
+        )
+    return tuple(sorted(wanted | {layers}))

@@ -1,0 +1,217 @@
+"""A trace on disk: parts, and a manifest with their SHA-256 that is written last."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import sha256_of_file, write_json_atomically
+from offramp.models.shape import ModelShape
+from offramp.tracing.facts import FACTS
+from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, damaged, part_path, read_columns
+from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
+from offramp.tracing.trace import MARGINAL_BLOCKS, DocumentRecord, FactArray, Marginal, Trace
+
+MANIFEST = "manifest.json"
+REQUEST = "request.json"
+
+
+def write_manifest(
+    folder: Path,
+    request: TraceRequest,
+    parts: Sequence[Part],
+    document_ids: Sequence[str],
+    shape: ModelShape,
+    notes: Sequence[str],
+    seconds: float,
+) -> None:
+    """Describe the whole parts of a trace; from now on the folder is a trace."""
+    documents = [
+        {**record_json(document_ids, document), "block": block_of(document.index, len(document_ids))}
+        for part in parts
+        for document in part.documents
+    ]
+    write_json_atomically(
+        folder / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "offramp trace",
+            "request": request.to_json(),
+            "request_fingerprint": request.fingerprint,
+            "exits": list(request.exits),
+            "shape": shape.to_json(),
+            "facts": [{"name": fact.name, "dtype": fact.dtype, "unit": fact.unit} for fact in FACTS],
+            "documents": documents,
+            "tokens": sum(part.rows for part in parts),
+            "notes": list(notes),
+            "parts": [_part_json(folder, part) for part in parts],
+            "timestamps": {
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "seconds": round(seconds, 3),
+            },
+        },
+    )
+
+
+def record_json(document_ids: Sequence[str], document: Any) -> dict[str, Any]:
+    """One document of the manifest."""
+    return {
+        "index": document.index,
+        "id": document_ids[document.index],
+        "tokens": document.rows,
+        "valid": document.valid,
+        "reason": document.reason,
+    }
+
+
+def block_of(document: int, documents: int) -> int:
+    """The block of the marginal that a document belongs to: consecutive documents share one."""
+    return document * MARGINAL_BLOCKS // documents
+
+
+def _part_json(folder: Path, part: Part) -> dict[str, Any]:
+    files = {}
+    for kind in FILE_KINDS:
+        path = part_path(folder, kind, part.index)
+        files[kind] = {"name": path.name, "sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+    marginal_rows = {str(block): rows for block, rows in sorted(part.marginal_rows.items())}
+    return {"index": part.index, "rows": part.rows, "marginal_rows": marginal_rows, "files": files}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished trace.
+
+    Raises InputError if there is none or if a newer offramp wrote it; DamagedFileError if it is unreadable.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        unfinished = (folder / REQUEST).is_file()
+        raise InputError(
+            "the trace is not finished" if unfinished else "there is no trace here",
+            where=str(folder),
+            fix="run the same offramp trace command again; it resumes after the last whole part"
+            if unfinished
+            else "give the folder that offramp trace -o wrote (it holds a manifest.json)",
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = int(manifest["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"not a manifest ({type(error).__name__})") from error
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"the trace has schema version {version}; this offramp reads up to {SCHEMA_VERSION}",
+            where=str(path),
+            fix="upgrade offramp: pip install --upgrade offramp",
+        )
+    return cast("dict[str, Any]", manifest)
+
+
+def verify_parts(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, DamagedFileError]]:
+    """The parts whose files are missing or whose bytes changed: (part, error) pairs."""
+
+    def check(entry: tuple[int, dict[str, Any]]) -> tuple[int, DamagedFileError] | None:
+        index, file = entry
+        path = folder / file["name"]
+        if not path.is_file():
+            return index, damaged(path, "the file is missing")
+        if sha256_of_file(path) != file["sha256"]:
+            return index, damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+        return None
+
+    entries = [(part["index"], file) for part in manifest["parts"] for file in part["files"].values()]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return [found for found in pool.map(check, entries) if found is not None]
+
+
+def read_trace(folder: Path) -> Trace:
+    """A finished trace, every file checked against the manifest; facts are read when first asked for.
+
+    Raises InputError if there is none, DamagedFileError naming the part whose bytes changed.
+    """
+    manifest = read_manifest(folder)
+    problems = verify_parts(folder, manifest)
+    if problems:
+        raise problems[0][1]
+    indices = [part["index"] for part in manifest["parts"] if part["rows"]]
+    exits = np.array(manifest["exits"], dtype=np.int64)
+    tokens = [read_columns(part_path(folder, "tokens", index)) for index in indices]
+
+    def fact(name: str) -> FactArray:
+        columns = [read_columns(part_path(folder, "facts", index), [name])[name] for index in indices]
+        return np.concatenate(columns).reshape(-1, len(exits))
+
+    return Trace(
+        exits=exits,
+        tokens={name: np.concatenate([columns[name] for columns in tokens]) for name in TOKEN_COLUMNS},
+        facts=fact,
+        documents=_records(manifest),
+        marginal=functools.partial(_read_marginal, folder, manifest),
+        shape=ModelShape.from_json(manifest["shape"]),
+        provenance={
+            "request": manifest["request"],
+            "request_fingerprint": manifest["request_fingerprint"],
+            "notes": manifest["notes"],
+        },
+        folder=folder,
+    )
+
+
+def _records(manifest: dict[str, Any]) -> tuple[DocumentRecord, ...]:
+    return tuple(
+        DocumentRecord(entry["id"], entry["tokens"], entry["valid"], entry["reason"])
+        for entry in manifest["documents"]
+    )
+
+
+def _read_marginal(folder: Path, manifest: dict[str, Any]) -> Marginal:
+    sums: NDArray[np.float64] = np.zeros((MARGINAL_BLOCKS, manifest["shape"]["vocabulary_size"]))
+    tokens = np.zeros(MARGINAL_BLOCKS, dtype=np.int64)
+    for part in manifest["parts"]:
+        for name, column in read_columns(part_path(folder, "marginal", part["index"])).items():
+            sums[int(name.removeprefix("block_"))] += column
+        for block, rows in part["marginal_rows"].items():
+            tokens[int(block)] += rows
+    blocks = np.array([entry["block"] for entry in manifest["documents"]], dtype=np.int64)
+    return Marginal(sums, tokens, blocks)
+
+
+def trace_from_parts(
+    parts: Sequence[Part],
+    request: TraceRequest,
+    document_ids: Sequence[str],
+    shape: ModelShape,
+    notes: Sequence[str],
+) -> Trace:
+    """A trace held in memory."""
+    sums: NDArray[np.float64] = np.zeros((MARGINAL_BLOCKS, shape.vocabulary_size))
+    tokens = np.zeros(MARGINAL_BLOCKS, dtype=np.int64)
+    for part in parts:
+        for block, column in part.marginal.items():
+            sums[block] += column
+            tokens[block] += part.marginal_rows[block]
+    documents = [document for part in parts for document in part.documents]
+    blocks = [block_of(document.index, len(document_ids)) for document in documents]
+    marginal = Marginal(sums, tokens, np.array(blocks, dtype=np.int64))
+    return Trace(
+        exits=np.array(request.exits, dtype=np.int64),
+        tokens={name: np.concatenate([part.tokens[name] for part in parts]) for name in TOKEN_COLUMNS},
+        facts=lambda name: np.concatenate([part.facts[name] for part in parts]),
+        documents=tuple(DocumentRecord(document_ids[d.index], d.rows, d.valid, d.reason) for d in documents),
+        marginal=lambda: marginal,
+        shape=shape,
+        provenance={
+            "request": request.to_json(),
+            "request_fingerprint": request.fingerprint,
+            "notes": list(notes),
+        },
+    )
