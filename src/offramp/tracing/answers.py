@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from offramp.errors import DamagedFileError
-from offramp.files import sha256_of_text, write_json_atomically
+from offramp.files import sha256_of_text
 from offramp.models.model import Model
+from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
@@ -40,7 +40,7 @@ class Answerer:
             for key, new_tokens in zip(keys, generate_greedily(self.model, batch), strict=True):
                 self.kept[key] = list(new_tokens)
             if self.path is not None:
-                write_json_atomically(self.path, {"request": self.request, "answers": self.kept})
+                write_sealed_json(self.path, {"request": self.request, "answers": self.kept})
         answers = [tuple(self.kept[key]) for key in keys]
         self.on_tokens(sum(len(answer) for answer in answers))
         return answers
@@ -48,41 +48,63 @@ class Answerer:
     def _read(self) -> dict[str, list[int]]:
         if self.path is None or not self.path.exists():
             return {}
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            known: dict[str, list[int]] = content["answers"] if content["request"] == self.request else {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedFileError(
-                "the kept answers cannot be read",
-                where=str(self.path),
-                fix="delete the file and run again; the answers are generated again",
-            ) from error
-        return known
+        content = read_sealed_json(self.path)
+        return dict(content["answers"]) if content["request"] == self.request else {}
 
 
 def generate_greedily(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
-    """The full model's greedy answers, cut at each one's limit or after its end token."""
-    from transformers import GenerationConfig
+    """The full model's greedy answers, cut at each one's limit or after its end token.
 
+    Prompts of different lengths share a batch where the model attends to a mask; a recurrent state would
+    take in the padding, so there only prompts of one length do.
+    """
+    recurrent = any(layer.state_elements or layer.kind == "recurrent" for layer in model.shape.layers)
+    together: dict[int, list[int]] = {}
+    for place, planned in enumerate(batch):
+        together.setdefault(len(planned.ids) if recurrent else 0, []).append(place)
+    answers: dict[int, tuple[int, ...]] = {}
+    for places in together.values():
+        found = _generate_padded(model, [batch[place] for place in places])
+        answers.update(zip(places, found, strict=True))
+    return [answers[place] for place in range(len(batch))]
+
+
+def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
     longest = max(len(planned.ids) for planned in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, planned in enumerate(batch):
         ids[row, longest - len(planned.ids) :] = torch.tensor(planned.ids)
         mask[row, longest - len(planned.ids) :] = 1
+    with torch.no_grad(), _plain_greedy(model, max(planned.max_new_tokens for planned in batch)):
+        out = model.hf.generate(ids, attention_mask=mask)
+    answers = []
+    for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
+        stop = next((place + 1 for place, token in enumerate(row) if token in model.eos_token_ids), len(row))
+        answers.append(tuple(row[: min(stop, planned.max_new_tokens)]))
+    return answers
+
+
+@contextmanager
+def _plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
+    """Generate the most probable tokens whatever the model's own generation config says.
+
+    `generate` fills what a given config leaves open from the model's own (a repetition penalty, say), so the
+    model's own is the one to replace.
+    """
+    from transformers import GenerationConfig
+
+    own = model.hf.generation_config
     ends = list(model.eos_token_ids)
-    plain_greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.hf.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max(planned.max_new_tokens for planned in batch),
+        max_new_tokens=max_new_tokens,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
         bos_token_id=model.bos_policy.token_id,
     )
-    with torch.no_grad():
-        out = model.hf.generate(ids, attention_mask=mask, generation_config=plain_greedy)
-    answers = []
-    for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
-        stop = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        answers.append(tuple(row[: min(stop, planned.max_new_tokens)]))
-    return answers
+    try:
+        yield
+    finally:
+        model.hf.generation_config = own

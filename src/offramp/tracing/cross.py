@@ -35,8 +35,11 @@ class CrossStatistics(NamedTuple):
 class Cross(Protocol):
     """Holds the final exit of a group of tokens, and compares other exits of the same tokens with it."""
 
-    def compare(self, states: Tensor, output: Tensor, rows: slice) -> CrossStatistics:
-        """Statistics of some rows of the group: their states [rows, features] and head output at an exit."""
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
+        """Statistics of some rows of the group at an exit: their states [rows, features] and head output.
+
+        output: None at the final exit, where it is not at hand; it is computed again if it is needed.
+        """
 
 
 def cosine(dot: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
@@ -105,7 +108,7 @@ class LinearCross:
         self._final_mean = final @ gram.mean
         self._partner = partner
 
-    def compare(self, states: Tensor, output: Tensor, rows: slice) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
         """Statistics of some rows; `output` is not needed."""
         wide = with_bias_feature(states)
         size = self.gram.vocabulary_size
@@ -139,9 +142,10 @@ class DirectCross:
         self.final_states = final_states
         self._partner = partner
 
-    def compare(self, states: Tensor, output: Tensor, rows: slice) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
         """Statistics of some rows, from their head output [rows, padded vocabulary]."""
         size = self.head.vocabulary_size
+        output = self.head.exact_output(states) if output is None else output
         z = self.head.transform(output[:, :size]).clone()
         final = self._final_logits(self.final_states[rows])
         log_probability = final.log_softmax(-1)

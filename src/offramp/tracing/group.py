@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.document)
+
+
+class LayerRows(NamedTuple):
+    """Rows of a layer's output: as they are, in float32 [rows, features], and their squared norms [rows]."""
+
+    states: Tensor
+    wide: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> LayerRows:
+        """From rows in the model's dtype."""
+        wide = states.float()
+        return cls(states, wide, torch.linalg.vecdot(wide, wide))
 
 
 class GroupMeasurer:
@@ -142,26 +157,35 @@ class _Group:
             rows = shape.rows(hidden)
             return torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)])
 
+        # A layer's input is the output of the layer before: what was made of it then serves again.
+        known: tuple[Tensor, LayerRows] | None = None
+
         def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
+            nonlocal known
             index = exit_index.get(layer + 1)
             if index is None:
                 return
-            after_rows = taken(after)
-            stop = start + len(after_rows)
-            self._layer_facts(index, slice(start, stop), taken(before).float(), after_rows.float())
-            self.store.write(index, start, torch.nan_to_num(after_rows, 0.0, 0.0, 0.0))
+            same = known is not None and known[0] is before
+            came_in = known[1] if known is not None and same else LayerRows.of(taken(before))
+            went_out = LayerRows.of(taken(after))
+            known = (after, went_out)
+            self._layer_facts(index, start, came_in, went_out)
 
         self.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
         return start + sum(context.rows for context in batch)
 
-    def _layer_facts(self, index: int, rows: slice, before: Tensor, after: Tensor) -> None:
-        self._note_defects(index, rows, torch.isfinite(after).all(-1))
-        before_square = torch.linalg.vecdot(before, before)
-        after_square = torch.linalg.vecdot(after, after)
-        dot = torch.linalg.vecdot(before, after)
-        self.facts["hidden_cosine_to_previous"][rows, index] = cosine(dot, before_square, after_square)
-        update = torch.linalg.vector_norm(after - before, dim=-1)
-        self.facts["update_norm"][rows, index] = update / before_square.sqrt().clamp(min=1e-12)
+    def _layer_facts(self, index: int, start: int, before: LayerRows, after: LayerRows) -> None:
+        rows = slice(start, start + len(after.states))
+        fine = torch.isfinite(after.square)
+        states = after.states
+        if not bool(fine.all()):
+            self._note_defects(index, rows, fine)
+            states = torch.nan_to_num(states, 0.0, 0.0, 0.0)
+        self.store.write(index, start, states)
+        dot = torch.linalg.vecdot(before.wide, after.wide)
+        self.facts["hidden_cosine_to_previous"][rows, index] = cosine(dot, before.square, after.square)
+        update = torch.linalg.vector_norm(after.wide - before.wide, dim=-1)
+        self.facts["update_norm"][rows, index] = update / before.square.sqrt().clamp(min=1e-12)
 
     def _hidden_cosines(self, final: int) -> None:
         for chunk in _chunks(len(self.rows), GROUP_ROWS):
@@ -216,8 +240,7 @@ class _Group:
         else:
             cross = DirectCross(self.head, states, partner)
         for chunk in _chunks(count, self.measurer.exact_chunk):
-            output = self.head.exact_output(states[chunk])
-            shuffled = cross.compare(states[chunk], output, chunk).shuffled_cosine
+            shuffled = cross.compare(states[chunk], None, chunk).shuffled_cosine
             self.facts["shuffled_logit_cosine"][chunk, index] = shuffled
         return cross
 
@@ -239,9 +262,10 @@ class _Group:
         return total * head.transform.scale
 
     def _add_marginal(self, rows: slice, probability: Tensor) -> None:
-        documents = self.rows.document[rows]
-        for document in sorted(set(documents.tolist())):
-            total = probability[documents == document].sum(0)
+        documents, counts = np.unique(self.rows.document[rows].numpy(), return_counts=True)
+        # Rows of one document are contiguous and documents ascend.
+        for document, part in zip(documents.tolist(), torch.split(probability, counts.tolist()), strict=True):
+            total = part.sum(0)
             known = self.marginal.get(document)
             self.marginal[document] = total if known is None else known + total
 

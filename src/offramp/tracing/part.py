@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from offramp.errors import DamagedFileError
 from offramp.files import canonical_json, write_atomically
 from offramp.tracing.facts import FACTS
+from offramp.tracing.sealed import damaged
 
 TOKEN_COLUMNS = {
     "token": "int32",
@@ -140,13 +140,4 @@ def read_part(folder: Path, index: int, exits: int, request: str) -> Part:
         marginal={int(name.removeprefix("block_")): sums for name, sums in columns["marginal"].items()},
         marginal_rows={int(block): rows for block, rows in details["marginal_rows"].items()},
         documents=tuple(PartDocument(**document) for document in details["documents"]),
-    )
-
-
-def damaged(path: Path, why: str) -> DamagedFileError:
-    """The error for a trace file whose bytes are not those that were written."""
-    return DamagedFileError(
-        f"a part of the trace is damaged: {path.name}: {why}",
-        where=str(path),
-        fix="run the command that made the trace again with --repair; it traces only the damaged parts again",
     )

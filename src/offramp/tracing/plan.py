@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.tracing.answers import ANSWERS_AT_ONCE
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
 from offramp.workloads.packing import Context, Selection, select_contexts
 from offramp.workloads.workload import Workload
+
+DEFAULT_CONTEXT = 512
 
 PARTS_WANTED = 64
 SMALLEST_PART = 1024
@@ -28,12 +31,14 @@ class TracePlan:
     notes: tuple[str, ...]
 
 
-def usable_context(model: Model, context: int, *, asked_for: bool = True) -> int:
-    """The context length, if the model takes it.
+def usable_context(model: Model, context: int | None) -> int:
+    """The context length asked for; by default DEFAULT_CONTEXT, or the model's own if that is shorter.
 
-    Raises InputError if it is longer than the model's.
+    Raises InputError if the one asked for is longer than the model's.
     """
     longest = model.context_length
+    if context is None:
+        return DEFAULT_CONTEXT if longest is None else min(DEFAULT_CONTEXT, longest)
     if longest is not None and context > longest:
         raise InputError(
             f"a context of {context:,} tokens is longer than the model's {longest:,}",
@@ -62,7 +67,7 @@ def plan_trace(
     encoded: Sequence[EncodedDocument] = EncodedDocuments(workload.documents, encode, prepended=front)
     sizes = {"tokens": tokens, "context": context, "document_tokens": document_tokens}
     if workload.mode == "generation":
-        encoded = answer_prompts(encoded, answer(), at_once=16, **sizes)  # type: ignore[arg-type]
+        encoded = answer_prompts(encoded, answer(), at_once=ANSWERS_AT_ONCE, **sizes)  # type: ignore[arg-type]
     selection = select_contexts(encoded, **sizes)  # type: ignore[arg-type]
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]

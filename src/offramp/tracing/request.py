@@ -71,7 +71,7 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
         if exits == "all":
             return tuple(range(1, layers + 1))
         words = exits.replace("+", ",").split(",")
-        if not all(word.strip().isdigit() for word in words):
+        if not all(word.strip().isdecimal() for word in words):
             raise InputError(
                 f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
             )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from offramp.errors import OfframpError
 
 MEMORY_BUDGET = 64_000_000
 """Bytes of hidden states kept in memory; a longer context goes to a temporary file, whatever its length."""
@@ -88,7 +92,13 @@ class FileStore:
         self._dtype = dtype
         self._row_bytes = features * dtype.itemsize
         self._file = tempfile.TemporaryFile(prefix="offramp-states-")  # noqa: SIM115 - closed by `close`
-        os.posix_fallocate(self._file.fileno(), 0, exits * rows * self._row_bytes)
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, exits * rows * self._row_bytes)
+        except OSError as error:
+            self._file.close()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _no_room(exits * rows * self._row_bytes) from error
+            raise
 
     def _offset(self, exit_index: int, row: int) -> int:
         return (exit_index * self._rows + row) * self._row_bytes
@@ -116,6 +126,16 @@ class FileStore:
     def close(self) -> None:
         """Close and so delete the file."""
         self._file.close()
+
+
+def _no_room(size: int) -> OfframpError:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    return OfframpError(
+        f"the disk is full: {size:,} bytes of hidden states are needed for a while, {free:,} bytes are free",
+        where=folder,
+        fix="free some space, set TMPDIR to a folder with more, or trace with a shorter --context",
+    )
 
 
 def open_store(exits: int, rows: int, features: int, dtype: torch.dtype) -> StateStore:

@@ -26,8 +26,11 @@ WINNING_BLOCKS = 8
 
 _PADDING_LIMIT = -1e25
 
+_LOG2_E = 1.4426950408889634
+_LN_2 = 0.6931471805599453
+
 _LOWEST = -200.0
-"""exp(-200) is 0 in float32; a floor keeps 0 x (-inf) out of the entropy sum."""
+"""2^-200 and exp(-200) are 0 in float32; a floor keeps 0 x (-inf) out of the entropy sum."""
 
 Reductions = Literal["compiled", "eager"]
 
@@ -35,7 +38,7 @@ Reductions = Literal["compiled", "eager"]
 class RawSums(NamedTuple):
     """Sums of one pass over z [rows, vocabulary], in float32.
 
-    block_maximum: [rows, blocks]; maximum, partition, weighted: [rows]; above: int32 [rows].
+    block_maximum: [rows, blocks]; maximum, partition, weighted, above: [rows].
     partition = sum exp(z - maximum); weighted = sum exp(z - maximum) (z - maximum);
     above = number of columns with z > the reference logit.
     """
@@ -94,10 +97,11 @@ def _raw_sums(
     z = _transform(output, scale, cap)
     block_maximum = z.view(z.shape[0], -1, BLOCK).amax(-1)
     maximum = block_maximum.amax(-1)
-    shifted = (z - maximum[:, None]).clamp(min=_LOWEST)
-    weight = torch.exp(shifted)
-    above = (z > reference[:, None]).sum(-1, dtype=torch.int32)
-    return block_maximum, maximum, weight.sum(-1), (weight * shifted).sum(-1), above
+    shifted = ((z - maximum[:, None]) * _LOG2_E).clamp(min=_LOWEST)
+    weight = torch.exp2(shifted)
+    # Counted in float32, exact below 16 million columns: integer sums of a comparison are not vectorised.
+    above = torch.where(z > reference[:, None], 1.0, 0.0).sum(-1)
+    return block_maximum, maximum, weight.sum(-1), (weight * shifted).sum(-1) * _LN_2, above
 
 
 @functools.cache

@@ -8,17 +8,18 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import sha256_of_file, write_json_atomically
+from offramp.files import sha256_of_file
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import FACTS
-from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, damaged, part_path, read_columns
+from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
+from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
 from offramp.tracing.trace import MARGINAL_BLOCKS, DocumentRecord, FactArray, Marginal, Trace
 
 MANIFEST = "manifest.json"
@@ -40,7 +41,7 @@ def write_manifest(
         for part in parts
         for document in part.documents
     ]
-    write_json_atomically(
+    write_sealed_json(
         folder / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
@@ -54,7 +55,7 @@ def write_manifest(
             "tokens": sum(part.rows for part in parts),
             "notes": list(notes),
             "parts": [_part_json(folder, part) for part in parts],
-            "timestamps": {
+            TIMESTAMPS: {
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "seconds": round(seconds, 3),
             },
@@ -102,18 +103,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             if unfinished
             else "give the folder that offramp trace -o wrote (it holds a manifest.json)",
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = int(manifest["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"not a manifest ({type(error).__name__})") from error
+    version = _schema_version(path)
     if version > SCHEMA_VERSION:
         raise InputError(
             f"the trace has schema version {version}; this offramp reads up to {SCHEMA_VERSION}",
             where=str(path),
             fix="upgrade offramp: pip install --upgrade offramp",
         )
-    return cast("dict[str, Any]", manifest)
+    return read_sealed_json(path)
+
+
+def _schema_version(path: Path) -> int:
+    """The manifest's version, looked at before anything else of a file that may be of a later form."""
+    try:
+        return int(json.loads(path.read_bytes())["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"it is not a manifest ({type(error).__name__})") from error
 
 
 def verify_parts(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, DamagedFileError]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
+from offramp.errors import DamagedFileError, InputError, ModelError
+from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
 from offramp.tracing.facts import FACTS
+from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.group import GroupFacts, GroupMeasurer, groups_of
 from offramp.tracing.head import make_head
 from offramp.tracing.part import FILE_KINDS, Part, PartDocument, part_path, read_part, write_part
@@ -28,7 +28,6 @@ from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.storage import (
     MANIFEST,
-    REQUEST,
     block_of,
     read_manifest,
     read_trace,
@@ -42,7 +41,6 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 DEFAULT_TOKENS = 4096
-DEFAULT_CONTEXT = 512
 
 
 def trace(
@@ -53,7 +51,7 @@ def trace(
     signals: Sequence[str] = (),
     heads: str | Path | None = None,
     *,
-    context: int = DEFAULT_CONTEXT,
+    context: int | None = None,
     document_tokens: int | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -63,8 +61,9 @@ def trace(
     """Measure a model at every exit on a workload.
 
     tokens: rows to trace; all there are if the workload has fewer (a note says so). exits: "all", "10,20,30"
-    or layers; the last layer is always traced. context: tokens of one sequence at most. document_tokens: rows
-    of one document at most; by default many documents are traced a little rather than few wholly.
+    or layers; the last layer is always traced. context: tokens of one sequence at most, by default 512 or what
+    the model takes. document_tokens: rows of one document at most; by default many documents are traced a
+    little rather than few wholly.
     output: a folder for the trace; a run that was stopped there is resumed. Without it the trace stays in
     memory. overwrite: replace another trace in that folder. repair: trace damaged parts of a finished trace
     again.
@@ -106,9 +105,13 @@ def trace(
     if output is None:
         return run.in_memory()
     folder = Path(output)
+    # Bad input is refused before the folder is made; only answers need a folder to be planned.
+    plan = run.plan(None) if work.mode == "text" else None
+    refuse_foreign_files(folder)
     with locked_folder(folder):
+        prepare_folder(folder, request, overwrite=overwrite, repair=repair)
         sweep_temporary_files(folder)
-        return run.in_folder(folder, overwrite=overwrite, repair=repair)
+        return run.in_folder(folder, plan, repair=repair)
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,16 @@ class _Run:
     shown: bool
 
     def in_memory(self) -> Trace:
-        plan = self._plan(None)
+        """The trace without files."""
+        plan = self.plan(None)
         parts: list[Part] = []
         self._measure(plan, range(len(plan.parts)), parts.append)
         _require_rows(parts, plan)
         return trace_from_parts(parts, self.request, plan.document_ids, self.model.shape, plan.notes)
 
-    def in_folder(self, folder: Path, *, overwrite: bool, repair: bool) -> Trace:
+    def in_folder(self, folder: Path, plan: TracePlan | None, *, repair: bool) -> Trace:
+        """The trace in a prepared folder: what is whole there is kept, the rest is measured."""
         started = time.monotonic()
-        prepare_folder(folder, self.request, overwrite=overwrite)
         if (folder / MANIFEST).exists():
             problems = verify_parts(folder, read_manifest(folder))
             if not problems:
@@ -138,7 +142,7 @@ class _Run:
                 raise problems[0][1]
             for index, _ in problems:
                 remove_part(folder, index)
-        plan = self._plan(folder)
+        plan = plan or self.plan(folder)
         done = self._whole_parts(folder, plan)
         missing = [index for index in range(len(plan.parts)) if index not in done]
         exits = np.array(self.request.exits)
@@ -161,7 +165,8 @@ class _Run:
         )
         return read_trace(folder)
 
-    def _plan(self, folder: Path | None) -> TracePlan:
+    def plan(self, folder: Path | None) -> TracePlan:
+        """What is traced; the folder keeps the answers of generation mode."""
         title = f"{self.workload.name}: answers"
         with contextlib.ExitStack() as bars:
 
@@ -278,44 +283,8 @@ def _require_rows(parts: Sequence[Part], plan: TracePlan) -> None:
     if sum(part.rows for part in parts):
         return
     record = parts[0].documents[0]
-    raise DamagedFileError(
+    raise ModelError(
         "every document met a non-finite number, so nothing was traced",
         where=f"{plan.document_ids[record.index]}: {record.reason}",
         fix="try --dtype float32, or check the model's weights",
     )
-
-
-def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool) -> None:
-    """Make sure that the folder is empty or holds this very request.
-
-    Raises InputError if it holds another trace, saying what differs, unless `overwrite`.
-    """
-    path = folder / REQUEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError:
-        found = {}
-    if found is not None and found != request.to_json():
-        if not overwrite:
-            differs = [key for key, value in request.to_json().items() if found.get(key) != value]
-            raise InputError(
-                "the folder holds another trace (it differs in: " + ", ".join(differs) + ")",
-                where=str(folder),
-                fix="choose another folder with -o, or give --overwrite to replace it",
-            )
-        for old in [*folder.glob("*.parquet"), *folder.glob("*.json")]:
-            old.unlink()
-    elif found is None and any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise InputError(
-            "the folder holds files that are not a trace",
-            where=str(folder),
-            fix="choose an empty or a new folder with -o",
-        )
-    write_json_atomically(path, request.to_json())
-
-
-def remove_part(folder: Path, index: int) -> None:
-    """Delete a part and the manifest that vouches for it."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for kind in reversed(FILE_KINDS):
-        part_path(folder, kind, index).unlink(missing_ok=True)
