@@ -1,1 +1,76 @@
-"""offramp: would early-exit decoding pay?"""
+"""offramp: would early-exit decoding pay on your model, your workload and your machine?
+
+Everything below is imported when it is first used, so that reading a trace never loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "offramp.models.model",
+    "load_model": "offramp.models.loading",
+    "Workload": "offramp.workloads.workload",
+    "load_workload": "offramp.workloads.registry",
+    "Trace": "offramp.tracing.trace",
+    "trace": "offramp.tracing.tracer",
+    "ScoreCard": "offramp.scoring.card",
+    "score": "offramp.scoring.scoring",
+    "ExitPolicy": "offramp.policies.policy",
+    "parse_policy": "offramp.policies.grammar",
+    "replay": "offramp.policies.replay",
+    "frontier": "offramp.policies.frontier",
+    "judge": "offramp.policies.verdict",
+    "InputError": "offramp.errors",
+    "OfframpError": "offramp.errors",
+}
+
+if TYPE_CHECKING:
+    from offramp.errors import InputError, OfframpError
+    from offramp.models.loading import load_model
+    from offramp.models.model import Model
+    from offramp.policies.frontier import frontier
+    from offramp.policies.grammar import parse_policy
+    from offramp.policies.policy import ExitPolicy
+    from offramp.policies.replay import replay
+    from offramp.policies.verdict import judge
+    from offramp.scoring.card import ScoreCard
+    from offramp.scoring.scoring import score
+    from offramp.tracing.trace import Trace
+    from offramp.tracing.tracer import trace
+    from offramp.workloads.registry import load_workload
+    from offramp.workloads.workload import Workload
+
+__all__ = [
+    "ExitPolicy",
+    "InputError",
+    "Model",
+    "OfframpError",
+    "ScoreCard",
+    "Trace",
+    "Workload",
+    "frontier",
+    "judge",
+    "load_model",
+    "load_workload",
+    "parse_policy",
+    "replay",
+    "score",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

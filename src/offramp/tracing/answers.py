@@ -14,7 +14,7 @@ from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
-ANSWERS_AT_ONCE = 16
+ANSWERS_AT_ONCE = 32
 
 
 class Answerer:

@@ -24,6 +24,7 @@ from offramp.tracing.part import FILE_KINDS, Part, PartDocument, part_path, read
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
+from offramp.tracing.sizes import DEFAULT_TOKENS
 from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.storage import (
@@ -39,8 +40,6 @@ from offramp.tracing.trace import Trace
 from offramp.workloads.packing import Context
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
-
-DEFAULT_TOKENS = 4096
 
 
 def trace(
@@ -61,9 +60,9 @@ def trace(
     """Measure a model at every exit on a workload.
 
     tokens: rows to trace; all there are if the workload has fewer (a note says so). exits: "all", "10,20,30"
-    or layers; the last layer is always traced. context: tokens of one sequence at most, by default 512 or what
-    the model takes. document_tokens: rows of one document at most; by default many documents are traced a
-    little rather than few wholly.
+    or layers; the last layer is always traced. context: tokens of one sequence at most, by default 512 or as
+    many as the model takes. document_tokens: rows of one document at most; by default many documents are
+    traced a little rather than few wholly.
     output: a folder for the trace; a run that was stopped there is resumed. Without it the trace stays in
     memory. overwrite: replace another trace in that folder. repair: trace damaged parts of a finished trace
     again.

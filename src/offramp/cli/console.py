@@ -1,0 +1,36 @@
+"""What every command shares: consoles, the last JSON line, and how an error is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from offramp.errors import OfframpError
+
+
+class Output:
+    """Human text goes to standard output, or to standard error if a machine reads the JSON there."""
+
+    def __init__(self, as_json: bool) -> None:
+        from rich.console import Console
+
+        self.as_json = as_json
+        self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
+
+    def finish(self, value: dict[str, Any]) -> None:
+        """Print one JSON object as the last line, if it was asked for."""
+        if self.as_json:
+            print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def show_error(error: OfframpError, *, as_json: bool) -> None:
+    """What is wrong, where, what to do: on standard error, and as JSON if a machine reads."""
+    print(f"offramp: {error.what}", file=sys.stderr)
+    if error.where:
+        print(f"  where: {error.where}", file=sys.stderr)
+    if error.fix:
+        print(f"  what to do: {error.fix}", file=sys.stderr)
+    if as_json:
+        what = {"what": error.what, "where": error.where, "fix": error.fix}
+        print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)

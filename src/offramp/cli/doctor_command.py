@@ -1,0 +1,89 @@
+"""`offramp doctor`: whether this machine has what offramp needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import asdict, dataclass
+
+import typer
+
+from offramp.cli.console import Output
+from offramp.cli.options import AsJson
+from offramp.errors import OfframpError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is fine, what was found, and what to do if not."""
+
+    name: str
+    fine: bool
+    found: str
+    fix: str = ""
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look at versions, the default model, the compiler, the cache and the machine."""
+    out = Output(as_json)
+    findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.fine else "[yellow]--[/]"
+        out.console.print(f"{mark} {finding.name:<16} {finding.found}")
+        if not finding.fine:
+            out.console.print(f"   [dim]{finding.fix}[/]")
+    out.finish({"findings": [asdict(finding) for finding in findings]})
+    if not all(finding.fine for finding in findings if finding.name in ("torch", "transformers")):
+        raise typer.Exit(1)
+
+
+def _packages() -> list[Finding]:
+    needed = {name: f"pip install {name}" for name in ("torch", "transformers", "pyarrow")}
+    extras = {
+        "gguf": "pip install 'offramp[gguf]' for .gguf files and the default model",
+        "reasoning-gym": "pip install 'offramp[math]' for the math workload",
+        "datasets": "pip install 'offramp[datasets]' for hf: workloads",
+    }
+    findings = []
+    for name, fix in {**needed, **extras}.items():
+        try:
+            findings.append(Finding(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, False, "not installed", fix))
+    return findings
+
+
+def _default_model() -> Finding:
+    from offramp.models.registry import BUNDLED, DEFAULT_MODEL
+
+    try:
+        return Finding("default model", True, str(BUNDLED[DEFAULT_MODEL].find()))
+    except OfframpError as error:
+        return Finding("default model", False, error.what, error.fix)
+
+
+def _compiler() -> Finding:
+    found = shutil.which("g++") or shutil.which("clang++")
+    fix = "install g++: without it traces take about half as long again"
+    return Finding("C++ compiler", found is not None, found or "none", fix)
+
+
+def _cache() -> Finding:
+    from offramp.models.dense_cache import cache_folder
+
+    folder = cache_folder()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    return Finding("cache", free > 2, f"{folder} ({free:.0f} GiB free)", "free 2 GiB or set OFFRAMP_CACHE")
+
+
+def _machine() -> Finding:
+    from offramp.cli.provenance import describe_machine
+
+    machine = describe_machine()
+    quiet = machine["load_average"] < machine["cores"]
+    found = (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
+        f" load {machine['load_average']}"
+    )
+    return Finding("machine", quiet, found, "other programs keep the cores busy: timings will not hold")

@@ -1,0 +1,63 @@
+"""Where a run's numbers come from: versions, fingerprints, machine."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import offramp
+from offramp.models.model import Model
+from offramp.tracing.request import code_fingerprint
+
+
+def describe_run(model: Model) -> dict[str, Any]:
+    """Versions, fingerprints and the machine, as JSON values."""
+    return {
+        "offramp": offramp.__version__,
+        "code_fingerprint": code_fingerprint(),
+        "model_source": model.identity.source,
+        "model_licence": model.identity.licence,
+        "model_fingerprint": model.identity.fingerprint,
+        "tokenizer_fingerprint": model.identity.tokenizer,
+        "dtype": model.dtype,
+        "bos": model.bos_policy.source,
+        "readout": model.stack.readout_kind,
+        **describe_software(),
+        **describe_machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe_software() -> dict[str, Any]:
+    """Versions of Python and of the libraries that compute."""
+    names = ("torch", "transformers", "numpy", "pyarrow")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads, memory and load."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name where Linux tells it, else the architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()

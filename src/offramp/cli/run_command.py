@@ -1,0 +1,83 @@
+"""`offramp run`: from a model to a measured, scored, readable report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp.cli.console import Output
+from offramp.cli.options import (
+    AsJson,
+    ContextLength,
+    DocumentTokens,
+    Exits,
+    ModelName,
+    Overwrite,
+    Precision,
+    RemoteCode,
+    Repair,
+    Tokens,
+)
+from offramp.models.registry import DEFAULT_MODEL
+from offramp.tracing.sizes import DEFAULT_TOKENS
+
+DEFAULT_WORKLOADS = ("prose", "code", "chat")
+
+
+def run(
+    model: ModelName = DEFAULT_MODEL,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            help="May be given several times. By default prose, code and chat.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Tokens = DEFAULT_TOKENS,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Folder for everything. By default runs/<model>-<key>.", show_default=False
+        ),
+    ] = None,
+    exits: Exits = "all",
+    context: ContextLength = None,
+    document_tokens: DocumentTokens = None,
+    dtype: Precision = "float32",
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    repair: Repair = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trace, score and replay a model on some workloads, and write the answer as a page.
+
+    Stopped? Run it again: it resumes after the last whole part.
+    """
+    from offramp.workloads.packing import require_sizes
+    from offramp.workloads.registry import load_workload
+
+    out = Output(as_json)
+    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
+    workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
+
+    from offramp.cli.pipeline import RunOptions, run_pipeline
+    from offramp.report.terminal import print_summary
+
+    options = RunOptions(
+        model=model,
+        tokens=tokens,
+        exits=exits,
+        context=context,
+        document_tokens=document_tokens,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        repair=repair,
+    )
+    finished = run_pipeline(options, workloads, output)
+    print_summary(finished.result, out.console, finished.report)
+    out.finish({"report": str(finished.report), "summary": finished.summary})

@@ -1,0 +1,1 @@
+"""Decoding with the model itself, and the stopwatch; policies decode here in a later version."""

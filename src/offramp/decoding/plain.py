@@ -1,0 +1,70 @@
+"""The stopwatch on plain decoding: seconds per token of the full model, what every saving is held against."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from offramp.models.model import Model
+
+NEW_TOKENS = 24
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class PlainTiming:
+    """Seconds per new token of plain greedy `generate()`, batch 1.
+
+    value: median of the repeats. low, high: a 95 % bootstrap interval of that median over the repeats.
+    samples: seconds per token of each repeat, in order. threads: torch's. load: one-minute load average at start.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: tuple[float, ...]
+    new_tokens: int
+    threads: int
+    load: float
+
+
+def time_plain_decoding(
+    model: Model, prompt: Sequence[int], *, new_tokens: int = NEW_TOKENS, repeats: int = REPEATS
+) -> PlainTiming:
+    """Time `generate()` after one warm-up.
+
+    The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens` + 1,
+    so that the figure is one of decoding alone. No end token stops it early.
+    """
+    from transformers import GenerationConfig
+
+    ids = torch.tensor([list(prompt)])
+
+    def seconds(count: int) -> float:
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
+        )
+        started = time.perf_counter()
+        with torch.no_grad():
+            model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        return time.perf_counter() - started
+
+    load = os.getloadavg()[0]
+    seconds(2)
+    samples = [(seconds(new_tokens + 1) - seconds(1)) / new_tokens for _ in range(repeats)]
+    draws = np.random.default_rng(0).choice(samples, size=(2000, repeats))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return PlainTiming(
+        value=float(np.median(samples)),
+        low=float(low),
+        high=float(high),
+        samples=tuple(samples),
+        new_tokens=new_tokens,
+        threads=torch.get_num_threads(),
+        load=load,
+    )

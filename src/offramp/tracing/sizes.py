@@ -1,0 +1,4 @@
+"""Default sizes of a trace, in tokens."""
+
+DEFAULT_TOKENS = 2048
+DEFAULT_CONTEXT = 512

@@ -1,0 +1,123 @@
+"""The slow, plain reference of the facts: every logit of every exit in float64, and one formula per fact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tracing_models import independent_readout
+
+from offramp.models.model import Model
+
+PROBABILITY_FACTS = ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_logprob")
+COSINES = (
+    "logit_cosine",
+    "centred_logit_cosine",
+    "shuffled_logit_cosine",
+    "hidden_cosine_to_final",
+    "hidden_cosine_to_previous",
+)
+
+
+def facts_of_logits(z: np.ndarray, next_token: np.ndarray) -> dict[str, np.ndarray]:
+    """Facts [rows, exits] of logits z, float64 [exits, rows, vocabulary]; partners are half the rows away."""
+    finite = np.where(np.isneginf(z), 0.0, z)
+    known = ~np.isneginf(z[-1])
+    largest = z.max(-1, keepdims=True)
+    log_p = z - largest - np.log(np.exp(z - largest).sum(-1, keepdims=True))
+    p = np.exp(log_p)
+    top = z.argmax(-1)
+    exits, rows, vocabulary = z.shape
+    row = np.arange(rows)
+    ordered = np.sort(p, axis=-1)
+    final_logit = z[:, row, top[-1]]
+    ahead = (z > final_logit[..., None]).sum(-1)
+    with np.errstate(invalid="ignore"):
+        divergence = np.where(p[-1] > 0, p[-1] * (log_p[-1] - log_p), 0.0).sum(-1)
+        plogp = np.where(p > 0, p * log_p, 0.0)
+    centred = [
+        np.where(
+            known,
+            finite[exit] - (finite[exit] * known).sum(-1, keepdims=True) / known.sum(-1, keepdims=True),
+            0,
+        )
+        for exit in range(exits)
+    ]
+    partner = np.roll(row, -(rows // 2)) if rows % 2 == 0 else np.roll(row, rows // 2)
+    result = {
+        "top1": top,
+        "max_prob": p.max(-1),
+        "margin": ordered[..., -1] - (ordered[..., -2] if vocabulary > 1 else 0.0),
+        "entropy": -plogp.sum(-1),
+        "kl_to_final": divergence,
+        "nll": -log_p[:, row, next_token],
+        # Of equal logits only the exit's own top-1 counts as ahead.
+        "final_rank": np.where(top == top[-1], 0, np.maximum(ahead, 1)),
+        "final_logprob": log_p[:, row, top[-1]],
+        "logit_cosine": _cosine(finite * known, (finite * known)[-1]),
+        "centred_logit_cosine": _cosine(np.stack(centred), centred[-1]),
+        "shuffled_logit_cosine": _cosine(finite * known[partner], (finite * known)[-1][partner]),
+    }
+    for name in ("logit_cosine", "centred_logit_cosine"):
+        result[name][-1] = 1.0  # exit L is itself, even where its centred logits are all zero
+    return {name: column.T for name, column in result.items()}
+
+
+def _cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
+    dot = (left * right).sum(-1)
+    return np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+
+
+def facts_of_states(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Facts [rows, exits] of hidden states before and after each layer, float64 [exits, rows, features]."""
+    norm = np.linalg.norm(before, axis=-1)
+    return {
+        "hidden_cosine_to_final": _cosine(after, after[-1]).T,
+        "hidden_cosine_to_previous": _cosine(before, after).T,
+        "update_norm": (np.linalg.norm(after - before, axis=-1) / np.maximum(norm, 1e-12)).T,
+    }
+
+
+def states_of(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and outputs of every layer, [layers, positions, features], through hooks of our own."""
+    axis = model.stack.position_axis
+    seen: list[tuple[Any, Any]] = []
+
+    def note(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+        tensors = [value for value in (*arguments, *keywords.values()) if torch.is_tensor(value)]
+        hidden = next(value for value in tensors if value.is_floating_point())
+        out = output[0] if isinstance(output, (tuple, list)) else output
+        seen.append(tuple(part.double().movedim(axis, 0).flatten(1).numpy() for part in (hidden, out)))
+
+    handles = [
+        layer.register_forward_hook(note, with_kwargs=True) for layer in dict.fromkeys(model.stack.layers)
+    ]
+    try:
+        with torch.no_grad():
+            model.hf(input_ids=torch.tensor([ids]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return np.stack([before for before, _ in seen]), np.stack([after for _, after in seen])
+
+
+def logits_of(model: Model, ids: list[int]) -> np.ndarray:
+    """The model's own logits at every exit, float64 [layers, positions, vocabulary]."""
+    with torch.no_grad():
+        exits = [
+            independent_readout(model.hf, model.stack.layers, torch.tensor([ids]), number)
+            for number in range(1, model.layers + 1)
+        ]
+    return torch.stack([logits.double().reshape(len(ids), -1) for logits in exits]).numpy()
+
+
+def naive_facts(model: Model, sequences: list[list[int]]) -> tuple[dict[str, np.ndarray], float]:
+    """Facts [rows, exits] of sequences of ids, whose last ids are next tokens only, and the largest logit."""
+    following = np.concatenate([np.array(ids[1:]) for ids in sequences])
+    logits = np.concatenate([logits_of(model, ids[:-1]) for ids in sequences], axis=1)
+    states = [states_of(model, ids[:-1]) for ids in sequences]
+    before, after = (np.concatenate([pair[i] for pair in states], axis=1) for i in (0, 1))
+    facts = {**facts_of_logits(logits, following), **facts_of_states(before, after)}
+    return facts, float(np.abs(logits[np.isfinite(logits)]).max())

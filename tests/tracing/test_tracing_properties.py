@@ -1,0 +1,209 @@
+"""What holds for any logits: ties, masked columns, huge and constant logits, one column, padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_arrays
+from naive_facts import facts_of_logits
+from torch import Tensor
+
+from offramp.tracing.group import GroupMeasurer
+from offramp.tracing.head import LinearHead, ReadoutHead
+from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import Transform
+from offramp.workloads.packing import Context
+
+MASKED = -12345.0
+"""Stands for a logit of -inf in a hidden state, which must be finite itself."""
+
+
+@dataclass
+class TableStack:
+    """A stack whose hidden states are the logits themselves: [exits, rows, vocabulary]."""
+
+    table: Tensor
+
+    def capture(self, ids: Tensor, on_layer: Any) -> None:
+        for layer, states in enumerate(self.table):
+            on_layer(layer, states[None], states[None])
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        return torch.where(hidden == MASKED, -torch.inf, hidden)
+
+    def tail_forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+def measure(
+    table: np.ndarray, *, head: str, dtype: torch.dtype = torch.float32, transform: Transform | None = None
+) -> dict[str, np.ndarray]:
+    """Facts [rows, exits] of logits [exits, rows, vocabulary] through a whole group."""
+    exits, rows, vocabulary = table.shape
+    stack: Any = TableStack(torch.tensor(table, dtype=dtype))
+    shape = StateShape(-2, None, vocabulary)
+    made: Any = (
+        LinearHead(torch.eye(vocabulary, dtype=dtype), None, transform or Transform(), "eager")
+        if head == "linear"
+        else ReadoutHead(stack, vocabulary, shape)
+    )
+    measurer = GroupMeasurer(stack, made, range(1, exits + 1), shape, dtype)
+    found = measurer.measure([Context(0, 0, (0,) * rows, 0, first_row=0)])
+    assert found.defects == {}
+    return found.facts
+
+
+def tables(values: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarray]:
+    shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 140))
+    return shapes.flatmap(
+        lambda shape: hypothesis_arrays.arrays(np.float32, shape, elements=values, fill=values)
+    )
+
+
+TIES = st.integers(-3, 3).map(float)
+SMALL = st.floats(-30, 30, width=32)
+HUGE = st.one_of(st.sampled_from([-1e6, 1e6, -3e7]), st.floats(-1e5, 1e5, width=32))
+
+
+def check_bounds(facts: dict[str, np.ndarray], vocabulary: int, largest: float) -> None:
+    slack = 1e-6 + 1e-6 * largest
+    assert np.all((facts["top1"] >= 0) & (facts["top1"] < vocabulary)), "padding leaked into top-1"
+    assert np.all((facts["final_rank"] >= 0) & (facts["final_rank"] < vocabulary)), "padding has a rank"
+    for name in ("max_prob", "margin"):
+        assert np.all((facts[name] >= 0) & (facts[name] <= 1)), name
+    assert np.all(facts["margin"] <= facts["max_prob"])
+    assert np.all(facts["max_prob"] >= 1 / vocabulary - slack)
+    assert np.all((facts["entropy"] >= 0) & (facts["entropy"] <= np.log(vocabulary) + slack))
+    assert np.all(facts["kl_to_final"] >= 0)
+    assert np.all(facts["kl_to_final"][:, -1] == 0)
+    assert np.all(facts["nll"] >= -slack)
+    assert np.all(facts["final_logprob"] <= slack)
+    for name in ("logit_cosine", "centred_logit_cosine", "shuffled_logit_cosine"):
+        assert np.all(np.abs(facts[name]) <= 1), name
+    agrees = facts["top1"] == facts["top1"][:, -1:]
+    assert np.array_equal(facts["final_rank"] == 0, agrees), "rank 0 and agreement are one thing"
+
+
+def compare(facts: dict[str, np.ndarray], z: np.ndarray, tolerance: float) -> None:
+    exits, rows, vocabulary = z.shape
+    expected = facts_of_logits(z.astype(np.float64), np.zeros(rows, dtype=np.int64))
+    assert np.array_equal(facts["top1"], expected["top1"])
+    assert np.array_equal(facts["final_rank"], expected["final_rank"])
+    for name in ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_logprob"):
+        np.testing.assert_allclose(facts[name], expected[name], atol=tolerance, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("head", ["linear", "readout"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_small_logits(head: str, data: st.DataObject) -> None:
+    z = data.draw(tables(st.one_of(TIES, SMALL)))
+    facts = measure(z, head=head)
+    check_bounds(facts, z.shape[-1], np.abs(z).max())
+    compare(facts, z, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "readout"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_ties_go_to_the_lowest_id(head: str, data: st.DataObject) -> None:
+    z = data.draw(tables(TIES))
+    facts = measure(z, head=head)
+    first = np.array([[row.tolist().index(row.max()) for row in rows] for rows in z]).T
+    assert np.array_equal(facts["top1"], first)
+    tied = np.array([[(row == row.max()).sum() > 1 for row in rows] for rows in z]).T
+    assert np.all(facts["margin"][tied] == 0)
+    check_bounds(facts, z.shape[-1], 3)
+
+
+@pytest.mark.parametrize("head", ["linear", "readout"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_huge_logits_give_no_overflow(head: str, data: st.DataObject) -> None:
+    z = data.draw(tables(HUGE))
+    facts = measure(z, head=head)
+    assert all(np.isfinite(column).all() for column in facts.values())
+    check_bounds(facts, z.shape[-1], np.abs(z).max())
+    first = np.array([[row.tolist().index(row.max()) for row in rows] for rows in z]).T
+    assert np.array_equal(facts["top1"], first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_masked_columns_have_no_part_in_anything(data: st.DataObject) -> None:
+    """-inf in the same columns at every exit: the facts are those of the vocabulary without them."""
+    z = data.draw(tables(st.one_of(TIES, SMALL)))
+    vocabulary = z.shape[-1]
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=vocabulary, max_size=vocabulary)))
+    keep[0] = True  # column 0 is the next token
+    masked = np.where(keep, z, MASKED)
+    facts = measure(masked, head="readout")
+    alone = measure(np.ascontiguousarray(z[..., keep]), head="readout")
+    assert np.array_equal(facts["top1"], np.flatnonzero(keep)[alone["top1"]])
+    for name in ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_rank", "final_logprob"):
+        np.testing.assert_allclose(facts[name], alone[name], atol=1e-4, rtol=1e-4, err_msg=name)
+    for name in ("logit_cosine", "centred_logit_cosine", "shuffled_logit_cosine"):
+        np.testing.assert_allclose(facts[name], alone[name], atol=1e-3, err_msg=name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_bfloat16_products(data: st.DataObject) -> None:
+    """Values that bfloat16 holds exactly: nothing is lost, whatever is recomputed in float32."""
+    z = data.draw(tables(st.one_of(TIES, st.integers(-100, 100).map(lambda n: n / 8))))
+    facts = measure(z, head="linear", dtype=torch.bfloat16)
+    check_bounds(facts, z.shape[-1], np.abs(z).max())
+    compare(facts, z, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transform", [Transform(scale=0.25), Transform(cap=30.0)])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_scaled_and_capped_heads(transform: Transform, dtype: torch.dtype, data: st.DataObject) -> None:
+    z = data.draw(tables(st.integers(-400, 400).map(lambda n: n / 8)))
+    z = torch.tensor(z).to(dtype).float().numpy()
+    facts = measure(z, head="linear", dtype=dtype, transform=transform)
+    check_bounds(facts, z.shape[-1], np.abs(z).max())
+    compare(facts, transform(torch.tensor(z)).numpy(), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "readout"])
+@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 129])
+@pytest.mark.parametrize("value", [0.0, -1e6, 88.0, -1e20])
+def test_constant_logits(head: str, vocabulary: int, value: float) -> None:
+    facts = measure(np.full((2, 3, vocabulary), value, dtype=np.float32), head=head)
+    assert np.all(facts["top1"] == 0)
+    assert np.all(facts["final_rank"] == 0)
+    if vocabulary == 1:
+        assert np.all(facts["margin"] == facts["max_prob"])
+    else:
+        assert np.all(facts["margin"] == 0)
+    np.testing.assert_allclose(facts["entropy"], np.log(vocabulary), atol=1e-5)
+    np.testing.assert_allclose(facts["max_prob"], 1 / vocabulary, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "readout"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_logit_is_a_defect_and_never_a_token(head: str, bad: float) -> None:
+    """A state is made finite before it is kept, so the bad number must be noticed before that."""
+    z = np.zeros((3, 4, 10), dtype=np.float32)
+    z[1, 2, 7] = bad
+    stack: Any = TableStack(torch.tensor(z))
+    shape = StateShape(-2, None, 10)
+    made: Any = (
+        LinearHead(torch.eye(10), None, Transform(), "eager")
+        if head == "linear"
+        else ReadoutHead(stack, 10, shape)
+    )
+    found = GroupMeasurer(stack, made, [1, 2, 3], shape, torch.float32).measure(
+        [Context(0, 0, (0, 0), 0, first_row=0), Context(1, 0, (0, 0), 0, first_row=0)]
+    )
+    assert set(found.defects) == {1}
+    assert (found.defects[1].layer, found.defects[1].position) == (2, 0)
