@@ -27,7 +27,7 @@ class OfframpError(Exception):
 
 
 class InputError(OfframpError):
-    """Bad usage or bad input: an unknown name, an unusable file, an option that does not fit (exit code 2)."""
+    """Bad usage or input: an unknown name, an unusable file, an option that does not fit (exit code 2)."""
 
     exit_code = 2
 

@@ -26,13 +26,14 @@ MASKED = -12345.0
 
 @dataclass
 class TableStack:
-    """A stack whose hidden states are the logits themselves: [exits, rows, vocabulary]."""
+    """A stack whose hidden states are the logits themselves: [exits, rows, vocabulary], for one batch."""
 
     table: Tensor
 
     def capture(self, ids: Tensor, on_layer: Any) -> None:
         for layer, states in enumerate(self.table):
-            on_layer(layer, states[None], states[None])
+            batch = states.view(*ids.shape, -1)
+            on_layer(layer, batch, batch)
 
     def readout(self, hidden: Tensor) -> Tensor:
         return torch.where(hidden == MASKED, -torch.inf, hidden)
@@ -91,8 +92,7 @@ def check_bounds(facts: dict[str, np.ndarray], vocabulary: int, largest: float) 
 
 
 def compare(facts: dict[str, np.ndarray], z: np.ndarray, tolerance: float) -> None:
-    exits, rows, vocabulary = z.shape
-    expected = facts_of_logits(z.astype(np.float64), np.zeros(rows, dtype=np.int64))
+    expected = facts_of_logits(z.astype(np.float64), np.zeros(z.shape[1], dtype=np.int64))
     assert np.array_equal(facts["top1"], expected["top1"])
     assert np.array_equal(facts["final_rank"], expected["final_rank"])
     for name in ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_logprob"):

@@ -21,7 +21,8 @@ class PlainTiming:
     """Seconds per new token of plain greedy `generate()`, batch 1.
 
     value: median of the repeats. low, high: a 95 % bootstrap interval of that median over the repeats.
-    samples: seconds per token of each repeat, in order. threads: torch's. load: one-minute load average at start.
+    samples: seconds per token of each repeat, in order. threads: torch's. load: one-minute load average at
+    the start.
     """
 
     value: float
@@ -38,8 +39,8 @@ def time_plain_decoding(
 ) -> PlainTiming:
     """Time `generate()` after one warm-up.
 
-    The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens` + 1,
-    so that the figure is one of decoding alone. No end token stops it early.
+    The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens`
+    more, so that the figure is one of decoding alone. No end token stops it early.
     """
     from transformers import GenerationConfig
 

@@ -144,7 +144,13 @@ class LinearHead:
         """Head output [rows, padded vocabulary] in float32."""
         if not self.rounds:
             return self.output(states)
-        out = self._exact_buffer[: len(states)]
+        return self._exact_into(self._exact_buffer[: len(states)], states)
+
+    def _exact_rows(self, states: Tensor) -> Tensor:
+        """Head output of a few states in float32, in memory of its own."""
+        return self._exact_into(torch.empty(len(states), self.padded), states)
+
+    def _exact_into(self, out: Tensor, states: Tensor) -> Tensor:
         out[:, self.vocabulary_size :] = PADDING
         wide = states.float()
         with bfloat16_products():
@@ -175,6 +181,7 @@ class LinearHead:
             self._sums(output, at_wanted[:, 0]),
             at_wanted[:, 0],
             lambda columns: self.exact_logits(states, columns),
+            lambda rows: self._exact_rows(states[rows]),
             self.transform,
         )
         return statistics, at_wanted

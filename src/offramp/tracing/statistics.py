@@ -7,6 +7,7 @@ longer.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -54,14 +55,15 @@ class RawSums(NamedTuple):
 class RowStatistics:
     """Statistics of softmax(z) for each row; float32 [rows] unless said otherwise.
 
-    top1: int64. log_partition: log sum exp z. maximum, second: the two largest logits. entropy: nats.
-    above: int64, columns with a logit larger than the reference.
+    top1: int64. maximum, second: the two largest logits. log_sum: log sum exp(z - maximum), which keeps its
+    digits however large the logits are. entropy: nats. above: int64, columns with a logit larger than the
+    reference.
     """
 
     top1: Tensor
     maximum: Tensor
     second: Tensor
-    log_partition: Tensor
+    log_sum: Tensor
     entropy: Tensor
     above: Tensor
 
@@ -153,7 +155,7 @@ def row_statistics(output: Tensor, sums: RawSums, transform: Transform) -> RowSt
         top1=block * BLOCK + within,
         maximum=sums.maximum,
         second=second,
-        log_partition=sums.maximum + sums.partition.log(),
+        log_sum=sums.partition.log(),
         entropy=sums.partition.log() - sums.weighted / sums.partition,
         above=sums.above.long(),
     )
@@ -164,6 +166,7 @@ def corrected_row_statistics(
     sums: RawSums,
     reference: Tensor,
     exact: Callable[[Tensor], Tensor],
+    exact_output: Callable[[Tensor], Tensor],
     transform: Transform,
 ) -> RowStatistics:
     """Statistics of rows whose head output was rounded to bfloat16; the best candidates are taken in float32.
@@ -171,14 +174,37 @@ def corrected_row_statistics(
     A bfloat16 product rounds a logit of 16 to a step of 0.125, which breaks ties and moves the largest
     probabilities. The best CANDIDATES columns carry nearly all of that error; `exact(columns [rows,
     candidates])` gives their float32 logits (transformed), and their rounded contributions are replaced in
-    every sum.
+    every sum. Where more columns share the largest rounded logit than are candidates, the whole row is taken
+    from `exact_output(rows)`, the float32 head output of some rows.
     """
     rows = torch.arange(len(output))[:, None]
     blocks = sums.block_maximum.topk(min(WINNING_BLOCKS, sums.block_maximum.shape[1]), dim=-1).indices
     inside = transform(output.view(len(output), -1, BLOCK)[rows, blocks]).flatten(1)
     rounded, where = inside.topk(min(CANDIDATES, inside.shape[1]), dim=-1)
     columns = blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK
-    return _replace_candidates(sums, reference, rounded, columns, exact(columns))
+    statistics = _replace_candidates(sums, reference, rounded, columns, exact(columns))
+    crowded = rounded[:, -1] == sums.maximum
+    if sums.block_maximum.shape[1] > WINNING_BLOCKS:
+        crowded |= sums.block_maximum.gather(1, blocks[:, -1:])[:, 0] == sums.maximum
+    if not bool(crowded.any()):
+        return statistics
+    return _with_exact_rows(statistics, torch.nonzero(crowded).flatten(), reference, exact_output, transform)
+
+
+def _with_exact_rows(
+    statistics: RowStatistics,
+    rows: Tensor,
+    reference: Tensor,
+    exact_output: Callable[[Tensor], Tensor],
+    transform: Transform,
+) -> RowStatistics:
+    """The statistics with some rows (int64) computed from their float32 head output."""
+    for some in torch.split(rows, _EAGER_ROWS):
+        output = exact_output(some)
+        exact = row_statistics(output, raw_sums(output, reference[some], transform, "eager"), transform)
+        for field in dataclasses.fields(RowStatistics):
+            getattr(statistics, field.name)[some] = getattr(exact, field.name)
+    return statistics
 
 
 def _replace_candidates(
@@ -201,7 +227,7 @@ def _replace_candidates(
         top1=top1,
         maximum=maximum,
         second=others.amax(-1),
-        log_partition=maximum + partition.log(),
+        log_sum=partition.log(),
         entropy=(partition.log() - weighted / partition).clamp(min=0),
         above=above,
     )

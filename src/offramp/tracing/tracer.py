@@ -18,12 +18,13 @@ from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
 from offramp.tracing.facts import FACTS
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
-from offramp.tracing.group import GroupFacts, GroupMeasurer, groups_of
+from offramp.tracing.group import GroupFacts, GroupMeasurer
 from offramp.tracing.head import make_head
 from offramp.tracing.part import FILE_KINDS, Part, PartDocument, part_path, read_part, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
+from offramp.tracing.rows import groups_of
 from offramp.tracing.sizes import DEFAULT_TOKENS
 from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import choose_reductions

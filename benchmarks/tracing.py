@@ -1,0 +1,257 @@
+"""Tracing against its floor: one model forward and one head product per exit, same dtype, same threads, interleaved.
+
+    python benchmarks/tracing.py                      over_floor_ratio per mode, tokens per second
+    python benchmarks/tracing.py --memory             extra memory over a plain forward, 1,024 and 8,192 tokens
+    python benchmarks/tracing.py --table              seconds by tokens and by exits
+    python benchmarks/tracing.py --agreement          bfloat16 product against float32 product, per exit
+
+The floor computes nothing but hidden states and logits, at its best chunk of 64 to 512 positions. The last line is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+
+import offramp
+from offramp.models.model import Model
+from offramp.tracing.group import GroupMeasurer
+from offramp.tracing.plan import plan_trace
+from offramp.tracing.request import parse_exits
+from offramp.tracing.rows import groups_of
+from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import Reductions
+from offramp.tracing.head import make_head
+from offramp.workloads.packing import Context
+from offramp.workloads.workload import Document, Workload
+
+CHUNKS = (64, 128, 256, 512)
+MODES = ("float32", "bfloat16")
+
+
+def long_text() -> Workload:
+    """The prose documents as one, so that a context of any length can be filled."""
+    prose = offramp.load_workload("prose")
+    text = "\n\n".join(document.text for document in prose.documents)
+    return replace(prose, name="prose as one document", documents=(Document("prose", text),))
+
+
+def contexts_of(model: Model, tokens: int, context: int) -> list[Context]:
+    """Contexts of `tokens` rows in all."""
+
+    def no_answers() -> object:
+        raise AssertionError("a text workload has no prompts")
+
+    plan = plan_trace(
+        model,
+        long_text(),
+        no_answers,  # type: ignore[arg-type]
+        tokens=tokens,
+        context=context,
+        document_tokens=tokens,
+    )
+    return [context for part in plan.parts for context in part]
+
+
+def measurer_of(model: Model, exits: str = "all", reductions: Reductions = "compiled") -> GroupMeasurer:
+    """The measurer that `offramp.trace` uses."""
+    shape = StateShape(-2, None, model.shape.hidden_size)
+    head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
+    return GroupMeasurer(
+        model.stack, head, parse_exits(exits, model.layers), shape, getattr(torch, model.dtype)
+    )
+
+
+def trace_once(measurer: GroupMeasurer, contexts: list[Context]) -> None:
+    """All facts of the contexts."""
+    for group in groups_of(contexts):
+        measurer.measure(group)
+
+
+@torch.no_grad()
+def floor_once(model: Model, contexts: list[Context], exits: int, chunk: int) -> None:
+    """Hidden states of the contexts, then one head product per exit of as many rows."""
+    weight = model.stack.head_weight
+    assert weight is not None, "the floor is defined for a linear head"
+    states = None
+    for context in contexts:
+        states = model.stack.core(torch.tensor([context.ids]), use_cache=False).last_hidden_state[0]
+        for start in range(0, len(states), chunk):
+            for _ in range(exits):
+                torch.nn.functional.linear(states[start : start + chunk], weight)
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def ratio_of(model: Model, tokens: int, context: int, repeats: int) -> dict[str, object]:
+    """Interleaved times of trace and floor; the floor at each chunk, its best median counts."""
+    contexts = contexts_of(model, tokens, context)
+    measurer = measurer_of(model)
+    trace_once(measurer, contexts)
+    floor_once(model, contexts[:1], model.layers, CHUNKS[-1])
+    traced: list[float] = []
+    floors: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
+    for _ in range(repeats):
+        for chunk, samples in floors.items():
+            samples.append(seconds(lambda chunk=chunk: floor_once(model, contexts, model.layers, chunk)))
+        traced.append(seconds(lambda: trace_once(measurer, contexts)))
+    best = min(floors, key=lambda chunk: statistics.median(floors[chunk]))
+    pairs = [trace / floor for trace, floor in zip(traced, floors[best], strict=True)]
+    return {
+        "ratio": statistics.median(traced) / statistics.median(floors[best]),
+        "ratio_low": min(pairs),
+        "ratio_high": max(pairs),
+        "floor_chunk": best,
+        "floor_seconds": floors[best],
+        "trace_seconds": traced,
+        "tokens_per_second": tokens / statistics.median(traced),
+    }
+
+
+def over_floor(name: str, tokens: int, context: int, repeats: int) -> dict[str, object]:
+    """The main benchmark."""
+    details = {}
+    for mode in MODES:
+        details[mode] = ratio_of(offramp.load_model(name, dtype=mode), tokens, context, repeats)
+        print(f"{mode}: {details[mode]['ratio']:.3f} x the floor", file=sys.stderr)
+    return {
+        "over_floor_ratio": {mode: details[mode]["ratio"] for mode in MODES},
+        "tokens_per_second": {mode: details[mode]["tokens_per_second"] for mode in MODES},
+        "details": details,
+    }
+
+
+def peak_bytes() -> int:
+    """Peak resident memory since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this kernel does not report peak memory")
+
+
+def memory_of(what: str, name: str, mode: str, tokens: int) -> int:
+    """Peak memory of one fresh process that runs one thing on one context of `tokens` tokens."""
+    model = offramp.load_model(name, dtype=mode)
+    contexts = contexts_of(model, tokens, tokens)
+    short = contexts_of(model, 64, 64)
+    measurer = measurer_of(model)
+    trace_once(measurer, short)  # compiling takes memory of its own, once
+    Path("/proc/self/clear_refs").write_text("5")
+    if what == "trace":
+        trace_once(measurer, contexts)
+    else:
+        with torch.no_grad():
+            model.stack.core(torch.tensor([contexts[0].ids]), use_cache=False)
+    return peak_bytes()
+
+
+def memory(name: str) -> dict[str, object]:
+    """Extra peak memory of tracing over a plain forward without logits, each in a process of its own."""
+    extra: dict[str, dict[str, float]] = {}
+    for mode in MODES:
+        extra[mode] = {}
+        for tokens in (1024, 8192):
+            peaks = {}
+            for what in ("trace", "forward"):
+                command = [sys.executable, __file__, "--model", name, "--memory-of", what, mode, str(tokens)]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                peaks[what] = int(printed.splitlines()[-1])
+            extra[mode][str(tokens)] = (peaks["trace"] - peaks["forward"]) / 1e6
+            print(f"{mode} {tokens}: {extra[mode][str(tokens)]:.0f} MB extra", file=sys.stderr)
+    return {"extra_memory_mb": extra}
+
+
+def table(name: str, mode: str) -> dict[str, object]:
+    """Seconds by tokens at all exits, and by exits at 1,024 tokens."""
+    model = offramp.load_model(name, dtype=mode)
+    rows = []
+    for tokens, exits in [(n, 30) for n in (512, 1024, 2048, 4096, 8192, 16384)] + [(1024, 8), (1024, 16)]:
+        step = model.layers // exits
+        wanted = "all" if exits == model.layers else ",".join(str(step * (i + 1)) for i in range(exits))
+        measurer = measurer_of(model, wanted)
+        contexts = contexts_of(model, tokens, 512)
+        trace_once(measurer, contexts[:1])
+        taken = seconds(lambda m=measurer, c=contexts: trace_once(m, c))
+        counted = len(measurer.exits)
+        rows.append({"tokens": tokens, "exits": counted, "seconds": taken})
+        print(f"{tokens} tokens, {counted} exits: {taken:.2f} s", file=sys.stderr)
+    return {"mode": mode, "table": rows}
+
+
+def agreement(name: str, tokens: int) -> dict[str, object]:
+    """How far agreement at each exit moves when the bfloat16 model's head product is taken in float32."""
+    model = offramp.load_model(name, dtype="bfloat16")
+    contexts = contexts_of(model, tokens, 512)
+    weight = model.stack.head_weight
+    assert weight is not None, "the comparison is defined for a linear head"
+    exact: list[list[torch.Tensor]] = [[] for _ in range(model.layers)]
+    with torch.no_grad():
+        wide = weight.float()
+        for context in contexts:
+
+            def on_layer(layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+                logits = model.stack.tail_forward(after)[0].float() @ wide.t()
+                exact[layer].append(logits.argmax(-1))
+
+            model.stack.capture(torch.tensor([context.ids]), on_layer)
+    reference = torch.stack([torch.cat(column) for column in exact], dim=1).numpy()
+    measurer = measurer_of(model)
+    found = np.concatenate([measurer.measure(group).facts["top1"] for group in groups_of(contexts)])
+    moved = (found == found[:, -1:]).mean(0) - (reference == reference[:, -1:]).mean(0)
+    return {
+        "tokens": len(found),
+        "largest_move_in_points": float(100 * np.abs(moved).max()),
+        "top1_differs_share": float((found != reference).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mode", choices=MODES, default="float32")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory-of", nargs=3, metavar=("WHAT", "MODE", "TOKENS"))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--agreement", action="store_true")
+    options = parser.parse_args()
+    if options.memory_of:
+        what, mode, tokens = options.memory_of
+        print(memory_of(what, options.model, mode, int(tokens)))
+        return
+    load = os.getloadavg()[0]
+    if options.memory:
+        result = memory(options.model)
+    elif options.table:
+        result = table(options.model, options.mode)
+    elif options.agreement:
+        result = agreement(options.model, options.tokens)
+    else:
+        result = over_floor(options.model, options.tokens, options.context, options.repeats)
+    machine = {"threads": torch.get_num_threads(), "load_average_at_start": load, "torch": torch.__version__}
+    print(json.dumps({"benchmark": "tracing", **result, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Statistics of one block of rows: the final exit first, then every other exit against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.tracing.cross import Cross, DirectCross, Gram, LinearCross
+from offramp.tracing.head import TILE, Head, LinearHead
+from offramp.tracing.rows import slices
+from offramp.tracing.statistics import RowStatistics
+from offramp.tracing.table import FactTable
+
+StatesAt = Callable[[int, slice], Tensor]
+
+
+class BlockMeasurer:
+    """Measures blocks of rows with one head.
+
+    A linear head is compared with the final exit through its Gram matrix; others by sums over the vocabulary.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        linear = isinstance(head, LinearHead) and head.transform.is_linear
+        self.gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
+        share = 1 if linear else 6  # `DirectCross` holds six arrays of the size of the logits
+        self.chunk = max(16, head.rows // share)
+        self.exact_chunk = max(8, head.exact_rows // share)
+
+    def measure(
+        self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
+    ) -> None:
+        """Fill the logit facts of the block's rows at every exit.
+
+        states_at(exit index, rows): states [rows, features] as the head takes them. marginal: sums of p_L by
+        document, added to.
+        """
+        cross = self._final_exit(table, block, states_at, marginal)
+        for index in range(table.final):
+            for rows in slices(block.start, block.stop, self.chunk):
+                self._exit(table, index, rows, block.start, states_at(index, rows), cross)
+
+    def _final_exit(
+        self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
+    ) -> Cross:
+        """Statistics of exit L, the marginal, and what the other exits are compared with."""
+        index = table.final
+        expected_weight: list[Tensor] = []
+        for rows in slices(block.start, block.stop, self.exact_chunk):
+            states = states_at(index, rows)
+            output = self.head.exact_output(states)
+            wanted = table.rows.next_token[rows, None].expand(-1, 2)
+            statistics, at_wanted = self.head.statistics(states, output, wanted)
+            _put_own_facts(table, index, rows, statistics, statistics.maximum, at_wanted[:, 1])
+            table.put(index, rows, kl_to_final=0.0, final_rank=0, logit_cosine=1.0, centred_logit_cosine=1.0)
+            probability = self._probability(output, statistics)
+            _add_marginal(marginal, table.rows.document[rows], probability)
+            if self.gram is not None:
+                expected_weight.append(self._expected_weight(probability))
+        partner = _partners(table, block)
+        states = states_at(index, block)
+        cross: Cross
+        if self.gram is not None:
+            cross = LinearCross(self.gram, states, torch.cat(expected_weight), partner)
+        else:
+            cross = DirectCross(self.head, states, partner)
+        for place in slices(0, len(states), self.exact_chunk):
+            rows = slice(block.start + place.start, block.start + place.stop)
+            compared = cross.compare(states[place], None, place)
+            table.put(index, rows, shuffled_logit_cosine=compared.shuffled_cosine)
+        return cross
+
+    def _exit(
+        self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, cross: Cross
+    ) -> None:
+        output = self.head.output(states)
+        target = table.columns["top1"][rows, table.final].long()
+        wanted = torch.stack([target, table.rows.next_token[rows]], dim=1)
+        statistics, at_wanted = self.head.statistics(states, output, wanted)
+        _put_own_facts(table, index, rows, statistics, at_wanted[:, 0], at_wanted[:, 1])
+        # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
+        rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
+        compared = cross.compare(states, output, slice(rows.start - block_start, rows.stop - block_start))
+        divergence = (
+            statistics.log_partition - compared.expected - table.columns["entropy"][rows, table.final]
+        )
+        table.note_defects(index, rows, torch.isfinite(divergence))
+        table.put(
+            index,
+            rows,
+            final_rank=rank.int(),
+            kl_to_final=divergence.clamp(min=0),
+            logit_cosine=compared.cosine,
+            centred_logit_cosine=compared.centred_cosine,
+            shuffled_logit_cosine=compared.shuffled_cosine,
+        )
+
+    def _probability(self, output: Tensor, statistics: RowStatistics) -> Tensor:
+        """p_L [rows, vocabulary] in place of the head output."""
+        logits = self.head.transform(output[:, : self.head.vocabulary_size])
+        return torch.exp(logits.sub_(statistics.log_partition[:, None]), out=logits)
+
+    def _expected_weight(self, probability: Tensor) -> Tensor:
+        """W^T p_L with the scale and the bias feature: float32 [rows, features + 1]."""
+        head = self.head
+        assert isinstance(head, LinearHead)
+        total = torch.zeros(len(probability), head.weight.shape[1] + 1)
+        for tile in slices(0, head.vocabulary_size, TILE):
+            total[:, :-1] += probability[:, tile] @ head.weight[tile].float()
+        if head.bias is not None:
+            total[:, -1] = probability @ head.bias.float()
+        return total * head.transform.scale
+
+
+def _put_own_facts(
+    table: FactTable, index: int, rows: slice, row: RowStatistics, final_logit: Tensor, next_logit: Tensor
+) -> None:
+    """The facts that need the exit alone."""
+    table.note_defects(index, rows, torch.isfinite(row.log_partition) & torch.isfinite(row.maximum))
+    best = torch.exp(row.maximum - row.log_partition)
+    table.put(
+        index,
+        rows,
+        top1=row.top1.int(),
+        max_prob=best,
+        margin=best - torch.exp(row.second - row.log_partition),
+        entropy=row.entropy.clamp(min=0),
+        nll=row.log_partition - next_logit,
+        final_logprob=final_logit - row.log_partition,
+    )
+
+
+def _add_marginal(marginal: dict[int, Tensor], document: Tensor, probability: Tensor) -> None:
+    """Add each document's sum of p_L; rows of one document are contiguous and documents ascend."""
+    documents, counts = np.unique(document.numpy(), return_counts=True)
+    for name, part in zip(documents.tolist(), torch.split(probability, counts.tolist()), strict=True):
+        total = part.sum(0)
+        marginal[name] = total if name not in marginal else marginal[name] + total
+
+
+def _partners(table: FactTable, block: slice) -> Tensor:
+    """Another row of the block for every row, half a block away, among documents that are whole so far."""
+    documents = table.rows.document[block].tolist()
+    whole = torch.tensor([place for place, document in enumerate(documents) if document not in table.defects])
+    partner = torch.arange(len(documents))
+    if len(whole):
+        partner[whole] = whole.roll(len(whole) // 2)
+    return partner

@@ -1,0 +1,55 @@
+"""The facts of one group of rows while they are being measured, and the defects met on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.tracing.facts import FACTS
+from offramp.tracing.rows import Rows
+
+
+@dataclass(frozen=True)
+class Defect:
+    """The first non-finite number of a document: exit (layer) and position."""
+
+    layer: int
+    position: int
+
+
+class FactTable:
+    """Columns [rows, exits] by fact, and the first defect of each document."""
+
+    def __init__(self, rows: Rows, exits: Sequence[int]) -> None:
+        self.rows = rows
+        self.exits = exits
+        self.defects: dict[int, Defect] = {}
+        self.columns: dict[str, Tensor] = {
+            fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype)) for fact in FACTS
+        }
+
+    @property
+    def final(self) -> int:
+        """Place of exit L among the exits."""
+        return len(self.exits) - 1
+
+    def put(self, index: int, rows: slice, **values: Tensor | float) -> None:
+        """Set facts of some rows at one exit."""
+        for name, value in values.items():
+            self.columns[name][rows, index] = value
+
+    def note_defects(self, index: int, rows: slice, fine: Tensor) -> None:
+        """Remember the first bad number of each document: the earliest position, then the shallowest exit.
+
+        fine: bool, one per row of the slice.
+        """
+        for offset in torch.nonzero(~fine).flatten().tolist():
+            row = rows.start + offset
+            document, position = int(self.rows.document[row]), int(self.rows.position[row])
+            found = Defect(self.exits[index], position)
+            known = self.defects.setdefault(document, found)
+            if (found.position, found.layer) < (known.position, known.layer):
+                self.defects[document] = found
