@@ -1,12 +1,12 @@
-"""Tracing against its floor: one model forward and one head product per exit, same dtype, same threads, interleaved.
+"""Tracing against its floor: one model forward and one head product per exit, same dtype and threads.
 
-    python benchmarks/tracing.py                      over_floor_ratio per mode, tokens per second
-    python benchmarks/tracing.py --memory             extra memory over a plain forward, 1,024 and 8,192 tokens
-    python benchmarks/tracing.py --table              seconds by tokens and by exits
-    python benchmarks/tracing.py --agreement          bfloat16 product against float32 product, per exit
+    python benchmarks/tracing.py               over_floor_ratio per mode, tokens per second; interleaved
+    python benchmarks/tracing.py --memory      extra memory over a plain forward, 1,024 and 8,192 tokens
+    python benchmarks/tracing.py --table       seconds by tokens and by exits
+    python benchmarks/tracing.py --agreement   bfloat16 product against float32 product, per exit
 
-The floor computes nothing but hidden states and logits, at its best chunk of 64 to 512 positions. The last line is
-one JSON object.
+The floor computes nothing but hidden states and logits, at its best chunk of 64 to 512 positions. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -30,12 +31,12 @@ import torch
 import offramp
 from offramp.models.model import Model
 from offramp.tracing.group import GroupMeasurer
+from offramp.tracing.head import make_head
 from offramp.tracing.plan import plan_trace
+from offramp.tracing.reductions import Reductions
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import groups_of
 from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import Reductions
-from offramp.tracing.head import make_head
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Document, Workload
 
@@ -112,8 +113,8 @@ def ratio_of(model: Model, tokens: int, context: int, repeats: int) -> dict[str,
     floors: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
     for _ in range(repeats):
         for chunk, samples in floors.items():
-            samples.append(seconds(lambda chunk=chunk: floor_once(model, contexts, model.layers, chunk)))
-        traced.append(seconds(lambda: trace_once(measurer, contexts)))
+            samples.append(seconds(partial(floor_once, model, contexts, model.layers, chunk)))
+        traced.append(seconds(partial(trace_once, measurer, contexts)))
     best = min(floors, key=lambda chunk: statistics.median(floors[chunk]))
     pairs = [trace / floor for trace, floor in zip(traced, floors[best], strict=True)]
     return {
@@ -190,7 +191,7 @@ def table(name: str, mode: str) -> dict[str, object]:
         measurer = measurer_of(model, wanted)
         contexts = contexts_of(model, tokens, 512)
         trace_once(measurer, contexts[:1])
-        taken = seconds(lambda m=measurer, c=contexts: trace_once(m, c))
+        taken = seconds(partial(trace_once, measurer, contexts))
         counted = len(measurer.exits)
         rows.append({"tokens": tokens, "exits": counted, "seconds": taken})
         print(f"{tokens} tokens, {counted} exits: {taken:.2f} s", file=sys.stderr)

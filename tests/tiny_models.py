@@ -59,13 +59,14 @@ def write_llama(folder: Path, *, chat_template: str | None = None, **config: Any
         "eos_token_id": 1,
         "initializer_range": 0.2,
     }
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
     write_tokenizer(folder, chat_template=chat_template)
     return folder
 
 
-def write_text(path: Path, *, documents: int = 24, words: int = 30, seed: int = 0) -> Path:
+def write_documents(path: Path, *, documents: int = 48, words: int = 30, seed: int = 0) -> Path:
     """A JSON-lines file of short documents in the field "text", made of the tokenizer's own words."""
     import json
 

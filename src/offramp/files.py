@@ -74,9 +74,14 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def pretty_json(value: Any) -> str:
+    """The text of a JSON file: sorted keys, one entry a line, no NaN."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write JSON with sorted keys in one step; a NaN is an error, not a file."""
-    write_text_atomically(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text_atomically(path, pretty_json(value))
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,9 +104,19 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for one process; a second one is refused at once.
 
     The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises InputError if the folder is held by another process, or cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"the output folder cannot be made or written: {error.strerror}",
+            where=str(folder),
+            fix="choose another folder with -o, or change its permissions",
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

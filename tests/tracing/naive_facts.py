@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,21 +104,24 @@ def states_of(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([before for before, _ in seen]), np.stack([after for _, after in seen])
 
 
-def logits_of(model: Model, ids: list[int]) -> np.ndarray:
-    """The model's own logits at every exit, float64 [layers, positions, vocabulary]."""
+def logits_of(model: Model, ids: list[int], exits: Sequence[int] | None = None) -> np.ndarray:
+    """The model's own logits at every exit, float64 [exits, positions, vocabulary]."""
     with torch.no_grad():
         exits = [
             independent_readout(model.hf, model.stack.layers, torch.tensor([ids]), number)
-            for number in range(1, model.layers + 1)
+            for number in exits or range(1, model.layers + 1)
         ]
     return torch.stack([logits.double().reshape(len(ids), -1) for logits in exits]).numpy()
 
 
-def naive_facts(model: Model, sequences: list[list[int]]) -> tuple[dict[str, np.ndarray], float]:
+def naive_facts(
+    model: Model, sequences: list[list[int]], exits: Sequence[int] | None = None
+) -> tuple[dict[str, np.ndarray], float]:
     """Facts [rows, exits] of sequences of ids, whose last ids are next tokens only, and the largest logit."""
     following = np.concatenate([np.array(ids[1:]) for ids in sequences])
-    logits = np.concatenate([logits_of(model, ids[:-1]) for ids in sequences], axis=1)
+    logits = np.concatenate([logits_of(model, ids[:-1], exits) for ids in sequences], axis=1)
     states = [states_of(model, ids[:-1]) for ids in sequences]
-    before, after = (np.concatenate([pair[i] for pair in states], axis=1) for i in (0, 1))
+    layers = [number - 1 for number in exits or range(1, model.layers + 1)]
+    before, after = (np.concatenate([pair[i][layers] for pair in states], axis=1) for i in (0, 1))
     facts = {**facts_of_logits(logits, following), **facts_of_states(before, after)}
     return facts, float(np.abs(logits[np.isfinite(logits)]).max())

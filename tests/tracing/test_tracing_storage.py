@@ -21,7 +21,7 @@ from killed_runs import LENGTHS, PART_ROWS
 from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, locked_folder, write_atomically
+from offramp.files import TEMPORARY_PREFIX, locked_folder
 from offramp.tracing import part as part_module
 from offramp.tracing.facts import FACTS
 from offramp.tracing.part import part_path
@@ -90,7 +90,7 @@ def assert_same_trace(left: Trace, right: Trace) -> None:
     assert left.provenance == right.provenance
 
 
-# -- round trip -----------------------------------------------------------------------------------------------
+# -- round trip
 
 
 def test_a_trace_comes_back_from_disk_as_it_was_in_memory(finished: Path) -> None:
@@ -147,19 +147,19 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
     assert kinds == ["facts", "marginal", "tokens"] * (len(kinds) // 3)
 
 
-def test_parts_have_page_checksums(finished: Path) -> None:
+def test_parts_have_page_checksums(finished: Path, tmp_path: Path) -> None:
     """Seen by their effect: a flipped byte in a page is an error even without the manifest's SHA-256."""
-    path = finished / "facts-00000.parquet"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged = finished.parent / "one-bit.parquet"
-    damaged.write_bytes(content)
-    pq.read_table(damaged, page_checksum_verification=False)
+    path = Path(shutil.copy(finished / "facts-00000.parquet", tmp_path))
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    names = [columns.column(number).path_in_schema for number in range(columns.num_columns)]
+    column = columns.column(names.index("max_prob"))
+    flip(path, column.data_page_offset + column.total_compressed_size - 3)
+    pq.read_table(path, page_checksum_verification=False)
     with pytest.raises(OSError, match="CRC"):
-        pq.read_table(damaged, page_checksum_verification=True)
+        pq.read_table(path, page_checksum_verification=True)
 
 
-# -- kills ----------------------------------------------------------------------------------------------------
+# -- kills
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_an_interrupt_leaves_a_folder_that_can_be_resumed(
     assert files_of(place) == files_of(finished)
 
 
-# -- damage ---------------------------------------------------------------------------------------------------
+# -- damage
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
@@ -312,14 +312,14 @@ def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.
 def test_a_part_of_another_trace_is_not_taken_over(folder: Path, tmp_path: Path) -> None:
     whole = files_of(folder)
     other = tmp_path / "other"
-    run(other, exits=[1, 2])
+    run(other, exits=[1])
     (folder / "manifest.json").unlink()
     shutil.copy(part_path(other, "tokens", 1), part_path(folder, "tokens", 1))
     run(folder)
     assert files_of(folder) == whole
 
 
-# -- whose folder ---------------------------------------------------------------------------------------------
+# -- whose folder
 
 
 def test_a_newer_schema_is_refused(folder: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_newer_schema_is_refused(folder: Path) -> None:
     ("options", "differs"),
     [
         ({"tokens": 100}, "tokens"),
-        ({"exits": "1,2"}, "exits"),
+        ({"exits": "1"}, "exits"),
         ({"context": 20}, "context"),
         ({"document_tokens": 5}, "document_tokens"),
         ({"workload": workload_of("1 2 3")}, "workload"),
@@ -430,7 +430,7 @@ def test_leftovers_of_a_killed_writer_are_swept(folder: Path, tmp_path: Path) ->
     assert files_of(only) == files_of(folder)
 
 
-# -- full disk ------------------------------------------------------------------------------------------------
+# -- full disk
 
 
 @pytest.mark.parametrize("where", ["write", "fsync"])
@@ -466,19 +466,7 @@ def test_a_full_disk_is_told_with_sizes_and_leaves_no_temporary_file(
     assert files_of(place) == files_of(finished)
 
 
-def test_a_full_disk_under_the_parquet_writer_itself(tmp_path: Path) -> None:
-    """/dev/full is a real full disk: the error comes out of Arrow, not out of a patch."""
-
-    def write(temporary: Path) -> None:
-        temporary.symlink_to("/dev/full")
-        part_module._write(part_module.pa.table({"a": np.arange(10_000)}), temporary)
-
-    with pytest.raises(OfframpError, match="the disk is full"):
-        write_atomically(tmp_path / "part.parquet", write)
-    assert list(tmp_path.iterdir()) == []
-
-
-# -- answers --------------------------------------------------------------------------------------------------
+# -- answers
 
 
 def test_kept_answers_are_used_after_an_interrupt_and_checked(
@@ -498,13 +486,13 @@ def test_kept_answers_are_used_after_an_interrupt_and_checked(
     content = answers.read_bytes()
     for offset in range(0, len(content), 17):
         flip(answers, offset)
-        with pytest.raises(DamagedFileError, match="answers.json"):
+        with pytest.raises(DamagedFileError, match="answers"):
             run(place, **options)
         answers.write_bytes(content)
     flip(answers, len(content) // 2)
     with monkeypatch.context() as patch:
         patch.setattr(model.hf, "generate", _must_not_run)
-        with pytest.raises(DamagedFileError, match="answers.json"):
+        with pytest.raises(DamagedFileError, match="answers"):
             run(place, **options)
         answers.write_bytes(content)
         run(place, **options)

@@ -24,13 +24,18 @@ class Output:
             print(json.dumps(value, allow_nan=False), flush=True)
 
 
-def show_error(error: OfframpError, *, as_json: bool) -> None:
-    """What is wrong, where, what to do: on standard error, and as JSON if a machine reads."""
+def show_error(error: OfframpError, *, as_json: bool) -> int:
+    """Say what is wrong, where, what to do: on standard error, and as JSON if a machine reads.
+
+    Gives the exit code.
+    """
     print(f"offramp: {error.what}", file=sys.stderr)
     if error.where:
-        print(f"  where: {error.where}", file=sys.stderr)
+        # A text with a caret below it begins on its own line.
+        print(f"  where:{'' if error.where.startswith(chr(10)) else ' '}{error.where}", file=sys.stderr)
     if error.fix:
         print(f"  what to do: {error.fix}", file=sys.stderr)
     if as_json:
-        what = {"what": error.what, "where": error.where, "fix": error.fix}
+        what = {"what": error.what, "where": error.where.strip("\n"), "fix": error.fix}
         print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)
+    return error.exit_code

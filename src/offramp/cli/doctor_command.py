@@ -25,13 +25,15 @@ class Finding:
 
 def doctor(as_json: AsJson = False) -> None:
     """Look at versions, the default model, the compiler, the cache and the machine."""
+    from rich.markup import escape
+
     out = Output(as_json)
     findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
     for finding in findings:
         mark = "[green]ok[/]" if finding.fine else "[yellow]--[/]"
-        out.console.print(f"{mark} {finding.name:<16} {finding.found}")
+        out.console.print(f"{mark} {finding.name:<14} {escape(finding.found)}", soft_wrap=True)
         if not finding.fine:
-            out.console.print(f"   [dim]{finding.fix}[/]")
+            out.console.print(f"   [dim]{escape(finding.fix)}[/]", soft_wrap=True)
     out.finish({"findings": [asdict(finding) for finding in findings]})
     if not all(finding.fine for finding in findings if finding.name in ("torch", "transformers")):
         raise typer.Exit(1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson
 from offramp.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Rows = list[dict[str, str]]
 
@@ -35,10 +38,10 @@ def _workloads() -> Rows:
     return [
         {
             "name": workload.name,
+            "what it is": workload.description,
             "mode": workload.mode,
             "documents": workload.documents,
             "licence": workload.licence,
-            "what it is": workload.description,
         }
         for workload in describe_workloads()
     ]
@@ -49,7 +52,7 @@ def _policies() -> Rows:
 
     rows = []
     for name, kind in policy_kinds().items():
-        parameters = ",".join(f"{parameter.name}=..." for parameter in kind.parameters)
+        parameters = ",".join(f"{parameter.name}=…" for parameter in kind.parameters)
         rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": _first_line(kind)})
     return rows
 
@@ -58,7 +61,11 @@ def _signals() -> Rows:
     from offramp.policies.signals import SIGNALS
 
     return [
-        {"name": name, "fact": signal.fact, "exit when": f"{signal.exit_when} the threshold"}
+        {
+            "name": name,
+            "what it is": f"a token leaves when {signal.fact} is {signal.exit_when} the threshold",
+            "fact": signal.fact,
+        }
         for name, signal in SIGNALS.items()
     ]
 
@@ -80,8 +87,6 @@ def list_things(
     as_json: AsJson = False,
 ) -> None:
     """List models, workloads, policies or signals that are known by name."""
-    from rich.table import Table
-
     if what not in LISTS:
         near = difflib.get_close_matches(what, LISTS, n=1)
         raise InputError(
@@ -90,10 +95,19 @@ def list_things(
         )
     out = Output(as_json)
     rows = LISTS[what]()
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
-    out.console.print(table)
+    out.console.print(_listed(rows))
     out.finish({what: rows})
+
+
+def _listed(rows: Rows) -> Table:
+    """Names beside what they are, with the details below, so that it can be read at 80 columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, what_it_is, *details in (row.values() for row in rows):
+        text = Text(what_it_is)
+        if shown := [detail for detail in details if detail != name]:
+            text.append("\n" + " · ".join(shown), style="dim")
+        table.add_row(Text(name, style="bold", overflow="fold"), text)
+    return table

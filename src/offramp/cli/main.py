@@ -16,14 +16,15 @@ from offramp.cli.replay_command import replay
 from offramp.cli.run_command import run
 from offramp.cli.score_command import score
 from offramp.cli.trace_command import trace
-from offramp.errors import OfframpError
+from offramp.errors import InputError, OfframpError
 
 INTERRUPTED = 130
+# What the parser raises on bad usage: click's exception, which typer keeps in a place of its own.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="offramp",
     help="Would early-exit decoding pay on your model, your workload and your machine?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,13 +38,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def offramp_command(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Would early-exit decoding pay on your model, your workload and your machine?"""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(InputError.exit_code)
 
 
 app.command("run")(run)
@@ -58,13 +63,43 @@ def main() -> None:
     """Run the command line; exits with 0, 1 (failed), 2 (bad usage or input) or 130 (interrupted)."""
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    as_json = "--json" in sys.argv
     try:
-        app()
+        exit_code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        exit_code = INTERRUPTED
+    except USAGE_ERROR as problem:
+        exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
-        show_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        again = shlex.join(["offramp", *sys.argv[1:]])
-        print("\nofframp: interrupted; what is finished is kept", file=sys.stderr)
-        print(f"  what to do: run the same command again to go on: {again}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        exit_code = show_error(error, as_json=as_json)
+    except OSError as problem:
+        exit_code = show_error(_system_error(problem), as_json=as_json)
+    if exit_code == INTERRUPTED:
+        show_error(_interrupted(), as_json=as_json)
+    sys.exit(exit_code)
+
+
+def _usage_error(problem: Exception) -> InputError:
+    """The parser's complaint in the form of all other errors."""
+    context = getattr(problem, "ctx", None)
+    command = "offramp" if context is None else context.command_path
+    what = str(getattr(problem, "format_message", problem.__str__)()).strip().rstrip(".")
+    return InputError(what, where=command, fix=f"{command} --help shows how it is used")
+
+
+def _system_error(problem: OSError) -> OfframpError:
+    """What the operating system refused: a folder without permission, a full disk, a lost file system."""
+    return OfframpError(
+        f"the operating system says: {problem.strerror or problem}",
+        where=str(problem.filename or ""),
+        fix="check the path, its permissions and the space on the disk, then run the same command again",
+    )
+
+
+def _interrupted() -> OfframpError:
+    error = OfframpError(
+        "interrupted; what is finished is kept",
+        fix="run the same command again to go on: " + shlex.join(["offramp", *sys.argv[1:]]),
+    )
+    error.exit_code = INTERRUPTED
+    return error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from offramp.cli.run_folder import require_writable
+from offramp.errors import InputError
 
 ModelName = Annotated[
     str, typer.Argument(help="smollm2, a Hub id, a local folder or a .gguf file.", show_default=True)
@@ -46,3 +51,35 @@ Overwrite = Annotated[
 Repair = Annotated[bool, typer.Option("--repair", help="Trace damaged parts of a finished trace again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 TraceFolder = Annotated[Path, typer.Argument(help="A folder that offramp trace or offramp run wrote.")]
+
+
+def require_options(
+    *,
+    tokens: int,
+    context: int | None,
+    document_tokens: int | None,
+    exits: str,
+    dtype: str,
+    output: Path | None,
+) -> None:
+    """Refuse what can be refused before a workload is read or a model is loaded.
+
+    Raises InputError for a size below 1, exits that are no list of layers, an unknown dtype, and an output
+    folder that cannot be one.
+    """
+    from offramp.models.registry import DTYPES
+    from offramp.workloads.packing import require_sizes
+
+    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
+    if not re.fullmatch(r"all|\d+([,+]\d+)*", exits.replace(" ", "")):
+        raise InputError(
+            f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
+        )
+    if dtype not in DTYPES:
+        near = difflib.get_close_matches(dtype, DTYPES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"unknown dtype {dtype!r}", where="--dtype", fix=f"{hint}choose one of: {', '.join(DTYPES)}"
+        )
+    if output is not None:
+        require_writable(output)

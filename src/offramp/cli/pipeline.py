@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import time
@@ -11,16 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.provenance import describe_run
-from offramp.decoding.plain import time_plain_decoding
-from offramp.errors import InputError
-from offramp.files import (
-    canonical_json,
-    locked_folder,
-    sha256_of_text,
-    sweep_temporary_files,
-    write_json_atomically,
+from offramp.cli.provenance import describe_request, describe_run
+from offramp.cli.run_folder import (
+    POLICIES,
+    SUMMARY_FILE,
+    TRACES,
+    claim,
+    default_folder,
+    require_own,
+    safe_name,
 )
+from offramp.decoding.plain import time_plain_decoding
+from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
 from offramp.models.loading import find_source, load_model
 from offramp.models.model import Model
 from offramp.policies.frontier import frontier
@@ -32,12 +33,12 @@ from offramp.report.passage import grid_from_trace, passage_from_trace, typical_
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.report.summary import summarise
 from offramp.scoring.scoring import score
+from offramp.tracing.plan import plan_trace, usable_context
+from offramp.tracing.request import parse_exits
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
+from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
-
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -67,61 +68,50 @@ class FinishedRun:
 def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Path | None) -> FinishedRun:
     """Run every stage into one folder; a second run of the same request goes on where the first stopped.
 
-    Raises InputError if the folder holds another run, and whatever the stages raise.
+    Raises InputError if the folder holds another run, and whatever the stages raise. No folder is made for
+    input that is refused.
     """
     source = find_source(options.model, trust_remote_code=options.trust_remote_code)
     request = {
         **{key: value for key, value in asdict(options).items() if key not in ("overwrite", "repair")},
+        "model": source.identity.source,
         "model_fingerprint": source.identity.fingerprint,
         "workloads": {workload.name: workload.fingerprint for workload in workloads},
     }
-    key = sha256_of_text(canonical_json(request))[:8]
-    folder = output or Path("runs") / f"{safe_name(source.name)}-{key}"
+    folder = output or default_folder(source.name, request)
+    require_own(folder, request, overwrite=options.overwrite)
+    model = load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    _require_fitting(model, workloads, options)
     with locked_folder(folder):
         sweep_temporary_files(folder)
-        _claim(folder, request, overwrite=options.overwrite)
-        model = load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        claim(folder, request, overwrite=options.overwrite)
         results = [_one_workload(model, workload, options, folder) for workload in workloads]
         return _finish(model, results, folder)
 
 
-def safe_name(name: str) -> str:
-    """A name that is good for a folder; a name that had to be changed keeps a key of the original."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "model"
-    return safe if safe == name else f"{safe}-{sha256_of_text(name)[:6]}"
-
-
-def _claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that the folder is new or belongs to this very request."""
-    path = folder / RUN_FILE
-    known = path.read_text(encoding="utf-8") if path.exists() else None
-    occupied = any(entry.name != ".lock" for entry in folder.iterdir())
-    same = known is not None and known == _run_text(request)
-    if occupied and not same and not overwrite:
-        what = "holds another run" if known is not None else "holds files that are not a run"
-        raise InputError(
-            f"the output folder {what}",
-            where=str(folder),
-            fix="choose another folder with -o" + (", or give --overwrite" if known is not None else ""),
+def _require_fitting(model: Model, workloads: Sequence[Workload], options: RunOptions) -> None:
+    """Refuse exits, a context and texts that do not fit the model, all before the first is traced."""
+    parse_exits(options.exits, model.layers)
+    context = usable_context(model, options.context)
+    for workload in workloads:
+        plan_trace(
+            model,
+            workload,
+            lambda: _stand_in_answers,
+            tokens=options.tokens,
+            context=context,
+            document_tokens=options.document_tokens,
         )
-    if occupied and not same and known is None:
-        raise InputError(
-            "the output folder holds files that are not a run, and --overwrite replaces runs only",
-            where=str(folder),
-            fix="choose another folder with -o",
-        )
-    write_json_atomically(path, request)
 
 
-def _run_text(request: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(request, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def _stand_in_answers(planned: Sequence[PlannedAnswer]) -> list[list[int]]:
+    """Answers of full length, to see whether the prompts fit without asking the model."""
+    return [[0] * prompt.max_new_tokens for prompt in planned]
 
 
 def _one_workload(model: Model, workload: Workload, options: RunOptions, folder: Path) -> WorkloadResult:
     started = time.monotonic()
-    trace_folder = folder / "traces" / safe_name(model.name) / safe_name(workload.name)
+    trace_folder = folder / TRACES / safe_name(model.name) / safe_name(workload.name)
     trace = trace_model(
         model,
         workload,
@@ -136,8 +126,8 @@ def _one_workload(model: Model, workload: Workload, options: RunOptions, folder:
     verdicts = judge(trace)
     for verdict in verdicts:
         name = f"{safe_name(workload.name)}-agreement-{verdict.floor:g}.json"
-        (folder / "policies").mkdir(exist_ok=True)
-        write_policy(parse_policy(verdict.policy), folder / "policies" / name)
+        (folder / POLICIES).mkdir(exist_ok=True)
+        write_policy(parse_policy(verdict.policy), folder / POLICIES / name)
     document = typical_document(trace)
 
     def decode(token: int) -> str:
@@ -177,7 +167,10 @@ def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> Fi
         model_name=model.name,
         layers=model.layers,
         workloads=tuple(results),
-        provenance=describe_run(model),
+        provenance={
+            **describe_run(model),
+            **describe_request({result.name: result.trace for result in results}),
+        },
         measured={"plain_seconds_per_token": timing},
         command=shlex.join(["offramp", *sys.argv[1:]]),
     )

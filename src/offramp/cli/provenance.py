@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import offramp
 from offramp.models.model import Model
 from offramp.tracing.request import code_fingerprint
+from offramp.tracing.trace import Trace
 
 
 def describe_run(model: Model) -> dict[str, Any]:
@@ -33,6 +35,22 @@ def describe_run(model: Model) -> dict[str, Any]:
         **describe_machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def describe_request(traces: Mapping[str, Trace]) -> dict[str, Any]:
+    """What was asked for, and the text each trace was measured on: licence, source and fingerprints.
+
+    traces: by the workload's name.
+    """
+    described = {}
+    for name, trace in traces.items():
+        request = trace.provenance["request"]
+        described[name] = {
+            **{key: request["workload"][key] for key in ("licence", "source", "fingerprint")},
+            **{key: request[key] for key in ("tokens", "context", "document_tokens", "exits", "reductions")},
+            "request_fingerprint": trace.provenance["request_fingerprint"],
+        }
+    return {"traced": described}
 
 
 def describe_software() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson, TraceFolder
+from offramp.cli.run_folder import find_trace
 
 
 def replay(
@@ -21,27 +22,38 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
+    from rich.table import Table
+
     from offramp.policies.grammar import parse_policy
     from offramp.policies.replay import replay as replay_policy
+    from offramp.report.formats import counted, decimal, percent, times
     from offramp.tracing.trace import Trace
 
     out = Output(as_json)
     parsed = parse_policy(policy)
-    result = replay_policy(Trace.load(trace), parsed)
-    out.console.print(f"{result.policy} on {len(result.exits):,} tokens (replayed, batch 1)")
-    lines = {
-        "agreement with the full model": f"{result.agreement:.2%}",
-        "layers skipped": f"{result.skip_ratio:.2%}",
-        "predicted net speedup (bytes moved)": f"{result.predicted_speedup:.3f} x",
-        "predicted net speedup (FLOPs)": f"{result.predicted_speedup_flops:.3f} x",
-        "speedup if probes were free": f"{result.speedup_without_probes:.3f} x",
-        "probes per token": f"{result.probes.mean():.2f}",
-        "NLL increase": f"{result.nll_increase:.4f} nats",
-        "KL to the full model": f"{result.kl:.4f} nats",
-    }
-    for name, value in lines.items():
-        out.console.print(f"  {name:<36} {value}")
+    result = replay_policy(Trace.load(find_trace(trace)), parsed)
     layers, counts = exit_counts(result.exits.tolist())
+    shares = [
+        f"{percent(count / len(result.exits))} at exit {layer}"
+        for layer, count in zip(layers, counts, strict=True)
+    ]
+    out.console.print(
+        f"{result.policy} on {counted(len(result.exits), 'token')} (replayed, batch 1)", markup=False
+    )
+    table = Table.grid(padding=(0, 2))
+    for name, value in {
+        "tokens leave": ", ".join(shares),
+        "agreement with the full model": percent(result.agreement),
+        "layers skipped": percent(result.skip_ratio),
+        "predicted speed (bytes moved)": times(result.predicted_speedup),
+        "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
+        "speed if probes were free": times(result.speedup_without_probes),
+        "probes per token": decimal(float(result.probes.mean())),
+        "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
+        "KL to the full model": f"{decimal(result.kl, 4)} nats",
+    }.items():
+        table.add_row(f"  {name}", value)
+    out.console.print(table)
     out.finish(
         {
             "policy": result.policy,

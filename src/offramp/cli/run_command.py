@@ -19,6 +19,7 @@ from offramp.cli.options import (
     RemoteCode,
     Repair,
     Tokens,
+    require_options,
 )
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
@@ -57,11 +58,17 @@ def run(
 
     Stopped? Run it again: it resumes after the last whole part.
     """
-    from offramp.workloads.packing import require_sizes
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
-    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
+    require_options(
+        tokens=tokens,
+        context=context,
+        document_tokens=document_tokens,
+        exits=exits,
+        dtype=dtype,
+        output=output,
+    )
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
 
     from offramp.cli.pipeline import RunOptions, run_pipeline

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson
+from offramp.cli.run_folder import find_traces
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from offramp.scoring.card import ScoreCard
+    from offramp.tracing.trace import Trace
 
 
 def score(
@@ -16,29 +23,51 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score how suited a model is to early exit, from its traces. Needs no model."""
-    from rich.table import Table
-
-    from offramp.report.formats import decimal, estimate_text
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
 
     out = Output(as_json)
-    cards = [(folder, score_trace(Trace.load(folder))) for folder in traces]
-    table = Table(box=None, pad_edge=False)
-    for column in ("trace", "representation", "increment", "calibration", "composite", "EAS", "oracle skip"):
-        table.add_column(column)
-    for folder, card in cards:
-        figures = (
-            card.representation,
-            card.increment,
-            card.calibration,
-            card.composite,
-            card.eas().score,
-            card.saturation_skip,
-        )
-        table.add_row(str(folder), *(estimate_text(figure, decimal) for figure in figures))
-    out.console.print(table)
-    for _, card in cards:
-        for note in card.notes:
-            out.console.print(note)
+    folders = [found for folder in dict.fromkeys(traces) for found in find_traces(folder)]
+    cards = []
+    for folder in folders:
+        trace = Trace.load(folder)
+        card = score_trace(trace)
+        cards.append((folder, card))
+        out.console.print(_block(folder, trace, card), end="\n\n")
+    for note in dict.fromkeys(note for _, card in cards for note in card.notes):
+        out.console.print(note, markup=False)
     out.finish({"scores": [{"trace": str(folder), **card.to_json()} for folder, card in cards]})
+
+
+def _block(folder: Path, trace: Trace, card: ScoreCard) -> Table:
+    """One trace's figures with their intervals, one a line."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from offramp.report.formats import counted, decimal, estimate_text, percent
+
+    request = trace.provenance["request"]
+    title = (
+        f"{request['model']['name']} on {request['workload']['name']}: {counted(card.tokens, 'token')} of "
+        f"{counted(card.documents, 'document')} at {counted(len(trace.exits), 'exit')}\n{folder}"
+    )
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("from 0 to 1, higher is more suitable", no_wrap=True)
+    table.add_column("with its 95 % interval", overflow="fold")
+    table.add_column("span", overflow="fold")
+    up_to = f"0 to {decimal(card.ceiling)}"
+    table.add_row("representation quality", estimate_text(card.representation), up_to)
+    table.add_row("information increment", estimate_text(card.increment), "0 to 1")
+    table.add_row("calibration", estimate_text(card.calibration), "0 to 1")
+    table.add_row("composite of these three", estimate_text(card.composite), "")
+    for variant in card.eas_variants:
+        span = (
+            ""
+            if variant.floor is None or variant.ceiling is None
+            else f"{decimal(variant.floor)} to {decimal(variant.ceiling)}"
+        )
+        name = f"EAS, {variant.similarity.replace('_', ' ')} cosine"
+        table.add_row(name, estimate_text(variant.score), span)
+    for name, oracle in (("first-match", card.first_match_skip), ("saturation", card.saturation_skip)):
+        table.add_row(f"{name} oracle skips", estimate_text(oracle, percent), "")
+    return table

@@ -20,6 +20,7 @@ from offramp.cli.options import (
     Repair,
     Tokens,
     WorkloadName,
+    require_options,
 )
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
@@ -39,14 +40,21 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
-    from offramp.workloads.packing import require_sizes
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
-    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
+    require_options(
+        tokens=tokens,
+        context=context,
+        document_tokens=document_tokens,
+        exits=exits,
+        dtype=dtype,
+        output=output,
+    )
     work = load_workload(workload)
 
     from offramp.models.loading import load_model
+    from offramp.report.formats import counted
     from offramp.tracing.tracer import trace as trace_model
 
     loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -63,13 +71,14 @@ def trace(
     )
     valid = [document for document in result.documents if document.valid]
     left_out = [document for document in result.documents if not document.valid]
-    out.console.print(
-        f"{result.token_count:,} tokens of {len(valid)} documents at {len(result.exits)} exits: {output}"
-    )
-    for document in left_out:
-        out.console.print(f"left out: {document.id}: {document.reason}")
-    for note in result.provenance["notes"]:
-        out.console.print(note)
+    lines = [
+        f"{counted(result.token_count, 'token')} of {counted(len(valid), 'document')} at "
+        f"{counted(len(result.exits), 'exit')}: {output}",
+        *[f"document {document.id} is left out: {document.reason}" for document in left_out],
+        *result.provenance["notes"],
+    ]
+    for line in lines:
+        out.console.print(line, markup=False, soft_wrap=True)
     out.finish(
         {
             "trace": str(output),

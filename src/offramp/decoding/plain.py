@@ -39,12 +39,15 @@ def time_plain_decoding(
 ) -> PlainTiming:
     """Time `generate()` after one warm-up.
 
+    A model with a short context gets a shorter prompt, and fewer new tokens if that does not suffice.
     The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens`
     more, so that the figure is one of decoding alone. No end token stops it early.
     """
     from transformers import GenerationConfig
 
-    ids = torch.tensor([list(prompt)])
+    room = (model.context_length or len(prompt) + new_tokens + 1) - 1
+    new_tokens = max(1, min(new_tokens, room - 1))
+    ids = torch.tensor([list(prompt)[: max(1, room - new_tokens)]], device=model.hf.device)
 
     def seconds(count: int) -> float:
         config = GenerationConfig(  # type: ignore[no-untyped-call]

@@ -16,9 +16,8 @@ from offramp.models.gguf_file import check_magic, convert_to_safetensors, quiet_
 from offramp.models.hub import download, looks_like_hub_id, unknown_model
 from offramp.models.identity import ModelIdentity, identify_folder
 from offramp.models.model import Model
-from offramp.models.registry import BUNDLED, BundledModel
+from offramp.models.registry import BUNDLED, DTYPES, BundledModel
 
-DTYPES = ("float32", "bfloat16")
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 CONTEXT_KEYS = (

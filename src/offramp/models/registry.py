@@ -64,3 +64,4 @@ BUNDLED: dict[str, BundledModel] = {
     )
 }
 DEFAULT_MODEL = "smollm2"
+DTYPES = ("float32", "bfloat16")

@@ -85,9 +85,8 @@ class BlockMeasurer:
         # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
         rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
         compared = cross.compare(states, output, slice(rows.start - block_start, rows.stop - block_start))
-        divergence = (
-            statistics.log_partition - compared.expected - table.columns["entropy"][rows, table.final]
-        )
+        divergence = statistics.maximum - compared.expected + statistics.log_sum
+        divergence -= table.columns["entropy"][rows, table.final]
         table.note_defects(index, rows, torch.isfinite(divergence))
         table.put(
             index,
@@ -102,7 +101,9 @@ class BlockMeasurer:
     def _probability(self, output: Tensor, statistics: RowStatistics) -> Tensor:
         """p_L [rows, vocabulary] in place of the head output."""
         logits = self.head.transform(output[:, : self.head.vocabulary_size])
-        return torch.exp(logits.sub_(statistics.log_partition[:, None]), out=logits)
+        # The maximum goes first: subtracting the whole log partition at once would lose digits.
+        logits.sub_(statistics.maximum[:, None]).sub_(statistics.log_sum[:, None])
+        return torch.exp(logits, out=logits)
 
     def _expected_weight(self, probability: Tensor) -> Tensor:
         """W^T p_L with the scale and the bias feature: float32 [rows, features + 1]."""
@@ -120,17 +121,17 @@ def _put_own_facts(
     table: FactTable, index: int, rows: slice, row: RowStatistics, final_logit: Tensor, next_logit: Tensor
 ) -> None:
     """The facts that need the exit alone."""
-    table.note_defects(index, rows, torch.isfinite(row.log_partition) & torch.isfinite(row.maximum))
-    best = torch.exp(row.maximum - row.log_partition)
+    table.note_defects(index, rows, torch.isfinite(row.log_sum) & torch.isfinite(row.maximum))
+    best = torch.exp(-row.log_sum)
     table.put(
         index,
         rows,
         top1=row.top1.int(),
         max_prob=best,
-        margin=best - torch.exp(row.second - row.log_partition),
+        margin=best - torch.exp(row.second - row.maximum - row.log_sum),
         entropy=row.entropy.clamp(min=0),
-        nll=row.log_partition - next_logit,
-        final_logprob=final_logit - row.log_partition,
+        nll=row.maximum - next_logit + row.log_sum,
+        final_logprob=final_logit - row.maximum - row.log_sum,
     )
 
 

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from offramp.models.stack import ExitStack
+from offramp.tracing.reductions import BLOCK, EagerSums, RawSums, Reductions, Transform, compiled_sums
 from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import (
-    BLOCK,
-    RawSums,
-    Reductions,
-    RowStatistics,
-    Transform,
-    corrected_row_statistics,
-    raw_sums,
-    row_statistics,
-)
+from offramp.tracing.statistics import RowStatistics, corrected_row_statistics, row_statistics
 
 BUFFER_BYTES = 51_000_000
 """Size of the buffer of logits: enough rows for an efficient product, small beside any model."""
@@ -127,6 +119,7 @@ class LinearHead:
         if self.rounds:  # the same memory, read as half as many float32 rows
             self._exact_buffer = self._buffer.view(-1).view(torch.float32).view(-1, self.padded)
         self.exact_rows = len(self._exact_buffer)
+        self._eager_sums = EagerSums(transform, self.padded)
 
     def output(self, states: Tensor) -> Tensor:
         """Head output [rows, padded vocabulary] in the head's dtype."""
@@ -189,11 +182,11 @@ class LinearHead:
     def _sums(self, output: Tensor, reference: Tensor) -> RawSums:
         """Sums of the rows; a compiled pass always sees the whole buffer, so that it is compiled once."""
         if self.reductions == "eager":
-            return raw_sums(output, reference, self.transform, "eager")
+            return self._eager_sums(output, reference)
         whole = self._exact_buffer if output.dtype == torch.float32 else self._buffer
         padded = torch.zeros(len(whole))
         padded[: len(output)] = reference
-        sums = raw_sums(whole, padded, self.transform, "compiled")
+        sums = compiled_sums(whole, padded, self.transform)
         return RawSums(*(column[: len(output)] for column in sums))
 
 
@@ -209,6 +202,7 @@ class ReadoutHead:
         self.padded = padded_size(self.vocabulary_size)
         self.rows = buffer_rows(self.padded * 4)
         self.exact_rows = self.rows
+        self._eager_sums = EagerSums(self.transform, self.padded)
 
     def output(self, states: Tensor) -> Tensor:
         """Logits [rows, padded vocabulary] in float32."""
@@ -223,5 +217,5 @@ class ReadoutHead:
     def statistics(self, states: Tensor, output: Tensor, wanted: Tensor) -> tuple[RowStatistics, Tensor]:
         """Row statistics and the logits of the wanted columns [rows, 2]."""
         at_wanted = output.gather(1, wanted)
-        sums = raw_sums(output, at_wanted[:, 0], self.transform, "eager")
+        sums = self._eager_sums(output, at_wanted[:, 0])
         return row_statistics(output, sums, self.transform), at_wanted

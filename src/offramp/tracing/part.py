@@ -95,7 +95,6 @@ def _write(table: pa.Table, path: Path) -> None:
         compression={name: "none" if name in floats else "zstd" for name in table.column_names},
         use_dictionary=others,
         write_page_checksum=True,
-        store_schema=False,
     )
 
 

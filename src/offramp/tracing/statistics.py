@@ -1,54 +1,23 @@
-"""Row statistics of a block of logits in one pass: maxima, partition sum, entropy sum and rank.
-
-The reductions are compiled where a C++ compiler is at hand (about a tenth of the time of the eager ones); the
-eager form computes the same formulas and is used otherwise, and for small traces, where compiling takes
-longer.
-"""
+"""Statistics of softmax(z) for each row of logits, from the sums of one pass over them."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-BLOCK = 64
-"""Columns whose maximum is kept, so that top-1 and top-2 are looked up in the few winning blocks only."""
+from offramp.tracing.reductions import BLOCK, LOWEST, PADDING_LIMIT, EagerSums, RawSums, Transform
 
 CANDIDATES = 8
 """Best columns of a bfloat16 product whose logits are computed again in float32."""
 
 WINNING_BLOCKS = 8
 
-_PADDING_LIMIT = -1e25
-
-_LOG2_E = 1.4426950408889634
-_LN_2 = 0.6931471805599453
-
-_LOWEST = -200.0
-"""2^-200 and exp(-200) are 0 in float32; a floor keeps 0 x (-inf) out of the entropy sum."""
-
-Reductions = Literal["compiled", "eager"]
-
-
-class RawSums(NamedTuple):
-    """Sums of one pass over z [rows, vocabulary], in float32.
-
-    block_maximum: [rows, blocks]; maximum, partition, weighted, above: [rows].
-    partition = sum exp(z - maximum); weighted = sum exp(z - maximum) (z - maximum);
-    above = number of columns with z > the reference logit.
-    """
-
-    block_maximum: Tensor
-    maximum: Tensor
-    partition: Tensor
-    weighted: Tensor
-    above: Tensor
+_CROWDED_ROWS = 16
+"""Rows computed wholly again at a time, where a row has more equal logits than candidates."""
 
 
 @dataclass(frozen=True)
@@ -66,78 +35,6 @@ class RowStatistics:
     log_sum: Tensor
     entropy: Tensor
     above: Tensor
-
-
-@dataclass(frozen=True)
-class Transform:
-    """What the model does to its head's output: z = scale x, then z = cap tanh(z / cap) unless cap is 0."""
-
-    scale: float = 1.0
-    cap: float = 0.0
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether z is a multiple of the head's output."""
-        return self.cap == 0.0
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """Logits in float32 from the head's output."""
-        return _transform(output, self.scale, self.cap)
-
-
-def _transform(output: Tensor, scale: float, cap: float) -> Tensor:
-    z = output.float()
-    if scale != 1.0:
-        z = z * scale
-    # Padding columns must stay far below every logit, which a soft-cap would undo.
-    return torch.where(z < _PADDING_LIMIT, z, torch.tanh(z / cap) * cap) if cap else z
-
-
-def _raw_sums(
-    output: Tensor, reference: Tensor, scale: float, cap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    z = _transform(output, scale, cap)
-    block_maximum = z.view(z.shape[0], -1, BLOCK).amax(-1)
-    maximum = block_maximum.amax(-1)
-    shifted = ((z - maximum[:, None]) * _LOG2_E).clamp(min=_LOWEST)
-    weight = torch.exp2(shifted)
-    # Counted in float32, exact below 16 million columns: integer sums of a comparison are not vectorised.
-    above = torch.where(z > reference[:, None], 1.0, 0.0).sum(-1)
-    return block_maximum, maximum, weight.sum(-1), (weight * shifted).sum(-1) * _LN_2, above
-
-
-@functools.cache
-def _compiled_raw_sums() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    return torch.compile(_raw_sums, dynamic=False)
-
-
-def choose_reductions(elements: int) -> Reductions:
-    """How to reduce a trace of `elements` = tokens x exits x vocabulary logits.
-
-    Compiling takes up to half a minute once per machine; it is worth it from a billion logits on.
-    """
-    worthwhile = elements >= 1_000_000_000
-    return "compiled" if worthwhile and (shutil.which("g++") or shutil.which("clang++")) else "eager"
-
-
-def raw_sums(output: Tensor, reference: Tensor, transform: Transform, reductions: Reductions) -> RawSums:
-    """One pass over the head's output [rows, padded vocabulary] (padding: a very negative finite number).
-
-    reference: float32 [rows], the logit to rank, already transformed.
-    """
-    if reductions == "compiled":
-        return RawSums(*_compiled_raw_sums()(output, reference, transform.scale, transform.cap))
-    parts = [
-        _raw_sums(rows, wanted, transform.scale, transform.cap)
-        for rows, wanted in zip(
-            torch.split(output, _EAGER_ROWS), torch.split(reference, _EAGER_ROWS), strict=True
-        )
-    ]
-    return RawSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-_EAGER_ROWS = 8
-"""Few rows at a time keep the eager temporaries in the processor's cache."""
 
 
 def row_statistics(output: Tensor, sums: RawSums, transform: Transform) -> RowStatistics:
@@ -199,9 +96,10 @@ def _with_exact_rows(
     transform: Transform,
 ) -> RowStatistics:
     """The statistics with some rows (int64) computed from their float32 head output."""
-    for some in torch.split(rows, _EAGER_ROWS):
+    for some in torch.split(rows, _CROWDED_ROWS):
         output = exact_output(some)
-        exact = row_statistics(output, raw_sums(output, reference[some], transform, "eager"), transform)
+        sums = EagerSums(transform, output.shape[1])(output, reference[some])
+        exact = row_statistics(output, sums, transform)
         for field in dataclasses.fields(RowStatistics):
             getattr(statistics, field.name)[some] = getattr(exact, field.name)
     return statistics
@@ -210,11 +108,11 @@ def _with_exact_rows(
 def _replace_candidates(
     sums: RawSums, reference: Tensor, rounded: Tensor, columns: Tensor, value: Tensor
 ) -> RowStatistics:
-    value = torch.where(rounded < _PADDING_LIMIT, rounded, value)  # padding columns stay padding
+    value = torch.where(rounded < PADDING_LIMIT, rounded, value)  # padding columns stay padding
     maximum = value.amax(-1)
     shift = sums.maximum - maximum
-    old = (rounded - sums.maximum[:, None]).clamp(min=_LOWEST)
-    new = (value - maximum[:, None]).clamp(min=_LOWEST)
+    old = (rounded - sums.maximum[:, None]).clamp(min=LOWEST)
+    new = (value - maximum[:, None]).clamp(min=LOWEST)
     rest = (sums.partition - old.exp().sum(-1)).clamp(min=0)
     rest_weighted = sums.weighted - (old.exp() * old).sum(-1)
     partition = rest * shift.exp() + new.exp().sum(-1)

@@ -23,11 +23,11 @@ from offramp.tracing.head import make_head
 from offramp.tracing.part import FILE_KINDS, Part, PartDocument, part_path, read_part, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
+from offramp.tracing.reductions import choose_reductions
 from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
 from offramp.tracing.rows import groups_of
 from offramp.tracing.sizes import DEFAULT_TOKENS
 from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.storage import (
     MANIFEST,
     block_of,
@@ -95,7 +95,7 @@ def trace(
         tokens=tokens,
         context=usable_context(model, context),
         document_tokens=document_tokens,
-        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size),
+        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, model.dtype),
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
         versions=library_versions(),

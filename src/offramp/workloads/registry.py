@@ -141,9 +141,9 @@ def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> Worklo
     near = difflib.get_close_matches(name, sources, n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if Path(spec).exists():
-        hints.append(f"for a file or folder write txt:{spec} or jsonl:{spec}#field")
-    hints.append(f"choose one of: {known}")
-    return WorkloadError(f"there is no workload {spec!r}", fix="; ".join(hints))
+        hints.append(f"For a file or folder write txt:{spec} or jsonl:{spec}#field.")
+    hints.append(f"Choose one of: {known}")
+    return WorkloadError(f"there is no workload {spec!r}", fix=" ".join(hints))
 
 
 for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):

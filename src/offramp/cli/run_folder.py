@@ -1,0 +1,128 @@
+"""The folder of a run: whose it is, what an overwritten run leaves, and where its traces lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.files import (
+    TEMPORARY_PREFIX,
+    canonical_json,
+    pretty_json,
+    sha256_of_text,
+    write_text_atomically,
+)
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+TRACES = "traces"
+POLICIES = "policies"
+
+
+def safe_name(name: str) -> str:
+    """A name that is good for a folder; a name that had to be changed keeps a key of the original."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "model"
+    return safe if safe == name else f"{safe}-{sha256_of_text(name)[:6]}"
+
+
+def default_folder(model_name: str, request: dict[str, Any]) -> Path:
+    """Where a run goes if no folder is named: the same request always finds the same one."""
+    return Path("runs") / f"{safe_name(model_name)}-{sha256_of_text(canonical_json(request))[:8]}"
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure, without making anything, that a folder can be written or made here.
+
+    Raises InputError if a file stands in the way or the folder may not be written.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        what = "the output is a file, not a folder" if existing == folder else "the output lies below a file"
+        raise InputError(what, where=str(existing), fix="choose another folder with -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            "the output folder may not be written"
+            if existing == folder
+            else "the output folder may not be made here",
+            where=str(existing),
+            fix="choose another folder with -o, or change its permissions",
+        )
+
+
+def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
+    """Make sure that the folder is absent, empty, that of this very request, or a run to overwrite.
+
+    Raises InputError if not; nothing is written.
+    """
+    require_writable(folder)
+    if not folder.is_dir() or all(_is_passing(entry) for entry in folder.iterdir()):
+        return
+    if not (folder / RUN_FILE).is_file():
+        raise InputError(
+            "the output folder holds files that are not a run"
+            + (", and --overwrite replaces runs only" if overwrite else ""),
+            where=str(folder),
+            fix="choose another folder with -o",
+        )
+    if not _is_of(folder, request) and not overwrite:
+        raise InputError(
+            "the output folder holds another run",
+            where=str(folder),
+            fix="choose another folder with -o, or give --overwrite to replace it",
+        )
+
+
+def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
+    """Make the locked folder that of this request; of a run that is overwritten nothing is left.
+
+    Raises InputError as `require_own` does.
+    """
+    require_own(folder, request, overwrite=overwrite)
+    if _is_of(folder, request):
+        return
+    for name in (REPORT_FILE, SUMMARY_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for name in (TRACES, POLICIES):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    write_text_atomically(folder / RUN_FILE, pretty_json(request))
+
+
+def _is_passing(entry: Path) -> bool:
+    """Whether this is the lock or what a killed writer left."""
+    return entry.name == ".lock" or entry.name.startswith(TEMPORARY_PREFIX)
+
+
+def _is_of(folder: Path, request: dict[str, Any]) -> bool:
+    path = folder / RUN_FILE
+    return path.is_file() and path.read_bytes() == pretty_json(request).encode()
+
+
+def find_traces(folder: Path) -> list[Path]:
+    """The folder itself if it is a trace, or the traces of a run's folder, by name.
+
+    A folder that is neither is given back, for `Trace.load` to say what is wrong with it.
+    """
+    if (folder / RUN_FILE).is_file() and (folder / TRACES).is_dir():
+        return sorted(path for path in (folder / TRACES).glob("*/*") if path.is_dir()) or [folder]
+    return [folder]
+
+
+def find_trace(folder: Path) -> Path:
+    """The one trace that a folder names.
+
+    Raises InputError if it is the folder of a run with several.
+    """
+    found = find_traces(folder)
+    if len(found) > 1:
+        raise InputError(
+            f"the run has {len(found)} traces",
+            where=str(folder),
+            fix="give one of them: " + ", ".join(str(path) for path in found),
+        )
+    return found[0]

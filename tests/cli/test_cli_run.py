@@ -1,0 +1,252 @@
+"""`offramp run`: what it writes, that a second run reuses it, and whose folders it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from command_line import finish, run_arguments, run_offramp, start_offramp, tree
+from offramp.report.summary import summary_schema
+from tiny_models import LAYERS, write_tokenizer
+
+SUMMARY_KEYS = {"verdict", "scores", "frontier", "predicted", "measured", "provenance"}
+
+PROVENANCE = (
+    *("offramp", "code_fingerprint", "model", "model_source", "model_fingerprint", "tokenizer_fingerprint"),
+    *("dtype", "bos", "readout", "layers", "python", "torch", "transformers", "numpy", "pyarrow"),
+    *(
+        "processor",
+        "cores",
+        "threads",
+        "memory_gib",
+        "load_average",
+        "date",
+        "command",
+        "workloads",
+        "traced",
+    ),
+)
+
+
+@pytest.fixture
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def arguments(tiny_model: Path, documents: Path) -> list[object]:
+    return run_arguments(tiny_model, documents)
+
+
+def test_the_summary_satisfies_its_schema(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    jsonschema.validate(summary, summary_schema())
+    assert set(summary) >= SUMMARY_KEYS
+    assert [verdict["floor"] for verdict in summary["verdict"]["by_workload"]] == [0.99, 0.95, 0.9] * 2
+    assert summary["measured"]["plain_seconds_per_token"]["value"] > 0
+    assert all(entry["plain_seconds_per_token"] > 0 for entry in summary["predicted"])
+
+
+def test_the_report_is_one_file_without_network(finished_run: Path) -> None:
+    page = (finished_run / "report.html").read_text()
+    assert {path.name for path in finished_run.iterdir()} >= {
+        "report.html",
+        "summary.json",
+        "traces",
+        "policies",
+    }
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", page)
+    assert not re.search(r"@import|url\((?!['\"]?(?:#|data:))", page)
+    headline = json.loads((finished_run / "summary.json").read_text())["verdict"]["headline"]
+    assert headline.split(":")[0] in page
+
+
+def test_provenance_is_complete(finished_run: Path, tiny_model: Path, documents: Path) -> None:
+    provenance = json.loads((finished_run / "summary.json").read_text())["provenance"]
+    for name in PROVENANCE:
+        assert provenance[name] is not None, name
+    assert provenance["model_source"] == str(tiny_model)
+    assert provenance["command"].startswith("offramp run ")
+    traced = provenance["traced"]
+    assert set(traced) == {f"jsonl:{documents}#text", "chat"}
+    assert traced["chat"]["licence"] == "Apache-2.0"
+    for entry in traced.values():
+        assert entry["source"]
+        assert re.fullmatch(r"[0-9a-f]{64}", entry["fingerprint"])
+        assert (entry["tokens"], entry["exits"]) == (960, list(range(1, LAYERS + 1)))
+    for workload in provenance["workloads"]:
+        manifest = json.loads((finished_run / workload["trace_folder"] / "manifest.json").read_text())
+        assert manifest["request_fingerprint"] == traced[workload["name"]]["request_fingerprint"]
+
+
+def test_policies_are_written_and_can_be_replayed(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    policies = sorted((finished_run / "policies").glob("*.json"))
+    assert len(policies) == len(summary["verdict"]["by_workload"]) == 6
+    chat = summary["provenance"]["workloads"][1]
+    by_floor = {verdict["floor"]: verdict for verdict in summary["verdict"]["by_workload"][3:]}
+    for floor, verdict in by_floor.items():
+        path = finished_run / "policies" / f"chat-agreement-{floor:g}.json"
+        folder = finished_run / chat["trace_folder"]
+        replayed = run_offramp("replay", folder, "--policy", path, "--json").require(0).json
+        assert replayed["policy"] == verdict["policy"]
+
+
+def test_the_terminal_shows_verdict_scores_and_report(
+    arguments: list[object], run_folder: Path, documents: Path
+) -> None:
+    shown = run_offramp(*arguments, "-o", run_folder).require(0)
+    text = " ".join(shown.out.split())
+    assert "early exit" in text.lower()
+    assert "representation quality" in text
+    assert "Plain decoding:" in text
+    assert f"Report: {run_folder / 'report.html'}" in text
+    tables = [line for line in shown.out.splitlines() if str(run_folder) not in line]
+    assert max(map(len, tables)) <= 80
+    assert "\x1b" not in shown.out + shown.err
+    assert shown.err == "", "a progress bar belongs on a terminal only"
+
+
+def test_json_is_the_last_line_and_people_read_standard_error(
+    arguments: list[object], run_folder: Path
+) -> None:
+    shown = run_offramp(*arguments, "-o", run_folder, "--json").require(0)
+    assert shown.json["report"] == str(run_folder / "report.html")
+    assert shown.json["summary"] == json.loads((run_folder / "summary.json").read_text())
+    assert len(shown.out.splitlines()) == 1
+    assert "representation quality" in shown.err
+
+
+def test_a_second_run_reuses_every_byte_of_the_traces(arguments: list[object], run_folder: Path) -> None:
+    before = tree(run_folder / "traces")
+    times = {path: path.stat().st_mtime_ns for path in (run_folder / "traces").rglob("*.parquet")}
+    assert times
+    run_offramp(*arguments, "-o", run_folder).require(0)
+    assert tree(run_folder / "traces") == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_the_same_request_elsewhere_gives_the_same_traces(
+    arguments: list[object], finished_run: Path, tmp_path: Path
+) -> None:
+    run_offramp(*arguments, "-o", tmp_path / "again").require(0)
+    assert tree(tmp_path / "again" / "traces") == tree(finished_run / "traces")
+    assert tree(tmp_path / "again" / "policies") == tree(finished_run / "policies")
+    summaries = [
+        json.loads((folder / "summary.json").read_text()) for folder in (finished_run, tmp_path / "again")
+    ]
+    for key in ("verdict", "scores", "frontier"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_without_a_folder_the_same_request_finds_its_own(
+    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["run", f"{tiny_model}/", "-w", f"jsonl:{documents}#text", "--tokens", 64]
+    first = run_offramp(*command, "--json").require(0).json["report"]
+    assert run_offramp(*command, "--json").require(0).json["report"] == first
+    assert Path(first).parent.parent == Path("runs")
+    other = run_offramp(*command[:-1], 65, "--json").require(0).json["report"]
+    assert other != first
+
+
+def test_a_workload_given_twice_counts_once(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    workload = ["-w", f"jsonl:{documents}#text"]
+    shown = run_offramp(
+        "run", tiny_model, *workload, *workload, "--tokens", 64, "-o", tmp_path / "o", "--json"
+    )
+    assert len(shown.require(0).json["summary"]["scores"]) == 1
+
+
+def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
+    tiny_model: Path, documents: Path, run_folder: Path
+) -> None:
+    other = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 64, "-o", run_folder]
+    before = tree(run_folder)
+    refused = run_offramp(*other, "--json").require(2)
+    assert refused.json["error"]["what"] == "the output folder holds another run"
+    assert refused.json["error"]["where"] == str(run_folder)
+    assert "--overwrite" in refused.json["error"]["fix"]
+    assert tree(run_folder) == before
+    run_offramp(*other, "--overwrite").require(0)
+    assert len(list((run_folder / "traces").glob("*/*"))) == 1
+    assert len(list((run_folder / "policies").iterdir())) == 3
+    assert "chat" not in (run_folder / "summary.json").read_text()
+    run_offramp(*other).require(0)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("command", ["run", "trace"])
+def test_a_folder_with_other_files_is_left_alone(
+    tiny_model: Path, documents: Path, tmp_path: Path, overwrite: bool, command: str
+) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("years of work")
+    arguments = [command, tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 64, "-o", folder]
+    refused = run_offramp(*arguments, *["--overwrite"] * overwrite).require(2)
+    assert "holds files that are not a" in refused.err
+    assert "another folder" in refused.err or "a new folder" in refused.err
+    assert tree(folder) == {"chapter.tex": b"years of work"}
+
+
+def test_what_a_killed_writer_left_is_no_foreign_file(
+    tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".writing-123-run.json").write_text("{")
+    run_offramp("run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 64, "-o", folder).require(0)
+    assert not list(folder.rglob(".writing-*"))
+
+
+def test_a_second_process_in_the_same_folder_is_refused(arguments: list[object], run_folder: Path) -> None:
+    import fcntl
+
+    before = tree(run_folder)
+    with (run_folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = finish(start_offramp(*arguments, "-o", run_folder)).require(2)
+    assert "another offramp process is writing into this folder" in second.err
+    assert str(run_folder) in second.err
+    assert tree(run_folder) == before
+
+
+def test_a_model_without_a_chat_template_is_noted(
+    tiny_model: Path, tmp_path: Path, finished_run: Path
+) -> None:
+    plain = Path(shutil.copytree(tiny_model, tmp_path / "plain"))
+    for path in plain.glob("chat_template*"):
+        path.unlink()
+    write_tokenizer(plain)
+    note = "the model has no chat template; a plain User/Assistant turn is used"
+    shown = run_offramp("run", plain, "-w", "chat", "--tokens", 64, "-o", tmp_path / "out", "--json").require(
+        0
+    )
+    assert f"chat: {note}" in shown.json["summary"]["verdict"]["caveats"]
+    assert note in (tmp_path / "out" / "report.html").read_text()
+    assert note not in (finished_run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("exits", ["4", "2,4", "3+1"])
+def test_a_subset_of_exits(tiny_model: Path, documents: Path, tmp_path: Path, exits: str) -> None:
+    arguments = ["-w", f"jsonl:{documents}#text", "--tokens", 64, "--exits", exits, "-o", tmp_path / "out"]
+    summary = run_offramp("run", tiny_model, *arguments, "--json").require(0).json["summary"]
+    jsonschema.validate(summary, summary_schema())
+    wanted = sorted({*map(int, re.split(r"[,+]", exits)), LAYERS})
+    assert summary["scores"][0]["curves"]["exits"] == wanted
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    refused = run_offramp("run", tiny_model, "-w", "prose", "-o", tmp_path / "out").require(2)
+    assert "may not be made here" in refused.err

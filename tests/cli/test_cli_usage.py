@@ -1,0 +1,156 @@
+"""Usage: help, version, lists, doctor, and what a mistyped command line is answered with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import offramp
+from command_line import PROGRAM, run_offramp
+
+COMMANDS = ("run", "trace", "score", "replay", "list", "doctor")
+
+
+def test_version() -> None:
+    assert run_offramp("--version").require(0).out == f"offramp {offramp.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_what_a_command_takes(command: str) -> None:
+    shown = run_offramp(*command.split(), "--help").require(0).out
+    assert "Usage: offramp" in shown
+    assert all(name in shown for name in COMMANDS) or "--json" in shown
+
+
+def test_no_command_shows_the_help_and_is_bad_usage() -> None:
+    outcome = run_offramp().require(2)
+    assert all(name in outcome.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["rnu"], "Did you mean 'run'"),
+        (["run", "--toknes", "3"], "--tokens"),
+        (["run", "--tokens", "many"], "--tokens"),
+        (["run", "--tokens"], "--tokens"),
+        (["score"], "traces"),
+        (["replay", "folder"], "--policy"),
+        (["trace", "model", "--workload", "prose"], "--output"),
+        (["trace", "model", "-o", "folder"], "--workload"),
+        (["list"], "what"),
+        (["list", "modles"], "did you mean models?"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_bad_usage_is_answered_in_three_parts(arguments: list[str], what: str, as_json: bool) -> None:
+    outcome = run_offramp(*arguments, *["--json"] * as_json).require(2)
+    assert outcome.err.startswith("offramp: ")
+    assert "what to do: " in outcome.err
+    if as_json and arguments[-1] != "--tokens":  # which then takes --json for its value
+        error = outcome.json["error"]
+        assert set(error) == {"what", "where", "fix", "exit_code"}
+        assert error["exit_code"] == 2
+        assert what in error["what"] + error["fix"]
+    elif not as_json:
+        assert outcome.out == ""
+        assert what in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("models", ["smollm2"]),
+        ("workloads", ["prose", "code", "chat", "math", "txt:PATH", "jsonl:PATH#field"]),
+        ("policies", ["never", "static:", "threshold:"]),
+        ("signals", ["max_prob", "margin", "entropy"]),
+    ],
+)
+def test_lists_fit_80_columns(what: str, names: list[str]) -> None:
+    outcome = run_offramp("list", what).require(0)
+    assert all(name in outcome.out for name in names)
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    rows = run_offramp("list", what, "--json").require(0).json[what]
+    assert all(any(row["name"].startswith(name) for row in rows) for name in names)
+
+
+def test_brackets_in_texts_are_shown() -> None:
+    """An extra such as [math] must not be taken for markup."""
+    assert "offramp[math]" in " ".join(run_offramp("list", "workloads").out.split())
+
+
+def test_doctor_finds_what_is_needed() -> None:
+    outcome = run_offramp("doctor").require(0)
+    assert "torch" in outcome.out
+    findings = {finding["name"]: finding for finding in run_offramp("doctor", "--json").json["findings"]}
+    assert {"torch", "transformers", "default model", "C++ compiler", "cache", "machine"} <= set(findings)
+    assert findings["torch"]["fine"]
+    assert all(finding["fine"] or finding["fix"] for finding in findings.values())
+
+
+def test_doctor_fails_without_a_needed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("torch", "datasets"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    outcome = run_offramp("doctor").require(1)
+    assert "pip install torch" in outcome.out
+    assert "pip install 'offramp[datasets]'" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "smollm2", "--workload", "no-such-workload"],
+        ["run", "smollm2", "--workload", "prose", "--workload", "txt:no-such-file"],
+        ["run", "smollm2", "--tokens", "0"],
+        ["run", "smollm2", "--exits", "ten"],
+        ["run", "smollm2", "--dtype", "int3"],
+        ["trace", "smollm2", "--workload", "no-such-workload", "-o", "folder"],
+        ["score", "no-such-folder"],
+        ["replay", "no-such-folder", "--policy", "static:exit=1"],
+        ["list", "models"],
+    ],
+)
+def test_no_model_library_is_loaded_for(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from offramp.cli.main import main\n"
+        f"sys.argv = ['offramp', *{arguments!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print({'torch', 'transformers'} & sys.modules.keys(), flush=True)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.stdout.splitlines()[-1] == "set()", result.stdout
+    assert result.returncode == (0 if arguments[0] == "list" else 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = " ".join(f"'{word}'" for word in [*PROGRAM, "list", "workloads"])
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | true"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_the_json_of_an_error_is_the_only_line_on_standard_output(tmp_path: Path) -> None:
+    outcome = run_offramp("score", tmp_path / "nothing", "--json").require(2)
+    assert outcome.out.count("\n") == 1
+    assert json.loads(outcome.out)["error"]["where"] == str(tmp_path / "nothing")
+    assert "there is no trace here" in outcome.err

@@ -1,0 +1,97 @@
+"""Running `offramp` in this process (quick) or in one of its own, and reading what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+PROGRAM = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of standard output, which must be the only one with a JSON object."""
+        lines = self.out.splitlines()
+        assert sum(line.startswith("{") for line in lines) == 1, self.out
+        return json.loads(lines[-1])
+
+    def require(self, code: int) -> Outcome:
+        """The outcome itself if the exit code is this one; a traceback is never fine."""
+        assert self.code == code, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert "Traceback" not in self.out + self.err
+        return self
+
+
+def run_offramp(*arguments: object) -> Outcome:
+    """Run a command line in this process, as the installed script does."""
+    from offramp.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with (
+        mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
+        mock.patch.dict(os.environ, COLUMNS="80"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:
+    """Start a command line in a process of its own, in `folder`."""
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        # A shell's background jobs are born deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
+    """Wait for a started command."""
+    out, err = process.communicate(timeout=timeout)
+    return Outcome(process.returncode, out, err)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by path; locks left out, and timestamps taken out of JSON."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != ".lock":
+            content = path.read_bytes()
+            if path.name == "manifest.json":
+                value = json.loads(content)
+                del value["timestamps"]
+                content = json.dumps(value).encode()
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+def run_arguments(model: Path, documents: Path) -> list[object]:
+    """The command line of the finished run that tests share, without its folder."""
+    return ["run", model, "-w", f"jsonl:{documents}#text", "-w", "chat", "--tokens", 960]

@@ -1,0 +1,34 @@
+"""What tests of the command line and of the public interface share: a tiny model and its texts on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of 4 layers, with a chat template. Tests that change it copy it first."""
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny", chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSON-lines file of 48 short documents in the field "text"."""
+    return write_documents(tmp_path_factory.mktemp("texts") / "documents.jsonl")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
+    """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
+    from command_line import run_arguments, run_offramp
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
+    return folder

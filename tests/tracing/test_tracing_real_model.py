@@ -1,0 +1,30 @@
+"""The bundled model on real text against the naive reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from naive_facts import naive_facts
+from test_tracing_facts import assert_same_facts
+
+from offramp.models.loading import load_model
+from offramp.tracing.tracer import trace
+from offramp.workloads.registry import load_workload
+
+
+@pytest.mark.real_model
+def test_smollm2_on_prose() -> None:
+    model = load_model("smollm2")
+    work = load_workload("prose")
+    exits = (1, 8, 15, 22, 29, 30)
+    found = trace(model, work, tokens=64, exits=exits, document_tokens=32, progress=False)
+    assert found.token_count == 64
+    sequences = [
+        model.encode(document.text)[: record.tokens + 1]
+        for document in work.documents
+        for record in found.documents
+        if record.id == document.id
+    ]
+    expected, largest_logit = naive_facts(model, sequences, exits)
+    assert_same_facts(found, expected, largest_logit)
+    assert np.all(found.agreement.mean(0)[[0, -1]] == [0, 1]) or found.agreement[:, 0].mean() < 0.3
