@@ -14,7 +14,7 @@ from offramp.tracing.rows import Rows
 
 @dataclass(frozen=True)
 class Defect:
-    """The first non-finite number of a document: exit (layer) and position."""
+    """Where the non-finite numbers of a document begin: exit (layer) and position."""
 
     layer: int
     position: int
@@ -42,14 +42,15 @@ class FactTable:
             self.columns[name][rows, index] = value
 
     def note_defects(self, index: int, rows: slice, fine: Tensor) -> None:
-        """Remember the first bad number of each document: the earliest position, then the shallowest exit.
+        """Remember where each document's bad numbers begin: the shallowest exit, then the earliest position.
 
-        fine: bool, one per row of the slice.
+        A bad state spreads to other positions in the layers above it, so depth comes first. fine: bool, one
+        per row of the slice.
         """
         for offset in torch.nonzero(~fine).flatten().tolist():
             row = rows.start + offset
             document, position = int(self.rows.document[row]), int(self.rows.position[row])
             found = Defect(self.exits[index], position)
             known = self.defects.setdefault(document, found)
-            if (found.position, found.layer) < (known.position, known.layer):
+            if (found.layer, found.position) < (known.layer, known.position):
                 self.defects[document] = found
