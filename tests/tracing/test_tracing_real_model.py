@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from naive_facts import naive_facts
 from test_tracing_facts import assert_same_facts
@@ -16,7 +15,7 @@ from offramp.workloads.registry import load_workload
 def test_smollm2_on_prose() -> None:
     model = load_model("smollm2")
     work = load_workload("prose")
-    exits = (1, 8, 15, 22, 29, 30)
+    exits = (1, 15, 29, 30)
     found = trace(model, work, tokens=64, exits=exits, document_tokens=32, progress=False)
     assert found.token_count == 64
     sequences = [
@@ -27,4 +26,5 @@ def test_smollm2_on_prose() -> None:
     ]
     expected, largest_logit = naive_facts(model, sequences, exits)
     assert_same_facts(found, expected, largest_logit)
-    assert np.all(found.agreement.mean(0)[[0, -1]] == [0, 1]) or found.agreement[:, 0].mean() < 0.3
+    agreement = found.agreement.mean(0)
+    assert agreement[0] < 0.3 < agreement[2] < agreement[3] == 1

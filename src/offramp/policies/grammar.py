@@ -126,6 +126,10 @@ def read_policy(path: Path) -> ExitPolicy:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
+    except OSError as error:
+        raise PolicyError(
+            f"the policy file cannot be read: {error.strerror}", where=str(path), fix="give a .json file"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PolicyError(
             f"the policy file is no JSON: {error}", where=str(path), fix="write it again"

@@ -26,8 +26,10 @@ class BlockMeasurer:
     def __init__(self, head: Head) -> None:
         self.head = head
         linear = isinstance(head, LinearHead) and head.transform.is_linear
-        self.gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
-        share = 1 if linear else 6  # `DirectCross` holds six arrays of the size of the logits
+        gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
+        # Squares of weights beyond 1e19 overflow although the logits may not.
+        self.gram = gram if gram is not None and bool(torch.isfinite(gram.centred).all()) else None
+        share = 6 if self.gram is None else 1  # `DirectCross` holds six arrays of the size of the logits
         self.chunk = max(16, head.rows // share)
         self.exact_chunk = max(8, head.exact_rows // share)
 

@@ -1,0 +1,142 @@
+"""Ctrl-C, kills, two processes at once and a full disk: nothing half-written, and the rerun completes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from command_line import Outcome, finish, run_offramp, start_offramp, tree
+from tiny_models import write_documents
+
+TOKENS = 12_000
+
+
+@pytest.fixture(scope="module")
+def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough text for a dozen parts."""
+    return write_documents(tmp_path_factory.mktemp("texts") / "many.jsonl", documents=240, words=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, many_documents: Path) -> Path:
+    """The same run, never stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
+    return folder
+
+
+def arguments(model: Path, documents: Path, folder: Path) -> list[object]:
+    return ["run", model, "-w", f"jsonl:{documents}#text", "--tokens", TOKENS, "-o", folder]
+
+
+def wait_for_part(process: subprocess.Popen[str], folder: Path, number: int) -> None:
+    """Wait until a part of a trace below the folder is whole."""
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob(f"tokens-{number:05d}.parquet")):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def stop(model: Path, documents: Path, folder: Path, how: signal.Signals) -> Outcome:
+    """Start the run and stop it while it traces."""
+    process = start_offramp(*arguments(model, documents, folder), "--json")
+    wait_for_part(process, folder, 1)
+    process.send_signal(how)
+    outcome = finish(process)
+    assert not list(folder.rglob("manifest.json")), "it was over before it was stopped"
+    return outcome
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
+    tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    stopped = stop(tiny_model, many_documents, folder, signal.SIGINT).require(130)
+    error = stopped.json["error"]
+    assert error["exit_code"] == 130
+    command = [str(word) for word in arguments(tiny_model, many_documents, folder)]
+    assert f"offramp {' '.join(command[:2])} -w 'jsonl:{many_documents}#text'" in error["fix"]
+    assert "offramp: interrupted; what is finished is kept" in stopped.err
+    assert not (folder / "report.html").exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("tokens-0000[01].parquet")}
+    assert len(kept) == 2
+    refused = run_offramp("score", folder).require(2)
+    assert "the trace is not finished" in refused.err
+    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert tree(folder / "traces") == tree(undisturbed / "traces")
+    assert tree(folder / "policies") == tree(undisturbed / "policies")
+
+
+def test_after_a_kill_the_rerun_equals_an_undisturbed_run(
+    tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert stop(tiny_model, many_documents, folder, signal.SIGKILL).code == -signal.SIGKILL
+    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
+    assert tree(folder / "traces") == tree(undisturbed / "traces")
+    assert not list(folder.rglob(".writing-*"))
+
+
+def test_of_two_runs_at_once_the_second_is_refused(
+    tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = start_offramp(*arguments(tiny_model, many_documents, folder))
+    wait_for_part(first, folder, 0)
+    # Held still, so that it cannot end before the second one looks.
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = run_offramp(*arguments(tiny_model, many_documents, folder)).require(2)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert "another offramp process is writing into this folder" in second.err
+    assert "wait for it to end, or choose another folder" in second.err
+    finish(first).require(0)
+    assert tree(folder / "traces") == tree(undisturbed / "traces")
+
+
+def test_a_full_disk_is_said_with_sizes_and_the_rerun_goes_on(
+    tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    place = os.replace
+    replaced: list[str] = []
+
+    def replace(source: Path, target: Path) -> None:
+        if target.suffix == ".parquet" and len(replaced) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        replaced.extend([target.name] * (target.suffix == ".parquet"))
+        place(source, target)
+
+    with monkeypatch.context() as full:
+        full.setattr("offramp.files.os.replace", replace)
+        failed = (
+            run_offramp(*arguments(tiny_model, many_documents, folder), "--json").require(1).json["error"]
+        )
+    assert "the disk is full" in failed["what"]
+    assert "bytes are free" in failed["what"]
+    assert "run the same command again" in failed["fix"]
+    assert not list(folder.rglob(".writing-*"))
+    assert len(list(folder.rglob("*.parquet"))) == 4
+    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
+    assert tree(folder / "traces") == tree(undisturbed / "traces")
+
+
+def test_what_the_operating_system_refuses_is_no_traceback(
+    tiny_model: Path, many_documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+
+    monkeypatch.setattr("offramp.files.os.replace", replace)
+    failed = run_offramp(*arguments(tiny_model, many_documents, tmp_path / "run"), "--json").require(1)
+    assert os.strerror(errno.EIO) in failed.json["error"]["what"]
+    assert failed.json["error"]["where"].startswith(str(tmp_path / "run"))
