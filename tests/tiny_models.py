@@ -10,6 +10,7 @@ import numpy as np
 VOCABULARY = 320
 LAYERS = 4
 CONTEXT = 128
+GGUF_HIDDEN, GGUF_LAYERS, GGUF_VOCABULARY = 32, 2, 259
 CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}[assistant] "
 )
@@ -78,3 +79,77 @@ def write_documents(path: Path, *, documents: int = 48, words: int = 30, seed: i
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def write_granite(folder: Path, *, poisoned: str) -> Path:
+    """A random Granite whose embedding of one character, once scaled as Granite does, is infinite.
+
+    Its stored weights are finite, so that only documents with that character meet a non-finite logit.
+    """
+    import torch
+    from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
+
+    folder.mkdir(exist_ok=True)
+    write_tokenizer(folder)
+    token = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(poisoned)
+    config = GraniteConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=1,
+        embedding_multiplier=10.0,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = 3e38
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mit") -> dict[str, np.ndarray]:
+    """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors."""
+    from gguf import GGUFWriter, TokenType
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    writer = GGUFWriter(path, "llama")
+    if licence is not None:
+        writer.add_license(licence)
+    writer.add_block_count(GGUF_LAYERS)
+    writer.add_context_length(64)
+    writer.add_embedding_length(GGUF_HIDDEN)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(GGUF_VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "ab"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * 257)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    generator = np.random.default_rng(0)
+    shapes = {"token_embd.weight": (GGUF_VOCABULARY, GGUF_HIDDEN), "output_norm.weight": (GGUF_HIDDEN,)}
+    for layer in range(GGUF_LAYERS):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes[f"blk.{layer}.{name}.weight"] = (GGUF_HIDDEN, GGUF_HIDDEN)
+        shapes[f"blk.{layer}.ffn_gate.weight"] = shapes[f"blk.{layer}.ffn_up.weight"] = (48, GGUF_HIDDEN)
+        shapes[f"blk.{layer}.ffn_down.weight"] = (GGUF_HIDDEN, 48)
+        shapes[f"blk.{layer}.attn_norm.weight"] = shapes[f"blk.{layer}.ffn_norm.weight"] = (GGUF_HIDDEN,)
+    tensors = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +20,9 @@ from offramp.errors import ModelError, OfframpError
 from offramp.models import dense_cache, gguf_file
 from offramp.models.dense_cache import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.loading import load_model
+from tiny_models import GGUF_LAYERS, write_gguf
 
-HIDDEN, LAYERS, VOCABULARY = 32, 2, 259
+LAYERS = GGUF_LAYERS
 
 
 @pytest.fixture(autouse=True)
@@ -30,48 +30,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
     return folder
-
-
-def write_gguf(path: Path, *, dtype: Any = np.float32, licence: str | None = "mit") -> dict[str, np.ndarray]:
-    """A random Llama of 2 layers with a byte-level tokenizer; returns its tensors."""
-    from gguf import GGUFWriter, TokenType
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    writer = GGUFWriter(path, "llama")
-    if licence is not None:
-        writer.add_license(licence)
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("gpt2")
-    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "ab"]
-    writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * 257)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    generator = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    for layer in range(LAYERS):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes[f"blk.{layer}.{name}.weight"] = (HIDDEN, HIDDEN)
-        shapes[f"blk.{layer}.ffn_gate.weight"] = shapes[f"blk.{layer}.ffn_up.weight"] = (48, HIDDEN)
-        shapes[f"blk.{layer}.ffn_down.weight"] = (HIDDEN, 48)
-        shapes[f"blk.{layer}.attn_norm.weight"] = shapes[f"blk.{layer}.ffn_norm.weight"] = (HIDDEN,)
-    tensors = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
 
 
 def test_a_gguf_becomes_a_dense_model_with_its_weights(

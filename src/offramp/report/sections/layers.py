@@ -26,6 +26,7 @@ class LayerFigure:
     curves: tuple[tuple[str, str], ...]
     undefined: str
     share: bool = False
+    early_only: bool = False
 
 
 FIGURES = (
@@ -41,11 +42,10 @@ FIGURES = (
     ),
     LayerFigure(
         "Information still missing",
-        "How far the layer's distribution is from the full model's, KL(full ‖ layer) in nats. Falling "
-        "late means that "
-        "the last layers do the work.",
+        "How far the layer's distribution is from the full model's, KL(full ‖ layer), and how undecided "
+        "the layer itself is. A divergence that falls late means that the last layers do the work.",
         "nats",
-        (("remaining_information", "remaining information"), ("entropy", "entropy of the layer")),
+        (("kl_to_final", "KL to the full model"), ("entropy", "entropy of the layer")),
         "the trace holds no tokens",
     ),
     LayerFigure(
@@ -63,6 +63,7 @@ FIGURES = (
             ("recalibrated_brier", "Brier, recalibrated"),
         ),
         "every token has the same confidence",
+        early_only=True,
     ),
     LayerFigure(
         "Does confidence rank exits",
@@ -72,6 +73,7 @@ FIGURES = (
         "area",
         (("auroc", "AUROC"), ("aurc", "AURC")),
         "at every layer fewer than 20 tokens agree, or fewer than 20 do not",
+        early_only=True,
     ),
     LayerFigure(
         "Similarity to the last layer",
@@ -118,10 +120,12 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
             element("figcaption", element("h4", text(spec.title)))
             + reason("the score card has no such curve."),
         )
-    exits = curves.exits.astype(np.float64)
+    # The full model agrees with itself: what holds an exit against agreement says nothing there.
+    shown = slice(0, -1) if spec.early_only and len(curves.exits) > 1 else slice(None)
+    exits = curves.exits[shown].astype(np.float64)
     number: NumberFormat = (lambda value: percent(value, 0)) if spec.share else tidy
     series = tuple(
-        Series(label, exits, curves.values[name], index, index, *curves.intervals.get(name, (None, None)))
+        Series(label, exits, curves.values[name][shown], index, index, *interval_of(curves, name, shown))
         for index, (name, label) in enumerate(present)
     )
     chart = LineChart(
@@ -146,9 +150,17 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
     absent = [label for name, label in spec.curves if name not in curves.values]
     if absent:
         note += f" Undefined on this workload: {listed(absent)}."
-    if any(np.isnan(curves.values[name]).any() for name, _ in present):
+    if any(np.isnan(curves.values[name][shown]).any() for name, _ in present):
         note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
     return figure(spec.title, note, svg, data, legend=chart.legend(), kind="measured")
+
+
+def interval_of(curves: LayerCurves, name: str, shown: slice) -> tuple[Curve | None, Curve | None]:
+    """The limits of a curve at the layers shown, if it has any."""
+    if name not in curves.intervals:
+        return None, None
+    low, high = curves.intervals[name]
+    return low[shown], high[shown]
 
 
 def layer_range(curves: LayerCurves) -> tuple[float, float]:
