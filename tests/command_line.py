@@ -60,13 +60,16 @@ def run_offramp(*arguments: object) -> Outcome:
 
 
 def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:
-    """Start a command line in a process of its own, in `folder`."""
+    """Start a command line in a process of its own, in `folder`, with as many threads as this one has."""
+    import torch
+
     return subprocess.Popen(
         [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
+        env={**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": str(torch.get_num_threads())},
         # A shell's background jobs are born deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -22,8 +22,6 @@ from offramp.models.dense_cache import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.loading import load_model
 from tiny_models import GGUF_LAYERS, write_gguf
 
-LAYERS = GGUF_LAYERS
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -39,7 +37,7 @@ def test_a_gguf_becomes_a_dense_model_with_its_weights(
     tensors = write_gguf(path)
     model = load_model(str(path))
     assert "converting tiny.gguf" in capsys.readouterr().err
-    assert (model.name, model.layers, model.context_length) == ("tiny", LAYERS, 64)
+    assert (model.name, model.layers, model.context_length) == ("tiny", GGUF_LAYERS, 64)
     assert model.identity.licence == "mit"
     assert model.identity.weights == dense_cache.sha256_of_file(path)
     embedding = model.hf.get_input_embeddings().weight

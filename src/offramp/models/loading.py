@@ -39,14 +39,11 @@ class Source:
     identity: ModelIdentity
 
 
-def load_model(
-    name: str, *, dtype: str = "float32", trust_remote_code: bool = False, device: str = "cpu"
-) -> Model:
+def load_model(name: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Model:
     """Load a model, find its stack of exits and check that exit L reproduces its own logits.
 
     name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name"). dtype:
-    "float32" or "bfloat16". trust_remote_code: run Python code that comes with the model. device: as torch
-    names it.
+    "float32" or "bfloat16". trust_remote_code: run Python code that comes with the model.
 
     Raises ModelError: an unknown name, a source that is unsafe, damaged or incomplete, a tokenizer of another
     model, weights that are not finite, or exits that cannot be read out exactly.
@@ -56,7 +53,7 @@ def load_model(
     source = find_source(name, trust_remote_code=trust_remote_code)
     with quiet_transformers():
         tokenizer = _load_tokenizer(source, trust_remote_code)
-        hf = _load_weights(source, dtype, trust_remote_code, device)
+        hf = _load_weights(source, dtype, trust_remote_code)
     return build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype)
 
 
@@ -156,7 +153,7 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_weights(source: Source, dtype: str, trust_remote_code: bool, device: str) -> Any:
+def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> Any:
     import torch
     import transformers
 
@@ -170,7 +167,6 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool, device: s
             local_files_only=True,
             output_loading_info=True,
         )
-        hf = hf.to(device)
     except LOADING_ERRORS as error:
         raise ModelError(
             f"transformers cannot load the model: {error}",
