@@ -90,6 +90,19 @@ def test_score_shows_every_component_at_80_columns(traced: Path) -> None:
     assert f"({low:.2f} to {high:.2f})" in shown.out
 
 
+def test_score_says_why_a_figure_or_an_interval_is_missing(
+    tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trace"
+    run_offramp("trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 1, "-o", folder).require(0)
+    text = " ".join(run_offramp("score", folder).require(0).out.split())
+    assert "no intervals: 1 document; an interval needs 20" in text
+    assert "1 document; the cross-fitted" in text
+    value = run_offramp("score", folder, "--json").require(0).json["scores"][0]
+    assert value["calibration"]["value"] is None
+    assert value["calibration"]["undefined"].startswith("1 document")
+
+
 def test_score_takes_several_traces_and_runs(traced: Path, finished_run: Path) -> None:
     value = run_offramp("score", traced, finished_run, traced, "--json").require(0).json
     folders = [entry["trace"] for entry in value["scores"]]

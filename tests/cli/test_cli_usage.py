@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         ["bash", "-c", f"{command} | true"], capture_output=True, text=True, check=False, timeout=60
     )
     assert "Traceback" not in result.stderr
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_traceback(finished_run: Path) -> None:
+    (chat,) = (finished_run / "traces").glob("*/chat")
+    command = [*PROGRAM, "replay", str(chat), "--policy", "static:exit=2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert r"\xd7" in result.stdout
+
+
+def test_an_argument_that_is_no_text_is_refused() -> None:
+    outcome = run_offramp("score", os.fsdecode(b"caf\xe9"), "--json").require(2)
+    assert outcome.json["error"]["what"] == "an argument is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["score"], ["run", "smollm2", "-w"], ["replay", "-p", "never"], ["run"]]
+)
+def test_a_path_that_is_too_long_is_refused(arguments: list[str]) -> None:
+    run_offramp(*arguments, "x" * 5000).require(2)
 
 
 def test_the_json_of_an_error_is_the_only_line_on_standard_output(tmp_path: Path) -> None:

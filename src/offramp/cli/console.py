@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from offramp.errors import OfframpError
@@ -19,9 +21,23 @@ class Output:
         self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
 
     def finish(self, value: dict[str, Any]) -> None:
-        """Print one JSON object as the last line, if it was asked for."""
+        """Print one JSON object as the last line, if it was asked for; a number that is not finite is null."""
+        from offramp.report.summary import finite_json
+
         if self.as_json:
-            print(json.dumps(value, allow_nan=False), flush=True)
+            print(json.dumps(finite_json(value), allow_nan=False), flush=True)
+
+
+@contextlib.contextmanager
+def stage(description: str) -> Iterator[None]:
+    """Say on a terminal what takes a moment, and take it back when it is over."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=sys.stderr).status(description):
+        yield
 
 
 def show_error(error: OfframpError, *, as_json: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import sys
@@ -63,8 +65,13 @@ def main() -> None:
     """Run the command line; exits with 0, 1 (failed), 2 (bad usage or input) or 130 (interrupted)."""
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show "×" gets its code, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     as_json = "--json" in sys.argv
     try:
+        _require_text(sys.argv[1:])
         exit_code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         exit_code = INTERRUPTED
@@ -79,6 +86,17 @@ def main() -> None:
     sys.exit(exit_code)
 
 
+def _require_text(words: list[str]) -> None:
+    """Refuse an argument that is no text: names of files are kept in JSON, which is UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                "an argument is not UTF-8", where=ascii(word), fix="rename the file or folder"
+            ) from error
+
+
 def _usage_error(problem: Exception) -> InputError:
     """The parser's complaint in the form of all other errors."""
     context = getattr(problem, "ctx", None)
@@ -88,11 +106,15 @@ def _usage_error(problem: Exception) -> InputError:
 
 
 def _system_error(problem: OSError) -> OfframpError:
-    """What the operating system refused: a folder without permission, a full disk, a lost file system."""
-    return OfframpError(
+    """What the operating system refused: a path that cannot be one (bad input), or a disk that fails."""
+    bad_path = problem.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+    kind = InputError if bad_path else OfframpError
+    return kind(
         f"the operating system says: {problem.strerror or problem}",
         where=str(problem.filename or ""),
-        fix="check the path, its permissions and the space on the disk, then run the same command again",
+        fix="check the path and its permissions"
+        if bad_path
+        else "check the disk and the space on it, then run the same command again",
     )
 
 

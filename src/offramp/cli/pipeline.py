@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.console import stage
 from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import (
     POLICIES,
@@ -71,7 +72,8 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     Raises InputError if the folder holds another run, and whatever the stages raise. No folder is made for
     input that is refused.
     """
-    source = find_source(options.model, trust_remote_code=options.trust_remote_code)
+    with stage("looking at the model's files"):
+        source = find_source(options.model, trust_remote_code=options.trust_remote_code)
     request = {
         **{key: value for key, value in asdict(options).items() if key not in ("overwrite", "repair")},
         "model": source.identity.source,
@@ -80,8 +82,9 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     }
     folder = output or default_folder(source.name, request)
     require_own(folder, request, overwrite=options.overwrite)
-    model = load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    _require_fitting(model, workloads, options)
+    with stage(f"loading {source.name} and checking its exits"):
+        model = load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        _require_fitting(model, workloads, options)
     with locked_folder(folder):
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
@@ -161,7 +164,8 @@ def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
 
 def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> FinishedRun:
     first = results[0].trace
-    plain = time_plain_decoding(model, first.token[:32].tolist())
+    with stage("timing plain decoding"):
+        plain = time_plain_decoding(model, first.token[:32].tolist())
     timing = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
     result = RunResult(
         model_name=model.name,

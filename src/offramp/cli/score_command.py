@@ -34,9 +34,15 @@ def score(
         card = score_trace(trace)
         cards.append((folder, card))
         out.console.print(_block(folder, trace, card), end="\n\n")
-    for note in dict.fromkeys(note for _, card in cards for note in card.notes):
+    for note in dict.fromkeys(note for _, card in cards for note in _notes(card)):
         out.console.print(note, markup=False)
     out.finish({"scores": [{"trace": str(folder), **card.to_json()} for folder, card in cards]})
+
+
+def _notes(card: ScoreCard) -> list[str]:
+    """What to bear in mind, why there are no intervals among it."""
+    why = card.representation.no_interval
+    return [*([f"no intervals: {why}"] if why else []), *card.notes]
 
 
 def _block(folder: Path, trace: Trace, card: ScoreCard) -> Table:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from offramp.cli.console import Output
+from offramp.cli.console import Output, stage
 from offramp.cli.options import (
     AsJson,
     ContextLength,
@@ -57,7 +57,8 @@ def trace(
     from offramp.report.formats import counted
     from offramp.tracing.tracer import trace as trace_model
 
-    loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    with stage("loading the model and checking its exits"):
+        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     result = trace_model(
         loaded,
         work,

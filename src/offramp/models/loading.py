@@ -92,7 +92,7 @@ def find_source(name: str, *, trust_remote_code: bool = False) -> Source:
     path = Path(name).expanduser()
     if name in BUNDLED:
         return _bundled_source(BUNDLED[name], trust_remote_code)
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name would be the current folder
         check_checkpoint(path, trust_remote_code=trust_remote_code)
         return Source(path.resolve().name, path, identify_folder(path, source=str(path)))
     if path.is_file():

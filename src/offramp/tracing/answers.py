@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from offramp.errors import ModelError
 from offramp.files import sha256_of_text
+from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
 ANSWERS_AT_ONCE = 32
+
+PROBE_LENGTH = 5
+
+# What a family that cannot generate, or not with a batch, raises.
+GENERATION_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Answerer:
@@ -37,13 +55,20 @@ class Answerer:
         """New tokens of each planned answer, the end token included."""
         keys = [sha256_of_text(f"{planned.max_new_tokens} {list(planned.ids)}") for planned in batch]
         if not all(key in self.kept for key in keys):
-            for key, new_tokens in zip(keys, generate_greedily(self.model, batch), strict=True):
+            mixed = len({len(planned.ids) for planned in batch}) > 1 and self.mixed_lengths
+            answered = generate_greedily(self.model, batch, mixed_lengths=mixed)
+            for key, new_tokens in zip(keys, answered, strict=True):
                 self.kept[key] = list(new_tokens)
             if self.path is not None:
                 write_sealed_json(self.path, {"request": self.request, "answers": self.kept})
         answers = [tuple(self.kept[key]) for key in keys]
         self.on_tokens(sum(len(answer) for answer in answers))
         return answers
+
+    @functools.cached_property
+    def mixed_lengths(self) -> bool:
+        """Whether prompts of different lengths may be answered together."""
+        return masks_padding(self.model)
 
     def _read(self) -> dict[str, list[int]]:
         if self.path is None or not self.path.exists():
@@ -52,21 +77,51 @@ class Answerer:
         return dict(content["answers"]) if content["request"] == self.request else {}
 
 
-def generate_greedily(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
+def generate_greedily(
+    model: Model, batch: Sequence[PlannedAnswer], *, mixed_lengths: bool
+) -> list[tuple[int, ...]]:
     """The full model's greedy answers, cut at each one's limit or after its end token.
 
-    Prompts of different lengths share a batch where the model attends to a mask; a recurrent state would
-    take in the padding, so there only prompts of one length do.
+    mixed_lengths: prompts of different lengths share a forward pass, behind masked padding.
+
+    Raises ModelError if transformers cannot generate with this model.
     """
-    recurrent = any(layer.state_elements or layer.kind == "recurrent" for layer in model.shape.layers)
     together: dict[int, list[int]] = {}
     for place, planned in enumerate(batch):
-        together.setdefault(len(planned.ids) if recurrent else 0, []).append(place)
+        together.setdefault(0 if mixed_lengths else len(planned.ids), []).append(place)
     answers: dict[int, tuple[int, ...]] = {}
     for places in together.values():
         found = _generate_padded(model, [batch[place] for place in places])
         answers.update(zip(places, found, strict=True))
     return [answers[place] for place in range(len(batch))]
+
+
+def masks_padding(model: Model) -> bool:
+    """Whether a prompt's logits stay the same behind masked padding, measured on one short prompt.
+
+    They do not where a recurrent state takes the padding in, or where positions are counted from its start.
+    """
+    ids = probe_ids(model.hf, PROBE_LENGTH)
+    padded = torch.nn.functional.pad(ids, (PROBE_LENGTH, 0))
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (PROBE_LENGTH, 0))
+    alone, behind = (
+        torch.cat(_generate(model, *inputs, max_new_tokens=1, output_logits=True).logits).float()
+        for inputs in ((ids, torch.ones_like(ids)), (padded, mask))
+    )
+    tolerance = (1e-4 if model.dtype == "float32" else 5e-2) * float(alone.abs().max())
+    return bool((alone - behind).abs().max() <= tolerance)
+
+
+def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, **options: bool) -> Any:
+    try:
+        with torch.no_grad(), _plain_greedy(model, max_new_tokens):
+            return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
+    except GENERATION_ERRORS as error:
+        raise ModelError(
+            f"transformers cannot generate with this model: {type(error).__name__}: {error}",
+            where=model.name,
+            fix="trace given texts instead: a workload like prose or txt:PATH needs no answers",
+        ) from error
 
 
 def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
@@ -76,8 +131,8 @@ def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple
     for row, planned in enumerate(batch):
         ids[row, longest - len(planned.ids) :] = torch.tensor(planned.ids)
         mask[row, longest - len(planned.ids) :] = 1
-    with torch.no_grad(), _plain_greedy(model, max(planned.max_new_tokens for planned in batch)):
-        out = model.hf.generate(ids, attention_mask=mask)
+    most = max(planned.max_new_tokens for planned in batch)
+    out = _generate(model, ids, mask, max_new_tokens=most).sequences
     answers = []
     for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
         stop = next((place + 1 for place, token in enumerate(row) if token in model.eos_token_ids), len(row))

@@ -1,0 +1,207 @@
+"""The public interface from Python, on a tiny model: what DESIGN's contract promises so far."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import offramp
+from offramp.tracing.facts import FACTS
+from tiny_models import CONTEXT, LAYERS, VOCABULARY, write_documents
+
+FACT_NAMES = (
+    *("top1", "max_prob", "margin", "entropy", "kl_to_final", "nll", "final_rank", "final_logprob"),
+    *("logit_cosine", "centred_logit_cosine", "shuffled_logit_cosine", "hidden_cosine_to_final"),
+    *("hidden_cosine_to_previous", "update_norm"),
+)
+TOKENS = 900
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> offramp.Model:
+    return offramp.load_model(str(tiny_model), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def workload(documents: Path) -> str:
+    return f"jsonl:{documents}#text"
+
+
+@pytest.fixture(scope="module")
+def trace(model: offramp.Model, workload: str) -> offramp.Trace:
+    return offramp.trace(model, workload, tokens=TOKENS, exits="all", signals=(), heads=None)
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in offramp.__all__:
+        assert inspect.getdoc(getattr(offramp, name)), name
+    assert set(offramp.__all__) <= set(dir(offramp))
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        offramp.no_such_name  # noqa: B018
+
+
+def test_importing_and_reading_back_load_no_torch(trace_folder: Path) -> None:
+    program = (
+        "import sys, offramp\n"
+        f"trace = offramp.Trace.load({str(trace_folder)!r})\n"
+        "card = offramp.score(trace)\n"
+        "result = offramp.replay(trace, offramp.parse_policy('static:exit=2'))\n"
+        "offramp.judge(trace)\n"
+        "offramp.load_workload('chat')\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
+        "print(trace.max_prob.shape, card.representation.value, result.skip_ratio)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"({TOKENS}, {LAYERS}) ")
+
+
+@pytest.fixture(scope="module")
+def trace_folder(tmp_path_factory: pytest.TempPathFactory, model: offramp.Model, workload: str) -> Path:
+    folder = tmp_path_factory.mktemp("traces") / "trace"
+    offramp.trace(model, workload, TOKENS, output=folder)
+    return folder
+
+
+def test_load_model(model: offramp.Model) -> None:
+    import transformers
+
+    assert isinstance(model.hf, transformers.PreTrainedModel)
+    assert isinstance(model.tokenizer, transformers.PreTrainedTokenizerBase)
+    assert model.layers == LAYERS
+    assert model.context_length == CONTEXT
+    assert str(model.hf.dtype) == "torch.float32"
+
+
+def test_the_signature_of_trace() -> None:
+    parameters = inspect.signature(offramp.trace).parameters
+    assert list(parameters)[:6] == ["model", "workload", "tokens", "exits", "signals", "heads"]
+    assert [parameters[name].default for name in ("exits", "signals", "heads")] == ["all", (), None]
+
+
+def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, workload: str) -> None:
+    first = offramp.trace(model, workload, 64, "2,4", (), None)
+    second = offramp.trace(
+        heads=None, signals=(), exits=[2, 4], tokens=64, workload=offramp.load_workload(workload), model=model
+    )
+    assert first.exits.tolist() == second.exits.tolist() == [2, 4]
+    assert np.array_equal(first.kl_to_final, second.kl_to_final)
+
+
+@pytest.mark.parametrize("option", [{"signals": ("top_k_overlap",)}, {"heads": "heads.safetensors"}])
+def test_what_is_not_yet_traced_is_refused(
+    model: offramp.Model, workload: str, option: dict[str, object]
+) -> None:
+    with pytest.raises(offramp.InputError, match="cannot be traced in this version"):
+        offramp.trace(model, workload, **option)  # type: ignore[arg-type]
+
+
+def test_facts_are_arrays_of_tokens_and_exits(trace: offramp.Trace) -> None:
+    assert {fact.name for fact in FACTS} == set(FACT_NAMES)
+    for name in FACT_NAMES:
+        column = getattr(trace, name)
+        assert isinstance(column, np.ndarray)
+        assert column.shape == (TOKENS, LAYERS)
+        assert column.dtype == (np.int32 if name in ("top1", "final_rank") else np.float32)
+        assert np.isfinite(column).all()
+    assert trace.exits.tolist() == list(range(1, LAYERS + 1))
+    for name in ("token", "next_token", "document", "position"):
+        assert getattr(trace, name).shape == (TOKENS,)
+    assert (trace.token < VOCABULARY).all()
+    assert (trace.position >= 1).all(), "position 0 is the BOS token, which is no row"
+    within = trace.document[1:] == trace.document[:-1]
+    assert np.array_equal(trace.next_token[:-1][within], trace.token[1:][within])
+    with pytest.raises(AttributeError):
+        trace.no_such_fact  # noqa: B018
+
+
+def test_a_trace_is_read_back_equal(trace: offramp.Trace, trace_folder: Path) -> None:
+    for folder in (trace_folder, str(trace_folder)):
+        back = offramp.Trace.load(folder)
+        for name in (*FACT_NAMES, "token", "next_token", "document", "position", "exits"):
+            assert np.array_equal(getattr(back, name), getattr(trace, name)), name
+    assert offramp.score(back).to_json() == offramp.score(trace).to_json()
+
+
+def test_the_score_card(trace: offramp.Trace) -> None:
+    card = offramp.score(trace)
+    for name in ("representation", "increment", "calibration", "composite"):
+        estimate = getattr(card, name)
+        assert 0 <= estimate.value <= 1
+        assert estimate.low <= estimate.value <= estimate.high
+    eas = card.eas(similarity="hidden", alpha=0.25)
+    assert (eas.similarity, eas.alpha) == ("hidden", 0.25)
+    assert eas.floor < eas.ceiling
+    assert card.eas().score.value == card.eas("centred_logit", 0.5).score.value
+    with pytest.raises(offramp.OfframpError, match="cosine"):
+        card.eas(similarity="cosine")
+    with pytest.raises(offramp.OfframpError, match="alpha"):
+        card.eas(alpha=0)
+
+
+def test_replay(trace: offramp.Trace) -> None:
+    result = offramp.replay(trace, offramp.parse_policy("static:exit=2"))
+    assert result.exits.shape == (TOKENS,)
+    assert (result.exits == 2).all()
+    assert result.skip_ratio == 0.5
+    assert result.agreement == np.mean(trace.top1[:, 1] == trace.top1[:, -1])
+    assert result.predicted_speedup > 1
+    never = offramp.replay(trace, offramp.parse_policy("never"))
+    assert (never.agreement, never.skip_ratio, never.predicted_speedup) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["never", "static:exit=2", "threshold:signal=margin,value=0.05,exits=1+3", "policy.json"]
+)
+def test_one_grammar_for_texts_and_files(
+    trace: offramp.Trace, finished_run: Path, tmp_path: Path, text: str
+) -> None:
+    if text == "policy.json":
+        text = str(next((finished_run / "policies").glob("*.json")))
+    policy = offramp.parse_policy(text)
+    assert isinstance(policy, offramp.ExitPolicy)
+    assert offramp.parse_policy(str(policy)) == policy
+    assert offramp.replay(trace, policy).policy == str(policy)
+
+
+def test_frontier_and_verdicts(trace: offramp.Trace) -> None:
+    points = offramp.frontier(trace, "max_prob", (1, 2, 3))
+    assert points.agreement[0] == 1
+    assert (np.diff(points.skip_ratio) >= 0).all()
+    verdicts = offramp.judge(trace)
+    assert [verdict.floor for verdict in verdicts] == [0.99, 0.95, 0.9]
+    assert all(verdict.decision in ("pays", "does not pay", "too close to call") for verdict in verdicts)
+
+
+def test_errors_have_three_parts(tmp_path: Path) -> None:
+    for call in (
+        lambda: offramp.load_model(str(tmp_path)),
+        lambda: offramp.load_workload("proes"),
+        lambda: offramp.parse_policy("statik"),
+        lambda: offramp.Trace.load(tmp_path),
+    ):
+        with pytest.raises(offramp.InputError) as error:
+            call()
+        assert error.value.what
+        assert error.value.fix
+        assert error.value.fix in str(error.value)
+
+
+def test_generation_mode_traces_what_the_model_said(model: offramp.Model) -> None:
+    trace = offramp.trace(model, "chat", tokens=64)
+    assert trace.generated.all()
+    within = trace.document[1:] == trace.document[:-1]
+    said = trace.top1[:-1, -1][within]
+    assert np.array_equal(said, trace.token[1:][within]), "greedy answers are the full model's top-1"
+
+
+def test_documents_of_a_workload_are_kept_apart(model: offramp.Model, tmp_path: Path) -> None:
+    path = write_documents(tmp_path / "two.jsonl", documents=2, words=200)
+    trace = offramp.trace(model, f"jsonl:{path}#text", tokens=400, context=50)
+    assert trace.position.max() == 49
+    assert [document.tokens for document in trace.documents] == np.bincount(trace.document).tolist()

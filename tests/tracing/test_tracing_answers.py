@@ -1,0 +1,140 @@
+"""Generation mode: the full model answers prompts greedily, and the answers are traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tracing_models import (
+    NumberTokenizer,
+    build_family,
+    llama,
+    tiny_llama,
+    tiny_model,
+    workload_of,
+)
+
+from offramp.errors import ModelError
+from offramp.models.model import Model
+from offramp.tracing.answers import masks_padding
+from offramp.tracing.trace import Trace
+from offramp.tracing.tracer import trace
+
+
+def run(model: Model | None = None, **options: Any) -> Trace:
+    settings = {"tokens": 500, "context": 30, "progress": False} | options
+    work = settings.pop("workload", None) or workload_of(lengths=(9,))
+    return trace(model or tiny_llama(), work, **settings)
+
+
+PROMPTS = ("5 6 7 8 9", "10 11", "12 13 14 15 16 17 18", "19", "20 21 22")
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "opt", "bloom", "gemma2", "rwkv", "mamba", "recurrent_gemma", "falcon_h1"]
+)
+def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
+    """Greedy in float32; the prompts of a batch have different lengths, so padding must not show."""
+    model = tiny_model(build_family(family), head_scale=20.0)
+    found = run(model, workload=workload_of(*PROMPTS, mode="generation"), tokens=30, document_tokens=6)
+    assert found.generated.all()
+    assert len(found.documents) == len(PROMPTS)
+    for number, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([[int(word) for word in prompt.split()]])
+        rows = found.document == number
+        count = int(rows.sum())
+        alone = model.hf.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count + 1,
+            pad_token_id=0,
+            eos_token_id=list(model.eos_token_ids) or None,
+        )[0, ids.shape[1] :].tolist()
+        assert [*found.token[rows].tolist(), int(found.next_token[rows][-1])] == alone, prompt
+        assert found.position[rows].tolist() == list(range(ids.shape[1], ids.shape[1] + count))
+        # The full model's own choice at each generated position is the token that follows.
+        assert np.array_equal(found.top1[rows, -1], found.next_token[rows])
+
+
+def test_padding_is_measured_and_not_assumed() -> None:
+    """Marian counts positions from the start of the padding, whatever the mask says."""
+    assert masks_padding(tiny_llama())
+    assert masks_padding(tiny_model(llama(), dtype="bfloat16"))
+    assert not masks_padding(tiny_model(build_family("marian"), head_scale=20.0))
+
+
+def test_a_model_that_cannot_generate_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(llama())
+
+    def broken(*arguments: Any, **keywords: Any) -> None:
+        raise ValueError("no cache for this family")
+
+    monkeypatch.setattr(model.hf, "generate", broken)
+    with pytest.raises(ModelError, match="no cache for this family") as caught:
+        run(model, workload=workload_of("5 6", mode="generation"), tokens=3)
+    assert "txt:PATH" in caught.value.fix
+
+
+def test_an_answer_ends_with_its_end_token() -> None:
+    free = run(workload=workload_of("5 6 7", mode="generation"), tokens=12)
+    end = int(free.token[5])
+    place = free.token.tolist().index(end)
+    model = tiny_model(llama(), head_scale=3.0, tokenizer=NumberTokenizer(eos=end))
+    found = run(model, workload=workload_of("5 6 7", mode="generation"), tokens=12)
+    assert found.token.tolist() == free.token[:place].tolist()
+    assert found.next_token[-1] == end
+
+
+def test_a_generation_config_of_the_model_does_not_change_the_answers() -> None:
+    work = workload_of("5 6 7", "8 9", mode="generation")
+    plain = run(workload=work, tokens=30)
+    model = tiny_model(llama(), head_scale=3.0)
+    own = model.hf.generation_config
+    own.repetition_penalty, own.do_sample, own.temperature, own.min_new_tokens = 5.0, True, 3.0, 4
+    settings = own.to_dict()
+    found = run(model, workload=work, tokens=30)
+    assert np.array_equal(found.token, plain.token)
+    assert model.hf.generation_config is own
+    assert own.to_dict() == settings
+
+
+def test_chat_prompts_go_through_the_template_and_a_missing_one_is_noted() -> None:
+    work = workload_of("5 6", mode="generation", chat=True)
+    with_template = tiny_model(llama(), head_scale=3.0, tokenizer=NumberTokenizer(chat=True))
+    found = run(with_template, workload=work, tokens=5)
+    assert found.position[0] == len([3, 5, 6, 4])
+    direct = run(workload=workload_of("3 5 6 4", mode="generation"), tokens=5)
+    assert np.array_equal(found.token, direct.token)
+    assert not any("chat template" in note for note in found.provenance["notes"])
+    plain = run(workload=work, tokens=5)
+    assert plain.position[0] == len(["User:", "5", "6", "Assistant:"])
+    assert any("no chat template" in note for note in plain.provenance["notes"])
+
+
+def test_answers_are_kept_on_disk_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More prompts than one batch: what was answered before an interrupt is not answered again."""
+    monkeypatch.setattr("offramp.tracing.plan.ANSWERS_AT_ONCE", 16)
+    model = tiny_model(llama(), head_scale=3.0)
+    work = workload_of(*(f"{n} {n + 1}" for n in range(40)), mode="generation")
+    undisturbed = run(model, workload=work, tokens=150, document_tokens=4)
+    real, calls = model.hf.generate, 0
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(model.hf, "generate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, workload=work, tokens=150, document_tokens=4, output=tmp_path / "trace")
+    assert (tmp_path / "trace" / "answers.json").exists()
+    resumed = run(model, workload=work, tokens=150, document_tokens=4, output=tmp_path / "trace")
+    assert calls == 4, "three batches; the first was answered before the interrupt"
+    assert np.array_equal(resumed.token, undisturbed.token)
+    assert np.array_equal(resumed.max_prob, undisturbed.max_prob)

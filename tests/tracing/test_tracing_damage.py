@@ -1,0 +1,176 @@
+"""Kills, interrupts and damaged files: what is whole is kept, the rest is traced again to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trace_fixtures
+from stored_traces import files_of, flip, run
+
+from offramp.errors import DamagedFileError, InputError, OfframpError
+from offramp.files import TEMPORARY_PREFIX
+from offramp.tracing import part as part_module
+from offramp.tracing.part import part_path
+from offramp.tracing.trace import Trace
+
+pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
+finished = trace_fixtures.finished
+folder = trace_fixtures.folder
+one_thread = trace_fixtures.one_thread
+small_parts = trace_fixtures.small_parts
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """Folders of runs that were killed, and the signal that ended each."""
+    folder = tmp_path_factory.mktemp("killed")
+    script = Path(__file__).with_name("killed_runs.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(killed: tuple[Path, dict[str, int]], finished: Path) -> None:
+    folder, ended = killed
+    whole = files_of(finished)
+    assert files_of(folder / "timed") == whole, "another process gives the same bytes"
+    assert sum(signal == 9 for signal in ended.values()) >= 25
+    unfinished = leftovers = 0
+    for name in ended:
+        place = folder / name
+        unfinished += not (place / "manifest.json").exists()
+        leftovers += any(place.glob(f"{TEMPORARY_PREFIX}*")) if place.exists() else 0
+        run(place)
+        assert files_of(place) == whole, name
+    assert unfinished >= 20
+    assert leftovers >= 10, "some kills must leave a temporary file, which the resumed run sweeps"
+
+
+def test_a_resumed_run_measures_only_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = files_of(folder)
+    (folder / "manifest.json").unlink()
+    for kind in ("tokens", "marginal"):
+        part_path(folder, kind, 2).unlink()
+    measured: list[int] = []
+    real = part_module.write_part
+
+    def write(folder: Path, part: Any, *arguments: Any) -> None:
+        measured.append(part.index)
+        real(folder, part, *arguments)
+
+    monkeypatch.setattr("offramp.tracing.tracer.write_part", write)
+    run(folder)
+    assert measured == [2]
+    assert files_of(folder) == whole
+
+
+def test_an_interrupt_leaves_a_folder_that_can_be_resumed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = part_module._write
+    calls = 0
+
+    def write(table: Any, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        real(table, path)
+        if calls == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(part_module, "_write", write)
+    place = tmp_path / "trace"
+    with pytest.raises(KeyboardInterrupt):
+        run(place)
+    assert not list(place.glob(f"{TEMPORARY_PREFIX}*"))
+    with pytest.raises(InputError, match="not finished") as caught:
+        Trace.load(place)
+    assert "run the same offramp trace command again" in caught.value.fix
+    run(place)
+    assert files_of(place) == files_of(finished)
+
+
+@pytest.mark.parametrize("kind", ["facts", "marginal", "tokens"])
+def test_a_flipped_byte_in_a_part_is_named_and_repaired(
+    kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = files_of(folder)
+    path = part_path(folder, kind, 1)
+    size = path.stat().st_size
+    for offset in {0, 4, size // 3, size // 2, size - 40, size - 1}:
+        flip(path, offset)
+        for attempt in (lambda: Trace.load(folder), lambda: run(folder)):
+            with pytest.raises(DamagedFileError, match=path.name) as caught:
+                attempt()
+            assert caught.value.exit_code == 1
+            assert caught.value.where == str(path)
+            assert "--repair" in caught.value.fix
+        run(folder, repair=True)
+        assert files_of(folder) == whole
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "request.json"])
+def test_a_flipped_byte_in_a_json_file_is_named_and_repaired(name: str, folder: Path) -> None:
+    whole = files_of(folder)
+    path = folder / name
+    content = path.read_bytes()
+    timestamps = re.search(rb'"timestamps": \{[^}]*\}', content)
+    own_seal_left_out = range(*timestamps.span()) if timestamps else range(0)
+    for offset in range(0, len(content), 41 if name == "manifest.json" else 13):
+        if offset in own_seal_left_out:
+            continue
+        flip(path, offset, bit=offset % 7)
+        with pytest.raises(OfframpError, match=rf"{name}|schema version"):
+            run(folder)
+        path.write_bytes(content)
+    path.write_bytes(content.replace(b"\n", b" ", 1))  # still the same JSON
+    with pytest.raises(DamagedFileError, match=name) as caught:
+        run(folder)
+    assert "--repair" in caught.value.fix
+    run(folder, repair=True)
+    assert files_of(folder) == whole
+
+
+@pytest.mark.parametrize("kind", ["facts", "marginal", "tokens"])
+def test_a_truncated_or_missing_file_is_named_and_repaired(kind: str, folder: Path) -> None:
+    whole = files_of(folder)
+    path = part_path(folder, kind, 0)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DamagedFileError, match=path.name):
+        Trace.load(folder)
+    run(folder, repair=True)
+    path.unlink()
+    with pytest.raises(DamagedFileError, match=f"{path.name}: the file is missing"):
+        run(folder)
+    run(folder, repair=True)
+    assert files_of(folder) == whole
+
+
+def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = files_of(folder)
+    (folder / "manifest.json").unlink()
+    path = part_path(folder, "facts", 3)
+    flip(path, path.stat().st_size // 2)
+    run(folder)
+    assert f"traced again: a file of the trace is damaged: {path.name}" in capsys.readouterr().err
+    assert files_of(folder) == whole
+
+
+def test_a_part_of_another_trace_is_not_taken_over(folder: Path, tmp_path: Path) -> None:
+    whole = files_of(folder)
+    other = tmp_path / "other"
+    run(other, exits=[1])
+    (folder / "manifest.json").unlink()
+    shutil.copy(part_path(other, "tokens", 1), part_path(folder, "tokens", 1))
+    run(folder)
+    assert files_of(folder) == whole
