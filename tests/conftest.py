@@ -10,6 +10,8 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As the command line does, but here torch is loaded before it: spinning threads are slow on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

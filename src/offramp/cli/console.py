@@ -21,7 +21,7 @@ class Output:
         self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
 
     def finish(self, value: dict[str, Any]) -> None:
-        """Print one JSON object as the last line, if it was asked for; a number that is not finite is null."""
+        """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
         from offramp.report.summary import finite_json
 
         if self.as_json:

@@ -153,7 +153,8 @@ def _increment(measured: _Measured) -> _Component:
     needed = components.INITIAL_INFORMATION_NEEDED
     initial = measured.initial
     if initial[0] < needed:
-        reason = f"the final distributions hardly differ: R_0 is {initial[0]:.3f} nat, {needed} is needed"
+        found = f"R_0 is {max(initial[0], 0.0):.3f} nat, {needed} is needed"
+        reason = f"the final distributions hardly differ: {found}"
         return _Component(None, reason)
     remaining = measured.means["kl_to_final"]
     return _Component(components.information_increment(remaining, initial, measured.depth_fraction))
