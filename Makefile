@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+TEST_THREADS ?= 1
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -27,7 +28,7 @@ test: $(INSTALLED)
 	@echo "== mypy"
 	@$(BIN)/mypy
 	@echo "== pytest"
-	@OMP_WAIT_POLICY=passive $(BIN)/pytest
+	@OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest
 
 families: $(INSTALLED)
 	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md

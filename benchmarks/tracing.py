@@ -33,7 +33,7 @@ from offramp.models.model import Model
 from offramp.tracing.group import GroupMeasurer
 from offramp.tracing.head import make_head
 from offramp.tracing.plan import plan_trace
-from offramp.tracing.reductions import Reductions
+from offramp.tracing.reductions import choose_reductions
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import groups_of
 from offramp.tracing.states import StateShape
@@ -68,13 +68,13 @@ def contexts_of(model: Model, tokens: int, context: int) -> list[Context]:
     return [context for part in plan.parts for context in part]
 
 
-def measurer_of(model: Model, exits: str = "all", reductions: Reductions = "compiled") -> GroupMeasurer:
-    """The measurer that `offramp.trace` uses."""
+def measurer_of(model: Model, tokens: int, exits: str = "all") -> GroupMeasurer:
+    """The measurer that `offramp.trace` uses for so many tokens."""
+    layers = parse_exits(exits, model.layers)
+    reductions = choose_reductions(tokens * len(layers) * model.shape.vocabulary_size)
     shape = StateShape(-2, None, model.shape.hidden_size)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
-    return GroupMeasurer(
-        model.stack, head, parse_exits(exits, model.layers), shape, getattr(torch, model.dtype)
-    )
+    return GroupMeasurer(model.stack, head, layers, shape, getattr(torch, model.dtype))
 
 
 def trace_once(measurer: GroupMeasurer, contexts: list[Context]) -> None:
@@ -106,7 +106,7 @@ def seconds(call: Callable[[], None]) -> float:
 def ratio_of(model: Model, tokens: int, context: int, repeats: int) -> dict[str, object]:
     """Interleaved times of trace and floor; the floor at each chunk, its best median counts."""
     contexts = contexts_of(model, tokens, context)
-    measurer = measurer_of(model)
+    measurer = measurer_of(model, tokens)
     trace_once(measurer, contexts)
     floor_once(model, contexts[:1], model.layers, CHUNKS[-1])
     traced: list[float] = []
@@ -154,7 +154,7 @@ def memory_of(what: str, name: str, mode: str, tokens: int) -> int:
     model = offramp.load_model(name, dtype=mode)
     contexts = contexts_of(model, tokens, tokens)
     short = contexts_of(model, 64, 64)
-    measurer = measurer_of(model)
+    measurer = measurer_of(model, tokens)
     trace_once(measurer, short)  # compiling takes memory of its own, once
     Path("/proc/self/clear_refs").write_text("5")
     if what == "trace":
@@ -188,7 +188,7 @@ def table(name: str, mode: str) -> dict[str, object]:
     for tokens, exits in [(n, 30) for n in (512, 1024, 2048, 4096, 8192, 16384)] + [(1024, 8), (1024, 16)]:
         step = model.layers // exits
         wanted = "all" if exits == model.layers else ",".join(str(step * (i + 1)) for i in range(exits))
-        measurer = measurer_of(model, wanted)
+        measurer = measurer_of(model, tokens, wanted)
         contexts = contexts_of(model, tokens, 512)
         trace_once(measurer, contexts[:1])
         taken = seconds(partial(trace_once, measurer, contexts))
@@ -215,7 +215,7 @@ def agreement(name: str, tokens: int) -> dict[str, object]:
 
             model.stack.capture(torch.tensor([context.ids]), on_layer)
     reference = torch.stack([torch.cat(column) for column in exact], dim=1).numpy()
-    measurer = measurer_of(model)
+    measurer = measurer_of(model, tokens)
     found = np.concatenate([measurer.measure(group).facts["top1"] for group in groups_of(contexts)])
     moved = (found == found[:, -1:]).mean(0) - (reference == reference[:, -1:]).mean(0)
     return {

@@ -46,7 +46,3 @@ class PolicyError(InputError):
 
 class DamagedFileError(OfframpError):
     """A file whose bytes are not those that were written (checksum mismatch, truncated, unreadable)."""
-
-
-class UndefinedScoreError(OfframpError):
-    """A figure that is asked for but undefined on this trace."""

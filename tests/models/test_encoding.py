@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import write_tokenizer
 
+from conftest import write_tokenizer
+from offramp.errors import ModelError
 from offramp.models.encoding import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
 from offramp.models.loading import load_model
 
@@ -59,6 +60,15 @@ def test_chat_with_a_template_ends_with_the_generation_prompt(tmp_path: Path) ->
     with_bos = tokenizer(tmp_path, adds_bos=True, chat_template="<s> " + template)
     assert encode_chat(with_bos, BosPolicy("tokenizer", 1), "w5") == [1, 10, 5, 11, 12]
     assert encode_chat(loaded, BosPolicy("forced", 1), "w5") == [1, 10, 5, 11, 12]
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('a system turn first') }}", "{% for %}", "{{ 1 + '' }}"]
+)
+def test_a_template_that_fails_is_an_error_and_not_a_traceback(tmp_path: Path, template: str) -> None:
+    loaded = tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(ModelError, match="chat template"):
+        encode_chat(loaded, BosPolicy("none"), "w5")
 
 
 def test_chat_without_a_template_is_a_plain_turn_and_says_so(llama_folder: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from safetensors.torch import load_file, save_file
 
+from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
 from offramp.models.loading import load_model
 from offramp.models.registry import BUNDLED, DEFAULT_MODEL, BundledModel
@@ -56,13 +56,27 @@ def change_the_config(folder: Path) -> None:
     edit_json(folder / "config.json", rms_norm_eps=1e-3)
 
 
+def change_the_end_token(folder: Path) -> None:
+    edit_json(folder / "generation_config.json", eos_token_id=7)
+
+
+def add_code(folder: Path) -> None:
+    (folder / "modeling.py").write_text("LAYERS = 3\n")
+
+
 def change_the_tokenizer(folder: Path) -> None:
     write_tokenizer(folder, vocabulary=VOCABULARY - 1)
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(change_one_weight, "weights"), (change_the_config, "config"), (change_the_tokenizer, "tokenizer")],
+    [
+        (change_one_weight, "weights"),
+        (change_the_config, "config"),
+        (change_the_end_token, "config"),
+        (add_code, "config"),
+        (change_the_tokenizer, "tokenizer"),
+    ],
 )
 def test_each_change_moves_its_own_fingerprint(
     llama_folder: Path, change: Callable[[Path], None], part: str

@@ -187,7 +187,7 @@ def test_it_does_not_pay_where_the_head_costs_more_than_the_layers() -> None:
         assert verdict.net_speedup_flops.value == 1.0
         assert verdict.agreement.value == 1.0
         assert verdict.floor_held
-        assert "no exit and no threshold" in verdict.reason
+        assert "no traced exit and no threshold" in verdict.reason
 
 
 def test_a_gain_below_its_worth_does_not_pay() -> None:
@@ -236,6 +236,14 @@ def test_one_document_cannot_be_judged() -> None:
     assert verdict.decision == "too close to call"
     assert verdict.net_speedup.value is None
     assert "one document" in verdict.reason
+    assert math.isnan(verdict.fit_agreement)
+
+
+def test_a_trace_of_the_last_exit_alone_is_no_evidence_against_early_exit() -> None:
+    for verdict in judge(make_trace(tokens=2000, documents=80, exits=[6])):
+        assert verdict.decision == "too close to call"
+        assert verdict.net_speedup.value is None
+        assert "no exit before the last was traced" in verdict.reason
 
 
 def test_a_value_just_below_the_floor_never_reads_as_the_floor() -> None:

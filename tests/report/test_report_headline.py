@@ -94,6 +94,22 @@ def run_with(*verdicts: Verdict):
             "policy is predicted to decode 6.0 % faster, without an interval: 12 documents, 20 needed.",
         ),
         (
+            [
+                verdict(
+                    "too close to call",
+                    1.2,
+                    1.1,
+                    1.3,
+                    agreement=Estimate(0.931, 0.92, 0.94),
+                    floor_held=False,
+                )
+            ],
+            "too close to call",
+            "It is too close to call whether early exit would pay for smollm2 on prose: the best policy is "
+            "predicted to decode 20.0 % faster (10.0 to 30.0 %), but it kept 93.1 % agreement on unseen "
+            "documents where 95 % was asked for.",
+        ),
+        (
             [verdict("too close to call", None)],
             "too close to call",
             "It is too close to call whether early exit would pay for smollm2 on prose: its speed at 95 % "

@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from report_examples import model_shape
 
 from offramp.errors import InputError
 from offramp.report.passage import (
-    first_match_index,
     grid_from_trace,
     passage_from_trace,
-    saturation_index,
     shown_exits,
     typical_document,
 )
@@ -26,20 +23,6 @@ def small_trace(top1, document=None, exits=None, layers=None) -> Trace:
     exits = None if exits is None else np.array(exits)
     shape = model_shape(layers or top1.shape[1])
     return Trace.from_facts({"top1": top1, "max_prob": max_prob}, document=document, shape=shape, exits=exits)
-
-
-def plain_exits(row: list[bool]) -> tuple[int, int]:
-    first = next(i for i, agrees in enumerate(row) if agrees)
-    stays = next(i for i in range(len(row)) if all(row[i:]))
-    return first, stays
-
-
-@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=8)))
-def test_exits_equal_a_plain_loop(agreement):
-    agreement[:, -1] = True
-    expected = [plain_exits(list(row)) for row in agreement]
-    assert list(first_match_index(agreement)) == [first for first, _ in expected]
-    assert list(saturation_index(agreement)) == [stays for _, stays in expected]
 
 
 def test_passage_by_hand():

@@ -176,7 +176,7 @@ def rounded_product_top1(model: Model, sequences: list[list[int]]) -> Any:
 def test_compiled_reductions_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(build_family("llama"), head_scale=20.0)
     eager, sequences = trace_numbers(model, 503)
-    monkeypatch.setattr("offramp.tracing.tracer.choose_reductions", lambda elements, dtype: "compiled")
+    monkeypatch.setattr("offramp.tracing.tracer.choose_reductions", lambda elements: "compiled")
     compiled, _ = trace_numbers(model, 503)
     assert compiled.provenance["request"]["reductions"] == "compiled"
     expected, largest_logit = naive_facts(model, sequences)

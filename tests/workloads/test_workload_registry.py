@@ -193,7 +193,8 @@ def test_a_name_is_taken_once() -> None:
         ((), "no documents"),
         ((Document("a", "A"), Document("a", "B")), "same id"),
         ((Document("a", " \n"),), "is empty"),
-        ((Document("a", "half \ud800"),), "surrogate pair at character 5"),
+        ((Document("a", "half \ud800"),), "text holds half of a surrogate pair at character 5"),
+        ((Document("a\ud800", "text"),), "id holds half of a surrogate pair at character 1"),
     ],
 )
 def test_a_source_that_gives_unusable_documents(documents: tuple[Document, ...], message: str) -> None:

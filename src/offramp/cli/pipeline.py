@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from offramp.cli.console import stage
 from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import (
@@ -35,7 +37,7 @@ from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.report.summary import summarise
 from offramp.scoring.scoring import score
 from offramp.tracing.plan import plan_trace, usable_context
-from offramp.tracing.request import parse_exits
+from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
 from offramp.workloads.answers import PlannedAnswer
@@ -79,6 +81,9 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
         "model": source.identity.source,
         "model_fingerprint": source.identity.fingerprint,
         "workloads": {workload.name: workload.fingerprint for workload in workloads},
+        "code": code_fingerprint(),
+        "versions": library_versions(),
+        "threads": torch.get_num_threads(),
     }
     folder = output or default_folder(source.name, request)
     require_own(folder, request, overwrite=options.overwrite)

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
+from offramp.errors import ModelError
+
 # Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
 
@@ -49,11 +53,20 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str) -> list[int]:
 
     With the tokenizer's chat template and its generation prompt; without a template, as a plain turn
     ("User: ... Assistant:").
+
+    Raises ModelError if the template cannot write one user turn.
     """
     if tokenizer.chat_template is None:
         return encode_text(tokenizer, policy, PLAIN_CHAT_TEMPLATE.format(prompt=prompt))
     messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the model's chat template cannot write a user's turn: {type(error).__name__}: {error}",
+            where=str(tokenizer.name_or_path),
+            fix="trace a workload of given texts, or repair the template in the tokenizer's files",
+        ) from error
     ids = [int(token) for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if policy.source == "forced" and policy.token_id is not None and ids[:1] != [policy.token_id]:
         return [policy.token_id, *ids]

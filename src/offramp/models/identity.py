@@ -20,6 +20,8 @@ TOKENIZER_PATTERNS = (
     "*.model",
     "*.tiktoken",
 )
+# The end tokens that an answer stops at, and code to run.
+BEHAVIOUR_PATTERNS = ("generation_config.json", "*.py")
 # Config entries that say where a model came from or who saved it, not what it computes.
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -29,7 +31,8 @@ class ModelIdentity:
     """SHA-256 fingerprints in hexadecimal, and where the model comes from.
 
     weights: of the weight files (name and SHA-256 of each), or the SHA-256 of a GGUF file. config: of
-    config.json without the entries that do not change the computation. tokenizer: of the tokenizer's files.
+    config.json without the entries that do not change the computation, of the generation config and of Python
+    code that comes with the model. tokenizer: of the tokenizer's files.
     source: a folder, a file or a Hub id. licence: as stated by the source, None if it states none.
     """
 
@@ -63,9 +66,10 @@ def identify_folder(
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    behaviour = sorted(path for pattern in BEHAVIOUR_PATTERNS for path in folder.glob(pattern))
     return ModelIdentity(
         weights=_fingerprint_files(files) if weights is None else weights,
-        config=sha256_of_text(json.dumps(lasting, sort_keys=True)),
+        config=sha256_of_text(json.dumps([lasting, _fingerprint_files(behaviour)], sort_keys=True)),
         tokenizer=_fingerprint_files([path for path in tokenizer_files if path.suffix != ".safetensors"]),
         source=source,
         licence=licence or stated_licence(folder),

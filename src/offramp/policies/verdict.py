@@ -34,8 +34,8 @@ def judge(
     The policy is searched on one half of the documents (split by `seed`) and judged on the other, with 95 %
     bootstrap intervals over documents. "pays": the net speedup's lower limit exceeds 1 + worth and the
     interval of agreement does not lie wholly below the floor; "does not pay": the upper limit stays below
-    1 + worth, or nothing beat the full model; else, and with under 20 documents to judge on, "too close to
-    call".
+    1 + worth, or nothing beat the full model; else, and for a policy with under 20 documents to judge it on,
+    "too close to call".
 
     Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
     """
@@ -48,8 +48,9 @@ def judge(
         )
     prices = prices_of(trace)
     fit, report = split_documents(trace, seed)
-    if not len(fit):
-        return tuple(_unsplit(floor, delta, len(report)) for floor in floors)
+    unjudged = _why_unjudged(trace, len(fit))
+    if unjudged is not None:
+        return tuple(_undecided(floor, delta, unjudged, (len(fit), len(report))) for floor in floors)
     chosen = fastest_policies(trace.subset(fit), prices.bytes, floors)
     held_out = trace.subset(report)
     verdicts = []
@@ -139,8 +140,8 @@ def _decide(
     """The decision and, in a few sentences, why."""
     if str(chosen.policy) == "never":
         return "does not pay", (
-            f"On {documents[0]} documents, no exit and no threshold that keeps {_percent(floor)} agreement "
-            "moves fewer bytes than the full model once every probe is charged."
+            f"On {documents[0]} documents, no traced exit and no threshold that keeps {_percent(floor)} "
+            "agreement moves fewer bytes than the full model once every probe is charged."
         )
     speedup, agreement = measured.speedup, measured.agreement
     quality = _quality(floor, agreement)
@@ -183,21 +184,30 @@ def _value(estimate: Estimate) -> float:
     return math.nan if estimate.value is None else estimate.value
 
 
-def _unsplit(floor: float, delta: float, documents: int) -> Verdict:
-    """The answer for a trace that cannot be split."""
-    undefined = Estimate(None, undefined="one document cannot both choose a policy and judge it")
+def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
+    """Why no policy can be chosen and judged on this trace, None if one can."""
+    if not fit_documents:
+        return "one document cannot both choose a policy and judge it; trace at least 40"
+    if len(trace.exits) == 1 and trace.layers > 1:
+        return "no exit before the last was traced, so no policy could be replayed; trace more exits"
+    return None
+
+
+def _undecided(floor: float, delta: float, why: str, documents: tuple[int, int]) -> Verdict:
+    """The answer for a trace on which nothing can be judged."""
+    undefined = Estimate(None, undefined=why)
     return Verdict(
         floor=floor,
         decision="too close to call",
-        reason="The trace has one document: nothing is left to judge a policy on. Trace at least 40.",
+        reason=f"Nothing was judged: {why}.",
         policy="never",
         agreement=undefined,
         skip_ratio=undefined,
         net_speedup=undefined,
         net_speedup_flops=undefined,
-        fit_agreement=1.0,
-        fit_documents=0,
-        report_documents=documents,
+        fit_agreement=math.nan,
+        fit_documents=documents[0],
+        report_documents=documents[1],
         documents_needed=documents_needed(floor, delta),
         floor_held=False,
     )

@@ -103,7 +103,7 @@ def promise(found: list[tuple[str, Verdict]]) -> str:
 
 
 def doubt(found: list[tuple[str, Verdict]]) -> str:
-    """What keeps the answer open: the interval around the worth, or that there is none."""
+    """What keeps the answer open: the interval around the worth, that there is none, or a missed floor."""
     name, verdict = best(found)
     floor = whole_percent(verdict.floor)
     value = verdict.net_speedup.value
@@ -111,6 +111,12 @@ def doubt(found: list[tuple[str, Verdict]]) -> str:
         return missing_speed(verdict)
     interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, lambda v: percent(v - 1))
     where = f" ({name})" if len(found) > 1 else ""
+    low, kept = verdict.net_speedup.low, verdict.agreement.value
+    if low is not None and low > 1 + WORTH and kept is not None:
+        return (
+            f"the best policy{where} is predicted to decode {faster(value)} ({interval}), but it kept "
+            f"{percent(kept)} agreement on unseen documents where {floor} was asked for"
+        )
     found_text = f"at {floor} agreement the best policy{where} is predicted to decode {faster(value)}"
     if interval:
         return f"{found_text}, but anything from {interval} fits the documents seen"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.report.run_result import Passage, PassageToken, PredictionGrid
+from offramp.scoring.oracles import first_match, saturation
 from offramp.tracing.trace import Trace
 
 Decode = Callable[[int], str]
@@ -17,23 +18,12 @@ GRID_POSITIONS = 40
 GRID_EXITS = 40
 
 
-def first_match_index(agreement: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the first exit that agrees (the last always does): bool [tokens, exits] to int64 [tokens]."""
-    return np.asarray(agreement.argmax(axis=1), dtype=np.int64)
-
-
-def saturation_index(agreement: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the first exit from which all later exits agree: bool [tokens, exits] to int64 [tokens]."""
-    stays = np.logical_and.accumulate(agreement[:, ::-1], axis=1)[:, ::-1]
-    return np.asarray(stays.argmax(axis=1), dtype=np.int64)
-
-
 def typical_document(trace: Trace) -> int:
     """The document of median mean saturation exit, so that the passage shown is not hand-picked.
 
     Only documents of at least half the longest one's tokens are considered.
     """
-    depth = trace.exits[saturation_index(trace.agreement)]
+    depth = trace.exits[saturation(trace.agreement)]
     count = np.bincount(trace.document, minlength=len(trace.documents))
     if not count.any():
         raise InputError("the trace has no tokens to show", fix="trace a workload with at least one document")
@@ -64,14 +54,14 @@ def passage_from_trace(
     rows = document_rows(trace, document, max_tokens)
     agreement = trace.agreement[rows]
     top1, max_prob = trace.fact("top1")[rows], trace.fact("max_prob")[rows]
-    first = trace.exits[first_match_index(agreement)]
-    saturation = trace.exits[saturation_index(agreement)]
+    first = trace.exits[first_match(agreement)]
+    settled = trace.exits[saturation(agreement)]
     tokens = tuple(
         PassageToken(
             piece=decode(int(trace.next_token[row])),
             full_prediction=decode(int(top1[i, -1])),
             first_match_exit=int(first[i]),
-            saturation_exit=int(saturation[i]),
+            saturation_exit=int(settled[i]),
             predictions=tuple(decode(int(token)) for token in top1[i]),
             max_prob=tuple(float(value) for value in max_prob[i]),
             agrees=tuple(bool(value) for value in agreement[i]),
@@ -111,5 +101,5 @@ def grid_from_trace(
         pieces=tuple(tuple(decode(int(token)) for token in top1[:, e]) for e in shown),
         max_prob=tuple(tuple(float(value) for value in max_prob[:, e]) for e in shown),
         agrees=tuple(tuple(bool(value) for value in agreement[:, e]) for e in shown),
-        saturation_exits=tuple(int(layer) for layer in trace.exits[saturation_index(agreement)]),
+        saturation_exits=tuple(int(layer) for layer in trace.exits[saturation(agreement)]),
     )

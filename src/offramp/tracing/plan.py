@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.answers import ANSWERS_AT_ONCE
+from offramp.tracing.sizes import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
 from offramp.workloads.packing import Context, Selection, select_contexts
 from offramp.workloads.workload import Workload
-
-DEFAULT_CONTEXT = 512
 
 PARTS_WANTED = 64
 SMALLEST_PART = 1024

@@ -27,9 +27,8 @@ LOWEST = -200.0
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 
-# Logits (tokens x exits x vocabulary) from which on compiling is repaid. A bfloat16 product is faster, so
-# that the eager pass weighs more beside it.
-_REPAID = {"float32": 10_000_000_000, "bfloat16": 1_000_000_000}
+_REPAID = 1_000_000_000
+"""Logits (tokens x exits x vocabulary) from which on compiling is repaid."""
 
 # Logits of one eager step: its scratch memory stays in the processor's cache.
 _EAGER_ELEMENTS = 800_000
@@ -69,10 +68,10 @@ class Transform:
         return _transform(output, self.scale, self.cap)
 
 
-def choose_reductions(elements: int, dtype: str) -> Reductions:
-    """How to reduce a trace of `elements` = tokens x exits x vocabulary logits of a model in `dtype`."""
+def choose_reductions(elements: int) -> Reductions:
+    """How to reduce a trace of `elements` = tokens x exits x vocabulary logits."""
     compiler = shutil.which("g++") or shutil.which("clang++")
-    return "compiled" if compiler and elements >= _REPAID[dtype] else "eager"
+    return "compiled" if compiler and elements >= _REPAID else "eager"
 
 
 def _transform(output: Tensor, scale: float, cap: float) -> Tensor:

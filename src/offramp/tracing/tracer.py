@@ -95,7 +95,7 @@ def trace(
         tokens=tokens,
         context=usable_context(model, context),
         document_tokens=document_tokens,
-        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, model.dtype),
+        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size),
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
         versions=library_versions(),

@@ -90,7 +90,7 @@ def describe_workloads() -> tuple[WorkloadDescription, ...]:
 
 
 def require_usable(workload: Workload) -> None:
-    """Raise WorkloadError unless there are documents, with distinct ids and text that is valid Unicode."""
+    """Raise WorkloadError unless there are documents, with distinct ids, and all of it is valid Unicode."""
     if not workload.documents:
         raise WorkloadError("the workload has no documents", where=workload.name)
     seen: set[str] = set()
@@ -101,14 +101,15 @@ def require_usable(workload: Workload) -> None:
         seen.add(document.id)
         if not document.text.strip():
             raise WorkloadError("a document is empty", where=where, fix="remove it or give it text")
-        try:
-            document.text.encode()
-        except UnicodeEncodeError as error:
-            raise WorkloadError(
-                f"a document holds half of a surrogate pair at character {error.start:,}, which is not text",
-                where=where,
-                fix="write the text in UTF-8",
-            ) from error
+        for part, value in (("id", document.id), ("text", document.text)):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise WorkloadError(
+                    f"a document's {part} holds half of a surrogate pair at character {error.start:,}",
+                    where=where,
+                    fix="write ids and texts in UTF-8, and give files names in UTF-8",
+                ) from error
 
 
 def _sources() -> dict[str, WorkloadSource]:

@@ -9,8 +9,8 @@ import numpy as np
 from offramp.report.charts.depth_chart import depth_svg
 from offramp.report.formats import percent, visible_piece
 from offramp.report.markup import element, figure, kind_chip, table, text
-from offramp.report.passage import saturation_index
 from offramp.report.run_result import Passage, PassageToken, WorkloadResult
+from offramp.scoring.oracles import saturation
 
 
 def passage_section(workload: WorkloadResult, layers: int, identity: str) -> str:
@@ -126,7 +126,7 @@ def passage_data(passage: Passage, identity: str) -> str:
 def depth_figure(workload: WorkloadResult, layers: int) -> str:
     """Where all traced tokens of the workload could have stopped; also the passage's colour key."""
     trace = workload.trace
-    counts = np.bincount(saturation_index(trace.agreement), minlength=len(trace.exits))
+    counts = np.bincount(saturation(trace.agreement), minlength=len(trace.exits))
     total = max(int(counts.sum()), 1)
     running = np.cumsum(counts)
     rows = [
