@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from command_line import finish, run_arguments, run_offramp, start_offramp, tree
+from offramp.errors import ModelError
 from offramp.report.summary import summary_schema
 from tiny_models import LAYERS, write_tokenizer
 
@@ -250,3 +251,30 @@ def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None
     tmp_path.chmod(0o500)
     refused = run_offramp("run", tiny_model, "-w", "prose", "-o", tmp_path / "out").require(2)
     assert "may not be made here" in refused.err
+
+
+def test_a_model_that_cannot_generate_still_gets_its_report(
+    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise ModelError("transformers cannot generate with this model")
+
+    monkeypatch.setattr("offramp.cli.pipeline.time_plain_decoding", fails)
+    work = f"jsonl:{documents}#text"
+    outcome = run_offramp("run", tiny_model, "-w", work, "--tokens", 60, "-o", tmp_path / "run").require(0)
+    assert "Plain decoding was not timed" in outcome.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    jsonschema.validate(summary, summary_schema())
+    assert summary["measured"]["plain_seconds_per_token"] is None
+    assert "cannot generate" in summary["provenance"]["plain_decoding_not_timed"]
+
+
+def test_the_last_exit_alone_gives_no_verdict(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    work = f"jsonl:{documents}#text"
+    run_offramp(
+        "run", tiny_model, "-w", work, "--tokens", 960, "--exits", LAYERS, "-o", tmp_path / "run"
+    ).require(0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    jsonschema.validate(summary, summary_schema())
+    assert summary["verdict"]["decision"] == "too close to call"
+    assert "no exit before the last was traced" in summary["verdict"]["headline"]

@@ -154,6 +154,17 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
         find_stack(BertLMHeadModel(config).eval(), name="bert")
 
 
+def test_a_model_that_needs_more_than_token_ids_is_refused() -> None:
+    model = llama()
+
+    def needs_more(*arguments: Any, **keywords: Any) -> Any:
+        raise ValueError("shared states cannot be None")
+
+    model.model.forward = needs_more
+    with pytest.raises(ModelError, match="forward pass of the model fails: ValueError: shared states"):
+        find_stack(model)
+
+
 def test_a_model_whose_exits_cannot_be_read_out_is_refused_with_the_largest_difference() -> None:
     model = llama()
     original = model.forward

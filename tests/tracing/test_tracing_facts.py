@@ -50,6 +50,7 @@ def assert_same_facts(found: Trace, expected: dict[str, np.ndarray], largest_log
         ("mixtral", 20.0),
         ("mamba", 20.0),
         ("gemma3n_text", 5.0),
+        ("hy_v4", 60.0),
         ("falcon_h1", 20.0),
     ],
 )

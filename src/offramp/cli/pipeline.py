@@ -24,6 +24,7 @@ from offramp.cli.run_folder import (
     safe_name,
 )
 from offramp.decoding.plain import time_plain_decoding
+from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
 from offramp.models.loading import find_source, load_model
 from offramp.models.model import Model
@@ -169,9 +170,15 @@ def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
 
 def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> FinishedRun:
     first = results[0].trace
-    with stage("timing plain decoding"):
-        plain = time_plain_decoding(model, first.token[:32].tolist())
-    timing = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
+    measured: dict[str, Timing] = {}
+    not_measured: dict[str, str] = {}
+    try:
+        with stage("timing plain decoding"):
+            plain = time_plain_decoding(model, first.token[:32].tolist())
+        timing = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
+        measured["plain_seconds_per_token"] = timing
+    except ModelError as error:  # what was traced still has its answer
+        not_measured["plain_decoding_not_timed"] = error.what
     result = RunResult(
         model_name=model.name,
         layers=model.layers,
@@ -179,8 +186,9 @@ def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> Fi
         provenance={
             **describe_run(model),
             **describe_request({result.name: result.trace for result in results}),
+            **not_measured,
         },
-        measured={"plain_seconds_per_token": timing},
+        measured=measured,
         command=shlex.join(["offramp", *sys.argv[1:]]),
     )
     report = write_report(result, folder)

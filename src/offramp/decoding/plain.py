@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from offramp.models.model import Model
+from offramp.tracing.answers import GENERATION_ERRORS, cannot_generate
 
 NEW_TOKENS = 24
 REPEATS = 5
@@ -42,6 +43,8 @@ def time_plain_decoding(
     A model with a short context gets a shorter prompt, and fewer new tokens if that does not suffice.
     The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens`
     more, so that the figure is one of decoding alone. No end token stops it early.
+
+    Raises ModelError if transformers cannot generate with this model.
     """
     from transformers import GenerationConfig
 
@@ -54,8 +57,11 @@ def time_plain_decoding(
             do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
         )
         started = time.perf_counter()
-        with torch.no_grad():
-            model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        try:
+            with torch.no_grad():
+                model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        except GENERATION_ERRORS as error:
+            raise cannot_generate(model, error) from error
         return time.perf_counter() - started
 
     load = os.getloadavg()[0]

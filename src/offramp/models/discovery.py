@@ -19,7 +19,7 @@ PROBE_POSITIONS = 7
 # bfloat16 keeps 8 significant bits; two units in the last place of the largest logit.
 BFLOAT16_TOLERANCE = 2.0**-7
 
-# Errors that a readout built for another kind of model raises; the next kind is tried then.
+# Errors that a forward pass or a readout built for another kind of model raises.
 READOUT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -43,11 +43,18 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     The readouts are tried from the fastest: "fast", "stub", "swap". In float32 the logits must be equal bit
     for bit; in bfloat16 within 2^-7 of the largest one.
 
-    Raises ModelError if no list of layers is found, if the model looks ahead (its logits depend on later
-    tokens), or if no readout reproduces the logits; the largest difference is named.
+    Raises ModelError if the forward fails, if no list of layers is found, if the model looks ahead (its
+    logits depend on later tokens), or if no readout reproduces the logits; the largest difference is named.
     """
     ids = probe_ids(model)
-    root = record_calls(model, ids)
+    try:
+        root = record_calls(model, ids)
+    except READOUT_ERRORS as error:
+        raise ModelError(
+            f"a short forward pass of the model fails: {type(error).__name__}: {error}",
+            where=name,
+            fix="offramp reads causal language models that run on token ids alone",
+        ) from error
     logits = root.output.logits
     _check_causal(model, ids, logits, name)
     stack = _unchecked_stack(model, root, ids, name)

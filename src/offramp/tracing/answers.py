@@ -117,11 +117,16 @@ def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, *
         with torch.no_grad(), _plain_greedy(model, max_new_tokens):
             return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
     except GENERATION_ERRORS as error:
-        raise ModelError(
-            f"transformers cannot generate with this model: {type(error).__name__}: {error}",
-            where=model.name,
-            fix="trace given texts instead: a workload like prose or txt:PATH needs no answers",
-        ) from error
+        raise cannot_generate(model, error) from error
+
+
+def cannot_generate(model: Model, error: Exception) -> ModelError:
+    """The error for a model whose `generate` fails."""
+    return ModelError(
+        f"transformers cannot generate with this model: {type(error).__name__}: {error}",
+        where=model.name,
+        fix="trace given texts instead: a workload like prose or txt:PATH needs no answers",
+    )
 
 
 def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:

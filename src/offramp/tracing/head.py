@@ -66,7 +66,8 @@ def make_head(
 ) -> Head:
     """The fastest exact head for a model: one tiled product where its head is a finite linear layer."""
     weight, bias = stack.head_weight, stack.head_bias
-    if stack.readout_kind != "fast" or weight is None:
+    several_streams = state_shape.other_axes is not None  # the model's own tail brings them together
+    if stack.readout_kind != "fast" or weight is None or several_streams:
         return ReadoutHead(stack, vocabulary_size, state_shape)
     finite = bool(torch.isfinite(weight.sum())) and (bias is None or bool(torch.isfinite(bias).all()))
     if not finite:  # a masked vocabulary: -inf in the bias

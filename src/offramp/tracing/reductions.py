@@ -7,7 +7,7 @@ minute once per machine. The eager form computes the same sums with a few rows a
 from __future__ import annotations
 
 import functools
-import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -70,8 +70,19 @@ class Transform:
 
 def choose_reductions(elements: int) -> Reductions:
     """How to reduce a trace of `elements` = tokens x exits x vocabulary logits."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    return "compiled" if compiler and elements >= _REPAID else "eager"
+    return "compiled" if elements >= _REPAID and can_compile() else "eager"
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether torch can compile for this processor, tried on a small sum; says why if it cannot."""
+    try:
+        torch.compile(lambda values: (2.0 * values).sum())(torch.ones(BLOCK))
+    except RuntimeError as error:  # no compiler, or one that lacks headers
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        print(f"offramp: reductions are not compiled, which is slower: {why}", file=sys.stderr)
+        return False
+    return True
 
 
 def _transform(output: Tensor, scale: float, cap: float) -> Tensor:
