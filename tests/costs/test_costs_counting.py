@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,8 +93,10 @@ def test_leaving_early_pays_the_layers_run_and_the_repair_of_the_others() -> Non
     assert costs.plain == pytest.approx(layers.sum() + costs.head)
 
 
-def test_skipping_a_recurrent_layer_saves_nothing() -> None:
-    recurrent = ModelShape((RECURRENT,) * 3, 10, 100, 10, 1000, 2)
+@pytest.mark.parametrize("state_elements", [64, 0])  # 0: a state that could not be measured
+def test_skipping_a_recurrent_layer_saves_nothing(state_elements: int) -> None:
+    layer = dataclasses.replace(RECURRENT, state_elements=state_elements)
+    recurrent = ModelShape((layer,) * 3, 10, 100, 10, 1000, 2)
     until_exit = token_costs(recurrent, 5, "bytes").until_exit
     assert until_exit[0] == until_exit[1] == until_exit[2]
 

@@ -228,7 +228,10 @@ def test_under_twenty_documents_no_interval_and_no_claim() -> None:
     assert verdict.net_speedup.value is not None
     assert verdict.net_speedup.value > 1.05
     assert "fewer than 20 allow no interval" in verdict.reason
-    assert judge(informative_trace(documents=10, head=100_000))[0].decision == "does not pay"
+    never = judge(informative_trace(documents=10, head=100_000))[0]
+    assert never.decision == "does not pay"
+    assert "So few documents say little" in never.reason
+    assert "few documents" not in judge(informative_trace(documents=40, head=100_000))[0].reason
 
 
 def test_one_document_cannot_be_judged() -> None:

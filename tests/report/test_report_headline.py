@@ -156,3 +156,10 @@ def test_caveats_name_broken_floors_lost_documents_and_notes():
     assert "not held on unseen ones: 93.1 %" in notes
     assert "document 3 is left out: NaN logit at layer 7, position 12" in notes
     assert "prose: fewer tokens than asked" in notes
+
+
+def test_a_verdict_on_few_documents_says_so():
+    few = "prose the verdict rests on 19 documents; 20 are needed for an interval"
+    made = verdict("does not pay", 1.0, policy="never", report_documents=19)
+    assert few in "\n".join(caveats(run_with(made)))
+    assert "rests on" not in "\n".join(caveats(run_with(replace(made, report_documents=20))))

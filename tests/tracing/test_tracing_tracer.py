@@ -21,7 +21,7 @@ from tracing_models import (
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.facts import FACTS
-from offramp.tracing.reductions import choose_reductions
+from offramp.tracing.reductions import can_compile, choose_reductions
 from offramp.tracing.request import parse_exits
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -133,6 +133,19 @@ def test_small_traces_are_not_compiled() -> None:
     assert choose_reductions(10**6) == "eager"
     assert choose_reductions(10**12) == ("compiled" if shutil.which("g++") else "eager")
     assert run().provenance["request"]["reductions"] == "eager"
+
+
+def test_a_compiler_that_fails_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("\nfatal error: Python.h: No such file or directory")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fails)
+    can_compile.cache_clear()
+    assert choose_reductions(10**12) == "eager"
+    can_compile.cache_clear()
+    assert "not compiled, which is slower: fatal error: Python.h" in capsys.readouterr().err
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

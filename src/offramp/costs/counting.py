@@ -142,4 +142,5 @@ def check_position(position: float) -> None:
 
 
 def _is_recurrent(shape: ModelShape) -> NDArray[np.bool_]:
-    return np.array([layer.state_elements > 0 for layer in shape.layers])
+    # By kind and not by size: some families keep their state where it cannot be measured.
+    return np.array([layer.kind in ("recurrent", "hybrid") for layer in shape.layers])

@@ -87,7 +87,7 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
     """
     if not isinstance(value, dict) or not isinstance(value.get("schema_version"), int):
         raise PolicyError(
-            "this is no policy file", where=where, fix="write one with `offramp tune ... -o policy.json`"
+            "this is no policy file", where=where, fix="give one that offramp run wrote below policies/"
         )
     if value["schema_version"] > SCHEMA_VERSION:
         raise PolicyError(
@@ -130,7 +130,7 @@ def read_policy(path: Path) -> ExitPolicy:
         raise PolicyError(
             f"the policy file cannot be read: {error.strerror}", where=str(path), fix="give a .json file"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(
             f"the policy file is no JSON: {error}", where=str(path), fix="write it again"
         ) from error

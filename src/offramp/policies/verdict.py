@@ -139,10 +139,11 @@ def _decide(
 ) -> tuple[Decision, str]:
     """The decision and, in a few sentences, why."""
     if str(chosen.policy) == "never":
+        few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
         return "does not pay", (
             f"On {documents[0]} documents, no traced exit and no threshold that keeps {_percent(floor)} "
             "agreement moves fewer bytes than the full model once every probe is charged."
-        )
+        ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
     speedup, agreement = measured.speedup, measured.agreement
     quality = _quality(floor, agreement)
     gain = f"Predicted net speedup, in bytes moved: {_value(speedup):.3f} on {documents[1]} unseen documents"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from offramp.policies.results import Decision, Verdict
-from offramp.report.formats import faster, interval_text, listed, percent, whole_percent
+from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 
 HEADLINE_FLOOR = 0.95
 WORTH = 0.05
@@ -167,6 +168,11 @@ def caveats(run: RunResult) -> list[str]:
     """What a reader must know before quoting the headline; first, how the figures were obtained."""
     notes = [NOT_DECODED]
     for name, verdict in main_verdicts(run):
+        if verdict.report_documents < DOCUMENTS_NEEDED:
+            notes.append(
+                f"On {name} the verdict rests on {counted(verdict.report_documents, 'document')}; "
+                f"{DOCUMENTS_NEEDED} are needed for an interval."
+            )
         if not verdict.floor_held and verdict.policy != "never":
             held = verdict.agreement.value
             notes.append(

@@ -53,11 +53,10 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     where = f"{path}, line {number}"
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads, too
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise WorkloadError(
-            f"the line is not JSON: {error.msg} at column {error.colno}",
-            where=where,
-            fix="write one JSON object per line",
+            f"the line is not JSON: {why}", where=where, fix="write one JSON object per line"
         ) from error
     if not isinstance(value, dict):
         raise WorkloadError(
