@@ -139,7 +139,10 @@ def test_one_document_defines_no_calibration():
 def test_only_the_last_exit_leaves_most_figures_undefined():
     facts = {"max_prob": np.full((4, 1), 0.5)}
     card = score(facts_trace(facts, document=[0, 0, 1, 1], exits=[3]))
-    assert card.representation.value == card.ceiling == 0.0
+    assert card.ceiling == 0.0
+    assert card.representation.value is None
+    assert "no exit before the last" in (card.representation.undefined or "")
+    assert card.increment.value is None
     for estimate in (card.calibration, card.literal_calibration, card.eas("hidden").score):
         assert estimate.value is None
         assert estimate.undefined == "the trace holds no exit before the last"

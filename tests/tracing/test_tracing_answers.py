@@ -117,10 +117,9 @@ def test_chat_prompts_go_through_the_template_and_a_missing_one_is_noted() -> No
 
 def test_answers_are_kept_on_disk_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More prompts than one batch: what was answered before an interrupt is not answered again."""
-    monkeypatch.setattr("offramp.tracing.plan.ANSWERS_AT_ONCE", 16)
     model = tiny_model(llama(), head_scale=3.0)
-    work = workload_of(*(f"{n} {n + 1}" for n in range(40)), mode="generation")
-    undisturbed = run(model, workload=work, tokens=150, document_tokens=4)
+    work = workload_of(*(f"{n} {n + 1}" for n in range(80)), mode="generation")
+    undisturbed = run(model, workload=work, tokens=300, document_tokens=4)
     real, calls = model.hf.generate, 0
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -132,9 +131,9 @@ def test_answers_are_kept_on_disk_as_they_come(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(model.hf, "generate", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(model, workload=work, tokens=150, document_tokens=4, output=tmp_path / "trace")
+        run(model, workload=work, tokens=300, document_tokens=4, output=tmp_path / "trace")
     assert (tmp_path / "trace" / "answers.json").exists()
-    resumed = run(model, workload=work, tokens=150, document_tokens=4, output=tmp_path / "trace")
+    resumed = run(model, workload=work, tokens=300, document_tokens=4, output=tmp_path / "trace")
     assert calls == 4, "three batches; the first was answered before the interrupt"
     assert np.array_equal(resumed.token, undisturbed.token)
     assert np.array_equal(resumed.max_prob, undisturbed.max_prob)

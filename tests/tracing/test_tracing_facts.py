@@ -98,13 +98,13 @@ def test_a_masked_vocabulary() -> None:
     assert np.isfinite(found.kl_to_final).all()
 
 
-def test_a_masked_next_token_has_no_probability_and_its_document_stays() -> None:
+def test_an_observed_token_that_is_masked_makes_its_document_invalid() -> None:
     model = tiny_model(build_family("phi"), head_scale=20.0)
     model.hf.lm_head.bias[7] = -torch.inf
-    found = trace(model, workload_of("1 2 7 3"), tokens=100, context=40, progress=False)
-    assert found.documents[0].valid
-    assert np.isposinf(found.nll[1]).all()
-    assert np.isfinite(np.delete(found.nll, 1, axis=0)).all()
+    found = trace(model, workload_of("1 2 7 3", "1 2 3 4"), tokens=100, context=40, progress=False)
+    assert [document.valid for document in found.documents] == [False, True]
+    assert found.documents[0].reason == "a non-finite number at layer 1, position 1"
+    assert np.isfinite(found.nll).all()
 
 
 def test_a_softcapped_head_in_bfloat16() -> None:

@@ -50,7 +50,7 @@ def test_prompts_that_fill_the_context_are_not_answered() -> None:
 
 def test_no_more_prompts_are_answered_than_needed() -> None:
     model = Model([1000] * 100)
-    documents = answer_prompts(prompts([5] * 100), model, tokens=320, context=512)
+    documents = answer_prompts(prompts([5] * 100), model, tokens=320, context=512, at_once=8)
     assert len(documents) == 10
     assert [len(batch) for batch in model.batches] == [8, 2]
     selection = select_contexts(documents, tokens=320, context=512)

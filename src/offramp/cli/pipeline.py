@@ -26,7 +26,7 @@ from offramp.cli.run_folder import (
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
-from offramp.models.loading import find_source, load_model
+from offramp.models.loading import find_source, load_source
 from offramp.models.model import Model
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
@@ -89,7 +89,7 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     folder = output or default_folder(source.name, request)
     require_own(folder, request, overwrite=options.overwrite)
     with stage(f"loading {source.name} and checking its exits"):
-        model = load_model(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        model = load_source(source, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
         _require_fitting(model, workloads, options)
     with locked_folder(folder):
         sweep_temporary_files(folder)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from offramp.errors import ModelError
 from offramp.models.model import Model
 from offramp.tracing.answers import GENERATION_ERRORS, cannot_generate
 
@@ -44,7 +45,7 @@ def time_plain_decoding(
     The time of a call with one new token (the prompt) is taken away from that of a call with `new_tokens`
     more, so that the figure is one of decoding alone. No end token stops it early.
 
-    Raises ModelError if transformers cannot generate with this model.
+    Raises ModelError if transformers cannot generate with this model, or too fast to be timed.
     """
     from transformers import GenerationConfig
 
@@ -67,6 +68,12 @@ def time_plain_decoding(
     load = os.getloadavg()[0]
     seconds(2)
     samples = [(seconds(new_tokens + 1) - seconds(1)) / new_tokens for _ in range(repeats)]
+    if float(np.median(samples)) <= 0.0:
+        raise ModelError(
+            "a token takes too little time to be told apart from the prompt",
+            where=model.name,
+            fix="time a larger model, or a quieter machine",
+        )
     draws = np.random.default_rng(0).choice(samples, size=(2000, repeats))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return PlainTiming(

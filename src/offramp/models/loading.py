@@ -50,7 +50,18 @@ def load_model(name: str, *, dtype: str = "float32", trust_remote_code: bool = F
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}", where="dtype", fix="choose one of: " + ", ".join(DTYPES))
-    source = find_source(name, trust_remote_code=trust_remote_code)
+    return load_source(
+        find_source(name, trust_remote_code=trust_remote_code),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load_source(source: Source, *, dtype: str = "float32", trust_remote_code: bool = False) -> Model:
+    """Load the model of a source that `find_source` found and checked.
+
+    Raises ModelError as `load_model` does.
+    """
     with quiet_transformers():
         tokenizer = _load_tokenizer(source, trust_remote_code)
         hf = _load_weights(source, dtype, trust_remote_code)
@@ -124,7 +135,7 @@ def _gguf_source(
     sha256 = sha256_of_file(path)
 
     def convert(gguf: Path, folder: Path) -> None:
-        stated = read_licence(gguf)
+        stated = licence or read_licence(gguf)
         convert_to_safetensors(gguf, folder)
         (folder / "source.json").write_text(json.dumps({"licence": stated}) + "\n", encoding="utf-8")
 

@@ -21,11 +21,14 @@ from offramp.tracing.trace import Trace
 
 DRAWS = 2000
 
+WORTH = 0.05
+"""The gain in speed from which on early exit is worth its trouble."""
+
 
 def judge(
     trace: Trace,
     floors: tuple[float, ...] = (0.99, 0.95, 0.90),
-    worth: float = 0.05,
+    worth: float = WORTH,
     delta: float = 0.1,
     seed: int = 0,
 ) -> tuple[Verdict, ...]:

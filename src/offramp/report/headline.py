@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from offramp.policies.results import Decision, Verdict
+from offramp.policies.verdict import WORTH
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 
 HEADLINE_FLOOR = 0.95
-WORTH = 0.05
-"""The gain in speed below which nobody would take the trouble; the default of the verdict."""
-
 OverallDecision = Literal["pays", "does not pay", "too close to call", "depends on the text", "undefined"]
 NOT_DECODED = (
     "No policy was decoded for real in this version: agreement and skipped layers are replayed on the "

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from offramp.policies.results import Frontier, Verdict
-from offramp.report.headline import NOT_DECODED, WORTH, caveats, headline, overall_decision
+from offramp.policies.verdict import WORTH
+from offramp.report.headline import NOT_DECODED, caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 

@@ -133,9 +133,8 @@ def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
 
 def _components(measured: _Measured) -> dict[str, _Component]:
     """Components 1-3 and the composite, for the trace and its draws."""
-    representation = components.representation_quality(measured.means["agreement"], measured.depth_fraction)
     found = {
-        "representation": _Component(representation),
+        "representation": _representation(measured),
         "increment": _increment(measured),
         "calibration": _calibration(measured),
     }
@@ -149,7 +148,15 @@ def _components(measured: _Measured) -> dict[str, _Component]:
     return found
 
 
+def _representation(measured: _Measured) -> _Component:
+    if len(measured.depth_fraction) == 1:
+        return _Component(None, NO_EARLY_EXIT)
+    return _Component(components.representation_quality(measured.means["agreement"], measured.depth_fraction))
+
+
 def _increment(measured: _Measured) -> _Component:
+    if len(measured.depth_fraction) == 1:
+        return _Component(None, NO_EARLY_EXIT)
     needed = components.INITIAL_INFORMATION_NEEDED
     initial = measured.initial
     if initial[0] < needed:

@@ -19,7 +19,6 @@ from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
-ANSWERS_AT_ONCE = 32
 
 PROBE_LENGTH = 5
 
@@ -53,7 +52,9 @@ class Answerer:
 
     def __call__(self, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
         """New tokens of each planned answer, the end token included."""
-        keys = [sha256_of_text(f"{planned.max_new_tokens} {list(planned.ids)}") for planned in batch]
+        # An answer depends, in its last digits, on the prompts that share its batch.
+        together = [[planned.max_new_tokens, *planned.ids] for planned in batch]
+        keys = [sha256_of_text(f"{place} of {together}") for place in range(len(batch))]
         if not all(key in self.kept for key in keys):
             mixed = len({len(planned.ids) for planned in batch}) > 1 and self.mixed_lengths
             answered = generate_greedily(self.model, batch, mixed_lengths=mixed)

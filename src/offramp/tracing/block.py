@@ -123,7 +123,9 @@ def _put_own_facts(
     table: FactTable, index: int, rows: slice, row: RowStatistics, final_logit: Tensor, next_logit: Tensor
 ) -> None:
     """The facts that need the exit alone."""
-    table.note_defects(index, rows, torch.isfinite(row.log_sum) & torch.isfinite(row.maximum))
+    fine = torch.isfinite(row.log_sum) & torch.isfinite(row.maximum)
+    # An observed token of probability 0 (a masked part of the vocabulary) has no finite NLL.
+    table.note_defects(index, rows, fine & torch.isfinite(next_logit) & torch.isfinite(final_logit))
     best = torch.exp(-row.log_sum)
     table.put(
         index,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.answers import ANSWERS_AT_ONCE
 from offramp.tracing.sizes import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
@@ -66,7 +65,7 @@ def plan_trace(
     encoded: Sequence[EncodedDocument] = EncodedDocuments(workload.documents, encode, prepended=front)
     sizes = {"tokens": tokens, "context": context, "document_tokens": document_tokens}
     if workload.mode == "generation":
-        encoded = answer_prompts(encoded, answer(), at_once=ANSWERS_AT_ONCE, **sizes)  # type: ignore[arg-type]
+        encoded = answer_prompts(encoded, answer(), **sizes)  # type: ignore[arg-type]
     selection = select_contexts(encoded, **sizes)  # type: ignore[arg-type]
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]
@@ -84,6 +83,11 @@ def _notes(model: Model, workload: Workload, selection: Selection, tokens: int) 
     if selection.tokens < tokens:
         notes.append(
             f"{selection.tokens:,} tokens were traced; {tokens:,} were asked for and there are no more"
+        )
+    if len(selection.documents) == 1:
+        notes.append(
+            "there is one document, so nothing is left to judge a policy on; a text file is split into "
+            "documents at its blank lines by txt:PATH#paragraphs"
         )
     if selection.skipped:
         first = selection.skipped[0]

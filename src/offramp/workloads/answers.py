@@ -9,7 +9,7 @@ from offramp.errors import WorkloadError
 from offramp.workloads.encoded import EncodedDocument
 from offramp.workloads.packing import default_cap, least_sufficient_cap, require_sizes
 
-ANSWERS_AT_ONCE = 8
+ANSWERS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.results import Frontier
+from offramp.policies.verdict import WORTH
 from offramp.report.charts.line_chart import LineChart, Rule, Series
 from offramp.report.charts.scale import nice_range
 from offramp.report.formats import times, whole_percent
-from offramp.report.headline import WORTH
 from offramp.report.markup import element, kind_chip, reason, table, text
 from offramp.report.run_result import WorkloadResult
 
