@@ -92,3 +92,12 @@ def test_every_end_token_is_known(llama_folder: Path) -> None:
     model.hf.config.eos_token_id = None
     assert find_eos_token_ids(model.hf, silent) == ()
     assert dataclasses.is_dataclass(model)
+
+
+def test_an_end_token_that_is_no_number_is_refused() -> None:
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=2))
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="</s>"), config=config)
+    with pytest.raises(ModelError, match="not a token id"):
+        find_eos_token_ids(model, SimpleNamespace(eos_token_id=3))
+    model.generation_config.eos_token_id = [5, 2]
+    assert find_eos_token_ids(model, SimpleNamespace(eos_token_id=3)) == (2, 3, 5)

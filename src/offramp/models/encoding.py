@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,14 +73,23 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str) -> list[int]:
 
 
 def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: the generation config's, the config's and the tokenizer's."""
-    stated: list[int | Sequence[int] | None] = [
+    """Every token that ends an answer: the generation config's, the config's and the tokenizer's.
+
+    Raises ModelError for an end token that is no number.
+    """
+    stated: list[Any] = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
         getattr(model.config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     ]
     ids: set[int] = set()
     for value in stated:
-        if value is not None:
-            ids.update([value] if isinstance(value, int) else value)
+        tokens: list[Any] = [] if value is None else [value] if isinstance(value, (int, str)) else list(value)
+        if not all(isinstance(token, int) for token in tokens):
+            raise ModelError(
+                f"the end token {value!r} of the model is not a token id",
+                where="eos_token_id in config.json or generation_config.json",
+                fix="write the token's number there",
+            )
+        ids.update(tokens)
     return tuple(sorted(ids))

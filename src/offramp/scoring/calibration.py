@@ -8,7 +8,7 @@ from scipy.optimize import isotonic_regression
 
 from offramp.scoring.ranking import ConfidenceRanking, tie_starts
 
-DOCUMENTS_NEEDED = 2
+FOLDS_NEED_DOCUMENTS = 2
 
 Values = NDArray[np.float64]
 

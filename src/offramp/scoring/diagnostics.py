@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.scoring.calibration import DOCUMENTS_NEEDED, cross_fitted_rates, squared_errors
+from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, cross_fitted_rates, squared_errors
 from offramp.scoring.card import ReliabilityDiagram
 from offramp.scoring.documents import DocumentRows, fact_of
 from offramp.scoring.ranking import TOKENS_PER_CLASS, ConfidenceRanking, aurc, auroc, rank_by_confidence
@@ -71,7 +71,7 @@ def confidence_diagnostics(
         raise InputError("fact 'max_prob' lies outside [0, 1]", fix="trace the model again")
     agrees = np.ascontiguousarray(agreement.T)
     correct = np.ascontiguousarray((fact_of(trace, "top1") == trace.next_token[:, np.newaxis]).T)
-    fold = rows.fold_of_row() if rows.count >= DOCUMENTS_NEEDED else None
+    fold = rows.fold_of_row() if rows.count >= FOLDS_NEED_DOCUMENTS else None
     exits = [
         _one_exit(int(trace.exits[column]), confidence[column], agrees[column], correct[column], rows, fold)
         for column in range(len(trace.exits))

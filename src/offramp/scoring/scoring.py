@@ -12,7 +12,7 @@ from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.errors import InputError
 from offramp.scoring import components, oracles
 from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
-from offramp.scoring.calibration import DOCUMENTS_NEEDED
+from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS
 from offramp.scoring.card import EasVariant, ScoreCard
 from offramp.scoring.curves import MEAN_FACTS, curve_notes, layer_curves
 from offramp.scoring.diagnostics import ConfidenceDiagnostics, confidence_diagnostics
@@ -174,7 +174,7 @@ def _calibration(measured: _Measured) -> _Component:
         return _Component(None, NO_EARLY_EXIT)
     if "recalibrated_brier" not in measured.means:
         return _Component(
-            None, f"{documents} document; the cross-fitted recalibration needs {DOCUMENTS_NEEDED}"
+            None, f"{documents} document; the cross-fitted recalibration needs {FOLDS_NEED_DOCUMENTS}"
         )
     values = components.calibration_skill(measured.means["recalibrated_brier"][:, :-1], agreement)
     if np.isnan(values[0]):
