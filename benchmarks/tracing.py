@@ -185,9 +185,9 @@ def table(name: str, mode: str) -> dict[str, object]:
     """Seconds by tokens at all exits, and by exits at 1,024 tokens."""
     model = offramp.load_model(name, dtype=mode)
     rows = []
-    for tokens, exits in [(n, 30) for n in (512, 1024, 2048, 4096, 8192, 16384)] + [(1024, 8), (1024, 16)]:
-        step = model.layers // exits
-        wanted = "all" if exits == model.layers else ",".join(str(step * (i + 1)) for i in range(exits))
+    sizes = [(tokens, model.layers) for tokens in (512, 1024, 2048, 4096, 8192, 16384)]
+    for tokens, exits in [*sizes, (1024, 8), (1024, 16)]:
+        wanted = ",".join(str(round(model.layers * (place + 1) / exits)) for place in range(exits))
         measurer = measurer_of(model, tokens, wanted)
         contexts = contexts_of(model, tokens, 512)
         trace_once(measurer, contexts[:1])
