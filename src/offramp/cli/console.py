@@ -18,7 +18,7 @@ class Output:
         from rich.console import Console
 
         self.as_json = as_json
-        self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
+        self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, emoji=False)
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
@@ -36,7 +36,7 @@ def stage(description: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(file=sys.stderr).status(description):
+    with Console(file=sys.stderr, emoji=False).status(description):
         yield
 
 

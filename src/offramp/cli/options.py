@@ -37,7 +37,8 @@ DocumentTokens = Annotated[
     int | None,
     typer.Option(
         "--document-tokens",
-        help="Traced tokens per document at most. By default a 64th of --tokens, more if documents are few.",
+        help="Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if "
+        "documents are few.",
         show_default=False,
     ),
 ]

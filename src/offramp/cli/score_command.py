@@ -33,9 +33,10 @@ def score(
         trace = Trace.load(folder)
         card = score_trace(trace)
         cards.append((folder, card))
-        out.console.print(_block(folder, trace, card), end="\n\n")
-    for note in dict.fromkeys(note for _, card in cards for note in _notes(card)):
-        out.console.print(note, markup=False)
+        out.console.print(_block(folder, trace, card))
+        for note in _notes(card):
+            out.console.print(note, markup=False)
+        out.console.print()
     out.finish({"scores": [{"trace": str(folder), **card.to_json()} for folder, card in cards]})
 
 

@@ -60,6 +60,8 @@ def _value_starts(text: str, start: int, settings: str, kind: type[ExitPolicy]) 
                 else f"a parameter of {kind.kind} is missing here"
             )
             fix = suggest(name, names) if names else f"write {kind.kind} alone"
+            if name.strip().isdigit():
+                fix = 'join exits with "+", as in exits=10+15+20'
             raise _error_at(text, start, what, fix)
         if name in found:
             raise _error_at(text, start, f"{name} is given twice", "give it once")

@@ -6,19 +6,24 @@ import numpy as np
 
 from offramp.costs.token import Prices
 from offramp.policies.charging import exit_costs, exit_costs_without_probes, prices_of, probes_made
+from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.results import ReplayResult
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
 
-def replay(trace: Trace, policy: ExitPolicy, costs: Prices | None = None) -> ReplayResult:
+def replay(trace: Trace, policy: ExitPolicy | str, costs: Prices | None = None) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
+
+    policy: a policy, or the text of one (see `parse_policy`).
 
     costs: price lists in bytes and FLOPs; by default those of the trace's model at its mean position.
 
     Raises PolicyError if the policy does not fit the trace, InputError for a trace without tokens.
     """
+    if isinstance(policy, str):
+        policy = parse_policy(policy)
     prices = prices_of(trace) if costs is None else costs
     exits = policy.choose(trace)
     checked = policy.checked_exits(trace.layers)

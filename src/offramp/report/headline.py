@@ -9,6 +9,7 @@ from offramp.policies.verdict import WORTH
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.workloads.packing import SHORTEST_CAP
 
 HEADLINE_FLOOR = 0.95
 OverallDecision = Literal["pays", "does not pay", "too close to call", "depends on the text", "undefined"]
@@ -169,7 +170,8 @@ def caveats(run: RunResult) -> list[str]:
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(
                 f"On {name} the verdict rests on {counted(verdict.report_documents, 'document')}; "
-                f"{DOCUMENTS_NEEDED} are needed for an interval."
+                f"{DOCUMENTS_NEEDED} are needed for an interval, and as many to choose a policy on: give "
+                f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
             )
         if not verdict.floor_held and verdict.policy != "never":
             held = verdict.agreement.value

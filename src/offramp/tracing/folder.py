@@ -47,7 +47,7 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
     refuse_foreign_files(folder)
     found = _found_request(folder, forgive=overwrite or repair)
     if found is not None and found != request.to_json():
-        if not overwrite:
+        if not overwrite and _holds_work(folder):
             differs = [key for key, value in request.to_json().items() if found.get(key) != value]
             raise InputError(
                 "the folder holds another trace (it differs in: " + ", ".join(differs) + ")",
@@ -58,6 +58,11 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
     for name in (MANIFEST, ANSWERS):
         _readable(folder / name, forgive=repair)
     write_sealed_json(folder / REQUEST, request.to_json())
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether anything was measured or answered here; a request that was refused later leaves neither."""
+    return any(folder.glob("*.parquet")) or (folder / MANIFEST).exists() or (folder / ANSWERS).exists()
 
 
 def _found_request(folder: Path, *, forgive: bool) -> dict[str, Any] | None:

@@ -74,16 +74,21 @@ def plan_trace(
         document_ids=tuple(document.id for document in selection.documents),
         tokens=selection.tokens,
         document_tokens=selection.document_tokens,
-        notes=tuple(_notes(model, workload, selection, tokens)),
+        notes=tuple(_notes(model, workload, selection, tokens, document_tokens)),
     )
 
 
-def _notes(model: Model, workload: Workload, selection: Selection, tokens: int) -> list[str]:
+def _notes(
+    model: Model, workload: Workload, selection: Selection, tokens: int, document_tokens: int | None
+) -> list[str]:
     notes = []
     if selection.tokens < tokens:
-        notes.append(
-            f"{selection.tokens:,} tokens were traced; {tokens:,} were asked for and there are no more"
+        why = (
+            "there are no more"
+            if document_tokens is None
+            else f"each document gives {document_tokens} at most"
         )
+        notes.append(f"{selection.tokens:,} tokens were traced; {tokens:,} were asked for and {why}")
     if len(selection.documents) == 1:
         notes.append(
             "there is one document, so nothing is left to judge a policy on; a text file is split into "

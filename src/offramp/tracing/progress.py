@@ -33,7 +33,7 @@ def token_bar(description: str, total: int, *, shown: bool, done: int = 0) -> It
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    with Progress(*columns, console=Console(file=sys.stderr, emoji=False)) as progress:
         task = progress.add_task(description, total=total, completed=done, speed="")
 
         def advance(tokens: int) -> None:

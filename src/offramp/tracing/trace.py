@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,16 @@ class Trace:
     def __getattr__(self, name: str) -> FactArray:
         if name in FACT_BY_NAME:
             return self.fact(name)
-        raise AttributeError(name)
+        near = difflib.get_close_matches(name, FACT_BY_NAME, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"a trace has no attribute {name!r}{hint}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *FACT_BY_NAME})
+
+    def __repr__(self) -> str:
+        documents = sum(document.valid for document in self.documents)
+        return f"Trace({self.token_count:,} tokens of {documents:,} documents at {len(self.exits)} exits)"
 
     def subset(self, documents: NDArray[np.int64]) -> Trace:
         """The rows of some documents, in their old order; the marginal stays that of the whole trace.

@@ -30,6 +30,10 @@ TERMS: dict[str, str] = {
         "Plain cost over the policy's cost per token: layers, probes, repair of the attention cache "
         "and head included. On this page it is predicted from bytes moved at batch size 1."
     ),
+    "Certificate": (
+        "A statistical guarantee that a quality floor holds on documents like these. This version gives "
+        "none, and only says how many documents it would take at least."
+    ),
     "First-match oracle": (
         "Stops at the first layer that agrees with the full model. It overstates what can be saved, "
         "since later layers may disagree again."

@@ -94,7 +94,7 @@ def gain_card(run: RunResult) -> str:
     floors = [v.floor for _, v in verdicts if v is not None]
     floor = whole_percent(floors[0]) if floors else "95 %"
     lines = [(name, "no verdict" if verdict is None else gain_line(verdict)) for name, verdict in verdicts]
-    what = f"decoding speed with the best policy at {floor} agreement, every probe paid for"
+    what = f"faster decoding with the best policy at {floor} agreement, every probe paid for"
     return key_card("predicted", span_text(values, signed_change) or "undefined", what, lines)
 
 
