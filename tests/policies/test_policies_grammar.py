@@ -90,6 +90,8 @@ def test_near_matches_are_offered() -> None:
         parse_policy("threshold:signal=marginn,value=0.9,exits=3")
     with pytest.raises(PolicyError, match="did you mean 'static'"):
         parse_policy("statik:exit=3")
+    with pytest.raises(PolicyError, match="join exits with"):
+        parse_policy("threshold:signal=margin,value=0.9,exits=10,20")
     with pytest.raises(PolicyError, match="did you mean 'entropy'"):
         find_signal("entropie")
 

@@ -251,3 +251,11 @@ def test_a_trace_without_a_needed_fact_or_without_tokens_is_refused() -> None:
         replay(bare, Never())
     with pytest.raises(InputError, match="no fact 'margin'"):
         replay(bare, Threshold("margin", 0.5, (2,)))
+
+
+def test_a_policy_may_be_given_as_text() -> None:
+    trace = make_trace(seed=3)
+    text = "threshold:signal=margin,value=0.5,exits=1+2"
+    by_text, by_object = replay(trace, text), replay(trace, parse_policy(text))
+    assert np.array_equal(by_text.exits, by_object.exits)
+    assert by_text.predicted_speedup == by_object.predicted_speedup

@@ -125,3 +125,19 @@ def test_leftovers_of_a_killed_writer_are_swept(folder: Path, tmp_path: Path) ->
     (only / f"{TEMPORARY_PREFIX}9-request.json").write_text("{")
     run(only)
     assert files_of(only) == files_of(folder)
+
+
+def test_a_request_that_was_refused_later_does_not_hold_the_folder(tmp_path: Path) -> None:
+    model = tiny_model(llama(), head_scale=3.0)
+    work = workload_of("1 2 3", "4 5 6", mode="generation")
+    with pytest.raises(InputError, match="fills the context"):
+        run(tmp_path / "trace", model=model, workload=work, tokens=8, context=3)
+    assert run(tmp_path / "trace", model=model, workload=work, tokens=8, context=40).token_count > 0
+
+
+def test_a_trace_says_what_it_holds(folder: Path) -> None:
+    loaded = Trace.load(folder)
+    assert "tokens of" in repr(loaded)
+    assert "max_prob" in dir(loaded)
+    with pytest.raises(AttributeError, match="did you mean 'max_prob'"):
+        loaded.maxprob  # noqa: B018 - reading it is the test
