@@ -69,10 +69,11 @@ def _damaged(path: Path, detail: str) -> ModelError:
 
 
 def require_gguf_package() -> None:
-    """Refuse with the name of the extra if the gguf package is not installed."""
-    if importlib.util.find_spec("gguf") is None:
+    """Refuse with the name of the extra if a package that transformers reads GGUF files with is missing."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
         raise ModelError(
-            "reading a GGUF file needs the gguf package",
+            f"reading a GGUF file needs the {missing[0]} package",
             where="offramp[gguf]",
             fix="pip install 'offramp[gguf]'",
         )
