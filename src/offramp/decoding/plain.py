@@ -14,7 +14,7 @@ from offramp.errors import ModelError
 from offramp.models.model import Model
 from offramp.tracing.answers import GENERATION_ERRORS, cannot_generate
 
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 REPEATS = 5
 
 
