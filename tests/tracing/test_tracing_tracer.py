@@ -119,7 +119,7 @@ def test_documents_across_blocks_of_rows_give_the_same_facts(monkeypatch: pytest
     work = workload_of(lengths=(70, 20, 50))
     whole = run(workload=work, context=80, document_tokens=80)
     monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.head.MOST_ROWS", 16)
+    monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     parts = run(workload=work, context=80, document_tokens=80)
     for fact in FACTS:
         if fact.name != "shuffled_logit_cosine":  # partners are of the same block

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from offramp.errors import ModelError
+from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
-from offramp.tracing.answers import GENERATION_ERRORS, cannot_generate
+from offramp.tracing.answers import cannot_generate
 
 NEW_TOKENS = 16
 REPEATS = 5
@@ -61,7 +62,7 @@ def time_plain_decoding(
         try:
             with torch.no_grad():
                 model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        except GENERATION_ERRORS as error:
+        except UNFIT_ERRORS as error:
             raise cannot_generate(model, error) from error
         return time.perf_counter() - started
 

@@ -19,8 +19,8 @@ PROBE_POSITIONS = 7
 # bfloat16 keeps 8 significant bits; two units in the last place of the largest logit.
 BFLOAT16_TOLERANCE = 2.0**-7
 
-# Errors that a forward pass or a readout built for another kind of model raises.
-READOUT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What a family raises that cannot do a thing: be read out so, run with a cache, generate with a batch.
+UNFIT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def probe_ids(model: Any, positions: int = PROBE_POSITIONS) -> Tensor:
@@ -49,7 +49,7 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     ids = probe_ids(model)
     try:
         root = record_calls(model, ids)
-    except READOUT_ERRORS as error:
+    except UNFIT_ERRORS as error:
         raise ModelError(
             f"a short forward pass of the model fails: {type(error).__name__}: {error}",
             where=name,
@@ -138,7 +138,7 @@ def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor
         try:
             with torch.no_grad():
                 found = read(stack, hidden, None)
-        except READOUT_ERRORS as error:
+        except UNFIT_ERRORS as error:
             differences[kind] = f"not possible ({type(error).__name__})"
             continue
         if found.shape != logits.shape:

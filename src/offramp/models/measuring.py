@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from offramp.models.caches import held_tensors, sliding_window
-from offramp.models.discovery import probe_ids
+from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 
@@ -37,16 +37,6 @@ EXPERTS_PER_TOKEN_KEYS = (
     "moe_k",
     "top_k_experts",
     "experts_per_token",
-)
-# What a family that cannot run with a cache, or with gradients through its cache, raises.
-CACHE_ERRORS = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
 
 
@@ -248,7 +238,7 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
         try:
             with _hooked(stack, recorder, gradients), torch.set_grad_enabled(gradients), attention:
                 hf(input_ids=probe_ids(hf, CACHED_TOKENS), use_cache=use_cache)
-        except CACHE_ERRORS:
+        except UNFIT_ERRORS:
             continue
         return recorder.records
     return [CachedLayer() for _ in stack.layers]

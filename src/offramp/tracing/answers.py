@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp.errors import ModelError
 from offramp.files import sha256_of_text
-from offramp.models.discovery import probe_ids
+from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
 from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.workloads.answers import PlannedAnswer
@@ -21,17 +21,6 @@ from offramp.workloads.answers import PlannedAnswer
 ANSWERS = "answers.json"
 
 PROBE_LENGTH = 5
-
-# What a family that cannot generate, or not with a batch, raises.
-GENERATION_ERRORS = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class Answerer:
@@ -117,7 +106,7 @@ def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, *
     try:
         with torch.no_grad(), _plain_greedy(model, max_new_tokens):
             return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
-    except GENERATION_ERRORS as error:
+    except UNFIT_ERRORS as error:
         raise cannot_generate(model, error) from error
 
 

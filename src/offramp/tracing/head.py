@@ -12,13 +12,12 @@ from torch import Tensor
 
 from offramp.models.stack import ExitStack
 from offramp.tracing.reductions import BLOCK, EagerSums, RawSums, Reductions, Transform, compiled_sums
+from offramp.tracing.rows import BLOCK_ROWS
 from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import RowStatistics, corrected_row_statistics, row_statistics
 
 BUFFER_BYTES = 51_000_000
 """Size of the buffer of logits: enough rows for an efficient product, small beside any model."""
-
-MOST_ROWS = 512
 
 TILE = 4096
 """Columns of the weights that are converted to float32 at a time."""
@@ -84,8 +83,8 @@ def transform_of(stack: ExitStack) -> Transform:
 
 
 def buffer_rows(row_bytes: int) -> int:
-    """Rows of a buffer: a power of two, so that whole chunks make up a group of MOST_ROWS."""
-    rows = MOST_ROWS
+    """Rows of a buffer: a power of two, so that whole chunks make up a block of BLOCK_ROWS."""
+    rows = BLOCK_ROWS
     while rows > 16 and rows * row_bytes > BUFFER_BYTES:
         rows //= 2
     return rows

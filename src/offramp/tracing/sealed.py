@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError
-from offramp.files import canonical_json, sha256_of_text, write_text_atomically
+from offramp.files import canonical_json, pretty_json, sha256_of_text, write_text_atomically
 
 SEAL = "sha256"
 
@@ -17,7 +17,7 @@ TIMESTAMPS = "timestamps"
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with its seal in one step (see `write_atomically`)."""
-    write_text_atomically(path, _text({**value, SEAL: _seal(value)}))
+    write_text_atomically(path, pretty_json({**value, SEAL: _seal(value)}))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8")
         value = json.loads(text)
         seal = value.pop(SEAL)
-        whole = seal == _seal(value) and text == _text({**value, SEAL: seal})
+        whole = seal == _seal(value) and text == pretty_json({**value, SEAL: seal})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
     if not whole:
@@ -39,10 +39,6 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 def _seal(value: dict[str, Any]) -> str:
     return sha256_of_text(canonical_json({key: part for key, part in value.items() if key != TIMESTAMPS}))
-
-
-def _text(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def damaged(path: Path, why: str) -> DamagedFileError:

@@ -139,7 +139,7 @@ def verify_parts(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, Dama
 
 
 def read_trace(folder: Path) -> Trace:
-    """A finished trace, every file checked against the manifest; facts are read when first asked for.
+    """A finished trace, every file checked against the manifest (see `open_trace`).
 
     Raises InputError if there is none, DamagedFileError naming the part whose bytes changed.
     """
@@ -147,6 +147,11 @@ def read_trace(folder: Path) -> Trace:
     problems = verify_parts(folder, manifest)
     if problems:
         raise problems[0][1]
+    return open_trace(folder, manifest)
+
+
+def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
+    """The trace of a manifest whose parts were verified; facts are read when first asked for."""
     indices = [part["index"] for part in manifest["parts"] if part["rows"]]
     exits = np.array(manifest["exits"], dtype=np.int64)
     tokens = [read_columns(part_path(folder, "tokens", index)) for index in indices]

@@ -31,6 +31,7 @@ from offramp.tracing.states import StateShape
 from offramp.tracing.storage import (
     MANIFEST,
     block_of,
+    open_trace,
     read_manifest,
     read_trace,
     trace_from_parts,
@@ -135,9 +136,10 @@ class _Run:
         """The trace in a prepared folder: what is whole there is kept, the rest is measured."""
         started = time.monotonic()
         if (folder / MANIFEST).exists():
-            problems = verify_parts(folder, read_manifest(folder))
+            manifest = read_manifest(folder)
+            problems = verify_parts(folder, manifest)
             if not problems:
-                return read_trace(folder)
+                return open_trace(folder, manifest)
             if not repair:
                 raise problems[0][1]
             for index, _ in problems:
