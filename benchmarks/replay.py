@@ -3,8 +3,11 @@
     python benchmarks/replay.py                                100,000 tokens x 30 exits
     python benchmarks/replay.py --tokens 1000000 --exits 32    a million tokens
 
-    python benchmarks/replay.py --tokens 1000000 --exits 32    a million tokens, 32 exits
-share their difficulty. The last line is one JSON object.
+The trace is made up (see synthetic_trace.py): its signals rise with depth, so that nearly every value is a
+breakpoint of the frontier. Each measurement runs in a fresh process, imports left out, which also tells its
+own peak memory. `frontier_seconds`: from the folder on disk to all operating points of one signal on all
+exits below the last, every probe charged; it is then held against a replay at 1,000 thresholds. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,113 +17,35 @@ import json
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
-from numpy.typing import NDArray
 
 import offramp
-from offramp.models.shape import LayerShape, ModelShape
-from offramp.tracing.facts import FACTS
-from offramp.tracing.part import Part, PartDocument, write_part
-from offramp.tracing.request import TraceRequest
-from offramp.tracing.storage import block_of, write_manifest
+from offramp.policies.frontier import frontier
+from offramp.policies.replay import replay
+from offramp.policies.results import Frontier
+from offramp.policies.rules.threshold import Threshold
+from synthetic_trace import write_synthetic_trace
 
-VOCABULARY = 49_152
-DOCUMENT_TOKENS = 250
-PART_TOKENS = 16_000
+SIGNAL = "max_prob"
 SIGNALS = ("max_prob", "margin", "entropy")
+THRESHOLDS = 1000
+# Tokens on which the frontier is held against a replay at each of the thresholds.
+COMPARED_TOKENS = 4_000
 
 
-def shape_of(layers: int) -> ModelShape:
-    """The shape of SmolLM2-135M with another number of layers."""
-    layer = LayerShape("attention", 3_540_096, 3_540_096, 221_184, 384, 576, None, 0)
-    return ModelShape((layer,) * layers, 576, VOCABULARY, 576, VOCABULARY * 576, 4)
-
-
-def facts_of(tokens: int, exits: int, rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
-    """Facts of some documents: [tokens, exits] each."""
-    difficulty = np.repeat(rng.normal(size=tokens // DOCUMENT_TOKENS), DOCUMENT_TOKENS)[:, None]
-    depth = np.linspace(-3.0, 3.0, exits)[None, :]
-    confidence = 1 / (1 + np.exp(-(depth - difficulty + rng.normal(size=(tokens, exits)))))
-    agrees = rng.random((tokens, exits)) < confidence
-    agrees[:, -1] = True
-    facts: dict[str, NDArray[np.generic]] = {
-        fact.name: (confidence * rng.random()).astype(fact.dtype) for fact in FACTS
-    }
-    facts["top1"] = np.where(agrees, 1, 2).astype(np.int32)
-    facts["max_prob"] = confidence.astype(np.float32)
-    facts["margin"] = (confidence**2).astype(np.float32)
-    facts["entropy"] = (5 * (1 - confidence)).astype(np.float32)
-    return facts
-
-
-def write_synthetic_trace(folder: Path, tokens: int, exits: int) -> None:
-    """A whole trace on disk, in parts."""
-    rng = np.random.default_rng(0)
-    documents = tokens // DOCUMENT_TOKENS
-    request = TraceRequest(
-        model={"name": "synthetic"},
-        workload={"name": "synthetic"},
-        dtype="float32",
-        exits=tuple(range(1, exits + 1)),
-        tokens=tokens,
-        context=DOCUMENT_TOKENS,
-        document_tokens=DOCUMENT_TOKENS,
-        reductions="eager",
-        threads=1,
-        code="",
-        versions={},
-    )
-    parts = []
-    for index, start in enumerate(range(0, tokens, PART_TOKENS)):
-        rows = min(PART_TOKENS, tokens - start)
-        part = synthetic_part(index, start, rows, exits, documents, rng)
-        write_part(folder, part, np.arange(1, exits + 1), request.fingerprint)
-        parts.append(part)
-    ids = [f"document {number}" for number in range(documents)]
-    write_manifest(folder, request, parts, ids, shape_of(exits), [], 0.0)
-
-
-def synthetic_part(
-    index: int, start: int, rows: int, exits: int, documents: int, rng: np.random.Generator
-) -> Part:
-    """Some whole documents."""
-    document = (np.arange(start, start + rows) // DOCUMENT_TOKENS).astype(np.int32)
-    position = (np.arange(start, start + rows) % DOCUMENT_TOKENS).astype(np.int32)
-    blocks, counts = np.unique([block_of(int(d), documents) for d in document], return_counts=True)
-    return Part(
-        index=index,
-        tokens={
-            "token": position,
-            "next_token": position,
-            "document": document,
-            "position": position,
-            "generated": np.zeros(rows, dtype=np.bool_),
-        },
-        facts=facts_of(rows, exits, rng),
-        marginal={
-            int(block): rng.dirichlet(np.full(VOCABULARY, 0.01)) * count
-            for block, count in zip(blocks, counts, strict=True)
-        },
-        marginal_rows={int(block): int(count) for block, count in zip(blocks, counts, strict=True)},
-        documents=tuple(PartDocument(int(d), DOCUMENT_TOKENS) for d in np.unique(document)),
-    )
-
-
-def clock(call: Callable[[], object], repeats: int) -> dict[str, object]:
-    """Median and samples of some calls."""
-    samples = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - started)
-    return {"median": statistics.median(samples), "samples": samples}
+def frontier_from_disk(folder: Path) -> Frontier:
+    """Read what one frontier needs, and compute it over all exits."""
+    return frontier(offramp.Trace.load(folder), SIGNAL)
 
 
 def score_from_disk(folder: Path) -> None:
@@ -128,34 +53,90 @@ def score_from_disk(folder: Path) -> None:
     offramp.score(offramp.Trace.load(folder))
 
 
-def frontiers_from_disk(folder: Path, signals: Sequence[str]) -> None:
-    """Read what the frontiers need, and compute them over all exits."""
-    trace = offramp.Trace.load(folder)
-    for signal in signals:
-        offramp.frontier(trace, signal)
-
-
 def both_from_disk(folder: Path) -> None:
-    """Score card and the three frontiers of one loaded trace."""
+    """Score card and three frontiers of one loaded trace."""
     trace = offramp.Trace.load(folder)
     offramp.score(trace)
     for signal in SIGNALS:
-        offramp.frontier(trace, signal)
+        frontier(trace, signal)
+
+
+TASKS: dict[str, Callable[[Path], object]] = {
+    "frontier": frontier_from_disk,
+    "score": score_from_disk,
+    "score_and_frontiers": both_from_disk,
+}
+
+
+def run_task(name: str, folder: Path) -> dict[str, Any]:
+    """One measurement in this process: seconds, and the peak memory of the whole process."""
+    started = time.perf_counter()
+    result = TASKS[name](folder)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "points": len(result.threshold) if isinstance(result, Frontier) else None,
+    }
+
+
+def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """A measurement in fresh processes: median seconds, all samples, largest peak memory."""
+    samples = []
+    for _ in range(repeats):
+        command = [sys.executable, __file__, "--task", name, "--folder", str(folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        samples.append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        "median": statistics.median(sample["seconds"] for sample in samples),
+        "samples": [sample["seconds"] for sample in samples],
+        "peak_memory_bytes": max(sample["peak_memory_bytes"] for sample in samples),
+        "points": samples[0]["points"],
+    }
+
+
+def largest_difference(folder: Path) -> float:
+    """The largest difference of the frontier from replays at many thresholds, on some of the documents."""
+    trace = offramp.Trace.load(folder)
+    some = trace.subset(np.unique(trace.document[:COMPARED_TOKENS]).astype(np.int64))
+    points = frontier(some, SIGNAL)
+    exits = points.exits
+    worst = 0.0
+    for place in np.linspace(1, len(points.threshold) - 1, THRESHOLDS).astype(np.int64):
+        result = replay(some, Threshold(SIGNAL, float(points.threshold[place]), exits))
+        worst = max(
+            worst,
+            abs(result.agreement - points.agreement[place]),
+            abs(result.skip_ratio - points.skip_ratio[place]),
+            abs(result.predicted_speedup - points.speedup[place]),
+            abs(result.speedup_without_probes - points.speedup_without_probes[place]),
+        )
+    return worst
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--exits", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="a folder for the trace, kept and used again")
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.task:
+        print(json.dumps(run_task(options.task, options.folder)))
+        return
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_synthetic_trace(folder, options.tokens, options.exits)
-        both = clock(lambda: both_from_disk(folder), options.repeats)
-        scored = clock(lambda: score_from_disk(folder), options.repeats)
-        frontier = clock(lambda: frontiers_from_disk(folder, SIGNALS[:1]), options.repeats)
+        folder = options.keep or Path(name)
+        if not (folder / "manifest.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_synthetic_trace(folder, options.tokens, options.exits)
+        measured = {}
+        for task in TASKS:
+            measured[task] = measure(task, folder, options.repeats)
+            print(f"{task}: {measured[task]['median']:.2f} s", flush=True)
+        difference = largest_difference(folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
     print(
         json.dumps(
@@ -164,11 +145,13 @@ def main() -> None:
                 "tokens": options.tokens,
                 "exits": options.exits,
                 "trace_bytes": size,
-                "score_and_frontiers_seconds": both["median"],
-                "score_seconds": scored["median"],
-                "frontier_seconds": frontier["median"],
-                "details": {"both": both, "score": scored, "frontier": frontier},
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "frontier_seconds": measured["frontier"]["median"],
+                "frontier_points": measured["frontier"]["points"],
+                "peak_memory_bytes": measured["frontier"]["peak_memory_bytes"],
+                "largest_difference_from_replay": difference,
+                "score_seconds": measured["score"]["median"],
+                "score_and_frontiers_seconds": measured["score_and_frontiers"]["median"],
+                "details": measured,
                 "machine": {"cores": os.cpu_count(), "load_average_at_start": load},
             }
         )

@@ -2,6 +2,7 @@
 
     python benchmarks/tracing.py               over_floor_ratio per mode, tokens per second; interleaved
     python benchmarks/tracing.py --memory      extra memory over a plain forward, 1,024 and 8,192 tokens
+    python benchmarks/tracing.py --recording   seconds with facts on request over seconds without; interleaved
     python benchmarks/tracing.py --table       seconds by tokens and by exits
     python benchmarks/tracing.py --agreement   bfloat16 product against float32 product, per exit
 
@@ -12,6 +13,7 @@ line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -30,9 +32,14 @@ import torch
 
 import offramp
 from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.features import CANDIDATES
+from offramp.tracing.fitted import FittedHeads
 from offramp.tracing.group import GroupMeasurer
 from offramp.tracing.head import make_head
 from offramp.tracing.plan import plan_trace
+from offramp.tracing.recording import Recording
 from offramp.tracing.reductions import choose_reductions
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import groups_of
@@ -68,13 +75,20 @@ def contexts_of(model: Model, tokens: int, context: int) -> list[Context]:
     return [context for part in plan.parts for context in part]
 
 
-def measurer_of(model: Model, tokens: int, exits: str = "all") -> GroupMeasurer:
+def measurer_of(
+    model: Model,
+    tokens: int,
+    exits: str = "all",
+    recording: Recording = Recording(),  # noqa: B008 - frozen
+    heads: ExitHeads | None = None,
+) -> GroupMeasurer:
     """The measurer that `offramp.trace` uses for so many tokens."""
     layers = parse_exits(exits, model.layers)
     reductions = choose_reductions(tokens * len(layers) * model.shape.vocabulary_size)
     shape = StateShape(-2, None, model.shape.hidden_size)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
-    return GroupMeasurer(model.stack, head, layers, shape, getattr(torch, model.dtype))
+    fitted = None if heads is None else FittedHeads.of(heads, layers)
+    return GroupMeasurer(model.stack, head, layers, shape, getattr(torch, model.dtype), recording, fitted)
 
 
 def trace_once(measurer: GroupMeasurer, contexts: list[Context]) -> None:
@@ -141,6 +155,66 @@ def over_floor(name: str, tokens: int, context: int, repeats: int) -> dict[str, 
     }
 
 
+def some_heads(model: Model) -> ExitHeads:
+    """Heads of the sizes that fitting gives, with random numbers: what they cost does not depend on these."""
+    exits, hidden = model.layers - 1, model.shape.hidden_size
+    generator = np.random.default_rng(0)
+    widths = {"correctness": (hidden, 1), "convergence": (hidden, 1), "correctness_network": (hidden, 64, 1)}
+    widths |= {"adainfer": (2, 1), "candidate_score": (3 * CANDIDATES, 64, 1)}
+
+    def normal(*shape: int) -> np.ndarray:
+        return (0.01 * generator.normal(size=(exits, *shape))).astype(np.float32)
+
+    def classifier(sizes: tuple[int, ...]) -> ExitClassifier:
+        layers = list(itertools.pairwise(sizes))
+        none = np.zeros(exits)
+        weights, biases = tuple(normal(*pair) for pair in layers), tuple(normal(pair[1]) for pair in layers)
+        scale = np.ones((exits, sizes[0]), dtype=np.float32)
+        return ExitClassifier(normal(sizes[0]), scale, weights, biases, none, none, none.astype(np.bool_))
+
+    eye = np.eye(hidden, dtype=np.float32)
+    return ExitHeads(
+        model={},
+        exits=tuple(range(1, model.layers)),
+        lens=LinearLens(eye + normal(hidden, hidden), normal(hidden), np.zeros(exits), np.zeros(exits)),
+        classifiers={fact.name: classifier(widths[fact.name]) for fact in HEAD_FACTS},
+        shortlist=None,
+        candidate_exit=max(1, model.layers // 3),
+        documents={},
+    )
+
+
+def recorded(model: Model, tokens: int, what: str) -> GroupMeasurer:
+    """A measurer that records nothing more, cheap signals, those and what heads give, or everything."""
+    cheap = ("logit_gap", "restricted")
+    signals = {"nothing": (), "everything": tuple(SIGNAL_FACTS)}.get(what, cheap)
+    heads = some_heads(model) if what in ("heads", "everything") else None
+    facts = () if heads is None else tuple(heads.classifiers)
+    return measurer_of(model, tokens, recording=Recording(signals, facts), heads=heads)
+
+
+RECORDINGS = ("nothing", "cheap", "heads", "everything")
+
+
+def recording(name: str, tokens: int, context: int, repeats: int) -> dict[str, object]:
+    """Seconds of each recording over seconds of none, medians of interleaved repeats."""
+    ratios: dict[str, dict[str, float]] = {}
+    for mode in MODES:
+        model = offramp.load_model(name, dtype=mode)
+        contexts = contexts_of(model, tokens, context)
+        measurers = {what: recorded(model, tokens, what) for what in RECORDINGS}
+        samples: dict[str, list[float]] = {what: [] for what in RECORDINGS}
+        for repeat in range(repeats + 1):
+            for what, measurer in measurers.items():
+                taken = seconds(partial(trace_once, measurer, contexts))
+                if repeat:
+                    samples[what].append(taken)
+        medians = {what: statistics.median(times) for what, times in samples.items()}
+        ratios[mode] = {what: medians[what] / medians["nothing"] for what in RECORDINGS[1:]}
+        print(f"{mode}: {medians}", file=sys.stderr)
+    return {"recording_ratio": ratios}
+
+
 def peak_bytes() -> int:
     """Peak resident memory since the last reset."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -154,10 +228,10 @@ def memory_of(what: str, name: str, mode: str, tokens: int) -> int:
     model = offramp.load_model(name, dtype=mode)
     contexts = contexts_of(model, tokens, tokens)
     short = contexts_of(model, 64, 64)
-    measurer = measurer_of(model, tokens)
+    measurer = recorded(model, tokens, "everything" if what == "everything" else "nothing")
     trace_once(measurer, short)  # compiling takes memory of its own, once
     Path("/proc/self/clear_refs").write_text("5")
-    if what == "trace":
+    if what != "forward":
         trace_once(measurer, contexts)
     else:
         with torch.no_grad():
@@ -166,18 +240,22 @@ def memory_of(what: str, name: str, mode: str, tokens: int) -> int:
 
 
 def memory(name: str) -> dict[str, object]:
-    """Extra peak memory of tracing over a plain forward without logits, each in a process of its own."""
-    extra: dict[str, dict[str, float]] = {}
+    """Extra peak memory of tracing over a plain forward without logits, each in a process of its own.
+
+    "trace": the facts of every trace. "everything": signals, lens and classifiers too.
+    """
+    extra: dict[str, dict[str, dict[str, float]]] = {}
     for mode in MODES:
         extra[mode] = {}
         for tokens in (1024, 8192):
             peaks = {}
-            for what in ("trace", "forward"):
+            for what in ("trace", "everything", "forward"):
                 command = [sys.executable, __file__, "--model", name, "--memory-of", what, mode, str(tokens)]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 peaks[what] = int(printed.splitlines()[-1])
-            extra[mode][str(tokens)] = (peaks["trace"] - peaks["forward"]) / 1e6
-            print(f"{mode} {tokens}: {extra[mode][str(tokens)]:.0f} MB extra", file=sys.stderr)
+            forward = peaks.pop("forward")
+            extra[mode][str(tokens)] = {what: (peak - forward) / 1e6 for what, peak in peaks.items()}
+            print(f"{mode} {tokens}: {extra[mode][str(tokens)]} MB extra", file=sys.stderr)
     return {"extra_memory_mb": extra}
 
 
@@ -234,6 +312,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="float32")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-of", nargs=3, metavar=("WHAT", "MODE", "TOKENS"))
+    parser.add_argument("--recording", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--agreement", action="store_true")
     options = parser.parse_args()
@@ -244,6 +323,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     if options.memory:
         result = memory(options.model)
+    elif options.recording:
+        result = recording(options.model, options.tokens, options.context, options.repeats)
     elif options.table:
         result = table(options.model, options.mode)
     elif options.agreement:

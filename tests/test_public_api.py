@@ -93,11 +93,14 @@ def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, wor
     assert np.array_equal(first.kl_to_final, second.kl_to_final)
 
 
-@pytest.mark.parametrize("option", [{"signals": ("top_k_overlap",)}, {"heads": "heads.safetensors"}])
-def test_what_is_not_yet_traced_is_refused(
-    model: offramp.Model, workload: str, option: dict[str, object]
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [({"signals": ("top_k",)}, "top_k"), ({"heads": "no/such.safetensors"}, "no/such.safetensors")],
+)
+def test_unknown_signals_and_missing_heads_are_refused(
+    model: offramp.Model, workload: str, option: dict[str, object], what: str
 ) -> None:
-    with pytest.raises(offramp.InputError, match="cannot be traced in this version"):
+    with pytest.raises(offramp.InputError, match=what):
         offramp.trace(model, workload, **option)  # type: ignore[arg-type]
 
 

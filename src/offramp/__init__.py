@@ -23,12 +23,21 @@ _HOMES = {
     "parse_policy": "offramp.policies.grammar",
     "replay": "offramp.policies.replay",
     "frontier": "offramp.policies.frontier",
-    "judge": "offramp.policies.verdict",
+    "judge": "offramp.tuning.verdict",
+    "league": "offramp.tuning.league",
+    "tune": "offramp.tuning.tune",
+    "Tuned": "offramp.tuning.results",
+    "predict": "offramp.tuning.predict",
+    "fit_heads": "offramp.tracing.fitting.fit",
+    "find_machine": "offramp.costs.hardware",
+    "measure_hardware": "offramp.decoding.hardware",
     "InputError": "offramp.errors",
     "OfframpError": "offramp.errors",
 }
 
 if TYPE_CHECKING:
+    from offramp.costs.hardware import find_machine
+    from offramp.decoding.hardware import measure_hardware
     from offramp.errors import InputError, OfframpError
     from offramp.models.loading import load_model
     from offramp.models.model import Model
@@ -36,11 +45,16 @@ if TYPE_CHECKING:
     from offramp.policies.grammar import parse_policy
     from offramp.policies.policy import ExitPolicy
     from offramp.policies.replay import replay
-    from offramp.policies.verdict import judge
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import score
+    from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
+    from offramp.tuning.league import league
+    from offramp.tuning.predict import predict
+    from offramp.tuning.results import Tuned
+    from offramp.tuning.tune import tune
+    from offramp.tuning.verdict import judge
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
 
@@ -51,15 +65,22 @@ __all__ = [
     "OfframpError",
     "ScoreCard",
     "Trace",
+    "Tuned",
     "Workload",
+    "find_machine",
+    "fit_heads",
     "frontier",
     "judge",
+    "league",
     "load_model",
     "load_workload",
+    "measure_hardware",
     "parse_policy",
+    "predict",
     "replay",
     "score",
     "trace",
+    "tune",
 ]
 
 

@@ -1,6 +1,7 @@
 """Contract tests for what others add to offramp: run them on your own classes."""
 
+from offramp.costs.contract import check_machine
 from offramp.policies.contract import check_policy
 from offramp.workloads.contract import check_workload, check_workload_source
 
-__all__ = ["check_policy", "check_workload", "check_workload_source"]
+__all__ = ["check_machine", "check_policy", "check_workload", "check_workload_source"]

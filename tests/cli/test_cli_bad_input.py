@@ -178,7 +178,7 @@ def test_a_text_that_is_none(tiny_model: Path, tmp_path: Path, content: bytes, w
     [
         ("proes", "no workload 'proes'", "did you mean prose?"),
         ("", "no workload ''", "prose"),
-        ("prose:x", "takes no argument", "write prose"),
+        ("prose:x", "has no size 'x'", "write prose or prose:short"),
         ("txt", "needs an argument", "txt:PATH"),
         ("txt:", "needs an argument", "txt:PATH"),
         ("txt:no-such-file", "does not exist", "check the path"),

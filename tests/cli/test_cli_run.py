@@ -89,8 +89,10 @@ def test_provenance_is_complete(finished_run: Path, tiny_model: Path, documents:
 
 def test_policies_are_written_and_can_be_replayed(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    policies = sorted((finished_run / "policies").glob("*.json"))
+    policies = sorted((finished_run / "policies").glob("*-agreement-*.json"))
     assert len(policies) == len(summary["verdict"]["by_workload"]) == 6
+    tuned = sorted((finished_run / "policies").glob("*-tuned-*.json"))
+    assert len(tuned) == len(summary["tuned"]) == 6
     chat = summary["provenance"]["workloads"][1]
     by_floor = {verdict["floor"]: verdict for verdict in summary["verdict"]["by_workload"][3:]}
     for floor, verdict in by_floor.items():
@@ -179,7 +181,8 @@ def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
     assert tree(run_folder) == before
     run_offramp(*other, "--overwrite").require(0)
     assert len(list((run_folder / "traces").glob("*/*"))) == 1
-    assert len(list((run_folder / "policies").iterdir())) == 3
+    # One of the verdict and one of the tuner at each floor.
+    assert len(list((run_folder / "policies").iterdir())) == 6
     assert "chat" not in (run_folder / "summary.json").read_text()
     run_offramp(*other).require(0)
 

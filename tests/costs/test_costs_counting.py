@@ -18,6 +18,7 @@ from offramp.costs.counting import (
     probe_bytes,
     probe_flops,
 )
+from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
@@ -80,9 +81,83 @@ def test_token_costs_hold_the_counts_in_their_unit() -> None:
     np.testing.assert_array_equal(prices.flops.layers, layer_flops(SHAPE, 11))
     np.testing.assert_array_equal(prices.bytes.key_value, key_value_bytes(SHAPE, 11))
     np.testing.assert_array_equal(prices.flops.key_value, key_value_flops(SHAPE, 11))
-    assert (prices.bytes.head, prices.bytes.probe) == (head_bytes(SHAPE), probe_bytes(SHAPE))
-    assert (prices.flops.head, prices.flops.probe) == (head_flops(SHAPE), probe_flops(SHAPE))
+    assert (prices.bytes.head, prices.bytes.exit_head) == (head_bytes(SHAPE),) * 2
+    assert (prices.flops.head, prices.flops.exit_head) == (head_flops(SHAPE),) * 2
+    assert prices.bytes.probes["full head"] == probe_bytes(SHAPE)
+    assert prices.flops.probes["full head"] == probe_flops(SHAPE)
     assert (prices.bytes.unit, prices.flops.unit) == ("bytes", "flops")
+
+
+def test_probes_by_hand() -> None:
+    # Hidden size 10, tail 10, 2 bytes an element.
+    sizes = ProbeSizes(shortlist=20, hidden=4, candidates=3)
+    prices = token_prices(SHAPE, 11, sizes=sizes)
+    network = 4 * (3 * 3 + 1)
+    assert prices.flops.probes == {
+        "full head": 2 * 1010 + 6 * 100,
+        "restricted head": 2 * (10 + 200) + 6 * 20,
+        "candidates": 2 * (10 + 30) + 2 * network,
+        "cosine": 60,
+        "classifier": 20,
+        "network": 2 * 4 * 11,
+    }
+    assert prices.bytes.probes == {
+        "full head": 2 * 1010 + 8 * 100,
+        "restricted head": 2 * (10 + 200) + 8 * 20,
+        "candidates": 2 * (10 + 30) + 2 * network,
+        "cosine": 0,
+        "classifier": 20,
+        "network": 2 * (40 + 4),
+    }
+
+
+def test_a_lens_is_added_where_logits_are_read_at_an_exit() -> None:
+    plain, lens = token_prices(SHAPE, 11), token_prices(SHAPE, 11, lens=True)
+    assert lens.flops.exit_head - plain.flops.exit_head == 2 * 10 * 10
+    assert lens.bytes.exit_head - plain.bytes.exit_head == 2 * 10 * 11
+    assert (lens.flops.head, lens.bytes.head) == (plain.flops.head, plain.bytes.head)
+    for name, kind in PROBES.items():
+        added = lens.bytes.probes[name] - plain.bytes.probes[name]
+        assert added == (2 * 10 * 11 if kind.reads_logits else 0)
+
+
+def test_a_batch_reads_weights_once_and_everything_else_per_token() -> None:
+    one, four = token_prices(SHAPE, 11), token_prices(SHAPE, 11, batch=4)
+    np.testing.assert_allclose(four.flops.layers, 4 * one.flops.layers)
+    np.testing.assert_allclose(four.flops.key_value, 4 * one.flops.key_value)
+    assert four.flops.head == 4 * one.flops.head
+    assert four.flops.probes["network"] == 4 * one.flops.probes["network"]
+    assert four.bytes.layers[0] == 2 * (1000 + 4 * (20 * 12 + 20))
+    assert four.bytes.layers[3] == 2 * (800 + 4 * 2 * 64)
+    assert four.bytes.key_value[0] == 2 * (200 + 4 * 20)
+    assert four.bytes.head == one.bytes.head
+    assert four.bytes.probes["full head"] == 2 * 1010 + 4 * 8 * 100
+    assert (four.bytes.batch, four.flops.batch) == (4, 4)
+
+
+def test_a_batch_reads_the_experts_that_it_is_expected_to_meet() -> None:
+    layer = LayerShape("attention", 9000, 3000, 200, 20, 40, None, 0, 4, 1, 8000)
+    shape = ModelShape((layer,), 10, 100, 10, 1000, 2)
+    own = 20 * 12 + 20  # K,V at position 11
+    # 4 experts of 2,000; two tokens meet 4 x (1 - (3/4)^2) = 1.75 of them, beside the 1,000 that all share.
+    assert layer_bytes(shape, 11, batch=1)[0] == 2 * (3000 + own)
+    assert layer_bytes(shape, 11, batch=2)[0] == pytest.approx(2 * (1000 + 1.75 * 2000 + 2 * own))
+    assert layer_bytes(shape, 11, batch=10_000)[0] == pytest.approx(2 * (9000 + 10_000 * own))
+
+
+def test_a_latent_is_unpacked_for_every_attended_position() -> None:
+    layer = dataclasses.replace(FULL, expansion_parameters=50)
+    shape = ModelShape((layer,), 10, 100, 10, 1000, 2)
+    # The token's own position is among the active parameters.
+    assert layer_flops(shape, 11)[0] == layer_flops(SHAPE, 11)[0] + 2 * 50 * 11
+    assert layer_bytes(shape, 11)[0] == layer_bytes(SHAPE, 11)[0]
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_nothing_is_refused(batch: int) -> None:
+    for count in (layer_flops, layer_bytes, key_value_flops, key_value_bytes):
+        with pytest.raises(InputError, match="decodes nothing"):
+            count(SHAPE, 0, batch)
 
 
 def test_leaving_early_pays_the_layers_run_and_the_repair_of_the_others() -> None:

@@ -58,7 +58,8 @@ def test_mixtral_counts_two_of_four_experts() -> None:
     )
     expert = 3 * H * 48
     rest = 2 * H * H + 2 * H * 16 + 2 * H + 4 * H
-    expected = LayerShape("attention", rest + 4 * expert, rest + 2 * expert, 2 * H * 16, 32, 32, 24, 0)
+    sizes = (rest + 4 * expert, rest + 2 * expert, 2 * H * 16, 32, 32, 24, 0)
+    expected = LayerShape("attention", *sizes, experts=4, experts_per_token=2, expert_parameters=4 * expert)
     assert shape.layers == (expected, expected)
 
 
@@ -142,6 +143,11 @@ def test_latent_attention_counts_what_the_cache_holds() -> None:
     assert dense.key_value_parameters in (H * (10 + 4), latent)
     assert dense.attention_width == pytest.approx(4 * (10 + 12) / 2)
     assert mixture.parameters - mixture.active_parameters == 2 * 3 * H * 16
+    assert (dense.experts, mixture.experts, mixture.experts_per_token) == (0, 4, 2)
+    assert mixture.expert_parameters == 4 * 3 * H * 16
+    # A latent in the cache is unpacked anew for every position.
+    expansion = 10 * 4 * (6 + 12) if cached == 10 + 4 else 0
+    assert dense.expansion_parameters == mixture.expansion_parameters == expansion
 
 
 def test_bfloat16_weights_have_two_bytes() -> None:

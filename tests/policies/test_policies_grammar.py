@@ -1,36 +1,94 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
-from offramp.policies import kinds
-from offramp.policies.contract import check_policy
-from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json, write_policy
-from offramp.policies.kinds import Never, StaticExit, Threshold, policy_kinds
-from offramp.policies.policy import ExitPolicy, Parameter
+from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.reading import DEEPEST
+from offramp.policies.registry import BUILT_IN
+from offramp.policies.rules.adaptive import Adaptive
+from offramp.policies.rules.bandit import Bandit
+from offramp.policies.rules.decaying import Decaying
+from offramp.policies.rules.depth import Minimum, Monotone, Schedule
+from offramp.policies.rules.dynamic import Dynamic
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.oracle import Oracle
+from offramp.policies.rules.patience import Patience, Sustained
+from offramp.policies.rules.tasks import Tasks
+from offramp.policies.rules.threshold import Threshold, Thresholds
+from offramp.policies.rules.votes import Votes
 from offramp.policies.signals import SIGNALS, find_signal
 
-SETS = st.lists(st.integers(1, 200), min_size=1, max_size=8, unique=True).map(sorted).map(tuple)
-POLICIES = st.one_of(
-    st.just(Never()),
-    st.integers(1, 200).map(StaticExit),
-    st.builds(
-        Threshold,
-        signal=st.sampled_from(sorted(SIGNALS)),
-        value=st.floats(allow_nan=False, allow_infinity=False),
-        exits=st.one_of(st.just("all"), SETS),
-    ),
+EXIT_LISTS = st.lists(st.integers(1, 200), min_size=1, max_size=5, unique=True).map(sorted).map(tuple)
+EXITS = st.one_of(st.just("all"), EXIT_LISTS)
+COUNTS = st.integers(1, 999)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+COSTS = st.floats(0.0, allow_nan=False, allow_infinity=False)
+CONFIDENCES = st.sampled_from(("max_prob", "margin", "restricted_margin", "correctness"))
+
+
+def of_signal(drawn: Callable[[Any], Any]) -> Any:
+    """A signal, and what is drawn from the thresholds within its range."""
+
+    def thresholds(name: str) -> Any:
+        signal = SIGNALS[name]
+        high = None if math.isinf(signal.high) else signal.high
+        return st.tuples(st.just(name), drawn(st.floats(signal.low, high, allow_infinity=False)))
+
+    return st.sampled_from(sorted(SIGNALS)).flatmap(thresholds)
+
+
+ONE = of_signal(lambda value: value)
+PER_EXIT = EXIT_LISTS.flatmap(
+    lambda exits: of_signal(lambda value: st.lists(value, min_size=len(exits), max_size=len(exits))).map(
+        lambda drawn: Thresholds(drawn[0], tuple(drawn[1]), exits)
+    )
 )
+COMPLEXITIES = st.sampled_from(("position", "running_entropy", "prompt_entropy"))
+SIMPLE = st.one_of(
+    st.just(Never()),
+    COUNTS.map(StaticExit),
+    st.tuples(COUNTS, COUNTS, st.integers(2, 99)).map(lambda s: Schedule(max(s[:2]), min(s[:2]), s[2])),
+    st.builds(lambda one, exits: Threshold(*one, exits), ONE, EXITS),
+    PER_EXIT,
+    st.builds(lambda one, *rest: Decaying(*one, *rest), ONE, EXITS, COSTS, COUNTS),
+    st.builds(lambda one, *rest: Dynamic(*one, *rest), ONE, EXITS, COMPLEXITIES, NUMBERS, NUMBERS),
+    st.builds(Adaptive, CONFIDENCES, st.floats(0.01, 0.99), COUNTS, EXITS),
+    st.builds(Bandit, CONFIDENCES, st.floats(0, 1), EXITS, COSTS, COSTS),
+    st.builds(Patience, COUNTS, EXITS, st.sampled_from(("top1", "restricted_top1"))),
+    st.builds(lambda one, *rest: Sustained(*one, *rest), ONE, COUNTS, EXITS),
+)
+
+
+def around(inner: Any) -> Any:
+    """Policies made of others."""
+    lists = st.lists(inner, min_size=1, max_size=3).map(tuple)
+    voters = lists.flatmap(
+        lambda of: st.one_of(st.sampled_from(("all", "any")), st.integers(1, len(of))).map(
+            lambda need: Votes(need, of)
+        )
+    )
+    tasks = lists.flatmap(
+        lambda of: inner.map(lambda fallback: Tasks(("code", "chat", "txt")[: len(of)], of, fallback))
+    )
+    return st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), voters, tasks)
+
+
+POLICIES = st.one_of(
+    st.sampled_from([Oracle("first_match"), Oracle("saturation")]),
+    st.recursive(SIMPLE, around, max_leaves=4),
+)
+
+VOTES = "votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=2,exits=10+15+20]"
 
 
 def test_the_three_kinds_are_read() -> None:
@@ -42,6 +100,45 @@ def test_the_three_kinds_are_read() -> None:
     assert parse_policy("threshold:exits=all,value=1e-3,signal=entropy") == Threshold("entropy", 0.001, "all")
 
 
+def test_every_kind_is_read_from_its_text() -> None:
+    texts = {
+        "schedule:first=9,last=3,length=5": Schedule(9, 3, 5),
+        "thresholds:signal=entropy,values=1.5+2.0,exits=3+4": Thresholds("entropy", (1.5, 2.0), (3, 4)),
+        "decaying:signal=margin,value=0.9,exits=all": Decaying("margin", 0.9, "all", 4.0, 128),
+        "dynamic:signal=margin,value=0.9,exits=3,complexity=position,slope=-1e-3": Dynamic(
+            "margin", 0.9, (3,), "position", -0.001, 0.0
+        ),
+        "adaptive:signal=margin,target=0.9,warmup=4,exits=3": Adaptive("margin", 0.9, 4, (3,)),
+        "bandit:signal=max_prob,value=0.9,exits=3+5": Bandit("max_prob", 0.9, (3, 5), 0.5, 1.0),
+        "patience:times=2,exits=all": Patience(2, "all", "top1"),
+        "sustained:signal=margin,value=0.9,times=2,exits=all": Sustained("margin", 0.9, 2, "all"),
+        "minimum:exit=12,policy=[never]": Minimum(12, Never()),
+        "monotone:policy=[static:exit=3]": Monotone(StaticExit(3)),
+        VOTES: Votes(2, (Threshold("margin", 0.9, (10, 15)), Patience(2, (10, 15, 20)))),
+        "tasks:names=code+chat,policies=[static:exit=3]+[never],fallback=[static:exit=9]": Tasks(
+            ("code", "chat"), (StaticExit(3), Never()), StaticExit(9)
+        ),
+        "oracle:which=saturation": Oracle("saturation"),
+    }
+    assert {type(policy) for policy in texts.values()} == set(BUILT_IN) - {Never, StaticExit, Threshold}
+    for text, policy in texts.items():
+        assert parse_policy(text) == policy
+        assert parse_policy(str(policy)) == policy
+
+
+def test_what_is_left_out_is_written_in_the_text() -> None:
+    assert str(parse_policy("patience:times=2,exits=3+4+5")) == "patience:times=2,exits=3+4+5,fact=top1"
+
+
+def test_policies_nest_several_times() -> None:
+    text = "monotone:policy=[minimum:exit=3,policy=[votes:need=any,of=[never]+[oracle:which=saturation]]]"
+    with pytest.raises(PolicyError, match="cannot be part of another policy"):
+        parse_policy(text)
+    text = text.replace("oracle:which=saturation", "thresholds:signal=entropy,values=1e20+0.5,exits=3+4")
+    assert str(parse_policy(text)) == text
+
+
+@settings(max_examples=200, deadline=None)
 @given(POLICIES)
 def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
     assert parse_policy(str(policy)) == policy
@@ -66,20 +163,79 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("never:exit=3", "never has no parameter 'exit'", 6),
         ("threshold:signal=marginn,value=0.9,exits=3", "unknown signal 'marginn'", 17),
         ("threshold:signal=margin,value=much,exits=3", "'much' is no number", 30),
-        ("threshold:signal=margin,value=nan,exits=3", "a threshold of nan compares with nothing", 30),
-        ("threshold:signal=margin,value=inf,exits=3", "a threshold of inf compares with nothing", 30),
+        ("threshold:signal=margin,value=nan,exits=3", "nan is not finite", 30),
+        ("threshold:signal=margin,value=inf,exits=3", "inf is not finite", 30),
         ("threshold:signal=margin,value=0.9,exits=3+x", "'x' is no exit", 42),
         ("threshold:signal=margin,value=0.9,exits=3++5", "'' is no exit", 42),
         ("threshold:signal=margin,value=0.9,exits=5+3", "exit 3 comes after exit 5", 42),
         ("threshold:signal=margin,value=0.9,exits=5+5", "exit 5 comes after exit 5", 42),
         ("threshold:signal=margin,value=0.9,exits=", "exits has no value", 40),
         ("threshold:signal=margin,value=0.9", "threshold needs exits=", 33),
+        ("static:exit=12345678901", "'12345678901' is no exit", 12),
+        (
+            "threshold:signal=margin,value=2,exits=3",
+            "margin never is 2: the threshold tells no tokens apart",
+            30,
+        ),
+        (
+            "threshold:value=-1,exits=3,signal=max_prob",
+            "max_prob never is -1: the threshold tells no tokens apart",
+            16,
+        ),
+        (
+            "threshold:signal=entropy,value=-1,exits=3",
+            "entropy never is -1: the threshold tells no tokens apart",
+            31,
+        ),
+        ("thresholds:signal=margin,values=0.9+x,exits=3+4", "'x' is no number", 36),
+        ("thresholds:signal=margin,values=0.9+1e+5,exits=3+4", "'1e' is no number", 36),
+        ("thresholds:signal=margin,values=0.9,exits=3+4", "1 thresholds do not fit 2 exits", 32),
+        ("thresholds:signal=margin,values=0.9+2.0,exits=3+4", None, 32),
+        ("decaying:signal=margin,value=0.9,exits=3,decay=-1", "decay is -1", 47),
+        ("decaying:signal=margin,value=0.9,exits=3,length=0", "'0' is no count", 48),
+        (
+            "dynamic:signal=margin,value=0.9,exits=3,complexity=mood,slope=1",
+            "'mood' is no choice",
+            51,
+        ),
+        ("adaptive:signal=entropy,target=0.9,warmup=2,exits=3", "entropy is no confidence from 0 to 1", 16),
+        ("adaptive:signal=margin,target=1,warmup=2,exits=3", "target is 1", 30),
+        ("bandit:signal=kl_to_previous,value=0.9,exits=3", None, 14),
+        ("patience:times=0,exits=3", "'0' is no count", 15),
+        ("schedule:first=3,last=5,length=9", "last is 5", 22),
+        ("schedule:first=5,last=3,length=1", "length is 1", 31),
+        ("oracle:which=first", "'first' is no choice", 13),
+        ("minimum:exit=3,policy=never", "a policy within another stands in brackets", 22),
+        ("minimum:exit=3,policy=[nevr]", "unknown policy 'nevr'", 23),
+        ("minimum:exit=3,policy=[static]", "static needs exit=", 29),
+        ("minimum:exit=3,policy=[static:exit=x]", "'x' is no exit", 35),
+        ("minimum:exit=3,policy=[]", "unknown policy ''", 23),
+        ("minimum:exit=3,policy=[never", "this bracket is not closed", 22),
+        ("minimum:exit=3,policy=[never]]", "this bracket closes nothing", 29),
+        ("minimum:exit=3,policy=[never]+[never]", "unknown policy 'never]+[never'", 23),
+        ("minimum:exit=3,policy=[policy.json]", "unknown policy 'policy.json'", 23),
+        (VOTES.replace("value=0.9", "value=9"), None, VOTES.index("0.9")),
+        (VOTES.replace("times=2", "times=x"), "'x' is no count", VOTES.index("2,exits=10+15+20")),
+        (VOTES.replace("15+20", "15+2"), "exit 2 comes after exit 15", VOTES.index("20]")),
+        (VOTES.replace("patience:times", "patience:time"), None, VOTES.index("times")),
+        (VOTES.replace("need=2", "need=3"), "3 of 2 policies cannot be met", 11),
+        (VOTES.replace("need=2", "need=most"), "'most' is no number of votes", 11),
+        (VOTES.replace("+[", "+", 1), "this bracket closes nothing", len(VOTES) - 2),
+        ("votes:need=1,of=[never]+[oracle:which=saturation]", None, 16),
+        ("tasks:names=code+code,policies=[never]+[never]", "code is named twice", 17),
+        ("tasks:names=code+,policies=[never]+[never]", "'' is no workload class", 17),
+        ("tasks:names=code,policies=[never]+[never]", "2 policies do not fit 1 names", 26),
+        (
+            "monotone:policy=[" * (DEEPEST + 1) + "never" + "]" * (DEEPEST + 1),
+            f"policies are nested more than {DEEPEST} deep",
+            17 * (DEEPEST + 1) - 1,
+        ),
     ],
 )
-def test_errors_point_at_the_character(text: str, what: str, caret: int) -> None:
+def test_errors_point_at_the_character(text: str, what: str | None, caret: int) -> None:
     with pytest.raises(PolicyError) as error:
         parse_policy(text)
-    assert error.value.what == what
+    assert what is None or error.value.what == what
     assert error.value.fix
     assert error.value.where == f"\n  {text}\n  {' ' * caret}^"
     assert error.value.exit_code == 2
@@ -104,6 +260,9 @@ def test_near_matches_are_offered() -> None:
         ("margin", 0.5, ()),
         ("margin", 0.5, (3, 2)),
         ("margin", 0.5, (2, 2)),
+        ("margin", 1.01, (2,)),
+        ("hidden_cosine", -1.01, (2,)),
+        ("js_to_previous", 0.7, (2, 3)),
     ],
 )
 def test_a_threshold_built_in_python_is_held_to_the_same_rules(
@@ -113,98 +272,7 @@ def test_a_threshold_built_in_python_is_held_to_the_same_rules(
         Threshold(signal, value, exits)
 
 
-def test_a_policy_file_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "policy.json"
-    policy = Threshold("margin", 0.1 + 0.2, (2, 5))
-    write_policy(policy, path)
-    assert parse_policy(str(path)) == policy
-    assert json.loads(path.read_text())["parameters"]["exits"] == [2, 5]
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        ("{", "the policy file is no JSON"),
-        ("[]", "no policy file"),
-        ("{}", "no policy file"),
-        ('{"schema_version": 2, "kind": "never", "parameters": {}}', "schema version 2, newer than 1"),
-        ('{"schema_version": 1, "kind": "nevr", "parameters": {}}', "unknown policy 'nevr'"),
-        ('{"schema_version": 1, "kind": "never"}', "parameters of never do not match"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {}}', "parameters of static do not match"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": 2.5}}', "'2.5' is no exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": true}}', "'True' is no exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": null}}', "'None' is no exit"),
-    ],
-)
-def test_a_broken_policy_file_is_refused_by_name(tmp_path: Path, content: str, what: str) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text(content)
-    with pytest.raises(PolicyError) as error:
-        parse_policy(str(path))
-    assert what in error.value.what
-    assert str(path) in error.value.where
-
-
-def test_a_missing_or_binary_policy_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="no such policy file"):
-        parse_policy(str(tmp_path / "policy.json"))
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PolicyError, match="no JSON"):
-        parse_policy(str(tmp_path / "binary.json"))
-
-
-@dataclass(frozen=True)
-class EveryOther(ExitPolicy):
-    """A plug-in: leaves at an exit from `start` on once max_prob passes one half."""
-
-    start: int
-
-    kind: ClassVar[str] = "every-other"
-    parameters: ClassVar[tuple[Parameter, ...]] = (Parameter("start", kinds.read_exit, "first exit"),)
-
-    @property
-    def facts_needed(self) -> tuple[str, ...]:
-        return ("max_prob",)
-
-    def checked_exits(self, layers: int) -> tuple[int, ...]:
-        return tuple(range(self.start, layers, 2))
-
-    def decide(self, exit: int, facts: Mapping[str, float]) -> bool:
-        return "max_prob" in facts and facts["max_prob"] > 0.5
-
-    def choose(self, trace: Any) -> Any:
-        checked = self.checked_exits(trace.layers)
-        passes = (trace.max_prob > 0.5) & np.isin(trace.exits, checked)
-        passes[:, -1] = True
-        return trace.exits[np.argmax(passes, axis=1)].astype(np.int64)
-
-
-@pytest.fixture
-def plug_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    points: list[Any] = []
-
-    def entry_points(group: str) -> list[Any]:
-        assert group == "offramp.policies"
-        return points
-
-    monkeypatch.setattr(kinds, "entry_points", entry_points)
-    policy_kinds.cache_clear()
-    yield points
-    policy_kinds.cache_clear()
-
-
-def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="every-other", value="here", load=lambda: EveryOther))
-    assert check_policy(parse_policy("every-other:start=2")) == EveryOther(2)
-
-
-def test_a_plug_in_that_is_no_policy_is_refused_by_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="odd", value="odd:thing", load=lambda: 3))
-    with pytest.raises(PolicyError, match="'odd' is no exit policy"):
-        parse_policy("never")
-
-
-def test_a_plug_in_may_not_take_a_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="never", value="odd:Never", load=lambda: Never))
-    with pytest.raises(PolicyError, match="two policies are called 'never'"):
-        parse_policy("never")
+def test_a_threshold_may_lie_a_rounding_error_outside() -> None:
+    rounded = float(np.float32(math.log(2.0)))
+    assert rounded > math.log(2.0)
+    assert Threshold("js_to_previous", rounded, (2, 3)).value == rounded

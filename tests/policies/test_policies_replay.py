@@ -1,29 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_traces import make_trace
 
+from offramp.costs.hardware import find_machine
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
-from offramp.policies import contract
-from offramp.policies.charging import exit_costs, exit_costs_without_probes
-from offramp.policies.contract import check_policy, choose_one_by_one
+from offramp.policies.charging import exit_costs, exit_costs_without_probes, seconds_of
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kinds import Never, StaticExit, Threshold
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
-from offramp.policies.signals import SIGNALS
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.trace import Trace
+from policy_traces import make_trace
 
 # Four layers of 100, 110, 120, 130; repair 10 each; head 1000; a probe is the head and 7 for the reductions.
-COSTS = TokenCosts("bytes", np.array([100.0, 110.0, 120.0, 130.0]), 1000.0, 1007.0, np.full(4, 10.0))
+PROBES = {"full head": 1007.0, "cosine": 1.0}
+COSTS = TokenCosts("bytes", np.array([100.0, 110.0, 120.0, 130.0]), 1000.0, 1000.0, PROBES, np.full(4, 10.0))
 PRICES = Prices(bytes=COSTS, flops=COSTS)
 CHECKED = st.sets(st.integers(1, 5)).map(sorted).map(tuple)
 
@@ -89,12 +87,18 @@ def test_the_default_prices_are_those_at_the_mean_position() -> None:
 
 
 @settings(deadline=None)
-@given(checked=CHECKED, extra=st.integers(1, 5))
-def test_more_probes_never_cost_less(checked: tuple[int, ...], extra: int) -> None:
-    costs = TokenCosts("bytes", np.arange(100.0, 106.0), 1000.0, 1007.0, np.full(6, 10.0))
-    more = tuple(sorted({*checked, extra}))
-    assert (exit_costs(costs, more) >= exit_costs(costs, checked)).all()
-    assert (exit_costs(costs, checked) >= exit_costs_without_probes(costs)).all()
+@given(
+    checked=CHECKED, extra=st.integers(1, 5), fact=st.sampled_from(["margin", "hidden_cosine_to_previous"])
+)
+def test_more_probes_never_cost_less_and_later_exits_never_run_fewer_layers(
+    checked: tuple[int, ...], extra: int, fact: str
+) -> None:
+    costs = TokenCosts("bytes", np.arange(100.0, 106.0), 1000.0, 1000.0, PROBES, np.full(6, 10.0))
+    needs = dict.fromkeys(checked, (fact,))
+    more = dict.fromkeys(sorted({*checked, extra}), (fact,))
+    assert (exit_costs(costs, more) >= exit_costs(costs, needs)).all()
+    assert (exit_costs(costs, needs) >= exit_costs_without_probes(costs)).all()
+    assert (np.diff(exit_costs_without_probes(costs)) >= 0).all()
 
 
 @settings(deadline=None)
@@ -111,116 +115,6 @@ def test_a_stricter_threshold_never_leaves_earlier(
     assert (cautious.exits >= bold.exits).all()
     assert cautious.predicted_speedup <= bold.predicted_speedup
     assert cautious.skip_ratio <= bold.skip_ratio
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 999),
-    signal=st.sampled_from(sorted(SIGNALS)),
-    exits=st.one_of(st.just("all"), CHECKED.filter(bool)),
-    token=st.integers(0, 59),
-    column=st.integers(0, 4),
-)
-def test_choose_equals_deciding_exit_by_exit(
-    seed: int, signal: str, exits: Any, token: int, column: int
-) -> None:
-    trace = make_trace(seed=seed, levels=10)
-    # A threshold that is exactly one of the values: both ways must agree on equality.
-    policy = Threshold(signal, float(trace.fact(signal)[token, column]), exits)
-    np.testing.assert_array_equal(policy.choose(trace), choose_one_by_one(policy, trace))
-
-
-def test_a_threshold_is_not_rounded_to_the_precision_of_the_fact() -> None:
-    # float32(0.9) is below 0.9, so a fact of float32(0.9) does not reach the threshold 0.9.
-    trace = make_trace(max_prob=np.full((60, 6), np.float32(0.9)))
-    policy = Threshold("max_prob", 0.9, (2,))
-    assert (policy.choose(trace) == 6).all()
-    assert not policy.decide(2, {"max_prob": float(np.float32(0.9))})
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "never",
-        "static:exit=1",
-        "static:exit=20",
-        "threshold:signal=max_prob,value=0.7,exits=all",
-        "threshold:signal=margin,value=0.5,exits=2+4+5",
-        "threshold:signal=entropy,value=3,exits=1+3",
-    ],
-)
-def test_the_built_in_policies_meet_the_contract(text: str) -> None:
-    assert check_policy(parse_policy(text)) == parse_policy(text)
-
-
-@dataclass(frozen=True)
-class Peeks(Threshold):
-    """Looks at the last exit."""
-
-    def choose(self, trace: Any) -> Any:
-        return np.where(trace.max_prob[:, -1] > 0.5, 1, trace.layers).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Disagrees(Threshold):
-    """Decides otherwise, token by token."""
-
-    def decide(self, exit: int, facts: Mapping[str, float]) -> bool:
-        return exit == 3
-
-
-@dataclass(frozen=True)
-class NeedsMore(Threshold):
-    """Reads a fact that it does not name."""
-
-    def decide(self, exit: int, facts: Mapping[str, float]) -> bool:
-        return facts["entropy"] < 1
-
-
-@dataclass(frozen=True)
-class Forgets(Threshold):
-    """Loses a parameter in its text."""
-
-    def values(self) -> dict[str, Any]:
-        return {**super().values(), "value": 0.5}
-
-
-@dataclass(frozen=True)
-class ChecksTheLast(Threshold):
-    """Checks exit L."""
-
-    def checked_exits(self, layers: int) -> tuple[int, ...]:
-        return (1, layers)
-
-
-@pytest.mark.parametrize(
-    ("policy", "what"),
-    [
-        (Peeks, "decide at exit"),
-        (Disagrees, "decide at exit 3"),
-        (NeedsMore, "facts_needed does not name"),
-        (Forgets, "reads back as another policy"),
-        (ChecksTheLast, "not ascending within"),
-    ],
-)
-def test_the_contract_finds_a_broken_policy(
-    monkeypatch: pytest.MonkeyPatch, policy: type[Threshold], what: str
-) -> None:
-    # The text must lead back to the broken class itself, so that the round trip is not what fails.
-    def as_broken(read: Any) -> Any:
-        return lambda *arguments: policy(**read(*arguments).__dict__)
-
-    monkeypatch.setattr(contract, "parse_policy", as_broken(contract.parse_policy))
-    monkeypatch.setattr(contract, "policy_from_json", as_broken(contract.policy_from_json))
-    with pytest.raises(PolicyError, match=what):
-        check_policy(policy("max_prob", 0.6, (1, 3)))
-
-
-def test_a_peek_in_both_ways_of_deciding_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "_check_round_trip", lambda policy: None)
-    monkeypatch.setattr(contract, "_check_sequential", lambda policy, trace, chosen: None)
-    with pytest.raises(PolicyError, match="deeper than the one it takes"):
-        check_policy(Peeks("max_prob", 0.6, (1, 3)))
 
 
 def test_what_does_not_fit_the_trace_is_refused() -> None:
@@ -247,9 +141,9 @@ def test_a_trace_without_a_needed_fact_or_without_tokens_is_refused() -> None:
     with pytest.raises(InputError, match="no tokens"):
         replay(trace.subset(np.array([99])), Never())
     bare = Trace.from_facts({"top1": trace.fact("top1")}, document=trace.document, shape=trace.shape)
-    with pytest.raises(InputError, match="no fact 'nll'"):
+    with pytest.raises(InputError, match="nll"):
         replay(bare, Never())
-    with pytest.raises(InputError, match="no fact 'margin'"):
+    with pytest.raises(InputError, match="margin"):
         replay(bare, Threshold("margin", 0.5, (2,)))
 
 
@@ -259,3 +153,108 @@ def test_a_policy_may_be_given_as_text() -> None:
     by_text, by_object = replay(trace, text), replay(trace, parse_policy(text))
     assert np.array_equal(by_text.exits, by_object.exits)
     assert by_text.predicted_speedup == by_object.predicted_speedup
+
+
+CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
+FREE = "threshold:signal=hidden_cosine,value=0.5,exits=1+3+5"
+
+
+def test_on_a_machine_the_speed_is_one_of_seconds() -> None:
+    trace = make_trace(seed=2)
+    result = replay(trace, CHECKS, machine="h100")
+    in_bytes = replay(trace, CHECKS)
+    costs = seconds_of(trace, find_machine("h100"))
+    policy = exit_costs(costs, dict.fromkeys((1, 3, 5), ("margin",)))[result.exits - 1].mean()
+    assert result.seconds_per_token == pytest.approx(policy)
+    assert result.plain_seconds_per_token == pytest.approx(costs.plain)
+    assert result.predicted_speedup == pytest.approx(costs.plain / policy)
+    assert (result.basis, in_bytes.basis) == ("h100", "bytes moved")
+    assert (in_bytes.seconds_per_token, in_bytes.plain_seconds_per_token) == (None, None)
+    assert result.predicted_speedup_flops == in_bytes.predicted_speedup_flops
+    assert result.predicted_speedup != in_bytes.predicted_speedup
+    assert replay(trace, CHECKS, machine=find_machine("h100")).predicted_speedup == result.predicted_speedup
+
+
+def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def find(name: str, *, model_fingerprint: str | None, dtype: str | None) -> Any:
+        asked.update(name=name, model=model_fingerprint, dtype=dtype)
+        return find_machine("l4")
+
+    monkeypatch.setattr("offramp.policies.charging.find_machine", find)
+    trace = make_trace()
+    trace.provenance["request"] = {"model": {"fingerprint": "f" * 64}, "dtype": "float32"}
+    assert replay(trace, CHECKS, machine="local").basis == "l4"
+    assert asked == {"name": "local", "model": "f" * 64, "dtype": "float32"}
+
+
+@pytest.mark.parametrize("policy", [CHECKS, FREE, "static:exit=2", "never"])
+def test_one_row_in_a_step_is_the_plain_replay(policy: str) -> None:
+    trace = make_trace(seed=4)
+    plain = replay(trace, policy, machine="a100")
+    for batching in ("lockstep", "rebatch"):
+        result = replay(trace, policy, machine="a100", batch=1, batching=batching)
+        np.testing.assert_array_equal(result.exits, plain.exits)
+        np.testing.assert_array_equal(result.probes, plain.probes)
+        assert result.bill == plain.bill
+        assert result.predicted_speedup_flops == plain.predicted_speedup_flops
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate", "monotone"])
+@pytest.mark.parametrize("machine", [None, "cpu-2core"])
+def test_never_leaving_is_the_full_model_whatever_the_strategy(kv: str, machine: str | None) -> None:
+    result = replay(make_trace(), "never", machine=machine, kv=kv)
+    assert result.predicted_speedup == result.predicted_speedup_flops == 1.0
+    assert result.probe_share == 0.0
+
+
+def test_in_batches_never_leaving_is_the_full_model() -> None:
+    for batching in ("lockstep", "rebatch"):
+        result = replay(make_trace(), "never", machine="l4", batch=4, batching=batching)
+        assert result.predicted_speedup == 1.0
+        assert result.batch == 4
+
+
+def test_speculation_gives_the_full_models_output() -> None:
+    kl = np.abs(make_trace().fact("kl_to_final"))
+    kl[:, -1] = 0.0
+    trace = make_trace(kl_to_final=kl)
+    result = replay(trace, CHECKS, kv="speculate")
+    assert (result.agreement, result.nll_increase, result.kl) == (1.0, 0.0, 0.0)
+    drafts = replay(trace, CHECKS)
+    assert drafts.agreement < 1.0
+    np.testing.assert_array_equal(result.exits, drafts.exits)
+    assert result.predicted_speedup_flops < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"kv": "propagat"}, r"unknown strategy 'propagat'(.|\n)*did you mean 'propagate'"),
+        ({"batching": "lock"}, r"unknown batching 'lock'"),
+        ({"batch": 0}, "a batch of 0"),
+        ({"draft_length": 0}, "a draft length of 0"),
+        ({"batch": 2, "kv": "recompute"}, "one sequence at a time, not for a batch of 2"),
+        ({"batch": 2, "kv": "speculate"}, "one sequence at a time, not for a batch of 2"),
+        ({"batch": 7}, "a batch of 7 needs as many documents, the trace has 6"),
+        ({"machine": "h1000"}, r"unknown hardware 'h1000'(.|\n)*did you mean h100"),
+        ({"kv": "monotone"}, "lets tokens go deeper"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        replay(make_trace(), CHECKS, **options)
+
+
+def test_given_prices_serve_one_row_only() -> None:
+    trace = make_trace(layers=4)
+    assert replay(trace, StaticExit(2), PRICES).predicted_speedup > 1.0
+    for options in ({"batch": 2}, {"kv": "recompute"}):
+        with pytest.raises(InputError, match="prices are those of a step of 1, not of 2"):
+            replay(trace, CHECKS.replace("1+3+5", "1+3"), PRICES, **options)
+
+
+def test_an_oracle_is_marked() -> None:
+    assert not replay(make_trace(), "oracle:which=saturation").reachable
+    assert replay(make_trace(), CHECKS).reachable

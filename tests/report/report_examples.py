@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+from dataclasses import replace
 from pydoc_data.topics import topics
 
+import answer_examples as answers
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
-from offramp.policies.verdict import judge
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.tracing.trace import DocumentRecord, Marginal, Trace
+from offramp.tuning.results import Floor
+from offramp.tuning.verdict import judge
 
 LAYERS = 30
 CHAT = (
@@ -156,9 +159,24 @@ def workload_result(name: str, text: str, *, mode: str = "text", seed: int = 0, 
     )
 
 
+def answered(workload: WorkloadResult, extra: float, gain: float) -> WorkloadResult:
+    """The workload with a league, tuned policies, machines and a break-even table of its own."""
+    tuned = (
+        answers.tuned(Floor("agreement", 0.99), answers.certificate(False, 15, 230)),
+        answers.tuned(Floor("agreement", 0.9), answers.certificate(True, 300, 22, risk_bound=0.088)),
+    )
+    return replace(
+        workload,
+        league=answers.league(extra),
+        tuned=tuned,
+        machines=answers.machines(gain),
+        break_even=answers.break_even(),
+    )
+
+
 @functools.cache
 def example_run() -> RunResult:
-    """Three workloads of 64 documents each."""
+    """Three workloads of 64 documents each, with every answer of league, tuner and machines."""
     prose = re.sub(r"\s*\n\s*", " ", topics["assert"] + topics["with"] + topics["lambda"])
     with open(argparse.__file__, encoding="utf-8") as file:
         code = file.read()[9_000:21_000]
@@ -166,6 +184,10 @@ def example_run() -> RunResult:
         workload_result("prose", prose, late=0.84, seed=1),
         workload_result("code", code, late=0.9, seed=2),
         workload_result("chat", CHAT, mode="generation", late=0.8, seed=3),
+    )
+    workloads = tuple(
+        answered(workload, extra, gain)
+        for workload, extra, gain in zip(workloads, (0.0, -0.002, 0.06), (1.0, 0.97, 1.04), strict=True)
     )
     provenance = {
         "offramp": "0.1.0",
@@ -180,4 +202,6 @@ def example_run() -> RunResult:
     }
     measured = {"plain_seconds_per_token": Timing(0.0583, 0.0571, 0.0597, 2, 0.42)}
     command = "offramp run smollm2 --workload prose --workload code --workload chat --tokens 4096 -o out"
-    return RunResult("smollm2", LAYERS, workloads, provenance, measured, command)
+    return RunResult(
+        "smollm2", LAYERS, workloads, provenance, measured, command, answers.HARDWARE, answers.HEADS
+    )

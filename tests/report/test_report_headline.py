@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from report_examples import example_run
 
-from offramp.policies.results import Verdict
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import Verdict
 
 
 def verdict(
@@ -55,6 +55,13 @@ def run_with(*verdicts: Verdict):
             "Early exit would not pay for smollm2 on prose: at 95 % agreement no policy replayed on the "
             "measurement "
             "moves fewer bytes per token than the full model, so the best choice is never to exit.",
+        ),
+        (
+            [verdict("does not pay", 1.0, policy="never", basis="local")],
+            "does not pay",
+            "Early exit would not pay for smollm2 on prose: at 95 % agreement no policy replayed on the "
+            "measurement is predicted to take less time per token than the full model, so the best choice is "
+            "never to exit.",
         ),
         (
             [verdict("does not pay", 0.98, 0.97, 0.99)],
@@ -156,6 +163,20 @@ def test_caveats_name_broken_floors_lost_documents_and_notes():
     assert "not held on unseen ones: 93.1 %" in notes
     assert "document 3 is left out: NaN logit at layer 7, position 12" in notes
     assert "prose: fewer tokens than asked" in notes
+
+
+@pytest.mark.parametrize(
+    ("basis", "words"),
+    [
+        ("bytes moved", "predicted from the bytes each token moves through memory."),
+        ("local", "predicted from the times of layers, probes and head measured on this machine."),
+        ("h100", "predicted from the times of layers, probes and head that the profile of h100 gives."),
+    ],
+)
+def test_the_first_caveat_says_what_the_speed_rests_on(basis, words):
+    first = caveats(run_with(verdict("pays", 1.1, basis=basis)))[0]
+    assert first.startswith("No policy was decoded for real")
+    assert first.endswith(words)
 
 
 def test_a_verdict_on_few_documents_says_so():

@@ -4,56 +4,16 @@ import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_reader import Page
 from report_examples import CHAT, example_run, workload_result
 
 from offramp.report.page import render, write_report
 from offramp.scoring.estimate import Estimate
 
-VOID = {"meta", "br", "img", "link", "hr", "input", "base", "col", "source", "wbr"}
 LOADING = {"src", "srcset", "data", "poster", "action", "background", "xlink:href", "formaction"}
-
-
-class Page(HTMLParser):
-    """Elements in order, with what is wrong about their nesting."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.faults: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None], tuple[str, ...]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        self.faults += [f"left open: {name}" for name in self.open]
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        if len(names) != len(set(names)):
-            self.faults.append(f"attribute twice in {tag}")
-        self.elements.append((tag, dict(attrs), tuple(self.open)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs), tuple(self.open)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open[-1] != tag:
-            self.faults.append(f"</{tag}> closes {self.open[-1:]}")
-        else:
-            self.open.pop()
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +78,36 @@ def test_local_links_lead_somewhere(page):
                 assert values[name].lstrip("#") in ids
 
 
+def hostile_answers(workload, hostile):
+    """The same answers with hostile text wherever another room's text stands."""
+    certificates = [
+        replace(t.certificate, method=hostile, guarantee=hostile, assumption=hostile) for t in workload.tuned
+    ]
+    front = tuple(replace(point, policy=hostile) for point in workload.tuned[0].front)
+    return replace(
+        workload,
+        league=tuple(replace(e, family=hostile + e.family, policy=hostile) for e in workload.league),
+        tuned=tuple(
+            replace(
+                t,
+                policy_text=hostile,
+                answer=hostile,
+                machine=hostile,
+                kv=hostile,
+                certificate=c,
+                front=front,
+            )
+            for t, c in zip(workload.tuned, certificates, strict=True)
+        ),
+        machines=tuple(
+            replace(a, machine=hostile, source=hostile, policy=hostile) for a in workload.machines
+        ),
+        break_even=tuple(
+            replace(b, policy=hostile, lever=hostile, sentence=hostile) for b in workload.break_even
+        ),
+    )
+
+
 def test_hostile_text_stays_text():
     hostile = "</script><img src=x onerror=alert(1)>\"'&<!--"
     run = example_run()
@@ -136,8 +126,14 @@ def test_hostile_text_stays_text():
     workload = replace(workload, name=hostile, passage=passage, grid=grid, verdicts=verdicts, card=card)
     workload = replace(workload, notes=(hostile,), trace_folder=hostile)
     clean = Page(render(replace(run, workloads=(replace(workload, name="prose"),))))
+    workload = hostile_answers(workload, hostile)
     run = replace(
         run, model_name=hostile, workloads=(workload,), command=hostile, provenance={hostile: hostile}
+    )
+    run = replace(
+        run,
+        hardware={**run.hardware, "name": hostile, "source": hostile, "probe_seconds": {hostile: 0.1}},
+        heads={**run.heads, "classifiers": {hostile: run.heads["classifiers"]["adainfer"]}},
     )
     page = Page(render(run))
     assert page.faults == []
@@ -201,7 +197,15 @@ def test_the_answer_comes_first(page):
     text = page.text
     order = [
         "Early exit would",
+        "What is guaranteed",
         "At the quality you would keep",
+        "What a check costs on this machine",
+        "What was fitted for the checks",
+        "Which policy wins, and why",
+        "What can be guaranteed",
+        "What a loss buys",
+        "On which machine it would pay",
+        "What would have to change for it to pay",
         "Where it could have stopped",
         "What each layer would say",
         "Layer by layer",

@@ -5,12 +5,13 @@ import json
 import math
 from dataclasses import replace
 
+import answer_examples as answers
 import jsonschema
 import numpy as np
 import pytest
 from report_examples import example_run
 
-from offramp.report.summary import finite_json, summarise, summary_schema
+from offramp.report.summary import finite_json, spread, summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 
 
@@ -38,6 +39,12 @@ def test_top_level_keys(summary):
         "scores",
         "frontier",
         "predicted",
+        "league",
+        "tuned",
+        "machines",
+        "break_even",
+        "hardware",
+        "heads",
         "measured",
         "provenance",
     }
@@ -62,6 +69,20 @@ def test_top_level_keys(summary):
         (("measured", "plain_seconds_per_token", "threads"), 0),
         (("provenance", "workloads", 0, "mode"), "speech"),
         (("provenance", "command"), 5),
+        (("verdict", "by_workload", 0, "basis"), None),
+        (("league", 0, "reachable"), "yes"),
+        (("league", 0, "probe_share"), 1.2),
+        (("league", 0, "parts", "layers"), "0.04"),
+        (("tuned", 0, "certificate", "holds"), None),
+        (("tuned", 0, "certificate", "documents"), 15.5),
+        (("tuned", 0, "floor", "kind"), "accuracy"),
+        (("tuned", 0, "front", 0, "seconds_per_token"), None),
+        (("machines", 0, "batch"), 0),
+        (("machines", 0, "decision"), "maybe"),
+        (("break_even", 0, "target"), None),
+        (("hardware", "layer_seconds"), None),
+        (("heads", "lens"), 1),
+        (("heads", "classifiers", "adainfer", "auroc"), 84),
     ],
 )
 def test_a_wrong_type_fails(summary, validator, path, wrong):
@@ -73,7 +94,13 @@ def test_a_wrong_type_fails(summary, validator, path, wrong):
     assert not validator.is_valid(broken)
 
 
-@pytest.mark.parametrize("key", ["verdict", "scores", "frontier", "predicted", "measured", "provenance"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("verdict", "scores", "frontier", "predicted", "league", "tuned", "machines", "break_even"),
+        *("hardware", "heads", "measured", "provenance"),
+    ],
+)
 def test_a_missing_part_fails(summary, validator, key):
     assert not validator.is_valid({name: value for name, value in summary.items() if name != key})
 
@@ -87,8 +114,71 @@ def test_predicted_seconds_are_plain_over_speedup(summary):
     assert summary["measured"]["measured_seconds_per_token"] is None
 
 
+def with_basis(basis, **changes):
+    run = example_run()
+    workload = run.workloads[0]
+    verdicts = tuple(replace(v, basis=basis) for v in workload.verdicts)
+    return replace(run, workloads=(replace(workload, verdicts=verdicts),), **changes)
+
+
+@pytest.mark.parametrize(
+    ("basis", "hardware", "plain"),
+    [
+        ("local", answers.HARDWARE, answers.HARDWARE["plain_seconds_per_token"]),
+        ("bytes moved", answers.HARDWARE, 0.0583),
+        # The profile is gone, but the machines' answers still know its plain seconds at batch size 1.
+        ("h100", answers.HARDWARE, 0.00078 * 1.04),
+        # A machine that nothing is known of: this machine's stopwatch says nothing about it.
+        ("m4", answers.HARDWARE, None),
+    ],
+)
+def test_predicted_seconds_are_those_of_the_verdicts_machine(validator, basis, hardware, plain):
+    summary = summarise(with_basis(basis, hardware=hardware))
+    validator.validate(summary)
+    for entry, verdict in zip(summary["predicted"], summary["verdict"]["by_workload"], strict=True):
+        assert verdict["basis"] == basis
+        assert entry["plain_seconds_per_token"] == (None if plain is None else pytest.approx(plain))
+        expected = None if plain is None else pytest.approx(plain / verdict["net_speedup"]["value"])
+        assert entry["predicted_seconds_per_token"] == expected
+
+
+def test_a_local_verdict_without_a_profile_uses_the_stopwatch():
+    run = with_basis("local", hardware=None)
+    bare = replace(run, workloads=tuple(replace(w, machines=(), tuned=()) for w in run.workloads))
+    assert {e["plain_seconds_per_token"] for e in summarise(bare)["predicted"]} == {0.0583}
+
+
+def test_a_run_without_the_new_answers_is_valid(validator):
+    run = example_run()
+    bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
+    summary = summarise(replace(run, workloads=bare, hardware=None, heads=None))
+    validator.validate(summary)
+    assert summary["league"] == summary["tuned"] == summary["machines"] == summary["break_even"] == []
+    assert summary["hardware"] is summary["heads"] is None
+
+
+def test_league_and_certificates_are_there_with_their_workload(summary):
+    workload = example_run().workloads[0]
+    entries = [entry for entry in summary["league"] if entry["workload"] == "prose"]
+    assert [e["policy"] for e in entries] == [e.policy for e in workload.league]
+    assert sum(entries[0]["parts"].values()) == pytest.approx(entries[0]["seconds_per_token"])
+    tuned = summary["tuned"][0]
+    assert (tuned["certificate"]["documents"], tuned["certificate"]["documents_needed"]) == (15, 230)
+    assert tuned["floor"] == {"kind": "agreement", "value": 0.99, "clip": None, "risk": pytest.approx(0.01)}
+    assert "document_digests" not in tuned
+
+
+def test_a_long_front_keeps_its_ends():
+    points = list(range(1001))
+    kept = spread(points, 100)
+    assert len(kept) == len(set(kept)) == 100
+    assert (kept[0], kept[-1]) == (0, 1000)
+    assert kept == sorted(kept)
+    assert spread(points[:3], 100) == points[:3]
+
+
 def test_without_timing_nothing_is_in_seconds(validator):
-    summary = summarise(replace(example_run(), measured=None))
+    summary = summarise(with_basis("bytes moved", measured=None))
     validator.validate(summary)
     assert summary["measured"]["plain_seconds_per_token"] is None
     assert {entry["predicted_seconds_per_token"] for entry in summary["predicted"]} == {None}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_heads import random_heads
 from tracing_models import tiny_llama, workload_of
 
 import offramp.tracing.part as part
@@ -29,6 +31,11 @@ def trace_into(folder: Path, **options: Any) -> None:
     """The trace whose files are compared: several parts of a tiny model."""
     plan.SMALLEST_PART = PART_ROWS
     trace(tiny_llama(), workload_of(lengths=LENGTHS), tokens=500, context=30, output=folder, **options)
+
+
+def everything() -> dict[str, Any]:
+    """Options that add every fact there is."""
+    return {"signals": "all", "heads": random_heads(tiny_llama(), [1, 2])}
 
 
 def kill() -> None:
@@ -66,12 +73,12 @@ def kill_within_part(number: int) -> None:
     part._write = write
 
 
-def run_child(folder: Path, prepare: Callable[[], None], delay: float | None = None) -> int:
+def run_child(folder: Path, prepare: Callable[[], None], delay: float | None = None, **options: Any) -> int:
     """Signal that ended a child which traces into the folder; 0 if it came to its end."""
     child = os.fork()
     if child == 0:
         prepare()
-        trace_into(folder)
+        trace_into(folder, **options)
         os._exit(0)
     if delay is not None:
         time.sleep(delay)
@@ -96,6 +103,12 @@ def main(folder: Path) -> None:
     for number in range(6):
         name = f"delay-{number}"
         ended[name] = run_child(folder / name, lambda: None, delay=whole * (number + 0.5) / 6)
+    for number in (2, 5, 9, 14):
+        name = f"everything-{number}"
+        prepare = functools.partial(kill_at_replace, number, after=True)
+        ended[name] = run_child(folder / name, prepare, **everything())
+    name = "everything-within-7"
+    ended[name] = run_child(folder / name, lambda: kill_within_part(7), **everything())
     print(json.dumps(ended))
 
 

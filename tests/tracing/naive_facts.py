@@ -125,3 +125,46 @@ def naive_facts(
     before, after = (np.concatenate([pair[i][layers] for pair in states], axis=1) for i in (0, 1))
     facts = {**facts_of_logits(logits, following), **facts_of_states(before, after)}
     return facts, float(np.abs(logits[np.isfinite(logits)]).max())
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    """Log probabilities of logits in float64."""
+    largest = z.max(-1, keepdims=True)
+    shifted = z - largest
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def signals_of_logits(z: np.ndarray, shortlist: Sequence[int], top_k: int = 10) -> dict[str, np.ndarray]:
+    """Facts on request [rows, exits] of logits z, float64 [exits, rows, vocabulary]."""
+    log_p = log_softmax(z)
+    p = np.exp(log_p)
+    ordered = np.sort(z, axis=-1)
+    vocabulary = z.shape[-1]
+    short = np.exp(log_softmax(z[..., shortlist]))
+    short_ordered = np.sort(short, axis=-1)
+    single = len(shortlist) == 1
+    # A stable sort keeps the lower of equal ids first.
+    best = np.argsort(-z, axis=-1, kind="stable")[..., : min(top_k, vocabulary)]
+    kl, js, overlap = (np.empty(z.shape[:2]) for _ in range(3))
+    kl[0], js[0], overlap[0] = np.inf, np.log(2), 0
+    for exit in range(1, len(z)):
+        kl[exit] = _divergence(p[exit - 1], p[exit])
+        middle = (p[exit - 1] + p[exit]) / 2
+        js[exit] = (_divergence(p[exit - 1], middle) + _divergence(p[exit], middle)) / 2
+        pairs = zip(best[exit - 1], best[exit], strict=True)
+        overlap[exit] = [len(set(then) & set(now)) / len(now) for then, now in pairs]
+    result = {
+        "logit_gap": ordered[..., -1] - ordered[..., -2] if vocabulary > 1 else np.full(z.shape[:2], np.inf),
+        "restricted_top1": np.asarray(shortlist)[z[..., shortlist].argmax(-1)],
+        "restricted_max_prob": short.max(-1),
+        "restricted_margin": short_ordered[..., -1] - (0.0 if single else short_ordered[..., -2]),
+        "kl_to_previous": kl,
+        "js_to_previous": js,
+        "top_k_overlap": overlap,
+    }
+    return {name: column.T for name, column in result.items()}
+
+
+def _divergence(q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(q > 0, q * (np.log(q) - np.log(p)), 0.0).sum(-1)

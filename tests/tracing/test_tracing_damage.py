@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trace_fixtures
+from killed_runs import everything
 from stored_traces import files_of, flip, run
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
@@ -41,9 +42,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(killed: tuple[Path, dict[str, int]], finished: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(
+    killed: tuple[Path, dict[str, int]], finished: Path, tmp_path: Path
+) -> None:
     folder, ended = killed
     whole = files_of(finished)
+    extended = tmp_path / "extended"
+    run(extended, **everything())
     assert files_of(folder / "timed") == whole, "another process gives the same bytes"
     assert sum(signal == 9 for signal in ended.values()) >= 25
     unfinished = leftovers = 0
@@ -51,8 +56,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(killed: tuple[Path, dict[str, in
         place = folder / name
         unfinished += not (place / "manifest.json").exists()
         leftovers += any(place.glob(f"{TEMPORARY_PREFIX}*")) if place.exists() else 0
-        run(place)
-        assert files_of(place) == whole, name
+        more = everything() if name.startswith("everything") else {}
+        run(place, **more)
+        assert files_of(place) == (files_of(extended) if more else whole), name
     assert unfinished >= 20
     assert leftovers >= 10, "some kills must leave a temporary file, which the resumed run sweeps"
 

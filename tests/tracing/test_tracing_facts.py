@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive_facts import COSINES, naive_facts
+from naive_facts import COSINES, facts_of_logits, facts_of_states, naive_facts, states_of
 from tracing_models import build_family, llama, tiny_model, workload_of
 
 from offramp.models.model import Model
@@ -116,19 +116,22 @@ def test_a_softcapped_head_in_bfloat16() -> None:
         np.testing.assert_allclose(found.fact(name), expected[name], atol=0.02, rtol=0.02, err_msg=name)
 
 
+def rounded_logits(model: Model, sequences: list[list[int]], softcap: float | None) -> np.ndarray:
+    """Logits in float64 of the model's bfloat16 states and weights: this head product does not round."""
+    after = np.concatenate([states_of(model, ids[:-1])[1] for ids in sequences], axis=1)
+    with torch.no_grad():
+        normed = model.hf.model.norm(torch.tensor(after).to(torch.bfloat16)).double()
+    z: np.ndarray = (normed @ model.hf.lm_head.weight.double().t()).numpy()
+    return z if softcap is None else softcap * np.tanh(z / softcap)
+
+
 def rounded_reference(
     model: Model, sequences: list[list[int]], softcap: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Facts in float64 of the model's bfloat16 states and weights: the head product itself does not round."""
-    from naive_facts import facts_of_logits, facts_of_states, states_of
-
+    """Facts in float64 of the model's bfloat16 states and weights."""
     states = [states_of(model, ids[:-1]) for ids in sequences]
     before, after = (np.concatenate([pair[i] for pair in states], axis=1) for i in (0, 1))
-    with torch.no_grad():
-        normed = model.hf.model.norm(torch.tensor(after).to(torch.bfloat16)).double()
-    z = (normed @ model.hf.lm_head.weight.double().t()).numpy()
-    if softcap is not None:
-        z = softcap * np.tanh(z / softcap)
+    z = rounded_logits(model, sequences, softcap)
     following = np.concatenate([np.array(ids[1:]) for ids in sequences])
     return {**facts_of_logits(z, following), **facts_of_states(before, after)}
 
@@ -162,8 +165,6 @@ def test_bfloat16_on_a_wide_vocabulary_moves_agreement_by_a_thousandth_at_most()
 
 def rounded_product_top1(model: Model, sequences: list[list[int]]) -> Any:
     """Top-1 of the plain bfloat16 head."""
-    from naive_facts import states_of
-
     after = np.concatenate([states_of(model, ids[:-1])[1] for ids in sequences], axis=1)
     with torch.no_grad():
         return (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from offramp.tracing.group import GroupMeasurer
 from offramp.tracing.head import LinearHead, ReadoutHead
+from offramp.tracing.recording import Recording
 from offramp.tracing.reductions import Transform
 from offramp.tracing.states import StateShape
 from offramp.workloads.packing import Context
@@ -43,7 +44,12 @@ class TableStack:
 
 
 def measure(
-    table: np.ndarray, *, head: str, dtype: torch.dtype = torch.float32, transform: Transform | None = None
+    table: np.ndarray,
+    *,
+    head: str,
+    dtype: torch.dtype = torch.float32,
+    transform: Transform | None = None,
+    recording: Recording = Recording(),  # noqa: B008 - frozen
 ) -> dict[str, np.ndarray]:
     """Facts [rows, exits] of logits [exits, rows, vocabulary] through a whole group."""
     exits, rows, vocabulary = table.shape
@@ -54,7 +60,7 @@ def measure(
         if head == "linear"
         else ReadoutHead(stack, vocabulary, shape)
     )
-    measurer = GroupMeasurer(stack, made, range(1, exits + 1), shape, dtype)
+    measurer = GroupMeasurer(stack, made, range(1, exits + 1), shape, dtype, recording)
     found = measurer.measure([Context(0, 0, (0,) * rows, 0, first_row=0)])
     assert found.defects == {}
     return found.facts

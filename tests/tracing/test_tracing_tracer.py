@@ -105,11 +105,7 @@ def test_a_context_longer_than_the_models_is_refused_and_the_default_is_not_long
     assert trace(long, workload_of(lengths=(9,)), tokens=5).provenance["request"]["context"] == 512
 
 
-def test_what_this_version_cannot_trace_is_refused() -> None:
-    with pytest.raises(InputError, match="signals"):
-        run(signals=("js",))
-    with pytest.raises(InputError, match="heads"):
-        run(heads="heads.safetensors")
+def test_a_size_below_one_is_refused() -> None:
     with pytest.raises(InputError, match="tokens"):
         run(tokens=0)
 

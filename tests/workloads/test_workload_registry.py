@@ -125,7 +125,15 @@ def test_a_bare_path_is_told_how_to_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("txt", "write txt:PATH"), ("txt:", "write txt:PATH"), ("prose:2", "takes no argument")],
+    [
+        ("txt", "write txt:PATH"),
+        ("txt:", "write txt:PATH"),
+        ("chat:2", "takes no argument"),
+        ("chat:", "takes no argument"),
+        ("prose:2", "has no size '2'\nwhat to do: write prose or prose:short"),
+        ("prose:", "has no size ''"),
+        ("math:shrt", "did you mean math:short"),
+    ],
 )
 def test_arguments_that_do_not_fit_the_source(spec: str, message: str) -> None:
     with pytest.raises(WorkloadError, match=message):

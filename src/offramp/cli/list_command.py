@@ -48,7 +48,7 @@ def _workloads() -> Rows:
 
 
 def _policies() -> Rows:
-    from offramp.policies.kinds import policy_kinds
+    from offramp.policies.registry import policy_kinds
 
     rows = []
     for name, kind in policy_kinds().items():
@@ -59,14 +59,27 @@ def _policies() -> Rows:
 
 def _signals() -> Rows:
     from offramp.policies.signals import SIGNALS
+    from offramp.tracing.facts import FACT_BY_NAME
 
     return [
         {
             "name": name,
-            "what it is": f"a token leaves when {signal.fact} is {signal.exit_when} the threshold",
+            "what it is": f"{signal.source}; a token leaves when it is {signal.exit_when} the threshold",
+            "unit": signal.unit,
+            "probe": signal.probe,
+            "recorded": FACT_BY_NAME[signal.fact].recorded_with or "always",
             "fact": signal.fact,
         }
         for name, signal in SIGNALS.items()
+    ]
+
+
+def _hardware() -> Rows:
+    from offramp.costs.hardware import describe_machines
+
+    return [
+        {"name": machine.name, "what it is": machine.description, "source": machine.source}
+        for machine in describe_machines()
     ]
 
 
@@ -79,14 +92,15 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "workloads": _workloads,
     "policies": _policies,
     "signals": _signals,
+    "hardware": _hardware,
 }
 
 
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, workloads, policies or signals.")],
+    what: Annotated[str, typer.Argument(help="models, workloads, policies, signals or hardware.")],
     as_json: AsJson = False,
 ) -> None:
-    """List models, workloads, policies or signals that are known by name."""
+    """List models, workloads, policies, signals or hardware known by name."""
     if what not in LISTS:
         near = difflib.get_close_matches(what, LISTS, n=1)
         raise InputError(

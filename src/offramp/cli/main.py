@@ -13,11 +13,15 @@ import typer
 
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
+from offramp.cli.hardware_command import hardware
+from offramp.cli.heads_command import heads
 from offramp.cli.list_command import list_things
+from offramp.cli.predict_command import predict
 from offramp.cli.replay_command import replay
 from offramp.cli.run_command import run
 from offramp.cli.score_command import score
 from offramp.cli.trace_command import trace
+from offramp.cli.tune_command import tune
 from offramp.errors import InputError, OfframpError
 
 INTERRUPTED = 130
@@ -57,7 +61,11 @@ app.command("run")(run)
 app.command("trace")(trace)
 app.command("score")(score)
 app.command("replay")(replay)
+app.command("tune")(tune)
+app.command("predict")(predict)
 app.command("list")(list_things)
+app.add_typer(hardware, name="hardware")
+app.add_typer(heads, name="heads")
 app.command("doctor")(doctor)
 
 

@@ -20,11 +20,26 @@ WorkloadName = Annotated[
     typer.Option(
         "--workload",
         "-w",
-        help="prose, code, chat, math, txt:PATH, jsonl:PATH#field or hf:dataset#split#field.",
+        help="prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH, "
+        "jsonl:PATH#field or hf:dataset#split#field.",
     ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to trace per workload.")]
 Exits = Annotated[str, typer.Option("--exits", help="Layers to measure: all, or 10,20,30.")]
+Signals = Annotated[
+    str,
+    typer.Option(
+        "--signals",
+        help="What to record beyond the facts of every trace: restricted,kl_to_previous or all.",
+        show_default=False,
+    ),
+]
+HeadsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--heads", help="Read exits through the heads that offramp heads fit wrote.", show_default=False
+    ),
+]
 ContextLength = Annotated[
     int | None,
     typer.Option(

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from offramp.cli.answers import Answers, answers_of
 from offramp.cli.console import stage
+from offramp.cli.preparation import RUN_SIGNALS, Prepared, describe_heads, describe_machine, prepare
 from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import (
     POLICIES,
@@ -23,24 +25,28 @@ from offramp.cli.run_folder import (
     require_own,
     safe_name,
 )
+from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import LOCAL
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
 from offramp.models.loading import find_source, load_source
 from offramp.models.model import Model
+from offramp.policies.charging import mean_position
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.policies.results import Frontier
-from offramp.policies.verdict import judge
 from offramp.report.page import write_report
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.report.summary import summarise
 from offramp.scoring.scoring import score
+from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
+from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 
@@ -56,6 +62,8 @@ class RunOptions:
     document_tokens: int | None
     dtype: str
     trust_remote_code: bool
+    heads: Path | None
+    hardware: str
     overwrite: bool
     repair: bool
 
@@ -75,12 +83,19 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     Raises InputError if the folder holds another run, and whatever the stages raise. No folder is made for
     input that is refused.
     """
+    given = None if options.heads is None else read_heads(options.heads)
     with stage("looking at the model's files"):
         source = find_source(options.model, trust_remote_code=options.trust_remote_code)
+    if given is not None:
+        base = {"name": source.name, "fingerprint": source.identity.fingerprint}
+        require_base(given, base, str(options.heads))
+    if options.hardware != LOCAL:
+        find_machine(options.hardware)  # an unknown one is refused before the model is loaded
     request = {
         **{key: value for key, value in asdict(options).items() if key not in ("overwrite", "repair")},
         "model": source.identity.source,
         "model_fingerprint": source.identity.fingerprint,
+        "heads": None if given is None else given.fingerprint,
         "workloads": {workload.name: workload.fingerprint for workload in workloads},
         "code": code_fingerprint(),
         "versions": library_versions(),
@@ -94,8 +109,9 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     with locked_folder(folder):
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
-        results = [_one_workload(model, workload, options, folder) for workload in workloads]
-        return _finish(model, results, folder)
+        prepared = prepare(model, workloads, given, options.hardware, folder)
+        results = [_one_workload(model, workload, options, prepared, folder) for workload in workloads]
+        return _finish(model, results, prepared, folder)
 
 
 def _require_fitting(model: Model, workloads: Sequence[Workload], options: RunOptions) -> None:
@@ -118,7 +134,9 @@ def _stand_in_answers(planned: Sequence[PlannedAnswer]) -> list[list[int]]:
     return [[0] * prompt.max_new_tokens for prompt in planned]
 
 
-def _one_workload(model: Model, workload: Workload, options: RunOptions, folder: Path) -> WorkloadResult:
+def _one_workload(
+    model: Model, workload: Workload, options: RunOptions, prepared: Prepared, folder: Path
+) -> WorkloadResult:
     started = time.monotonic()
     trace_folder = folder / TRACES / safe_name(model.name) / safe_name(workload.name)
     trace = trace_model(
@@ -126,35 +144,49 @@ def _one_workload(model: Model, workload: Workload, options: RunOptions, folder:
         workload,
         tokens=options.tokens,
         exits=options.exits,
+        signals=RUN_SIGNALS,
+        heads=prepared.heads,
         context=options.context,
         document_tokens=options.document_tokens,
         output=trace_folder,
         overwrite=options.overwrite,
         repair=options.repair,
     )
-    verdicts = judge(trace)
-    for verdict in verdicts:
-        name = f"{safe_name(workload.name)}-agreement-{verdict.floor:g}.json"
-        (folder / POLICIES).mkdir(exist_ok=True)
-        write_policy(parse_policy(verdict.policy), folder / POLICIES / name)
     document = typical_document(trace)
 
     def decode(token: int) -> str:
         return model.decode([token])
 
+    with stage(f"{workload.name}: scoring, and searching policies"):
+        answers = answers_of(trace, prepared.machine)
+        card, frontiers = score(trace), _frontiers(trace)
+    _write_policies(answers, folder / POLICIES, safe_name(workload.name))
     return WorkloadResult(
         name=workload.name,
         mode=workload.mode,
         trace=trace,
-        card=score(trace),
-        frontiers=_frontiers(trace),
-        verdicts=verdicts,
+        card=card,
+        frontiers=frontiers,
+        verdicts=answers.verdicts,
         passage=passage_from_trace(trace, decode, document),
         grid=grid_from_trace(trace, decode, document),
         notes=tuple(trace.provenance["notes"]),
         trace_folder=str(trace_folder.relative_to(folder)),
         seconds=time.monotonic() - started,
+        league=answers.league,
+        tuned=answers.tuned,
+        machines=answers.machines,
+        break_even=answers.break_even,
     )
+
+
+def _write_policies(answers: Answers, folder: Path, workload: str) -> None:
+    """The policy of every verdict, and the tuner's answer with its certificate, one file each."""
+    folder.mkdir(exist_ok=True)
+    for verdict in answers.verdicts:
+        write_policy(parse_policy(verdict.policy), folder / f"{workload}-agreement-{verdict.floor:g}.json")
+    for tuned in answers.tuned:
+        write_tuned(folder / f"{workload}-tuned-{tuned.floor.value:g}.json", tuned)
 
 
 def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
@@ -168,17 +200,17 @@ def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
 
 
-def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> FinishedRun:
+def _finish(model: Model, results: Sequence[WorkloadResult], prepared: Prepared, folder: Path) -> FinishedRun:
     first = results[0].trace
     measured: dict[str, Timing] = {}
-    not_measured: dict[str, str] = {}
+    missing = dict(prepared.missing)
     try:
         with stage("timing plain decoding"):
             plain = time_plain_decoding(model, first.token[:32].tolist())
         timing = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
         measured["plain_seconds_per_token"] = timing
     except ModelError as error:  # what was traced still has its answer
-        not_measured["plain_decoding_not_timed"] = error.what
+        missing["plain_decoding_not_timed"] = error.what
     result = RunResult(
         model_name=model.name,
         layers=model.layers,
@@ -186,10 +218,12 @@ def _finish(model: Model, results: Sequence[WorkloadResult], folder: Path) -> Fi
         provenance={
             **describe_run(model),
             **describe_request({result.name: result.trace for result in results}),
-            **not_measured,
+            **missing,
         },
         measured=measured,
         command=shlex.join(["offramp", *sys.argv[1:]]),
+        hardware=describe_machine(prepared.machine, model.shape, mean_position(first)),
+        heads=describe_heads(prepared.heads),
     )
     report = write_report(result, folder)
     summary = summarise(result)

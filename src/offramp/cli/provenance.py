@@ -7,13 +7,13 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 import offramp
+from offramp.costs.local_store import processor_name
 from offramp.models.model import Model
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.trace import Trace
@@ -69,13 +69,3 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
     }
-
-
-def processor_name() -> str:
-    """The processor's name where Linux tells it, else the architecture."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
-    return platform.processor() or platform.machine()

@@ -13,6 +13,7 @@ from offramp.cli.options import (
     ContextLength,
     DocumentTokens,
     Exits,
+    HeadsFile,
     ModelName,
     Overwrite,
     Precision,
@@ -49,6 +50,14 @@ def run(
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
     dtype: Precision = "float32",
+    heads: HeadsFile = None,
+    hardware: Annotated[
+        str,
+        typer.Option(
+            "--hardware",
+            help="The machine to predict for: local (timed first), one of offramp list hardware, or a .toml.",
+        ),
+    ] = "local",
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     repair: Repair = False,
@@ -82,6 +91,8 @@ def run(
         document_tokens=document_tokens,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        heads=heads,
+        hardware=hardware,
         overwrite=overwrite,
         repair=repair,
     )

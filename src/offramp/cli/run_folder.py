@@ -16,7 +16,7 @@ from offramp.files import (
     sha256_of_text,
     write_text_atomically,
 )
-from offramp.report.page import REPORT_NAME
+from offramp.report.names import REPORT_FILE
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -85,7 +85,7 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     require_own(folder, request, overwrite=overwrite)
     if _is_of(folder, request):
         return
-    for name in (REPORT_NAME, SUMMARY_FILE):
+    for name in (REPORT_FILE, SUMMARY_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in (TRACES, POLICIES):
         if (folder / name).is_dir():

@@ -13,11 +13,13 @@ from offramp.cli.options import (
     ContextLength,
     DocumentTokens,
     Exits,
+    HeadsFile,
     ModelName,
     Overwrite,
     Precision,
     RemoteCode,
     Repair,
+    Signals,
     Tokens,
     WorkloadName,
     require_options,
@@ -31,6 +33,8 @@ def trace(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trace.")],
     tokens: Tokens = DEFAULT_TOKENS,
     exits: Exits = "all",
+    signals: Signals = "",
+    heads: HeadsFile = None,
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
     dtype: Precision = "float32",
@@ -40,6 +44,7 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
+    from offramp.tracing.recording import parse_signals
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -52,18 +57,30 @@ def trace(
         output=output,
     )
     work = load_workload(workload)
+    recorded = parse_signals(signals, work.mode)
 
-    from offramp.models.loading import load_model
+    from offramp.models.loading import find_source, load_source
     from offramp.report.formats import counted
+    from offramp.tracing.fitted import FittedHeads
+    from offramp.tracing.heads_file import read_heads, require_base
+    from offramp.tracing.request import parse_exits
     from offramp.tracing.tracer import trace as trace_model
 
+    fitted = None if heads is None else read_heads(heads)
     with stage("loading the model and checking its exits"):
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        source = find_source(model, trust_remote_code=trust_remote_code)
+        if fitted is not None:
+            base = {"name": source.name, "fingerprint": source.identity.fingerprint}
+            require_base(fitted, base, str(heads))
+            FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))
+        loaded = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
     result = trace_model(
         loaded,
         work,
         tokens=tokens,
         exits=exits,
+        signals=recorded,
+        heads=fitted,
         context=context,
         document_tokens=document_tokens,
         output=output,
@@ -87,6 +104,7 @@ def trace(
             "documents": len(valid),
             "left_out": [{"id": document.id, "reason": document.reason} for document in left_out],
             "exits": result.exits.tolist(),
+            "facts": list(result.fact_names),
             "notes": result.provenance["notes"],
             "request_fingerprint": result.provenance["request_fingerprint"],
         }

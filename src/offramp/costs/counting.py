@@ -1,7 +1,8 @@
-"""FLOPs and bytes of one decoded token at batch 1, counted from a model's shape.
+"""FLOPs and bytes of one decoding step, counted from a model's shape.
 
-One multiply-add is two FLOPs. Bytes are those that must cross the memory bus: every active weight once, the
-K,V cache, the recurrent state; activations of one token stay in the processor's caches and are left out.
+A step decodes one token of each of `batch` sequences, all at one position. One multiply-add is two FLOPs.
+Bytes are those that must cross the memory bus: every weight in use once for the whole batch, each sequence's
+K,V cache and recurrent state; activations of single tokens stay in the processor's caches and are left out.
 """
 
 from __future__ import annotations
@@ -34,56 +35,75 @@ def attended_positions(layer: LayerShape, position: float) -> float:
     return attended if layer.window is None else min(attended, float(layer.window))
 
 
-def layer_flops(shape: ModelShape, position: float) -> LayerCosts:
-    """FLOPs of each layer for one token decoded at `position`: float64 [layers].
+def layer_flops(shape: ModelShape, position: float, batch: int = 1) -> LayerCosts:
+    """FLOPs of each layer for a step that decodes `batch` tokens at `position`: float64 [layers].
 
-    2 x active parameters + 4 x attention width x attended positions (scores, then values; within the window)
-    + 5 x recurrent state elements. The usual count of Kaplan et al. (arXiv 2001.08361, section 2.1), with the
-    attention term at the token's own position.
+    Per token 2 x active parameters + 4 x attention width x attended positions (scores, then values; within
+    the window) + 5 x recurrent state elements. The usual count of Kaplan et al. (arXiv 2001.08361, section
+    2.1), with the attention term at the token's own position. Where the cache holds a latent (DeepSeek's
+    attention), 2 x its expansion parameters for every other attended position, whose K and V are made anew.
 
-    Raises InputError if the position is negative or not finite.
+    Raises InputError if the position is negative or not finite, or the batch below 1.
     """
     check_position(position)
-    return np.array(
+    check_batch(batch)
+    return batch * np.array(
         [
             2.0 * layer.active_parameters
             + 4.0 * layer.attention_width * attended_positions(layer, position)
+            + 2.0 * layer.expansion_parameters * (attended_positions(layer, position) - 1.0)
             + STATE_FLOPS * layer.state_elements
             for layer in shape.layers
         ]
     )
 
 
-def layer_bytes(shape: ModelShape, position: float) -> LayerCosts:
-    """Bytes that each layer moves for one token decoded at `position`, batch 1: float64 [layers].
+def layer_bytes(shape: ModelShape, position: float, batch: int = 1) -> LayerCosts:
+    """Bytes that each layer moves for a step that decodes `batch` tokens at `position`: float64 [layers].
 
-    Active weights read once, K,V of every attended position read, this token's K,V written, the recurrent
-    state read and written; all at the weights' element size.
+    Weights read once for all tokens; per token K,V of every attended position read, its own K,V written, the
+    recurrent state read and written; all at the weights' element size.
 
-    Raises InputError if the position is negative or not finite.
+    Raises InputError if the position is negative or not finite, or the batch below 1.
     """
     check_position(position)
+    check_batch(batch)
     elements = [
-        layer.active_parameters
-        + layer.key_value_width * (attended_positions(layer, position) + 1.0)
-        + 2.0 * layer.state_elements
+        weights_read(layer, batch)
+        + batch * (layer.key_value_width * (attended_positions(layer, position) + 1.0))
+        + batch * 2.0 * layer.state_elements
         for layer in shape.layers
     ]
     return np.array(elements) * shape.element_bytes
 
 
-def head_flops(shape: ModelShape) -> float:
-    """FLOPs of the final norm and the output head for one token: 2 x their parameters."""
-    return 2.0 * (shape.tail_parameters + shape.head_parameters)
+def weights_read(layer: LayerShape, batch: int) -> float:
+    """Elements of a layer's weights that `batch` tokens read together, each once.
+
+    Of E routed experts, k a token, E (1 - (1 - k/E)^batch) distinct ones are expected where tokens choose
+    independently and evenly.
+    """
+    if not layer.experts:
+        return float(layer.active_parameters)
+    # Exactly the active parameters at batch 1, where all k experts of the one token are read.
+    unread = (1.0 - layer.experts_per_token / layer.experts) ** batch
+    read = layer.experts * (1.0 - unread) if batch > 1 else float(layer.experts_per_token)
+    further = read - layer.experts_per_token
+    return layer.active_parameters + further * layer.expert_parameters / layer.experts
+
+
+def head_flops(shape: ModelShape, batch: int = 1) -> float:
+    """FLOPs of the final norm and the output head for `batch` tokens: 2 x their parameters each."""
+    return batch * 2.0 * (shape.tail_parameters + shape.head_parameters)
 
 
 def head_bytes(shape: ModelShape) -> float:
-    """Bytes of the final norm's and the output head's weights, each read once."""
+    """Bytes of the final norm's and the output head's weights, each read once for any number of tokens."""
     return shape.element_bytes * (shape.tail_parameters + shape.head_parameters)
 
 
 def probe_flops(shape: ModelShape) -> float:
-    """FLOPs of one full-head probe: final norm, head, and the reductions over the vocabulary."""
+    """FLOPs of one full-head probe of one token: final norm, head, and the reductions over the vocabulary."""
     return head_flops(shape) + REDUCTION_FLOPS * shape.vocabulary_size
 
 
@@ -92,28 +112,28 @@ def probe_bytes(shape: ModelShape) -> float:
     return head_bytes(shape) + REDUCTION_BYTES * shape.vocabulary_size
 
 
-def key_value_flops(shape: ModelShape, position: float) -> LayerCosts:
-    """FLOPs of each layer that a token skips but whose state later tokens must find: float64 [layers].
+def key_value_flops(shape: ModelShape, position: float, batch: int = 1) -> LayerCosts:
+    """FLOPs of each layer that `batch` tokens skip but whose state later tokens must find: float64 [layers].
 
     Attention: K and V projected from the exit's hidden state (CALM, arXiv 2207.07061, "hidden state
     propagation"). A layer with a recurrent state is charged whole: its state only moves by running the layer.
 
-    Raises InputError if the position is negative or not finite.
+    Raises InputError if the position is negative or not finite, or the batch below 1.
     """
     projections = np.array([2.0 * layer.key_value_parameters for layer in shape.layers])
-    return np.where(_is_recurrent(shape), layer_flops(shape, position), projections)
+    return np.where(is_recurrent(shape), layer_flops(shape, position, batch), batch * projections)
 
 
-def key_value_bytes(shape: ModelShape, position: float) -> LayerCosts:
-    """Bytes of the same repair: K,V weights read and one token's K,V written: float64 [layers].
+def key_value_bytes(shape: ModelShape, position: float, batch: int = 1) -> LayerCosts:
+    """Bytes of the same repair: K,V weights read once, each token's K,V written: float64 [layers].
 
     Layers with a recurrent state are charged whole, as in `key_value_flops`.
 
-    Raises InputError if the position is negative or not finite.
+    Raises InputError if the position is negative or not finite, or the batch below 1.
     """
-    elements = [layer.key_value_parameters + layer.key_value_width for layer in shape.layers]
+    elements = [layer.key_value_parameters + batch * layer.key_value_width for layer in shape.layers]
     projections = np.array(elements, dtype=np.float64) * shape.element_bytes
-    return np.where(_is_recurrent(shape), layer_bytes(shape, position), projections)
+    return np.where(is_recurrent(shape), layer_bytes(shape, position, batch), projections)
 
 
 def depth_fractions(shape: ModelShape, exits: NDArray[np.int64], position: float) -> NDArray[np.float64]:
@@ -141,6 +161,13 @@ def check_position(position: float) -> None:
         )
 
 
-def _is_recurrent(shape: ModelShape) -> NDArray[np.bool_]:
+def check_batch(batch: int) -> None:
+    """Raise InputError unless a step decodes at least one token."""
+    if batch < 1:
+        raise InputError(f"a batch of {batch} decodes nothing", fix="give a batch size of 1 or more")
+
+
+def is_recurrent(shape: ModelShape) -> NDArray[np.bool_]:
+    """Which layers keep a recurrent state: bool [layers]."""
     # By kind and not by size: some families keep their state where it cannot be measured.
     return np.array([layer.kind in ("recurrent", "hybrid") for layer in shape.layers])

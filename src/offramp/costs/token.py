@@ -1,8 +1,8 @@
-"""What one decoded token costs, part by part: the price list that every policy is charged from."""
+"""What one decoding step costs, part by part: the price list that every policy is charged from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,29 +10,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
+from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, lens_bytes, lens_flops
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """Prices of one token at batch 1, all in one unit ("bytes" or "flops").
+    """Prices of one decoding step, all in one unit ("bytes", "flops" or "seconds").
 
-    layers: float64 [layers], running each layer. head: final norm and output head.
-    probe: one full-head check at an exit (final norm, head and reductions).
+    A step decodes one token of each of `batch` sequences; every price is that of the whole step.
+
+    layers: float64 [layers], running each layer. head: final norm and output head of the full model.
+    exit_head: the same at an exit below L, a linear lens before it included.
+    probes: one check at an exit, by probe kind (see `offramp.costs.probes.PROBES`), the lens included.
     key_value: float64 [layers], leaving behind what later tokens need of a skipped layer.
+    overhead: what a step costs whatever it runs (embedding, choosing the token, the program around).
     """
 
     unit: str
     layers: NDArray[np.float64]
     head: float
-    probe: float
+    exit_head: float
+    probes: Mapping[str, float]
     key_value: NDArray[np.float64]
+    overhead: float = 0.0
+    batch: int = 1
 
     @property
     def plain(self) -> float:
         """The full model: every layer and the head once, no probe."""
-        return float(self.until_exit[-1]) + self.head
+        return self.overhead + float(self.until_exit[-1]) + self.head
 
     @cached_property
     def until_exit(self) -> NDArray[np.float64]:
@@ -40,16 +48,24 @@ class TokenCosts:
         repair_of_all_above = np.append(np.cumsum(self.key_value[::-1])[::-1][1:], 0.0)
         return np.asarray(np.cumsum(self.layers) + repair_of_all_above, dtype=np.float64)
 
+    @cached_property
+    def heads(self) -> NDArray[np.float64]:
+        """The output head's price at every exit l = 1..L: float64 [layers]."""
+        prices = np.full(len(self.layers), self.exit_head)
+        prices[-1] = self.head
+        return prices
+
 
 @dataclass(frozen=True)
 class Unit:
-    """How to price each part of a token in one unit."""
+    """How to count each part of a step in one unit, as functions of shape, (position,) and batch."""
 
     name: str
-    layers: Callable[[ModelShape, float], NDArray[np.float64]]
-    head: Callable[[ModelShape], float]
-    probe: Callable[[ModelShape], float]
-    key_value: Callable[[ModelShape, float], NDArray[np.float64]]
+    layers: Callable[[ModelShape, float, int], NDArray[np.float64]]
+    head: Callable[[ModelShape, int], float]
+    probe: Callable[[ProbeKind, ModelShape, ProbeSizes, int], float]
+    key_value: Callable[[ModelShape, float, int], NDArray[np.float64]]
+    lens: Callable[[ModelShape, int], float]
 
 
 UNITS: dict[str, Unit] = {
@@ -58,16 +74,18 @@ UNITS: dict[str, Unit] = {
         Unit(
             "bytes",
             counting.layer_bytes,
-            counting.head_bytes,
-            counting.probe_bytes,
+            lambda shape, batch: counting.head_bytes(shape),
+            ProbeKind.batch_bytes,
             counting.key_value_bytes,
+            lambda shape, batch: lens_bytes(shape),
         ),
         Unit(
             "flops",
             counting.layer_flops,
             counting.head_flops,
-            counting.probe_flops,
+            ProbeKind.batch_flops,
             counting.key_value_flops,
+            lens_flops,
         ),
     )
 }
@@ -75,32 +93,54 @@ UNITS: dict[str, Unit] = {
 
 @dataclass(frozen=True)
 class Prices:
-    """The same token priced in bytes moved and in FLOPs."""
+    """The same step priced in bytes moved and in FLOPs."""
 
     bytes: TokenCosts
     flops: TokenCosts
 
 
-def token_prices(shape: ModelShape, position: float) -> Prices:
-    """Both price lists of one token decoded at `position` (0 = first).
+def token_prices(
+    shape: ModelShape, position: float, *, batch: int = 1, lens: bool = False, sizes: ProbeSizes | None = None
+) -> Prices:
+    """Both price lists of a step that decodes `batch` tokens at `position` (0 = first).
 
-    Raises InputError if the position is negative or not finite.
+    Raises InputError if the position is negative or not finite, or the batch below 1.
     """
-    return Prices(bytes=token_costs(shape, position, "bytes"), flops=token_costs(shape, position, "flops"))
+    return Prices(
+        bytes=token_costs(shape, position, "bytes", batch=batch, lens=lens, sizes=sizes),
+        flops=token_costs(shape, position, "flops", batch=batch, lens=lens, sizes=sizes),
+    )
 
 
-def token_costs(shape: ModelShape, position: float, unit: str) -> TokenCosts:
-    """The prices of one token decoded at `position` (0 = first), in "bytes" moved or in "flops".
+def token_costs(
+    shape: ModelShape,
+    position: float,
+    unit: str,
+    *,
+    batch: int = 1,
+    lens: bool = False,
+    sizes: ProbeSizes | None = None,
+) -> TokenCosts:
+    """The prices of a step that decodes `batch` tokens at `position`, in "bytes" moved or in "flops".
 
-    Raises InputError for another unit, or a position that is negative or not finite.
+    lens: whether exits below L are read through a linear lens. sizes: of the probes.
+
+    Raises InputError for another unit, a position that is negative or not finite, or a batch below 1.
     """
     if unit not in UNITS:
         raise InputError(f"no unit {unit!r} to count costs in", fix="choose one of: " + ", ".join(UNITS))
     price = UNITS[unit]
+    sizes = ProbeSizes() if sizes is None else sizes
+    through_lens = price.lens(shape, batch) if lens else 0.0
     return TokenCosts(
         unit=unit,
-        layers=price.layers(shape, position),
-        head=price.head(shape),
-        probe=price.probe(shape),
-        key_value=price.key_value(shape, position),
+        layers=price.layers(shape, position, batch),
+        head=price.head(shape, batch),
+        exit_head=price.head(shape, batch) + through_lens,
+        probes={
+            name: price.probe(kind, shape, sizes, batch) + (through_lens if kind.reads_logits else 0.0)
+            for name, kind in PROBES.items()
+        },
+        key_value=price.key_value(shape, position, batch),
+        batch=batch,
     )

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from offramp.models.caches import held_tensors, sliding_window
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
+from offramp.models.expansion import expansion_parameters
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.models.stack import ExitStack
 
@@ -71,7 +72,11 @@ def measure_shape(hf: Any, stack: ExitStack) -> ModelShape:
     if not any(record.key_value_elements or record.state_elements for record in cached):
         cached = [_without_cache(config, record) for record in cached]
     head = stack.head if stack.head is not None else hf.get_output_embeddings()
-    layers = [_layer_shape(config, layer, record) for layer, record in zip(stack.layers, cached, strict=True)]
+    expansions = expansion_parameters(hf, stack.layers)
+    layers = [
+        _layer_shape(config, layer, record, expansion)
+        for layer, record, expansion in zip(stack.layers, cached, expansions, strict=True)
+    ]
     if all(layer.kind == "feedforward" for layer in layers):
         # A language model mixes positions somehow; without attention its state lies where we cannot see it.
         layers = [dataclasses.replace(layer, kind="recurrent") for layer in layers]
@@ -96,21 +101,27 @@ def count_parameters(modules: Any) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
 
 
-def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer) -> LayerShape:
+def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer, expansion: int) -> LayerShape:
     width = cached.key_value_elements // CACHED_TOKENS
     attention_width = round(cached.attention_width)
     if width and not attention_width:
         attention_width = _attention_width_of_config(config)
+    mixture = find_mixture(layer, config)
+    parameters = count_parameters([layer])
     kinds = {(True, False): "attention", (False, True): "recurrent", (True, True): "hybrid"}
     return LayerShape(
         kind=kinds.get((attention_width > 0, cached.state_elements > 0), "feedforward"),
-        parameters=count_parameters([layer]),
-        active_parameters=count_active_parameters(layer, config),
+        parameters=parameters,
+        active_parameters=parameters - mixture.idle_parameters,
         key_value_parameters=cached.key_value_parameters or width * _hidden_size(config, None),
         key_value_width=width,
         attention_width=attention_width,
         window=cached.window,
         state_elements=cached.state_elements,
+        experts=mixture.experts,
+        experts_per_token=mixture.experts_per_token,
+        expert_parameters=mixture.parameters,
+        expansion_parameters=expansion,
     )
 
 
@@ -126,21 +137,39 @@ def _without_cache(config: Any, record: CachedLayer) -> CachedLayer:
 
 def _attention_width_of_config(config: Any) -> int:
     heads = getattr(config, "num_attention_heads", 0)
+    latent = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    sizes = [int(getattr(config, key, None) or 0) for key in latent]
+    if all(sizes):  # keys and values of different sizes
+        return int(heads * sum(sizes) / 2)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(heads * size)
 
 
-def count_active_parameters(layer: nn.Module, config: Any) -> int:
-    """Elements that one token multiplies: routed experts count for the share of them that a token uses.
+@dataclass(frozen=True)
+class Mixture:
+    """The routed experts of one layer: how many, how many a token is routed to, and their elements."""
+
+    experts: int = 0
+    experts_per_token: int = 0
+    parameters: int = 0
+
+    @property
+    def idle_parameters(self) -> int:
+        """Elements of the experts that one token is not routed to."""
+        unused = self.experts - self.experts_per_token
+        return self.parameters * unused // self.experts if self.experts else 0
+
+
+def find_mixture(layer: nn.Module, config: Any) -> Mixture:
+    """The routed experts of a layer; all zero if it has none, or every token meets all of them.
 
     Routed experts are weights stacked along a first axis of the config's number of experts (three axes or
     more, or a bias of two inside a module that holds such a stack), or a module list of that length.
     """
     experts = _config_number(config, EXPERT_COUNT_KEYS)
     used = _config_number(config, EXPERTS_PER_TOKEN_KEYS)
-    total = count_parameters([layer])
     if experts is None or used is None or experts <= used:
-        return total
+        return Mixture()
     routed: dict[int, int] = {}
     for module in layer.modules():
         if isinstance(module, nn.ModuleList) and len(module) == experts:
@@ -149,8 +178,7 @@ def count_active_parameters(layer: nn.Module, config: Any) -> int:
         if any(parameter.dim() >= 3 and parameter.shape[0] == experts for parameter in own):
             stacked = [parameter for parameter in own if parameter.shape[0] == experts]
             routed |= {id(parameter): parameter.numel() for parameter in stacked}
-    idle = sum(routed.values()) * (experts - used) // experts
-    return total - idle
+    return Mixture(experts, used, sum(routed.values())) if routed else Mixture()
 
 
 def _config_number(config: Any, keys: tuple[str, ...]) -> int | None:

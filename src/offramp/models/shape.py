@@ -18,6 +18,10 @@ class LayerShape:
     attention_width: query heads x head size; scores and values cost 4 x this FLOPs per attended position.
     window: attended positions at most, None for all.
     state_elements: elements of a recurrent state, read and written once per token.
+    experts, experts_per_token: of a mixture of experts, how many there are and how many a token is routed to
+    (0 otherwise). expert_parameters: elements of all routed experts together.
+    expansion_parameters: elements of the weights that make K and V anew from a cached latent, multiplied once
+    for every attended position (0 where the cache holds K and V themselves).
     """
 
     kind: str
@@ -28,6 +32,10 @@ class LayerShape:
     attention_width: int
     window: int | None
     state_elements: int
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_parameters: int = 0
+    expansion_parameters: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,44 +1,90 @@
 """What a policy costs: layers run, K,V left for the skipped ones, every probe, and one head product.
 
-The probe that lets a token leave is its head product; a token that leaves unprobed pays its exit's head, and
-one that reaches exit L pays all the probes that did not fire and the final head.
+A full-head probe that lets a token leave is its head product; a token that leaves by a cheaper probe, or
+unprobed, pays its exit's head beside, and one that reaches exit L pays all the probes that did not fire and
+the final head.
 """
 
 from __future__ import annotations
 
-import bisect
+from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.costs.token import Prices, TokenCosts, token_prices
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Machine
+from offramp.costs.probes import PROBES
+from offramp.costs.token import Prices, TokenCosts, token_costs, token_prices
 from offramp.errors import InputError
+from offramp.policies.bill import PriceAt
+from offramp.policies.signals import probes_of
+from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 
+Needs = Mapping[int, tuple[str, ...]]
 
-def exit_costs(costs: TokenCosts, checked: tuple[int, ...]) -> NDArray[np.float64]:
+
+def check_price(costs: TokenCosts, facts: tuple[str, ...]) -> float:
+    """Price of reading some facts at one exit: each kind of probe once."""
+    return sum(costs.probes[kind] for kind in probes_of(facts))
+
+
+def gives_output(facts: tuple[str, ...]) -> bool:
+    """Whether reading these facts makes the exit's output too."""
+    return any(PROBES[kind].gives_output for kind in probes_of(facts))
+
+
+def exit_costs(costs: TokenCosts, needs: Needs) -> NDArray[np.float64]:
     """Cost of one token that leaves at exit l = 1..L, in the unit of `costs`: float64 [layers].
 
-    checked: the ascending exits below L where the policy probes.
+    needs: the facts read at each checked exit below L, ascending (see `ExitPolicy.needs`); a token is probed
+    at every one up to its own exit.
     """
-    probes = probes_made(len(costs.layers), checked)
-    fired = np.zeros(len(costs.layers), dtype=np.bool_)
-    fired[np.array(checked, dtype=np.int64) - 1] = True
-    return costs.until_exit + probes * costs.probe + np.where(fired, 0.0, costs.head)
+    probes = np.zeros(len(costs.layers))
+    head = costs.heads.copy()
+    for exit, facts in needs.items():
+        probes[exit - 1 :] += check_price(costs, facts)
+        if facts and gives_output(facts):
+            head[exit - 1] = 0.0
+    return costs.overhead + costs.until_exit + probes + head
 
 
 def exit_costs_without_probes(costs: TokenCosts) -> NDArray[np.float64]:
     """The same bill with checks for free, one head product a token: float64 [layers]."""
-    return costs.until_exit + costs.head
+    return costs.overhead + costs.until_exit + costs.heads
 
 
-def probes_made(layers: int, checked: tuple[int, ...]) -> NDArray[np.int64]:
-    """Probes made by a token that leaves at exit l = 1..L: int64 [layers]."""
-    return np.array([bisect.bisect_right(checked, exit) for exit in range(1, layers + 1)], dtype=np.int64)
+def walk_costs(costs: TokenCosts, walk: Walk) -> NDArray[np.float64]:
+    """Cost of each token, in the unit of `costs`: float64 [tokens]."""
+    if walk.probed is None:
+        return np.asarray(exit_costs(costs, walk.needs)[walk.exits - 1])
+    total = exit_costs_without_probes(costs)[walk.exits - 1]
+    for place, (exit, facts) in enumerate(walk.needs.items()):
+        probed = walk.probed_at(place)
+        total[probed] += check_price(costs, facts)
+        if gives_output(facts):
+            total[probed & (walk.exits == exit)] -= costs.heads[exit - 1]
+    return np.asarray(total)
 
 
-def prices_of(trace: Trace) -> Prices:
-    """What a token of this trace costs, at its mean position.
+def probes_made(walk: Walk) -> NDArray[np.int64]:
+    """Checked exits where each token was probed: int64 [tokens]."""
+    made = np.zeros(len(walk.exits), dtype=np.int64)
+    for place in range(len(walk.needs)):
+        made += walk.probed_at(place)
+    return made
+
+
+def has_lens(trace: Trace) -> bool:
+    """Whether the trace's exits below L were read through a linear lens."""
+    heads = trace.provenance.get("request", {}).get("heads")
+    return bool(heads and heads.get("lens"))
+
+
+def mean_position(trace: Trace) -> float:
+    """The position at which a trace's tokens are charged.
 
     Raises InputError for a trace without tokens.
     """
@@ -46,4 +92,46 @@ def prices_of(trace: Trace) -> Prices:
         raise InputError(
             "the trace has no tokens", where=str(trace.folder or "the trace"), fix="trace more text"
         )
-    return token_prices(trace.shape, float(np.mean(trace.position, dtype=np.float64)))
+    return float(np.mean(trace.position, dtype=np.float64))
+
+
+def prices_of(trace: Trace) -> Prices:
+    """What a token of this trace costs in bytes and FLOPs, at its mean position.
+
+    Raises InputError for a trace without tokens.
+    """
+    return token_prices(trace.shape, mean_position(trace), lens=has_lens(trace))
+
+
+def seconds_of(trace: Trace, machine: Machine, batch: int = 1) -> TokenCosts:
+    """What a step of `batch` tokens of this trace takes on a machine, at the mean position.
+
+    Raises InputError for a trace without tokens, or one that the machine's profile cannot price.
+    """
+    return machine.token_costs(trace.shape, mean_position(trace), batch=batch, lens=has_lens(trace))
+
+
+def counted_at(trace: Trace, unit: str) -> PriceAt:
+    """Prices in "bytes" or "flops" of a step of this trace by its rows, at the mean position.
+
+    Raises InputError for a trace without tokens.
+    """
+    position, lens = mean_position(trace), has_lens(trace)
+    return cache(lambda rows: token_costs(trace.shape, position, unit, batch=rows, lens=lens))
+
+
+def seconds_at(trace: Trace, machine: Machine) -> PriceAt:
+    """Seconds of a step of this trace on a machine by its rows, at the mean position; see `seconds_of`."""
+    return cache(lambda rows: seconds_of(trace, machine, batch=rows))
+
+
+def machine_for(trace: Trace, machine: Machine | str) -> Machine:
+    """The machine itself, or the one of that name or TOML file for the trace's model.
+
+    Raises InputError as `offramp.costs.hardware.find_machine` does.
+    """
+    if not isinstance(machine, str):
+        return machine
+    request = trace.provenance.get("request", {})
+    fingerprint = request.get("model", {}).get("fingerprint")
+    return find_machine(machine, model_fingerprint=fingerprint, dtype=request.get("dtype"))

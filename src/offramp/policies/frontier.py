@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
 from offramp.policies.charging import exit_costs, exit_costs_without_probes, prices_of
-from offramp.policies.kinds import Threshold
 from offramp.policies.results import Frontier
+from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import find_signal
-from offramp.policies.sweep import sweep
+from offramp.policies.sweep import side_by_side, sweep
 from offramp.tracing.trace import Trace
 
 
@@ -31,21 +29,31 @@ def frontier(
     checked = tuple(int(exit) for exit in trace.exits if exit < trace.layers) if exits is None else exits
     if not checked:
         raise PolicyError("no exits to check", fix=f"choose exits from 1 to {trace.layers - 1}")
-    Threshold(signal, 0.0, checked).checked_exits(trace.layers)
+    Threshold(signal, 0.0, checked).needs(trace.layers)
     prices = prices_of(trace).bytes if costs is None else costs
-    moves = sweep(trace, rule, checked, trace.agreement)
-    plain = trace.token_count * prices.plain
+    # Two columns are read from disk in the time of one; `agreement` then finds its own in the trace.
+    side_by_side(trace.fact, (rule.fact, "top1"))
+    # The first check of a signal that compares exits never lets a token leave.
+    moves = sweep(trace, rule, checked[1:] if rule.opens else checked, trace.agreement)
+    charged, unprobed = exit_costs(prices, signal_needs(rule, checked)), exit_costs_without_probes(prices)
     depth = np.arange(1.0, trace.layers + 1.0)
-    charged, unprobed = exit_costs(prices, checked), exit_costs_without_probes(prices)
-    never = math.inf if rule.exit_when == "at least" else -math.inf
+    agreement, skipped, speedup, speedup_unprobed = moves.running(
+        [moves.agreement_change, moves.change(depth), moves.change(charged), moves.change(unprobed)]
+    )
+    tokens = trace.token_count
+    # In place: with one point a move each of these is as large as the trace.
+    np.divide(np.add(agreement, tokens, out=agreement), tokens, out=agreement)
+    np.divide(skipped, -float(tokens * trace.layers), out=skipped)
+    for total, per_exit in ((speedup, charged), (speedup_unprobed, unprobed)):
+        np.divide(tokens * prices.plain, np.add(total, tokens * per_exit[-1], out=total), out=total)
     return Frontier(
         signal=signal,
         exits=checked,
-        threshold=np.concatenate([[never], moves.threshold]),
-        agreement=np.concatenate([[1.0], moves.agreement_count() / trace.token_count]),
-        skip_ratio=np.concatenate([[0.0], 1.0 - moves.total(depth) / (trace.token_count * trace.layers)]),
-        speedup=np.concatenate([[prices.plain / charged[-1]], plain / moves.total(charged)]),
-        speedup_without_probes=np.concatenate([[1.0], plain / moves.total(unprobed)]),
+        threshold=moves.thresholds,
+        agreement=agreement,
+        skip_ratio=np.add(skipped, 0.0, out=skipped),
+        speedup=speedup,
+        speedup_without_probes=speedup_unprobed,
     )
 
 

@@ -3,6 +3,7 @@
 never
 static:exit=20
 threshold:signal=margin,value=0.9,exits=10+15+20
+votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=1,exits=10+15]
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
-from offramp.files import write_json_atomically
-from offramp.policies.kinds import policy_kinds
+from offramp.files import canonical_json, sha256_of_text, write_json_atomically
 from offramp.policies.policy import ExitPolicy, ParameterError, text_of
+from offramp.policies.reading import require_balanced, split_outside_brackets
+from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import suggest
 
 SCHEMA_VERSION = 1
+TUNED_SCHEMA_VERSION = 2
+"""That of a file of the tuner, which holds a policy among other things."""
+SEAL = "sha256"
+"""Where the tuner's file holds the SHA-256 of everything else in it."""
 
 
 def parse_policy(text: str) -> ExitPolicy:
@@ -28,30 +34,51 @@ def parse_policy(text: str) -> ExitPolicy:
     """
     if text.endswith(".json"):
         return read_policy(Path(text))
+    try:
+        require_balanced(text)
+        return read_text(text)
+    except ParameterError as error:
+        where = f"\n  {text}\n  {' ' * error.offset}^"
+        raise PolicyError(error.what, where=where, fix=error.fix) from error
+
+
+def read_text(text: str) -> ExitPolicy:
+    """The policy of a text whose brackets are balanced; raises ParameterError at the character at fault."""
     kind_text, colon, settings = text.partition(":")
     kind = policy_kinds().get(kind_text)
     if kind is None:
-        raise _error_at(text, 0, f"unknown policy {kind_text!r}", suggest(kind_text, policy_kinds()))
-    starts = _value_starts(text, len(kind_text) + 1, settings, kind) if colon else {}
-    for parameter in kind.parameters:
-        if parameter.name not in starts:
-            what = f"{kind_text} needs {parameter.name}="
-            raise _error_at(text, len(text), what, f"add {parameter.name}=, {parameter.meaning}")
+        raise ParameterError(f"unknown policy {kind_text!r}", fix=suggest(kind_text, policy_kinds()))
+    starts = _value_starts(len(kind_text) + 1, settings, kind) if colon else {}
     values: dict[str, Any] = {}
     for parameter in kind.parameters:
-        start, value = starts[parameter.name]
+        given = starts.get(parameter.name)
+        value = parameter.default if given is None else given[1]
+        if value is None:
+            raise ParameterError(
+                f"{kind_text} needs {parameter.name}=",
+                fix=f"add {parameter.name}=, {parameter.meaning}",
+                offset=len(text),
+            )
         try:
             values[parameter.name] = parameter.read(value)
         except ParameterError as error:
-            raise _error_at(text, start + error.offset, error.what, error.fix) from error
-    return kind(**values)
+            raise error.moved(given[0] if given else 0) from error
+    try:
+        return kind(**values)
+    except ParameterError as error:
+        start, _ = starts.get(error.parameter or "", (0, ""))
+        raise error.moved(start) from error
 
 
-def _value_starts(text: str, start: int, settings: str, kind: type[ExitPolicy]) -> dict[str, tuple[int, str]]:
-    """Where each parameter's value starts in the text, and the value."""
+def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str, tuple[int, str]]:
+    """Where each parameter's value starts in the text, and the value.
+
+    start: characters before the settings.
+    """
     names = [parameter.name for parameter in kind.parameters]
     found: dict[str, tuple[int, str]] = {}
-    for setting in settings.split(","):
+    for offset, setting in split_outside_brackets(settings, ","):
+        place = start + offset
         name, equals, value = setting.partition("=")
         if name not in names:
             what = (
@@ -62,64 +89,113 @@ def _value_starts(text: str, start: int, settings: str, kind: type[ExitPolicy]) 
             fix = suggest(name, names) if names else f"write {kind.kind} alone"
             if name.strip().isdigit():
                 fix = 'join exits with "+", as in exits=10+15+20'
-            raise _error_at(text, start, what, fix)
+            raise ParameterError(what, fix=fix, offset=place)
         if name in found:
-            raise _error_at(text, start, f"{name} is given twice", "give it once")
+            raise ParameterError(f"{name} is given twice", fix="give it once", offset=place)
         if not equals or not value:
-            raise _error_at(text, start + len(setting), f"{name} has no value", f"write {name}=value")
-        found[name] = (start + len(name) + 1, value)
-        start += len(setting) + 1
+            end = place + len(setting)
+            raise ParameterError(f"{name} has no value", fix=f"write {name}=value", offset=end)
+        found[name] = (place + len(name) + 1, value)
     return found
-
-
-def _error_at(text: str, position: int, what: str, fix: str) -> PolicyError:
-    """A PolicyError whose `where` shows the text with a caret under one character."""
-    return PolicyError(what, where=f"\n  {text}\n  {' ' * position}^", fix=fix)
 
 
 def policy_to_json(policy: ExitPolicy) -> dict[str, Any]:
     """The JSON object of a policy: schema version, kind and parameters."""
-    return {"schema_version": SCHEMA_VERSION, "kind": policy.kind, "parameters": policy.values()}
+    return {"schema_version": SCHEMA_VERSION, "kind": policy.kind, "parameters": policy.parameter_values()}
 
 
 def policy_from_json(value: Any, where: str) -> ExitPolicy:
-    """The policy of a JSON object; `where` names its source in errors.
+    """The policy of a JSON object: a plain one, or the one that a tuned policy's file holds.
 
-    Raises PolicyError for a newer schema version, a missing or unknown key, or a value that does not fit.
+    where: names its source in errors.
+
+    Raises PolicyError for a newer schema version, a missing or unknown key, a value that does not fit, or a
+    tuned policy that was edited.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("schema_version"), int):
+    if not isinstance(value, dict):
+        raise _no_policy_file(where)
+    version = value.get("schema_version")
+    if isinstance(version, int) and version > TUNED_SCHEMA_VERSION:
         raise PolicyError(
-            "this is no policy file", where=where, fix="give one that offramp run wrote below policies/"
-        )
-    if value["schema_version"] > SCHEMA_VERSION:
-        raise PolicyError(
-            f"the policy has schema version {value['schema_version']}, newer than {SCHEMA_VERSION}",
+            f"the policy has schema version {version}, newer than {TUNED_SCHEMA_VERSION}",
             where=where,
             fix="upgrade offramp",
         )
+    if version == TUNED_SCHEMA_VERSION and value.get("kind") == "tuned":
+        if value.get(SEAL) != seal_of(value):
+            raise PolicyError(
+                "the tuned policy was edited since it was written (SHA-256 differs)",
+                where=where,
+                fix="tune again: a certificate holds only for the policy that was tested",
+            )
+        return _policy_within(value.get("policy"), where)
+    if version is True or version != SCHEMA_VERSION:
+        raise _no_policy_file(where)
+    return _plain_policy(value, where)
+
+
+def seal_of(tuned: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a tuned policy's object but the seal itself."""
+    return sha256_of_text(canonical_json({key: part for key, part in tuned.items() if key != SEAL}))
+
+
+def _policy_within(value: Any, where: str) -> ExitPolicy:
+    """The policy in a tuned policy's file: a text, or a plain policy's object."""
+    if isinstance(value, dict) and value.get("schema_version") == SCHEMA_VERSION:
+        return _plain_policy(value, where)
+    if not isinstance(value, str) or value.endswith(".json"):
+        raise _no_policy_file(where)
+    try:
+        return parse_policy(value)
+    except PolicyError as error:
+        raise PolicyError(error.what, where=f"{where}, policy{error.where}", fix=error.fix) from error
+
+
+def _plain_policy(value: Mapping[str, Any], where: str) -> ExitPolicy:
+    """The policy of an object of kind and parameters."""
+    unknown = sorted(set(value) - {"schema_version", "kind", "parameters"})
+    if unknown:
+        raise PolicyError(f"a policy file has no entry {unknown[0]!r}", where=where, fix="remove it")
     kind = policy_kinds().get(str(value.get("kind")))
     if kind is None:
         fix = suggest(str(value.get("kind")), policy_kinds())
         raise PolicyError(f"unknown policy {value.get('kind')!r}", where=where, fix=fix)
     parameters = value.get("parameters")
     names = {parameter.name for parameter in kind.parameters}
-    if not isinstance(parameters, dict) or set(parameters) != names:
+    needed = {parameter.name for parameter in kind.parameters if parameter.default is None}
+    if not isinstance(parameters, dict) or not needed <= set(parameters) <= names:
         listed = ", ".join(sorted(names)) or "none"
         raise PolicyError(
             f"the parameters of {kind.kind} do not match", where=where, fix=f"give exactly: {listed}"
         )
-    return kind(**_read_values(kind, parameters, where))
+    values = _read_values(kind, parameters, where)
+    try:
+        return kind(**values)
+    except ParameterError as error:
+        place = f"{where}, {error.parameter}" if error.parameter else where
+        raise PolicyError(error.what, where=place, fix=error.fix) from error
 
 
 def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Parameter values from JSON, held to the same rules as their texts."""
     values: dict[str, Any] = {}
     for parameter in kind.parameters:
+        given = parameters.get(parameter.name, parameter.default)
         try:
-            values[parameter.name] = parameter.read(text_of(parameters[parameter.name]))
+            text = text_of(given)
+            require_balanced(text)
+            values[parameter.name] = parameter.read(text)
         except ParameterError as error:
             raise PolicyError(error.what, where=f"{where}, {parameter.name}", fix=error.fix) from error
     return values
+
+
+def _no_policy_file(where: str) -> PolicyError:
+    return PolicyError(
+        "this is no policy file",
+        where=where,
+        fix="give one that offramp run wrote below policies/, or that offramp tune wrote",
+    )
 
 
 def read_policy(path: Path) -> ExitPolicy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,13 +13,25 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.tracing.trace import Trace
 
+Rows = NDArray[np.bool_]
+FactsAtExit = Mapping[str, NDArray[Any]]
+
 
 class ParameterError(PolicyError):
-    """A parameter text that does not fit; `offset` counts the characters before the one at fault."""
+    """A parameter that does not fit.
 
-    def __init__(self, what: str, *, fix: str, offset: int = 0) -> None:
+    offset: characters before the one at fault. parameter: the name of the one at fault, where a policy finds
+    out only from all of them together.
+    """
+
+    def __init__(self, what: str, *, fix: str, offset: int = 0, parameter: str | None = None) -> None:
         self.offset = offset
+        self.parameter = parameter
         super().__init__(what, fix=fix)
+
+    def moved(self, by: int) -> ParameterError:
+        """The same error of a longer text that has `by` more characters in front."""
+        return ParameterError(self.what, fix=self.fix, offset=self.offset + by)
 
 
 @dataclass(frozen=True)
@@ -27,63 +39,155 @@ class Parameter:
     """One parameter of a policy kind in the policy grammar.
 
     read: from its text to the value; raises ParameterError for a text that does not fit.
-    meaning: one line for lists and error messages.
+    meaning: one line for lists and error messages. default: the text used if it is left out, None if it must
+    be given.
     """
 
     name: str
     read: Callable[[str], Any]
     meaning: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is known of one token of every stream before any of its layers runs.
+
+    index: int64 [streams], tokens of the same document or answer that came before it.
+    facts: document-level facts by name, float64 [streams] (a prompt's difficulty, say).
+    """
+
+    index: NDArray[np.int64]
+    facts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+class Decider(ABC):
+    """A policy at work on several token streams side by side.
+
+    A stream is a document in replay and a sequence in decoding. For every token: `begin`, then at each exit
+    of `ExitPolicy.needs` from shallow to deep `checks` and `decide`, until the token leaves, then `end`. Rows
+    that have left or are not checked may hold any values and their answers are not used.
+    """
+
+    def begin(self, tokens: Tokens) -> None:
+        """A new token of every stream; forgets what belonged to the one before."""
+        self.streams = len(tokens.index)
+
+    def checks(self, exit: int) -> Rows:
+        """Which streams read the facts at this exit, and pay for it: bool [streams]. By default all."""
+        return np.ones(self.streams, dtype=np.bool_)
+
+    @abstractmethod
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        """Which streams leave at this exit: bool [streams].
+
+        facts: by name, [streams], those that `ExitPolicy.needs` lists for this exit and no others.
+        """
+
+    # Not abstract: most policies remember nothing.
+    def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:  # noqa: B027
+        """The exits taken, int64 [streams], and the facts of `ExitPolicy.final_facts` at exit L, [streams].
+
+        The latter are known for streams that ran to exit L only; other rows hold any values.
+        """
 
 
 class ExitPolicy(ABC):
     """Decides, exit by exit from shallow to deep, whether a token leaves. At exit L every token leaves.
 
     A subclass is a frozen dataclass whose fields are its parameters, in order. Values are texts, numbers,
-    or tuples of integers, so that they survive text and JSON.
+    other policies, or tuples of these, so that they survive text and JSON.
+
+    reachable: whether it decides from what a decoder knows; an oracle does not, and has `exits_of` instead.
     """
 
     kind: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
+    reachable: ClassVar[bool] = True
+    never_deepens: ClassVar[bool] = False
 
     @property
-    @abstractmethod
-    def facts_needed(self) -> tuple[str, ...]:
-        """The facts that `decide` reads at a checked exit."""
+    def remembers(self) -> bool:
+        """Whether a decision depends on earlier tokens of the same document."""
+        return False
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        """Facts at exit L that `Decider.end` is given, of tokens that ran so far."""
+        return ()
+
+    @property
+    def document_facts(self) -> tuple[str, ...]:
+        """Document-level facts that `Decider.begin` is given."""
+        return ()
 
     @abstractmethod
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The exits below L = `layers` where it is asked, ascending, and the facts that it reads there.
+
+        An exit without facts costs no probe. Raises PolicyError if the policy does not fit a model of so many
+        layers.
+        """
+
+    @abstractmethod
+    def decider(self, layers: int, streams: int) -> Decider:
+        """The policy at work on so many streams, knowing nothing of them yet."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The workload classes for which `for_task` gives a policy of their own."""
+        return ()
+
+    def for_task(self, task: str | None) -> ExitPolicy:
+        """The policy for a workload class (the workload's name); itself unless it holds one per class."""
+        return self
+
+    def exits_of(self, trace: Trace) -> NDArray[np.int64]:
+        """The exits that an unreachable policy takes, int64 [tokens]; raises PolicyError for any other."""
+        raise PolicyError(
+            f"{self.kind} looks nothing up", where=str(self), fix="replay it with offramp.policies.walk.walk"
+        )
+
     def checked_exits(self, layers: int) -> tuple[int, ...]:
-        """The exits, ascending and below L = `layers`, where a probe is made and charged.
+        """The exits below L, ascending, where facts are read."""
+        return tuple(exit for exit, facts in self.needs(layers).items() if facts)
 
-        Raises PolicyError if the policy does not fit a model of so many layers.
-        """
-
-    @abstractmethod
-    def decide(self, exit: int, facts: Mapping[str, float]) -> bool:
-        """Whether one token leaves at this exit, from the facts of this exit alone."""
-
-    @abstractmethod
     def choose(self, trace: Trace) -> NDArray[np.int64]:
-        """The exit at which each token leaves: int64 [tokens], the same as asking `decide` exit by exit.
+        """The exit at which each token of a trace leaves: int64 [tokens]."""
+        from offramp.policies.walk import walk
 
-        Raises PolicyError if the policy does not fit the trace.
-        """
+        return walk(self, trace).exits
 
-    def values(self) -> dict[str, Any]:
-        """Parameter values by name, as JSON holds them (tuples become lists)."""
+    def parameter_values(self) -> dict[str, Any]:
+        """Parameters by name, as JSON holds them: tuples become lists, policies their text in brackets."""
         fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return {name: _plain(value) for name, value in fields.items()}
 
     def __str__(self) -> str:
         """The policy's text, which `parse_policy` reads back."""
-        settings = ",".join(f"{name}={text_of(value)}" for name, value in self.values().items())
+        settings = ",".join(
+            f"{parameter.name}={text_of(getattr(self, parameter.name))}" for parameter in self.parameters
+        )
         return f"{self.kind}:{settings}" if settings else self.kind
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return text_of(value) if isinstance(value, ExitPolicy) else value
+
+
 def text_of(value: Any) -> str:
-    """A parameter value in the policy grammar: numbers in their shortest exact form, lists joined by "+"."""
+    """A parameter value in the policy grammar.
+
+    Numbers in their shortest exact form, lists joined by "+", a policy within another in brackets.
+    """
     if isinstance(value, list | tuple):
         return "+".join(text_of(item) for item in value)
-    return value if isinstance(value, str) else repr(value)
+    if isinstance(value, ExitPolicy):
+        return f"[{value}]"
+    # A list is joined by "+", so an exponent has none.
+    return value if isinstance(value, str) else repr(value).replace("e+", "e")
 
 
 def check_exits(exits: tuple[int, ...], layers: int) -> None:

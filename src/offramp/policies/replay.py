@@ -2,51 +2,147 @@
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+from dataclasses import dataclass
 
-from offramp.costs.token import Prices
-from offramp.policies.charging import exit_costs, exit_costs_without_probes, prices_of, probes_made
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.machine import Machine
+from offramp.costs.token import Prices, TokenCosts
+from offramp.errors import InputError, PolicyError
+from offramp.policies.batching import BATCHINGS, count_plain, group_into_steps
+from offramp.policies.bill import PriceAt, make_bill
+from offramp.policies.charging import (
+    counted_at,
+    machine_for,
+    mean_position,
+    probes_made,
+    seconds_at,
+)
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run
 from offramp.policies.results import ReplayResult
+from offramp.policies.signals import suggest
+from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
 
-def replay(trace: Trace, policy: ExitPolicy | str, costs: Prices | None = None) -> ReplayResult:
+def replay(
+    trace: Trace,
+    policy: ExitPolicy | str,
+    costs: Prices | None = None,
+    *,
+    machine: Machine | str | None = None,
+    kv: str = "propagate",
+    batch: int = 1,
+    batching: str = "lockstep",
+    draft_length: int = 4,
+    seed: int = 0,
+) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
 
     policy: a policy, or the text of one (see `parse_policy`).
+    costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
+    mean position.
+    machine: prices in seconds too: a machine, or the name or TOML file of one ("local", "h100").
+    kv: "propagate", "recompute", "speculate" or "monotone" (see `offramp.policies.repair`).
+    batch: sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.batching`), grouped at
+    random by `seed`. draft_length: tokens drafted before a verification, for "speculate".
 
-    costs: price lists in bytes and FLOPs; by default those of the trace's model at its mean position.
-
-    Raises PolicyError if the policy does not fit the trace, InputError for a trace without tokens.
+    Raises PolicyError if the policy does not fit the trace, the strategy or the batch; InputError for a trace
+    without tokens, or a machine that is unknown or cannot price it.
     """
+    strategy = _check_options(kv, batch, batching, draft_length)
     if isinstance(policy, str):
         policy = parse_policy(policy)
-    prices = prices_of(trace) if costs is None else costs
-    exits = policy.choose(trace)
-    checked = policy.checked_exits(trace.layers)
-    columns = np.searchsorted(trace.exits, exits)
-    rows = np.arange(trace.token_count)
-    # Sums over exits, not tokens: the full model's bill is then exactly the plain one.
-    leaving = np.bincount(exits - 1, minlength=trace.layers).astype(np.float64)
-    charged = float(leaving @ exit_costs(prices.bytes, checked))
-    unprobed = float(leaving @ exit_costs_without_probes(prices.bytes))
-    flops = float(leaving @ exit_costs(prices.flops, checked))
-    nll, divergence = fact_of(trace, "nll"), fact_of(trace, "kl_to_final")
+    mean_position(trace)  # refuses a trace without tokens
+    machine = None if machine is None else machine_for(trace, machine)
+    if costs is None:
+        in_bytes, in_flops = counted_at(trace, "bytes"), counted_at(trace, "flops")
+    else:
+        in_bytes, in_flops = _only_one_row(costs.bytes), _only_one_row(costs.flops)
+    own = policy.for_task(task_of(trace))
+    steps = group_into_steps(trace.document, batch, seed)
+    walked = BATCHINGS[batching](walk(own, trace), steps)
+    run = Run(trace, own, walked, steps, draft_length)
+    usage, plain = strategy.count(run), count_plain(steps, trace.layers)
+    # The same exits without a single check: each output then takes a head product of its own.
+    unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
+    at = in_bytes if machine is None else seconds_at(trace, machine)
+    bill = make_bill(usage, plain, at, trace.token_count)
+    unprobed = make_bill(unchecked, plain, at, trace.token_count)
+    quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)
+    seconds = machine is not None
     return ReplayResult(
         policy=str(policy),
-        exits=exits,
-        probes=probes_made(trace.layers, checked)[exits - 1],
+        exits=walked.exits,
+        probes=probes_made(walked),
+        skip_ratio=float(1.0 - np.mean(walked.exits) / trace.layers),
+        predicted_speedup=bill.speedup,
+        predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
+        speedup_without_probes=unprobed.speedup,
+        probe_share=1.0 - unprobed.total / bill.total,
+        agreement=quality.agreement,
+        nll_increase=quality.nll_increase,
+        kl=quality.kl,
+        basis="bytes moved" if machine is None else machine.name,
+        seconds_per_token=bill.total / bill.tokens if seconds else None,
+        plain_seconds_per_token=bill.plain / bill.tokens if seconds else None,
+        kv=kv,
+        batch=batch,
+        batching=batching,
+        reachable=own.reachable,
+        bill=bill,
+    )
+
+
+def _check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
+    if kv not in STRATEGIES:
+        raise PolicyError(f"unknown strategy {kv!r} for K and V", fix=suggest(kv, STRATEGIES))
+    if batching not in BATCHINGS:
+        raise PolicyError(f"unknown batching {batching!r}", fix=suggest(batching, BATCHINGS))
+    for name, value in {"batch": batch, "draft length": draft_length}.items():
+        if value < 1:
+            raise PolicyError(f"a {name} of {value} is none", fix="give 1 or more")
+    if batch > 1 and not STRATEGIES[kv].batches:
+        able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.batches)
+        raise PolicyError(
+            f"{kv!r} is charged for one sequence at a time, not for a batch of {batch}",
+            fix=f"give batch 1, or one of the strategies {able}",
+        )
+    return STRATEGIES[kv]
+
+
+@dataclass(frozen=True)
+class _Quality:
+    agreement: float
+    nll_increase: float
+    kl: float
+
+
+def _quality(trace: Trace, exits: NDArray[np.int64]) -> _Quality:
+    """Quality of the outputs at some exits, int64 [tokens]."""
+    columns = np.searchsorted(trace.exits, exits)
+    rows = np.arange(trace.token_count)
+    nll, divergence = fact_of(trace, "nll"), fact_of(trace, "kl_to_final")
+    increase = np.mean(nll[rows, columns], dtype=np.float64) - np.mean(nll[:, -1], dtype=np.float64)
+    return _Quality(
         agreement=float(np.mean(trace.agreement[rows, columns])),
-        skip_ratio=float(1.0 - np.mean(exits) / trace.layers),
-        predicted_speedup=trace.token_count * prices.bytes.plain / charged,
-        predicted_speedup_flops=trace.token_count * prices.flops.plain / flops,
-        speedup_without_probes=trace.token_count * prices.bytes.plain / unprobed,
-        probe_share=1.0 - unprobed / charged,
-        nll_increase=float(
-            np.mean(nll[rows, columns], dtype=np.float64) - np.mean(nll[:, -1], dtype=np.float64)
-        ),
+        nll_increase=float(increase),
         kl=float(np.mean(divergence[rows, columns], dtype=np.float64)),
     )
+
+
+def _only_one_row(costs: TokenCosts) -> PriceAt:
+    def at(rows: int) -> TokenCosts:
+        if rows != costs.batch:
+            raise InputError(
+                f"the given prices are those of a step of {costs.batch}, not of {rows}",
+                fix="leave the prices out, or choose a strategy and a batch that need no others",
+            )
+        return costs
+
+    return at

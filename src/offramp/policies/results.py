@@ -1,28 +1,32 @@
-"""What a replay, a frontier and a verdict hold."""
+"""What a replay and a frontier hold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.scoring.estimate import Estimate
-
-Decision = Literal["pays", "does not pay", "too close to call"]
+from offramp.policies.bill import Bill
 
 
 @dataclass(frozen=True)
 class ReplayResult:
     """One policy replayed on one trace.
 
-    exits: int64 [tokens], the exit each token leaves at. probes: int64 [tokens], checks made before leaving.
-    agreement: share of tokens whose exit's top-1 equals the full model's.
-    skip_ratio: share of layers not executed. probe_share: share of the policy's bytes that probes add.
-    predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head), in bytes moved at
-    batch 1; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of the bill.
-    nll_increase, kl: means over tokens, nats.
+    exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
+    checks made before leaving.
+    agreement: share of tokens whose output equals the full model's. nll_increase, kl: means over tokens, in
+    nats.
+    skip_ratio: share of layers above the exits taken; what a K,V strategy runs of them later is on the bill.
+    basis: what `predicted_speedup` is counted in: "bytes moved", or seconds on the machine of that name.
+    predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head) in that basis, at
+    this batch size; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of
+    the bill. probe_share: share of the policy's cost that probes add.
+    seconds_per_token, plain_seconds_per_token: on the machine, None without one.
+    kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
+    reachable: whether a decoder could follow the policy; an oracle it could not.
+    bill: every line of the cost, in bytes or seconds.
     """
 
     policy: str
@@ -36,6 +40,14 @@ class ReplayResult:
     probe_share: float
     nll_increase: float
     kl: float
+    basis: str
+    seconds_per_token: float | None
+    plain_seconds_per_token: float | None
+    kv: str
+    batch: int
+    batching: str
+    reachable: bool
+    bill: Bill
 
 
 @dataclass(frozen=True)
@@ -53,27 +65,3 @@ class Frontier:
     skip_ratio: NDArray[np.float64]
     speedup: NDArray[np.float64]
     speedup_without_probes: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether early exit pays at one quality floor: chosen on one half of the documents, judged on the other.
-
-    policy: the chosen policy's text, "never" if no policy beat the full model on the first half.
-    agreement, skip_ratio, net_speedup: on the documents that the choice never saw.
-    documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
-    """
-
-    floor: float
-    decision: Decision
-    reason: str
-    policy: str
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    net_speedup_flops: Estimate
-    fit_agreement: float
-    fit_documents: int
-    report_documents: int
-    documents_needed: int
-    floor_held: bool

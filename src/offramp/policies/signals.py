@@ -3,66 +3,235 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 
 Direction = Literal["at least", "at most"]
+
+ROUNDING = 1e-4
+"""How far a recorded fact may lie outside its signal's range, having been summed in float32."""
+
+OPENING_FACT = "top1"
+"""What the first check of a signal that compares exits reads: the output to compare with."""
 
 
 @dataclass(frozen=True)
 class Signal:
     """One per-(token, exit) measure of confidence.
 
-    fact: the column of the trace, and the key in the facts that a decision is given.
-    exit_when: the token leaves when the fact is "at least" or "at most" the threshold.
-    probe: what must be computed for one check; "full head" is final norm, head and reductions.
-    source: where the signal was introduced.
+    fact: the column of the trace, and the key in the facts that a decision is given. exit_when: the token
+    leaves when the fact is "at least" or "at most" the threshold. low, high: the range of the fact, infinite
+    where it has no bound. probe: what one check computes, a name in
+    `offramp.costs.probes.PROBES`. source: where the signal was introduced. opens: its first check only makes
+    what later ones compare with (a full head product) and never lets a token leave. looks_back: it compares
+    with the check before, not with the first.
     """
 
     name: str
     fact: str
     exit_when: Direction
-    probe: Literal["full head"]
+    probe: str
     unit: str
     source: str
+    opens: bool = False
+    looks_back: bool = False
+    low: float = 0.0
+    high: float = 1.0
 
-    def fires(self, fact: float, threshold: float) -> bool:
-        """Whether a token with this fact leaves at this threshold."""
-        return fact >= threshold if self.exit_when == "at least" else fact <= threshold
+    @property
+    def is_confidence(self) -> bool:
+        """Whether it is a share of certainty from 0 to 1 that every check gives."""
+        return (self.low, self.high, self.exit_when) == (0.0, 1.0, "at least") and not self.opens
+
+    def holds(self, threshold: float) -> bool:
+        """Whether a threshold lies within the signal's range, and so tells tokens apart."""
+        return self.low - ROUNDING <= threshold <= self.high + ROUNDING
+
+    def fires(self, fact: NDArray[Any], threshold: Any) -> NDArray[np.bool_]:
+        """Which tokens leave: facts [rows], a threshold or one per row, compared in float64."""
+        # In float64: numpy would round a Python float to the fact's float32.
+        limit = np.asarray(threshold, dtype=np.float64)
+        return np.asarray(fact >= limit if self.exit_when == "at least" else fact <= limit)
 
 
 SIGNALS: dict[str, Signal] = {
     signal.name: signal
     for signal in (
         Signal(
-            name="max_prob",
-            fact="max_prob",
-            exit_when="at least",
-            probe="full head",
-            unit="probability",
-            source="largest softmax probability; EE-LLM (arXiv 2312.04916)",
+            "max_prob",
+            "max_prob",
+            "at least",
+            "full head",
+            "probability",
+            "largest softmax probability; EE-LLM (arXiv 2312.04916)",
         ),
         Signal(
-            name="margin",
-            fact="margin",
-            exit_when="at least",
-            probe="full head",
-            unit="probability",
-            source="difference of the two largest softmax probabilities; CALM (arXiv 2207.07061)",
+            "margin",
+            "margin",
+            "at least",
+            "full head",
+            "probability",
+            "difference of the two largest softmax probabilities; CALM (arXiv 2207.07061, section 3.5)",
         ),
         Signal(
-            name="entropy",
-            fact="entropy",
-            exit_when="at most",
-            probe="full head",
-            unit="nats",
-            source="entropy of the softmax; BranchyNet (arXiv 1709.01686)",
+            "logit_gap",
+            "logit_gap",
+            "at least",
+            "full head",
+            "logits",
+            "difference of the two largest logits, log p1/p2",
+            high=math.inf,
+        ),
+        Signal(
+            "entropy",
+            "entropy",
+            "at most",
+            "full head",
+            "nats",
+            "entropy of the softmax; BranchyNet (arXiv 1709.01686, section III), DeeBERT (arXiv 2004.12993)",
+            high=math.inf,
+        ),
+        Signal(
+            "hidden_cosine",
+            "hidden_cosine_to_previous",
+            "at least",
+            "cosine",
+            "cosine",
+            "cosine of the hidden state before and after the layer; CALM's state saturation (arXiv "
+            "2207.07061, section 3.5)",
+            low=-1.0,
+        ),
+        Signal(
+            "kl_to_previous",
+            "kl_to_previous",
+            "at most",
+            "full head",
+            "nats",
+            "KL(p of the previous check || p of this one): the prediction has settled",
+            opens=True,
+            looks_back=True,
+            high=math.inf,
+        ),
+        Signal(
+            "js_to_previous",
+            "js_to_previous",
+            "at most",
+            "full head",
+            "nats",
+            "Jensen-Shannon divergence of the predictions at this check and the previous one",
+            opens=True,
+            looks_back=True,
+            high=math.log(2.0),
+        ),
+        Signal(
+            "top_k_overlap",
+            "top_k_overlap",
+            "at least",
+            "full head",
+            "share",
+            "share of the ten most probable tokens that were so at the previous check: top-k stability",
+            opens=True,
+            looks_back=True,
+        ),
+        Signal(
+            "restricted_margin",
+            "restricted_margin",
+            "at least",
+            "restricted head",
+            "probability",
+            "margin of a softmax over a short list of frequent tokens",
+        ),
+        Signal(
+            "restricted_max_prob",
+            "restricted_max_prob",
+            "at least",
+            "restricted head",
+            "probability",
+            "largest probability of a softmax over a short list of frequent tokens",
+        ),
+        Signal(
+            "correctness",
+            "correctness",
+            "at least",
+            "classifier",
+            "probability",
+            "logistic classifier of agreement on the hidden state; CALM's meta classifier (arXiv 2207.07061, "
+            "section 3.5), BERxiT's learning to exit (EACL 2021, section 4)",
+        ),
+        Signal(
+            "correctness_network",
+            "correctness_network",
+            "at least",
+            "network",
+            "probability",
+            "the same with a small network",
+        ),
+        Signal(
+            "adainfer",
+            "adainfer",
+            "at least",
+            "full head",
+            "probability",
+            "classifier of agreement on p1 and p1 - p2; AdaInfer (arXiv 2403.02181, section 4)",
+        ),
+        Signal(
+            "candidate_score",
+            "candidate_score",
+            "at least",
+            "candidates",
+            "probability",
+            "classifier of agreement on a few candidate tokens' logits, shares and their change; SpecEE "
+            "(arXiv 2504.08850, section 4)",
+            opens=True,
+        ),
+        Signal(
+            "convergence",
+            "convergence",
+            "at least",
+            "classifier",
+            "probability",
+            "router on the hidden state that predicts cos(h, h_L) > 0.98; TIDE",
         ),
     )
 }
+
+# Facts that policies read beside the signals' own.
+OTHER_PROBES = {"top1": "full head", "restricted_top1": "restricted head"}
+
+_PROBE_OF_FACT = {signal.fact: signal.probe for signal in SIGNALS.values()} | OTHER_PROBES
+_LOOKS_BACK = {signal.fact for signal in SIGNALS.values() if signal.looks_back}
+_OPENED = {signal.fact for signal in SIGNALS.values() if signal.opens}
+
+
+def probe_of(fact: str) -> str:
+    """The kind of probe that a fact takes. Raises PolicyError for one that no decoder could compute."""
+    if fact not in _PROBE_OF_FACT:
+        raise PolicyError(
+            f"no probe gives the fact {fact!r}", fix="read one of: " + ", ".join(sorted(_PROBE_OF_FACT))
+        )
+    return _PROBE_OF_FACT[fact]
+
+
+def probes_of(facts: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of probe that some facts of one exit take together, each once."""
+    return tuple(sorted({probe_of(fact) for fact in facts}))
+
+
+def looks_back(fact: str) -> bool:
+    """Whether a fact compares an exit with the check before it."""
+    return fact in _LOOKS_BACK
+
+
+def is_opened(fact: str) -> bool:
+    """Whether a fact compares with an earlier check, which must have been made."""
+    return fact in _OPENED
 
 
 def find_signal(name: str) -> Signal:

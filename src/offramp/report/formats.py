@@ -41,6 +41,17 @@ def milliseconds(seconds: float) -> str:
     return f"{decimal(1000 * seconds, 1)} ms"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits their size, three digits: "6.1 µs", "58.3 ms", "1.2 s"; "–" for NaN."""
+    if not math.isfinite(seconds):
+        return "–"
+    unit, factor = next(
+        ((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if abs(seconds) * f >= 0.9995), ("µs", 1e6)
+    )
+    value = seconds * factor
+    return f"{decimal(value, 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2)} {unit}"
+
+
 def interval_text(low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
     """The interval alone, "" if there is none; a unit that both ends share is written once."""
     return "" if low is None or high is None else range_text(number(low), number(high))

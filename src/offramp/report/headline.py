@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from offramp.policies.results import Decision, Verdict
-from offramp.policies.verdict import WORTH
+from offramp.report.basis import cheaper, not_decoded
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.tuning.results import Decision, Verdict
+from offramp.tuning.verdict import WORTH
 from offramp.workloads.packing import SHORTEST_CAP
 
 HEADLINE_FLOOR = 0.95
 OverallDecision = Literal["pays", "does not pay", "too close to call", "depends on the text", "undefined"]
-NOT_DECODED = (
-    "No policy was decoded for real in this version: agreement and skipped layers are replayed on the "
-    "measurement, "
-    "speed is predicted from the bytes each token moves through memory."
-)
 
 
 def main_verdict(workload: WorkloadResult) -> Verdict | None:
@@ -64,10 +60,10 @@ def refusal(found: list[tuple[str, Verdict]]) -> str:
     """Why it does not pay: the best workload's figure against the worth."""
     floor = whole_percent(found[0][1].floor)
     if all(verdict.policy == "never" for _, verdict in found):
+        words = listed(list(dict.fromkeys(cheaper(verdict.basis) for _, verdict in found)))
         return (
-            f"at {floor} agreement no policy replayed on the measurement moves fewer bytes per token than "
-            "the "
-            f"full model, so the best choice is never to exit"
+            f"at {floor} agreement no policy replayed on the measurement {words} than the full model, so the "
+            "best choice is never to exit"
         )
     name, verdict = best(found)
     value = verdict.net_speedup.value
@@ -165,7 +161,7 @@ def best(found: list[tuple[str, Verdict]]) -> tuple[str, Verdict]:
 
 def caveats(run: RunResult) -> list[str]:
     """What a reader must know before quoting the headline; first, how the figures were obtained."""
-    notes = [NOT_DECODED]
+    notes = [not_decoded(run)]
     for name, verdict in main_verdicts(run):
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
@@ -12,13 +13,13 @@ Kind = Literal["measured", "replayed", "predicted"]
 KIND_MEANING: dict[Kind, str] = {
     "measured": "read off the model itself, layer by layer, or off the stopwatch",
     "replayed": "a policy's choices applied to that measurement, without running the model again",
-    "predicted": "computed from the bytes a token moves through memory; not timed",
+    "predicted": "computed, part by part, from what layers, probes and head cost; no policy was timed",
 }
 
 
 def text(value: str) -> str:
     """Text as HTML; a number stays with its unit on one line."""
-    return re.sub(r"(?<=\d) (?=[%×]|ms\b)", "\u00a0", escape(value, quote=True))
+    return re.sub(r"(?<=\d) (?=[%×]|[mµ]?s\b)", "\u00a0", escape(value, quote=True))
 
 
 def attributes(values: dict[str, str | int | float | bool | None]) -> str:
@@ -70,6 +71,64 @@ def table(
         element("caption", text(caption)) + element("thead", element("tr", head)) + element("tbody", body),
     )
     return element("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a wide table. head: HTML above it, the name if empty; kind: where its numbers come from."""
+
+    name: str
+    kind: Kind | None = None
+    head: str = ""
+
+
+def wide_table(
+    columns: Sequence[Column],
+    groups: Sequence[tuple[str, Sequence[Sequence[str]]]],
+    *,
+    caption: str,
+    style: str,
+) -> str:
+    """A table of HTML cells in named groups of rows, whose rows become cards on a phone.
+
+    The first cell of a row heads it; every other one carries its column's name for the cards. A group without
+    a name has no heading row, one without rows is left out.
+    """
+    head = "".join(
+        element("th", text(c.name) + (f"<br>{kind_chip(c.kind)}" if c.kind else "") + c.head, scope="col")
+        for c in columns
+    )
+    labels = [f"{c.name}, {c.kind}" if c.kind else c.name for c in columns]
+    bodies = ""
+    for name, rows in groups:
+        if not rows:
+            continue
+        inner = ""
+        if name:
+            heading = element("th", text(name), scope="rowgroup", colspan=len(columns))
+            inner = element("tr", heading, class_="group")
+        for cells in rows:
+            row = element("th", cells[0], scope="row")
+            row += "".join(
+                element("td", cell, data_name=label)
+                for cell, label in zip(cells[1:], labels[1:], strict=True)
+            )
+            inner += element("tr", row)
+        bodies += element("tbody", inner)
+    content = element("caption", text(caption)) + element("thead", element("tr", head)) + bodies
+    whole = element("table", content, class_=f"cards {style}")
+    return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def policy_code(policy: str) -> str:
+    """A policy's text, breakable after its signs and shortened by nothing."""
+    broken = re.sub(r"([,:+])", r"\1<wbr>", text(policy))
+    return element("code", broken)
+
+
+def small(content: str) -> str:
+    """A second, smaller line."""
+    return element("small", text(content)) if content else ""
 
 
 def disclosure(summary: str, content: str) -> str:

@@ -9,17 +9,22 @@ from offramp.files import write_text_atomically
 from offramp.report.colours import ramp_rules
 from offramp.report.formats import counted
 from offramp.report.markup import element, slug, text
+from offramp.report.names import REPORT_FILE
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.sections.break_even import break_even_section
 from offramp.report.sections.components import components_section
 from offramp.report.sections.frontier import frontier_section
 from offramp.report.sections.glossary import glossary_section
 from offramp.report.sections.grid import grid_section
+from offramp.report.sections.hardware import hardware_section
 from offramp.report.sections.layers import layers_section
+from offramp.report.sections.league import league_section
+from offramp.report.sections.machines import machines_section
 from offramp.report.sections.passage import passage_section
 from offramp.report.sections.provenance import provenance_section
+from offramp.report.sections.tuned import tuned_section
 from offramp.report.sections.verdict import verdict_section
 
-REPORT_NAME = "report.html"
 MARK = (
     '<svg class="mark" viewBox="0 0 32 32" aria-hidden="true"><path d="M11 31V1M21 31V21"/>'
     '<path d="M21 21C21 12 25 8 31 5M31 14C27 16 21 19 21 31"/><path class="lane" d="M11 31V1"/></svg>'
@@ -31,7 +36,7 @@ def write_report(run: RunResult, folder: Path) -> Path:
 
     Raises OfframpError if the disk is full.
     """
-    path = folder / REPORT_NAME
+    path = folder / REPORT_FILE
     write_text_atomically(path, render(run))
     return path
 
@@ -42,13 +47,14 @@ def render(run: RunResult) -> str:
     names = identities(run.workloads)
     main = (
         verdict_section(run)
+        + hardware_section(run)
         + "".join(workload_section(w, layers, name) for w, name in zip(run.workloads, names, strict=True))
         + provenance_section(run)
         + glossary_section()
     )
     body = (
         element("a", "Skip to the verdict", class_="skip", href="#verdict")
-        + masthead()
+        + masthead(run)
         + element("main", insert_navigation(main, navigation(run.workloads, names)))
         + element("footer", element("p", "Made by offramp. This file needs no network and sends nothing."))
         + element("script", asset("page.js"))
@@ -77,10 +83,12 @@ def identities(workloads: tuple[WorkloadResult, ...]) -> list[str]:
     return found
 
 
-def masthead() -> str:
+def masthead(run: RunResult) -> str:
     """The line at the top of the page."""
+    costs = run.hardware is not None or run.heads is not None
     sections = (
         ("#verdict", "Verdict"),
+        *([("#machine", "Machine")] if costs else []),
         ("#workloads", "Workloads"),
         ("#provenance", "Repeat"),
         ("#glossary", "Words"),
@@ -116,6 +124,10 @@ def workload_section(workload: WorkloadResult, layers: int, identity: str) -> st
     content = (
         element("h2", text(workload.name))
         + element("p", text(facts), class_="eyebrow")
+        + league_section(workload)
+        + tuned_section(workload)
+        + machines_section(workload)
+        + break_even_section(workload)
         + passage_section(workload, layers, identity)
         + grid_section(workload.grid)
         + layers_section(workload)

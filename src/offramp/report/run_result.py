@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.policies.results import Frontier, Verdict
+from offramp.policies.results import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
+from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.workloads.workload import Mode
 
 
@@ -81,7 +82,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """Everything known about one workload. seconds: wall time of tracing and scoring it."""
+    """Everything known about one workload.
+
+    seconds: wall time of tracing and scoring it. league: families of policies at every floor, in any order.
+    tuned: the tuner's answer, one per floor tried. machines: the best policy on other machines and batch
+    sizes. break_even: what would have to change for a policy to pay.
+    """
 
     name: str
     mode: Mode
@@ -94,16 +100,26 @@ class WorkloadResult:
     notes: tuple[str, ...]
     trace_folder: str
     seconds: float
+    league: tuple[LeagueEntry, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
+    machines: tuple[MachineAnswer, ...] = ()
+    break_even: tuple[BreakEven, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunResult:
     """One run of `offramp run`.
 
-    provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order.
-    The names model, layers, command and workloads are the summary's own and are replaced there.
+    provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order. The names
+    model, layers, command and workloads are the summary's own and are replaced there.
     measured: stopwatch figures by name; "plain_seconds_per_token" is seconds per token of plain `generate()`.
     command: the command line that repeats the run.
+    hardware: the machine that speed is predicted for, made by `offramp.report.price_list.price_list`; None if
+    no profile was at hand.
+    heads: what was fitted on documents of its own, None if nothing was. Keys: "documents" (fitted on),
+    "exits", "lens" (whether exits are read through a linear lens), "lens_explained" (mean share of the last
+    state's variance that it explains on held-out documents, None without a lens) and "classifiers": by name,
+    "exits", "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
     """
 
     model_name: str
@@ -112,6 +128,8 @@ class RunResult:
     provenance: Mapping[str, Any]
     measured: Mapping[str, Timing] | None
     command: str
+    hardware: Mapping[str, Any] | None = None
+    heads: Mapping[str, Any] | None = None
 
     @property
     def plain_seconds_per_token(self) -> Timing | None:

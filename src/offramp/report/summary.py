@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from offramp.policies.results import Frontier, Verdict
-from offramp.policies.verdict import WORTH
-from offramp.report.headline import NOT_DECODED, caveats, headline, overall_decision
+from offramp.policies.results import Frontier
+from offramp.report.basis import basis_words, not_decoded, plain_seconds, predicted_seconds
+from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
-SPEED_BASIS = "predicted from the bytes moved per token at batch size 1; not timed"
+FRONT_POINTS = 100
+T = TypeVar("T")
 
 
 def summary_schema() -> dict[str, Any]:
@@ -45,7 +48,13 @@ def summarise(run: RunResult) -> dict[str, Any]:
         },
         "scores": [scores_json(workload) for workload in run.workloads],
         "frontier": [frontier_json(w.name, frontier) for w in run.workloads for frontier in w.frontiers],
-        "predicted": [predicted_json(run, w.name, v) for w in run.workloads for v in w.verdicts],
+        "predicted": [predicted_json(run, w, v) for w in run.workloads for v in w.verdicts],
+        "league": [result_json(w.name, entry) for w in run.workloads for entry in w.league],
+        "tuned": [tuned_json(w.name, tuned) for w in run.workloads for tuned in w.tuned],
+        "machines": [result_json(w.name, answer) for w in run.workloads for answer in w.machines],
+        "break_even": [result_json(w.name, lever) for w in run.workloads for lever in w.break_even],
+        "hardware": finite_json(run.hardware),
+        "heads": finite_json(run.heads),
         "measured": measured_json(run),
         "provenance": {
             **finite_json(run.provenance),
@@ -82,6 +91,7 @@ def verdict_json(workload: str, verdict: Verdict) -> dict[str, Any]:
         "decision": verdict.decision,
         "reason": verdict.reason,
         "policy": verdict.policy,
+        "basis": verdict.basis,
         **{name: estimate_json(getattr(verdict, name)) for name in estimates},
         "fit_agreement": number(verdict.fit_agreement),
         "fit_documents": verdict.fit_documents,
@@ -111,25 +121,46 @@ def frontier_json(workload: str, frontier: Frontier) -> dict[str, Any]:
     }
 
 
-def predicted_json(run: RunResult, workload: str, verdict: Verdict) -> dict[str, Any]:
-    """What one verdict predicts, in seconds if plain decoding was timed."""
-    plain = run.plain_seconds_per_token
+def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
+    """What one verdict predicts, in seconds where plain decoding's seconds are known."""
     return {
-        "workload": workload,
+        "workload": workload.name,
         "floor": verdict.floor,
         "policy": verdict.policy,
-        "basis": SPEED_BASIS,
+        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; not timed",
         "predicted_speedup": estimate_json(verdict.net_speedup),
-        "plain_seconds_per_token": None if plain is None else number(plain.value),
-        "predicted_seconds_per_token": predicted_seconds(run, verdict),
+        "plain_seconds_per_token": number(plain_seconds(run, workload, verdict.basis)),
+        "predicted_seconds_per_token": number(predicted_seconds(run, workload, verdict)),
         "measured_seconds_per_token": None,
     }
 
 
-def predicted_seconds(run: RunResult, verdict: Verdict) -> float | None:
-    """Measured plain seconds per token over the predicted net speedup; None if either is missing."""
-    plain, speedup = run.plain_seconds_per_token, number(verdict.net_speedup.value)
-    return None if plain is None or not speedup else number(plain.value / speedup)
+def result_json(workload: str, value: MachineAnswer | BreakEven | LeagueEntry) -> dict[str, Any]:
+    """A result whose fields are numbers, texts and estimates, as it is."""
+    return {"workload": workload, **finite_json(asdict(value))}
+
+
+def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
+    """The tuner's answer at one floor; its check documents and shift data stay in the policy's own file."""
+    names = ("answer", "machine", "batch", "kv", "plain_seconds_per_token", "probe_share")
+    estimates = ("quality", "skip_ratio", "net_speedup", "seconds_per_token")
+    return {
+        "workload": workload,
+        "floor": {**asdict(tuned.floor), "risk": number(tuned.floor.risk)},
+        "policy": tuned.policy_text,
+        **{name: finite_json(getattr(tuned, name)) for name in names},
+        **{name: estimate_json(getattr(tuned, name)) for name in estimates},
+        "certificate": finite_json(asdict(tuned.certificate)),
+        "documents": finite_json(tuned.documents),
+        "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],
+    }
+
+
+def spread(points: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the points, evenly spaced in their order, both ends kept."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(place)] for place in np.linspace(0, len(points) - 1, count)]
 
 
 def measured_json(run: RunResult) -> dict[str, Any]:
@@ -139,7 +170,7 @@ def measured_json(run: RunResult) -> dict[str, Any]:
         "plain_seconds_per_token": None,
         **finite_json(timings),
         "measured_seconds_per_token": None,
-        "note": NOT_DECODED,
+        "note": not_decoded(run),
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -19,7 +21,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.run_result import RunResult
+from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 
 DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
@@ -35,11 +37,31 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
     console.print()
     console.print(scores_table(run))
     console.print()
+    for line in answer_lines(run):
+        console.print(line)
     console.print(plain_line(run))
     for note in caveats(run):
         console.print(f"[dim]{escape(note)}[/]")
     if report is not None:
         console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def answer_lines(run: RunResult) -> list[str]:
+    """The best of the league, the certificates and the machines, one line each; only what was asked for."""
+    answers: dict[str, Callable[[WorkloadResult], str | None]] = {
+        "Best policy": league_answer,
+        "Guaranteed": certificate_answer,
+        "Where it would pay": machines_answer,
+    }
+    lines = []
+    for name, answer in answers.items():
+        found = [(workload.name, answer(workload)) for workload in run.workloads]
+        said = [
+            f"[bold]{escape(workload)}[/] {escape(words)}" for workload, words in found if words is not None
+        ]
+        if said:
+            lines.append(f"{name}: {'. '.join(said)}.")
+    return lines
 
 
 def floors_table(run: RunResult) -> Table:

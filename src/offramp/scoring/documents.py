@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
+from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import FactArray, Trace
 
 
@@ -76,12 +77,18 @@ def document_rows(trace: Trace) -> DocumentRows:
 def fact_of(trace: Trace, name: str) -> FactArray:
     """One fact, float32 or int32 [tokens, exits].
 
-    Raises InputError, naming the fact, if the trace does not hold it or its shape does not fit.
+    Raises InputError, naming the fact, if the trace does not hold it (with the option that records it) or
+    its shape does not fit.
     """
     try:
         values = trace.fact(name)
     except KeyError as error:
-        raise InputError(f"the trace has no fact {name!r}", fix="trace the model again") from error
+        option = FACT_BY_NAME[name].recorded_with
+        raise InputError(
+            f"the trace has no fact {name!r}",
+            where=str(trace.folder or "the trace"),
+            fix=f"trace again with {option}" if option else "trace the model again",
+        ) from error
     expected = (trace.token_count, len(trace.exits))
     if values.shape != expected:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offramp.tracing.cross import Cross, DirectCross, Gram, LinearCross
 from offramp.tracing.head import TILE, Head, LinearHead
+from offramp.tracing.recorders import Reading, Recorder
 from offramp.tracing.rows import slices
 from offramp.tracing.statistics import RowStatistics
 from offramp.tracing.table import FactTable
@@ -21,10 +22,13 @@ class BlockMeasurer:
     """Measures blocks of rows with one head.
 
     A linear head is compared with the final exit through its Gram matrix; others by sums over the vocabulary.
+    `record_with` adds recorders of further facts.
     """
 
     def __init__(self, head: Head) -> None:
         self.head = head
+        self._each: list[Recorder] = []
+        self._comparing: list[Recorder] = []
         linear = isinstance(head, LinearHead) and head.transform.is_linear
         gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
         # Squares of weights beyond 1e19 overflow although the logits may not.
@@ -32,6 +36,13 @@ class BlockMeasurer:
         share = 6 if self.gram is None else 1  # `DirectCross` holds six arrays of the size of the logits
         self.chunk = max(16, head.rows // share)
         self.exact_chunk = max(8, head.exact_rows // share)
+
+    def record_with(self, recorders: Sequence[Recorder]) -> None:
+        """Let recorders see every exit of every chunk of rows."""
+        self._each = [recorder for recorder in recorders if not recorder.compares_exits]
+        self._comparing = [recorder for recorder in recorders if recorder.compares_exits]
+        if self._comparing:
+            self.chunk = self.exact_chunk
 
     def measure(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
@@ -42,9 +53,11 @@ class BlockMeasurer:
         document, added to.
         """
         cross = self._final_exit(table, block, states_at, marginal)
-        for index in range(table.final):
-            for rows in slices(block.start, block.stop, self.chunk):
+        for rows in slices(block.start, block.stop, self.chunk):
+            for index in range(table.final):
                 self._exit(table, index, rows, block.start, states_at(index, rows), cross)
+            if self._comparing:
+                self._compare_final_exit(table, rows, states_at(table.final, rows))
 
     def _final_exit(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
@@ -59,6 +72,7 @@ class BlockMeasurer:
             statistics, at_wanted = self.head.statistics(states, output, wanted)
             _put_own_facts(table, index, rows, statistics, statistics.maximum, at_wanted[:, 1])
             table.put(index, rows, kl_to_final=0.0, final_rank=0, logit_cosine=1.0, centred_logit_cosine=1.0)
+            _record(self._each, table, Reading(index, rows, states, output, statistics))
             probability = self._probability(output, statistics)
             _add_marginal(marginal, table.rows.document[rows], probability)
             if self.gram is not None:
@@ -76,14 +90,24 @@ class BlockMeasurer:
             table.put(index, rows, shuffled_logit_cosine=compared.shuffled_cosine)
         return cross
 
+    def _compare_final_exit(self, table: FactTable, rows: slice, states: Tensor) -> None:
+        """Exit L once more, after the exits below it, for the recorders that compare exits."""
+        output = self.head.exact_output(states)
+        wanted = table.rows.next_token[rows, None].expand(-1, 2)
+        statistics, _ = self.head.statistics(states, output, wanted)
+        _record(self._comparing, table, Reading(table.final, rows, states, output, statistics))
+
     def _exit(
         self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, cross: Cross
     ) -> None:
-        output = self.head.output(states)
+        output = self.head.exact_output(states) if self._comparing else self.head.output(states)
         target = table.columns["top1"][rows, table.final].long()
         wanted = torch.stack([target, table.rows.next_token[rows]], dim=1)
         statistics, at_wanted = self.head.statistics(states, output, wanted)
         _put_own_facts(table, index, rows, statistics, at_wanted[:, 0], at_wanted[:, 1])
+        # Before the comparison below, which may use the memory of the output again.
+        reading = Reading(index, rows, states, output, statistics)
+        _record([*self._each, *self._comparing], table, reading)
         # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
         rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
         compared = cross.compare(states, output, slice(rows.start - block_start, rows.stop - block_start))
@@ -117,6 +141,11 @@ class BlockMeasurer:
         if head.bias is not None:
             total[:, -1] = probability @ head.bias.float()
         return total * head.transform.scale
+
+
+def _record(recorders: Sequence[Recorder], table: FactTable, reading: Reading) -> None:
+    for recorder in recorders:
+        recorder.record(table, reading)
 
 
 def _put_own_facts(

@@ -8,12 +8,24 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Fact:
-    """One column of a trace. z: logits of an exit, p: their softmax, L: the last exit (the full model)."""
+    """One column of a trace. z: logits of an exit, p: their softmax, L: the last exit (the full model).
+
+    recorded_with: the option that records it, None for a fact of every trace.
+    """
 
     name: str
     dtype: Literal["int32", "float32"]
     unit: str
     meaning: str
+    recorded_with: str | None = None
+
+
+def _on_request(name: str, unit: str, meaning: str) -> Fact:
+    return Fact(name, "float32", unit, meaning, f"--signals {name}")
+
+
+def _from_heads(name: str, meaning: str) -> Fact:
+    return Fact(name, "float32", "probability", meaning, "--heads FILE")
 
 
 FACTS: tuple[Fact, ...] = (
@@ -40,4 +52,76 @@ FACTS: tuple[Fact, ...] = (
     Fact("update_norm", "float32", "ratio", "norm of the layer's update over the norm of its input"),
 )
 
-FACT_BY_NAME: dict[str, Fact] = {fact.name: fact for fact in FACTS}
+SIGNAL_FACTS: dict[str, tuple[Fact, ...]] = {
+    "logit_gap": (_on_request("logit_gap", "logits", "z1 - z2, the two largest logits"),),
+    "restricted": (
+        Fact(
+            "restricted_top1",
+            "int32",
+            "token id",
+            "most probable token of the short list",
+            "--signals restricted",
+        ),
+        Fact(
+            "restricted_max_prob",
+            "float32",
+            "probability",
+            "largest probability of a softmax over the short list",
+            "--signals restricted",
+        ),
+        Fact(
+            "restricted_margin",
+            "float32",
+            "probability",
+            "difference of the two largest probabilities of a softmax over the short list",
+            "--signals restricted",
+        ),
+    ),
+    "kl_to_previous": (
+        _on_request(
+            "kl_to_previous",
+            "nats",
+            "KL(p of the previous traced exit || p); infinite at the first traced exit",
+        ),
+    ),
+    "js_to_previous": (
+        _on_request(
+            "js_to_previous",
+            "nats",
+            "Jensen-Shannon divergence of p and p of the previous traced exit; ln 2 at the first traced exit",
+        ),
+    ),
+    "top_k_overlap": (
+        _on_request(
+            "top_k_overlap",
+            "share",
+            "share of the ten most probable tokens that are so at the previous traced exit; 0 at the first",
+        ),
+    ),
+}
+"""Facts recorded on request, by what `--signals` calls them."""
+
+HEAD_FACTS: tuple[Fact, ...] = (
+    _from_heads("correctness", "logistic classifier of agreement, on the hidden state"),
+    _from_heads("correctness_network", "small network that predicts agreement, on the hidden state"),
+    _from_heads("adainfer", "classifier of agreement on p1 and p1 - p2"),
+    _from_heads("candidate_score", "network that predicts agreement from a few candidate tokens' logits"),
+    _from_heads("convergence", "classifier of cos(h, h_L) > 0.98, on the hidden state"),
+)
+"""Facts that a file of fitted exit heads gives; 1 at exit L."""
+
+DOCUMENT_FACTS: dict[str, Fact] = {
+    "prompt_entropy": Fact(
+        "prompt_entropy",
+        "float32",
+        "nats",
+        "mean entropy of the full model over the last 32 tokens of the prompt, generation mode only",
+        "--signals prompt_entropy",
+    ),
+}
+"""Facts of a whole document, known before its first token is decoded."""
+
+FACT_BY_NAME: dict[str, Fact] = {
+    fact.name: fact
+    for fact in (*FACTS, *(fact for facts in SIGNAL_FACTS.values() for fact in facts), *HEAD_FACTS)
+}

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from offramp.models.stack import ExitStack
 from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.choosing import make_recorders
 from offramp.tracing.cross import cosine
+from offramp.tracing.fitted import FittedHeads
 from offramp.tracing.head import Head, LinearHead
+from offramp.tracing.prompts import PromptStates
+from offramp.tracing.recording import Recording
 from offramp.tracing.rows import BLOCK_ROWS, Rows, equal_length_batches, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.tracing.table import Defect, FactTable
@@ -29,13 +33,14 @@ class GroupFacts:
     """Facts of one group, [rows, exits] each, and what the manifest needs of its documents.
 
     document: int64 [rows]. marginal: sums of p_L per document, float32 [vocabulary]. defects: by document;
-    the rows of such a document are there but mean nothing.
+    the rows of such a document are there but mean nothing. prompt_entropy: nats, by document, if recorded.
     """
 
     document: NDArray[np.int64]
     facts: dict[str, NDArray[np.float32] | NDArray[np.int32]]
     marginal: dict[int, Tensor]
     defects: dict[int, Defect]
+    prompt_entropy: dict[int, float]
 
 
 class LayerRows(NamedTuple):
@@ -53,54 +58,98 @@ class LayerRows(NamedTuple):
 
 
 class GroupMeasurer:
-    """Measures groups of contexts of one model at some exits (the last of them is L)."""
+    """Measures groups of contexts of one model at some exits (the last of them is L).
+
+    recording: the facts to fill beyond those of every trace. fitted: heads that states go through on their
+    way to the head, and that give facts.
+    """
 
     def __init__(
-        self, stack: ExitStack, head: Head, exits: Sequence[int], state_shape: StateShape, dtype: torch.dtype
+        self,
+        stack: ExitStack,
+        head: Head,
+        exits: Sequence[int],
+        state_shape: StateShape,
+        dtype: torch.dtype,
+        recording: Recording = Recording(),  # noqa: B008 - frozen
+        fitted: FittedHeads | None = None,
     ) -> None:
         self.stack = stack
+        self.head = head
         self.exits = list(exits)
         self.state_shape = state_shape
         self.dtype = dtype
+        self.recording = recording
+        self.fitted = fitted
         self.normed = isinstance(head, LinearHead)
         self.blocks = BlockMeasurer(head)
+        self.blocks.record_with(make_recorders(head, recording, fitted, self.blocks.exact_chunk))
 
     @torch.no_grad()
     def measure(self, contexts: Sequence[Context]) -> GroupFacts:
         """Facts of every row of the contexts at every exit."""
         rows = Rows.of(contexts)
-        table = FactTable(rows, self.exits)
+        table = FactTable(rows, self.exits, self.recording.facts)
         marginal: dict[int, Tensor] = {}
+        prompts = PromptStates() if self.recording.document_facts else None
         store = open_store(len(self.exits), len(rows), self.state_shape.features, self.dtype)
 
         def states_at(index: int, part: slice) -> Tensor:
-            """States as the head takes them: after the model's own final norm for a linear head."""
+            """States as the head takes them: through the lens, and normed for a linear head."""
             states = store.read(index, part)
-            return self.stack.tail_forward(states) if self.normed else states
+            return self._normed(states if self.fitted is None else self.fitted.seen_by_head(index, states))
 
         try:
-            self._forward(contexts, table, store)
+            self._forward(contexts, table, store, prompts)
             for block in slices(0, len(rows), BLOCK_ROWS):
                 self.blocks.measure(table, block, states_at, marginal)
-                _put_hidden_cosines(table, block, store)
+                self._put_state_facts(table, block, store)
         finally:
             store.close()
         return GroupFacts(
             document=rows.document.numpy(),
             facts={name: column.numpy() for name, column in table.columns.items()},
             marginal=marginal,
+            prompt_entropy={} if prompts is None else prompts.entropy(table, self.head, self._normed),
             defects=table.defects,
         )
 
-    def _forward(self, contexts: Sequence[Context], table: FactTable, store: StateStore) -> None:
+    def _normed(self, states: Tensor) -> Tensor:
+        """States after the model's own final norm, for a linear head."""
+        return self.stack.tail_forward(states) if self.normed else states
+
+    def _put_state_facts(self, table: FactTable, block: slice, store: StateStore) -> None:
+        """Cosine of every exit's hidden state with the last layer's, and what classifiers say of it."""
+        last = store.read(table.final, block).float()
+        last_square = torch.linalg.vecdot(last, last)
+        for index in range(len(table.exits)):
+            states = store.read(index, block).float()
+            square = torch.linalg.vecdot(states, states)
+            dot = torch.linalg.vecdot(states, last)
+            table.put(index, block, hidden_cosine_to_final=cosine(dot, square, last_square))
+            if self.fitted is not None:
+                table.put(index, block, **self.fitted.hidden_probabilities(index, states))
+
+    def _forward(
+        self,
+        contexts: Sequence[Context],
+        table: FactTable,
+        store: StateStore,
+        prompts: PromptStates | None,
+    ) -> None:
         alone = self.state_shape.other_axes is not None
         start = 0
         for batch in equal_length_batches(contexts, 1 if alone else FORWARD_TOKENS):
-            self._forward_batch(batch, start, table, store)
+            self._forward_batch(batch, start, table, store, prompts)
             start += sum(context.rows for context in batch)
 
     def _forward_batch(
-        self, batch: Sequence[Context], start: int, table: FactTable, store: StateStore
+        self,
+        batch: Sequence[Context],
+        start: int,
+        table: FactTable,
+        store: StateStore,
+        prompts: PromptStates | None,
     ) -> None:
         exit_index = {layer: index for index, layer in enumerate(self.exits)}
 
@@ -119,6 +168,8 @@ class GroupMeasurer:
             came_in = known[1] if known is not None and known[0] is before else taken(before)
             known = (after, taken(after))
             _put_layer_facts(table, index, start, came_in, known[1], store)
+            if prompts is not None and index == table.final:
+                prompts.keep(batch, self.state_shape.rows(after))
 
         self.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
 
@@ -142,14 +193,3 @@ def _put_layer_facts(
         hidden_cosine_to_previous=cosine(dot, before.square, after.square),
         update_norm=update / before.square.sqrt().clamp(min=1e-12),
     )
-
-
-def _put_hidden_cosines(table: FactTable, block: slice, store: StateStore) -> None:
-    """Cosine of every exit's hidden state with the last layer's."""
-    last = store.read(table.final, block).float()
-    last_square = torch.linalg.vecdot(last, last)
-    for index in range(len(table.exits)):
-        states = store.read(index, block).float()
-        square = torch.linalg.vecdot(states, states)
-        dot = torch.linalg.vecdot(states, last)
-        table.put(index, block, hidden_cosine_to_final=cosine(dot, square, last_square))

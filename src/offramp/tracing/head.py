@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.models.stack import ExitStack
+from offramp.tracing.ordering import best_columns
 from offramp.tracing.reductions import BLOCK, EagerSums, RawSums, Reductions, Transform, compiled_sums
 from offramp.tracing.rows import BLOCK_ROWS
 from offramp.tracing.states import StateShape
@@ -46,6 +47,19 @@ class Head(Protocol):
         """Row statistics and the logits (float32) of the wanted columns [rows, 2].
 
         The first wanted column is the reference of `RowStatistics.above`.
+        """
+
+    def logits_at(self, states: Tensor, output: Tensor, columns: Tensor) -> Tensor:
+        """Logits (float32) of some columns of each row [rows, wanted], which are int64 of that shape."""
+
+    def restricted(self, tokens: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of states and their head output: logits (float32) of some tokens [rows, tokens]."""
+
+    def best_columns(self, states: Tensor, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The columns of the largest logits, best first, and these logits (float32) [rows, count].
+
+        Of equal logits the lower column comes first. After a rounded product they are the best of twice as
+        many, ordered by their logits in float32.
         """
 
 
@@ -157,18 +171,18 @@ class LinearHead:
     def exact_logits(self, states: Tensor, columns: Tensor) -> Tensor:
         """Logits in float32 of some columns [rows, wanted] of the states [rows, features]."""
         columns = columns.clamp(max=self.vocabulary_size - 1)
-        output = torch.bmm(self.weight[columns].float(), states.float().unsqueeze(-1)).squeeze(-1)
+        weight = torch.nn.functional.embedding(columns, self.weight)  # far quicker than indexing
+        output = torch.bmm(weight.float(), states.float().unsqueeze(-1)).squeeze(-1)
         if self.bias is not None:
             output = output + self.bias[columns].float()
         return self.transform(output)
 
     def statistics(self, states: Tensor, output: Tensor, wanted: Tensor) -> tuple[RowStatistics, Tensor]:
         """Row statistics and the logits of the wanted columns [rows, 2]."""
+        at_wanted = self.logits_at(states, output, wanted)
         if output.dtype == torch.float32:
-            at_wanted = self.transform(output.gather(1, wanted))
             sums = self._sums(output, at_wanted[:, 0])
             return row_statistics(output, sums, self.transform), at_wanted
-        at_wanted = self.exact_logits(states, wanted)
         statistics = corrected_row_statistics(
             output,
             self._sums(output, at_wanted[:, 0]),
@@ -178,6 +192,37 @@ class LinearHead:
             self.transform,
         )
         return statistics, at_wanted
+
+    def logits_at(self, states: Tensor, output: Tensor, columns: Tensor) -> Tensor:
+        """Logits (float32) of some columns of each row [rows, wanted]."""
+        if output.dtype == torch.float32:
+            return self.transform(output.gather(1, columns))
+        return self.exact_logits(states, columns)
+
+    def restricted(self, tokens: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of states and their head output: logits (float32) of some tokens [rows, tokens]."""
+        if not self.rounds:
+            return lambda states, output: self.transform(output.index_select(1, tokens))
+        weight = self.weight[tokens].float()
+        bias = None if self.bias is None else self.bias[tokens].float()
+
+        def logits(states: Tensor, output: Tensor) -> Tensor:
+            if output.dtype == torch.float32:
+                return self.transform(output.index_select(1, tokens))
+            with bfloat16_products():
+                return self.transform(torch.nn.functional.linear(states.float(), weight, bias))
+
+        return logits
+
+    def best_columns(self, states: Tensor, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The columns of the largest logits, best first, and these logits (float32) [rows, count]."""
+        count = min(count, self.vocabulary_size)
+        if output.dtype == torch.float32:
+            return best_columns(output, self.transform, count)
+        some, _ = best_columns(output, self.transform, min(2 * count, self.vocabulary_size))
+        some = some.sort(dim=-1).values  # so that equal logits stay in the order of their columns
+        value, order = self.exact_logits(states, some).sort(dim=-1, descending=True, stable=True)
+        return some.gather(1, order[:, :count]), value[:, :count]
 
     def _sums(self, output: Tensor, reference: Tensor) -> RawSums:
         """Sums of the rows; a compiled pass always sees the whole buffer, so that it is compiled once."""
@@ -219,3 +264,15 @@ class ReadoutHead:
         at_wanted = output.gather(1, wanted)
         sums = self._eager_sums(output, at_wanted[:, 0])
         return row_statistics(output, sums, self.transform), at_wanted
+
+    def logits_at(self, states: Tensor, output: Tensor, columns: Tensor) -> Tensor:
+        """Logits (float32) of some columns of each row [rows, wanted]."""
+        return output.gather(1, columns)
+
+    def restricted(self, tokens: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of states and their head output: logits (float32) of some tokens [rows, tokens]."""
+        return lambda states, output: output.index_select(1, tokens)
+
+    def best_columns(self, states: Tensor, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The columns of the largest logits, best first, and these logits (float32) [rows, count]."""
+        return best_columns(output, self.transform, min(count, self.vocabulary_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from offramp.files import canonical_json, write_atomically
-from offramp.tracing.facts import FACTS
 from offramp.tracing.sealed import damaged
 
 TOKEN_COLUMNS = {
@@ -46,8 +45,9 @@ class PartDocument:
 class Part:
     """Facts of some whole documents.
 
-    tokens: columns [rows] as in TOKEN_COLUMNS. facts: [rows, exits] by name. marginal: sums of p_L over the
-    rows of each block of documents, float64 [vocabulary]; marginal_rows: rows of each block.
+    tokens: columns [rows] as in TOKEN_COLUMNS and, float32, facts of documents. facts: [rows, exits] by name.
+    marginal: sums of p_L over the rows of each block of documents, float64 [vocabulary]; marginal_rows: rows
+    of each block.
     """
 
     index: int
@@ -72,7 +72,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     """Write the three files of a part; each carries the fingerprint of the request it answers."""
     rows = part.rows
     facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
-    facts.update({fact.name: np.ravel(part.facts[fact.name]) for fact in FACTS})
+    facts.update({name: np.ravel(column) for name, column in part.facts.items()})
     marginal = {f"block_{block:02d}": part.marginal[block] for block in sorted(part.marginal)}
     details = {
         "marginal_rows": {str(block): rows for block, rows in sorted(part.marginal_rows.items())},
@@ -119,8 +119,8 @@ def read_details(path: Path) -> tuple[str, dict[str, Any]]:
         raise damaged(path, f"its metadata cannot be read ({type(error).__name__})") from error
 
 
-def read_part(folder: Path, index: int, exits: int, request: str) -> Part:
-    """A whole part, every byte of its columns checked.
+def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequence[str]) -> Part:
+    """A whole part with facts of these names, every byte of its columns checked.
 
     Raises DamagedFileError if a file is missing, unreadable or answers another request.
     """
@@ -131,11 +131,10 @@ def read_part(folder: Path, index: int, exits: int, request: str) -> Part:
         if found != request:
             raise damaged(path, "it belongs to another trace")
         columns[kind] = read_columns(path)
-    facts = {fact.name: columns["facts"][fact.name].reshape(-1, exits) for fact in FACTS}
     return Part(
         index=index,
         tokens=columns["tokens"],
-        facts=facts,
+        facts={name: columns["facts"][name].reshape(-1, exits) for name in facts},
         marginal={int(name.removeprefix("block_")): sums for name, sums in columns["marginal"].items()},
         marginal_rows={int(block): rows for block, rows in details["marginal_rows"].items()},
         documents=tuple(PartDocument(**document) for document in details["documents"]),

@@ -30,8 +30,8 @@ _LN_2 = 0.6931471805599453
 _REPAID = 1_000_000_000
 """Logits (tokens x exits x vocabulary) from which on compiling is repaid."""
 
-# Logits of one eager step: its scratch memory stays in the processor's cache.
-_EAGER_ELEMENTS = 800_000
+EAGER_ELEMENTS = 800_000
+"""Logits of one eager step: its scratch memory stays in the processor's cache."""
 
 Reductions = Literal["compiled", "eager"]
 
@@ -123,7 +123,7 @@ class EagerSums:
 
     def __init__(self, transform: Transform, padded: int) -> None:
         self.transform = transform
-        self.rows = max(1, _EAGER_ELEMENTS // padded)
+        self.rows = max(1, EAGER_ELEMENTS // padded)
         self._shifted = torch.empty(self.rows, padded)
         self._weight = torch.empty(self.rows, padded)
         self._greater = torch.empty(self.rows, padded, dtype=torch.bool)

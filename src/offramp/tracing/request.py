@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.tracing.recording import Recording
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: extra facts on request. A trace of version 1 is one without any."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class TraceRequest:
 
     model, workload: their descriptions with fingerprints. exits: layers. context, document_tokens: sizes in
     tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
-    the libraries that compute.
+    the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
+    fitted heads {"fingerprint", "lens": whether there is one, "candidate_exit", "documents": ids of those
+    that fitting saw by workload fingerprint, "facts": what they give}.
     """
 
     model: dict[str, Any]
@@ -34,10 +38,17 @@ class TraceRequest:
     threads: int
     code: str
     versions: dict[str, str]
+    signals: tuple[str, ...] = ()
+    heads: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
-        return {**asdict(self), "exits": list(self.exits)}
+        return {**asdict(self), "exits": list(self.exits), "signals": list(self.signals)}
+
+    @property
+    def recording(self) -> Recording:
+        """What is recorded beyond the facts of every trace."""
+        return Recording.of_request(self.to_json())
 
     @property
     def fingerprint(self) -> str:

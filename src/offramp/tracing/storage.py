@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import sha256_of_file
 from offramp.models.shape import ModelShape
-from offramp.tracing.facts import FACTS
+from offramp.tracing.facts import DOCUMENT_FACTS
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
@@ -41,6 +41,7 @@ def write_manifest(
         for part in parts
         for document in part.documents
     ]
+    recording = request.recording
     write_sealed_json(
         folder / MANIFEST,
         {
@@ -50,7 +51,10 @@ def write_manifest(
             "request_fingerprint": request.fingerprint,
             "exits": list(request.exits),
             "shape": shape.to_json(),
-            "facts": [{"name": fact.name, "dtype": fact.dtype, "unit": fact.unit} for fact in FACTS],
+            "facts": [
+                {"name": fact.name, "dtype": fact.dtype, "unit": fact.unit} for fact in recording.facts
+            ],
+            "document_facts": [fact.name for fact in recording.document_facts],
             "documents": documents,
             "tokens": sum(part.rows for part in parts),
             "notes": list(notes),
@@ -164,6 +168,8 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
         exits=exits,
         tokens={name: np.concatenate([columns[name] for columns in tokens]) for name in TOKEN_COLUMNS},
         facts=fact,
+        fact_names=[fact["name"] for fact in manifest["facts"]],
+        document_facts=_document_facts(tokens),
         documents=_records(manifest),
         marginal=functools.partial(_read_marginal, folder, manifest),
         shape=ModelShape.from_json(manifest["shape"]),
@@ -174,6 +180,12 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
         },
         folder=folder,
     )
+
+
+def _document_facts(tokens: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.float64]]:
+    """Facts of documents among the token columns of the parts: float64 [tokens] by name."""
+    names = [name for name in DOCUMENT_FACTS if name in tokens[0]]
+    return {name: np.concatenate([columns[name] for columns in tokens]).astype(np.float64) for name in names}
 
 
 def _records(manifest: dict[str, Any]) -> tuple[DocumentRecord, ...]:
@@ -216,6 +228,8 @@ def trace_from_parts(
         exits=np.array(request.exits, dtype=np.int64),
         tokens={name: np.concatenate([part.tokens[name] for part in parts]) for name in TOKEN_COLUMNS},
         facts=lambda name: np.concatenate([part.facts[name] for part in parts]),
+        fact_names=[fact.name for fact in request.recording.facts],
+        document_facts=_document_facts([part.tokens for part in parts]),
         documents=tuple(DocumentRecord(document_ids[d.index], d.rows, d.valid, d.reason) for d in documents),
         marginal=lambda: marginal,
         shape=shape,

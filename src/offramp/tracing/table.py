@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.tracing.facts import FACTS
+from offramp.tracing.facts import FACTS, Fact
 from offramp.tracing.rows import Rows
 
 
@@ -23,12 +23,12 @@ class Defect:
 class FactTable:
     """Columns [rows, exits] by fact, and the first defect of each document."""
 
-    def __init__(self, rows: Rows, exits: Sequence[int]) -> None:
+    def __init__(self, rows: Rows, exits: Sequence[int], facts: Sequence[Fact] = FACTS) -> None:
         self.rows = rows
         self.exits = exits
         self.defects: dict[int, Defect] = {}
         self.columns: dict[str, Tensor] = {
-            fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype)) for fact in FACTS
+            fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype)) for fact in facts
         }
 
     @property
@@ -49,8 +49,11 @@ class FactTable:
         """
         for offset in torch.nonzero(~fine).flatten().tolist():
             row = rows.start + offset
-            document, position = int(self.rows.document[row]), int(self.rows.position[row])
-            found = Defect(self.exits[index], position)
-            known = self.defects.setdefault(document, found)
-            if (found.layer, found.position) < (known.layer, known.position):
-                self.defects[document] = found
+            self.note_defect(index, int(self.rows.document[row]), int(self.rows.position[row]))
+
+    def note_defect(self, index: int, document: int, position: int) -> None:
+        """Remember a bad number of a document at one exit and position, if it is the first."""
+        found = Defect(self.exits[index], position)
+        known = self.defects.setdefault(document, found)
+        if (found.layer, found.position) < (known.layer, known.position):
+            self.defects[document] = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.tracing.facts import FACT_BY_NAME
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS
 
 MARGINAL_BLOCKS = 16
 
@@ -47,7 +47,8 @@ class Trace:
 
     exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool
     [tokens]. `document` indexes `documents`. Rows of one document are contiguous; an invalid one has none.
-    Every fact of `offramp.tracing.facts.FACTS` is an attribute: `trace.max_prob` is float32 [tokens, exits].
+    Every fact that was recorded is an attribute: `trace.max_prob` is float32 [tokens, exits]. fact_names:
+    their names.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Trace:
         shape: ModelShape,
         provenance: Mapping[str, Any],
         folder: Path | None = None,
+        document_facts: Mapping[str, NDArray[np.float64]] | None = None,
+        fact_names: Iterable[str] | None = None,
     ) -> None:
+        self.fact_names = tuple(fact.name for fact in FACTS) if fact_names is None else tuple(fact_names)
+        self._document_facts = dict(document_facts or {})
         self.exits = exits
         self.token: NDArray[np.int32] = tokens["token"]
         self.next_token: NDArray[np.int32] = tokens["next_token"]
@@ -98,6 +103,7 @@ class Trace:
         marginal: Marginal | None = None,
         position: NDArray[np.int32] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        document_facts: Mapping[str, NDArray[np.float64]] | None = None,
     ) -> Trace:
         """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns."""
         count = len(document)
@@ -121,6 +127,8 @@ class Trace:
             marginal=missing if marginal is None else lambda: marginal,
             shape=shape,
             provenance=provenance or {},
+            document_facts=document_facts,
+            fact_names=facts,
         )
 
     @property
@@ -149,15 +157,43 @@ class Trace:
     def fact(self, name: str) -> FactArray:
         """One fact as an array [tokens, exits].
 
-        Raises InputError for a name that is not recorded, with the names that are.
+        Raises InputError for an unknown name, with near ones, and for a fact that was not recorded, with the
+        option that records it.
         """
         if name not in FACT_BY_NAME:
+            near = difflib.get_close_matches(name, FACT_BY_NAME, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"the trace has no fact {name!r}", fix="choose one of: " + ", ".join(sorted(FACT_BY_NAME))
+                f"there is no fact {name!r}", fix=f"{hint}choose one of: {', '.join(sorted(FACT_BY_NAME))}"
+            )
+        if name not in self.fact_names:
+            option = FACT_BY_NAME[name].recorded_with
+            raise InputError(
+                f"the trace does not hold {name!r}",
+                where=str(self.folder or "the trace"),
+                fix="trace the model again" if option is None else f"trace again with {option}",
             )
         if name not in self._facts:
             self._facts[name] = self._read_fact(name)
         return self._facts[name]
+
+    def document_fact(self, name: str) -> NDArray[np.float64]:
+        """One fact of each token's whole document: float64 [tokens].
+
+        Raises InputError for a name that is not recorded, with the option that records it.
+        """
+        if name not in DOCUMENT_FACTS:
+            raise InputError(
+                f"there is no document fact {name!r}",
+                fix="choose one of: " + ", ".join(sorted(DOCUMENT_FACTS)),
+            )
+        if name not in self._document_facts:
+            raise InputError(
+                f"the trace does not hold {name!r}",
+                where=str(self.folder or "the trace"),
+                fix=f"trace again with {DOCUMENT_FACTS[name].recorded_with}",
+            )
+        return self._document_facts[name]
 
     def __getattr__(self, name: str) -> FactArray:
         if name in FACT_BY_NAME:
@@ -167,7 +203,7 @@ class Trace:
         raise AttributeError(f"a trace has no attribute {name!r}{hint}")
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *FACT_BY_NAME})
+        return sorted({*super().__dir__(), *self.fact_names})
 
     def __repr__(self) -> str:
         documents = sum(document.valid for document in self.documents)
@@ -190,4 +226,6 @@ class Trace:
             marginal=lambda: self.marginal,
             shape=self.shape,
             provenance=self.provenance,
+            document_facts={name: values[rows] for name, values in self._document_facts.items()},
+            fact_names=self.fact_names,
         )

@@ -12,25 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from offramp.errors import DamagedFileError, InputError, ModelError
+from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
+from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
-from offramp.tracing.facts import FACTS
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitted import FittedHeads, describe_heads
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
-from offramp.tracing.group import GroupFacts, GroupMeasurer
-from offramp.tracing.head import make_head
-from offramp.tracing.part import FILE_KINDS, Part, PartDocument, part_path, read_part, write_part
+from offramp.tracing.heads_file import read_heads, require_base
+from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
+from offramp.tracing.part import FILE_KINDS, Part, part_path, read_part, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
+from offramp.tracing.recording import parse_signals
 from offramp.tracing.reductions import choose_reductions
 from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
-from offramp.tracing.rows import groups_of
 from offramp.tracing.sizes import DEFAULT_TOKENS
-from offramp.tracing.states import StateShape
 from offramp.tracing.storage import (
     MANIFEST,
-    block_of,
     open_trace,
     read_manifest,
     read_trace,
@@ -39,7 +39,6 @@ from offramp.tracing.storage import (
     write_manifest,
 )
 from offramp.tracing.trace import Trace
-from offramp.workloads.packing import Context
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
@@ -49,8 +48,8 @@ def trace(
     workload: str | Workload,
     tokens: int = DEFAULT_TOKENS,
     exits: str | Sequence[int] = "all",
-    signals: Sequence[str] = (),
-    heads: str | Path | None = None,
+    signals: str | Sequence[str] = (),
+    heads: str | Path | ExitHeads | None = None,
     *,
     context: int | None = None,
     document_tokens: int | None = None,
@@ -65,21 +64,21 @@ def trace(
     or layers; the last layer is always traced. context: tokens of one sequence at most, by default 512 or as
     many as the model takes. document_tokens: rows of one document at most; by default many documents are
     traced a little rather than few wholly.
+    signals: what to record beyond the facts of every trace, names of `offramp.tracing.facts.SIGNAL_FACTS` and
+    `DOCUMENT_FACTS`, or "all" that the workload's mode allows. heads: a file that `offramp heads fit` wrote,
+    or its content: every exit below L is then read through its lens, and its classifiers' facts are recorded.
     output: a folder for the trace; a run that was stopped there is resumed. Without it the trace stays in
     memory. overwrite: replace another trace in that folder. repair: trace damaged parts of a finished trace
     again.
     progress: a bar on standard error; by default if that is a terminal.
 
-    Raises InputError for sizes, exits or an output folder that do not fit, WorkloadError for the workload.
+    Raises InputError for sizes, exits, signals, heads or an output folder that do not fit, WorkloadError for
+    the workload.
     """
-    if signals or heads is not None:
-        raise InputError(
-            "extra signals and exit heads cannot be traced in this version",
-            where="signals" if signals else "heads",
-            fix="leave the option out: the facts of every trace serve max_prob, margin and entropy policies",
-        )
     work = load_workload(workload) if isinstance(workload, str) else workload
+    recorded = parse_signals(signals, work.mode)
     layers = parse_exits(exits if isinstance(exits, str) else list(exits), len(model.stack))
+    fitted = None if heads is None else _fitted_heads(heads, model, layers)
     rows_times_exits = tokens * len(layers)
     request = TraceRequest(
         model={"name": model.name, **model.identity.to_json()},
@@ -100,9 +99,11 @@ def trace(
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
         versions=library_versions(),
+        signals=recorded,
+        heads=None if fitted is None else describe_heads(fitted.heads),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    run = _Run(model, work, request, shown)
+    run = _Run(model, work, request, fitted, shown)
     if output is None:
         return run.in_memory()
     folder = Path(output)
@@ -122,6 +123,7 @@ class _Run:
     model: Model
     workload: Workload
     request: TraceRequest
+    fitted: FittedHeads | None
     shown: bool
 
     def in_memory(self) -> Trace:
@@ -188,11 +190,14 @@ class _Run:
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that cannot be read is measured again."""
         done = {}
+        names = [fact.name for fact in self.request.recording.facts]
         for index in range(len(plan.parts)):
             if not part_path(folder, FILE_KINDS[-1], index).exists():
                 continue
             try:
-                done[index] = read_part(folder, index, len(self.request.exits), self.request.fingerprint)
+                done[index] = read_part(
+                    folder, index, len(self.request.exits), self.request.fingerprint, names
+                )
             except DamagedFileError as error:
                 print(f"offramp: traced again: {error.what}", file=sys.stderr)
                 remove_part(folder, index)
@@ -201,7 +206,7 @@ class _Run:
     def _measure(self, plan: TracePlan, indices: Sequence[int], keep: Callable[[Part], None]) -> None:
         if not indices:
             return
-        measurer = make_measurer(self.model, self.request, plan.parts[0][0])
+        measurer = make_measurer(self.model, self.request, plan.parts[0][0], self.fitted)
         missing = sum(context.rows for index in indices for context in plan.parts[index])
         with token_bar(
             f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
@@ -210,75 +215,14 @@ class _Run:
                 keep(measure_part(measurer, index, plan.parts[index], len(plan.document_ids), advance))
 
 
-def make_measurer(model: Model, request: TraceRequest, first: Context) -> GroupMeasurer:
-    """The measurer of a request; one short forward shows the shape of a layer's output."""
-    shapes: list[StateShape] = []
-
-    def on_layer(layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        if not shapes:
-            shapes.append(StateShape.of(after, model.stack.position_axis))
-
-    model.stack.capture(torch.tensor([first.ids[:8]]), on_layer)
-    with torch.no_grad():
-        head = make_head(model.stack, model.shape.vocabulary_size, shapes[0], request.reductions)
-        return GroupMeasurer(model.stack, head, request.exits, shapes[0], getattr(torch, model.dtype))
-
-
-def measure_part(
-    measurer: GroupMeasurer,
-    index: int,
-    contexts: Sequence[Context],
-    documents: int,
-    advance: Callable[[int], None],
-) -> Part:
-    """Measure the contexts of one part, group by group, and leave out documents with a non-finite number."""
-    groups: list[GroupFacts] = []
-    for group in groups_of(contexts):
-        groups.append(measurer.measure(group))
-        advance(sum(context.rows for context in group))
-    defects = {document: defect for group in reversed(groups) for document, defect in group.defects.items()}
-    kept = ~np.isin(np.concatenate([group.document for group in groups]), list(defects))
-    marginal: dict[int, np.ndarray] = {}
-    marginal_rows: dict[int, int] = {}
-    records = []
-    for document in dict.fromkeys(context.document for context in contexts):
-        rows = sum(context.rows for context in contexts if context.document == document)
-        if document in defects:
-            defect = defects[document]
-            reason = f"a non-finite number at layer {defect.layer}, position {defect.position}"
-            records.append(PartDocument(document, 0, valid=False, reason=reason))
-            continue
-        records.append(PartDocument(document, rows))
-        block = block_of(document, documents)
-        sums = np.sum(
-            [group.marginal[document].double().numpy() for group in groups if document in group.marginal], 0
-        )
-        marginal[block] = marginal.get(block, 0.0) + sums
-        marginal_rows[block] = marginal_rows.get(block, 0) + rows
-    return Part(
-        index=index,
-        tokens={name: column[kept] for name, column in _token_columns(contexts).items()},
-        facts={
-            fact.name: np.concatenate([group.facts[fact.name] for group in groups])[kept] for fact in FACTS
-        },
-        marginal=marginal,
-        marginal_rows=marginal_rows,
-        documents=tuple(records),
-    )
-
-
-def _token_columns(contexts: Sequence[Context]) -> dict[str, np.ndarray]:
-    def column(values: list[int]) -> np.ndarray:
-        return np.array(values, dtype=np.int32)
-
-    generated = [context.generated for context in contexts for _ in range(context.rows)]
-    return {
-        "token": column([token for context in contexts for token in context.ids[context.first_row :]]),
-        "next_token": column([token for context in contexts for token in context.next_tokens]),
-        "document": column([context.document for context in contexts for _ in range(context.rows)]),
-        "position": column([p for context in contexts for p in range(context.first_row, len(context.ids))]),
-        "generated": np.array(generated, dtype=np.bool_),
-    }
+def _fitted_heads(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> FittedHeads:
+    """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
+    content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
+    require_base(content, {"name": model.name, "fingerprint": model.identity.fingerprint})
+    fitted = FittedHeads.of(content, exits)
+    shape = state_shape_of(model, probe_ids(model.hf, 4)[0].tolist())
+    fitted.require_sizes(shape.features, model.shape.vocabulary_size)
+    return fitted
 
 
 def _require_rows(parts: Sequence[Part], plan: TracePlan) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from offramp.errors import WorkloadError
 from offramp.workloads.reading import read_text
-from offramp.workloads.source import WorkloadSource
+from offramp.workloads.source import WorkloadSize, WorkloadSource
+from offramp.workloads.standard_library import FEWEST_ITEMS, Piece, short_items
 from offramp.workloads.workload import Document, Workload
 
 LICENCE = "PSF-2.0"
 ORDER_SEED = "offramp code 1"
+SHORTEST_FUNCTION = 400
+SHORT_PER_FILE = 4
+SHORT_ORDER_SEED = "offramp code short 1"
 # Files that Python 3.11 and every later version have under the same name.
 FILES = (
     "argparse",
@@ -171,6 +175,27 @@ def from_first_definition(text: str) -> str:
     return text[match.start() :] if match else text
 
 
+def load_short_code() -> Workload:
+    """One document per function or method with a docstring, at most four of one file, in a mixed order.
+
+    Without decorators, and at least 400 characters. A guarantee takes the items as independent; functions of
+    one file share names and style, which four of a file at most keeps small beside some 260 files.
+
+    Raises WorkloadError if this Python comes without its library's sources.
+    """
+    return Workload(
+        name="code:short",
+        mode="text",
+        documents=short_items("code:short", _function, seed=SHORT_ORDER_SEED, per_file=SHORT_PER_FILE),
+        licence=LICENCE,
+        source=f"functions of the standard library of Python {platform.python_version()}",
+    )
+
+
+def _function(piece: Piece) -> str | None:
+    return piece.source + "\n" if len(piece.source) >= SHORTEST_FUNCTION else None
+
+
 CODE = WorkloadSource(
     name="code",
     load=load_code,
@@ -178,4 +203,13 @@ CODE = WorkloadSource(
     documents=f"{len(FILES)} files",
     licence=LICENCE,
     description="Python code: the standard library's sources",
+    sizes=(
+        WorkloadSize(
+            "short",
+            load_short_code,
+            documents=f"one per function (more than {FEWEST_ITEMS})",
+            description="Python code in short items, enough to certify agreement 0.99: functions of the "
+            f"standard library, at most {SHORT_PER_FILE} of one file; they are taken as independent",
+        ),
+    ),
 )

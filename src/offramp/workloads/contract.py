@@ -47,9 +47,11 @@ def check_workload_source(source: WorkloadSource, argument: str = "") -> Workloa
     for field in ("name", "documents", "licence", "description"):
         if not getattr(source, field).strip():
             raise WorkloadError(f"the source's {field} is not set", where=source.name or "a workload source")
+    if source.argument and source.sizes:
+        raise WorkloadError("a source has an argument or sizes, not both", where=source.name)
     if ":" in source.name:
         raise WorkloadError("a source's name holds a colon, which ends a name", where=source.name)
-    workload = check_workload(lambda: source.load(argument))
+    workload = check_workload(lambda: source.open(argument or None))
     if workload.mode != source.mode:
         raise WorkloadError(
             f"the source says mode {source.mode!r}, its workload {workload.mode!r}", where=source.name

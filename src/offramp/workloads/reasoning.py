@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from offramp.errors import WorkloadError
-from offramp.workloads.source import WorkloadSource
+from offramp.workloads.source import WorkloadSize, WorkloadSource
 from offramp.workloads.workload import Document, Workload
 
 LICENCE = "Apache-2.0"
 SEED = 20260323
 PROBLEMS_PER_FAMILY = 12
+SHORT_SEED = 20261125
+SHORT_PER_FAMILY = 50
 FAMILIES = (
     "basic_arithmetic",
     "bitwise_arithmetic",
@@ -32,26 +36,48 @@ def load_math(argument: str = "") -> Workload:
 
     Raises WorkloadError if the extra is not installed.
     """
+    return _problems("math", SEED, PROBLEMS_PER_FAMILY)
+
+
+def load_short_math() -> Workload:
+    """Many more problems of the same families, none of them in `math`, one of each family in turn.
+
+    A problem that repeats another is left out. A guarantee takes the problems as independent; those of one
+    family share their wording.
+
+    Raises WorkloadError if the extra is not installed.
+    """
+    known = {document.text for document in load_math().documents}
+    drawn = _problems("math:short", SHORT_SEED, SHORT_PER_FAMILY)
+    documents = []
+    for document in drawn.documents:
+        if document.text not in known:
+            known.add(document.text)
+            documents.append(document)
+    return replace(drawn, documents=tuple(documents))
+
+
+def _problems(name: str, seed: int, per_family: int) -> Workload:
     try:
         import reasoning_gym
     except ModuleNotFoundError as error:
         raise WorkloadError(
-            f"the workload 'math' needs the package {error.name}", fix="pip install 'offramp[math]'"
+            f"the workload {name!r} needs the package {error.name}", fix="pip install 'offramp[math]'"
         ) from error
     columns = [
-        [item["question"] for item in reasoning_gym.create_dataset(name, size=PROBLEMS_PER_FAMILY, seed=SEED)]
-        for name in FAMILIES
+        [item["question"] for item in reasoning_gym.create_dataset(family, size=per_family, seed=seed)]
+        for family in FAMILIES
     ]
     return Workload(
-        name="math",
+        name=name,
         mode="generation",
         documents=tuple(
-            Document(f"{name}-{place + 1}", column[place])
-            for place in range(PROBLEMS_PER_FAMILY)
-            for name, column in zip(FAMILIES, columns, strict=True)
+            Document(f"{family}-{place + 1}", column[place])
+            for place in range(per_family)
+            for family, column in zip(FAMILIES, columns, strict=True)
         ),
         licence=LICENCE,
-        source=f"reasoning-gym {reasoning_gym.__version__}, seed {SEED}",
+        source=f"reasoning-gym {reasoning_gym.__version__}, seed {seed}",
         chat=True,
     )
 
@@ -63,4 +89,13 @@ MATH = WorkloadSource(
     documents=f"{PROBLEMS_PER_FAMILY * len(FAMILIES)} problems",
     licence=LICENCE,
     description=f"word problems and arithmetic of {len(FAMILIES)} families (needs offramp[math])",
+    sizes=(
+        WorkloadSize(
+            "short",
+            load_short_math,
+            documents="more than 600 problems",
+            description="many more problems of the same families, enough to certify agreement 0.99 (needs "
+            "offramp[math]); they are taken as independent",
+        ),
+    ),
 )

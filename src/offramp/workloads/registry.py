@@ -49,9 +49,10 @@ def register_workload(source: WorkloadSource) -> None:
 
 
 def load_workload(spec: str) -> Workload:
-    """The workload that a text names: "prose", "txt:PATH", "jsonl:PATH#field", or a plug-in's.
+    """The workload that a text names: "prose", "prose:short", "txt:PATH", "jsonl:PATH#field", or a plug-in's.
 
-    Raises WorkloadError for an unknown name (with near matches) and for input that is not usable text.
+    Raises WorkloadError for an unknown name (with near matches) or size, and for input that is not usable
+    text.
     """
     name, colon, argument = spec.partition(":")
     # Plug-ins are loaded only when they are asked for: a broken one does not stop the others.
@@ -59,34 +60,27 @@ def load_workload(spec: str) -> Workload:
     if name not in sources:
         raise _unknown(spec, name, sources)
     source = sources[name]
-    if source.argument and not argument:
-        raise WorkloadError(f"the workload {name!r} needs an argument", fix=f"write {source.grammar}")
-    if colon and not source.argument:
-        raise WorkloadError(
-            f"the workload {name!r} takes no argument, but {argument!r} was given", fix=f"write {name}"
-        )
-    workload = source.load(argument)
+    workload = source.open(argument if colon else None)
     require_usable(workload)
     return workload
 
 
 def workload_names() -> tuple[str, ...]:
     """How each known workload is written: "prose", "txt:PATH", ..."""
-    return tuple(source.grammar for source in _sources().values())
+    return tuple(grammar for source in _sources().values() for grammar in source.grammars)
 
 
 def describe_workloads() -> tuple[WorkloadDescription, ...]:
-    """What `offramp list workloads` shows; loads none of them."""
-    return tuple(
-        WorkloadDescription(
-            name=source.grammar,
-            mode=source.mode,
-            documents=source.documents,
-            licence=source.licence,
-            description=source.description,
-        )
-        for source in _sources().values()
-    )
+    """What `offramp list workloads` shows, one line per size; loads none of them."""
+    described = []
+    for source in _sources().values():
+        cuts = [(source.grammar, source.documents, source.description)]
+        cuts += [(f"{source.name}:{size.name}", size.documents, size.description) for size in source.sizes]
+        described += [
+            WorkloadDescription(name, source.mode, documents, source.licence, description)
+            for name, documents, description in cuts
+        ]
+    return tuple(described)
 
 
 def require_usable(workload: Workload) -> None:
@@ -138,7 +132,7 @@ def _load_plug_in(entry_point: EntryPoint) -> WorkloadSource:
 
 
 def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
-    known = ", ".join(source.grammar for source in sources.values())
+    known = ", ".join(grammar for source in sources.values() for grammar in source.grammars)
     near = difflib.get_close_matches(name, sources, n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if Path(spec).exists():

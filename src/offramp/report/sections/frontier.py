@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.results import Frontier
-from offramp.policies.verdict import WORTH
 from offramp.report.charts.line_chart import LineChart, Rule, Series
 from offramp.report.charts.scale import nice_range
 from offramp.report.formats import times, whole_percent
 from offramp.report.markup import element, kind_chip, reason, table, text
 from offramp.report.run_result import WorkloadResult
+from offramp.tuning.verdict import WORTH
 
 LOWEST_AGREEMENT = 0.8
 LOWEST_SPEED = 0.5
@@ -35,7 +35,7 @@ def frontier_section(workload: WorkloadResult) -> str:
         "bytes per token, right is closer to the full model. A policy is worth having above the upper "
         "dashed line. "
         "Points are chosen and shown on the same documents, so they flatter; the verdicts above are "
-        "judged on unseen ones."
+        "judged on unseen ones. Speed in this picture is counted in bytes moved, not in seconds."
     )
     frontiers = [frontier for frontier in workload.frontiers if len(frontier.agreement)]
     if not frontiers:

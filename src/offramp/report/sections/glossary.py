@@ -11,8 +11,8 @@ TERMS: dict[str, str] = {
         "full model."
     ),
     "Exit head": (
-        "What turns the hidden state at an exit into a prediction. Here the logit lens: the model's "
-        "own final norm and output head."
+        "What turns the hidden state at an exit into a prediction: the logit lens, which is the model's "
+        "own final norm and output head, or a linear lens before them."
     ),
     "Agreement": (
         "The share of tokens for which an exit's most probable token is the full model's. It is not "
@@ -22,18 +22,52 @@ TERMS: dict[str, str] = {
         "A rule that decides at each checked exit whether to stop: a signal, a threshold, and the "
         "exits it checks."
     ),
-    "Probe": (
-        "One such check. It reads the exit head, which on small models costs as much as several layers."
+    "Linear lens": (
+        "A linear map from the hidden state at an exit to an estimate of the last one, fitted on "
+        "documents of its own and applied before the output head."
     ),
+    "Probe": (
+        "One check at one exit. It is paid for whether or not the token leaves there. Its kind says what is "
+        "computed."
+    ),
+    "Probe kinds": (
+        "Full head: the whole output head, which on small models costs as much as several layers. Restricted "
+        "head: only its columns for a short list of frequent tokens. Candidates: only a few likely tokens. "
+        "Cosine: how little the layer changed the hidden state. Classifier and network: a fitted guess from "
+        "the hidden state whether the exit agrees."
+    ),
+    "Family": "All policies of one signal or rule on one kind of exit set; only its fastest member is shown.",
+    "Oracle": "A policy that knows the full model's answer. No decoder can follow it; it shows the limit.",
     "Skip ratio": "The share of decoder layers not executed.",
     "Net speedup": (
-        "Plain cost over the policy's cost per token: layers, probes, repair of the attention cache "
-        "and head included. On this page it is predicted from bytes moved at batch size 1."
+        "Plain cost over the policy's cost per token: layers, probes, repair of keys and values, and head "
+        "included. The page says whether it is predicted from times on a machine or from bytes moved."
+    ),
+    "Repair of keys and values": (
+        "What later tokens need from the layers that a token skipped has to be supplied, and is charged."
+    ),
+    "Document": (
+        "One text, or one prompt with its answer. Tokens of one document depend on each other, so documents "
+        "are what intervals and guarantees count."
     ),
     "Certificate": (
-        "A statistical guarantee that a quality floor holds on documents like these. This version gives "
-        "none, and only says how many documents it would take at least."
+        "A guarantee that a policy's mean loss on documents like these stays within the floor, from "
+        "documents that the search never saw. Too few documents: not certifiable, whatever the policy."
     ),
+    "δ (delta)": "The chance that a certificate is wrong. 10 % means 90 % confidence.",
+    "Betting bound, Hoeffding–Bentkus, conformal risk control": (
+        "Ways to bound the loss on documents not seen from those seen, without assuming how losses are "
+        "spread."
+    ),
+    "Pareto front": "The candidates that no other one beats in both loss and time.",
+    "Roofline": (
+        "A machine reduced to arithmetic per second, bytes per second and a fixed cost per step; each "
+        "part of a step takes as long as the slower of the first two needs."
+    ),
+    "Lockstep": (
+        "In a batch all sequences run the same layers: a step may stop early only when every one of them may."
+    ),
+    "Break-even": "The price of one part of a step at which early exit would just be worth its trouble.",
     "First-match oracle": (
         "Stops at the first layer that agrees with the full model. It overstates what can be saved, "
         "since later layers may disagree again."

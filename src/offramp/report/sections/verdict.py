@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from offramp.policies.results import Decision, Verdict
+from offramp.report.answers import certificate_answer, league_answer, machines_answer
+from offramp.report.cells import decision_pill, signed_change
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -15,40 +16,35 @@ from offramp.report.formats import (
     milliseconds,
     percent,
     range_text,
-    times,
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
-from offramp.report.markup import KIND_MEANING, Kind, element, kind_chip, text
+from offramp.report.markup import (
+    KIND_MEANING,
+    Column,
+    Kind,
+    element,
+    kind_chip,
+    text,
+    wide_table,
+)
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.summary import predicted_seconds
-from offramp.scoring.estimate import Estimate
-
-ANSWER_TOKENS = 64
-
-DECISION_SIGNS: dict[str, str] = {
-    "pays": "✓",
-    "does not pay": "✕",
-    "too close to call": "≈",
-    "depends on the text": "±",
-    "undefined": "?",
-}
+from offramp.report.sections.floors import floors_block
+from offramp.tuning.results import Verdict
 
 
 def verdict_section(run: RunResult) -> str:
     """Everything a hurried reader needs."""
     decision = overall_decision(run)
-    badge = element(
-        "span", text(f"{DECISION_SIGNS[decision]} {decision}"), class_=f"decision {decision_class(decision)}"
-    )
     where = (
         f"{run.model_name} · {run.layers} layers · {listed([w.name for w in run.workloads])} · one "
         "sequence at a time"
     )
     hero = (
-        element("p", badge + element("span", text(where)), class_="eyebrow")
+        element("p", decision_pill(decision) + element("span", text(where)), class_="eyebrow")
         + element("h1", text(headline(run)))
         + element("div", "".join(key_numbers(run)), class_="keys")
+        + in_short(run)
         + kinds_legend()
     )
     return element(
@@ -56,9 +52,21 @@ def verdict_section(run: RunResult) -> str:
     )
 
 
-def decision_class(decision: str) -> str:
-    """The CSS class of a decision."""
-    return decision.replace(" ", "-")
+def in_short(run: RunResult) -> str:
+    """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
+    columns: dict[str, Callable[[WorkloadResult], str | None]] = {
+        "Fastest policy": league_answer,
+        "What is guaranteed": certificate_answer,
+        "Where it would pay": machines_answer,
+    }
+    asked = {name: answer for name, answer in columns.items() if any(map(answer, run.workloads))}
+    if not asked:
+        return ""
+    rows = [
+        [text(w.name), *[text(answer(w) or "not asked") for answer in asked.values()]] for w in run.workloads
+    ]
+    names = [Column("Text"), *[Column(name) for name in asked]]
+    return wide_table(names, [("", rows)], caption="In short", style="short")
 
 
 def kinds_legend() -> str:
@@ -96,12 +104,6 @@ def gain_card(run: RunResult) -> str:
     lines = [(name, "no verdict" if verdict is None else gain_line(verdict)) for name, verdict in verdicts]
     what = f"faster decoding with the best policy at {floor} agreement, every probe paid for"
     return key_card("predicted", span_text(values, signed_change) or "undefined", what, lines)
-
-
-def signed_change(speedup: float) -> str:
-    """A speedup as a signed change in percent."""
-    change = percent(speedup - 1)
-    return change if change.startswith(("−", "0.0")) else f"+{change}"
 
 
 def gain_line(verdict: Verdict) -> str:
@@ -162,107 +164,6 @@ def half_depth_agreement(workload: WorkloadResult) -> float | None:
         return None
     nearest = abs(curves.exits - curves.exits[-1] / 2).argmin()
     return float(curves.values["agreement"][nearest])
-
-
-def floors_block(run: RunResult) -> str:
-    """The verdicts at every floor, one row each."""
-    if not any(workload.verdicts for workload in run.workloads):
-        return element(
-            "p", "No policy could be judged: there is no verdict at any quality floor.", class_="reason"
-        )
-    names = [
-        "Keep",
-        "Verdict",
-        "Best policy",
-        "Speed",
-        "Agreement",
-        "Layers skipped",
-        "Time per token",
-        "Documents",
-    ]
-    kinds: list[Kind | None] = [None, None, None, "predicted", "replayed", "replayed", "predicted", None]
-    labels = [f"{name}, {kind}" if kind else name for name, kind in zip(names, kinds, strict=True)]
-    head = "".join(
-        element("th", text(name) + (f"<br>{kind_chip(kind)}" if kind else ""), scope="col")
-        for name, kind in zip(names, kinds, strict=True)
-    )
-    bodies = "".join(floor_rows(run, workload, labels) for workload in run.workloads)
-    note = (
-        "The threshold is chosen on one half of the documents and judged on the other, which it never "
-        "saw. Speed "
-        "compares bytes moved per token with plain decoding. Agreement counts tokens, not answers: the "
-        "share of "
-        f"{ANSWER_TOKENS}-token answers left unchanged is what the floor to the power {ANSWER_TOKENS} "
-        "gives if "
-        "misses were independent."
-    )
-    caption = element("caption", "Verdict by workload and quality floor, batch size 1")
-    inner = element("table", caption + element("thead", element("tr", head)) + bodies, class_="floors")
-    return (
-        element("h2", "At the quality you would keep")
-        + element(
-            "div", inner, class_="scroll", tabindex=0, role="region", aria_label="Verdicts by quality floor"
-        )
-        + element("p", text(note), class_="note")
-    )
-
-
-def floor_rows(run: RunResult, workload: WorkloadResult, names: list[str]) -> str:
-    """The rows of one workload under its own heading row."""
-    heading = element(
-        "tr", element("th", text(workload.name), scope="rowgroup", colspan=len(names)), class_="group"
-    )
-    rows = "".join(floor_row(run, verdict, names) for verdict in workload.verdicts)
-    if not workload.verdicts:
-        rows = element("tr", element("td", "no policy could be judged on this workload", colspan=len(names)))
-    return element("tbody", heading + rows)
-
-
-def floor_row(run: RunResult, verdict: Verdict, names: list[str]) -> str:
-    """One verdict; each cell carries its column's name for the stacked layout of a phone."""
-    sign = DECISION_SIGNS[verdict.decision]
-    decision: Decision = verdict.decision
-    seconds = predicted_seconds(run, verdict)
-    unchanged = percent(verdict.floor**ANSWER_TOKENS, 0 if verdict.floor > 0.96 else 1)
-    agreement = stacked(verdict.agreement, percent)
-    if not verdict.floor_held and verdict.policy != "never":
-        agreement += element("small", "below the floor", class_="warning")
-    documents = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
-    needed = f"a certificate needs {verdict.documents_needed} or more"
-    cells = [
-        text(whole_percent(verdict.floor)) + small(f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"),
-        element("span", text(f"{sign} {decision}"), class_=f"decision {decision_class(decision)}")
-        + why(verdict),
-        element("code", text(verdict.policy).replace(",", ",<wbr>").replace(":", ":<wbr>")),
-        stacked(verdict.net_speedup, times),
-        agreement,
-        stacked(verdict.skip_ratio, percent),
-        text("not timed" if seconds is None else milliseconds(seconds)),
-        text(documents) + small(needed),
-    ]
-    row = element("th", cells[0], scope="row", data_name=names[0])
-    row += "".join(element("td", c, data_name=n) for c, n in zip(cells[1:], names[1:], strict=True))
-    return element("tr", row)
-
-
-def why(verdict: Verdict) -> str:
-    """The reason behind a decision, one click away."""
-    return element("details", element("summary", "why") + element("p", text(verdict.reason)), class_="why")
-
-
-def small(content: str) -> str:
-    """A second, smaller line."""
-    return element("small", text(content)) if content else ""
-
-
-def stacked(estimate: Estimate, number: Callable[[float], str]) -> str:
-    """A value with its interval below it, or the reason why there is none."""
-    if estimate.value is None:
-        return "undefined" + small(estimate.undefined or "")
-    if estimate.low == estimate.high == estimate.value:
-        return text(number(estimate.value))
-    interval = interval_text(estimate.low, estimate.high, number)
-    return text(number(estimate.value)) + small(interval or estimate.no_interval or "")
 
 
 def caveat_list(run: RunResult) -> str:

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from offramp.costs.token import TokenCosts
 from offramp.policies.charging import exit_costs
-from offramp.policies.kinds import Never, StaticExit, Threshold
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import SIGNALS, Signal
 from offramp.policies.sweep import Sweep, sweep
 from offramp.scoring.oracles import first_match
 from offramp.tracing.trace import Trace
-
-Exits = tuple[int, ...]
+from offramp.tuning.exit_sets import Exits, exit_sets, firing_exits, fitting_sets, recorded_signals
 
 # Sets of exits are grown one exit at a time from the best single one, up to this many.
 LARGEST_GROWN_SET = 3
@@ -62,7 +62,7 @@ class Search:
 
     def try_static(self) -> None:
         """Offer every traced exit below L as a static exit."""
-        per_exit = exit_costs(self.costs, ())
+        per_exit = exit_costs(self.costs, {})
         agreeing = self.agreement.sum(axis=0)
         for column, exit in enumerate(self.trace.exits[:-1]):
             for floor in self.floors:
@@ -72,25 +72,29 @@ class Search:
                     self.offer(floor, Candidate(StaticExit(int(exit)), speedup, share))
 
     def try_exits(self, exits: Exits, signals: Iterable[Signal]) -> None:
-        """Offer the best threshold of each signal on one set of exits, unless no signal could win there."""
-        new = [signal for signal in signals if (signal.name, exits) not in self.seen]
-        self.seen.update((signal.name, exits) for signal in new)
-        if not new:
-            return
-        bounds = self._speedup_bounds(exits)
+        """Offer the best threshold of each signal on one set of exits, unless it could not win there."""
+        for signal in signals:
+            for checked in fitting_sets(self.trace, signal, (exits,)):
+                if (signal.name, checked) not in self.seen:
+                    self.seen.add((signal.name, checked))
+                    self._try_signal(checked, signal)
+
+    def _try_signal(self, exits: Exits, signal: Signal) -> None:
+        bounds = self._speedup_bounds(exits, signal)
         open_floors = [floor for floor in self.floors if bounds[floor] > self.best[floor].speedup]
         if not open_floors:
             return
-        for signal in new:
-            moves = sweep(self.trace, signal, exits, self.agreement)
-            agreeing = moves.agreement_count()
-            for floor in open_floors:
-                # A bolder threshold is never slower, so the last point that holds the floor is the fastest.
-                points = np.flatnonzero(agreeing >= self.required(floor))
-                if points.size:
-                    self.offer(
-                        floor, self._candidate(moves, signal, int(points[-1]), int(agreeing[points[-1]]))
-                    )
+        moves = sweep(self.trace, signal, firing_exits(signal, exits), self.agreement)
+        agreeing = moves.agreement_count()
+        per_exit = exit_costs(self.costs, signal_needs(signal, exits))
+        rising = bool((np.diff(per_exit[np.array([*moves.exits, self.trace.layers]) - 1]) >= 0.0).all())
+        totals = None if rising else moves.total(per_exit)
+        for floor in open_floors:
+            points = np.flatnonzero(agreeing >= self.required(floor))
+            if points.size:
+                # Where deeper exits cost more, a bolder threshold is never slower.
+                point = int(points[-1] if totals is None else points[np.argmin(totals[points])])
+                self.offer(floor, self._candidate(moves, signal, exits, point, int(agreeing[point])))
 
     def grow(self) -> None:
         """From each floor's best threshold on one exit, add the exit that helps most, again and again."""
@@ -105,33 +109,38 @@ class Search:
                     if exit not in checked:
                         self.try_exits(tuple(sorted((*checked, exit))), [SIGNALS[policy.signal]])
 
-    def _candidate(self, moves: Sweep, signal: Signal, point: int, agreeing: int) -> Candidate:
-        per_exit = exit_costs(self.costs, moves.exits)
+    def _candidate(self, moves: Sweep, signal: Signal, exits: Exits, point: int, agreeing: int) -> Candidate:
+        per_exit = exit_costs(self.costs, signal_needs(signal, exits))
         speedup = self.trace.token_count * self.costs.plain / moves.total_at(point, per_exit)
         bolder = float(moves.threshold[point + 1]) if point + 1 < len(moves.threshold) else None
         value = shortest_threshold(
             float(moves.threshold[point]), bolder, upwards=signal.exit_when == "at most"
         )
-        every = moves.exits == tuple(range(1, self.trace.layers))
-        policy = Threshold(signal.name, value, "all" if every else moves.exits)
+        if not signal.holds(value):  # shortened beyond the signal's range
+            value = float(moves.threshold[point])
+        every = exits == tuple(range(1, self.trace.layers))
+        policy = Threshold(signal.name, value, "all" if every else exits)
         return Candidate(policy, speedup, agreeing / self.trace.token_count)
 
-    def _speedup_bounds(self, exits: Exits) -> dict[float, float]:
-        """For each floor, a speedup that no signal can exceed on this set of exits.
+    def _speedup_bounds(self, exits: Exits, signal: Signal) -> dict[float, float]:
+        """For each floor, a speedup that no signal of this one's probes can exceed on this set of exits.
 
-        The best conceivable signal leaves at the first checked exit that agrees, and spends the floor's
-        allowed disagreements on the tokens that gain most by leaving at the very first.
+        The best conceivable signal leaves at the cheapest exit that agrees, and spends the floor's allowed
+        disagreements on the tokens that gain most by leaving at the cheapest of all.
         """
-        columns = np.searchsorted(self.trace.exits, np.array([*exits, self.trace.layers]))
-        cost = exit_costs(self.costs, exits)[self.trace.exits[columns] - 1]
+        taken = np.array([*firing_exits(signal, exits), self.trace.layers])
+        cost = exit_costs(self.costs, signal_needs(signal, exits))[taken - 1]
+        order = np.argsort(cost, kind="stable")
+        columns = np.searchsorted(self.trace.exits, taken[order])
+        cost = cost[order]
         tokens = np.bincount(first_match(self.agreement[:, columns]), minlength=len(columns))
-        deeper_first = tokens[:0:-1]
+        dearest_first = tokens[:0:-1]
         gain = (cost - cost[0])[:0:-1]
         bounds = {}
         for floor in self.floors:
             allowed = self.trace.token_count - self.required(floor)
-            before = np.cumsum(deeper_first) - deeper_first
-            moved = np.clip(allowed - before, 0, deeper_first)
+            before = np.cumsum(dearest_first) - dearest_first
+            moved = np.clip(allowed - before, 0, dearest_first)
             total = float(tokens @ cost) - float(moved @ gain)
             # A hair above, so that rounding never closes a set that would tie.
             bounds[floor] = self.trace.token_count * self.costs.plain / total * (1.0 + 1e-12)
@@ -141,32 +150,21 @@ class Search:
 def fastest_policies(trace: Trace, costs: TokenCosts, floors: tuple[float, ...]) -> dict[float, Candidate]:
     """For each floor, the policy of largest net speedup whose agreement on this trace reaches it.
 
-    Searched: every static exit; all thresholds of every signal on every single exit, on the sets of
-    `exit_sets`, and on sets grown from the best single exit. `never` where nothing beats the full model.
+    Searched: every static exit; all thresholds of every signal that the trace holds on every single exit, on
+    the sets of `exit_sets`, and on sets grown from the best single exit. `never` where nothing beats the full
+    model.
     """
     search = Search(trace, costs, floors, trace.agreement)
+    signals = recorded_signals(trace)
     search.try_static()
     below = tuple(int(exit) for exit in trace.exits if exit < trace.layers)
     # Deep exits first: they agree most, so later sets meet a good candidate and are soon ruled out.
     for exit in reversed(below):
-        search.try_exits((exit,), SIGNALS.values())
+        search.try_exits((exit,), signals)
     search.grow()
     for exits in exit_sets(below):
-        search.try_exits(exits, SIGNALS.values())
+        search.try_exits(exits, signals)
     return search.best
-
-
-def exit_sets(below: Exits) -> tuple[Exits, ...]:
-    """Sets worth checking of the exits below L: last quarter, last half, every 4th, every 2nd, all."""
-    count = len(below)
-    sets = (
-        below[count - -(-count // 4) :],
-        below[count - -(-count // 2) :],
-        below[::-1][::4][::-1],
-        below[::-1][::2][::-1],
-        below,
-    )
-    return tuple(dict.fromkeys(exits for exits in sets if exits))
 
 
 def shortest_threshold(value: float, bolder: float | None, *, upwards: bool) -> float:

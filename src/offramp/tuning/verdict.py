@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.costs.token import Prices, TokenCosts
+from offramp.costs.machine import Machine
+from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.charging import exit_costs, prices_of
+from offramp.policies.charging import exit_costs, prices_of, walk_costs
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.results import Decision, Verdict
-from offramp.policies.search import Candidate, fastest_policies
+from offramp.policies.walk import walk
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
+from offramp.tuning import bounds
+from offramp.tuning.pricing import BYTES, pricing_of
+from offramp.tuning.results import Decision, Verdict
+from offramp.tuning.search import Candidate, fastest_policies
+from offramp.tuning.splits import heads_documents
 
 DRAWS = 2000
 
@@ -31,8 +36,9 @@ def judge(
     worth: float = WORTH,
     delta: float = 0.1,
     seed: int = 0,
+    machine: Machine | None = None,
 ) -> tuple[Verdict, ...]:
-    """Whether early exit pays at each floor on agreement, at batch 1, in bytes moved.
+    """Whether early exit pays at each floor on agreement, at batch 1: seconds on a machine, else bytes moved.
 
     The policy is searched on one half of the documents (split by `seed`) and judged on the other, with 95 %
     bootstrap intervals over documents. "pays": the net speedup's lower limit exceeds 1 + worth and the
@@ -49,17 +55,20 @@ def judge(
         raise InputError(
             f"a worth of {worth} is no gain", fix="choose 0 or more; 0.05 asks for 5 % more speed"
         )
-    prices = prices_of(trace)
+    pricing, flops = pricing_of(trace, machine), prices_of(trace).flops
     fit, report = split_documents(trace, seed)
     unjudged = _why_unjudged(trace, len(fit))
     if unjudged is not None:
-        return tuple(_undecided(floor, delta, unjudged, (len(fit), len(report))) for floor in floors)
-    chosen = fastest_policies(trace.subset(fit), prices.bytes, floors)
+        return tuple(
+            _undecided(floor, delta, unjudged, (len(fit), len(report)), pricing.machine) for floor in floors
+        )
+    chosen = fastest_policies(trace.subset(fit), pricing.costs, floors)
     held_out = trace.subset(report)
     verdicts = []
     for floor in floors:
-        measured = _measure(held_out, chosen[floor].policy, prices, seed)
-        verdicts.append(_verdict(floor, worth, delta, chosen[floor], measured, (len(fit), len(report))))
+        measured = _measure(held_out, chosen[floor].policy, pricing.costs, flops, seed)
+        documents = (len(fit), len(report))
+        verdicts.append(_verdict(floor, worth, delta, chosen[floor], measured, documents, pricing.machine))
     return tuple(verdicts)
 
 
@@ -68,15 +77,18 @@ def documents_needed(floor: float, delta: float) -> int:
 
     The smallest n with floor^n <= delta: ceil(ln delta / ln floor), 230 for 0.99 at 0.1.
     """
-    return math.ceil(math.log(delta) / math.log(floor))
+    return bounds.documents_needed(1.0 - floor, delta)
 
 
 def split_documents(trace: Trace, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two disjoint halves of the documents (places in `Trace.documents`), the same for the same ids and seed.
 
-    The first is for choosing and the smaller one of an odd number; the second for judging.
+    The first is for choosing and the smaller one of an odd number; the second for judging. Documents that the
+    trace's exit heads were fitted on are in neither.
     """
+    used = heads_documents(trace)
     documents = document_rows(trace).index
+    documents = documents[[trace.documents[place].id not in used for place in documents]]
     shuffled = np.random.default_rng(seed).permutation(documents)
     half = len(documents) // 2
     return np.sort(shuffled[:half]), np.sort(shuffled[half:])
@@ -92,34 +104,40 @@ class HeldOut:
     speedup_flops: Estimate
 
 
-def _measure(trace: Trace, policy: ExitPolicy, prices: Prices, seed: int) -> HeldOut:
+def _measure(trace: Trace, policy: ExitPolicy, basis: TokenCosts, flops: TokenCosts, seed: int) -> HeldOut:
     """Agreement, skip ratio and both speedups, as ratios of sums over documents."""
     rows = document_rows(trace)
-    exits = policy.choose(trace)
+    walked = walk(policy, trace)
+    exits = walked.exits
     agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
     bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=seed)
-    checked = policy.checked_exits(trace.layers)
 
     def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
         return bootstrap.means(rows.sums(values), rows.tokens)
 
     def speedup(costs: TokenCosts) -> Estimate:
         # The plain cost takes the same way through the sums, so that the full model's speedup is exactly 1.
-        plain = np.full(trace.token_count, exit_costs(costs, ())[-1])
-        return bootstrap.estimate(mean(plain) / mean(exit_costs(costs, checked)[exits - 1]))
+        plain = np.full(trace.token_count, exit_costs(costs, {})[-1])
+        return bootstrap.estimate(mean(plain) / mean(walk_costs(costs, walked)))
 
     return HeldOut(
         agreement=bootstrap.estimate(mean(agrees)),
         skip_ratio=bootstrap.estimate(mean(1.0 - exits / trace.layers)),
-        speedup=speedup(prices.bytes),
-        speedup_flops=speedup(prices.flops),
+        speedup=speedup(basis),
+        speedup_flops=speedup(flops),
     )
 
 
 def _verdict(
-    floor: float, worth: float, delta: float, chosen: Candidate, measured: HeldOut, documents: tuple[int, int]
+    floor: float,
+    worth: float,
+    delta: float,
+    chosen: Candidate,
+    measured: HeldOut,
+    documents: tuple[int, int],
+    basis: str,
 ) -> Verdict:
-    decision, reason = _decide(floor, worth, chosen, measured, documents)
+    decision, reason = _decide(floor, worth, chosen, measured, documents, basis)
     return Verdict(
         floor=floor,
         decision=decision,
@@ -134,22 +152,29 @@ def _verdict(
         report_documents=documents[1],
         documents_needed=documents_needed(floor, delta),
         floor_held=_value(measured.agreement) >= floor,
+        basis=basis,
     )
 
 
 def _decide(
-    floor: float, worth: float, chosen: Candidate, measured: HeldOut, documents: tuple[int, int]
+    floor: float,
+    worth: float,
+    chosen: Candidate,
+    measured: HeldOut,
+    documents: tuple[int, int],
+    basis: str,
 ) -> tuple[Decision, str]:
     """The decision and, in a few sentences, why."""
     if str(chosen.policy) == "never":
         few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
         return "does not pay", (
             f"On {documents[0]} documents, no traced exit and no threshold that keeps {_percent(floor)} "
-            "agreement moves fewer bytes than the full model once every probe is charged."
+            f"agreement {_better(basis)} once every probe is charged."
         ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
     speedup, agreement = measured.speedup, measured.agreement
     quality = _quality(floor, agreement)
-    gain = f"Predicted net speedup, in bytes moved: {_value(speedup):.3f} on {documents[1]} unseen documents"
+    unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
+    gain = f"Predicted net speedup, {unit}: {_value(speedup):.3f} on {documents[1]} unseen documents"
     if speedup.low is None or speedup.high is None or agreement.high is None:
         return "too close to call", (
             f"{gain}; fewer than {DOCUMENTS_NEEDED} allow no interval, so chance is not ruled out. {quality}"
@@ -163,6 +188,15 @@ def _decide(
     if agreement.high < floor:
         return "too close to call", f"{gain} Fast enough, but the floor was missed. {quality}"
     return "pays", f"{gain} {quality}"
+
+
+def _better(basis: str) -> str:
+    """How a policy would have beaten the full model."""
+    return (
+        "moves fewer bytes than the full model"
+        if basis == BYTES
+        else f"is faster than the full model on {basis}"
+    )
 
 
 def _quality(floor: float, agreement: Estimate) -> str:
@@ -197,7 +231,7 @@ def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
     return None
 
 
-def _undecided(floor: float, delta: float, why: str, documents: tuple[int, int]) -> Verdict:
+def _undecided(floor: float, delta: float, why: str, documents: tuple[int, int], basis: str) -> Verdict:
     """The answer for a trace on which nothing can be judged."""
     undefined = Estimate(None, undefined=why)
     return Verdict(
@@ -214,4 +248,5 @@ def _undecided(floor: float, delta: float, why: str, documents: tuple[int, int])
         report_documents=documents[1],
         documents_needed=documents_needed(floor, delta),
         floor_held=False,
+        basis=basis,
     )

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_traces import make_shape, make_trace
 
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kinds import Never, StaticExit, Threshold
 from offramp.policies.replay import replay
-from offramp.policies.search import Search, exit_sets, fastest_policies, shortest_threshold
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
-from offramp.policies.verdict import _quality, documents_needed, judge, split_documents
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
+from offramp.tuning.exit_sets import exit_sets, recorded_signals
+from offramp.tuning.search import Search, fastest_policies, shortest_threshold
+from offramp.tuning.verdict import _quality, documents_needed, judge, split_documents
+from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
 # Heads against layers of 2,000 bytes: free, moderate, dear.
@@ -48,6 +50,7 @@ def informative_trace(*, seed: int = 0, documents: int = 80, head: int = 20, unl
         max_prob=sure.astype(np.float32),
         margin=(sure**2).astype(np.float32),
         entropy=(1 - sure).astype(np.float32),
+        hidden_cosine_to_previous=np.zeros((tokens, 6), dtype=np.float32),
     )
 
 
@@ -77,7 +80,8 @@ def test_the_search_finds_the_fastest_of_all_it_covers(seed: int, head: int, lev
         for exit in range(1, 6):
             result = replay(trace, StaticExit(exit))
             best = max(best, result.predicted_speedup if result.agreement >= floor else 1.0)
-        for signal, exits in itertools.product(SIGNALS, covered):
+        recorded = [signal.name for signal in recorded_signals(trace)]
+        for signal, exits in itertools.product(recorded, covered):
             points = frontier(trace, signal, exits)
             best = max(best, points.speedup[points.agreement >= floor].max())
         # Grown sets may only add to what is covered.
@@ -99,7 +103,7 @@ def test_no_signal_exceeds_the_bound_that_rules_a_set_out(
 ) -> None:
     trace = make_trace(seed=seed, shape=make_shape(head=head))
     costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
-    bounds = Search(trace, costs, (0.9, 0.5), trace.agreement)._speedup_bounds(exits)
+    bounds = Search(trace, costs, (0.9, 0.5), trace.agreement)._speedup_bounds(exits, SIGNALS["max_prob"])
     # A signal that knows the truth comes closest.
     oracle = make_trace(
         seed=seed,
@@ -117,7 +121,7 @@ def test_the_bound_is_reached_by_the_oracle_at_full_agreement() -> None:
     trace = make_trace()
     oracle = make_trace(max_prob=trace.agreement.astype(np.float32))
     costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
-    bound = Search(trace, costs, (1.0,), trace.agreement)._speedup_bounds((2, 4))[1.0]
+    bound = Search(trace, costs, (1.0,), trace.agreement)._speedup_bounds((2, 4), SIGNALS["max_prob"])[1.0]
     assert replay(oracle, Threshold("max_prob", 1.0, (2, 4))).predicted_speedup == pytest.approx(bound)
 
 

@@ -1,0 +1,73 @@
+"""What `offramp run` asks of one trace: verdicts, league, tuned policies, other machines, break-even."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Machine
+from offramp.policies.charging import prices_of, seconds_of
+from offramp.tracing.trace import Trace
+from offramp.tuning.break_even import break_even
+from offramp.tuning.league import league
+from offramp.tuning.machines import machine_answers
+from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.tune import tune
+from offramp.tuning.verdict import judge
+
+FLOORS = (0.99, 0.95, 0.90)
+
+MAIN_FLOOR = 0.95
+
+OTHER_MACHINES = ("h100", "l4")
+"""Shown beside the machine at hand: a data-centre card and a small one."""
+
+BATCHES = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers on one workload."""
+
+    verdicts: tuple[Verdict, ...]
+    league: tuple[LeagueEntry, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
+    machines: tuple[MachineAnswer, ...] = ()
+    break_even: tuple[BreakEven, ...] = ()
+
+
+def answers_of(trace: Trace, machine: Machine | None) -> Answers:
+    """Every answer that the trace allows; speed is in bytes moved without a machine."""
+    verdicts = judge(trace, FLOORS, machine=machine)
+    if len(trace.exits) < 2 or len({int(place) for place in trace.document}) < 2:
+        return Answers(verdicts)  # nothing can be searched, or nothing would be left to judge it on
+    entries = league(trace, machine, FLOORS)
+    costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
+    return Answers(
+        verdicts=verdicts,
+        league=entries,
+        tuned=tuple(tune(trace, {"agreement": floor}, machine) for floor in FLOORS),
+        machines=_on_machines(trace, machine),
+        break_even=break_even(trace, _closest_to_paying(entries), costs),
+    )
+
+
+def _on_machines(trace: Trace, machine: Machine | None) -> tuple[MachineAnswer, ...]:
+    others = [find_machine(name) for name in OTHER_MACHINES if machine is None or name != machine.name]
+    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR)
+    if machine is None:
+        return answers
+    # A profile answers for the batch sizes it was timed at, and not far beyond.
+    batches = getattr(machine, "batches", BATCHES)
+    return (*machine_answers(trace, [machine], batches, MAIN_FLOOR), *answers)
+
+
+def _closest_to_paying(entries: tuple[LeagueEntry, ...]) -> str:
+    """The fastest reachable policy of the league at the main floor that exits at all."""
+    able = [
+        entry
+        for entry in entries
+        if entry.reachable and entry.floor == MAIN_FLOOR and entry.policy != "never"
+    ]
+    best = max(able, key=lambda entry: entry.net_speedup.value or 0.0, default=None)
+    return "never" if best is None else best.policy

@@ -1,0 +1,133 @@
+"""`offramp hardware`: measure this machine on a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.console import Output, stage
+from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode
+from offramp.errors import InputError
+
+if TYPE_CHECKING:
+    from offramp.costs.timings import TimingsProfile
+
+hardware = typer.Typer(help="Measure this machine on a model.")
+
+
+@hardware.callback(invoke_without_command=True)
+def hardware_command(context: typer.Context) -> None:
+    """Measure this machine on a model."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(InputError.exit_code)
+
+
+@hardware.command("measure")
+def measure(
+    model: ModelName,
+    dtype: Precision = "float32",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Threads of torch. By default what it takes.", show_default=False),
+    ] = None,
+    batches: Annotated[
+        str,
+        typer.Option(
+            "--batches",
+            help="Batch sizes to time, rising. Those between are interpolated, which can be far off: time "
+            "those that matter.",
+        ),
+    ] = "1,4,8",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
+    from offramp.models.registry import DTYPES
+
+    out = Output(as_json)
+    sizes = _read_batches(batches)
+    if dtype not in DTYPES:
+        raise InputError(
+            f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES)
+        )
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+        raise InputError(
+            f"{threads} threads are not possible here",
+            where="--threads",
+            fix=f"choose from 1 to {os.cpu_count() or 1}",
+        )
+
+    import torch
+
+    from offramp.costs.local_store import save_local_profile
+    from offramp.decoding.hardware import measure_hardware
+    from offramp.models.loading import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with stage("loading the model and checking its exits"):
+        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    with stage("timing decoding steps, part by part"):
+        profile = measure_hardware(loaded, batches=sizes)
+    path = save_local_profile(profile)
+    out.console.print(_table(profile))
+    for line in _sentences(profile, path):
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
+
+
+def _read_batches(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else ()
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise InputError(
+            f"the batch sizes {text!r} do not rise from 1 or more", where="--batches", fix="write 1,4,8"
+        )
+    return sizes
+
+
+def _table(profile: TimingsProfile) -> Any:
+    """Milliseconds of every part by batch size."""
+    from rich.table import Table
+
+    table = Table("milliseconds", *[f"batch {batch}" for batch in profile.batches])
+    samples: dict[str, Any] = profile.details["samples"]
+    first = samples[str(profile.batches[0])]
+    for part in first:
+        cells = [samples[str(batch)][part] for batch in profile.batches]
+        table.add_row(
+            part,
+            *[
+                f"{1e3 * cell['median']:.3g} [{1e3 * cell['low']:.3g}, {1e3 * cell['high']:.3g}]"
+                for cell in cells
+            ],
+        )
+    return table
+
+
+def _sentences(profile: TimingsProfile, path: Path) -> list[str]:
+    details = profile.details
+    machine, check = details["machine"], details["check"]
+    near = " and ".join(map(str, details["positions"]))
+    lines = [
+        f"medians [quartiles] of {details['rounds']} rounds at positions near {near}, in "
+        f"{details['seconds']:.0f} s; {machine['processor']}, {machine['threads']} of {machine['cores']} "
+        f"cores, torch {machine['torch']}, {profile.dtype}, load {details['load_average'][0]}"
+    ]
+    parts = ", ".join(
+        f"{100 * share:.0f} % at batch {batch}" for batch, share in check["parts_over_step"].items()
+    )
+    lines.append(f"the parts add up to {parts} of a plain step")
+    if "generate_not_timed" in check:
+        lines.append(f"generate() has no time of its own to compare with: {check['generate_not_timed']}")
+    else:
+        lines.append(
+            f"a plain step at batch 1 takes {1e3 * check['plain_step_seconds']:.3g} ms by these parts, "
+            f"{100 * check['plain_step_over_generate']:.0f} % of generate()'s "
+            f"{1e3 * check['generate_seconds_per_token']:.3g} ms per token"
+        )
+    return [*lines, *profile.notes, f"kept as the hardware profile local: {path}"]

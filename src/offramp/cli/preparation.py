@@ -1,0 +1,145 @@
+"""What `offramp run` needs before it traces: a profile of this machine and a few fitted exit heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.cli.console import stage
+from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import load_local_profile, save_local_profile
+from offramp.costs.machine import Machine
+from offramp.costs.timings import TimingsProfile
+from offramp.decoding.hardware import measure_hardware
+from offramp.errors import InputError, ModelError
+from offramp.models.model import Model
+from offramp.models.shape import ModelShape
+from offramp.report.price_list import price_list
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.workloads.workload import Workload
+
+HEADS_FILE = "heads.safetensors"
+
+RUN_SIGNALS = ("logit_gap", "restricted")
+"""Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
+
+FITTING_TOKENS = 600
+FITTED = ("correctness",)
+"""What a run fits by itself: a classifier of the hidden state, whose probe is the cheapest of all."""
+
+MEASURING_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every workload of a run shares.
+
+    machine: that speed is predicted for, None if its parts could not be timed. heads: None if none could be
+    fitted. missing: why something is missing, by name, for the report's provenance.
+    """
+
+    machine: Machine | None
+    heads: ExitHeads | None
+    missing: Mapping[str, str]
+
+
+def prepare(
+    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, hardware: str, folder: Path
+) -> Prepared:
+    """Measure the machine and fit heads, as far as the model allows."""
+    machine, no_machine = machine_of(model, hardware)
+    heads, no_heads = heads_of(model, workloads, given, folder)
+    missing = {"machine_not_timed": no_machine, "heads_not_fitted": no_heads}
+    return Prepared(machine, heads, {name: why for name, why in missing.items() if why is not None})
+
+
+def machine_of(model: Model, hardware: str) -> tuple[Machine | None, str | None]:
+    """The machine that speed is predicted for, or None and the reason why there is none.
+
+    "local" is this machine: its profile is measured unless one of this model, dtype and thread count is kept.
+
+    Raises InputError for an unknown machine.
+    """
+    if hardware != "local":
+        return find_machine(hardware, model_fingerprint=model.identity.fingerprint, dtype=model.dtype), None
+    try:
+        return load_local_profile(model.identity.fingerprint, model.dtype), None
+    except InputError:  # none is kept yet
+        pass
+    try:
+        with stage("timing layers, head and probes on this machine"):
+            profile = measure_hardware(model, budget_seconds=MEASURING_SECONDS)
+    except ModelError as error:  # what can be traced still has its answer, in bytes moved
+        return None, error.what
+    save_local_profile(profile)
+    return profile, None
+
+
+def heads_of(
+    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, folder: Path
+) -> tuple[ExitHeads | None, str | None]:
+    """The exit heads of a run, or None and the reason why there are none.
+
+    given: heads of the user's; without them a few are fitted, once per run folder.
+    """
+    if given is not None:
+        return given, None
+    path = folder / HEADS_FILE
+    if path.exists():
+        return read_heads(path), None
+    try:
+        with stage("fitting classifiers on documents of their own"):
+            heads = fit_heads(
+                model, list(workloads), tokens=FITTING_TOKENS, lens=False, classifiers=FITTED, progress=False
+            )
+    except (ModelError, InputError) as error:  # too few documents, or a model of several hidden states
+        return None, error.what
+    write_heads(heads, path)
+    return heads, None
+
+
+def describe_machine(machine: Machine | None, shape: ModelShape, position: float) -> dict[str, Any] | None:
+    """What the report shows of a machine: its prices of one token at this position."""
+    if machine is None:
+        return None
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    load = details.get("load_average")
+    return price_list(
+        machine,
+        machine.token_costs(shape, position),
+        self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
+        threads=details.get("machine", {}).get("threads"),
+        load=load[0] if load else None,
+    )
+
+
+def describe_heads(heads: ExitHeads | None) -> dict[str, Any] | None:
+    """What the report shows of fitted heads."""
+    if heads is None:
+        return None
+    classifiers = {
+        name: {
+            "exits": len(heads.exits),
+            "better_than_chance": int(np.sum(classifier.better_than_chance)),
+            "auroc": _median(classifier.auroc),
+        }
+        for name, classifier in heads.classifiers.items()
+    }
+    return {
+        "documents": sum(len(documents) for documents in heads.documents.values()),
+        "exits": len(heads.exits),
+        "lens": heads.lens is not None,
+        "lens_explained": None if heads.lens is None else float(np.mean(heads.lens.explained)),
+        "classifiers": classifiers,
+    }
+
+
+def _median(values: Any) -> float | None:
+    defined = values[np.isfinite(values)]
+    return float(np.median(defined)) if defined.size else None

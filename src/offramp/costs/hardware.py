@@ -1,0 +1,103 @@
+"""The registry of machines: built-in profiles, plug-ins, the user's own files, and this machine's timings."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from offramp.costs.local_store import list_local_profiles, load_local_profile
+from offramp.costs.machine import Machine
+from offramp.costs.profile_file import read_profile
+from offramp.errors import InputError
+
+ENTRY_POINTS = "offramp.hardware"
+LOCAL = "local"
+PROFILES = Path(__file__).parent / "machines"
+
+
+@dataclass(frozen=True)
+class MachineDescription:
+    """One line of `offramp list hardware`."""
+
+    name: str
+    description: str
+    source: str
+
+
+def machine_names() -> list[str]:
+    """Names that `find_machine` knows: built-in profiles, plug-ins (group "offramp.hardware") and "local"."""
+    return [*sorted(path.stem for path in PROFILES.glob("*.toml")), *sorted(_plug_ins()), LOCAL]
+
+
+def find_machine(
+    name_or_path: str, *, model_fingerprint: str | None = None, dtype: str | None = None
+) -> Machine:
+    """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
+
+    model_fingerprint, dtype: of the model that is to be priced; "local" is looked up by them.
+
+    Raises InputError for an unknown name (with near matches), a file that is no profile, a broken plug-in, or
+    "local" where this model has not been measured on this machine (with the command that measures it).
+    """
+    if name_or_path == LOCAL:
+        if model_fingerprint is None or dtype is None:
+            raise InputError(
+                "the local profile belongs to a model, and it is not known which one is meant",
+                where=LOCAL,
+                fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
+            )
+        return load_local_profile(model_fingerprint, dtype)
+    built_in = PROFILES / f"{name_or_path}.toml"
+    if os.sep not in name_or_path and built_in.is_file():
+        return read_profile(built_in)
+    plug_ins = _plug_ins()
+    if name_or_path in plug_ins:
+        return _load_plug_in(plug_ins[name_or_path])
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.is_file():
+        return read_profile(path)
+    names = machine_names()
+    near = difflib.get_close_matches(name_or_path.lower(), names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise InputError(
+        f"unknown hardware {name_or_path!r}",
+        fix=f"{hint}choose one of: {', '.join(names)}; or give the path of a .toml profile",
+    )
+
+
+def describe_machines() -> list[MachineDescription]:
+    """Every machine known by name, then the models that were measured on this one."""
+    found = []
+    for name in machine_names()[:-1]:
+        machine = find_machine(name)
+        what = getattr(machine, "description", machine.name)
+        found.append(MachineDescription(name, f"{what} ({machine.kind})", machine.source))
+    measured = [
+        MachineDescription(LOCAL, f"{profile.name} ({profile.kind})", profile.source)
+        for profile in list_local_profiles()
+    ]
+    nothing = MachineDescription(
+        LOCAL, "no model is measured on this machine", "offramp hardware measure MODEL"
+    )
+    return found + (measured or [nothing])
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _load_plug_in(point: EntryPoint) -> Machine:
+    where = f"entry point {point.name} = {point.value} in the group {ENTRY_POINTS}"
+    fix = "mend or uninstall the package that brings it"
+    try:
+        machine = point.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"a hardware plug-in cannot be loaded: {error}", where=where, fix=fix) from error
+    if isinstance(machine, type) or not isinstance(machine, Machine):
+        raise InputError(
+            f"a hardware plug-in is a {type(machine).__name__}, no machine", where=where, fix=fix
+        )
+    return machine

@@ -1,0 +1,140 @@
+"""Where profiles measured on this machine are kept: one sealed file per model, dtype and machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from offramp.costs.timings import TimingsProfile
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import canonical_json, pretty_json, sha256_of_text, write_text_atomically
+from offramp.models.dense_cache import cache_folder
+
+LOCAL = "local"
+FOLDER = "hardware"
+SEAL = "sha256"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def machine_facts(threads: int) -> dict[str, Any]:
+    """What timings depend on beside the model: processor, cores, torch's threads and torch itself."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": importlib.metadata.version("torch"),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name where Linux tells it, and the architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
+
+
+def save_local_profile(profile: TimingsProfile) -> Path:
+    """Keep a profile of this machine, in one step, in place of an older one of the same kind.
+
+    profile: as `measure_hardware` gives it, with the model's fingerprint and the machine in its details.
+    Returns the file.
+    """
+    details = profile.details
+    key = sha256_of_text(canonical_json(details["machine"]))[:12]
+    path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = profile.to_json()
+    write_text_atomically(path, pretty_json({**value, SEAL: _seal(value)}))
+    return path
+
+
+def load_local_profile(
+    model_fingerprint: str, dtype: str, *, threads: int | None = None, model: str = "MODEL"
+) -> TimingsProfile:
+    """The profile of a model measured on this machine, with this version of torch.
+
+    threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
+    those of the profile measured last. model: its name, for the error's command.
+
+    Raises InputError, naming the command that measures one, if there is none; DamagedFileError if the file
+    was changed.
+    """
+    profiles = [
+        profile
+        for path in sorted(_folder().glob(f"{model_fingerprint[:16]}-{dtype}-*.json"))
+        if (profile := _read(path)).details["model"]["fingerprint"] == model_fingerprint
+    ]
+    wanted = threads_in_use() if threads is None else threads
+    fitting = [
+        profile
+        for profile in profiles
+        if profile.details["machine"]
+        == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
+    ]
+    if not fitting:
+        others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
+        raise InputError(
+            "there are no timings of this model on this machine"
+            + (f" as it is now; those kept are of {others}" if others else ""),
+            where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
+            fix=f"offramp hardware measure {model} --dtype {dtype}, or choose from: offramp list hardware",
+        )
+    return max(fitting, key=lambda profile: str(profile.details["measured_at"]))
+
+
+def list_local_profiles() -> list[TimingsProfile]:
+    """Every profile kept in the cache folder, of this machine or (in a shared folder) of others.
+
+    Raises DamagedFileError if a file was changed.
+    """
+    return [_read(path) for path in sorted(_folder().glob("*.json"))]
+
+
+def threads_in_use() -> int | None:
+    """Threads of torch if it is loaded, else what OMP_NUM_THREADS says, None if it says nothing."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    stated = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
+    return int(stated) if stated.isdecimal() else None
+
+
+def _folder() -> Path:
+    return cache_folder() / FOLDER
+
+
+def _machine_text(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']} with {machine['threads']} threads and torch {machine['torch']}"
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return sha256_of_text(canonical_json(value))
+
+
+def _read(path: Path) -> TimingsProfile:
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+        seal = value.pop(SEAL)
+        whole = seal == _seal(value) and text == pretty_json({**value, SEAL: seal})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
+    if not whole:
+        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+    return TimingsProfile.from_json(value)
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"the timings in {path.name} are damaged: {why}",
+        where=str(path),
+        fix="delete the file and measure again: offramp hardware measure MODEL",
+    )

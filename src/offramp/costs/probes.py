@@ -1,0 +1,162 @@
+"""Kinds of probe: what one check at an exit computes, counted from a model's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from offramp.costs import counting
+from offramp.models.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class ProbeSizes:
+    """Sizes that probes have beside the model's own.
+
+    shortlist: tokens of a restricted vocabulary. hidden: units of a small network. candidates: tokens whose
+    logits alone are computed.
+    """
+
+    shortlist: int = 2048
+    hidden: int = 64
+    candidates: int = 8
+
+
+@dataclass(frozen=True)
+class ProbeKind:
+    """One kind of probe.
+
+    gives_output: its product is the exit's output, so that leaving there needs no further head.
+    reads_logits: it goes through the final norm (and the linear lens, if there is one).
+    flops, bytes: of one check of one token, the lens left out. row_bytes: of these, the bytes that every
+    token of a batch moves anew, where the weights are read once for all.
+    launches: kernels that an ordinary implementation launches for it.
+    """
+
+    name: str
+    gives_output: bool
+    reads_logits: bool
+    meaning: str
+    flops: Callable[[ModelShape, ProbeSizes], float]
+    bytes: Callable[[ModelShape, ProbeSizes], float]
+    row_bytes: Callable[[ModelShape, ProbeSizes], float]
+    launches: int
+
+    def batch_flops(self, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
+        """FLOPs of one check of each of `batch` tokens."""
+        return batch * self.flops(shape, sizes)
+
+    def batch_bytes(self, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
+        """Bytes of one check of each of `batch` tokens."""
+        return self.bytes(shape, sizes) + (batch - 1) * self.row_bytes(shape, sizes)
+
+
+def _product_bytes(shape: ModelShape, columns: int) -> float:
+    """The weights of a product from the hidden state to some columns, each read once."""
+    return float(shape.element_bytes * shape.hidden_size * columns)
+
+
+def _restricted_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
+    product = 2.0 * (shape.tail_parameters + shape.hidden_size * sizes.shortlist)
+    return product + counting.REDUCTION_FLOPS * sizes.shortlist
+
+
+def _restricted_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
+    weights = _product_bytes(shape, sizes.shortlist) + shape.element_bytes * shape.tail_parameters
+    return weights + counting.REDUCTION_BYTES * sizes.shortlist
+
+
+def _candidate_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
+    # Per candidate three features: its logit, its share and the change of that share (SpecEE, arXiv
+    # 2504.08850).
+    network = 2.0 * sizes.hidden * (3 * sizes.candidates + 1)
+    return 2.0 * (shape.tail_parameters + shape.hidden_size * sizes.candidates) + network
+
+
+def _candidate_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
+    network = shape.element_bytes * sizes.hidden * (3 * sizes.candidates + 1)
+    tail = shape.element_bytes * shape.tail_parameters
+    return _product_bytes(shape, sizes.candidates) + tail + network
+
+
+def _no_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
+    # Hidden states are at hand in the processor's caches, as all activations are taken to be.
+    return 0.0
+
+
+PROBES: dict[str, ProbeKind] = {
+    kind.name: kind
+    for kind in (
+        ProbeKind(
+            "full head",
+            True,
+            True,
+            "final norm, output head and reductions over the vocabulary",
+            lambda shape, sizes: counting.probe_flops(shape),
+            lambda shape, sizes: counting.probe_bytes(shape),
+            lambda shape, sizes: counting.REDUCTION_BYTES * shape.vocabulary_size,
+            launches=4,
+        ),
+        ProbeKind(
+            "restricted head",
+            False,
+            True,
+            "final norm and the head's columns of a short list of tokens",
+            _restricted_flops,
+            _restricted_bytes,
+            lambda shape, sizes: counting.REDUCTION_BYTES * sizes.shortlist,
+            launches=4,
+        ),
+        ProbeKind(
+            "candidates",
+            False,
+            True,
+            "final norm, the head's columns of a few candidate tokens and a small network",
+            _candidate_flops,
+            _candidate_bytes,
+            # Candidates differ from token to token, and so do the head's columns.
+            lambda shape, sizes: _product_bytes(shape, sizes.candidates),
+            launches=6,
+        ),
+        ProbeKind(
+            "cosine",
+            False,
+            False,
+            "one cosine of two hidden states",
+            lambda shape, sizes: 6.0 * shape.hidden_size,
+            _no_bytes,
+            _no_bytes,
+            launches=1,
+        ),
+        ProbeKind(
+            "classifier",
+            False,
+            False,
+            "one linear classifier on the hidden state",
+            lambda shape, sizes: 2.0 * shape.hidden_size,
+            lambda shape, sizes: _product_bytes(shape, 1),
+            _no_bytes,
+            launches=1,
+        ),
+        ProbeKind(
+            "network",
+            False,
+            False,
+            "a small network on the hidden state",
+            lambda shape, sizes: 2.0 * sizes.hidden * (shape.hidden_size + 1),
+            lambda shape, sizes: _product_bytes(shape, sizes.hidden) + shape.element_bytes * sizes.hidden,
+            _no_bytes,
+            launches=3,
+        ),
+    )
+}
+
+
+def lens_flops(shape: ModelShape, batch: int = 1) -> float:
+    """FLOPs of a linear lens, one affine map of each of `batch` hidden states: 2 d^2 each."""
+    return batch * 2.0 * shape.hidden_size**2
+
+
+def lens_bytes(shape: ModelShape) -> float:
+    """Bytes of a linear lens, its weights read once for any number of tokens."""
+    return float(shape.element_bytes * shape.hidden_size * (shape.hidden_size + 1))

@@ -1,0 +1,249 @@
+"""Hardware profiles from TOML files: roofline constants, or timings of a serving engine.
+
+A roofline::
+
+    kind = "roofline"
+    name = "my card"
+    description = "24 GB card in the lab"
+    source = "its data sheet"
+    bytes_per_second = 1.0e12
+    launch_seconds = 2e-6
+    decision_seconds = 15e-6
+    [flops_per_second]
+    float32 = 80e12
+    bfloat16 = 160e12
+
+Timings, all of one decoding step in milliseconds, at as many batch sizes as there are::
+
+    kind = "timings"
+    name = "our engine"
+    source = "profiled on the 3rd of March"
+    dtype = "bfloat16"
+    layers = 32
+    [[batch]]
+    size = 1
+    layer = 0.31                  # one number for every layer, or a list of one per layer
+    head = 1.2
+    token = 11.5                  # optional: the whole step; or overhead = 0.4, what a step costs beside
+    key_value = 0.02              # optional: K and V of one skipped layer
+    lens = 0.05                   # optional: one linear lens
+    probes = { "full head" = 1.3 }  # optional, by kind of probe
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.costs import roofline, timings
+from offramp.costs.machine import Machine
+from offramp.costs.probes import PROBES
+from offramp.costs.roofline import Roofline
+from offramp.costs.timings import TimingsProfile
+from offramp.errors import InputError
+
+OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens", "probes")
+MILLISECOND = 1e-3
+
+
+class Entries:
+    """The entries of one table of a file, read one by one; what is missing, wrong or left over is refused."""
+
+    def __init__(self, table: Any, path: Path, key: str = "") -> None:
+        self.path = path
+        self.key = key
+        if not isinstance(table, dict):
+            raise self.refused(key or "the file", "is no table", "write it as a table of entries")
+        self.table = dict(table)
+
+    def refused(self, key: str, what: str, fix: str) -> InputError:
+        """The error for one entry, with the file and the key."""
+        return InputError(f"{key} {what}", where=str(self.path), fix=fix)
+
+    def named(self, key: str) -> str:
+        """The entry's full name in the file."""
+        return f"{self.key}.{key}" if self.key else key
+
+    def take(self, key: str) -> Any:
+        """An entry that must be there."""
+        if key not in self.table:
+            raise self.refused(self.named(key), "is missing", f"add the entry {key}")
+        return self.table.pop(key)
+
+    def text(self, key: str) -> str:
+        """A text that is not empty."""
+        value = self.take(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.refused(self.named(key), f"is {value!r}, no text", "write a text in quotes")
+        return value
+
+    def number(self, key: str, *, positive: bool = False) -> float:
+        """A finite number of at least zero, or above zero."""
+        return self.as_number(self.take(key), self.named(key), positive=positive)
+
+    def as_number(self, value: Any, name: str, *, positive: bool) -> float:
+        """A value of the file as a number; see `number`."""
+        least = "above zero" if positive else "of at least zero"
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not fits or value < 0 or (positive and value == 0):
+            raise self.refused(name, f"is {value!r}", f"write a finite number {least}")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        """A whole number of at least one."""
+        value = self.take(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.refused(self.named(key), f"is {value!r}", "write a whole number of at least 1")
+        return value
+
+    def finish(self, known: str) -> None:
+        """Refuse entries that nobody took."""
+        if self.table:
+            key = next(iter(self.table))
+            raise self.refused(self.named(key), "is no entry of a hardware profile", known)
+
+
+def read_profile(path: Path) -> Machine:
+    """The machine that a TOML file describes.
+
+    Raises InputError, with the file and the key, for a file that is missing or no TOML, and for an entry that
+    is missing, unknown, negative or not finite.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the hardware profile cannot be read: {error}", where=str(path), fix="check the path"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"the hardware profile is no TOML: {error}", where=str(path), fix="correct the line"
+        ) from error
+    entries = Entries(table, path)
+    kind = entries.text("kind")
+    if kind not in READERS:
+        raise entries.refused("kind", f"is {kind!r}", "write one of: " + ", ".join(READERS))
+    return READERS[kind](entries)
+
+
+def _read_roofline(entries: Entries) -> Machine:
+    rates = Entries(entries.take("flops_per_second"), entries.path, "flops_per_second")
+    machine = Roofline(
+        name=entries.text("name"),
+        description=entries.text("description"),
+        source=entries.text("source"),
+        flops_per_second={dtype: rates.number(dtype, positive=True) for dtype in roofline.DTYPES.values()},
+        bytes_per_second=entries.number("bytes_per_second", positive=True),
+        launch_seconds=entries.number("launch_seconds"),
+        decision_seconds=entries.number("decision_seconds"),
+    )
+    rates.finish("keep only: " + ", ".join(roofline.DTYPES.values()))
+    entries.finish("keep only the entries of a roofline: " + ", ".join(machine.to_json()))
+    return machine
+
+
+def _read_timings(entries: Entries) -> Machine:
+    layers = entries.count("layers")
+    steps = entries.take("batch")
+    if not isinstance(steps, list) or not steps:
+        raise entries.refused("batch", "holds no timings", "add a table [[batch]] for each batch size")
+    tables = [Entries(step, entries.path, f"batch[{place}]") for place, step in enumerate(steps)]
+    given = _given_throughout(entries, tables)
+    rows = sorted((_read_step(table, layers) for table in tables), key=lambda row: int(row["size"]))
+    for row, after in itertools.pairwise(rows):
+        if row["size"] == after["size"]:
+            raise entries.refused("batch", f"has the size {row['size']} twice", "give each size once")
+    probes = sorted({name for row in rows for name in row.get("probes", {})})
+    for name, row in itertools.product(probes, rows):
+        if name not in row["probes"]:
+            raise entries.refused(
+                f'batch.probes."{name}"', f"is missing at batch size {row['size']}", "give it at every size"
+            )
+    dtype = entries.text("dtype")
+    if dtype not in roofline.DTYPES.values():
+        raise entries.refused(
+            "dtype", f"is {dtype!r}", "write one of: " + ", ".join(roofline.DTYPES.values())
+        )
+    profile = TimingsProfile(
+        name=entries.text("name"),
+        source=entries.text("source"),
+        dtype=dtype,
+        layers_count=layers,
+        batches=tuple(row["size"] for row in rows),
+        layer_seconds=np.array([row["layer"] for row in rows]),
+        layer_seconds_per_position=np.zeros((len(rows), layers)),
+        head_seconds=np.array([row["head"] for row in rows]),
+        probe_seconds={name: np.array([row["probes"][name] for row in rows]) for name in probes},
+        lens_seconds=np.array([row["lens"] for row in rows]) if "lens" in given else None,
+        key_value_seconds=(
+            np.array([np.full(layers, row["key_value"]) for row in rows]) if "key_value" in given else None
+        ),
+        overhead_seconds=np.array([row["overhead"] for row in rows]),
+    )
+    entries.finish("keep only: kind, name, source, dtype, layers, batch")
+    return profile
+
+
+def _given_throughout(entries: Entries, tables: list[Entries]) -> set[str]:
+    """The optional times that are given; refuses one that some batch sizes have and others have not."""
+    given = {key for table in tables for key in table.table if key in OPTIONAL_TIMES}
+    for key, table in itertools.product(sorted(given), tables):
+        if key not in table.table:
+            raise entries.refused(table.named(key), "is missing", "give it at every batch size or at none")
+    return given
+
+
+def _read_step(entries: Entries, layers: int) -> dict[str, Any]:
+    """One table [[batch]] in seconds: "size", "layer" [layers], "head", "overhead" and what else is given."""
+    row: dict[str, Any] = {"size": entries.count("size"), "layer": _read_layers(entries, layers)}
+    row["head"] = entries.number("head", positive=True) * MILLISECOND
+    for key in ("key_value", "lens"):
+        if key in entries.table:
+            row[key] = entries.number(key) * MILLISECOND
+    if "probes" in entries.table:
+        probes = Entries(entries.take("probes"), entries.path, entries.named("probes"))
+        row["probes"] = {
+            name: probes.number(name) * MILLISECOND for name in list(probes.table) if name in PROBES
+        }
+        probes.finish("name one of the kinds of probe: " + ", ".join(PROBES))
+    row["overhead"] = _read_overhead(entries, float(np.sum(row["layer"])) + row["head"])
+    entries.finish("keep only: size, layer, head, " + ", ".join(OPTIONAL_TIMES))
+    return row
+
+
+def _read_layers(entries: Entries, layers: int) -> list[float]:
+    value = entries.take("layer")
+    name = entries.named("layer")
+    values = value if isinstance(value, list) else [value] * layers
+    if len(values) != layers:
+        raise entries.refused(
+            name, f"holds {len(values)} times", f"give one number, or one per layer: {layers}"
+        )
+    return [entries.as_number(item, name, positive=True) * MILLISECOND for item in values]
+
+
+def _read_overhead(entries: Entries, counted: float) -> float:
+    """Seconds of a step beside its layers and head, as given or as what is left of the whole step."""
+    if "token" not in entries.table:
+        return entries.number("overhead") * MILLISECOND if "overhead" in entries.table else 0.0
+    if "overhead" in entries.table:
+        raise entries.refused(
+            entries.named("token"), "stands beside overhead", "give the whole step or the overhead, not both"
+        )
+    left = entries.number("token") * MILLISECOND - counted
+    # A billionth: sums of decimal milliseconds are rounded.
+    if left < -1e-9 * counted:
+        raise entries.refused(
+            entries.named("token"),
+            f"is less than the layers and the head together, {counted / MILLISECOND:.6g} ms",
+            "give the time of the whole step",
+        )
+    return max(left, 0.0)
+
+
+READERS = {roofline.KIND: _read_roofline, timings.KIND: _read_timings}

@@ -1,0 +1,150 @@
+"""A machine known by its data sheet: the time of a part is that of its FLOPs or of its bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs import counting
+from offramp.costs.probes import PROBES, ProbeSizes
+from offramp.costs.token import TokenCosts, token_prices
+from offramp.errors import InputError
+from offramp.models.shape import LayerShape, ModelShape
+
+KIND = "roofline"
+DTYPES = {4: "float32", 2: "bfloat16"}
+"""Names of weight types by bytes of an element."""
+
+# Kernels that a serving engine with fused operators launches for one layer. Attention: norm, Q,K,V product,
+# rotation, cache write, attention, output product, norm, up product, activation, down product.
+LAYER_LAUNCHES = {"attention": 10, "recurrent": 8, "hybrid": 16, "feedforward": 5}
+# Router, sorting of tokens by expert, and the weighted sum.
+EXPERT_LAUNCHES = 3
+# Norm, K,V product, rotation with the cache write.
+KEY_VALUE_LAUNCHES = 3
+# Norm and product.
+HEAD_LAUNCHES = 2
+# Embedding, choice of the token.
+STEP_LAUNCHES = 2
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Peak rates of a machine (Williams et al., Communications of the ACM 52(4), 2009) and its fixed costs.
+
+    A part takes max(FLOPs / FLOP/s, bytes / (bytes/s)) + kernels x `launch_seconds`. A probe takes
+    `decision_seconds` beside: the host has to wait for the answer before it knows what to run next; so does
+    every step once, for its token.
+
+    flops_per_second: dense peak by dtype, "float32" and "bfloat16". bytes_per_second: peak of the memory.
+    Raises InputError for a rate that is not positive, a negative time, or a missing dtype.
+    """
+
+    name: str
+    description: str
+    source: str
+    flops_per_second: Mapping[str, float]
+    bytes_per_second: float
+    launch_seconds: float
+    decision_seconds: float
+    kind: str = KIND
+
+    def __post_init__(self) -> None:
+        rates = {dtype: self.flops_per_second.get(dtype, math.nan) for dtype in DTYPES.values()}
+        for key, rate in {**rates, "bytes_per_second": self.bytes_per_second}.items():
+            if not (math.isfinite(rate) and rate > 0):
+                raise self._refused(f"{key} is {rate}, no rate above zero")
+        for key in ("launch_seconds", "decision_seconds"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                raise self._refused(f"{key} is {getattr(self, key)}, no time")
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(what, where=f"machine {self.name}", fix="correct the entry")
+
+    def token_costs(
+        self,
+        shape: ModelShape,
+        position: float,
+        *,
+        batch: int = 1,
+        lens: bool = False,
+        sizes: ProbeSizes | None = None,
+    ) -> TokenCosts:
+        """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
+
+        Raises InputError for a position that is negative or not finite, a batch below 1, or weights of
+        another size than float32 and bfloat16.
+        """
+        rate = self._flops_per_second(shape)
+        counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
+        flops, moved = counts.flops, counts.bytes
+        lens_launches = int(lens)
+        return TokenCosts(
+            unit="seconds",
+            layers=self._seconds(flops.layers, moved.layers, rate, layer_launches(shape)),
+            head=self._second(flops.head, moved.head, rate, HEAD_LAUNCHES),
+            exit_head=self._second(flops.exit_head, moved.exit_head, rate, HEAD_LAUNCHES + lens_launches),
+            probes={
+                name: self.decision_seconds
+                + self._second(
+                    flops.probes[name],
+                    moved.probes[name],
+                    rate,
+                    kind.launches + (lens_launches if kind.reads_logits else 0),
+                )
+                for name, kind in PROBES.items()
+            },
+            key_value=self._seconds(flops.key_value, moved.key_value, rate, key_value_launches(shape)),
+            overhead=STEP_LAUNCHES * self.launch_seconds + self.decision_seconds,
+            batch=batch,
+        )
+
+    def _flops_per_second(self, shape: ModelShape) -> float:
+        if shape.element_bytes not in DTYPES:
+            raise InputError(
+                f"no FLOP/s for weights of {shape.element_bytes} bytes an element",
+                where=f"machine {self.name}",
+                fix="trace in float32 or bfloat16",
+            )
+        return self.flops_per_second[DTYPES[shape.element_bytes]]
+
+    def _seconds(
+        self,
+        flops: NDArray[np.float64],
+        moved: NDArray[np.float64],
+        flops_per_second: float,
+        launches: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        busy = np.maximum(flops / flops_per_second, moved / self.bytes_per_second)
+        return np.asarray(busy + launches * self.launch_seconds)
+
+    def _second(self, flops: float, moved: float, flops_per_second: float, launches: int) -> float:
+        busy = max(flops / flops_per_second, moved / self.bytes_per_second)
+        return busy + launches * self.launch_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object, with the entries of a TOML profile."""
+        return {**vars(self), "flops_per_second": dict(self.flops_per_second)}
+
+
+def layer_launches(shape: ModelShape) -> NDArray[np.float64]:
+    """Kernels launched for each layer: float64 [layers]."""
+    return np.array([_launches(layer) for layer in shape.layers], dtype=np.float64)
+
+
+def key_value_launches(shape: ModelShape) -> NDArray[np.float64]:
+    """Kernels launched to leave behind what later tokens need of each skipped layer: float64 [layers].
+
+    A recurrent layer is run whole (see `offramp.costs.counting.key_value_flops`).
+    """
+    repairs = [KEY_VALUE_LAUNCHES if layer.key_value_width else 0 for layer in shape.layers]
+    return np.where(counting.is_recurrent(shape), layer_launches(shape), np.array(repairs, dtype=np.float64))
+
+
+def _launches(layer: LayerShape) -> int:
+    return LAYER_LAUNCHES[layer.kind] + (EXPERT_LAUNCHES if layer.experts else 0)

@@ -1,0 +1,279 @@
+"""A machine known by timings of one model on it: its layers, head, probes and repair, by batch size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offramp.costs import counting
+from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops
+from offramp.costs.token import TokenCosts
+from offramp.errors import InputError
+from offramp.models.shape import LayerShape, ModelShape
+
+SCHEMA_VERSION = 1
+KIND = "timings"
+# A straight line through two batch sizes says little about one that is many times larger.
+LARGEST_EXTRAPOLATION = 4
+OPTIONAL = ("lens_seconds", "key_value_seconds", "key_value_seconds_per_position")
+
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a part, and the bytes that it moves."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class TimingsProfile:
+    """Seconds of every part of a decoding step, measured on one model at some batch sizes.
+
+    name, source: as shown, and where the timings come from. dtype: of the weights. layers_count: L. batches:
+    batch sizes, rising. All times are of a whole step that decodes one token of each sequence: layer_seconds
+    [batches, L] at position 0 and layer_seconds_per_position [batches, L] for every position after it (within
+    the window of a layer that has one); head_seconds [batches], final norm, output head and choice of the
+    token; probe_seconds [batches] by kind of probe (see `offramp.costs.probes.PROBES`), the lens left out;
+    lens_seconds [batches], one linear lens; key_value_seconds [batches, L], leaving behind what later tokens
+    need of a skipped layer, and key_value_seconds_per_position [batches, L] (None: the position does not
+    matter); overhead_seconds [batches], what a step costs whatever it runs. lens_seconds and
+    key_value_seconds may be None, and kinds of probe may be missing: their times are then derived from the
+    FLOPs and bytes of what was timed, which `notes` says. details: JSON values on how it was measured. sizes:
+    of the timed probes.
+
+    Anything that numpy reads as an array is taken for one. Raises InputError for a table of another size, a
+    negative or non-finite time, an unknown kind of probe, or batch sizes that do not rise from 1 or more.
+    """
+
+    name: str
+    source: str
+    dtype: str
+    layers_count: int
+    batches: tuple[int, ...]
+    layer_seconds: Table
+    layer_seconds_per_position: Table
+    head_seconds: Table
+    probe_seconds: Mapping[str, Table]
+    lens_seconds: Table | None
+    key_value_seconds: Table | None
+    overhead_seconds: Table
+    details: Mapping[str, Any] = field(default_factory=dict)
+    sizes: ProbeSizes = field(default_factory=ProbeSizes)
+    key_value_seconds_per_position: Table | None = None
+    kind: str = KIND
+
+    def __post_init__(self) -> None:
+        batches = tuple(int(batch) for batch in self.batches)
+        if not batches or batches[0] < 1 or any(low >= high for low, high in itertools.pairwise(batches)):
+            raise self._refused(f"the batch sizes {self.batches} do not rise from 1 or more")
+        unknown = sorted(set(self.probe_seconds) - set(PROBES))
+        if unknown:
+            raise self._refused(f"no kind of probe {unknown[0]!r}; there are: {', '.join(PROBES)}")
+        object.__setattr__(self, "batches", batches)
+        by_layer, by_batch = (len(batches), self.layers_count), (len(batches),)
+        for name, shape in (
+            ("layer_seconds", by_layer),
+            ("layer_seconds_per_position", by_layer),
+            ("head_seconds", by_batch),
+            ("lens_seconds", by_batch),
+            ("key_value_seconds", by_layer),
+            ("key_value_seconds_per_position", by_layer),
+            ("overhead_seconds", by_batch),
+        ):
+            value = getattr(self, name)
+            if value is not None or name not in OPTIONAL:
+                object.__setattr__(self, name, self._table(name, value, shape))
+        probes = {name: self._table(name, value, by_batch) for name, value in self.probe_seconds.items()}
+        object.__setattr__(self, "probe_seconds", probes)
+
+    def _table(self, name: str, value: ArrayLike, shape: tuple[int, ...]) -> Table:
+        try:
+            table = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise self._refused(f"{name} holds something that is no number ({error})") from error
+        if table.shape != shape:
+            raise self._refused(f"{name} has the shape {list(table.shape)} instead of {list(shape)}")
+        if not np.isfinite(table).all() or (table < 0).any():
+            raise self._refused(f"{name} holds a negative time or one that is not finite")
+        table.setflags(write=False)
+        return table
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(what, where=f"timings {self.name}", fix="correct the entry or measure again")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the profile is derived instead of measured, in sentences."""
+        missing = [name for name in PROBES if name not in self.probe_seconds]
+        if self.lens_seconds is None:
+            missing.append("lens")
+        notes = []
+        if missing:
+            notes.append(
+                f"not timed: {', '.join(missing)}; derived by FLOPs and bytes from the timed part that is "
+                "nearest in FLOPs"
+            )
+        if self.key_value_seconds is None:
+            notes.append("K,V repair is not timed: a layer's time by the share of its weights that make K,V")
+        return (*notes, *self.details.get("notes", ()))
+
+    def token_costs(
+        self,
+        shape: ModelShape,
+        position: float,
+        *,
+        batch: int = 1,
+        lens: bool = False,
+        sizes: ProbeSizes | None = None,
+    ) -> TokenCosts:
+        """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
+
+        Linear between the timed batch sizes, and beyond the largest through the last two, but never falling
+        there; below the smallest the smallest one's time. sizes: of the probes; a probe timed at other sizes
+        is scaled by its FLOPs and bytes.
+
+        Raises InputError for a model with another number of layers, a batch below 1 or above four times the
+        largest timed one (with one timed size, any above it), or a position that is negative or not finite.
+        """
+        counting.check_position(position)
+        self._check(shape, batch)
+        sizes = self.sizes if sizes is None else sizes
+        attended = np.array([attended_before(layer, position) for layer in shape.layers])
+        layers = self._at(self.layer_seconds + self.layer_seconds_per_position * attended, batch)
+        head = float(self._at(self.head_seconds, batch))
+        timed = self._timed(shape, batch)
+        lens_seconds = 0.0
+        if lens:
+            work = Work(lens_flops(shape), lens_bytes(shape))
+            lens_seconds = self._price(self.lens_seconds, work, work, timed, batch)
+        probes = {}
+        for name, kind in PROBES.items():
+            measured = Work(kind.flops(shape, self.sizes), kind.bytes(shape, self.sizes))
+            wanted = Work(kind.flops(shape, sizes), kind.bytes(shape, sizes))
+            price = self._price(self.probe_seconds.get(name), measured, wanted, timed, batch)
+            probes[name] = price + (lens_seconds if kind.reads_logits else 0.0)
+        return TokenCosts(
+            unit="seconds",
+            layers=layers,
+            head=head,
+            exit_head=head + lens_seconds,
+            probes=probes,
+            key_value=self._key_value(shape, attended, layers, batch),
+            overhead=float(self._at(self.overhead_seconds, batch)),
+            batch=batch,
+        )
+
+    def _check(self, shape: ModelShape, batch: int) -> None:
+        if len(shape.layers) != self.layers_count:
+            raise InputError(
+                f"the timings are of a model with {self.layers_count} layers, this one has "
+                f"{len(shape.layers)}",
+                where=f"timings {self.name}",
+                fix="use timings of this model: offramp hardware measure MODEL",
+            )
+        largest = self.batches[-1] * (LARGEST_EXTRAPOLATION if len(self.batches) > 1 else 1)
+        if batch < 1 or batch > largest:
+            raise InputError(
+                f"no timings for batch size {batch}: those at {', '.join(map(str, self.batches))} reach "
+                f"from 1 to {largest}",
+                where=f"timings {self.name}",
+                fix=f"choose a batch size from 1 to {largest}, or time larger batches",
+            )
+
+    def _at(self, table: Table, batch: int) -> Table:
+        """A table's row at a batch size: [batches, ...] to [...]."""
+        sizes = self.batches
+        if batch <= sizes[0]:
+            return np.asarray(table[0], dtype=np.float64)
+        after = next((index for index, size in enumerate(sizes) if size >= batch), len(sizes) - 1)
+        low, high = sizes[after - 1], sizes[after]
+        line = table[after - 1] + (table[after] - table[after - 1]) * ((batch - low) / (high - low))
+        # Timings that fell with the batch fell by chance: no batch beyond them is cheaper.
+        return np.asarray(np.maximum(line, table[-1]) if batch > sizes[-1] else line)
+
+    def _timed(self, shape: ModelShape, batch: int) -> list[tuple[Work, float]]:
+        """Work and seconds of what has a time of its own: the head and the timed probes."""
+        timed = [
+            (
+                Work(PROBES[name].flops(shape, self.sizes), PROBES[name].bytes(shape, self.sizes)),
+                float(self._at(table, batch)),
+            )
+            for name, table in self.probe_seconds.items()
+        ]
+        head = Work(counting.head_flops(shape), counting.head_bytes(shape))
+        return [(head, float(self._at(self.head_seconds, batch))), *timed]
+
+    def _price(
+        self, table: Table | None, measured: Work, wanted: Work, timed: list[tuple[Work, float]], batch: int
+    ) -> float:
+        if table is not None:
+            return float(self._at(table, batch)) * work_ratio(wanted, measured)
+        work, seconds = min(timed, key=lambda part: abs(math.log(part[0].flops / wanted.flops)))
+        return seconds * work_ratio(wanted, work)
+
+    def _key_value(self, shape: ModelShape, attended: Table, layers: Table, batch: int) -> Table:
+        if self.key_value_seconds is None:
+            return layers * counting.key_value_bytes(shape, 0.0) / counting.layer_bytes(shape, 0.0)
+        slope = self.key_value_seconds_per_position
+        return self._at(self.key_value_seconds + (0.0 if slope is None else slope * attended), batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back, bit for bit."""
+        entries = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
+        return {
+            **entries,
+            "schema_version": SCHEMA_VERSION,
+            "batches": list(self.batches),
+            "probe_seconds": {name: table.tolist() for name, table in self.probe_seconds.items()},
+            "sizes": vars(self.sizes),
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TimingsProfile:
+        """The profile written by `to_json`.
+
+        Raises InputError for another kind of profile, a newer schema, a missing or unknown entry, and as the
+        constructor does.
+        """
+        version = value.get("schema_version")
+        if value.get("kind") != KIND or version != SCHEMA_VERSION:
+            raise InputError(
+                f"this is a profile of kind {value.get('kind')!r}, schema {version!r}, not timings of schema "
+                f"{SCHEMA_VERSION}",
+                fix="measure again with this version: offramp hardware measure MODEL",
+            )
+        entries = {key: entry for key, entry in value.items() if key not in ("schema_version", "kind")}
+        try:
+            return cls(**{**entries, "sizes": ProbeSizes(**entries["sizes"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"the timings have a missing or unknown entry: {error}",
+                fix="measure again: offramp hardware measure MODEL",
+            ) from error
+
+
+def attended_before(layer: LayerShape, position: float) -> float:
+    """Earlier positions that the token at `position` (0 = first) attends to: at most a window's rest."""
+    return counting.attended_positions(layer, position) - 1.0
+
+
+def work_ratio(wanted: Work, known: Work) -> float:
+    """How many times longer some work takes than other work on one machine, by FLOPs and by bytes.
+
+    The larger of the two ratios: a part never takes less time than its slower resource needs.
+    """
+    by_bytes = wanted.bytes / known.bytes if known.bytes else 0.0
+    return max(wanted.flops / known.flops, by_bytes)

@@ -1,0 +1,150 @@
+"""The bill of a policy: how often each part of the model ran, times its price, line by line."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.costs.token import TokenCosts
+
+PriceAt = Callable[[int], TokenCosts]
+"""Prices of a step by its number of rows: one row is one token of one sequence."""
+
+
+@dataclass(frozen=True, order=True)
+class Item:
+    """Something that a step pays for.
+
+    part: a name in PARTS. place: the layer or exit 1..L, 0 where it has none. rows: tokens that it is done
+    for at once. probe: its kind, for probes.
+    """
+
+    part: str
+    place: int = 0
+    rows: int = 1
+    probe: str = ""
+
+
+Usage = Counter[Item]
+"""How often each item is paid."""
+
+
+def _price_of_one_more_row(at: PriceAt, item: Item) -> float:
+    layer = item.place - 1
+    # Where noise of a measured machine makes two rows cheaper than one, the second is free.
+    return max(0.0, float(at(item.rows + 1).layers[layer] - at(item.rows).layers[layer]))
+
+
+PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
+    "overhead": lambda at, item: at(item.rows).overhead,
+    "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
+    "K,V projection": lambda at, item: float(at(item.rows).key_value[item.place - 1]),
+    "layers run later": _price_of_one_more_row,
+    "probe": lambda at, item: at(item.rows).probes[item.probe],
+    "exit head": lambda at, item: at(item.rows).exit_head,
+    "final head": lambda at, item: at(item.rows).head,
+}
+"""Price of an item by its part. "layers run later": a row more in a step that runs anyway."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a bill: `count` times `price`.
+
+    places: the layers or exits that it is about, ascending. rows: tokens that it is done for at once.
+    """
+
+    part: str
+    places: tuple[int, ...]
+    rows: int
+    probe: str
+    count: int
+    price: float
+
+    @property
+    def total(self) -> float:
+        """Count times price, in the bill's unit."""
+        return self.count * self.price
+
+    @property
+    def where(self) -> str:
+        """The layers or exits as text: "layers 1-30", "exit 10", empty for a whole step."""
+        if not self.places:
+            return ""
+        noun = "layer" if self.part in ("layers", "K,V projection", "layers run later") else "exit"
+        runs = []
+        for _, group in itertools.groupby(enumerate(self.places), lambda pair: pair[1] - pair[0]):
+            run = [place for _, place in group]
+            runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+        return f"{noun}{'s' if len(self.places) > 1 else ''} {', '.join(runs)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as a JSON object, with its total."""
+        return {**vars(self), "places": list(self.places), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a policy is charged for a whole trace, and what the full model costs on the same tokens.
+
+    unit: "bytes", "flops" or "seconds", of every price and total. lines: in the order of PARTS; their sum is
+    `total`. plain: the full model's total, in the same steps. tokens: that the bill is for.
+    """
+
+    unit: str
+    tokens: int
+    lines: tuple[Line, ...]
+    plain: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all lines."""
+        return math.fsum(line.total for line in self.lines)
+
+    @property
+    def speedup(self) -> float:
+        """Plain cost over the policy's."""
+        return self.plain / self.total
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole bill as a JSON object."""
+        return {
+            "unit": self.unit,
+            "tokens": self.tokens,
+            "lines": [line.to_json() for line in self.lines],
+            "total": self.total,
+            "plain": self.plain,
+            "speedup": self.speedup,
+        }
+
+
+def make_bill(usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int) -> Bill:
+    """The bill of some usage, and of the full model's usage on the same tokens."""
+    total = math.fsum(line.total for line in lines_of(plain, at))
+    return Bill(unit=at(1).unit, tokens=tokens, lines=lines_of(usage, at), plain=total)
+
+
+def lines_of(usage: Mapping[Item, int], at: PriceAt) -> tuple[Line, ...]:
+    """The lines of a bill; layers and heads of one price are one line, probes have one for each exit."""
+    order = list(PARTS)
+    merged: dict[tuple[Any, ...], list[Item]] = {}
+    for item in sorted(usage, key=lambda item: (order.index(item.part), item.rows, item.place, item.probe)):
+        if usage[item]:
+            price = PARTS[item.part](at, item)
+            apart = item.place if item.part == "probe" else 0
+            merged.setdefault((item.part, item.rows, item.probe, price, apart), []).append(item)
+    return tuple(
+        Line(
+            part=part,
+            places=tuple(item.place for item in items if item.place),
+            rows=rows,
+            probe=probe,
+            count=sum(usage[item] for item in items),
+            price=price,
+        )
+        for (part, rows, probe, price, _), items in merged.items()
+    )

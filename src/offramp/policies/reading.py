@@ -1,0 +1,229 @@
+"""Readers of parameter texts that several kinds of policy share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from offramp.errors import PolicyError
+from offramp.policies.policy import ExitPolicy, ParameterError, check_exits
+from offramp.policies.signals import SIGNALS, Signal, suggest
+
+Exits = tuple[int, ...]
+ExitsOrAll = Exits | Literal["all"]
+
+DEEPEST = 8
+"""How deep policies may be nested in one another."""
+
+
+def split_outside_brackets(text: str, separator: str) -> Iterator[tuple[int, str]]:
+    """The pieces of a text between separators that no bracket encloses, each with where it starts."""
+    depth = start = 0
+    for place, character in enumerate(text):
+        depth += (character == "[") - (character == "]")
+        if character == separator and depth == 0:
+            yield start, text[start:place]
+            start = place + 1
+    yield start, text[start:]
+
+
+def require_balanced(text: str) -> None:
+    """Raise ParameterError at a bracket without its partner, or one that nests too deep."""
+    opened: list[int] = []
+    for place, character in enumerate(text):
+        if character == "[":
+            opened.append(place)
+        elif character == "]":
+            if not opened:
+                raise ParameterError("this bracket closes nothing", fix="remove it", offset=place)
+            opened.pop()
+        if len(opened) > DEEPEST:
+            raise ParameterError(
+                f"policies are nested more than {DEEPEST} deep", fix="nest fewer of them", offset=place
+            )
+    if opened:
+        raise ParameterError("this bracket is not closed", fix='add "]"', offset=opened[-1])
+
+
+def _count(text: str) -> int | None:
+    """A whole number of at least 1, None for any other text."""
+    fits = text.isascii() and text.isdigit() and len(text) < 10
+    return int(text) if fits and int(text) > 0 else None
+
+
+def read_count(text: str) -> int:
+    """A whole number of at least 1."""
+    count = _count(text)
+    if count is None:
+        raise ParameterError(f"{text!r} is no count", fix="write a whole number, 1 or more")
+    return count
+
+
+def read_exit(text: str) -> int:
+    """An exit number of at least 1."""
+    exit = _count(text)
+    if exit is None:
+        raise ParameterError(f"{text!r} is no exit", fix="write a layer number, 1 or more")
+    return exit
+
+
+def read_exits(text: str) -> ExitsOrAll:
+    """Ascending exits joined by "+", or "all"."""
+    return "all" if text == "all" else read_exit_list(text)
+
+
+def read_exit_list(text: str) -> Exits:
+    """Ascending exits joined by "+"."""
+    exits: list[int] = []
+    for offset, item in split_outside_brackets(text, "+"):
+        exit = _count(item)
+        if exit is None:
+            raise ParameterError(
+                f"{item!r} is no exit",
+                fix='write layer numbers joined by "+", as in 10+15+20, or all',
+                offset=offset,
+            )
+        if exits and exit <= exits[-1]:
+            raise ParameterError(
+                f"exit {item} comes after exit {exits[-1]}",
+                fix="write each exit once, ascending",
+                offset=offset,
+            )
+        exits.append(exit)
+    return tuple(exits)
+
+
+def read_number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ParameterError(f"{text!r} is no number", fix="write a number such as 0.9") from error
+    if not math.isfinite(value):
+        raise ParameterError(f"{text} is not finite", fix="write a finite number such as 0.9")
+    return value
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers joined by "+"."""
+    numbers: list[float] = []
+    for offset, item in split_outside_brackets(text, "+"):
+        try:
+            numbers.append(read_number(item))
+        except ParameterError as error:
+            raise error.moved(offset) from error
+    return tuple(numbers)
+
+
+def read_signal(text: str) -> str:
+    """The name of a registered signal."""
+    if text not in SIGNALS:
+        raise ParameterError(f"unknown signal {text!r}", fix=suggest(text, SIGNALS))
+    return text
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A reader of one of a few words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ParameterError(f"{text!r} is no choice", fix=suggest(text, choices))
+        return text
+
+    return read
+
+
+def read_nested(text: str) -> ExitPolicy:
+    """A policy in brackets."""
+    from offramp.policies.grammar import read_text  # the grammar reads kinds, whose parameters are read here
+
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ParameterError(
+            "a policy within another stands in brackets", fix="write it as [threshold:signal=...]"
+        )
+    try:
+        return read_text(text[1:-1])
+    except ParameterError as error:
+        raise error.moved(1) from error
+
+
+def read_nested_list(text: str) -> tuple[ExitPolicy, ...]:
+    """Policies in brackets, joined by "+"."""
+    policies: list[ExitPolicy] = []
+    for offset, item in split_outside_brackets(text, "+"):
+        try:
+            policies.append(read_nested(item))
+        except ParameterError as error:
+            raise error.moved(offset) from error
+    return tuple(policies)
+
+
+def require_threshold(signal: Signal, value: float, parameter: str = "value") -> None:
+    """Raise ParameterError for a threshold that is not finite or that every fact lies on one side of."""
+    if not math.isfinite(value):
+        raise ParameterError(
+            f"a threshold of {value} compares with nothing", fix="give a finite number", parameter=parameter
+        )
+    if not signal.holds(value):
+        high = f"at most {signal.high:.6g}" if math.isfinite(signal.high) else "more"
+        raise ParameterError(
+            f"{signal.name} never is {value:g}: the threshold tells no tokens apart",
+            fix=f"{signal.name} is {signal.low:g} or {high}, in the unit {signal.unit}",
+            parameter=parameter,
+        )
+
+
+def require_confidence(signal: Signal) -> None:
+    """Raise ParameterError for a signal that is no confidence from 0 to 1 at every check."""
+    if not signal.is_confidence:
+        fitting = [name for name, other in SIGNALS.items() if other.is_confidence]
+        raise ParameterError(
+            f"{signal.name} is no confidence from 0 to 1",
+            fix="choose one of: " + ", ".join(fitting),
+            parameter="signal",
+        )
+
+
+def require_within(value: float, low: float, high: float, parameter: str) -> None:
+    """Raise ParameterError unless low <= value <= high."""
+    if not low <= value <= high or not math.isfinite(value):
+        range_ = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+        raise ParameterError(
+            f"{parameter} is {value:g}", fix=f"give {parameter} as a number {range_}", parameter=parameter
+        )
+
+
+def require_ascending(exits: ExitsOrAll) -> None:
+    """Raise ParameterError unless the exits of a policy built in Python ascend."""
+    if exits != "all" and (not exits or list(exits) != sorted(set(exits))):
+        raise ParameterError(
+            f"{exits} are no exits to check", fix="give each exit once, ascending", parameter="exits"
+        )
+
+
+def require_reachable(policies: tuple[ExitPolicy, ...], parameter: str) -> None:
+    """Raise ParameterError for an oracle among the policies that another one is made of."""
+    for policy in policies:
+        if not policy.reachable:
+            raise ParameterError(
+                f"{policy} cannot be part of another policy: it knows the full model's answer",
+                fix="replay it on its own",
+                parameter=parameter,
+            )
+
+
+def exits_below(exits: ExitsOrAll, layers: int) -> Exits:
+    """The exits to check in a model of so many layers.
+
+    Raises PolicyError for exit L, which ends a token anyway, or beyond.
+    """
+    if exits == "all":
+        return tuple(range(1, layers))
+    check_exits(exits, layers)
+    if layers in exits:
+        raise PolicyError(
+            f"exit {layers} is the full model: a check there can save nothing",
+            fix=f"choose exits from 1 to {layers - 1}",
+        )
+    return exits

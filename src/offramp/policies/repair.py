@@ -1,0 +1,136 @@
+"""Strategies for the layers that a token skips, whose K and V later tokens must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import PolicyError
+from offramp.policies.batching import Steps, count_steps
+from offramp.policies.bill import Item, Usage
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.speculation import count_rounds, find_rounds
+from offramp.policies.walk import Walk
+from offramp.tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class Run:
+    """A policy on a trace, ready to be charged.
+
+    walk: where tokens leave and are probed, batches taken into account. steps: int64 [tokens], the step of
+    each token.
+    """
+
+    trace: Trace
+    policy: ExitPolicy
+    walk: Walk
+    steps: Steps
+    draft_length: int
+
+
+@dataclass(frozen=True)
+class KeyValueStrategy:
+    """One way to give later tokens the K and V of skipped layers.
+
+    exact: every output is the full model's. batches: whether it can be charged for more than one sequence.
+    count: what it makes a walk run.
+    """
+
+    name: str
+    meaning: str
+    count: Callable[[Run], Usage]
+    exact: bool = False
+    batches: bool = True
+
+
+def _propagate(run: Run) -> Usage:
+    return count_steps(run.walk, run.steps, run.trace.layers, repair=True)
+
+
+def _recompute(run: Run) -> Usage:
+    """A skipped layer is charged if a later token of the document runs it, as one row more of that step."""
+    layers = run.trace.layers
+    usage = count_steps(run.walk, run.steps, layers, repair=False)
+    deepest = deepest_after(run.walk.exits, run.trace.document)
+    late = np.bincount(run.walk.exits, minlength=layers + 2) - np.bincount(
+        np.maximum(deepest, run.walk.exits), minlength=layers + 2
+    )
+    for layer, count in enumerate(np.cumsum(late)[:layers].tolist(), start=1):
+        if count:
+            usage[Item("layers run later", layer)] += count
+    return usage
+
+
+def _speculate(run: Run) -> Usage:
+    trace = run.trace
+    columns = np.searchsorted(trace.exits, run.walk.exits)
+    agrees = trace.agreement[np.arange(trace.token_count), columns]
+    rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
+    return count_rounds(run.walk, rounds, trace.layers, run.draft_length)
+
+
+def _monotone(run: Run) -> Usage:
+    deepest = deepest_after(run.walk.exits, run.trace.document)
+    deeper = np.flatnonzero(deepest > run.walk.exits)
+    if not run.policy.never_deepens or deeper.size:
+        example = ""
+        if deeper.size:
+            row = int(deeper[0])
+            name = run.trace.documents[int(run.trace.document[row])].id
+            example = f": in {name} one leaves at exit {run.walk.exits[row]}, a later one at {deepest[row]}"
+        raise PolicyError(
+            f"{run.policy} lets tokens go deeper than those before them{example}",
+            where='kv "monotone"',
+            fix="put the policy into monotone:policy=[...], or choose another strategy for K and V",
+        )
+    return count_steps(run.walk, run.steps, run.trace.layers, repair=False)
+
+
+STRATEGIES: dict[str, KeyValueStrategy] = {
+    strategy.name: strategy
+    for strategy in (
+        KeyValueStrategy(
+            "propagate",
+            "K and V of skipped layers are projected from the exit's hidden state (CALM, arXiv 2207.07061)",
+            _propagate,
+        ),
+        KeyValueStrategy(
+            "recompute",
+            "skipped layers run later, as rows of the next token that goes deeper (EE-LLM, arXiv 2312.04916)",
+            _recompute,
+            batches=False,
+        ),
+        KeyValueStrategy(
+            "speculate",
+            "early outputs are drafts that the full model verifies in blocks (LayerSkip, arXiv 2404.16710)",
+            _speculate,
+            exact=True,
+            batches=False,
+        ),
+        KeyValueStrategy(
+            "monotone",
+            "nothing is left behind: no token goes deeper than the one before it (SkipDecode, arXiv "
+            "2307.02628)",
+            _monotone,
+        ),
+    )
+}
+
+
+def deepest_after(exits: NDArray[np.int64], document: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The deepest exit of later tokens of the same document, 0 for its last token: int64 [tokens].
+
+    exits, document: [tokens], rows of one document contiguous.
+    """
+    if not len(exits):
+        return exits
+    # Backwards each document gets an offset above all exits of those met before, so that one running
+    # maximum serves all.
+    offset = (np.cumsum(np.diff(document[::-1], prepend=document[-1]) != 0)) * (int(exits.max()) + 1)
+    running = (np.maximum.accumulate(exits[::-1] + offset) - offset)[::-1]
+    last = np.append(np.diff(document) != 0, True)
+    return np.where(last, 0, np.append(running[1:], 0))

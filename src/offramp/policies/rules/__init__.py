@@ -1,0 +1,1 @@
+"""The kinds of exit policy, one family of rules per file."""

@@ -1,0 +1,154 @@
+"""A threshold that is learned in each document from tokens that ran to the last exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
+from offramp.policies.reading import (
+    ExitsOrAll,
+    exits_below,
+    read_count,
+    read_number,
+    read_signal,
+    require_ascending,
+    require_confidence,
+    require_within,
+)
+from offramp.policies.rules.threshold import EXITS
+from offramp.policies.signals import SIGNALS, find_signal
+
+TOP1 = "top1"
+PSEUDO_CONFIDENCES = (0.25, 0.75)
+"""What both distributions are taken to have seen once each before the first token."""
+GRID = np.arange(1, 200) / 200.0
+"""The confidences among which the threshold is looked for."""
+
+
+def betas(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Beta distributions with the mean m and the variance v of what was seen: alpha, beta, float64 [...].
+
+    Method of moments: alpha = m k, beta = (1 - m) k, k = m (1 - m) / v - 1.
+
+    sums: float64 [..., 3], observations, their sum, the sum of their squares.
+    """
+    count, total, squares = np.moveaxis(sums, -1, 0)
+    mean = total / count
+    variance = squares / count - mean**2
+    concentration = mean * (1.0 - mean) / variance - 1.0
+    return mean * concentration, (1.0 - mean) * concentration
+
+
+def agreement_thresholds(sums: NDArray[np.float64], target: float) -> NDArray[np.float64]:
+    """The smallest confidence on the grid from which on agreement is at least that likely: float64 [streams].
+
+    Bayes with one Beta distribution of the confidence for checks that agree and one for those that do not,
+    each weighed by its observations. Infinite where no confidence will do.
+
+    sums: float64 [streams, 2, 3], as in `betas`, of checks that disagreed and that agreed.
+    """
+    from scipy.special import betaln
+
+    alpha, beta = betas(sums)
+    weight = np.log(sums[..., 0]) - betaln(alpha, beta)
+    density = (alpha - 1.0)[..., None] * np.log(GRID) + (beta - 1.0)[..., None] * np.log1p(-GRID)
+    log_odds = density[:, 1] - density[:, 0] + (weight[:, 1] - weight[:, 0])[:, None]
+    likely = log_odds >= np.log(target / (1.0 - target))
+    from_here_on = np.logical_and.accumulate(likely[:, ::-1], axis=1)
+    places = from_here_on.sum(axis=1)
+    return np.where(places > 0, GRID[len(GRID) - np.maximum(places, 1)], np.inf)
+
+
+@dataclass(frozen=True)
+class Adaptive(ExitPolicy):
+    """A threshold learned anew in each document from how often sure checks agreed with the full model.
+
+    FREE's adaptive threshold (arXiv 2310.05424, section on the adaptive threshold estimator): the confidence
+    of checks that agree with the full model follows one Beta distribution, that of the others another; the
+    threshold is the smallest confidence from which on the posterior chance of agreement is at least `target`.
+    Both are fitted by their moments to all checks of the tokens that ran to exit L: the first `warmup` tokens
+    of a document, and later ones that no check let go. Before the first each has seen the confidences 0.25
+    and 0.75 once. One threshold for all exits; agreement means the same most probable token, so every check
+    takes a full-head probe whatever the signal.
+    """
+
+    signal: str
+    target: float
+    warmup: int
+    exits: ExitsOrAll
+
+    kind: ClassVar[str] = "adaptive"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("signal", read_signal, "a confidence from 0 to 1, such as max_prob or margin"),
+        Parameter("target", read_number, "how likely agreement must be, between 0 and 1"),
+        Parameter("warmup", read_count, "tokens of each document that run to the last exit first"),
+        EXITS,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        require_confidence(find_signal(self.signal))
+        require_within(self.target, 0.001, 0.999, "target")
+        require_within(self.warmup, 1, np.inf, "warmup")
+        require_ascending(self.exits)
+
+    @property
+    def remembers(self) -> bool:
+        """It learns from earlier tokens."""
+        return True
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        """The full model's most probable token."""
+        return (TOP1,)
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The signal's fact and the most probable token. Raises PolicyError for exit L or beyond."""
+        return dict.fromkeys(exits_below(self.exits, layers), (SIGNALS[self.signal].fact, TOP1))
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that learns a threshold for each stream."""
+        return _Learns(self, layers, streams)
+
+
+class _Learns(Decider):
+    """Remembers the sums of the confidences of checks that disagreed and agreed."""
+
+    def __init__(self, policy: Adaptive, layers: int, streams: int) -> None:
+        self.policy = policy
+        self.layers = layers
+        self.signal = SIGNALS[policy.signal]
+        pseudo = np.array(PSEUDO_CONFIDENCES)
+        start = [len(pseudo), pseudo.sum(), np.sum(pseudo**2)]
+        self.sums = np.tile(np.array(start, dtype=np.float64), (streams, 2, 1))
+        self.thresholds = np.full(streams, np.inf)
+        self.warm = np.zeros(streams, dtype=np.bool_)
+        self.seen: list[tuple[NDArray[np.float64], NDArray[Any]]] = []
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.warm = tokens.index >= self.policy.warmup
+        self.seen = []
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        confidence = facts[self.signal.fact].astype(np.float64)
+        self.seen.append((confidence, facts[TOP1].copy()))
+        return np.asarray(self.warm & (confidence >= self.thresholds))
+
+    def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:
+        rows = np.flatnonzero(exits == self.layers)
+        if not rows.size or not self.seen:
+            return
+        # In float32 a probability may round to just above 1.
+        confidence = np.clip(np.stack([seen[rows] for seen, _ in self.seen]), 0.0, 1.0)
+        agrees = np.stack([top1[rows] == final[TOP1][rows] for _, top1 in self.seen])
+        for place, among in enumerate((~agrees, agrees)):
+            self.sums[rows, place, 0] += among.sum(axis=0)
+            self.sums[rows, place, 1] += np.where(among, confidence, 0.0).sum(axis=0)
+            self.sums[rows, place, 2] += np.where(among, confidence**2, 0.0).sum(axis=0)
+        self.thresholds[rows] = agreement_thresholds(self.sums[rows], self.policy.target)

@@ -1,0 +1,154 @@
+"""Patience rules: a token leaves once several consecutive checks say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import PolicyError
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
+from offramp.policies.reading import (
+    Exits,
+    ExitsOrAll,
+    exits_below,
+    one_of,
+    read_count,
+    require_ascending,
+    require_threshold,
+    require_within,
+)
+from offramp.policies.rules.threshold import EXITS, SIGNAL, VALUE, signal_needs
+from offramp.policies.signals import SIGNALS, Signal, find_signal
+
+TIMES = Parameter("times", read_count, "how many consecutive checks must say so")
+
+
+def _require_enough(exits: Exits, checks: int) -> None:
+    """Raise PolicyError unless there are as many exits as the checks that the rule needs to fire."""
+    if len(exits) < checks:
+        raise PolicyError(
+            f"patience of {checks} checks never ends with {len(exits)} exits below the last layer",
+            fix="check more exits, or lower times",
+        )
+
+
+@dataclass(frozen=True)
+class Patience(ExitPolicy):
+    """A token leaves once its most probable token has stayed the same for `times` checks in a row.
+
+    PABEE (arXiv 2006.04152, section 3.1): a counter of consecutive checks whose prediction equals that of the
+    check before, back to 0 when it changes; the first check only opens, so a token leaves at check
+    `times` + 1 at the earliest. fact: "top1" of the full head, or "restricted_top1" of a short list of
+    tokens, which is far cheaper to probe.
+    """
+
+    times: int
+    exits: ExitsOrAll
+    fact: str = "top1"
+
+    kind: ClassVar[str] = "patience"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        TIMES,
+        EXITS,
+        Parameter(
+            "fact",
+            one_of("top1", "restricted_top1"),
+            "the prediction to compare: top1, or restricted_top1 of a short list of tokens",
+            "top1",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        require_within(self.times, 1, np.inf, "times")
+        require_ascending(self.exits)
+        self.parameters[2].read(self.fact)
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The prediction at every exit. Raises PolicyError for exit L or beyond, or too few exits."""
+        exits = exits_below(self.exits, layers)
+        _require_enough(exits, self.times + 1)
+        return dict.fromkeys(exits, (self.fact,))
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that counts equal predictions."""
+        return _CountsEqual(self.fact, self.times)
+
+
+class _CountsEqual(Decider):
+    """Remembers the prediction of the check before, and how often it has stayed the same."""
+
+    def __init__(self, fact: str, times: int) -> None:
+        self.fact = fact
+        self.times = times
+        self.before: NDArray[Any] | None = None
+        self.streak = np.zeros(0, dtype=np.int64)
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.before = None
+        self.streak = np.zeros(self.streams, dtype=np.int64)
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        now = facts[self.fact]
+        if self.before is not None:
+            self.streak = np.where(now == self.before, self.streak + 1, 0)
+        self.before = now.copy()
+        return self.streak >= self.times
+
+
+@dataclass(frozen=True)
+class Sustained(ExitPolicy):
+    """A token leaves once its signal has passed the threshold at `times` checks in a row.
+
+    Patience as in PABEE (arXiv 2006.04152, section 3.1), counted on confidence instead of on the prediction;
+    times = 1 is the plain threshold rule.
+    """
+
+    signal: str
+    value: float
+    times: int
+    exits: ExitsOrAll
+
+    kind: ClassVar[str] = "sustained"
+    parameters: ClassVar[tuple[Parameter, ...]] = (SIGNAL, VALUE, TIMES, EXITS)
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        require_threshold(find_signal(self.signal), self.value)
+        require_within(self.times, 1, np.inf, "times")
+        require_ascending(self.exits)
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond, or too few."""
+        exits = exits_below(self.exits, layers)
+        _require_enough(exits, self.times + SIGNALS[self.signal].opens)
+        return signal_needs(SIGNALS[self.signal], exits)
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that counts passed checks."""
+        return _CountsPasses(SIGNALS[self.signal], self.value, self.times)
+
+
+class _CountsPasses(Decider):
+    """Remembers at how many checks in a row the signal has passed."""
+
+    def __init__(self, signal: Signal, value: float, times: int) -> None:
+        self.signal = signal
+        self.value = value
+        self.times = times
+        self.streak = np.zeros(0, dtype=np.int64)
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.streak = np.zeros(self.streams, dtype=np.int64)
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        if self.signal.fact in facts:
+            passes = self.signal.fires(facts[self.signal.fact], self.value)
+            self.streak = np.where(passes, self.streak + 1, 0)
+        return self.streak >= self.times

@@ -1,0 +1,165 @@
+"""Combinations: a token leaves where enough of several policies would let it leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import PolicyError
+from offramp.policies.policy import (
+    Decider,
+    ExitPolicy,
+    FactsAtExit,
+    Parameter,
+    ParameterError,
+    Rows,
+    Tokens,
+)
+from offramp.policies.reading import read_count, read_nested_list, require_reachable
+
+Need = Literal["all", "any"] | int
+
+
+def read_need(text: str) -> Need:
+    """How many must agree: all, any, or a number."""
+    if text == "all":
+        return "all"
+    if text == "any":
+        return "any"
+    try:
+        return read_count(text)
+    except ParameterError as error:
+        raise ParameterError(f"{text!r} is no number of votes", fix="write all, any or a number") from error
+
+
+@dataclass(frozen=True)
+class Votes(ExitPolicy):
+    """A token leaves at an exit where enough of several policies would let it leave there.
+
+    All, any, or k of n: a vote over rules, as "Early Exiting with Ensemble Internal Classifiers" (arXiv
+    2105.13792) votes over exits. Only policies that ask at an exit vote there; "all" means all of the list,
+    so an exit where one of them does not ask lets nothing leave. All are charged: their probes are made
+    together, each kind once an exit.
+    """
+
+    need: Need
+    of: tuple[ExitPolicy, ...]
+
+    kind: ClassVar[str] = "votes"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("need", read_need, "how many must agree: all, any, or a number"),
+        Parameter("of", read_nested_list, 'the policies that vote, each in brackets, joined by "+"'),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a vote that nothing can win, and oracles among the voters."""
+        require_reachable(self.of, "of")
+        if not self.of or not 1 <= self.needed <= len(self.of):
+            raise ParameterError(
+                f"{self.need} of {len(self.of)} policies cannot be met",
+                fix="ask for no more votes than there are policies",
+                parameter="need",
+            )
+
+    @property
+    def needed(self) -> int:
+        """Votes that let a token leave."""
+        if isinstance(self.need, int):
+            return self.need
+        return 1 if self.need == "any" else len(self.of)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether one of them does."""
+        return any(policy.remembers for policy in self.of)
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        """What any of them reads."""
+        return tuple(sorted({fact for policy in self.of for fact in policy.final_facts}))
+
+    @property
+    def document_facts(self) -> tuple[str, ...]:
+        """What any of them reads."""
+        return tuple(sorted({fact for policy in self.of for fact in policy.document_facts}))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those of all of them."""
+        return tuple(dict.fromkeys(task for policy in self.of for task in policy.tasks))
+
+    def for_task(self, task: str | None) -> ExitPolicy:
+        """The same vote among the policies for that workload class."""
+        return Votes(self.need, tuple(policy.for_task(task) for policy in self.of))
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """What the policies read, together.
+
+        Raises PolicyError if one does not fit, or if so few ask at the same exit that no vote can be won.
+        """
+        each = [policy.needs(layers) for policy in self.of]
+        exits = sorted({exit for needs in each for exit in needs})
+        voters = [sum(exit in needs for needs in each) for exit in exits]
+        if voters and max(voters) < self.needed:
+            raise PolicyError(
+                f"at most {max(voters)} of the policies ask at the same exit, but {self.needed} must agree",
+                where=str(self),
+                fix="give them the same exits",
+            )
+        return {
+            exit: tuple(dict.fromkeys(fact for needs in each for fact in needs.get(exit, ())))
+            for exit in exits
+        }
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """All of them at work side by side."""
+        voters = [
+            _Voter(policy.decider(layers, streams), dict(policy.needs(layers)), policy.final_facts)
+            for policy in self.of
+        ]
+        return _Counts(voters, self.needed)
+
+
+@dataclass(frozen=True)
+class _Voter:
+    """One policy at work, where it asks and what it reads."""
+
+    decider: Decider
+    needs: Mapping[int, tuple[str, ...]]
+    final_facts: tuple[str, ...]
+
+
+class _Counts(Decider):
+    """Counts the votes of those that ask at an exit."""
+
+    def __init__(self, voters: list[_Voter], needed: int) -> None:
+        self.voters = voters
+        self.needed = needed
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        for voter in self.voters:
+            voter.decider.begin(tokens)
+
+    def checks(self, exit: int) -> Rows:
+        asked = np.zeros(self.streams, dtype=np.bool_)
+        for voter in self.voters:
+            if exit in voter.needs:
+                asked |= voter.decider.checks(exit)
+        return asked
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        votes = np.zeros(self.streams, dtype=np.int64)
+        for voter in self.voters:
+            if exit in voter.needs:
+                read = {name: facts[name] for name in voter.needs[exit]}
+                votes += voter.decider.checks(exit) & voter.decider.decide(exit, read)
+        return np.asarray(votes >= self.needed)
+
+    def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:
+        for voter in self.voters:
+            voter.decider.end(exits, {name: final[name] for name in voter.final_facts})

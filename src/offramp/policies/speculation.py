@@ -1,0 +1,130 @@
+"""Self-speculation: tokens that leave early are drafts, and the deeper layers verify them in blocks.
+
+LayerSkip (arXiv 2404.16710, section 4.3) made exact for any policy: no token is lost in quality, since every
+output comes from the full model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.policies.batching import count_steps
+from offramp.policies.bill import Item, Usage
+from offramp.policies.walk import Walk
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of drafting and verifying, int64 [rounds] and bool [rounds].
+
+    start: the first token's row in the trace. drafts: tokens drafted. closed: whether a token after the
+    drafts was run to exit L with them (a document's last drafts are verified alone).
+    """
+
+    start: Integers
+    drafts: Integers
+    closed: NDArray[np.bool_]
+
+
+def find_rounds(
+    exits: Integers, agrees: NDArray[np.bool_], document: NDArray[np.int32], layers: int, draft_length: int
+) -> Rounds:
+    """The rounds of every document, one after the other.
+
+    exits: [tokens], where the policy lets each token leave. agrees: bool [tokens], whether the output there
+    is the full model's. document: [tokens], rows of one document contiguous.
+
+    A round drafts tokens while they leave before exit L, `draft_length` at most. The token after them (one
+    that did not leave, or the next one after a full draft) runs to exit L together with what the drafts have
+    still to run, and so gets the full model's output itself. If all drafts agree, the next round starts after
+    that token. Otherwise the first draft that disagrees gets the full model's output from the verification,
+    all work after it is thrown away, and the next round starts right behind it. What was drafted on a wrong
+    token is taken to cost what the trace's own tokens there do.
+    """
+    count = len(exits)
+    place = np.arange(count)
+    ends = np.append(np.flatnonzero(np.diff(document)) + 1, count)
+    end = ends[np.searchsorted(ends, place, side="right")] if count else place
+    stop = np.minimum(_next_true(exits >= layers), end)
+    drafts = np.minimum(stop - place, draft_length)
+    closed = place + drafts < end
+    wrong = _next_true((exits < layers) & ~agrees)
+    following = np.where(wrong < place + drafts, wrong + 1, place + drafts + closed).tolist()
+    starts = []
+    at = 0
+    while at < count:
+        starts.append(at)
+        at = following[at]
+    start = np.array(starts, dtype=np.int64)
+    return Rounds(start, drafts[start].astype(np.int64), closed[start])
+
+
+def count_rounds(walk: Walk, rounds: Rounds, layers: int, draft_length: int) -> Usage:
+    """What the rounds run.
+
+    Each draft runs layers 1 to its exit, with its probes and its exit's head, as one row. A layer above is
+    run for it together with the first later row of the round that runs that layer, so that every row finds
+    the K and V that it attends to; the row that closes the round runs all layers, the last of a document's
+    drafts are verified by a step of their own. The final head is then made for all rows of the round. Each
+    row is priced as a sequence of its own, although rows of one document read its K and V together.
+    """
+    drafted = np.repeat(rounds.start, rounds.drafts) + _counting(rounds.drafts)
+    # After a full draft the closing row is not checked: it runs to exit L in any case.
+    checked = rounds.closed & (rounds.drafts < draft_length)
+    rows = np.concatenate([drafted, rounds.start[checked] + rounds.drafts[checked]])
+    probed = [walk.probed_at(place)[rows] for place in range(len(walk.needs))]
+    shallow = Walk(walk.exits[rows], walk.needs, np.stack(probed, axis=1) if probed else None)
+    alone = count_steps(shallow, np.arange(len(rows), dtype=np.int64), layers, repair=False)
+    usage: Usage = Usage(
+        {item: count for item, count in alone.items() if item.part in ("probe", "exit head")}
+    )
+    usage[Item("overhead")] += len(drafted)
+    for size, count in enumerate(np.bincount(rounds.drafts + rounds.closed).tolist()):
+        if size and count:
+            usage[Item("overhead", 0, size)] += count
+            usage[Item("final head", layers, size)] += count
+    _count_layers(usage, _reaches(walk, rounds, layers), rounds, layers)
+    return usage
+
+
+def _reaches(walk: Walk, rounds: Rounds, layers: int) -> Integers:
+    """How deep each row of a round runs by itself, 0 where there is no row: [rounds, longest draft + 1]."""
+    column = np.arange(int(rounds.drafts.max(initial=0)) + 1)
+    rows = np.minimum(rounds.start[:, None] + column, len(walk.exits) - 1)
+    reaches = np.where(column < rounds.drafts[:, None], walk.exits[rows], 0)
+    reaches[(column == rounds.drafts[:, None]) & rounds.closed[:, None]] = layers
+    return np.asarray(reaches, dtype=np.int64)
+
+
+def _count_layers(usage: Usage, reaches: Integers, rounds: Rounds, layers: int) -> None:
+    """Every layer with the rows that run it together."""
+    for layer in range(1, layers + 1):
+        waiting = np.zeros(len(reaches), dtype=np.int64)
+        sizes = np.zeros(reaches.shape[1] + 1, dtype=np.int64)
+        for column in range(reaches.shape[1]):
+            waiting += reaches[:, column] > 0
+            runs = reaches[:, column] >= layer
+            sizes += np.bincount(waiting[runs], minlength=len(sizes))
+            waiting[runs] = 0
+        left = ~rounds.closed
+        sizes += np.bincount(waiting[left], minlength=len(sizes))
+        for size, count in enumerate(sizes.tolist()):
+            if size and count:
+                usage[Item("layers", layer, size)] += count
+
+
+def _next_true(flags: NDArray[np.bool_]) -> Integers:
+    """The place of the first true flag at or after each place, the number of flags where none follows."""
+    places = np.where(flags, np.arange(len(flags)), len(flags))
+    return np.asarray(np.minimum.accumulate(places[::-1])[::-1], dtype=np.int64)
+
+
+def _counting(lengths: Integers) -> Integers:
+    """0, 1, ... up to each length: [sum of lengths]."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)

@@ -1,0 +1,192 @@
+"""Walking tokens through a policy, exit by exit, as a decoder does: the one way every policy is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import PolicyError
+from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
+from offramp.policies.signals import looks_back, probes_of
+from offramp.scoring.documents import fact_of
+from offramp.tracing.trace import Trace
+
+# Rows walked at once, so that the columns of a block stay in the processor's cache.
+ROWS = 8192
+
+FULL_HEAD = "full head"
+CANDIDATES = "candidate_score"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Where each token left and where it was probed.
+
+    exits: int64 [tokens]. needs: the facts read at every checked exit, by exit, ascending.
+    probed: bool [tokens, checked exits], None if every token was probed at each checked exit up to its own.
+    """
+
+    exits: NDArray[np.int64]
+    needs: dict[int, tuple[str, ...]]
+    probed: NDArray[np.bool_] | None = None
+
+    def probed_at(self, place: int) -> NDArray[np.bool_]:
+        """Which tokens were probed at one of the checked exits (its place among them): bool [tokens]."""
+        if self.probed is not None:
+            return self.probed[:, place]
+        return self.exits >= list(self.needs)[place]
+
+
+def task_of(trace: Trace) -> str | None:
+    """The workload class of a trace: its workload's name, None if it is unknown."""
+    request = trace.provenance.get("request") or {}
+    name = (request.get("workload") or {}).get("name")
+    return None if name is None else str(name)
+
+
+def walk(policy: ExitPolicy, trace: Trace) -> Walk:
+    """Every token of a trace through a policy, an oracle included.
+
+    Raises PolicyError if the policy does not fit the trace: exits that it lacks, facts that are not numbers,
+    or that compare with other exits than the policy's; InputError for facts that were not recorded, with the
+    option that records them.
+    """
+    policy = policy.for_task(task_of(trace))
+    if not policy.reachable:
+        return Walk(policy.exits_of(trace), {})
+    return _Walker(policy, trace).walk()
+
+
+class _Walker:
+    """One policy on one trace."""
+
+    def __init__(self, policy: ExitPolicy, trace: Trace) -> None:
+        self.policy = policy
+        self.trace = trace
+        self.needs = dict(policy.needs(trace.layers))
+        self.columns = columns_of(trace, tuple(self.needs))
+        self.checked = {exit: facts for exit, facts in self.needs.items() if facts}
+        self.place = {exit: place for place, exit in enumerate(self.checked)}
+        self.facts = {name: fact_of(trace, name) for facts in self.needs.values() for name in facts}
+        self.final = {name: fact_of(trace, name)[:, -1] for name in policy.final_facts}
+        self.document = {name: trace.document_fact(name) for name in policy.document_facts}
+        require_comparisons(self.checked, trace)
+        for name, values in self.document.items():
+            self._require_numbers(name, slice(None), np.isnan(values))
+        self.index = _index_in_document(trace)
+        self.exits = np.full(trace.token_count, trace.layers, dtype=np.int64)
+        self.probed = np.zeros((trace.token_count, len(self.checked)), dtype=np.bool_)
+        self.everywhere = True
+
+    def walk(self) -> Walk:
+        """All tokens: at once if the policy remembers nothing, else the n-th of all documents together."""
+        count = self.trace.token_count
+        if self.policy.remembers:
+            starts = np.flatnonzero(self.index == 0)
+            lengths = np.diff(starts, append=count)
+            decider = self.policy.decider(self.trace.layers, len(starts))
+            for step in range(int(lengths.max(initial=0))):
+                alive = lengths > step
+                self._step(decider, starts + np.where(alive, step, 0), alive)
+        else:
+            for start in range(0, count, ROWS):
+                rows = slice(start, min(start + ROWS, count))
+                streams = rows.stop - start
+                decider = self.policy.decider(self.trace.layers, streams)
+                self._step(decider, rows, np.ones(streams, dtype=np.bool_))
+        return Walk(self.exits, self.checked, None if self.everywhere else self.probed)
+
+    def _step(self, decider: Decider, rows: slice | NDArray[np.int64], live: Rows) -> None:
+        """One token of every stream; streams that are not live have ended and are only carried along."""
+        index = self.index[rows]
+        decider.begin(Tokens(index, {name: fact[rows] for name, fact in self.document.items()}))
+        facts = {name: fact[rows] for name, fact in self.facts.items()}
+        chosen = np.full(len(index), self.trace.layers, dtype=np.int64)
+        probed = np.zeros((len(index), len(self.checked)), dtype=np.bool_)
+        running = live.copy()
+        for exit, column in zip(self.needs, self.columns, strict=True):
+            if not running.any():
+                break
+            asked = running & decider.checks(exit)
+            read = {name: facts[name][:, column] for name in self.needs[exit]}
+            if exit in self.place:
+                probed[:, self.place[exit]] = asked
+                self.everywhere = self.everywhere and np.array_equal(asked, running)
+                for name, values in read.items():
+                    if values.dtype.kind == "f":
+                        self._require_numbers(name, rows, asked & np.isnan(values), f" at exit {exit}")
+            leaving = asked & decider.decide(exit, read)
+            chosen[leaving] = exit
+            running &= ~leaving
+        decider.end(chosen, {name: fact[rows] for name, fact in self.final.items()})
+        if isinstance(rows, slice):
+            self.exits[rows], self.probed[rows] = chosen, probed
+        else:
+            self.exits[rows[live]], self.probed[rows[live]] = chosen[live], probed[live]
+
+    def _require_numbers(
+        self, name: str, rows: slice | NDArray[np.int64], broken: Rows, where: str = ""
+    ) -> None:
+        """Raise PolicyError if a fact that is read is NaN in some of the rows, with the document's name."""
+        if not broken.any():
+            return
+        places = np.arange(self.trace.token_count)[rows][broken]
+        row = int(places[0])
+        raise PolicyError(
+            f"{name} is not a number for {places.size} tokens{where}",
+            where=f"{self.trace.documents[int(self.trace.document[row])].id}, row {row} of "
+            f"{self.trace.folder or 'the trace'}",
+            fix="trace the model again; a document with a broken logit should have been left out",
+        )
+
+
+def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) -> None:
+    """Facts that compare exits were recorded against those that the policy compares with.
+
+    checked: the facts read at each checked exit, ascending. The output to compare with is that of the last
+    check before with a full head, and a candidate's that of the first.
+
+    Raises PolicyError if the trace recorded them against other exits.
+    """
+    full = [exit for exit, facts in checked.items() if FULL_HEAD in probes_of(facts)]
+    traced = [int(exit) for exit in trace.exits]
+    heads = (trace.provenance.get("request") or {}).get("heads") or {}
+    candidates = heads.get("candidate_exit")
+    where = str(trace.folder or "the trace")
+    for exit, facts in checked.items():
+        first, before = full[0] if full and full[0] < exit else None, _last_below(full, exit)
+        recorded = _last_below(traced, exit)
+        names = [name for name in facts if looks_back(name)]
+        if names and (before is None or before != recorded):
+            together = ",".join(map(str, (*full, trace.layers)))
+            raise PolicyError(
+                f"{names[0]} at exit {exit} was recorded against {_exit(recorded)}, but the policy's check "
+                f"with a full head before it is at {_exit(before)}",
+                where=where,
+                fix=f"trace again with --exits {together} and the same --signals",
+            )
+        if CANDIDATES in facts and (first is None or first != candidates):
+            raise PolicyError(
+                f"{CANDIDATES} was recorded with the candidates of {_exit(candidates)}, but the policy's "
+                f"first check with a full head is at {_exit(first)}",
+                where=where,
+                fix=f"start its exits with {candidates}" if candidates else "trace again with --heads FILE",
+            )
+
+
+def _last_below(exits: list[int], exit: int) -> int | None:
+    return max((other for other in exits if other < exit), default=None)
+
+
+def _exit(exit: int | None) -> str:
+    return "no exit" if exit is None else f"exit {exit}"
+
+
+def _index_in_document(trace: Trace) -> NDArray[np.int64]:
+    """How many traced tokens of the same document come before each token: int64 [tokens]."""
+    starts = np.flatnonzero(np.diff(trace.document, prepend=-1))
+    lengths = np.diff(starts, append=trace.token_count)
+    return np.asarray(np.arange(trace.token_count) - np.repeat(starts, lengths), dtype=np.int64)

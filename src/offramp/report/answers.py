@@ -1,0 +1,128 @@
+"""The answers of league, tuner and machines in one line each, for the head of the page and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from offramp.report.basis import LOCAL, machine_name
+from offramp.report.certificate import short_certificate
+from offramp.report.formats import interval_text, listed, percent, times, whole_percent
+from offramp.report.headline import HEADLINE_FLOOR
+from offramp.report.run_result import WorkloadResult
+from offramp.tuning.results import Decision, LeagueEntry, MachineAnswer
+
+DECISION_WORDS: dict[Decision, str] = {
+    "pays": "yes",
+    "does not pay": "no",
+    "too close to call": "too close to call",
+}
+
+
+def nearest_floor(floors: Sequence[float]) -> float:
+    """The floor nearest to 95 % agreement. Raises ValueError if there is none."""
+    return min(floors, key=lambda floor: abs(floor - HEADLINE_FLOOR))
+
+
+def ranked(entries: Sequence[LeagueEntry], floor: float) -> list[LeagueEntry]:
+    """The families at one floor, the fastest first; those without a speed last."""
+    found = [entry for entry in entries if entry.floor == floor]
+    return sorted(found, key=lambda entry: (-speed_of(entry), entry.family))
+
+
+def speed_of(entry: LeagueEntry) -> float:
+    """The net speedup, below everything if undefined."""
+    value = entry.net_speedup.value
+    return float("-inf") if value is None else value
+
+
+def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
+    """The fastest reachable family at the main floor, None without a league."""
+    if not workload.league:
+        return None
+    floor = nearest_floor([entry.floor for entry in workload.league])
+    return next((entry for entry in ranked(workload.league, floor) if entry.reachable), None)
+
+
+def league_answer(workload: WorkloadResult) -> str | None:
+    """The best family in one line, None without a league."""
+    entry = best_of_league(workload)
+    return None if entry is None else league_words(entry)
+
+
+def league_words(entry: LeagueEntry) -> str:
+    """One family in a few words."""
+    floor = whole_percent(entry.floor)
+    if entry.policy == "never":
+        return f"nothing beats plain decoding at {floor} agreement"
+    if entry.net_speedup.value is None:
+        return f"no speed at {floor} agreement: {entry.net_speedup.undefined or 'no reason recorded'}"
+    interval = interval_text(entry.net_speedup.low, entry.net_speedup.high, times)
+    limits = f" ({interval})" if interval else ""
+    return (
+        f"{entry.family}, {times(entry.net_speedup.value)}{limits} at {floor} agreement, "
+        f"probes are {percent(entry.probe_share)} of its cost"
+    )
+
+
+def certificate_answer(workload: WorkloadResult) -> str | None:
+    """What is certified, floor by floor, None if nothing was tuned."""
+    return "; ".join(short_certificate(tuned) for tuned in workload.tuned) or None
+
+
+def machines_answer(workload: WorkloadResult) -> str | None:
+    """Whether it would pay on this machine and where else, in few words; None if not asked."""
+    if not workload.machines:
+        return None
+    answers = answers_at_main_floor(workload.machines)
+    own = [answer for answer in answers if answer.machine == LOCAL]
+    others = [answer for answer in answers if answer.machine != LOCAL]
+    parts = [f"on this machine {batch_words(own)}"] if own else []
+    open_first: tuple[Decision, ...] = ("pays", "too close to call")
+    for decision in open_first:
+        batches: dict[str, list[str]] = {}
+        for answer in others:
+            if answer.decision == decision:
+                batches.setdefault(answer.machine, []).append(str(answer.batch))
+        if batches:
+            parts.append(f"{DECISION_WORDS[decision]} on {places(batches)}")
+            break
+    else:
+        if others:
+            parts.append(f"no on {listed(list(dict.fromkeys(answer.machine for answer in others)))}")
+    return "; ".join(parts)
+
+
+def places(batches: Mapping[str, Sequence[str]]) -> str:
+    """Machines with their batch sizes, those with the same ones together: "a100 and h100 at batch 1"."""
+    groups: dict[str, list[str]] = {}
+    for machine, sizes in batches.items():
+        groups.setdefault(listed(list(sizes)), []).append(machine)
+    return ", ".join(f"{listed(machines)} at batch {sizes}" for sizes, machines in groups.items())
+
+
+def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:
+    """The answers at the floor nearest to 95 %, in their order."""
+    floor = nearest_floor([answer.floor for answer in answers])
+    return [answer for answer in answers if answer.floor == floor]
+
+
+def machines_sentence(answers: Sequence[MachineAnswer]) -> str:
+    """ "on this machine no; on h100 yes at batch 1, no at batch 8 and 32": at the main floor."""
+    by_machine: dict[str, list[MachineAnswer]] = {}
+    for answer in answers_at_main_floor(answers):
+        by_machine.setdefault(answer.machine, []).append(answer)
+    return "; ".join(
+        f"on {machine_name(machine)} {batch_words(found)}" for machine, found in by_machine.items()
+    )
+
+
+def batch_words(answers: Sequence[MachineAnswer]) -> str:
+    """The decisions of one machine by batch size; one word if they are all the same."""
+    by_decision: dict[Decision, list[str]] = {}
+    for answer in answers:
+        by_decision.setdefault(answer.decision, []).append(str(answer.batch))
+    if len(by_decision) == 1:
+        return DECISION_WORDS[answers[0].decision]
+    return ", ".join(
+        f"{DECISION_WORDS[decision]} at batch {listed(batches)}" for decision, batches in by_decision.items()
+    )

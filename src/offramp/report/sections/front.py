@@ -1,0 +1,133 @@
+"""The candidates of tuning: how much time a loss buys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offramp.report.basis import cost_text, machine_name
+from offramp.report.certificate import floor_words, risk_text
+from offramp.report.charts.line_chart import LineChart, Rule, Series
+from offramp.report.charts.scale import nice_range
+from offramp.report.formats import percent, times, whole_percent
+from offramp.report.markup import element, figure, table
+from offramp.report.run_result import WorkloadResult
+from offramp.report.summary import spread
+from offramp.tuning.pricing import BYTES
+from offramp.tuning.results import Floor, FrontPoint, Tuned
+
+TABLE_POINTS = 40
+
+
+def front_figures(workload: WorkloadResult) -> str:
+    """A chart of the candidates for each kind of floor, machine and batch size."""
+    groups: dict[tuple[str, str, int], list[Tuned]] = {}
+    for tuned in workload.tuned:
+        if tuned.front:
+            groups.setdefault((tuned.floor.kind, tuned.machine, tuned.batch), []).append(tuned)
+    charts = "".join(front_figure(group) for group in groups.values())
+    return element("div", charts, class_="charts") if charts else ""
+
+
+def loss_of(floor: Floor, risk: float) -> float:
+    """A risk in the unit that is drawn: share of tokens, or nats."""
+    return risk if floor.kind == "agreement" or floor.clip is None else risk * floor.clip
+
+
+def front_figure(group: list[Tuned]) -> str:
+    """The Pareto front: how much time a loss buys, with the floors and the chosen policies marked."""
+    first = group[0]
+    series = front_lines(group)
+    fronts = list(dict.fromkeys(tuned.front for tuned in group))
+    rules = [Rule("x", loss_of(t.floor, t.floor.risk), floor_mark(t.floor)) for t in group]
+    losses = [*[float(x) for line in series for x in line.x], *[rule.value for rule in rules]]
+    x_range = nice_range(losses, include=(0.0,)) or (0.0, 1.0)
+    note = (
+        "Every candidate that no other beats in both loss and cost, on the documents searched; "
+        f"{machine_name(first.machine)}, batch {first.batch}. Down is cheaper, left is closer to the full "
+        "model. What is right of a floor's line is not allowed."
+    )
+    chart = LineChart(
+        title="What a loss buys",
+        description=note,
+        x_label="share of tokens changed" if shares(first) else "loss, nats per token",
+        y_label="moved per token, MB" if first.machine == BYTES else "time per token, ms",
+        series=tuple(series),
+        x_range=x_range,
+        rules=(
+            *rules,
+            Rule("y", drawn_cost(first, first.plain_seconds_per_token), "plain decoding", "below"),
+        ),
+        x_format=tick_percent if shares(first) else "{:.3g}".format,
+        y_format="{:.4g}".format,
+        include_zero=False,
+    )
+    data = front_table(fronts, first)
+    return figure("What a loss buys", note, chart.svg() or "", data, legend=chart.legend(), kind="predicted")
+
+
+def floor_mark(floor: Floor) -> str:
+    """A floor in as few signs as its line has room for."""
+    return whole_percent(floor.value) if floor.kind == "agreement" else f"{floor.value:g}"
+
+
+def drawn_cost(tuned: Tuned, cost: float) -> float:
+    """A token's cost as drawn: milliseconds, or megabytes moved."""
+    return cost / 1e6 if tuned.machine == BYTES else 1000 * cost
+
+
+def shares(tuned: Tuned) -> bool:
+    """Whether the loss is a share of tokens."""
+    return tuned.floor.kind == "agreement"
+
+
+def tick_percent(value: float) -> str:
+    """A share on an axis, without needless decimals."""
+    return f"{100 * value:.3g} %"
+
+
+def front_lines(group: list[Tuned]) -> list[Series]:
+    """Each different front as a line, and the policies chosen from it as points."""
+    owners: dict[tuple[FrontPoint, ...], list[Tuned]] = {}
+    for tuned in group:
+        owners.setdefault(tuned.front, []).append(tuned)
+    lines: list[Series] = []
+    for front, choosers in owners.items():
+        floor = choosers[0].floor
+        name = "candidates" if len(owners) == 1 else f"candidates for {floor_words(floor)}"
+        lines.append(front_series(name, front, choosers[0], len(lines)))
+        for tuned in choosers:
+            chosen = [point for point in front if point.policy == tuned.policy_text != "never"]
+            if chosen:
+                name = f"chosen for {floor_words(tuned.floor)}"
+                lines.append(front_series(name, tuple(chosen[:1]), tuned, len(lines)))
+    return lines
+
+
+def front_series(name: str, front: tuple[FrontPoint, ...], tuned: Tuned, place: int) -> Series:
+    """Points of a front as a line."""
+    x = np.array([loss_of(tuned.floor, point.risk) for point in front], dtype=np.float64)
+    y = np.array([drawn_cost(tuned, point.seconds_per_token) for point in front], dtype=np.float64)
+    return Series(name, x, y, place, place)
+
+
+def front_table(fronts: list[tuple[FrontPoint, ...]], tuned: Tuned) -> str:
+    """The candidates as a table, at most 40 of each front."""
+    rows = [
+        [
+            point.policy,
+            risk_text(tuned.floor, point.risk),
+            cost_text(tuned.machine, point.seconds_per_token),
+            times(point.net_speedup),
+            percent(point.skip_ratio),
+        ]
+        for front in fronts
+        for point in spread(front, TABLE_POINTS)
+    ]
+    header = [
+        "Policy",
+        "Loss",
+        "Moved per token" if tuned.machine == BYTES else "Time per token",
+        "Net speed",
+        "Layers skipped",
+    ]
+    return table(header, rows, caption="Candidates of the Pareto front, on the documents searched")

@@ -1,0 +1,114 @@
+"""What this machine charges: layer, head and every kind of probe, in units of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from offramp.costs.probes import PROBES
+from offramp.report.basis import LOCAL, machine_name
+from offramp.report.charts.cost_chart import CostRow, cost_svg
+from offramp.report.formats import decimal, duration
+from offramp.report.markup import Kind, element, figure, table, text
+from offramp.report.run_result import RunResult
+from offramp.report.sections.heads import heads_block
+
+LAYER, HEAD, PROBE, REPAIR, AROUND = 0, 2, 1, 3, 5
+PROBED_EXITS = 3
+
+
+def hardware_section(run: RunResult) -> str:
+    """The price list that speed is predicted from, and what was fitted; nothing if neither is known."""
+    fitted = heads_block(run)
+    if run.hardware is None and not fitted:
+        return ""
+    content = fitted if run.hardware is None else prices_block(run.hardware, fitted)
+    return element("section", content, id_="machine", aria_label="What a check costs here")
+
+
+def prices_block(hardware: Mapping[str, Any], beside: str) -> str:
+    """The prices as a chart; what follows from them in words, and more HTML, beside it."""
+    machine = machine_name(hardware["name"])
+    rows = price_rows(hardware)
+    layer = hardware["layer_seconds"]
+    note = (
+        f"Time of each part of one decoding step at batch size 1, one layer ({duration(layer)}) = 1. A "
+        "probe has to be paid at every exit that is checked, whether the token leaves there or not."
+    )
+    drawn = [CostRow(name, f"{ratio_text(seconds / layer)} · {duration(seconds)}", seconds / layer, colour)
+             for name, seconds, colour, _ in rows]  # fmt: skip
+    lines = [
+        [name, duration(seconds), ratio_text(seconds / layer), meaning] for name, seconds, _, meaning in rows
+    ]
+    data = table(
+        ["Part", "Time", "In layers", "What it is"],
+        lines,
+        caption=f"What {machine} charges, {hardware['source']}",
+    )
+    kind: Kind | None = "measured" if hardware["name"] == LOCAL else None
+    chart = cost_svg("The price of each part", note, drawn)
+    shown = figure("In units of one layer", note, chart, data, kind=kind)
+    said = "".join(element("p", text(sentence)) for sentence in sentences(hardware))
+    return element("h2", text(f"What a check costs on {machine}")) + element(
+        "div", element("div", said + beside, class_="said") + shown, class_="beside"
+    )
+
+
+def price_rows(hardware: Mapping[str, Any]) -> list[tuple[str, float, int, str]]:
+    """Name, seconds, colour and meaning of every part, probes from dear to cheap."""
+    rows = [
+        ("One layer", hardware["layer_seconds"], LAYER, "mean of the layers, run one after the other"),
+        ("Output head", hardware["head_seconds"], HEAD, "final norm and the product over the vocabulary"),
+    ]
+    probes = sorted(hardware["probe_seconds"].items(), key=lambda pair: -pair[1])
+    rows += [
+        (f"Probe: {kind}", seconds, PROBE, PROBES[kind].meaning if kind in PROBES else "")
+        for kind, seconds in probes
+    ]
+    if hardware.get("key_value_seconds") is not None:
+        meaning = "what later tokens need of one skipped layer"
+        rows.append(("Repair of one layer", hardware["key_value_seconds"], REPAIR, meaning))
+    meaning = "embedding, choice of the token, the program around each step"
+    return [*rows, ("Around each step", hardware["overhead_seconds"], AROUND, meaning)]
+
+
+def ratio_text(layers: float) -> str:
+    """A cost in layers with two digits that count."""
+    if layers == 0:
+        return "0 layers"
+    if abs(layers - 1) < 0.0005:
+        return "1 layer"
+    digits = 1 if layers >= 1 else 2 if layers >= 0.1 else 3
+    return f"{decimal(layers, digits)} layers" if layers >= 0.0005 else "under 0.001 layers"
+
+
+def sentences(hardware: Mapping[str, Any]) -> list[str]:
+    """What the prices mean, and whether they add up to the time of plain decoding."""
+    layer, probes = hardware["layer_seconds"], hardware["probe_seconds"]
+    found = []
+    if "full head" in probes:
+        cost = probes["full head"] / layer
+        found.append(
+            f"Asking the full output head for its confidence costs as much as running {ratio_text(cost)}. "
+            f"A policy that does so at {PROBED_EXITS} exits has spent {decimal(PROBED_EXITS * cost, 0)} "
+            "layers' time before it has saved anything."
+        )
+    cheap = {kind: seconds for kind, seconds in probes.items() if seconds < layer}
+    if cheap:
+        kind, seconds = max(cheap.items(), key=lambda pair: pair[1])
+        found.append(
+            f"{len(cheap)} of {len(probes)} kinds of probe cost less than one layer; the dearest of them "
+            f"is “{kind}” at {ratio_text(seconds / layer)}. Where early exit can pay, it pays with these."
+        )
+    plain, ratio = hardware["plain_seconds_per_token"], hardware.get("self_check_ratio")
+    total = f"Added up, the parts give {duration(plain)} per token for plain decoding"
+    if ratio is not None:
+        total += f"; the stopwatch gave {duration(plain / ratio)}, a ratio of {decimal(ratio, 3)}"
+    found.append(f"{total}.")
+    circumstances = [hardware["source"]]
+    if hardware.get("threads") is not None:
+        circumstances.append(f"{hardware['threads']} threads")
+    if hardware.get("load") is not None:
+        circumstances.append(f"load {decimal(hardware['load'], 1)} at the start")
+    found.append(f"Source: {', '.join(circumstances)}.")
+    return found

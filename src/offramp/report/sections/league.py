@@ -1,0 +1,209 @@
+"""The policy league: every family at its best, ranked by the time it would really take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from offramp.report.answers import nearest_floor, ranked
+from offramp.report.cells import signed_change, stacked
+from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
+from offramp.report.formats import faster, interval_text, percent, times, whole_percent
+from offramp.report.markup import Column, element, kind_chip, policy_code, small, text, wide_table
+from offramp.report.run_result import WorkloadResult
+from offramp.tuning.pricing import BYTES
+from offramp.tuning.results import LeagueEntry
+
+REPAIR = "repair of keys and values"
+PROBES = "probes"
+# What a token's cost goes to, by part of the bill: the name shown and its colour. Order of drawing.
+PARTS: Mapping[str, tuple[str, int]] = {
+    "layers": ("layers", 0),
+    "rest": ("layers, head and the rest", 0),
+    "exit head": ("output head", 2),
+    "final head": ("output head", 2),
+    "overhead": ("program around", 5),
+    "K,V projection": (REPAIR, 3),
+    "layers run later": (REPAIR, 3),
+    "probe": (PROBES, 1),
+}
+ON_TOP = (REPAIR, PROBES)
+SHOWN = 10
+MUCH_SLOWER = 0.67
+NO_SHARE = 1e-9
+
+
+@dataclass(frozen=True)
+class Board:
+    """How to draw one workload's league.
+
+    others: the entries at other floors by family and floor. reach: the axis of the bars. counted: what a
+    token costs, "time" or "bytes".
+    """
+
+    floor: float
+    other_floors: Sequence[float]
+    others: Mapping[tuple[str, float], LeagueEntry]
+    reach: tuple[float, float]
+    counted: str
+
+    def columns(self) -> list[Column]:
+        """The columns of the table."""
+        return [
+            Column("Family and its best policy"),
+            Column("Saved and spent", head=axis_svg(self.reach)),
+            Column(f"Net speed at {whole_percent(self.floor)}"),
+            *[Column(f"Net speed at {whole_percent(floor)}") for floor in self.other_floors],
+            Column(f"Where its {self.counted} goes" if self.counted == "time" else "Where its bytes go"),
+            Column("Layers skipped"),
+            Column("Agreement"),
+        ]
+
+    def row(self, entry: LeagueEntry, rank: int | None) -> list[str]:
+        """One family."""
+        balance = balance_of(entry)
+        name = f"{rank}. {entry.family}" if rank else entry.family
+        share = "no probes" if entry.probe_share < NO_SHARE else f"probes {percent(entry.probe_share)}"
+        return [
+            text(name) + policy_code(entry.policy),
+            balance.svg(self.reach) if balance is not None else "no speed to draw",
+            stacked(entry.net_speedup, times),
+            *[self.other(entry.family, floor) for floor in self.other_floors],
+            strip_svg(parts_of(entry)) + small(share),
+            stacked(entry.skip_ratio, percent),
+            stacked(entry.agreement, percent),
+        ]
+
+    def other(self, family: str, floor: float) -> str:
+        """The same family's speed at another floor."""
+        entry = self.others.get((family, floor))
+        value = None if entry is None else entry.net_speedup.value
+        return "–" if value is None else text(times(value))
+
+    def table(
+        self, groups: Sequence[tuple[str, Sequence[LeagueEntry]]], caption: str, *, after: int = 0
+    ) -> str:
+        """The table; reachable families are numbered from after + 1."""
+        rows = []
+        for name, entries in groups:
+            numbered = enumerate(entries, after + 1)
+            rows.append((name, [self.row(e, rank if e.reachable else None) for rank, e in numbered]))
+        return wide_table(self.columns(), rows, caption=caption, style="league")
+
+
+def league_section(workload: WorkloadResult) -> str:
+    """The families ranked by net speed at the main floor, the oracles apart; nothing without a league."""
+    if not workload.league:
+        return ""
+    floors = sorted({entry.floor for entry in workload.league}, reverse=True)
+    main = nearest_floor(floors)
+    entries = ranked(workload.league, main)
+    reachable = [entry for entry in entries if entry.reachable]
+    oracles = [entry for entry in entries if not entry.reachable]
+    balances = [balance for balance in map(balance_of, reachable) if balance is not None]
+    counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
+    others = {(e.family, e.floor): e for e in workload.league if e.floor != main}
+    board = Board(main, [floor for floor in floors if floor != main], others, reach_of(balances), counted)
+    chips = kind_chip("replayed") + " " + kind_chip("predicted")
+    content = (
+        element("h3", "Which policy wins, and why " + chips)
+        + element("p", text(summary_of(reachable, main, counted)), class_="answer")
+        + element("p", text(how_to_read(main, counted)), class_="note")
+        + parts_legend(entries)
+        + board.table(
+            [("", reachable[:SHOWN]), ("Out of reach: oracles that know the full model's answer", oracles)],
+            f"Families of policies at {whole_percent(main)} agreement, the fastest first",
+        )
+    )
+    rest = reachable[SHOWN:]
+    if rest:
+        table = board.table([("", rest)], "The slower families, the fastest first", after=SHOWN)
+        content += element("details", element("summary", f"{len(rest)} slower ones") + table)
+    return content
+
+
+def balance_of(entry: LeagueEntry) -> Balance | None:
+    """What the policy saves and spends; None if it has no speed."""
+    speed = entry.net_speedup
+    if not speed.value:
+        return None
+    parts = parts_of(entry)
+    rest = sum(part.cost for part in parts if part.name not in ON_TOP)
+    spent = [part for part in parts if part.name in ON_TOP and part.cost > 0]
+    if rest > 1:  # for example a linear lens before the head
+        spent.insert(0, Part("heavier head and the rest", rest - 1, 2))
+    low, high = (1 / end - 1 if end else None for end in (speed.high, speed.low))
+    return Balance(
+        entry.family, max(1 - rest, 0.0), tuple(spent), 1 / speed.value - 1, low, high, not entry.reachable
+    )
+
+
+def parts_of(entry: LeagueEntry) -> tuple[Part, ...]:
+    """The parts of a token's time, plain decoding's time = 1; probes and all else where no more is known."""
+    if not entry.net_speedup.value or not entry.seconds_per_token:
+        return ()
+    known = entry.parts or {
+        "rest": entry.seconds_per_token - entry.probe_seconds,
+        "probe": entry.probe_seconds,
+    }
+    scale = 1 / (entry.net_speedup.value * entry.seconds_per_token)
+    shown: dict[tuple[str, int], float] = {}
+    for part, label in PARTS.items():
+        if part in known:
+            shown[label] = shown.get(label, 0.0) + scale * known[part]
+    return tuple(Part(name, time, colour) for (name, colour), time in shown.items())
+
+
+def parts_legend(entries: Sequence[LeagueEntry]) -> str:
+    """The colours of the bars."""
+    items = dict.fromkeys((part.name, part.colour) for entry in entries for part in parts_of(entry))
+    swatches = "".join(
+        element("li", f'<i class="patch s{colour}" aria-hidden="true"></i>' + text(label))
+        for label, colour in items
+    )
+    net = element("li", '<i class="dot" aria-hidden="true"></i>' + "what remains, with its interval")
+    return element("ul", swatches + net, class_="legend")
+
+
+def summary_of(reachable: Sequence[LeagueEntry], floor: float, counted: str) -> str:
+    """Who wins, who loses, and what decides it."""
+    exiting = [e for e in reachable if e.policy != "never" and e.net_speedup.value is not None]
+    keep = f"At {whole_percent(floor)} agreement"
+    if not exiting:
+        return f"{keep} no family has a policy that beats the full model: the best choice is never to exit."
+    winners = [entry for entry in exiting if (entry.net_speedup.value or 0.0) > 1]
+    if len(exiting) == 1:
+        said = f"{keep} the one family that exits is {'' if winners else 'not '}faster than plain decoding."
+    else:
+        count = "none" if not winners else "all" if len(winners) == len(exiting) else str(len(winners))
+        verb = "is" if len(winners) == 1 else "are"
+        said = f"{keep} {count} of {len(exiting)} families {verb} faster than plain decoding."
+    parts = [said]
+    parts.append(f"The best, {words_on(exiting[0], counted)}.")
+    if len(exiting) > 1:
+        parts.append(f"The slowest, {words_on(exiting[-1], counted)}.")
+    return " ".join(parts)
+
+
+def words_on(entry: LeagueEntry, counted: str) -> str:
+    """One family's speed with what it skips and what its probes take."""
+    value = entry.net_speedup.value or 1.0
+    if value < MUCH_SLOWER:
+        speed = f"takes {1 / value:.1f} × the {counted}"
+    else:
+        low, high = entry.net_speedup.low, entry.net_speedup.high
+        interval = "" if low == high else interval_text(low, high, signed_change)
+        speed = f"is {faster(value)}{f' ({interval})' if interval else ''}"
+    skipped = entry.skip_ratio.value
+    skips = "" if skipped is None else f"it skips {percent(skipped)} of the layers and "
+    return f"{entry.family}, {speed}: {skips}spends {percent(entry.probe_share)} of its {counted} on probes"
+
+
+def how_to_read(floor: float, counted: str) -> str:
+    """What the columns mean."""
+    return (
+        f"Each family is shown with its fastest policy that keeps {whole_percent(floor)} agreement, chosen "
+        "on one half of the documents and judged on the other. Left of the line: what leaving early saves "
+        f"of plain decoding's {counted}. Right: what probes and repair cost. The dot is what remains, with "
+        "its 95 % interval; left is faster. A policy loses where its probes cost more than its exits save."
+    )

@@ -1,0 +1,119 @@
+"""Fitted exit heads: a linear lens and classifiers per exit, bound to the model they were fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.files import canonical_json
+
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LinearLens:
+    """Per exit below L an affine map h -> A h + b, an estimate of the last layer's output.
+
+    weight: float32 [exits, hidden, hidden] (rows are outputs); bias: float32 [exits, hidden].
+    explained: float64 [exits], share of the variance of h_L explained on held-out documents. penalty: float64
+    [exits], the ridge penalty chosen there.
+    """
+
+    weight: Weights
+    bias: Weights
+    explained: NDArray[np.float64]
+    penalty: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ExitClassifier:
+    """Per exit below L a classifier of features, one linear layer or a network with one hidden layer (ReLU).
+
+    mean, scale: float32 [exits, features], of the standardised features (x - mean) / scale. weights: one
+    array [exits, features, outputs] per layer; biases: one [exits, outputs] per layer; the last has one
+    output, the logit of the probability. auroc: float64 [exits], on held-out documents, NaN where a class was
+    too rare. base_rate: float64 [exits], share of positive labels among the documents it was fitted on.
+    better_than_chance: bool [exits], whether the log loss on held-out documents beats the base rate's by more
+    than chance does in one of twenty. Where a class was too rare the weights are 0: it says the base rate.
+    """
+
+    mean: Weights
+    scale: Weights
+    weights: tuple[Weights, ...]
+    biases: tuple[Weights, ...]
+    auroc: NDArray[np.float64]
+    base_rate: NDArray[np.float64]
+    better_than_chance: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ExitHeads:
+    """A whole file of fitted heads.
+
+    model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
+    ascending, below L; every array's first axis. lens: None if exits are read by the logit lens. classifiers:
+    by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted
+    vocabulary, int32 [tokens], None for the first ids. candidate_exit: the exit whose best tokens are the
+    candidates, None without that classifier. documents: ids of the documents that fitting saw, by workload
+    fingerprint. provenance: how it was fitted.
+    """
+
+    model: Mapping[str, Any]
+    exits: tuple[int, ...]
+    lens: LinearLens | None
+    classifiers: Mapping[str, ExitClassifier]
+    shortlist: NDArray[np.int32] | None
+    candidate_exit: int | None
+    documents: Mapping[str, tuple[str, ...]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in the heads, in hexadecimal: what a file of them is sealed with."""
+        return seal_of(self.header(), self.arrays())
+
+    def header(self) -> dict[str, Any]:
+        """All that is not an array, as JSON values."""
+        return {
+            "model": dict(self.model),
+            "exits": list(self.exits),
+            "lens": self.lens is not None,
+            "classifiers": {name: len(classifier.weights) for name, classifier in self.classifiers.items()},
+            "candidate_exit": self.candidate_exit,
+            "documents": {workload: list(ids) for workload, ids in self.documents.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every array under the name it has in a file: "lens.weight", "correctness.weights.0", ..."""
+        arrays: dict[str, NDArray[Any]] = {}
+        if self.lens is not None:
+            arrays |= {f"lens.{name}": getattr(self.lens, name) for name in LENS_ARRAYS}
+        for fact, classifier in self.classifiers.items():
+            arrays |= {f"{fact}.{name}": getattr(classifier, name) for name in CLASSIFIER_ARRAYS}
+            for number, (weights, biases) in enumerate(
+                zip(classifier.weights, classifier.biases, strict=True)
+            ):
+                arrays |= {f"{fact}.weights.{number}": weights, f"{fact}.biases.{number}": biases}
+        if self.shortlist is not None:
+            arrays["shortlist"] = self.shortlist
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+LENS_ARRAYS = ("weight", "bias", "explained", "penalty")
+CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
+
+
+def seal_of(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of a header and of every array's name, type, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(canonical_json(header).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""One small classifier: fitted on some documents, judged on others, and honest where it knows nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.tracing.exit_heads import ExitClassifier
+
+RAREST_CLASS = 20
+"""Rows that each class needs, on both sides: with fewer there is nothing to learn or to judge."""
+
+UNITS = 64
+"""Hidden units of a small network."""
+
+PRIOR_VARIANCE = 1.0
+"""Of the logit under the logistic classifier's prior, however many features there are."""
+
+NETWORK_PENALTY = 3.0
+NETWORK_STEPS = 500
+NETWORK_BATCH = 64
+
+SIGNIFICANCE = 0.05
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of one exit. x: float32 [rows, features]; y: bool [rows]; document: int64 [rows]."""
+
+    x: Features
+    y: Labels
+    document: NDArray[np.int64]
+
+    def __getitem__(self, rows: NDArray[np.bool_]) -> Samples:
+        """Some of the rows."""
+        return Samples(self.x[rows], self.y[rows], self.document[rows])
+
+    @property
+    def rarest(self) -> int:
+        """Rows of the rarer class."""
+        positive = int(self.y.sum())
+        return min(positive, len(self.y) - positive)
+
+
+@dataclass(frozen=True)
+class FittedClassifier:
+    """The classifier of one exit: the parts of an `ExitClassifier` without the exits' axis."""
+
+    mean: Features
+    scale: Features
+    weights: tuple[Features, ...]
+    biases: tuple[Features, ...]
+    auroc: float
+    base_rate: float
+    better_than_chance: bool
+
+
+def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int) -> FittedClassifier:
+    """Fit one classifier and judge it on other documents.
+
+    network: one hidden layer of UNITS (ReLU), else logistic regression. Where a class has fewer than
+    RAREST_CLASS rows in either set, the base rate is all it says.
+    """
+    mean = fit.x.mean(0, dtype=np.float64).astype(np.float32)
+    scale = fit.x.std(0, dtype=np.float64).astype(np.float32)
+    scale[~(scale > 0)] = 1.0
+    base_rate = float(fit.y.mean())
+    if fit.rarest < RAREST_CLASS or held_out.rarest < RAREST_CLASS:
+        return constant_classifier(fit.x.shape[1], fit.y, network=network, mean=mean, scale=scale)
+    fitted = (_network if network else _logistic)((fit.x - mean) / scale, fit.y, seed)
+    probability = fitted.predict_proba((held_out.x - mean) / scale)[:, 1]
+    weights, biases = _parts(fitted)
+    from sklearn.metrics import roc_auc_score
+
+    return FittedClassifier(
+        mean=mean,
+        scale=scale,
+        weights=weights,
+        biases=biases,
+        auroc=float(roc_auc_score(held_out.y, probability)),
+        base_rate=base_rate,
+        better_than_chance=beats_base_rate(probability, held_out, base_rate),
+    )
+
+
+def constant_classifier(
+    features: int,
+    labels: Labels,
+    *,
+    network: bool,
+    mean: Features | None = None,
+    scale: Features | None = None,
+) -> FittedClassifier:
+    """The classifier that always says the base rate (with half a row of each class added: a finite logit)."""
+    widths = (features, UNITS, 1) if network else (features, 1)
+    biases = [np.zeros(width, np.float32) for width in widths[1:]]
+    rate = (labels.sum() + 0.5) / (len(labels) + 1.0)
+    biases[-1][:] = math.log(rate / (1.0 - rate))
+    return FittedClassifier(
+        mean=np.zeros(features, np.float32) if mean is None else mean,
+        scale=np.ones(features, np.float32) if scale is None else scale,
+        weights=tuple(np.zeros((before, after), np.float32) for before, after in itertools.pairwise(widths)),
+        biases=tuple(biases),
+        auroc=math.nan,
+        base_rate=float(labels.mean()) if len(labels) else 0.0,
+        better_than_chance=False,
+    )
+
+
+def beats_base_rate(probability: NDArray[Any], held_out: Samples, base_rate: float) -> bool:
+    """Whether the log loss is below the base rate's, by a one-sided t test over documents at SIGNIFICANCE.
+
+    probability: float [rows] of the held-out rows. Rows of one document depend on each other, so that the
+    documents' sums are the sample.
+    """
+    from scipy.stats import t
+
+    gain = _log_loss(np.full(len(held_out.y), base_rate), held_out.y) - _log_loss(probability, held_out.y)
+    _, document = np.unique(held_out.document, return_inverse=True)
+    per_document = np.bincount(document, weights=gain)
+    count = len(per_document)
+    if count < 2:
+        return False
+    error = per_document.std(ddof=1) / math.sqrt(count)
+    return bool(per_document.mean() > t.ppf(1.0 - SIGNIFICANCE, count - 1) * error)
+
+
+def stack_exits(classifiers: list[FittedClassifier]) -> ExitClassifier:
+    """The classifiers of all exits as one, the exits' axis first."""
+
+    def stacked(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        return np.stack([np.asarray(getattr(one, name), dtype=dtype) for one in classifiers])
+
+    layers = range(len(classifiers[0].weights))
+    return ExitClassifier(
+        mean=stacked("mean", np.float32),
+        scale=stacked("scale", np.float32),
+        weights=tuple(np.stack([one.weights[layer] for one in classifiers]) for layer in layers),
+        biases=tuple(np.stack([one.biases[layer] for one in classifiers]) for layer in layers),
+        auroc=stacked("auroc", np.float64),
+        base_rate=stacked("base_rate", np.float64),
+        better_than_chance=stacked("better_than_chance", np.bool_),
+    )
+
+
+def _logistic(x: Features, y: Labels, seed: int) -> Any:
+    """Logistic regression with a normal prior on the weights of the standardised features."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=PRIOR_VARIANCE / x.shape[1], max_iter=300, random_state=seed)
+    return model.fit(x.astype(np.float64), y)
+
+
+def _network(x: Features, y: Labels, seed: int) -> Any:
+    """A network of UNITS ReLU units, trained for NETWORK_STEPS steps of Adam."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    batch = min(NETWORK_BATCH, len(x))
+    epochs = math.ceil(NETWORK_STEPS * batch / len(x))
+    network = MLPClassifier(
+        (UNITS,),
+        alpha=NETWORK_PENALTY,
+        batch_size=batch,
+        max_iter=epochs,
+        n_iter_no_change=epochs,
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        # The number of steps is the regularisation; the optimiser is not meant to get to the end.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return network.fit(x, y)
+
+
+def _parts(fitted: Any) -> tuple[tuple[Features, ...], tuple[Features, ...]]:
+    """Weights [features, outputs] and biases [outputs] per layer of what scikit-learn fitted."""
+    if hasattr(fitted, "coefs_"):
+        weights, biases = fitted.coefs_, fitted.intercepts_
+    else:
+        weights, biases = [fitted.coef_.T], [fitted.intercept_]
+    return tuple(w.astype(np.float32) for w in weights), tuple(b.astype(np.float32) for b in biases)
+
+
+def _log_loss(probability: NDArray[Any], y: Labels) -> NDArray[np.float64]:
+    """Minus the log probability of each label: float64 [rows]."""
+    of_label = np.where(y, probability, 1.0 - probability)
+    return np.asarray(-np.log(of_label.astype(np.float64).clip(1e-12)))

@@ -1,0 +1,124 @@
+"""Which documents fitting reads: the later half of a workload, so that the first half is left for tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.tracing.answers import Answerer
+from offramp.tracing.plan import plan_trace, usable_context
+from offramp.tracing.progress import token_bar
+from offramp.workloads.packing import Context
+from offramp.workloads.workload import Document, Workload
+
+HELD_OUT_EVERY = 3
+"""One document of so many is held out."""
+
+FEWEST = 2
+"""Documents of a part: one to fit and one held out."""
+
+CLASSIFIER_SHARE = 0.5
+"""Share of the documents that the classifiers get where a lens is fitted too. The lens does not see them, so
+that it is as good there as on new text and no better."""
+
+
+@dataclass(frozen=True)
+class FittingRows:
+    """Contexts of several workloads; their documents are numbered through.
+
+    held_out: bool [documents]. ids: of the documents, by workload fingerprint.
+    """
+
+    contexts: tuple[Context, ...]
+    held_out: NDArray[np.bool_]
+    ids: dict[str, tuple[str, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Rows of all contexts."""
+        return sum(context.rows for context in self.contexts)
+
+
+def split_documents(
+    workload: Workload, shares: Sequence[float], seed: int
+) -> tuple[tuple[Document, ...], ...]:
+    """Documents of the workload's later half, in random order, in disjoint parts of these shares.
+
+    More than half is taken where the half is too small for FEWEST documents each.
+
+    Raises InputError if the whole workload is.
+    """
+    needed = FEWEST * len(shares)
+    count = len(workload.documents)
+    if count < needed:
+        raise InputError(
+            f"the workload {workload.name} has {count} document{'' if count == 1 else 's'}; fitting needs "
+            f"{needed}, since what is fitted on some is judged on others",
+            fix="give more documents; a text file is split at its blank lines by txt:PATH#paragraphs",
+        )
+    later = workload.documents[-max(count // 2, needed) :]
+    order = [later[place] for place in np.random.default_rng(seed).permutation(len(later))]
+    sizes = [max(FEWEST, round(share * len(order))) for share in shares[:-1]]
+    ends = np.minimum(np.cumsum([0, *sizes]), len(order) - FEWEST)[1:]
+    bounds = [0, *ends.tolist(), len(order)]
+    return tuple(tuple(order[a:b]) for a, b in itertools.pairwise(bounds))
+
+
+def plan_rows(
+    model: Model,
+    parts: Sequence[tuple[Workload, tuple[Document, ...]]],
+    tokens: int,
+    *,
+    context: int | None,
+    shown: bool,
+) -> FittingRows:
+    """Up to `tokens` rows, from every workload equally many.
+
+    parts: each workload with those of its documents that may be read. shown: show bars.
+
+    Raises InputError if so few tokens are asked for that they are all of one document.
+    """
+    contexts: list[Context] = []
+    held_out: list[bool] = []
+    ids: dict[str, tuple[str, ...]] = {}
+    for workload, documents in parts:
+        share = max(1, tokens // len(parts))
+        planned, names = _plan(model, replace(workload, documents=documents), share, context, shown)
+        if len(names) < FEWEST:
+            raise InputError(
+                f"{share:,} tokens of {workload.name} are all of one document, so none is left to judge on",
+                where="--tokens",
+                fix="raise --tokens",
+            )
+        contexts += [replace(one, document=one.document + len(held_out)) for one in planned]
+        held_out += [number % HELD_OUT_EVERY == 1 for number in range(len(names))]
+        ids[workload.fingerprint] = names
+    return FittingRows(tuple(contexts), np.array(held_out), ids)
+
+
+def _plan(
+    model: Model, workload: Workload, tokens: int, context: int | None, shown: bool
+) -> tuple[list[Context], tuple[str, ...]]:
+    """Contexts of one workload and the ids of their documents."""
+    with contextlib.ExitStack() as bars:
+
+        def answerer() -> Answerer:
+            bar = bars.enter_context(token_bar(f"{workload.name}: answers", tokens, shown=shown))
+            return Answerer(model, folder=None, request="", on_tokens=bar)
+
+        plan = plan_trace(
+            model,
+            workload,
+            answerer,
+            tokens=tokens,
+            context=usable_context(model, context),
+            document_tokens=None,
+        )
+    return [one for part in plan.parts for one in part], plan.document_ids

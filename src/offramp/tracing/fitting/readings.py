@@ -1,0 +1,161 @@
+"""What classifiers are fitted on: hidden states and what every exit's head says, for some thousand tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import ModelError
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.features import CANDIDATES, apply_lens
+from offramp.tracing.fitting.capture import captured_states
+from offramp.tracing.head import Head, LinearHead, make_head
+from offramp.tracing.reductions import choose_reductions
+from offramp.tracing.rows import slices
+from offramp.tracing.states import StateShape, StateStore, open_store
+from offramp.workloads.packing import Context
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One row per token, one column per exit below L.
+
+    states: the layers' outputs [exits, rows, hidden], L's last. document: int64 [rows]. agrees: bool [rows,
+    exits], whether the exit's best token is the full model's. max_prob, margin, cosine (to L's hidden state):
+    float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the candidate exit's best
+    tokens, None without a candidate exit; candidate_index: its place among the exits.
+    """
+
+    states: StateStore
+    document: NDArray[np.int64]
+    agrees: NDArray[np.bool_]
+    max_prob: Tensor
+    margin: Tensor
+    cosine: Tensor
+    candidates: Tensor | None
+    candidate_index: int | None
+
+    def hidden(self, exit_index: int) -> Tensor:
+        """An exit's hidden states, float32 [rows, hidden]."""
+        return self.states.read(exit_index, slice(0, len(self.document))).float()
+
+
+@torch.no_grad()
+def take_readings(
+    model: Model,
+    contexts: Sequence[Context],
+    exits: Sequence[int],
+    lens: LinearLens | None,
+    candidate_index: int | None,
+    advance: Callable[[int], None],
+) -> Readings:
+    """Run the model on some contexts and read every exit out, through the lens if there is one.
+
+    exits: below L. lens: its first axis is the exits. candidate_index: place of the candidate exit in
+    `exits`.
+
+    Raises ModelError if an exit's logits are not finite.
+    """
+    states, document = _kept_states(model, contexts, (*exits, model.layers))
+    rows = len(document)
+    shape = StateShape(-2, None, model.shape.hidden_size)
+    reductions = choose_reductions(rows * (len(exits) + 1) * model.shape.vocabulary_size)
+    reader = _Reader(model, make_head(model.stack, model.shape.vocabulary_size, shape, reductions), lens)
+    max_prob, margin, cosine = (torch.zeros(rows, len(exits)) for _ in range(3))
+    agrees = torch.zeros(rows, len(exits), dtype=torch.bool)
+    candidates = torch.zeros(rows, len(exits), CANDIDATES) if candidate_index is not None else None
+    for part in slices(0, rows, reader.head.rows):
+        last = states.read(len(exits), part)
+        final = reader.final_top1(last)
+        tokens = None
+        if candidate_index is not None:
+            tokens = reader.best_tokens(candidate_index, states.read(candidate_index, part))
+        for index in range(len(exits)):
+            here = states.read(index, part)
+            top1, max_prob[part, index], margin[part, index] = reader.confidence(index, here, final)
+            agrees[part, index] = top1 == final
+            cosine[part, index] = torch.cosine_similarity(here.float(), last.float(), dim=-1)
+            if candidates is not None and tokens is not None:
+                candidates[part, index] = reader.logits(index, here, tokens)
+        advance(part.stop - part.start)
+    if not bool(torch.isfinite(max_prob + margin + cosine).all()):
+        raise ModelError(
+            "an exit gives logits that are not finite", where=model.name, fix="try --dtype float32"
+        )
+    return Readings(states, document, agrees.numpy(), max_prob, margin, cosine, candidates, candidate_index)
+
+
+def _kept_states(
+    model: Model, contexts: Sequence[Context], exits: Sequence[int]
+) -> tuple[StateStore, NDArray[np.int64]]:
+    """States of all rows in a store, and each row's document."""
+    total = sum(context.rows for context in contexts)
+    store = open_store(len(exits), total, model.shape.hidden_size, getattr(torch, model.dtype))
+    documents: list[Tensor] = []
+    start = 0
+    for rows, states in captured_states(model, contexts, exits):
+        for index, layer in enumerate(states):
+            store.write(index, start, layer)
+        documents.append(rows.document)
+        start += len(rows)
+    return store, torch.cat([torch.empty(0, dtype=torch.long), *documents]).numpy()
+
+
+class _Reader:
+    """Reads exits out with the model's own tail and head, through the lens below L."""
+
+    def __init__(self, model: Model, head: Head, lens: LinearLens | None) -> None:
+        self.stack = model.stack
+        self.dtype = getattr(torch, model.dtype)
+        self.head = head
+        self.lens = lens
+
+    def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Best token (int64), p1 and p1 - p2 of an exit: [rows] each; NaN where logits are not finite."""
+        states = self._states(index, hidden)
+        statistics, _ = self.head.statistics(states, self.head.output(states), _wanted(final))
+        fine = torch.isfinite(statistics.maximum) & torch.isfinite(statistics.log_sum)
+        best = torch.where(fine, torch.exp(-statistics.log_sum), torch.nan)
+        second = torch.exp(statistics.second - statistics.maximum - statistics.log_sum)
+        return statistics.top1, best, best - second
+
+    def final_top1(self, hidden: Tensor) -> Tensor:
+        """The full model's best token: int64 [rows]."""
+        states = self._tail(hidden)
+        found = []
+        for rows in slices(0, len(states), self.head.exact_rows):
+            output = self.head.exact_output(states[rows])
+            wanted = torch.zeros(len(output), 2, dtype=torch.long)
+            found.append(self.head.statistics(states[rows], output, wanted)[0].top1)
+        return torch.cat(found)
+
+    def best_tokens(self, index: int, hidden: Tensor) -> Tensor:
+        """The best tokens of an exit, best first: int64 [rows, candidates]."""
+        states = self._states(index, hidden)
+        return self.head.best_columns(states, self.head.output(states), CANDIDATES)[0]
+
+    def logits(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of some tokens [rows, candidates] at an exit."""
+        states = self._states(index, hidden)
+        if isinstance(self.head, LinearHead):
+            return self.head.exact_logits(states, tokens)
+        return self.head.output(states).gather(1, tokens)
+
+    def _states(self, index: int, hidden: Tensor) -> Tensor:
+        """States of an exit as the head takes them."""
+        if self.lens is not None:
+            hidden = apply_lens(self.lens, index, hidden).to(self.dtype)
+        return self._tail(hidden)
+
+    def _tail(self, hidden: Tensor) -> Tensor:
+        return self.stack.tail_forward(hidden) if isinstance(self.head, LinearHead) else hidden
+
+
+def _wanted(final: Tensor) -> Tensor:
+    return final[:, None].expand(-1, 2)

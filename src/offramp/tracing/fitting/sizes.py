@@ -1,0 +1,7 @@
+"""Default sizes of fitting, in tokens."""
+
+FITTING_TOKENS = 16_384
+"""Enough for a lens of a hidden size of several hundred; larger models gain from more."""
+
+CLASSIFIER_TOKENS = 4096
+"""Tokens for the classifiers at most: every exit is read out for them, and their states are kept."""

@@ -1,0 +1,221 @@
+"""Files of fitted exit heads: one safetensors file whose metadata says what the arrays belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import canonical_json, write_atomically
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, seal_of
+
+SCHEMA_VERSION = 1
+
+HEADER = "offramp_heads"
+SCHEMA = "schema_version"
+SEAL = "sha256"
+
+Arrays = dict[str, NDArray[Any]]
+
+_MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
+
+
+def write_heads(heads: ExitHeads, path: str | Path) -> None:
+    """Write heads in one step (see `offramp.files.write_atomically`): the whole file or none.
+
+    Raises InputError for arrays that do not belong together or hold a number that is not finite.
+    """
+    from safetensors.numpy import save
+
+    arrays, header = heads.arrays(), heads.header()
+    _build(header, arrays, str(path))  # what could not be read back is not written
+    kept = {SCHEMA: SCHEMA_VERSION, SEAL: seal_of(header, arrays), **header}
+    # One entry only: safetensors writes several in no fixed order, and equal heads give equal bytes.
+    data = save(arrays, metadata={HEADER: canonical_json(kept)})
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomically(Path(path), write)
+
+
+def read_heads(path: str | Path) -> ExitHeads:
+    """The heads of a file, its bytes checked against their SHA-256.
+
+    Raises InputError for a file that holds no heads or that a newer version wrote, DamagedFileError for one
+    whose bytes changed.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    metadata, arrays = _parse(data, path)
+    if HEADER not in metadata:
+        raise InputError("the safetensors file holds no exit heads", where=str(path), fix=_MADE_BY)
+    try:
+        header = json.loads(metadata[HEADER])
+        version, seal = header.pop(SCHEMA), header.pop(SEAL)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, "its header is not what offramp writes") from error
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"the exit heads have schema version {version}; this offramp reads {SCHEMA_VERSION}",
+            where=str(path),
+            fix="update offramp, or fit the heads again with this version",
+        )
+    if version != SCHEMA_VERSION or seal != seal_of(header, arrays):
+        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+    try:
+        return _build(header, arrays, str(path))
+    except (KeyError, TypeError, AttributeError) as error:  # sealed, but by another program
+        raise _damaged(path, f"its header is not what offramp writes ({error})") from error
+
+
+def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the exit heads") -> None:
+    """Refuse heads that were fitted on another model: its weights, config or tokenizer differ.
+
+    model: {"name", "fingerprint", ...} of the model at hand.
+
+    Raises InputError that names both.
+    """
+    if heads.model["fingerprint"] == model["fingerprint"]:
+        return
+    raise InputError(
+        f"the exit heads were fitted on {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
+        f"not on {model['name']} ({model['fingerprint'][:12]})",
+        where=where,
+        fix=f"fit heads of this model: offramp heads fit {model['name']} --workload W -o FILE",
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        what = "is a folder, not a file of exit heads" if path.is_dir() else "does not exist"
+        raise InputError(f"{path.name} {what}", where=str(path), fix=_MADE_BY)
+    data = path.read_bytes()
+    # A safetensors file begins with eight bytes of length, which may look like a pickle, and a brace.
+    if data.startswith((b"PK\x03\x04", b"\x80")) and data[8:9] != b"{":
+        raise InputError(
+            "the file is a pickle, which can run code when it is read; exit heads are safetensors",
+            where=str(path),
+            fix=_MADE_BY,
+        )
+    return data
+
+
+def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
+    """Metadata and arrays of safetensors bytes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    except SafetensorError as error:
+        raise InputError(
+            f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=_MADE_BY
+        ) from error
+    except KeyError as error:  # a type of numbers that numpy lacks
+        raise InputError(
+            f"the file holds arrays of the type {error}", where=str(path), fix=_MADE_BY
+        ) from error
+    return dict(metadata), arrays
+
+
+def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
+    """Heads from a header and arrays, every shape, type and number checked."""
+    reader = _Reader(arrays, len(header["exits"]), where)
+    hidden = int(header["model"]["hidden_size"])
+    lens = None
+    if header["lens"]:
+        lens = LinearLens(
+            weight=reader.take("lens.weight", (hidden, hidden)),
+            bias=reader.take("lens.bias", (hidden,)),
+            explained=reader.take("lens.explained", (), np.float64),
+            penalty=reader.take("lens.penalty", (), np.float64),
+        )
+    heads = ExitHeads(
+        model=header["model"],
+        exits=tuple(header["exits"]),
+        lens=lens,
+        classifiers={
+            fact: _classifier(reader, fact, layers) for fact, layers in header["classifiers"].items()
+        },
+        shortlist=reader.arrays.get("shortlist"),
+        candidate_exit=header["candidate_exit"],
+        documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
+        provenance=header["provenance"],
+    )
+    layers = int(header["model"]["layers"])
+    if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
+        raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
+    return heads
+
+
+def _classifier(reader: _Reader, fact: str, layers: int) -> ExitClassifier:
+    features = reader.width(f"{fact}.mean")
+    widths = [features]
+    weights, biases = [], []
+    for number in range(layers):
+        outputs = 1 if number == layers - 1 else reader.width(f"{fact}.biases.{number}")
+        weights.append(reader.take(f"{fact}.weights.{number}", (widths[-1], outputs)))
+        biases.append(reader.take(f"{fact}.biases.{number}", (outputs,)))
+        widths.append(outputs)
+    scale = reader.take(f"{fact}.scale", (features,))
+    if not (scale > 0).all():
+        raise reader.refused(f"{fact}.scale holds a number that is not positive")
+    return ExitClassifier(
+        mean=reader.take(f"{fact}.mean", (features,)),
+        scale=scale,
+        weights=tuple(weights),
+        biases=tuple(biases),
+        auroc=reader.take(f"{fact}.auroc", (), np.float64, finite=False),
+        base_rate=reader.take(f"{fact}.base_rate", (), np.float64),
+        better_than_chance=reader.take(f"{fact}.better_than_chance", (), np.bool_),
+    )
+
+
+class _Reader:
+    """Takes arrays of known shapes, the exits' axis first."""
+
+    def __init__(self, arrays: Arrays, exits: int, where: str) -> None:
+        self.arrays = arrays
+        self.exits = exits
+        self.where = where
+
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
+    ) -> NDArray[Any]:
+        """The array [exits, *shape], refused if it is missing, of another shape or type, or not finite."""
+        array = self._require(name)
+        if array.shape != (self.exits, *shape) or array.dtype != dtype:
+            wanted = f"{np.dtype(dtype)} {[self.exits, *shape]}"
+            raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
+        if finite and not np.isfinite(array).all():
+            raise self.refused(f"{name} holds a number that is not finite")
+        return array
+
+    def width(self, name: str) -> int:
+        """The last axis of an array."""
+        return int(self._require(name).shape[-1])
+
+    def _require(self, name: str) -> NDArray[Any]:
+        if name not in self.arrays:
+            raise self.refused(f"the array {name} is missing")
+        return self.arrays[name]
+
+    def refused(self, why: str) -> InputError:
+        """The error for heads whose arrays do not belong together."""
+        return InputError(f"the exit heads cannot be used: {why}", where=self.where, fix=_MADE_BY)
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"the file of exit heads is damaged: {path.name}: {why}",
+        where=str(path),
+        fix="copy the file again from where it came, or fit the heads again",
+    )

@@ -1,0 +1,203 @@
+"""Facts recorded on request from an exit's logits: what it says, and how it differs from the last exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from offramp.tracing.features import CANDIDATES, TOP_K, candidate_features, confidence_features
+from offramp.tracing.head import Head
+from offramp.tracing.reductions import EAGER_ELEMENTS, LOWEST, PADDING_LIMIT
+from offramp.tracing.rows import slices
+from offramp.tracing.statistics import RowStatistics
+from offramp.tracing.table import FactTable
+
+PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")
+
+Probability = Callable[[int, Tensor], Tensor]
+"""Of an exit's index and features [rows, features]: float32 [rows]."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Some rows of a table at one exit: states as the head takes them, head output, statistics of both."""
+
+    index: int
+    rows: slice
+    states: Tensor
+    output: Tensor
+    statistics: RowStatistics
+
+
+class Recorder(Protocol):
+    """Fills columns of a table from readings.
+
+    The exits below L of the same rows come one after another, ascending. Exit L comes before them, unless
+    `compares_exits`: then it comes right after them, and every output is float32.
+    """
+
+    compares_exits: bool
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put the facts of one reading."""
+
+
+class LogitGap:
+    """`logit_gap`; infinite where there is no second token."""
+
+    compares_exits = False
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put z1 - z2."""
+        best, second = reading.statistics.maximum, reading.statistics.second
+        gap = torch.where(second < PADDING_LIMIT, torch.inf, best - second)
+        table.put(reading.index, reading.rows, logit_gap=gap)
+
+
+class Restricted:
+    """`restricted_top1`, `restricted_max_prob`, `restricted_margin` of a softmax over some tokens.
+
+    tokens: int64 ids, ascending, so that the lowest of equals wins.
+    """
+
+    compares_exits = False
+
+    def __init__(self, head: Head, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self._logits = head.restricted(tokens)
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put the three facts."""
+        z = self._logits(reading.states, reading.output)
+        place = z.argmax(-1, keepdim=True)
+        maximum = z.gather(1, place)
+        table.note_defects(reading.index, reading.rows, torch.isfinite(maximum[:, 0]))
+        share = (z - maximum).clamp(min=LOWEST).exp()
+        total = share.sum(-1)
+        second = share.scatter(1, place, 0.0).amax(-1)
+        table.put(
+            reading.index,
+            reading.rows,
+            restricted_top1=self.tokens[place[:, 0]].int(),
+            restricted_max_prob=1.0 / total,
+            restricted_margin=(1.0 - second) / total,
+        )
+
+
+class Confidence:
+    """`adainfer`: a classifier of p1 and p1 - p2; 1 at exit L."""
+
+    compares_exits = False
+
+    def __init__(self, probability: Probability) -> None:
+        self._probability = probability
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put the probability, from facts that are in the table already."""
+        index, rows = reading.index, reading.rows
+        if index == table.final:
+            table.put(index, rows, adainfer=1.0)
+            return
+        best, margin = (table.columns[name][rows, index] for name in ("max_prob", "margin"))
+        table.put(index, rows, adainfer=self._probability(index, confidence_features(best, margin)))
+
+
+class Candidates:
+    """`candidate_score`: a classifier of a few candidate tokens' logits at an exit and at the candidate exit.
+
+    The candidates are the best tokens of the candidate exit. The score is 0 up to there and 1 at exit L.
+    """
+
+    compares_exits = False
+
+    def __init__(self, head: Head, candidate_index: int, probability: Probability) -> None:
+        self.head = head
+        self.candidate_index = candidate_index
+        self._probability = probability
+        self._columns = torch.empty(0, dtype=torch.long)
+        self._then = torch.empty(0)
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put the score; at the candidate exit, choose the candidates."""
+        index, states, output = reading.index, reading.states, reading.output
+        score: Tensor | float = 1.0 if index == table.final else 0.0
+        if index == self.candidate_index:
+            self._columns, self._then = self.head.best_columns(states, output, CANDIDATES)
+        elif self.candidate_index < index < table.final:
+            now = self.head.logits_at(states, output, self._columns)
+            score = self._probability(index, candidate_features(now, self._then))
+        table.put(index, reading.rows, candidate_score=score)
+
+
+class PreviousExit:
+    """`kl_to_previous`, `js_to_previous` and `top_k_overlap`, as far as asked for.
+
+    Keeps the last exit's p of the same rows, in memory of the size of the logits buffer. With q that p:
+    KL(q || p) = -H(q) - sum q log p, and the Jensen-Shannon divergence H((p + q) / 2) - (H(p) + H(q)) / 2
+    (Lin 1991, section IV).
+    """
+
+    compares_exits = True
+
+    def __init__(self, head: Head, rows: int, signals: Sequence[str]) -> None:
+        self.head = head
+        self.signals = frozenset(signals)
+        self._diverges = bool(self.signals - {"top_k_overlap"})
+        self._step = min(rows, max(1, EAGER_ELEMENTS // head.vocabulary_size))
+        self._p = torch.empty(rows if self._diverges else 0, head.vocabulary_size)
+        self._log_p = torch.empty(self._step if self._diverges else 0, head.vocabulary_size)
+        self._scratch = torch.empty_like(self._log_p)
+        self._entropy = torch.empty(0)
+        self._best = torch.empty(0, dtype=torch.long)
+
+    def record(self, table: FactTable, reading: Reading) -> None:
+        """Put the facts of one reading and keep what the next exit is compared with."""
+        if self._diverges:
+            self._put_divergences(table, reading)
+        if "top_k_overlap" in self.signals:
+            best, _ = self.head.best_columns(reading.states, reading.output, TOP_K)
+            overlap: Tensor | float = 0.0
+            if reading.index > 0:
+                overlap = (best[:, :, None] == self._best[:, None, :]).any(-1).float().mean(-1)
+            self._best = best
+            table.put(reading.index, reading.rows, top_k_overlap=overlap)
+
+    def _put_divergences(self, table: FactTable, reading: Reading) -> None:
+        entropy = reading.statistics.entropy
+        cross, negative = (torch.empty(len(entropy)) for _ in range(2))
+        for rows in slices(0, len(entropy), self._step):
+            cross[rows], negative[rows] = self._sums(reading, rows)
+        kl, js = torch.full_like(entropy, torch.inf), torch.full_like(entropy, math.log(2))
+        if reading.index > 0:
+            kl = (-self._entropy - cross).clamp(min=0)
+            js = (math.log(2) - 0.5 * (negative + entropy + self._entropy)).clamp(0, math.log(2))
+            table.note_defects(reading.index, reading.rows, torch.isfinite(kl + js))
+        self._entropy = entropy
+        found = {"kl_to_previous": kl, "js_to_previous": js}
+        table.put(reading.index, reading.rows, **{name: found[name] for name in self.signals & found.keys()})
+
+    def _sums(self, reading: Reading, rows: slice) -> tuple[Tensor, Tensor]:
+        """sum q log p and sum (p + q) log (p + q) of a few rows; their p takes the place of q.
+
+        There is no q at the first exit.
+        """
+        statistics, q = reading.statistics, self._p[rows]
+        z = self.head.transform(reading.output[rows, : self.head.vocabulary_size])
+        # The maximum goes first: subtracting the whole log partition at once would lose digits.
+        log_p = torch.sub(z, statistics.maximum[rows, None], out=self._log_p[: len(z)])
+        log_p.sub_(statistics.log_sum[rows, None]).clamp_(min=PADDING_LIMIT)  # 0 log 0 is 0, not NaN
+        if reading.index == 0:
+            torch.exp(log_p, out=q)
+            nothing = torch.zeros(len(z))
+            return nothing, nothing
+        cross = torch.linalg.vecdot(q, log_p)
+        p = log_p.exp_()
+        both = q.add_(p).clamp_(min=torch.finfo(q.dtype).tiny)
+        negative = torch.linalg.vecdot(both, torch.log(both, out=self._scratch[: len(z)]))
+        q.copy_(p)
+        return cross, negative

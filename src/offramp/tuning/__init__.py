@@ -1,0 +1,1 @@
+"""Searching policies, certifying them on unseen documents, and predicting them elsewhere."""

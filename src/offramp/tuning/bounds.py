@@ -1,0 +1,240 @@
+"""What a sample of documents says about the mean loss of all documents: tests and confidence limits.
+
+Every document has one loss in [0, 1]; documents are independent draws, the tokens of one are not. A method
+tests "the mean loss is at least m" and rejects it, which certifies the risk m, at p <= delta.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+
+Losses = NDArray[np.float64]
+
+BET_LIMIT = 0.99
+"""c, the share of the largest bet with which no loss can bring the capital below 0."""
+
+# Halvings of [0, 1] when a confidence limit is sought: finer than any loss is counted.
+HALVINGS = 40
+
+
+def wsr_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.float64]:
+    """p-values of "the mean loss is at least `risk`" by betting: [documents, candidates] -> [candidates].
+
+    Waudby-Smith and Ramdas (arXiv 2010.09686, section 4), the one-sided capital process
+    K_t = prod_{i <= t} (1 + b_i (m - x_i)) with predictable plug-in bets that do not depend on m but for
+    their limit, b_t = min(sqrt(2 ln(1/delta) / (n v_{t-1})), c / (1 - m)), c = 0.99: v_{t-1} is the variance
+    of the losses before the t-th about their running means (the bet is the limit while it is 0). Under the
+    hypothesis K does not grow in expectation, so by Ville's inequality p = 1 / max_t K_t is valid, whatever
+    delta the bets aim at. Rows are bet on in their order, which must not depend on the losses. K rises with
+    m, so that confidence limits follow by inversion.
+
+    A sample whose mean exceeds m is never taken for evidence (p = 1), though its first documents might be.
+    A document that loses nothing multiplies the capital by 1 + c m / (1 - m) at most, and c below 1 leaves a
+    hundredth of it after one that loses everything.
+    """
+    capital = _log_capital(losses, _bets(losses, delta), risk)
+    p_values = np.exp(-np.maximum(capital.max(axis=0, initial=0.0), 0.0))
+    return np.where(losses.mean(axis=0) > risk, 1.0, p_values)
+
+
+def _bets(losses: Losses, delta: float) -> Losses:
+    """The bets of `wsr_p_values` before their limit: float64 [documents, candidates]."""
+    count = len(losses)
+    seen = np.arange(1, count + 1, dtype=np.float64)[:, None]
+    # A running mean that knows the loss it is compared with is fine here: the bet looks one document back.
+    means = np.cumsum(losses, axis=0) / seen
+    variance = np.zeros_like(losses)
+    variance[1:] = (np.cumsum((losses - means) ** 2, axis=0) / seen)[:-1]
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.sqrt(2.0 * math.log(1.0 / delta) / (count * variance)))
+
+
+def _log_capital(losses: Losses, bets: Losses, risk: float) -> Losses:
+    """ln K_t: float64 [documents, candidates]; rises with `risk`."""
+    limited = np.minimum(bets, BET_LIMIT / (1.0 - risk)) if risk < 1.0 else bets
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.cumsum(np.log(np.maximum(1.0 + limited * (risk - losses), 0.0)), axis=0))
+
+
+def hb_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.float64]:
+    """p-values of "the mean loss is at least `risk`", from the mean alone.
+
+    losses: [documents, candidates]; the p-values: [candidates]. Hoeffding-Bentkus, Learn then Test (arXiv
+    2110.01052, section 3.1), with r the mean of n losses and h(a, b) = a ln(a/b) + (1-a) ln((1-a)/(1-b)):
+    p = min(exp(-n h(min(r, m), m)), e P(Bin(n, m) <= ceil(n r))).
+    """
+    from scipy.special import bdtr
+
+    count = len(losses)
+    mean = losses.mean(axis=0)
+    if risk >= 1.0:
+        return np.where(mean < 1.0, 0.0, 1.0)
+    low = np.minimum(mean, risk)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below = np.where(low > 0.0, low * np.log(low / risk), 0.0)
+        above = (1.0 - low) * np.log((1.0 - low) / (1.0 - risk))
+    hoeffding = np.exp(-count * (below + above))
+    # A hair less, so that rounding of a sum of equal shares does not reach the next whole number.
+    bentkus = math.e * bdtr(np.ceil(count * mean - 1e-9), count, risk)
+    return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0))
+
+
+def crc_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.float64]:
+    """0 where conformal risk control accepts a candidate, else 1: [documents, candidates] -> [candidates].
+
+    Candidates in order from cautious to bold. Conformal risk control (arXiv 2208.02814, theorem 1) on the
+    loss that was monotonised, the largest of a document's losses so far in that order: the boldest candidate
+    with (n r + 1) / (n + 1) <= m has a mean risk of at most m, in expectation over the calibration documents.
+    """
+    count = len(losses)
+    monotone = np.maximum.accumulate(losses, axis=1)
+    accepted = (monotone.sum(axis=0) + 1.0) / (count + 1.0) <= risk + 1e-12
+    return np.where(accepted, 0.0, 1.0)
+
+
+def naive_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.float64]:
+    """0 where the sample's mean loss is allowed, else 1: [documents, candidates] -> [candidates]."""
+    return np.where(losses.mean(axis=0) <= risk + 1e-12, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to decide from a sample whether the mean loss of all documents is at most a risk.
+
+    p_values: (losses [documents, candidates], risk, delta) -> [candidates]. confident: whether it bounds the
+    risk with probability 1 - delta. sequential: whether a candidate counts only if all before it passed.
+    needed: documents without a loss that a risk needs at least (risk, delta). guarantee: in words.
+    """
+
+    name: str
+    title: str
+    p_values: Callable[[Losses, float, float], NDArray[np.float64]]
+    confident: bool
+    sequential: bool
+    needed: Callable[[float, float], int]
+    guarantee: str
+
+
+def documents_needed(risk: float, delta: float) -> int:
+    """Documents without a loss that certify a risk at `delta`: the smallest n with (1 - risk)^n <= delta.
+
+    230 for a risk of 0.01 at 0.1. No valid test needs fewer: of n - 1 documents with losses of 0 or 1 and
+    this mean, none would lose anything with a probability above delta. Hoeffding-Bentkus needs exactly these,
+    the betting bound one or two more.
+    """
+    if risk >= 1.0:
+        return 1
+    # A hair less, so that a whole quotient is not rounded up.
+    return max(1, math.ceil(math.log(delta) / math.log1p(-risk) - 1e-9))
+
+
+def _crc_needed(risk: float, delta: float) -> int:
+    """Documents without a loss for which 1 / (n + 1) <= risk."""
+    return max(1, math.ceil(1.0 / risk - 1.0 - 1e-9))
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "wsr",
+            "the betting bound (Waudby-Smith and Ramdas)",
+            wsr_p_values,
+            True,
+            True,
+            documents_needed,
+            "with probability {confidence} over the documents drawn, the mean loss over all such documents "
+            "is at most {risk}",
+        ),
+        Method(
+            "hb",
+            "Hoeffding-Bentkus",
+            hb_p_values,
+            True,
+            True,
+            documents_needed,
+            "with probability {confidence} over the documents drawn, the mean loss over all such documents "
+            "is at most {risk}",
+        ),
+        Method(
+            "crc",
+            "conformal risk control",
+            crc_p_values,
+            False,
+            True,
+            _crc_needed,
+            "on average over draws of documents, the mean loss is at most {risk}; one draw may exceed it",
+        ),
+        Method(
+            "naive",
+            "naive: no guarantee",
+            naive_p_values,
+            False,
+            False,
+            lambda risk, delta: 1,
+            "nothing: the mean loss of these documents is at most {risk}, other documents may lose more",
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name. Raises InputError for an unknown one, with near matches."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown method {name!r}", fix=f"{hint}choose one of: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def best_certifiable(documents: int, delta: float, method: str = "wsr") -> float:
+    """The smallest risk that so many documents without one loss certify, 1 if there are none.
+
+    "naive" certifies nothing; what is given is then what a test could certify at best.
+    """
+    if documents < 1:
+        return 1.0
+    if method == "crc":
+        return 1.0 / (documents + 1.0)
+    if method == "wsr":
+        growth = math.expm1(-math.log(delta) / documents)
+        return growth / (BET_LIMIT + growth)
+    return float(-math.expm1(math.log(delta) / documents))
+
+
+def upper_limit(losses: Losses, delta: float, method: str = "wsr") -> float:
+    """Upper confidence limit of the mean loss at `delta`: losses [documents] -> the smallest rejected risk.
+
+    Raises InputError for a method without one.
+    """
+    chosen = find_method(method)
+    if not chosen.confident:
+        raise InputError(f"{method} gives no confidence limit", fix="choose wsr or hb")
+    sample = losses[:, None]
+    bets = _bets(sample, delta)
+
+    def rejected(risk: float) -> bool:
+        if chosen.name == "wsr":  # the bets are made once, not at every halving
+            capital = float(_log_capital(sample, bets, risk).max(initial=0.0))
+            return bool(losses.mean() <= risk) and capital >= math.log(1.0 / delta)
+        return float(chosen.p_values(sample, risk, delta)[0]) <= delta
+
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if rejected(middle) else (middle, high)
+    return high
+
+
+def two_sided_limits(losses: Losses, delta: float, method: str = "wsr") -> tuple[float, float]:
+    """Confidence limits of the mean loss that both hold with probability 1 - delta: losses [documents]."""
+    high = upper_limit(losses, delta / 2.0, method)
+    return 1.0 - upper_limit(1.0 - losses, delta / 2.0, method), high

@@ -1,0 +1,189 @@
+"""What would have to change for early exit to pay: the price of a probe, the head, a layer or K,V repair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from offramp.costs.probes import PROBES
+from offramp.costs.token import TokenCosts
+from offramp.errors import InputError
+from offramp.policies.charging import check_price
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.signals import probes_of
+from offramp.policies.walk import Walk, walk
+from offramp.tracing.trace import Trace
+from offramp.tuning.pricing import Pricing
+from offramp.tuning.results import BreakEven
+
+TARGET = 1.05
+"""The net speedup from which on early exit is worth its trouble."""
+
+# A fact whose probe gives no output: a token that leaves by it pays its exit's head beside.
+SILENT_FACT = "hidden_cosine_to_previous"
+
+
+SYMBOLS = {"seconds": "s", "bytes": "B", "flops": "FLOPs"}
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A price that might change by a factor.
+
+    part: what it is the price of, in words. now: today's. scaled: the price list with it times a factor.
+    """
+
+    name: str
+    part: str
+    now: Callable[[TokenCosts], float]
+    scaled: Callable[[TokenCosts, float], TokenCosts]
+
+
+def scaled_head(costs: TokenCosts, factor: float) -> TokenCosts:
+    """The price list with every product of the whole head, at exits and as a probe, times a factor."""
+    return replace(
+        costs,
+        head=factor * costs.head,
+        exit_head=factor * costs.exit_head,
+        probes={
+            name: price * (factor if PROBES[name].gives_output else 1.0)
+            for name, price in costs.probes.items()
+        },
+    )
+
+
+LEVERS: tuple[Lever, ...] = (
+    Lever("head", "the output head", lambda costs: costs.head, scaled_head),
+    Lever(
+        "layer",
+        "a layer",
+        lambda costs: float(np.mean(costs.layers)),
+        lambda costs, factor: replace(costs, layers=factor * costs.layers),
+    ),
+    Lever(
+        "key and value repair",
+        "K,V repair of a skipped layer",
+        lambda costs: float(np.mean(costs.key_value)),
+        lambda costs, factor: replace(costs, key_value=factor * costs.key_value),
+    ),
+)
+
+
+def break_even(
+    trace: Trace, policy: ExitPolicy | str, costs: TokenCosts, target: float = TARGET
+) -> tuple[BreakEven, ...]:
+    """For each part of the bill, the price at which the policy's net speedup reaches the target.
+
+    costs: prices of one step; `now` and `needed` are in its unit, of a whole step.
+
+    The plain cost P and the policy's mean cost C are linear in every price. With one price times f,
+    P(f) - target C(f) = g(0) + f (g(1) - g(0)) vanishes at f = g(0) / (g(0) - g(1)). The first row is the
+    price x of one check, all checks alike, made by a probe that gives no output (a token then pays its exit's
+    head): with C0 the policy's cost without probes and n its checks per token, x = (P / target - C0) / n; a
+    policy without probes has no such row.
+
+    Raises InputError for a target that is not positive, PolicyError if the policy does not fit the trace.
+    """
+    require_target(target)
+    policy = parse_policy(policy) if isinstance(policy, str) else policy
+    walked = walk(policy, trace)
+    rows = [] if not walked.needs else [_probe_row(str(policy), walked, costs, target)]
+    return (*rows, *(_row(str(policy), lever, walked, costs, target) for lever in LEVERS))
+
+
+def require_target(target: float) -> None:
+    """Raise InputError unless a target speedup is a positive number."""
+    if not (math.isfinite(target) and target > 0.0):
+        raise InputError(
+            f"a target of {target} is no speedup",
+            fix="choose a positive number; 1.05 asks for 5 % more speed",
+        )
+
+
+def checked_at_one_price(costs: TokenCosts, walked: Walk, price: float) -> tuple[TokenCosts, Walk]:
+    """The same walk with every check made by a probe of this price that gives no output; with its prices."""
+    silent: Mapping[int, tuple[str, ...]] = dict.fromkeys(walked.needs, (SILENT_FACT,))
+    return replace(costs, probes=dict.fromkeys(costs.probes, price)), replace(walked, needs=dict(silent))
+
+
+def net_speedup(costs: TokenCosts, walked: Walk) -> float:
+    """Plain cost over the policy's mean cost."""
+    pricing = _pricing(costs)
+    return pricing.plain / pricing.of_walk(walked)
+
+
+def _pricing(costs: TokenCosts) -> Pricing:
+    return Pricing(costs, "the price list", "as given")
+
+
+def _margin(costs: TokenCosts, walked: Walk, target: float) -> float:
+    """P - target C: at least zero exactly where the policy reaches the target."""
+    pricing = _pricing(costs)
+    return pricing.plain - target * pricing.of_walk(walked)
+
+
+def _probe_row(name: str, walked: Walk, costs: TokenCosts, target: float) -> BreakEven:
+    free = _pricing(costs).without_probes(walked)
+    one_each, silent = checked_at_one_price(costs, walked, 1.0)
+    per_unit = _pricing(one_each).of_walk(silent) - free
+    needed = (_pricing(costs).plain / target - free) / per_unit if per_unit > 0.0 else -1.0
+    now = _mean_check(costs, walked)
+    if needed < 0.0:
+        sentence = f"Even free checks would not make the policy {target:g} times as fast as the full model."
+        return BreakEven(name, "probe", now, None, None, target, sentence)
+    unit = costs.unit
+    head = any(PROBES[kind].gives_output for facts in walked.needs.values() for kind in probes_of(facts))
+    beside = ", the head's product beside where a token leaves" if head else ""
+    sentence = (
+        f"A check costs {amount(now, unit)}; at {amount(needed, unit)} or less{beside}, the policy would be "
+        f"{target:g} times as fast as the full model."
+    )
+    return BreakEven(name, "probe", now, needed, needed / now if now > 0.0 else None, target, sentence)
+
+
+def _mean_check(costs: TokenCosts, walked: Walk) -> float:
+    """Today's mean price of a check, over all checks made: of a step if it holds one token of each row."""
+    made = np.array([np.count_nonzero(walked.probed_at(place)) for place in range(len(walked.needs))])
+    prices = np.array([check_price(costs, facts) for facts in walked.needs.values()])
+    weights = made if made.any() else np.ones(len(made))
+    return float(np.average(prices, weights=weights))
+
+
+def _row(name: str, lever: Lever, walked: Walk, costs: TokenCosts, target: float) -> BreakEven:
+    now = lever.now(costs)
+    free = _margin(lever.scaled(costs, 0.0), walked, target)
+    slope = _margin(costs, walked, target) - free
+    # Sums of prices are rounded: a slope of a few last digits is none.
+    flat = abs(slope) <= 1e-12 * _pricing(costs).plain
+    factor = None if flat or -free / slope < 0.0 else -free / slope
+    part, faster = lever.part, f"{target:g} times as fast as the full model"
+    now_text = amount(now, costs.unit)
+    if factor is None:
+        holds = free >= 0.0 and (flat or slope > 0.0)
+        sentence = (
+            f"The policy is {faster} whatever {part} costs."
+            if holds
+            else f"No price of {part} would make the policy {faster}."
+        )
+        return BreakEven(name, lever.name, now, None, None, target, sentence)
+    needed = factor * now
+    bound = "or more" if slope > 0.0 else "or less"
+    sentence = (
+        f"{part[0].upper()}{part[1:]} costs {now_text}; at {amount(needed, costs.unit)} {bound} "
+        f"({factor:.3g} times today's) the policy would be {faster}."
+    )
+    return BreakEven(name, lever.name, now, needed, factor, target, sentence)
+
+
+def amount(value: float, unit: str) -> str:
+    """A price in words, three digits with a prefix that suits its size: 3.1 ms, 2.16 MB."""
+    symbol = SYMBOLS.get(unit, unit)
+    largest, prefix = next(
+        (one for one in PREFIXES if abs(value) >= one[0]), PREFIXES[-1] if value else (1.0, "")
+    )
+    return f"{value / largest:.3g} {prefix}{symbol}"

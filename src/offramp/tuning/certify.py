@@ -1,0 +1,135 @@
+"""Certifying: candidates ordered on the search documents, tested on others in that order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import walk
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method, upper_limit
+from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
+from offramp.tuning.pool import Pool, Scored
+from offramp.tuning.results import Certificate, Floor
+
+TARGETS = 21
+"""Targets of the search risk, evenly spread from 0 to the allowed risk."""
+
+
+def search_targets(risk: float) -> tuple[float, ...]:
+    """Search risks at which the fastest policy becomes a candidate: from 0 up to the allowed risk."""
+    return tuple(float(target) for target in np.linspace(0.0, risk, TARGETS))
+
+
+def ordered_candidates(pool: Pool, risk: float) -> list[Scored]:
+    """The candidates of the fixed sequence among a pool's policies (see `order_places`)."""
+    risks = np.array([scored.risk for scored in pool.found])
+    costs = np.array([scored.cost for scored in pool.found])
+    return [pool.found[place] for place in order_places(risks, costs, pool.pricing.plain, risk)]
+
+
+def order_places(
+    risks: NDArray[np.float64], costs: NDArray[np.float64], plain: float, risk: float
+) -> list[int]:
+    """The candidates of the fixed sequence, from cautious to bold, each faster than all before it: places.
+
+    risks, costs: float64 [policies], on the search documents. At every target of the search risk the fastest
+    policy; dropped are those that are not faster than a more cautious one, or than the full model (`plain`).
+    The order depends on the search documents alone.
+    """
+    ordered: list[int] = []
+    for target in search_targets(risk):
+        within = np.flatnonzero(risks <= target + 1e-12)
+        if not within.size:
+            continue
+        best = int(within[np.lexsort((risks[within], costs[within]))[0]])
+        if costs[best] < (costs[ordered[-1]] if ordered else plain):
+            ordered.append(best)
+    return ordered
+
+
+def losses_in_order(
+    trace: Trace, places: NDArray[np.int64], policies: list[ExitPolicy], floor: Floor
+) -> Losses:
+    """Each document's loss under each policy: float64 [documents, policies], documents as in `places`."""
+    held = trace.subset(places)
+    losses = token_losses(held, floor)
+    rows = document_rows(held)
+    where = {int(place): position for position, place in enumerate(rows.index)}
+    order = np.array([where[int(place)] for place in places], dtype=np.int64)
+    columns = [document_losses(held, losses, walk(policy, held).exits)[order] for policy in policies]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(order), 0))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The outcome of a sequence: how many were tested and passed, and the place of the chosen one, if any."""
+
+    tested: int
+    passed: int
+    chosen: int | None
+
+
+def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, method: Method) -> Tested:
+    """Test candidates from cautious to bold: losses [documents, candidates], their search costs.
+
+    Fixed-sequence testing (Learn then Test, arXiv 2110.01052, section 4): each candidate is tested at the
+    whole delta, and at the first that fails all stops, so that a wrong certificate has a probability of at
+    most delta however many are tested. The fastest of those that passed is chosen. A method without a
+    sequence tests all.
+    """
+    if not losses.size:
+        return Tested(0, 0, None)
+    passes = method.p_values(losses, risk, delta) <= delta
+    if method.sequential:
+        stopped = np.flatnonzero(~passes)
+        passed = int(stopped[0]) if stopped.size else len(passes)
+        tested = min(passed + 1, len(passes))
+        eligible = list(range(passed))
+    else:
+        tested, eligible = len(passes), [int(place) for place in np.flatnonzero(passes)]
+        passed = len(eligible)
+    chosen = min(eligible, key=lambda place: (costs[place], place), default=None)
+    return Tested(tested, passed, chosen)
+
+
+def make_certificate(
+    floor: Floor, method: str, delta: float, losses: Losses, tested: Tested, assumption: str
+) -> Certificate:
+    """The certificate of a sequence's choice on the certify documents: losses [documents, candidates]."""
+    rule = find_method(method)
+    documents = len(losses)
+    chosen = None if tested.chosen is None else losses[:, tested.chosen]
+    bound = None if chosen is None or not rule.confident else upper_limit(chosen, delta, method)
+    said = rule.guarantee.format(confidence=f"{1.0 - delta:g}", risk=f"{floor.risk:g}")
+    if rule.name == "naive":
+        said = f"no guarantee: {said}"
+    return Certificate(
+        method=method,
+        guarantee=said,
+        holds=chosen is not None and rule.name != "naive",
+        delta=delta if rule.confident else None,
+        documents=documents,
+        empirical_risk=None if chosen is None else float(chosen.mean()),
+        risk_bound=bound,
+        best_floor=risk_to_quality(floor, best_certifiable(documents, delta, method)),
+        documents_needed=rule.needed(floor.risk, delta),
+        tested=tested.tested,
+        passed=tested.passed,
+        assumption=assumption,
+    )
+
+
+def require_delta(delta: float) -> None:
+    """Raise InputError for a delta that is no probability of error."""
+    if not 0.0 < delta < 1.0:
+        raise InputError(
+            f"a delta of {delta} is no share",
+            where="--delta",
+            fix="choose a number between 0 and 1, as in 0.1",
+        )

@@ -1,0 +1,73 @@
+"""A policy's figures on documents that its choice never saw, with intervals over documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import walk
+from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.documents import document_rows
+from offramp.scoring.estimate import Estimate
+from offramp.tracing.trace import Trace
+from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
+from offramp.tuning.pricing import Pricing
+from offramp.tuning.results import Floor
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a policy does on some documents.
+
+    quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens. net_speedup,
+    cost: of a token on the pricing's machine. probe_share: probes' share of the cost; probe_cost: of a token.
+    """
+
+    quality: Estimate
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+    cost: Estimate
+    probe_share: float
+    probe_cost: float
+
+
+def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, seed: int) -> HeldOut:
+    """A policy on the documents of a trace; intervals need 20 of them.
+
+    Raises PolicyError if the policy does not fit the trace, InputError for a trace without tokens.
+    """
+    rows = document_rows(trace)
+    walked = walk(policy, trace)
+    exits = walked.exits
+    bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=seed)
+    weights = bootstrap.weights
+    agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
+    risk = (weights @ document_losses(trace, token_losses(trace, floor), exits)) / weights.sum(axis=1)
+    cost = pricing.of_documents(walked, rows, weights)
+    charged = float(cost[0])
+    probes = charged - pricing.without_probes(walked)
+
+    def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+        return bootstrap.means(rows.sums(values), rows.tokens)
+
+    return HeldOut(
+        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
+        agreement=bootstrap.estimate(mean(agrees)),
+        skip_ratio=bootstrap.estimate(mean(1.0 - exits / trace.layers)),
+        net_speedup=bootstrap.estimate(pricing.plain / cost),
+        cost=bootstrap.estimate(cost),
+        probe_share=max(0.0, probes / charged),
+        probe_cost=max(0.0, probes),
+    )
+
+
+def unmeasured(why: str) -> HeldOut:
+    """The figures where there are no documents to measure on."""
+    nothing = Estimate(None, undefined=why)
+    return HeldOut(nothing, nothing, nothing, nothing, nothing, 0.0, 0.0)

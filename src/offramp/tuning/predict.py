@@ -1,0 +1,158 @@
+"""What a policy would do on another workload or another machine, and whether its floor would still hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.machine import Machine
+from offramp.errors import InputError
+from offramp.policies.charging import machine_for
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import walk
+from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import two_sided_limits
+from offramp.tuning.held_out import measure
+from offramp.tuning.losses import document_losses, token_losses
+from offramp.tuning.prediction_notes import prediction_notes
+from offramp.tuning.pricing import pricing_of
+from offramp.tuning.results import Floor, FloorAnswer, Prediction, Tuned
+from offramp.tuning.shift import shift_rows
+from offramp.tuning.splits import heads_documents, require_disjoint, seen_documents, traced
+from offramp.tuning.tuned_file import is_tuned_file, read_tuned
+
+DELTA = 0.1
+"""The chance that the limits of the mean loss miss it, where the policy's certificate names none."""
+
+# Only to measure a policy that has no floor of its own; nothing of it is shown.
+ANY_FLOOR = Floor("agreement", 0.99)
+
+
+def predict(
+    policy: Tuned | ExitPolicy | str,
+    trace: Trace,
+    *,
+    hardware: Machine | str | None = None,
+    batch: int = 1,
+    kv: str = "propagate",
+    seed: int = 0,
+    unseen: bool = False,
+) -> Prediction:
+    """Speed, quality, and whether the tuned floor would hold, on another trace of the same model.
+
+    policy: tuned, or any policy or its text, which has no floor and nothing to compare the trace with; a text
+    may name the file of either. hardware: a machine, or its name or TOML file; None counts bytes moved (then
+    the "seconds" of the result are bytes). unseen: leave out the trace's documents that tuning used, where it
+    would be an error otherwise; documents that exit heads were fitted on are always left out.
+
+    Intervals are bootstrapped over documents (seed). The mean loss of all such documents lies between
+    `risk_low` and `risk_high` with probability 1 - delta (two one-sided betting bounds at delta / 2 each,
+    Waudby-Smith and Ramdas, arXiv 2010.09686, section 4): the floor "holds" if the upper one keeps it, is
+    "broken" if the lower one exceeds it.
+
+    Raises InputError for a trace of another model or without a usable document, for documents that the policy
+    was tuned on, or for what the machine cannot price; PolicyError if the policy does not fit the trace.
+    """
+    named = named_policy(policy)
+    tuned = named if isinstance(named, Tuned) else None
+    decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named
+    if tuned is not None:
+        _require_same_model(tuned, trace)
+        if not unseen:
+            require_disjoint(trace, tuned.document_digests)
+    judged, left_out = _usable(trace, tuned)
+    machine = None if hardware is None else machine_for(trace, hardware)
+    pricing = pricing_of(judged, machine, batch, kv)
+    floor = None if tuned is None else tuned.floor
+    held = measure(judged, decides, pricing, floor or ANY_FLOOR, seed)
+    delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
+    low, high = (None, None) if floor is None else _risk_limits(judged, decides, floor, delta)
+    shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
+    documents = len(traced(judged))
+    answer = _floor_answer(floor, low, high)
+    return Prediction(
+        policy=str(decides),
+        workload=str(trace.provenance.get("request", {}).get("workload", {}).get("name", "unknown")),
+        machine=pricing.machine,
+        batch=pricing.batch,
+        floor=floor,
+        quality=held.agreement if floor is None else held.quality,
+        agreement=held.agreement,
+        skip_ratio=held.skip_ratio,
+        net_speedup=held.net_speedup,
+        seconds_per_token=_value(held.cost.value),
+        plain_seconds_per_token=pricing.plain,
+        probe_share=held.probe_share,
+        floor_answer=answer,
+        risk_low=low,
+        risk_high=high,
+        delta=delta,
+        documents=documents,
+        shift=shift,
+        notes=prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift),
+    )
+
+
+def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:
+    """What a text names: the tuned policy of a file that offramp tune wrote, or any other policy.
+
+    Raises InputError for a file that cannot be read or was edited, PolicyError for a text that is no policy.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if policy.endswith(".json") and is_tuned_file(Path(policy)):
+        return read_tuned(policy)
+    return parse_policy(policy)
+
+
+def _require_same_model(tuned: Tuned, trace: Trace) -> None:
+    """Raise InputError unless the trace is of the very model that the policy was tuned for."""
+    model = trace.provenance.get("request", {}).get("model", {})
+    if model.get("fingerprint") != tuned.model.get("fingerprint"):
+        raise InputError(
+            f"the policy was tuned for another model, {tuned.model.get('name', 'without a name')}",
+            where=f"{trace.folder or 'the trace'} is of {model.get('name', 'a model without a name')}",
+            fix="tune a policy on a trace of this model, or predict from scores with --from-scores",
+        )
+
+
+def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
+    """The trace's documents that neither heads were fitted on nor tuning used; how many were left out."""
+    spoilt = set(heads_documents(trace))
+    if tuned is not None:
+        spoilt.update(*seen_documents(trace, tuned.document_digests).values())
+    places = traced(trace)
+    kept = [int(place) for place in places if trace.documents[int(place)].id not in spoilt]
+    if len(kept) == len(places):
+        return trace, 0
+    if not kept:
+        raise InputError(
+            f"all {len(places)} documents of the trace were used for fitting or tuning",
+            where=str(trace.folder or "the trace"),
+            fix="trace other documents",
+        )
+    return trace.subset(np.array(kept, dtype=np.int64)), len(places) - len(kept)
+
+
+def _risk_limits(trace: Trace, policy: ExitPolicy, floor: Floor, delta: float) -> tuple[float, float]:
+    """Two-sided confidence limits of the mean loss over documents."""
+    losses: NDArray[np.float64] = document_losses(
+        trace, token_losses(trace, floor), walk(policy, trace).exits
+    )
+    return two_sided_limits(losses, delta)
+
+
+def _floor_answer(floor: Floor | None, low: float | None, high: float | None) -> FloorAnswer | None:
+    if floor is None or low is None or high is None:
+        return None
+    if high <= floor.risk:
+        return "holds"
+    return "broken" if low > floor.risk else "not decided"
+
+
+def _value(value: float | None) -> float:
+    assert value is not None  # a mean over at least one document is defined
+    return value

@@ -1,0 +1,137 @@
+"""What a policy's tokens take on one machine at one batch size: the objective of every search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.machine import Machine
+from offramp.costs.token import TokenCosts
+from offramp.errors import InputError
+from offramp.policies.charging import Needs, exit_costs, prices_of, seconds_of, walk_costs
+from offramp.policies.walk import Walk
+from offramp.scoring.documents import DocumentRows
+from offramp.tracing.trace import Trace
+
+Shares = NDArray[np.float64]
+
+BYTES = "bytes moved"
+"""The name of the machine where no machine is given: cost is then counted in bytes."""
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """Prices of one step and how its cost falls on tokens.
+
+    costs: of a step that decodes one token of each of `costs.batch` sequences. machine: its name. source:
+    where the prices come from.
+
+    A batch runs in lockstep: a step leaves where the last of its tokens would. The others of a token's step
+    are taken to be drawn at random from the same texts, so that a step leaves by exit l with the
+    probability F(l)^batch, F(l) being the share of tokens that leave by l.
+    """
+
+    costs: TokenCosts
+    machine: str
+    source: str
+
+    @property
+    def batch(self) -> int:
+        """Sequences decoded side by side."""
+        return self.costs.batch
+
+    @property
+    def plain(self) -> float:
+        """One token of the full model."""
+        return self.costs.plain / self.batch
+
+    def at_exits(self, needs: Needs) -> NDArray[np.float64]:
+        """One token of a step that leaves at exit l = 1..L, all checks up to it charged: float64 [layers]."""
+        return exit_costs(self.costs, needs) / self.batch
+
+    def mean(self, at_exits: NDArray[np.float64], shares: Shares) -> NDArray[np.float64]:
+        """Mean cost of a token: at_exits [exits], shares of tokens that leave there [..., exits] -> [...]."""
+        if self.batch == 1:
+            return np.asarray(shares @ at_exits)
+        reached = np.clip(np.cumsum(shares, axis=-1), 0.0, 1.0) ** self.batch
+        return np.asarray(np.diff(reached, axis=-1, prepend=0.0) @ at_exits)
+
+    def of_walk(self, walk: Walk) -> float:
+        """Mean cost of a walk's tokens."""
+        if self.batch == 1:
+            return float(np.mean(walk_costs(self.costs, walk)))
+        return float(self.mean(self.at_exits(walk.needs), _shares(walk.exits, len(self.costs.layers))))
+
+    def of_documents(
+        self, walk: Walk, rows: DocumentRows, weights: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Mean cost of a token for some weightings of documents: [draws, documents] -> float64 [draws]."""
+        if self.batch == 1:
+            return np.asarray(
+                (weights @ rows.sums(walk_costs(self.costs, walk))) / (weights @ rows.tokens),
+                dtype=np.float64,
+            )
+        layers = len(self.costs.layers)
+        leaving = rows.sums(np.eye(layers, dtype=np.float32)[walk.exits - 1])
+        shares = (weights @ leaving) / (weights @ rows.tokens)[:, None]
+        return self.mean(self.at_exits(walk.needs), shares)
+
+    def without_probes(self, walk: Walk) -> float:
+        """Mean cost of a walk's tokens with checks for free."""
+        free = Walk(walk.exits, {}, None)
+        return self.of_walk(free)
+
+
+def _shares(exits: NDArray[np.int64], layers: int) -> Shares:
+    """Share of the tokens that leave at each exit: layers int64 [tokens] -> float64 [layers]."""
+    return np.asarray(np.bincount(exits - 1, minlength=layers) / max(len(exits), 1))
+
+
+KEY_VALUE = ("propagate", "recompute")
+"""Strategies for the K and V of skipped layers whose price falls on each token alone."""
+
+
+def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = "propagate") -> Pricing:
+    """Seconds of a trace's tokens on a machine; bytes moved at batch 1 if there is none.
+
+    kv: "propagate", or "recompute": every skipped layer is then charged as one row more of a later step, a
+    little too much for a document's last tokens, whose layers may never be needed.
+
+    Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
+    strategy, or what the machine cannot price.
+    """
+    if batch < 1:
+        raise InputError(f"a batch of {batch} decodes nothing", where="--batch", fix="choose 1 or more")
+    _require_strategy(kv, machine, batch)
+    if machine is None:
+        return Pricing(prices_of(trace).bytes, BYTES, "counted from the model's shape, batch 1")
+    costs = seconds_of(trace, machine, batch)
+    if kv == "recompute":
+        more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
+        costs = replace(costs, key_value=more)
+    return Pricing(costs, machine.name, machine.source)
+
+
+def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
+    """Raise InputError for what cannot be charged to each token alone."""
+    if kv not in KEY_VALUE:
+        known = kv in ("speculate", "monotone")
+        raise InputError(
+            f"tuning does not search with the K,V strategy {kv!r}"
+            if known
+            else f"unknown K,V strategy {kv!r}",
+            where="--kv",
+            fix="choose one of: " + ", ".join(KEY_VALUE),
+        )
+    if machine is None and (batch != 1 or kv != "propagate"):
+        raise InputError(
+            "bytes moved are counted at batch 1 with K and V propagated",
+            where="--batch" if batch != 1 else "--kv",
+            fix="name a machine with --hardware",
+        )
+    if kv == "recompute" and batch != 1:
+        raise InputError(
+            "recompute is charged for one sequence only", where="--kv", fix="choose propagate, or batch 1"
+        )

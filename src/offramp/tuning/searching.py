@@ -1,0 +1,61 @@
+"""The whole search of the tuner: every family, on one pool of documents."""
+
+from __future__ import annotations
+
+from offramp.policies.rules.threshold import Threshold, Thresholds
+from offramp.tuning.certify import search_targets
+from offramp.tuning.exit_sets import Exits, exit_sets, recorded_signals
+from offramp.tuning.families import ThresholdFamily, add_static, add_thresholds
+from offramp.tuning.per_exit import per_exit_thresholds
+from offramp.tuning.pool import Pool
+from offramp.tuning.walked import VARIED_SIGNALS, add_walked
+
+BEYOND = (1.5, 2.0, 3.0, 5.0, 10.0)
+"""Targets of the search risk beyond what is allowed, in allowed risks, for the front."""
+
+
+def search_pool(pool: Pool, risk: float, *, thorough: bool = True) -> None:
+    """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
+
+    Exact on the grid of thresholds: static exits, one threshold of every recorded signal on single exits, the
+    usual sets and sets grown from the best single ones. thorough: also one threshold per exit (coordinate
+    ascent), and the families that are walked token by token.
+    """
+    if not pool.below:
+        return
+    targets = (*search_targets(risk), *(risk * factor for factor in BEYOND if risk * factor < 1.0))
+    add_static(pool)
+    families = add_thresholds(pool, recorded_signals(pool.trace), targets)
+    if not thorough:
+        return
+    add_per_exit(pool, families, risk)
+    add_walked(pool, families, risk, targets[:: len(targets) // 6])
+
+
+def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) -> None:
+    """One threshold per exit, for the fastest signals: on their best set and on all exits."""
+    ordered = sorted(
+        (scored for scored in pool.found if isinstance(scored.policy, Threshold)),
+        key=lambda scored: (scored.risk > risk, scored.cost, scored.family),
+    )
+    seen: list[str] = []
+    for scored in ordered:
+        name = getattr(scored.policy, "signal", "")
+        family = families[name]
+        if name in seen or family.signal.opens:
+            continue
+        seen.append(name)
+        if len(seen) > VARIED_SIGNALS:
+            return
+        best = scored.policy.checked_exits(pool.trace.layers)
+        for exits in dict.fromkeys(
+            one for one in (best, *exit_sets(pool.below)[1:2], pool.below) if len(one) > 1
+        ):
+            _add(pool, family, exits, risk)
+
+
+def _add(pool: Pool, family: ThresholdFamily, exits: Exits, risk: float) -> None:
+    for chosen, values in per_exit_thresholds(family, exits, risk):
+        if len(chosen) > 1:  # one threshold on one exit was tried exactly
+            policy = Thresholds(family.signal.name, values, chosen)
+            pool.add(pool.score(f"{family.signal.name}, a threshold per exit", policy))

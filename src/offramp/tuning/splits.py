@@ -1,0 +1,122 @@
+"""Four disjoint roles of documents: fitting heads, searching, certifying, reporting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+
+Places = NDArray[np.int64]
+
+SEARCH_SHARE = 0.2
+"""Share of the documents to search on: the order of the candidates needs fewer than the certificate."""
+
+REPORT_SHARE = 0.2
+"""Share of the documents that neither search nor certificate saw."""
+
+SAW = ("search", "certify")
+"""The roles whose documents shaped a tuned policy."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The documents of each role, int64 [documents], places in `Trace.documents`, disjoint.
+
+    heads: documents that exit heads were fitted on, which nothing else may use.
+    """
+
+    heads: Places
+    search: Places
+    certify: Places
+    report: Places
+
+    def counts(self) -> dict[str, int]:
+        """How many documents have each role."""
+        return {
+            name: len(places)
+            for name, places in (
+                ("heads", self.heads),
+                ("search", self.search),
+                ("certify", self.certify),
+                ("report", self.report),
+            )
+        }
+
+
+def split_roles(
+    trace: Trace, seed: int, *, search_share: float = SEARCH_SHARE, report_share: float = REPORT_SHARE
+) -> Roles:
+    """Roles of a trace's documents, drawn by `seed` from their ids alone; most certify.
+
+    With three documents or more each of search, certify and report has one. The certify documents are in the
+    drawn order, in which a sequential test may look at them; the others ascend.
+
+    Raises InputError for a trace without tokens.
+    """
+    documents = document_rows(trace).index
+    used = heads_documents(trace)
+    fitted = np.array([trace.documents[place].id in used for place in documents], dtype=np.bool_)
+    free = documents[~fitted]
+    drawn = np.random.default_rng(seed).permutation(free)
+    count = len(drawn)
+    search = min(max(1, round(search_share * count)), max(count - 2, 0))
+    report = min(max(1, round(report_share * count)), max(count - 1 - search, 0))
+    return Roles(
+        heads=np.sort(documents[fitted]),
+        search=np.sort(drawn[:search]),
+        certify=drawn[search : count - report],
+        report=np.sort(drawn[count - report :]),
+    )
+
+
+def heads_documents(trace: Trace) -> frozenset[str]:
+    """Ids of this workload's documents that the trace's exit heads were fitted on."""
+    request = trace.provenance.get("request", {})
+    heads = request.get("heads")
+    if not heads:
+        return frozenset()
+    fingerprint = request.get("workload", {}).get("fingerprint")
+    return frozenset(heads.get("documents", {}).get(fingerprint, ()))
+
+
+def digests(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
+    """SHA-256 of each document's id and workload, sorted."""
+    workload = trace.provenance.get("request", {}).get("workload", {}).get("fingerprint")
+    return tuple(
+        sorted(sha256_of_text(canonical_json([workload, trace.documents[int(place)].id])) for place in places)
+    )
+
+
+def seen_documents(trace: Trace, document_digests: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Ids of the trace's documents that tuning used, by role (see `Tuned.document_digests`)."""
+    by_digest = {digests(trace, [place])[0]: trace.documents[int(place)].id for place in traced(trace)}
+    return {
+        role: [by_digest[digest] for digest in known if digest in by_digest]
+        for role, known in document_digests.items()
+    }
+
+
+def traced(trace: Trace) -> Places:
+    """Documents that have rows."""
+    return np.unique(trace.document).astype(np.int64)
+
+
+def require_disjoint(trace: Trace, document_digests: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise InputError if the trace holds documents that a policy was tuned on, with their number and one id.
+
+    document_digests: see `Tuned.document_digests`.
+    """
+    shared = [identity for ids in seen_documents(trace, document_digests).values() for identity in ids]
+    if shared:
+        raise InputError(
+            f"{len(shared)} of the trace's documents were used to tune the policy",
+            where=f"{shared[0]} in {trace.folder or 'the trace'}",
+            fix="judge the policy on other documents: they cannot testify to what they were tuned for",
+        )

@@ -1,0 +1,227 @@
+"""Tuning: the fastest policy that keeps a quality floor, with a certificate, or an honest no."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.costs.machine import Machine
+from offramp.errors import InputError
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never
+from offramp.tracing.trace import Trace
+from offramp.tuning.answers import answer_of
+from offramp.tuning.bounds import Method, find_method
+from offramp.tuning.certify import (
+    Tested,
+    losses_in_order,
+    make_certificate,
+    ordered_candidates,
+    require_delta,
+    run_sequence,
+)
+from offramp.tuning.held_out import HeldOut, measure, unmeasured
+from offramp.tuning.losses import make_floor, risk_to_quality, token_losses
+from offramp.tuning.pool import Pool, Scored, front_of, require_policies
+from offramp.tuning.pricing import Pricing, pricing_of
+from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
+from offramp.tuning.searching import search_pool
+from offramp.tuning.shift import shift_of
+from offramp.tuning.splits import Roles, digests, split_roles
+
+# Points of the front that are kept, spread over its risks.
+FRONT_POINTS = 24
+
+
+def tune(
+    trace: Trace,
+    floor: Mapping[str, float] | Floor,
+    hardware: str | Machine | None = "local",
+    *,
+    method: str = "wsr",
+    delta: float = 0.1,
+    batch: int = 1,
+    kv: str = "propagate",
+    clip: float | None = None,
+    seed: int = 0,
+) -> Tuned:
+    """Search, certify and measure a policy on disjoint documents of one trace.
+
+    floor: {"agreement": 0.99}, {"nll": nats} or {"kl": nats}; clip: nats at which a token's loss is cut.
+    hardware: a machine or its name ("local": this machine's profile of the trace's model); None counts bytes
+    moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the certificate is wrong.
+
+    The policy is "never", and the answer says why, if nothing beats the full model, nothing passes, or the
+    documents are too few to certify anything.
+
+    Raises InputError for a floor, method, delta or batch out of range, an unknown machine, a trace that lacks
+    what the floor needs or that has no exits below L.
+    """
+    floor = make_floor(floor, clip)
+    rule = find_method(method)
+    require_delta(delta)
+    require_policies(trace)
+    machine = find_hardware(trace, hardware)
+    pricing = pricing_of(trace, machine, batch, kv)
+    roles = split_roles(trace, seed)
+    job = _Job(trace, floor, pricing, rule, delta, seed, roles)
+    return job.result(machine, kv)
+
+
+def find_hardware(trace: Trace, hardware: str | Machine | None) -> Machine | None:
+    """The machine of that name, for the trace's model where it is "local".
+
+    Raises InputError for an unknown machine, or a local profile that was not measured yet.
+    """
+    if not isinstance(hardware, str):
+        return hardware
+    from offramp.costs.hardware import find_machine
+
+    request = trace.provenance.get("request", {})
+    return find_machine(
+        hardware, model_fingerprint=request.get("model", {}).get("fingerprint"), dtype=request.get("dtype")
+    )
+
+
+@dataclass
+class _Job:
+    """One tuning, its inputs checked."""
+
+    trace: Trace
+    floor: Floor
+    pricing: Pricing
+    rule: Method
+    delta: float
+    seed: int
+    roles: Roles
+
+    def result(self, machine: Machine | None, kv: str) -> Tuned:
+        """Search, certify, measure."""
+        pool = self._search()
+        candidates = ordered_candidates(pool, self.floor.risk) if pool else []
+        tested, certificate = self._certify(candidates)
+        chosen = None if tested.chosen is None else candidates[tested.chosen]
+        policy: ExitPolicy = Never() if chosen is None else chosen.policy
+        held = self._report(policy)
+        request = self.trace.provenance.get("request", {})
+        return Tuned(
+            floor=self.floor,
+            policy_text=str(policy),
+            answer=answer_of(
+                self.floor,
+                self.pricing.machine,
+                len(candidates),
+                certificate,
+                policy,
+                held,
+                self.roles.counts(),
+            ),
+            certificate=certificate,
+            quality=held.quality,
+            skip_ratio=held.skip_ratio,
+            net_speedup=held.net_speedup,
+            seconds_per_token=held.cost,
+            plain_seconds_per_token=self.pricing.plain,
+            probe_share=held.probe_share,
+            machine=self.pricing.machine,
+            batch=self.pricing.batch,
+            kv=kv,
+            front=self._front(pool) if pool else (),
+            shift=self._shift(policy),
+            documents=self.roles.counts(),
+            document_digests={
+                "search": digests(self.trace, self.roles.search),
+                "certify": digests(self.trace, self.roles.certify),
+            },
+            model={**request.get("model", {}), "dtype": request.get("dtype")},
+            workload=dict(request.get("workload", {})),
+            provenance={
+                "seed": self.seed,
+                "offramp": importlib.metadata.version("offramp"),
+                "machine": None if machine is None else machine.to_json(),
+                "trace": self.trace.provenance.get("request_fingerprint"),
+            },
+        )
+
+    def _search(self) -> Pool | None:
+        """The pool of policies on the search documents, None without any."""
+        # Refused here, before anything is searched, if the trace lacks what the floor needs.
+        if not len(self.roles.search):
+            token_losses(self.trace, self.floor)
+            return None
+        pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
+        search_pool(pool, self.floor.risk)
+        return pool
+
+    def _certify(self, candidates: list[Scored]) -> tuple[Tested, Certificate]:
+        """Test the candidates on the certify documents, if those could certify anything at all."""
+        documents = self.roles.certify
+        enough = len(documents) >= self.rule.needed(self.floor.risk, self.delta)
+        policies = [candidate.policy for candidate in candidates] if enough else []
+        losses = losses_in_order(self.trace, documents, policies, self.floor)
+        costs = [candidate.cost for candidate in candidates]
+        tested = run_sequence(losses, costs, self.floor.risk, self.delta, self.rule)
+        certificate = make_certificate(
+            self.floor, self.rule.name, self.delta, losses, tested, self._assumption()
+        )
+        return tested, certificate
+
+    def _report(self, policy: ExitPolicy) -> HeldOut:
+        """The policy on documents that neither search nor certificate saw."""
+        if not len(self.roles.report):
+            return unmeasured("no documents are left to report on")
+        held = self.trace.subset(self.roles.report)
+        return measure(held, policy, self.pricing, self.floor, self.seed)
+
+    def _shift(self, policy: ExitPolicy) -> tuple[Shift, ...]:
+        """What the policy read on the documents that shaped it."""
+        seen = np.concatenate([self.roles.search, self.roles.certify])
+        return shift_of(self.trace.subset(seen), policy) if len(seen) else ()
+
+    def _assumption(self) -> str:
+        """What the certificate takes for granted."""
+        request = self.trace.provenance.get("request", {})
+        name = request.get("workload", {}).get("name", "this workload")
+        generated = bool(self.trace.generated.any())
+        forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
+        said = f"{forced}, on documents drawn like those of {name}, each document counting once"
+        if self.floor.clip is not None:
+            said += f"; a token's loss is cut to 0 to {self.floor.clip:g} nats"
+        if self.pricing.batch > 1:
+            said += "; quality is that of the exits the policy itself asks for, not of a batch that waits"
+        return said
+
+    def _front(self, pool: Pool) -> tuple[FrontPoint, ...]:
+        """The Pareto front on the search documents, the full model first, thinned to some places."""
+        plain = Scored("full model", Never(), 0.0, self.pricing.plain, 0.0)
+        front = front_of([plain, *pool.found])
+        step = max(1, math.ceil(len(front) / FRONT_POINTS))
+        kept = front[::step] if (len(front) - 1) % step == 0 else [*front[::step], front[-1]]
+        return tuple(
+            FrontPoint(
+                policy=str(scored.policy),
+                risk=scored.risk,
+                quality=risk_to_quality(self.floor, scored.risk),
+                seconds_per_token=scored.cost,
+                net_speedup=self.pricing.plain / scored.cost,
+                skip_ratio=scored.skip_ratio,
+            )
+            for scored in kept
+        )
+
+
+def require_model(tuned: Tuned, trace: Trace) -> None:
+    """Raise InputError if a policy was tuned for another model or precision than the trace's."""
+    request = trace.provenance.get("request", {})
+    other = {**request.get("model", {}), "dtype": request.get("dtype")}
+    for key, what in (("fingerprint", "another model"), ("dtype", "another precision")):
+        if tuned.model.get(key) != other.get(key):
+            raise InputError(
+                f"the policy was tuned for {what}: {tuned.model.get('name')} ({tuned.model.get('dtype')})",
+                where=f"{trace.folder or 'the trace'} is of {other.get('name')} ({other.get('dtype')})",
+                fix="tune a policy on a trace of this model",
+            )

@@ -1,0 +1,110 @@
+"""A tuned policy on disk: everything the tuner said, sealed with its own SHA-256."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
+
+SCHEMA_VERSION = 2
+KIND = "tuned"
+SEAL = "sha256"
+
+ESTIMATES = ("quality", "skip_ratio", "net_speedup", "seconds_per_token")
+
+
+def to_json(tuned: Tuned) -> dict[str, Any]:
+    """The JSON object of a tuned policy, without its seal; "policy" is the policy's text."""
+    fields = asdict(tuned)
+    text = fields.pop("policy_text")
+    # Through JSON once, so that tuples and lists seal alike.
+    value: dict[str, Any] = json.loads(
+        canonical_json({"schema_version": SCHEMA_VERSION, "kind": KIND, "policy": text, **fields})
+    )
+    return value
+
+
+def write_tuned(path: Path, tuned: Tuned) -> None:
+    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
+    value = to_json(tuned)
+    write_json_atomically(path, {**value, SEAL: seal_of(value)})
+
+
+def seal_of(value: dict[str, Any]) -> str:
+    """SHA-256 of everything in the file but the seal itself."""
+    return sha256_of_text(canonical_json({key: part for key, part in value.items() if key != SEAL}))
+
+
+def is_tuned_file(path: Path) -> bool:
+    """Whether a file calls itself a tuned policy, of whatever version."""
+    try:
+        return bool(_read_object(path).get("kind") == KIND)
+    except InputError:
+        return False
+
+
+def read_tuned(path: str | Path) -> Tuned:
+    """The tuned policy that `write_tuned` wrote.
+
+    Raises InputError for a file that is none, that a newer offramp wrote, or that was changed since.
+    """
+    path = Path(path)
+    value = _read_object(path)
+    if value.get("kind") != KIND:
+        raise InputError(
+            "the file holds no tuned policy", where=str(path), fix="give what offramp tune -o wrote"
+        )
+    version = value.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise InputError(
+            f"the tuned policy has schema version {version}; this offramp reads up to {SCHEMA_VERSION}",
+            where=str(path),
+            fix="upgrade offramp: pip install --upgrade offramp",
+        )
+    if value.get(SEAL) != seal_of(value):
+        raise InputError(
+            "the tuned policy was edited since it was written (SHA-256 differs)",
+            where=str(path),
+            fix="run offramp tune again: a certificate holds only for the policy that was tested",
+        )
+    return _from_json(value)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"the policy file cannot be read: {error.strerror}", where=str(path), fix="check the path"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            "the policy file is no JSON", where=f"{path}: {error}", fix="give what offramp tune -o wrote"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(
+            "the policy file holds no JSON object", where=str(path), fix="give what offramp tune -o wrote"
+        )
+    return value
+
+
+def _from_json(value: dict[str, Any]) -> Tuned:
+    fields = {key: part for key, part in value.items() if key not in ("schema_version", "kind", SEAL)}
+    fields["policy_text"] = fields.pop("policy")
+    fields["floor"] = Floor(**fields["floor"])
+    fields["certificate"] = Certificate(**fields["certificate"])
+    fields |= {name: Estimate(**fields[name]) for name in ESTIMATES}
+    fields["front"] = tuple(FrontPoint(**point) for point in fields["front"])
+    fields["shift"] = tuple(
+        Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]
+    )
+    fields["document_digests"] = {
+        role: tuple(digests) for role, digests in fields["document_digests"].items()
+    }
+    return Tuned(**fields)

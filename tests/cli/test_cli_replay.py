@@ -1,0 +1,126 @@
+"""`offramp replay` on hardware, with strategies, batches and the bill, and the lists that go with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import offramp
+from command_line import run_offramp
+from offramp.costs.hardware import machine_names
+from offramp.policies.signals import SIGNALS
+
+POLICY = "threshold:signal=max_prob,value=0.06,exits=1+2+3"
+
+
+@pytest.fixture(scope="module")
+def trace(finished_run: Path) -> Path:
+    """The trace of texts of the finished run."""
+    (folder,) = (path for path in (finished_run / "traces" / "tiny").iterdir() if path.name != "chat")
+    return folder
+
+
+def test_a_machine_gives_seconds_and_the_function_the_same(trace: Path) -> None:
+    command = ["replay", trace, "--policy", POLICY, "--hardware", "h100", "--kv", "recompute"]
+    value = run_offramp(*command, "--json").require(0).json
+    result = offramp.replay(
+        offramp.Trace.load(trace), offramp.parse_policy(POLICY), machine="h100", kv="recompute"
+    )
+    assert value["predicted_seconds_per_token"] == result.seconds_per_token
+    assert value["plain_seconds_per_token"] == result.plain_seconds_per_token
+    assert value["predicted_speedup"] == result.predicted_speedup
+    assert (value["basis"], value["kv"], value["batch"]) == ("h100", "recompute", 1)
+    shown = run_offramp(*command).require(0).out
+    assert "predicted speed (h100)" in shown
+    assert "predicted time per token" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_bill_is_printed_line_by_line(trace: Path) -> None:
+    command = ["replay", trace, "--policy", POLICY, "--explain"]
+    value = run_offramp(*command, "--json").require(0).json
+    bill = value["bill"]
+    assert math.fsum(line["count"] * line["price"] for line in bill["lines"]) == bill["total"]
+    assert bill["plain"] / bill["total"] == value["predicted_speedup"]
+    shown = run_offramp(*command).require(0).out
+    for line in bill["lines"]:
+        assert line["part"] in shown
+        assert f"{line['count']:,}" in shown
+    assert "full model / total" in shown
+    assert f"{bill['speedup']:.4f}" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "bill" not in run_offramp(*command[:-1], "--json").require(0).json
+
+
+def test_batches_and_speculation(trace: Path) -> None:
+    command = ["replay", trace, "--policy", POLICY, "--json"]
+    batch = run_offramp(*command, "--batch", 4, "--batching", "rebatch").require(0).json
+    assert (batch["batch"], batch["batching"]) == (4, "rebatch")
+    drafted = run_offramp(*command, "--kv", "speculate", "--draft-length", 2).require(0).json
+    assert drafted["agreement"] == 1.0
+    shown = run_offramp(*command[:-1], "--batch", 4).require(0).out
+    assert "batch 4 in lockstep" in " ".join(shown.split())
+
+
+def test_own_timings_from_a_file(trace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "engine.toml"
+    text = 'kind = "timings"\nname = "engine"\nsource = "profiled"\ndtype = "float32"\nlayers = 4\n'
+    path.write_text(
+        text + "[[batch]]\nsize = 1\nlayer = 0.5\nhead = 1.0\noverhead = 0.25\n", encoding="utf-8"
+    )
+    command = ["replay", trace, "--hardware", path, "--json", "--policy"]
+    value = run_offramp(*command, "static:exit=2").require(0).json
+    assert value["basis"] == "engine"
+    assert value["plain_seconds_per_token"] == pytest.approx(3.25e-3)
+    path.write_text(text + "[[batch]]\nsize = 1\nlayer = -0.5\nhead = 1.0\n", encoding="utf-8")
+    error = run_offramp(*command, "static:exit=2").require(2).json["error"]
+    assert error["where"] == str(path)
+    assert "batch[0].layer is -0.5" in error["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--hardware", "h1000"], "did you mean h100"),
+        (["--hardware", "absent.toml"], "cannot be read"),
+        (["--kv", "propogate"], "did you mean 'propagate'"),
+        (["--kv", "monotone"], "lets tokens go deeper"),
+        (["--kv", "speculate", "--batch", "2"], "one sequence at a time"),
+        (["--batch", "0"], "a batch of 0"),
+        (["--batch", "5000"], "needs as many documents"),
+        (["--batching", "none"], "unknown batching"),
+    ],
+)
+def test_options_that_do_not_fit_end_with_code_2(trace: Path, options: list[str], what: str) -> None:
+    refused = run_offramp("replay", trace, "--policy", POLICY, *options).require(2)
+    assert what in refused.err
+
+
+def test_hardware_that_was_not_measured_names_the_command(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    refused = run_offramp("replay", trace, "--policy", POLICY, "--hardware", "local").require(2)
+    assert "offramp hardware measure" in refused.err
+
+
+def test_an_oracle_is_marked(trace: Path) -> None:
+    command = ["replay", trace, "--policy", "oracle:which=saturation"]
+    assert run_offramp(*command, "--json").require(0).json["reachable"] is False
+    assert "oracle: it looks at what no decoder knows" in " ".join(run_offramp(*command).out.split())
+
+
+def test_the_lists_of_hardware_and_signals() -> None:
+    machines = run_offramp("list", "hardware", "--json").require(0).json["hardware"]
+    assert {row["name"] for row in machines} == set(machine_names())
+    assert all(row["source"] for row in machines)
+    signals = run_offramp("list", "signals", "--json").require(0).json["signals"]
+    assert [row["name"] for row in signals] == list(SIGNALS)
+    by_name = {row["name"]: row for row in signals}
+    assert by_name["margin"]["recorded"] == "always"
+    assert by_name["margin"]["probe"] == "full head"
+    assert by_name["restricted_margin"]["recorded"] == "--signals restricted"
+    assert by_name["correctness"]["recorded"] == "--heads FILE"
+    assert "arXiv 2207.07061" in run_offramp("list", "signals").require(0).out

@@ -1,0 +1,196 @@
+"""Finding machines by name or file, and profiles from TOML with everything that can be wrong in them."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.costs import hardware
+from offramp.costs.contract import example_shape
+from offramp.costs.hardware import describe_machines, find_machine, machine_names
+from offramp.costs.profile_file import read_profile
+from offramp.costs.roofline import Roofline
+from offramp.errors import InputError
+
+ROOFLINE = """
+kind = "roofline"
+name = "card"
+description = "a card"
+source = "its data sheet"
+bytes_per_second = 1e12
+launch_seconds = 2e-6
+decision_seconds = 0
+[flops_per_second]
+float32 = 80e12
+bfloat16 = 160e12
+"""
+TIMINGS = """
+kind = "timings"
+name = "engine"
+source = "profiled"
+dtype = "bfloat16"
+layers = 4
+[[batch]]
+size = 8
+layer = 0.5
+head = 3
+token = 6.5
+key_value = 0.1
+lens = 0.05
+probes = { "full head" = 3.5, cosine = 0.01 }
+[[batch]]
+size = 1
+layer = [0.1, 0.2, 0.3, 0.4]
+head = 2
+token = 3.25
+key_value = 0.05
+lens = 0.05
+probes = { "full head" = 2.5, cosine = 0.01 }
+"""
+SHAPE = example_shape(4)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "machine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_roofline_file_is_read(tmp_path: Path) -> None:
+    machine = find_machine(str(written(tmp_path, ROOFLINE)))
+    expected = Roofline(
+        "card", "a card", "its data sheet", {"float32": 80e12, "bfloat16": 160e12}, 1e12, 2e-6, 0.0
+    )
+    assert machine == expected
+
+
+def test_a_timings_file_is_read_in_milliseconds(tmp_path: Path) -> None:
+    machine = find_machine(str(written(tmp_path, TIMINGS)))
+    one, eight = (machine.token_costs(SHAPE, 100, batch=batch) for batch in (1, 8))
+    np.testing.assert_allclose(one.layers, [0.1e-3, 0.2e-3, 0.3e-3, 0.4e-3])
+    np.testing.assert_allclose(eight.layers, 0.5e-3)
+    np.testing.assert_allclose(one.key_value, 0.05e-3)
+    assert (one.head, eight.head) == pytest.approx((2e-3, 3e-3))
+    # What is left of the whole step beside its layers and head.
+    assert (one.overhead, eight.overhead) == pytest.approx((0.25e-3, 1.5e-3))
+    assert one.plain == pytest.approx(3.25e-3)
+    assert one.probes["full head"] == pytest.approx(2.5e-3)
+    assert one.probes["cosine"] == pytest.approx(0.01e-3)
+    assert (machine.name, machine.source, machine.kind) == ("engine", "profiled", "timings")
+
+
+def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
+    text = TIMINGS.split("[[batch]]")[0] + "[[batch]]\nsize = 1\nlayer = 0.5\nhead = 3\n"
+    costs = read_profile(written(tmp_path, text)).token_costs(SHAPE, 10)
+    assert costs.overhead == 0.0
+    assert 0 < costs.key_value[0] < costs.layers[0]
+    assert 0 < costs.probes["cosine"] < costs.probes["restricted head"]
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "what"),
+    [
+        (ROOFLINE, "bytes_per_second = 1e12\n", "", "bytes_per_second is missing"),
+        (ROOFLINE, "= 1e12", "= -1e12", "bytes_per_second is -1"),
+        (ROOFLINE, "= 1e12", "= 0", "bytes_per_second is 0"),
+        (ROOFLINE, "= 1e12", "= nan", "bytes_per_second is nan"),
+        (ROOFLINE, "= 1e12", "= inf", "bytes_per_second is inf"),
+        (ROOFLINE, "= 1e12", '= "fast"', "bytes_per_second is 'fast'"),
+        (ROOFLINE, "= 1e12", "= true", "bytes_per_second is True"),
+        (ROOFLINE, "decision_seconds = 0", "decision_seconds = -1e-6", "decision_seconds is -1e-06"),
+        (ROOFLINE, "bfloat16 = 160e12", "", "flops_per_second.bfloat16 is missing"),
+        (ROOFLINE, "bfloat16 = 160e12", "bfloat16 = 1\nint8 = 1", "flops_per_second.int8 is no entry"),
+        (ROOFLINE, "decision_seconds = 0", "decision_seconds = 0\nwatts = 3", "watts is no entry"),
+        (ROOFLINE, '"card"', '""', "name is ''"),
+        (ROOFLINE, '"roofline"', '"rooflin"', "kind is 'rooflin'"),
+        (ROOFLINE, "[flops_per_second]", "flops_per_second = 3\n[other]", "flops_per_second is no table"),
+        (TIMINGS, "layers = 4", "layers = 0", "layers is 0"),
+        (TIMINGS, "layers = 4", "layers = 5", r"batch\[1\].layer holds 4 times"),
+        (TIMINGS, "head = 2", "head = 0", r"batch\[1\].head is 0"),
+        (TIMINGS, "layer = 0.5", "layer = 0", r"batch\[0\].layer is 0"),
+        (TIMINGS, "head = 2", "head = -2", r"batch\[1\].head is -2"),
+        (TIMINGS, "head = 2\n", "", r"batch\[1\].head is missing"),
+        (TIMINGS, "0.2, 0.3", "nan, 0.3", r"batch\[1\].layer is nan"),
+        (TIMINGS, "size = 8", "size = 1", "the size 1 twice"),
+        (TIMINGS, "size = 8", "size = 1.5", r"batch\[0\].size is 1.5"),
+        (TIMINGS, "token = 3.25\n", "", r"batch\[1\].token is missing"),
+        (TIMINGS, "token = 3.25", "token = 2.9", r"batch\[1\].token is less than the layers and the head"),
+        (TIMINGS, "token = ", "overhead = 0.1\ntoken = ", r"batch\[0\].token stands beside overhead"),
+        (TIMINGS, "key_value = 0.05\n", "", r"batch\[1\].key_value is missing"),
+        (TIMINGS, "2.5, cosine = 0.01", "2.5", '"cosine" is missing at batch size 1'),
+        (TIMINGS, "2.5, cosine", "2.5, cosin", r"batch\[1\].probes.cosin is no entry"),
+        (TIMINGS, '"full head" = 2.5', '"full head" = -2.5', r"batch\[1\].probes.full head is -2.5"),
+        (TIMINGS, "size = 8", "size = 8\nwatts = 3", r"batch\[0\].watts is no entry"),
+        (TIMINGS, '"bfloat16"', '"int8"', "dtype is 'int8'"),
+        (TIMINGS, "[[batch]]", "[[batches]]", "batch is missing"),
+        (TIMINGS, "kind =", "kind", "no TOML"),
+    ],
+)
+def test_a_wrong_entry_is_refused_with_file_and_key(
+    tmp_path: Path, text: str, old: str, new: str, what: str
+) -> None:
+    assert old in text
+    path = written(tmp_path, text.replace(old, new))
+    with pytest.raises(InputError, match=what) as error:
+        find_machine(str(path))
+    assert error.value.where == str(path)
+    assert error.value.fix
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        find_machine(str(tmp_path / "absent.toml"))
+    path = tmp_path / "machine.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read"):
+        find_machine(str(path))
+
+
+def test_an_unknown_name_is_refused_with_near_matches() -> None:
+    with pytest.raises(InputError, match=r"unknown hardware 'H10O'(.|\n)*did you mean h100"):
+        find_machine("H10O")
+    assert machine_names()[-1] == "local"
+
+
+def test_local_needs_a_model_and_its_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="belongs to a model"):
+        find_machine("local")
+    with pytest.raises(InputError, match="offramp hardware measure"):
+        find_machine("local", model_fingerprint="0" * 64, dtype="float32")
+
+
+def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Roofline("card", "a card", "made", {"float32": 1.0, "bfloat16": 1.0}, 1.0, 0.0, 0.0)
+    loaded: dict[str, Any] = {"card": card, "text": "no machine", "kind": Roofline}
+
+    class Point:
+        def __init__(self, name: str) -> None:
+            self.name, self.value = name, f"package:{name}"
+
+        def load(self) -> Any:
+            return loaded[self.name]
+
+    points = {name: Point(name) for name in loaded}
+    points["broken"] = EntryPoint("broken", "no_such_package:machine", hardware.ENTRY_POINTS)  # type: ignore[assignment]
+    monkeypatch.setattr(hardware, "entry_points", lambda group: list(points.values()))
+    assert find_machine("card") is card
+    assert "card" in machine_names()
+    for name, what in {
+        "text": "is a str, no machine",
+        "kind": "no machine",
+        "broken": "cannot be loaded",
+    }.items():
+        with pytest.raises(InputError, match=what):
+            find_machine(name)
+
+
+def test_the_list_tells_what_and_where_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    rows = describe_machines()
+    assert [row.name for row in rows] == machine_names()
+    assert all(row.description and row.source for row in rows)

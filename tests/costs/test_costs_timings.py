@@ -1,0 +1,224 @@
+"""Timings of one model as a machine: interpolation by hand and by property, derivation, JSON, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.costs import counting
+from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes
+from offramp.costs.timings import TimingsProfile, Work, attended_before, work_ratio
+from offramp.errors import InputError
+from offramp.models.shape import LayerShape, ModelShape
+
+LAYER = LayerShape("attention", 1000, 1000, 200, 20, 10, None, 0)
+SHAPE = ModelShape((LAYER, dataclasses.replace(LAYER, window=5)), 10, 5000, 10, 50_000, 4)
+
+
+def profile(**changes: Any) -> TimingsProfile:
+    values: dict[str, Any] = {
+        "name": "hand",
+        "source": "made up",
+        "dtype": "float32",
+        "layers_count": 2,
+        "batches": (1, 4, 8),
+        "layer_seconds": [[1.0, 2.0], [4.0, 5.0], [6.0, 7.0]],
+        "layer_seconds_per_position": [[0.1, 0.2], [0.1, 0.2], [0.3, 0.2]],
+        "head_seconds": [10.0, 16.0, 20.0],
+        "probe_seconds": {name: [1.0 + place, 2.0 + place, 2.0 + place] for place, name in enumerate(PROBES)},
+        "lens_seconds": [0.5, 0.8, 1.6],
+        "key_value_seconds": [[0.2, 0.3], [0.5, 0.6], [0.9, 1.0]],
+        "key_value_seconds_per_position": [[0.0, 0.01]] * 3,
+        "overhead_seconds": [3.0, 3.0, 5.0],
+    }
+    return TimingsProfile(**(values | changes))
+
+
+def test_a_step_at_a_timed_batch_size_by_hand() -> None:
+    costs = profile().token_costs(SHAPE, 20, batch=1)
+    # The second layer's window lets it attend to 4 earlier positions, not 20.
+    assert costs.layers == pytest.approx([1.0 + 0.1 * 20, 2.0 + 0.2 * 4])
+    assert costs.key_value == pytest.approx([0.2, 0.3 + 0.01 * 4])
+    assert (costs.head, costs.exit_head, costs.overhead) == (10.0, 10.0, 3.0)
+    assert costs.plain == pytest.approx(3.0 + 3.0 + 2.8 + 10.0)
+    assert (costs.unit, costs.batch) == ("seconds", 1)
+
+
+def test_between_batch_sizes_on_a_straight_line_by_hand() -> None:
+    costs = profile().token_costs(SHAPE, 0, batch=2)
+    assert costs.layers == pytest.approx([2.0, 3.0])
+    assert costs.head == pytest.approx(12.0)
+    assert profile().token_costs(SHAPE, 0, batch=6).head == pytest.approx(18.0)
+
+
+def test_beyond_the_largest_batch_size_by_hand() -> None:
+    costs = profile().token_costs(SHAPE, 0, batch=32)
+    assert costs.head == pytest.approx(20.0 + 6 * 4.0)
+    assert costs.layers == pytest.approx([6.0 + 6 * 2.0, 7.0 + 6 * 2.0])
+    falling = profile(head_seconds=[10.0, 30.0, 20.0]).token_costs(SHAPE, 0, batch=32)
+    assert falling.head == 20.0
+
+
+def test_below_the_smallest_batch_size_its_own_time() -> None:
+    timed = profile(batches=(2, 4, 8))
+    assert timed.token_costs(SHAPE, 0, batch=1).head == timed.token_costs(SHAPE, 0, batch=2).head == 10.0
+
+
+def test_the_lens_is_added_to_what_reads_logits() -> None:
+    plain, through = (profile().token_costs(SHAPE, 0, lens=lens) for lens in (False, True))
+    assert through.exit_head == plain.exit_head + 0.5
+    assert through.head == plain.head
+    for name, kind in PROBES.items():
+        assert through.probes[name] == pytest.approx(plain.probes[name] + (0.5 if kind.reads_logits else 0.0))
+
+
+@given(
+    seconds=st.lists(st.floats(0.0, 1e3), min_size=3, max_size=3).map(sorted),
+    batches=st.lists(st.integers(1, 64), min_size=3, max_size=3, unique=True).map(sorted),
+    asked=st.lists(st.integers(1, 256), min_size=2, max_size=2).map(sorted),
+)
+def test_rising_tables_give_rising_times(seconds: list[float], batches: list[int], asked: list[int]) -> None:
+    timed = profile(batches=tuple(batches), head_seconds=seconds)
+    low, high = (min(batch, 4 * batches[-1]) for batch in asked)
+    prices = [timed.token_costs(SHAPE, 0, batch=batch).head for batch in (low, high)]
+    assert prices[0] <= prices[1] * (1 + 1e-12)
+    for batch, value in zip(batches, seconds, strict=True):
+        assert timed.token_costs(SHAPE, 0, batch=batch).head == pytest.approx(value)
+
+
+@given(positions=st.lists(st.floats(0, 1e5), min_size=2, max_size=2).map(sorted), batch=st.integers(1, 32))
+def test_a_later_position_never_costs_less(positions: list[float], batch: int) -> None:
+    earlier, later = (profile().token_costs(SHAPE, position, batch=batch) for position in positions)
+    assert (earlier.layers <= later.layers).all()
+    assert (earlier.key_value <= later.key_value).all()
+
+
+def test_a_probe_that_was_not_timed_is_derived_from_the_nearest_one_and_said_so() -> None:
+    timed = {"full head": [8.0, 9.0, 9.0], "network": [1.0, 1.0, 1.0]}
+    machine = profile(probe_seconds=timed)
+    sizes = ProbeSizes()
+    known, wanted = PROBES["network"], PROBES["candidates"]
+    ratio = max(
+        wanted.flops(SHAPE, sizes) / known.flops(SHAPE, sizes),
+        wanted.bytes(SHAPE, sizes) / known.bytes(SHAPE, sizes),
+    )
+    costs = machine.token_costs(SHAPE, 0)
+    assert costs.probes["candidates"] == pytest.approx(1.0 * ratio)
+    assert costs.probes["full head"] == 8.0
+    (note,) = machine.notes
+    assert note.startswith("not timed: restricted head, candidates, cosine, classifier;")
+    assert profile().notes == ()
+
+
+def test_a_lens_and_a_repair_that_were_not_timed_are_derived() -> None:
+    machine = profile(
+        probe_seconds={}, lens_seconds=None, key_value_seconds=None, key_value_seconds_per_position=None
+    )
+    costs = machine.token_costs(SHAPE, 0, lens=True)
+    lens = costs.exit_head - costs.head
+    assert lens == pytest.approx(10.0 * lens_bytes(SHAPE) / counting.head_bytes(SHAPE), rel=0.1)
+    share = counting.key_value_bytes(SHAPE, 0) / counting.layer_bytes(SHAPE, 0)
+    assert costs.key_value == pytest.approx(np.array([1.0, 2.0]) * share)
+    assert len(machine.notes) == 2
+
+
+def test_other_probe_sizes_scale_the_timed_probe() -> None:
+    half = ProbeSizes(shortlist=1024)
+    price = profile().token_costs(SHAPE, 0, sizes=half).probes["restricted head"]
+    assert price == pytest.approx(2.0 / 2, rel=0.01)
+
+
+def test_the_work_ratio_is_that_of_the_slower_resource() -> None:
+    assert work_ratio(Work(6.0, 8.0), Work(3.0, 2.0)) == 4.0
+    assert work_ratio(Work(6.0, 8.0), Work(3.0, 0.0)) == 2.0
+
+
+def test_earlier_positions_attended_to() -> None:
+    assert attended_before(LAYER, 20) == 20
+    assert attended_before(SHAPE.layers[1], 20) == 4
+    assert attended_before(SHAPE.layers[1], 2) == 2
+
+
+def test_json_gives_the_same_profile_back() -> None:
+    machine = profile(details={"rounds": 3}, sizes=ProbeSizes(shortlist=100))
+    value = json.loads(json.dumps(machine.to_json()))
+    again = TimingsProfile.from_json(value)
+    assert again.to_json() == machine.to_json()
+    assert again.sizes.shortlist == 100
+    for position in (0, 77):
+        first, second = (m.token_costs(SHAPE, position, batch=5, lens=True) for m in (machine, again))
+        assert (first.layers == second.layers).all()
+        assert (first.key_value == second.key_value).all()
+        assert first.probes == second.probes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema 2"),
+        ({"kind": "roofline"}, "kind 'roofline'"),
+        ({"extra": 1}, "missing or unknown entry.*extra"),
+    ],
+)
+def test_json_of_another_kind_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TimingsProfile.from_json(profile().to_json() | change)
+
+
+def test_json_with_a_missing_entry_is_refused() -> None:
+    value = profile().to_json()
+    del value["head_seconds"]
+    with pytest.raises(InputError, match=r"missing or unknown entry.*head_seconds"):
+        TimingsProfile.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_seconds": [1.0, 2.0]}, r"head_seconds has the shape \[2\] instead of \[3\]"),
+        ({"layer_seconds": [[1.0, 2.0]]}, "layer_seconds has the shape"),
+        ({"overhead_seconds": [1.0, -2.0, 3.0]}, "overhead_seconds holds a negative time"),
+        ({"lens_seconds": [1.0, float("nan"), 3.0]}, "lens_seconds holds .* not finite"),
+        ({"head_seconds": ["fast", 1.0, 1.0]}, "head_seconds holds something that is no number"),
+        ({"batches": (4, 1, 8)}, "do not rise"),
+        ({"batches": (0, 1, 8)}, "do not rise"),
+        ({"probe_seconds": {"full heed": [1.0, 1.0, 1.0]}}, "no kind of probe 'full heed'"),
+        ({"head_seconds": None}, "head_seconds has the shape"),
+    ],
+)
+def test_bad_tables_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        profile(**change)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 33])
+def test_a_batch_that_the_timings_do_not_reach_is_refused(batch: int) -> None:
+    with pytest.raises(InputError, match=f"no timings for batch size {batch}"):
+        profile().token_costs(SHAPE, 0, batch=batch)
+
+
+def test_one_timed_batch_size_gives_no_line_to_larger_ones() -> None:
+    names = ("layer_seconds", "layer_seconds_per_position", "head_seconds", "overhead_seconds")
+    one = {name: getattr(profile(), name)[:1] for name in (*names, "lens_seconds", "key_value_seconds")}
+    machine = profile(batches=(1,), probe_seconds={}, key_value_seconds_per_position=None, **one)
+    assert machine.token_costs(SHAPE, 0, batch=1).head == 10.0
+    with pytest.raises(InputError, match="reach from 1 to 1"):
+        machine.token_costs(SHAPE, 0, batch=2)
+
+
+def test_another_model_or_position_is_refused() -> None:
+    with pytest.raises(InputError, match="2 layers, this one has 1"):
+        profile().token_costs(dataclasses.replace(SHAPE, layers=(LAYER,)), 0)
+    with pytest.raises(InputError):
+        profile().token_costs(SHAPE, float("nan"))
+
+
+def test_tables_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        profile().layer_seconds[0, 0] = 5.0

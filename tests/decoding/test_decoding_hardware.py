@@ -1,0 +1,356 @@
+"""Measuring a machine on tiny models: what runs in each step, what is left behind, how tables are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import offramp.decoding.hardware
+from offramp.costs.machine import Machine
+from offramp.costs.probes import PROBES
+from offramp.decoding.cut import cut_after_cache_update
+from offramp.decoding.hardware import BUSY, measure_hardware, timing_positions
+from offramp.decoding.session import KindOfStep, Session
+from offramp.decoding.stopwatch import StepTimes, Stopwatch, note_cost
+from offramp.decoding.stream import cache_keyword, prefill, widen
+from offramp.decoding.timed_probes import LENS, build_probes, probe_sizes
+from offramp.decoding.timing_tables import PLAIN, PROBED, Samples, build_tables
+from offramp.errors import InputError, ModelError
+from offramp.models.model import Model
+from offramp.models.shape import LayerShape, ModelShape
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
+
+from tracing_models import build_family, llama, tiny_model
+
+LAYERS = 4
+
+
+def left_behind(model: Model) -> int:
+    """Hooks and replaced methods on any module."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in module.__dict__)
+        for module in model.hf.modules()
+    )
+
+
+def counted_layers(model: Model) -> tuple[list[int], Callable[[], None]]:
+    """Indices of the layers that a test's own hooks see, and a function that removes the hooks."""
+    seen: list[int] = []
+
+    def hook(index: int) -> Any:
+        return lambda module, arguments, output: seen.append(index)
+
+    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(model.stack.layers)]
+    return seen, lambda: [handle.remove() for handle in handles] and None
+
+
+def step_of(kind: KindOfStep, model: Model) -> tuple[Session, StepTimes, frozenset[int], Any]:
+    session = Session(model, (1, 2), (4, 8))
+    stream = widen(session.singles[8], 2)
+    times, cut = session._run(stream, kind)
+    return session, times, cut, stream
+
+
+def test_a_tiny_model_end_to_end() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    progress: list[float] = []
+    profile = measure_hardware(model, budget_seconds=0.3, batches=(1, 2), progress=progress.append)
+    machine: Machine = profile
+    costs = machine.token_costs(model.shape, 20, batch=1)
+    assert profile.layers_count == model.layers
+    assert set(profile.probe_seconds) == set(PROBES)
+    assert profile.lens_seconds is not None
+    assert set(profile.notes) <= {BUSY}
+    assert 1e-6 < costs.layers.min() < costs.layers.max() < 1.0
+    assert costs.probes["full head"] > 0
+    assert all(seconds > 0 for seconds in costs.probes.values())
+    assert (costs.key_value < costs.layers + 1.0).all()
+    assert costs.overhead > 0
+    assert len(progress) == profile.details["rounds"] >= 3
+    assert progress == sorted(progress)
+    details = profile.details
+    assert details["machine"]["threads"] == torch.get_num_threads()
+    assert details["model"]["fingerprint"] == model.identity.fingerprint
+    assert details["samples"]["2"]["head"]["count"] == 2 * details["rounds"]
+    assert details["check"]["parts_over_step"]["1"] == pytest.approx(1.0, abs=0.9)
+    assert left_behind(model) == 0
+
+
+@pytest.mark.parametrize("name", [PLAIN, PROBED])
+def test_every_step_runs_each_layer_once_and_probes_add_none(name: str) -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    seen, remove = counted_layers(model)
+    session = Session(model, (1, 2), (4, 8))
+    stream = widen(session.singles[8], 2)
+    seen.clear()
+    for step in range(5):
+        times, cut = session._run(stream, KindOfStep(name))
+        assert seen == list(range(model.layers))
+        assert len(times.layers) == model.layers
+        assert (times.position, cut) == (8 + step, frozenset())
+        assert bool(times.probes) == (name == PROBED)
+        seen.clear()
+    remove()
+    assert stream.cache.get_seq_length() == stream.length == 13
+    assert stream.cache.layers[0].keys.shape[0] == stream.batch == 2
+    assert left_behind(model) == 0
+
+
+def test_a_plain_step_chooses_the_tokens_that_generate_does() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    stream = prefill(model, cache_keyword(model), 1, 12)
+    stopwatch = Stopwatch(model.stack)
+    ids = torch.randint(model.shape.vocabulary_size, (1, 12), generator=torch.Generator().manual_seed(12))
+    mask = torch.ones_like(ids)
+    expected = model.hf.generate(
+        ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0
+    )
+    written = [int(stream.tokens)]
+    for _ in range(5):
+        stopwatch.start()
+        with stopwatch.attached():
+            stream.step(stopwatch)
+        written.append(int(stream.tokens))
+    assert written == expected[0, 12:].tolist()
+
+
+def test_cut_layers_write_the_keys_and_values_of_the_state_they_are_given() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    session, times, cut, stream = step_of(KindOfStep("cut 2", 2), model)
+    assert cut == {2, 3}
+    assert len(times.layers) == model.layers
+    # By hand: the state after layer 2 goes into the norm and K projection of layers 3 and 4.
+    before = widen(session.singles[8], 2)
+    states: list[torch.Tensor] = []
+    handle = model.stack.layers[1].register_forward_hook(
+        lambda module, arguments, output: states.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        model.hf(input_ids=before.tokens, use_cache=True, **{before.keyword: before.cache})
+    handle.remove()
+    for index in (2, 3):
+        layer: Any = model.stack.layers[index]
+        values = layer.self_attn.v_proj(layer.input_layernorm(states[0]))
+        kept = stream.cache.layers[index].values[:, :, -1]
+        assert torch.equal(kept.flatten(1), values[:, 0])
+    assert stream.cache.get_seq_length() == 9
+    assert left_behind(model) == 0
+    assert "update" not in stream.cache.__dict__
+
+
+def test_an_error_within_a_cut_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    stream = prefill(model, cache_keyword(model), 1, 8)
+    stopwatch = Stopwatch(model.stack)
+    stopwatch.start()
+    monkeypatch.setattr(model.stack.layers[3].mlp, "forward", lambda values: values.missing)
+    with (
+        pytest.raises(ModelError, match="decoding at position 8 fails: AttributeError"),
+        cut_after_cache_update(model.stack, stream.cache, {1}, stopwatch) as cut,
+        stopwatch.attached(),
+    ):
+        stream.step(stopwatch)
+    monkeypatch.undo()
+    assert cut == {1}
+    assert left_behind(model) == 0
+
+
+def test_a_stream_that_grew_is_filled_anew_within_the_context() -> None:
+    model = tiny_model(llama(max_position_embeddings=12))
+    session = Session(model, (1, 2), timing_positions(12))
+    assert session.positions == (3, 9)
+    lengths = []
+    for _ in range(8):
+        stream = session._fresh((2, 9))
+        session._run(stream, KindOfStep(PLAIN))
+        lengths.append(stream.length)
+    assert lengths == [10, 11, 12] * 2 + [10, 11]
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.05, False), (0.8, True), (1.3, True)])
+def test_a_profile_from_a_busy_machine_says_so(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, said: bool
+) -> None:
+    check = {"parts_over_step": {"1": 1.0, "2": ratio}}
+    monkeypatch.setattr(offramp.decoding.hardware, "_self_check", lambda *arguments: check)
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
+    assert (BUSY in profile.notes) == said
+    assert profile.details["check"] == check
+
+
+def test_every_probe_gets_its_turn_in_a_model_of_few_layers() -> None:
+    session = Session(tiny_model(llama(num_hidden_layers=LAYERS)), (1,), (4, 8))
+    placed = [session._placed_probes(1) for _ in range(4)]
+    assert {place for one in placed for place in one} <= {1, 2}
+    assert {name for one in placed for name, _ in one.values()} == {*PROBES, LENS}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_probes_run_on_a_batch_and_answer_once_per_sequence(batch: int) -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    hidden = torch.randn(batch, 1, model.shape.hidden_size)
+    probes = build_probes(model, probe_sizes(model))
+    for name, probe in probes.items():
+        answer = probe(hidden, torch.randn_like(hidden))
+        if name == LENS:
+            assert answer.shape == hidden.shape
+        elif name == "full head":
+            shares = model.stack.readout(hidden)[:, -1].softmax(-1)
+            best = shares.topk(2).values
+            expected = [
+                best[:, 0],
+                best[:, 0] - best[:, 1],
+                torch.distributions.Categorical(shares).entropy(),
+                shares.argmax(-1).float(),
+            ]
+            for facts, reference in zip(answer, expected, strict=True):
+                assert facts == pytest.approx(reference.tolist(), rel=1e-4, abs=1e-6)
+        else:
+            assert len(answer) == batch
+            assert all(isinstance(one, bool) for one in answer)
+
+
+def test_the_parts_of_a_step_add_up_to_the_whole() -> None:
+    _, times, _, _ = step_of(KindOfStep(PROBED), tiny_model(llama(num_hidden_layers=LAYERS)))
+    parts = sum(times.layers) + times.head + sum(times.probes.values()) + times.overhead
+    assert parts == pytest.approx(times.whole)
+    assert times.overhead > 0
+    assert 0 <= note_cost() < 1e-4
+
+
+SHAPE = ModelShape(
+    (LayerShape("attention", 1000, 1000, 200, 20, 10, None, 0),) * 2
+    + (
+        LayerShape("recurrent", 900, 900, 0, 0, 0, None, 50),
+        LayerShape("attention", 1000, 1000, 200, 20, 10, 5, 0),
+    ),
+    10,
+    50,
+    10,
+    500,
+    4,
+)
+
+
+def made_up_samples(noise: float = 0.0) -> Samples:
+    """Layers of 1, 2, 3, 4 s at position 0; +0.01 s a position; cut layers a tenth of that."""
+    samples = Samples(SHAPE, (1,), (64, 448))
+    random = np.random.default_rng(0)
+    for asked in (64, 448):
+        for position in range(asked, asked + 9):
+            attended = np.array([position, position, 0, min(position, 4)])
+            layers = np.array([1.0, 2.0, 3.0, 4.0]) + 0.01 * attended
+            noisy = layers + noise * random.standard_cauchy(4) ** 2
+            probes = {"cosine": 0.5, LENS: 0.25} if position % 2 else {"cosine": 0.7}
+            for kind, times, cut in (
+                (PLAIN, noisy, frozenset[int]()),
+                (PROBED, layers, frozenset[int]()),
+                ("cut 0", layers / 10, frozenset({0, 1, 3})),
+                ("cut 2", layers / 5, frozenset({3})),
+            ):
+                seconds = tuple(float(value) for value in times)
+                given = probes if kind == PROBED else {}
+                whole = sum(seconds) + 6.0 + 0.5 + sum(given.values())
+                samples.add(1, asked, kind, StepTimes(position, seconds, 6.0, given, whole), cut)
+    return samples
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_tables_from_made_up_samples_by_hand(noise: float) -> None:
+    tables = build_tables(made_up_samples(noise))
+    close: Any = lambda values: pytest.approx(values, rel=1e-2, abs=2e-5)  # noqa: E731
+    assert tables.arrays["layer_seconds"][0] == close([1.0, 2.0, 3.0, 4.04])
+    assert tables.arrays["layer_seconds_per_position"][0] == close([0.01, 0.01, 0.0, 0.0])
+    # The recurrent layer is charged whole, the last one as it is just above the deeper exit.
+    assert tables.arrays["key_value_seconds"][0] == close([0.1, 0.2, 3.0, 0.808])
+    assert tables.arrays["head_seconds"] == [6.0]
+    assert tables.arrays["overhead_seconds"] == close([0.5])
+    assert tables.arrays["probe_seconds"] == {"cosine": [pytest.approx(0.5, abs=0.21)]}
+    assert tables.arrays["lens_seconds"] == [0.25]
+    assert tables.notes == [
+        "1 recurrent layers are charged whole when skipped: their state moves only by running"
+    ]
+
+
+def test_layers_that_were_never_cut_take_their_share_and_a_note_says_so() -> None:
+    samples = made_up_samples()
+    samples.cut = {kind: frozenset() for kind in samples.cut}
+    tables = build_tables(samples)
+    whole, repair = tables.arrays["layer_seconds"][0], tables.arrays["key_value_seconds"][0]
+    assert 0 < repair[0] < 0.5 * whole[0]
+    assert repair[2] == pytest.approx(whole[2])
+    assert tables.notes[0].startswith("3 attention layers could not be stopped after their K,V")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mamba", "jamba", "deepseek_v32", "falcon_h1"])
+def test_other_families(family: str) -> None:
+    model = tiny_model(build_family(family))
+    profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
+    assert (profile.token_costs(model.shape, 100, batch=2).layers > 0).all()
+    kinds = {layer.kind for layer in model.shape.layers}
+    said = " ".join(profile.notes)
+    assert ("charged whole" in said) == bool(kinds & {"recurrent", "hybrid"})
+    assert ("could not be stopped" in said) == (family == "deepseek_v32")
+    assert left_behind(model) == 0
+
+
+@pytest.mark.parametrize("family", ["openai-gpt", "rwkv"])
+def test_a_model_without_a_cache_is_refused(family: str) -> None:
+    model = tiny_model(build_family(family))
+    with pytest.raises(ModelError, match="cannot decode token by token with a cache"):
+        measure_hardware(model, budget_seconds=0.05)
+
+
+def test_a_cache_that_is_not_read_is_found() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    forward = model.hf.forward
+
+    def forgetful(
+        input_ids: Any = None, cache: Any = None, past_key_values: Any = None, **options: Any
+    ) -> Any:
+        return forward(input_ids=input_ids, **options)
+
+    model.hf.forward = forgetful
+    with pytest.raises(ModelError, match="its logits with a cache differ"):
+        cache_keyword(model)
+
+
+def test_a_model_that_skips_layers_is_refused() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    longer = dataclasses.replace(model.stack, layers=(*model.stack.layers, model.stack.layers[0]))
+    stream = prefill(dataclasses.replace(model, stack=longer), cache_keyword(model), 1, 8)
+    stopwatch = Stopwatch(longer)
+    with pytest.raises(ModelError, match="ran 4 layers instead of 5"), stopwatch.attached():
+        stream.step(stopwatch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": ()}, "do not rise"),
+        ({"batches": (4, 1)}, "do not rise"),
+        ({"batches": (0, 1)}, "do not rise"),
+        ({"budget_seconds": 0}, "budget of 0"),
+        ({"budget_seconds": float("nan")}, "budget of nan"),
+    ],
+)
+def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        measure_hardware(tiny_model(llama(num_hidden_layers=LAYERS)), **options)
+
+
+def test_positions_fit_the_context() -> None:
+    assert timing_positions(None) == timing_positions(8192) == (64, 448)
+    assert timing_positions(128) == (32, 96)
+    assert timing_positions(8) == (2, 6)
+    with pytest.raises(ModelError, match="too short"):
+        timing_positions(7)

@@ -1,0 +1,113 @@
+"""Certificates in plain words, each case by hand."""
+
+from dataclasses import replace
+
+import answer_examples as answers
+import pytest
+
+from offramp.report.certificate import certificate_sentence, risk_text, short_certificate, status
+from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import Floor
+
+AGREEMENT = Floor("agreement", 0.99)
+NLL = Floor("nll", 0.05, clip=4.0)
+KL = Floor("kl", 0.1, clip=2.0)
+
+
+@pytest.mark.parametrize(
+    ("floor", "made", "changes", "state", "sentence"),
+    [
+        (
+            AGREEMENT,
+            answers.certificate(True, 300, 230),
+            {},
+            "certified",
+            "With 300 documents tested, this policy loses at most 1 % of tokens, with 90 % confidence, on "
+            "documents like these.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(False, 15, 230),
+            {},
+            "not certifiable",
+            # 0.1 ** (1 / 15) = 0.8577, rounded down: 0.858 could not be certified.
+            "Not certifiable: 15 documents, 230 needed; with so few, the best floor that could be "
+            "certified is 0.857.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(False, 300, 230),
+            {},
+            "not certified",
+            "Not certified: on 300 documents, none of the candidates tested (24) could be shown to keep 99 % "
+            "agreement.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(False, 300, 230, tested=0),
+            {},
+            "nothing to certify",
+            "Nothing to certify: no policy found keeps 99 % agreement and beats the full model.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(False, 300, 1, method="naive", delta=None),
+            {"policy_text": "static:exit=20"},
+            "no guarantee",
+            "No guarantee: on 300 documents this policy kept 99 % agreement, but nothing follows for others.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(False, 300, 1, method="naive", delta=None, risk_bound=None),
+            {},
+            "no guarantee",
+            "No guarantee, and no faster policy kept 99 % agreement on 300 documents.",
+        ),
+        (
+            NLL,
+            answers.certificate(True, 1, 1, method="hb", delta=0.05),
+            {},
+            "certified",
+            "With 1 document tested, this policy loses at most 0.050 nats of log-likelihood a token, each "
+            "token's counted up to 4.000 nats, with 95 % confidence, on documents like these.",
+        ),
+        (
+            KL,
+            answers.certificate(False, 15, 45, best_floor=0.2841),
+            {},
+            "not certifiable",
+            # A loss is rounded up, to the weaker side.
+            "Not certifiable: 15 documents, 45 needed; with so few, the best floor that could be "
+            "certified is 0.285 nats.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(True, 300, 100, method="crc", delta=None),
+            {},
+            "certified",
+            "With 300 documents tested, this policy loses at most 1 % of tokens, on average over such "
+            "calibrations, on documents like these.",
+        ),
+    ],
+)
+def test_sentences(floor, made, changes, state, sentence):
+    tuned = replace(answers.tuned(floor, made), **changes)
+    assert status(tuned) == state
+    assert certificate_sentence(tuned) == sentence
+
+
+def test_short_forms():
+    certified = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
+    assert short_certificate(certified) == "99 % agreement: certified on 300 documents, 3.4 % faster"
+    unseen = replace(certified, net_speedup=Estimate(None, undefined="no documents are left"))
+    assert short_certificate(unseen) == "99 % agreement: certified on 300 documents"
+    few = answers.tuned(AGREEMENT, answers.certificate(False, 15, 230))
+    assert short_certificate(few) == "99 % agreement: not certifiable (15 documents, 230 needed)"
+    lost = answers.tuned(AGREEMENT, answers.certificate(False, 300, 230))
+    assert short_certificate(lost) == "99 % agreement: not certified"
+
+
+def test_a_risk_is_a_share_of_tokens_or_nats():
+    assert risk_text(AGREEMENT, 0.0088) == "0.88 % of tokens"
+    assert risk_text(NLL, 0.0125) == "0.050 nats"
+    assert risk_text(NLL, None) == "none"

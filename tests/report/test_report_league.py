@@ -1,0 +1,182 @@
+"""The league: what is saved and spent adds up to the net speed; winners and losers are named."""
+
+import math
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import answer_examples as answers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_examples import example_run
+
+from offramp.policies import bill
+from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
+from offramp.report.sections.league import PARTS, balance_of, league_section, parts_of, summary_of
+from offramp.scoring.estimate import Estimate
+
+
+def section(*entries):
+    return league_section(replace(example_run().workloads[0], league=entries))
+
+
+@given(
+    layers=st.floats(0.01, 0.1),
+    probes=st.floats(0.0, 0.5),
+    repair=st.floats(0.0, 0.02),
+    plain=st.floats(0.01, 0.1),
+    apart=st.booleans(),
+)
+def test_saved_and_spent_add_up_to_the_net_change(layers, probes, repair, plain, apart):
+    parts = {"layers": layers, "K,V projection": repair, "probe": probes, "final head": 0.008}
+    seconds = sum(parts.values())
+    entry = replace(
+        answers.league_entry("x", "static:exit=2", 0.95, 0.1, probes),
+        net_speedup=Estimate(plain / seconds),
+        seconds_per_token=seconds,
+        probe_seconds=probes,
+        probe_share=probes / seconds,
+        parts=parts if apart else {},
+    )
+    balance = balance_of(entry)
+    assert balance is not None
+    spent = sum(part.cost for part in balance.spent)
+    assert balance.change == pytest.approx(seconds / plain - 1)
+    assert spent - balance.saved == pytest.approx(balance.change, abs=1e-9)
+    assert balance.saved >= 0
+    drawn = {part.name: part.cost for part in parts_of(entry)}
+    assert sum(drawn.values()) == pytest.approx(seconds / plain)
+    assert drawn["probes"] == pytest.approx(probes / plain)
+
+
+def test_an_interval_of_speed_becomes_one_of_time():
+    entry = replace(
+        answers.league_entry("x", "static:exit=2", 0.95, 0.1, 0.0), net_speedup=Estimate(1.25, 1.0, 2.0)
+    )
+    balance = balance_of(entry)
+    assert balance is not None
+    assert (balance.change, balance.low, balance.high) == pytest.approx((-0.2, -0.5, 0.0))
+
+
+def bars(svg: str, style: str = "part") -> list[tuple[float, float]]:
+    root = ElementTree.fromstring(svg)
+    return [
+        (float(r.get("x")), float(r.get("width"))) for r in root.iter("rect") if style in r.get("class", "")
+    ]
+
+
+def test_a_bar_by_hand():
+    balance = Balance("x", 0.1, (Part("probes", 0.2, 1),), 0.1, 0.05, 0.15)
+    svg = balance.svg((-0.2, 0.4))
+    # 244 pixels from 3 to 247 for a span of 0.6; plain decoding lies a third of the way.
+    zero = 3 + 244 / 3
+    (saved, width), (spent, length) = bars(svg)
+    assert (saved, width) == pytest.approx((zero - 244 / 6, 244 / 6), abs=0.1)
+    assert (spent, length) == pytest.approx((zero, 244 / 3), abs=0.1)
+    assert 'class="off"' not in svg
+    assert "x: 10.0\u00a0% more than plain decoding" in svg
+
+
+def test_what_runs_off_the_axis_is_cut_and_marked():
+    svg = Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9).svg((-0.2, 0.4))
+    assert max(x + width for x, width in bars(svg)) <= 247.1
+    assert 'class="off"' in svg
+    assert "<circle" not in svg
+
+
+def test_an_oracle_runs_off_on_the_left():
+    svg = Balance("x", 0.5, (), -0.5, hollow=True).svg((-0.1, 0.3))
+    ((left, width),) = bars(svg)
+    assert left == pytest.approx(3, abs=0.1)
+    assert width == pytest.approx(244 / 4, abs=0.1)
+    assert svg.count('class="off"') == 1
+    assert "<circle" not in svg
+
+
+def test_reach_shows_savings_beside_a_very_slow_policy():
+    slow = Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9)
+    low, high = reach_of([slow])
+    assert low <= -0.1
+    assert high == pytest.approx(0.3)
+    ElementTree.fromstring(axis_svg((low, high)))
+    assert reach_of([])[0] < 0 < reach_of([])[1]
+
+
+def test_a_strip_is_whole():
+    svg = strip_svg((Part("layers", 0.6, 0), Part("probes", 0.2, 1)))
+    widths = [float(r.get("width")) for r in ElementTree.fromstring(svg).iter("rect")]
+    assert sum(widths) == pytest.approx(110, abs=2)
+    assert widths[0] > 2.9 * widths[1]
+    assert "layers 75\u00a0%, probes 25\u00a0%" in svg
+    assert strip_svg(()) == ""
+
+
+def test_the_summary_names_the_best_the_slowest_and_their_probes():
+    best = replace(
+        answers.league_entry("classifier", "static:exit=2", 0.95, 0.1, 0.0),
+        net_speedup=Estimate(1.08, 1.06, 1.1),
+        skip_ratio=Estimate(0.1),
+        probe_share=0.002,
+    )
+    slow = replace(best, family="full head", net_speedup=Estimate(0.2, 0.19, 0.21), probe_share=0.81)
+    assert summary_of([best, slow], 0.95, "time") == (
+        "At 95 % agreement 1 of 2 families is faster than plain decoding. The best, classifier, is 8.0 % "
+        "faster (+6.0 to +10.0 %): it skips 10.0 % of the layers and spends 0.2 % of its time on probes. "
+        "The slowest, full head, takes 5.0 × the time: it skips 10.0 % of the layers and spends 81.0 % of "
+        "its time on probes."
+    )
+    assert summary_of([slow], 0.95, "time").startswith(
+        "At 95 % agreement the one family that exits is not faster"
+    )
+    never = replace(best, policy="never", net_speedup=Estimate(1.0))
+    assert "no family has a policy that beats the full model" in summary_of([never], 0.95, "time")
+
+
+def test_rows_are_ranked_and_oracles_stand_apart():
+    html = league_section(example_run().workloads[0])
+    ranks = [int(rank) for rank in re.findall(r'<th scope="row">(\d+)\. ', html)]
+    assert ranks == list(range(1, len(answers.FAMILIES) + 1))
+    apart = html.index("Out of reach")
+    assert all(html.index(name) > apart for name, _, _ in answers.ORACLES)
+    assert html.index("10. ") < apart < html.index("11. ")
+    for _, policy, _, _ in answers.FAMILIES:
+        assert re.sub("([,:+])", r"\1<wbr>", policy) in html
+
+
+def test_an_undefined_speed_is_a_reason_and_no_bar():
+    entry = replace(
+        answers.league_entry("x", "static:exit=2", 0.95, 0.1, 0.0),
+        net_speedup=Estimate(None, undefined="no tokens"),
+    )
+    html = section(entry)
+    assert "no speed to draw" in html
+    assert "no tokens" in html
+    assert not re.search(r"\bnan\b|\binf\b", html)
+
+
+def test_every_part_of_a_bill_is_drawn():
+    assert set(bill.PARTS) <= set(PARTS)
+
+
+def test_a_league_in_bytes_does_not_speak_of_time():
+    workload = example_run().workloads[0]
+    verdicts = tuple(replace(v, basis="bytes moved") for v in workload.verdicts)
+    html = league_section(replace(workload, verdicts=verdicts))
+    assert "Where its bytes go" in html
+    assert "of its bytes on probes" in html
+    assert " time" not in re.sub("<[^>]*>", "", html)
+    assert "of its time on probes" in league_section(
+        replace(workload, verdicts=tuple(replace(v, basis="local") for v in verdicts))
+    )
+
+
+def test_nothing_without_a_league():
+    assert section() == ""
+
+
+def test_other_floors_stand_in_columns():
+    html = section(*(answers.league_entry("x", "static:exit=2", floor, 0.1, 0.0) for floor in (0.99, 0.95)))
+    assert "Net speed at 95 %".replace(" %", "\u00a0%") in html
+    assert html.count("Net speed at 99\u00a0%</th>") == 1
+    assert not math.isnan(float(re.search(r"([\d.]+)\u00a0×", html).group(1)))

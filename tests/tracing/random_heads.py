@@ -1,0 +1,74 @@
+"""Fitted exit heads with random numbers, for tests of tracing with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.features import CANDIDATES
+
+FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
+HIDDEN_UNITS = {"correctness_network": 6, "candidate_score": 5}
+ALL_FACTS = ("adainfer", "candidate_score", "convergence", "correctness", "correctness_network")
+
+
+def random_heads(
+    model: Model,
+    exits: Sequence[int],
+    *,
+    lens: bool = True,
+    facts: Sequence[str] = ALL_FACTS,
+    candidate_exit: int | None = None,
+    shortlist: Sequence[int] | None = None,
+    features: int | None = None,
+    seed: int = 0,
+) -> ExitHeads:
+    """Heads for a model; features: of a hidden state."""
+    generator = np.random.default_rng(seed)
+    size = features or model.shape.hidden_size
+
+    def normal(*shape: int) -> np.ndarray:
+        return generator.normal(size=(len(exits), *shape)).astype(np.float32)
+
+    def classifier(name: str) -> ExitClassifier:
+        widths = [FEATURES.get(name, size), *([HIDDEN_UNITS[name]] if name in HIDDEN_UNITS else []), 1]
+        pairs = list(itertools.pairwise(widths))
+        return ExitClassifier(
+            mean=normal(widths[0]),
+            scale=np.exp(normal(widths[0])),
+            weights=tuple(normal(*pair) / np.float32(np.sqrt(pair[0])) for pair in pairs),
+            biases=tuple(normal(after) for _, after in pairs),
+            auroc=np.full(len(exits), 0.5),
+            base_rate=np.full(len(exits), 0.5),
+            better_than_chance=np.zeros(len(exits), dtype=np.bool_),
+        )
+
+    zeros = np.zeros(len(exits))
+    return ExitHeads(
+        model=base_of(model),
+        exits=tuple(exits),
+        lens=LinearLens(np.eye(size, dtype=np.float32) + 0.3 * normal(size, size), normal(size), zeros, zeros)
+        if lens
+        else None,
+        classifiers={name: classifier(name) for name in facts},
+        shortlist=None if shortlist is None else np.array(shortlist, dtype=np.int32),
+        candidate_exit=(candidate_exit or exits[0]) if "candidate_score" in facts else None,
+        documents={"a workload": ("document 0", "document 1")},
+    )
+
+
+def base_of(model: Model) -> dict[str, Any]:
+    """What heads keep of the model they were fitted on."""
+    return {
+        "name": model.name,
+        "fingerprint": model.identity.fingerprint,
+        "dtype": model.dtype,
+        "layers": model.layers,
+        "hidden_size": model.shape.hidden_size,
+        "vocabulary_size": model.shape.vocabulary_size,
+    }

@@ -1,0 +1,292 @@
+"""Traces with fitted heads: the lens and every classifier by hand, exit L untouched, and heads refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from naive_facts import facts_of_logits, facts_of_states, log_softmax, signals_of_logits, states_of
+from random_heads import ALL_FACTS, random_heads
+from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
+
+from offramp.costs.probes import ProbeSizes
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.features import CANDIDATES, SHORTLIST
+from offramp.tracing.heads_file import write_heads
+from offramp.tracing.trace import Trace
+from offramp.tracing.tracer import trace
+
+LENGTHS = (14, 14, 9, 12)
+LENS_FREE = ("hidden_cosine_to_final", "hidden_cosine_to_previous", "update_norm")
+
+
+def run(model: Model, heads: Any, vocabulary: int = 61, **options: Any) -> Trace:
+    settings = {"tokens": 1000, "context": 40, "progress": False} | options
+    work = workload_of(lengths=LENGTHS, vocabulary=vocabulary)
+    return trace(model, work, heads=heads, **settings)
+
+
+def sequences_of(vocabulary: int) -> list[list[int]]:
+    work = workload_of(lengths=LENGTHS, vocabulary=vocabulary)
+    return [[int(word) for word in document.text.split()] for document in work.documents]
+
+
+def states(model: Model, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and outputs of every layer, float64 [exits, rows, features]."""
+    pairs = [states_of(model, ids[:-1]) for ids in sequences_of(vocabulary)]
+    before, after = (np.concatenate([pair[i] for pair in pairs], axis=1) for i in (0, 1))
+    return before, after
+
+
+def lens_logits(model: Model, heads: ExitHeads, after: np.ndarray) -> np.ndarray:
+    """Logits by hand: A h + b below L, then the model's own norm, head and what follows it."""
+    seen = after.copy()
+    if heads.lens is not None:
+        for place, layer in enumerate(heads.exits):
+            weight, bias = heads.lens.weight[place].astype(float), heads.lens.bias[place].astype(float)
+            seen[layer - 1] = after[layer - 1] @ weight.T + bias
+    dtype = getattr(torch, model.dtype)
+    with torch.no_grad():
+        normed = model.hf.model.norm(torch.tensor(seen).to(dtype)).double()
+        z: np.ndarray = (normed @ model.hf.lm_head.weight.double().t()).numpy()
+    cap = getattr(model.hf.config, "final_logit_softcapping", None)
+    return z if cap is None else cap * np.tanh(z / cap)
+
+
+def classified(classifier: ExitClassifier, place: int, x: np.ndarray) -> np.ndarray:
+    """A classifier by hand in float64."""
+    values = (x - classifier.mean[place]) / classifier.scale[place]
+    for number, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
+        values = values @ weight[place].astype(float) + bias[place]
+        if number + 1 < len(classifier.weights):
+            values = np.maximum(values, 0)
+    return 1 / (1 + np.exp(-values[:, 0]))
+
+
+def head_facts(heads: ExitHeads, z: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """The facts of heads that were fitted at every exit, [rows, exits]."""
+    exits, rows, _ = z.shape
+    p = np.exp(log_softmax(z))
+    ordered = np.sort(p, axis=-1)
+    result = {name: np.ones((rows, exits)) for name in ALL_FACTS}
+    assert heads.candidate_exit is not None
+    chosen = np.argsort(-z[heads.candidate_exit - 1], axis=-1, kind="stable")[:, :CANDIDATES]
+    then = np.exp(log_softmax(np.take_along_axis(z[heads.candidate_exit - 1], chosen, -1)))
+    for place in range(exits - 1):
+        for name in ("correctness", "correctness_network", "convergence"):
+            result[name][:, place] = classified(heads.classifiers[name], place, after[place])
+        confidence = np.stack([ordered[place, :, -1], ordered[place, :, -1] - ordered[place, :, -2]], -1)
+        result["adainfer"][:, place] = classified(heads.classifiers["adainfer"], place, confidence)
+        now = np.take_along_axis(z[place], chosen, -1)
+        share = np.exp(log_softmax(now))
+        features = np.concatenate([now - now.max(-1, keepdims=True), share, share - then], -1)
+        score = classified(heads.classifiers["candidate_score"], place, features)
+        result["candidate_score"][:, place] = score if place + 1 > heads.candidate_exit else 0
+    return result
+
+
+def assert_lens_trace(
+    found: Trace, model: Model, heads: ExitHeads, vocabulary: int, tolerance: float = 5e-5
+) -> None:
+    before, after = states(model, vocabulary)
+    z = lens_logits(model, heads, after)
+    following = np.concatenate([np.array(ids[1:]) for ids in sequences_of(vocabulary)])
+    shortlist = range(min(SHORTLIST, vocabulary)) if heads.shortlist is None else np.sort(heads.shortlist)
+    expected = {
+        **facts_of_logits(z, following),
+        **facts_of_states(before, after),
+        **signals_of_logits(z, list(shortlist)),
+        **head_facts(heads, z, after),
+    }
+    assert set(found.fact_names) == set(expected)
+    for name in found.fact_names:
+        column = found.fact(name)
+        if column.dtype == np.int32:
+            assert np.array_equal(column, expected[name]), name
+        else:
+            np.testing.assert_allclose(column, expected[name], atol=tolerance, rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(("family", "head_scale"), [("llama", 20.0), ("gemma2", 60.0)])
+def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> None:
+    model = tiny_model(build_family(family), head_scale=head_scale)
+    exits = range(1, model.layers)
+    heads = random_heads(model, exits, candidate_exit=2, shortlist=[400, 5, 77, 3, 18, 211])
+    found = run(model, heads, 503, signals="all")
+    assert_lens_trace(found, model, heads, 503)
+    request = found.provenance["request"]["heads"]
+    assert request == {
+        "fingerprint": heads.fingerprint,
+        "lens": True,
+        "candidate_exit": 2,
+        "documents": {"a workload": ["document 0", "document 1"]},
+        "facts": sorted(ALL_FACTS),
+    }
+
+
+def test_a_bfloat16_model_is_read_through_the_lens_in_float32_accuracy() -> None:
+    model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
+    heads = random_heads(model, range(1, model.layers), candidate_exit=1)
+    found = run(model, heads, 503, signals=tuple(SIGNAL_FACTS))
+    _, after = states(model, 503)
+    # The lens gives float32 numbers that the model's own norm takes in its dtype.
+    for place in range(model.layers - 1):
+        assert heads.lens is not None
+        wide = torch.tensor(after[place]).float() @ torch.tensor(heads.lens.weight[place]).t()
+        rounded = (wide + torch.tensor(heads.lens.bias[place])).to(torch.bfloat16)
+        normed = model.hf.model.norm(rounded).double()
+        z = (normed @ model.hf.lm_head.weight.double().t()).detach().numpy()
+        p = np.exp(log_softmax(z))
+        # A sum that falls on the other side of a rounding step moves a state by 2^-8 of it.
+        assert np.mean(found.top1[:, place] == z.argmax(-1)) > 0.9
+        assert np.median(np.abs(found.max_prob[:, place] - p.max(-1))) < 1e-4
+    plain = run(model, None, 503, signals=tuple(SIGNAL_FACTS))
+    for fact in FACTS:
+        assert np.array_equal(found.fact(fact.name)[:, -1], plain.fact(fact.name)[:, -1]), fact.name
+
+
+def test_exit_l_and_the_hidden_states_are_those_without_heads() -> None:
+    model = tiny_llama()
+    heads = random_heads(model, [1, 2])
+    found, plain = run(model, heads), run(model, None)
+    for fact in FACTS:
+        assert np.array_equal(found.fact(fact.name)[:, -1], plain.fact(fact.name)[:, -1]), fact.name
+    for name in LENS_FREE:
+        assert np.array_equal(found.fact(name), plain.fact(name)), name
+    assert not np.allclose(found.max_prob[:, :-1], plain.max_prob[:, :-1])
+    for fact in HEAD_FACTS:
+        assert np.all(found.fact(fact.name)[:, -1] == 1), fact.name
+    assert np.all(found.candidate_score[:, 0] == 0), "exit 1 is the candidate exit"
+
+
+def test_heads_without_a_lens_leave_the_logit_facts_alone() -> None:
+    model = tiny_llama()
+    heads = random_heads(model, [1, 2], lens=False, facts=["correctness", "adainfer"])
+    found, plain = run(model, heads), run(model, None)
+    for fact in FACTS:
+        assert np.array_equal(found.fact(fact.name), plain.fact(fact.name)), fact.name
+    assert set(found.fact_names) == {fact.name for fact in FACTS} | {"correctness", "adainfer"}
+    assert found.provenance["request"]["heads"]["candidate_exit"] is None
+
+
+def test_a_model_of_several_streams_goes_through_a_lens_too() -> None:
+    model = tiny_model(build_family("gemma3n_text"), head_scale=5.0)
+    _, after = states_of(model, [1, 2, 3])
+    exits = range(1, model.layers)
+    heads = random_heads(model, exits, features=after.shape[-1], candidate_exit=1)
+    heads = dataclasses.replace(heads, lens=dataclasses.replace(heads.lens, bias=0 * heads.lens.bias))
+    identity = np.broadcast_to(np.eye(after.shape[-1], dtype=np.float32), heads.lens.weight.shape).copy()
+    same = dataclasses.replace(heads, lens=dataclasses.replace(heads.lens, weight=identity))
+    plain = run(model, None, 503)
+    assert np.allclose(run(model, same, 503).max_prob, plain.max_prob, atol=1e-5)
+    assert not np.allclose(run(model, heads, 503).max_prob[:, 0], plain.max_prob[:, 0], atol=1e-3)
+
+
+def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(build_family("llama"), head_scale=20.0)
+    heads = random_heads(model, range(1, model.layers), candidate_exit=1)
+    whole = run(model, heads, 503, signals="restricted")
+    some = run(model, heads, 503, signals="restricted", exits="1,3")
+    for name in whole.fact_names:
+        assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
+    monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
+    parts = run(model, heads, 503, signals="restricted")
+    for name in whole.fact_names:
+        if name != "shuffled_logit_cosine":  # partners are of the same block
+            np.testing.assert_allclose(parts.fact(name), whole.fact(name), atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_a_path_and_its_content_give_the_same_trace(tmp_path: Path) -> None:
+    model = tiny_llama()
+    heads = random_heads(model, [1, 2])
+    write_heads(heads, tmp_path / "heads.safetensors")
+    stored, held = run(model, tmp_path / "heads.safetensors"), run(model, heads)
+    for name in held.fact_names:
+        assert np.array_equal(stored.fact(name), held.fact(name)), name
+    assert stored.provenance == held.provenance
+    other = run(model, random_heads(model, [1, 2], seed=1))
+    assert other.provenance["request_fingerprint"] != held.provenance["request_fingerprint"]
+
+
+def test_sizes_are_those_that_costs_charge() -> None:
+    sizes = ProbeSizes()
+    assert (sizes.shortlist, sizes.candidates) == (SHORTLIST, CANDIDATES)
+
+
+# -- refused
+
+
+def changed(heads: ExitHeads, **changes: Any) -> ExitHeads:
+    return dataclasses.replace(heads, **changes)
+
+
+def with_nan(heads: ExitHeads) -> ExitHeads:
+    assert heads.lens is not None
+    weight = heads.lens.weight.copy()
+    weight[0, 0, 0] = np.nan
+    return changed(heads, lens=dataclasses.replace(heads.lens, weight=weight))
+
+
+def of_fewer_exits(heads: ExitHeads) -> ExitHeads:
+    assert heads.lens is not None
+    return changed(heads, lens=dataclasses.replace(heads.lens, bias=heads.lens.bias[:1]))
+
+
+def of_another_model(heads: ExitHeads) -> ExitHeads:
+    return changed(heads, model={**heads.model, "name": "another", "fingerprint": "f" * 64})
+
+
+def of_an_unknown_fact(heads: ExitHeads) -> ExitHeads:
+    return changed(heads, classifiers={"magic": heads.classifiers["correctness"]}, candidate_exit=None)
+
+
+def of_confidences(heads: ExitHeads) -> ExitHeads:
+    return changed(heads, classifiers={"adainfer": heads.classifiers["correctness"]}, candidate_exit=None)
+
+
+def with_a_token_too_many(heads: ExitHeads) -> ExitHeads:
+    return changed(heads, shortlist=np.array([3, 61], dtype=np.int32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (with_nan, "lens.weight holds a number that is not finite"),
+        (of_fewer_exits, "lens.bias is of 1 exits, not of 2"),
+        (of_another_model, "fitted on another"),
+        (of_an_unknown_fact, "a fact that is not known: magic"),
+        (of_confidences, "adainfer takes 32 numbers per token, and this model gives 2"),
+        (with_a_token_too_many, "names tokens beyond the 61"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(spoil: Any, what: str, tmp_path: Path) -> None:
+    model = tiny_llama()
+    with pytest.raises(InputError, match=what) as caught:
+        run(model, spoil(random_heads(model, [1, 2])), output=tmp_path / "trace")
+    assert "offramp heads fit" in caught.value.fix
+    assert not (tmp_path / "trace").exists()
+
+
+def test_heads_of_another_size_are_refused() -> None:
+    model = tiny_llama()
+    with pytest.raises(InputError, match="takes 16 numbers per token, and this model gives 32"):
+        run(model, random_heads(model, [1, 2], features=16))
+
+
+def test_an_exit_that_the_heads_were_not_fitted_at_is_refused() -> None:
+    model = tiny_model(llama(num_hidden_layers=5), head_scale=3.0)
+    heads = random_heads(model, [2, 4], candidate_exit=2)
+    with pytest.raises(InputError, match="not fitted at exit 1; they have: 2, 4") as caught:
+        run(model, heads)
+    assert caught.value.fix == "trace their exits only: --exits 2,4"
+    assert run(model, heads, exits="2,4").exits.tolist() == [2, 4, 5]
+    with pytest.raises(InputError, match="candidate tokens from exit 2, which is not traced"):
+        run(model, heads, exits="4")

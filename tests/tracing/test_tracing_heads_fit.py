@@ -1,0 +1,330 @@
+"""Fitting heads of small models, against direct computations on states collected by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
+
+from offramp.errors import InputError, ModelError
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.fitting.documents import plan_rows, split_documents
+from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.fitting.kinds import KINDS
+from offramp.tracing.fitting.readings import take_readings
+from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.tracing.tracer import trace
+from offramp.workloads.packing import Context
+from offramp.workloads.workload import Workload
+
+DOCUMENTS = 48
+
+
+def texts(count: int = DOCUMENTS, length: int = 20) -> Workload:
+    return workload_of(lengths=[length + number % 3 for number in range(count)])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ExitHeads:
+    return fit_heads(tiny_llama(), texts(), tokens=800, progress=False)
+
+
+def layers_of(model: Model, context: Context) -> torch.Tensor:
+    """Every layer's output of one context [layers, positions, hidden]."""
+    found: list[torch.Tensor] = []
+    model.stack.capture(torch.tensor([context.ids]), lambda layer, before, after: found.append(after[0]))
+    return torch.stack(found)
+
+
+def states_by_hand(model: Model, contexts: tuple[Context, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Every layer's output [layers, rows, hidden] in float64, and each row's document."""
+    rows, documents = [], []
+    for context in contexts:
+        rows.append(layers_of(model, context)[:, context.first_row :].double().numpy())
+        documents += [context.document] * context.rows
+    return np.concatenate(rows, axis=1), np.array(documents)
+
+
+def test_the_lens_is_a_ridge_regression_of_the_last_state(fitted: ExitHeads) -> None:
+    model, workload = tiny_llama(), texts()
+    parts = split_documents(workload, [0.5, 0.5], 0)
+    planned = plan_rows(model, [(workload, parts[-1])], 600, context=None, shown=False)
+    states, document = states_by_hand(model, planned.contexts)
+    assert fitted.lens is not None
+    held_out = planned.held_out[document]
+    for index in range(2):
+        x, y = states[index], states[-1]
+        centred, penalty = x - x.mean(0), fitted.lens.penalty[index]
+        system = centred.T @ centred / len(x) + penalty * np.eye(x.shape[1])
+        weight = np.linalg.solve(system, centred.T @ (y - y.mean(0)) / len(x)).T
+        np.testing.assert_allclose(fitted.lens.weight[index], weight, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(fitted.lens.bias[index], y.mean(0) - weight @ x.mean(0), atol=1e-3)
+        # The explained share is that of a map fitted without the held-out documents.
+        fit_x, fit_y = x[~held_out] - x[~held_out].mean(0), y[~held_out] - y[~held_out].mean(0)
+        own = np.linalg.solve(
+            fit_x.T @ fit_x / len(fit_x) + penalty * np.eye(x.shape[1]), fit_x.T @ fit_y / len(fit_x)
+        )
+        error = y[held_out] - y[~held_out].mean(0) - (x[held_out] - x[~held_out].mean(0)) @ own
+        explained = 1 - (error**2).sum() / ((y[held_out] - y[held_out].mean(0)) ** 2).sum()
+        assert fitted.lens.explained[index] == pytest.approx(explained, abs=1e-4)
+
+
+def test_reading_through_the_lens_agrees_more_often(fitted: ExitHeads) -> None:
+    unseen = dataclasses.replace(texts(), documents=texts().documents[: DOCUMENTS // 2])
+    plain = trace(tiny_llama(), unseen, tokens=400, progress=False).agreement.mean(0)
+    through = trace(tiny_llama(), unseen, tokens=400, heads=fitted, progress=False).agreement.mean(0)
+    assert through[0] > plain[0]
+    assert through[-1] == 1.0
+
+
+def test_readings_are_what_a_trace_of_the_same_tokens_says(fitted: ExitHeads) -> None:
+    model, workload = tiny_llama(), texts(6)
+    traced = trace(model, workload, tokens=100, heads=fitted, progress=False)
+    planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
+    readings = take_readings(model, planned.contexts, (1, 2), fitted.lens, None, lambda tokens: None)
+    np.testing.assert_array_equal(readings.agrees, traced.agreement[:, :-1])
+    np.testing.assert_allclose(readings.max_prob, traced.max_prob[:, :-1], rtol=1e-4)
+    np.testing.assert_allclose(readings.margin, traced.margin[:, :-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(readings.cosine, traced.hidden_cosine_to_final[:, :-1], rtol=1e-4)
+    np.testing.assert_array_equal(readings.document, traced.document)
+
+
+def test_candidates_are_the_best_tokens_of_the_candidate_exit(fitted: ExitHeads) -> None:
+    model, workload = tiny_llama(), texts(4)
+    planned = plan_rows(model, [(workload, workload.documents)], 60, context=None, shown=False)
+    readings = take_readings(model, planned.contexts, (1, 2), None, 0, lambda tokens: None)
+    states, _ = states_by_hand(model, planned.contexts)
+    logits = [model.stack.readout(torch.from_numpy(layer).float()[None])[0] for layer in states[:2]]
+    tokens = logits[0].topk(8, dim=-1).indices
+    assert readings.candidates is not None
+    for index in range(2):
+        expected = logits[index].gather(1, tokens)
+        torch.testing.assert_close(readings.candidates[:, index], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_kind_predicts_its_own_label() -> None:
+    model, workload = tiny_llama(), texts(6)
+    planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
+    readings = take_readings(model, planned.contexts, (1, 2), None, None, lambda tokens: None)
+    cosine = torch.linspace(0.9, 1.0, 100)[:, None].expand(-1, 2)
+    changed = dataclasses.replace(readings, cosine=cosine)
+    np.testing.assert_array_equal(KINDS["convergence"].labels(changed, 1), cosine[:, 1].numpy() > 0.98)
+    assert 0 < KINDS["convergence"].labels(changed, 1).sum() < 100
+    for name in ("correctness", "correctness_network", "adainfer", "candidate_score"):
+        np.testing.assert_array_equal(KINDS[name].labels(changed, 1), readings.agrees[:, 1])
+    states, _ = states_by_hand(model, planned.contexts)
+    np.testing.assert_allclose(KINDS["correctness"].features(changed, 1), states[1], rtol=1e-4, atol=1e-5)
+    assert set(KINDS) == {fact.name for fact in HEAD_FACTS}
+
+
+def test_a_trace_holds_what_the_classifiers_say(fitted: ExitHeads) -> None:
+    traced = trace(tiny_llama(), texts(8), tokens=100, heads=fitted, progress=False)
+    for name in fitted.classifiers:
+        values = traced.fact(name)
+        assert values.shape == (100, 3)
+        assert ((values >= 0) & (values <= 1)).all()
+        assert (values[:, -1] == 1).all()
+
+
+def test_fitting_reads_the_later_half_and_says_which_documents(fitted: ExitHeads) -> None:
+    workload = texts()
+    (ids,) = fitted.documents.values()
+    assert set(fitted.documents) == {workload.fingerprint}
+    later = {document.id for document in workload.documents[DOCUMENTS // 2 :]}
+    assert set(ids) <= later
+    assert (
+        len(set(ids))
+        == len(ids)
+        == sum(fitted.provenance[part]["documents"] for part in ("lens", "classifiers"))
+    )
+
+
+@pytest.mark.parametrize("count", [4, 5, 9, 40])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lens_and_classifiers_share_no_document(count: int, seed: int) -> None:
+    workload = texts(count)
+    first, second = split_documents(workload, [0.5, 0.5], seed)
+    assert len(first) >= 2
+    assert len(second) >= 2
+    assert not {document.id for document in first} & {document.id for document in second}
+    taken = {document.id for document in (*first, *second)}
+    assert taken == {document.id for document in workload.documents[-max(count // 2, 4) :]}
+
+
+def test_documents_are_held_out_in_every_workload() -> None:
+    one, other = texts(9), workload_of(*[f"{number} 1 2 3 4" for number in range(6, 12)])
+    planned = plan_rows(
+        tiny_llama(), [(one, one.documents), (other, other.documents)], 300, context=None, shown=False
+    )
+    rows_of: dict[int, int] = {}
+    for context in planned.contexts:
+        rows_of[context.document] = rows_of.get(context.document, 0) + context.rows
+    assert sorted(rows_of) == list(range(len(planned.held_out)))
+    counts = [len(ids) for ids in planned.ids.values()]
+    assert counts == [8, 6]
+    assert planned.held_out[: counts[0]].any()
+    assert planned.held_out[counts[0] :].any()
+    assert not planned.held_out.all()
+
+
+def test_fitting_twice_gives_the_same_heads(fitted: ExitHeads, tmp_path: Any) -> None:
+    again = fit_heads(tiny_llama(), texts(), tokens=800, progress=False)
+    assert again.fingerprint == fitted.fingerprint
+    other = fit_heads(tiny_llama(), texts(), tokens=800, seed=1, progress=False)
+    assert other.fingerprint != fitted.fingerprint
+    write_heads(fitted, tmp_path / "heads")
+    assert read_heads(tmp_path / "heads").fingerprint == fitted.fingerprint
+
+
+def test_only_what_is_asked_for_is_fitted() -> None:
+    heads = fit_heads(
+        tiny_llama(),
+        texts(),
+        tokens=300,
+        exits=[2],
+        lens=False,
+        classifiers=("correctness", "adainfer"),
+        progress=False,
+    )
+    assert heads.exits == (2,)
+    assert heads.lens is None
+    assert heads.candidate_exit is None
+    assert list(heads.classifiers) == ["correctness", "adainfer"]
+    assert heads.classifiers["correctness"].mean.shape == (1, 32)
+    assert heads.classifiers["adainfer"].mean.shape == (1, 2)
+    assert heads.provenance["lens"] is None
+    assert heads.provenance["classifiers"]["tokens"] == 300
+    lens_only = fit_heads(tiny_llama(), texts(), tokens=300, classifiers=False, progress=False)
+    assert lens_only.classifiers == {}
+    assert lens_only.provenance["lens"]["tokens"] == 300
+
+
+def test_there_is_no_candidate_score_up_to_the_candidate_exit() -> None:
+    heads = fit_heads(
+        tiny_llama(),
+        texts(),
+        tokens=900,
+        lens=False,
+        classifiers=["candidate_score"],
+        candidate_exit=1,
+        progress=False,
+    )
+    score = heads.classifiers["candidate_score"]
+    assert heads.candidate_exit == 1
+    assert score.mean.shape == (2, 24)
+    assert np.isnan(score.auroc[0])
+    assert not score.weights[0][0].any()
+    assert score.weights[0][1].any()
+
+
+def test_answers_of_prompts_serve_too() -> None:
+    model = tiny_model(llama(), tokenizer=NumberTokenizer(chat=True), head_scale=3.0)
+    prompts = workload_of(*[f"{number} 7 9" for number in range(6, 26)], mode="generation")
+    heads = fit_heads(model, prompts, tokens=200, classifiers=["adainfer"], progress=False)
+    assert heads.lens is not None
+    assert np.isfinite(heads.lens.weight).all()
+
+
+def test_a_bfloat16_model_is_fitted_in_float64() -> None:
+    exact, rounded = (
+        fit_heads(
+            tiny_model(llama(), dtype=dtype, head_scale=3.0),
+            texts(),
+            tokens=600,
+            classifiers=False,
+            progress=False,
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    assert exact.lens is not None
+    assert rounded.lens is not None
+    np.testing.assert_allclose(rounded.lens.explained, exact.lens.explained, atol=0.03)
+
+
+def test_a_sequence_with_a_number_that_is_not_finite_is_left_out() -> None:
+    model = tiny_model(llama(), head_scale=3.0)
+    clean = workload_of(lengths=[20] * 16, vocabulary=60)
+    bad = dataclasses.replace(clean.documents[-1], text="5 60 7 8")
+    poisoned = dataclasses.replace(clean, documents=(*clean.documents[:-1], bad))
+    everything = dataclasses.replace(
+        clean, documents=tuple(dataclasses.replace(document, text="5 60 7") for document in clean.documents)
+    )
+    model.hf.model.embed_tokens.register_forward_hook(
+        lambda module, arguments, output: output.masked_fill(arguments[0][..., None] == 60, torch.inf)
+    )
+    heads = fit_heads(model, poisoned, tokens=150, exits="1", classifiers=["correctness"], progress=False)
+    assert heads.lens is not None
+    assert np.isfinite(heads.lens.weight).all()
+    for lens in (True, False):
+        with pytest.raises(ModelError, match="not finite"):
+            fit_heads(model, everything, tokens=20, lens=lens, classifiers=not lens, progress=False)
+
+
+def test_logits_that_overflow_are_refused() -> None:
+    model = tiny_llama()
+    assert model.stack.head_weight is not None
+    weight = model.stack.head_weight.clone()
+    weight[5, :2] = torch.tensor([3e38, -3e38])  # finite, and so is their sum
+    broken = dataclasses.replace(model, stack=dataclasses.replace(model.stack, head_weight=weight))
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        fit_heads(broken, texts(), tokens=200, lens=False, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"classifiers": ["corectness"]}, "no exit classifier 'corectness'"),
+        ({"lens": False, "classifiers": False}, "neither a lens nor a classifier"),
+        ({"exits": [3]}, "no exit below the last layer"),
+        ({"exits": [7]}, "no exit 7"),
+        ({"exits": [1, 2], "candidate_exit": 3}, "candidate exit 3 is not among"),
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"tokens": 40, "lens": False}, None),
+        ({"tokens": 8, "lens": False}, "all of one document"),
+        ({"context": 4096}, "longer than the model's"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], why: str | None) -> None:
+    if why is None:
+        fit_heads(tiny_llama(), texts(), progress=False, **options)
+        return
+    with pytest.raises(InputError, match=why):
+        fit_heads(tiny_llama(), texts(), progress=False, **options)
+
+
+def test_an_unknown_classifier_has_a_near_match() -> None:
+    with pytest.raises(InputError) as caught:
+        fit_heads(tiny_llama(), texts(), classifiers=["corectness"], progress=False)
+    assert caught.value.fix.startswith("did you mean correctness?")
+
+
+def test_a_workload_given_twice_counts_once(fitted: ExitHeads) -> None:
+    again = fit_heads(tiny_llama(), [texts(), texts()], tokens=800, progress=False)
+    assert again.fingerprint == fitted.fingerprint
+    with pytest.raises(InputError, match="no workload"):
+        fit_heads(tiny_llama(), [], progress=False)
+
+
+def test_too_few_documents_are_refused() -> None:
+    with pytest.raises(InputError, match=r"has 3 documents; fitting needs 4"):
+        fit_heads(tiny_llama(), texts(3), progress=False)
+
+
+def test_sums_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.tracing.fitting.lens.MEMORY_SHARE", 1e-9)
+    with pytest.raises(InputError, match="sums of a linear lens at 2 exits take") as caught:
+        fit_heads(tiny_llama(), texts(), progress=False)
+    assert "--no-lens" in caught.value.fix
+
+
+def test_layers_with_several_streams_are_refused() -> None:
+    model = tiny_model(build_family("gemma3n_text"), tokenizer=NumberTokenizer(bos=2))
+    with pytest.raises(ModelError, match="not one hidden state"):
+        fit_heads(model, texts(), progress=False)

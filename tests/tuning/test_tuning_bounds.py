@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from offramp.errors import InputError
+from offramp.tuning.bounds import (
+    BET_LIMIT,
+    METHODS,
+    Losses,
+    best_certifiable,
+    crc_p_values,
+    documents_needed,
+    find_method,
+    hb_p_values,
+    naive_p_values,
+    two_sided_limits,
+    upper_limit,
+    wsr_p_values,
+)
+
+CONFIDENT = sorted(name for name, method in METHODS.items() if method.confident)
+LOSSES = arrays(np.float64, st.integers(2, 40), elements=st.floats(0, 1, width=16))
+
+
+def bet_one_by_one(losses: list[float], risk: float, delta: float) -> float:
+    """The betting p-value as its definition reads, one document after the other."""
+    count, capital, best = len(losses), 1.0, 1.0
+    squares, total = 0.0, 0.0
+    for seen, loss in enumerate(losses):
+        limit = BET_LIMIT / (1.0 - risk)
+        variance = squares / seen if seen else 0.0
+        bet = (
+            limit if variance == 0.0 else min(math.sqrt(2 * math.log(1 / delta) / (count * variance)), limit)
+        )
+        capital *= 1.0 + bet * (risk - loss)
+        best = max(best, capital)
+        total += loss
+        squares += (loss - total / (seen + 1)) ** 2
+    return 1.0 / best if total / count <= risk else 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(losses=LOSSES, risk=st.floats(0.005, 0.9), delta=st.sampled_from([0.1, 0.05]))
+def test_betting_is_what_its_definition_says(losses: Losses, risk: float, delta: float) -> None:
+    found = wsr_p_values(losses[:, None], risk, delta)[0]
+    assert found == pytest.approx(bet_one_by_one(losses.tolist(), risk, delta), rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(losses=LOSSES, risk=st.floats(0.01, 0.9))
+def test_hoeffding_bentkus_is_what_its_definition_says(losses: Losses, risk: float) -> None:
+    count, mean = len(losses), float(losses.mean())
+    low = min(mean, risk)
+    entropy = (low * math.log(low / risk) if low else 0.0) + (1 - low) * math.log((1 - low) / (1 - risk))
+    lost = math.ceil(count * mean - 1e-9)
+    tail = sum(math.comb(count, k) * risk**k * (1 - risk) ** (count - k) for k in range(lost + 1))
+    expected = min(math.exp(-count * entropy), math.e * tail, 1.0)
+    assert hb_p_values(losses[:, None], risk, 0.1)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_candidates_side_by_side_are_tested_as_alone() -> None:
+    losses = np.random.default_rng(0).random((50, 7)) ** 3
+    for name in CONFIDENT:
+        rule = METHODS[name].p_values
+        alone = [rule(losses[:, place : place + 1], 0.3, 0.1)[0] for place in range(7)]
+        np.testing.assert_allclose(rule(losses, 0.3, 0.1), alone)
+
+
+def test_the_documents_that_a_floor_needs() -> None:
+    assert [documents_needed(risk, 0.1) for risk in (0.01, 0.05, 0.1)] == [230, 45, 22]
+    assert documents_needed(0.01, 0.05) == 299
+    # What is said of documents without a loss is what the tests do with them.
+    for name, most in (("hb", 230), ("wsr", 232)):
+        passes = [
+            float(METHODS[name].p_values(np.zeros((count, 1)), 0.01, 0.1)[0]) <= 0.1
+            for count in (229, 230, 231, 232)
+        ]
+        assert passes == [count >= most for count in (229, 230, 231, 232)]
+    assert METHODS["crc"].needed(0.01, 0.1) == 99
+    assert crc_p_values(np.zeros((99, 1)), 0.01, 0.1)[0] == 0.0
+    assert crc_p_values(np.zeros((98, 1)), 0.01, 0.1)[0] == 1.0
+
+
+@pytest.mark.parametrize("name", CONFIDENT)
+@pytest.mark.parametrize("documents", [5, 60, 400])
+def test_the_best_floor_is_the_limit_without_a_loss(name: str, documents: int) -> None:
+    limit = upper_limit(np.zeros(documents), 0.1, name)
+    assert best_certifiable(documents, 0.1, name) == pytest.approx(limit, rel=1e-6)
+    assert best_certifiable(0, 0.1, name) == 1.0
+
+
+def test_conformal_risk_control_on_a_loss_that_is_not_monotone() -> None:
+    # The second candidate loses less on average, but the first one's loss counts for it too.
+    losses = np.zeros((99, 2))
+    losses[:5, 0] = 1.0
+    losses[5:7, 1] = 1.0
+    assert crc_p_values(losses, 0.06, 0.1).tolist() == [0.0, 1.0]
+    assert naive_p_values(losses, 0.06, 0.1).tolist() == [0.0, 0.0]
+    # (5 + 1) / 100 and (7 + 1) / 100
+    assert crc_p_values(losses, 0.0799, 0.1).tolist() == [0.0, 1.0]
+    assert crc_p_values(losses, 0.08, 0.1).tolist() == [0.0, 0.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(losses=LOSSES, name=st.sampled_from(CONFIDENT), delta=st.sampled_from([0.2, 0.05]))
+def test_a_limit_is_where_the_test_begins_to_reject(losses: Losses, name: str, delta: float) -> None:
+    limit = upper_limit(losses, delta, name)
+    assert losses.mean() <= limit <= 1.0
+    rule = METHODS[name].p_values
+    if limit < 1.0:
+        assert rule(losses[:, None], min(limit + 1e-6, 1.0), delta)[0] <= delta
+    assert rule(losses[:, None], limit - 1e-6, delta)[0] > delta * (1 - 1e-3)
+    low, high = two_sided_limits(losses, delta, name)
+    assert low <= losses.mean() <= high
+    assert high >= limit
+
+
+@pytest.mark.parametrize("name", CONFIDENT)
+@pytest.mark.parametrize("rate", [0.02, 0.3])
+def test_limits_cover_the_mean_as_often_as_they_say(name: str, rate: float) -> None:
+    rng = np.random.default_rng(1)
+    draws, missed = 400, 0
+    for _ in range(draws):
+        # Overdispersed shares of 16 tokens, with the given mean.
+        losses = rng.binomial(16, rng.beta(0.5 * rate, 0.5 * (1 - rate), 80)) / 16
+        missed += int(METHODS[name].p_values(losses[:, None], rate, 0.1)[0] <= 0.1)
+    # The chance of a false rejection is at most 0.1: 40 of 400, and 58 is three deviations more.
+    assert missed <= 58
+
+
+def test_betting_certifies_more_than_the_mean_alone_can() -> None:
+    rng = np.random.default_rng(2)
+    losses = rng.binomial(64, rng.beta(2, 400, 300)) / 64
+    assert upper_limit(losses, 0.1, "wsr") < upper_limit(losses, 0.1, "hb")
+
+
+def test_a_bound_on_tokens_fails_where_documents_share_their_fate() -> None:
+    # One document in ten bears all losses; the true risk is exactly what is tested.
+    rng = np.random.default_rng(3)
+    broken = {(name, unit): 0 for name in CONFIDENT for unit in ("document", "token")}
+    for _ in range(60):
+        hard = rng.random(100) < 0.1
+        by_document = np.where(hard, rng.binomial(64, 0.5, 100) / 64, 0.0)
+        by_token = rng.permutation(np.arange(6400) < round(by_document.sum() * 64)).astype(np.float64)
+        for unit, losses in (("document", by_document), ("token", by_token)):
+            for name in CONFIDENT:
+                broken[name, unit] += int(METHODS[name].p_values(losses[:, None], 0.05, 0.1)[0] <= 0.1)
+    # 6 of 60 are allowed; 13 is three deviations more.
+    assert all(broken[name, "document"] <= 13 for name in CONFIDENT)
+    assert all(broken[name, "token"] > 13 for name in CONFIDENT)
+
+
+def test_methods_that_do_not_exist_or_give_no_limit_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown method 'wsrr'") as error:
+        find_method("wsrr")
+    assert "did you mean 'wsr'?" in error.value.fix
+    with pytest.raises(InputError, match="gives no confidence limit"):
+        upper_limit(np.zeros(5), 0.1, "naive")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import run_offramp
+from offramp.policies.grammar import parse_policy
+from offramp.tracing.facts import FACTS
+from offramp.tracing.part import Part, PartDocument, write_part
+from offramp.tracing.request import TraceRequest
+from offramp.tracing.storage import write_manifest
+from offramp.tuning.tuned_file import read_tuned
+from policy_traces import make_shape, make_trace
+
+DOCUMENTS, TOKENS, LAYERS = 60, 20, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace on disk whose easy tokens may leave at exit 2 and say so."""
+    rows = DOCUMENTS * TOKENS
+    rng = np.random.default_rng(0)
+    easy = rng.random(rows) < 0.6
+    depth = np.arange(1, LAYERS + 1)
+    sure = np.where(easy[:, None] & (depth >= 2), 0.9, 0.1) + 0.05 * rng.random((rows, LAYERS))
+    agrees = (depth == LAYERS) | (easy[:, None] & (depth >= 2))
+    trace = make_trace(
+        tokens=rows,
+        documents=DOCUMENTS,
+        top1=np.where(agrees, 7, 1).astype(np.int32),
+        max_prob=sure.astype(np.float32),
+    )
+    request = TraceRequest(
+        model={"name": "tiny", "fingerprint": "m1"},
+        workload={"name": "texts", "fingerprint": "w1"},
+        dtype="float32",
+        exits=tuple(range(1, LAYERS + 1)),
+        tokens=rows,
+        context=TOKENS,
+        document_tokens=TOKENS,
+        reductions="eager",
+        threads=1,
+        code="",
+        versions={},
+    )
+    part = Part(
+        index=0,
+        tokens={
+            name: getattr(trace, name)
+            for name in ("token", "next_token", "document", "position", "generated")
+        },
+        facts={fact.name: trace.fact(fact.name) for fact in FACTS},
+        marginal={0: np.ones(30)},
+        marginal_rows={0: rows},
+        documents=tuple(PartDocument(place, TOKENS) for place in range(DOCUMENTS)),
+    )
+    path = tmp_path_factory.mktemp("traces") / "texts"
+    path.mkdir()
+    write_part(path, part, trace.exits, request.fingerprint)
+    ids = [f"document {place}" for place in range(DOCUMENTS)]
+    write_manifest(path, request, [part], ids, make_shape(LAYERS, head=20), [], 0.0)
+    return path
+
+
+def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "policy.json"
+    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", output)
+    outcome = run_offramp("tune", folder, *options, "--json").require(0)
+    tuned = read_tuned(output)
+    assert outcome.json["policy"] == tuned.policy_text == str(parse_policy(str(output)))
+    assert outcome.json["answer"] == tuned.answer
+    assert outcome.json["file"] == str(output)
+    assert tuned.certificate.holds
+    said = " ".join(run_offramp("tune", folder, *options).require(0).out.split())
+    for words in (
+        "is certified: 0.9 of the tokens agree with the full model",
+        "documents: 12 search, 36 certify, 12 report",
+        "with probability 0.9 over the documents drawn",
+        "assumed: teacher-forced",
+        "agreement=0.9 needs 22 at least",
+        "0.9^64 = 0% of 64-token answers unchanged",
+        "fastest policies on the search documents",
+        "written:",
+    ):
+        assert words in said, said
+
+
+def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "policy.json"
+    outcome = run_offramp("tune", folder, "--floor", "agreement=0.99", "--hardware", "h100", "-o", output)
+    assert "not certifiable: 60 documents, 230 needed" in " ".join(outcome.require(0).out.split())
+    assert read_tuned(output).policy_text == "never"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--floor", "agreement=1.5"), "is no share"),
+        (("--floor", "accuracy=0.9"), "unknown floor 'accuracy'"),
+        (("--floor", "agreement"), "is no floor"),
+        (("--floor", "nll=0.1", "--floor-clip", "0.05"), "cannot be cut"),
+        (("--floor", "agreement=0.9", "--method", "hbb"), "unknown method 'hbb'"),
+        (("--floor", "agreement=0.9", "--delta", "2"), "a delta of 2.0"),
+        (("--floor", "agreement=0.9", "--hardware", "h1000"), "unknown hardware"),
+        (("--floor", "agreement=0.9", "--batch", "0"), "decodes nothing"),
+        (("--floor", "agreement=0.9", "--kv", "copy"), "unknown K,V strategy"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    folder: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    output = tmp_path / "policy.json"
+    hardware = () if "--hardware" in options else ("--hardware", "h100")
+    outcome = run_offramp("tune", folder, *hardware, *options, "-o", output, "--json").require(2)
+    assert message in outcome.json["error"]["what"]
+    assert outcome.json["error"]["fix"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_a_policy_file_are_refused(folder: Path, tmp_path: Path) -> None:
+    floor = ("--floor", "agreement=0.9", "--hardware", "h100")
+    for output, message in (
+        (tmp_path / "policy.txt", "ends in .json"),
+        (tmp_path / "nowhere" / "policy.json", "in a folder that does not exist"),
+    ):
+        outcome = run_offramp("tune", folder, *floor, "-o", output, "--json").require(2)
+        assert message in json.dumps(outcome.json)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.errors import InputError
+from offramp.tuning.losses import (
+    document_losses,
+    document_weights,
+    make_floor,
+    parse_floor,
+    risk_to_quality,
+    token_losses,
+)
+from policy_traces import make_trace
+
+
+def test_floors_and_what_they_allow() -> None:
+    assert parse_floor("agreement=0.99").risk == pytest.approx(0.01)
+    assert parse_floor("nll=0.02").risk == pytest.approx(0.02)
+    half = parse_floor("kl=0.05", clip=0.5)
+    assert half.risk == pytest.approx(0.1)
+    assert risk_to_quality(half, 0.1) == pytest.approx(0.05)
+    assert str(half) == "kl=0.05"
+    assert make_floor(half) is half
+
+
+@pytest.mark.parametrize(
+    ("text", "clip", "message"),
+    [
+        ("agreement=1", None, "is no share"),
+        ("agreement=0", None, "is no share"),
+        ("agreement=99", None, "is no share"),
+        ("agreement=nan", None, "is no floor"),
+        ("agreement", None, "is no floor"),
+        ("agreement=much", None, "is no floor"),
+        ("agrement=0.9", None, "unknown floor 'agrement'"),
+        ("agreement=0.9", 1.0, "is not clipped"),
+        ("nll=0", None, "out of range"),
+        ("nll=-1", None, "out of range"),
+        ("nll=inf", None, "out of range"),
+        ("nll=2", None, "cannot be cut at 1.0 nats"),
+        ("kl=0.1", 0.05, "cannot be cut at 0.05 nats"),
+        ("kl=0.1", math.inf, "cannot be cut at inf nats"),
+    ],
+)
+def test_floors_that_are_none_are_refused(text: str, clip: float | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_floor(text, clip)
+
+
+def test_several_floors_at_once_are_refused() -> None:
+    with pytest.raises(InputError, match="2 floors were given"):
+        make_floor({"agreement": 0.9, "kl": 0.1})
+
+
+def test_hand_worked_losses() -> None:
+    top1 = np.array([[1, 7, 7], [7, 7, 7], [1, 1, 7]], dtype=np.int32)
+    nll = np.array([[3.0, 1.5, 1.0], [0.5, 1.0, 2.0], [2.2, 2.1, 2.0]], dtype=np.float32)
+    kl = np.array([[3.0, 0.5, 0.1], [0.0, 0.2, 0.0], [0.4, 0.3, 0.0]], dtype=np.float32)
+    facts: dict[str, Any] = {"top1": top1, "nll": nll, "kl_to_final": kl}
+    trace = make_trace(tokens=3, layers=3, documents=2, **facts)
+    # make_trace sorts rows by document: tokens 0 and 1 are of document 0, token 2 is of document 1.
+    np.testing.assert_array_equal(trace.document, [0, 0, 1])
+    disagree = token_losses(trace, parse_floor("agreement=0.9"))
+    np.testing.assert_array_equal(disagree, [[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    increase = token_losses(trace, parse_floor("nll=0.1", clip=1.0))
+    np.testing.assert_allclose(increase, [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [0.2, 0.1, 0.0]], rtol=1e-5)
+    divergence = token_losses(trace, parse_floor("kl=0.1", clip=0.5))
+    np.testing.assert_allclose(divergence, [[1.0, 1.0, 0.0], [0.0, 0.4, 0.0], [0.8, 0.6, 0.0]], rtol=1e-6)
+    exits = np.array([1, 2, 1])
+    by_document = document_losses(trace, disagree, exits)
+    assert sorted(by_document) == [0.5, 1.0]
+    # Each document counts once, however many tokens it has.
+    weights = document_weights(trace)
+    np.testing.assert_allclose(weights, [0.25, 0.25, 0.5])
+    taken = disagree[np.arange(3), exits - 1]
+    assert taken @ weights == pytest.approx(by_document.mean())
+
+
+def test_a_loss_that_is_not_a_number_is_refused() -> None:
+    nll = np.zeros((60, 6), dtype=np.float32)
+    nll[7, 2] = np.nan
+    with pytest.raises(InputError, match="nll is not a number for 1 tokens") as error:
+        token_losses(make_trace(nll=nll), parse_floor("nll=0.1"))
+    assert "document 0" in error.value.where

@@ -1,0 +1,249 @@
+"""Predicting a tuned policy on other texts and other machines."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.costs.roofline import Roofline
+from offramp.errors import InputError, PolicyError
+from offramp.policies.replay import replay
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.threshold import Threshold
+from offramp.policies.walk import walk
+from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.tuning.bounds import two_sided_limits
+from offramp.tuning.losses import document_losses, token_losses
+from offramp.tuning.predict import predict
+from offramp.tuning.results import Floor, Tuned
+from offramp.tuning.shift import shift_of
+from offramp.tuning.splits import digests, traced
+from offramp.tuning.tune import tune
+from offramp.tuning.tuned_file import write_tuned
+from policy_traces import make_shape, make_trace
+
+POLICY = Threshold("max_prob", 0.8, (3, 5))
+
+
+def machine(name: str = "card", bandwidth: float = 1e9) -> Roofline:
+    return Roofline(
+        name=name,
+        description="made up",
+        source="made up",
+        flops_per_second={"float32": 1e12, "bfloat16": 1e12},
+        bytes_per_second=bandwidth,
+        launch_seconds=0.0,
+        decision_seconds=0.0,
+    )
+
+
+def named(
+    trace: Trace, *, workload: str = "w", model: str = "m", dtype: str = "float32", **heads: Any
+) -> Trace:
+    """The trace with ids of its own and the provenance of a traced one."""
+    trace.provenance = {
+        "request": {
+            "model": {"name": model, "fingerprint": f"fingerprint of {model}"},
+            "workload": {"name": workload, "fingerprint": f"fingerprint of {workload}"},
+            "dtype": dtype,
+            **heads,
+        }
+    }
+    trace.documents = tuple(
+        DocumentRecord(f"{workload} {place}", record.tokens) for place, record in enumerate(trace.documents)
+    )
+    return trace
+
+
+def a_trace(seed: int = 0, documents: int = 40, **options: Any) -> Trace:
+    provenance = {key: options.pop(key) for key in ("workload", "model", "dtype", "heads") if key in options}
+    return named(make_trace(seed=seed, tokens=12 * documents, documents=documents, **options), **provenance)
+
+
+@functools.cache
+def tuned_policy(floor: float = 0.6) -> Tuned:
+    """A policy as the tuner leaves it: cheap to tune, on documents of the workload "w"."""
+    trace = a_trace(shape=make_shape(6, head=30))
+    found = tune(trace, {"agreement": floor}, machine())
+    seen = np.arange(20, dtype=np.int64)
+    # Whatever the tuner chose, these tests want one that probes.
+    return replace(
+        found,
+        policy_text=str(POLICY),
+        shift=shift_of(trace.subset(seen), POLICY),
+        document_digests={"search": digests(trace, range(10)), "certify": digests(trace, range(10, 20))},
+    )
+
+
+def test_figures_are_those_of_a_replay() -> None:
+    trace = a_trace(seed=1, workload="other")
+    found = predict(tuned_policy(), trace)
+    replayed = replay(trace, POLICY)
+    assert found.agreement.value == pytest.approx(replayed.agreement)
+    assert found.skip_ratio.value == pytest.approx(replayed.skip_ratio)
+    assert found.net_speedup.value == pytest.approx(replayed.predicted_speedup)
+    assert found.plain_seconds_per_token / found.seconds_per_token == pytest.approx(
+        replayed.predicted_speedup
+    )
+    assert found.probe_share == pytest.approx(replayed.probe_share)
+    for estimate in (found.agreement, found.skip_ratio, found.net_speedup, found.quality):
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.value is not None
+        assert estimate.low <= estimate.value <= estimate.high
+    assert (found.documents, found.workload, found.machine) == (40, "other", "bytes moved")
+
+
+def test_another_machine_changes_the_seconds_and_nothing_else() -> None:
+    trace = a_trace(seed=1, workload="other")
+    slow, fast = (predict(tuned_policy(), trace, hardware=machine("x", rate)) for rate in (1e9, 2e9))
+    assert slow.seconds_per_token == pytest.approx(2.0 * fast.seconds_per_token)
+    assert slow.net_speedup.value == pytest.approx(fast.net_speedup.value)
+    assert slow.quality == fast.quality
+    assert (slow.risk_low, slow.risk_high) == (fast.risk_low, fast.risk_high)
+    assert any("Tuned for card, predicted for x" in note for note in slow.notes)
+
+
+def test_a_batch_in_lockstep_leaves_later() -> None:
+    trace = a_trace(seed=1, workload="other")
+    one, eight = (predict(tuned_policy(), trace, hardware=machine(), batch=batch) for batch in (1, 8))
+    assert one.net_speedup.value is not None
+    assert eight.net_speedup.value is not None
+    assert eight.net_speedup.value < one.net_speedup.value
+    assert any("Tuned at batch 1, predicted at batch 8" in note for note in eight.notes)
+
+
+@pytest.mark.parametrize(("floor", "answer"), [(0.6, "holds"), (0.95, "broken"), (0.79, "not decided")])
+def test_whether_the_floor_holds(floor: float, answer: str) -> None:
+    bold = Threshold("max_prob", 0.4, (3, 5))
+    trace = a_trace(seed=1, documents=60, workload="other")
+    tuned = tuned_policy()
+    tuned = replace(tuned, policy_text=str(bold), floor=replace(tuned.floor, value=floor))
+    found = predict(tuned, trace)
+    losses = document_losses(trace, token_losses(trace, tuned.floor), walk(bold, trace).exits)
+    assert (found.risk_low, found.risk_high) == two_sided_limits(losses, found.delta)
+    assert found.floor_answer == answer
+    assert found.quality.value == pytest.approx(1.0 - losses.mean())
+    assert any("do not decide" in note for note in found.notes) == (answer == "not decided")
+
+
+def test_a_floor_in_nats_is_judged_in_nats() -> None:
+    trace = a_trace(seed=1, workload="other")
+    tuned = replace(tuned_policy(), floor=Floor("kl", 0.5, clip=1.0))
+    found = predict(tuned, trace)
+    kl = np.clip(trace.fact("kl_to_final").astype(np.float64), 0.0, 1.0)
+    kl[:, -1] = 0.0
+    exits = walk(POLICY, trace).exits
+    taken = kl[np.arange(trace.token_count), exits - 1]
+    means = [taken[trace.document == document].mean() for document in range(40)]
+    assert found.quality.value == pytest.approx(float(np.mean(means)), rel=1e-5)
+    assert found.risk_low is not None
+    assert found.risk_high is not None
+    assert found.risk_low <= np.mean(means) <= found.risk_high
+    assert found.floor_answer == ("holds" if found.risk_high <= 0.5 else "not decided")
+
+
+def test_the_shift_puts_both_texts_side_by_side() -> None:
+    trace = a_trace(seed=9, workload="other")
+    found = predict(tuned_policy(), trace)
+    here = shift_of(trace, POLICY)
+    assert [row.exit for row in found.shift] == [3, 5]
+    assert [row.other_quantiles for row in found.shift] == [shift.quantiles for shift in here]
+    assert [row.tuned_agreement for row in found.shift] == [one.agreement for one in tuned_policy().shift]
+    largest = max(abs(row.other_agreement - row.tuned_agreement) for row in found.shift)
+    assert any("The texts differ" in note for note in found.notes) == (largest >= 0.02)
+
+
+def test_a_large_shift_is_said_in_words() -> None:
+    trace = a_trace(seed=9, workload="other")
+    worse = np.array(trace.top1)
+    worse[:, :-1] = 99
+    top1 = {name: np.array(trace.fact(name)) for name in ("max_prob", "nll", "kl_to_final")}
+    facts: dict[str, Any] = {"top1": worse, **top1}
+    other = named(
+        Trace.from_facts(facts, document=trace.document, shape=trace.shape, position=trace.position),
+        workload="other",
+    )
+    found = predict(tuned_policy(), other)
+    (said,) = (note for note in found.notes if "The texts differ" in note)
+    assert "agrees with the full model in 0.0 % of the tokens here" in said
+
+
+def test_documents_that_tuning_used_are_refused_or_left_out() -> None:
+    same = a_trace()
+    with pytest.raises(InputError, match="20 of the trace's documents were used to tune the policy"):
+        predict(tuned_policy(), same)
+    found = predict(tuned_policy(), same, unseen=True)
+    assert found.documents == 20
+    replayed = replay(same.subset(np.arange(20, 40)), POLICY)
+    assert found.agreement.value == pytest.approx(replayed.agreement)
+    assert any("20 documents were left out" in note for note in found.notes)
+    assert any("The same workload" in note for note in found.notes)
+    with pytest.raises(InputError, match="all 20 documents of the trace were used"):
+        predict(tuned_policy(), same.subset(np.arange(20)), unseen=True)
+
+
+def test_documents_that_heads_were_fitted_on_are_left_out() -> None:
+    heads = {"documents": {"fingerprint of other": ["other 0", "other 1"]}, "lens": False}
+    trace = a_trace(seed=1, workload="other", heads=heads)
+    assert predict(POLICY, trace).documents == 38
+    assert predict(tuned_policy(), trace).documents == 38
+
+
+def test_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="tuned for another model, m") as caught:
+        predict(tuned_policy(), a_trace(workload="other", model="n"))
+    assert "is of n" in str(caught.value)
+    with pytest.raises(InputError, match="another model"):
+        predict(tuned_policy(), make_trace(documents=40, tokens=400))
+
+
+def test_another_precision_is_noted() -> None:
+    found = predict(tuned_policy(), a_trace(seed=1, workload="other", dtype="bfloat16"))
+    assert any("Traced in bfloat16, tuned in float32" in note for note in found.notes)
+
+
+def test_a_policy_without_a_floor() -> None:
+    trace = a_trace(seed=1)
+    found = predict(str(POLICY), trace)
+    assert found == predict(POLICY, trace)
+    assert (found.floor, found.floor_answer, found.risk_low, found.risk_high) == (None,) * 4
+    assert found.shift == ()
+    assert found.quality == found.agreement
+
+
+def test_the_full_model_changes_nothing() -> None:
+    found = predict(Never(), a_trace(), hardware=machine(), batch=4)
+    assert found.net_speedup.value == pytest.approx(1.0)
+    assert (found.skip_ratio.value, found.agreement.value, found.probe_share) == (0.0, 1.0, 0.0)
+
+
+def test_few_documents_give_no_interval() -> None:
+    found = predict(StaticExit(3), a_trace(documents=6))
+    assert found.net_speedup.low is None
+    assert any("6 documents give no interval" in note for note in found.notes)
+
+
+def test_a_tuned_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    write_tuned(path, tuned_policy())
+    trace = a_trace(seed=1, workload="other")
+    assert predict(str(path), trace) == predict(tuned_policy(), trace)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="batch of 0"):
+        predict(POLICY, a_trace(), hardware=machine(), batch=0)
+    with pytest.raises(InputError, match="K,V strategy"):
+        predict(POLICY, a_trace(), hardware=machine(), kv="copy")
+    with pytest.raises(PolicyError, match="exit 9"):
+        predict(StaticExit(9), a_trace())
+
+
+def test_every_token_is_judged_once() -> None:
+    assert len(traced(a_trace())) == predict(POLICY, a_trace()).documents == 40

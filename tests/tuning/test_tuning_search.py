@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.costs.token import token_costs
+from offramp.errors import InputError
+from offramp.policies.charging import exit_costs, walk_costs
+from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
+from offramp.policies.signals import SIGNALS
+from offramp.policies.walk import walk
+from offramp.tracing.trace import Trace
+from offramp.tuning.certify import order_places, search_targets
+from offramp.tuning.curves import curve, make_grid
+from offramp.tuning.exit_sets import fitting_sets, recorded_signals
+from offramp.tuning.families import ThresholdFamily
+from offramp.tuning.losses import document_weights, make_floor, token_losses
+from offramp.tuning.per_exit import per_exit_thresholds
+from offramp.tuning.pool import Pool, front_of
+from offramp.tuning.pricing import Pricing, pricing_of
+from offramp.tuning.searching import search_pool
+from policy_traces import make_shape, make_trace
+
+EXIT_SETS = st.sets(st.integers(1, 5), min_size=1).map(sorted).map(tuple)
+FLOOR = make_floor({"agreement": 0.9})
+
+
+def pool_of(trace: Trace, floor: Any = FLOOR, batch: int = 1) -> Pool:
+    costs = token_costs(trace.shape, float(trace.position.mean()), "bytes")
+    return Pool(trace, floor, Pricing(replace(costs, batch=batch), "bytes moved", "test"))
+
+
+def with_signals(**options: Any) -> Trace:
+    """A random trace that also holds facts recorded on request."""
+    rng = np.random.default_rng(options.get("seed", 0))
+    size = (options.get("tokens", 60), options.get("layers", 6))
+    more = {
+        "restricted_margin": rng.random(size).astype(np.float32),
+        "restricted_top1": rng.integers(0, 2, size).astype(np.int32),
+        "restricted_max_prob": rng.random(size).astype(np.float32),
+        "kl_to_previous": rng.random(size).astype(np.float32),
+        "candidate_score": rng.random(size).astype(np.float32),
+    }
+    return make_trace(**options, **more)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    signal=st.sampled_from(["max_prob", "entropy"]),
+    exits=EXIT_SETS,
+    levels=st.sampled_from([3, None]),
+    kind=st.sampled_from(["agreement", "kl"]),
+)
+def test_a_curve_is_what_walking_at_every_threshold_gives(
+    seed: int, signal: str, exits: tuple[int, ...], levels: int | None, kind: str
+) -> None:
+    trace = make_trace(seed=seed, levels=levels)
+    floor = make_floor({kind: 0.5})
+    losses, weights = token_losses(trace, floor), document_weights(trace)
+    columns = np.array([exit - 1 for exit in exits])
+    grid = make_grid(trace, SIGNALS[signal], np.arange(5))
+    found = curve(grid, [exit - 1 for exit in exits], losses, columns, weights)
+    for point in range(0, grid.points, max(1, grid.points // 12)):
+        taken = walk(Threshold(signal, float(grid.values[point]), exits), trace).exits
+        risk = float(losses[np.arange(len(taken)), taken - 1] @ weights)
+        shares = [np.mean(taken == exit) for exit in (*exits, 6)]
+        assert found.risk[point] == pytest.approx(risk, abs=1e-6)
+        np.testing.assert_allclose(found.shares[point], shares)
+
+
+def test_many_values_are_put_on_a_grid_from_cautious_to_bold() -> None:
+    trace = make_trace(tokens=3000, documents=10)
+    for name in ("max_prob", "entropy"):
+        grid = make_grid(trace, SIGNALS[name], np.arange(5), points=100)
+        assert grid.points == 100
+        steps = np.diff(grid.values)
+        assert ((steps < 0) if name == "max_prob" else (steps > 0)).all()
+        fact = trace.fact(name)[:, :5].astype(np.float64)
+        fires = fact >= grid.values[40] if name == "max_prob" else fact <= grid.values[40]
+        np.testing.assert_array_equal(grid.ranks <= 40, fires)
+
+
+def test_thresholds_outside_the_range_of_the_signal_are_left_out() -> None:
+    cosine = np.full((60, 6), 0.5, dtype=np.float32)
+    cosine[3] = 1.2
+    trace = make_trace(hidden_cosine_to_previous=cosine)
+    grid = make_grid(trace, SIGNALS["hidden_cosine"], np.arange(5))
+    assert grid.values.tolist() == [0.5]
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 999), head=st.sampled_from([10, 300, 4000]))
+def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
+    trace = with_signals(seed=seed, shape=make_shape(head=head))
+    pool = pool_of(trace)
+    search_pool(pool, FLOOR.risk)
+    assert {"static exit", "patience", "votes"} <= {scored.family for scored in pool.found}
+    for scored in pool.found[:: max(1, len(pool.found) // 40)]:
+        walked = walk(scored.policy, trace)
+        assert scored.cost == pytest.approx(float(walk_costs(pool.pricing.costs, walked).mean()), rel=1e-9)
+        assert scored.risk == pytest.approx(pool.risk_of(walked.exits), abs=1e-6)
+        assert scored.skip_ratio == pytest.approx(1 - walked.exits.mean() / 6)
+
+
+def test_the_fastest_threshold_at_every_target_is_found() -> None:
+    trace = make_trace(tokens=200, levels=20, shape=make_shape(head=50))
+    pool = pool_of(trace)
+    search_pool(pool, FLOOR.risk, thorough=False)
+    for target in search_targets(FLOOR.risk)[::5]:
+        best = pool.fastest(target)
+        brute = [
+            pool.score("", Threshold(signal, float(value), exits))
+            for signal in ("max_prob", "margin", "entropy")
+            for exits in ((5,), (3,), (1, 2, 3, 4, 5), (4, 5))
+            for value in np.unique(trace.fact(signal)[:, :5])
+        ]
+        allowed = [scored.cost for scored in brute if scored.risk <= target + 1e-12]
+        assert best is not None
+        assert best.cost <= min(allowed, default=np.inf) * (1 + 1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_thresholds_per_exit_are_never_worse_than_one_for_all(seed: int) -> None:
+    trace = make_trace(seed=seed, tokens=300, shape=make_shape(head=100))
+    pool = pool_of(trace)
+    family = ThresholdFamily(pool, SIGNALS["max_prob"], (0.1,))
+    exits = (2, 3, 4, 5)
+    single = family.curve_of(exits)
+    costs = family.costs_of(exits, single.shares)
+    for price in (0.1, 1.0, 10.0):
+        of_loss = price * pool.pricing.plain / FLOOR.risk
+        best_single = float((costs + of_loss * single.risk).min())
+        for chosen, values in per_exit_thresholds(family, exits, FLOOR.risk, (price,)):
+            scored = pool.score("", Thresholds("max_prob", values, chosen))
+            assert scored.cost + of_loss * scored.risk <= best_single * (1 + 1e-6)
+
+
+def test_signals_that_compare_exits_are_checked_where_they_can_be() -> None:
+    trace = with_signals()
+    names = {signal.name for signal in recorded_signals(trace)}
+    assert {"kl_to_previous", "candidate_score", "restricted_margin", "max_prob"} <= names
+    assert "correctness" not in names
+    back = SIGNALS["kl_to_previous"]
+    # The check before must be the exit traced before; the whole set opens with its own first exit.
+    assert fitting_sets(trace, back, [(3,), (2, 4), (1, 2, 3, 4, 5)]) == ((2, 3), (1, 2, 3, 4, 5))
+    candidates = SIGNALS["candidate_score"]
+    assert fitting_sets(trace, candidates, [(3,)]) == ()
+    trace.provenance["request"] = {"heads": {"candidate_exit": 2}}
+    assert fitting_sets(trace, candidates, [(3,), (1, 2, 4), (1,)]) == ((2, 3), (2, 4))
+
+
+def test_the_candidates_are_each_faster_than_all_before() -> None:
+    risks = np.array([0.0, 0.004, 0.004, 0.008, 0.02, 0.001])
+    costs = np.array([9.0, 8.0, 7.0, 7.5, 1.0, 11.0])
+    # By hand: at target 0 the first; from 0.004 on the third; the fourth is slower; the fifth risks too much.
+    assert order_places(risks, costs, 10.0, 0.01) == [0, 2]
+    assert order_places(risks, costs, 7.0, 0.01) == []
+
+
+def test_the_front_drops_what_is_beaten() -> None:
+    pool = pool_of(make_trace())
+    search_pool(pool, FLOOR.risk, thorough=False)
+    front = front_of(pool.found)
+    for one in front:
+        assert not any(other.risk <= one.risk and other.cost < one.cost for other in pool.found)
+    assert [scored.risk for scored in front] == sorted(scored.risk for scored in front)
+
+
+def test_a_batch_in_lockstep_leaves_where_its_last_token_would() -> None:
+    trace = make_trace(tokens=4000, documents=8)
+    pool = pool_of(trace, batch=3)
+    walked = walk(Threshold("max_prob", 0.7, (2, 4)), trace)
+    rng = np.random.default_rng(0)
+    steps = rng.choice(walked.exits, (200_000, 3)).max(axis=1)
+    per_exit = exit_costs(pool.pricing.costs, signal_needs(SIGNALS["max_prob"], (2, 4))) / 3
+    assert pool.pricing.of_walk(walked) == pytest.approx(per_exit[steps - 1].mean(), rel=2e-3)
+    family = ThresholdFamily(pool, SIGNALS["max_prob"], (0.1,))
+    found = family.curve_of((2, 4))
+    point = int(np.flatnonzero(family.grid.values >= 0.7)[-1])
+    assert family.costs_of((2, 4), found.shares)[point] == pytest.approx(
+        pool.pricing.of_walk(walk(family.policy_at((2, 4), point), trace)), rel=1e-9
+    )
+
+
+def test_bytes_are_counted_at_batch_one_only() -> None:
+    trace = make_trace()
+    for options, message in (
+        ({"batch": 2}, "batch 1"),
+        ({"batch": 0}, "decodes nothing"),
+        ({"kv": "recompute"}, "batch 1 with K and V propagated"),
+        ({"kv": "speculate"}, "does not search with the K,V strategy 'speculate'"),
+        ({"kv": "copy"}, "unknown K,V strategy 'copy'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pricing_of(trace, None, **options)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.costs.hardware import find_machine
+from offramp.errors import InputError, PolicyError
+from offramp.policies.grammar import parse_policy
+from offramp.policies.replay import replay
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+from offramp.tuning.answers import meaning_of
+from offramp.tuning.bounds import METHODS
+from offramp.tuning.certify import losses_in_order, run_sequence
+from offramp.tuning.league import league
+from offramp.tuning.losses import make_floor
+from offramp.tuning.machines import machine_answers
+from offramp.tuning.results import Tuned
+from offramp.tuning.splits import split_roles
+from offramp.tuning.tune import require_model, tune
+from offramp.tuning.tuned_file import read_tuned, seal_of, write_tuned
+from offramp.tuning.verdict import judge
+from policy_traces import make_shape, make_trace
+
+MODEL = {"name": "tiny", "fingerprint": "m1"}
+
+
+def easy_and_hard(documents: int = 300, *, seed: int = 0, head: int = 20, wrong: float = 0.0) -> Trace:
+    """Six of ten tokens may leave at exit 2 of 6 and say so, a share `wrong` of them in vain."""
+    tokens = 25 * documents
+    rng = np.random.default_rng(seed)
+    easy, mistaken = rng.random(tokens) < 0.6, rng.random(tokens) < wrong
+    depth = np.arange(1, 7)
+    agrees = (depth == 6) | ((easy & ~mistaken)[:, None] & (depth >= 2))
+    sure = np.where(easy[:, None] & (depth >= 2), 0.9, 0.1) + 0.05 * rng.random((tokens, 6))
+    trace = make_trace(
+        seed=seed,
+        tokens=tokens,
+        documents=documents,
+        shape=make_shape(head=head),
+        top1=np.where(agrees, 7, 1).astype(np.int32),
+        max_prob=sure.astype(np.float32),
+        margin=(sure**2).astype(np.float32),
+        entropy=(1 - sure).astype(np.float32),
+        hidden_cosine_to_previous=np.zeros((tokens, 6), dtype=np.float32),
+    )
+    workload = {"name": "texts", "fingerprint": "w1"}
+    trace.provenance["request"] = {"model": MODEL, "dtype": "float32", "workload": workload, "heads": None}
+    return trace
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Tuned:
+    return tune(easy_and_hard(wrong=0.002), {"agreement": 0.95}, "h100")
+
+
+def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
+    assert tuned.policy_text != "never"
+    assert parse_policy(tuned.policy_text) == tuned.policy
+    assert tuned.documents == {"heads": 0, "search": 60, "certify": 180, "report": 60}
+    certificate = tuned.certificate
+    assert certificate.holds
+    assert (certificate.method, certificate.delta, certificate.documents) == ("wsr", 0.1, 180)
+    assert certificate.documents_needed == 45
+    assert certificate.risk_bound is not None
+    assert certificate.empirical_risk is not None
+    assert certificate.empirical_risk <= certificate.risk_bound <= tuned.floor.risk
+    # By hand: with 0.99 of the largest bet, (1 + 0.99 r / (1 - r))^180 = 10.
+    risk = 1 - certificate.best_floor
+    assert (1 + 0.99 * risk / (1 - risk)) ** 180 == pytest.approx(10)
+    assert "teacher-forced" in certificate.assumption
+    assert "texts" in certificate.assumption
+    assert "is certified: 0.95 of the tokens agree" in tuned.answer
+    assert tuned.net_speedup.low is not None
+    assert tuned.net_speedup.low > 1.0
+    assert tuned.machine == "h100"
+    assert len(tuned.shift) == len(tuned.policy.checked_exits(6))
+    assert tuned.provenance["machine"]["name"] == "h100"
+
+
+def test_the_figures_are_those_of_the_report_documents(tuned: Tuned) -> None:
+    trace = easy_and_hard(wrong=0.002)
+    held = trace.subset(split_roles(trace, 0).report)
+    result = replay(held, tuned.policy)
+    assert tuned.quality.value == pytest.approx(result.agreement)
+    assert tuned.skip_ratio.value == pytest.approx(result.skip_ratio)
+    assert tuned.seconds_per_token.value is not None
+    assert tuned.net_speedup.value == pytest.approx(
+        tuned.plain_seconds_per_token / tuned.seconds_per_token.value
+    )
+    assert 0.0 < tuned.probe_share < 1.0
+
+
+def test_the_front_begins_with_the_full_model_and_gets_faster(tuned: Tuned) -> None:
+    speeds = [point.net_speedup for point in tuned.front]
+    assert speeds == sorted(speeds)
+    assert [point.risk for point in tuned.front] == sorted(point.risk for point in tuned.front)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    wrong=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
+    method=st.sampled_from(sorted(METHODS)),
+    kind=st.sampled_from(["agreement", "kl"]),
+)
+def test_no_policy_is_certified_whose_bound_exceeds_the_floor(
+    seed: int, wrong: float, method: str, kind: str
+) -> None:
+    found = tune(
+        easy_and_hard(90, seed=seed, wrong=wrong),
+        {kind: 0.9},
+        None,
+        method=method,
+        clip=None if kind == "agreement" else 2.0,
+    )
+    certificate = found.certificate
+    if found.policy_text == "never":
+        assert not certificate.holds
+        assert certificate.risk_bound is None
+        return
+    assert certificate.empirical_risk is not None
+    assert certificate.empirical_risk <= found.floor.risk + 1e-9
+    assert certificate.holds == (method != "naive")
+    if METHODS[method].confident:
+        assert certificate.risk_bound is not None
+        assert certificate.risk_bound <= found.floor.risk + 1e-9
+
+
+def test_the_sequence_stops_at_the_first_failure() -> None:
+    losses = np.zeros((100, 4))
+    losses[:50, 1] = 0.5  # the second candidate fails, the bolder ones would pass
+    costs = [4.0, 3.0, 2.0, 1.0]
+    outcome = run_sequence(losses, costs, 0.05, 0.1, METHODS["wsr"])
+    assert (outcome.tested, outcome.passed, outcome.chosen) == (2, 1, 0)
+    loose = run_sequence(losses, costs, 0.05, 0.1, METHODS["naive"])
+    assert (loose.tested, loose.passed, loose.chosen) == (4, 3, 3)
+    assert run_sequence(np.ones((100, 2)), costs[:2], 0.05, 0.1, METHODS["hb"]).chosen is None
+    assert run_sequence(np.zeros((100, 0)), [], 0.05, 0.1, METHODS["wsr"]).tested == 0
+
+
+def test_losses_come_in_the_drawn_order_of_the_documents() -> None:
+    trace = easy_and_hard(12, wrong=0.2)
+    places = np.array([7, 2, 11])
+    policy = parse_policy("static:exit=2")
+    losses = losses_in_order(trace, places, [policy], make_floor({"agreement": 0.9}))
+    for place, loss in zip(places, losses[:, 0], strict=True):
+        rows = trace.document == place
+        assert loss == pytest.approx(1 - trace.agreement[rows, 1].mean())
+    assert document_rows(trace).count == 12
+
+
+@pytest.mark.parametrize(
+    ("documents", "floor", "answer"),
+    [
+        (12, 0.99, "not certifiable: 12 documents, 230 needed"),
+        (60, 0.95, "not certifiable: 36 documents are left to certify on, 45 needed; trace at least 75"),
+        (2, 0.95, "not certifiable: 2 documents, 45 needed"),
+    ],
+)
+def test_too_few_documents_are_said_and_nothing_weaker_is_claimed(
+    documents: int, floor: float, answer: str
+) -> None:
+    found = tune(easy_and_hard(documents), {"agreement": floor}, None)
+    assert found.answer.startswith(answer)
+    assert found.policy_text == "never"
+    assert not found.certificate.holds
+    assert found.certificate.tested == 0
+    assert found.certificate.risk_bound is None
+
+
+def test_nothing_beats_the_full_model_where_the_head_costs_most() -> None:
+    found = tune(easy_and_hard(100, head=100_000), {"agreement": 0.95}, None)
+    assert found.policy_text == "never"
+    assert found.answer.startswith("Nothing beats the full model here: on 20 documents, no policy")
+    assert found.net_speedup.value == 1.0
+    assert found.machine == "bytes moved"
+
+
+def test_what_fails_its_test_is_not_given() -> None:
+    # Right on the few search documents, wrong on most others.
+    trace = easy_and_hard(100)
+    wrong = ~np.isin(trace.document, split_roles(trace, 0).search)
+    top1 = trace.fact("top1").copy()
+    top1[wrong, :5] = 1
+    facts = {
+        name: trace.fact(name) for name in ("max_prob", "margin", "entropy", "hidden_cosine_to_previous")
+    }
+    other = make_trace(tokens=2500, documents=100, shape=make_shape(head=20), top1=top1, **facts)
+    found = tune(other, {"agreement": 0.95}, None)
+    assert found.policy_text == "never"
+    assert "faster policies passed the test of agreement=0.95 on 60 documents" in found.answer
+    assert found.certificate.tested == 1
+
+
+def test_naive_and_crc_say_what_they_are() -> None:
+    naive = tune(easy_and_hard(40), {"agreement": 0.95}, None, method="naive")
+    assert naive.policy_text != "never"
+    assert naive.certificate.guarantee.startswith("no guarantee")
+    assert not naive.certificate.holds
+    assert "without a guarantee" in naive.answer
+    crc = tune(easy_and_hard(40), {"agreement": 0.95}, None, method="crc")
+    assert crc.certificate.holds
+    assert crc.certificate.delta is None
+    assert "on average over draws" in crc.certificate.guarantee
+
+
+def test_the_same_seed_gives_the_same_answer(tuned: Tuned) -> None:
+    assert tune(easy_and_hard(wrong=0.002), {"agreement": 0.95}, "h100") == tuned
+
+
+def test_recompute_and_batches_are_priced(tuned: Tuned) -> None:
+    trace = easy_and_hard(wrong=0.002)
+    cheap = tune(trace, {"agreement": 0.95}, find_machine("h100"), kv="recompute")
+    assert (cheap.kv, cheap.plain_seconds_per_token) == ("recompute", tuned.plain_seconds_per_token)
+    batched = tune(trace, {"agreement": 0.95}, "h100", batch=8)
+    assert batched.plain_seconds_per_token < tuned.plain_seconds_per_token
+    assert batched.batch == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "wrs"}, "unknown method"),
+        ({"delta": 0.0}, "a delta of"),
+        ({"delta": float("nan")}, "a delta of"),
+        ({"hardware": "h1000"}, "unknown hardware"),
+        ({"batch": 0}, "decodes nothing"),
+        ({"kv": "speculate"}, "does not search"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tune(easy_and_hard(12), {"agreement": 0.95}, **{"hardware": "h100", **options})
+
+
+def test_a_trace_without_early_exits_is_refused() -> None:
+    with pytest.raises(PolicyError, match="no exit before the last was traced"):
+        tune(make_trace(exits=[6]), {"agreement": 0.95}, None)
+
+
+def test_a_tuned_file_is_read_back_whole(tuned: Tuned, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    write_tuned(path, tuned)
+    assert read_tuned(path) == replace(tuned, provenance=json.loads(json.dumps(tuned.provenance)))
+    assert parse_policy(str(path)) == tuned.policy
+
+
+def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    write_tuned(path, tuned)
+    whole = json.loads(path.read_text())
+
+    def refused(text: str, message: str) -> None:
+        path.write_text(text)
+        with pytest.raises(InputError, match=message) as error:
+            read_tuned(path)
+        assert error.value.exit_code == 2
+
+    refused(json.dumps({**whole, "policy": "static:exit=1"}), "was edited since it was written")
+    certificate = {**whole["certificate"], "risk_bound": 0.0}
+    refused(json.dumps({**whole, "certificate": certificate}), "was edited since it was written")
+    newer = {**whole, "schema_version": 3}
+    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 3; this offramp reads up to 2")
+    refused(json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy")
+    refused("{", "is no JSON")
+    refused("[]", "holds no JSON object")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_tuned(tmp_path / "nowhere.json")
+
+
+def test_a_policy_of_another_model_is_refused(tuned: Tuned) -> None:
+    trace = easy_and_hard(12)
+    require_model(tuned, trace)
+    for request, message in (
+        ({"model": {"name": "other", "fingerprint": "m2"}, "dtype": "float32"}, "another model"),
+        ({"model": MODEL, "dtype": "bfloat16"}, "another precision"),
+    ):
+        trace.provenance["request"] = request
+        with pytest.raises(InputError, match=message):
+            require_model(tuned, trace)
+
+
+def test_what_a_floor_means_for_an_answer() -> None:
+    assert "0.99^64 = 53% of 64-token answers" in meaning_of(make_floor({"agreement": 0.99}))
+    assert "1.28 nats in all" in meaning_of(make_floor({"nll": 0.02}))
+
+
+def test_the_league_lists_every_family_with_its_bounds() -> None:
+    machine = find_machine("h100")
+    entries = league(easy_and_hard(80), machine, (0.95,))
+    families = {entry.family: entry for entry in entries}
+    assert {"full model", "oracle: first match", "oracle: saturation", "max_prob, 1 exit"} <= set(families)
+    assert not families["oracle: saturation"].reachable
+    assert families["full model"].net_speedup.value == 1.0
+    speeds = [entry.net_speedup.value or 0 for entry in entries]
+    assert speeds == sorted(speeds, reverse=True)
+    best = families["max_prob, 1 exit"]
+    assert best.probe_seconds == pytest.approx(best.probe_share * best.seconds_per_token)
+    assert best.probe_seconds > 0
+
+
+def test_machines_answer_for_themselves() -> None:
+    machines = [find_machine("h100"), find_machine("l4")]
+    answers = machine_answers(easy_and_hard(80), machines, (1, 16), 0.95)
+    assert [(answer.machine, answer.batch) for answer in answers] == [
+        ("h100", 1),
+        ("h100", 16),
+        ("l4", 1),
+        ("l4", 16),
+    ]
+    for answer in answers:
+        assert (answer.policy == "never") == (answer.net_speedup.value == 1.0)
+        assert answer.source
+    assert answers[0].decision == "pays"
+    never = [answer for answer in answers if parse_policy(answer.policy) == Never()]
+    assert all(answer.decision == "does not pay" for answer in never)
+
+
+def test_a_verdict_on_a_machine_counts_its_seconds() -> None:
+    verdict = judge(easy_and_hard(80), floors=(0.95,), machine=find_machine("h100"))[0]
+    assert verdict.basis == "h100"
+    assert "in seconds on h100" in verdict.reason
+    assert judge(easy_and_hard(80), floors=(0.95,))[0].basis == "bytes moved"
