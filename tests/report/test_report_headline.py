@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from report_examples import example_run
 
+from offramp.report.basis import REPAIR_NOTE
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Verdict
@@ -183,4 +184,6 @@ def test_a_verdict_on_few_documents_says_so():
     few = "prose the verdict rests on 19 documents; 20 are needed for an interval"
     made = verdict("does not pay", 1.0, policy="never", report_documents=19)
     assert few in "\n".join(caveats(run_with(made)))
+    assert REPAIR_NOTE in caveats(run_with(replace(made, policy="static:exit=4")))
+    assert REPAIR_NOTE not in caveats(run_with(made))
     assert "rests on" not in "\n".join(caveats(run_with(replace(made, report_documents=20))))

@@ -9,6 +9,11 @@ from offramp.tuning.results import Verdict
 
 LOCAL = "local"
 
+REPAIR_NOTE = (
+    "A token that leaves early is charged for the keys and values that later tokens need of the layers it "
+    "skipped; how much these approximate ones change later predictions is not in the agreement."
+)
+
 
 def machine_name(name: str) -> str:
     """A machine as it stands in a sentence."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from offramp.report.basis import cheaper, not_decoded
+from offramp.report.basis import REPAIR_NOTE, cheaper, not_decoded
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
@@ -162,6 +162,8 @@ def best(found: list[tuple[str, Verdict]]) -> tuple[str, Verdict]:
 def caveats(run: RunResult) -> list[str]:
     """What a reader must know before quoting the headline; first, how the figures were obtained."""
     notes = [not_decoded(run)]
+    if any(verdict.policy != "never" for workload in run.workloads for verdict in workload.verdicts):
+        notes.append(REPAIR_NOTE)
     for name, verdict in main_verdicts(run):
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(

@@ -17,6 +17,9 @@ from offramp.tuning.results import Floor, FrontPoint, Tuned
 
 TABLE_POINTS = 40
 
+WIDEST = 2.5
+"""Losses are drawn up to so many times the boldest floor's: nobody chooses a policy far beyond it."""
+
 
 def front_figures(workload: WorkloadResult) -> str:
     """A chart of the candidates for each kind of floor, machine and batch size."""
@@ -36,7 +39,8 @@ def loss_of(floor: Floor, risk: float) -> float:
 def front_figure(group: list[Tuned]) -> str:
     """The Pareto front: how much time a loss buys, with the floors and the chosen policies marked."""
     first = group[0]
-    series = front_lines(group)
+    widest = WIDEST * max(tuned.floor.risk for tuned in group)
+    series = front_lines(group, widest)
     fronts = list(dict.fromkeys(tuned.front for tuned in group))
     rules = [Rule("x", loss_of(t.floor, t.floor.risk), floor_mark(t.floor)) for t in group]
     losses = [*[float(x) for line in series for x in line.x], *[rule.value for rule in rules]]
@@ -44,7 +48,7 @@ def front_figure(group: list[Tuned]) -> str:
     note = (
         "Every candidate that no other beats in both loss and cost, on the documents searched; "
         f"{machine_name(first.machine)}, batch {first.batch}. Down is cheaper, left is closer to the full "
-        "model. What is right of a floor's line is not allowed."
+        "model. What is right of a floor's line is not allowed; much bolder candidates are in the table only."
     )
     chart = LineChart(
         title="What a loss buys",
@@ -85,8 +89,8 @@ def tick_percent(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
-def front_lines(group: list[Tuned]) -> list[Series]:
-    """Each different front as a line, and the policies chosen from it as points."""
+def front_lines(group: list[Tuned], widest: float) -> list[Series]:
+    """Each different front as a line up to the widest risk, and the policies chosen from it as points."""
     owners: dict[tuple[FrontPoint, ...], list[Tuned]] = {}
     for tuned in group:
         owners.setdefault(tuned.front, []).append(tuned)
@@ -94,7 +98,8 @@ def front_lines(group: list[Tuned]) -> list[Series]:
     for front, choosers in owners.items():
         floor = choosers[0].floor
         name = "candidates" if len(owners) == 1 else f"candidates for {floor_words(floor)}"
-        lines.append(front_series(name, front, choosers[0], len(lines)))
+        near = tuple(point for point in front if point.risk <= widest)
+        lines.append(front_series(name, near, choosers[0], len(lines)))
         for tuned in choosers:
             chosen = [point for point in front if point.policy == tuned.policy_text != "never"]
             if chosen:
