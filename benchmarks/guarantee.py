@@ -4,9 +4,9 @@
     python benchmarks/guarantee.py                             the simulated world alone
 
 With a trace of at least 600 documents as the population, calibration documents are drawn from it with
-replacement, as many as it holds, a policy is tuned on them, and its exact risk on the population is compared
-with the floor. Candidates are the policies near the front of the whole population; which of them are tested,
-and in which order, is searched anew on each draw's own search documents. The last line is one JSON object.
+replacement, as many as it holds, and tuned on as `offramp tune` does: roles, search, sequence, test. The
+exact risk of what was chosen is that on the population. Documents that the trace's exit heads were fitted on
+are no part of it. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,109 +23,91 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.charging import walk_costs
-from offramp.policies.walk import walk
+from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS
-from offramp.tuning.certify import order_places, run_sequence
-from offramp.tuning.losses import document_losses, make_floor
-from offramp.tuning.pool import Pool, Scored
-from offramp.tuning.pricing import pricing_of
+from offramp.tuning.certify import losses_in_order, ordered_candidates, run_sequence
+from offramp.tuning.evidence import Evidence
+from offramp.tuning.losses import make_floor
+from offramp.tuning.pool import ROUNDING, Pool
+from offramp.tuning.pricing import Pricing, pricing_of
+from offramp.tuning.results import Floor
 from offramp.tuning.searching import search_pool
-from offramp.tuning.splits import REPORT_SHARE, SEARCH_SHARE
+from offramp.tuning.splits import heads_documents, split_roles
 from offramp.tuning.tune import find_hardware
 
 DELTAS = (0.1, 0.05)
-# Policies kept for each of these risks, in allowed risks, near the population's front.
-RISKS = tuple(float(risk) for risk in np.linspace(0.0, 3.0, 61))
-KEPT = 4
-DENSER = (0.9, 1.0, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0)
 
 Matrix = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class Population:
-    """What each policy does to each document.
+    """All documents of a trace but those that exit heads were fitted on, and policies' true figures there."""
 
-    losses, costs: float64 [documents, policies]. tokens: [documents]. plain: cost of a full token.
-    """
+    def __init__(self, trace: Trace, floor: Floor, pricing: Pricing) -> None:
+        used = heads_documents(trace)
+        places = document_rows(trace).index
+        free = [place for place in places if trace.documents[place].id not in used]
+        self.trace = trace if len(free) == len(places) else trace.subset(np.array(free, dtype=np.int64))
+        self.rows = document_rows(self.trace)
+        self.facts = {name: self.trace.fact(name) for name in self.trace.fact_names}
+        self.pricing = pricing
+        self.evidence = Evidence(self.trace, floor)
 
-    losses: Matrix
-    costs: Matrix
-    tokens: NDArray[np.float64]
-    plain: float
-
-
-def near_the_front(pool: Pool, risk: float) -> list[Scored]:
-    """A few of the fastest policies at each of many risks, and every one only once."""
-    kept: dict[str, Scored] = {}
-    for factor in RISKS:
-        within = sorted(
-            (scored for scored in pool.found if scored.risk <= factor * risk + 1e-12),
-            key=lambda scored: scored.cost,
+    def draw(self, rng: np.random.Generator) -> Trace:
+        """As many documents as there are, drawn with replacement; a document drawn twice is two documents."""
+        drawn = rng.integers(0, self.rows.count, self.rows.count)
+        starts, lengths = self.rows.starts[drawn], self.rows.lengths[drawn]
+        rows = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
+        request = self.trace.provenance.get("request", {})
+        return Trace.from_facts(
+            {name: fact[rows] for name, fact in self.facts.items()},
+            document=np.repeat(np.arange(len(drawn)), lengths).astype(np.int32),
+            position=self.trace.position[rows],
+            exits=self.trace.exits,
+            shape=self.trace.shape,
+            provenance={"request": request},
         )
-        kept.update({str(scored.policy): scored for scored in within[:KEPT]})
-    return [scored for scored in kept.values() if scored.cost < pool.pricing.plain]
+
+    def figures(self, policy: ExitPolicy) -> tuple[float, float]:
+        """The exact risk and the net speedup of a policy."""
+        outcome = self.evidence.outcome(policy)
+        return outcome.risk, self.pricing.plain / self.pricing.of_counts(outcome.counts)
 
 
-def population_of(trace: Trace, floor: float, hardware: str | None) -> Population:
-    """Every candidate's loss and cost on every document."""
-    checked = make_floor({"agreement": floor})
-    pricing = pricing_of(trace, find_hardware(trace, hardware))
-    pool = Pool(trace, checked, pricing)
-    # Several searches, so that candidates lie densely around the allowed risk, as they do on any one draw.
-    for factor in DENSER:
-        search_pool(pool, factor * checked.risk, thorough=False)
-    rows = document_rows(trace)
-    losses, costs = [], []
-    for scored in near_the_front(pool, checked.risk):
-        walked = walk(scored.policy, trace)
-        losses.append(document_losses(trace, pool.losses, walked.exits))
-        costs.append(rows.sums(walk_costs(pricing.costs, walked)))
-    empty = np.zeros((rows.count, 0))
-    return Population(
-        np.stack(losses, axis=1) if losses else empty,
-        np.stack(costs, axis=1) if costs else empty,
-        rows.tokens,
-        pricing.plain,
-    )
-
-
-def draw_and_tune(world: Population, floor: float, draws: int, seed: int) -> dict[str, Any]:
-    """Tune on draws of documents: how often each method broke the floor, and the speed that it leaves."""
-    risk = 1.0 - floor
+def tune_on_draws(world: Population, floor: Floor, draws: int, seed: int) -> dict[str, Any]:
+    """How often each method broke the floor, and the speed that it leaves."""
     rng = np.random.default_rng(seed)
-    count = len(world.tokens)
-    search, report = round(SEARCH_SHARE * count), round(REPORT_SHARE * count)
-    truth = world.losses.mean(axis=0)
-    speed = world.plain * world.tokens.sum() / world.costs.sum(axis=0)
-    outcome: dict[str, Any] = {
-        name: {f"{delta:g}": {"broken": 0, "certified": 0, "speedups": []} for delta in DELTAS}
+    found: dict[str, dict[str, Any]] = {
+        name: {f"{delta:g}": {"broken": 0, "certified": 0, "risks": [], "speedups": []} for delta in DELTAS}
         for name in METHODS
     }
-    for _ in range(draws):
-        drawn = rng.integers(0, count, count)
-        looked, certify = drawn[:search], drawn[search : count - report]
-        costs = world.costs[looked].sum(axis=0) / world.tokens[looked].sum()
-        places = order_places(world.losses[looked].mean(axis=0), costs, world.plain, risk)
-        losses = world.losses[certify][:, places]
+    for number in range(draws):
+        drawn = world.draw(rng)
+        roles = split_roles(drawn, seed + number)
+        pool = Pool(drawn.subset(roles.search), floor, world.pricing)
+        search_pool(pool, floor.risk)
+        candidates = ordered_candidates(pool, floor.risk)
+        policies = [candidate.policy for candidate in candidates]
+        costs = [candidate.cost for candidate in candidates]
+        losses = losses_in_order(drawn, roles.certify, policies, floor)
         for name, method in METHODS.items():
             for delta in DELTAS:
-                tested = run_sequence(losses, [float(costs[place]) for place in places], risk, delta, method)
-                entry = outcome[name][f"{delta:g}"]
-                if tested.chosen is None:
-                    entry["speedups"].append(1.0)
-                    continue
-                chosen = places[tested.chosen]
-                entry["certified"] += 1
-                entry["broken"] += int(truth[chosen] > risk + 1e-12)
-                entry["speedups"].append(float(speed[chosen]))
-    for by_delta in outcome.values():
+                tested = run_sequence(losses, costs, floor.risk, delta, method)
+                entry = found[name][f"{delta:g}"]
+                risk, speedup = 0.0, 1.0
+                if tested.chosen is not None:
+                    risk, speedup = world.figures(policies[tested.chosen])
+                    entry["certified"] += 1
+                entry["broken"] += int(risk > floor.risk + ROUNDING)
+                entry["risks"].append(risk)
+                entry["speedups"].append(speedup)
+    for by_delta in found.values():
         for entry in by_delta.values():
+            entry["mean_risk"] = float(np.mean(entry.pop("risks")))
             entry["mean_speedup"] = float(np.mean(entry.pop("speedups")))
-    return outcome
+    return found
 
 
 def clustered_losses(
@@ -187,14 +168,14 @@ def main() -> None:
     }
     if options.trace is not None:
         trace = Trace.load(options.trace)
-        result["population"] = {"documents": document_rows(trace).count, "tokens": trace.token_count}
-        for floor in options.floors:
+        for value in options.floors:
             started = time.perf_counter()
-            world = population_of(trace, floor, options.hardware)
-            outcome = draw_and_tune(world, floor, options.draws, options.seed)
-            result[f"agreement={floor:g}"] = outcome
-            seconds = time.perf_counter() - started
-            print(f"agreement={floor:g}: {world.losses.shape[1]} candidates, {seconds:.1f} s")
+            floor = make_floor({"agreement": value})
+            world = Population(trace, floor, pricing_of(trace, find_hardware(trace, options.hardware)))
+            result["population"] = {"documents": world.rows.count, "tokens": world.trace.token_count}
+            outcome = tune_on_draws(world, floor, options.draws, options.seed)
+            result[str(floor)] = outcome
+            print(f"{floor}: {time.perf_counter() - started:.1f} s")
             for name, by_delta in outcome.items():
                 for delta, entry in by_delta.items():
                     print(f"  {name:6s} delta {delta:5s} {entry}")

@@ -43,6 +43,7 @@ def test_measure_says_what_it_found(tiny_model: Path) -> None:
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--batches", "4,1"], "the batch sizes '4,1' do not rise"),
         (["--batches", "0,1"], "the batch sizes '0,1' do not rise"),
+        (["--batches", "1,99999"], "the batch sizes '1,99999' do not rise"),
         (["--batches", "one"], "the batch sizes 'one' do not rise"),
         (["--threads", "0"], "0 threads are not possible here"),
         (["--threads", "100000"], "100000 threads are not possible here"),

@@ -128,6 +128,11 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
         (TIMINGS, '"bfloat16"', '"int8"', "dtype is 'int8'"),
         (TIMINGS, "[[batch]]", "[[batches]]", "batch is missing"),
         (TIMINGS, "kind =", "kind", "no TOML"),
+        (TIMINGS, "layers = 4", "layers = 1000000000000", "layers is 1000000000000"),
+        (TIMINGS, "size = 8", "size = 100001", r"batch\[0\].size is 100001"),
+        (ROOFLINE, "= 1e12", f"= 1{400 * '0'}", "bytes_per_second is 10000"),
+        (ROOFLINE, "= 1e12", f"= 1{5000 * '0'}", "no TOML"),
+        (ROOFLINE, "= 1e12", f"= {3000 * '['}", "no TOML"),
     ],
 )
 def test_a_wrong_entry_is_refused_with_file_and_key(

@@ -109,11 +109,15 @@ def test_a_probe_that_was_not_timed_is_derived_from_the_nearest_one_and_said_so(
         wanted.bytes(SHAPE, sizes) / known.bytes(SHAPE, sizes),
     )
     costs = machine.token_costs(SHAPE, 0)
-    assert costs.probes["candidates"] == pytest.approx(1.0 * ratio)
+    assert costs.probes["candidates"] == pytest.approx(1.0 * ratio + 1e-5, rel=1e-9)
+    # However little it computes, the program waits for its answer.
+    assert costs.probes["cosine"] > 1e-5
+    assert "10 us assumed to wait" in machine.notes[0]
     assert costs.probes["full head"] == 8.0
-    (note,) = machine.notes
+    note, between = machine.notes
     assert note.startswith("not timed: restricted head, candidates, cosine, classifier;")
-    assert profile().notes == ()
+    assert between.startswith("timed at batch 1, 4, 8; any other size is read off a straight line")
+    assert profile().notes == (between,)
 
 
 def test_a_lens_and_a_repair_that_were_not_timed_are_derived() -> None:
@@ -125,7 +129,14 @@ def test_a_lens_and_a_repair_that_were_not_timed_are_derived() -> None:
     assert lens == pytest.approx(10.0 * lens_bytes(SHAPE) / counting.head_bytes(SHAPE), rel=0.1)
     share = counting.key_value_bytes(SHAPE, 0) / counting.layer_bytes(SHAPE, 0)
     assert costs.key_value == pytest.approx(np.array([1.0, 2.0]) * share)
-    assert len(machine.notes) == 2
+    assert len(machine.notes) == 3
+
+
+def test_batch_sizes_that_were_not_timed_are_named() -> None:
+    assert profile().untimed_note((1, 8, 4)) is None
+    note = profile().untimed_note((32, 8, 2))
+    assert note is not None
+    assert note.startswith("hand was timed at batch 1, 4, 8, not at 2, 32: there it is read off")
 
 
 def test_other_probe_sizes_scale_the_timed_probe() -> None:

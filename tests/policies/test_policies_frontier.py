@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
-from offramp.policies.frontier import envelope, frontier
+from offramp.policies.frontier import frontier
 from offramp.policies.replay import replay
 from offramp.policies.results import Frontier
 from offramp.policies.rules.threshold import Threshold
@@ -94,21 +94,6 @@ def test_other_prices_are_used_when_given() -> None:
 
 def test_by_default_all_traced_exits_below_the_last_are_checked() -> None:
     assert frontier(make_trace(exits=[2, 5, 6]), "max_prob").exits == (2, 5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), levels=st.sampled_from([3, None]), exits=EXIT_SETS)
-def test_the_envelope_loses_no_best_speed_at_any_floor(
-    seed: int, levels: int | None, exits: tuple[int, ...]
-) -> None:
-    points = frontier(make_trace(seed=seed, tokens=40, levels=levels), "max_prob", exits)
-    thin = envelope(points)
-    assert (np.diff(thin.agreement) < 0).all()
-    for floor in np.unique(points.agreement):
-        for name in ("speedup", "speedup_without_probes", "skip_ratio"):
-            best = getattr(points, name)[points.agreement >= floor].max()
-            kept = getattr(thin, name)[thin.agreement >= floor].max()
-            assert kept == pytest.approx(best, rel=1e-12)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scalar_policies as scalar
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rule_examples import (
     DOCUMENT,
@@ -34,6 +34,7 @@ from policy_traces import make_shape
 @few
 @given(seed=SEEDS, signal=st.sampled_from(sorted(SIGNALS)), value=VALUES, exits=EXITS)
 def test_threshold(seed: int, signal: str, value: float, exits: list[int]) -> None:
+    assume(len(exits) > SIGNALS[signal].opens)
     value = min(value, SIGNALS[signal].high)
     trace = random_trace(seed, exits=exits, candidate_exit=exits[0])
     values = [value] * len(exits)
@@ -46,6 +47,7 @@ def test_threshold(seed: int, signal: str, value: float, exits: list[int]) -> No
     seed=SEEDS, signal=st.sampled_from(("margin", "entropy", "top_k_overlap")), exits=EXITS, data=st.data()
 )
 def test_thresholds_per_exit(seed: int, signal: str, exits: list[int], data: Any) -> None:
+    assume(len(exits) > SIGNALS[signal].opens)
     values = data.draw(st.lists(VALUES, min_size=len(exits), max_size=len(exits)))
     trace = random_trace(seed, exits=exits)
     expected = by_document(trace, scalar.thresholds, signal=signal, values=values, exits=exits)
@@ -117,3 +119,14 @@ def test_no_decoder_follows_an_oracle() -> None:
         oracle.decider(6, 1)
     with pytest.raises(PolicyError, match="looks nothing up"):
         parse_policy("never").exits_of(random_trace(0))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, signal in SIGNALS.items() if signal.opens))
+@pytest.mark.parametrize(
+    "kind", ["threshold:signal={}", "decaying:signal={}", "dynamic:complexity=position,slope=0,signal={}"]
+)
+def test_a_comparison_with_nothing_to_compare_is_refused(kind: str, name: str) -> None:
+    policy = parse_policy(kind.format(name) + ",value=0.5,exits=3")
+    with pytest.raises(PolicyError, match=f"{name} compares two checks, and there is one exit"):
+        policy.needs(LAYERS)
+    assert parse_policy(kind.format(name) + ",value=0.5,exits=3+4").checked_exits(LAYERS) == (3, 4)

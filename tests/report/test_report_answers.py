@@ -47,6 +47,12 @@ def test_the_best_is_never_an_oracle():
     assert best.net_speedup.value == fastest
     oracles = tuple(entry for entry in entries if not entry.reachable)
     assert best_of_league(workload(league=oracles)) is None
+    # The one that was chosen, though another was faster on the documents that judge.
+    slower = next(
+        entry for entry in entries if entry.reachable and entry.floor == best.floor and entry != best
+    )
+    chosen = [replace(entry, chosen=entry == slower) for entry in entries]
+    assert best_of_league(workload(league=chosen)) == replace(slower, chosen=True)
 
 
 def test_league_in_words():

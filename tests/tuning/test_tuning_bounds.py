@@ -13,6 +13,8 @@ from offramp.tuning.bounds import (
     BET_LIMIT,
     METHODS,
     Losses,
+    _bets,
+    _log_capital,
     best_certifiable,
     crc_p_values,
     documents_needed,
@@ -154,6 +156,23 @@ def test_a_bound_on_tokens_fails_where_documents_share_their_fate() -> None:
     # 6 of 60 are allowed; 13 is three deviations more.
     assert all(broken[name, "document"] <= 13 for name in CONFIDENT)
     assert all(broken[name, "token"] > 13 for name in CONFIDENT)
+
+
+def test_a_loss_of_one_everywhere_is_no_evidence_and_a_risk_of_one_gives_numbers() -> None:
+    assert wsr_p_values(np.ones((50, 1)), 1.0, 0.1)[0] == 1.0
+    assert wsr_p_values(np.zeros((50, 1)), 1.0, 0.1)[0] < 1e-6
+    assert upper_limit(np.ones(50), 0.1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("losses", [[0.0] * 29 + [1.0], [1.0] + [0.0] * 29, [0.0, 0.2] * 15])
+def test_betting_is_fair_in_every_order(losses: list[float]) -> None:
+    # All draws of two documents: in any order fixed beforehand, capital does not grow on average.
+    sample = np.array(losses)
+    risk = float(sample.mean())
+    pairs = np.array([[one, other] for one in sample for other in sample]).T
+    capital = np.exp(_log_capital(pairs, _bets(pairs, 0.1), risk))
+    assert capital[0].mean() == pytest.approx(1.0)
+    assert capital[1].mean() == pytest.approx(1.0)
 
 
 def test_methods_that_do_not_exist_or_give_no_limit_are_refused() -> None:

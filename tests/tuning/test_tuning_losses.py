@@ -87,3 +87,11 @@ def test_a_loss_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(InputError, match="nll is not a number for 1 tokens") as error:
         token_losses(make_trace(nll=nll), parse_floor("nll=0.1"))
     assert "document 0" in error.value.where
+    # An infinite loss of the full model has no increase.
+    nll[7] = np.inf
+    with pytest.raises(InputError, match="nll is not a number for 1 tokens"):
+        token_losses(make_trace(nll=nll), parse_floor("nll=0.1"))
+    # An infinite divergence is cut like any other.
+    kl = np.zeros((60, 6), dtype=np.float32)
+    kl[7, 2] = np.inf
+    assert token_losses(make_trace(kl_to_final=kl), parse_floor("kl=0.1"))[7, 2] == 1.0

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
+from offramp.models.shape import LayerShape
 from offramp.policies.charging import exit_costs, walk_costs
+from offramp.policies.grammar import parse_policy
+from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
@@ -19,13 +23,22 @@ from offramp.tuning.certify import order_places, search_targets
 from offramp.tuning.curves import curve, make_grid
 from offramp.tuning.exit_sets import fitting_sets, recorded_signals
 from offramp.tuning.families import ThresholdFamily
+from offramp.tuning.held_out import measure
 from offramp.tuning.losses import document_weights, make_floor, token_losses
 from offramp.tuning.per_exit import per_exit_thresholds
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.searching import search_pool
+from offramp.tuning.pricing import Pricing, count_walk, pricing_of
+from offramp.tuning.searching import add_exact, search_pool, targets_around
 from policy_traces import make_shape, make_trace
 
+POLICIES = (
+    "never",
+    "static:exit=2",
+    "threshold:signal=max_prob,value=0.6,exits=2+4",
+    "threshold:signal=hidden_cosine,value=0.5,exits=1+3",
+    "monotone:policy=[threshold:signal=max_prob,value=0.6,exits=all]",
+    "votes:need=all,of=[threshold:signal=max_prob,value=0.6,exits=3]+[threshold:signal=entropy,value=1.5,exits=3]",
+)
 EXIT_SETS = st.sets(st.integers(1, 5), min_size=1).map(sorted).map(tuple)
 FLOOR = make_floor({"agreement": 0.9})
 
@@ -104,14 +117,14 @@ def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
     for scored in pool.found[:: max(1, len(pool.found) // 40)]:
         walked = walk(scored.policy, trace)
         assert scored.cost == pytest.approx(float(walk_costs(pool.pricing.costs, walked).mean()), rel=1e-9)
-        assert scored.risk == pytest.approx(pool.risk_of(walked.exits), abs=1e-6)
+        assert scored.risk == pytest.approx(pool.evidence.risk_of(walked.exits), abs=1e-6)
         assert scored.skip_ratio == pytest.approx(1 - walked.exits.mean() / 6)
 
 
 def test_the_fastest_threshold_at_every_target_is_found() -> None:
     trace = make_trace(tokens=200, levels=20, shape=make_shape(head=50))
     pool = pool_of(trace)
-    search_pool(pool, FLOOR.risk, thorough=False)
+    add_exact(pool, targets_around(FLOOR.risk))
     for target in search_targets(FLOOR.risk)[::5]:
         best = pool.fastest(target)
         brute = [
@@ -166,7 +179,7 @@ def test_the_candidates_are_each_faster_than_all_before() -> None:
 
 def test_the_front_drops_what_is_beaten() -> None:
     pool = pool_of(make_trace())
-    search_pool(pool, FLOOR.risk, thorough=False)
+    add_exact(pool, targets_around(FLOOR.risk))
     front = front_of(pool.found)
     for one in front:
         assert not any(other.risk <= one.risk and other.cost < one.cost for other in pool.found)
@@ -200,3 +213,56 @@ def test_bytes_are_counted_at_batch_one_only() -> None:
     ):
         with pytest.raises(InputError, match=message):
             pricing_of(trace, None, **options)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), levels=st.sampled_from([3, 8, None]))
+def test_the_cheapest_threshold_within_each_target(seed: int, levels: int | None) -> None:
+    trace = make_trace(seed=seed, levels=levels)
+    pool = pool_of(trace)
+    family = ThresholdFamily(pool, SIGNALS["max_prob"], ())
+    found = family.curve_of((2, 4))
+    costs = family.costs_of((2, 4), found.shares)
+    targets = np.array(search_targets(0.3))
+    chosen = found.cheapest(costs, targets)
+    expected = []
+    for target in targets:
+        within = [point for point in range(len(costs)) if found.risk[point] <= target]
+        if within:
+            expected.append(min(within, key=lambda point: (costs[point], found.risk[point], point)))
+    assert chosen == list(dict.fromkeys(expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), text=st.sampled_from(POLICIES))
+def test_parts_are_those_of_the_bill(seed: int, text: str) -> None:
+    trace = make_trace(seed=seed, shape=make_shape(head=500))
+    pricing = pricing_of(trace, find_machine("h100"))
+    walked = walk(parse_policy(text), trace)
+    counts = count_walk(walked, trace.layers)
+    bill = replay(trace, text, machine="h100").bill
+    by_part: dict[str, float] = {}
+    for line in bill.lines:
+        by_part[line.part] = by_part.get(line.part, 0.0) + line.total / trace.token_count
+    assert pricing.parts(counts) == pytest.approx(by_part)
+    mean = float(walk_costs(pricing.costs, walked).mean())
+    assert pricing.of_counts(counts) == pytest.approx(mean, rel=1e-9)
+    assert sum(by_part.values()) == pytest.approx(mean, rel=1e-9)
+    assert counts.mean(np.arange(1.0, 7.0)) == pytest.approx(walked.exits.mean())
+
+
+@pytest.mark.parametrize("text", POLICIES[1:3])
+def test_recurrent_layers_above_an_exit_are_not_skipped(text: str) -> None:
+    shape = make_shape(6)
+    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
+    layers = tuple(recurrent if place in (1, 4) else shape.layers[0] for place in range(6))
+    trace = make_trace(shape=replace(shape, layers=layers))
+    pool = pool_of(trace)
+    replayed = replay(trace, text).skip_ratio
+    assert pool.score("", parse_policy(text)).skip_ratio == pytest.approx(replayed)
+    held = measure(trace, parse_policy(text), pool.pricing, FLOOR, 0)
+    assert held.skip_ratio.value == pytest.approx(replayed)
+    # Those that the curves give are the same.
+    add_exact(pool, targets_around(FLOOR.risk))
+    for scored in pool.found[:: max(1, len(pool.found) // 10)]:
+        assert scored.skip_ratio == pytest.approx(replay(trace, scored.policy).skip_ratio)

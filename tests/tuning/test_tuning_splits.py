@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import InputError
 from offramp.tracing.trace import Trace
-from offramp.tuning.splits import SAW, digests, require_disjoint, split_roles
-from offramp.tuning.verdict import split_documents
+from offramp.tuning.splits import SAW, digests, require_disjoint, split_documents, split_roles
 from policy_traces import make_trace
 
 WORKLOAD = {"name": "texts", "fingerprint": "w1"}

@@ -9,9 +9,11 @@ from offramp.costs.machine import Machine
 from offramp.policies.charging import prices_of, seconds_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
+from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.league import league
 from offramp.tuning.machines import machine_answers
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.splits import split_documents
 from offramp.tuning.tune import tune
 from offramp.tuning.verdict import judge
 
@@ -38,28 +40,31 @@ class Answers:
 
 def answers_of(trace: Trace, machine: Machine | None) -> Answers:
     """Every answer that the trace allows; speed is in bytes moved without a machine."""
-    verdicts = judge(trace, FLOORS, machine=machine)
-    if len(trace.exits) < 2 or len({int(place) for place in trace.document}) < 2:
-        return Answers(verdicts)  # nothing can be searched, or nothing would be left to judge it on
-    entries = league(trace, machine, FLOORS)
+    if len(trace.exits) < 2 or not len(split_documents(trace, 0)[0]):
+        # Nothing can be searched, or nothing would be left to judge it on.
+        return Answers(judge(trace, FLOORS, machine=machine))
+    # Searched once for all who choose, so that they cannot contradict each other.
+    halves = halves_of(trace)
+    verdicts = judge(trace, FLOORS, machine=machine, halves=halves)
+    entries = league(trace, machine, FLOORS, halves=halves)
     costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
     return Answers(
         verdicts=verdicts,
         league=entries,
         tuned=tuple(tune(trace, {"agreement": floor}, machine) for floor in FLOORS),
-        machines=_on_machines(trace, machine),
+        machines=_on_machines(trace, machine, halves),
         break_even=break_even(trace, _closest_to_paying(entries), costs),
     )
 
 
-def _on_machines(trace: Trace, machine: Machine | None) -> tuple[MachineAnswer, ...]:
+def _on_machines(trace: Trace, machine: Machine | None, halves: Halves) -> tuple[MachineAnswer, ...]:
     others = [find_machine(name) for name in OTHER_MACHINES if machine is None or name != machine.name]
-    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR)
+    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR, halves=halves)
     if machine is None:
         return answers
     # A profile answers for the batch sizes it was timed at, and not far beyond.
     batches = getattr(machine, "batches", BATCHES)
-    return (*machine_answers(trace, [machine], batches, MAIN_FLOOR), *answers)
+    return (*machine_answers(trace, [machine], batches, MAIN_FLOOR, halves=halves), *answers)
 
 
 def _closest_to_paying(entries: tuple[LeagueEntry, ...]) -> str:

@@ -43,6 +43,9 @@ def measure(
             "those that matter.",
         ),
     ] = "1,4,8",
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
+    ] = 45.0,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +76,7 @@ def measure(
     with stage("loading the model and checking its exits"):
         loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
     with stage("timing decoding steps, part by part"):
-        profile = measure_hardware(loaded, batches=sizes)
+        profile = measure_hardware(loaded, batches=sizes, budget_seconds=seconds)
     path = save_local_profile(profile)
     out.console.print(_table(profile))
     for line in _sentences(profile, path):
@@ -82,7 +85,11 @@ def measure(
 
 
 def _read_batches(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else ()
+    sizes = (
+        tuple(int(size) for size in text.split(","))
+        if re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text)
+        else ()
+    )
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise InputError(
             f"the batch sizes {text!r} do not rise from 1 or more", where="--batches", fix="write 1,4,8"

@@ -16,10 +16,13 @@ from offramp.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offramp.tuning.results import Prediction, ScorePrediction
+    from offramp.tuning.from_scores import ScorePrediction
+    from offramp.tuning.results import Prediction
 
 NATS = {"nll": "NLL increase, clipped", "kl": "KL to the full model, clipped"}
 """What a floor in nats bounds."""
+
+KEY_VALUE, SCORE, LEVEL = "propagate", "composite", 0.9
 
 
 def predict(
@@ -39,7 +42,7 @@ def predict(
     batch: Annotated[int, typer.Option("--batch", help="Sequences decoded side by side.")] = 1,
     kv: Annotated[
         str, typer.Option("--kv", help="Keys and values of skipped layers: propagate or recompute.")
-    ] = "propagate",
+    ] = KEY_VALUE,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Judge on the documents only that tuning did not use.")
     ] = False,
@@ -52,10 +55,8 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    score: Annotated[
-        str, typer.Option("--score", help="With --from-scores: the score to go by.")
-    ] = "composite",
-    level: Annotated[float, typer.Option("--level", help="With --from-scores: the interval's.")] = 0.9,
+    score: Annotated[str, typer.Option("--score", help="With --from-scores: the score to go by.")] = SCORE,
+    level: Annotated[float, typer.Option("--level", help="With --from-scores: the interval's.")] = LEVEL,
     floor: Annotated[
         str | None,
         typer.Option("--floor", help="With --from-scores: only cells at this floor.", show_default=False),
@@ -69,6 +70,12 @@ def predict(
             where="offramp predict",
             fix="give a policy, or --from-scores FILE, not both",
         )
+    only_scores = {"--score": score != SCORE, "--level": level != LEVEL, "--floor": floor is not None}
+    only_policy = {"--batch": batch != 1, "--kv": kv != KEY_VALUE, "--unseen": unseen, "--seed": seed != 0}
+    if from_scores is None:
+        _refuse(only_scores, "a policy")
+    else:
+        _refuse(only_policy, "--from-scores")
     out = Output(as_json)
     if from_scores is not None:
         _predict_from_score(out, trace, from_scores, score, level, floor, hardware)
@@ -83,6 +90,13 @@ def predict(
         found = predict_policy(named, loaded, hardware=hardware, batch=batch, kv=kv, seed=seed, unseen=unseen)
     _show(out, found)
     out.finish(_to_json(found))
+
+
+def _refuse(options: dict[str, bool], beside: str) -> None:
+    """Raise InputError for the first option that was given and would be ignored."""
+    for option, given in options.items():
+        if given:
+            raise InputError(f"{option} has no meaning with {beside}", where=option, fix="leave it out")
 
 
 def _predict_from_score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,7 +51,6 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
-    from offramp.policies.grammar import parse_policy
     from offramp.policies.replay import replay as replay_policy
     from offramp.report.formats import counted
     from offramp.tracing.trace import Trace
@@ -58,7 +58,7 @@ def replay(
     out = Output(as_json)
     result = replay_policy(
         Trace.load(find_trace(trace)),
-        parse_policy(policy),
+        policy,
         machine=hardware,
         kv=kv,
         batch=batch,
@@ -73,6 +73,8 @@ def replay(
     out.console.print(_summary_table(result))
     if not result.reachable:
         out.console.print("  This is an oracle: it looks at what no decoder knows before it decides.")
+    for note in result.notes:
+        out.console.print(f"  note: {note}", markup=False)
     if explain:
         out.console.print(_bill_table(result.bill))
     bill = {"bill": result.bill.to_json()} if explain else {}
@@ -152,11 +154,13 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "probes_per_token": float(result.probes.mean()),
         "nll_increase": result.nll_increase,
         "kl": result.kl,
+        "notes": list(result.notes),
         "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
     }
 
 
 def exit_counts(exits: list[int]) -> tuple[list[int], list[int]]:
     """The exits that were taken, ascending, and how many tokens took each."""
-    layers = sorted(set(exits))
-    return layers, [exits.count(layer) for layer in layers]
+    counts = Counter(exits)
+    layers = sorted(counts)
+    return layers, [counts[layer] for layer in layers]

@@ -107,8 +107,12 @@ def certificate_lines(tuned: Tuned) -> list[str]:
         lines.append(f"certificate ({certificate.method}): {certificate.guarantee}")
         risk = f"mean loss on {certificate.documents} documents: {certificate.empirical_risk:.4f}"
         if certificate.risk_bound is not None:
-            risk += f", at most {certificate.risk_bound:.4f} of all (delta {certificate.delta:g})"
-        lines.append(f"{risk}; allowed {tuned.floor.risk:g}")
+            risk += (
+                f"; of all such documents at most {certificate.risk_bound:g} (delta {certificate.delta:g})"
+            )
+        else:
+            risk += f"; allowed {tuned.floor.risk:g}"
+        lines.append(risk)
         lines.append(f"assumed: {certificate.assumption}")
     lines.append(
         f"best floor that {certificate.documents} documents without a loss certify: "

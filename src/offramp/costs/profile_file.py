@@ -49,6 +49,8 @@ from offramp.errors import InputError
 
 OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens", "probes")
 MILLISECOND = 1e-3
+# More layers, or sequences side by side, than any model or engine has: a slip of the pen.
+LARGEST_COUNT = 100_000
 
 
 class Entries:
@@ -89,16 +91,23 @@ class Entries:
     def as_number(self, value: Any, name: str, *, positive: bool) -> float:
         """A value of the file as a number; see `number`."""
         least = "above zero" if positive else "of at least zero"
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or value < 0 or (positive and value == 0):
+        try:
+            number = (
+                math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+            )
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
+        if not math.isfinite(number) or number < 0 or (positive and number == 0):
             raise self.refused(name, f"is {value!r}", f"write a finite number {least}")
-        return float(value)
+        return number
 
     def count(self, key: str) -> int:
         """A whole number of at least one."""
         value = self.take(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.refused(self.named(key), f"is {value!r}", "write a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
+            raise self.refused(
+                self.named(key), f"is {value!r}", f"write a whole number, 1 to {LARGEST_COUNT}"
+            )
         return value
 
     def finish(self, known: str) -> None:
@@ -120,7 +129,7 @@ def read_profile(path: Path) -> Machine:
         raise InputError(
             f"the hardware profile cannot be read: {error}", where=str(path), fix="check the path"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits is neither
         raise InputError(
             f"the hardware profile is no TOML: {error}", where=str(path), fix="correct the line"
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 KIND = "timings"
 # A straight line through two batch sizes says little about one that is many times larger.
 LARGEST_EXTRAPOLATION = 4
+# Seconds until the program knows the answer of a check that has no time of its own: a launch and a wait.
+ASSUMED_WAIT = 1e-5
+UNTIMED = "read off a straight line through timed sizes, which can be off by tens of percent"
 OPTIONAL = ("lens_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
 Table = NDArray[np.float64]
@@ -47,8 +50,8 @@ class TimingsProfile:
     need of a skipped layer, and key_value_seconds_per_position [batches, L] (None: the position does not
     matter); overhead_seconds [batches], what a step costs whatever it runs. lens_seconds and
     key_value_seconds may be None, and kinds of probe may be missing: their times are then derived from the
-    FLOPs and bytes of what was timed, which `notes` says. details: JSON values on how it was measured. sizes:
-    of the timed probes.
+    FLOPs and bytes of what was timed, with a wait for a check's answer, which `notes` says. details: JSON
+    values on how it was measured. sizes: of the timed probes.
 
     Anything that numpy reads as an array is taken for one. Raises InputError for a table of another size, a
     negative or non-finite time, an unknown kind of probe, or batch sizes that do not rise from 1 or more.
@@ -120,11 +123,25 @@ class TimingsProfile:
         if missing:
             notes.append(
                 f"not timed: {', '.join(missing)}; derived by FLOPs and bytes from the timed part that is "
-                "nearest in FLOPs"
+                f"nearest in FLOPs, and {1e6 * ASSUMED_WAIT:.0f} us assumed to wait for a check's answer"
             )
         if self.key_value_seconds is None:
             notes.append("K,V repair is not timed: a layer's time by the share of its weights that make K,V")
+        if len(self.batches) > 1:
+            notes.append(f"timed at batch {self._timed_batches}; any other size is {UNTIMED}")
         return (*notes, *self.details.get("notes", ()))
+
+    @property
+    def _timed_batches(self) -> str:
+        return ", ".join(map(str, self.batches))
+
+    def untimed_note(self, sizes: Iterable[int]) -> str | None:
+        """What must be said of prices at some batch sizes; None where all of them were timed."""
+        untimed = sorted(set(sizes) - set(self.batches))
+        if not untimed:
+            return None
+        asked = ", ".join(map(str, untimed))
+        return f"{self.name} was timed at batch {self._timed_batches}, not at {asked}: there it is {UNTIMED}"
 
     def token_costs(
         self,
@@ -160,6 +177,7 @@ class TimingsProfile:
             measured = Work(kind.flops(shape, self.sizes), kind.bytes(shape, self.sizes))
             wanted = Work(kind.flops(shape, sizes), kind.bytes(shape, sizes))
             price = self._price(self.probe_seconds.get(name), measured, wanted, timed, batch)
+            price += 0.0 if name in self.probe_seconds else ASSUMED_WAIT
             probes[name] = price + (lens_seconds if kind.reads_logits else 0.0)
         return TokenCosts(
             unit="seconds",
@@ -183,8 +201,8 @@ class TimingsProfile:
         largest = self.batches[-1] * (LARGEST_EXTRAPOLATION if len(self.batches) > 1 else 1)
         if batch < 1 or batch > largest:
             raise InputError(
-                f"no timings for batch size {batch}: those at {', '.join(map(str, self.batches))} reach "
-                f"from 1 to {largest}",
+                f"no timings for batch size {batch}: those at {self._timed_batches} reach from 1 to "
+                f"{largest}",
                 where=f"timings {self.name}",
                 fix=f"choose a batch size from 1 to {largest}, or time larger batches",
             )

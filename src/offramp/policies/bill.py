@@ -110,6 +110,12 @@ class Bill:
         """Plain cost over the policy's."""
         return self.plain / self.total
 
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The numbers of rows whose prices it uses, ascending."""
+        later = {line.rows + 1 for line in self.lines if line.part == "layers run later"}
+        return tuple(sorted({line.rows for line in self.lines} | later))
+
     def to_json(self) -> dict[str, Any]:
         """The whole bill as a JSON object."""
         return {

@@ -2,22 +2,26 @@
 
 A full-head probe that lets a token leave is its head product; a token that leaves by a cheaper probe, or
 unprobed, pays its exit's head beside, and one that reaches exit L pays all the probes that did not fire and
-the final head.
+the final head. Each probe and head is charged as if it stood alone: where two of them at one exit could share
+the final norm or the lens, both pay for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
+from offramp.costs.timings import TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, token_costs, token_prices
 from offramp.errors import InputError
+from offramp.models.shape import ModelShape
 from offramp.policies.bill import PriceAt
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
@@ -54,6 +58,16 @@ def exit_costs(costs: TokenCosts, needs: Needs) -> NDArray[np.float64]:
 def exit_costs_without_probes(costs: TokenCosts) -> NDArray[np.float64]:
     """The same bill with checks for free, one head product a token: float64 [layers]."""
     return costs.overhead + costs.until_exit + costs.heads
+
+
+def layers_executed(shape: ModelShape) -> NDArray[np.float64]:
+    """Layers that a token which leaves at exit l = 1..L executes: float64 [layers].
+
+    Layers 1..l, and those above with a recurrent state, which only moves by running the layer.
+    """
+    recurrent = is_recurrent(shape)
+    above = np.append(np.cumsum(recurrent[::-1])[::-1][1:], 0)
+    return np.asarray(np.arange(1.0, len(recurrent) + 1.0) + above)
 
 
 def walk_costs(costs: TokenCosts, walk: Walk) -> NDArray[np.float64]:
@@ -123,6 +137,12 @@ def counted_at(trace: Trace, unit: str) -> PriceAt:
 def seconds_at(trace: Trace, machine: Machine) -> PriceAt:
     """Seconds of a step of this trace on a machine by its rows, at the mean position; see `seconds_of`."""
     return cache(lambda rows: seconds_of(trace, machine, batch=rows))
+
+
+def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, ...]:
+    """What must be said of a machine's prices at batch sizes that were not timed on it."""
+    note = machine.untimed_note(sizes) if isinstance(machine, TimingsProfile) else None
+    return () if note is None else (note,)
 
 
 def machine_for(trace: Trace, machine: Machine | str) -> Machine:

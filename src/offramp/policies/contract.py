@@ -16,7 +16,7 @@ from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_j
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
 from offramp.policies.rules.depth import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
-from offramp.policies.walk import Walk, task_of, walk
+from offramp.policies.walk import Walk, probed_facts, task_of, walk
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.trace import FactArray, Trace
 
@@ -30,9 +30,9 @@ def check_policy(policy: ExitPolicy) -> ExitPolicy:
     """Hold a policy against what replay and decoding rely on; returns the policy.
 
     Text and JSON read back as an equal policy. On random traces of several depths, for every workload class
-    that it names: it needs ascending exits below L and facts that a probe gives; replay takes and checks the
-    exits that one stream at a time does, token by token, when given facts only where it reads them; no choice
-    changes when a token's deeper exits, later tokens, or facts that no token reads do.
+    that it names: it needs ascending exits below L, and facts (those at L too) that a probe gives; replay
+    takes and checks the exits that one stream at a time does, token by token, when given facts only where it
+    reads them; no choice changes when a token's deeper exits, later tokens, or facts that no token reads do.
     A policy that declares `reachable = False` is held only to the round trip and to exits that the trace has.
 
     Raises PolicyError naming the first rule that is broken.
@@ -71,7 +71,7 @@ def choose_one_by_one(policy: ExitPolicy, trace: Trace) -> OneByOne:
     """
     policy = policy.for_task(task_of(trace))
     needs = policy.needs(trace.layers)
-    checked = [exit for exit, facts in needs.items() if facts]
+    checked = list(probed_facts(policy, trace.layers))
     exits = np.full(trace.token_count, trace.layers, dtype=np.int64)
     probed = np.zeros((trace.token_count, len(checked)), dtype=np.bool_)
     decider, index = policy.decider(trace.layers, 1), 0
@@ -91,7 +91,10 @@ def choose_one_by_one(policy: ExitPolicy, trace: Trace) -> OneByOne:
                 exits[token] = exit
                 break
         final = {name: trace.fact(name)[[token], -1] for name in policy.final_facts}
-        if exits[token] != trace.layers:
+        if exits[token] == trace.layers:
+            if trace.layers in checked:
+                probed[token, -1] = True
+        else:
             final = {name: _garbage(values) for name, values in final.items()}
         decider.end(exits[[token]], final)
         index += 1
@@ -128,6 +131,8 @@ def _check_needs(policy: ExitPolicy, layers: int) -> None:
     for facts in needs.values():
         for fact in facts:
             probe_of(fact)
+    for fact in policy.final_facts:
+        probe_of(fact)
 
 
 def _check_exits(policy: ExitPolicy, exits: NDArray[np.int64], trace: Trace) -> None:

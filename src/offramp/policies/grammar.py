@@ -15,10 +15,12 @@ from typing import Any
 
 from offramp.errors import PolicyError
 from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.policies.binding import require_base
 from offramp.policies.policy import ExitPolicy, ParameterError, text_of
 from offramp.policies.reading import require_balanced, split_outside_brackets
 from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import suggest
+from offramp.tracing.trace import Trace
 
 SCHEMA_VERSION = 1
 TUNED_SCHEMA_VERSION = 2
@@ -40,6 +42,16 @@ def parse_policy(text: str) -> ExitPolicy:
     except ParameterError as error:
         where = f"\n  {text}\n  {' ' * error.offset}^"
         raise PolicyError(error.what, where=where, fix=error.fix) from error
+
+
+def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
+    """`parse_policy` for one trace: a tuner's file must fit its model and heads. Raises PolicyError."""
+    policy = parse_policy(text)
+    if text.endswith(".json"):
+        value = _read_json(Path(text))
+        if value.get("kind") == "tuned":
+            require_base(value.get("model") or {}, policy, trace)
+    return policy
 
 
 def read_text(text: str) -> ExitPolicy:
@@ -200,8 +212,12 @@ def _no_policy_file(where: str) -> PolicyError:
 
 def read_policy(path: Path) -> ExitPolicy:
     """The policy in a JSON file. Raises PolicyError if there is no such file or it is no policy."""
+    return policy_from_json(_read_json(path), str(path))
+
+
+def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
     except OSError as error:
@@ -212,7 +228,6 @@ def read_policy(path: Path) -> ExitPolicy:
         raise PolicyError(
             f"the policy file is no JSON: {error}", where=str(path), fix="write it again"
         ) from error
-    return policy_from_json(value, str(path))
 
 
 def write_policy(policy: ExitPolicy, path: Path) -> None:

@@ -113,7 +113,10 @@ class ExitPolicy(ABC):
 
     @property
     def final_facts(self) -> tuple[str, ...]:
-        """Facts at exit L that `Decider.end` is given, of tokens that ran so far."""
+        """Facts at exit L that `Decider.end` is given, of tokens that ran so far.
+
+        Those that the full head gives come with the model's own output; any other is charged as a probe at L.
+        """
         return ()
 
     @property

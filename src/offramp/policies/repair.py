@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.counting import is_recurrent
 from offramp.errors import PolicyError
+from offramp.models.shape import ModelShape
 from offramp.policies.batching import Steps, count_steps
 from offramp.policies.bill import Item, Usage
 from offramp.policies.policy import ExitPolicy
@@ -62,7 +64,7 @@ def _recompute(run: Run) -> Usage:
     for layer, count in enumerate(np.cumsum(late)[:layers].tolist(), start=1):
         if count:
             usage[Item("layers run later", layer)] += count
-    return usage
+    return _one_by_one(usage, run.trace.shape)
 
 
 def _speculate(run: Run) -> Usage:
@@ -70,7 +72,23 @@ def _speculate(run: Run) -> Usage:
     columns = np.searchsorted(trace.exits, run.walk.exits)
     agrees = trace.agreement[np.arange(trace.token_count), columns]
     rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
-    return count_rounds(run.walk, rounds, trace.layers, run.draft_length)
+    usage = count_rounds(run.walk, rounds, trace.layers, run.draft_length)
+    return _one_by_one(usage, trace.shape)
+
+
+def _one_by_one(usage: Usage, shape: ModelShape) -> Usage:
+    """The same usage with a recurrent layer run for one token of a document after the other.
+
+    Each token starts from the state that the one before leaves, so that rows of one document share no step.
+    """
+    recurrent = is_recurrent(shape)
+    apart: Usage = Usage()
+    for item, count in usage.items():
+        if item.part in ("layers", "layers run later") and recurrent[item.place - 1]:
+            apart[Item("layers", item.place)] += count * item.rows
+        else:
+            apart[item] += count
+    return apart
 
 
 def _monotone(run: Run) -> Usage:
@@ -119,6 +137,20 @@ STRATEGIES: dict[str, KeyValueStrategy] = {
         ),
     )
 }
+
+
+def executed_layers(usage: Usage, shape: ModelShape) -> int:
+    """Layers that the rows of some usage execute, sooner or later.
+
+    K and V of a recurrent layer cannot be projected: it is executed.
+    """
+    whole = is_recurrent(shape)
+    return sum(
+        count * item.rows
+        for item, count in usage.items()
+        if item.part in ("layers", "layers run later")
+        or (item.part == "K,V projection" and whole[item.place - 1])
+    )
 
 
 def deepest_after(exits: NDArray[np.int64], document: NDArray[np.int32]) -> NDArray[np.int64]:

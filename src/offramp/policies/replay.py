@@ -19,10 +19,11 @@ from offramp.policies.charging import (
     mean_position,
     probes_made,
     seconds_at,
+    untimed_notes,
 )
-from offramp.policies.grammar import parse_policy
+from offramp.policies.grammar import parse_policy_for
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run
+from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
 from offramp.policies.results import ReplayResult
 from offramp.policies.signals import suggest
 from offramp.policies.walk import Walk, task_of, walk
@@ -44,7 +45,7 @@ def replay(
 ) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
 
-    policy: a policy, or the text of one (see `parse_policy`).
+    policy: a policy, or the text of one (see `parse_policy`), tuned on this model if it names a tuner's file.
     costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
     mean position.
     machine: prices in seconds too: a machine, or the name or TOML file of one ("local", "h100").
@@ -57,7 +58,7 @@ def replay(
     """
     strategy = _check_options(kv, batch, batching, draft_length)
     if isinstance(policy, str):
-        policy = parse_policy(policy)
+        policy = parse_policy_for(policy, trace)
     mean_position(trace)  # refuses a trace without tokens
     machine = None if machine is None else machine_for(trace, machine)
     if costs is None:
@@ -80,7 +81,7 @@ def replay(
         policy=str(policy),
         exits=walked.exits,
         probes=probes_made(walked),
-        skip_ratio=float(1.0 - np.mean(walked.exits) / trace.layers),
+        skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
         predicted_speedup=bill.speedup,
         predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
@@ -96,6 +97,7 @@ def replay(
         batching=batching,
         reachable=own.reachable,
         bill=bill,
+        notes=untimed_notes(machine, bill.batches),
     )
 
 

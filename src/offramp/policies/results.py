@@ -15,10 +15,11 @@ class ReplayResult:
     """One policy replayed on one trace.
 
     exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
-    checks made before leaving.
+    checked exits where it was probed.
     agreement: share of tokens whose output equals the full model's. nll_increase, kl: means over tokens, in
     nats.
-    skip_ratio: share of layers above the exits taken; what a K,V strategy runs of them later is on the bill.
+    skip_ratio: share of the full model's layers that are not executed, sooner or later: one that a K,V
+    strategy runs for a token afterwards is not skipped. Below 0 where wrong drafts are run for nothing.
     basis: what `predicted_speedup` is counted in: "bytes moved", or seconds on the machine of that name.
     predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head) in that basis, at
     this batch size; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of
@@ -26,7 +27,7 @@ class ReplayResult:
     seconds_per_token, plain_seconds_per_token: on the machine, None without one.
     kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
     reachable: whether a decoder could follow the policy; an oracle it could not.
-    bill: every line of the cost, in bytes or seconds.
+    bill: every line of the cost, in bytes or seconds. notes: what to bear in mind of its prices.
     """
 
     policy: str
@@ -48,6 +49,7 @@ class ReplayResult:
     batching: str
     reachable: bool
     bill: Bill
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.tracing.facts import HEAD_FACTS
 
 Direction = Literal["at least", "at most"]
 
@@ -208,6 +209,10 @@ OTHER_PROBES = {"top1": "full head", "restricted_top1": "restricted head"}
 _PROBE_OF_FACT = {signal.fact: signal.probe for signal in SIGNALS.values()} | OTHER_PROBES
 _LOOKS_BACK = {signal.fact for signal in SIGNALS.values() if signal.looks_back}
 _OPENED = {signal.fact for signal in SIGNALS.values() if signal.opens}
+# At exit L the full head's product is at hand, and what a fitted head tells of it is 1 by definition.
+_AT_HAND_AT_LAST = {fact for fact, probe in _PROBE_OF_FACT.items() if probe == "full head"} | {
+    fact.name for fact in HEAD_FACTS
+}
 
 
 def probe_of(fact: str) -> str:
@@ -222,6 +227,14 @@ def probe_of(fact: str) -> str:
 def probes_of(facts: Iterable[str]) -> tuple[str, ...]:
     """The kinds of probe that some facts of one exit take together, each once."""
     return tuple(sorted({probe_of(fact) for fact in facts}))
+
+
+def probed_at_last(facts: Iterable[str]) -> tuple[str, ...]:
+    """Those of some facts at exit L that take a probe beside the full model's own head.
+
+    Raises PolicyError for one that no decoder could compute.
+    """
+    return tuple(fact for fact in facts if probe_of(fact) and fact not in _AT_HAND_AT_LAST)
 
 
 def looks_back(fact: str) -> bool:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,16 +24,29 @@ from offramp.policies.signals import Signal
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
-# Rows packed and moves summed at once, so that the pieces stay in a core's cache.
-ROWS = 1024
+# Rows packed, moves sorted and moves summed at once, so that the pieces stay in a core's cache.
+ROWS = 2048
+BUCKET = 1 << 16
 MOVES = 1 << 14
 # Threads that sort and sum side by side; numpy lets go of the interpreter while it does.
 THREADS = min(4, os.cpu_count() or 1)
 
 KEY_BITS = np.uint64(32)
+UPPER = np.uint64(48)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A sum over all tokens, counted in whole numbers, so that no move adds a rounding.
+
+    change: what each code adds to it, int64 [codes]. finish: of the sums of changes so far, int64 [points].
+    """
+
+    change: NDArray[np.int64]
+    finish: Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -42,128 +54,93 @@ class Sweep:
     """The moves of all tokens, sorted from the most cautious threshold to the boldest.
 
     exits: the checked exits, ascending. tokens: how many tokens were swept. layers: L.
-    buckets: uint64 [moves] each, one after the other sorted. The upper half of a move is its value's
-    descending key; the lower one its code: which exit a token comes from and goes to, and what that does to
-    agreement. Moves of one value lie in one bucket; their last one is a point, a distinct threshold.
+    codes: unsigned [moves], the state that a token comes to and, below it, the one it comes from: twice the
+    place of its exit (that of L last), plus 1 where the exit agrees.
+    last: bool [moves], whether a move is the last one of its value: a point, a distinct threshold.
+    values: the value that each point's moves share, descending: float32, one piece after the other. It is the
+    signal's, negated where a token leaves "at most" at the threshold.
     """
 
     exits: tuple[int, ...]
     layers: int
     tokens: int
     exit_when: str
-    buckets: tuple[NDArray[np.uint64], ...]
+    codes: NDArray[np.unsignedinteger[Any]]
+    last: NDArray[np.bool_]
+    values: tuple[NDArray[np.float32], ...]
 
-    @cached_property
-    def _blocks(self) -> list[tuple[NDArray[np.uint64], NDArray[np.bool_]]]:
-        """Pieces of the moves, and which of them are points."""
-        pieces = [
-            (bucket[start : start + MOVES], bucket[start + MOVES : start + MOVES + 1])
-            for bucket in self.buckets
-            for start in range(0, len(bucket), MOVES)
-        ]
-        return side_by_side(lambda piece: (piece[0], _points(*piece)), pieces)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        """The number of points before each block, and that of all."""
-        return list(itertools.accumulate(map(int, (points.sum() for _, points in self._blocks)), initial=0))
-
-    @cached_property
     def thresholds(self) -> NDArray[np.float64]:
         """The threshold that nothing passes, then all distinct ones, in the signal's unit: [1 + points]."""
-        found = np.empty(1 + self._starts[-1])
+        starts = list(itertools.accumulate(map(len, self.values), initial=1))
+        found = np.empty(starts[-1])
         found[0] = math.inf
 
-        def write(block: int) -> None:
-            moves, points = self._blocks[block]
-            values = _value_of_key((moves[points] >> KEY_BITS).astype(np.uint32))
-            found[1 + self._starts[block] : 1 + self._starts[block + 1]] = values
+        def write(piece: int) -> None:
+            found[starts[piece] : starts[piece + 1]] = self.values[piece]
 
-        side_by_side(write, range(len(self._blocks)))
+        side_by_side(write, range(len(self.values)))
         return np.subtract(0.0, found, out=found) if self.exit_when == "at most" else found
 
-    @property
-    def threshold(self) -> NDArray[np.float64]:
-        """Distinct thresholds in the signal's own unit: float64 [points]."""
-        return self.thresholds[1:]
+    def agreeing(self, finish: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Quantity:
+        """The number of tokens that agree. finish: of the numbers."""
+        agrees = np.tile([0, 1], len(self.exits) + 1)
+        return Quantity(_change(agrees), lambda change: finish(change + self.tokens))
 
-    def agreement_count(self) -> NDArray[np.int64]:
-        """Tokens whose exit agrees with the full model, at each point: int64 [points]."""
-        return self.tokens + self.running([self.agreement_change])[0][1:].astype(np.int64)
+    def summed(
+        self, per_exit: NDArray[np.float64], finish: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> Quantity:
+        """The sum over tokens of what depends on the exit alone: float64 [layers]. finish: of the sums.
 
-    def total(self, per_exit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum over tokens of a quantity that depends on the exit alone, at each point: float64 [points].
-
-        per_exit: float64 [layers], the quantity of a token that leaves at exit l = 1..L.
+        An exit's distance from L is rounded to a unit so small that all tokens' sum nearly fills an integer.
         """
-        return self.tokens * float(per_exit[-1]) + self.running([self.change(per_exit)])[0][1:]
+        distance = per_exit[np.array([*self.exits, self.layers]) - 1] - per_exit[-1]
+        largest = self.tokens * float(np.abs(distance).max())
+        unit = math.ldexp(1.0, math.frexp(largest)[1] - 62)
+        never = self.tokens * float(per_exit[-1])
+        whole = np.repeat(np.rint(distance / unit).astype(np.int64), 2)
+        return Quantity(_change(whole), lambda change: finish(never + change.astype(np.float64) * unit))
 
-    def total_at(self, point: int, per_exit: NDArray[np.float64]) -> float:
-        """`total` at one point."""
-        change = self.change(per_exit)
-        moves = np.zeros(len(change), dtype=np.int64)
-        for (block, points), start in zip(self._blocks, self._starts, strict=False):
-            if point < start:
-                break
-            places = np.flatnonzero(points)
-            end = int(places[point - start]) + 1 if point - start < len(places) else len(block)
-            moves += np.bincount(_codes(block[:end]), minlength=len(change))
-        return self.tokens * float(per_exit[-1]) + float(moves @ change)
+    def running(self, quantities: Sequence[Quantity]) -> list[NDArray[np.float64]]:
+        """Some quantities with no move made and at each point: float64 [1 + points] each."""
+        blocks = [slice(start, start + MOVES) for start in range(0, len(self.codes), MOVES)]
+        starts = list(
+            itertools.accumulate((np.count_nonzero(self.last[block]) for block in blocks), initial=1)
+        )
+        changes = np.stack([quantity.change for quantity in quantities], axis=1)
+        before = np.zeros((len(blocks) + 1, len(quantities)), dtype=np.int64)
 
-    @property
-    def agreement_change(self) -> NDArray[np.float64]:
-        """What each code does to the number of tokens that agree."""
-        slots = len(self.exits) + 1
-        return np.tile(np.array([-1.0, 0.0, 1.0]), slots * slots)
+        def whole(place: int) -> None:
+            before[place + 1] = np.bincount(self.codes[blocks[place]], minlength=len(changes)) @ changes
 
-    def change(self, per_exit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each code does to a quantity that depends on the exit alone: per_exit float64 [layers]."""
-        values = per_exit[np.array([*self.exits, self.layers]) - 1]
-        return np.repeat((values[:, None] - values[None, :]).ravel(), 3)
+        side_by_side(whole, range(len(blocks)))
+        np.cumsum(before, axis=0, out=before)
+        results = [np.empty(starts[-1]) for _ in quantities]
 
-    def running(self, changes: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-        """Running sums of some changes at no move (0) and at each point: float64 [1 + points] each.
+        def within(place: int) -> None:
+            codes = self.codes[blocks[place]].astype(np.intp)
+            points = np.flatnonzero(self.last[blocks[place]])
+            for quantity, result, base in zip(quantities, results, before[place], strict=True):
+                change = np.cumsum(quantity.change.take(codes)).take(points) + base
+                result[starts[place] : starts[place + 1]] = quantity.finish(change)
 
-        changes: float64 [codes] each. Summed block by block, so that rounding stays small.
-        """
-        sums = [np.zeros(1 + self._starts[-1]) for _ in changes]
-        whole = np.zeros((len(changes), len(self._blocks) + 1))
-
-        def within(block: int) -> None:
-            moves, points = self._blocks[block]
-            codes = _codes(moves)
-            for place, change in enumerate(changes):
-                summed = np.cumsum(change[codes])
-                sums[place][1 + self._starts[block] : 1 + self._starts[block + 1]] = summed[points]
-                whole[place, block + 1] = summed[-1]
-
-        def onward(block: int) -> None:
-            for place, before in enumerate(whole[:, block]):
-                sums[place][1 + self._starts[block] : 1 + self._starts[block + 1]] += before
-
-        side_by_side(within, range(len(self._blocks)))
-        np.cumsum(whole, axis=1, out=whole)
-        side_by_side(onward, range(len(self._blocks)))
-        return sums
+        for quantity, result in zip(quantities, results, strict=True):
+            result[:1] = quantity.finish(np.zeros(1, dtype=np.int64))
+        side_by_side(within, range(len(blocks)))
+        return results
 
 
 def side_by_side(task: Callable[[Task], Result], over: Iterable[Task]) -> list[Result]:
     """A task for every item, on several threads; the results in order."""
+    items = list(over)
+    if len(items) < 2:
+        return [task(item) for item in items]
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(task, over))
+        return list(pool.map(task, items))
 
 
-def _codes(moves: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return (moves & np.uint64(0xFFFFFFFF)).astype(np.int64)
-
-
-def _points(moves: NDArray[np.uint64], following: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether each move is the last one of its value; following: the move after these, if there is one."""
-    key = (moves >> KEY_BITS).astype(np.uint32)
-    last = np.empty(len(key), dtype=np.bool_)
-    np.not_equal(key[1:], key[:-1], out=last[:-1])
-    last[-1] = not len(following) or int(following[0] >> KEY_BITS) != int(key[-1])
-    return last
+def _change(states: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each code adds, from what each state counts for."""
+    return (states[:, None] - states[None, :]).ravel()
 
 
 def sweep(trace: Trace, signal: Signal, exits: tuple[int, ...], agreement: NDArray[np.bool_]) -> Sweep:
@@ -186,42 +163,83 @@ def sweep(trace: Trace, signal: Signal, exits: tuple[int, ...], agreement: NDArr
                 require_numbers(trace, signal.fact, fact[:, column], int(trace.exits[column]))
         return np.negative(values, out=values) if signal.exit_when == "at most" else values
 
-    pivots = _pivots(values_of(slice(0, None, max(1, trace.token_count // ROWS))))
+    _keep_freed_memory()
+    width = len(columns)
+    moves = np.empty(trace.token_count * width, dtype=np.uint64)
+    bucket_of = _buckets(values_of(slice(0, None, max(1, trace.token_count // ROWS))), len(moves))
 
-    def packed(start: int) -> list[NDArray[np.uint64]]:
+    def pack(start: int) -> NDArray[np.int64]:
+        """Write the moves of some rows, in the order of their buckets; where each bucket begins and ends."""
         rows = slice(start, start + ROWS)
-        moves = _pack_moves(values_of(rows), agreement[rows, chosen])
-        return [
-            moves[(moves >= low) & (moves < high)] if len(pivots) > 2 else moves
-            for low, high in itertools.pairwise(pivots)
-        ]
+        packed = _pack_moves(values_of(rows), agreement[rows, chosen])
+        bucket = bucket_of.take((packed >> UPPER).astype(np.intp))
+        begin = start * width
+        moves[begin : begin + len(packed)] = packed.take(np.argsort(bucket, kind="stable"))
+        counts = np.bincount(bucket, minlength=int(bucket_of[-1]) + 1)
+        return begin + np.cumsum(np.append(0, counts))
 
-    pieces = side_by_side(packed, range(0, trace.token_count, ROWS))
-    parts = [[piece[place] for piece in pieces] for place in range(len(pivots) - 1)]
-    del pieces
-    return Sweep(
-        exits=exits,
-        layers=trace.layers,
-        tokens=trace.token_count,
-        exit_when=signal.exit_when,
-        buckets=tuple(side_by_side(_sorted, parts)),
-    )
+    limits = np.array(side_by_side(pack, range(0, trace.token_count, ROWS)))
+    codes, last, values = _in_order(moves, limits, np.min_scalar_type((2 * width + 2) ** 2 - 1))
+    return Sweep(exits, trace.layers, trace.token_count, signal.exit_when, codes, last, values)
 
 
-def _pivots(values: NDArray[np.float32]) -> list[np.uint64]:
-    """Limits of buckets of moves of about equal size, one for each thread; values: a sample."""
-    keys = np.sort(_descending_key(values.ravel()))
-    inner = {int(keys[len(keys) * place // THREADS]) for place in range(1, THREADS)} if keys.size else set()
-    # All moves lie below the largest number: their codes are small.
-    limits = [0, *sorted(inner - {0}), 0xFFFFFFFF]
-    return [np.uint64(limit) << KEY_BITS for limit in limits[:-1]] + [np.uint64(0xFFFFFFFFFFFFFFFF)]
+def _in_order(
+    moves: NDArray[np.uint64], limits: NDArray[np.int64], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.bool_], tuple[NDArray[np.float32], ...]]:
+    """Sort moves bucket by bucket; their codes of this dtype, which are points, and the points' values.
+
+    limits: int64 [pieces, 1 + buckets], where the buckets of each piece of the moves begin and end.
+    """
+    starts = list(itertools.accumulate(np.diff(limits).sum(axis=0).tolist(), initial=0))
+    codes, last = np.empty(starts[-1], dtype=dtype), np.empty(starts[-1], dtype=np.bool_)
+
+    def write(bucket: int) -> NDArray[np.float32]:
+        pieces = [moves[begin:end] for begin, end in limits[:, bucket : bucket + 2].tolist()]
+        ordered = _sorted(np.concatenate(pieces))
+        place = slice(starts[bucket], starts[bucket + 1])
+        codes[place] = ordered  # the lower bits
+        key = (ordered >> KEY_BITS).astype(np.uint32)
+        np.not_equal(key[1:], key[:-1], out=last[place][:-1])
+        # Moves of one value lie in one bucket.
+        last[place][-1:] = True
+        return _value_of_key(key.compress(last[place]))
+
+    return codes, last, tuple(side_by_side(write, range(len(starts) - 1)))
 
 
-def _sorted(pieces: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    moves = np.concatenate(pieces)
-    pieces.clear()
-    moves.sort()
-    return moves
+def _keep_freed_memory() -> None:
+    """Let glibc keep what pieces free for the next ones, which would else wait for the system each time.
+
+    It raises its own limit to the largest block that was freed, up to 32 MB; this one is never touched.
+    """
+    np.empty(31 << 20, dtype=np.uint8)
+
+
+def _buckets(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
+    """The bucket of a move by the upper half of its key, from a sample of values: uint8 [65536].
+
+    Buckets ascend with the key and take about as many moves each; size: how many moves there may be.
+    """
+    counts = np.bincount(_descending_key(values.ravel()) >> np.uint32(16), minlength=1 << 16)
+    buckets = min(256, 1 + size // BUCKET)
+    bucket = np.minimum((np.cumsum(counts) - counts) * buckets // max(1, values.size), buckets - 1)
+    return np.asarray(bucket, dtype=np.uint8)
+
+
+def _sorted(moves: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Moves in the order of their keys, 16 bits at a time: numpy sorts so few by counting.
+
+    Quicker than `np.sort`, which on some processors with AVX-512 takes several times longer.
+    """
+    if not len(moves):
+        return moves
+    key = (moves >> KEY_BITS).astype(np.uint32)
+    key -= key.min()
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    upper = (key >> np.uint32(16)).astype(np.uint16)
+    if upper.any():
+        order = order.take(np.argsort(upper.take(order), kind="stable"))
+    return moves.take(order)
 
 
 def _pack_moves(values: NDArray[np.float32], agreement: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -236,19 +254,14 @@ def _pack_moves(values: NDArray[np.float32], agreement: NDArray[np.bool_]) -> ND
         highest = np.maximum.accumulate(values, axis=1)
         np.greater(values[:, 1:], highest[:, :-1], out=record[:, 1:])
     place = np.flatnonzero(record)
-    target = (place % exits).astype(np.uint32)
-    agrees = agreement.ravel()[place].astype(np.int8)
-    # Each token's records follow one another and begin at slot 0, so the next record is where it comes from,
-    # unless that is another token's first: then it comes from exit L, which always agrees.
-    source, agreed = np.roll(target, -1), np.roll(agrees, -1)
-    from_last = source == 0
-    source[from_last] = exits
-    agreed[from_last] = 1
-    code = (target * np.uint32(exits + 1) + source) * np.uint32(3) + (agrees - agreed + 1).astype(np.uint32)
-    key = _descending_key(values.ravel()[place])
-    packed = key.astype(np.uint64)
-    packed <<= np.uint64(32)
-    packed |= code
+    state = (2 * np.arange(exits, dtype=np.uint32) + agreement).ravel().take(place)
+    # Each token's records follow one another and begin at the first exit, so the next record is where it
+    # comes from, unless that is another token's first: then it comes from exit L, which always agrees.
+    source = np.roll(state, -1)
+    source = np.where(source < 2, np.uint32(2 * exits + 1), source)
+    packed = _descending_key(values.ravel().take(place)).astype(np.uint64)
+    packed <<= KEY_BITS
+    packed |= state * np.uint32(2 * exits + 2) + source
     return packed
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
-from offramp.policies.signals import looks_back, probes_of
+from offramp.policies.signals import looks_back, probed_at_last, probes_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
@@ -25,7 +25,8 @@ CANDIDATES = "candidate_score"
 class Walk:
     """Where each token left and where it was probed.
 
-    exits: int64 [tokens]. needs: the facts read at every checked exit, by exit, ascending.
+    exits: int64 [tokens]. needs: the facts probed for at every checked exit, by exit, ascending; L is among
+    them where the policy learns from facts at L that the full model's own head does not give.
     probed: bool [tokens, checked exits], None if every token was probed at each checked exit up to its own.
     """
 
@@ -38,6 +39,16 @@ class Walk:
         if self.probed is not None:
             return self.probed[:, place]
         return self.exits >= list(self.needs)[place]
+
+
+def probed_facts(policy: ExitPolicy, layers: int) -> dict[int, tuple[str, ...]]:
+    """The facts that a policy pays for, by exit: those of its checks, and those that it learns from at L.
+
+    Raises PolicyError if the policy does not fit, or for a fact at L that no decoder could compute.
+    """
+    checked = {exit: facts for exit, facts in policy.needs(layers).items() if facts}
+    last = probed_at_last(policy.final_facts)
+    return {**checked, layers: last} if last else checked
 
 
 def task_of(trace: Trace) -> str | None:
@@ -68,7 +79,7 @@ class _Walker:
         self.trace = trace
         self.needs = dict(policy.needs(trace.layers))
         self.columns = columns_of(trace, tuple(self.needs))
-        self.checked = {exit: facts for exit, facts in self.needs.items() if facts}
+        self.checked = probed_facts(policy, trace.layers)
         self.place = {exit: place for place, exit in enumerate(self.checked)}
         self.facts = {name: fact_of(trace, name) for facts in self.needs.values() for name in facts}
         self.final = {name: fact_of(trace, name)[:, -1] for name in policy.final_facts}
@@ -121,7 +132,13 @@ class _Walker:
             leaving = asked & decider.decide(exit, read)
             chosen[leaving] = exit
             running &= ~leaving
-        decider.end(chosen, {name: fact[rows] for name, fact in self.final.items()})
+        final = {name: fact[rows] for name, fact in self.final.items()}
+        for name, values in final.items():
+            if values.dtype.kind == "f":
+                self._require_numbers(name, rows, running & np.isnan(values), " at the last exit")
+        decider.end(chosen, final)
+        if self.trace.layers in self.place:
+            probed[:, self.place[self.trace.layers]] = running
         if isinstance(rows, slice):
             self.exits[rows], self.probed[rows] = chosen, probed
         else:

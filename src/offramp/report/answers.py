@@ -36,11 +36,15 @@ def speed_of(entry: LeagueEntry) -> float:
 
 
 def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
-    """The fastest reachable family at the main floor, None without a league."""
+    """The family that was chosen at the main floor, on documents that do not judge it; None without a league.
+
+    The fastest reachable one where it was not kept which was chosen.
+    """
     if not workload.league:
         return None
     floor = nearest_floor([entry.floor for entry in workload.league])
-    return next((entry for entry in ranked(workload.league, floor) if entry.reachable), None)
+    able = [entry for entry in ranked(workload.league, floor) if entry.reachable]
+    return next((entry for entry in able if entry.chosen), able[0] if able else None)
 
 
 def league_answer(workload: WorkloadResult) -> str | None:

@@ -104,9 +104,10 @@ def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, Arra
     Raises DamagedFileError, naming the file, if it cannot be read whole.
     """
     try:
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True, use_threads=True)
-        return {name: table.column(name).to_numpy() for name in table.column_names}
-    except (pa.ArrowException, OSError, ValueError) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns, use_threads=False)
+        return {name: table.column(name).to_numpy() for name in columns or table.column_names}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import sha256_of_file
 from offramp.models.shape import ModelShape
-from offramp.tracing.facts import DOCUMENT_FACTS
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
@@ -160,9 +160,17 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
     exits = np.array(manifest["exits"], dtype=np.int64)
     tokens = [read_columns(part_path(folder, "tokens", index)) for index in indices]
 
+    rows = sum(part["rows"] for part in manifest["parts"])
+
     def fact(name: str) -> FactArray:
-        columns = [read_columns(part_path(folder, "facts", index), [name])[name] for index in indices]
-        return np.concatenate(columns).reshape(-1, len(exits))
+        found = np.empty((rows, len(exits)), dtype=FACT_BY_NAME[name].dtype)
+        start = 0
+        for part in manifest["parts"]:
+            if part["rows"]:
+                column = read_columns(part_path(folder, "facts", part["index"]), [name])[name]
+                found[start : start + part["rows"]] = column.reshape(-1, len(exits))
+                start += part["rows"]
+        return found
 
     return Trace(
         exits=exits,

@@ -11,6 +11,9 @@ from offramp.tuning.losses import UNITS
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import Certificate, Floor
 
+FEWEST = 3
+"""Documents that can be searched, certified and reported on."""
+
 ANSWER_TOKENS = 64
 """Tokens of the answer that a floor on agreement is translated to."""
 
@@ -31,7 +34,7 @@ def answer_of(
     """
     if not isinstance(policy, Never):
         return _chosen(floor, machine, certificate, policy, held)
-    if certificate.documents < certificate.documents_needed:
+    if certificate.documents < certificate.documents_needed or not documents["search"]:
         return _too_few(certificate, documents)
     if not candidates:
         better = "moves fewer bytes" if machine == BYTES else f"is faster on {machine}"
@@ -47,13 +50,18 @@ def answer_of(
 
 def _too_few(certificate: Certificate, documents: dict[str, int]) -> str:
     usable = sum(documents.values()) - documents["heads"]
-    needed = certificate.documents_needed
+    # One document at least searches, besides those that certify.
+    needed = max(certificate.documents_needed, FEWEST)
+    fitted = documents["heads"]
+    others = f" ({fitted} more were used to fit the exit heads)" if fitted else ""
     if usable < needed:
-        return f"not certifiable: {usable} documents, {needed} needed; the full model stays."
+        return f"not certifiable: {usable} documents{others}, {needed} needed; the full model stays."
+    needed = certificate.documents_needed
     share = max(certificate.documents, 1) / usable
+    left = f"{certificate.documents} documents are left to certify on"
     return (
-        f"not certifiable: {certificate.documents} documents are left to certify on, {needed} needed; trace "
-        f"at least {math.ceil(needed / share)}. The full model stays."
+        f"not certifiable: {left}{others}, {needed} needed; "
+        f"trace at least {math.ceil(needed / share)}. The full model stays."
     )
 
 

@@ -21,6 +21,9 @@ Losses = NDArray[np.float64]
 BET_LIMIT = 0.99
 """c, the share of the largest bet with which no loss can bring the capital below 0."""
 
+# The smallest loss that is told from none.
+SMALLEST = 1e-12
+
 # Halvings of [0, 1] when a confidence limit is sought: finer than any loss is counted.
 HALVINGS = 40
 
@@ -59,7 +62,8 @@ def _bets(losses: Losses, delta: float) -> Losses:
 
 def _log_capital(losses: Losses, bets: Losses, risk: float) -> Losses:
     """ln K_t: float64 [documents, candidates]; rises with `risk`."""
-    limited = np.minimum(bets, BET_LIMIT / (1.0 - risk)) if risk < 1.0 else bets
+    # A risk of 1 would allow bets without limit.
+    limited = np.minimum(bets, BET_LIMIT / max(1.0 - risk, SMALLEST))
     with np.errstate(divide="ignore"):
         return np.asarray(np.cumsum(np.log(np.maximum(1.0 + limited * (risk - losses), 0.0)), axis=0))
 

@@ -12,7 +12,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method, upper_limit
+from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
 from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.results import Certificate, Floor
@@ -101,11 +101,15 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
 def make_certificate(
     floor: Floor, method: str, delta: float, losses: Losses, tested: Tested, assumption: str
 ) -> Certificate:
-    """The certificate of a sequence's choice on the certify documents: losses [documents, candidates]."""
+    """The certificate of a sequence's choice on the certify documents: losses [documents, candidates].
+
+    The bound is the allowed risk itself: it holds whichever candidate the sequence chose. A confidence limit
+    of the chosen one alone would be smaller, but not valid, since the same documents chose it.
+    """
     rule = find_method(method)
     documents = len(losses)
     chosen = None if tested.chosen is None else losses[:, tested.chosen]
-    bound = None if chosen is None or not rule.confident else upper_limit(chosen, delta, method)
+    bound = None if chosen is None or not rule.confident else floor.risk
     said = rule.guarantee.format(confidence=f"{1.0 - delta:g}", risk=f"{floor.risk:g}")
     if rule.name == "naive":
         said = f"no guarantee: {said}"

@@ -7,8 +7,10 @@ sorted and any loss can be summed; with no more distinct values than grid points
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,23 @@ class Curve:
 
     risk: NDArray[np.float64]
     shares: NDArray[np.float64]
+
+    @cached_property
+    def by_risk(self) -> NDArray[np.int64]:
+        """The thresholds from the smallest risk to the largest, equal ones from cautious to bold."""
+        return np.argsort(self.risk, kind="stable")
+
+    def cheapest(self, costs: NDArray[np.float64], targets: NDArray[np.float64]) -> list[int]:
+        """The cheapest threshold whose risk is within each target, each named once: places.
+
+        costs: float64 [points]. targets: float64, ascending. Of equally cheap ones that of the least risk.
+        """
+        ordered = costs[self.by_risk]
+        lowest = np.minimum.accumulate(ordered)
+        falls = np.flatnonzero(np.append(True, ordered[1:] < lowest[:-1]))
+        within = np.searchsorted(self.risk[self.by_risk], targets, side="right")
+        last = np.searchsorted(falls, within[within > 0], side="left") - 1
+        return [int(place) for place in self.by_risk[falls[np.unique(last)]]]
 
 
 def make_grid(trace: Trace, signal: Signal, columns: NDArray[np.int64], points: int = POINTS) -> Grid:
@@ -141,3 +160,19 @@ def _records(
     source = np.roll(target, -1)
     source[source == 0] = count
     return target, source, rows, ranks.ravel()[place]
+
+
+def shortest_threshold(value: float, bolder: float | None, *, upwards: bool) -> float:
+    """The number of fewest decimals that decides as `value` does, for people to read.
+
+    Every number from `value` up to, not including, the next bolder threshold makes the same decisions.
+    upwards: bolder thresholds are larger (the token leaves "at most" at the threshold).
+    """
+    for decimals in range(1, 17):
+        scale = 10.0**decimals
+        candidate = (math.ceil(value * scale) if upwards else math.floor(value * scale)) / scale
+        beyond = bolder is not None and (candidate >= bolder if upwards else candidate <= bolder)
+        short = candidate < value if upwards else candidate > value
+        if not beyond and not short:
+            return candidate
+    return value

@@ -12,13 +12,14 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import Signal
 from offramp.policies.walk import Walk
-from offramp.tuning.curves import Curve, Grid, curve, make_grid
+from offramp.tuning.curves import Curve, Grid, shortest_threshold
 from offramp.tuning.exit_sets import Exits, exit_sets, firing_exits, fitting_sets
-from offramp.tuning.pool import Pool, Scored
-from offramp.tuning.search import LARGEST_GROWN_SET, shortest_threshold
+from offramp.tuning.pool import ROUNDING, Pool, Scored
 
 # Signals whose best single exit is grown into sets, the fastest first.
 GROWN_SIGNALS = 4
+# Those sets are grown one exit at a time, up to so many exits.
+LARGEST_GROWN_SET = 3
 
 
 def add_static(pool: Pool) -> None:
@@ -34,16 +35,13 @@ class ThresholdFamily:
     def __init__(self, pool: Pool, signal: Signal, targets: Iterable[float]) -> None:
         self.pool = pool
         self.signal = signal
-        self.targets = tuple(targets)
-        self.grid: Grid = make_grid(pool.trace, signal, pool.columns(pool.below))
+        self.targets = np.array(tuple(targets), dtype=np.float64)
+        self.grid: Grid = pool.evidence.grid(signal)
         self.seen: set[Exits] = set()
 
     def curve_of(self, exits: Exits) -> Curve:
         """Risk and exits at every threshold on one set of exits, the opening one among them."""
-        firing = firing_exits(self.signal, exits)
-        places = [self.pool.below.index(exit) for exit in firing]
-        pool = self.pool
-        return curve(self.grid, places, pool.losses, pool.columns(firing), pool.weights)
+        return self.pool.evidence.curve(self.signal, firing_exits(self.signal, exits))
 
     def costs_of(self, exits: Exits, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean cost of a token at every threshold: shares [points, firing exits + 1] -> float64 [points]."""
@@ -60,13 +58,9 @@ class ThresholdFamily:
         found = self.curve_of(exits)
         costs = self.costs_of(exits, found.shares)
         best: Scored | None = None
-        kept = -1
-        for target in self.targets:
-            point = _cheapest(costs, found.risk <= target + 1e-12)
-            if point is not None and point != kept:
-                kept = point
-                best = self._scored(exits, found, costs, point)
-                self.pool.add(best)
+        for point in found.cheapest(costs, self.targets + ROUNDING):
+            best = self._scored(exits, found, costs, point)
+            self.pool.add(best)
         return best
 
     def value_at(self, point: int) -> float:
@@ -79,12 +73,15 @@ class ThresholdFamily:
 
     def policy_at(self, exits: Exits, point: int) -> Threshold:
         """The policy at one threshold of the grid."""
-        every = exits == tuple(range(1, self.pool.trace.layers))
-        return Threshold(self.signal.name, self.value_at(point), "all" if every else exits)
+        known, key = self.pool.evidence.policies, (self.signal.name, exits, point)
+        if key not in known:
+            every = exits == tuple(range(1, self.pool.trace.layers))
+            known[key] = Threshold(self.signal.name, self.value_at(point), "all" if every else exits)
+        return known[key]
 
     def _scored(self, exits: Exits, found: Curve, costs: NDArray[np.float64], point: int) -> Scored:
         firing = firing_exits(self.signal, exits)
-        depth = np.array([*firing, self.pool.trace.layers]) / self.pool.trace.layers
+        depth = self.pool.evidence.executed[np.array([*firing, self.pool.trace.layers]) - 1]
         return Scored(
             family=f"{self.signal.name}, {_described(len(exits), len(self.pool.below))}",
             policy=self.policy_at(exits, point),
@@ -92,12 +89,6 @@ class ThresholdFamily:
             cost=float(costs[point]),
             skip_ratio=float(1.0 - found.shares[point] @ depth),
         )
-
-
-def _cheapest(costs: NDArray[np.float64], allowed: NDArray[np.bool_]) -> int | None:
-    """The place of the smallest cost among those allowed, the first among equals."""
-    places = np.flatnonzero(allowed)
-    return int(places[np.argmin(costs[places])]) if places.size else None
 
 
 def _described(count: int, traced: int) -> str:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.policies.signals import suggest
 from offramp.scoring.card import ScoreCard
-from offramp.tuning.results import ScorePrediction
 from offramp.tuning.score_cells import ScoreCell
 
 BASES_NEEDED = 12
@@ -33,6 +32,29 @@ class Line:
     def at(self, score: float) -> float:
         """The saving on the line."""
         return self.intercept + self.slope * score
+
+
+@dataclass(frozen=True)
+class ScorePrediction:
+    """The saving of a model whose policies were never replayed, from its score and other models' cells.
+
+    score: which score; value: the model's. saving: predicted share of time saved. low, high: at least `level`
+    of models drawn like the bases fall between them. bases: independently trained models the interval rests
+    on; cells: with their variants. without_score: the same interval if the score is ignored.
+    """
+
+    score: str
+    value: float
+    saving: float
+    low: float
+    high: float
+    level: float
+    bases: int
+    cells: int
+    floor: str
+    machine: str
+    without_score: tuple[float, float]
+    notes: tuple[str, ...]
 
 
 def predict_from_score(

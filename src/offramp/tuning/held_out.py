@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.charging import layers_executed
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import walk
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.policies.walk import Walk, walk
+from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
-from offramp.tuning.pricing import Pricing
+from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
 from offramp.tuning.results import Floor
 
 DRAWS = 2000
@@ -26,6 +28,7 @@ class HeldOut:
 
     quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens. net_speedup,
     cost: of a token on the pricing's machine. probe_share: probes' share of the cost; probe_cost: of a token.
+    counts: what is charged, on no tokens where there are no documents.
     """
 
     quality: Estimate
@@ -35,6 +38,13 @@ class HeldOut:
     cost: Estimate
     probe_share: float
     probe_cost: float
+    counts: WalkCounts
+
+
+@lru_cache(maxsize=4)
+def _drawn(documents: int, seed: int) -> DocumentBootstrap:
+    """The same draws for every policy that is measured on so many documents."""
+    return document_bootstrap(documents, draws=DRAWS, seed=seed)
 
 
 def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, seed: int) -> HeldOut:
@@ -45,11 +55,13 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     rows = document_rows(trace)
     walked = walk(policy, trace)
     exits = walked.exits
-    bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=seed)
+    bootstrap = _drawn(rows.count, seed)
     weights = bootstrap.weights
     agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
     risk = (weights @ document_losses(trace, token_losses(trace, floor), exits)) / weights.sum(axis=1)
     cost = pricing.of_documents(walked, rows, weights)
+    # The full model's cost takes the same way through the sums, so that its own speedup is exactly 1.
+    plain = pricing.of_documents(Walk(np.full_like(exits, trace.layers), {}), rows, weights)
     charged = float(cost[0])
     probes = charged - pricing.without_probes(walked)
 
@@ -59,15 +71,18 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     return HeldOut(
         quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
         agreement=bootstrap.estimate(mean(agrees)),
-        skip_ratio=bootstrap.estimate(mean(1.0 - exits / trace.layers)),
-        net_speedup=bootstrap.estimate(pricing.plain / cost),
+        skip_ratio=bootstrap.estimate(mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers)),
+        net_speedup=bootstrap.estimate(plain / cost),
         cost=bootstrap.estimate(cost),
         probe_share=max(0.0, probes / charged),
         probe_cost=max(0.0, probes),
+        counts=count_walk(walked, trace.layers),
     )
 
 
 def unmeasured(why: str) -> HeldOut:
     """The figures where there are no documents to measure on."""
-    nothing = Estimate(None, undefined=why)
-    return HeldOut(nothing, nothing, nothing, nothing, nothing, 0.0, 0.0)
+    nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
+    return HeldOut(
+        nothing, nothing, nothing, nothing, nothing, 0.0, 0.0, WalkCounts(nobody, {}, nobody, nobody)
+    )

@@ -22,8 +22,8 @@ KINDS: tuple[FloorKind, ...] = get_args(FloorKind)
 
 UNITS: dict[FloorKind, str] = {
     "agreement": "of the tokens agree with the full model",
-    "nll": "nats of NLL increase at most",
-    "kl": "nats of KL to the full model at most",
+    "nll": "nats of clipped NLL increase at most",
+    "kl": "nats of clipped KL to the full model at most",
 }
 
 
@@ -110,7 +110,7 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
         top1 = fact_of(trace, "top1")
         return np.asarray(top1 != top1[:, -1:], dtype=np.float32)
     if floor.kind == "nll":
-        values = _numbers(trace, "nll")
+        values = _numbers(trace, "nll", finite=True)
         values = values - values[:, -1:]
     else:
         values = _numbers(trace, "kl_to_final").copy()
@@ -118,9 +118,10 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
     return np.asarray(np.clip(values, 0.0, floor.clip) / np.float32(floor.clip), dtype=np.float32)
 
 
-def _numbers(trace: Trace, name: str) -> FactArray:
+def _numbers(trace: Trace, name: str, *, finite: bool = False) -> FactArray:
+    """A fact without a NaN, or without an infinity either where differences are taken."""
     values = fact_of(trace, name)
-    broken = np.flatnonzero(np.isnan(values).any(axis=1))
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1) if finite else np.isnan(values).any(axis=1))
     if broken.size:
         document = trace.documents[int(trace.document[broken[0]])].id
         raise InputError(

@@ -57,7 +57,7 @@ def per_exit_thresholds(
     pool = family.pool
     places = np.array([pool.below.index(exit) for exit in exits])
     ranks = family.grid.ranks[:, places].astype(np.int32)
-    losses = pool.losses[:, pool.columns(exits)]
+    losses = pool.losses[:, pool.evidence.columns(exits)]
     rates = rates_of(family, exits)
     single = family.curve_of(exits)
     costs = family.costs_of(exits, single.shares)

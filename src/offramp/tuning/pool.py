@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk, walk
+from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
+from offramp.tuning.evidence import Evidence
 from offramp.tuning.exit_sets import Exits
-from offramp.tuning.losses import document_weights, token_losses
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.results import Floor
+
+# Sums of losses may differ by so much with the order in which they are added up.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -37,61 +40,70 @@ class Scored:
 class Pool:
     """Everything a search found on one set of documents at one pricing.
 
-    losses: float32 [tokens, exits of the trace]. weights: float64 [tokens] of the mean over documents.
+    lent: what policies do there, of another pool of the same documents; made anew without it.
     """
 
     trace: Trace
     floor: Floor
     pricing: Pricing
-    losses: NDArray[np.float32] = field(init=False)
-    weights: NDArray[np.float64] = field(init=False)
+    lent: InitVar[Evidence | None] = None
+    evidence: Evidence = field(init=False)
     found: list[Scored] = field(init=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Compute the losses once."""
-        self.losses = token_losses(self.trace, self.floor)
-        self.weights = document_weights(self.trace)
+    def __post_init__(self, lent: Evidence | None) -> None:
+        """Compute the losses, unless they are lent."""
+        self.evidence = Evidence(self.trace, self.floor) if lent is None else lent
+
+    @property
+    def losses(self) -> NDArray[np.float32]:
+        """What each token loses at each traced exit: float32 [tokens, exits of the trace]."""
+        return self.evidence.losses
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights of the tokens in the mean over documents: float64 [tokens]."""
+        return self.evidence.weights
 
     @property
     def below(self) -> Exits:
         """The traced exits below L."""
-        return tuple(int(exit) for exit in self.trace.exits if exit < self.trace.layers)
-
-    def columns(self, exits: Exits) -> NDArray[np.int64]:
-        """Columns of the trace that hold these traced exits."""
-        return np.searchsorted(self.trace.exits, np.array(exits, dtype=np.int64)).astype(np.int64)
-
-    def risk_of(self, exits: NDArray[np.int64]) -> float:
-        """Mean loss over documents of tokens that leave at these layers: int64 [tokens]."""
-        taken = self.losses[np.arange(len(exits)), np.searchsorted(self.trace.exits, exits)]
-        return float(taken @ self.weights)
+        return self.evidence.below
 
     def score(self, family: str, policy: ExitPolicy, walked: Walk | None = None) -> Scored:
-        """Walk the documents through a policy, unless that was done; the result is not kept."""
-        walked = walk(policy, self.trace) if walked is None else walked
-        skip = float(1.0 - np.mean(walked.exits) / self.trace.layers)
-        return Scored(family, policy, self.risk_of(walked.exits), self.pricing.of_walk(walked), skip)
+        """Walk the documents through a policy, unless that was done; the result is not kept in the pool."""
+        outcome = self.evidence.outcome(policy, walked)
+        counts = outcome.counts
+        skip = 1.0 - counts.mean(self.evidence.executed)
+        return Scored(family, policy, outcome.risk, self.pricing.of_counts(counts), skip)
 
     def add(self, scored: Scored) -> None:
         """Keep one."""
         self.found.append(scored)
 
-    def faster(self) -> list[Scored]:
-        """Those that cost less than the full model."""
-        return [scored for scored in self.found if scored.cost < self.pricing.plain]
+    def fastest(self, risk: float) -> Scored | None:
+        """The cheapest with at most this risk; of equally cheap ones the most cautious, then the first."""
+        allowed = (scored for scored in self.found if scored.risk <= risk + ROUNDING)
+        return min(allowed, key=_by_cost, default=None)
 
-    def fastest(self, risk: float, family: str | None = None) -> Scored | None:
-        """The cheapest with at most this risk, of one family if it is named."""
-        allowed = (
-            scored for scored in self.found if scored.risk <= risk + 1e-12 and family in (None, scored.family)
-        )
-        return min(allowed, key=lambda scored: (scored.cost, scored.risk, str(scored.policy)), default=None)
+    def fastest_of_families(self, risk: float) -> list[Scored]:
+        """The same of every family that has one, the fastest family first."""
+        best: dict[str, Scored] = {}
+        for scored in self.found:
+            if scored.risk <= risk + ROUNDING and (
+                scored.family not in best or _by_cost(scored) < _by_cost(best[scored.family])
+            ):
+                best[scored.family] = scored
+        return sorted(best.values(), key=_by_cost)
+
+
+def _by_cost(scored: Scored) -> tuple[float, float]:
+    return scored.cost, scored.risk
 
 
 def front_of(found: Iterable[Scored]) -> list[Scored]:
     """Those that nothing beats in both risk and cost, from cautious to bold."""
     front: list[Scored] = []
-    for scored in sorted(found, key=lambda one: (one.risk, one.cost, str(one.policy))):
+    for scored in sorted(found, key=lambda one: (one.risk, one.cost)):
         if not front or scored.cost < front[-1].cost:
             front.append(scored)
     return front

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.charging import machine_for
+from offramp.policies.binding import require_base
+from offramp.policies.charging import machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import walk
@@ -53,14 +54,15 @@ def predict(
     Waudby-Smith and Ramdas, arXiv 2010.09686, section 4): the floor "holds" if the upper one keeps it, is
     "broken" if the lower one exceeds it.
 
-    Raises InputError for a trace of another model or without a usable document, for documents that the policy
-    was tuned on, or for what the machine cannot price; PolicyError if the policy does not fit the trace.
+    Raises InputError for a trace without a usable document, for documents that the policy was tuned on, or
+    for what the machine cannot price; PolicyError for a trace of another model or read through other exit
+    heads, or if the policy does not fit it.
     """
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
     decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named
     if tuned is not None:
-        _require_same_model(tuned, trace)
+        require_base(tuned.model, decides, trace)
         if not unseen:
             require_disjoint(trace, tuned.document_digests)
     judged, left_out = _usable(trace, tuned)
@@ -92,7 +94,10 @@ def predict(
         delta=delta,
         documents=documents,
         shift=shift,
-        notes=prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift),
+        notes=(
+            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift),
+            *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
+        ),
     )
 
 
@@ -106,17 +111,6 @@ def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:
     if policy.endswith(".json") and is_tuned_file(Path(policy)):
         return read_tuned(policy)
     return parse_policy(policy)
-
-
-def _require_same_model(tuned: Tuned, trace: Trace) -> None:
-    """Raise InputError unless the trace is of the very model that the policy was tuned for."""
-    model = trace.provenance.get("request", {}).get("model", {})
-    if model.get("fingerprint") != tuned.model.get("fingerprint"):
-        raise InputError(
-            f"the policy was tuned for another model, {tuned.model.get('name', 'without a name')}",
-            where=f"{trace.folder or 'the trace'} is of {model.get('name', 'a model without a name')}",
-            fix="tune a policy on a trace of this model, or predict from scores with --from-scores",
-        )
 
 
 def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:

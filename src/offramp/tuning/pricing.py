@@ -7,10 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.counting import is_recurrent
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.charging import Needs, exit_costs, prices_of, seconds_of, walk_costs
+from offramp.policies.bill import Item, Usage, lines_of
+from offramp.policies.charging import (
+    Needs,
+    check_price,
+    exit_costs,
+    exit_costs_without_probes,
+    gives_output,
+    prices_of,
+    seconds_of,
+    walk_costs,
+)
+from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.scoring.documents import DocumentRows
 from offramp.tracing.trace import Trace
@@ -19,6 +31,60 @@ Shares = NDArray[np.float64]
 
 BYTES = "bytes moved"
 """The name of the machine where no machine is given: cost is then counted in bytes."""
+
+
+@dataclass(frozen=True)
+class WalkCounts:
+    """What a walk is charged for, counted over its tokens.
+
+    leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
+    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there.
+    """
+
+    leaving: NDArray[np.int64]
+    needs: Needs
+    probed: NDArray[np.int64]
+    answered: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were walked."""
+        return int(self.leaving.sum())
+
+    def mean(self, at_exits: NDArray[np.float64]) -> float:
+        """Mean over tokens of what depends on the exit alone: at_exits float64 [layers]."""
+        return float(self.leaving @ at_exits) / self.tokens
+
+    def usage(self) -> Usage:
+        """The same as items of a bill, at batch 1 with K and V propagated."""
+        layers = len(self.leaving)
+        skipping = np.append(0, np.cumsum(self.leaving)[:-1])
+        heads = self.leaving.copy()
+        usage = Usage({Item("overhead"): self.tokens})
+        for place, (exit, facts) in enumerate(self.needs.items()):
+            for kind in probes_of(facts):
+                usage[Item("probe", exit, probe=kind)] = int(self.probed[place])
+            if gives_output(facts):
+                heads[exit - 1] -= self.answered[place]
+        for layer in range(1, layers + 1):
+            usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
+            usage[Item("K,V projection", layer)] = int(skipping[layer - 1])
+            usage[Item("final head" if layer == layers else "exit head", layer)] = int(heads[layer - 1])
+        return usage
+
+
+def count_walk(walk: Walk, layers: int) -> WalkCounts:
+    """What a walk through a model of so many layers is charged for."""
+    probed = [walk.probed_at(place) for place in range(len(walk.needs))]
+    return WalkCounts(
+        leaving=np.bincount(walk.exits - 1, minlength=layers),
+        needs=walk.needs,
+        probed=np.array([rows.sum() for rows in probed], dtype=np.int64),
+        answered=np.array(
+            [(rows & (walk.exits == exit)).sum() for rows, exit in zip(probed, walk.needs, strict=True)],
+            dtype=np.int64,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -60,9 +126,36 @@ class Pricing:
 
     def of_walk(self, walk: Walk) -> float:
         """Mean cost of a walk's tokens."""
-        if self.batch == 1:
-            return float(np.mean(walk_costs(self.costs, walk)))
-        return float(self.mean(self.at_exits(walk.needs), _shares(walk.exits, len(self.costs.layers))))
+        return self.of_counts(count_walk(walk, len(self.costs.layers)))
+
+    def of_counts(self, counts: WalkCounts) -> float:
+        """Mean cost of the tokens that were counted."""
+        if self.batch > 1:
+            return float(self.mean(self.at_exits(counts.needs), counts.leaving / counts.tokens))
+        total = float(counts.leaving @ exit_costs_without_probes(self.costs))
+        for place, (exit, facts) in enumerate(counts.needs.items()):
+            total += float(counts.probed[place]) * check_price(self.costs, facts)
+            if gives_output(facts):
+                total -= float(counts.answered[place] * self.costs.heads[exit - 1])
+        return total / counts.tokens
+
+    def parts(self, counts: WalkCounts) -> dict[str, float]:
+        """Mean cost of a token by part of the bill (see `offramp.policies.bill.PARTS`), at batch 1."""
+        parts: dict[str, float] = {}
+        for line in lines_of(counts.usage(), lambda rows: self.costs):
+            parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens
+        return parts
+
+    def same_prices(self, other: Pricing) -> bool:
+        """Whether every price, and so every choice, is the same."""
+        mine, others = self.costs, other.costs
+        return (
+            (self.machine, mine.unit, mine.batch) == (other.machine, others.unit, others.batch)
+            and (mine.overhead, mine.head, mine.exit_head) == (others.overhead, others.head, others.exit_head)
+            and dict(mine.probes) == dict(others.probes)
+            and np.array_equal(mine.layers, others.layers)
+            and np.array_equal(mine.key_value, others.key_value)
+        )
 
     def of_documents(
         self, walk: Walk, rows: DocumentRows, weights: NDArray[np.float64]
@@ -82,11 +175,6 @@ class Pricing:
         """Mean cost of a walk's tokens with checks for free."""
         free = Walk(walk.exits, {}, None)
         return self.of_walk(free)
-
-
-def _shares(exits: NDArray[np.int64], layers: int) -> Shares:
-    """Share of the tokens that leave at each exit: layers int64 [tokens] -> float64 [layers]."""
-    return np.asarray(np.bincount(exits - 1, minlength=layers) / max(len(exits), 1))
 
 
 KEY_VALUE = ("propagate", "recompute")
@@ -110,7 +198,8 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
     costs = seconds_of(trace, machine, batch)
     if kv == "recompute":
         more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
-        costs = replace(costs, key_value=more)
+        # A recurrent layer runs for one token after the other.
+        costs = replace(costs, key_value=np.where(is_recurrent(trace.shape), costs.layers, more))
     return Pricing(costs, machine.name, machine.source)
 
 

@@ -69,7 +69,8 @@ class Certificate:
     method: "wsr", "hb", "crc" or "naive". guarantee: what is guaranteed in one plain sentence; for "naive",
     that nothing is. holds: whether the policy is certified at the floor. delta: the chance that the statement
     is wrong, None where the method has none. documents: that the certificate rests on. empirical_risk: mean
-    loss on them. risk_bound: upper confidence limit of the mean loss at delta, None without one. best_floor:
+    loss on them. risk_bound: what the mean loss of all such documents does not exceed, but for a chance of
+    delta, although these documents chose the policy: the allowed risk; None without such a bound. best_floor:
     the floor that so many documents without one loss could certify at best. documents_needed: documents
     without one loss that the asked floor needs. tested: candidates tested in sequence; passed: how many
     passed. assumption: in words.
@@ -129,7 +130,8 @@ class Tuned:
     certificate saw (None values if there are none). plain_seconds_per_token: the full model on the same
     machine. probe_share: probes' share of the policy's seconds. front: on the search documents. documents:
     how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of the ids and
-    workload of the search and certify documents, by role. provenance: the seed, offramp's version, the
+    workload of the search and certify documents, by role. model: what the policy is bound to, as
+    `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the
     machine's whole profile (None without a machine) and the fingerprint of the trace.
     """
 
@@ -169,7 +171,9 @@ class LeagueEntry:
     family: "max_prob, all exits", "restricted_margin, 3 exits", "patience", ... reachable: False for an
     oracle. agreement, skip_ratio, net_speedup: on the other half. probe_share: probes' share of the policy's
     seconds; probe_seconds: of one token. parts: seconds of one token by part of the bill (the names of
-    `offramp.policies.bill.PARTS`), summing to seconds_per_token; empty where not kept.
+    `offramp.policies.bill.PARTS`), summing to seconds_per_token; empty where not kept. chosen: whether it was
+    the fastest of all families on the half that chose, and so is the verdict's policy; the fastest on the
+    other half may be another by luck.
     """
 
     family: str
@@ -183,6 +187,7 @@ class LeagueEntry:
     probe_share: float
     probe_seconds: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,29 +245,6 @@ class SignalBreakEven:
     needed: float | None
     free_speedup: float | None
     sentence: str
-
-
-@dataclass(frozen=True)
-class ScorePrediction:
-    """The saving of a model whose policies were never replayed, from its score and other models' cells.
-
-    score: which score; value: the model's. saving: predicted share of time saved. low, high: at least `level`
-    of models drawn like the bases fall between them. bases: independently trained models the interval rests
-    on; cells: with their variants. without_score: the same interval if the score is ignored.
-    """
-
-    score: str
-    value: float
-    saving: float
-    low: float
-    high: float
-    level: float
-    bases: int
-    cells: int
-    floor: str
-    machine: str
-    without_score: tuple[float, float]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,32 @@ BEYOND = (1.5, 2.0, 3.0, 5.0, 10.0)
 """Targets of the search risk beyond what is allowed, in allowed risks, for the front."""
 
 
-def search_pool(pool: Pool, risk: float, *, thorough: bool = True) -> None:
+def search_pool(pool: Pool, risk: float) -> None:
     """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
 
-    Exact on the grid of thresholds: static exits, one threshold of every recorded signal on single exits, the
-    usual sets and sets grown from the best single ones. thorough: also one threshold per exit (coordinate
-    ascent), and the families that are walked token by token.
+    Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), and the families that are
+    walked token by token.
     """
     if not pool.below:
         return
-    targets = (*search_targets(risk), *(risk * factor for factor in BEYOND if risk * factor < 1.0))
-    add_static(pool)
-    families = add_thresholds(pool, recorded_signals(pool.trace), targets)
-    if not thorough:
-        return
+    targets = targets_around(risk)
+    families = add_exact(pool, targets)
     add_per_exit(pool, families, risk)
     add_walked(pool, families, risk, targets[:: len(targets) // 6])
+
+
+def targets_around(risk: float) -> tuple[float, ...]:
+    """Search risks at which the fastest members are kept."""
+    return (*search_targets(risk), *(risk * factor for factor in BEYOND if risk * factor < 1.0))
+
+
+def add_exact(pool: Pool, targets: tuple[float, ...]) -> dict[str, ThresholdFamily]:
+    """Add what is exact on the grid of thresholds: static exits, and one threshold of every recorded signal.
+
+    On single exits, the usual sets, and sets grown from the best single ones.
+    """
+    add_static(pool)
+    return add_thresholds(pool, recorded_signals(pool.trace), targets)
 
 
 def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) -> None:

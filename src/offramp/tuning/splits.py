@@ -76,6 +76,20 @@ def split_roles(
     )
 
 
+def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:
+    """Two disjoint halves of the documents (places in `Trace.documents`), the same for the same ids and seed.
+
+    The first is for choosing and the smaller one of an odd number; the second for judging. Documents that the
+    trace's exit heads were fitted on are in neither.
+    """
+    used = heads_documents(trace)
+    documents = document_rows(trace).index
+    documents = documents[[trace.documents[place].id not in used for place in documents]]
+    shuffled = np.random.default_rng(seed).permutation(documents)
+    half = len(documents) // 2
+    return np.sort(shuffled[:half]), np.sort(shuffled[half:])
+
+
 def heads_documents(trace: Trace) -> frozenset[str]:
     """Ids of this workload's documents that the trace's exit heads were fitted on."""
     request = trace.provenance.get("request", {})

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.costs.machine import Machine
-from offramp.errors import InputError
+from offramp.policies.binding import base_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
+from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.answers import answer_of
 from offramp.tuning.bounds import Method, find_method
@@ -137,7 +138,7 @@ class _Job:
                 "search": digests(self.trace, self.roles.search),
                 "certify": digests(self.trace, self.roles.certify),
             },
-            model={**request.get("model", {}), "dtype": request.get("dtype")},
+            model=base_of(self.trace),
             workload=dict(request.get("workload", {})),
             provenance={
                 "seed": self.seed,
@@ -188,7 +189,14 @@ class _Job:
         name = request.get("workload", {}).get("name", "this workload")
         generated = bool(self.trace.generated.any())
         forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
-        said = f"{forced}, on documents drawn like those of {name}, each document counting once"
+        lengths = document_rows(self.trace).lengths
+        tokens = " to ".join(dict.fromkeys((str(lengths.min()), str(lengths.max()))))
+        said = f"{forced}, on {tokens} tokens of documents drawn like those of {name}, each counting once"
+        if unknown := _fitted_elsewhere(self.trace):
+            said += (
+                f"; the exit heads were fitted on {unknown} documents of other workloads, taken to share no "
+            )
+            said += "text with these"
         if self.floor.clip is not None:
             said += f"; a token's loss is cut to 0 to {self.floor.clip:g} nats"
         if self.pricing.batch > 1:
@@ -214,14 +222,9 @@ class _Job:
         )
 
 
-def require_model(tuned: Tuned, trace: Trace) -> None:
-    """Raise InputError if a policy was tuned for another model or precision than the trace's."""
+def _fitted_elsewhere(trace: Trace) -> int:
+    """Documents of other workloads that the trace's exit heads were fitted on."""
     request = trace.provenance.get("request", {})
-    other = {**request.get("model", {}), "dtype": request.get("dtype")}
-    for key, what in (("fingerprint", "another model"), ("dtype", "another precision")):
-        if tuned.model.get(key) != other.get(key):
-            raise InputError(
-                f"the policy was tuned for {what}: {tuned.model.get('name')} ({tuned.model.get('dtype')})",
-                where=f"{trace.folder or 'the trace'} is of {other.get('name')} ({other.get('dtype')})",
-                fix="tune a policy on a trace of this model",
-            )
+    own = request.get("workload", {}).get("fingerprint")
+    by_workload = (request.get("heads") or {}).get("documents", {})
+    return sum(len(ids) for workload, ids in by_workload.items() if workload != own)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.files import canonical_json, write_json_atomically
+from offramp.policies.grammar import SEAL, TUNED_SCHEMA_VERSION, seal_of
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
 
-SCHEMA_VERSION = 2
 KIND = "tuned"
-SEAL = "sha256"
 
 ESTIMATES = ("quality", "skip_ratio", "net_speedup", "seconds_per_token")
 
@@ -25,7 +24,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
     text = fields.pop("policy_text")
     # Through JSON once, so that tuples and lists seal alike.
     value: dict[str, Any] = json.loads(
-        canonical_json({"schema_version": SCHEMA_VERSION, "kind": KIND, "policy": text, **fields})
+        canonical_json({"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields})
     )
     return value
 
@@ -34,11 +33,6 @@ def write_tuned(path: Path, tuned: Tuned) -> None:
     """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
     value = to_json(tuned)
     write_json_atomically(path, {**value, SEAL: seal_of(value)})
-
-
-def seal_of(value: dict[str, Any]) -> str:
-    """SHA-256 of everything in the file but the seal itself."""
-    return sha256_of_text(canonical_json({key: part for key, part in value.items() if key != SEAL}))
 
 
 def is_tuned_file(path: Path) -> bool:
@@ -61,9 +55,9 @@ def read_tuned(path: str | Path) -> Tuned:
             "the file holds no tuned policy", where=str(path), fix="give what offramp tune -o wrote"
         )
     version = value.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or version > TUNED_SCHEMA_VERSION:
         raise InputError(
-            f"the tuned policy has schema version {version}; this offramp reads up to {SCHEMA_VERSION}",
+            f"the tuned policy has schema version {version}; this offramp reads up to {TUNED_SCHEMA_VERSION}",
             where=str(path),
             fix="upgrade offramp: pip install --upgrade offramp",
         )
@@ -83,7 +77,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise InputError(
             f"the policy file cannot be read: {error.strerror}", where=str(path), fix="check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             "the policy file is no JSON", where=f"{path}: {error}", fix="give what offramp tune -o wrote"
         ) from error

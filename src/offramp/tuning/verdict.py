@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.charging import exit_costs, prices_of, walk_costs
+from offramp.policies.charging import prices_of
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import walk
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
-from offramp.scoring.documents import document_rows
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
-from offramp.tuning.pricing import BYTES, pricing_of
-from offramp.tuning.results import Decision, Verdict
-from offramp.tuning.search import Candidate, fastest_policies
-from offramp.tuning.splits import heads_documents
-
-DRAWS = 2000
+from offramp.tuning.halves import Halves, halves_of
+from offramp.tuning.held_out import HeldOut, measure
+from offramp.tuning.losses import make_floor
+from offramp.tuning.pool import Pool
+from offramp.tuning.pricing import BYTES, Pricing, pricing_of
+from offramp.tuning.results import Decision, Floor, Verdict
+from offramp.tuning.splits import split_documents
 
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
@@ -37,10 +32,13 @@ def judge(
     delta: float = 0.1,
     seed: int = 0,
     machine: Machine | None = None,
+    *,
+    halves: Halves | None = None,
 ) -> tuple[Verdict, ...]:
     """Whether early exit pays at each floor on agreement, at batch 1: seconds on a machine, else bytes moved.
 
-    The policy is searched on one half of the documents (split by `seed`) and judged on the other, with 95 %
+    The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
+    (split by `seed`; halves: the trace's, if they were searched before); it is judged on the other, with 95 %
     bootstrap intervals over documents. "pays": the net speedup's lower limit exceeds 1 + worth and the
     interval of agreement does not lie wholly below the floor; "does not pay": the upper limit stays below
     1 + worth, or nothing beat the full model; else, and for a policy with under 20 documents to judge it on,
@@ -55,20 +53,40 @@ def judge(
         raise InputError(
             f"a worth of {worth} is no gain", fix="choose 0 or more; 0.05 asks for 5 % more speed"
         )
-    pricing, flops = pricing_of(trace, machine), prices_of(trace).flops
+    pricing = pricing_of(trace, machine)
+    seed = seed if halves is None else halves.seed
+    in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")
     fit, report = split_documents(trace, seed)
+    documents = (len(fit), len(report))
     unjudged = _why_unjudged(trace, len(fit))
     if unjudged is not None:
-        return tuple(
-            _undecided(floor, delta, unjudged, (len(fit), len(report)), pricing.machine) for floor in floors
-        )
-    chosen = fastest_policies(trace.subset(fit), pricing.costs, floors)
-    held_out = trace.subset(report)
+        return tuple(_undecided(floor, delta, unjudged, documents, pricing.machine) for floor in floors)
+    halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:
-        measured = _measure(held_out, chosen[floor].policy, pricing.costs, flops, seed)
-        documents = (len(fit), len(report))
-        verdicts.append(_verdict(floor, worth, delta, chosen[floor], measured, documents, pricing.machine))
+        checked = make_floor({"agreement": floor})
+        policy, risk = choose(halves.searched(checked, pricing), checked)
+        held = measure(halves.judging, policy, pricing, checked, seed)
+        flops = measure(halves.judging, policy, in_flops, checked, seed).net_speedup
+        decision = decide(policy, held.net_speedup, held.agreement, floor, worth)
+        verdicts.append(
+            Verdict(
+                floor=floor,
+                decision=decision,
+                reason=_reason(floor, worth, policy, held, documents, pricing.machine),
+                policy=str(policy),
+                agreement=held.agreement,
+                skip_ratio=held.skip_ratio,
+                net_speedup=held.net_speedup,
+                net_speedup_flops=flops,
+                fit_agreement=1.0 - risk,
+                fit_documents=documents[0],
+                report_documents=documents[1],
+                documents_needed=documents_needed(floor, delta),
+                floor_held=_value(held.agreement) >= floor,
+                basis=pricing.machine,
+            )
+        )
     return tuple(verdicts)
 
 
@@ -80,114 +98,54 @@ def documents_needed(floor: float, delta: float) -> int:
     return bounds.documents_needed(1.0 - floor, delta)
 
 
-def split_documents(trace: Trace, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two disjoint halves of the documents (places in `Trace.documents`), the same for the same ids and seed.
-
-    The first is for choosing and the smaller one of an odd number; the second for judging. Documents that the
-    trace's exit heads were fitted on are in neither.
-    """
-    used = heads_documents(trace)
-    documents = document_rows(trace).index
-    documents = documents[[trace.documents[place].id not in used for place in documents]]
-    shuffled = np.random.default_rng(seed).permutation(documents)
-    half = len(documents) // 2
-    return np.sort(shuffled[:half]), np.sort(shuffled[half:])
+def choose(pool: Pool, floor: Floor) -> tuple[ExitPolicy, float]:
+    """The fastest policy of a search within a floor, the full model if nothing beats it; its mean loss."""
+    best = pool.fastest(floor.risk)
+    if best is None or best.cost >= pool.pricing.plain:
+        return Never(), 0.0
+    return best.policy, best.risk
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """A policy's figures on documents that its choice never saw."""
-
-    agreement: Estimate
-    skip_ratio: Estimate
-    speedup: Estimate
-    speedup_flops: Estimate
-
-
-def _measure(trace: Trace, policy: ExitPolicy, basis: TokenCosts, flops: TokenCosts, seed: int) -> HeldOut:
-    """Agreement, skip ratio and both speedups, as ratios of sums over documents."""
-    rows = document_rows(trace)
-    walked = walk(policy, trace)
-    exits = walked.exits
-    agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
-    bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=seed)
-
-    def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
-        return bootstrap.means(rows.sums(values), rows.tokens)
-
-    def speedup(costs: TokenCosts) -> Estimate:
-        # The plain cost takes the same way through the sums, so that the full model's speedup is exactly 1.
-        plain = np.full(trace.token_count, exit_costs(costs, {})[-1])
-        return bootstrap.estimate(mean(plain) / mean(walk_costs(costs, walked)))
-
-    return HeldOut(
-        agreement=bootstrap.estimate(mean(agrees)),
-        skip_ratio=bootstrap.estimate(mean(1.0 - exits / trace.layers)),
-        speedup=speedup(basis),
-        speedup_flops=speedup(flops),
-    )
+def decide(
+    policy: ExitPolicy, speedup: Estimate, agreement: Estimate, floor: float, worth: float
+) -> Decision:
+    """The decision on a policy that was judged on unseen documents (see `judge`)."""
+    if isinstance(policy, Never):
+        return "does not pay"
+    if speedup.low is None or speedup.high is None or agreement.high is None:
+        return "too close to call"
+    if speedup.high < 1.0 + worth:
+        return "does not pay"
+    # Speed bought with more disagreement than allowed is not what was asked for.
+    return "pays" if speedup.low > 1.0 + worth and agreement.high >= floor else "too close to call"
 
 
-def _verdict(
+def _reason(
     floor: float,
     worth: float,
-    delta: float,
-    chosen: Candidate,
-    measured: HeldOut,
+    policy: ExitPolicy,
+    held: HeldOut,
     documents: tuple[int, int],
     basis: str,
-) -> Verdict:
-    decision, reason = _decide(floor, worth, chosen, measured, documents, basis)
-    return Verdict(
-        floor=floor,
-        decision=decision,
-        reason=reason,
-        policy=str(chosen.policy),
-        agreement=measured.agreement,
-        skip_ratio=measured.skip_ratio,
-        net_speedup=measured.speedup,
-        net_speedup_flops=measured.speedup_flops,
-        fit_agreement=chosen.agreement,
-        fit_documents=documents[0],
-        report_documents=documents[1],
-        documents_needed=documents_needed(floor, delta),
-        floor_held=_value(measured.agreement) >= floor,
-        basis=basis,
-    )
-
-
-def _decide(
-    floor: float,
-    worth: float,
-    chosen: Candidate,
-    measured: HeldOut,
-    documents: tuple[int, int],
-    basis: str,
-) -> tuple[Decision, str]:
-    """The decision and, in a few sentences, why."""
-    if str(chosen.policy) == "never":
+) -> str:
+    """Why it was decided so, in a few sentences."""
+    if isinstance(policy, Never):
         few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
-        return "does not pay", (
-            f"On {documents[0]} documents, no traced exit and no threshold that keeps {_percent(floor)} "
+        return (
+            f"On {documents[0]} documents, no policy of any family that keeps {_percent(floor)} "
             f"agreement {_better(basis)} once every probe is charged."
         ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
-    speedup, agreement = measured.speedup, measured.agreement
+    speedup, agreement = held.net_speedup, held.agreement
     quality = _quality(floor, agreement)
     unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
     gain = f"Predicted net speedup, {unit}: {_value(speedup):.3f} on {documents[1]} unseen documents"
     if speedup.low is None or speedup.high is None or agreement.high is None:
-        return "too close to call", (
+        return (
             f"{gain}; fewer than {DOCUMENTS_NEEDED} allow no interval, so chance is not ruled out. {quality}"
         )
     gain += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}; worth it above {1 + worth:.2f})."
-    if speedup.high < 1.0 + worth:
-        return "does not pay", f"{gain} {quality}"
-    if speedup.low <= 1.0 + worth:
-        return "too close to call", f"{gain} {quality}"
-    # Speed bought with more disagreement than allowed is not what was asked for.
-    if agreement.high < floor:
-        return "too close to call", f"{gain} Fast enough, but the floor was missed. {quality}"
-    return "pays", f"{gain} {quality}"
+    missed = speedup.low > 1.0 + worth and agreement.high < floor
+    return f"{gain} {'Fast enough, but the floor was missed. ' if missed else ''}{quality}"
 
 
 def _better(basis: str) -> str:

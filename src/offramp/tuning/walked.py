@@ -20,8 +20,6 @@ from offramp.tuning.exit_sets import Exits, exit_sets, holds
 from offramp.tuning.families import ThresholdFamily
 from offramp.tuning.pool import Pool, Scored
 
-# Tokens on which every member is tried; the best of each family are then walked over all of them.
-SCREENED_TOKENS = 30_000
 # Signals whose best threshold rule is varied, the fastest first.
 VARIED_SIGNALS = 3
 # Search risks, in allowed risks, whose thresholds are varied: a rule that waits may be bolder.
@@ -140,18 +138,11 @@ def add_walked(
 ) -> None:
     """Try every member on some of the documents, and add the best of each family, walked over all."""
     starts = starts_of(pool, families, risk)
-    small = _screening(pool)
+    screening = pool.evidence.screening
+    small = Pool(screening.trace, pool.floor, pool.pricing, screening)
     for name, members in FAMILIES.items():
         tried = [small.score(name, policy) for policy in dict.fromkeys(members(pool, starts))]
         small.found = tried
         kept = {best.policy: best for target in targets if (best := small.fastest(target)) is not None}
         for policy, scored in kept.items():
             pool.add(pool.score(scored.family, policy))
-
-
-def _screening(pool: Pool) -> Pool:
-    """A pool of the first documents, in the order of their ids, that hold enough tokens."""
-    rows = document_rows(pool.trace)
-    enough = int(np.searchsorted(np.cumsum(rows.tokens), SCREENED_TOKENS)) + 1
-    places = rows.index[:enough]
-    return Pool(pool.trace.subset(places), pool.floor, pool.pricing)

@@ -30,9 +30,10 @@ LOOSENED = 0.1
 class Decaying(ExitPolicy):
     """A threshold that loosens with the position in the answer, since early errors spread furthest.
 
-    CALM (arXiv 2207.07061, section 3.5), as used by FREE (arXiv 2310.05424): at a token with t tokens before
-    it in the answer the threshold is 0.9 v + 0.1 v exp(-k t / N), v = value, k = decay, N = length: v at
-    first, 0.9 v in the end.
+    CALM's decaying threshold (arXiv 2207.07061, section 3.5) in the form of FREE's published code (arXiv
+    2310.05424), whose decaying part is a share of the threshold too: at a token with t tokens before it in
+    the answer the threshold is 0.9 v + 0.1 v exp(-k t / N), v = value, k = decay, N = length: v at first,
+    0.9 v in the end.
     Where less is surer (entropy) it rises by as much instead, to 1.1 v; of a negative v it loosens too.
     """
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.errors import PolicyError
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, ParameterError, Rows
 from offramp.policies.reading import (
     Exits,
@@ -33,7 +34,15 @@ EXITS = Parameter("exits", read_exits, 'the exits to check, as in 10+15+20, or "
 
 
 def signal_needs(signal: Signal, exits: Exits) -> dict[int, tuple[str, ...]]:
-    """What a signal reads at each checked exit; the first may only be there to compare with."""
+    """What a signal reads at each checked exit; the first may only be there to compare with.
+
+    Raises PolicyError for a single exit of a signal that compares two.
+    """
+    if signal.opens and len(exits) == 1:
+        raise PolicyError(
+            f"{signal.name} compares two checks, and there is one exit: nothing would leave",
+            fix="check an exit more, further up",
+        )
     needs: dict[int, tuple[str, ...]] = dict.fromkeys(exits, (signal.fact,))
     if signal.opens and exits:
         needs[exits[0]] = (OPENING_FACT,)

@@ -1,0 +1,60 @@
+"""What a tuned policy is bound to: the model, and the exit heads through which its trace was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from offramp.errors import PolicyError
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import task_of
+from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.trace import Trace
+
+# Facts that fitted heads give, or whose short list of tokens comes with them.
+OF_HEADS = frozenset(fact.name for fact in (*HEAD_FACTS, *SIGNAL_FACTS["restricted"]))
+
+
+def base_of(trace: Trace) -> dict[str, Any]:
+    """What a policy that is tuned on a trace is bound to, in JSON values.
+
+    The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, None without any.
+    """
+    request = trace.provenance.get("request") or {}
+    heads = request.get("heads")
+    kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
+    return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
+
+
+def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace) -> None:
+    """Refuse a trace of another model than a policy was tuned for, or one read through other exit heads.
+
+    tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace was read
+    through a linear lens, or if the policy reads a fact that comes with heads; a policy that never leaves
+    early reads nothing.
+
+    Raises PolicyError.
+    """
+    base = base_of(trace)
+    if tuned_for.get("fingerprint") != base.get("fingerprint"):
+        raise PolicyError(
+            f"the policy was tuned for another model, {tuned_for.get('name', 'without a name')}",
+            where=f"{trace.folder or 'the trace'} is of {base.get('name', 'a model without a name')}",
+            fix="tune a policy on a trace of this model",
+        )
+    before, now = tuned_for.get("heads") or {}, base["heads"] or {}
+    if before.get("fingerprint") == now.get("fingerprint"):
+        return
+    own = policy.for_task(task_of(trace))
+    needs = own.needs(trace.layers)
+    read = {fact for facts in needs.values() for fact in facts} | set(own.final_facts)
+    if (needs and (before.get("lens") or now.get("lens"))) or read & OF_HEADS:
+        raise PolicyError(
+            f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
+            where=str(trace.folder or "the trace"),
+            fix="trace again with the same --heads FILE, or tune a policy on a trace made with these",
+        )
+
+
+def _with(heads: Mapping[str, Any]) -> str:
+    return f"with the exit heads {str(heads['fingerprint'])[:12]}" if heads else "without exit heads"

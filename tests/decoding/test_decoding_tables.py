@@ -1,0 +1,76 @@
+"""From the times of made-up steps to the tables of a profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.decoding.stopwatch import StepTimes
+from offramp.decoding.timed_probes import LENS
+from offramp.decoding.timing_tables import PLAIN, PROBED, Samples, build_tables
+from offramp.models.shape import LayerShape, ModelShape
+
+SHAPE = ModelShape(
+    (LayerShape("attention", 1000, 1000, 200, 20, 10, None, 0),) * 2
+    + (
+        LayerShape("recurrent", 900, 900, 0, 0, 0, None, 50),
+        LayerShape("attention", 1000, 1000, 200, 20, 10, 5, 0),
+    ),
+    10,
+    50,
+    10,
+    500,
+    4,
+)
+
+
+def made_up_samples(noise: float = 0.0) -> Samples:
+    """Layers of 1, 2, 3, 4 s at position 0; +0.01 s a position; cut layers a tenth of that."""
+    samples = Samples(SHAPE, (1,), (64, 448))
+    random = np.random.default_rng(0)
+    for asked in (64, 448):
+        for position in range(asked, asked + 9):
+            attended = np.array([position, position, 0, min(position, 4)])
+            layers = np.array([1.0, 2.0, 3.0, 4.0]) + 0.01 * attended
+            noisy = layers + noise * random.standard_cauchy(4) ** 2
+            probes = {"cosine": 0.5, LENS: 0.25} if position % 2 else {"cosine": 0.7}
+            for kind, times, cut in (
+                (PLAIN, noisy, frozenset[int]()),
+                (PROBED, layers, frozenset[int]()),
+                ("cut 0", layers / 10, frozenset({0, 1, 3})),
+                ("cut 2", layers / 5, frozenset({3})),
+            ):
+                seconds = tuple(float(value) for value in times)
+                given = probes if kind == PROBED else {}
+                whole = sum(seconds) + 6.0 + 0.5 + sum(given.values())
+                samples.add(1, asked, kind, StepTimes(position, seconds, 6.0, given, whole), cut)
+    return samples
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_tables_from_made_up_samples_by_hand(noise: float) -> None:
+    tables = build_tables(made_up_samples(noise))
+    close: Any = lambda values: pytest.approx(values, rel=1e-2, abs=2e-5)  # noqa: E731
+    assert tables.arrays["layer_seconds"][0] == close([1.0, 2.0, 3.0, 4.04])
+    assert tables.arrays["layer_seconds_per_position"][0] == close([0.01, 0.01, 0.0, 0.0])
+    # The recurrent layer is charged whole, the last one as it is just above the deeper exit.
+    assert tables.arrays["key_value_seconds"][0] == close([0.1, 0.2, 3.0, 0.808])
+    assert tables.arrays["head_seconds"] == [6.0]
+    assert tables.arrays["overhead_seconds"] == close([0.5])
+    assert tables.arrays["probe_seconds"] == {"cosine": [pytest.approx(0.5, abs=0.21)]}
+    assert tables.arrays["lens_seconds"] == [0.25]
+    assert tables.notes == [
+        "1 recurrent layers are charged whole when skipped: their state moves only by running"
+    ]
+
+
+def test_layers_that_were_never_cut_take_their_share_and_a_note_says_so() -> None:
+    samples = made_up_samples()
+    samples.cut = {kind: frozenset() for kind in samples.cut}
+    tables = build_tables(samples)
+    whole, repair = tables.arrays["layer_seconds"][0], tables.arrays["key_value_seconds"][0]
+    assert 0 < repair[0] < 0.5 * whole[0]
+    assert repair[2] == pytest.approx(whole[2])
+    assert tables.notes[0].startswith("3 attention layers could not be stopped after their K,V")

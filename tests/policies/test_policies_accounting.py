@@ -1,0 +1,239 @@
+"""What is run is never reported as skipped, and what is learned from at exit L is paid for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from rule_examples import LAYERS, random_trace
+
+from offramp.costs.timings import TimingsProfile
+from offramp.errors import PolicyError
+from offramp.models.shape import LayerShape, ModelShape
+from offramp.policies.bill import Usage
+from offramp.policies.charging import exit_costs_without_probes, layers_executed, prices_of, walk_costs
+from offramp.policies.contract import check_policy
+from offramp.policies.frontier import frontier
+from offramp.policies.grammar import parse_policy, seal_of
+from offramp.policies.repair import STRATEGIES, Run
+from offramp.policies.replay import replay
+from offramp.policies.rules.threshold import Threshold
+from offramp.policies.walk import walk
+from offramp.tracing.trace import Trace
+from policy_traces import make_shape, make_trace
+
+CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
+BANDIT = "bandit:signal={},value=0.5,exits=1+3+5"
+
+
+def shape_with_states() -> ModelShape:
+    """Six layers, of which the second and the fifth keep a recurrent state."""
+    shape = make_shape(6)
+    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
+    return replace(shape, layers=tuple(recurrent if i in (1, 4) else shape.layers[0] for i in range(6)))
+
+
+def test_a_layer_that_runs_later_is_not_skipped() -> None:
+    trace = make_trace(tokens=90, documents=3)
+    result = replay(trace, CHECKS, kv="recompute")
+    below = 0
+    for place, exit in enumerate(result.exits):
+        later = (trace.document == trace.document[place]) & (np.arange(len(result.exits)) > place)
+        below += max([int(exit), *result.exits[later].tolist()])
+    assert result.skip_ratio == pytest.approx(1 - below / (90 * 6))
+    assert result.skip_ratio < replay(trace, CHECKS).skip_ratio
+
+
+def test_verified_drafts_skip_nothing() -> None:
+    trace = make_trace()
+    result = replay(trace, CHECKS, kv="speculate")
+    assert (result.exits < 6).any()
+    assert result.skip_ratio <= 0.0
+    assert replay(trace, "never", kv="speculate").skip_ratio == 0.0
+    # With drafts that always agree each layer runs once for each token: nothing saved, nothing wasted.
+    agreeing = make_trace(top1=np.full((60, 6), 7, dtype=np.int32))
+    assert replay(agreeing, "static:exit=2", kv="speculate").skip_ratio == pytest.approx(0.0)
+
+
+def test_a_recurrent_layer_is_not_skipped() -> None:
+    shape = shape_with_states()
+    np.testing.assert_array_equal(layers_executed(shape), [3, 3, 4, 5, 5, 6])
+    trace = make_trace(shape=shape)
+    assert replay(trace, "static:exit=1").skip_ratio == pytest.approx(0.5)
+    assert replay(trace, "static:exit=4").skip_ratio == pytest.approx(1 / 6)
+    boldest = frontier(trace, "margin", (1, 4))
+    assert boldest.skip_ratio[-1] == pytest.approx(0.5)
+    middle = len(boldest.threshold) // 2
+    policy = Threshold("margin", float(boldest.threshold[middle]), (1, 4))
+    assert boldest.skip_ratio[middle] == pytest.approx(replay(trace, policy).skip_ratio)
+
+
+@pytest.mark.parametrize("kv", ["recompute", "speculate"])
+def test_a_recurrent_layer_shares_no_step_among_tokens_of_one_document(kv: str) -> None:
+    used = {}
+    for shape in (make_shape(6), shape_with_states()):
+        trace = make_trace(shape=shape)
+        policy = parse_policy(CHECKS)
+        run = Run(trace, policy, walk(policy, trace), np.arange(60), 3)
+        used[shape] = STRATEGIES[kv].count(run)
+    dense, mixed = used.values()
+    for layer in range(1, 7):
+        one, other = rows_of(dense, layer), rows_of(mixed, layer)
+        assert sum(one.values()) == sum(other.values())
+        if layer in (2, 5):
+            assert list(other) == [("layers", 1)]
+        else:
+            assert other == one
+    assert list(rows_of(dense, 5)) != [("layers", 1)]
+
+
+def rows_of(usage: Usage, layer: int) -> Counter[tuple[str, int]]:
+    """How many tokens a layer runs for, by how they are charged and with how many others."""
+    found: Counter[tuple[str, int]] = Counter()
+    for item, count in usage.items():
+        if item.place == layer and item.part in ("layers", "layers run later"):
+            found[item.part, item.rows] += count * item.rows
+    return found
+
+
+def test_a_frontier_of_comparisons_takes_those_that_were_recorded() -> None:
+    trace = random_trace(5, [1, 3, 5])
+    assert frontier(trace, "kl_to_previous", (1, 3, 5)).exits == (1, 3, 5)
+    with pytest.raises(PolicyError, match=r"at exit 5 was recorded against exit 3, but .* is at exit 1"):
+        frontier(trace, "kl_to_previous", (1, 5))
+    with pytest.raises(PolicyError, match="kl_to_previous compares two checks, and there is one exit"):
+        frontier(trace, "kl_to_previous", (3,))
+
+
+@pytest.mark.parametrize("signal", ["restricted_margin", "restricted_max_prob"])
+def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
+    trace = random_trace(3)
+    walked = walk(parse_policy(BANDIT.format(signal)), trace)
+    through = walked.exits == LAYERS
+    assert 0 < through.sum() < len(through)
+    assert walked.needs[LAYERS] == (signal,)
+    np.testing.assert_array_equal(walked.probed_at(3), through)
+    costs = prices_of(trace).bytes
+    checks = sum(walked.probed_at(place).astype(int) for place in range(3))
+    expected = exit_costs_without_probes(costs)[walked.exits - 1]
+    expected = expected + (checks + through) * costs.probes["restricted head"]
+    np.testing.assert_allclose(walk_costs(costs, walked), expected)
+    result = replay(trace, BANDIT.format(signal))
+    (line,) = [line for line in result.bill.lines if line.part == "probe" and line.places == (LAYERS,)]
+    assert line.count == through.sum()
+    assert result.bill.total == pytest.approx(expected.sum())
+
+
+@pytest.mark.parametrize("policy", [BANDIT.format("margin"), BANDIT.format("correctness")])
+def test_what_the_full_head_tells_at_the_last_exit_is_at_hand(policy: str) -> None:
+    assert list(walk(parse_policy(policy), random_trace(3)).needs) == [1, 3, 5]
+
+
+def test_a_number_missing_at_the_last_exit_is_refused() -> None:
+    margin = np.full((60, 6), 0.1, dtype=np.float32)
+    margin[17, -1] = np.nan
+    with pytest.raises(PolicyError, match="margin is not a number for 1 tokens at the last exit"):
+        walk(parse_policy(BANDIT.format("margin")), make_trace(margin=margin))
+
+
+@dataclass(frozen=True)
+class Learns(Threshold):
+    """A threshold that is given facts of exit L."""
+
+    learned: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        return self.learned
+
+
+@pytest.mark.parametrize("fact", ["nll", "kl_to_final", "final_rank", "hidden_cosine_to_final"])
+def test_the_contract_refuses_what_no_decoder_knows_at_the_last_exit(
+    monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    monkeypatch.setattr("offramp.policies.contract._check_round_trip", lambda policy: None)
+    monkeypatch.setattr(Learns, "learned", (fact,))
+    with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
+        check_policy(Learns("max_prob", 0.5, (1,)))
+    with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
+        walk(Learns("max_prob", 0.5, (1,)), make_trace())
+
+
+def timed(batches: tuple[int, ...] = (1, 4)) -> TimingsProfile:
+    each, layers = np.arange(1.0, len(batches) + 1.0), np.ones((len(batches), 6))
+    return TimingsProfile(
+        name="bench",
+        source="made up",
+        dtype="bfloat16",
+        layers_count=6,
+        batches=batches,
+        layer_seconds=layers * each[:, None],
+        layer_seconds_per_position=0.0 * layers,
+        head_seconds=each,
+        probe_seconds={},
+        lens_seconds=None,
+        key_value_seconds=None,
+        overhead_seconds=each,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "untimed"),
+    [
+        ({}, None),
+        ({"kv": "recompute"}, "2"),
+        ({"batch": 4}, None),
+        ({"batch": 6}, "6"),
+        ({"kv": "speculate", "draft_length": 2}, "2, 3"),
+    ],
+)
+def test_prices_at_batch_sizes_that_were_not_timed_are_said_to_be(
+    options: Mapping[str, Any], untimed: str | None
+) -> None:
+    # Equal documents, so that all steps of a batch have as many rows.
+    trace = make_trace(documents=12)
+    notes = replay(trace, CHECKS, machine=timed(), **options).notes
+    if untimed is None:
+        assert notes == ()
+    else:
+        (note,) = notes
+        assert note.startswith(f"bench was timed at batch 1, 4, not at {untimed}: there it is read off")
+    assert replay(trace, CHECKS, machine="h100", **options).notes == ()
+
+
+def test_a_policy_tuned_for_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    value = {
+        "schema_version": 2,
+        "kind": "tuned",
+        "policy": "static:exit=3",
+        "model": {"name": "one", "fingerprint": "1"},
+    }
+    path.write_text(json.dumps({**value, "sha256": seal_of(value)}))
+    one, other = made_by("1"), made_by("2")
+    assert replay(one, str(path)).policy == "static:exit=3"
+    with pytest.raises(PolicyError, match="the policy was tuned for another model, one"):
+        replay(other, str(path))
+    with pytest.raises(PolicyError, match="the policy was tuned for another model, one"):
+        replay(make_trace(), str(path))
+
+
+def made_by(fingerprint: str) -> Trace:
+    """A trace of the model with that fingerprint."""
+    trace = make_trace()
+    facts = {name: trace.fact(name) for name in ("top1", "margin", "nll", "kl_to_final")}
+    request = {"model": {"name": f"model {fingerprint}", "fingerprint": fingerprint}}
+    return Trace.from_facts(
+        facts,
+        document=trace.document,
+        position=trace.position,
+        exits=trace.exits,
+        shape=trace.shape,
+        provenance={"request": request},
+    )
