@@ -76,12 +76,12 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     assert tuned.certificate.holds
     said = " ".join(run_offramp("tune", folder, *options).require(0).out.split())
     for words in (
-        "is certified: 0.9 of the tokens agree with the full model",
+        "is certified: at least 90 % of the tokens agree with the full model",
         "documents: 12 search, 36 certify, 12 report",
         "with probability 0.9 over the documents drawn",
         "assumed: teacher-forced",
         "agreement=0.9 needs 22 at least",
-        "0.9^64 = 0% of 64-token answers unchanged",
+        "0.9^64 = 0.12 % of 64-token answers unchanged",
         "fastest policies on the search documents",
         "written:",
     ):

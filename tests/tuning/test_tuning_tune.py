@@ -50,7 +50,7 @@ def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
     assert "teacher-forced" in certificate.assumption
     # A certificate of 25 tokens of each document says nothing of what comes after them.
     assert "on 25 tokens of documents drawn like those of texts" in certificate.assumption
-    assert "is certified: 0.95 of the tokens agree" in tuned.answer
+    assert "is certified: at least 95 % of the tokens agree" in tuned.answer
     assert tuned.net_speedup.low is not None
     assert tuned.net_speedup.low > 1.0
     assert tuned.machine == "h100"
@@ -282,5 +282,5 @@ def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: 
 
 
 def test_what_a_floor_means_for_an_answer() -> None:
-    assert "0.99^64 = 53% of 64-token answers" in meaning_of(make_floor({"agreement": 0.99}))
+    assert "0.99^64 = 53 % of 64-token answers" in meaning_of(make_floor({"agreement": 0.99}))
     assert "1.28 nats in all" in meaning_of(make_floor({"nll": 0.02}))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from offramp.cli.console import stage
+from offramp.cli.run_folder import HEADS_FILE
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import load_local_profile, save_local_profile
 from offramp.costs.machine import Machine
@@ -23,8 +24,6 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.workloads.workload import Workload
-
-HEADS_FILE = "heads.safetensors"
 
 RUN_SIGNALS = ("logit_gap", "restricted")
 """Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""

@@ -21,6 +21,7 @@ from offramp.report.names import REPORT_FILE
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 TRACES = "traces"
+HEADS_FILE = "heads.safetensors"
 POLICIES = "policies"
 
 
@@ -85,7 +86,7 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     require_own(folder, request, overwrite=overwrite)
     if _is_of(folder, request):
         return
-    for name in (REPORT_FILE, SUMMARY_FILE):
+    for name in (REPORT_FILE, SUMMARY_FILE, HEADS_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in (TRACES, POLICIES):
         if (folder / name).is_dir():

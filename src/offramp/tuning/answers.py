@@ -72,7 +72,14 @@ def _chosen(floor: Floor, machine: str, certificate: Certificate, policy: ExitPo
         return f"{policy} kept {floor} on {certificate.documents} documents, without a guarantee{gain}."
     if certificate.delta is None:
         return f"{policy} keeps {floor} on average over draws of documents like these{gain}."
-    return f"{policy} is certified: {floor.value:g} {UNITS[floor.kind]}, on documents like these{gain}."
+    return f"{policy} is certified: {_kept(floor)}, on documents like these{gain}."
+
+
+def _kept(floor: Floor) -> str:
+    """What a certificate promises."""
+    if floor.kind == "agreement":
+        return f"at least {100 * floor.value:g} % of the tokens agree with the full model"
+    return f"{floor.value:g} {UNITS[floor.kind]}"
 
 
 def meaning_of(floor: Floor) -> str:
@@ -80,8 +87,8 @@ def meaning_of(floor: Floor) -> str:
     if floor.clip is None:
         same = floor.value**ANSWER_TOKENS
         return (
-            f"{floor.value:g}^{ANSWER_TOKENS} = {same:.0%} of {ANSWER_TOKENS}-token answers unchanged, if "
-            "tokens differ independently"
+            f"{floor.value:g}^{ANSWER_TOKENS} = {100 * same:.2g} % of {ANSWER_TOKENS}-token answers "
+            "unchanged, if tokens differ independently"
         )
     total = floor.value * ANSWER_TOKENS
     return f"an answer of {ANSWER_TOKENS} tokens may lose {total:.3g} nats in all"
