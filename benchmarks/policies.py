@@ -23,6 +23,7 @@ FLOORS = (0.99, 0.95, 0.90)
 COLUMNS = (
     *("workload", "heads", "machine", "floor", "family", "policy", "reachable", "agreement", "agreement_low"),
     *("agreement_high", "skip_ratio", "net_speedup", "net_speedup_low", "net_speedup_high", "probe_share"),
+    "chosen",
 )
 
 
@@ -52,6 +53,7 @@ def row_of(name: str, heads: str, machine: str, entry: LeagueEntry) -> dict[str,
         "net_speedup_low": speed.low,
         "net_speedup_high": speed.high,
         "probe_share": entry.probe_share,
+        "chosen": entry.chosen,
     }
 
 
@@ -62,6 +64,27 @@ def interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def print_winners(found: Sequence[tuple[str, str, str, LeagueEntry]]) -> None:
+    """The policy that the choosing half picked, for every trace, machine and floor."""
+    print("\n### Chosen on one half of the documents, judged on the other\n")
+    header = (
+        "workload",
+        "exits read by",
+        "machine",
+        "floor",
+        "family",
+        "skipped",
+        "agreement",
+        "net speedup",
+    )
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for name, heads, machine, entry in found:
+        if entry.chosen:
+            cells = [name, heads, machine, f"{entry.floor:.0%}", entry.family]
+            cells += [f"{share or 0:.1%}" for share in (entry.skip_ratio.value, entry.agreement.value)]
+            print("| " + " | ".join([*cells, interval(entry.net_speedup)]) + " |")
 
 
 def print_tables(name: str, heads: str, leagues: dict[str, Sequence[LeagueEntry]]) -> None:
@@ -93,15 +116,17 @@ def main() -> None:
     parser.add_argument("--machines", default="local,h100,l4")
     parser.add_argument("--csv", type=Path, help="write every line there")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    found: list[tuple[str, str, str, LeagueEntry]] = []
     for folder in options.traces:
         trace = offramp.Trace.load(folder)
         name, heads = workload_of(trace)
         leagues: dict[str, Sequence[LeagueEntry]] = {}
         for machine in options.machines.split(","):
             leagues[machine] = offramp.league(trace, find_hardware(trace, machine), FLOORS)
-            rows += [row_of(name, heads, machine, entry) for entry in leagues[machine]]
+            found += [(name, heads, machine, entry) for entry in leagues[machine]]
         print_tables(name, heads, leagues)
+    print_winners(found)
+    rows = [row_of(*line) for line in found]
     if options.csv is not None:
         with options.csv.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -112,8 +137,8 @@ def main() -> None:
             row["family"],
             row["net_speedup"],
         ]
-        for row in sorted(rows, key=lambda row: float(str(row["net_speedup"] or 0)))
-        if row["reachable"]
+        for row in rows
+        if row["chosen"]
     }
     print(json.dumps({"benchmark": "policies", "lines": len(rows), "best": best}))
 

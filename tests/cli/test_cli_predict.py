@@ -95,6 +95,14 @@ def test_another_machine_and_batch(tuned_file: Path, traces: tuple[Path, Path]) 
     found = predict(read_tuned(tuned_file), Trace.load(traces[1]), hardware="h100", batch=4)
     assert value["seconds_per_token"] == found.seconds_per_token < 1.0
     assert (value["machine"], value["batch"]) == (found.machine, 4)
+    assert value["batching"] == "lockstep"
+    assert "batch 4 in lockstep" in " ".join(run_offramp(*command[:-1]).require(0).out.split())
+
+
+def test_an_oracle_is_marked(traces: tuple[Path, Path]) -> None:
+    outcome = run_offramp("predict", "oracle:which=saturation", "--trace", traces[0], "--json").require(0)
+    assert outcome.json["reachable"] is False
+    assert "An oracle" in " ".join(outcome.json["notes"])
 
 
 def test_any_policy_can_be_predicted(traces: tuple[Path, Path]) -> None:
@@ -107,6 +115,7 @@ def test_any_policy_can_be_predicted(traces: tuple[Path, Path]) -> None:
 def test_the_same_documents_are_refused_unless_left_out(tuned_file: Path, traces: tuple[Path, Path]) -> None:
     refused = run_offramp("predict", tuned_file, "--trace", traces[0]).require(2)
     assert "of the trace's documents were used to tune the policy" in refused.err
+    assert "--unseen" in refused.err
     value = run_offramp("predict", tuned_file, "--trace", traces[0], "--unseen", "--json").require(0).json
     assert value["documents"] == read_tuned(tuned_file).documents["report"]
 
@@ -135,11 +144,12 @@ def test_an_edited_or_newer_file_is_refused(
         ([], "there is nothing to predict with"),
         (["static:exit=2", "--from-scores", "cells.json"], "a policy and --from-scores are given"),
         (["static:exit=9"], "exit 9"),
-        (["static:exit=x"], "no exit"),
+        (["static:exit=x"], "not an exit"),
         (["absent.json"], "absent.json"),
         (["static:exit=2", "--hardware", "h10"], "h100"),
         (["static:exit=2", "--batch", "0"], "batch of 0"),
         (["static:exit=2", "--batch", "4"], "--hardware"),
+        (["static:exit=2", "--seed", "-1"], "a seed of -1 is below 0"),
         (["static:exit=2", "--hardware", "h100", "--kv", "copy"], "K,V strategy 'copy'"),
         (["--from-scores", "absent.json"], "cells cannot be read"),
         (["static:exit=2", "--floor", "agreement=0.9"], "--floor has no meaning with a policy"),

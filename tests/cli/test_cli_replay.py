@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 import offramp
 from command_line import run_offramp
+from offramp.cli.replay_command import amount
 from offramp.costs.hardware import machine_names
+from offramp.costs.profile_file import KEYS
+from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import SIGNALS
 
 POLICY = "threshold:signal=max_prob,value=0.06,exits=1+2+3"
@@ -45,9 +49,14 @@ def test_the_bill_is_printed_line_by_line(trace: Path) -> None:
     assert math.fsum(line["count"] * line["price"] for line in bill["lines"]) == bill["total"]
     assert bill["plain"] / bill["total"] == value["predicted_speedup"]
     shown = run_offramp(*command).require(0).out
-    for line in bill["lines"]:
-        assert line["part"] in shown
-        assert f"{line['count']:,}" in shown
+    rows = [row for row in shown.partition("The bill")[2].splitlines() if row.strip()]
+    charged = [line for line in bill["lines"] if line["total"]]
+    assert len(charged) < len(bill["lines"])  # overhead moves no bytes
+    for line, row in zip(charged, rows[1:], strict=False):
+        assert row.startswith(line["part"])
+        assert f"{line['count']:,}" in row
+    assert not re.search(r"\de[+-]?\d", "".join(rows))
+    assert len(rows) == 1 + len(charged) + 3
     assert "full model / total" in shown
     assert f"{bill['speedup']:.4f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -58,6 +67,13 @@ def test_batches_and_speculation(trace: Path) -> None:
     command = ["replay", trace, "--policy", POLICY, "--json"]
     batch = run_offramp(*command, "--batch", 4, "--batching", "rebatch").require(0).json
     assert (batch["batch"], batch["batching"]) == (4, "rebatch")
+    charged = sum(
+        line["count"] * line["rows"]
+        for line in run_offramp(*command, "--kv", "speculate", "--explain").require(0).json["bill"]["lines"]
+        if line["probe"]
+    )
+    speculated = run_offramp(*command, "--kv", "speculate").require(0).json
+    assert speculated["probes_per_token"] == charged / speculated["tokens"]
     drafted = run_offramp(*command, "--kv", "speculate", "--draft-length", 2).require(0).json
     assert drafted["agreement"] == 1.0
     shown = run_offramp(*command[:-1], "--batch", 4).require(0).out
@@ -67,6 +83,7 @@ def test_batches_and_speculation(trace: Path) -> None:
 def test_own_timings_from_a_file(trace: Path, tmp_path: Path) -> None:
     path = tmp_path / "engine.toml"
     text = 'kind = "timings"\nname = "engine"\nsource = "profiled"\ndtype = "float32"\nlayers = 4\n'
+    text += 'unit = "milliseconds"\n'
     path.write_text(
         text + "[[batch]]\nsize = 1\nlayer = 0.5\nhead = 1.0\noverhead = 0.25\n", encoding="utf-8"
     )
@@ -90,7 +107,9 @@ def test_own_timings_from_a_file(trace: Path, tmp_path: Path) -> None:
         (["--kv", "speculate", "--batch", "2"], "one sequence at a time"),
         (["--batch", "0"], "a batch of 0"),
         (["--batch", "5000"], "needs as many documents"),
-        (["--batching", "none"], "unknown batching"),
+        (["--batch", "2", "--batching", "none"], "unknown batching"),
+        (["--batching", "rebatch"], "means nothing at batch 1"),
+        (["--draft-length", "3"], "means nothing with --kv propagate"),
     ],
 )
 def test_options_that_do_not_fit_end_with_code_2(trace: Path, options: list[str], what: str) -> None:
@@ -124,3 +143,33 @@ def test_the_lists_of_hardware_and_signals() -> None:
     assert by_name["restricted_margin"]["recorded"] == "--signals restricted"
     assert by_name["correctness"]["recorded"] == "--heads FILE"
     assert "arXiv 2207.07061" in run_offramp("list", "signals").require(0).out
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.003456e6, "flops", "3.46 kFLOP"),
+        (56.62e6, "bytes", "56.6 MB"),
+        (999.96e6, "bytes", "1.00 GB"),
+        (8.0, "bytes", "8 B"),
+        (6.1e-6, "seconds", "6.10 µs"),
+    ],
+)
+def test_a_bill_shows_amounts_in_the_unit_that_suits_them(value: float, unit: str, shown: str) -> None:
+    assert amount(value, unit) == shown
+
+
+def test_the_list_of_policies_shows_defaults_and_breaks_no_name() -> None:
+    shown = run_offramp("list", "policies").require(0).out
+    assert max(map(len, shown.splitlines())) <= 80
+    for kind in policy_kinds().values():
+        for parameter in kind.parameters:
+            assert f"{parameter.name}={parameter.default or '…'}" in shown
+
+
+def test_the_list_of_hardware_shows_rates_and_its_help_the_keys_of_a_profile() -> None:
+    shown = " ".join(run_offramp("list", "hardware").require(0).out.split())
+    assert "67 TFLOP/s float32, 989 TFLOP/s bfloat16; 3,350 GB/s" in shown
+    text = run_offramp("list", "--help").require(0).out
+    for key in set(re.findall(r"\w+", " ".join(KEYS.values()))) - {"with", "has"}:
+        assert key in text

@@ -193,7 +193,7 @@ def test_a_bad_policy_is_refused_where_it_is_wrong(traced: Path, policy: str, wh
         ({"schema_version": 99, "kind": "static", "parameters": {"exit": 1}}, "newer than"),
         ({"schema_version": 1, "kind": "statik", "parameters": {"exit": 1}}, "unknown policy 'statik'"),
         ({"schema_version": 1, "kind": "static", "parameters": {"exits": 1}}, "do not match"),
-        ([1, 2], "no policy file"),
+        ([1, 2], "not a policy file"),
     ],
 )
 def test_a_bad_policy_file_is_refused(traced: Path, tmp_path: Path, content: object, what: str) -> None:

@@ -179,7 +179,7 @@ def test_skipping_a_recurrent_layer_saves_nothing(state_elements: int) -> None:
 @pytest.mark.parametrize("position", [-1.0, float("nan"), float("inf")])
 def test_a_position_that_is_none_is_refused(position: float) -> None:
     for count in (layer_flops, layer_bytes, key_value_flops, key_value_bytes):
-        with pytest.raises(InputError, match="no position"):
+        with pytest.raises(InputError, match="not a position"):
             count(SHAPE, position)
 
 

@@ -33,6 +33,7 @@ kind = "timings"
 name = "engine"
 source = "profiled"
 dtype = "bfloat16"
+unit = "milliseconds"
 layers = 4
 [[batch]]
 size = 8
@@ -103,11 +104,11 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
         (ROOFLINE, "= 1e12", "= true", "bytes_per_second is True"),
         (ROOFLINE, "decision_seconds = 0", "decision_seconds = -1e-6", "decision_seconds is -1e-06"),
         (ROOFLINE, "bfloat16 = 160e12", "", "flops_per_second.bfloat16 is missing"),
-        (ROOFLINE, "bfloat16 = 160e12", "bfloat16 = 1\nint8 = 1", "flops_per_second.int8 is no entry"),
-        (ROOFLINE, "decision_seconds = 0", "decision_seconds = 0\nwatts = 3", "watts is no entry"),
+        (ROOFLINE, "bfloat16 = 160e12", "bfloat16 = 1\nint8 = 1", "flops_per_second.int8 is not an entry"),
+        (ROOFLINE, "decision_seconds = 0", "decision_seconds = 0\nwatts = 3", "watts is not an entry"),
         (ROOFLINE, '"card"', '""', "name is ''"),
         (ROOFLINE, '"roofline"', '"rooflin"', "kind is 'rooflin'"),
-        (ROOFLINE, "[flops_per_second]", "flops_per_second = 3\n[other]", "flops_per_second is no table"),
+        (ROOFLINE, "[flops_per_second]", "flops_per_second = 3\n[other]", "flops_per_second is not a table"),
         (TIMINGS, "layers = 4", "layers = 0", "layers is 0"),
         (TIMINGS, "layers = 4", "layers = 5", r"batch\[1\].layer holds 4 times"),
         (TIMINGS, "head = 2", "head = 0", r"batch\[1\].head is 0"),
@@ -122,17 +123,19 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
         (TIMINGS, "token = ", "overhead = 0.1\ntoken = ", r"batch\[0\].token stands beside overhead"),
         (TIMINGS, "key_value = 0.05\n", "", r"batch\[1\].key_value is missing"),
         (TIMINGS, "2.5, cosine = 0.01", "2.5", '"cosine" is missing at batch size 1'),
-        (TIMINGS, "2.5, cosine", "2.5, cosin", r"batch\[1\].probes.cosin is no entry"),
+        (TIMINGS, "2.5, cosine", "2.5, cosin", r"batch\[1\].probes.cosin is not an entry"),
         (TIMINGS, '"full head" = 2.5', '"full head" = -2.5', r"batch\[1\].probes.full head is -2.5"),
-        (TIMINGS, "size = 8", "size = 8\nwatts = 3", r"batch\[0\].watts is no entry"),
+        (TIMINGS, "size = 8", "size = 8\nwatts = 3", r"batch\[0\].watts is not an entry"),
         (TIMINGS, '"bfloat16"', '"int8"', "dtype is 'int8'"),
         (TIMINGS, "[[batch]]", "[[batches]]", "batch is missing"),
-        (TIMINGS, "kind =", "kind", "no TOML"),
+        (TIMINGS, 'unit = "milliseconds"\n', "", "unit is missing"),
+        (TIMINGS, '"milliseconds"', '"ms"', "unit is 'ms'"),
+        (TIMINGS, "kind =", "kind", "not TOML"),
         (TIMINGS, "layers = 4", "layers = 1000000000000", "layers is 1000000000000"),
         (TIMINGS, "size = 8", "size = 100001", r"batch\[0\].size is 100001"),
         (ROOFLINE, "= 1e12", f"= 1{400 * '0'}", "bytes_per_second is 10000"),
-        (ROOFLINE, "= 1e12", f"= 1{5000 * '0'}", "no TOML"),
-        (ROOFLINE, "= 1e12", f"= {3000 * '['}", "no TOML"),
+        (ROOFLINE, "= 1e12", f"= 1{5000 * '0'}", "not TOML"),
+        (ROOFLINE, "= 1e12", f"= {3000 * '['}", "not TOML"),
     ],
 )
 def test_a_wrong_entry_is_refused_with_file_and_key(
@@ -144,6 +147,33 @@ def test_a_wrong_entry_is_refused_with_file_and_key(
         find_machine(str(path))
     assert error.value.where == str(path)
     assert error.value.fix
+
+
+@pytest.mark.parametrize(("unit", "seconds"), [("seconds", 1.0), ("microseconds", 1e-6)])
+def test_times_are_read_in_the_unit_that_the_file_names(tmp_path: Path, unit: str, seconds: float) -> None:
+    machine = read_profile(written(tmp_path, TIMINGS.replace('"milliseconds"', f'"{unit}"')))
+    costs = machine.token_costs(SHAPE, 100)
+    assert costs.plain == pytest.approx(3.25 * seconds)
+    assert costs.probes["full head"] == pytest.approx(2.5 * seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "fix"),
+    [
+        (ROOFLINE, "bfloat16 = 160e12", "add the entry bfloat16 to the table [flops_per_second]"),
+        (
+            ROOFLINE,
+            "launch_seconds = 2e-6",
+            "above the first table; a profile of kind roofline has",
+        ),
+        (TIMINGS, "layers = 4", "layers above the first table; a profile of kind timings has: kind, name"),
+        (TIMINGS, "head = 2", "add the entry head to the table [[batch]]"),
+    ],
+)
+def test_the_place_of_a_missing_entry_is_named(tmp_path: Path, text: str, old: str, fix: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_profile(written(tmp_path, text.replace(old, "")))
+    assert fix in error.value.fix
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
@@ -186,8 +216,8 @@ def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
     assert find_machine("card") is card
     assert "card" in machine_names()
     for name, what in {
-        "text": "is a str, no machine",
-        "kind": "no machine",
+        "text": "is a str, not a machine",
+        "kind": "not a machine",
         "broken": "cannot be loaded",
     }.items():
         with pytest.raises(InputError, match=what):

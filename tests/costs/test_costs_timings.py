@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes
-from offramp.costs.timings import TimingsProfile, Work, attended_before, work_ratio
+from offramp.costs.timings import TimingsProfile, attended_before
+from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 
@@ -196,7 +197,7 @@ def test_json_with_a_missing_entry_is_refused() -> None:
         ({"layer_seconds": [[1.0, 2.0]]}, "layer_seconds has the shape"),
         ({"overhead_seconds": [1.0, -2.0, 3.0]}, "overhead_seconds holds a negative time"),
         ({"lens_seconds": [1.0, float("nan"), 3.0]}, "lens_seconds holds .* not finite"),
-        ({"head_seconds": ["fast", 1.0, 1.0]}, "head_seconds holds something that is no number"),
+        ({"head_seconds": ["fast", 1.0, 1.0]}, "head_seconds holds something that is not a number"),
         ({"batches": (4, 1, 8)}, "do not rise"),
         ({"batches": (0, 1, 8)}, "do not rise"),
         ({"probe_seconds": {"full heed": [1.0, 1.0, 1.0]}}, "no kind of probe 'full heed'"),
@@ -233,3 +234,20 @@ def test_another_model_or_position_is_refused() -> None:
 def test_tables_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="read-only"):
         profile().layer_seconds[0, 0] = 5.0
+
+
+@pytest.mark.parametrize("head", [1e-7, 1e-5, 1e-2])
+def test_a_derived_probe_never_costs_more_than_the_whole_head(head: float) -> None:
+    machine = profile(probe_seconds={}, head_seconds=[head] * 3)
+    costs = machine.token_costs(SHAPE, 0)
+    whole = costs.probes["full head"]
+    assert max(costs.probes.values()) == whole
+    assert head < whole < 3 * head
+
+
+def test_what_is_derived_is_said_of_the_parts_that_are_used() -> None:
+    machine = profile(probe_seconds={}, key_value_seconds=None, key_value_seconds_per_position=None)
+    (note,) = machine.derived_notes({"cosine", "layers"})
+    assert note.startswith("not timed: cosine;")
+    assert len(machine.derived_notes({"cosine", "K,V projection"})) == 2
+    assert machine.derived_notes({"layers"}) == ()

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from offramp.errors import PolicyError
-from offramp.policies.binding import base_of, require_base
+from offramp.policies.binding import base_of, document_digest, require_base
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
+from offramp.tuning.splits import digests
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned_file import read_tuned, write_tuned
 from policy_traces import make_trace
@@ -87,3 +88,23 @@ def test_a_tuned_file_is_bound_to_its_heads(tmp_path: Path) -> None:
     for apply in (lambda: predict(read_tuned(path), other), lambda: replay(other, str(path))):
         with pytest.raises(PolicyError, match="made with the exit heads lens, this one was made without"):
             apply()
+
+
+def test_documents_that_the_policy_or_its_heads_have_seen_are_counted(tmp_path: Path) -> None:
+    trace = traced(documents=12)
+    path = tmp_path / "policy.json"
+    tuned = tune(trace, {"agreement": 0.5}, None, method="naive")
+    write_tuned(path, tuned)
+    used = tuned.documents["search"] + tuned.documents["certify"]
+    (note,) = replay(trace, str(path)).notes
+    assert note.startswith(f"the policy was tuned on {used} of the trace's 12 documents")
+    assert replay(traced(documents=12, workload="w2"), str(path)).notes == ()
+    assert replay(trace, "never").notes == ()
+    fitted = {**PLAIN, "documents": {"w1": [trace.documents[0].id, "elsewhere"], "w2": ["other"]}}
+    (note,) = replay(traced(fitted, documents=12), SURE).notes
+    assert note.startswith("the exit heads were fitted on 1 of the trace's 12 documents")
+
+
+def test_a_document_is_known_by_the_digest_that_tuning_keeps() -> None:
+    trace = traced()
+    assert digests(trace, [1]) == (document_digest(trace, 1),)

@@ -51,11 +51,11 @@ def test_a_tuned_policy_is_read_from_its_file(tmp_path: Path, policy: Any) -> No
 @pytest.mark.parametrize(
     ("policy", "what"),
     [
-        (None, "no policy file"),
-        ("other.json", "no policy file"),
-        (TUNED, "no policy file"),
-        ("static:exit=x", "'x' is no exit"),
-        ({"schema_version": 1, "kind": "static", "parameters": {"exit": "x"}}, "'x' is no exit"),
+        (None, "not a policy file"),
+        ("other.json", "not a policy file"),
+        (TUNED, "not a policy file"),
+        ("static:exit=x", "'x' is not an exit"),
+        ({"schema_version": 1, "kind": "static", "parameters": {"exit": "x"}}, "'x' is not an exit"),
     ],
 )
 def test_a_tuned_policy_without_one_is_refused(tmp_path: Path, policy: Any, what: str) -> None:
@@ -84,13 +84,13 @@ def test_a_file_may_leave_defaults_out() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("{", "the policy file is no JSON"),
-        ("[]", "no policy file"),
-        ("{}", "no policy file"),
+        ("{", "the policy file is not JSON"),
+        ("[]", "not a policy file"),
+        ("{}", "not a policy file"),
         ('{"schema_version": 3, "kind": "never", "parameters": {}}', "schema version 3, newer than 2"),
-        ('{"schema_version": 2, "kind": "never", "parameters": {}}', "no policy file"),
-        ('{"schema_version": true, "kind": "never", "parameters": {}}', "no policy file"),
-        ('{"schema_version": 1.5, "kind": "never", "parameters": {}}', "no policy file"),
+        ('{"schema_version": 2, "kind": "never", "parameters": {}}', "not a policy file"),
+        ('{"schema_version": true, "kind": "never", "parameters": {}}', "not a policy file"),
+        ('{"schema_version": 1.5, "kind": "never", "parameters": {}}', "not a policy file"),
         ('{"schema_version": 1, "kind": "never", "parameters": {}, "note": 1}', "no entry 'note'"),
         ('{"schema_version": 1, "kind": "never", "parameters": {"exit": 1}}', "do not match"),
         (
@@ -101,16 +101,16 @@ def test_a_file_may_leave_defaults_out() -> None:
         (
             '{"schema_version": 1, "kind": "threshold", "parameters": '
             '{"signal": "margin", "value": 7, "exits": [2]}}',
-            "margin never is 7",
+            "margin is never 7",
         ),
         ('{"schema_version": 1, "kind": "monotone", "parameters": {"policy": "[never"}}', "not closed"),
         ('{"schema_version": 1, "kind": "monotone", "parameters": {"policy": {"a": 1}}}', "in brackets"),
         ('{"schema_version": 1, "kind": "nevr", "parameters": {}}', "unknown policy 'nevr'"),
         ('{"schema_version": 1, "kind": "never"}', "parameters of never do not match"),
         ('{"schema_version": 1, "kind": "static", "parameters": {}}', "parameters of static do not match"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": 2.5}}', "'2.5' is no exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": true}}', "'True' is no exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": null}}', "'None' is no exit"),
+        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": 2.5}}', "'2.5' is not an exit"),
+        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": true}}', "'True' is not an exit"),
+        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": null}}', "'None' is not an exit"),
     ],
 )
 def test_a_broken_policy_file_is_refused_by_name(tmp_path: Path, content: str, what: str) -> None:
@@ -126,7 +126,7 @@ def test_a_missing_or_binary_policy_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="no such policy file"):
         parse_policy(str(tmp_path / "policy.json"))
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PolicyError, match="no JSON"):
+    with pytest.raises(PolicyError, match="not JSON"):
         parse_policy(str(tmp_path / "binary.json"))
 
 
@@ -172,7 +172,7 @@ def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any])
 
 def test_a_plug_in_that_is_no_policy_is_refused_by_name(plug_ins: list[Any]) -> None:
     plug_ins.append(SimpleNamespace(name="odd", value="odd:thing", load=lambda: 3))
-    with pytest.raises(PolicyError, match="'odd' is no exit policy"):
+    with pytest.raises(PolicyError, match="'odd' is not an exit policy"):
         parse_policy("never")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.hardware import find_machine
+from offramp.costs.timings import TimingsProfile
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.charging import exit_costs, exit_costs_without_probes, seconds_of
@@ -258,3 +259,36 @@ def test_given_prices_serve_one_row_only() -> None:
 def test_an_oracle_is_marked() -> None:
     assert not replay(make_trace(), "oracle:which=saturation").reachable
     assert replay(make_trace(), CHECKS).reachable
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
+def test_probes_per_token_are_those_of_the_bill(kv: str) -> None:
+    result = replay(make_trace(), CHECKS, kv=kv)
+    charged = sum(line.count * line.rows for line in result.bill.lines if line.part == "probe")
+    assert result.bill.probes_per_token == charged / len(result.exits)
+    # Drafts that are thrown away were checked too.
+    assert (result.bill.probes_per_token == result.probes.mean()) == (kv != "speculate")
+
+
+def test_a_price_that_was_not_timed_is_said() -> None:
+    times = np.full((1, 6), 1e-3)
+    engine = TimingsProfile(
+        name="engine",
+        source="profiled",
+        dtype="float32",
+        layers_count=6,
+        batches=(1,),
+        layer_seconds=times,
+        layer_seconds_per_position=0 * times,
+        head_seconds=np.array([2e-3]),
+        probe_seconds={},
+        lens_seconds=None,
+        key_value_seconds=None,
+        overhead_seconds=np.array([0.0]),
+    )
+    notes = replay(make_trace(), CHECKS, machine=engine).notes
+    assert [note.split(";")[0].split(" is not")[0] for note in notes] == [
+        "not timed: full head",
+        "K,V repair",
+    ]
+    assert replay(make_trace(), "never", machine=engine).notes == ()

@@ -127,9 +127,13 @@ def test_tasks_reach_into_other_policies() -> None:
 @pytest.mark.parametrize(
     ("policy", "layers", "what"),
     [
-        ("patience:times=3,exits=1+2+3", 6, "patience of 4 checks never ends with 3 exits"),
-        ("patience:times=3,exits=all", 4, "patience of 4 checks never ends with 3 exits"),
-        ("sustained:signal=kl_to_previous,value=0.1,times=2,exits=2+3", 6, "patience of 3 checks"),
+        ("patience:times=3,exits=1+2+3", 6, "3 unchanged predictions need at least 4 checks; there are 3"),
+        ("patience:times=3,exits=all", 4, "3 unchanged predictions need at least 4 checks; there are 3"),
+        (
+            "sustained:signal=kl_to_previous,value=0.1,times=2,exits=2+3",
+            6,
+            "2 passed checks need at least 3 checks; there are 2",
+        ),
         ("minimum:exit=4,policy=[threshold:signal=margin,value=0.5,exits=2+3]", 6, "drops every check"),
         ("minimum:exit=7,policy=[never]", 6, "exit 7 is beyond the model"),
         (

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from command_line import run_offramp
+from offramp.cli.tune_command import front_table
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.facts import FACTS
 from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.storage import write_manifest
+from offramp.tracing.trace import Trace
+from offramp.tuning.tune import tune
 from offramp.tuning.tuned_file import read_tuned
 from policy_traces import make_shape, make_trace
 
@@ -76,7 +82,10 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     assert tuned.certificate.holds
     said = " ".join(run_offramp("tune", folder, *options).require(0).out.split())
     for words in (
-        "is certified: at least 90 % of the tokens agree with the full model",
+        "is certified (with probability 0.9 over the documents drawn): on average over documents like "
+        "these, at least 90 % of the tokens agree with the full model; ",
+        "on 12 report documents: agreement",
+        "(no interval: 12 documents; an interval needs 20)",
         "documents: 12 search, 36 certify, 12 report",
         "with probability 0.9 over the documents drawn",
         "assumed: teacher-forced",
@@ -88,10 +97,49 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
         assert words in said, said
 
 
+def test_a_batch_is_said_to_run_in_lockstep(folder: Path, tmp_path: Path) -> None:
+    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", tmp_path / "policy.json")
+    said = " ".join(run_offramp("tune", folder, *options, "--batch", 4).require(0).out.split())
+    assert "on 12 report documents, in lockstep at batch 4: agreement" in said
+    assert "(no interval: 3 groups of 4 documents; an interval needs 20, 80 documents)" in said
+    assert said.count("agreement and skip of each token alone; in lockstep tokens leave later") >= 1
+    assert "layers skipped" not in said
+
+
+def test_naive_says_nothing_of_documents_that_certify(folder: Path, tmp_path: Path) -> None:
+    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", tmp_path / "policy.json")
+    said = " ".join(run_offramp("tune", folder, *options, "--method", "naive").require(0).out.split())
+    assert "no guarantee: the mean loss of these documents is at most 0.1, other documents" in said
+    assert "best floor" not in said
+    assert "certificate (naive)" not in said
+
+
+def test_a_floor_in_nats_is_said_in_nats_everywhere(folder: Path, tmp_path: Path) -> None:
+    options = ("--floor", "kl=1.5", "--floor-clip", "5", "--hardware", "h100", "-o", tmp_path / "policy.json")
+    outcome = run_offramp("tune", folder, *options).require(0)
+    said = " ".join(outcome.out.split())
+    assert "the KL to the full model is at most 1.5 nats (clipped at 5); " in said
+    assert "the mean loss over all such documents is at most 1.5 nats (clipped at 5)" in said
+    lost = 5 * float(read_tuned(tmp_path / "policy.json").certificate.empirical_risk or 0.0)
+    assert f"mean loss on 36 documents: {lost:.4f} nats (clipped at 5)" in said
+    assert said.count("is at most 1.5 nats") == 2  # once promised, once in the certificate
+
+
+def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
+    policy = "votes:need=all,of=[never]+[static:exit=2]"
+    tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")
+    point = replace(tuned.front[-1], policy=policy)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(front_table(replace(tuned, front=(point,))))
+    assert policy in console.export_text()
+
+
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "policy.json"
     outcome = run_offramp("tune", folder, "--floor", "agreement=0.99", "--hardware", "h100", "-o", output)
-    assert "not certifiable: 60 documents, 230 needed" in " ".join(outcome.require(0).out.split())
+    assert "not certifiable: 36 documents, 230 needed (left to certify, of 60 traced)" in " ".join(
+        outcome.require(0).out.split()
+    )
     assert read_tuned(output).policy_text == "never"
 
 
@@ -106,6 +154,7 @@ def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: 
         (("--floor", "agreement=0.9", "--delta", "2"), "a delta of 2.0"),
         (("--floor", "agreement=0.9", "--hardware", "h1000"), "unknown hardware"),
         (("--floor", "agreement=0.9", "--batch", "0"), "decodes nothing"),
+        (("--floor", "agreement=0.9", "--seed", "-1"), "a seed of -1 is below 0"),
         (("--floor", "agreement=0.9", "--kv", "copy"), "unknown K,V strategy"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from offramp.costs.roofline import Roofline
 from offramp.errors import InputError, PolicyError
+from offramp.policies.batching import group_into_steps
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
@@ -118,6 +120,73 @@ def test_a_batch_in_lockstep_leaves_later() -> None:
     assert any("Tuned at batch 1, predicted at batch 8" in note for note in eight.notes)
 
 
+@pytest.mark.parametrize("batch", [3, 8])
+def test_a_batch_is_judged_as_it_is_replayed(batch: int) -> None:
+    whole = a_trace(seed=1, documents=170, workload="other")
+    # Documents of several lengths, so that steps lose rows.
+    kept = np.flatnonzero(whole.position <= whole.document % 7 + 4)
+    facts = {name: whole.fact(name)[kept] for name in ("top1", "max_prob", "nll", "kl_to_final")}
+    trace = named(Trace.from_facts(facts, document=whole.document[kept], shape=whole.shape), workload="other")
+    bold = Threshold("max_prob", 0.3, (3, 5))
+    tuned = replace(tuned_policy(), policy_text=str(bold))
+    found = predict(tuned, trace, hardware=machine(), batch=batch, seed=3)
+    replayed = replay(trace, bold, machine=machine(), batch=batch, seed=3)
+    assert found.agreement.value == pytest.approx(replayed.agreement)
+    assert found.skip_ratio.value == pytest.approx(replayed.skip_ratio)
+    assert found.net_speedup.value == pytest.approx(replayed.predicted_speedup)
+    assert found.seconds_per_token == pytest.approx(replayed.seconds_per_token)
+    assert found.plain_seconds_per_token == pytest.approx(replayed.plain_seconds_per_token)
+    assert found.probe_share == pytest.approx(replayed.probe_share)
+    for estimate in (found.agreement, found.skip_ratio, found.net_speedup, found.quality):
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.value is not None
+        assert estimate.low < estimate.value < estimate.high
+    # Limits from whole groups, each one independent draw.
+    steps = group_into_steps(trace.document, batch, 3)
+    lost = (trace.top1 != trace.top1[:, -1:])[np.arange(trace.token_count), replayed.exits - 1]
+    by_group: dict[int, list[float]] = {}
+    for document in range(170):
+        rows = np.flatnonzero(trace.document == document)
+        by_group.setdefault(int(steps[rows[0]]), []).append(float(lost[rows].mean()))
+    means = np.array([np.mean(group) for _, group in sorted(by_group.items()) if len(group) == batch])
+    assert len(means) == 170 // batch
+    assert (found.risk_low, found.risk_high) == pytest.approx(two_sided_limits(means, found.delta), rel=1e-6)
+
+
+def test_few_groups_give_no_interval() -> None:
+    found = predict(POLICY, a_trace(seed=1), hardware=machine(), batch=16)
+    assert found.net_speedup.no_interval == "3 groups of 16 documents; an interval needs 20, 320 documents"
+    assert any("3 groups of 16 documents give no interval; 20 are needed." in note for note in found.notes)
+    assert found.batching == "lockstep"
+    with pytest.raises(PolicyError, match="a batch of 41 needs as many documents, the trace has 40"):
+        predict(POLICY, a_trace(seed=1), hardware=machine(), batch=41)
+
+
+def test_batch_and_key_values_are_those_of_tuning_unless_given() -> None:
+    trace, tuned = a_trace(seed=1, workload="other"), replace(tuned_policy(), batch=4)
+    assert predict(tuned, trace, hardware=machine()) == predict(tuned, trace, hardware=machine(), batch=4)
+    assert predict(tuned, trace, hardware=machine(), batch=1).batch == 1
+    # Bytes are counted at batch 1 only.
+    in_bytes = predict(tuned, trace)
+    assert in_bytes.batch == 1
+    assert any("Tuned at batch 4, predicted at batch 1" in note for note in in_bytes.notes)
+    again = replace(tuned_policy(), kv="recompute")
+    assert predict(again, trace, hardware=machine()) == predict(
+        again, trace, hardware=machine(), kv="recompute"
+    )
+    assert predict(again, trace, hardware=machine()) != predict(
+        again, trace, hardware=machine(), kv="propagate"
+    )
+
+
+def test_an_oracle_is_said_to_be_out_of_reach() -> None:
+    found = predict("oracle:which=saturation", a_trace())
+    assert not found.reachable
+    assert any(note.startswith("An oracle") for note in found.notes)
+    assert predict(POLICY, a_trace()).reachable
+
+
 @pytest.mark.parametrize(("floor", "answer"), [(0.6, "holds"), (0.95, "broken"), (0.79, "not decided")])
 def test_whether_the_floor_holds(floor: float, answer: str) -> None:
     bold = Threshold("max_prob", 0.4, (3, 5))
@@ -176,8 +245,12 @@ def test_a_large_shift_is_said_in_words() -> None:
 
 def test_documents_that_tuning_used_are_refused_or_left_out() -> None:
     same = a_trace()
-    with pytest.raises(InputError, match="20 of the trace's documents were used to tune the policy"):
+    with pytest.raises(
+        InputError, match="20 of the trace's documents were used to tune the policy"
+    ) as refused:
         predict(tuned_policy(), same)
+    assert "--unseen" in str(refused.value)
+    assert re.search(r"document w \d+ of the trace", str(refused.value))
     found = predict(tuned_policy(), same, unseen=True)
     assert found.documents == 20
     replayed = replay(same.subset(np.arange(20, 40)), POLICY)
@@ -239,6 +312,8 @@ def test_a_tuned_file_is_read(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="batch of 0"):
         predict(POLICY, a_trace(), hardware=machine(), batch=0)
+    with pytest.raises(InputError, match="a seed of -1 is below 0"):
+        predict(POLICY, a_trace(), seed=-1)
     with pytest.raises(InputError, match="K,V strategy"):
         predict(POLICY, a_trace(), hardware=machine(), kv="copy")
     with pytest.raises(PolicyError, match="exit 9"):

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from offramp.errors import InputError
 from offramp.tracing.trace import Trace
-from offramp.tuning.splits import SAW, digests, require_disjoint, split_documents, split_roles
+from offramp.tuning.splits import (
+    SAW,
+    digests,
+    fewest_documents,
+    require_disjoint,
+    require_seed,
+    split_documents,
+    split_roles,
+)
 from policy_traces import make_trace
 
 WORKLOAD = {"name": "texts", "fingerprint": "w1"}
@@ -71,3 +79,20 @@ def test_overlap_is_found_by_digest() -> None:
     require_disjoint(trace.subset(roles.report), known)
     # The same ids in another workload are other documents.
     require_disjoint(traced(20, workload={"name": "texts", "fingerprint": "w2"}), known)
+
+
+@pytest.mark.parametrize("certify", [1, 2, 7, 22, 45])
+def test_the_fewest_documents_that_leave_so_many_to_certify(certify: int) -> None:
+    fewest = fewest_documents(certify)
+
+    def suffices(documents: int) -> bool:
+        roles = split_roles(traced(documents), seed=0)
+        return len(roles.certify) >= certify and len(roles.search) > 0
+
+    assert [count for count in range(1, fewest + 1) if suffices(count)] == [fewest]
+
+
+def test_a_negative_seed_draws_nothing() -> None:
+    require_seed(0)
+    with pytest.raises(InputError, match="a seed of -1 is below 0"):
+        split_roles(traced(5), seed=-1)

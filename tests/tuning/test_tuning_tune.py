@@ -50,7 +50,10 @@ def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
     assert "teacher-forced" in certificate.assumption
     # A certificate of 25 tokens of each document says nothing of what comes after them.
     assert "on 25 tokens of documents drawn like those of texts" in certificate.assumption
-    assert "is certified: at least 95 % of the tokens agree" in tuned.answer
+    assert (
+        "is certified (with probability 0.9 over the documents drawn): on average over documents like these, "
+        "at least 95 % of the tokens agree"
+    ) in tuned.answer
     assert tuned.net_speedup.low is not None
     assert tuned.net_speedup.low > 1.0
     assert tuned.machine == "h100"
@@ -133,9 +136,17 @@ def test_losses_come_in_the_drawn_order_of_the_documents() -> None:
 @pytest.mark.parametrize(
     ("documents", "floor", "answer"),
     [
-        (12, 0.99, "not certifiable: 12 documents, 230 needed"),
-        (60, 0.95, "not certifiable: 36 documents are left to certify on, 45 needed; trace at least 75"),
-        (2, 0.95, "not certifiable: 2 documents, 45 needed"),
+        (
+            12,
+            0.99,
+            "not certifiable: 8 documents, 230 needed (left to certify, of 12 traced); trace at least 382",
+        ),
+        (
+            60,
+            0.95,
+            "not certifiable: 36 documents, 45 needed (left to certify, of 60 traced); trace at least 75",
+        ),
+        (2, 0.95, "not certifiable: 1 documents, 45 needed (left to certify, of 2 traced)"),
     ],
 )
 def test_too_few_documents_are_said_and_nothing_weaker_is_claimed(
@@ -153,7 +164,8 @@ def test_documents_that_leave_none_to_search_on_are_too_few() -> None:
     # Nothing was searched, so it must not be said that nothing beats the full model.
     for documents in (1, 2):
         found = tune(easy_and_hard(documents), {"agreement": 0.95}, None, method="naive")
-        assert found.answer.startswith(f"not certifiable: {documents} documents, 3 needed")
+        said = f"not certifiable: no document is left to search on (of {documents} traced); trace at least 3"
+        assert found.answer.startswith(said)
         assert found.policy_text == "never"
     assert tune(easy_and_hard(3), {"agreement": 0.95}, None, method="naive").policy_text != "never"
 
@@ -165,7 +177,10 @@ def test_documents_that_heads_were_fitted_on_are_said_to_be_missing() -> None:
     trace.provenance["request"] = {**trace.provenance["request"], "heads": heads}
     found = tune(trace, {"agreement": 0.95}, None)
     assert found.documents["heads"] == 50
-    said = "not certifiable: 30 documents (50 more were used to fit the exit heads), 45 needed"
+    said = (
+        "not certifiable: 18 documents, 45 needed (left to certify, of 30 traced, 50 more fitted the exit "
+        "heads); trace at least 125 in all"
+    )
     assert found.answer.startswith(said)
     assert "exit heads" not in found.certificate.assumption
     # Whether other workloads hold the same text is not known.
@@ -177,7 +192,8 @@ def test_documents_that_heads_were_fitted_on_are_said_to_be_missing() -> None:
 def test_a_floor_in_nats_is_said_to_be_clipped() -> None:
     found = tune(easy_and_hard(100), {"kl": 0.9}, None, clip=2.0)
     assert found.certificate.holds
-    assert "is certified: 0.9 nats of clipped KL to the full model at most" in found.answer
+    assert "the KL to the full model is at most 0.9 nats (clipped at 2)" in found.answer
+    assert "is at most 0.9 nats (clipped at 2)" in found.certificate.guarantee
     assert "a token's loss is cut to 0 to 2 nats" in found.certificate.assumption
 
 
@@ -208,7 +224,7 @@ def test_what_fails_its_test_is_not_given() -> None:
 def test_naive_and_crc_say_what_they_are() -> None:
     naive = tune(easy_and_hard(40), {"agreement": 0.95}, None, method="naive")
     assert naive.policy_text != "never"
-    assert naive.certificate.guarantee.startswith("no guarantee")
+    assert naive.certificate.guarantee.startswith("no guarantee: the mean loss")
     assert not naive.certificate.holds
     assert "without a guarantee" in naive.answer
     crc = tune(easy_and_hard(40), {"agreement": 0.95}, None, method="crc")
@@ -230,6 +246,18 @@ def test_recompute_and_batches_are_priced(tuned: Tuned) -> None:
     assert batched.batch == 8
 
 
+def test_a_batch_is_reported_in_lockstep() -> None:
+    trace = easy_and_hard(wrong=0.002)
+    found = tune(trace, {"agreement": 0.95}, "h100", batch=8)
+    result = replay(trace.subset(split_roles(trace, 0).report), found.policy, machine="h100", batch=8)
+    assert found.quality.value == pytest.approx(result.agreement)
+    assert found.skip_ratio.value == pytest.approx(result.skip_ratio)
+    assert found.net_speedup.value == pytest.approx(result.predicted_speedup)
+    assert found.quality.no_interval == "8 groups of 8 documents; an interval needs 20, 160 documents"
+    few = tune(easy_and_hard(30), {"agreement": 0.9}, "h100", batch=8)
+    assert few.net_speedup.undefined == "6 report documents do not fill a batch of 8"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -238,6 +266,7 @@ def test_recompute_and_batches_are_priced(tuned: Tuned) -> None:
         ({"delta": float("nan")}, "a delta of"),
         ({"hardware": "h1000"}, "unknown hardware"),
         ({"batch": 0}, "decodes nothing"),
+        ({"seed": -1}, "a seed of -1 is below 0"),
         ({"kv": "speculate"}, "does not search"),
     ],
 )
@@ -283,4 +312,5 @@ def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: 
 
 def test_what_a_floor_means_for_an_answer() -> None:
     assert "0.99^64 = 53 % of 64-token answers" in meaning_of(make_floor({"agreement": 0.99}))
-    assert "1.28 nats in all" in meaning_of(make_floor({"nll": 0.02}))
+    said = meaning_of(make_floor({"nll": 0.02}))
+    assert "1.28 nats of clipped loss on average; what a token loses beyond 1 nats is not bounded" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = list[dict[str, str]]
+
+NAME_WIDTH = 38
 
 
 def _models() -> Rows:
@@ -52,7 +55,7 @@ def _policies() -> Rows:
 
     rows = []
     for name, kind in policy_kinds().items():
-        parameters = ",".join(f"{parameter.name}=…" for parameter in kind.parameters)
+        parameters = ",".join(f"{known.name}={known.default or '…'}" for known in kind.parameters)
         rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": _first_line(kind)})
     return rows
 
@@ -78,7 +81,12 @@ def _hardware() -> Rows:
     from offramp.costs.hardware import describe_machines
 
     return [
-        {"name": machine.name, "what it is": machine.description, "source": machine.source}
+        {
+            "name": machine.name,
+            "what it is": machine.description,
+            "rates": machine.rates,
+            "source": machine.source,
+        }
         for machine in describe_machines()
     ]
 
@@ -100,7 +108,18 @@ def list_things(
     what: Annotated[str, typer.Argument(help="models, workloads, policies, signals or hardware.")],
     as_json: AsJson = False,
 ) -> None:
-    """List models, workloads, policies, signals or hardware known by name."""
+    """List models, workloads, policies, signals or hardware known by name.
+
+    Wherever a hardware name fits, so does a .toml profile of your own.
+
+    Roofline: kind = "roofline", name, description, source, bytes_per_second,
+    launch_seconds, decision_seconds, and float32 and bfloat16 in the table
+    flops_per_second.
+
+    Timings: kind = "timings", name, source, dtype, unit = "milliseconds", layers,
+    and a table of the array batch for each batch size: size, layer, head and, if
+    known, token or overhead, key_value, lens, probes.
+    """
     if what not in LISTS:
         near = difflib.get_close_matches(what, LISTS, n=1)
         raise InputError(
@@ -121,7 +140,17 @@ def _listed(rows: Rows) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, what_it_is, *details in (row.values() for row in rows):
         text = Text(what_it_is)
-        if shown := [detail for detail in details if detail != name]:
+        if shown := [detail for detail in details if detail and detail != name]:
             text.append("\n" + " · ".join(shown), style="dim")
-        table.add_row(Text(name, style="bold", overflow="fold"), text)
+        table.add_row(Text(_broken_at_commas(name), style="bold", overflow="fold"), text)
     return table
+
+
+def _broken_at_commas(name: str) -> str:
+    """A name in lines of at most NAME_WIDTH characters where its commas allow it."""
+    lines = [""]
+    for part in re.findall(r"[^,]*,|[^,]+$", name):
+        if lines[-1] and len(lines[-1]) + len(part) > NAME_WIDTH:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from offramp.tuning.from_scores import ScorePrediction
     from offramp.tuning.results import Prediction
 
-NATS = {"nll": "NLL increase, clipped", "kl": "KL to the full model, clipped"}
-"""What a floor in nats bounds."""
-
-KEY_VALUE, SCORE, LEVEL = "propagate", "composite", 0.9
+SCORE, LEVEL = "composite", 0.9
 
 
 def predict(
@@ -39,10 +36,22 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences decoded side by side.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            help="Sequences decoded side by side, in lockstep. By default as tuned, or 1.",
+            show_default=False,
+        ),
+    ] = None,
     kv: Annotated[
-        str, typer.Option("--kv", help="Keys and values of skipped layers: propagate or recompute.")
-    ] = KEY_VALUE,
+        str | None,
+        typer.Option(
+            "--kv",
+            help="Keys and values of skipped layers: propagate or recompute. By default as tuned.",
+            show_default=False,
+        ),
+    ] = None,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Judge on the documents only that tuning did not use.")
     ] = False,
@@ -71,7 +80,12 @@ def predict(
             fix="give a policy, or --from-scores FILE, not both",
         )
     only_scores = {"--score": score != SCORE, "--level": level != LEVEL, "--floor": floor is not None}
-    only_policy = {"--batch": batch != 1, "--kv": kv != KEY_VALUE, "--unseen": unseen, "--seed": seed != 0}
+    only_policy = {
+        "--batch": batch is not None,
+        "--kv": kv is not None,
+        "--unseen": unseen,
+        "--seed": seed != 0,
+    }
     if from_scores is None:
         _refuse(only_scores, "a policy")
     else:
@@ -83,7 +97,9 @@ def predict(
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
+    from offramp.tuning.splits import require_seed
 
+    require_seed(seed)
     named = named_policy(str(policy))
     loaded = Trace.load(find_trace(trace))
     with stage("predicting"):
@@ -125,6 +141,7 @@ def _show(out: Output, found: Prediction) -> None:
     from rich.table import Table
 
     from offramp.report.formats import counted, decimal, duration, estimate_text, percent, times
+    from offramp.tuning.losses import NATS, loss_text
     from offramp.tuning.pricing import BYTES
 
     def cost(value: float) -> str:
@@ -133,9 +150,10 @@ def _show(out: Output, found: Prediction) -> None:
     def nats(value: float) -> str:
         return decimal(value, 4)
 
+    batching = f" in {found.batching}" if found.batching else ""
     out.console.print(
         f"{found.policy} on {found.workload}, {counted(found.documents, 'document')} (replayed, "
-        f"{found.machine}, batch {found.batch})",
+        f"{found.machine}, batch {found.batch}{batching})",
         markup=False,
     )
     table = Table.grid(padding=(0, 2))
@@ -147,11 +165,12 @@ def _show(out: Output, found: Prediction) -> None:
         "agreement with the full model": estimate_text(found.agreement, percent),
     }
     if found.floor is not None and found.floor.clip is not None:
-        rows[NATS[found.floor.kind]] = f"{estimate_text(found.quality, nats)} nats"
+        rows[f"{NATS[found.floor.kind]}, clipped"] = f"{estimate_text(found.quality, nats)} nats"
     if found.floor is not None and found.risk_low is not None and found.risk_high is not None:
         rows[f"the floor {found.floor}"] = (
-            f"{found.floor_answer}: mean loss between {found.risk_low:.4f} and {found.risk_high:.4f} "
-            f"(delta {found.delta:g}), allowed {found.floor.risk:g}"
+            f"{found.floor_answer}: mean loss between {loss_text(found.floor, found.risk_low, '.4f')} and "
+            f"{loss_text(found.floor, found.risk_high, '.4f')} (delta {found.delta:g}), allowed "
+            f"{loss_text(found.floor, found.floor.risk)}"
         )
     for name, value in rows.items():
         table.add_row(f"  {name}", value)

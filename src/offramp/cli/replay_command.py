@@ -10,6 +10,7 @@ import typer
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson, TraceFolder
 from offramp.cli.run_folder import find_trace
+from offramp.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from offramp.policies.bill import Bill
     from offramp.policies.results import ReplayResult
 
-# From bytes, FLOPs and seconds to what a line of a bill shows.
-SHOWN_UNITS = {"bytes": ("MB", 1e6), "flops": ("MFLOP", 1e6), "seconds": ("ms", 1e-3)}
+COUNTED = {"bytes": "B", "flops": "FLOP"}
+PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+DRAFT_LENGTH = 4
 
 
 def replay(
@@ -42,11 +44,21 @@ def replay(
     ] = "propagate",
     batch: Annotated[int, typer.Option("--batch", help="Sequences decoded together.")] = 1,
     batching: Annotated[
-        str, typer.Option("--batching", help="How rows of a batch leave: lockstep or rebatch.")
-    ] = "lockstep",
+        str | None,
+        typer.Option(
+            "--batching",
+            help="How rows of a batch leave: lockstep (the default) or rebatch.",
+            show_default=False,
+        ),
+    ] = None,
     draft_length: Annotated[
-        int, typer.Option("--draft-length", help="Tokens drafted before a verification, with --kv speculate.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--draft-length",
+            help=f"Tokens drafted before a verification, with --kv speculate: {DRAFT_LENGTH} by default.",
+            show_default=False,
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every line of the bill.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,6 +67,8 @@ def replay(
     from offramp.report.formats import counted
     from offramp.tracing.trace import Trace
 
+    _refuse_idle_options(kv, batch, batching, draft_length)
+    batching = batching or "lockstep"
     out = Output(as_json)
     result = replay_policy(
         Trace.load(find_trace(trace)),
@@ -63,7 +77,7 @@ def replay(
         kv=kv,
         batch=batch,
         batching=batching,
-        draft_length=draft_length,
+        draft_length=DRAFT_LENGTH if draft_length is None else draft_length,
     )
     grouping = f" in {batching}" if batch > 1 else ""
     out.console.print(
@@ -81,10 +95,26 @@ def replay(
     out.finish({**_as_json(result), **bill})
 
 
+def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length: int | None) -> None:
+    """Raise InputError for an option that was given and would change nothing."""
+    if draft_length is not None and kv != "speculate":
+        raise InputError(
+            f"a draft length means nothing with --kv {kv}: only speculation drafts",
+            where="--draft-length",
+            fix="add --kv speculate, or leave --draft-length out",
+        )
+    if batching is not None and batch == 1:
+        raise InputError(
+            f"--batching {batching} means nothing at batch 1",
+            where="--batching",
+            fix="add --batch 2 or more, or leave --batching out",
+        )
+
+
 def _summary_table(result: ReplayResult) -> Table:
     from rich.table import Table
 
-    from offramp.report.formats import decimal, percent, times
+    from offramp.report.formats import decimal, duration, percent, times
 
     layers, counts = exit_counts(result.exits.tolist())
     shares = [
@@ -100,14 +130,13 @@ def _summary_table(result: ReplayResult) -> Table:
         "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
         "speed if probes were free": times(result.speedup_without_probes),
         "probes' share of the cost": percent(result.probe_share),
-        "probes per token": decimal(float(result.probes.mean())),
+        "probes per token": decimal(result.bill.probes_per_token),
         "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
         "KL to the full model": f"{decimal(result.kl, 4)} nats",
     }
     if result.seconds_per_token is not None and result.plain_seconds_per_token is not None:
         rows["predicted time per token"] = (
-            f"{decimal(1e3 * result.seconds_per_token, 4)} ms, "
-            f"full model {decimal(1e3 * result.plain_seconds_per_token, 4)} ms"
+            f"{duration(result.seconds_per_token)}, full model {duration(result.plain_seconds_per_token)}"
         )
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -116,21 +145,34 @@ def _summary_table(result: ReplayResult) -> Table:
 
 
 def _bill_table(bill: Bill) -> Table:
-    """Every line of a bill; their sum is the total."""
+    """The lines of a bill that cost something; their sum is the total."""
     from rich.table import Table
 
-    unit, scale = SHOWN_UNITS[bill.unit]
-    table = Table(box=None, pad_edge=False, padding=(0, 1), title=f"The bill, {unit}", title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), title="The bill", title_justify="left")
     for name in ("what", "where", "rows", "times", "each", "sum"):
         table.add_column(name, justify="left" if name in ("what", "where") else "right")
     for line in bill.lines:
+        if not line.total:
+            continue
         what = f"{line.part}, {line.probe}" if line.probe else line.part
-        price, total = f"{line.price / scale:,.5g}", f"{line.total / scale:,.6g}"
+        price, total = amount(line.price, bill.unit), amount(line.total, bill.unit)
         table.add_row(what, line.where, str(line.rows), f"{line.count:,}", price, total)
-    table.add_row("total", "", "", "", "", f"{bill.total / scale:,.6g}")
-    table.add_row("full model", "", "", "", "", f"{bill.plain / scale:,.6g}")
+    table.add_row("total", "", "", "", "", amount(bill.total, bill.unit))
+    table.add_row("full model", "", "", "", "", amount(bill.plain, bill.unit))
     table.add_row("full model / total", "", "", "", "", f"{bill.speedup:.4f}")
     return table
+
+
+def amount(value: float, unit: str) -> str:
+    """Bytes, FLOPs or seconds in the unit that suits their size, three digits: "56.6 MB", "6.1 µs"."""
+    from offramp.report.formats import decimal, duration
+
+    if unit == "seconds":
+        return duration(value)
+    prefix, scale = next(((name, size) for name, size in PREFIXES if value >= 0.9995 * size), PREFIXES[-1])
+    shown = value / scale
+    digits = 0 if shown >= 99.95 or not prefix else 1 if shown >= 9.995 else 2
+    return f"{decimal(shown, digits)} {prefix}{COUNTED[unit]}"
 
 
 def _as_json(result: ReplayResult) -> dict[str, object]:
@@ -151,7 +193,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "plain_seconds_per_token": result.plain_seconds_per_token,
         "speedup_without_probes": result.speedup_without_probes,
         "probe_share": result.probe_share,
-        "probes_per_token": float(result.probes.mean()),
+        "probes_per_token": result.bill.probes_per_token,
         "nll_increase": result.nll_increase,
         "kl": result.kl,
         "notes": list(result.notes),

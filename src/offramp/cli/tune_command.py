@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from offramp.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from offramp.scoring.estimate import Estimate
     from offramp.tuning.results import Tuned
 
 # Points of the front that the terminal shows.
@@ -52,6 +54,7 @@ def tune(
     from offramp.tuning.bounds import find_method
     from offramp.tuning.certify import require_delta
     from offramp.tuning.losses import parse_floor
+    from offramp.tuning.splits import require_seed
     from offramp.tuning.tune import tune as tune_policy
     from offramp.tuning.tuned_file import to_json, write_tuned
 
@@ -59,6 +62,7 @@ def tune(
     wanted = parse_floor(floor, floor_clip)
     find_method(method)
     require_delta(delta)
+    require_seed(seed)
     _require_file(output)
     with stage("tuning"):
         tuned = tune_policy(
@@ -90,49 +94,80 @@ def _show(out: Output, tuned: Tuned, output: Path) -> None:
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)
-    for line in certificate_lines(tuned):
+    for line in (*report_lines(tuned), *certificate_lines(tuned)):
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
     if len(tuned.front) > 1:
-        out.console.print(_front_table(tuned))
+        out.console.print(front_table(tuned))
     out.console.print(f"written: {output}", markup=False)
 
 
 def certificate_lines(tuned: Tuned) -> list[str]:
     """The certificate in plain words."""
+    from offramp.tuning.bounds import find_method
+    from offramp.tuning.losses import loss_text
+
     certificate = tuned.certificate
+    rule = find_method(certificate.method)
     roles = ", ".join(f"{count} {role}" for role, count in tuned.documents.items() if count)
     lines = [f"documents: {roles}"]
     if certificate.holds or certificate.passed:
-        lines.append(f"certificate ({certificate.method}): {certificate.guarantee}")
-        risk = f"mean loss on {certificate.documents} documents: {certificate.empirical_risk:.4f}"
-        if certificate.risk_bound is not None:
-            risk += (
-                f"; of all such documents at most {certificate.risk_bound:g} (delta {certificate.delta:g})"
-            )
-        else:
-            risk += f"; allowed {tuned.floor.risk:g}"
-        lines.append(risk)
+        said = certificate.guarantee
+        lines.append(said if rule.name == "naive" else f"certificate ({rule.name}): {said}")
+        if certificate.empirical_risk is not None:
+            lost = loss_text(tuned.floor, certificate.empirical_risk, ".4f")
+            lines.append(f"mean loss on {certificate.documents} documents: {lost}")
         lines.append(f"assumed: {certificate.assumption}")
-    lines.append(
-        f"best floor that {certificate.documents} documents without a loss certify: "
-        f"{tuned.floor.kind}={certificate.best_floor:.4f}; {tuned.floor} needs "
-        f"{certificate.documents_needed} at least"
-    )
+    if rule.name != "naive":
+        lines.append(
+            f"best floor that {certificate.documents} documents without a loss certify: "
+            f"{tuned.floor.kind}={certificate.best_floor:.4f}; {tuned.floor} needs "
+            f"{certificate.documents_needed} at least"
+        )
     return lines
 
 
-def _front_table(tuned: Tuned) -> Table:
+def report_lines(tuned: Tuned) -> list[str]:
+    """Speed and quality on the report documents, with intervals or why there are none."""
+    from offramp.report.formats import counted, estimate_text, percent, times
+    from offramp.tuning.losses import NATS
+
+    def said(estimate: Estimate, number: Callable[[float], str]) -> str:
+        why = f" (no interval: {estimate.no_interval})" if estimate.no_interval else ""
+        return estimate_text(estimate, number) + why
+
+    lockstep = f", in lockstep at batch {tuned.batch}" if tuned.batch > 1 else ""
+    lines = [f"on {counted(tuned.documents['report'], 'report document')}{lockstep}:"]
+    if tuned.floor.clip is None:
+        lines.append(f"  agreement {said(tuned.quality, percent)}")
+    else:
+        lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, _nats)}")
+    return [*lines, f"  speed over the full model {said(tuned.net_speedup, times)}"]
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f} nats"
+
+
+def front_table(tuned: Tuned) -> Table:
     """A few points of the Pareto front, from cautious to bold."""
     from rich.table import Table
+    from rich.text import Text
 
     from offramp.report.formats import percent, times
+    from offramp.tuning.answers import ALONE
 
-    table = Table(title="fastest policies on the search documents", box=None, padding=(0, 1))
-    for name in (tuned.floor.kind, "speed", "layers skipped", "policy"):
+    batched = tuned.batch > 1
+    title = "fastest policies on the search documents"
+    caption = f"batch {tuned.batch} in lockstep: {ALONE}" if batched else None
+    table = Table(title=title, caption=caption, box=None, padding=(0, 1))
+    # A skip of each token alone would contradict the speed in lockstep.
+    for name in (tuned.floor.kind, "speed", *(() if batched else ("layers skipped",)), "policy"):
         table.add_column(name, overflow="fold")
     step = max(1, -(-len(tuned.front) // SHOWN_POINTS))
     for point in tuned.front[::step]:
-        quality: Any = percent(point.quality) if tuned.floor.clip is None else f"{point.quality:.4f} nats"
-        table.add_row(quality, times(point.net_speedup), percent(point.skip_ratio), point.policy)
+        quality = percent(point.quality) if tuned.floor.clip is None else _nats(point.quality)
+        skip = () if batched else (percent(point.skip_ratio),)
+        # Brackets of a policy are no markup.
+        table.add_row(quality, times(point.net_speedup), *skip, Text(point.policy))
     return table

@@ -43,7 +43,9 @@ def check_machine(
     try:
         json.dumps(machine.to_json(), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise _broken(machine, f"its profile is no JSON: {error}", "let to_json give plain values") from error
+        raise _broken(
+            machine, f"its profile is not JSON: {error}", "let to_json give plain values"
+        ) from error
     for batch in batches:
         near = machine.token_costs(shape, NEAR, batch=batch)
         _check_prices(machine, near, shape, batch)

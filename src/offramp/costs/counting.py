@@ -157,7 +157,7 @@ def check_position(position: float) -> None:
     """Raise InputError unless the position is a finite number of at least 0."""
     if not math.isfinite(position) or position < 0:
         raise InputError(
-            f"{position} is no position in a sequence", fix="give a finite number, 0 for the first token"
+            f"{position} is not a position in a sequence", fix="give a finite number, 0 for the first token"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from offramp.costs.local_store import list_local_profiles, load_local_profile
 from offramp.costs.machine import Machine
 from offramp.costs.profile_file import read_profile
+from offramp.costs.roofline import Roofline
 from offramp.errors import InputError
 
 ENTRY_POINTS = "offramp.hardware"
@@ -20,11 +21,12 @@ PROFILES = Path(__file__).parent / "machines"
 
 @dataclass(frozen=True)
 class MachineDescription:
-    """One line of `offramp list hardware`."""
+    """One line of `offramp list hardware`. rates: peak rates of a roofline, else empty."""
 
     name: str
     description: str
     source: str
+    rates: str = ""
 
 
 def machine_names() -> list[str]:
@@ -64,7 +66,8 @@ def find_machine(
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
         f"unknown hardware {name_or_path!r}",
-        fix=f"{hint}choose one of: {', '.join(names)}; or give the path of a .toml profile",
+        fix=f"{hint}choose one of: {', '.join(names)}; or give the path of a .toml profile of your own (its "
+        "keys: offramp list --help)",
     )
 
 
@@ -74,7 +77,8 @@ def describe_machines() -> list[MachineDescription]:
     for name in machine_names()[:-1]:
         machine = find_machine(name)
         what = getattr(machine, "description", machine.name)
-        found.append(MachineDescription(name, f"{what} ({machine.kind})", machine.source))
+        rates = machine.rates if isinstance(machine, Roofline) else ""
+        found.append(MachineDescription(name, f"{what} ({machine.kind})", machine.source, rates))
     measured = [
         MachineDescription(LOCAL, f"{profile.name} ({profile.kind})", profile.source)
         for profile in list_local_profiles()
@@ -98,6 +102,6 @@ def _load_plug_in(point: EntryPoint) -> Machine:
         raise InputError(f"a hardware plug-in cannot be loaded: {error}", where=where, fix=fix) from error
     if isinstance(machine, type) or not isinstance(machine, Machine):
         raise InputError(
-            f"a hardware plug-in is a {type(machine).__name__}, no machine", where=where, fix=fix
+            f"a hardware plug-in is a {type(machine).__name__}, not a machine", where=where, fix=fix
         )
     return machine

@@ -13,12 +13,13 @@ A roofline::
     float32 = 80e12
     bfloat16 = 160e12
 
-Timings, all of one decoding step in milliseconds, at as many batch sizes as there are::
+Timings, all of one decoding step in the unit that the file names, at as many batch sizes as there are::
 
     kind = "timings"
     name = "our engine"
     source = "profiled on the 3rd of March"
     dtype = "bfloat16"
+    unit = "milliseconds"         # of every time below; or "seconds", "microseconds"
     layers = 32
     [[batch]]
     size = 1
@@ -48,7 +49,15 @@ from offramp.costs.timings import TimingsProfile
 from offramp.errors import InputError
 
 OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens", "probes")
-MILLISECOND = 1e-3
+UNITS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
+"""Seconds of one unit that a timings file may be written in."""
+KEYS = {
+    roofline.KIND: "kind, name, description, source, bytes_per_second, launch_seconds, decision_seconds and "
+    "a table [flops_per_second] with float32 and bfloat16",
+    timings.KIND: "kind, name, source, dtype, unit, layers and for each batch size a table [[batch]] with "
+    "size, layer, head",
+}
+"""What a profile of each kind must have, in words."""
 # More layers, or sequences side by side, than any model or engine has: a slip of the pen.
 LARGEST_COUNT = 100_000
 
@@ -56,11 +65,13 @@ LARGEST_COUNT = 100_000
 class Entries:
     """The entries of one table of a file, read one by one; what is missing, wrong or left over is refused."""
 
-    def __init__(self, table: Any, path: Path, key: str = "") -> None:
+    def __init__(self, table: Any, path: Path, key: str = "", header: str = "") -> None:
         self.path = path
         self.key = key
+        self.header = header or f"[{key}]"
+        self.kind = ""
         if not isinstance(table, dict):
-            raise self.refused(key or "the file", "is no table", "write it as a table of entries")
+            raise self.refused(key or "the file", "is not a table", "write it as a table of entries")
         self.table = dict(table)
 
     def refused(self, key: str, what: str, fix: str) -> InputError:
@@ -74,14 +85,16 @@ class Entries:
     def take(self, key: str) -> Any:
         """An entry that must be there."""
         if key not in self.table:
-            raise self.refused(self.named(key), "is missing", f"add the entry {key}")
+            place = f"to the table {self.header}" if self.key else "above the first table"
+            needs = f"; a profile of kind {self.kind} has: {KEYS[self.kind]}" if self.kind else ""
+            raise self.refused(self.named(key), "is missing", f"add the entry {key} {place}{needs}")
         return self.table.pop(key)
 
     def text(self, key: str) -> str:
         """A text that is not empty."""
         value = self.take(key)
         if not isinstance(value, str) or not value.strip():
-            raise self.refused(self.named(key), f"is {value!r}, no text", "write a text in quotes")
+            raise self.refused(self.named(key), f"is {value!r}, not a text", "write a text in quotes")
         return value
 
     def number(self, key: str, *, positive: bool = False) -> float:
@@ -114,7 +127,7 @@ class Entries:
         """Refuse entries that nobody took."""
         if self.table:
             key = next(iter(self.table))
-            raise self.refused(self.named(key), "is no entry of a hardware profile", known)
+            raise self.refused(self.named(key), "is not an entry of a hardware profile", known)
 
 
 def read_profile(path: Path) -> Machine:
@@ -131,12 +144,13 @@ def read_profile(path: Path) -> Machine:
         ) from error
     except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits is neither
         raise InputError(
-            f"the hardware profile is no TOML: {error}", where=str(path), fix="correct the line"
+            f"the hardware profile is not TOML: {error}", where=str(path), fix="correct the line"
         ) from error
     entries = Entries(table, path)
     kind = entries.text("kind")
     if kind not in READERS:
         raise entries.refused("kind", f"is {kind!r}", "write one of: " + ", ".join(READERS))
+    entries.kind = kind
     return READERS[kind](entries)
 
 
@@ -161,9 +175,14 @@ def _read_timings(entries: Entries) -> Machine:
     steps = entries.take("batch")
     if not isinstance(steps, list) or not steps:
         raise entries.refused("batch", "holds no timings", "add a table [[batch]] for each batch size")
-    tables = [Entries(step, entries.path, f"batch[{place}]") for place, step in enumerate(steps)]
+    unit = entries.text("unit")
+    if unit not in UNITS:
+        raise entries.refused("unit", f"is {unit!r}", "write the unit of every time: " + ", ".join(UNITS))
+    tables = [Entries(step, entries.path, f"batch[{place}]", "[[batch]]") for place, step in enumerate(steps)]
     given = _given_throughout(entries, tables)
-    rows = sorted((_read_step(table, layers) for table in tables), key=lambda row: int(row["size"]))
+    rows = sorted(
+        (_read_step(table, layers, UNITS[unit]) for table in tables), key=lambda row: int(row["size"])
+    )
     for row, after in itertools.pairwise(rows):
         if row["size"] == after["size"]:
             raise entries.refused("batch", f"has the size {row['size']} twice", "give each size once")
@@ -194,7 +213,7 @@ def _read_timings(entries: Entries) -> Machine:
         ),
         overhead_seconds=np.array([row["overhead"] for row in rows]),
     )
-    entries.finish("keep only: kind, name, source, dtype, layers, batch")
+    entries.finish("keep only: kind, name, source, dtype, unit, layers, batch")
     return profile
 
 
@@ -207,25 +226,26 @@ def _given_throughout(entries: Entries, tables: list[Entries]) -> set[str]:
     return given
 
 
-def _read_step(entries: Entries, layers: int) -> dict[str, Any]:
-    """One table [[batch]] in seconds: "size", "layer" [layers], "head", "overhead" and what else is given."""
-    row: dict[str, Any] = {"size": entries.count("size"), "layer": _read_layers(entries, layers)}
-    row["head"] = entries.number("head", positive=True) * MILLISECOND
+def _read_step(entries: Entries, layers: int, unit: float) -> dict[str, Any]:
+    """One table [[batch]] in seconds: "size", "layer" [layers], "head", "overhead" and what else is given.
+
+    unit: seconds of the file's unit.
+    """
+    row: dict[str, Any] = {"size": entries.count("size"), "layer": _read_layers(entries, layers, unit)}
+    row["head"] = entries.number("head", positive=True) * unit
     for key in ("key_value", "lens"):
         if key in entries.table:
-            row[key] = entries.number(key) * MILLISECOND
+            row[key] = entries.number(key) * unit
     if "probes" in entries.table:
         probes = Entries(entries.take("probes"), entries.path, entries.named("probes"))
-        row["probes"] = {
-            name: probes.number(name) * MILLISECOND for name in list(probes.table) if name in PROBES
-        }
+        row["probes"] = {name: probes.number(name) * unit for name in list(probes.table) if name in PROBES}
         probes.finish("name one of the kinds of probe: " + ", ".join(PROBES))
-    row["overhead"] = _read_overhead(entries, float(np.sum(row["layer"])) + row["head"])
+    row["overhead"] = _read_overhead(entries, float(np.sum(row["layer"])) + row["head"], unit)
     entries.finish("keep only: size, layer, head, " + ", ".join(OPTIONAL_TIMES))
     return row
 
 
-def _read_layers(entries: Entries, layers: int) -> list[float]:
+def _read_layers(entries: Entries, layers: int, unit: float) -> list[float]:
     value = entries.take("layer")
     name = entries.named("layer")
     values = value if isinstance(value, list) else [value] * layers
@@ -233,23 +253,23 @@ def _read_layers(entries: Entries, layers: int) -> list[float]:
         raise entries.refused(
             name, f"holds {len(values)} times", f"give one number, or one per layer: {layers}"
         )
-    return [entries.as_number(item, name, positive=True) * MILLISECOND for item in values]
+    return [entries.as_number(item, name, positive=True) * unit for item in values]
 
 
-def _read_overhead(entries: Entries, counted: float) -> float:
+def _read_overhead(entries: Entries, counted: float, unit: float) -> float:
     """Seconds of a step beside its layers and head, as given or as what is left of the whole step."""
     if "token" not in entries.table:
-        return entries.number("overhead") * MILLISECOND if "overhead" in entries.table else 0.0
+        return entries.number("overhead") * unit if "overhead" in entries.table else 0.0
     if "overhead" in entries.table:
         raise entries.refused(
             entries.named("token"), "stands beside overhead", "give the whole step or the overhead, not both"
         )
-    left = entries.number("token") * MILLISECOND - counted
-    # A billionth: sums of decimal milliseconds are rounded.
+    left = entries.number("token") * unit - counted
+    # A billionth: sums of decimal numbers are rounded.
     if left < -1e-9 * counted:
         raise entries.refused(
             entries.named("token"),
-            f"is less than the layers and the head together, {counted / MILLISECOND:.6g} ms",
+            f"is less than the layers and the head together, {counted / unit:.6g}",
             "give the time of the whole step",
         )
     return max(left, 0.0)

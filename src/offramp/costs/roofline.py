@@ -58,10 +58,18 @@ class Roofline:
         rates = {dtype: self.flops_per_second.get(dtype, math.nan) for dtype in DTYPES.values()}
         for key, rate in {**rates, "bytes_per_second": self.bytes_per_second}.items():
             if not (math.isfinite(rate) and rate > 0):
-                raise self._refused(f"{key} is {rate}, no rate above zero")
+                raise self._refused(f"{key} is {rate}, not a rate above zero")
         for key in ("launch_seconds", "decision_seconds"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                raise self._refused(f"{key} is {getattr(self, key)}, no time")
+                raise self._refused(f"{key} is {getattr(self, key)}, not a time of zero or more")
+
+    @property
+    def rates(self) -> str:
+        """Its peak rates and fixed times in one line."""
+        peaks = ", ".join(f"{rate / 1e12:g} TFLOP/s {dtype}" for dtype, rate in self.flops_per_second.items())
+        launch, decision = 1e6 * self.launch_seconds, 1e6 * self.decision_seconds
+        moved = f"{self.bytes_per_second / 1e9:,.6g} GB/s"
+        return f"{peaks}; {moved}; {launch:g} µs a launch, {decision:g} µs a decision"
 
     def _refused(self, what: str) -> InputError:
         return InputError(what, where=f"machine {self.name}", fix="correct the entry")

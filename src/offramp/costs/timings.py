@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops
 from offramp.costs.token import TokenCosts
+from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 
@@ -24,17 +25,11 @@ LARGEST_EXTRAPOLATION = 4
 # Seconds until the program knows the answer of a check that has no time of its own: a launch and a wait.
 ASSUMED_WAIT = 1e-5
 UNTIMED = "read off a straight line through timed sizes, which can be off by tens of percent"
+LENS, REPAIR = "lens", "K,V projection"
+"""Names of parts, beside the kinds of probe, that may be derived instead of timed."""
 OPTIONAL = ("lens_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
 Table = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Work:
-    """FLOPs of a part, and the bytes that it moves."""
-
-    flops: float
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class TimingsProfile:
         try:
             table = np.array(value, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise self._refused(f"{name} holds something that is no number ({error})") from error
+            raise self._refused(f"{name} holds something that is not a number ({error})") from error
         if table.shape != shape:
             raise self._refused(f"{name} has the shape {list(table.shape)} instead of {list(shape)}")
         if not np.isfinite(table).all() or (table < 0).any():
@@ -116,20 +111,26 @@ class TimingsProfile:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the profile is derived instead of measured, in sentences."""
-        missing = [name for name in PROBES if name not in self.probe_seconds]
-        if self.lens_seconds is None:
-            missing.append("lens")
+        notes = list(self.derived_notes({*PROBES, LENS, REPAIR}))
+        if len(self.batches) > 1:
+            notes.append(f"timed at batch {self._timed_batches}; any other size is {UNTIMED}")
+        return (*notes, *self.details.get("notes", ()))
+
+    def derived_notes(self, used: Collection[str]) -> tuple[str, ...]:
+        """What must be said where some parts are used: kinds of probe, LENS and REPAIR."""
+        missing = [name for name in PROBES if name in used and name not in self.probe_seconds]
+        if LENS in used and self.lens_seconds is None:
+            missing.append(LENS)
         notes = []
         if missing:
             notes.append(
                 f"not timed: {', '.join(missing)}; derived by FLOPs and bytes from the timed part that is "
-                f"nearest in FLOPs, and {1e6 * ASSUMED_WAIT:.0f} us assumed to wait for a check's answer"
+                f"nearest in FLOPs, and {1e6 * ASSUMED_WAIT:.0f} us assumed to wait for a check's answer (at "
+                "most the head's time)"
             )
-        if self.key_value_seconds is None:
+        if REPAIR in used and self.key_value_seconds is None:
             notes.append("K,V repair is not timed: a layer's time by the share of its weights that make K,V")
-        if len(self.batches) > 1:
-            notes.append(f"timed at batch {self._timed_batches}; any other size is {UNTIMED}")
-        return (*notes, *self.details.get("notes", ()))
+        return tuple(notes)
 
     @property
     def _timed_batches(self) -> str:
@@ -173,12 +174,18 @@ class TimingsProfile:
             work = Work(lens_flops(shape), lens_bytes(shape))
             lens_seconds = self._price(self.lens_seconds, work, work, timed, batch)
         probes = {}
+        # The wait is a guess: it never outweighs the head that a check replaces.
+        wait = min(ASSUMED_WAIT, head)
         for name, kind in PROBES.items():
             measured = Work(kind.flops(shape, self.sizes), kind.bytes(shape, self.sizes))
             wanted = Work(kind.flops(shape, sizes), kind.bytes(shape, sizes))
             price = self._price(self.probe_seconds.get(name), measured, wanted, timed, batch)
-            price += 0.0 if name in self.probe_seconds else ASSUMED_WAIT
-            probes[name] = price + (lens_seconds if kind.reads_logits else 0.0)
+            probes[name] = price if name in self.probe_seconds else price + wait
+        for name in set(PROBES) - set(self.probe_seconds):
+            # A guess is never dearer than the check that computes everything.
+            probes[name] = min(probes[name], probes["full head"])
+        for name, kind in PROBES.items():
+            probes[name] += lens_seconds if kind.reads_logits else 0.0
         return TokenCosts(
             unit="seconds",
             layers=layers,
@@ -286,12 +293,3 @@ class TimingsProfile:
 def attended_before(layer: LayerShape, position: float) -> float:
     """Earlier positions that the token at `position` (0 = first) attends to: at most a window's rest."""
     return counting.attended_positions(layer, position) - 1.0
-
-
-def work_ratio(wanted: Work, known: Work) -> float:
-    """How many times longer some work takes than other work on one machine, by FLOPs and by bytes.
-
-    The larger of the two ratios: a part never takes less time than its slower resource needs.
-    """
-    by_bytes = wanted.bytes / known.bytes if known.bytes else 0.0
-    return max(wanted.flops / known.flops, by_bytes)

@@ -111,6 +111,11 @@ class Bill:
         return self.plain / self.total
 
     @property
+    def probes_per_token(self) -> float:
+        """Probes that it charges, each for every row, over its tokens."""
+        return sum(line.count * line.rows for line in self.lines if line.probe) / self.tokens
+
+    @property
     def batches(self) -> tuple[int, ...]:
         """The numbers of rows whose prices it uses, ascending."""
         later = {line.rows + 1 for line in self.lines if line.part == "layers run later"}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from offramp.errors import PolicyError
+from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
@@ -24,6 +27,33 @@ def base_of(trace: Trace) -> dict[str, Any]:
     heads = request.get("heads")
     kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
+
+
+def document_digest(trace: Trace, place: int) -> str:
+    """SHA-256 of a document's id and workload, by which a tuned policy knows what it was tuned on."""
+    workload = (trace.provenance.get("request") or {}).get("workload", {}).get("fingerprint")
+    return sha256_of_text(canonical_json([workload, trace.documents[place].id]))
+
+
+def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """What must be said of a trace with documents that a policy was tuned on, or its heads fitted on.
+
+    tuned_on: the documents' digests by role; see `document_digest`.
+    """
+    places = np.unique(trace.document).tolist()
+    known = {digest for digests in tuned_on.values() for digest in digests}
+    request = trace.provenance.get("request") or {}
+    workload = (request.get("workload") or {}).get("fingerprint")
+    fitted = set(((request.get("heads") or {}).get("documents") or {}).get(workload, ()))
+    counts = {
+        "the policy was tuned on": sum(document_digest(trace, place) in known for place in places),
+        "the exit heads were fitted on": sum(trace.documents[place].id in fitted for place in places),
+    }
+    return tuple(
+        f"{what} {count} of the trace's {len(places)} documents: on these it looks better than on new text"
+        for what, count in counts.items()
+        if count
+    )
 
 
 def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace) -> None:

@@ -18,11 +18,11 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.policies.bill import PriceAt
+from offramp.policies.bill import Bill, PriceAt
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
@@ -143,6 +143,14 @@ def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, .
     """What must be said of a machine's prices at batch sizes that were not timed on it."""
     note = machine.untimed_note(sizes) if isinstance(machine, TimingsProfile) else None
     return () if note is None else (note,)
+
+
+def derived_notes(machine: Machine | None, bill: Bill, *, lens: bool) -> tuple[str, ...]:
+    """What must be said of prices in a bill that were derived instead of timed; lens: whether it has one."""
+    if not isinstance(machine, TimingsProfile):
+        return ()
+    used = {line.probe or line.part for line in bill.lines}
+    return machine.derived_notes(used | {LENS} if lens else used)
 
 
 def machine_for(trace: Trace, machine: Machine | str) -> Machine:

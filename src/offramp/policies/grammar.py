@@ -54,6 +54,14 @@ def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
     return policy
 
 
+def tuned_on(text: str) -> Mapping[str, list[str]]:
+    """SHA-256 of the documents that shaped a policy, by role, where its text names a tuner's file."""
+    if not text.endswith(".json"):
+        return {}
+    value = _read_json(Path(text))
+    return value.get("document_digests") or {} if value.get("kind") == "tuned" else {}
+
+
 def read_text(text: str) -> ExitPolicy:
     """The policy of a text whose brackets are balanced; raises ParameterError at the character at fault."""
     kind_text, colon, settings = text.partition(":")
@@ -204,7 +212,7 @@ def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: s
 
 def _no_policy_file(where: str) -> PolicyError:
     return PolicyError(
-        "this is no policy file",
+        "this is not a policy file",
         where=where,
         fix="give one that offramp run wrote below policies/, or that offramp tune wrote",
     )
@@ -226,7 +234,7 @@ def _read_json(path: Path) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise PolicyError(
-            f"the policy file is no JSON: {error}", where=str(path), fix="write it again"
+            f"the policy file is not JSON: {error}", where=str(path), fix="write it again"
         ) from error
 
 

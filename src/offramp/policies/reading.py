@@ -29,7 +29,14 @@ def split_outside_brackets(text: str, separator: str) -> Iterator[tuple[int, str
 
 
 def require_balanced(text: str) -> None:
-    """Raise ParameterError at a bracket without its partner, or one that nests too deep."""
+    """Raise ParameterError at a round bracket, one without its partner, or one that nests too deep."""
+    for opening in ("=(", "+("):
+        if opening in text:
+            raise ParameterError(
+                "a policy within another stands in square brackets [ ]",
+                fix="write [threshold:...] instead of (threshold:...)",
+                offset=text.index(opening) + 1,
+            )
     opened: list[int] = []
     for place, character in enumerate(text):
         if character == "[":
@@ -56,7 +63,9 @@ def read_count(text: str) -> int:
     """A whole number of at least 1."""
     count = _count(text)
     if count is None:
-        raise ParameterError(f"{text!r} is no count", fix="write a whole number, 1 or more")
+        raise ParameterError(
+            f"{text!r} is not a whole number of 1 or more", fix="write a whole number, 1 or more"
+        )
     return count
 
 
@@ -64,7 +73,7 @@ def read_exit(text: str) -> int:
     """An exit number of at least 1."""
     exit = _count(text)
     if exit is None:
-        raise ParameterError(f"{text!r} is no exit", fix="write a layer number, 1 or more")
+        raise ParameterError(f"{text!r} is not an exit", fix="write a layer number, 1 or more")
     return exit
 
 
@@ -80,7 +89,7 @@ def read_exit_list(text: str) -> Exits:
         exit = _count(item)
         if exit is None:
             raise ParameterError(
-                f"{item!r} is no exit",
+                f"{item!r} is not an exit",
                 fix='write layer numbers joined by "+", as in 10+15+20, or all',
                 offset=offset,
             )
@@ -99,7 +108,7 @@ def read_number(text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise ParameterError(f"{text!r} is no number", fix="write a number such as 0.9") from error
+        raise ParameterError(f"{text!r} is not a number", fix="write a number such as 0.9") from error
     if not math.isfinite(value):
         raise ParameterError(f"{text} is not finite", fix="write a finite number such as 0.9")
     return value
@@ -128,7 +137,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise ParameterError(f"{text!r} is no choice", fix=suggest(text, choices))
+            raise ParameterError(f"{text!r} is not one of the choices", fix=suggest(text, choices))
         return text
 
     return read
@@ -166,20 +175,23 @@ def require_threshold(signal: Signal, value: float, parameter: str = "value") ->
             f"a threshold of {value} compares with nothing", fix="give a finite number", parameter=parameter
         )
     if not signal.holds(value):
-        high = f"at most {signal.high:.6g}" if math.isfinite(signal.high) else "more"
+        bounded = math.isfinite(signal.high)
+        range_ = (
+            f"lies between {signal.low:g} and {signal.high:.6g}" if bounded else f"is {signal.low:g} or more"
+        )
         raise ParameterError(
-            f"{signal.name} never is {value:g}: the threshold tells no tokens apart",
-            fix=f"{signal.name} is {signal.low:g} or {high}, in the unit {signal.unit}",
+            f"{signal.name} is never {value:g}: such a threshold tells no tokens apart",
+            fix=f"{signal.name} {range_}, in the unit {signal.unit}",
             parameter=parameter,
         )
 
 
 def require_confidence(signal: Signal) -> None:
-    """Raise ParameterError for a signal that is no confidence from 0 to 1 at every check."""
+    """Raise ParameterError for a signal that is not a confidence from 0 to 1 at every check."""
     if not signal.is_confidence:
         fitting = [name for name, other in SIGNALS.items() if other.is_confidence]
         raise ParameterError(
-            f"{signal.name} is no confidence from 0 to 1",
+            f"{signal.name} is not a confidence from 0 to 1",
             fix="choose one of: " + ", ".join(fitting),
             parameter="signal",
         )
@@ -198,7 +210,7 @@ def require_ascending(exits: ExitsOrAll) -> None:
     """Raise ParameterError unless the exits of a policy built in Python ascend."""
     if exits != "all" and (not exits or list(exits) != sorted(set(exits))):
         raise ParameterError(
-            f"{exits} are no exits to check", fix="give each exit once, ascending", parameter="exits"
+            f"{exits} are not exits to check", fix="give each exit once, ascending", parameter="exits"
         )
 
 

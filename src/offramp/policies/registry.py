@@ -52,7 +52,7 @@ def policy_kinds() -> dict[str, type[ExitPolicy]]:
         policy = point.load()
         if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
             raise PolicyError(
-                f"the plug-in {point.name!r} is no exit policy",
+                f"the plug-in {point.name!r} is not an exit policy",
                 where=point.value,
                 fix="let the entry point name a subclass of offramp.policies.policy.ExitPolicy",
             )

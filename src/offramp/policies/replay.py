@@ -13,15 +13,18 @@ from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import BATCHINGS, count_plain, group_into_steps
 from offramp.policies.bill import PriceAt, make_bill
+from offramp.policies.binding import seen_notes
 from offramp.policies.charging import (
     counted_at,
+    derived_notes,
+    has_lens,
     machine_for,
     mean_position,
     probes_made,
     seconds_at,
     untimed_notes,
 )
-from offramp.policies.grammar import parse_policy_for
+from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
 from offramp.policies.results import ReplayResult
@@ -57,6 +60,7 @@ def replay(
     without tokens, or a machine that is unknown or cannot price it.
     """
     strategy = _check_options(kv, batch, batching, draft_length)
+    source = policy
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     mean_position(trace)  # refuses a trace without tokens
@@ -97,7 +101,11 @@ def replay(
         batching=batching,
         reachable=own.reachable,
         bill=bill,
-        notes=untimed_notes(machine, bill.batches),
+        notes=(
+            *untimed_notes(machine, bill.batches),
+            *derived_notes(machine, bill, lens=has_lens(trace)),
+            *seen_notes(trace, tuned_on(source) if isinstance(source, str) else {}),
+        ),
     )
 
 
@@ -108,7 +116,7 @@ def _check_options(kv: str, batch: int, batching: str, draft_length: int) -> Key
         raise PolicyError(f"unknown batching {batching!r}", fix=suggest(batching, BATCHINGS))
     for name, value in {"batch": batch, "draft length": draft_length}.items():
         if value < 1:
-            raise PolicyError(f"a {name} of {value} is none", fix="give 1 or more")
+            raise PolicyError(f"a {name} of {value} is not possible", fix="give 1 or more")
     if batch > 1 and not STRATEGIES[kv].batches:
         able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.batches)
         raise PolicyError(

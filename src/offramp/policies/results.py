@@ -15,7 +15,8 @@ class ReplayResult:
     """One policy replayed on one trace.
 
     exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
-    checked exits where it was probed.
+    checked exits where it was probed; what is charged, drafts that are made again included, is
+    `bill.probes_per_token`.
     agreement: share of tokens whose output equals the full model's. nll_increase, kl: means over tokens, in
     nats.
     skip_ratio: share of the full model's layers that are not executed, sooner or later: one that a K,V
@@ -27,7 +28,8 @@ class ReplayResult:
     seconds_per_token, plain_seconds_per_token: on the machine, None without one.
     kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
     reachable: whether a decoder could follow the policy; an oracle it could not.
-    bill: every line of the cost, in bytes or seconds. notes: what to bear in mind of its prices.
+    bill: every line of the cost, in bytes or seconds. notes: what to bear in mind of its prices, and of
+    documents that the policy or the exit heads have seen.
     """
 
     policy: str

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tuning.held_out import HeldOut
-from offramp.tuning.losses import UNITS
+from offramp.tuning.losses import NATS, loss_text
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import Certificate, Floor
+from offramp.tuning.splits import fewest_documents
 
-FEWEST = 3
-"""Documents that can be searched, certified and reported on."""
+ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
+"""What is searched and certified at a batch above 1."""
 
 ANSWER_TOKENS = 64
 """Tokens of the answer that a floor on agreement is translated to."""
@@ -21,6 +20,7 @@ ANSWER_TOKENS = 64
 def answer_of(
     floor: Floor,
     machine: str,
+    batch: int,
     candidates: int,
     certificate: Certificate,
     policy: ExitPolicy,
@@ -33,7 +33,7 @@ def answer_of(
     have each role.
     """
     if not isinstance(policy, Never):
-        return _chosen(floor, machine, certificate, policy, held)
+        return _chosen(floor, machine, batch, certificate, policy, held)
     if certificate.documents < certificate.documents_needed or not documents["search"]:
         return _too_few(certificate, documents)
     if not candidates:
@@ -49,37 +49,42 @@ def answer_of(
 
 
 def _too_few(certificate: Certificate, documents: dict[str, int]) -> str:
-    usable = sum(documents.values()) - documents["heads"]
-    # One document at least searches, besides those that certify.
-    needed = max(certificate.documents_needed, FEWEST)
-    fitted = documents["heads"]
-    others = f" ({fitted} more were used to fit the exit heads)" if fitted else ""
-    if usable < needed:
-        return f"not certifiable: {usable} documents{others}, {needed} needed; the full model stays."
-    needed = certificate.documents_needed
-    share = max(certificate.documents, 1) / usable
-    left = f"{certificate.documents} documents are left to certify on"
+    certify, needed, fitted = certificate.documents, certificate.documents_needed, documents["heads"]
+    usable = sum(documents.values()) - fitted
+    heads = f", {fitted} more fitted the exit heads" if fitted else ""
+    if certify < needed:
+        said = f"{certify} documents, {needed} needed (left to certify, of {usable} traced{heads})"
+    else:
+        said = f"no document is left to search on (of {usable} traced{heads})"
     return (
-        f"not certifiable: {left}{others}, {needed} needed; "
-        f"trace at least {math.ceil(needed / share)}. The full model stays."
+        f"not certifiable: {said}; trace at least {fewest_documents(needed) + fitted} in all. "
+        "The full model stays."
     )
 
 
-def _chosen(floor: Floor, machine: str, certificate: Certificate, policy: ExitPolicy, held: HeldOut) -> str:
+def _chosen(
+    floor: Floor, machine: str, batch: int, certificate: Certificate, policy: ExitPolicy, held: HeldOut
+) -> str:
     speedup = held.net_speedup.value
-    gain = "" if speedup is None else f"; {speedup:.3f} times as fast as the full model ({machine})"
+    where = f"{machine}, lockstep at batch {batch}" if batch > 1 else machine
+    gain = "" if speedup is None else f"; {speedup:.3f} times as fast as the full model ({where})"
+    if batch > 1:
+        gain += f". What is tested is {ALONE}"
     if not certificate.holds:
         return f"{policy} kept {floor} on {certificate.documents} documents, without a guarantee{gain}."
     if certificate.delta is None:
         return f"{policy} keeps {floor} on average over draws of documents like these{gain}."
-    return f"{policy} is certified: {_kept(floor)}, on documents like these{gain}."
+    return (
+        f"{policy} is certified (with probability {1.0 - certificate.delta:g} over the documents drawn): "
+        f"on average over documents like these, {_kept(floor)}{gain}."
+    )
 
 
 def _kept(floor: Floor) -> str:
     """What a certificate promises."""
-    if floor.kind == "agreement":
+    if floor.clip is None:
         return f"at least {100 * floor.value:g} % of the tokens agree with the full model"
-    return f"{floor.value:g} {UNITS[floor.kind]}"
+    return f"the {NATS[floor.kind]} is at most {loss_text(floor, floor.risk)}"
 
 
 def meaning_of(floor: Floor) -> str:
@@ -91,4 +96,7 @@ def meaning_of(floor: Floor) -> str:
             "unchanged, if tokens differ independently"
         )
     total = floor.value * ANSWER_TOKENS
-    return f"an answer of {ANSWER_TOKENS} tokens may lose {total:.3g} nats in all"
+    return (
+        f"an answer of {ANSWER_TOKENS} tokens may lose {total:.3g} nats of clipped loss on average; what a "
+        f"token loses beyond {floor.clip:g} nats is not bounded"
+    )

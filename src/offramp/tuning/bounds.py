@@ -184,7 +184,7 @@ METHODS: dict[str, Method] = {
             False,
             False,
             lambda risk, delta: 1,
-            "nothing: the mean loss of these documents is at most {risk}, other documents may lose more",
+            "no guarantee: the mean loss of these documents is at most {risk}, other documents may lose more",
         ),
     )
 }

@@ -13,7 +13,7 @@ from offramp.policies.walk import walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
-from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
+from offramp.tuning.losses import document_losses, loss_text, risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.results import Certificate, Floor
 
@@ -110,9 +110,7 @@ def make_certificate(
     documents = len(losses)
     chosen = None if tested.chosen is None else losses[:, tested.chosen]
     bound = None if chosen is None or not rule.confident else floor.risk
-    said = rule.guarantee.format(confidence=f"{1.0 - delta:g}", risk=f"{floor.risk:g}")
-    if rule.name == "naive":
-        said = f"no guarantee: {said}"
+    said = rule.guarantee.format(confidence=f"{1.0 - delta:g}", risk=loss_text(floor, floor.risk))
     return Certificate(
         method=method,
         guarantee=said,

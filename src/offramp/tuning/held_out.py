@@ -27,7 +27,8 @@ class HeldOut:
     """What a policy does on some documents.
 
     quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens. net_speedup,
-    cost: of a token on the pricing's machine. probe_share: probes' share of the cost; probe_cost: of a token.
+    cost: of a token on the pricing's machine, plain_cost: of one of the full model. probe_share: probes'
+    share of the cost; probe_cost: of a token.
     counts: what is charged, on no tokens where there are no documents.
     """
 
@@ -36,6 +37,7 @@ class HeldOut:
     skip_ratio: Estimate
     net_speedup: Estimate
     cost: Estimate
+    plain_cost: float
     probe_share: float
     probe_cost: float
     counts: WalkCounts
@@ -74,15 +76,14 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
         skip_ratio=bootstrap.estimate(mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers)),
         net_speedup=bootstrap.estimate(plain / cost),
         cost=bootstrap.estimate(cost),
+        plain_cost=pricing.plain,
         probe_share=max(0.0, probes / charged),
         probe_cost=max(0.0, probes),
         counts=count_walk(walked, trace.layers),
     )
 
 
-def unmeasured(why: str) -> HeldOut:
+def unmeasured(why: str, plain_cost: float) -> HeldOut:
     """The figures where there are no documents to measure on."""
     nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
-    return HeldOut(
-        nothing, nothing, nothing, nothing, nothing, 0.0, 0.0, WalkCounts(nobody, {}, nobody, nobody)
-    )
+    return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, WalkCounts(nobody, {}, nobody, nobody))

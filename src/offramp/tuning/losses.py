@@ -20,11 +20,8 @@ CLIP = 1.0
 
 KINDS: tuple[FloorKind, ...] = get_args(FloorKind)
 
-UNITS: dict[FloorKind, str] = {
-    "agreement": "of the tokens agree with the full model",
-    "nll": "nats of clipped NLL increase at most",
-    "kl": "nats of clipped KL to the full model at most",
-}
+NATS: dict[FloorKind, str] = {"nll": "NLL increase", "kl": "KL to the full model"}
+"""What a floor in nats bounds."""
 
 
 def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) -> Floor:
@@ -96,6 +93,13 @@ def parse_floor(text: str, clip: float | None = None) -> Floor:
 def risk_to_quality(floor: Floor, risk: float) -> float:
     """A mean loss in [0, 1] in the floor's own unit: agreement as a share, the others in nats."""
     return 1.0 - risk if floor.clip is None else risk * floor.clip
+
+
+def loss_text(floor: Floor, loss: float, digits: str = "g") -> str:
+    """A mean loss in [0, 1] in words: a share of tokens that differ, or nats."""
+    if floor.clip is None:
+        return f"{loss:{digits}}"
+    return f"{loss * floor.clip:{digits}} nats (clipped at {floor.clip:g})"
 
 
 def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:

@@ -13,16 +13,17 @@ from offramp.policies.binding import require_base
 from offramp.policies.charging import machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import walk
+from offramp.policies.walk import task_of, walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
-from offramp.tuning.held_out import measure
+from offramp.tuning.held_out import HeldOut, measure
+from offramp.tuning.lockstep import group_losses, measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.losses import document_losses, token_losses
 from offramp.tuning.prediction_notes import prediction_notes
-from offramp.tuning.pricing import pricing_of
+from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, FloorAnswer, Prediction, Tuned
 from offramp.tuning.shift import shift_rows
-from offramp.tuning.splits import heads_documents, require_disjoint, seen_documents, traced
+from offramp.tuning.splits import heads_documents, require_disjoint, require_seed, seen_documents, traced
 from offramp.tuning.tuned_file import is_tuned_file, read_tuned
 
 DELTA = 0.1
@@ -37,8 +38,8 @@ def predict(
     trace: Trace,
     *,
     hardware: Machine | str | None = None,
-    batch: int = 1,
-    kv: str = "propagate",
+    batch: int | None = None,
+    kv: str | None = None,
     seed: int = 0,
     unseen: bool = False,
 ) -> Prediction:
@@ -49,15 +50,20 @@ def predict(
     the "seconds" of the result are bytes). unseen: leave out the trace's documents that tuning used, where it
     would be an error otherwise; documents that exit heads were fitted on are always left out.
 
+    batch, kv: by default what the policy was tuned with, given a machine; else 1 and "propagate". A batch
+    runs in lockstep, in the groups of `offramp.policies.replay` (seed): all figures are of the exits taken,
+    and groups are the unit of intervals and limits, as their documents depend on each other.
+
     Intervals are bootstrapped over documents (seed). The mean loss of all such documents lies between
     `risk_low` and `risk_high` with probability 1 - delta (two one-sided betting bounds at delta / 2 each,
     Waudby-Smith and Ramdas, arXiv 2010.09686, section 4): the floor "holds" if the upper one keeps it, is
     "broken" if the lower one exceeds it.
 
-    Raises InputError for a trace without a usable document, for documents that the policy was tuned on, or
-    for what the machine cannot price; PolicyError for a trace of another model or read through other exit
-    heads, or if the policy does not fit it.
+    Raises InputError for a trace without a usable document, for documents that the policy was tuned on, a
+    negative seed, or what the machine cannot price; PolicyError for a trace of another model or read through
+    other exit heads, for fewer documents than a batch has rows, or if the policy does not fit the trace.
     """
+    require_seed(seed)
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
     decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named
@@ -67,13 +73,18 @@ def predict(
             require_disjoint(trace, tuned.document_digests)
     judged, left_out = _usable(trace, tuned)
     machine = None if hardware is None else machine_for(trace, hardware)
+    # Bytes are counted one way only.
+    as_tuned = None if machine is None else tuned
+    batch = (as_tuned.batch if as_tuned else 1) if batch is None else batch
+    kv = (as_tuned.kv if as_tuned else "propagate") if kv is None else kv
     pricing = pricing_of(judged, machine, batch, kv)
     floor = None if tuned is None else tuned.floor
-    held = measure(judged, decides, pricing, floor or ANY_FLOOR, seed)
+    held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed)
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
-    low, high = (None, None) if floor is None else _risk_limits(judged, decides, floor, delta)
+    low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
     documents = len(traced(judged))
+    reachable = decides.for_task(task_of(judged)).reachable
     answer = _floor_answer(floor, low, high)
     return Prediction(
         policy=str(decides),
@@ -86,16 +97,18 @@ def predict(
         skip_ratio=held.skip_ratio,
         net_speedup=held.net_speedup,
         seconds_per_token=_value(held.cost.value),
-        plain_seconds_per_token=pricing.plain,
+        plain_seconds_per_token=held.plain_cost,
         probe_share=held.probe_share,
         floor_answer=answer,
         risk_low=low,
         risk_high=high,
         delta=delta,
         documents=documents,
+        batching="lockstep" if batch > 1 else None,
+        reachable=reachable,
         shift=shift,
         notes=(
-            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift),
+            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
     )
@@ -131,12 +144,16 @@ def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
     return trace.subset(np.array(kept, dtype=np.int64)), len(places) - len(kept)
 
 
-def _risk_limits(trace: Trace, policy: ExitPolicy, floor: Floor, delta: float) -> tuple[float, float]:
-    """Two-sided confidence limits of the mean loss over documents."""
-    losses: NDArray[np.float64] = document_losses(
-        trace, token_losses(trace, floor), walk(policy, trace).exits
-    )
-    return two_sided_limits(losses, delta)
+def _judged(
+    trace: Trace, policy: ExitPolicy, pricing: Pricing, machine: Machine | None, floor: Floor, seed: int
+) -> tuple[HeldOut, NDArray[np.float64]]:
+    """A policy's figures, and the mean loss of each independent unit: a document, or a group of a batch."""
+    if machine is None or pricing.batch == 1:
+        held = measure(trace, policy, pricing, floor, seed)
+        return held, document_losses(trace, token_losses(trace, floor), walk(policy, trace).exits)
+    lockstep = walk_in_lockstep(trace, policy, pricing.batch, seed)
+    held = measure_in_lockstep(trace, lockstep, machine, floor, seed)
+    return held, group_losses(trace, lockstep, floor)
 
 
 def _floor_answer(floor: Floor | None, low: float | None, high: float | None) -> FloorAnswer | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
@@ -24,17 +25,27 @@ def prediction_notes(
     answer: FloorAnswer | None,
     delta: float,
     shift: tuple[ShiftRow, ...],
+    reachable: bool,
 ) -> tuple[str, ...]:
     """All notes. trace: the documents judged; left_out: how many were not, having been used before."""
-    documents = len(traced(trace))
+    documents, batch = len(traced(trace)), pricing.batch
+    units = documents // batch
+    noun = "documents" if batch == 1 else f"groups of {batch} documents"
     notes = []
+    if not reachable:
+        notes.append("An oracle: it looks at what no decoder knows before it decides; nothing can reach it.")
     if left_out:
         notes.append(
             f"{left_out} documents were left out: exit heads were fitted on them, or the policy was tuned on "
             "them."
         )
-    if documents < DOCUMENTS_NEEDED:
-        notes.append(f"{documents} documents give no interval; {DOCUMENTS_NEEDED} are needed.")
+    if batch > 1:
+        notes.append(
+            "In lockstep all tokens of a step leave at the deepest of their own exits: speed, quality and "
+            f"skip are of the exits taken, intervals over {noun}."
+        )
+    if (found := math.ceil(documents / batch)) < DOCUMENTS_NEEDED:
+        notes.append(f"{found} {noun} give no interval; {DOCUMENTS_NEEDED} are needed.")
     if kv == "propagate":
         notes.append(
             "Replayed with the full model's states: with propagated K and V, later tokens see others in "
@@ -45,7 +56,7 @@ def prediction_notes(
         return tuple(notes)
     notes += _origin(tuned, trace, pricing, kv)
     if answer == "not decided":
-        notes.append(_undecided(tuned.floor, documents, delta))
+        notes.append(_undecided(tuned.floor, units, noun, delta))
     return (*notes, *_largest_shift(shift))
 
 
@@ -78,10 +89,10 @@ def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[s
         yield "Tuning chose the full model: there is nothing to gain or to lose."
 
 
-def _undecided(floor: Floor, documents: int, delta: float) -> str:
+def _undecided(floor: Floor, units: int, noun: str, delta: float) -> str:
     needed = documents_needed(floor.risk, delta / 2.0)
-    said = f"{documents} documents do not decide whether {floor} holds"
-    if documents < needed:
+    said = f"{units} {noun} do not decide whether {floor} holds"
+    if units < needed:
         return f"{said}: at least {needed} without a loss are needed to confirm it at this confidence."
     return f"{said} at this confidence; more documents may."
 

@@ -127,7 +127,8 @@ class Tuned:
 
     policy_text: "never" if nothing was certified or nothing beats the full model. answer: one plain sentence.
     quality, skip_ratio, net_speedup, seconds_per_token: on report documents that neither search nor
-    certificate saw (None values if there are none). plain_seconds_per_token: the full model on the same
+    certificate saw (None values if there are none); of the exits taken in lockstep at a batch above 1, where
+    certificate and front are of each token alone. plain_seconds_per_token: the full model on the same
     machine. probe_share: probes' share of the policy's seconds. front: on the search documents. documents:
     how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of the ids and
     workload of the search and certify documents, by role. model: what the policy is bound to, as
@@ -267,7 +268,8 @@ class Prediction:
 
     floor_answer: "holds" if the lower confidence limit of the quality reaches the floor, "broken" if the
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
-    confidence limits of the mean loss at delta (betting bound), None without a floor.
+    confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
+    of all figures, None at batch 1. reachable: False for an oracle.
     """
 
     policy: str
@@ -287,5 +289,7 @@ class Prediction:
     risk_high: float | None
     delta: float
     documents: int
+    batching: str | None
+    reachable: bool
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]

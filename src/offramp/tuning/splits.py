@@ -58,22 +58,46 @@ def split_roles(
     With three documents or more each of search, certify and report has one. The certify documents are in the
     drawn order, in which a sequential test may look at them; the others ascend.
 
-    Raises InputError for a trace without tokens.
+    Raises InputError for a trace without tokens, or a negative seed.
     """
+    require_seed(seed)
     documents = document_rows(trace).index
     used = heads_documents(trace)
     fitted = np.array([trace.documents[place].id in used for place in documents], dtype=np.bool_)
     free = documents[~fitted]
     drawn = np.random.default_rng(seed).permutation(free)
     count = len(drawn)
-    search = min(max(1, round(search_share * count)), max(count - 2, 0))
-    report = min(max(1, round(report_share * count)), max(count - 1 - search, 0))
+    search, report = role_sizes(count, search_share, report_share)
     return Roles(
         heads=np.sort(documents[fitted]),
         search=np.sort(drawn[:search]),
         certify=drawn[search : count - report],
         report=np.sort(drawn[count - report :]),
     )
+
+
+def role_sizes(
+    count: int, search_share: float = SEARCH_SHARE, report_share: float = REPORT_SHARE
+) -> tuple[int, int]:
+    """How many of so many documents search, and how many report; the others certify."""
+    search = min(max(1, round(search_share * count)), max(count - 2, 0))
+    return search, min(max(1, round(report_share * count)), max(count - 1 - search, 0))
+
+
+def fewest_documents(certify: int) -> int:
+    """Fewest documents of which so many certify and at least one searches."""
+    count = max(certify, 1)
+    while True:
+        search, report = role_sizes(count)
+        if search and count - search - report >= certify:
+            return count
+        count += 1
+
+
+def require_seed(seed: int) -> None:
+    """Raise InputError for a seed that draws nothing."""
+    if seed < 0:
+        raise InputError(f"a seed of {seed} is below 0", where="--seed", fix="choose 0 or more")
 
 
 def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:
@@ -131,6 +155,6 @@ def require_disjoint(trace: Trace, document_digests: Mapping[str, tuple[str, ...
     if shared:
         raise InputError(
             f"{len(shared)} of the trace's documents were used to tune the policy",
-            where=f"{shared[0]} in {trace.folder or 'the trace'}",
-            fix="judge the policy on other documents: they cannot testify to what they were tuned for",
+            where=f"document {shared[0]} of {trace.folder or 'the trace'}",
+            fix="add --unseen to judge it on the other documents of the trace, or trace others",
         )

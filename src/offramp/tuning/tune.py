@@ -26,13 +26,14 @@ from offramp.tuning.certify import (
     run_sequence,
 )
 from offramp.tuning.held_out import HeldOut, measure, unmeasured
+from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.losses import make_floor, risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored, front_of, require_policies
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
 from offramp.tuning.searching import search_pool
 from offramp.tuning.shift import shift_of
-from offramp.tuning.splits import Roles, digests, split_roles
+from offramp.tuning.splits import Roles, digests, require_seed, split_roles
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -59,12 +60,13 @@ def tune(
     The policy is "never", and the answer says why, if nothing beats the full model, nothing passes, or the
     documents are too few to certify anything.
 
-    Raises InputError for a floor, method, delta or batch out of range, an unknown machine, a trace that lacks
-    what the floor needs or that has no exits below L.
+    Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
+    lacks what the floor needs or that has no exits below L.
     """
     floor = make_floor(floor, clip)
     rule = find_method(method)
     require_delta(delta)
+    require_seed(seed)
     require_policies(trace)
     machine = find_hardware(trace, hardware)
     pricing = pricing_of(trace, machine, batch, kv)
@@ -107,7 +109,7 @@ class _Job:
         tested, certificate = self._certify(candidates)
         chosen = None if tested.chosen is None else candidates[tested.chosen]
         policy: ExitPolicy = Never() if chosen is None else chosen.policy
-        held = self._report(policy)
+        held = self._report(policy, machine)
         request = self.trace.provenance.get("request", {})
         return Tuned(
             floor=self.floor,
@@ -115,6 +117,7 @@ class _Job:
             answer=answer_of(
                 self.floor,
                 self.pricing.machine,
+                self.pricing.batch,
                 len(candidates),
                 certificate,
                 policy,
@@ -126,7 +129,7 @@ class _Job:
             skip_ratio=held.skip_ratio,
             net_speedup=held.net_speedup,
             seconds_per_token=held.cost,
-            plain_seconds_per_token=self.pricing.plain,
+            plain_seconds_per_token=held.plain_cost,
             probe_share=held.probe_share,
             machine=self.pricing.machine,
             batch=self.pricing.batch,
@@ -171,12 +174,19 @@ class _Job:
         )
         return tested, certificate
 
-    def _report(self, policy: ExitPolicy) -> HeldOut:
-        """The policy on documents that neither search nor certificate saw."""
-        if not len(self.roles.report):
-            return unmeasured("no documents are left to report on")
+    def _report(self, policy: ExitPolicy, machine: Machine | None) -> HeldOut:
+        """The policy on documents that neither search nor certificate saw, in lockstep if batched."""
+        count, batch = len(self.roles.report), self.pricing.batch
+        if not count:
+            return unmeasured("no documents are left to report on", self.pricing.plain)
         held = self.trace.subset(self.roles.report)
-        return measure(held, policy, self.pricing, self.floor, self.seed)
+        if batch == 1 or machine is None:
+            return measure(held, policy, self.pricing, self.floor, self.seed)
+        if count < batch:
+            why = f"{count} report documents do not fill a batch of {batch}"
+            return unmeasured(why, self.pricing.plain)
+        lockstep = walk_in_lockstep(held, policy, batch, self.seed)
+        return measure_in_lockstep(held, lockstep, machine, self.floor, self.seed)
 
     def _shift(self, policy: ExitPolicy) -> tuple[Shift, ...]:
         """What the policy read on the documents that shaped it."""

@@ -27,12 +27,18 @@ from offramp.policies.signals import SIGNALS, Signal, find_signal
 TIMES = Parameter("times", read_count, "how many consecutive checks must say so")
 
 
-def _require_enough(exits: Exits, checks: int) -> None:
-    """Raise PolicyError unless there are as many exits as the checks that the rule needs to fire."""
-    if len(exits) < checks:
+def _require_enough(exits: Exits, times: int, what: str, *, opens: bool) -> None:
+    """Raise PolicyError unless there are enough exits for `times` of what is counted.
+
+    opens: whether the first check only opens and counts for nothing.
+    """
+    needed = times + opens
+    if len(exits) < needed:
+        there = f"there is {len(exits)}" if len(exits) == 1 else f"there are {len(exits)}"
         raise PolicyError(
-            f"patience of {checks} checks never ends with {len(exits)} exits below the last layer",
-            fix="check more exits, or lower times",
+            f"{times} {what if times > 1 else what.removesuffix('s')} need{'s' if times == 1 else ''} at "
+            f"least {needed} check{'s' if needed > 1 else ''}; {there}",
+            fix="check more exits below the last layer, or lower times",
         )
 
 
@@ -71,7 +77,7 @@ class Patience(ExitPolicy):
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The prediction at every exit. Raises PolicyError for exit L or beyond, or too few exits."""
         exits = exits_below(self.exits, layers)
-        _require_enough(exits, self.times + 1)
+        _require_enough(exits, self.times, "unchanged predictions", opens=True)
         return dict.fromkeys(exits, (self.fact,))
 
     def decider(self, layers: int, streams: int) -> Decider:
@@ -126,7 +132,7 @@ class Sustained(ExitPolicy):
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond, or too few."""
         exits = exits_below(self.exits, layers)
-        _require_enough(exits, self.times + SIGNALS[self.signal].opens)
+        _require_enough(exits, self.times, "passed checks", opens=SIGNALS[self.signal].opens)
         return signal_needs(SIGNALS[self.signal], exits)
 
     def decider(self, layers: int, streams: int) -> Decider:

@@ -23,7 +23,7 @@ def read_names(text: str) -> tuple[str, ...]:
     for offset, name in split_outside_brackets(text, "+"):
         if not name.strip() or RESERVED & set(name):
             raise ParameterError(
-                f"{name!r} is no workload class",
+                f"{name!r} is not a workload class",
                 fix='write names joined by "+", as in code+chat',
                 offset=offset,
             )

@@ -33,7 +33,9 @@ def read_need(text: str) -> Need:
     try:
         return read_count(text)
     except ParameterError as error:
-        raise ParameterError(f"{text!r} is no number of votes", fix="write all, any or a number") from error
+        raise ParameterError(
+            f"{text!r} is not a number of votes", fix="write all, any or a number"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""A policy's figures where documents are decoded side by side: the exits really taken, group by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.machine import Machine
+from offramp.policies.batching import Steps, count_plain, count_steps, group_into_steps, in_lockstep
+from offramp.policies.bill import PriceAt, Usage, lines_of
+from offramp.policies.charging import layers_executed, seconds_at
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import Walk, walk
+from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+from offramp.tuning.held_out import DRAWS, HeldOut
+from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
+from offramp.tuning.pricing import count_walk
+from offramp.tuning.results import Floor
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """A trace's documents walked in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
+
+    walk: the exits taken, at each step the deepest that one of its tokens asks for. steps: int64 [tokens].
+    group_of_row: int64 [tokens]; group_of_document: int64 [documents], canonical order. Documents of one
+    group depend on each other through their exits, so that groups, not documents, are the unit of intervals.
+    """
+
+    batch: int
+    walk: Walk
+    steps: Steps
+    group_of_row: NDArray[np.int64]
+    group_of_document: NDArray[np.int64]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Documents of each group, fewer than the batch in a last one: int64 [groups]."""
+        return np.bincount(self.group_of_document)
+
+    def sums(self, values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Sums over each group's tokens: [tokens] -> float64 [groups]."""
+        return np.bincount(self.group_of_row, weights=values).astype(np.float64)
+
+    def of_group(self, group: int) -> tuple[Walk, Steps]:
+        """The walk of one group's tokens, and its steps counted from 0."""
+        rows = self.group_of_row == group
+        probed = None if self.walk.probed is None else self.walk.probed[rows]
+        steps = np.unique(self.steps[rows], return_inverse=True)[1].astype(np.int64)
+        return Walk(self.walk.exits[rows], self.walk.needs, probed), steps
+
+
+def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:
+    """Walk a trace's documents in groups drawn by `seed`.
+
+    Raises PolicyError if the policy does not fit the trace, or for fewer documents than the batch has rows.
+    """
+    rows = document_rows(trace)
+    steps = group_into_steps(trace.document, batch, seed)
+    # The first tokens of a group's documents are one step, which no other group has.
+    groups = np.unique(steps[rows.starts], return_inverse=True)[1].astype(np.int64)
+    return Lockstep(
+        batch=batch,
+        walk=in_lockstep(walk(policy, trace), steps),
+        steps=steps,
+        group_of_row=np.repeat(groups, rows.lengths),
+        group_of_document=groups[rows.order],
+    )
+
+
+def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
+    """Mean loss of each group's documents, of whole groups only: float64 [whole groups], in [0, 1]."""
+    means = _loss_sums(trace, lockstep, floor) / lockstep.sizes
+    return np.asarray(means[lockstep.sizes == lockstep.batch])
+
+
+def measure_in_lockstep(
+    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int
+) -> HeldOut:
+    """A walked policy's figures, its steps priced by their rows; intervals need 20 groups.
+
+    Raises InputError for what the machine cannot price.
+    """
+    exits = lockstep.walk.exits
+    bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
+    if bootstrap.no_interval is not None:
+        bootstrap = replace(bootstrap, no_interval=_no_interval(lockstep))
+    tokens = lockstep.sums(np.ones(len(exits)))
+    agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
+    risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
+    skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
+    charged, unprobed, plain = _charges(trace, lockstep, seconds_at(trace, machine))
+    cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
+    probes = float((charged - unprobed).sum())
+    return HeldOut(
+        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
+        agreement=bootstrap.estimate(bootstrap.means(lockstep.sums(agrees), tokens)),
+        skip_ratio=bootstrap.estimate(bootstrap.means(lockstep.sums(skipped), tokens)),
+        net_speedup=bootstrap.estimate(full / cost),
+        cost=bootstrap.estimate(cost),
+        plain_cost=float(full[0]),
+        probe_share=max(0.0, probes / float(charged.sum())),
+        probe_cost=max(0.0, probes / len(exits)),
+        counts=count_walk(lockstep.walk, trace.layers),
+    )
+
+
+def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
+    losses = document_losses(trace, token_losses(trace, floor), lockstep.walk.exits)
+    return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
+
+
+def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt) -> NDArray[np.float64]:
+    """What each group costs, what it would without a check, and with the full model: float64 [3, groups]."""
+
+    def total(usage: Usage) -> float:
+        return sum(line.total for line in lines_of(usage, at))
+
+    charges = []
+    for group in range(len(lockstep.sizes)):
+        walked, steps = lockstep.of_group(group)
+        charges.append(
+            (
+                total(count_steps(walked, steps, trace.layers, repair=True)),
+                total(count_steps(Walk(walked.exits, {}), steps, trace.layers, repair=True)),
+                total(count_plain(steps, trace.layers)),
+            )
+        )
+    return np.array(charges).T
+
+
+def _no_interval(lockstep: Lockstep) -> str:
+    groups, batch = len(lockstep.sizes), lockstep.batch
+    noun = "group" if groups == 1 else "groups"
+    return (
+        f"{groups} {noun} of {batch} documents; an interval needs {DOCUMENTS_NEEDED}, "
+        f"{DOCUMENTS_NEEDED * batch} documents"
+    )
