@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rule_examples import LAYERS, random_trace
 
+from offramp.costs.probes import PROBES
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
@@ -176,9 +177,10 @@ def timed(batches: tuple[int, ...] = (1, 4)) -> TimingsProfile:
         layer_seconds=layers * each[:, None],
         layer_seconds_per_position=0.0 * layers,
         head_seconds=each,
-        probe_seconds={},
-        lens_seconds=None,
-        key_value_seconds=None,
+        # Every part is timed: nothing has to be derived, and said to be.
+        probe_seconds=dict.fromkeys(PROBES, each),
+        lens_seconds=each,
+        key_value_seconds=layers * each[:, None],
         overhead_seconds=each,
     )
 
