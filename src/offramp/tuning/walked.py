@@ -66,15 +66,16 @@ def decaying(pool: Pool, starts: Sequence[Start]) -> Members:
 
 
 def dynamic(pool: Pool, starts: Sequence[Start]) -> Members:
-    """A threshold that follows the position, or the entropy of the tokens so far."""
+    """A threshold that follows the position, or the entropy of the tokens so far; slopes of three digits."""
     length = float(np.median(document_rows(pool.trace).lengths))
     for start in starts:
         spread = float(np.ptp(start.values)) or 0.1 * abs(start.values[0])
         for value, slope in itertools.product(start.values, (-spread, spread)):
             name = start.family.signal.name
-            yield Dynamic(name, value, start.exits, "position", slope / length, length / 2.0)
+            by_position, by_entropy = float(f"{slope / length:.3g}"), float(f"{slope:.3g}")
+            yield Dynamic(name, value, start.exits, "position", by_position, length / 2.0)
             if holds(pool.trace, "entropy"):
-                yield Dynamic(name, value, start.exits, "running_entropy", slope, 2.0)
+                yield Dynamic(name, value, start.exits, "running_entropy", by_entropy, 2.0)
 
 
 def monotone(pool: Pool, starts: Sequence[Start]) -> Members:
