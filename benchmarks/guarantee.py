@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.binding import heads_documents
+from offramp.policies.charging import machine_for
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -34,8 +36,7 @@ from offramp.tuning.pool import ROUNDING, Pool
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor
 from offramp.tuning.searching import search_pool
-from offramp.tuning.splits import heads_documents, split_roles
-from offramp.tuning.tune import find_hardware
+from offramp.tuning.splits import split_roles
 
 DELTAS = (0.1, 0.05)
 
@@ -60,7 +61,7 @@ class Population:
         drawn = rng.integers(0, self.rows.count, self.rows.count)
         starts, lengths = self.rows.starts[drawn], self.rows.lengths[drawn]
         rows = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
-        request = self.trace.provenance.get("request", {})
+        request = self.trace.request
         return Trace.from_facts(
             {name: fact[rows] for name, fact in self.facts.items()},
             document=np.repeat(np.arange(len(drawn)), lengths).astype(np.int32),
@@ -168,10 +169,11 @@ def main() -> None:
     }
     if options.trace is not None:
         trace = Trace.load(options.trace)
+        machine = None if options.hardware is None else machine_for(trace, options.hardware)
         for value in options.floors:
             started = time.perf_counter()
             floor = make_floor({"agreement": value})
-            world = Population(trace, floor, pricing_of(trace, find_hardware(trace, options.hardware)))
+            world = Population(trace, floor, pricing_of(trace, machine))
             result["population"] = {"documents": world.rows.count, "tokens": world.trace.token_count}
             outcome = tune_on_draws(world, floor, options.draws, options.seed)
             result[str(floor)] = outcome

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import offramp
+from offramp.policies.charging import machine_for
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import LeagueEntry
-from offramp.tuning.tune import find_hardware
 
 FLOORS = (0.99, 0.95, 0.90)
 COLUMNS = (
@@ -29,7 +29,7 @@ COLUMNS = (
 
 def workload_of(trace: offramp.Trace) -> tuple[str, str]:
     """The workload's name, and how its exits were read."""
-    request = trace.provenance["request"]
+    request = trace.request
     heads = request.get("heads") or {}
     return request["workload"]["name"], "linear lens" if heads.get("lens") else "logit lens"
 
@@ -122,7 +122,7 @@ def main() -> None:
         name, heads = workload_of(trace)
         leagues: dict[str, Sequence[LeagueEntry]] = {}
         for machine in options.machines.split(","):
-            leagues[machine] = offramp.league(trace, find_hardware(trace, machine), FLOORS)
+            leagues[machine] = offramp.league(trace, machine_for(trace, machine), FLOORS)
             found += [(name, heads, machine, entry) for entry in leagues[machine]]
         print_tables(name, heads, leagues)
     print_winners(found)

@@ -9,13 +9,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import InputError, OfframpError
+from offramp.errors import DamagedFileError, InputError, OfframpError
 
 TEMPORARY_PREFIX = ".writing-"
+
+SEAL = "sha256"
+"""Where a sealed JSON object holds the SHA-256 of everything else in it."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -82,6 +85,36 @@ def pretty_json(value: Any) -> str:
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write JSON with sorted keys in one step; a NaN is an error, not a file."""
     write_text_atomically(path, pretty_json(value))
+
+
+def seal_of(value: Mapping[str, Any], *, apart: Collection[str] = ()) -> str:
+    """SHA-256 of a JSON object but for the seal itself and the keys in `apart`."""
+    kept = {key: part for key, part in value.items() if key != SEAL and key not in apart}
+    return sha256_of_text(canonical_json(kept))
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any], *, apart: Collection[str] = ()) -> None:
+    """Write a JSON object with its own SHA-256 in one step (see `write_atomically`, `seal_of`)."""
+    write_text_atomically(path, pretty_json({**value, SEAL: seal_of(value, apart=apart)}))
+
+
+def read_sealed_json(
+    path: Path, damaged: Callable[[Path, str], DamagedFileError], *, apart: Collection[str] = ()
+) -> dict[str, Any]:
+    """The object that `write_sealed_json` wrote, without its seal.
+
+    Raises what `damaged` makes of the path and a reason, if its bytes are not those that were written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+        seal = value.pop(SEAL)
+        whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
+    if not whole:
+        raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+    return dict(value)
 
 
 def sync_folder(folder: Path) -> None:

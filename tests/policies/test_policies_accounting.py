@@ -16,12 +16,13 @@ from rule_examples import LAYERS, random_trace
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import PolicyError
+from offramp.files import seal_of
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.bill import Usage
 from offramp.policies.charging import exit_costs_without_probes, layers_executed, prices_of, walk_costs
 from offramp.policies.contract import check_policy
 from offramp.policies.frontier import frontier
-from offramp.policies.grammar import parse_policy, seal_of
+from offramp.policies.grammar import parse_policy
 from offramp.policies.repair import STRATEGIES, Run
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold

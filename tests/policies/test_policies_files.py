@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from offramp.errors import PolicyError
+from offramp.files import seal_of
 from offramp.policies import registry
-from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json, seal_of, write_policy
+from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json, write_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.reading import read_exit
 from offramp.policies.registry import policy_kinds

@@ -13,7 +13,8 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
-from offramp.policies.grammar import parse_policy, seal_of
+from offramp.files import seal_of
+from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
 from offramp.tuning.answers import meaning_of

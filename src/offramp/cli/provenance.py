@@ -44,7 +44,7 @@ def describe_request(traces: Mapping[str, Trace]) -> dict[str, Any]:
     """
     described = {}
     for name, trace in traces.items():
-        request = trace.provenance["request"]
+        request = trace.request
         described[name] = {
             **{key: request["workload"][key] for key in ("licence", "source", "fingerprint")},
             **{key: request[key] for key in ("tokens", "context", "document_tokens", "exits", "reductions")},

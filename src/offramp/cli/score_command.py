@@ -53,7 +53,7 @@ def _block(folder: Path, trace: Trace, card: ScoreCard) -> Table:
 
     from offramp.report.formats import counted, decimal, estimate_text, percent
 
-    request = trace.provenance["request"]
+    request = trace.request
     title = (
         f"{request['model']['name']} on {request['workload']['name']}: {counted(card.tokens, 'token')} of "
         f"{counted(card.documents, 'document')} at {counted(len(trace.exits), 'exit')}\n{folder}"

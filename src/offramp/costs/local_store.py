@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -12,12 +11,11 @@ from typing import Any
 
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, pretty_json, sha256_of_text, write_text_atomically
+from offramp.files import canonical_json, read_sealed_json, sha256_of_text, write_sealed_json
 from offramp.models.dense_cache import cache_folder
 
 LOCAL = "local"
 FOLDER = "hardware"
-SEAL = "sha256"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
@@ -51,8 +49,7 @@ def save_local_profile(profile: TimingsProfile) -> Path:
     key = sha256_of_text(canonical_json(details["machine"]))[:12]
     path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    value = profile.to_json()
-    write_text_atomically(path, pretty_json({**value, SEAL: _seal(value)}))
+    write_sealed_json(path, profile.to_json())
     return path
 
 
@@ -115,21 +112,8 @@ def _machine_text(machine: dict[str, Any]) -> str:
     return f"{machine['processor']} with {machine['threads']} threads and torch {machine['torch']}"
 
 
-def _seal(value: dict[str, Any]) -> str:
-    return sha256_of_text(canonical_json(value))
-
-
 def _read(path: Path) -> TimingsProfile:
-    try:
-        text = path.read_bytes().decode("utf-8")
-        value = json.loads(text)
-        seal = value.pop(SEAL)
-        whole = seal == _seal(value) and text == pretty_json({**value, SEAL: seal})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
-    if not whole:
-        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return TimingsProfile.from_json(value)
+    return TimingsProfile.from_json(read_sealed_json(path, _damaged))
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

@@ -23,7 +23,7 @@ def base_of(trace: Trace) -> dict[str, Any]:
 
     The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, None without any.
     """
-    request = trace.provenance.get("request") or {}
+    request = trace.request
     heads = request.get("heads")
     kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
@@ -31,8 +31,14 @@ def base_of(trace: Trace) -> dict[str, Any]:
 
 def document_digest(trace: Trace, place: int) -> str:
     """SHA-256 of a document's id and workload, by which a tuned policy knows what it was tuned on."""
-    workload = (trace.provenance.get("request") or {}).get("workload", {}).get("fingerprint")
+    workload = trace.request.get("workload", {}).get("fingerprint")
     return sha256_of_text(canonical_json([workload, trace.documents[place].id]))
+
+
+def heads_documents(trace: Trace) -> frozenset[str]:
+    """Ids of this workload's documents that the trace's exit heads were fitted on."""
+    documents = (trace.request.get("heads") or {}).get("documents") or {}
+    return frozenset(documents.get(trace.request.get("workload", {}).get("fingerprint"), ()))
 
 
 def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
@@ -42,9 +48,7 @@ def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str
     """
     places = np.unique(trace.document).tolist()
     known = {digest for digests in tuned_on.values() for digest in digests}
-    request = trace.provenance.get("request") or {}
-    workload = (request.get("workload") or {}).get("fingerprint")
-    fitted = set(((request.get("heads") or {}).get("documents") or {}).get(workload, ()))
+    fitted = heads_documents(trace)
     counts = {
         "the policy was tuned on": sum(document_digest(trace, place) in known for place in places),
         "the exit heads were fitted on": sum(trace.documents[place].id in fitted for place in places),

@@ -93,7 +93,7 @@ def probes_made(walk: Walk) -> NDArray[np.int64]:
 
 def has_lens(trace: Trace) -> bool:
     """Whether the trace's exits below L were read through a linear lens."""
-    heads = trace.provenance.get("request", {}).get("heads")
+    heads = trace.request.get("heads")
     return bool(heads and heads.get("lens"))
 
 
@@ -160,6 +160,6 @@ def machine_for(trace: Trace, machine: Machine | str) -> Machine:
     """
     if not isinstance(machine, str):
         return machine
-    request = trace.provenance.get("request", {})
+    request = trace.request
     fingerprint = request.get("model", {}).get("fingerprint")
     return find_machine(machine, model_fingerprint=fingerprint, dtype=request.get("dtype"))

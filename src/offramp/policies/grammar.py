@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
-from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.files import SEAL, seal_of, write_json_atomically
 from offramp.policies.binding import require_base
 from offramp.policies.policy import ExitPolicy, ParameterError, text_of
 from offramp.policies.reading import require_balanced, split_outside_brackets
@@ -25,8 +25,6 @@ from offramp.tracing.trace import Trace
 SCHEMA_VERSION = 1
 TUNED_SCHEMA_VERSION = 2
 """That of a file of the tuner, which holds a policy among other things."""
-SEAL = "sha256"
-"""Where the tuner's file holds the SHA-256 of everything else in it."""
 
 
 def parse_policy(text: str) -> ExitPolicy:
@@ -152,11 +150,6 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
     if version is True or version != SCHEMA_VERSION:
         raise _no_policy_file(where)
     return _plain_policy(value, where)
-
-
-def seal_of(tuned: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a tuned policy's object but the seal itself."""
-    return sha256_of_text(canonical_json({key: part for key, part in tuned.items() if key != SEAL}))
 
 
 def _policy_within(value: Any, where: str) -> ExitPolicy:

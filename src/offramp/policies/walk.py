@@ -53,7 +53,7 @@ def probed_facts(policy: ExitPolicy, layers: int) -> dict[int, tuple[str, ...]]:
 
 def task_of(trace: Trace) -> str | None:
     """The workload class of a trace: its workload's name, None if it is unknown."""
-    request = trace.provenance.get("request") or {}
+    request = trace.request
     name = (request.get("workload") or {}).get("name")
     return None if name is None else str(name)
 
@@ -170,7 +170,7 @@ def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) ->
     """
     full = [exit for exit, facts in checked.items() if FULL_HEAD in probes_of(facts)]
     traced = [int(exit) for exit in trace.exits]
-    heads = (trace.provenance.get("request") or {}).get("heads") or {}
+    heads = trace.request.get("heads") or {}
     candidates = heads.get("candidate_exit")
     where = str(trace.folder or "the trace")
     for exit, facts in checked.items():

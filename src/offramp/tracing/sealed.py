@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from offramp import files
 from offramp.errors import DamagedFileError
-from offramp.files import canonical_json, pretty_json, sha256_of_text, write_text_atomically
-
-SEAL = "sha256"
 
 TIMESTAMPS = "timestamps"
 """Left out of the seal, so that two runs that measure the same write the same seal."""
 
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object with its seal in one step (see `write_atomically`)."""
-    write_text_atomically(path, pretty_json({**value, SEAL: _seal(value)}))
+    """Write a JSON object of a trace with its seal in one step (see `offramp.files.write_sealed_json`)."""
+    files.write_sealed_json(path, value, apart=(TIMESTAMPS,))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
@@ -25,20 +22,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
     Raises DamagedFileError, naming the file, if its bytes are not those that were written.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-        value = json.loads(text)
-        seal = value.pop(SEAL)
-        whole = seal == _seal(value) and text == pretty_json({**value, SEAL: seal})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
-    if not whole:
-        raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return dict(value)
-
-
-def _seal(value: dict[str, Any]) -> str:
-    return sha256_of_text(canonical_json({key: part for key, part in value.items() if key != TIMESTAMPS}))
+    return files.read_sealed_json(path, damaged, apart=(TIMESTAMPS,))
 
 
 def damaged(path: Path, why: str) -> DamagedFileError:

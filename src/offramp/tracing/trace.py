@@ -132,6 +132,11 @@ class Trace:
         )
 
     @property
+    def request(self) -> Mapping[str, Any]:
+        """What the trace answers, as its manifest holds it; empty for a trace made of facts alone."""
+        return self.provenance.get("request") or {}
+
+    @property
     def layers(self) -> int:
         """L, the number of decoder layers; exit L is the full model."""
         return len(self.shape.layers)

@@ -65,7 +65,7 @@ def firing_exits(signal: Signal, exits: Exits) -> Exits:
 
 def opening_exit(trace: Trace) -> int | None:
     """The exit whose best tokens are the candidates of the trace's candidate head, if that was recorded."""
-    heads = trace.provenance.get("request", {}).get("heads")
+    heads = trace.request.get("heads")
     opener = heads.get("candidate_exit") if heads else None
     if opener is None or opener not in trace.exits:
         return None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.binding import require_base
+from offramp.policies.binding import heads_documents, require_base
 from offramp.policies.charging import machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -23,7 +23,7 @@ from offramp.tuning.prediction_notes import prediction_notes
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, FloorAnswer, Prediction, Tuned
 from offramp.tuning.shift import shift_rows
-from offramp.tuning.splits import heads_documents, require_disjoint, require_seed, seen_documents, traced
+from offramp.tuning.splits import require_disjoint, require_seed, seen_documents, traced
 from offramp.tuning.tuned_file import is_tuned_file, read_tuned
 
 DELTA = 0.1
@@ -88,7 +88,7 @@ def predict(
     answer = _floor_answer(floor, low, high)
     return Prediction(
         policy=str(decides),
-        workload=str(trace.provenance.get("request", {}).get("workload", {}).get("name", "unknown")),
+        workload=str(trace.request.get("workload", {}).get("name", "unknown")),
         machine=pricing.machine,
         batch=pricing.batch,
         floor=floor,

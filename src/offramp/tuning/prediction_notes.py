@@ -62,7 +62,7 @@ def prediction_notes(
 
 def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[str]:
     """Where this differs from what the policy was tuned for, and where it does not."""
-    request = trace.provenance.get("request", {})
+    request = trace.request
     workload = request.get("workload", {})
     fingerprint = workload.get("fingerprint")
     if fingerprint is not None and fingerprint == tuned.workload.get("fingerprint"):

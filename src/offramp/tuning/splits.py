@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.policies.binding import document_digest, heads_documents
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 
@@ -114,27 +114,16 @@ def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:
     return np.sort(shuffled[:half]), np.sort(shuffled[half:])
 
 
-def heads_documents(trace: Trace) -> frozenset[str]:
-    """Ids of this workload's documents that the trace's exit heads were fitted on."""
-    request = trace.provenance.get("request", {})
-    heads = request.get("heads")
-    if not heads:
-        return frozenset()
-    fingerprint = request.get("workload", {}).get("fingerprint")
-    return frozenset(heads.get("documents", {}).get(fingerprint, ()))
-
-
 def digests(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
-    """SHA-256 of each document's id and workload, sorted."""
-    workload = trace.provenance.get("request", {}).get("workload", {}).get("fingerprint")
-    return tuple(
-        sorted(sha256_of_text(canonical_json([workload, trace.documents[int(place)].id])) for place in places)
-    )
+    """`document_digest` of some documents, sorted."""
+    return tuple(sorted(document_digest(trace, int(place)) for place in places))
 
 
 def seen_documents(trace: Trace, document_digests: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     """Ids of the trace's documents that tuning used, by role (see `Tuned.document_digests`)."""
-    by_digest = {digests(trace, [place])[0]: trace.documents[int(place)].id for place in traced(trace)}
+    by_digest = {
+        document_digest(trace, int(place)): trace.documents[int(place)].id for place in traced(trace)
+    }
     return {
         role: [by_digest[digest] for digest in known if digest in by_digest]
         for role, known in document_digests.items()

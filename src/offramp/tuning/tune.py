@@ -11,6 +11,7 @@ import numpy as np
 
 from offramp.costs.machine import Machine
 from offramp.policies.binding import base_of
+from offramp.policies.charging import machine_for
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
@@ -68,26 +69,11 @@ def tune(
     require_delta(delta)
     require_seed(seed)
     require_policies(trace)
-    machine = find_hardware(trace, hardware)
+    machine = None if hardware is None else machine_for(trace, hardware)
     pricing = pricing_of(trace, machine, batch, kv)
     roles = split_roles(trace, seed)
     job = _Job(trace, floor, pricing, rule, delta, seed, roles)
     return job.result(machine, kv)
-
-
-def find_hardware(trace: Trace, hardware: str | Machine | None) -> Machine | None:
-    """The machine of that name, for the trace's model where it is "local".
-
-    Raises InputError for an unknown machine, or a local profile that was not measured yet.
-    """
-    if not isinstance(hardware, str):
-        return hardware
-    from offramp.costs.hardware import find_machine
-
-    request = trace.provenance.get("request", {})
-    return find_machine(
-        hardware, model_fingerprint=request.get("model", {}).get("fingerprint"), dtype=request.get("dtype")
-    )
 
 
 @dataclass
@@ -110,7 +96,7 @@ class _Job:
         chosen = None if tested.chosen is None else candidates[tested.chosen]
         policy: ExitPolicy = Never() if chosen is None else chosen.policy
         held = self._report(policy, machine)
-        request = self.trace.provenance.get("request", {})
+        request = self.trace.request
         return Tuned(
             floor=self.floor,
             policy_text=str(policy),
@@ -195,8 +181,7 @@ class _Job:
 
     def _assumption(self) -> str:
         """What the certificate takes for granted."""
-        request = self.trace.provenance.get("request", {})
-        name = request.get("workload", {}).get("name", "this workload")
+        name = self.trace.request.get("workload", {}).get("name", "this workload")
         generated = bool(self.trace.generated.any())
         forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
         lengths = document_rows(self.trace).lengths
@@ -234,7 +219,7 @@ class _Job:
 
 def _fitted_elsewhere(trace: Trace) -> int:
     """Documents of other workloads that the trace's exit heads were fitted on."""
-    request = trace.provenance.get("request", {})
+    request = trace.request
     own = request.get("workload", {}).get("fingerprint")
     by_workload = (request.get("heads") or {}).get("documents", {})
     return sum(len(ids) for workload, ids in by_workload.items() if workload != own)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import canonical_json, write_json_atomically
-from offramp.policies.grammar import SEAL, TUNED_SCHEMA_VERSION, seal_of
+from offramp.files import SEAL, canonical_json, seal_of, write_sealed_json
+from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
 
@@ -31,8 +31,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
 
 def write_tuned(path: Path, tuned: Tuned) -> None:
     """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
-    value = to_json(tuned)
-    write_json_atomically(path, {**value, SEAL: seal_of(value)})
+    write_sealed_json(path, to_json(tuned))
 
 
 def is_tuned_file(path: Path) -> bool:
