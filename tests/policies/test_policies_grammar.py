@@ -23,6 +23,7 @@ from offramp.policies.rules.dynamic import Dynamic
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.oracle import Oracle
 from offramp.policies.rules.patience import Patience, Sustained
+from offramp.policies.rules.shortlist import ShortList
 from offramp.policies.rules.tasks import Tasks
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.policies.rules.votes import Votes
@@ -114,6 +115,7 @@ def test_every_kind_is_read_from_its_text() -> None:
         "sustained:signal=margin,value=0.9,times=2,exits=all": Sustained("margin", 0.9, 2, "all"),
         "minimum:exit=12,policy=[never]": Minimum(12, Never()),
         "monotone:policy=[static:exit=3]": Monotone(StaticExit(3)),
+        "shortlist:policy=[static:exit=3]": ShortList(StaticExit(3)),
         VOTES: Votes(2, (Threshold("margin", 0.9, (10, 15)), Patience(2, (10, 15, 20)))),
         "tasks:names=code+chat,policies=[static:exit=3]+[never],fallback=[static:exit=9]": Tasks(
             ("code", "chat"), (StaticExit(3), Never()), StaticExit(9)

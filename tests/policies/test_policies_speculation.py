@@ -44,7 +44,7 @@ def test_a_bill_by_hand() -> None:
     # One round: drafts leave at 1 (full head) and 3 (cosine, then the head), the third token goes through.
     walk = Walk(np.array([1, 3, 4]), MARGIN)
     rounds = find_rounds(walk.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 4)
-    assert lines(count_rounds(walk, rounds, LAYERS, 4)) == [
+    assert lines(count_rounds(walk, rounds, LAYERS)) == [
         ("overhead", "", 1, 2, 7.0),
         ("overhead", "", 3, 1, 9.0),
         # Layer 1 once for each; layers 2 and 3 for both drafts as the second runs, then for the third token.
@@ -62,10 +62,32 @@ def test_a_bill_by_hand() -> None:
     ]
 
 
+def test_the_row_after_a_full_draft_is_asked_and_runs_to_the_end() -> None:
+    # It would leave at exit 3: both probes up to there are paid, but no exit head.
+    walk = Walk(np.array([1, 3, 1]), MARGIN)
+    rounds = find_rounds(walk.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 1)
+    assert list(zip(rounds.start.tolist(), rounds.closed.tolist(), strict=True)) == [(0, True), (2, False)]
+    assert lines(count_rounds(walk, rounds, LAYERS)) == [
+        ("overhead", "", 1, 3, 7.0),
+        ("overhead", "", 2, 1, 8.0),
+        ("layers", "layer 1", 1, 3, 100.0),
+        ("layers", "layer 2", 1, 1, 110.0),
+        ("layers", "layer 3", 1, 1, 120.0),
+        ("layers", "layer 4", 1, 1, 130.0),
+        ("layers", "layer 2", 2, 1, 115.0),
+        ("layers", "layer 3", 2, 1, 125.0),
+        ("layers", "layer 4", 2, 1, 135.0),
+        ("probe", "exit 1", 1, 3, 1007.0),
+        ("probe", "exit 3", 1, 1, 2.0),
+        ("final head", "exit 4", 1, 1, 1000.0),
+        ("final head", "exit 4", 2, 1, 1020.0),
+    ]
+
+
 def test_the_last_drafts_of_a_document_are_verified_by_a_step_of_their_own() -> None:
     walk = Walk(np.array([2, 2]), {})
     rounds = find_rounds(walk.exits, np.ones(2, bool), np.zeros(2, np.int32), LAYERS, 4)
-    assert lines(count_rounds(walk, rounds, LAYERS, 4)) == [
+    assert lines(count_rounds(walk, rounds, LAYERS)) == [
         ("overhead", "", 1, 2, 7.0),
         ("overhead", "", 2, 1, 8.0),
         ("layers", "layer 1", 1, 2, 100.0),
@@ -116,7 +138,7 @@ def decode(walk: Walk, agrees: Any, document: Any, draft_length: int) -> dict[It
             row += 1
         drafts = list(lacking)
         closing = row < end
-        if closing and len(drafts) < draft_length:
+        if closing:
             check(row, LAYERS)
         for layer in range(1, LAYERS + 1):
             if closing or any(layer in layers for layers in lacking.values()):
@@ -140,7 +162,7 @@ def test_counted_rounds_are_those_of_a_played_decoder(seed: int, draft_length: i
     probed = (exits[:, None] >= np.array([1, 3])) & (generator.random((tokens, 2)) < 0.7)
     walk = Walk(exits, MARGIN, probed if some else None)
     rounds = find_rounds(exits, agrees, document, LAYERS, draft_length)
-    counted = count_rounds(walk, rounds, LAYERS, draft_length)
+    counted = count_rounds(walk, rounds, LAYERS)
     assert {item: count for item, count in counted.items() if count} == decode(
         walk, agrees, document, draft_length
     )

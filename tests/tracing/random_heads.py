@@ -14,7 +14,14 @@ from offramp.tracing.features import CANDIDATES
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
 HIDDEN_UNITS = {"correctness_network": 6, "candidate_score": 5}
-ALL_FACTS = ("adainfer", "candidate_score", "convergence", "correctness", "correctness_network")
+ALL_FACTS = (
+    "adainfer",
+    "candidate_score",
+    "convergence",
+    "correctness",
+    "correctness_network",
+    "short_correctness",
+)
 
 
 def random_heads(

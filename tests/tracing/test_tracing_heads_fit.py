@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.features import SHORTLIST
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.kinds import KINDS
 from offramp.tracing.fitting.readings import take_readings
+from offramp.tracing.fitting.shortlist import choose_shortlist
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.tracer import trace
 from offramp.workloads.packing import Context
@@ -87,18 +90,41 @@ def test_readings_are_what_a_trace_of_the_same_tokens_says(fitted: ExitHeads) ->
     model, workload = tiny_llama(), texts(6)
     traced = trace(model, workload, tokens=100, heads=fitted, progress=False)
     planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
-    readings = take_readings(model, planned.contexts, (1, 2), fitted.lens, None, lambda tokens: None)
+    readings = take_readings(
+        model, planned.contexts, (1, 2), fitted.lens, None, torch.arange(20), lambda tokens: None
+    )
     np.testing.assert_array_equal(readings.agrees, traced.agreement[:, :-1])
     np.testing.assert_allclose(readings.max_prob, traced.max_prob[:, :-1], rtol=1e-4)
     np.testing.assert_allclose(readings.margin, traced.margin[:, :-1], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(readings.cosine, traced.hidden_cosine_to_final[:, :-1], rtol=1e-4)
     np.testing.assert_array_equal(readings.document, traced.document)
+    listed = trace(
+        model,
+        workload,
+        tokens=100,
+        heads=dataclasses.replace(fitted, shortlist=np.arange(20, dtype=np.int32)),
+        signals=["restricted"],
+        progress=False,
+    )
+    short = listed.restricted_top1[:, :-1] == listed.top1[:, -1:]
+    assert short.any()
+    np.testing.assert_array_equal(readings.short_agrees, short)
+
+
+def test_the_short_list_holds_the_tokens_that_follow_most_often() -> None:
+    planned = plan_rows(tiny_llama(), [(texts(6), texts(6).documents)], 100, context=None, shown=False)
+    followed = Counter(token for context in planned.contexts for token in context.next_tokens)
+    found = choose_shortlist(planned, 5000)
+    assert len(found) == SHORTLIST
+    assert set(followed) <= set(found.tolist())
+    filled = [token for token in range(5000) if token not in followed][: SHORTLIST - len(followed)]
+    assert found.tolist() == sorted([*followed, *filled])
 
 
 def test_candidates_are_the_best_tokens_of_the_candidate_exit(fitted: ExitHeads) -> None:
     model, workload = tiny_llama(), texts(4)
     planned = plan_rows(model, [(workload, workload.documents)], 60, context=None, shown=False)
-    readings = take_readings(model, planned.contexts, (1, 2), None, 0, lambda tokens: None)
+    readings = take_readings(model, planned.contexts, (1, 2), None, 0, torch.arange(20), lambda tokens: None)
     states, _ = states_by_hand(model, planned.contexts)
     logits = [model.stack.readout(torch.from_numpy(layer).float()[None])[0] for layer in states[:2]]
     tokens = logits[0].topk(8, dim=-1).indices
@@ -111,13 +137,16 @@ def test_candidates_are_the_best_tokens_of_the_candidate_exit(fitted: ExitHeads)
 def test_each_kind_predicts_its_own_label() -> None:
     model, workload = tiny_llama(), texts(6)
     planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
-    readings = take_readings(model, planned.contexts, (1, 2), None, None, lambda tokens: None)
+    readings = take_readings(
+        model, planned.contexts, (1, 2), None, None, torch.arange(20), lambda tokens: None
+    )
     cosine = torch.linspace(0.9, 1.0, 100)[:, None].expand(-1, 2)
     changed = dataclasses.replace(readings, cosine=cosine)
     np.testing.assert_array_equal(KINDS["convergence"].labels(changed, 1), cosine[:, 1].numpy() > 0.98)
     assert 0 < KINDS["convergence"].labels(changed, 1).sum() < 100
     for name in ("correctness", "correctness_network", "adainfer", "candidate_score"):
         np.testing.assert_array_equal(KINDS[name].labels(changed, 1), readings.agrees[:, 1])
+    np.testing.assert_array_equal(KINDS["short_correctness"].labels(changed, 1), readings.short_agrees[:, 1])
     states, _ = states_by_hand(model, planned.contexts)
     np.testing.assert_allclose(KINDS["correctness"].features(changed, 1), states[1], rtol=1e-4, atol=1e-5)
     assert set(KINDS) == {fact.name for fact in HEAD_FACTS}

@@ -16,10 +16,11 @@ from offramp.policies.charging import exit_costs, walk_costs
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
+from offramp.policies.short_list import costs_for
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
-from offramp.tuning.certify import order_places, search_targets
+from offramp.tuning.certify import order_places, policy_losses, search_targets
 from offramp.tuning.curves import curve, make_grid
 from offramp.tuning.exit_sets import fitting_sets, recorded_signals
 from offramp.tuning.families import ThresholdFamily
@@ -116,8 +117,10 @@ def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
     assert {"static exit", "patience", "votes"} <= {scored.family for scored in pool.found}
     for scored in pool.found[:: max(1, len(pool.found) // 40)]:
         walked = walk(scored.policy, trace)
-        assert scored.cost == pytest.approx(float(walk_costs(pool.pricing.costs, walked).mean()), rel=1e-9)
-        assert scored.risk == pytest.approx(pool.evidence.risk_of(walked.exits), abs=1e-6)
+        costs = costs_for(scored.policy, pool.pricing.costs)
+        assert scored.cost == pytest.approx(float(walk_costs(costs, walked).mean()), rel=1e-9)
+        losses = policy_losses(trace, scored.policy, FLOOR)
+        assert scored.risk == pytest.approx(float(losses.mean()), abs=1e-6)
         assert scored.skip_ratio == pytest.approx(1 - walked.exits.mean() / 6)
 
 

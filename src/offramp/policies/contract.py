@@ -24,6 +24,8 @@ DEPTHS = (2, 3, 6, 12, 24, 40, 80, 160)
 LENGTHS = (12, 7, 16, 1)
 """Tokens of the documents of each random trace."""
 TRACES_PER_DEPTH = 3
+CUTS = 4
+"""Places from which on the tokens of a random trace are exchanged for others, one after the other."""
 
 
 def check_policy(policy: ExitPolicy) -> ExitPolicy:
@@ -160,10 +162,10 @@ def _check_decisions(
     deeper = trace.exits[None, :] > walked.exits[:, None]
     if not np.array_equal(walk(policy, _changed(trace, other, deeper)).exits, walked.exits):
         raise _broken(own, "a choice depends on exits deeper than the one it takes")
-    cut = int(generator.integers(1, trace.token_count))
-    later = np.broadcast_to(np.arange(trace.token_count)[:, None] >= cut, deeper.shape)
-    if not np.array_equal(walk(policy, _changed(trace, other, later)).exits[:cut], walked.exits[:cut]):
-        raise _broken(own, "a choice depends on later tokens")
+    for cut in generator.choice(np.arange(1, trace.token_count), CUTS, replace=False).tolist():
+        later = np.broadcast_to(np.arange(trace.token_count)[:, None] >= cut, deeper.shape)
+        if not np.array_equal(walk(policy, _changed(trace, other, later)).exits[:cut], walked.exits[:cut]):
+            raise _broken(own, "a choice depends on later tokens")
     if not np.array_equal(walk(_Spoiled(own), trace).exits, walked.exits):
         raise _broken(own, "a choice depends on facts of streams that read none, having left or not checking")
 

@@ -112,6 +112,11 @@ class ExitPolicy(ABC):
         return False
 
     @property
+    def short_list(self) -> bool:
+        """Whether a token that leaves early gets the best token of the short list, not of the whole head."""
+        return False
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """Facts at exit L that `Decider.end` is given, of tokens that ran so far.
 

@@ -15,6 +15,7 @@ from offramp.policies.rules.dynamic import Dynamic
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.oracle import Oracle
 from offramp.policies.rules.patience import Patience, Sustained
+from offramp.policies.rules.shortlist import ShortList
 from offramp.policies.rules.tasks import Tasks
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.policies.rules.votes import Votes
@@ -36,6 +37,7 @@ BUILT_IN: tuple[type[ExitPolicy], ...] = (
     Minimum,
     Monotone,
     Votes,
+    ShortList,
     Tasks,
     Oracle,
 )

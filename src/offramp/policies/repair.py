@@ -72,7 +72,7 @@ def _speculate(run: Run) -> Usage:
     columns = np.searchsorted(trace.exits, run.walk.exits)
     agrees = trace.agreement[np.arange(trace.token_count), columns]
     rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
-    usage = count_rounds(run.walk, rounds, trace.layers, run.draft_length)
+    usage = count_rounds(run.walk, rounds, trace.layers)
     return _one_by_one(usage, trace.shape)
 
 

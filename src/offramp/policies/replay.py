@@ -28,6 +28,7 @@ from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
 from offramp.policies.results import ReplayResult
+from offramp.policies.short_list import prices_for, seen_by
 from offramp.policies.signals import suggest
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import fact_of
@@ -70,13 +71,14 @@ def replay(
     else:
         in_bytes, in_flops = _only_one_row(costs.bytes), _only_one_row(costs.flops)
     own = policy.for_task(task_of(trace))
+    trace = seen_by(own, trace)
     steps = group_into_steps(trace.document, batch, seed)
     walked = BATCHINGS[batching](walk(own, trace), steps)
     run = Run(trace, own, walked, steps, draft_length)
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
     unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
-    at = in_bytes if machine is None else seconds_at(trace, machine)
+    at = prices_for(own, in_bytes if machine is None else seconds_at(trace, machine))
     bill = make_bill(usage, plain, at, trace.token_count)
     unprobed = make_bill(unchecked, plain, at, trace.token_count)
     quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)
@@ -87,7 +89,7 @@ def replay(
         probes=probes_made(walked),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
         predicted_speedup=bill.speedup,
-        predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
+        predicted_speedup_flops=make_bill(usage, plain, prices_for(own, in_flops), trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / bill.total,
         agreement=quality.agreement,

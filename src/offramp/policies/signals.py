@@ -175,6 +175,14 @@ SIGNALS: dict[str, Signal] = {
             "the same with a small network",
         ),
         Signal(
+            "short_correctness",
+            "short_correctness",
+            "at least",
+            "classifier",
+            "probability",
+            "logistic classifier, on the hidden state, of agreement by the short list's best token",
+        ),
+        Signal(
             "adainfer",
             "adainfer",
             "at least",

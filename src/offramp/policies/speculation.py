@@ -64,21 +64,23 @@ def find_rounds(
     return Rounds(start, drafts[start].astype(np.int64), closed[start])
 
 
-def count_rounds(walk: Walk, rounds: Rounds, layers: int, draft_length: int) -> Usage:
+def count_rounds(walk: Walk, rounds: Rounds, layers: int) -> Usage:
     """What the rounds run.
 
-    Each draft runs layers 1 to its exit, with its probes and its exit's head, as one row. A layer above is
+    Each draft runs layers 1 to its exit, with its probes and its exit's head, as one row. The row that closes
+    a round pays the same probes, also after a full draft, so that every token is asked. A layer above is
     run for it together with the first later row of the round that runs that layer, so that every row finds
     the K and V that it attends to; the row that closes the round runs all layers, the last of a document's
     drafts are verified by a step of their own. The final head is then made for all rows of the round. Each
     row is priced as a sequence of its own, although rows of one document read its K and V together.
     """
     drafted = np.repeat(rounds.start, rounds.drafts) + _counting(rounds.drafts)
-    # After a full draft the closing row is not checked: it runs to exit L in any case.
-    checked = rounds.closed & (rounds.drafts < draft_length)
-    rows = np.concatenate([drafted, rounds.start[checked] + rounds.drafts[checked]])
+    closing = (rounds.start + rounds.drafts)[rounds.closed]
+    rows = np.concatenate([drafted, closing])
+    # Wherever the policy lets a closing row leave, it runs to exit L and needs no exit's head.
+    exits = np.where(np.arange(len(rows)) < len(drafted), walk.exits[rows], layers)
     probed = [walk.probed_at(place)[rows] for place in range(len(walk.needs))]
-    shallow = Walk(walk.exits[rows], walk.needs, np.stack(probed, axis=1) if probed else None)
+    shallow = Walk(exits, walk.needs, np.stack(probed, axis=1) if probed else None)
     alone = count_steps(shallow, np.arange(len(rows), dtype=np.int64), layers, repair=False)
     usage: Usage = Usage(
         {item: count for item, count in alone.items() if item.part in ("probe", "exit head")}

@@ -104,6 +104,10 @@ SIGNAL_FACTS: dict[str, tuple[Fact, ...]] = {
 HEAD_FACTS: tuple[Fact, ...] = (
     _from_heads("correctness", "logistic classifier of agreement, on the hidden state"),
     _from_heads("correctness_network", "small network that predicts agreement, on the hidden state"),
+    _from_heads(
+        "short_correctness",
+        "logistic classifier, on the hidden state, of agreement by the short list's best token",
+    ),
     _from_heads("adainfer", "classifier of agreement on p1 and p1 - p2"),
     _from_heads("candidate_score", "network that predicts agreement from a few candidate tokens' logits"),
     _from_heads("convergence", "classifier of cos(h, h_L) > 0.98, on the hidden state"),

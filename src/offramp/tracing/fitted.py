@@ -15,7 +15,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.features import CANDIDATES, apply_lens, classifier_probability
 
-HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network")
+HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "short_correctness")
 """Facts whose classifier looks at the hidden state as the layer gave it."""
 
 

@@ -42,6 +42,9 @@ class Marginal:
     block_of_document: NDArray[np.int64]
 
 
+TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
+
+
 class Trace:
     """Facts as numpy arrays [tokens, exits], read when first asked for.
 
@@ -214,6 +217,21 @@ class Trace:
         documents = sum(document.valid for document in self.documents)
         return f"Trace({self.token_count:,} tokens of {documents:,} documents at {len(self.exits)} exits)"
 
+    def with_facts(self, facts: Callable[[str], FactArray]) -> Trace:
+        """The same rows and exits with other facts of the same names."""
+        return Trace(
+            exits=self.exits,
+            tokens={name: getattr(self, name) for name in TOKEN_COLUMNS},
+            facts=facts,
+            documents=self.documents,
+            marginal=lambda: self.marginal,
+            shape=self.shape,
+            provenance=self.provenance,
+            folder=self.folder,
+            document_facts=self._document_facts,
+            fact_names=self.fact_names,
+        )
+
     def subset(self, documents: NDArray[np.int64]) -> Trace:
         """The rows of some documents, in their old order; the marginal stays that of the whole trace.
 
@@ -222,10 +240,7 @@ class Trace:
         rows = np.flatnonzero(np.isin(self.document, documents))
         return Trace(
             exits=self.exits,
-            tokens={
-                name: getattr(self, name)[rows]
-                for name in ("token", "next_token", "document", "position", "generated")
-            },
+            tokens={name: getattr(self, name)[rows] for name in TOKEN_COLUMNS},
             facts=lambda name: self.fact(name)[rows],
             documents=self.documents,
             marginal=lambda: self.marginal,

@@ -14,8 +14,9 @@ from offramp.errors import InputError
 from offramp.policies.charging import check_price
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.short_list import costs_for
 from offramp.policies.signals import probes_of
-from offramp.policies.walk import Walk, walk
+from offramp.policies.walk import Walk, task_of, walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.results import BreakEven
@@ -92,6 +93,7 @@ def break_even(
     require_target(target)
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     walked = walk(policy, trace)
+    costs = costs_for(policy.for_task(task_of(trace)), costs)
     rows = [] if not walked.needs else [_probe_row(str(policy), walked, costs, target)]
     return (*rows, *(_row(str(policy), lever, walked, costs, target) for lever in LEVERS))
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import walk
+from offramp.policies.short_list import seen_by
+from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
@@ -58,12 +59,18 @@ def losses_in_order(
 ) -> Losses:
     """Each document's loss under each policy: float64 [documents, policies], documents as in `places`."""
     held = trace.subset(places)
-    losses = token_losses(held, floor)
+    token_losses(held, floor)  # refuses a trace that lacks what the floor needs
     rows = document_rows(held)
     where = {int(place): position for position, place in enumerate(rows.index)}
     order = np.array([where[int(place)] for place in places], dtype=np.int64)
-    columns = [document_losses(held, losses, walk(policy, held).exits)[order] for policy in policies]
+    columns = [policy_losses(held, policy, floor)[order] for policy in policies]
     return np.stack(columns, axis=1) if columns else np.zeros((len(order), 0))
+
+
+def policy_losses(trace: Trace, policy: ExitPolicy, floor: Floor) -> NDArray[np.float64]:
+    """Mean loss of each document's tokens under a policy, in [0, 1]: float64 [documents], canonical order."""
+    seen = seen_by(policy.for_task(task_of(trace)), trace)
+    return document_losses(seen, token_losses(seen, floor), walk(policy, seen).exits)
 
 
 @dataclass(frozen=True)

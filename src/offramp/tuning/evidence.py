@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from offramp.policies.charging import layers_executed
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.threshold import Threshold
+from offramp.policies.short_list import read_short
 from offramp.policies.signals import Signal
 from offramp.policies.walk import Walk, walk
 from offramp.scoring.documents import document_rows
@@ -89,6 +90,11 @@ class Evidence:
         """Mean loss over documents of tokens that leave at these layers: int64 [tokens]."""
         taken = self.losses[np.arange(len(exits)), np.searchsorted(self.trace.exits, exits)]
         return float(taken @ self.weights)
+
+    @cached_property
+    def short_list(self) -> Evidence:
+        """The same documents with exits below L read off the short list."""
+        return Evidence(read_short(self.trace), self.floor)
 
     @cached_property
     def screening(self) -> Evidence:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from offramp.policies.charging import layers_executed
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk, walk
+from offramp.policies.short_list import seen_by
+from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
@@ -54,6 +55,8 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
 
     Raises PolicyError if the policy does not fit the trace, InputError for a trace without tokens.
     """
+    own = policy.for_task(task_of(trace))
+    trace, pricing = seen_by(own, trace), pricing.paid_by(own)
     rows = document_rows(trace)
     walked = walk(policy, trace)
     exits = walked.exits

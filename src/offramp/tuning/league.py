@@ -68,6 +68,6 @@ def _judged(
         seconds_per_token=pricing.plain if held.cost.value is None else held.cost.value,
         probe_share=held.probe_share,
         probe_seconds=held.probe_cost,
-        parts=pricing.parts(held.counts),
+        parts=pricing.paid_by(scored.policy).parts(held.counts),
         chosen=scored.policy == chosen,
     )

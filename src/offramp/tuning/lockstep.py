@@ -12,7 +12,8 @@ from offramp.policies.batching import Steps, count_plain, count_steps, group_int
 from offramp.policies.bill import PriceAt, Usage, lines_of
 from offramp.policies.charging import layers_executed, seconds_at
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk, walk
+from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -26,11 +27,13 @@ from offramp.tuning.results import Floor
 class Lockstep:
     """A trace's documents walked in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
 
-    walk: the exits taken, at each step the deepest that one of its tokens asks for. steps: int64 [tokens].
-    group_of_row: int64 [tokens]; group_of_document: int64 [documents], canonical order. Documents of one
-    group depend on each other through their exits, so that groups, not documents, are the unit of intervals.
+    policy: as it decides on this workload. walk: the exits taken, at each step the deepest that one of its
+    tokens asks for. steps: int64 [tokens]. group_of_row: int64 [tokens]; group_of_document: int64
+    [documents], canonical order. Documents of one group depend on each other through their exits, so that
+    groups, not documents, are the unit of intervals.
     """
 
+    policy: ExitPolicy
     batch: int
     walk: Walk
     steps: Steps
@@ -64,6 +67,7 @@ def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) ->
     # The first tokens of a group's documents are one step, which no other group has.
     groups = np.unique(steps[rows.starts], return_inverse=True)[1].astype(np.int64)
     return Lockstep(
+        policy=policy.for_task(task_of(trace)),
         batch=batch,
         walk=in_lockstep(walk(policy, trace), steps),
         steps=steps,
@@ -85,7 +89,7 @@ def measure_in_lockstep(
 
     Raises InputError for what the machine cannot price.
     """
-    exits = lockstep.walk.exits
+    exits, trace = lockstep.walk.exits, seen_by(lockstep.policy, trace)
     bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
     if bootstrap.no_interval is not None:
         bootstrap = replace(bootstrap, no_interval=_no_interval(lockstep))
@@ -93,7 +97,9 @@ def measure_in_lockstep(
     agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
     risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
     skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
-    charged, unprobed, plain = _charges(trace, lockstep, seconds_at(trace, machine))
+    charged, unprobed, plain = _charges(
+        trace, lockstep, prices_for(lockstep.policy, seconds_at(trace, machine))
+    )
     cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
     probes = float((charged - unprobed).sum())
     return HeldOut(
@@ -110,7 +116,8 @@ def measure_in_lockstep(
 
 
 def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
-    losses = document_losses(trace, token_losses(trace, floor), lockstep.walk.exits)
+    seen = seen_by(lockstep.policy, trace)
+    losses = document_losses(seen, token_losses(seen, floor), lockstep.walk.exits)
     return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
 
 

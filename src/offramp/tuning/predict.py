@@ -13,12 +13,12 @@ from offramp.policies.binding import heads_documents, require_base
 from offramp.policies.charging import machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import task_of, walk
+from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
+from offramp.tuning.certify import policy_losses
 from offramp.tuning.held_out import HeldOut, measure
 from offramp.tuning.lockstep import group_losses, measure_in_lockstep, walk_in_lockstep
-from offramp.tuning.losses import document_losses, token_losses
 from offramp.tuning.prediction_notes import prediction_notes
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, FloorAnswer, Prediction, Tuned
@@ -150,7 +150,7 @@ def _judged(
     """A policy's figures, and the mean loss of each independent unit: a document, or a group of a batch."""
     if machine is None or pricing.batch == 1:
         held = measure(trace, policy, pricing, floor, seed)
-        return held, document_losses(trace, token_losses(trace, floor), walk(policy, trace).exits)
+        return held, policy_losses(trace, policy, floor)
     lockstep = walk_in_lockstep(trace, policy, pricing.batch, seed)
     held = measure_in_lockstep(trace, lockstep, machine, floor, seed)
     return held, group_losses(trace, lockstep, floor)

@@ -22,6 +22,8 @@ from offramp.policies.charging import (
     seconds_of,
     walk_costs,
 )
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.short_list import short_costs
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.scoring.documents import DocumentRows
@@ -112,6 +114,15 @@ class Pricing:
     def plain(self) -> float:
         """One token of the full model."""
         return self.costs.plain / self.batch
+
+    def paid_by(self, policy: ExitPolicy) -> Pricing:
+        """The pricing of a policy's own outputs."""
+        return self.short_listed if policy.short_list else self
+
+    @property
+    def short_listed(self) -> Pricing:
+        """The pricing where exits below L are read off the short list."""
+        return replace(self, costs=short_costs(self.costs))
 
     def at_exits(self, needs: Needs) -> NDArray[np.float64]:
         """One token of a step that leaves at exit l = 1..L, all checks up to it charged: float64 [layers]."""

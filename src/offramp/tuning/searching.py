@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from offramp.costs.probes import PROBES
+from offramp.policies.rules.shortlist import ShortList
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.tuning.certify import search_targets
-from offramp.tuning.exit_sets import Exits, exit_sets, recorded_signals
+from offramp.tuning.exit_sets import Exits, exit_sets, holds, recorded_signals
 from offramp.tuning.families import ThresholdFamily, add_static, add_thresholds
 from offramp.tuning.per_exit import per_exit_thresholds
 from offramp.tuning.pool import Pool
@@ -17,8 +21,8 @@ BEYOND = (1.5, 2.0, 3.0, 5.0, 10.0)
 def search_pool(pool: Pool, risk: float) -> None:
     """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
 
-    Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), and the families that are
-    walked token by token.
+    Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), the families that are
+    walked token by token, and thresholds whose exits are read off the short list.
     """
     if not pool.below:
         return
@@ -26,6 +30,7 @@ def search_pool(pool: Pool, risk: float) -> None:
     families = add_exact(pool, targets)
     add_per_exit(pool, families, risk)
     add_walked(pool, families, risk, targets[:: len(targets) // 6])
+    add_short_list(pool, risk, targets)
 
 
 def targets_around(risk: float) -> tuple[float, ...]:
@@ -40,6 +45,24 @@ def add_exact(pool: Pool, targets: tuple[float, ...]) -> dict[str, ThresholdFami
     """
     add_static(pool)
     return add_thresholds(pool, recorded_signals(pool.trace), targets)
+
+
+def add_short_list(pool: Pool, risk: float, targets: tuple[float, ...]) -> None:
+    """Thresholds of cheap signals with exits read off the short list, where that was recorded.
+
+    Only under a floor on agreement: the list gives no probability to what is not on it. A signal of the whole
+    head is left out, since its probe gives the whole head's token.
+    """
+    if pool.floor.kind != "agreement" or not holds(pool.trace, "restricted_top1"):
+        return
+    evidence = pool.evidence.short_list
+    short = Pool(evidence.trace, pool.floor, pool.pricing.short_listed, evidence)
+    cheap = [signal for signal in recorded_signals(short.trace) if not PROBES[signal.probe].gives_output]
+    families = add_thresholds(short, cheap, targets)
+    add_per_exit(short, families, risk)
+    for scored in short.found:
+        family, policy = f"short list: {scored.family}", ShortList(scored.policy)
+        pool.add(replace(scored, family=family, policy=policy))
 
 
 def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) -> None:

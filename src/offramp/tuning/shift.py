@@ -6,6 +6,7 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy, columns_of
+from offramp.policies.short_list import seen_by
 from offramp.policies.walk import task_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
@@ -27,6 +28,7 @@ def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
     """
     if not trace.token_count:
         raise InputError("the trace holds no tokens", fix="trace more text")
+    trace = seen_by(policy.for_task(task_of(trace)), trace)
     needs = {
         exit: facts for exit, facts in policy.for_task(task_of(trace)).needs(trace.layers).items() if facts
     }

@@ -32,6 +32,11 @@ class Around(ExitPolicy):
         return self.policy.remembers
 
     @property
+    def short_list(self) -> bool:
+        """As the inner policy."""
+        return self.policy.short_list
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """As the inner policy."""
         return self.policy.final_facts

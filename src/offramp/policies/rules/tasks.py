@@ -83,6 +83,11 @@ class Tasks(ExitPolicy):
         return self._unknown.remembers
 
     @property
+    def short_list(self) -> bool:
+        """As the fallback."""
+        return self._unknown.short_list
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """As the fallback."""
         return self._unknown.final_facts

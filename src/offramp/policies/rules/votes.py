@@ -60,6 +60,12 @@ class Votes(ExitPolicy):
     def __post_init__(self) -> None:
         """Refuse a vote that nothing can win, and oracles among the voters."""
         require_reachable(self.of, "of")
+        if any(policy.short_list for policy in self.of):
+            raise ParameterError(
+                "a voter cannot choose what an exit is read off",
+                fix="put the vote into shortlist:policy=[...]",
+                parameter="of",
+            )
         if not self.of or not 1 <= self.needed <= len(self.of):
             raise ParameterError(
                 f"{self.need} of {len(self.of)} policies cannot be met",

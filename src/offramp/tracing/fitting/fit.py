@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -25,6 +27,7 @@ from offramp.tracing.fitting.kinds import ClassifierKind, choose_kinds
 from offramp.tracing.fitting.lens import fit_lens, require_memory
 from offramp.tracing.fitting.provenance import describe_fitting
 from offramp.tracing.fitting.readings import Readings, take_readings
+from offramp.tracing.fitting.shortlist import choose_shortlist
 from offramp.tracing.fitting.sizes import CLASSIFIER_TOKENS, FITTING_TOKENS
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
@@ -106,9 +109,13 @@ class _Job:
                 fitted_lens = fit_lens(
                     self.model, lens_rows.contexts, lens_rows.held_out, self.exits, advance
                 )
+        # From documents that the classifiers do not see, where there are such.
+        listed = lens_rows or classifier_rows
+        assert listed is not None, "a lens or a classifier is fitted"
+        shortlist = choose_shortlist(listed, self.model.shape.vocabulary_size)
         fitted: dict[str, ExitClassifier] = {}
         if classifier_rows is not None:
-            fitted = self._classifiers(classifier_rows, fitted_lens, kinds)
+            fitted = self._classifiers(classifier_rows, fitted_lens, kinds, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
         return ExitHeads(
             model={
@@ -122,7 +129,7 @@ class _Job:
             exits=self.exits,
             lens=fitted_lens,
             classifiers=fitted,
-            shortlist=None,
+            shortlist=shortlist,
             candidate_exit=self.candidate_exit,
             documents={
                 work.fingerprint: tuple(id for rows in used for id in rows.ids[work.fingerprint])
@@ -154,11 +161,16 @@ class _Job:
         )
 
     def _classifiers(
-        self, rows: FittingRows, lens: LinearLens | None, kinds: Sequence[ClassifierKind]
+        self,
+        rows: FittingRows,
+        lens: LinearLens | None,
+        kinds: Sequence[ClassifierKind],
+        shortlist: NDArray[np.int32],
     ) -> dict[str, ExitClassifier]:
         place = None if self.candidate_exit is None else self.exits.index(self.candidate_exit)
         with self._bar("reading exits", rows.tokens) as advance:
-            readings = take_readings(self.model, rows.contexts, self.exits, lens, place, advance)
+            tokens = torch.from_numpy(shortlist.astype(np.int64))
+            readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance)
         held_out = rows.held_out[readings.document]
         require_both_sides(self.model, int((~held_out).sum()), int(held_out.sum()))
         found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in kinds}

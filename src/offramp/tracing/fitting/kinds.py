@@ -56,6 +56,10 @@ def _agrees(readings: Readings, index: int) -> NDArray[np.bool_]:
     return readings.agrees[:, index]
 
 
+def _short_agrees(readings: Readings, index: int) -> NDArray[np.bool_]:
+    return readings.short_agrees[:, index]
+
+
 def _converged(readings: Readings, index: int) -> NDArray[np.bool_]:
     labels: NDArray[np.bool_] = (readings.cosine[:, index] > CONVERGED).numpy()
     return labels
@@ -68,6 +72,8 @@ KINDS: dict[str, ClassifierKind] = {
         # 2021), CALM's early-exit classifier (arXiv 2207.07061).
         ClassifierKind("correctness", _hidden, _agrees, lambda hidden: hidden),
         ClassifierKind("correctness_network", _hidden, _agrees, lambda hidden: hidden, network=True),
+        # The same for an exit that is read off the short list of frequent tokens.
+        ClassifierKind("short_correctness", _hidden, _short_agrees, lambda hidden: hidden),
         # AdaInfer (arXiv 2403.02181): p1 and p1 - p2.
         ClassifierKind("adainfer", _confidence, _agrees, lambda hidden: 2),
         # SpecEE (arXiv 2504.08850): logits of a few candidate tokens, their shares, the shares' change.

@@ -27,7 +27,8 @@ class Readings:
     """One row per token, one column per exit below L.
 
     states: the layers' outputs [exits, rows, hidden], L's last. document: int64 [rows]. agrees: bool [rows,
-    exits], whether the exit's best token is the full model's. max_prob, margin, cosine (to L's hidden state):
+    exits], whether the exit's best token is the full model's; short_agrees: the same of its best token on the
+    short list. max_prob, margin, cosine (to L's hidden state):
     float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the candidate exit's best
     tokens, None without a candidate exit; candidate_index: its place among the exits.
     """
@@ -35,6 +36,7 @@ class Readings:
     states: StateStore
     document: NDArray[np.int64]
     agrees: NDArray[np.bool_]
+    short_agrees: NDArray[np.bool_]
     max_prob: Tensor
     margin: Tensor
     cosine: Tensor
@@ -53,12 +55,13 @@ def take_readings(
     exits: Sequence[int],
     lens: LinearLens | None,
     candidate_index: int | None,
+    shortlist: Tensor,
     advance: Callable[[int], None],
 ) -> Readings:
     """Run the model on some contexts and read every exit out, through the lens if there is one.
 
     exits: below L. lens: its first axis is the exits. candidate_index: place of the candidate exit in
-    `exits`.
+    `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
 
     Raises ModelError if an exit's logits are not finite.
     """
@@ -66,9 +69,11 @@ def take_readings(
     rows = len(document)
     shape = StateShape(-2, None, model.shape.hidden_size)
     reductions = choose_reductions(rows * (len(exits) + 1) * model.shape.vocabulary_size)
-    reader = _Reader(model, make_head(model.stack, model.shape.vocabulary_size, shape, reductions), lens)
+    reader = _Reader(
+        model, make_head(model.stack, model.shape.vocabulary_size, shape, reductions), lens, shortlist
+    )
     max_prob, margin, cosine = (torch.zeros(rows, len(exits)) for _ in range(3))
-    agrees = torch.zeros(rows, len(exits), dtype=torch.bool)
+    agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool) for _ in range(2))
     candidates = torch.zeros(rows, len(exits), CANDIDATES) if candidate_index is not None else None
     for part in slices(0, rows, reader.head.rows):
         last = states.read(len(exits), part)
@@ -78,8 +83,9 @@ def take_readings(
             tokens = reader.best_tokens(candidate_index, states.read(candidate_index, part))
         for index in range(len(exits)):
             here = states.read(index, part)
-            top1, max_prob[part, index], margin[part, index] = reader.confidence(index, here, final)
-            agrees[part, index] = top1 == final
+            top1, short, best, margin[part, index] = reader.confidence(index, here, final)
+            max_prob[part, index] = best
+            agrees[part, index], short_agrees[part, index] = top1 == final, short == final
             cosine[part, index] = torch.cosine_similarity(here.float(), last.float(), dim=-1)
             if candidates is not None and tokens is not None:
                 candidates[part, index] = reader.logits(index, here, tokens)
@@ -88,7 +94,17 @@ def take_readings(
         raise ModelError(
             "an exit gives logits that are not finite", where=model.name, fix="try --dtype float32"
         )
-    return Readings(states, document, agrees.numpy(), max_prob, margin, cosine, candidates, candidate_index)
+    return Readings(
+        states=states,
+        document=document,
+        agrees=agrees.numpy(),
+        short_agrees=short_agrees.numpy(),
+        max_prob=max_prob,
+        margin=margin,
+        cosine=cosine,
+        candidates=candidates,
+        candidate_index=candidate_index,
+    )
 
 
 def _kept_states(
@@ -110,20 +126,27 @@ def _kept_states(
 class _Reader:
     """Reads exits out with the model's own tail and head, through the lens below L."""
 
-    def __init__(self, model: Model, head: Head, lens: LinearLens | None) -> None:
+    def __init__(self, model: Model, head: Head, lens: LinearLens | None, shortlist: Tensor) -> None:
         self.stack = model.stack
         self.dtype = getattr(torch, model.dtype)
         self.head = head
         self.lens = lens
+        self.shortlist = shortlist
+        self._restricted = head.restricted(shortlist)
 
-    def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Best token (int64), p1 and p1 - p2 of an exit: [rows] each; NaN where logits are not finite."""
+    def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Best token and best on the short list (int64), p1 and p1 - p2 of an exit: [rows] each.
+
+        p1 is NaN where logits are not finite.
+        """
         states = self._states(index, hidden)
-        statistics, _ = self.head.statistics(states, self.head.output(states), _wanted(final))
+        output = self.head.output(states)
+        short = self.shortlist[self._restricted(states, output).argmax(-1)]
+        statistics, _ = self.head.statistics(states, output, _wanted(final))
         fine = torch.isfinite(statistics.maximum) & torch.isfinite(statistics.log_sum)
         best = torch.where(fine, torch.exp(-statistics.log_sum), torch.nan)
         second = torch.exp(statistics.second - statistics.maximum - statistics.log_sum)
-        return statistics.top1, best, best - second
+        return statistics.top1, short, best, best - second
 
     def final_top1(self, hidden: Tensor) -> Tensor:
         """The full model's best token: int64 [rows]."""

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from offramp.errors import InputError, PolicyError
+from offramp.policies.charging import counted_at, prices_of
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.replay import replay
+from offramp.policies.rules.fixed import StaticExit
+from offramp.policies.rules.shortlist import ShortList
+from offramp.policies.rules.threshold import Threshold
+from offramp.policies.short_list import read_short, short_costs
+from offramp.tracing.trace import Trace
+from offramp.tuning.certify import policy_losses
+from offramp.tuning.held_out import measure
+from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
+from offramp.tuning.losses import make_floor
+from offramp.tuning.pool import Pool
+from offramp.tuning.pricing import pricing_of
+from offramp.tuning.searching import search_pool
+from policy_traces import make_shape, make_trace
+
+SHAPE = make_shape(head=1_000_000)
+CHEAP = Threshold("hidden_cosine", 0.6, (2, 4))
+FLOOR = make_floor({"agreement": 0.8})
+
+
+def short_trace(**given: object) -> Trace:
+    """A trace whose short list lacks the full model's token for two tokens of five."""
+    plain = make_trace(tokens=200, documents=40, shape=SHAPE)
+    listed = np.where((np.arange(200) % 5 < 3)[:, None], plain.fact("top1"), 5).astype(np.int32)
+    return make_trace(tokens=200, documents=40, shape=SHAPE, **{"restricted_top1": listed, **given})
+
+
+def agreement_by_hand(trace: Trace, exits: np.ndarray) -> np.ndarray:
+    final = trace.fact("top1")[:, -1]
+    said = [
+        final[row] if exit == trace.layers else trace.fact("restricted_top1")[row, exit - 1]
+        for row, exit in enumerate(exits)
+    ]
+    return np.array(said) == final
+
+
+def test_agreement_is_that_of_the_short_list_below_the_last_exit() -> None:
+    trace = short_trace()
+    result, whole = replay(trace, ShortList(CHEAP)), replay(trace, CHEAP)
+    np.testing.assert_array_equal(result.exits, whole.exits)
+    assert 0 < np.count_nonzero(result.exits < trace.layers) < trace.token_count
+    assert result.agreement == pytest.approx(agreement_by_hand(trace, result.exits).mean())
+    assert result.agreement < whole.agreement
+    assert np.isnan(result.nll_increase)
+    assert np.isnan(result.kl)
+
+
+def test_an_exit_pays_the_short_lists_product_instead_of_the_whole_heads() -> None:
+    trace = short_trace()
+    result, whole = replay(trace, ShortList(CHEAP)), replay(trace, CHEAP)
+    costs = prices_of(trace).bytes
+    left = np.count_nonzero(result.exits < trace.layers)
+    saved = left * (costs.exit_head - costs.probes["restricted head"])
+    assert saved != 0
+    assert result.bill.total == pytest.approx(whole.bill.total - saved)
+    assert result.bill.plain == whole.bill.plain
+
+
+def test_a_static_exit_through_the_short_list() -> None:
+    trace = short_trace()
+    costs = short_costs(counted_at(trace, "bytes")(1))
+    result = replay(trace, ShortList(StaticExit(3)))
+    expected = costs.overhead + costs.until_exit[2] + costs.probes["restricted head"]
+    assert result.bill.total == pytest.approx(expected * trace.token_count)
+
+
+@pytest.mark.parametrize("policy", [ShortList(CHEAP), CHEAP])
+def test_tuning_measures_what_replay_says(policy: ExitPolicy) -> None:
+    trace = short_trace()
+    pricing = pricing_of(trace, None)
+    held, result = measure(trace, policy, pricing, FLOOR, 0), replay(trace, policy)
+    assert held.agreement.value == pytest.approx(result.agreement)
+    assert held.net_speedup.value == pytest.approx(result.predicted_speedup)
+    assert 1.0 - policy_losses(trace, policy, FLOOR).mean() == pytest.approx(result.agreement)
+
+
+def test_a_search_finds_short_lists_with_their_own_risk_and_cost() -> None:
+    plain = make_trace(tokens=200, documents=40, shape=SHAPE)
+    trace = short_trace(
+        restricted_top1=plain.fact("top1"), hidden_cosine_to_previous=plain.fact("margin")
+    )  # the list costs no agreement, so it must win
+    pool = Pool(trace, FLOOR, pricing_of(trace, None))
+    search_pool(pool, FLOOR.risk)
+    best = pool.fastest(FLOOR.risk)
+    assert best is not None
+    assert isinstance(best.policy, ShortList)
+    result = replay(trace, best.policy)
+    assert best.risk == pytest.approx(1.0 - result.agreement)
+    assert best.cost == pytest.approx(result.bill.total / trace.token_count)
+    assert parse_policy(str(best.policy)) == best.policy
+
+
+def test_no_short_list_under_a_floor_in_nats_or_without_the_list() -> None:
+    floor = make_floor({"kl": 0.2})
+    for trace, asked in ((short_trace(), floor), (make_trace(tokens=200, documents=40, shape=SHAPE), FLOOR)):
+        pool = Pool(trace, asked, pricing_of(trace, None))
+        search_pool(pool, asked.risk)
+        assert pool.found
+        assert not any(scored.policy.short_list for scored in pool.found)
+    with pytest.raises(InputError, match="not a number"):
+        policy_losses(short_trace(), ShortList(CHEAP), floor)
+
+
+def test_lockstep_reads_the_list_too() -> None:
+    from offramp.costs.hardware import find_machine
+
+    trace, machine = short_trace(), find_machine("cpu-2core")
+    walked = walk_in_lockstep(trace, ShortList(CHEAP), 4, 0)
+    held = measure_in_lockstep(trace, walked, machine, FLOOR, 0)
+    assert held.agreement.value == pytest.approx(agreement_by_hand(trace, walked.walk.exits).mean())
+    result = replay(trace, ShortList(CHEAP), machine=machine, batch=4)
+    assert held.cost.value == pytest.approx(result.seconds_per_token)
+
+
+def test_what_cannot_be_read_off_a_short_list_is_refused() -> None:
+    with pytest.raises(PolicyError, match="restricted_top1"):
+        parse_policy("shortlist:policy=[patience:times=1,exits=1+2+3]").needs(6)
+    with pytest.raises(PolicyError, match="voter"):
+        parse_policy("votes:need=1,of=[shortlist:policy=[static:exit=2]]")
+    with pytest.raises(InputError, match="restricted"):
+        replay(make_trace(), ShortList(CHEAP))
+    assert read_short(short_trace()).subset(np.array([0])).agreement[:, -1].all()
+    assert dataclasses.replace(ShortList(CHEAP), policy=StaticExit(2)).never_deepens
