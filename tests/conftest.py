@@ -46,7 +46,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
+    from offramp.cli import decoding_choice, preparation
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding_choice, "MOST_NEW_TOKENS", decoding_choice.FEWEST_NEW_TOKENS)
+        patch.setattr(preparation, "MEASURING_SECONDS", 2.0)
+        run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder

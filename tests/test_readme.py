@@ -16,12 +16,18 @@ README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
 # What keeps the commands short here.
 FEW = ["--tokens", "128", "--exits", "10,20,25"]
-LESS = {"run": FEW, "trace": FEW, "hardware": ["--seconds", "4"]}
+LESS = {
+    "run": [*FEW, "--no-decode"],
+    "trace": FEW,
+    "hardware": ["--seconds", "4"],
+    "generate": ["--max-new-tokens", "8"],
+    "bench": ["--new-tokens", "8", "--rounds", "1", "--prompts", "1", "--no-peers"],
+}
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -34,7 +40,8 @@ def test_the_readme_shows_every_command_and_nothing_else() -> None:
     shown = [words for words in commands() if words[0] == "offramp"]
     commands_shown = {words[1] for words in shown}
     assert commands_shown == {
-        *("run", "hardware", "trace", "score", "replay", "tune", "predict", "list", "doctor")
+        *("run", "hardware", "trace", "score", "replay", "tune", "predict", "list", "doctor"),
+        *("generate", "bench"),
     }
     others = [words for words in commands() if words[0] != "offramp"]
     assert others == [["make", target] for target in MAKE_TARGETS]
@@ -59,6 +66,10 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert "probe, restricted head" in outcomes["replay"].out
     assert "written: policy.json" in outcomes["tune"].out
     assert "h100" in outcomes["predict"].out
+    assert "layers skipped: 16.7 %" in outcomes["generate"].err
+    assert "agreement with the full model" in outcomes["generate"].err
+    assert "INVALID" in outcomes["bench"].out  # one round is no measurement, and it says so
+    assert "too few samples" in outcomes["bench"].out
 
 
 @pytest.mark.real_model
@@ -74,12 +85,31 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
         timeout=240,
     )
     assert result.returncode == 0, result.stderr
-    figures, decision, answer = result.stdout.strip().splitlines()
+    figures, decision, answer, decoded = result.stdout.strip().splitlines()
     value, speedup = map(float, figures.split())
     assert 0 < value < 1
     assert 0 < speedup < 2
     assert decision in ("pays", "does not pay", "too close to call")
     assert "not certifiable" in answer  # so few documents support no floor of 90 %
+    assert decoded == "[30 25 25 25 25 25 25 25] 17% of the layers skipped"
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_the_examples_of_decoding_run(tmp_path: Path) -> None:
+    examples = blocks("python", README.parent / "docs/decoding.md")
+    assert len(examples) == 2
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(examples)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "17% of the layers skipped" in result.stdout
+    assert "True [" in result.stdout  # forced tokens are what was fed
 
 
 def test_links_lead_somewhere() -> None:

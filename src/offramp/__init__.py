@@ -31,12 +31,20 @@ _HOMES = {
     "fit_heads": "offramp.tracing.fitting.fit",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.decoding.hardware",
+    "bench": "offramp.decoding.bench.bench",
+    "generate": "offramp.decoding.generation.generate",
+    "early_exit": "offramp.decoding.generation.early_exit",
+    "Generation": "offramp.decoding.generation.result",
     "InputError": "offramp.errors",
     "OfframpError": "offramp.errors",
 }
 
 if TYPE_CHECKING:
     from offramp.costs.hardware import find_machine
+    from offramp.decoding.bench.bench import bench
+    from offramp.decoding.generation.early_exit import early_exit
+    from offramp.decoding.generation.generate import generate
+    from offramp.decoding.generation.result import Generation
     from offramp.decoding.hardware import measure_hardware
     from offramp.errors import InputError, OfframpError
     from offramp.models.loading import load_model
@@ -60,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExitPolicy",
+    "Generation",
     "InputError",
     "Model",
     "OfframpError",
@@ -67,9 +76,12 @@ __all__ = [
     "Trace",
     "Tuned",
     "Workload",
+    "bench",
+    "early_exit",
     "find_machine",
     "fit_heads",
     "frontier",
+    "generate",
     "judge",
     "league",
     "load_model",

@@ -1,7 +1,8 @@
 """Contract tests for what others add to offramp: run them on your own classes."""
 
 from offramp.costs.contract import check_machine
+from offramp.decoding.quality.tasks.contract import check_task
 from offramp.policies.contract import check_policy
 from offramp.workloads.contract import check_workload, check_workload_source
 
-__all__ = ["check_machine", "check_policy", "check_workload", "check_workload_source"]
+__all__ = ["check_machine", "check_policy", "check_task", "check_workload", "check_workload_source"]

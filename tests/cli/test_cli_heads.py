@@ -13,7 +13,14 @@ from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from tiny_models import write_llama
 
-CLASSIFIERS = ["correctness", "correctness_network", "short_correctness", "adainfer", "candidate_score", "convergence"]
+CLASSIFIERS = [
+    "correctness",
+    "correctness_network",
+    "short_correctness",
+    "adainfer",
+    "candidate_score",
+    "convergence",
+]
 
 
 @pytest.fixture(scope="module")

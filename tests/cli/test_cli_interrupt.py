@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, many
 
 
 def arguments(model: Path, documents: Path, folder: Path) -> list[object]:
-    return ["run", model, "-w", f"jsonl:{documents}#text", "--tokens", TOKENS, "-o", folder]
+    return ["run", model, "-w", f"jsonl:{documents}#text", "--tokens", TOKENS, "--no-decode", "-o", folder]
 
 
 def wait_for_part(process: subprocess.Popen[str], folder: Path, number: int) -> None:
@@ -64,7 +64,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
     command = [str(word) for word in arguments(tiny_model, many_documents, folder)]
     assert f"offramp {' '.join(command[:2])} -w 'jsonl:{many_documents}#text'" in error["fix"]
     assert "offramp: interrupted; what is finished is kept" in stopped.err
-    assert not (folder / "report.html").exists()
+    assert "Still running: tracing" in (folder / "report.html").read_text()
+    assert not (folder / "summary.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("tokens-0000[01].parquet")}
     assert len(kept) == 2
     refused = run_offramp("score", folder).require(2)

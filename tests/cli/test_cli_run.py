@@ -139,21 +139,27 @@ def test_a_second_run_reuses_every_byte_of_the_traces(arguments: list[object], r
 def test_the_same_request_elsewhere_gives_the_same_traces(
     arguments: list[object], finished_run: Path, tmp_path: Path
 ) -> None:
-    run_offramp(*arguments, "-o", tmp_path / "again").require(0)
+    run_offramp(*arguments, "--no-decode", "-o", tmp_path / "again").require(0)
     assert tree(tmp_path / "again" / "traces") == tree(finished_run / "traces")
     assert tree(tmp_path / "again" / "policies") == tree(finished_run / "policies")
     summaries = [
         json.loads((folder / "summary.json").read_text()) for folder in (finished_run, tmp_path / "again")
     ]
-    for key in ("verdict", "scores", "frontier"):
+    for key in ("scores", "frontier", "league", "tuned"):
         assert summaries[0][key] == summaries[1][key]
+    after_decoding = ("decision", "measured_net_speedup", "measured_reason")
+    verdicts = [
+        [{key: value for key, value in verdict.items() if key not in after_decoding} for verdict in verdicts]
+        for verdicts in (summary["verdict"]["by_workload"] for summary in summaries)
+    ]
+    assert verdicts[0] == verdicts[1]
 
 
 def test_without_a_folder_the_same_request_finds_its_own(
     tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["run", f"{tiny_model}/", "-w", f"jsonl:{documents}#text", "--tokens", 64]
+    command = ["run", f"{tiny_model}/", "-w", f"jsonl:{documents}#text", "--no-decode", "--tokens", 64]
     first = run_offramp(*command, "--json").require(0).json["report"]
     assert run_offramp(*command, "--json").require(0).json["report"] == first
     assert Path(first).parent.parent == Path("runs")
@@ -164,7 +170,7 @@ def test_without_a_folder_the_same_request_finds_its_own(
 def test_a_workload_given_twice_counts_once(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
     workload = ["-w", f"jsonl:{documents}#text"]
     shown = run_offramp(
-        "run", tiny_model, *workload, *workload, "--tokens", 64, "-o", tmp_path / "o", "--json"
+        "run", tiny_model, *workload, *workload, "--tokens", 64, "--no-decode", "-o", tmp_path / "o", "--json"
     )
     assert len(shown.require(0).json["summary"]["scores"]) == 1
 
@@ -173,6 +179,7 @@ def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
     tiny_model: Path, documents: Path, run_folder: Path
 ) -> None:
     other = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 64, "-o", run_folder]
+    other.append("--no-decode")
     before = tree(run_folder)
     refused = run_offramp(*other, "--json").require(2)
     assert refused.json["error"]["what"] == "the output folder holds another run"
@@ -184,6 +191,7 @@ def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
     # One of the verdict and one of the tuner at each floor.
     assert len(list((run_folder / "policies").iterdir())) == 6
     assert "chat" not in (run_folder / "summary.json").read_text()
+    assert not (run_folder / "decoding.json").exists()
     run_offramp(*other).require(0)
 
 
@@ -208,7 +216,8 @@ def test_what_a_killed_writer_left_is_no_foreign_file(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".writing-123-run.json").write_text("{")
-    run_offramp("run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 64, "-o", folder).require(0)
+    work = f"jsonl:{documents}#text"
+    run_offramp("run", tiny_model, "-w", work, "--tokens", 64, "--no-decode", "-o", folder).require(0)
     assert not list(folder.rglob(".writing-*"))
 
 
@@ -232,9 +241,8 @@ def test_a_model_without_a_chat_template_is_noted(
         path.unlink()
     write_tokenizer(plain)
     note = "the model has no chat template; a plain User/Assistant turn is used"
-    shown = run_offramp("run", plain, "-w", "chat", "--tokens", 64, "-o", tmp_path / "out", "--json").require(
-        0
-    )
+    arguments = ["run", plain, "-w", "chat", "--tokens", 64, "--no-decode", "-o", tmp_path / "out", "--json"]
+    shown = run_offramp(*arguments).require(0)
     assert f"chat: {note}" in shown.json["summary"]["verdict"]["caveats"]
     assert note in (tmp_path / "out" / "report.html").read_text()
     assert note not in (finished_run / "report.html").read_text()
@@ -243,6 +251,7 @@ def test_a_model_without_a_chat_template_is_noted(
 @pytest.mark.parametrize("exits", ["4", "2,4", "3+1"])
 def test_a_subset_of_exits(tiny_model: Path, documents: Path, tmp_path: Path, exits: str) -> None:
     arguments = ["-w", f"jsonl:{documents}#text", "--tokens", 64, "--exits", exits, "-o", tmp_path / "out"]
+    arguments += ["--no-decode"] * (exits != "2,4")
     summary = run_offramp("run", tiny_model, *arguments, "--json").require(0).json["summary"]
     jsonschema.validate(summary, summary_schema())
     wanted = sorted({*map(int, re.split(r"[,+]", exits)), LAYERS})
@@ -263,6 +272,7 @@ def test_a_model_that_cannot_generate_still_gets_its_report(
         raise ModelError("transformers cannot generate with this model")
 
     monkeypatch.setattr("offramp.cli.pipeline.time_plain_decoding", fails)
+    monkeypatch.setattr("offramp.cli.decoding_stage.engine_of", fails)
     work = f"jsonl:{documents}#text"
     outcome = run_offramp("run", tiny_model, "-w", work, "--tokens", 60, "-o", tmp_path / "run").require(0)
     assert "Plain decoding was not timed" in outcome.out
@@ -270,12 +280,14 @@ def test_a_model_that_cannot_generate_still_gets_its_report(
     jsonschema.validate(summary, summary_schema())
     assert summary["measured"]["plain_seconds_per_token"] is None
     assert "cannot generate" in summary["provenance"]["plain_decoding_not_timed"]
+    assert "cannot generate" in summary["decoding"]["not_decoded"][work]
 
 
 def test_the_last_exit_alone_gives_no_verdict(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
     work = f"jsonl:{documents}#text"
     run_offramp(
-        "run", tiny_model, "-w", work, "--tokens", 960, "--exits", LAYERS, "-o", tmp_path / "run"
+        *("run", tiny_model, "-w", work, "--tokens", 960, "--exits", LAYERS, "--no-decode"),
+        *("-o", tmp_path / "run"),
     ).require(0)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     jsonschema.validate(summary, summary_schema())

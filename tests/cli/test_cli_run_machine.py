@@ -15,7 +15,8 @@ from tiny_models import LAYERS, write_llama
 @pytest.fixture
 def short(tiny_model: Path, documents: Path, tmp_path: Path) -> list[object]:
     """A short run's command line."""
-    return ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 128, "-o", tmp_path / "run"]
+    work = ["-w", f"jsonl:{documents}#text", "--tokens", 128, "--no-decode"]
+    return ["run", tiny_model, *work, "-o", tmp_path / "run"]
 
 
 def test_by_itself_a_run_times_the_machine_and_fits_heads(finished_run: Path) -> None:

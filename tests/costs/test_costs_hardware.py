@@ -186,8 +186,9 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused_with_near_matches() -> None:
-    with pytest.raises(InputError, match=r"unknown hardware 'H10O'(.|\n)*did you mean h100"):
+    with pytest.raises(InputError, match=r"unknown hardware 'H10O'(.|\n)*did you mean h100") as caught:
         find_machine("H10O")
+    assert caught.value.where == "hardware H10O"
     assert machine_names()[-1] == "local"
 
 

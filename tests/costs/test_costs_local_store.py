@@ -14,6 +14,7 @@ import pytest
 
 from offramp.costs import local_store
 from offramp.costs.local_store import (
+    STEPS,
     list_local_profiles,
     load_local_profile,
     machine_facts,
@@ -57,6 +58,7 @@ def profile(
             "model": {"name": "m", "fingerprint": fingerprint},
             "machine": machine_facts(threads) | machine,
             "measured_at": at,
+            STEPS: "decoding loop",
         },
     )
 
@@ -66,6 +68,15 @@ def test_what_is_saved_is_loaded() -> None:
     assert path.name.startswith(f"{FINGERPRINT[:16]}-float32-")
     assert load_local_profile(FINGERPRINT, "float32", threads=2).to_json() == profile().to_json()
     assert [found.to_json() for found in list_local_profiles()] == [profile().to_json()]
+
+
+def test_a_profile_of_an_older_version_timed_other_steps_and_is_not_used() -> None:
+    older = profile()
+    details = {name: value for name, value in older.details.items() if name != STEPS}
+    save_local_profile(dataclasses.replace(older, details=details))
+    with pytest.raises(InputError, match="or of an older offramp"):
+        load_local_profile(FINGERPRINT, "float32", threads=2)
+    assert len(list_local_profiles()) == 1
 
 
 def test_measuring_again_takes_the_older_ones_place() -> None:

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import offramp.decoding.hardware
+import offramp.decoding.session
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.decoding.cut import cut_after_cache_update
-from offramp.decoding.hardware import BUSY, measure_hardware, timing_positions
+from offramp.decoding.generation.early_exit import early_exit
+from offramp.decoding.hardware import BUSY, FORWARD, OWN_LOOP, measure_hardware, timing_positions
+from offramp.decoding.loop_probes import CANDIDATES, CHOICE
 from offramp.decoding.session import KindOfStep, Session
 from offramp.decoding.stopwatch import StepTimes, Stopwatch, note_cost
 from offramp.decoding.stream import cache_keyword, prefill, widen
@@ -147,7 +149,7 @@ def test_cut_layers_write_the_keys_and_values_of_the_state_they_are_given() -> N
     assert "update" not in stream.cache.__dict__
 
 
-def test_an_error_within_a_cut_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_within_a_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     stream = prefill(model, cache_keyword(model), 1, 8)
     stopwatch = Stopwatch(model.stack)
@@ -155,12 +157,10 @@ def test_an_error_within_a_cut_step_leaves_nothing_behind(monkeypatch: pytest.Mo
     monkeypatch.setattr(model.stack.layers[3].mlp, "forward", lambda values: values.missing)
     with (
         pytest.raises(ModelError, match="decoding at position 8 fails: AttributeError"),
-        cut_after_cache_update(model.stack, stream.cache, {1}, stopwatch) as cut,
         stopwatch.attached(),
     ):
         stream.step(stopwatch)
     monkeypatch.undo()
-    assert cut == {1}
     assert left_behind(model) == 0
 
 
@@ -188,7 +188,13 @@ def test_a_profile_from_a_busy_machine_says_so(
     assert profile.details["check"] == check
 
 
-def test_every_probe_gets_its_turn_in_a_model_of_few_layers() -> None:
+def in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the decoder's own loop could not run the model."""
+    monkeypatch.setattr(offramp.decoding.session, "_decoder_steps", lambda *arguments: (None, "it moves"))
+
+
+def test_every_probe_gets_its_turn_in_a_model_of_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_forward_pass(monkeypatch)
     session = Session(tiny_model(llama(num_hidden_layers=LAYERS)), (1,), (4, 8))
     placed = [session._placed_probes(1) for _ in range(4)]
     assert {place for one in placed for place in one} <= {1, 2}
@@ -243,7 +249,69 @@ def test_other_families(family: str) -> None:
     kinds = {layer.kind for layer in model.shape.layers}
     said = " ".join(profile.notes)
     assert ("charged whole" in said) == bool(kinds & {"recurrent", "hybrid"})
-    assert ("could not be stopped" in said) == (family == "deepseek_v32")
+    assert "could not be stopped" not in said
+    assert profile.details["steps"] == OWN_LOOP
+    assert left_behind(model) == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, LAYERS])
+def test_every_kind_of_probe_is_read_by_the_decoder_itself(layers: int) -> None:
+    model = tiny_model(llama(num_hidden_layers=layers))
+    session = Session(model, (2,), (4, 8))
+    assert session.loop is not None
+    probing, seen, waiting = session.loop.probing, set[str](), list[str]()
+    for _ in range(8):
+        placed = probing.draw(session.random, waiting)
+        assert list(placed) == sorted(set(placed)) or len(placed) > 1
+        assert set(placed) <= set(probing.exits)
+        if CANDIDATES in placed.values():
+            assert placed[probing.exits[0]] == CHOICE
+        times, cut = session.loop.run(widen(session.singles[8], 2), kinds=placed)
+        assert set(times.probes) == set(placed.values()) - {CHOICE}
+        assert all(seconds > 0 for seconds in times.probes.values())
+        assert sum(times.layers) + times.head + sum(times.probes.values()) < times.whole
+        assert cut == frozenset()
+        seen |= set(times.probes)
+    expected = {1: set[str](), 2: {*PROBES, LENS} - {CANDIDATES}}
+    assert seen == expected.get(layers, {*PROBES, LENS})
+
+
+def test_steps_of_the_loop_are_those_that_generation_makes() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    session = Session(model, (1,), (4, 8))
+    stream = prefill(model, session.keyword, 1, 12)
+    ids = torch.randint(model.shape.vocabulary_size, (1, 12), generator=torch.Generator().manual_seed(12))
+    for policy, cut_from in (("never", None), ("static:exit=2", 2)):
+        whole = model.hf.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            pad_token_id=0,
+            custom_generate=early_exit(policy),
+        )
+        tokens = whole[0, 12:].tolist()
+        walked = widen(stream, 1)
+        walked.tokens = torch.tensor([tokens[:1]])
+        made = tokens[:1]
+        for _ in range(5):
+            session._run(walked, KindOfStep("cut" if cut_from else PLAIN, cut_from))
+            made.append(int(walked.tokens))
+        assert made == tokens
+
+
+def test_a_model_that_the_loop_cannot_run_is_timed_in_its_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_the_forward_pass(monkeypatch)
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
+    assert profile.details["steps"] == FORWARD
+    said = " ".join(profile.notes)
+    assert "not in the decoder's loop: it moves" in said
+    assert f"{LAYERS} attention layers could not be stopped after their K,V" in said
+    assert set(profile.probe_seconds) == set(PROBES)
     assert left_behind(model) == 0
 
 

@@ -17,8 +17,10 @@ from tracing_models import llama, tiny_model
 
 
 def test_the_figure_lies_within_its_samples_and_its_interval() -> None:
-    timing = time_plain_decoding(tiny_model(llama()), range(12), new_tokens=6, repeats=3)
-    assert len(timing.samples) == 3
+    timing = time_plain_decoding(tiny_model(llama()), range(12), new_tokens=6, repeats=6)
+    assert len(timing.samples) == 6
+    assert timing.low is not None
+    assert timing.high is not None
     assert min(timing.samples) <= timing.low <= timing.value <= timing.high <= max(timing.samples)
     assert timing.new_tokens == 6
 
@@ -35,6 +37,7 @@ def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: 
 
     monkeypatch.setattr(model.hf, "generate", counted)
     timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=1)
+    assert (timing.low, timing.high) == (None, None)
     prompt = lengths[0][0]
     assert lengths[1:] == [(prompt, timing.new_tokens + 1), (prompt, 1)]
     assert all(read + written <= 10 for read, written in lengths)

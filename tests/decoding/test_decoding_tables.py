@@ -27,7 +27,7 @@ SHAPE = ModelShape(
 
 
 def made_up_samples(noise: float = 0.0) -> Samples:
-    """Layers of 1, 2, 3, 4 s at position 0; +0.01 s a position; cut layers a tenth of that."""
+    """Layers of 1, 2, 3, 4 s at position 0; +0.01 s a position; cut layers a tenth or a fifth of that."""
     samples = Samples(SHAPE, (1,), (64, 448))
     random = np.random.default_rng(0)
     for asked in (64, 448):
@@ -40,7 +40,8 @@ def made_up_samples(noise: float = 0.0) -> Samples:
                 (PLAIN, noisy, frozenset[int]()),
                 (PROBED, layers, frozenset[int]()),
                 ("cut 0", layers / 10, frozenset({0, 1, 3})),
-                ("cut 2", layers / 5, frozenset({3})),
+                # The first layer ran whole here, and says nothing of the one like it that was cut.
+                ("cut 1", layers / np.array([1.0, 5.0, 1.0, 5.0]), frozenset({1, 3})),
             ):
                 seconds = tuple(float(value) for value in times)
                 given = probes if kind == PROBED else {}
@@ -55,8 +56,10 @@ def test_tables_from_made_up_samples_by_hand(noise: float) -> None:
     close: Any = lambda values: pytest.approx(values, rel=1e-2, abs=2e-5)  # noqa: E731
     assert tables.arrays["layer_seconds"][0] == close([1.0, 2.0, 3.0, 4.04])
     assert tables.arrays["layer_seconds_per_position"][0] == close([0.01, 0.01, 0.0, 0.0])
-    # The recurrent layer is charged whole, the last one as it is just above the deeper exit.
-    assert tables.arrays["key_value_seconds"][0] == close([0.1, 0.2, 3.0, 0.808])
+    # The recurrent layer is charged whole, the second and the last one as they are just above the deeper
+    # exit.
+    assert tables.arrays["key_value_seconds"][0] == close([0.1, 0.4, 3.0, 0.808])
+    assert tables.arrays["key_value_seconds_per_position"][0] == close([0.001, 0.002, 0.0, 0.0])
     assert tables.arrays["head_seconds"] == [6.0]
     assert tables.arrays["overhead_seconds"] == close([0.5])
     assert tables.arrays["probe_seconds"] == {"cosine": [pytest.approx(0.5, abs=0.21)]}

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
+from family_decoding import COLUMNS, Decoding, check_decoding
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 
 
 class Row(NamedTuple):
-    """One family: how it is read out, the largest difference over all exits, or why it is not supported."""
+    """One family: how it is read out, the largest difference over all exits, or why it is not supported.
+
+    decoding: what it can do when it is decoded layer by layer.
+    """
 
     family: str
     readout: str | None = None
@@ -26,6 +31,7 @@ class Row(NamedTuple):
     kinds: str = ""
     largest_difference: float = 0.0
     reason: str = ""
+    decoding: Decoding = Decoding()
 
 
 def independent_readout(model: Any, layers: tuple[Any, ...], ids: Any, exit_number: int) -> Any:
@@ -82,7 +88,21 @@ def check_family(family: str) -> Row:
             largest = max(largest, float((found - expected).abs().max()))
     shape = measure_shape(model, stack)
     kinds = ", ".join(sorted({layer.kind for layer in shape.layers}))
-    return Row(family, stack.readout_kind, len(stack), kinds, largest)
+    return Row(
+        family,
+        stack.readout_kind,
+        len(stack),
+        kinds,
+        largest,
+        decoding=_without_numbers(check_decoding(model)),
+    )
+
+
+def _without_numbers(decoding: Decoding) -> Decoding:
+    """The same with measured differences left out, which vary between machines."""
+    if decoding.refused is None:
+        return decoding
+    return decoding._replace(refused=re.sub(r"differ by [\d.e+-]+", "differ", decoding.refused))
 
 
 def _short(error: Exception) -> str:
@@ -124,27 +144,77 @@ all later layers.
 
 offramp takes the first that gives the model's own logits bit for bit, and refuses the model if none does.
 The kinds of layers are measured from what a layer keeps between tokens.
+
+Then the model is **decoded layer by layer** after a random prompt of 70 tokens, which is longer than the
+small models' sliding windows (64). "yes" is within 1e-5 of the largest logit in float32:
+
+- *never-exit*: the loop without exits gives the model's own logits, and greedy `generate()`'s tokens.
+- *propagate*: a skipped layer leaves what it would leave if it ran whole on the exit's hidden state.
+- *recompute*: positions that skipped layers and run them later, several at once, get the full model's logits.
+- *speculate*: drafts verified together get the full model's logits, and those taken back leave no trace.
+- *monotone*: the first layers go on alone as they do in the full model.
+- *batch*: rows padded on the left get the logits they have alone (*lockstep*); layers run for some rows of a
+  batch while the others only leave their K and V (*rebatch*).
 """
+
+DECODED = ("never_exit", "propagate", "recompute", "speculate", "monotone")
 
 
 def render(rows: list[Row], version: str) -> str:
     """docs/families.md."""
     supported = [row for row in rows if row.readout is not None]
     exact = sum(row.largest_difference == 0.0 for row in supported)
+    decoded = sum(
+        "never_exit" not in dict(row.decoding.reasons) for row in supported if not row.decoding.refused
+    )
     lines = ["# Model families", "", *INTRODUCTION.format(version=version).splitlines(), ""]
     lines += [
-        f"{len(supported)} of {len(rows)} families are supported, {exact} of them bit for bit at every exit.",
+        f"{len(supported)} of {len(rows)} families are supported, {exact} of them bit for bit at every exit; "
+        f"{decoded} are decoded layer by layer with `generate()`'s tokens.",
         "",
-        "| family | layers | readout | exits | largest difference |",
-        "|---|---|---|---|---|",
+        "| family | layers | readout | exits | largest difference | never-exit | propagate | recompute "
+        "| speculate | monotone | batch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.family} | {row.kinds} | {row.readout} | {row.exits} | {row.largest_difference:.3g} |"
+        f"| {row.family} | {row.kinds} | {row.readout} | {row.exits} | {row.largest_difference:.3g} "
+        f"| {' | '.join(_decoding_cells(row.decoding))} |"
         for row in supported
+    ]
+    lines += ["", "## Decoded with restrictions", "", "| family | what | reason |", "|---|---|---|"]
+    lines += [
+        f"| {row.family} | {', '.join(columns)} | {reason.replace('|', '/')} |"
+        for row in supported
+        for reason, columns in _by_reason(row.decoding).items()
+    ]
+    lines += ["", "## Traced, but not decoded layer by layer", "", "| family | reason |", "|---|---|"]
+    lines += [
+        f"| {row.family} | {row.decoding.refused.replace('|', '/')} |"
+        for row in supported
+        if row.decoding.refused is not None
     ]
     lines += ["", "## Not supported", "", "| family | reason |", "|---|---|"]
     lines += [f"| {row.family} | {row.reason.replace('|', '/')} |" for row in rows if row.readout is None]
     return "\n".join(lines) + "\n"
+
+
+def _decoding_cells(decoding: Decoding) -> list[str]:
+    """The table's cells for one family: DECODED, then the two ways to run a batch."""
+    if decoding.refused is not None:
+        return ["-"] * (len(DECODED) + 1)
+    failed = dict(decoding.reasons)
+    batch = [name for name in ("lockstep", "rebatch") if name not in failed]
+    return [*("no" if column in failed else "yes" for column in DECODED), ", ".join(batch) or "no"]
+
+
+def _by_reason(decoding: Decoding) -> dict[str, list[str]]:
+    """The columns that share a reason."""
+    reasons: dict[str, list[str]] = {}
+    for column in COLUMNS:
+        for name, reason in decoding.reasons:
+            if name == column:
+                reasons.setdefault(reason, []).append(column.replace("_", "-"))
+    return reasons
 
 
 def main() -> int:

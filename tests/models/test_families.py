@@ -63,3 +63,23 @@ def test_the_families_document_has_not_drifted(rows: list[Row]) -> None:
     assert text == family_table.render(rows, transformers.__version__), (
         "run python tests/models/family_table.py and read what changed"
     )
+
+
+# Read out exactly, but not driven layer by layer: a hidden state of four axes, states outside a cache.
+NOT_DECODED = {"gemma3n_text", "rwkv", "xlstm", "recurrent_gemma"}
+
+
+@pytest.mark.slow
+def test_the_families_that_users_bring_are_decoded_with_the_tokens_of_generate(rows: list[Row]) -> None:
+    decoding = {row.family: row.decoding for row in rows if row.readout is not None}
+    wanted = {family for families in WANTED.values() for family in families}
+    assert {family for family in wanted if decoding[family].refused} == NOT_DECODED
+    exact = [
+        family
+        for family, found in decoding.items()
+        if found.refused is None and "never_exit" not in dict(found.reasons)
+    ]
+    assert len(exact) >= 150
+    for family in wanted - NOT_DECODED:
+        failed = dict(decoding[family].reasons)
+        assert failed.keys() <= {"rebatch"}, (family, failed)

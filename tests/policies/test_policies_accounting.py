@@ -15,11 +15,17 @@ from rule_examples import LAYERS, random_trace
 
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import TimingsProfile
-from offramp.errors import PolicyError
+from offramp.errors import InputError, PolicyError
 from offramp.files import seal_of
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.bill import Usage
-from offramp.policies.charging import exit_costs_without_probes, layers_executed, prices_of, walk_costs
+from offramp.policies.charging import (
+    exit_costs_without_probes,
+    layers_executed,
+    prices_by_rows,
+    prices_of,
+    walk_costs,
+)
 from offramp.policies.contract import check_policy
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
@@ -99,7 +105,7 @@ def rows_of(usage: Usage, layer: int) -> Counter[tuple[str, int]]:
     """How many tokens a layer runs for, by how they are charged and with how many others."""
     found: Counter[tuple[str, int]] = Counter()
     for item, count in usage.items():
-        if item.place == layer and item.part in ("layers", "layers run later"):
+        if item.place == layer and item.part == "layers":
             found[item.part, item.rows] += count * item.rows
     return found
 
@@ -190,7 +196,7 @@ def timed(batches: tuple[int, ...] = (1, 4)) -> TimingsProfile:
     ("options", "untimed"),
     [
         ({}, None),
-        ({"kv": "recompute"}, "2"),
+        ({"kv": "recompute"}, "2, 3"),
         ({"batch": 4}, None),
         ({"batch": 6}, "6"),
         ({"kv": "speculate", "draft_length": 2}, "2, 3"),
@@ -240,3 +246,30 @@ def made_by(fingerprint: str) -> Trace:
         shape=trace.shape,
         provenance={"request": request},
     )
+
+
+def test_more_waiting_rows_than_timings_reach_are_charged_as_several_steps() -> None:
+    at = prices_by_rows(timed(), make_shape(), 3.0)
+    # At batch 1 and 4 each part takes 1 s and 2 s; two sizes reach up to 16 rows, and there take 6 s.
+    assert (at(1).head, at(4).head, at(16).head) == (1.0, 2.0, pytest.approx(6.0))
+    assert at(33).batch == 33
+    for part in ("head", "exit_head", "overhead"):
+        assert getattr(at(33), part) == pytest.approx(2 * 6.0 + 1.0)
+    np.testing.assert_allclose(at(33).layers, 13.0)
+    np.testing.assert_allclose(at(33).key_value, 13.0)
+    assert at(33).probes["cosine"] == pytest.approx(13.0)
+    # Forty tokens in a row that leave, and one that does not and takes them along.
+    margin = np.tile((np.arange(41) < 40)[:, None], 6).astype(np.float32)
+    trace = make_trace(tokens=41, documents=1, margin=margin)
+    result = replay(trace, "threshold:signal=margin,value=0.5,exits=2", machine=timed(), kv="recompute")
+    assert max(line.rows for line in result.bill.lines) == 41
+    with pytest.raises(InputError, match="no timings for batch size 17"):
+        replay(make_trace(documents=20), CHECKS, machine=timed(), batch=17)
+
+
+def test_seconds_are_charged_at_the_position_that_is_asked_for() -> None:
+    trace = make_trace(documents=2)
+    machine = replace(timed(), layer_seconds_per_position=0.5 * np.ones((2, 6)))
+    near, far = (replay(trace, "static:exit=2", machine=machine, position=at) for at in (0.0, 10.0))
+    assert near.seconds_per_token is not None
+    assert far.seconds_per_token == pytest.approx(near.seconds_per_token + 2 * 0.5 * 10)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from offramp.costs.token import TokenCosts
 from offramp.policies.batching import count_plain, count_steps
-from offramp.policies.bill import PARTS, Item, Usage, make_bill
+from offramp.policies.bill import Item, Usage, make_bill
 from offramp.policies.charging import walk_costs
 from offramp.policies.replay import replay
 from offramp.policies.walk import Walk
@@ -53,15 +53,6 @@ def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
     (line,) = make_bill(usage, usage, flat, 1).lines
     assert (line.where, line.count, line.total) == ("layers 1-3, 5, 8-9", 32, 96.0)
     assert line.places == (1, 2, 3, 5, 8, 9)
-
-
-def test_a_row_more_is_charged_the_difference_and_never_less_than_nothing() -> None:
-    assert PARTS["layers run later"](at, Item("layers run later", 2)) == 5.0
-
-    def noisy(rows: int) -> TokenCosts:
-        return TokenCosts("seconds", np.full(4, 3.0 - rows), 8.0, 8.0, {}, np.full(4, 1.0))
-
-    assert PARTS["layers run later"](noisy, Item("layers run later", 2)) == 0.0
 
 
 def cost_of_one_token(walk: Walk, token: int) -> float:

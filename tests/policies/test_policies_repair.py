@@ -34,9 +34,10 @@ def run_of(exits: list[int], documents: list[int], policy: ExitPolicy | None = N
 def test_recomputing_by_hand() -> None:
     # Exits 1 and 2 before a token at 3; then one at 2 that no later token overtakes; another document.
     usage = STRATEGIES["recompute"].count(run_of([1, 2, 3, 2, 4, 1], [0, 0, 0, 0, 1, 1]))
-    late = {item.place: count for item, count in usage.items() if item.part == "layers run later"}
-    # Layer 2 for the first token, layer 3 for the first two; layer 4 is never run in the first document.
-    assert late == {2: 1, 3: 2}
+    layers = {(item.place, item.rows): count for item, count in usage.items() if item.part == "layers"}
+    # In the first document the second token takes the first one through layer 2, the third both through layer
+    # 3; layer 4 is never run there. In the second one nobody waits for a token that goes deeper.
+    assert layers == {(1, 1): 6, (2, 2): 1, (2, 1): 3, (3, 3): 1, (3, 1): 1, (4, 1): 1}
     assert not any(item.part == "K,V projection" for item in usage)
 
 
@@ -55,10 +56,15 @@ def test_deepest_after_is_the_plain_maximum(tokens: list[tuple[int, int]]) -> No
 def test_a_recomputed_layer_costs_a_row_more_in_bytes_and_a_whole_layer_in_flops() -> None:
     trace = make_trace()
     result = replay(trace, CHECKS, kv="recompute")
-    rows = sum(line.count for line in result.bill.lines if line.part == "layers run later")
+    lines = [line for line in result.bill.lines if line.part == "layers"]
+    waited = sum(line.count * (line.rows - 1) for line in lines)
     attended = float(trace.position.mean()) + 1
+    alone = float(counted_at(trace, "bytes")(1).layers[0])
     # A row more reads and writes K,V of its own: 10 elements a position, 2 bytes each.
-    assert part(result.bill, "layers run later") == pytest.approx(rows * 2 * 10 * (attended + 1))
+    assert waited > 0
+    assert part(result.bill, "layers") == pytest.approx(
+        sum(line.count for line in lines) * alone + waited * 2 * 10 * (attended + 1)
+    )
     flops, one = counted_at(trace, "flops")(2).layers, counted_at(trace, "flops")(1).layers
     np.testing.assert_allclose(flops - one, one)
     # In FLOPs nothing is saved but what no later token needs.

@@ -101,6 +101,21 @@ def test_a_search_finds_short_lists_with_their_own_risk_and_cost() -> None:
     assert parse_policy(str(best.policy)) == best.policy
 
 
+def test_a_search_leaves_out_what_needs_the_whole_head() -> None:
+    plain = make_trace(tokens=200, documents=40, shape=SHAPE)
+    request = {"request": {"heads": {"candidate_exit": 2}}}
+    trace = short_trace(candidate_score=plain.fact("margin"), js_to_previous=plain.fact("entropy"))
+    trace.provenance.update(request)
+    pool = Pool(trace, FLOOR, pricing_of(trace, None))
+    search_pool(pool, FLOOR.risk)
+    short = [scored.policy for scored in pool.found if scored.policy.short_list]
+    assert short
+    assert any("candidate_score" in str(scored.policy) for scored in pool.found)
+    for policy in short:
+        assert all(facts for facts in policy.needs(trace.layers).values()) or "static" in str(policy)
+        assert "candidate_score" not in str(policy)
+
+
 def test_no_short_list_under_a_floor_in_nats_or_without_the_list() -> None:
     floor = make_floor({"kl": 0.2})
     for trace, asked in ((short_trace(), floor), (make_trace(tokens=200, documents=40, shape=SHAPE), FLOOR)):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from report_examples import example_run
 
-from offramp.report.summary import finite_json, spread, summarise, summary_schema
+from offramp.report.finite import finite_json
+from offramp.report.summary import spread, summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 
 
@@ -46,6 +47,7 @@ def test_top_level_keys(summary):
         "hardware",
         "heads",
         "measured",
+        "decoding",
         "provenance",
     }
 
@@ -98,7 +100,7 @@ def test_a_wrong_type_fails(summary, validator, path, wrong):
     "key",
     [
         *("verdict", "scores", "frontier", "predicted", "league", "tuned", "machines", "break_even"),
-        *("hardware", "heads", "measured", "provenance"),
+        *("hardware", "heads", "measured", "decoding", "provenance"),
     ],
 )
 def test_a_missing_part_fails(summary, validator, key):

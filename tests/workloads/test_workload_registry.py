@@ -112,6 +112,7 @@ def test_an_unknown_name_gives_near_matches_and_the_list() -> None:
     with pytest.raises(WorkloadError) as caught:
         load_workload("proze")
     assert "did you mean prose?" in str(caught.value)
+    assert caught.value.where == "workload proze"
     assert all(name in str(caught.value) for name in workload_names())
     assert caught.value.exit_code == 2
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.policies.charging import prices_of, seconds_of
+from offramp.report.answers import fastest_exiting
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.halves import Halves, halves_of
@@ -47,13 +48,14 @@ def answers_of(trace: Trace, machine: Machine | None) -> Answers:
     halves = halves_of(trace)
     verdicts = judge(trace, FLOORS, machine=machine, halves=halves)
     entries = league(trace, machine, FLOORS, halves=halves)
+    closest = fastest_exiting(entries)
     costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
     return Answers(
         verdicts=verdicts,
         league=entries,
         tuned=tuple(tune(trace, {"agreement": floor}, machine) for floor in FLOORS),
         machines=_on_machines(trace, machine, halves),
-        break_even=break_even(trace, _closest_to_paying(entries), costs),
+        break_even=break_even(trace, "never" if closest is None else closest.policy, costs),
     )
 
 
@@ -65,14 +67,3 @@ def _on_machines(trace: Trace, machine: Machine | None, halves: Halves) -> tuple
     # A profile answers for the batch sizes it was timed at, and not far beyond.
     batches = getattr(machine, "batches", BATCHES)
     return (*machine_answers(trace, [machine], batches, MAIN_FLOOR, halves=halves), *answers)
-
-
-def _closest_to_paying(entries: tuple[LeagueEntry, ...]) -> str:
-    """The fastest reachable policy of the league at the main floor that exits at all."""
-    able = [
-        entry
-        for entry in entries
-        if entry.reachable and entry.floor == MAIN_FLOOR and entry.policy != "never"
-    ]
-    best = max(able, key=lambda entry: entry.net_speedup.value or 0.0, default=None)
-    return "never" if best is None else best.policy

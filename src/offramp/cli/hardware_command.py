@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 hardware = typer.Typer(help="Measure this machine on a model.")
 
 
+MOST_WITH_QUARTILES = 3
+
+
 @hardware.callback(invoke_without_command=True)
 def hardware_command(context: typer.Context) -> None:
     """Measure this machine on a model."""
@@ -42,7 +45,7 @@ def measure(
             help="Batch sizes to time, rising. Those between are interpolated, which can be far off: time "
             "those that matter.",
         ),
-    ] = "1,4,8",
+    ] = "1,2,3,4,5,8",
     seconds: Annotated[
         float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
     ] = 45.0,
@@ -92,24 +95,26 @@ def _read_batches(text: str) -> tuple[int, ...]:
     )
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise InputError(
-            f"the batch sizes {text!r} do not rise from 1 or more", where="--batches", fix="write 1,4,8"
+            f"the batch sizes {text!r} do not rise from 1 or more", where="--batches", fix="write 1,2,4,8"
         )
     return sizes
 
 
 def _table(profile: TimingsProfile) -> Any:
-    """Milliseconds of every part by batch size."""
+    """Milliseconds of every part by batch size: medians, with quartiles where they fit into a line."""
     from rich.table import Table
 
     table = Table("milliseconds", *[f"batch {batch}" for batch in profile.batches])
     samples: dict[str, Any] = profile.details["samples"]
     first = samples[str(profile.batches[0])]
+    quartiles = len(profile.batches) <= MOST_WITH_QUARTILES
     for part in first:
         cells = [samples[str(batch)][part] for batch in profile.batches]
         table.add_row(
             part,
             *[
-                f"{1e3 * cell['median']:.3g} [{1e3 * cell['low']:.3g}, {1e3 * cell['high']:.3g}]"
+                f"{1e3 * cell['median']:.3g}"
+                + (f" [{1e3 * cell['low']:.3g}, {1e3 * cell['high']:.3g}]" if quartiles else "")
                 for cell in cells
             ],
         )

@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
+from offramp.cli.bench_command import bench
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
+from offramp.cli.generate_command import generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
 from offramp.cli.list_command import list_things
@@ -63,6 +65,8 @@ app.command("score")(score)
 app.command("replay")(replay)
 app.command("tune")(tune)
 app.command("predict")(predict)
+app.command("bench")(bench)
+app.command("generate")(generate)
 app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")

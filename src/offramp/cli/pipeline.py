@@ -1,46 +1,42 @@
-"""The stages of `offramp run`: trace, score, judge and time, then the report."""
+"""The stages of `offramp run`: trace, score, judge, decode; a page after each."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from offramp.cli.answers import Answers, answers_of
 from offramp.cli.console import stage
-from offramp.cli.preparation import RUN_SIGNALS, Prepared, describe_heads, describe_machine, prepare
-from offramp.cli.provenance import describe_request, describe_run
+from offramp.cli.decoding_stage import DecodingResult, decode_workloads
+from offramp.cli.preparation import RUN_SIGNALS, Prepared, prepare
 from offramp.cli.run_folder import (
     POLICIES,
-    SUMMARY_FILE,
     TRACES,
     claim,
     default_folder,
     require_own,
     safe_name,
 )
+from offramp.cli.run_writer import FinishedRun, Writer
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
+from offramp.decoding.bench.contenders import GENERATE
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
-from offramp.files import locked_folder, sweep_temporary_files, write_json_atomically
+from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.loading import find_source, load_source
 from offramp.models.model import Model
-from offramp.policies.charging import mean_position
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.policies.results import Frontier
-from offramp.report.page import write_report
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
-from offramp.report.run_result import RunResult, Timing, WorkloadResult
-from offramp.report.summary import summarise
+from offramp.report.run_result import Timing, WorkloadResult
 from offramp.scoring.scoring import score
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
@@ -49,6 +45,9 @@ from offramp.tracing.tracer import trace as trace_model
 from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
+
+NOT_ASKED = ("overwrite", "repair", "decode")
+"""Options that change how a run gets its results, not which: a folder is the same run's with any of them."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,7 @@ class RunOptions:
     hardware: str
     overwrite: bool
     repair: bool
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's result and where its page and summary lie."""
-
-    result: RunResult
-    report: Path
-    summary: dict[str, Any]
+    decode: bool
 
 
 def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Path | None) -> FinishedRun:
@@ -92,7 +83,7 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     if options.hardware != LOCAL:
         find_machine(options.hardware)  # an unknown one is refused before the model is loaded
     request = {
-        **{key: value for key, value in asdict(options).items() if key not in ("overwrite", "repair")},
+        **{key: value for key, value in asdict(options).items() if key not in NOT_ASKED},
         "model": source.identity.source,
         "model_fingerprint": source.identity.fingerprint,
         "heads": None if given is None else given.fingerprint,
@@ -109,9 +100,7 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     with locked_folder(folder):
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
-        prepared = prepare(model, workloads, given, options.hardware, folder)
-        results = [_one_workload(model, workload, options, prepared, folder) for workload in workloads]
-        return _finish(model, results, prepared, folder)
+        return _run_stages(model, workloads, given, options, folder)
 
 
 def _require_fitting(model: Model, workloads: Sequence[Workload], options: RunOptions) -> None:
@@ -200,32 +189,48 @@ def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
 
 
-def _finish(model: Model, results: Sequence[WorkloadResult], prepared: Prepared, folder: Path) -> FinishedRun:
-    first = results[0].trace
-    measured: dict[str, Timing] = {}
-    missing = dict(prepared.missing)
+def _run_stages(
+    model: Model,
+    workloads: Sequence[Workload],
+    given: ExitHeads | None,
+    options: RunOptions,
+    folder: Path,
+) -> FinishedRun:
+    """Every stage in turn, with a page after each."""
+    writer = Writer(model, folder)
+    decoding = "decoding for real"
+    tracing = [f"tracing {workload.name}" for workload in workloads]
+    writer.so_far("timing this machine and fitting exit heads", [*tracing, decoding])
+    writer.prepared = prepared = prepare(model, workloads, given, options.hardware, folder)
+    for place, workload in enumerate(workloads):
+        writer.so_far(tracing[place], [*tracing[place + 1 :], decoding])
+        writer.results.append(_one_workload(model, workload, options, prepared, folder))
+    writer.so_far(decoding, [])
+    if options.decode:
+        writer.decoding = decode_workloads(
+            model, workloads, writer.results, prepared, folder, again=options.overwrite
+        )
+    else:
+        writer.decoding = DecodingResult(
+            (), {workload.name: "--no-decode was given" for workload in workloads}
+        )
+    _time_plain(model, writer)
+    return writer.finished()
+
+
+def _time_plain(model: Model, writer: Writer) -> None:
+    """Seconds per token of plain `generate()`, of the decoding's own measurement if there is one."""
+    name = "plain_seconds_per_token"
+    for decoded in writer.decoding.decoded:
+        timed = decoded.bench.contender(GENERATE).seconds_per_token
+        around = decoded.bench.circumstances
+        if timed is not None:
+            load = float(around["load_average"][0])
+            writer.measured[name] = Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)
+            return
     try:
         with stage("timing plain decoding"):
-            plain = time_plain_decoding(model, first.token[:32].tolist())
-        timing = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
-        measured["plain_seconds_per_token"] = timing
+            plain = time_plain_decoding(model, writer.results[0].trace.token[:32].tolist())
+        writer.measured[name] = Timing(plain.value, plain.low, plain.high, plain.threads, plain.load)
     except ModelError as error:  # what was traced still has its answer
-        missing["plain_decoding_not_timed"] = error.what
-    result = RunResult(
-        model_name=model.name,
-        layers=model.layers,
-        workloads=tuple(results),
-        provenance={
-            **describe_run(model),
-            **describe_request({result.name: result.trace for result in results}),
-            **missing,
-        },
-        measured=measured,
-        command=shlex.join(["offramp", *sys.argv[1:]]),
-        hardware=describe_machine(prepared.machine, model.shape, mean_position(first)),
-        heads=describe_heads(prepared.heads),
-    )
-    report = write_report(result, folder)
-    summary = summarise(result)
-    write_json_atomically(folder / SUMMARY_FILE, summary)
-    return FinishedRun(result, report, summary)
+        writer.missing["plain_decoding_not_timed"] = error.what

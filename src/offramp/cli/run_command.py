@@ -58,14 +58,23 @@ def run(
             help="The machine to predict for: local (timed first), one of offramp list hardware, or a .toml.",
         ),
     ] = "local",
+    decode: Annotated[
+        bool,
+        typer.Option(
+            "--decode/--no-decode",
+            help="End with real decoding of the chosen policies, timed beside plain decoding. Without it, "
+            "every speed is a prediction.",
+        ),
+    ] = True,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     repair: Repair = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trace, score and replay a model on some workloads, and write the answer as a page.
+    """Trace, score and replay a model on some workloads, decode with the best policies, and write a page.
 
-    Stopped? Run it again: it resumes after the last whole part.
+    Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
+    again.
     """
     from offramp.workloads.registry import load_workload
 
@@ -95,6 +104,7 @@ def run(
         hardware=hardware,
         overwrite=overwrite,
         repair=repair,
+        decode=decode,
     )
     finished = run_pipeline(options, workloads, output)
     print_summary(finished.result, out.console, finished.report)

@@ -23,6 +23,7 @@ SUMMARY_FILE = "summary.json"
 TRACES = "traces"
 HEADS_FILE = "heads.safetensors"
 POLICIES = "policies"
+DECODING_FILE = "decoding.json"
 
 
 def safe_name(name: str) -> str:
@@ -84,10 +85,14 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     Raises InputError as `require_own` does.
     """
     require_own(folder, request, overwrite=overwrite)
-    if _is_of(folder, request):
+    same = _is_of(folder, request)
+    if same and not overwrite:
         return
-    for name in (REPORT_FILE, SUMMARY_FILE, HEADS_FILE):
+    for name in (REPORT_FILE, SUMMARY_FILE, DECODING_FILE):
         (folder / name).unlink(missing_ok=True)
+    if same:  # its traces are made again one by one
+        return
+    (folder / HEADS_FILE).unlink(missing_ok=True)
     for name in (TRACES, POLICIES):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

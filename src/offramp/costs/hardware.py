@@ -66,6 +66,7 @@ def find_machine(
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
         f"unknown hardware {name_or_path!r}",
+        where=f"hardware {name_or_path}",
         fix=f"{hint}choose one of: {', '.join(names)}; or give the path of a .toml profile of your own (its "
         "keys: offramp list --help)",
     )

@@ -16,6 +16,8 @@ from offramp.models.dense_cache import cache_folder
 
 LOCAL = "local"
 FOLDER = "hardware"
+STEPS = "steps"
+"""The detail that says whose steps were timed; a profile without it is from before the decoder's own loop."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
@@ -61,6 +63,8 @@ def load_local_profile(
     threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
     those of the profile measured last. model: its name, for the error's command.
 
+    Profiles of older versions, which timed other steps than the decoder's, are passed over.
+
     Raises InputError, naming the command that measures one, if there is none; DamagedFileError if the file
     was changed.
     """
@@ -73,14 +77,15 @@ def load_local_profile(
     fitting = [
         profile
         for profile in profiles
-        if profile.details["machine"]
+        if STEPS in profile.details
+        and profile.details["machine"]
         == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
     ]
     if not fitting:
         others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
         raise InputError(
             "there are no timings of this model on this machine"
-            + (f" as it is now; those kept are of {others}" if others else ""),
+            + (f" as it is now; those kept are of {others}, or of an older offramp" if others else ""),
             where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
             fix=f"offramp hardware measure {model} --dtype {dtype}, or choose from: offramp list hardware",
         )

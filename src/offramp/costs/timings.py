@@ -133,6 +133,11 @@ class TimingsProfile:
         return tuple(notes)
 
     @property
+    def largest_batch(self) -> int:
+        """The largest batch that it prices."""
+        return self.batches[-1] * (LARGEST_EXTRAPOLATION if len(self.batches) > 1 else 1)
+
+    @property
     def _timed_batches(self) -> str:
         return ", ".join(map(str, self.batches))
 
@@ -205,7 +210,7 @@ class TimingsProfile:
                 where=f"timings {self.name}",
                 fix="use timings of this model: offramp hardware measure MODEL",
             )
-        largest = self.batches[-1] * (LARGEST_EXTRAPOLATION if len(self.batches) > 1 else 1)
+        largest = self.largest_batch
         if batch < 1 or batch > largest:
             raise InputError(
                 f"no timings for batch size {batch}: those at {self._timed_batches} reach from 1 to "

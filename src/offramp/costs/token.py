@@ -56,6 +56,20 @@ class TokenCosts:
         return prices
 
 
+def add_costs(one: TokenCosts, other: TokenCosts) -> TokenCosts:
+    """The prices of two steps after each other, which decode the tokens of both."""
+    return TokenCosts(
+        unit=one.unit,
+        layers=one.layers + other.layers,
+        head=one.head + other.head,
+        exit_head=one.exit_head + other.exit_head,
+        probes={name: price + other.probes[name] for name, price in one.probes.items()},
+        key_value=one.key_value + other.key_value,
+        overhead=one.overhead + other.overhead,
+        batch=one.batch + other.batch,
+    )
+
+
 @dataclass(frozen=True)
 class Unit:
     """How to count each part of a step in one unit, as functions of shape, (position,) and batch."""

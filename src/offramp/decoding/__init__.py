@@ -1,1 +1,1 @@
-"""Decoding with the model itself, and the stopwatch; policies decode here in a later version."""
+"""Decoding with the model itself: policies whose skipped layers do not run, and the stopwatch."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.local_store import LOCAL, machine_facts
+from offramp.costs.local_store import LOCAL, STEPS, machine_facts
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.plain import PlainTiming, time_plain_decoding
 from offramp.decoding.session import Session
@@ -23,7 +23,9 @@ from offramp.decoding.timing_tables import build_tables
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 
-BATCHES = (1, 4, 8)
+# Each size up to that of a draft of four tokens with the token after it: products of two or three rows can
+# take longer than those of four, so that nothing is read off between them.
+BATCHES = (1, 2, 3, 4, 5, 8)
 POSITIONS = (64, 448)
 SHORTEST_CONTEXT = 8
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 64
@@ -32,6 +34,7 @@ GENERATE_PROMPT, GENERATED = 32, 16
 LONG_BUDGET = 30.0
 # How far the medians of the parts may add up to something else than the median of the whole.
 ROUGH = 0.1
+OWN_LOOP, FORWARD = "decoding loop", "forward pass"
 BUSY = (
     "the parts add up to a whole step only roughly: something else kept the processor busy; measure again "
     "when it is quiet"
@@ -47,8 +50,10 @@ def measure_hardware(
 ) -> TimingsProfile:
     """Time layers, head, probes, lens, K,V repair and the program around them, within real decoding steps.
 
-    Every step feeds the model's own forward one token per sequence with a cache of a realistic length, so
-    that each layer finds the weights of all others in the processor's caches, as in decoding. Configurations
+    Every step is one of the decoder's own loop, one token per sequence with a cache of a realistic length, so
+    that each layer finds the weights of all others in the processor's caches, as in decoding; where that loop
+    cannot run the model, its own forward pass is timed, and a note says so. No policy is timed: plain steps,
+    steps with probes where nobody leaves, and steps whose upper layers only leave K and V. Configurations
     (batch sizes, positions, kinds of step) take turns in random order; a figure is the median of its samples.
     budget_seconds: how long it may take; a slow model takes longer, for the fewest rounds that give a median.
     progress: called with the share of the budget used.
@@ -60,7 +65,7 @@ def measure_hardware(
     batches = tuple(batches)
     if not batches or batches[0] < 1 or any(later <= batch for batch, later in itertools.pairwise(batches)):
         raise InputError(
-            f"the batch sizes {batches} do not rise from 1 or more", where="batches", fix="try 1, 4, 8"
+            f"the batch sizes {batches} do not rise from 1 or more", where="batches", fix="try 1, 2, 4, 8"
         )
     if not budget_seconds > 0:
         raise InputError(f"a budget of {budget_seconds} seconds is none", where="budget", fix="try 45")
@@ -119,6 +124,11 @@ def _profile(
     model = session.model
     machine = machine_facts(torch.get_num_threads())
     tables = build_tables(session.samples)
+    notes = list(tables.notes)
+    if session.why_no_loop is not None:
+        notes.append(
+            f"timed in the model's own forward pass, not in the decoder's loop: {session.why_no_loop}"
+        )
     details: dict[str, Any] = {
         "model": {"name": model.name, "fingerprint": model.identity.fingerprint},
         "machine": machine,
@@ -131,7 +141,8 @@ def _profile(
         "seconds": round(seconds, 3),
         "timer_seconds": session.stopwatch.cost,
         "samples": session.samples.summary(),
-        "notes": tables.notes,
+        STEPS: OWN_LOOP if session.loop is not None else FORWARD,
+        "notes": notes,
     }
     profile = TimingsProfile(
         name=LOCAL,
@@ -145,7 +156,7 @@ def _profile(
     )
     check = _self_check(profile, session, generate)
     if any(abs(ratio - 1.0) > ROUGH for ratio in check["parts_over_step"].values()):
-        details["notes"] = [*tables.notes, BUSY]
+        details["notes"] = [*notes, BUSY]
     return dataclasses.replace(profile, details={**details, "check": check})
 
 

@@ -7,30 +7,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from offramp.decoding.bench.ratios import SAMPLES_NEEDED, median
 from offramp.errors import ModelError
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.tracing.answers import cannot_generate
 
 NEW_TOKENS = 16
-REPEATS = 5
+REPEATS = SAMPLES_NEEDED
 
 
 @dataclass(frozen=True)
 class PlainTiming:
     """Seconds per new token of plain greedy `generate()`, batch 1.
 
-    value: median of the repeats. low, high: a 95 % bootstrap interval of that median over the repeats.
+    value: median of the repeats. low, high: its 95 % interval, None with too few repeats for one.
     samples: seconds per token of each repeat, in order. threads: torch's. load: one-minute load average at
     the start.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     samples: tuple[float, ...]
     new_tokens: int
     threads: int
@@ -69,18 +69,17 @@ def time_plain_decoding(
     load = os.getloadavg()[0]
     seconds(2)
     samples = [(seconds(new_tokens + 1) - seconds(1)) / new_tokens for _ in range(repeats)]
-    if float(np.median(samples)) <= 0.0:
+    found = median(samples)
+    if found.value <= 0.0:
         raise ModelError(
             "a token takes too little time to be told apart from the prompt",
             where=model.name,
             fix="time a larger model, or a quieter machine",
         )
-    draws = np.random.default_rng(0).choice(samples, size=(2000, repeats))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return PlainTiming(
-        value=float(np.median(samples)),
-        low=float(low),
-        high=float(high),
+        value=found.value,
+        low=found.low,
+        high=found.high,
         samples=tuple(samples),
         new_tokens=new_tokens,
         threads=torch.get_num_threads(),

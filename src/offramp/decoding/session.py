@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from offramp.decoding.cut import cut_after_cache_update
+from offramp.costs.probes import ProbeSizes
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.loop_steps import LoopSteps
 from offramp.decoding.stopwatch import Probe, StepTimes, Stopwatch
 from offramp.decoding.stream import Stream, cache_keyword, prefill, widen
 from offramp.decoding.timed_probes import build_probes, probe_sizes
@@ -13,6 +15,8 @@ from offramp.decoding.timing_tables import PLAIN, PROBED, Samples
 from offramp.errors import ModelError
 from offramp.models.model import Model
 
+# One sequence is what most decoding runs: its median is to be the surest.
+TURNS_OF_ONE_SEQUENCE = 2
 # Steps of one cache before it is filled anew, so that its position stays near the one asked for.
 GROWTH = 128
 
@@ -28,7 +32,9 @@ class KindOfStep:
 class Session:
     """The streams of one measurement and the samples taken so far.
 
-    probed_layers: after which layers (0 = the first) probes may run: the middle ones.
+    loop: the decoder's own steps, None where it cannot run this model (`why_no_loop`): steps are then those
+    of the model's own forward pass, and none is cut. probed_layers: after which layers (0 = the first) probes
+    may run then: the middle ones.
     """
 
     def __init__(self, model: Model, batches: tuple[int, ...], positions: tuple[int, int]) -> None:
@@ -38,7 +44,8 @@ class Session:
         self.keyword = cache_keyword(model)
         self.stopwatch = Stopwatch(model.stack)
         self.sizes = probe_sizes(model)
-        self.probes = build_probes(model, self.sizes)
+        self.loop, self.why_no_loop = _decoder_steps(model, self.sizes)
+        self.probes = {} if self.loop is not None else build_probes(model, self.sizes)
         self.probed_layers = range(model.layers // 4, max(model.layers - 1, model.layers // 4 + 1))
         self.random = random.Random(0)
         self.waiting: dict[int, list[str]] = {}
@@ -49,27 +56,12 @@ class Session:
             for batch in batches
             for position in positions
         }
-        self.cuttable = self._find_cuttable()
+        self.cuttable = frozenset() if self.loop is None else self.loop.cuttable
 
-    def _find_cuttable(self) -> frozenset[int]:
-        """Attention layers that can stop after their K and V, none if the model fails after such a step.
-
-        A family that keeps something beside K and V in its cache (an indexer's keys, say) would miss it.
-        """
-        self.cuttable = frozenset(
-            index
-            for index, layer in enumerate(self.model.shape.layers)
-            if layer.key_value_width and layer.kind not in ("recurrent", "hybrid")
-        )
-        trial = widen(self.singles[self.positions[0]], 1)
-        if not hasattr(trial.cache, "update"):
-            return frozenset()
-        try:
-            for kind in (KindOfStep("cut", 0), KindOfStep(PLAIN), KindOfStep("cut", 0), KindOfStep(PLAIN)):
-                self._run(trial, kind)
-        except ModelError:
-            return frozenset()
-        return self.cuttable
+    @property
+    def kinds_of_probe(self) -> tuple[str, ...]:
+        """What probed steps time, the lens included."""
+        return tuple(self.probes) if self.loop is None else self.loop.probing.kinds
 
     def kinds(self) -> list[KindOfStep]:
         """The kinds of step of one round."""
@@ -83,7 +75,12 @@ class Session:
 
     def round(self) -> None:
         """One step of every kind in every stream, in random order."""
-        turns = [(key, kind) for key in self.streams for kind in self.kinds()]
+        turns = [
+            (key, kind)
+            for key in self.streams
+            for kind in self.kinds()
+            for _ in range(TURNS_OF_ONE_SEQUENCE if key[0] == 1 else 1)
+        ]
         self.random.shuffle(turns)
         for (batch, position), kind in turns:
             times, cut = self._run(self._fresh((batch, position)), kind)
@@ -91,17 +88,14 @@ class Session:
 
     def _run(self, stream: Stream, kind: KindOfStep) -> tuple[StepTimes, frozenset[int]]:
         """One step, and which of its layers (0 = the first) were cut."""
+        if self.loop is not None:
+            waiting = self.waiting.setdefault(stream.batch, [])
+            kinds = self.loop.probing.draw(self.random, waiting) if kind.name == PROBED else {}
+            return self.loop.run(stream, cut_from=kind.cut_from, kinds=kinds)
         stopwatch = self.stopwatch
         stopwatch.start(self._placed_probes(stream.batch) if kind.name == PROBED else None)
-        if kind.cut_from is None:
-            with stopwatch.attached():
-                return stream.step(stopwatch), frozenset()
-        indices = {index for index in self.cuttable if index >= kind.cut_from}
-        with (
-            cut_after_cache_update(self.model.stack, stream.cache, indices, stopwatch) as cut,
-            stopwatch.attached(),
-        ):
-            return stream.step(stopwatch), frozenset(cut)
+        with stopwatch.attached():
+            return stream.step(stopwatch), frozenset()
 
     def _fresh(self, key: tuple[int, int]) -> Stream:
         """The stream, filled anew if it grew too far from its position or has no room left."""
@@ -125,3 +119,13 @@ class Session:
                 names.append(name)
         places = self.random.sample(self.probed_layers, k=len(names))
         return {place: (name, self.probes[name]) for place, name in zip(places, names, strict=True)}
+
+
+def _decoder_steps(model: Model, sizes: ProbeSizes) -> tuple[LoopSteps | None, str | None]:
+    """Steps of the decoder's own loop, or why it cannot run this model."""
+    try:
+        engine = engine_of(model)
+    except ModelError as error:
+        return None, error.what
+    reason = engine.abilities.never_exit
+    return (None, reason) if reason else (LoopSteps(model, engine, sizes), None)

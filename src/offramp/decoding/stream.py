@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from offramp.decoding.stopwatch import StepTimes, Stopwatch
 from offramp.errors import ModelError
 from offramp.models.caches import held_tensors, is_cache
+from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
 
@@ -47,7 +49,7 @@ class Stream:
 
         Raises ModelError if the model fails, or if not every layer runs once.
         """
-        with torch.no_grad(), _failing_clearly(self.model, self.length):
+        with torch.no_grad(), failing_clearly(self.model, self.length):
             started = time.perf_counter()
             output = self.model.hf(input_ids=self.tokens, use_cache=True, **{self.keyword: self.cache})
             returned = time.perf_counter()
@@ -68,38 +70,55 @@ class Stream:
 
 
 def cache_keyword(model: Model) -> str:
-    """Under which name the model takes a cache and returns it, found by decoding a token with one.
+    """Under which name a model takes a cache and returns it (see `find_cache_keyword`)."""
+    return find_cache_keyword(
+        model.hf, name=model.name, dtype=model.dtype, context_length=model.context_length
+    )
+
+
+def find_cache_keyword(hf: Any, *, name: str, dtype: str, context_length: int | None = None) -> str:
+    """Under which name a transformers model takes a cache and returns it, found by decoding a token with one.
 
     Raises ModelError if the model keeps no cache, or if a token decoded with it gives other logits than the
     whole sequence does.
     """
-    ids = probe_ids(model.hf, min(CHECKED_TOKENS, model.context_length or CHECKED_TOKENS))
+    length = min(CHECKED_TOKENS, context_length or CHECKED_TOKENS)
+    ids = probe_ids(hf, length)
+    places: dict[str, Tensor] = {}
+    if "position_ids" in inspect.signature(hf.forward).parameters:
+        # As generate() does: some families count every block from 0 if they are not told.
+        places["position_ids"] = torch.arange(length, device=ids.device)[None]
+    prompt, last = (
+        {"input_ids": ids[:, part], **{name: value[:, part] for name, value in places.items()}}
+        for part in (slice(length - 1), slice(length - 1, length))
+    )
     try:
         with torch.no_grad():
-            whole = model.hf(input_ids=ids, use_cache=False).logits[:, -1].float()
-            output = model.hf(input_ids=ids[:, :-1], use_cache=True)
-            keyword = next((name for name, value in output.items() if is_cache(value)), None)
+            whole = hf(input_ids=ids, use_cache=False, **places).logits[:, -1].float()
+            output = hf(use_cache=True, **prompt)
+            keyword = next((key for key, value in output.items() if is_cache(value)), None)
             if keyword is None:
-                raise _no_cache(model, "it returns none")
-            step = model.hf(input_ids=ids[:, -1:], use_cache=True, **{keyword: output[keyword]})
+                raise _no_cache(name, "it returns none")
+            step = hf(use_cache=True, **last, **{keyword: output[keyword]})
     except UNFIT_ERRORS as error:
-        raise _no_cache(model, f"{type(error).__name__}: {error}") from error
-    difference = float((step.logits[:, -1].float() - whole).abs().max())
-    if not difference <= TOLERANCE[model.dtype] * float(whole.abs().max()):
-        raise _no_cache(model, f"its logits with a cache differ by {difference:.3g}")
+        raise _no_cache(name, f"{type(error).__name__}: {error}") from error
+    difference = largest_difference(step.logits[:, -1], whole)
+    if not difference <= TOLERANCE[dtype] * largest_finite(whole):
+        raise _no_cache(name, f"its logits with a cache differ by {difference:.3g}")
     return str(keyword)
 
 
-def _no_cache(model: Model, why: str) -> ModelError:
+def _no_cache(name: str, why: str) -> ModelError:
     return ModelError(
         f"the model cannot decode token by token with a cache: {why}",
-        where=model.name,
-        fix="judge it on a roofline profile instead: offramp list hardware",
+        where=name,
+        fix="trace and replay it, and judge it on a roofline profile: offramp list hardware",
     )
 
 
 @contextmanager
-def _failing_clearly(model: Model, position: int) -> Iterator[None]:
+def failing_clearly(model: Model, position: int) -> Iterator[None]:
+    """Errors of a model that decodes at some position as ModelError."""
     try:
         yield
     except UNFIT_ERRORS as error:
@@ -123,7 +142,7 @@ def prefill(model: Model, keyword: str, batch: int, length: int) -> Stream:
 
     Raises ModelError if the model cannot read so many.
     """
-    with torch.no_grad(), _failing_clearly(model, length):
+    with torch.no_grad(), failing_clearly(model, length):
         output = model.hf(input_ids=prompt_ids(model, batch, length), use_cache=True)
     return Stream(model, keyword, output[keyword], output.logits[:, -1].argmax(-1, keepdim=True), length)
 

@@ -100,10 +100,13 @@ def build_tables(samples: Samples) -> Tables:
     )
 
 
-def _layer_lines(samples: Samples, batch: int, *kinds: str) -> tuple[Array, Array]:
+def _layer_lines(
+    samples: Samples, batch: int, *kinds: str, among: frozenset[int] | None = None
+) -> tuple[Array, Array]:
     """Seconds at position 0 and per attended position after it, of every layer: two arrays [layers].
 
-    Layers of one shape share the slope; each has its own level.
+    Layers of one shape share the slope; each has its own level. among: the layers (0 = the first) that did
+    the same in these steps, None for all; the others have no line.
     """
     shape = samples.shape
     medians, attended = [], []
@@ -115,7 +118,13 @@ def _layer_lines(samples: Samples, batch: int, *kinds: str) -> tuple[Array, Arra
     seconds, x = np.array(medians), np.array(attended)
     levels, slopes = np.zeros(len(shape.layers)), np.zeros(len(shape.layers))
     for layer in dict.fromkeys(shape.layers):
-        alike = [index for index, other in enumerate(shape.layers) if other == layer]
+        alike = [
+            index
+            for index, other in enumerate(shape.layers)
+            if other == layer and (among is None or index in among)
+        ]
+        if not alike:
+            continue
         distance = x[1, alike[0]] - x[0, alike[0]]
         if distance > 0:
             slopes[alike] = max(float(np.mean(seconds[1, alike] - seconds[0, alike])) / distance, 0.0)
@@ -136,7 +145,7 @@ def _repair_lines(samples: Samples, batch: int, layers: tuple[Array, Array]) -> 
     for kind in sorted(samples.cut, key=lambda kind: min(samples.cut[kind], default=-1)):
         cut = sorted(samples.cut[kind])
         if cut:
-            lines = _layer_lines(samples, batch, kind)
+            lines = _layer_lines(samples, batch, kind, among=samples.cut[kind])
             levels[cut], slopes[cut] = lines[0][cut], lines[1][cut]
     return levels, slopes
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from offramp.errors import ModelError
 from offramp.models.calls import Call, calls_after, calls_before, find_layer_calls, first_tensor, record_calls
+from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.stack import READOUTS, ExitStack, ReadoutKind, plain_linear
 from offramp.models.transform import find_transform
 
@@ -26,7 +27,7 @@ UNFIT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError
 def probe_ids(model: Any, positions: int = PROBE_POSITIONS) -> Tensor:
     """Fixed, varied token ids [1, positions] that avoid the special tokens."""
     config = model.config.get_text_config()
-    special = {value for key, value in config.to_dict().items() if key.endswith("_token_id")}
+    special = special_tokens(config)
     ids: list[int] = []
     candidate = 11
     while len(ids) < positions:
@@ -35,6 +36,15 @@ def probe_ids(model: Any, positions: int = PROBE_POSITIONS) -> Tensor:
         if candidate % config.vocab_size not in special:
             ids.append(candidate % config.vocab_size)
     return torch.tensor([ids], device=model.device)
+
+
+def special_tokens(config: Any) -> set[int]:
+    """Ids that a text config names as special; an entry may list several."""
+    special: set[int] = set()
+    for key, value in config.to_dict().items():
+        if key.endswith("_token_id"):
+            special.update(value if isinstance(value, list) else [value])
+    return special
 
 
 def find_stack(model: Any, *, name: str = "") -> ExitStack:
@@ -67,9 +77,9 @@ def _check_causal(model: Any, ids: Tensor, logits: Tensor, name: str) -> None:
     changed[:, -1] = ids[:, 0]
     with torch.no_grad():
         other = model(input_ids=changed, use_cache=False).logits
-    difference = float((other - logits)[:, :-1].abs().max())
+    difference = largest_difference(other[:, :-1], logits[:, :-1])
     exact = logits.dtype == torch.float32
-    if not difference <= (1e-4 if exact else 2e-2) * float(logits.abs().max()):
+    if not difference <= (1e-4 if exact else 2e-2) * largest_finite(logits):
         raise ModelError(
             f"the model looks ahead: its logits change by up to {difference:.3g} when a later token changes",
             where=name,
@@ -133,7 +143,7 @@ def _position_axis(hidden: Any, positions: int) -> int:
 def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor, name: str) -> ExitStack:
     differences: dict[ReadoutKind, str] = {}
     exact = logits.dtype == torch.float32 and hidden.dtype == torch.float32
-    tolerance = 0.0 if exact else BFLOAT16_TOLERANCE * float(logits.abs().max())
+    tolerance = 0.0 if exact else BFLOAT16_TOLERANCE * largest_finite(logits)
     for kind, read in READOUTS.items():
         try:
             with torch.no_grad():
@@ -144,7 +154,7 @@ def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor
         if found.shape != logits.shape:
             differences[kind] = f"shape {tuple(found.shape)} instead of {tuple(logits.shape)}"
             continue
-        difference = float((found.float() - logits.float()).abs().max())
+        difference = largest_difference(found, logits)
         if difference <= tolerance and not math.isnan(difference):
             weight, bias = (
                 plain_linear(stack.head, stack.tail_forward(hidden)) if kind == "fast" else (None, None)

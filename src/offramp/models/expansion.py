@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from offramp.models.caches import is_cache
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 
 # Positions in the cache of the step that is watched: a number that few products have as rows by chance.
@@ -54,7 +55,8 @@ def expansion_parameters(hf: Any, layers: Sequence[nn.Module]) -> list[int]:
     keyword = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"
     with torch.no_grad():
         try:
-            cache = getattr(hf(input_ids=ids[:, :-1], use_cache=True), "past_key_values", None)
+            output = hf(input_ids=ids[:, :-1], use_cache=True)
+            cache = next((value for value in output.values() if is_cache(value)), None)
             if cache is None:
                 return [0] * len(layers)
             with _hooked(layers, products), products:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from offramp.models.calls import first_tensor
 from offramp.models.transform import LogitTransform
+
+# Held while modules have other `forward` methods: no other thread may replace or copy them then.
+FORWARDS_REPLACED = threading.RLock()
 
 ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]
@@ -133,6 +137,11 @@ def _hooked(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[No
 @contextmanager
 def _replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Run with other `forward` methods on some modules."""
+    with FORWARDS_REPLACED:
+        yield from _with_replaced(replacements)
+
+
+def _with_replaced(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     saved: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in replacements}
     try:
         for module, forward in replacements.items():
@@ -146,7 +155,7 @@ def _replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iter
                 module.__dict__["forward"] = own
 
 
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
     """A module's recorded output with another hidden state; its other tensors (states, weights) left out."""
     if isinstance(output, (tuple, list)):
         rest = [None if isinstance(item, Tensor) else item for item in output[1:]]
@@ -173,7 +182,7 @@ def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:
 
 
 def _read_stub(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
-    output = _with_hidden(stack.core_output, _chain(stack.core_tail, hidden))
+    output = with_hidden(stack.core_output, _chain(stack.core_tail, hidden))
     ids = _placeholder_ids(stack, hidden) if ids is None else ids
     with _replaced_forward({stack.core: lambda *arguments, **keywords: output}):
         logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
@@ -184,7 +193,7 @@ def _read_swap(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
     ids = _placeholder_ids(stack, hidden) if ids is None else ids
 
     def passing(output: Any) -> Callable[..., Any]:
-        passed = _with_hidden(output, hidden)
+        passed = with_hidden(output, hidden)
         return lambda *arguments, **keywords: passed
 
     replacements = {

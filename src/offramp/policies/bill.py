@@ -33,22 +33,15 @@ Usage = Counter[Item]
 """How often each item is paid."""
 
 
-def _price_of_one_more_row(at: PriceAt, item: Item) -> float:
-    layer = item.place - 1
-    # Where noise of a measured machine makes two rows cheaper than one, the second is free.
-    return max(0.0, float(at(item.rows + 1).layers[layer] - at(item.rows).layers[layer]))
-
-
 PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
     "overhead": lambda at, item: at(item.rows).overhead,
     "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
     "K,V projection": lambda at, item: float(at(item.rows).key_value[item.place - 1]),
-    "layers run later": _price_of_one_more_row,
     "probe": lambda at, item: at(item.rows).probes[item.probe],
     "exit head": lambda at, item: at(item.rows).exit_head,
     "final head": lambda at, item: at(item.rows).head,
 }
-"""Price of an item by its part. "layers run later": a row more in a step that runs anyway."""
+"""Price of an item by its part."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Line:
         """The layers or exits as text: "layers 1-30", "exit 10", empty for a whole step."""
         if not self.places:
             return ""
-        noun = "layer" if self.part in ("layers", "K,V projection", "layers run later") else "exit"
+        noun = "layer" if self.part in ("layers", "K,V projection") else "exit"
         runs = []
         for _, group in itertools.groupby(enumerate(self.places), lambda pair: pair[1] - pair[0]):
             run = [place for _, place in group]
@@ -118,8 +111,7 @@ class Bill:
     @property
     def batches(self) -> tuple[int, ...]:
         """The numbers of rows whose prices it uses, ascending."""
-        later = {line.rows + 1 for line in self.lines if line.part == "layers run later"}
-        return tuple(sorted({line.rows for line in self.lines} | later))
+        return tuple(sorted({line.rows for line in self.lines}))
 
     def to_json(self) -> dict[str, Any]:
         """The whole bill as a JSON object."""

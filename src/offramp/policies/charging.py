@@ -19,7 +19,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import LENS, TimingsProfile
-from offramp.costs.token import Prices, TokenCosts, token_costs, token_prices
+from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.bill import Bill, PriceAt
@@ -134,9 +134,30 @@ def counted_at(trace: Trace, unit: str) -> PriceAt:
     return cache(lambda rows: token_costs(trace.shape, position, unit, batch=rows, lens=lens))
 
 
-def seconds_at(trace: Trace, machine: Machine) -> PriceAt:
-    """Seconds of a step of this trace on a machine by its rows, at the mean position; see `seconds_of`."""
-    return cache(lambda rows: seconds_of(trace, machine, batch=rows))
+def seconds_at(trace: Trace, machine: Machine, position: float | None = None, *, batch: int = 1) -> PriceAt:
+    """Seconds of a step of this trace on a machine by its rows, at a position, by default the mean one.
+
+    Raises InputError for a batch that the machine cannot price, and as `seconds_of` does.
+    """
+    seconds_of(trace, machine, batch=batch)
+    at = mean_position(trace) if position is None else position
+    return prices_by_rows(machine, trace.shape, at, lens=has_lens(trace))
+
+
+def prices_by_rows(machine: Machine, shape: ModelShape, position: float, *, lens: bool = False) -> PriceAt:
+    """Seconds of a step on a machine by its rows.
+
+    More rows than timings reach (tokens that waited for a layer) are charged as several steps.
+    """
+    largest = machine.largest_batch if isinstance(machine, TimingsProfile) else None
+
+    @cache
+    def at(rows: int) -> TokenCosts:
+        if largest is None or rows <= largest:
+            return machine.token_costs(shape, position, batch=rows, lens=lens)
+        return add_costs(at(largest), at(rows - largest))
+
+    return at
 
 
 def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, ...]:

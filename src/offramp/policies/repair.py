@@ -54,16 +54,22 @@ def _propagate(run: Run) -> Usage:
 
 
 def _recompute(run: Run) -> Usage:
-    """A skipped layer is charged if a later token of the document runs it, as one row more of that step."""
-    layers = run.trace.layers
-    usage = count_steps(run.walk, run.steps, layers, repair=False)
-    deepest = deepest_after(run.walk.exits, run.trace.document)
-    late = np.bincount(run.walk.exits, minlength=layers + 2) - np.bincount(
-        np.maximum(deepest, run.walk.exits), minlength=layers + 2
-    )
-    for layer, count in enumerate(np.cumsum(late)[:layers].tolist(), start=1):
-        if count:
-            usage[Item("layers run later", layer)] += count
+    """A token that runs a layer takes along all those before it that skipped the layer and wait for it.
+
+    They are one block of rows. What no later token of the document runs is never charged.
+    """
+    layers, exits, document = run.trace.layers, run.walk.exits, run.trace.document
+    alone = count_steps(run.walk, run.steps, layers, repair=False)
+    usage: Usage = Usage({item: count for item, count in alone.items() if item.part != "layers"})
+    for layer in range(1, layers + 1):
+        runs = np.flatnonzero(exits >= layer)
+        same = document[runs[1:]] == document[runs[:-1]]
+        first = np.searchsorted(document, document[runs])
+        rows = runs + 1 - first
+        rows[1:][same] = np.diff(runs)[same]
+        for size, count in enumerate(np.bincount(rows).tolist()):
+            if size and count:
+                usage[Item("layers", layer, size)] += count
     return _one_by_one(usage, run.trace.shape)
 
 
@@ -84,7 +90,7 @@ def _one_by_one(usage: Usage, shape: ModelShape) -> Usage:
     recurrent = is_recurrent(shape)
     apart: Usage = Usage()
     for item, count in usage.items():
-        if item.part in ("layers", "layers run later") and recurrent[item.place - 1]:
+        if item.part == "layers" and recurrent[item.place - 1]:
             apart[Item("layers", item.place)] += count * item.rows
         else:
             apart[item] += count
@@ -148,8 +154,7 @@ def executed_layers(usage: Usage, shape: ModelShape) -> int:
     return sum(
         count * item.rows
         for item, count in usage.items()
-        if item.part in ("layers", "layers run later")
-        or (item.part == "K,V projection" and whole[item.place - 1])
+        if item.part == "layers" or (item.part == "K,V projection" and whole[item.place - 1])
     )
 
 

@@ -46,16 +46,17 @@ def replay(
     batching: str = "lockstep",
     draft_length: int = 4,
     seed: int = 0,
+    position: float | None = None,
 ) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
 
     policy: a policy, or the text of one (see `parse_policy`), tuned on this model if it names a tuner's file.
     costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
-    mean position.
-    machine: prices in seconds too: a machine, or the name or TOML file of one ("local", "h100").
-    kv: "propagate", "recompute", "speculate" or "monotone" (see `offramp.policies.repair`).
-    batch: sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.batching`), grouped at
-    random by `seed`. draft_length: tokens drafted before a verification, for "speculate".
+    mean position. machine: prices in seconds too: a machine, or the name or TOML file of one ("local",
+    "h100"). kv: "propagate", "recompute", "speculate" or "monotone" (see `offramp.policies.repair`). batch:
+    sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.batching`), grouped at random
+    by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length: tokens
+    drafted before a verification, for "speculate".
 
     Raises PolicyError if the policy does not fit the trace, the strategy or the batch; InputError for a trace
     without tokens, or a machine that is unknown or cannot price it.
@@ -78,7 +79,7 @@ def replay(
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
     unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
-    at = prices_for(own, in_bytes if machine is None else seconds_at(trace, machine))
+    at = prices_for(own, in_bytes if machine is None else seconds_at(trace, machine, position, batch=batch))
     bill = make_bill(usage, plain, at, trace.token_count)
     unprobed = make_bill(unchecked, plain, at, trace.token_count)
     quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)

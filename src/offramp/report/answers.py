@@ -47,6 +47,15 @@ def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
     return next((entry for entry in able if entry.chosen), able[0] if able else None)
 
 
+def fastest_exiting(entries: Sequence[LeagueEntry]) -> LeagueEntry | None:
+    """The fastest reachable policy at the main floor that exits at all; None if there is none."""
+    if not entries:
+        return None
+    floor = nearest_floor([entry.floor for entry in entries])
+    able = [entry for entry in ranked(entries, floor) if entry.reachable and entry.policy != "never"]
+    return able[0] if able else None
+
+
 def league_answer(workload: WorkloadResult) -> str | None:
     """The best family in one line, None without a league."""
     entry = best_of_league(workload)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from offramp.report.formats import decimal, duration, listed
+from offramp.report.decoded import Decoded
+from offramp.report.formats import decimal, duration, listed, percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import Verdict
@@ -39,12 +40,53 @@ def basis_words(basis: str) -> str:
     return f"the times of layers, probes and head that the profile of {basis} gives"
 
 
-def not_decoded(run: RunResult) -> str:
-    """How the figures were obtained, and that none was timed while decoding."""
+def how_obtained(run: RunResult) -> list[str]:
+    """Where agreement, skipped layers and speed come from: replayed, predicted, decoded for real."""
     words = listed([basis_words(basis) for basis in bases(run)] or [basis_words(BYTES)])
+    replayed = (
+        f"agreement and skipped layers are replayed on the measurement, speed is predicted from {words}."
+    )
+    exits = any(verdict.policy != "never" for workload in run.workloads for verdict in workload.verdicts)
+    if not run.decoding:
+        when = "in this run" if run.progress is None else "yet"
+        notes = [f"No policy was decoded for real {when}: {replayed}"]
+        notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+        return notes + [REPAIR_NOTE] * exits
+    texts = listed([decoded.workload for decoded in run.decoding])
+    notes = [
+        "Under “Decoded for real” stand the policies that were decoded and timed, on a few prompts of "
+        f"{texts}. Of all others {replayed}"
+    ]
+    notes += [invalid_note(decoded) for decoded in run.decoding if not decoded.valid]
+    notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+    return notes + ([repair_note(run)] if exits else [])
+
+
+def invalid_note(decoded: Decoded) -> str:
+    """That a measurement must not be believed, and why."""
+    why = "; ".join(decoded.bench.reasons) or "no reason recorded"
+    return f"The measurement on {decoded.workload} is INVALID and changes no verdict: {why}."
+
+
+def repair_note(run: RunResult) -> str:
+    """What approximate keys and values change: measured where a policy was decoded, else not known."""
+    found = []
+    for decoded in run.decoding:
+        for policy in decoded.policies:
+            forecast = policy.forecast
+            if policy.origin != "chosen" or policy.free_running is None or forecast is None:
+                continue
+            if forecast.predicted_agreement is not None:
+                found.append(
+                    f"on {decoded.workload} {percent(forecast.predicted_agreement)} replayed and "
+                    f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
+                )
+    if not found:
+        return REPAIR_NOTE
     return (
-        "No policy was decoded for real in this version: agreement and skipped layers are replayed on the "
-        f"measurement, speed is predicted from {words}."
+        "A token that leaves early is charged for the keys and values that later tokens need of the layers "
+        f"it skipped. What these approximate ones change was measured for the policies decoded: agreement is "
+        f"{listed(found)}. For all others it is not in the agreement."
     )
 
 

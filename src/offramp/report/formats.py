@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable
 
@@ -79,6 +80,11 @@ def faster(speedup: float) -> str:
     if change == 0:
         return "no faster"
     return f"{abs(change):.1f} % {'faster' if change > 0 else 'slower'}"
+
+
+def moment(when: str) -> str:
+    """A date and time of UTC in ISO 8601, to the minute: "2026-01-31 12:05 UTC"."""
+    return f"{datetime.datetime.fromisoformat(when).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def listed(names: list[str]) -> str:

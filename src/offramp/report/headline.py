@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from offramp.report.basis import REPAIR_NOTE, cheaper, not_decoded
+from offramp.report.basis import cheaper, how_obtained
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
+from offramp.report.judgement import Judgement, judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.tuning.results import Decision, Verdict
@@ -21,15 +22,15 @@ def main_verdict(workload: WorkloadResult) -> Verdict | None:
     return min(workload.verdicts, key=lambda verdict: abs(verdict.floor - HEADLINE_FLOOR), default=None)
 
 
-def main_verdicts(run: RunResult) -> list[tuple[str, Verdict]]:
-    """The main verdict of every workload that has one, by workload name."""
-    pairs = [(workload.name, main_verdict(workload)) for workload in run.workloads]
-    return [(name, verdict) for name, verdict in pairs if verdict is not None]
+def main_judgements(run: RunResult) -> list[Judgement]:
+    """The main verdict of every workload that has one, with what decoding said of it."""
+    found = [(workload, main_verdict(workload)) for workload in run.workloads]
+    return [judge_measured(run, workload, verdict) for workload, verdict in found if verdict is not None]
 
 
 def overall_decision(run: RunResult) -> OverallDecision:
     """The decision that all workloads share, or that they differ."""
-    decisions = {verdict.decision for _, verdict in main_verdicts(run)}
+    decisions = {judgement.decision for judgement in main_judgements(run)}
     if not decisions:
         return "undefined"
     return decisions.pop() if len(decisions) == 1 else "depends on the text"
@@ -37,10 +38,12 @@ def overall_decision(run: RunResult) -> OverallDecision:
 
 def headline(run: RunResult) -> str:
     """The verdict at batch size 1 in one sentence, with the figure that decides it and its kind."""
-    found = main_verdicts(run)
+    found = main_judgements(run)
     decision = overall_decision(run)
-    texts = listed([name for name, _ in found]) if found else ""
+    texts = listed([judgement.name for judgement in found]) if found else ""
     match decision:
+        case "undefined" if run.progress is not None:
+            return f"There is no verdict for {run.model_name} yet."
         case "undefined":
             return f"There is no verdict for {run.model_name}: no policy could be judged on these workloads."
         case "depends on the text":
@@ -56,20 +59,22 @@ def headline(run: RunResult) -> str:
             )
 
 
-def refusal(found: list[tuple[str, Verdict]]) -> str:
+def refusal(found: list[Judgement]) -> str:
     """Why it does not pay: the best workload's figure against the worth."""
-    floor = whole_percent(found[0][1].floor)
-    if all(verdict.policy == "never" for _, verdict in found):
-        words = listed(list(dict.fromkeys(cheaper(verdict.basis) for _, verdict in found)))
+    floor = whole_percent(found[0].verdict.floor)
+    if all(judgement.verdict.policy == "never" for judgement in found):
+        words = listed(list(dict.fromkeys(cheaper(judgement.verdict.basis) for judgement in found)))
         return (
             f"at {floor} agreement no policy replayed on the measurement {words} than the full model, so the "
             "best choice is never to exit"
         )
-    name, verdict = best(found)
-    value = verdict.net_speedup.value
+    chosen = best(found)
+    value = chosen.speed
     if value is None:
-        return missing_speed(verdict)
-    where = f" ({name})" if len(found) > 1 else ""
+        return missing_speed(chosen.verdict)
+    where = f" ({chosen.name})" if len(found) > 1 else ""
+    if chosen.measured is not None:
+        return f"at {floor} agreement the best policy{where}, {measured_refusal(chosen, value)}"
     if value <= 1:
         return (
             f"at {floor} agreement even the best policy{where} is predicted to be {faster(value)} than "
@@ -82,32 +87,52 @@ def refusal(found: list[tuple[str, Verdict]]) -> str:
     )
 
 
-def promise(found: list[tuple[str, Verdict]]) -> str:
-    """Why it pays: the weakest workload's figure, so that the sentence holds for all."""
-    name, verdict = min(found, key=lambda pair: speed(pair[1]))
-    value = verdict.net_speedup.value
-    floor = whole_percent(verdict.floor)
-    if value is None:
-        return missing_speed(verdict)
-    interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, lambda v: percent(v - 1))
-    weakest = f"even on {name}, the weakest of them, " if len(found) > 1 else ""
+def measured_refusal(judgement: Judgement, value: float) -> str:
+    """What was predicted of a policy and what was measured."""
+    predicted = "" if judgement.predicted is None else f"predicted to decode {faster(judgement.predicted)}, "
+    if value <= 1:
+        return f"{predicted}was measured to decode {faster(value)} than plain decoding"
     return (
-        f"at {floor} agreement, replayed on unseen documents, the best policy is {weakest}predicted to "
-        "decode "
-        f"{faster(value)}{f' ({interval})' if interval else ''}"
+        f"{predicted}was measured to decode only {faster(value)}, less than the {whole_percent(WORTH)} that "
+        "would make it worth the trouble"
     )
 
 
-def doubt(found: list[tuple[str, Verdict]]) -> str:
-    """What keeps the answer open: the interval around the worth, that there is none, or a missed floor."""
-    name, verdict = best(found)
+def promise(found: list[Judgement]) -> str:
+    """Why it pays: the weakest workload's figure, so that the sentence holds for all."""
+    weakest = min(found, key=speed)
+    value = weakest.speed
+    floor = whole_percent(weakest.verdict.floor)
+    if value is None:
+        return missing_speed(weakest.verdict)
+    limits = f" ({weakest.interval})" if weakest.interval else ""
+    even = f"even on {weakest.name}, the weakest of them, " if len(found) > 1 else ""
+    if weakest.measured is not None:
+        return f"at {floor} agreement the best policy was {even}measured to decode {faster(value)}{limits}"
+    return (
+        f"at {floor} agreement, replayed on unseen documents, the best policy is {even}predicted to "
+        f"decode {faster(value)}{limits}"
+    )
+
+
+def doubt(found: list[Judgement]) -> str:
+    """What keeps the answer open: the measurement, the interval around the worth, or a missed floor."""
+    chosen = best(found)
+    verdict = chosen.verdict
     floor = whole_percent(verdict.floor)
     value = verdict.net_speedup.value
     if value is None:
         return missing_speed(verdict)
-    interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, lambda v: percent(v - 1))
-    where = f" ({name})" if len(found) > 1 else ""
-    low, kept = verdict.net_speedup.low, verdict.agreement.value
+    where = f" ({chosen.name})" if len(found) > 1 else ""
+    if chosen.why is not None and verdict.policy == "never":
+        return f"at {floor} agreement{where} {chosen.why}"
+    if chosen.why is not None:
+        return f"the best policy{where} at {floor} agreement was predicted to decode {faster(value)}; " + (
+            chosen.why
+        )
+    limits = verdict.net_speedup
+    interval = interval_text(limits.low, limits.high, lambda v: percent(v - 1))
+    low, kept = limits.low, verdict.agreement.value
     if low is not None and low > 1 + WORTH and kept is not None:
         return (
             f"the best policy{where} is predicted to decode {faster(value)} ({interval}), but it kept "
@@ -116,7 +141,7 @@ def doubt(found: list[tuple[str, Verdict]]) -> str:
     found_text = f"at {floor} agreement the best policy{where} is predicted to decode {faster(value)}"
     if interval:
         return f"{found_text}, but anything from {interval} fits the documents seen"
-    return f"{found_text}, without an interval: {verdict.net_speedup.no_interval or 'no reason recorded'}"
+    return f"{found_text}, without an interval: {limits.no_interval or 'no reason recorded'}"
 
 
 def missing_speed(verdict: Verdict) -> str:
@@ -125,7 +150,7 @@ def missing_speed(verdict: Verdict) -> str:
     return f"its speed at {whole_percent(verdict.floor)} agreement is undefined: {why}"
 
 
-def mixed_sentence(model: str, found: list[tuple[str, Verdict]]) -> str:
+def mixed_sentence(model: str, found: list[Judgement]) -> str:
     """One sentence for workloads that differ."""
     wording: dict[Decision, str] = {
         "pays": "would pay on",
@@ -134,37 +159,46 @@ def mixed_sentence(model: str, found: list[tuple[str, Verdict]]) -> str:
     }
     parts = []
     for decision, words in wording.items():
-        texts = [
-            f"{name} ({speed_words(verdict)})" for name, verdict in found if verdict.decision == decision
-        ]
+        texts = [f"{j.name} ({speed_words(j)})" for j in found if j.decision == decision]
         if texts:
             parts.append(f"{words} {listed(texts)}")
-    floor = whole_percent(found[0][1].floor)
-    return f"For {model}, early exit {', '.join(parts)}: predicted decoding speed at {floor} agreement."
+    floor = whole_percent(found[0].verdict.floor)
+    measured = [judgement.name for judgement in found if judgement.measured is not None]
+    source = "predicted decoding speed"
+    if measured:
+        source = f"decoding speed, measured on {listed(measured)}"
+        source += "" if len(measured) == len(found) else " and predicted elsewhere,"
+    return f"For {model}, early exit {', '.join(parts)}: {source} at {floor} agreement."
 
 
-def speed_words(verdict: Verdict) -> str:
-    """The predicted speed of one verdict in two words."""
-    value = verdict.net_speedup.value
-    return "never exits" if verdict.policy == "never" else "undefined" if value is None else faster(value)
+def speed_words(judgement: Judgement) -> str:
+    """The speed of one workload's policy in two words."""
+    value = judgement.speed
+    if judgement.verdict.policy == "never":
+        return "never exits"
+    return "undefined" if value is None else faster(value)
 
 
-def speed(verdict: Verdict) -> float:
+def speed(judgement: Judgement) -> float:
     """The net speedup, below everything if undefined."""
-    return float("-inf") if verdict.net_speedup.value is None else verdict.net_speedup.value
+    return float("-inf") if judgement.speed is None else judgement.speed
 
 
-def best(found: list[tuple[str, Verdict]]) -> tuple[str, Verdict]:
+def best(found: list[Judgement]) -> Judgement:
     """The workload with the largest net speedup."""
-    return max(found, key=lambda pair: speed(pair[1]))
+    return max(found, key=speed)
 
 
 def caveats(run: RunResult) -> list[str]:
     """What a reader must know before quoting the headline; first, how the figures were obtained."""
-    notes = [not_decoded(run)]
-    if any(verdict.policy != "never" for workload in run.workloads for verdict in workload.verdicts):
-        notes.append(REPAIR_NOTE)
-    for name, verdict in main_verdicts(run):
+    return [*how_obtained(run), *verdict_caveats(run), *trace_caveats(run)]
+
+
+def verdict_caveats(run: RunResult) -> list[str]:
+    """Few documents, and floors that did not hold."""
+    notes = []
+    for judgement in main_judgements(run):
+        name, verdict = judgement.name, judgement.verdict
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(
                 f"On {name} the verdict rests on {counted(verdict.report_documents, 'document')}; "
@@ -178,6 +212,12 @@ def caveats(run: RunResult) -> list[str]:
                 "chosen on, "
                 f"was not held on unseen ones{'' if held is None else f': {percent(held)}'}."
             )
+    return notes
+
+
+def trace_caveats(run: RunResult) -> list[str]:
+    """Documents left out, and notes of the workloads."""
+    notes = []
     for workload in run.workloads:
         invalid = [document for document in workload.trace.documents if not document.valid]
         notes += [

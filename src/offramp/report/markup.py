@@ -13,7 +13,7 @@ Kind = Literal["measured", "replayed", "predicted"]
 KIND_MEANING: dict[Kind, str] = {
     "measured": "read off the model itself, layer by layer, or off the stopwatch",
     "replayed": "a policy's choices applied to that measurement, without running the model again",
-    "predicted": "computed, part by part, from what layers, probes and head cost; no policy was timed",
+    "predicted": "computed, part by part, from what layers, probes and head cost, before a policy is timed",
 }
 
 

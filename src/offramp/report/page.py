@@ -13,6 +13,7 @@ from offramp.report.names import REPORT_FILE
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.break_even import break_even_section
 from offramp.report.sections.components import components_section
+from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.frontier import frontier_section
 from offramp.report.sections.glossary import glossary_section
 from offramp.report.sections.grid import grid_section
@@ -21,6 +22,7 @@ from offramp.report.sections.layers import layers_section
 from offramp.report.sections.league import league_section
 from offramp.report.sections.machines import machines_section
 from offramp.report.sections.passage import passage_section
+from offramp.report.sections.progress import progress_banner
 from offramp.report.sections.provenance import provenance_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.sections.verdict import verdict_section
@@ -46,7 +48,9 @@ def render(run: RunResult) -> str:
     layers = max([run.layers, *[int(workload.trace.exits[-1]) for workload in run.workloads]])
     names = identities(run.workloads)
     main = (
-        verdict_section(run)
+        progress_banner(run)
+        + verdict_section(run)
+        + decoded_section(run)
         + hardware_section(run)
         + "".join(workload_section(w, layers, name) for w, name in zip(run.workloads, names, strict=True))
         + provenance_section(run)
@@ -88,8 +92,9 @@ def masthead(run: RunResult) -> str:
     costs = run.hardware is not None or run.heads is not None
     sections = (
         ("#verdict", "Verdict"),
+        *([("#decoded", "Decoded")] if run.decoding or run.not_decoded else []),
         *([("#machine", "Machine")] if costs else []),
-        ("#workloads", "Workloads"),
+        *([("#workloads", "Workloads")] if run.workloads else []),
         ("#provenance", "Repeat"),
         ("#glossary", "Words"),
     )
@@ -111,8 +116,10 @@ def navigation(workloads: tuple[WorkloadResult, ...], names: list[str]) -> str:
 
 
 def insert_navigation(main: str, tabs: str) -> str:
-    """Put the tabs between the verdict and the first workload."""
+    """Put the tabs between the verdict and the first workload, nowhere without one."""
     verdict, separator, rest = main.partition('<section class="workload"')
+    if not separator:
+        return main
     return verdict + tabs + separator + rest
 
 

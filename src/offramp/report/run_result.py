@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from offramp.policies.results import Frontier
+from offramp.report.decoded import Decoded, Progress
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
@@ -120,6 +121,8 @@ class RunResult:
     "exits", "lens" (whether exits are read through a linear lens), "lens_explained" (mean share of the last
     state's variance that it explains on held-out documents, None without a lens) and "classifiers": by name,
     "exits", "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
+    decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
+    all of it. progress: how far the run had come; None when it is over.
     """
 
     model_name: str
@@ -130,6 +133,13 @@ class RunResult:
     command: str
     hardware: Mapping[str, Any] | None = None
     heads: Mapping[str, Any] | None = None
+    decoding: tuple[Decoded, ...] = ()
+    not_decoded: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress | None = None
+
+    def decoded(self, workload: str) -> Decoded | None:
+        """What was decoded for real on a workload, None if nothing was."""
+        return next((decoded for decoded in self.decoding if decoded.workload == workload), None)
 
     @property
     def plain_seconds_per_token(self) -> Timing | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any, TypeVar
@@ -12,14 +11,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offramp.policies.results import Frontier
-from offramp.report.basis import basis_words, not_decoded, plain_seconds, predicted_seconds
+from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
+from offramp.report.decoding_json import decoding_json
+from offramp.report.finite import finite_json, number
 from offramp.report.headline import caveats, headline, overall_decision
+from offramp.report.judgement import judge_measured, measured_seconds
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -43,7 +45,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "decision": overall_decision(run),
             "batch_size": BATCH_SIZE,
             "worth": WORTH,
-            "by_workload": [verdict_json(w.name, v) for w in run.workloads for v in w.verdicts],
+            "by_workload": [verdict_json(run, w, v) for w in run.workloads for v in w.verdicts],
             "caveats": caveats(run),
         },
         "scores": [scores_json(workload) for workload in run.workloads],
@@ -56,6 +58,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "hardware": finite_json(run.hardware),
         "heads": finite_json(run.heads),
         "measured": measured_json(run),
+        "decoding": decoding_json(run),
         "provenance": {
             **finite_json(run.provenance),
             "model": run.model_name,
@@ -64,11 +67,6 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "workloads": [workload_json(workload) for workload in run.workloads],
         },
     }
-
-
-def number(value: float | None) -> float | None:
-    """A finite number, null for anything else."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def numbers(values: Iterable[float]) -> list[float | None]:
@@ -82,13 +80,17 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
     return {**value, **{name: number(value[name]) for name in ("value", "low", "high")}}
 
 
-def verdict_json(workload: str, verdict: Verdict) -> dict[str, Any]:
-    """One verdict at one floor."""
+def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
+    """One verdict at one floor; its decision is that after decoding, where its policy was decoded."""
+    judgement = judge_measured(run, workload, verdict)
     estimates = ("agreement", "skip_ratio", "net_speedup", "net_speedup_flops")
     return {
-        "workload": workload,
+        "workload": workload.name,
         "floor": verdict.floor,
-        "decision": verdict.decision,
+        "decision": judgement.decision,
+        "predicted_decision": verdict.decision,
+        "measured_net_speedup": None if judgement.measured is None else asdict(judgement.measured),
+        "measured_reason": judgement.why,
         "reason": verdict.reason,
         "policy": verdict.policy,
         "basis": verdict.basis,
@@ -122,16 +124,19 @@ def frontier_json(workload: str, frontier: Frontier) -> dict[str, Any]:
 
 
 def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
-    """What one verdict predicts, in seconds where plain decoding's seconds are known."""
+    """What one verdict predicts, in seconds where plain decoding's are known, and what was measured."""
+    measured = measured_seconds(run, workload, verdict)
+    decoded = run.decoded(workload.name)
+    timed = "not timed" if measured is None or decoded is None else f"timed, {decoded.bench.validity}"
     return {
         "workload": workload.name,
         "floor": verdict.floor,
         "policy": verdict.policy,
-        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; not timed",
+        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; {timed}",
         "predicted_speedup": estimate_json(verdict.net_speedup),
         "plain_seconds_per_token": number(plain_seconds(run, workload, verdict.basis)),
         "predicted_seconds_per_token": number(predicted_seconds(run, workload, verdict)),
-        "measured_seconds_per_token": None,
+        "measured_seconds_per_token": None if measured is None else number(measured.value),
     }
 
 
@@ -169,9 +174,20 @@ def measured_json(run: RunResult) -> dict[str, Any]:
     return {
         "plain_seconds_per_token": None,
         **finite_json(timings),
-        "measured_seconds_per_token": None,
-        "note": not_decoded(run),
+        "measured_seconds_per_token": main_measured_json(run),
+        "note": how_obtained(run)[0],
     }
+
+
+def main_measured_json(run: RunResult) -> dict[str, Any] | None:
+    """Time per token of the first policy that was chosen and decoded; the others stand in `decoding`."""
+    for decoded in run.decoding:
+        seconds = None if decoded.chosen is None else decoded.timed(decoded.chosen).seconds_per_token
+        if seconds is not None:
+            around = decoded.bench.circumstances
+            load = around["load_average"][0]
+            return {**finite_json(asdict(seconds)), "threads": around["threads"], "load": load}
+    return None
 
 
 def workload_json(workload: WorkloadResult) -> dict[str, Any]:
@@ -189,16 +205,3 @@ def workload_json(workload: WorkloadResult) -> dict[str, Any]:
             if not document.valid
         ],
     }
-
-
-def finite_json(value: Any) -> Any:
-    """Any JSON-like value with tuples as lists, numpy scalars as numbers and non-finite numbers as null."""
-    if isinstance(value, Mapping):
-        return {str(key): finite_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return number(value)
-    return value

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
+from offramp.report.forecasts import error_sentence, short_name
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -21,6 +22,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
+from offramp.report.judgement import judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 
@@ -39,6 +41,12 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
     console.print()
     for line in answer_lines(run):
         console.print(line)
+    if run.decoding:
+        console.print()
+        console.print(decoded_table(run))
+        for line in decoded_lines(run):
+            console.print(line)
+        console.print()
     console.print(plain_line(run))
     for note in caveats(run):
         console.print(f"[dim]{escape(note)}[/]")
@@ -65,7 +73,10 @@ def answer_lines(run: RunResult) -> list[str]:
 
 
 def floors_table(run: RunResult) -> Table:
-    """One row per workload and floor: speed is predicted, agreement and skipped layers are replayed."""
+    """One row per workload and floor: speed is predicted, agreement and skipped layers are replayed.
+
+    The verdict is that after decoding, where the policy was decoded.
+    """
     table = Table(title="At the quality you would keep", title_justify="left", box=None, pad_edge=False)
     for name in ("workload", "keep", "verdict and policy"):
         table.add_column(name, overflow="fold")
@@ -73,11 +84,12 @@ def floors_table(run: RunResult) -> Table:
         table.add_column(name, justify="right")
     for workload in run.workloads:
         for row, verdict in enumerate(workload.verdicts):
-            style = DECISION_STYLES[verdict.decision]
+            decision = judge_measured(run, workload, verdict).decision
+            style = DECISION_STYLES[decision]
             table.add_row(
                 escape(workload.name) if row == 0 else "",
                 whole_percent(verdict.floor),
-                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]",
+                f"[{style}]{decision}[/]\n[dim]{escape(verdict.policy)}[/]",
                 stacked(verdict.net_speedup, times),
                 stacked(verdict.agreement, percent),
                 stacked(verdict.skip_ratio, percent),
@@ -93,6 +105,40 @@ def stacked(estimate: Estimate, number: NumberFormat) -> str:
     if not limits or estimate.low == estimate.high:
         return number(estimate.value)
     return f"{number(estimate.value)}\n[dim]{limits}[/]"
+
+
+def decoded_table(run: RunResult) -> Table:
+    """Predicted beside measured, one row a policy that was decoded for real."""
+    table = Table(title="Decoded for real", title_justify="left", box=None, pad_edge=False)
+    for name in ("workload", "policy · K,V"):
+        table.add_column(name, overflow="fold")
+    for name in ("ms a token\n(predicted)", "ms a token\n(measured)", "net speed\n(measured)"):
+        table.add_column(name, justify="right")
+    for decoded in run.decoding:
+        style = "green" if decoded.valid else "red"
+        for row, policy in enumerate(decoded.policies):
+            timed, forecast = decoded.timed(policy), policy.forecast
+            predicted = None if forecast is None else forecast.predicted
+            name = f"{escape(decoded.workload)}\n[{style}]{decoded.bench.validity}[/]" if row == 0 else ""
+            seconds, speedup = timed.seconds_per_token, timed.speedup
+            table.add_row(
+                name,
+                escape(short_name(policy)),
+                "–" if predicted is None else decimal(1000 * predicted, 1),
+                "not timed" if seconds is None else decimal(1000 * seconds.value, 1),
+                "–" if speedup is None else times(speedup.value),
+            )
+    return table
+
+
+def decoded_lines(run: RunResult) -> list[str]:
+    """The prediction of every chosen policy held against the stopwatch."""
+    lines = []
+    for decoded in run.decoding:
+        name, chosen = f"[bold]{escape(decoded.workload)}[/]", decoded.chosen
+        if chosen is not None and chosen.forecast is not None:
+            lines.append(f"{name} {escape(error_sentence(chosen.forecast))}")
+    return lines
 
 
 def plain_line(run: RunResult) -> str:

@@ -138,7 +138,7 @@ def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> Worklo
     if Path(spec).exists():
         hints.append(f"For a file or folder write txt:{spec} or jsonl:{spec}#field.")
     hints.append(f"Choose one of: {known}")
-    return WorkloadError(f"there is no workload {spec!r}", fix=" ".join(hints))
+    return WorkloadError(f"there is no workload {spec!r}", where=f"workload {spec}", fix=" ".join(hints))
 
 
 for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):

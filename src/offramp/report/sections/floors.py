@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from offramp.decoding.bench.results import Interval
 from offramp.report.basis import bases, basis_words, predicted_seconds
 from offramp.report.cells import decision_pill, stacked
-from offramp.report.formats import duration, listed, percent, times, whole_percent
+from offramp.report.formats import NumberFormat, duration, listed, percent, times, whole_percent
+from offramp.report.judgement import Judgement, judge_measured, measured_seconds
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.tuning.results import Verdict
@@ -38,8 +40,8 @@ def floors_block(run: RunResult) -> str:
     note = (
         "The threshold is chosen on one half of the documents and judged on the other, which it never "
         "saw. Speed is against plain decoding, predicted from "
-        f"{listed([basis_words(basis) for basis in bases(run)])}. Agreement counts tokens, not answers: "
-        f"the share of {ANSWER_TOKENS}-token answers left unchanged is what the floor to the power "
+        f"{listed([basis_words(basis) for basis in bases(run)])}{beats(run)}. Agreement counts tokens, not "
+        f"answers: the share of {ANSWER_TOKENS}-token answers left unchanged is what the floor to the power "
         f"{ANSWER_TOKENS} gives if misses were independent."
     )
     caption = element("caption", "Verdict by workload and quality floor, batch size 1")
@@ -51,6 +53,13 @@ def floors_block(run: RunResult) -> str:
         )
         + element("p", text(note), class_="note")
     )
+
+
+def beats(run: RunResult) -> str:
+    """The rule for a policy that was decoded too; nothing where none was."""
+    if not any(decoded.valid for decoded in run.decoding):
+        return ""
+    return "; where the policy was decoded and the measurement is valid, what was measured decides"
 
 
 def floor_rows(run: RunResult, workload: WorkloadResult, names: list[str]) -> str:
@@ -67,6 +76,8 @@ def floor_rows(run: RunResult, workload: WorkloadResult, names: list[str]) -> st
 def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names: list[str]) -> str:
     """One verdict; each cell carries its column's name for the stacked layout of a phone."""
     seconds = predicted_seconds(run, workload, verdict)
+    judgement = judge_measured(run, workload, verdict)
+    measured = measured_seconds(run, workload, verdict)
     unchanged = percent(verdict.floor**ANSWER_TOKENS, 0 if verdict.floor > 0.96 else 1)
     agreement = stacked(verdict.agreement, percent)
     if not verdict.floor_held and verdict.policy != "never":
@@ -75,12 +86,12 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     needed = f"a certificate needs {verdict.documents_needed} or more"
     cells = [
         text(whole_percent(verdict.floor)) + small(f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"),
-        decision_pill(verdict.decision) + why(verdict),
+        decision_pill(judgement.decision) + why(judgement),
         policy_code(verdict.policy),
-        stacked(verdict.net_speedup, times),
+        stacked(verdict.net_speedup, times) + measured_line(judgement.measured, times),
         agreement,
         stacked(verdict.skip_ratio, percent),
-        text("not timed" if seconds is None else duration(seconds)),
+        text("unknown" if seconds is None else duration(seconds)) + measured_line(measured, duration),
         text(documents) + small(needed),
     ]
     row = element("th", cells[0], scope="row", data_name=names[0])
@@ -88,6 +99,15 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     return element("tr", row)
 
 
-def why(verdict: Verdict) -> str:
+def measured_line(measured: Interval | None, number: NumberFormat) -> str:
+    """What the stopwatch said, below what was predicted; nothing if it was not asked."""
+    return "" if measured is None else small(f"measured {number(measured.value)}")
+
+
+def why(judgement: Judgement) -> str:
     """The reason behind a decision, one click away."""
-    return element("details", element("summary", "why") + element("p", text(verdict.reason)), class_="why")
+    content = element("p", text(judgement.verdict.reason))
+    if judgement.why is not None:
+        predicted = f"Predicted: {judgement.verdict.decision}. Measured beats predicted: {judgement.why}."
+        content += element("p", text(predicted))
+    return element("details", element("summary", "why") + content, class_="why")

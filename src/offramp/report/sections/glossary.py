@@ -43,6 +43,25 @@ TERMS: dict[str, str] = {
         "Plain cost over the policy's cost per token: layers, probes, repair of keys and values, and head "
         "included. The page says whether it is predicted from times on a machine or from bytes moved."
     ),
+    "Decoded for real": (
+        "Text was generated with the policy and the layers it skipped were not executed; the time is the "
+        "stopwatch's. What was measured beats what was predicted: a policy predicted to pay but measured not "
+        "to is not called paying. A measurement on a few prompts cannot make a promise by itself."
+    ),
+    "VALID, INVALID": (
+        "Whether a timing may be believed. INVALID: the machine was busy, two identical contenders came out "
+        "unequal, an output differs that must not, or other layers ran than were claimed. It changes no "
+        "verdict."
+    ),
+    "Agreement on given text, on its own text": (
+        "Replayed: at every token of a given text, whatever came before it is the text's. Own text: of the "
+        "tokens the policy generated, those the full model would have said after the same generated ones."
+    ),
+    "Propagate, recompute, speculate": (
+        "Ways to supply keys and values of skipped layers. Propagate projects them from the state at the "
+        "exit (approximate). Recompute runs the layers later (exact for deep tokens). Speculate treats "
+        "early answers as drafts that the full model verifies: the output is the full model's."
+    ),
     "Repair of keys and values": (
         "What later tokens need from the layers that a token skipped has to be supplied, and is charged."
     ),
@@ -93,7 +112,8 @@ TERMS: dict[str, str] = {
     ),
     "Pays, does not pay, too close to call": (
         "The lower limit of the net speedup is above 1.05; its upper limit is below that, or the "
-        "choice was never to exit; neither, or too few documents for an interval."
+        "choice was never to exit; neither, or too few documents for an interval. Where the policy was "
+        "decoded, see “Decoded for real”."
     ),
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from offramp.decoding.bench.results import Interval
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.cells import decision_pill, signed_change
+from offramp.report.decoded import Decoded
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -19,6 +21,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
+from offramp.report.judgement import measured_words
 from offramp.report.markup import (
     KIND_MEANING,
     Column,
@@ -76,8 +79,9 @@ def kinds_legend() -> str:
 
 
 def key_numbers(run: RunResult) -> list[str]:
-    """Three figures: what a policy would gain, what an oracle could skip, what plain decoding takes."""
-    return [gain_card(run), oracle_card(run), plain_card(run)]
+    """Three figures: what a policy would gain, what an oracle could skip, what decoding really took."""
+    timed = decoded_card(run) if run.decoding else plain_card(run)
+    return [gain_card(run), oracle_card(run), timed]
 
 
 def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> str:
@@ -126,6 +130,36 @@ def span_text(values: list[float], number: NumberFormat) -> str:
     return low if low == high else range_text(low, high)
 
 
+def decoded_card(run: RunResult) -> str:
+    """The measured gain of the policies that were decoded for real."""
+    lines = []
+    values: dict[bool, list[float]] = {True: [], False: []}
+    for decoded in run.decoding:
+        chosen = decoded.chosen
+        speedup = None if chosen is None else decoded.speedup(chosen)
+        if speedup is not None:
+            values[decoded.valid].append(speedup.value)
+        words = "no policy was chosen" if chosen is None else decoded_words(decoded, speedup)
+        lines.append((decoded.workload, words))
+    lines += [(name, "not decoded") for name in run.not_decoded]
+    plain = [decoded.plain_seconds for decoded in run.decoding]
+    seconds = span_text([value for value in plain if value is not None], milliseconds)
+    what = (
+        "faster decoding, by the stopwatch, with the skipped layers not executed; plain decoding takes "
+        f"{seconds or 'an unknown time'} per token on this machine"
+    )
+    return key_card(
+        "measured", span_text(values[True] or values[False], signed_change) or "not timed", what, lines
+    )
+
+
+def decoded_words(decoded: Decoded, speedup: Interval | None) -> str:
+    """One workload's measured gain in words; INVALID where it is not to be believed."""
+    if speedup is None:
+        return "not timed"
+    return measured_words(speedup) + ("" if decoded.valid else ", INVALID")
+
+
 def oracle_card(run: RunResult) -> str:
     """What an oracle that knows the final answer could skip."""
     estimates = [(workload.name, workload.card.saturation_skip) for workload in run.workloads]
@@ -151,7 +185,7 @@ def plain_card(run: RunResult) -> str:
     values = [value for _, value in halves if value is not None]
     what = (
         "of tokens already have the full model's answer half-way through the layers (plain decoding "
-        "was not timed)"
+        f"was not timed{'' if run.progress is None else ' yet'})"
     )
     lines = [(name, "undefined" if value is None else percent(value)) for name, value in halves]
     return key_card("measured", span_text(values, percent) or "undefined", what, lines)

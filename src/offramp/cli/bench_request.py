@@ -1,0 +1,226 @@
+"""What `offramp bench` was asked for, refused before a model is loaded where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.options import require_options
+from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import LOCAL, load_local_profile
+from offramp.costs.machine import Machine
+from offramp.decoding.bench.bench import require_sizes, settle
+from offramp.decoding.bench.beside import expected_position, predict_cells
+from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.generation.binding import (
+    check_reachable,
+    check_tuned_early,
+    read_policy_source,
+    strategy_of,
+)
+from offramp.decoding.quality.tasks.registry import load_task
+from offramp.decoding.quality.tasks.task import Task
+from offramp.decoding.strategies.draft_length import check_draft_length
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.errors import InputError, PolicyError
+from offramp.models.model import Model
+from offramp.policies.batching import BATCHINGS
+from offramp.policies.results import ReplayResult
+from offramp.policies.signals import suggest
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_file import read_heads
+from offramp.tracing.trace import Trace
+from offramp.workloads.registry import load_workload
+from offramp.workloads.workload import Workload
+
+DRAFT_LENGTH = 4
+QUESTIONS = 32
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """The options of the command, read and checked as far as possible without the model.
+
+    hardware: None for the local profile if there is one. machine: the profile, if it needs no model.
+    """
+
+    policy: str
+    kv: str
+    heads: ExitHeads | None
+    workload: Workload
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    seconds: float | None
+    batches: tuple[int, ...]
+    batching: str
+    draft_length: int | str
+    peers: bool
+    tasks: tuple[Task, ...]
+    questions: int
+    trace: Trace | None
+    hardware: str | None
+    machine: Machine | None
+    quality: bool
+    seed: int
+
+    def setting(self, model: Model, prompts: list[list[int]], batch: int) -> Setting:
+        """What is timed at one batch size. Raises InputError for what does not fit the model."""
+        return settle(
+            model,
+            self.policy,
+            prompts=prompts,
+            kv=self.kv,
+            heads=self.heads,
+            new_tokens=self.new_tokens,
+            batch=batch,
+            batching=self.batching,
+            draft_length=self.draft_length,
+            task=self.workload.name,
+        )
+
+    def machine_for(self, setting: Setting) -> tuple[Machine | None, tuple[str, ...]]:
+        """The profile that this setting's time is predicted with, or None and why there is none.
+
+        Raises InputError if there is none though it, or a prediction from a trace, was asked for.
+        """
+        model = setting.model
+        try:
+            machine = self.machine or load_local_profile(
+                model.identity.fingerprint, model.dtype, model=model.name
+            )
+            batch = len(setting.prompts[0].ids)
+            machine.token_costs(model.shape, expected_position(setting), batch=batch)
+        except InputError as error:
+            if self.hardware is not None or self.trace is not None:
+                raise
+            return None, (f"nothing is predicted: {error.what} ({error.fix})",)
+        return machine, ()
+
+    def predictions(self, setting: Setting, machine: Machine | None) -> Mapping[str, ReplayResult]:
+        """What the trace predicts, by the cell's name; nothing without a trace.
+
+        Raises InputError for a trace of another model, or one that the policy cannot be replayed on.
+        """
+        if self.trace is None or machine is None:
+            return {}
+        traced = self.trace.request.get("model", {})
+        if traced.get("fingerprint") != setting.model.identity.fingerprint:
+            raise InputError(
+                f"the trace is of another model, {traced.get('name', 'without a name')}",
+                where=str(self.trace.folder or "the trace"),
+                fix=f"trace {setting.model.name} itself: offramp trace",
+            )
+        return predict_cells(setting, self.trace, machine, self.workload.name)
+
+
+def read_request(
+    *,
+    policy: str,
+    kv: str | None,
+    heads: Path | None,
+    workload: str,
+    batches: tuple[int, ...],
+    batching: str | None,
+    draft_length: str | None,
+    tasks: tuple[str, ...],
+    questions: int | None,
+    allow_code: bool,
+    trace: Path | None,
+    hardware: str | None,
+    output: Path | None,
+    dtype: str,
+    **plain: Any,
+) -> BenchRequest:
+    """Read and check the options. plain: those that are kept as they are.
+
+    Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
+    """
+    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
+    sizes = ("prompts", "prompt_tokens", "new_tokens", "rounds")
+    asked = QUESTIONS if questions is None else questions
+    require_sizes(**{name: plain[name] for name in sizes}, questions=asked)
+    for batch in batches:
+        require_sizes(batch=batch)
+    decides, tuned = read_policy_source(policy)
+    check_reachable(decides)
+    kv = strategy_of(kv, tuned)
+    _require_words(kv, batching, batches, draft_length)
+    if questions is not None and not tasks:
+        raise InputError(
+            "--questions means nothing without a task",
+            where="--questions",
+            fix="add --task, or leave --questions out",
+        )
+    _require_output(output)
+    loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
+    for task in loaded_tasks:
+        task.questions(asked, plain["seed"])
+    fitted = None if heads is None else read_heads(heads)
+    loaded_workload = load_workload(workload)
+    check_tuned_early(tuned, decides.for_task(loaded_workload.name), fitted)
+    return BenchRequest(
+        policy=policy,
+        kv=kv,
+        heads=fitted,
+        workload=loaded_workload,
+        batches=batches,
+        batching=batching or "lockstep",
+        draft_length=_draft_length(draft_length),
+        tasks=loaded_tasks,
+        questions=asked,
+        trace=None if trace is None else _read_trace(trace),
+        hardware=hardware,
+        machine=None if hardware in (None, LOCAL) else find_machine(str(hardware)),
+        **plain,
+    )
+
+
+def _require_words(kv: str, batching: str | None, batches: tuple[int, ...], draft_length: str | None) -> None:
+    """Refuse unknown words, and options that would change nothing."""
+    if kv not in STRATEGIES:
+        raise PolicyError(f"unknown strategy {kv!r} for K and V", where="--kv", fix=suggest(kv, STRATEGIES))
+    if batching is not None and batching not in BATCHINGS:
+        raise PolicyError(
+            f"unknown batching {batching!r}", where="--batching", fix=suggest(batching, BATCHINGS)
+        )
+    if batching is not None and max(batches) == 1:
+        raise InputError(
+            f"--batching {batching} means nothing at batch 1",
+            where="--batching",
+            fix="add --batch 2 or more, or leave --batching out",
+        )
+    if draft_length is not None and kv != "speculate":
+        raise InputError(
+            f"a draft length means nothing with --kv {kv}: only speculation drafts",
+            where="--draft-length",
+            fix="add --kv speculate, or leave --draft-length out",
+        )
+
+
+def _draft_length(text: str | None) -> int | str:
+    """A number, or a word that the strategy knows. Raises InputError for any other."""
+    value: int | str = DRAFT_LENGTH if text is None else int(text) if text.isdecimal() else text
+    check_draft_length(value)
+    return value
+
+
+def _require_output(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix != ".json":
+        raise InputError(
+            "the output's name does not end in .json", where=str(path), fix="write -o bench.json"
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = "a folder" if path.is_dir() else "in a folder that does not exist"
+        raise InputError(f"the output is {what}", where=str(path), fix="choose another file with -o")
+
+
+def _read_trace(folder: Path) -> Trace:
+    from offramp.cli.run_folder import find_trace
+
+    return Trace.load(find_trace(folder))

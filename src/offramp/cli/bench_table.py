@@ -1,0 +1,166 @@
+"""How `offramp bench` shows a result on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from offramp.decoding.bench.results import BenchResult, Contender, Forecast, Interval
+from offramp.report.formats import counted, decimal, duration, interval_text, percent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MIB = 2.0**20
+
+
+def show(console: Console, result: BenchResult) -> None:
+    """The table, the verdict with its reasons, quality, forecasts and notes."""
+    side_by_side = f", batch {result.batch} in {result.batching}" if result.batch > 1 else ""
+    console.print(
+        f"{result.policy} ({result.kv}) on {result.model}: {counted(result.prompts, 'prompt')}, "
+        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}{side_by_side}",
+        markup=False,
+    )
+    console.print(_speed_table(result))
+    console.print(_rate_table(result))
+    for line in (*_verdict(result), *_left_out(result), *_quality(result), *_tasks(result)):
+        console.print(line, markup=False)
+    for forecast in result.forecasts:
+        for line in _forecast(forecast):
+            console.print(line, markup=False)
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _speed_table(result: BenchResult) -> Table:
+    """Seconds per token, the ratio that they are about, and what was run for it."""
+    rows = [
+        [
+            contender.name,
+            _or_dash(contender.seconds_per_token, lambda seconds: duration(seconds.value)),
+            _or_dash(contender.speedup, lambda speedup: _interval(speedup, ratio)),
+            _or_dash(contender.layers_per_token, layers)
+            + _or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
+            _or_dash(contender.same_output, lambda share: percent(share, 0)),
+        ]
+        for contender in _timed(result)
+    ]
+    return _table(["", "a token", f"speed over {result.plain}", "layers ran / said", "same output"], rows)
+
+
+def _rate_table(result: BenchResult) -> Table:
+    """What else users ask for."""
+    rows = [
+        [
+            contender.name,
+            _or_dash(contender.tokens_per_second, lambda rate: decimal(rate, 1)),
+            _or_dash(contender.first_token_seconds, duration),
+            _or_dash(contender.peak_memory_bytes, lambda size: f"{decimal(size / MIB, 1)} MiB"),
+        ]
+        for contender in _timed(result)
+    ]
+    return _table(["", "tokens a second", "first token", "peak memory"], rows)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        # As text, not markup: a policy within another stands in brackets.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _timed(result: BenchResult) -> list[Contender]:
+    return [contender for contender in result.contenders if contender.left_out is None]
+
+
+def ratio(value: float) -> str:
+    """A ratio of seconds."""
+    return decimal(value, 3)
+
+
+def layers(value: float) -> str:
+    """Layers of a token."""
+    return decimal(value, 1)
+
+
+def _or_dash(value: Any, text: Callable[[Any], str], dash: str = "–") -> str:
+    return dash if value is None else text(value)
+
+
+def _verdict(result: BenchResult) -> list[str]:
+    a_a = _interval(result.a_a, ratio)
+    return [
+        f"{result.validity}: the same decoder twice came out as {a_a}",
+        *(f"  {reason}" for reason in result.reasons),
+    ]
+
+
+def _left_out(result: BenchResult) -> list[str]:
+    return [
+        f"left out: {contender.name}: {contender.left_out}"
+        for contender in result.contenders
+        if contender.left_out is not None
+    ]
+
+
+def _quality(result: BenchResult) -> list[str]:
+    found = result.free_running
+    if found is None:
+        return []
+
+    def nats(value: float) -> str:
+        return decimal(value, 3)
+
+    diverged = _interval(found.tokens_before_divergence, lambda value: decimal(value, 1))
+    return [
+        f"free running, {counted(found.prompts, 'answer')}: {diverged} tokens until an answer parts from the "
+        f"full model's, {_interval(found.sequence_match, percent)} of the answers equal, "
+        f"{_interval(found.agreement, percent)} of the tokens its choice; "
+        f"NLL {_interval(found.nll, nats)}, of its own answers {_interval(found.plain_nll, nats)}"
+    ]
+
+
+def _tasks(result: BenchResult) -> list[str]:
+    """Accuracy on tasks, the policy beside the full model."""
+    lines = []
+    for score in result.tasks:
+        right, plain, loss = (
+            _interval(interval, percent) for interval in (score.accuracy, score.plain_accuracy, score.loss)
+        )
+        lines.append(
+            f"{score.task}, {counted(score.questions, 'question')}: {right} right, full model {plain}, loss "
+            f"{loss}; {percent(score.skip_ratio)} of the layers skipped"
+        )
+    return lines
+
+
+def _forecast(found: Forecast) -> list[str]:
+    predicted = (
+        "not predicted (no --trace)" if found.predicted is None else f"predicted {duration(found.predicted)}"
+    )
+    lines = [
+        f"a token of {found.policy} ({found.kv}): {predicted}, priced from what ran "
+        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: predicted "
+        f"{duration(found.plain_predicted)}, measured {duration(found.plain_measured)}"
+    ]
+    if found.parts:
+        parts = ", ".join(
+            f"{part.part} {duration(part.priced)} priced and {duration(part.measured)} measured"
+            for part in found.parts
+        )
+        lines.append(f"  its parts: {parts}")
+    return lines
+
+
+def _interval(interval: Interval, number: Callable[[float], str]) -> str:
+    limits = interval_text(interval.low, interval.high, number)
+    value = number(interval.value)
+    return f"{value} ({limits})" if limits else value

@@ -1,0 +1,168 @@
+"""What `offramp run` decodes for real: which policies, on which prompts, and how many tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.decoding.bench.contenders import SHORT
+from offramp.decoding.bench.ratios import SAMPLES_NEEDED
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.report.answers import fastest_exiting, nearest_floor
+from offramp.report.decoded import Origin
+from offramp.report.formats import whole_percent
+from offramp.report.headline import main_verdict
+from offramp.report.run_result import WorkloadResult
+from offramp.tracing.trace import Trace
+from offramp.tuning.splits import split_documents, split_roles
+from offramp.workloads.workload import Workload
+
+CHARGED_KV = "propagate"
+GRID_DEPTHS = (0.5, 0.75)
+DRAFT_LENGTH = 1
+"""Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
+GRID_STRATEGIES = ("propagate", "recompute", "speculate")
+
+PROMPTS = SAMPLES_NEEDED
+"""Of each text, each decoded once by every contender: the fewest samples that give an interval."""
+PROMPT_TOKENS = 32
+LONGEST_PROMPT = 256
+MOST_NEW_TOKENS, FEWEST_NEW_TOKENS = 32, 8
+"""With fewer than the fewest, something is left out."""
+PLAIN_CONTENDERS = 3
+"""Never exit and its twin, and `generate()`: beside every text's policies."""
+BUDGET_SECONDS, LIMIT_SECONDS = 130.0, 300.0
+"""Of the whole measurement; of the smallest there is, beyond which nothing is timed."""
+PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
+"""A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
+on average as long as plain ones: what the grid's shallow exits save, rejected drafts cost."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One policy to decode; fields as in `offramp.report.decoded.DecodedPolicy`."""
+
+    policy: str
+    kv: str
+    origin: Origin
+    why: str
+    floor: float | None = None
+
+
+def chosen_policy(result: WorkloadResult) -> Choice | None:
+    """The policy of a workload's main verdict, else the tuner's, else the fastest that exits at all.
+
+    None if no policy of the league exits.
+    """
+    verdict = main_verdict(result)
+    if verdict is not None and verdict.policy != "never":
+        why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
+        return Choice(verdict.policy, CHARGED_KV, "chosen", why, verdict.floor)
+    on_agreement = [tuned for tuned in result.tuned if tuned.floor.kind == "agreement"]
+    if on_agreement:
+        floor = nearest_floor([tuned.floor.value for tuned in on_agreement])
+        tuned = next(tuned for tuned in on_agreement if tuned.floor.value == floor)
+        if tuned.policy_text != "never":
+            why = f"the tuner's policy at {whole_percent(floor)} agreement"
+            return Choice(tuned.policy_text, tuned.kv, "chosen", why, floor)
+    entry = fastest_exiting(result.league)
+    if entry is None:
+        return None
+    why = (
+        f"the best choice at {whole_percent(entry.floor)} agreement is never to exit; this is the fastest "
+        "policy of the league that exits"
+    )
+    return Choice(entry.policy, CHARGED_KV, "chosen", why, entry.floor)
+
+
+def grid(layers: int) -> list[Choice]:
+    """Static exits at about half and three quarters of the layers, with each strategy."""
+    exits = sorted({exit for exit in (round(layers * depth) for depth in GRID_DEPTHS) if 1 <= exit < layers})
+    return [
+        Choice(f"static:exit={exit}", kv, "grid", f"static exit after layer {exit}")
+        for exit in exits
+        for kv in GRID_STRATEGIES
+    ]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids. documents: where they come from. unseen: whether tuning saw none of them."""
+
+    ids: tuple[tuple[int, ...], ...]
+    documents: tuple[str, ...]
+    unseen: bool
+
+
+def pick_prompts(model: Model, workload: Workload, trace: Trace, count: int = PROMPTS) -> Prompts:
+    """Starts of documents (text), or whole prompts (generation), of the trace's own documents.
+
+    Only documents for the report where there are some: neither fitting nor tuning saw them.
+
+    Raises InputError if no document is long enough, or every prompt too long.
+    """
+    texts = {document.id: document.text for document in workload.documents}
+    places, unseen = _report_places(trace)
+    found: dict[str, tuple[int, ...]] = {}
+    for place in places:
+        name = trace.documents[place].id
+        if workload.mode == "generation":
+            encode = model.encode_chat if workload.chat else model.encode
+            ids = encode(texts[name])
+            fits = 0 < len(ids) <= LONGEST_PROMPT
+        else:
+            ids = model.encode(texts[name])[:PROMPT_TOKENS]
+            fits = len(ids) == PROMPT_TOKENS
+        if fits and _has_room(model, len(ids)):
+            found[name] = tuple(ids)
+        if len(found) == count:
+            break
+    if not found:
+        raise InputError(
+            f"no document of {workload.name} gives a prompt to decode from",
+            where=workload.name,
+            fix=f"texts need {PROMPT_TOKENS} tokens, prompts {LONGEST_PROMPT} at most",
+        )
+    return Prompts(tuple(found.values()), tuple(found), unseen)
+
+
+def _report_places(trace: Trace) -> tuple[list[int], bool]:
+    """Documents for the report, which verdict and tuner alike have not chosen on; all without such."""
+    judging, roles = split_documents(trace, 0)[1], split_roles(trace, 0)
+    report = [int(place) for place in roles.report if place in judging]
+    if report:
+        return report, True
+    return [int(place) for place in np.unique(trace.document)], False
+
+
+def _has_room(model: Model, prompt: int) -> bool:
+    return model.context_length is None or prompt + FEWEST_NEW_TOKENS <= model.context_length
+
+
+def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:
+    """New tokens per prompt with which measuring so many policies on each text takes BUDGET_SECONDS.
+
+    plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
+    """
+    fixed = seconds_for(cells, plain_seconds, 0)
+    each = seconds_for(cells, plain_seconds, 1) - fixed
+    return max(0, min(math.floor((BUDGET_SECONDS - fixed) / each), MOST_NEW_TOKENS))
+
+
+def seconds_for(cells: Sequence[int], plain_seconds: float, new_tokens: int) -> float:
+    """About how long measuring so many policies on each text takes.
+
+    Every contender decodes each prompt once in turns, and one prompt before, untimed; the parts of a policy's
+    tokens are timed on one prompt more. Contenders of the first text warm up. The full model reads every
+    answer of a policy, and its own.
+    """
+    contenders = [count + PLAIN_CONTENDERS for count in cells]
+    decodings = sum(contenders) * (PROMPTS + 1) + sum(cells)
+    warm_ups, read = sum(contenders[:1]), (sum(cells) + len(cells)) * PROMPTS
+    prompts = PROMPT_WORTH * (decodings + warm_ups + read)
+    tokens = decodings * new_tokens + warm_ups * SHORT.warm_up_tokens
+    return decodings * PAUSE_SECONDS + plain_seconds * (prompts + tokens)

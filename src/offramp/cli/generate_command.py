@@ -1,0 +1,310 @@
+"""`offramp generate`: an answer from a model that leaves early where its policy says so."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.console import Output, show_error, stage
+from offramp.cli.options import AsJson, HeadsFile, ModelName, Precision, RemoteCode, require_options
+from offramp.errors import InputError, OfframpError
+
+if TYPE_CHECKING:
+    from offramp.cli.generation_summary import FullModelCheck
+    from offramp.cli.token_text import Painter
+    from offramp.decoding.generation.prompts import PromptBatch
+    from offramp.decoding.generation.result import BatchGeneration
+    from offramp.models.model import Model
+    from offramp.policies.policy import ExitPolicy
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tuning.results import Tuned
+
+NEW_TOKENS = 64
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be generated, checked as far as it goes without the model.
+
+    decodes: the policy, the tuned one whole. exits: the policy itself. sampling: options of transformers.
+    """
+
+    prompts: list[str]
+    decodes: ExitPolicy | Tuned
+    exits: ExitPolicy
+    heads: ExitHeads | None
+    kv: str
+    batching: str
+    draft_length: int | str
+    new_tokens: int
+    chat: bool
+    seed: int | None
+    sampling: dict[str, Any]
+
+
+def generate(
+    model: ModelName,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help='The text to go on from; "-" reads it; several are decoded together.'),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option("--prompt-file", help='A file with one prompt, its last line end left out; or "-".'),
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            "-p",
+            help="static:exit=20, threshold:signal=...,value=...,exits=..., a .json; never: the full model.",
+        ),
+    ] = "never",
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            help="Skipped layers' K and V: propagate (default unless tuned), recompute, speculate, monotone.",
+            show_default=False,
+        ),
+    ] = None,
+    heads: HeadsFile = None,
+    new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="New tokens at most.")] = NEW_TOKENS,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is one turn of a chat.")] = False,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Sample at this temperature instead of taking the best token."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among so many tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample among the likeliest that hold this probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the samples.", show_default=False)] = None,
+    draft_length: Annotated[
+        str | None,
+        typer.Option(
+            "--draft-length",
+            help="Tokens drafted at most, with --kv speculate: a number or auto. By default 4.",
+            show_default=False,
+        ),
+    ] = None,
+    batching: Annotated[
+        str | None,
+        typer.Option(
+            "--batching",
+            help="How several prompts' tokens leave: lockstep (the default) or rebatch.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Precision = "float32",
+    trust_remote_code: RemoteCode = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hold the answer against the full model's; takes twice as long.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
+    from offramp.cli.prompts import read_prompts
+
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    _require_numbers(new_tokens, sampling, seed)
+    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
+    if check and sampling:
+        raise InputError(
+            "sampled text differs from the full model's by chance",
+            where="--check",
+            fix="leave --check out, or the options of sampling",
+        )
+    prompts = read_prompts(prompt or [], prompt_file or [])
+    out = Output(as_json)
+
+    from offramp.decoding.generation import binding
+    from offramp.models.loading import find_source, load_source
+    from offramp.tracing.heads_file import require_base
+
+    exits, tuned = binding.read_policy_source(policy)
+    binding.check_reachable(exits)
+    kv = binding.strategy_of(kv, tuned)
+    _require_use(kv, draft_length, batching, len(prompts), seed, bool(sampling))
+    _require_names(kv, batching)
+    wanted = Wanted(
+        prompts=prompts,
+        decodes=exits if tuned is None else tuned,
+        exits=exits,
+        heads=binding.read_heads_source(heads),
+        kv=kv,
+        batching=batching or "lockstep",
+        draft_length=_draft_length(draft_length),
+        new_tokens=new_tokens,
+        chat=chat,
+        seed=seed,
+        sampling=sampling,
+    )
+    with stage("loading the model and checking its exits"):
+        source = find_source(model, trust_remote_code=trust_remote_code)
+        if wanted.heads is not None:
+            base = {"name": source.name, "fingerprint": source.identity.fingerprint}
+            require_base(wanted.heads, base, str(heads))
+            binding.check_policy(exits, int(wanted.heads.model["layers"]), wanted.heads)
+            binding.check_tuned_early(tuned, exits, wanted.heads)
+        loaded = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    _answer(out, loaded, wanted, check)
+
+
+def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None) -> None:
+    """Raise InputError for a number out of its range."""
+    from offramp.decoding.generation.sampling import RANGES
+
+    ranges = {
+        "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),
+        "--seed": (seed, seed is None or 0 <= seed < 2**63, "0 or more"),
+    }
+    for name, value in sampling.items():
+        ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)
+    for option, (value, fits, range_) in ranges.items():
+        if not fits:
+            raise InputError(f"{option[2:]} cannot be {value}", where=option, fix=f"give a number {range_}")
+
+
+def _require_use(
+    kv: str, draft_length: str | None, batching: str | None, prompts: int, seed: int | None, sampling: bool
+) -> None:
+    """Raise InputError for an option that was given and would change nothing."""
+    idle = {
+        "--draft-length": (draft_length is not None and kv != "speculate", f"--kv {kv}", "--kv speculate"),
+        "--batching": (batching is not None and prompts == 1, "one prompt", "another --prompt"),
+        "--seed": (seed is not None and not sampling, "greedy decoding", "--temperature, --top-k or --top-p"),
+    }
+    for option, (is_idle, beside, needed) in idle.items():
+        if is_idle:
+            raise InputError(
+                f"{option} means nothing with {beside}", where=option, fix=f"add {needed}, or leave it out"
+            )
+
+
+def _require_names(kv: str, batching: str | None) -> None:
+    """Raise InputError for a strategy or a batching that does not exist, with near ones."""
+    from offramp.decoding.strategies.registry import STRATEGIES
+    from offramp.policies.batching import BATCHINGS
+    from offramp.policies.signals import suggest
+
+    if kv not in STRATEGIES:
+        raise InputError(f"unknown strategy {kv!r}", where="--kv", fix=suggest(kv, STRATEGIES))
+    if batching is not None and batching not in BATCHINGS:
+        raise InputError(
+            f"unknown batching {batching!r}", where="--batching", fix=suggest(batching, BATCHINGS)
+        )
+
+
+def _draft_length(text: str | None) -> int | str:
+    if text is None:
+        return 4
+    if text == AUTO or (text.isascii() and text.isdigit() and 1 <= int(text) < 1000):
+        return text if text == AUTO else int(text)
+    raise InputError(
+        f"a draft length cannot be {text!r}", where="--draft-length", fix="give a number from 1, or auto"
+    )
+
+
+def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
+    """Generate, show, check and sum up."""
+    from rich.console import Console
+
+    from offramp.cli.generation_summary import summary_lines, to_json
+    from offramp.cli.token_text import Painter
+    from offramp.decoding.generation.prompts import prompt_batch
+
+    prompts = prompt_batch(model, wanted.prompts, chat=wanted.chat)
+    summary = Console(stderr=True, highlight=False, emoji=False)
+    if wanted.chat and model.uses_plain_chat_template:
+        summary.print("the model has no chat template: a plain turn is used")
+    painter = Painter(out.console, tuple(wanted.exits.needs(model.layers)), model.layers)
+    legend = painter.legend()
+    if legend is not None:
+        out.console.file.write(legend + "\n")
+    batch = _shown(painter, model, wanted, prompts)
+    problem = next((row.problem for row in batch.rows if row.problem is not None), None)
+    found = _checked(model, wanted, prompts, batch) if check and problem is None else None
+    for line in summary_lines(batch, wanted.kv, found, model.decode):
+        summary.print(line, markup=False, soft_wrap=True)
+    if found is not None and wanted.heads is None and wanted.exits.needs(model.layers):
+        summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
+    value = to_json(model.name, str(wanted.exits), wanted.kv, wanted.prompts, batch, found)
+    if problem is not None:
+        broken = OfframpError(
+            f"the generation stopped early: {problem}",
+            where=model.name,
+            fix="try --dtype float32, or check the model's weights",
+        )
+        show_error(broken, as_json=False)
+        out.finish(value)
+        raise typer.Exit(broken.exit_code)
+    out.finish(value)
+
+
+def _shown(painter: Painter, model: Model, wanted: Wanted, prompts: PromptBatch) -> BatchGeneration:
+    """Generate; one answer is shown while it grows, several one after another when they are all there."""
+    from offramp.cli.token_stream import TokenStream
+
+    if len(wanted.prompts) == 1:
+        stream = TokenStream(painter, model.decode, model.eos_token_ids)
+        try:
+            return _generated(model, wanted, prompts, stream)
+        finally:
+            stream.end()
+    with stage(f"decoding {len(wanted.prompts)} prompts together"):
+        batch = _generated(model, wanted, prompts)
+    for place, row in enumerate(batch.rows, 1):
+        painter.console.file.write(f"[{place}]\n")
+        stream = TokenStream(painter, model.decode, model.eos_token_ids)
+        for token, exit in zip(row.tokens, row.exits.tolist(), strict=True):
+            stream.show(token, exit)
+        stream.end()
+    return batch
+
+
+def _generated(model: Model, wanted: Wanted, prompts: PromptBatch, streamer: Any = None) -> BatchGeneration:
+    from offramp.decoding.generation.generate import generate_batch
+
+    with warnings.catch_warnings():
+        # A broken logit is told as the command's error, below the text.
+        warnings.filterwarnings("ignore", "the generation stopped", RuntimeWarning)
+        return generate_batch(
+            model,
+            prompts.ids,
+            prompts.mask,
+            policy=wanted.decodes,
+            kv=wanted.kv,
+            heads=wanted.heads,
+            max_new_tokens=wanted.new_tokens,
+            draft_length=wanted.draft_length,
+            seed=wanted.seed,
+            batching=wanted.batching,
+            streamer=streamer,
+            **wanted.sampling,
+        )
+
+
+def _checked(model: Model, wanted: Wanted, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
+    """The answers held against the full model's own."""
+    from offramp.cli.generation_summary import FullModelCheck
+    from offramp.decoding.generation.generate import generate_batch
+    from offramp.decoding.quality.free_running import free_running, tokens_before_divergence
+
+    with stage("the full model's own answer"):
+        plain = generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=wanted.new_tokens)
+        pairs = list(zip(batch.rows, plain.rows, strict=True))
+        quality = free_running(
+            model,
+            [ids[mask.bool()].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)],
+            [row.tokens for row, _ in pairs],
+            [own.tokens for _, own in pairs],
+        )
+    shared = tuple(tokens_before_divergence(row.tokens, own.tokens) for row, own in pairs)
+    return FullModelCheck(quality, plain.rows, shared)

@@ -1,0 +1,94 @@
+"""A run's page and summary, put together from what is there so far."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.decoding_stage import DecodingResult
+from offramp.cli.preparation import Prepared, describe_heads, describe_machine
+from offramp.cli.provenance import describe_request, describe_run
+from offramp.cli.run_folder import SUMMARY_FILE
+from offramp.files import write_json_atomically
+from offramp.models.model import Model
+from offramp.policies.charging import mean_position
+from offramp.report.decoded import Progress
+from offramp.report.page import write_report
+from offramp.report.run_result import RunResult, Timing, WorkloadResult
+from offramp.report.summary import summarise
+
+FIRST_POSITION = 64.0
+"""Where prices are shown at before any token was traced."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's result and where its page and summary lie."""
+
+    result: RunResult
+    report: Path
+    summary: dict[str, Any]
+
+
+@dataclass
+class Writer:
+    """Puts the run together from what is there so far, and writes its page after each stage.
+
+    A finished run keeps its page until the new one is whole.
+    """
+
+    model: Model
+    folder: Path
+    prepared: Prepared | None = None
+    results: list[WorkloadResult] = field(default_factory=list)
+    measured: dict[str, Timing] = field(default_factory=dict)
+    decoding: DecodingResult = field(default_factory=DecodingResult)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def so_far(self, running: str, to_come: Sequence[str]) -> None:
+        """Write the page of an unfinished run: what is done, what is running now, what is to come."""
+        if (self.folder / SUMMARY_FILE).exists():
+            return
+        done = [] if self.prepared is None else ["the machine timed"]
+        done += [f"{result.name} traced, scored and searched" for result in self.results]
+        done += [f"{decoded.workload} decoded" for decoded in self.decoding.decoded]
+        progress = Progress(tuple(done), running, tuple(to_come))
+        write_report(self.result(progress), self.folder)
+
+    def finished(self) -> FinishedRun:
+        """Write page and summary of the whole run."""
+        result = self.result(None)
+        report = write_report(result, self.folder)
+        summary = summarise(result)
+        write_json_atomically(self.folder / SUMMARY_FILE, summary)
+        return FinishedRun(result, report, summary)
+
+    def result(self, progress: Progress | None) -> RunResult:
+        """The run as the report takes it."""
+        hardware = heads = None
+        if self.prepared is not None:
+            heads = describe_heads(self.prepared.heads)
+            position = mean_position(self.results[0].trace) if self.results else FIRST_POSITION
+            hardware = describe_machine(self.prepared.machine, self.model.shape, position)
+        return RunResult(
+            model_name=self.model.name,
+            layers=self.model.layers,
+            workloads=tuple(self.results),
+            provenance={
+                **describe_run(self.model),
+                **describe_request({result.name: result.trace for result in self.results}),
+                **({} if self.prepared is None else self.prepared.missing),
+                **self.missing,
+            },
+            measured=self.measured,
+            command=shlex.join(["offramp", *sys.argv[1:]]),
+            hardware=hardware,
+            heads=heads,
+            decoding=self.decoding.decoded,
+            not_decoded=self.decoding.missing,
+            progress=progress,
+        )

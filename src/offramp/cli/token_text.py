@@ -1,0 +1,111 @@
+"""Text of tokens as they come, piece by piece, and in the colours of the exits that they left at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# From early exits to late ones. The terminal's own colours, which its user finds legible.
+PALETTE = ("blue", "cyan", "green", "yellow", "red")
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+# What a terminal would obey instead of showing: all control characters but line feed and tab.
+CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class Pieces:
+    """Turns tokens into text one by one; the pieces together are the text of all tokens.
+
+    A character that takes several tokens is held back until it is whole, as transformers' streamers do.
+    decode: token ids to text.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        # The last piece's tokens go along: some tokenizers treat the first token of a text differently.
+        self._tokens: list[int] = []
+        self._given = 0
+
+    def add(self, token: int) -> str:
+        """The text that a token completes, empty if it completes none."""
+        self._tokens.append(token)
+        text = self._pending()
+        if not text or text.endswith(INCOMPLETE):
+            return ""
+        self._tokens, self._given = self._tokens[self._given :], len(self._tokens) - self._given
+        return text
+
+    def rest(self) -> str:
+        """What was held back, if no more tokens come."""
+        text = self._pending()
+        self._given = len(self._tokens)
+        return text
+
+    def _pending(self) -> str:
+        before = self._decode(self._tokens[: self._given])
+        return self._decode(self._tokens)[len(before) :]
+
+
+class Painter:
+    """Writes pieces of text to a console: coloured by exit on a terminal, else as they are.
+
+    stops: the exits below L where tokens may leave, ascending. layers: L, whose tokens stay plain.
+    """
+
+    def __init__(self, console: Console, stops: Sequence[int], layers: int) -> None:
+        from rich.console import COLOR_SYSTEMS
+
+        self.console = console
+        self.stops = tuple(stops)
+        self.layers = layers
+        shows = console.is_terminal and not console.no_color
+        self._colours = COLOR_SYSTEMS.get(console.color_system or "") if shows else None
+        self._at_line_start = True
+
+    def write(self, piece: str, exit: int) -> None:
+        """Write the text of a token that left at an exit."""
+        if self.console.is_terminal:
+            piece = piece.translate(CONTROLS)
+        if piece:
+            self._at_line_start = piece.endswith("\n")
+            self.console.file.write(self._painted(piece, self.colour_of(exit)))
+            self.console.file.flush()
+
+    def end_line(self) -> None:
+        """Begin a new line unless the text has."""
+        if not self._at_line_start:
+            self._at_line_start = True
+            self.console.file.write("\n")
+            self.console.file.flush()
+
+    def colour_of(self, exit: int) -> str | None:
+        """The colour of an exit by its place among those where tokens may leave; None for exit L."""
+        if exit >= self.layers or not self.stops:
+            return None
+        place = sum(stop < exit for stop in self.stops)
+        return PALETTE[round(place * (len(PALETTE) - 1) / max(1, len(self.stops) - 1))]
+
+    def legend(self) -> str | None:
+        """What the colours mean, in them; None where there are none."""
+        if self._colours is None or not self.stops:
+            return None
+        groups: dict[str, list[int]] = {}
+        for stop in self.stops:
+            groups.setdefault(str(self.colour_of(stop)), []).append(stop)
+        named = [self._painted(_range(exits), colour) for colour, exits in groups.items()]
+        return f"colour: the layer a token left after: {', '.join(named)}; plain: all {self.layers}"
+
+    def _painted(self, piece: str, colour: str | None) -> str:
+        if self._colours is None or colour is None:
+            return piece
+        from rich.style import Style
+
+        return Style(color=colour).render(piece, color_system=self._colours)
+
+
+def _range(exits: Sequence[int]) -> str:
+    return str(exits[0]) if len(exits) == 1 else f"{exits[0]}-{exits[-1]}"

@@ -1,0 +1,1 @@
+"""Timing policies beside plain decoding, with a verdict on the measurement itself."""

@@ -1,0 +1,124 @@
+"""Predicted beside measured: what a hardware profile says of the policies that a bench has timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from offramp.costs.machine import Machine
+from offramp.decoding.bench.contenders import GENERATE, NEVER, Cell, Setting, decode_timed
+from offramp.decoding.bench.forecast import Setting as ForecastSetting
+from offramp.decoding.bench.forecast import forecast, predict
+from offramp.decoding.bench.results import Forecast, FreeRunning
+from offramp.decoding.bench.together import Measurement
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.quality.free_running import Judgements, free_running
+from offramp.policies.results import ReplayResult
+from offramp.tracing.trace import Trace
+
+DRAFTING = "speculate"
+
+
+def predict_cells(
+    setting: Setting, trace: Trace, machine: Machine, workload: str = ""
+) -> Mapping[str, ReplayResult]:
+    """Every policy of a setting replayed on a trace, by the cell's name; to be asked before the timing.
+
+    Drafts whose length adapts itself are not replayed: what they would be is known only when they are made.
+
+    Raises PolicyError and InputError as `offramp.decoding.bench.forecast.predict` does.
+    """
+    return {
+        cell.name: predict(trace, _described(setting, cell, workload), machine, expected_position(setting))
+        for cell in setting.cells
+        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING
+    }
+
+
+def expected_position(setting: Setting) -> float:
+    """Mean position (0 = first) of the tokens that will be decoded: the first new token is the prompt's."""
+    prompts = [batch.ids.shape[1] for batch in setting.prompts]
+    return sum(prompts) / len(prompts) + (setting.new_tokens - 2) / 2
+
+
+def forecasts_of(
+    measurement: Measurement,
+    machine: Machine,
+    *,
+    predicted: Mapping[str, ReplayResult] | None = None,
+    workload: str = "",
+    agreement: Mapping[str, float] | None = None,
+    parts_of: int | None = None,
+) -> tuple[Forecast, ...]:
+    """The forecast of every policy that was timed; its parts are timed now, in one decoding of each batch.
+
+    predicted: what `predict_cells` said before, None to price only what ran. agreement: of generated tokens
+    with the full model, by the cell's name, where it is known. parts_of: of how many batches of prompts parts
+    are timed, None for all.
+
+    Raises InputError if the machine cannot price what ran.
+    """
+    result, setting = measurement.result, measurement.setting
+    plain = _records(measurement, NEVER)
+    timed_cells = [cell for cell in setting.cells if cell.name in measurement.decoded]
+    found = []
+    for cell in timed_cells:
+        contender = result.contender(cell.name)
+        found.append(
+            forecast(
+                _records(measurement, cell.name),
+                plain,
+                machine,
+                setting.model.shape,
+                _described(setting, cell, workload),
+                predicted=(predicted or {}).get(cell.name),
+                timed=[decode_timed(setting, cell, batch) for batch in setting.prompts[:parts_of]],
+                measured=contender.seconds_per_token,
+                plain_measured=_seconds(measurement, NEVER),
+                fastest_plain=_seconds(measurement, result.plain),
+                measured_agreement=(agreement or {}).get(cell.name),
+            )
+        )
+    return tuple(found)
+
+
+def free_running_of(
+    measurement: Measurement, cell: Cell, *, seed: int = 0, known: Judgements | None = None
+) -> FreeRunning:
+    """How good a policy's answers are, judged by the full model. known: as `free_running` takes it."""
+    setting = measurement.setting
+    prompts = [
+        ids[kept.bool()].tolist()
+        for batch in setting.prompts
+        for ids, kept in zip(batch.ids, batch.attention_mask, strict=True)
+    ]
+    answers, plain = (
+        [tokens for decoded in measurement.decoded[name] for tokens in decoded.tokens]
+        for name in (cell.name, GENERATE)
+    )
+    count = setting.distinct
+    return free_running(
+        setting.model, prompts[:count], answers[:count], plain[:count], seed=seed, known=known
+    )
+
+
+def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
+    return ForecastSetting(
+        policy=cell.policy,
+        kv=cell.kv,
+        dtype=setting.model.dtype,
+        workload=workload,
+        batch=len(setting.prompts[0].ids),
+        batching=setting.batching,
+        draft_length=setting.draft_length if isinstance(setting.draft_length, int) else 1,
+        lens=setting.heads is not None and setting.heads.lens is not None,
+    )
+
+
+def _records(measurement: Measurement, name: str) -> list[BatchGeneration]:
+    return [decoded.record for decoded in measurement.decoded[name]]
+
+
+def _seconds(measurement: Measurement, name: str) -> float:
+    found = measurement.result.contender(name).seconds_per_token
+    assert found is not None  # it was timed
+    return found.value

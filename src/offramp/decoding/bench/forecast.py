@@ -1,0 +1,196 @@
+"""A policy's predicted seconds per token beside the measured ones, with the error split into its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offramp.costs.machine import Machine
+from offramp.decoding.bench.ratios import median
+from offramp.decoding.bench.results import Forecast, Interval, PartError
+from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.errors import InputError
+from offramp.models.shape import ModelShape
+from offramp.policies.bill import lines_of
+from offramp.policies.charging import has_lens, prices_by_rows
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.replay import replay
+from offramp.policies.results import ReplayResult
+from offramp.policies.short_list import prices_for
+from offramp.tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was decoded: policy, strategy for K and V, and how, as `offramp.generate` takes them.
+
+    lens: whether exits below L are read through a linear lens. workload: of the prompts.
+    """
+
+    policy: ExitPolicy
+    kv: str = "propagate"
+    dtype: str = "float32"
+    workload: str = ""
+    batch: int = 1
+    batching: str = "lockstep"
+    draft_length: int | str = 4
+    lens: bool = False
+
+
+def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -> ReplayResult:
+    """The policy replayed on the trace and charged at the mean position of the tokens to be decoded.
+
+    Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
+    than the decoder will use.
+    """
+    if has_lens(trace) != setting.lens:
+        read, decoded = ("a linear lens", "none") if has_lens(trace) else ("no lens", "one")
+        raise InputError(
+            f"the trace's exits were read through {read}, decoding uses {decoded}",
+            where=str(trace.folder or "the trace"),
+            fix="give decoding the heads of the trace, or trace again with --heads",
+        )
+    return replay(
+        trace,
+        setting.policy,
+        machine=machine,
+        kv=setting.kv,
+        batch=setting.batch,
+        batching=setting.batching,
+        draft_length=_fixed_draft_length(setting),
+        position=position,
+    )
+
+
+def _fixed_draft_length(setting: Setting) -> int:
+    """Raises InputError for one that adapts while decoding: a trace does not say to what."""
+    if isinstance(setting.draft_length, int):
+        return setting.draft_length
+    if setting.kv == "speculate":
+        raise InputError(
+            f"a draft length of {setting.draft_length!r} cannot be predicted",
+            where="draft length",
+            fix="give a number of drafts, 4 say",
+        )
+    return 1  # nothing is drafted
+
+
+def forecast(
+    ran: Sequence[BatchGeneration],
+    plain: Sequence[BatchGeneration],
+    machine: Machine,
+    shape: ModelShape,
+    setting: Setting,
+    *,
+    trace: Trace | None = None,
+    predicted: ReplayResult | None = None,
+    timed: Sequence[BatchGeneration] = (),
+    measured: Interval | None = None,
+    plain_measured: float | None = None,
+    fastest_plain: float | None = None,
+    measured_agreement: float | None = None,
+) -> Forecast:
+    """What decoding with a policy took beside what it was predicted to take.
+
+    ran, plain: generations with the policy, and with the full model by the same loop, on the same prompts.
+    All prices are those of the machine at the mean position of each generation's decoded tokens.
+    trace: replayed for the prediction; predicted: a prediction that was made before, instead. timed:
+    generations with the policy that timed their parts. measured, plain_measured, fastest_plain: seconds per
+    token of the interleaved timing, by default those of the generations themselves.
+
+    Raises InputError if no token was decoded after the first one, or as `predict` does.
+    """
+    measured = median([seconds_per_token(run) for run in ran]) if measured is None else measured
+    if plain_measured is None:
+        plain_measured = median([seconds_per_token(run) for run in plain]).value
+    if predicted is None and trace is not None:
+        predicted = predict(trace, setting, machine, mean_position(ran))
+    return Forecast(
+        policy=str(setting.policy),
+        kv=setting.kv,
+        dtype=setting.dtype,
+        workload=setting.workload,
+        predicted=None if predicted is None else predicted.seconds_per_token,
+        priced=sum(price_parts(ran, machine, shape, setting).values()),
+        measured=measured,
+        plain_predicted=sum(price_parts(plain, machine, shape).values()),
+        plain_measured=plain_measured,
+        fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
+        predicted_skip=None if predicted is None else predicted.skip_ratio,
+        measured_skip=measured_skip(ran),
+        parts=_parts(timed, machine, shape, setting),
+        predicted_agreement=None if predicted is None else predicted.agreement,
+        measured_agreement=measured_agreement,
+        batch=setting.batch,
+    )
+
+
+def price_parts(
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting | None = None
+) -> dict[str, float]:
+    """Price per token of what really ran, in seconds, by part of time. setting: None for the full model.
+
+    Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
+    """
+    seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
+    for run in runs:
+        at = prices_by_rows(machine, shape, mean_position([run]), lens=setting is not None and setting.lens)
+        if setting is not None:
+            at = prices_for(setting.policy, at)
+        for line in lines_of(run.usage, at):
+            seconds[PART_OF_ITEM[line.part]] += line.total
+    tokens = sum(decoded_tokens(run) for run in runs)
+    return {part: total / tokens for part, total in seconds.items()}
+
+
+def _parts(
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting
+) -> tuple[PartError, ...]:
+    """Priced beside measured seconds of the parts of the same generations."""
+    if not timed:
+        return ()
+    priced = price_parts(timed, machine, shape, setting)
+    tokens = sum(decoded_tokens(run) for run in timed)
+    measured = {
+        part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
+    }
+    return tuple(PartError(part, priced[part], measured[part]) for part in PARTS_OF_TIME)
+
+
+def decoded_tokens(run: BatchGeneration) -> int:
+    """New tokens of all rows after each row's first one.
+
+    Raises InputError if there are none: the first comes from the prompt and says nothing of decoding.
+    """
+    tokens = sum(max(len(row.tokens) - 1, 0) for row in run.rows)
+    if not tokens:
+        raise InputError(
+            "no token was decoded after the first one", fix="ask for 2 new tokens or more, or another prompt"
+        )
+    return tokens
+
+
+def seconds_per_token(run: BatchGeneration) -> float:
+    """Seconds for each new token of the whole batch, the first of each row left out."""
+    return run.seconds / decoded_tokens(run)
+
+
+def mean_position(runs: Sequence[BatchGeneration]) -> float:
+    """Mean position (0 = first) of the decoded tokens, the prompt's padding included.
+
+    Raises InputError if no token was decoded after the first one.
+    """
+    total = 0.0
+    for run in runs:
+        prompt = max(row.prompt_tokens for row in run.rows)
+        fed = [max(len(row.tokens) - 1, 0) for row in run.rows]
+        total += sum(count * (prompt + (count - 1) / 2) for count in fed)
+    return total / sum(decoded_tokens(run) for run in runs)
+
+
+def measured_skip(runs: Sequence[BatchGeneration]) -> float:
+    """Share of the layers of the fed new tokens that were not executed."""
+    rows = [row for run in runs for row in run.rows]
+    executed = sum(row.layers_executed - row.prompt_layers for row in rows)
+    return 1.0 - executed / (sum(decoded_tokens(run) for run in runs) * rows[0].layers)

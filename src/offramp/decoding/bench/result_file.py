@@ -1,0 +1,89 @@
+"""Bench results as JSON, and back: raw samples included."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.decoding.bench.results import (
+    BenchResult,
+    Contender,
+    Forecast,
+    FreeRunning,
+    Interval,
+    PartError,
+    TaskScore,
+)
+from offramp.errors import DamagedFileError
+from offramp.files import write_json_atomically
+
+SCHEMA_VERSION = 1
+
+# Which fields of a class hold one or several objects of another; all other fields are plain values.
+PARTS: dict[type, dict[str, type]] = {
+    Contender: {"seconds_per_token": Interval, "speedup": Interval},
+    Forecast: {"measured": Interval, "parts": PartError},
+    FreeRunning: dict.fromkeys(
+        ("tokens_before_divergence", "sequence_match", "agreement", "nll", "plain_nll"), Interval
+    ),
+    TaskScore: dict.fromkeys(("accuracy", "plain_accuracy", "loss"), Interval),
+    BenchResult: {
+        "contenders": Contender,
+        "a_a": Interval,
+        "forecasts": Forecast,
+        "free_running": FreeRunning,
+        "tasks": TaskScore,
+    },
+}
+
+
+def to_json(result: BenchResult) -> dict[str, Any]:
+    """A result as a JSON object, tuples as lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result)))
+    return plain
+
+
+def from_json(value: dict[str, Any]) -> BenchResult:
+    """The result that `to_json` made an object of. Raises KeyError or TypeError for any other object."""
+    built: BenchResult = _built(BenchResult, value)
+    return built
+
+
+def _built(kind: type, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return tuple(_built(kind, item) for item in value)
+    parts = PARTS.get(kind, {})
+    fields = {}
+    for name, field in value.items():
+        if name in parts:
+            fields[name] = _built(parts[name], field)
+        else:
+            fields[name] = tuple(field) if isinstance(field, list) else field
+    return kind(**fields)
+
+
+def write_results(path: Path, results: Sequence[BenchResult]) -> None:
+    """Keep results in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
+    write_json_atomically(
+        path, {"schema_version": SCHEMA_VERSION, "results": [to_json(result) for result in results]}
+    )
+
+
+def read_results(path: Path) -> tuple[BenchResult, ...]:
+    """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its schema is version {value['schema_version']}")
+        return tuple(from_json(result) for result in value["results"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(
+            f"this is no file of offramp bench: {type(error).__name__}: {error}",
+            where=str(path),
+            fix="measure again: offramp bench MODEL --policy P -o FILE",
+        ) from error

@@ -1,0 +1,188 @@
+"""What timing policies gives: samples, ratios with intervals, a verdict on itself, the forecast's errors.
+
+Plain data without torch, for reports, files and machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Validity = Literal["VALID", "INVALID"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with a 95 % interval; low and high are None where there are too few samples."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to decode, timed beside the others.
+
+    name: as shown. role: "policy", "plain" (the full model's output by definition), "peer" or "a/a".
+    samples: seconds per new token (of all rows together) after the first, one per batch of prompts and round,
+    in the order of the rounds.
+    seconds_per_token: their median. speedup: the fastest plain decoder's seconds over these, paired within
+    rounds. first_token_seconds: median time to the first new token. tokens_per_second: of the whole batch.
+    peak_memory_bytes: above what the process held before, None if unknown. layers_per_token: executed layers
+    of a fed new token, counted by hooks of their own; claimed_layers_per_token: what the decoder says.
+    same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
+    whether it has to (lossless in float32). left_out: why it was not timed, None if it was.
+    """
+
+    name: str
+    role: str
+    samples: tuple[float, ...] = ()
+    seconds_per_token: Interval | None = None
+    speedup: Interval | None = None
+    first_token_seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    layers_per_token: float | None = None
+    claimed_layers_per_token: float | None = None
+    same_output: float | None = None
+    output_must_match: bool = False
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class PartError:
+    """One part of a token's time (see `offramp.decoding.engine.meter.PARTS_OF_TIME`), in seconds per token.
+
+    priced: what the cost model says of the items that really ran. measured: by a stopwatch within the
+    decoding loop, in runs apart from those that were timed as a whole.
+    """
+
+    part: str
+    priced: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A policy's predicted time beside its measured one, all in seconds per token.
+
+    predicted: replayed on the trace, from a hardware profile that was measured before and has timed no
+    policy; None without a trace. priced: the cost model on what really ran. measured: the stopwatch, with its
+    interval. plain_predicted, plain_measured: of the full model (never exit, the same loop).
+    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
+    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong.
+    predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens with the
+    full model on the same prefix.
+    """
+
+    policy: str
+    kv: str
+    dtype: str
+    workload: str
+    predicted: float | None
+    priced: float
+    measured: Interval
+    plain_predicted: float
+    plain_measured: float
+    fastest_plain: float
+    predicted_skip: float | None
+    measured_skip: float
+    parts: tuple[PartError, ...] = ()
+    predicted_agreement: float | None = None
+    measured_agreement: float | None = None
+    batch: int = 1
+
+    @property
+    def predicted_change(self) -> float | None:
+        """Predicted seconds per token less the predicted plain ones."""
+        return None if self.predicted is None else self.predicted - self.plain_predicted
+
+    @property
+    def measured_change(self) -> float:
+        """Measured seconds per token less the measured plain ones."""
+        return self.measured.value - self.plain_measured
+
+    @property
+    def cost_model_error(self) -> float:
+        """Priced less measured change: what is wrong given what really ran."""
+        return (self.priced - self.plain_predicted) - self.measured_change
+
+    @property
+    def trace_error(self) -> float | None:
+        """Predicted less priced: what is wrong because other exits were taken than on the trace."""
+        return None if self.predicted is None else self.predicted - self.priced
+
+    @property
+    def worst_part(self) -> PartError | None:
+        """The part whose price is furthest from its time."""
+        return max(self.parts, key=lambda part: abs(part.priced - part.measured), default=None)
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Quality of generated answers, each judged by the full model, means over prompts.
+
+    tokens_before_divergence: new tokens up to the first that differs from the full model's own greedy answer.
+    sequence_match: share of answers equal to it. agreement: share of generated tokens that are the full
+    model's choice on the same (generated) prefix. nll, plain_nll: nats per token under the full model of what
+    was generated, and of the full model's own answer. prompts, new_tokens: how many.
+    """
+
+    tokens_before_divergence: Interval
+    sequence_match: Interval
+    agreement: Interval
+    nll: Interval
+    plain_nll: Interval
+    prompts: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Accuracy on a task with a real scorer, full model and policy on the same questions.
+
+    accuracy, plain_accuracy: shares of questions. loss: plain less policy, paired, with a 95 % interval over
+    questions. skip_ratio: share of layers not executed on this task.
+    """
+
+    task: str
+    questions: int
+    accuracy: Interval
+    plain_accuracy: Interval
+    loss: Interval
+    skip_ratio: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One measurement: contenders that took turns, and whether it may be believed.
+
+    validity, reasons: "VALID", or "INVALID" and why. plain: the name of the fastest plain decoder. a_a: ratio
+    of two identical contenders. circumstances: threads, load average before and after, dtype, governor,
+    processor, versions, date, seeds, fingerprints.
+    """
+
+    model: str
+    policy: str
+    kv: str
+    batch: int
+    batching: str
+    new_tokens: int
+    prompts: int
+    rounds: int
+    validity: Validity
+    reasons: tuple[str, ...]
+    plain: str
+    contenders: tuple[Contender, ...]
+    a_a: Interval
+    circumstances: Mapping[str, Any]
+    forecasts: tuple[Forecast, ...] = ()
+    free_running: FreeRunning | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def contender(self, name: str) -> Contender:
+        """The contender of that name."""
+        return next(contender for contender in self.contenders if contender.name == name)

@@ -1,0 +1,288 @@
+"""Token sequences that a model decodes side by side, one layer at a time: tokens, cache, and what was run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.decoding.engine import cached_past
+from offramp.decoding.engine.cached_past import Past
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.inputs import Inputs, token_positions
+from offramp.decoding.engine.kept_state import counting_updates
+from offramp.decoding.engine.length_view import at_length
+from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.recording import Recorder
+from offramp.decoding.engine.row_views import kept_aside, merging
+from offramp.errors import ModelError
+from offramp.models.caches import caches_among
+from offramp.models.calls import first_tensor
+
+OnPosition = Callable[[int, int], None]
+"""Called with a layer's index and the position that a recurrent layer has just run."""
+
+
+class PositionsMissing(IndexError):
+    """A layer is to run at positions that do not follow those it holds."""
+
+
+class Sequences:
+    """`batch` sequences of one length, padded on the left where they differ.
+
+    ids: int64 [batch, length], every token fed so far. mask: int64 [batch, length], 0 = padding; None without
+    padding. cache: transformers' own, None before the first inputs. meter: counts every layer that runs.
+    lengths: per layer, how many positions it has run or written; a layer takes the next ones only.
+    """
+
+    def __init__(self, engine: Engine, ids: Tensor, mask: Tensor | None, meter: Meter) -> None:
+        self.engine = engine
+        self.ids = ids
+        self.mask = mask
+        self.cache: Any = None
+        self.meter = meter
+        self.lengths = [0] * engine.layers
+        self._record = Recorder(engine.stack)
+        self._inputs: dict[tuple[int, int], Inputs] = {}
+        self._inputs_of_rows: dict[tuple[int, int, tuple[int, ...]], Inputs] = {}
+
+    @property
+    def batch(self) -> int:
+        """Sequences side by side."""
+        return len(self.ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens fed so far, padding included."""
+        return self.ids.shape[1]
+
+    def feed(self, tokens: Tensor) -> None:
+        """Append tokens, int64 [batch, new]; no layer runs yet."""
+        self.ids = torch.cat([self.ids, tokens], 1)
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
+        self._forget_inputs()
+
+    def unfeed(self, length: int) -> None:
+        """Keep only the first `length` tokens; `crop` or `restore` the layers that hold more."""
+        self.ids = self.ids[:, :length]
+        if self.mask is not None:
+            self.mask = self.mask[:, :length]
+        self._forget_inputs()
+
+    def _forget_inputs(self) -> None:
+        self._inputs.clear()
+        self._inputs_of_rows.clear()
+
+    def inputs(self, start: int, end: int) -> Inputs:
+        """What the layers are given for positions start..end-1, as if `start` positions were cached.
+
+        Kept until more tokens are fed, so that asking twice costs nothing.
+        """
+        if (start, end) not in self._inputs:
+            self._inputs[start, end] = self._recorded(self.ids, self.mask, start, end)
+        return self._inputs[start, end]
+
+    @torch.no_grad()
+    def _recorded(self, ids: Tensor, mask: Tensor | None, start: int, end: int) -> Inputs:
+        keywords: dict[str, Any] = {}
+        view = None
+        if self.cache is not None:
+            view = at_length(self.cache, start)
+            keywords[self.engine.cache_name] = view
+        if mask is not None and (start == 0 or self.engine.masks_steps):
+            keywords["attention_mask"] = mask[:, :end]
+        if self.engine.takes_positions:
+            keywords["position_ids"] = token_positions(ids, mask, start, end)
+        hidden, calls = self._record(input_ids=ids[:, start:end], use_cache=True, **keywords)
+        if view is None:
+            self.cache = next(
+                iter(caches_among([[call.keywords, call.before, call.after] for call in calls]))
+            )
+        else:
+            calls = [call.with_cache(view, self.cache) for call in calls]
+        self.meter.lap("overhead")
+        return Inputs(start, end, hidden, calls)
+
+    @torch.no_grad()
+    def run(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
+        """Run layers first+1..last on hidden states [batch, positions, hidden]; those after the last one.
+
+        Several positions at once are exact for attention, and for a whole prompt: see `run_block`.
+        """
+        layers = self.engine.stack.layers
+        for index in range(first, last):
+            self._advance(index, inputs)
+            arguments, keywords = inputs.calls[index].arguments(hidden)
+            self.meter.count("layers", index + 1, hidden.shape[0] * hidden.shape[1])
+            hidden = first_tensor(layers[index](*arguments, **keywords))
+        self.meter.lap("layers")
+        return hidden
+
+    def run_block(
+        self, hidden: Tensor, start: int, end: int, first: int, last: int, after: OnPosition | None = None
+    ) -> Tensor:
+        """Run layers first+1..last on positions start..end-1 after a past, exactly as one by one.
+
+        hidden: the state before layer first+1 [batch, end - start, hidden]. Attention runs on the whole
+        block, a layer with a recurrent state on one position at a time: given several at once some start from
+        an empty state. after: told of each position that such a layer has run. The prompt is no block: `run`.
+        """
+        recurrent = self.engine.recurrent
+        while first < last:
+            until = first + 1
+            if recurrent[first]:
+                hidden = self._run_one_by_one(hidden, start, first, after)
+            else:
+                while until < last and not recurrent[until]:
+                    until += 1
+                hidden = self.run(hidden, self.inputs(start, end), first, until)
+            first = until
+        return hidden
+
+    def _run_one_by_one(self, hidden: Tensor, start: int, index: int, after: OnPosition | None) -> Tensor:
+        """Run one layer on hidden states [batch, n, hidden] of positions from `start` on, one at a time."""
+        outputs = []
+        for place in range(hidden.shape[1]):
+            inputs = self.inputs(start + place, start + place + 1)
+            outputs.append(self.run(hidden[:, place : place + 1], inputs, index, index + 1))
+            if after is not None:
+                after(index, start + place)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+    @torch.no_grad()
+    def write(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> None:
+        """Leave what later tokens need of layers first+1..last, given the state before them.
+
+        A layer whose K and V are all that it keeps runs only until they are written; another one that keeps
+        anything runs whole, and is counted as executed. Several positions at once as in `run`.
+        """
+        layers, engine = self.engine.stack.layers, self.engine
+        rows = hidden.shape[0] * hidden.shape[1]
+        for index in range(first, last):
+            self._advance(index, inputs)
+            if not engine.keeps[index]:
+                continue
+            arguments, keywords = inputs.calls[index].arguments(hidden)
+            self.meter.count("K,V projection", index + 1, rows)
+            if engine.updates[index]:
+                with counting_updates(self.cache, stop_after=engine.updates[index]):
+                    layers[index].forward(*arguments, **keywords)
+            else:
+                self.meter.executed += rows
+                layers[index](*arguments, **keywords)
+        self.meter.lap("K,V repair")
+
+    def _advance(self, index: int, inputs: Inputs) -> None:
+        """The layer now holds the positions of these inputs, which must follow those it held."""
+        if self.lengths[index] != inputs.start:
+            raise PositionsMissing(
+                f"layer {index + 1} holds {self.lengths[index]} positions, "
+                f"and is given those from {inputs.start} on"
+            )
+        self.lengths[index] = inputs.end
+
+    @torch.no_grad()
+    def run_rows(
+        self, hidden: Tensor, left: Tensor, rows: NDArray[np.int64], start: int, first: int, last: int
+    ) -> Tensor:
+        """Run layers first+1..last at position `start` for some rows only; the others leave just K and V.
+
+        hidden: states before layer first+1 of the rows that go on [len(rows), 1, hidden]. left: of the others
+        [batch - len(rows), 1, hidden], in ascending order, where each of them left. rows: ascending, some but
+        not all. Returns the rows' states after layer `last`. Needs the ability "rebatch".
+        """
+        others = np.setdiff1d(np.arange(self.batch), rows)
+        going, gone = self._inputs_of(rows, start), self._inputs_of(others, start)
+        order = torch.from_numpy(np.argsort(np.concatenate([rows, others]))).to(hidden.device)
+        kept_rows = torch.from_numpy(rows).to(hidden.device)
+        for index in range(first, last):
+            self._advance(index, going)
+            layer = self.engine.stack.layers[index]
+            written = None
+            if self.engine.keeps[index]:
+                self.meter.count("K,V projection", index + 1, len(others))
+                with kept_aside(self.cache) as written:
+                    arguments, keywords = gone.calls[index].arguments(left)
+                    layer.forward(*arguments, **keywords)
+                self.meter.lap("K,V repair")
+            arguments, keywords = going.calls[index].arguments(hidden)
+            self.meter.count("layers", index + 1, len(rows))
+            with merging(self.cache, written, order, kept_rows):
+                hidden = first_tensor(layer(*arguments, **keywords))
+            self.meter.lap("layers")
+        return hidden
+
+    def _inputs_of(self, rows: NDArray[np.int64], start: int) -> Inputs:
+        """The inputs of some rows at one position."""
+        key = (start, start + 1, tuple(rows.tolist()))
+        if key not in self._inputs_of_rows:
+            mask = None if self.mask is None else self.mask[rows]
+            self._inputs_of_rows[key] = self._recorded(self.ids[rows], mask, start, start + 1)
+        return self._inputs_of_rows[key]
+
+    @torch.no_grad()
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """The full model's logits at the last position of hidden states after layer L: [rows, vocabulary]."""
+        self.meter.count("final head", self.engine.layers, len(hidden))
+        logits = self.engine.logits(hidden[:, -1:])[:, -1]
+        self.meter.lap("heads")
+        return logits
+
+    @torch.no_grad()
+    def read_out_all(self, hidden: Tensor) -> Tensor:
+        """The full model's logits at every position of hidden states after layer L: [rows, n, vocabulary]."""
+        self.meter.count("final head", self.engine.layers, hidden.shape[0] * hidden.shape[1])
+        logits = self.engine.logits(hidden)
+        self.meter.lap("heads")
+        return logits
+
+    def snapshot(self, first: int, last: int) -> Past:
+        """What layers first+1..last hold now, for `restore`; it may be restored several times."""
+        return cached_past.snapshot(
+            self.cache, self._entries(range(first, last)), first, self.lengths[first:last]
+        )
+
+    def restore(self, past: Past) -> None:
+        """Go back to a snapshot in the layers it was taken of."""
+        cached_past.restore(self.cache, past)
+        self.lengths[past.first : past.first + len(past.lengths)] = past.lengths
+
+    def record_past(self) -> None:
+        """From now on sliding windows keep what slides out of them until the next `crop`, so that it can be
+        taken back; call `crop` after every block, also with nothing to remove, lest they grow."""
+        cached_past.record_past(self.cache)
+
+    def crop(self, length: int, first: int, last: int) -> None:
+        """Remove the positions from `length` on from layers first+1..last that hold more, exactly.
+
+        Raises ModelError for a layer with a recurrent state, which must be restored from a snapshot instead.
+        """
+        for index in range(first, last):
+            surplus = self.lengths[index] - length
+            if surplus > 0 and self.engine.recurrent[index]:
+                raise ModelError(
+                    f"the recurrent state of layer {index + 1} cannot be taken back by cropping",
+                    fix="restore a snapshot, then run the positions again",
+                )
+            if surplus >= 0:
+                cached_past.crop(self.cache, self.engine.entries[index], surplus)
+                self.lengths[index] = length
+
+    def select_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> None:
+        """Keep only these rows, in this order: tokens, mask and cache."""
+        chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=self.ids.device)
+        self.ids = self.ids[chosen]
+        if self.mask is not None:
+            self.mask = self.mask[chosen]
+        if self.cache is not None:
+            self.cache.reorder_cache(chosen)
+        self._forget_inputs()
+
+    def _entries(self, layers: Iterable[int]) -> list[int]:
+        """Places in the cache's list that some layers write to."""
+        return sorted({place for index in layers for place in self.engine.entries[index]})

@@ -1,0 +1,171 @@
+"""Whether a policy can decide on a model: what it reads, and the model and heads that it was tuned for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InputError, PolicyError
+from offramp.models.model import Model
+from offramp.policies.binding import OF_HEADS
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.dynamic import PROMPT_ENTROPY
+from offramp.policies.rules.fixed import Never
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.heads_file import read_heads, require_base
+from offramp.tuning.predict import named_policy
+from offramp.tuning.results import Tuned
+
+PolicySource = ExitPolicy | Tuned | str | Path | None
+"""A policy, its text, the path of its file, a tuned policy, or None for the full model."""
+
+HeadsSource = ExitHeads | str | Path | None
+"""Exit heads, the path of their file, or None for the logit lens."""
+
+
+def read_policy_source(source: PolicySource) -> tuple[ExitPolicy, Tuned | None]:
+    """The policy that is meant, and what the tuner said of it if it is a tuned one.
+
+    Raises InputError for a file that cannot be read or was edited, PolicyError for a text that is no policy.
+    """
+    if source is None:
+        return Never(), None
+    if not isinstance(source, (ExitPolicy, Tuned, str, Path)):
+        raise PolicyError(
+            f"a policy cannot be a {type(source).__name__}",
+            where="policy=",
+            fix='give a policy, its text such as "static:exit=20", or the path of a policy.json',
+        )
+    named = named_policy(str(source) if isinstance(source, Path) else source)
+    return (parse_policy(named.policy_text), named) if isinstance(named, Tuned) else (named, None)
+
+
+def strategy_of(kv: str | None, tuned: Tuned | None) -> str:
+    """The strategy for K and V: the given one, else that which a tuned policy was tuned with."""
+    return kv or ("propagate" if tuned is None else tuned.kv)
+
+
+def warn_of_strategy(kv: str, tuned: Tuned | None) -> None:
+    """Warn if a policy decodes with another strategy for K and V than it was tuned with."""
+    if tuned is not None and kv != tuned.kv:
+        warnings.warn(
+            f"the policy was tuned with K and V by {tuned.kv}, and decodes with {kv}: what was said of its "
+            "quality and speed does not hold",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def read_heads_source(source: HeadsSource) -> ExitHeads | None:
+    """The exit heads that are meant. Raises InputError or DamagedFileError for a file that is none."""
+    return source if source is None or isinstance(source, ExitHeads) else read_heads(source)
+
+
+def facts_read(policy: ExitPolicy, layers: int) -> frozenset[str]:
+    """Every fact that a policy reads on a model of so many layers, at exit L included.
+
+    Raises PolicyError, with the policy's text, if the policy does not fit.
+    """
+    try:
+        needs = policy.needs(layers)
+    except PolicyError as error:
+        error.where = error.where or str(policy)
+        raise
+    return frozenset(fact for facts in needs.values() for fact in facts) | set(policy.final_facts)
+
+
+def check_reachable(policy: ExitPolicy) -> None:
+    """Refuse a policy that no decoder can follow, on whatever model. Raises PolicyError."""
+    if not policy.reachable:
+        raise PolicyError(
+            f"{policy} is an oracle: it knows the full model's answer, which a decoder does not",
+            where="policy=",
+            fix="replay it on a trace: offramp replay TRACE --policy ...",
+        )
+    unknown = set(policy.document_facts) - {PROMPT_ENTROPY}
+    if unknown:
+        raise PolicyError(
+            f"{policy} reads {', '.join(sorted(unknown))}, which is not known of a prompt when it is decoded",
+            where="policy=",
+            fix="choose a policy without it",
+        )
+
+
+def check_policy(policy: ExitPolicy, layers: int, heads: ExitHeads | None) -> None:
+    """Refuse a policy that no decoder can follow on a model of so many layers, or not with these heads.
+
+    Raises PolicyError.
+    """
+    check_reachable(policy)
+    missing = facts_read(policy, layers) & {fact.name for fact in HEAD_FACTS}
+    if heads is not None:
+        missing -= set(heads.classifiers)
+    if missing:
+        raise PolicyError(
+            f"{policy} reads {', '.join(sorted(missing))}, which "
+            + ("comes with fitted exit heads" if heads is None else "these exit heads do not give"),
+            where="heads=",
+            fix="give heads=FILE (--heads FILE) with that classifier; "
+            "offramp heads fit MODEL --workload W -o FILE makes one",
+        )
+
+
+def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, model: Model) -> None:
+    """Refuse a policy that was tuned for another model or other heads, and heads of another model.
+
+    Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through a
+    linear lens, or if it reads a fact that comes with heads.
+
+    Raises InputError for heads of another model, PolicyError for the rest.
+    """
+    identity = {"name": model.name, "fingerprint": model.identity.fingerprint}
+    if heads is not None:
+        require_base(heads, identity, "heads=")
+    if tuned is None:
+        return
+    if tuned.model.get("fingerprint") != identity["fingerprint"]:
+        raise PolicyError(
+            f"the policy was tuned for another model, {tuned.model.get('name', 'without a name')}",
+            where=f"policy= for {model.name}",
+            fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
+        )
+    check_tuned_heads(tuned, policy, heads, model.layers)
+
+
+def check_tuned_early(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None) -> None:
+    """`check_tuned_heads` for heads of the model that a policy was tuned for, which need no model to compare.
+
+    Raises PolicyError.
+    """
+    if tuned is None or heads is None or heads.model["fingerprint"] != tuned.model.get("fingerprint"):
+        return
+    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]))
+
+
+def check_tuned_heads(tuned: Tuned, policy: ExitPolicy, heads: ExitHeads | None, layers: int) -> None:
+    """Refuse other heads than those that a policy was tuned with, where they matter. Raises PolicyError."""
+    before: Mapping[str, Any] = tuned.model.get("heads") or {}
+    if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
+        return
+    has_lens = bool(before.get("lens")) or (heads is not None and heads.lens is not None)
+    if (policy.needs(layers) and has_lens) or facts_read(policy, layers) & OF_HEADS:
+        given = "without exit heads" if heads is None else f"with the exit heads {heads.fingerprint[:12]}"
+        tuned_with = f"with the exit heads {str(before['fingerprint'])[:12]}" if before else "without any"
+        raise PolicyError(
+            f"the policy was tuned {tuned_with}, but is to decode {given}",
+            where="heads=",
+            fix="give heads=FILE (--heads FILE), the file that its trace was made with"
+            if before
+            else "leave heads= (--heads) out, or tune on a trace that was made with these",
+        )
+
+
+def check_number(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least so much. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} cannot be {value!r}", where=f"{name}=", fix=f"give {least} or more")
+    return value

@@ -1,0 +1,257 @@
+"""Generating text with a policy that decides, token by token, after how many layers to stop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.binding import (
+    HeadsSource,
+    PolicySource,
+    check_model,
+    check_number,
+    check_policy,
+    read_heads_source,
+    read_policy_source,
+    strategy_of,
+    warn_of_strategy,
+)
+from offramp.decoding.generation.early_exit import EarlyExit, Options
+from offramp.decoding.generation.memory import explain_out_of_memory
+from offramp.decoding.generation.prompts import (
+    Prompt,
+    PromptBatch,
+    check_context,
+    check_ids,
+    pad_token,
+    prompt_batch,
+    token_rows,
+)
+from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.generation.sampling import SAMPLES, check_sampling
+from offramp.errors import InputError
+from offramp.models.model import Model
+
+_NOT_HERE = {
+    "num_beams": "beam search has no exits of its own",
+    "assistant_model": 'drafts come from the model itself: kv="speculate"',
+    "prompt_lookup_num_tokens": "it drafts from the prompt instead of from exits",
+    "negative_prompt_ids": "it runs the full model beside",
+    "guidance_scale": "it runs the full model beside",
+    "custom_generate": "this is one already",
+    "inputs_embeds": "give token ids",
+    "inputs": "give prompt=",
+    "input_ids": "give prompt=",
+    "attention_mask": "several prompts are padded here; generate_batch takes a mask",
+    "cache": "the cache is made here",
+    "past_key_values": "the cache is made here",
+    "use_cache": "decoding without a cache is not possible",
+    "cache_implementation": "the cache is the model's own dynamic one",
+    "num_return_sequences": "give the prompt several times",
+    "return_dict_in_generate": "use model.hf.generate(custom_generate=offramp.early_exit(policy))",
+    "output_scores": "use model.hf.generate(custom_generate=offramp.early_exit(policy))",
+    "output_logits": "they are not kept",
+    "output_attentions": "they are not kept",
+    "output_hidden_states": "they are not kept",
+    "max_length": "give max_new_tokens",
+}
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    *,
+    policy: PolicySource = None,
+    kv: str | None = None,
+    heads: HeadsSource = None,
+    max_new_tokens: int = 64,
+    force_tokens: Sequence[Any] | Tensor | None = None,
+    chat: bool = False,
+    draft_length: int | str = 4,
+    seed: int | None = None,
+    batching: str = "lockstep",
+    task: str | None = None,
+    timing: bool = False,
+    streamer: Any = None,
+    **sampling: Any,
+) -> Generation | list[Generation]:
+    """Text that follows a prompt, each token from the exit that a policy chooses; skipped layers do not run.
+
+    prompt: a text, token ids, int64 [1, length], or several of them (padded on the left). A text is encoded
+    as `tokenizer(text)`, with chat=True as one user turn of the chat template. The prompt runs all layers, so
+    that the first new token leaves at exit L.
+    policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
+    the workload class, for policies that hold one per class.
+    kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
+    a tuned policy was tuned, "propagate" for any other. Warns where a tuned policy gets another one.
+    heads: exit heads, or the path of their file, that exits below L are read through. batching: "lockstep"
+    (all rows leave together, at the deepest of their exits) or "rebatch" (each leaves at its own).
+    draft_length: tokens drafted before a verification, at most, or "auto" ("speculate").
+    max_new_tokens: at most; a row ends with the model's end token, which is included.
+    force_tokens: [new] or [batch, new] token ids that are fed instead of the chosen ones, all of them
+    whatever they say, so that the policy's decisions can be held against a replay of the same text.
+    sampling: options of transformers' `generate` (temperature, top_k, top_p, repetition_penalty,
+    stopping_criteria, ...). Greedy unless do_sample=True or an option is given that only sampling has.
+    seed: of the samples; the global random state is left alone. streamer: transformers' own; one with a
+    method `put_exits` is given the exits of the tokens, int64 [batch], just before `put`.
+    timing: split seconds into parts, which costs a little time.
+
+    Returns one Generation for one prompt, a list of them for a list. A non-finite logit ends the generation
+    with a warning; `Generation.problem` says where, and what came before is returned.
+
+    Raises InputError (PolicyError among them) before anything runs: a policy that is unknown, does not fit
+    the model, was tuned for another model or other heads, or is an oracle; a strategy that the family or the
+    policy cannot have; an empty prompt, or one too long for the context; options that contradict each other.
+    OfframpError if memory runs out, with what would fit.
+    """
+    check_number("max_new_tokens", max_new_tokens)
+    prompts = prompt_batch(model, prompt, chat=chat)
+    forced = _forced(model, force_tokens, prompts, sampling)
+    result = generate_batch(
+        model,
+        prompts.ids,
+        prompts.mask,
+        policy=policy,
+        kv=kv,
+        heads=heads,
+        max_new_tokens=max_new_tokens if forced is None else forced.shape[1],
+        force_tokens=forced,
+        draft_length=draft_length,
+        seed=seed,
+        batching=batching,
+        task=task,
+        timing=timing,
+        streamer=streamer,
+        **sampling,
+    )
+    return result.rows[0] if prompts.single else list(result.rows)
+
+
+def generate_batch(
+    model: Model,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    *,
+    policy: PolicySource = None,
+    kv: str | None = None,
+    heads: HeadsSource = None,
+    max_new_tokens: int = 64,
+    force_tokens: Tensor | None = None,
+    draft_length: int | str = 4,
+    seed: int | None = None,
+    batching: str = "lockstep",
+    task: str | None = None,
+    timing: bool = False,
+    streamer: Any = None,
+    **sampling: Any,
+) -> BatchGeneration:
+    """`generate` for int64 [batch, length] and what the whole batch ran; see there for everything else.
+
+    mask: int64 [batch, length], 0 for padding on the left; None without any. force_tokens: int64 [batch,
+    new].
+    """
+    if seed is not None:
+        check_number("seed", seed, least=0)
+    decides, tuned = read_policy_source(policy)
+    fitted = read_heads_source(heads)
+    options = Options(decides.for_task(task), strategy_of(kv, tuned), fitted, draft_length, batching)
+    warn_of_strategy(options.kv, tuned)
+    check_policy(options.policy, model.layers, fitted)
+    check_model(tuned, options.policy, fitted, model)
+    _refuse_options(sampling)
+    check_sampling(sampling)
+    check_context(model, ids.shape[1], max_new_tokens)
+    early = EarlyExit(
+        options,
+        engine=engine_of(model),
+        forced=force_tokens,
+        timing=timing,
+        streamer=streamer,
+        decode=model.decode,
+        random=_random(seed, model),
+    )
+    prepared = _prepared(model, ids, mask, max_new_tokens, sampling)
+    with explain_out_of_memory(model, ids, max_new_tokens):
+        try:
+            model.hf.generate(ids, custom_generate=early, streamer=streamer, **prepared)
+        except (ValueError, TypeError) as error:
+            if early.started:
+                raise
+            raise InputError(
+                str(error), where="generate()", fix="see transformers' options of generate"
+            ) from error
+    assert early.last is not None  # transformers calls what it is given
+    for row in early.last.rows:
+        if row.problem is not None:
+            warnings.warn(f"the generation stopped: {row.problem}", RuntimeWarning, stacklevel=3)
+    return early.last
+
+
+def _prepared(
+    model: Model, ids: Tensor, mask: Tensor | None, new_tokens: int, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of transformers' `generate`."""
+    asked = any(sampling.get(name) is not None for name in SAMPLES)
+    prepared = {
+        "attention_mask": torch.ones_like(ids) if mask is None else mask,
+        "max_new_tokens": new_tokens,
+        "do_sample": asked,
+        "pad_token_id": pad_token(model),
+        **sampling,
+    }
+    if model.hf.generation_config.eos_token_id is None and model.eos_token_ids:
+        prepared.setdefault("eos_token_id", list(model.eos_token_ids))
+    if prepared.get("stop_strings") is not None:
+        prepared["stopping_criteria"] = _with_stop_strings(model, prepared)
+    return prepared
+
+
+def _with_stop_strings(model: Model, prepared: dict[str, Any]) -> Any:
+    """The stopping criteria with one for strings, which transformers needs a tokenizer for."""
+    from transformers import StoppingCriteriaList, StopStringCriteria
+
+    strings = prepared.pop("stop_strings")
+    given = prepared.get("stopping_criteria") or []
+    return StoppingCriteriaList([*given, StopStringCriteria(model.tokenizer, strings)])
+
+
+def _refuse_options(sampling: dict[str, Any]) -> None:
+    for name, reason in _NOT_HERE.items():
+        value = sampling.get(name)
+        if value is not None and not (name in ("num_beams", "num_return_sequences") and value == 1):
+            raise InputError(f"{name} is not possible here: {reason}", where=f"{name}=", fix="leave it out")
+
+
+def _forced(
+    model: Model, tokens: Sequence[Any] | Tensor | None, prompts: PromptBatch, sampling: dict[str, Any]
+) -> Tensor | None:
+    """Forced tokens as int64 [batch, new]. Raises InputError unless they fit the prompts and the model."""
+    if tokens is None:
+        return None
+    where = "force_tokens="
+    if sampling.get("do_sample") or any(sampling.get(name) is not None for name in SAMPLES):
+        raise InputError(
+            "tokens that are forced cannot be sampled", where=where, fix="leave the options of sampling out"
+        )
+    rows = token_rows(tokens, where)
+    batch = len(prompts.ids)
+    if len(rows) != batch or len({len(row) for row in rows}) != 1 or not rows[0]:
+        shape = f"{len(rows)} rows of {sorted({len(row) for row in rows})} tokens"
+        raise InputError(
+            f"the forced tokens are {shape}, for {batch} prompts",
+            where=where,
+            fix="give each prompt the same number of tokens, at least one",
+        )
+    for row in rows:
+        check_ids(row, model.shape.vocabulary_size, where)
+    return torch.tensor(rows, device=prompts.ids.device)
+
+
+def _random(seed: int | None, model: Model) -> torch.Generator | None:
+    """Random numbers of a seed that no other generation takes any of; None for torch's global ones."""
+    return None if seed is None else torch.Generator(model.hf.device).manual_seed(seed)

@@ -1,0 +1,185 @@
+"""The loop over tokens: the prompt at full depth, then one step of a KV strategy after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.generation.answers import About, Answers
+from offramp.decoding.generation.asking import Asking
+from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
+from offramp.decoding.generation.problems import describe_problem, prompt_entropy
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.reading.reader import Reader
+from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.policies.policy import ExitPolicy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is to be decoded.
+
+    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
+    """
+
+    engine: Engine
+    policy: ExitPolicy
+    reader: Reader
+    strategy: type[Strategy]
+    batching: str
+    draft_length: int | str
+    limit: int
+    end_tokens: frozenset[int]
+    decode: Callable[[list[int]], str]
+    timing: bool = False
+
+
+class Loop:
+    """One generation of a batch, from its prompt on.
+
+    mask: int64 [batch, length] with 0 for padding, None without any.
+    """
+
+    def __init__(self, plan: Plan, answers: Answers, mask: Tensor | None, chooser: Chooser) -> None:
+        self.plan = plan
+        self.answers = answers
+        self.mask = mask
+        self.chooser = chooser
+        self.meter = Meter(plan.timing)
+        self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
+        self.problems: dict[int, str] = {}
+        self.drops = self._drops()
+
+    @torch.no_grad()
+    def run(self) -> BatchGeneration:
+        """Decode until every row has ended or a logit is not finite."""
+        started = time.perf_counter()
+        strategy: Strategy | None = None
+        first = started
+        try:
+            facts = self._run_prompt()
+            first = time.perf_counter()
+            self.meter.start()
+            if not self.answers.done:
+                strategy = self.plan.strategy(self._work(facts))
+                self._run_steps(strategy)
+        except NonFiniteLogits as broken:
+            self._note_problem(broken.row)
+        finally:
+            # A traceback may outlive this; the cache shall not.
+            self.sequences.cache = None
+            self.sequences.unfeed(0)
+        seconds = time.perf_counter() - first if strategy else 0.0
+        return self._result(strategy, seconds, first - started)
+
+    def _run_prompt(self) -> Mapping[str, NDArray[np.float64]]:
+        """The prompt through every layer, and the first new token; document facts that the policy reads."""
+        sequences, layers = self.sequences, self.plan.engine.layers
+        inputs = sequences.inputs(0, sequences.length)
+        hidden = sequences.run(inputs.hidden, inputs, 0, layers)
+        choice = self.chooser.choose(sequences.ids, sequences.read_out(hidden))
+        facts = {}
+        if self.plan.policy.document_facts:
+            facts = prompt_entropy(self.plan.engine.stack, hidden, self.mask, self.plan.policy.document_facts)
+        exits = np.full((sequences.batch, 1), layers, dtype=np.int64)
+        self._add(Advance(choice.fed[:, None], choice.chosen[:, None], exits, choice.scores[:, None]))
+        return facts
+
+    def _work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+        plan, batch = self.plan, self.sequences.batch
+        asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
+        return Work(
+            engine=plan.engine,
+            sequences=self.sequences,
+            asking=asking,
+            chooser=self.chooser,
+            meter=self.meter,
+            tokens=lambda: self.answers.ids,
+            batching=plan.batching,
+            draft_length=plan.draft_length,
+            limit=plan.limit,
+            # Forced tokens go on whatever they say.
+            end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
+        )
+
+    def _run_steps(self, strategy: Strategy) -> None:
+        batch = self.sequences.batch
+        while not self.answers.done:
+            running = (~self.answers.finished).cpu().numpy()
+            strategy.work.asking.finished[:] = ~running
+            self.chooser.finished = None if running.all() else self.answers.finished
+            if self.drops and int(running.sum()) < self.sequences.batch:
+                self._drop(strategy, running)
+            executed = self.meter.executed
+            advance = strategy.advance(self.answers.last)
+            shares = advance.layers
+            if shares is None:
+                share = (self.meter.executed - executed) // self.sequences.batch
+                shares = np.full(batch, share, dtype=np.int64)
+            self.answers.add_layers(shares, running)
+            self._add(advance)
+            self.meter.lap("overhead")
+
+    def _drops(self) -> bool:
+        """Whether rows leave the batch as soon as they are over, unless they go on or are scored."""
+        plan, answers = self.plan, self.answers
+        if self.sequences.batch == 1 or plan.batching != "lockstep" or not plan.strategy.drops:
+            return False
+        return answers.pads and answers.scores is None and plan.engine.abilities.drop is None
+
+    def _drop(self, strategy: Strategy, running: NDArray[np.bool_]) -> None:
+        """Only running rows, bool [batch], go on."""
+        asking = strategy.work.asking
+        before = np.arange(len(running)) if asking.present is None else asking.present
+        rows = np.flatnonzero(running[before])
+        self.sequences.select_rows(rows)
+        device = self.answers.ids.device
+        strategy.keep_rows(torch.from_numpy(rows).to(device))
+        asking.present = np.flatnonzero(running)
+        self.chooser.present = torch.from_numpy(asking.present).to(device)
+
+    def _add(self, advance: Advance) -> None:
+        self.answers.add(advance.tokens, advance.chosen, advance.exits, advance.scores)
+
+    def _note_problem(self, row: int) -> None:
+        ids = self.answers.ids[row]
+        if self.mask is not None:
+            ids = ids[int((self.mask[row] == 0).sum()) :]
+        new = len(self.answers.rows[row].tokens)
+        problem = describe_problem(self.plan.engine, ids, new)
+        for other in (~self.answers.finished).nonzero().flatten().tolist():
+            self.problems[other] = problem if other == row else f"stopped with row {row}: {problem}"
+
+    def _result(self, strategy: Strategy | None, seconds: float, first_token: float) -> BatchGeneration:
+        meter, batch = self.meter, len(self.answers.rows)
+        length = self.answers.prompt
+        lengths = [length] * batch if self.mask is None else self.mask.sum(1).tolist()
+        about = About(
+            layers=self.plan.engine.layers,
+            prompt_tokens=tuple(lengths),
+            prompt_layers=meter.prompt_layers // batch,
+            limit=self.plan.limit,
+            end_tokens=self.plan.end_tokens,
+            decode=self.plan.decode,
+            problems=self.problems,
+        )
+        return BatchGeneration(
+            rows=self.answers.generations(about),
+            usage=meter.usage,
+            steps=sum(count for item, count in meter.usage.items() if item.part == "overhead"),
+            seconds=seconds,
+            first_token_seconds=first_token,
+            part_seconds=dict(meter.seconds) if meter.timing else None,
+            drafted=strategy.drafted if strategy else 0,
+            accepted=strategy.accepted if strategy else 0,
+            layers_executed=meter.executed,
+        )

@@ -1,0 +1,129 @@
+"""Prompts as token ids, side by side: text, ids or tensors, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import InputError
+from offramp.models.model import Model
+
+Prompt = str | Sequence[Any] | Tensor
+"""One text, several texts, the ids of one prompt or of several, or int64 [batch, length]."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """ids, mask: int64 [batch, length], mask 0 for padding on the left. single: one prompt, not a list."""
+
+    ids: Tensor
+    mask: Tensor
+    single: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.ids.shape[1]
+
+
+def prompt_batch(model: Model, prompt: Prompt, *, chat: bool) -> PromptBatch:
+    """Prompts encoded and padded with the model's safe padding token.
+
+    Raises InputError for an empty prompt, for ids that are none of the model's, or for anything else.
+    """
+    rows, single = _rows(model, prompt, chat)
+    if not rows:
+        raise InputError("there is no prompt", where="prompt=", fix="give a text or token ids")
+    for place, row in enumerate(rows):
+        if not row:
+            where = "prompt=" if single else f"prompt= [{place}]"
+            raise InputError(
+                "the prompt is empty: it has no tokens", where=where, fix="give at least one token"
+            )
+        check_ids(row, model.shape.vocabulary_size, "prompt=")
+    longest, pad = max(map(len, rows)), pad_token(model)
+    ids = [[pad] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    device = model.hf.device
+    return PromptBatch(torch.tensor(ids, device=device), torch.tensor(mask, device=device), single)
+
+
+def pad_token(model: Model) -> int:
+    """The token that fills up rows: the tokenizer's, else an end token, else 0; masks hide it everywhere."""
+    stated = model.tokenizer.pad_token_id
+    if stated is not None and 0 <= stated < model.shape.vocabulary_size:
+        return int(stated)
+    return model.eos_token_ids[0] if model.eos_token_ids else 0
+
+
+def check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
+    """Raise InputError for a token id that the model does not have."""
+    beyond = [token for token in ids if not 0 <= token < vocabulary]
+    if beyond:
+        raise InputError(
+            f"the token {beyond[0]} is none of the model's",
+            where=where,
+            fix=f"give ids from 0 to {vocabulary - 1}",
+        )
+
+
+def check_context(model: Model, longest: int, new_tokens: int) -> None:
+    """Raise InputError for prompts that leave no room for the new tokens within the model's context."""
+    context = model.context_length
+    if context is None or longest + new_tokens <= context:
+        return
+    room = context - new_tokens
+    ways = [f"shorten the prompt to {room} tokens"] if room > 0 else []
+    if longest < context:
+        ways.append(f"lower max_new_tokens to {context - longest}")
+    raise InputError(
+        f"the prompt's {longest} tokens and {new_tokens} new ones exceed the context of {context} positions",
+        where=f"prompt= for {model.name}",
+        fix=", or ".join(ways) or "shorten the prompt, and lower max_new_tokens",
+    )
+
+
+def token_rows(value: Any, what: str) -> list[list[int]]:
+    """Rows of token ids from a tensor, a list of ids or a list of rows. Raises InputError for others."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    rows = [value] if not any(isinstance(item, (list, tuple, Tensor)) for item in value) else list(value)
+    rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
+    for row in rows:
+        if not isinstance(row, (list, tuple)) or not all(_is_id(token) for token in row):
+            raise InputError(
+                f"{what} holds something that is no token id", where=what, fix="give whole numbers"
+            )
+    return [list(map(int, row)) for row in rows]
+
+
+def _is_id(token: Any) -> bool:
+    return not isinstance(token, bool) and hasattr(token, "__index__")
+
+
+def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bool]:
+    encode = model.encode_chat if chat else model.encode
+    if isinstance(prompt, str):
+        return [encode(prompt)], True
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(item, str) for item in prompt):
+        return [encode(item) for item in prompt], False
+    if not isinstance(prompt, (Sequence, Tensor)):
+        raise InputError(
+            f"a prompt cannot be a {type(prompt).__name__}", where="prompt=", fix="give a text or token ids"
+        )
+    if isinstance(prompt, Tensor) and (prompt.is_floating_point() or prompt.dim() not in (1, 2)):
+        raise InputError(
+            f"a prompt cannot be a {prompt.dtype} tensor of shape {list(prompt.shape)}",
+            where="prompt=",
+            fix="give int64 [batch, length]",
+        )
+    rows = token_rows(prompt, "prompt=")
+    return rows, len(rows) == 1 and (isinstance(prompt, Tensor) or not _nested(prompt))
+
+
+def _nested(prompt: Sequence[Any]) -> bool:
+    return any(isinstance(item, (list, tuple, Tensor)) for item in prompt)

@@ -1,0 +1,1 @@
+"""Quality of what is generated: free-running agreement and task accuracy."""

@@ -1,0 +1,197 @@
+"""Accuracy on a task with a real scorer: the full model beside a policy, on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.decoding.bench.results import Interval, TaskScore
+from offramp.decoding.generation.binding import HeadsSource, PolicySource
+from offramp.decoding.generation.generate import generate
+from offramp.decoding.generation.result import Generation
+from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
+from offramp.decoding.quality.tasks.registry import load_task
+from offramp.decoding.quality.tasks.task import Question, Task
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.scoring.bootstrap import document_bootstrap
+
+DRAWS = 2000
+
+Progress = Callable[[int, int], None]
+"""Called with the questions answered so far and all of them."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Scores of the same questions, and what the policy ran.
+
+    plain, policy: float64 [questions]. executed, full: layers of its fed new tokens, run and at full depth.
+    """
+
+    plain: Values
+    policy: Values
+    executed: int
+    full: int
+
+
+def task_score(
+    model: Model,
+    policy: PolicySource,
+    task: Task | str,
+    *,
+    kv: str = "propagate",
+    heads: HeadsSource = None,
+    questions: int = 50,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    batch: int = 1,
+    batching: str = "lockstep",
+    draft_length: int | str = 4,
+    allow_code: bool = False,
+    progress: Progress | None = None,
+) -> TaskScore:
+    """Ask the full model and the policy the same questions.
+
+    task: one, or the text of one (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how
+    many and which. max_new_tokens: room for a free answer, the task's own by default. batch: free answers
+    decoded together. Both models answer greedily, in the same loop. allow_code: whether a task may run code
+    that the model wrote.
+
+    A question with options is answered with the option of the largest mean log-probability per token. The
+    policy's is its own: every option is forced through the decoding loop, alone, and each token's
+    log-probability is read from the exit that it left by; an option's first token comes out of the prompt and
+    so from exit L. A chosen letter would be such a first token, and measure nothing. With "speculate" the
+    drafts that an option's text rejects are run all the same, and count in the skip ratio.
+
+    Intervals: 95 % bootstrap over questions, both models' scores of a question drawn together; absent under
+    20 questions.
+
+    Raises InputError for an unknown task, for one that runs code without leave, and for what
+    `offramp.decoding.generation.generate.generate` refuses.
+    """
+    loaded = load_task(task, allow_code=allow_code) if isinstance(task, str) else task
+    if batch < 1:
+        raise InputError(f"a batch of {batch} is not possible", where="batch=", fix="give 1 or more")
+    asked = loaded.questions(questions, seed)
+    decoding = {
+        "policy": policy,
+        "kv": kv,
+        "heads": heads,
+        "batching": batching,
+        "draft_length": draft_length,
+    }
+    room = loaded.max_new_tokens if max_new_tokens is None else max_new_tokens
+    parts = [_ask(model, loaded, group, decoding, room) for group in _groups(asked, batch, progress)]
+    scores = Asked(
+        np.concatenate([part.plain for part in parts]),
+        np.concatenate([part.policy for part in parts]),
+        sum(part.executed for part in parts),
+        sum(part.full for part in parts),
+    )
+    return _summary(loaded.name, scores, seed)
+
+
+def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Iterable[list[Question]]:
+    """Questions that are decoded together; those with options one by one."""
+    place = 0
+    while place < len(asked):
+        group = [asked[place]]
+        while not group[0].options and len(group) < batch and place + len(group) < len(asked):
+            if asked[place + len(group)].options:
+                break
+            group.append(asked[place + len(group)])
+        yield group
+        place += len(group)
+        if progress is not None:
+            progress(place, len(asked))
+
+
+def _ask(model: Model, task: Task, group: list[Question], decoding: dict[str, Any], room: int) -> Asked:
+    if group[0].options:
+        return _choose(model, task, group[0], decoding)
+    prompts = [_encode(model, task, question) for question in group]
+    plain = _answers(model, prompts, room, {"policy": None})
+    policy = _answers(model, prompts, room, decoding)
+    return Asked(
+        _scores(model, task, group, prompts, plain),
+        _scores(model, task, group, prompts, policy),
+        *_layers(policy),
+    )
+
+
+def _answers(model: Model, prompts: list[list[int]], room: int, decoding: dict[str, Any]) -> list[Generation]:
+    found = generate(model, prompts, max_new_tokens=room, **decoding)
+    return found if isinstance(found, list) else [found]
+
+
+def _scores(
+    model: Model, task: Task, group: list[Question], prompts: list[list[int]], answers: list[Generation]
+) -> Values:
+    texts = [
+        answer_text(model, prompt, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return np.array([task.score(question, text) for question, text in zip(group, texts, strict=True)])
+
+
+def answer_text(model: Model, prompt: list[int], tokens: list[int]) -> str:
+    """The text that new tokens add to a prompt, without special tokens.
+
+    Decoded behind the prompt: some tokenizers drop a text's first space, which a line of code needs.
+    """
+
+    def text(ids: list[int]) -> str:
+        decode = model.tokenizer.decode
+        return str(decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(prompt + tokens), text(prompt)
+    return whole[len(start) :] if whole.startswith(start) else text(tokens)
+
+
+def _choose(model: Model, task: Task, question: Question, decoding: dict[str, Any]) -> Asked:
+    """One question with options."""
+    prompt = _encode(model, task, question)
+    tokens = [option_tokens(model, question.prompt, prompt, option) for option in question.options]
+    plain = [full_likelihood(model, prompt, option) for option in tokens]
+    forced = [policy_likelihood(model, prompt, option, decoding) for option in tokens]
+    chosen = [
+        question.options[int(np.argmax(likelihoods))]
+        for likelihoods in (plain, [likelihood for likelihood, _ in forced])
+    ]
+    scores = [np.array([task.score(question, option)]) for option in chosen]
+    return Asked(scores[0], scores[1], *_layers([generation for _, generation in forced]))
+
+
+def _encode(model: Model, task: Task, question: Question) -> list[int]:
+    return model.encode_chat(question.prompt) if task.chat else model.encode(question.prompt)
+
+
+def _layers(generations: list[Generation]) -> tuple[int, int]:
+    """Layers of the fed new tokens: executed, and at full depth. The last new token is never fed."""
+    executed = sum(one.layers_executed - one.prompt_layers for one in generations)
+    return executed, sum((len(one.tokens) - 1) * one.layers for one in generations)
+
+
+def _summary(name: str, asked: Asked, seed: int) -> TaskScore:
+    resampled = document_bootstrap(len(asked.plain), draws=DRAWS, seed=seed)
+    each = np.ones(len(asked.plain))
+
+    def mean(values: Values) -> Interval:
+        means = resampled.means(values, each)
+        estimate = resampled.estimate(means)
+        return Interval(float(means[0]), estimate.low, estimate.high)
+
+    return TaskScore(
+        task=name,
+        questions=len(asked.plain),
+        accuracy=mean(asked.policy),
+        plain_accuracy=mean(asked.plain),
+        loss=mean(asked.plain - asked.policy),
+        skip_ratio=1.0 - asked.executed / asked.full if asked.full else 0.0,
+    )

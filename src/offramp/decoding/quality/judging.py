@@ -1,0 +1,101 @@
+"""The full model as a judge of token sequences: one teacher-forced forward per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.models.stack import ExitStack
+from offramp.tracing.head import TILE
+
+ROWS_AT_ONCE = 64
+"""Positions whose logits are in memory together."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the full model says of an answer, given the prompt and the answer's own earlier tokens.
+
+    chosen: int64 [new], its most probable token in each place. logprob: float64 [new], of the answer's token,
+    in nats. gap: float64 [new], largest logit less that of the answer's token. largest: float64 [new].
+    """
+
+    chosen: NDArray[np.int64]
+    logprob: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    largest: NDArray[np.float64]
+
+
+def judge(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Judged:
+    """Hold an answer, token ids, against the full model; logits and softmax in float32.
+
+    Raises InputError for an empty prompt or answer, and if a logit is not finite where it is needed.
+    """
+    if not prompt or not answer:
+        raise InputError("a prompt and an answer need at least one token each", where="judging an answer")
+    device = next(model.hf.parameters()).device
+    ids = torch.tensor([[*prompt, *answer[:-1]]], dtype=torch.long, device=device)
+    states = last_states(model, ids)
+    first, axis = len(prompt) - 1, model.stack.position_axis
+    parts = []
+    for start in range(0, len(answer), ROWS_AT_ONCE):
+        rows = min(ROWS_AT_ONCE, len(answer) - start)
+        place = first + start
+        hidden = states.narrow(axis, place, rows)
+        logits = float_logits(model.stack, hidden, ids[:, place : place + rows])
+        parts.append(_of_rows(logits, answer[start : start + rows], start))
+    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def last_states(model: Model, ids: Tensor) -> Tensor:
+    """The output of layer L of the full model, as the layer gives it, for ids int64 [1, positions]."""
+    kept: list[Tensor] = []
+
+    def keep(index: int, before: Tensor, after: Tensor) -> None:
+        kept[:] = [after]
+
+    model.stack.capture(ids, keep)
+    return kept[0]
+
+
+@torch.no_grad()
+def float_logits(stack: ExitStack, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The full model's logits, float32 [rows, vocabulary], of one sequence's states after layer L.
+
+    A product that the model rounds to its own dtype is taken in float32, so that its NLL is no step function.
+    """
+    weight, bias, transform = stack.head_weight, stack.head_bias, stack.transform
+    if stack.readout_kind != "fast" or weight is None or transform is None or weight.dtype == torch.float32:
+        return stack.readout(hidden, ids)[0].float()
+    normed = stack.tail_forward(hidden)[0].float()
+    logits = torch.empty(len(normed), len(weight), device=normed.device)
+    for start in range(0, len(weight), TILE):  # never the whole head in float32
+        tile = slice(start, start + TILE)
+        own_bias = None if bias is None else bias[tile].float()
+        logits[:, tile] = F.linear(normed, weight[tile].float(), own_bias)
+    return transform.apply(logits)
+
+
+def _of_rows(logits: Tensor, tokens: Sequence[int], start: int) -> tuple[NDArray[np.generic], ...]:
+    """Judged's columns for some rows of logits, float32 [rows, vocabulary]."""
+    best, chosen = logits.max(-1)
+    own = logits.gather(-1, torch.tensor(tokens, device=logits.device).unsqueeze(-1)).squeeze(-1)
+    logprob = own - logits.logsumexp(-1)
+    finite = torch.isfinite(best) & torch.isfinite(logprob)
+    if not bool(finite.all()):
+        place = start + int((~finite).nonzero()[0])
+        raise InputError(
+            "the full model's logits of an answer are not finite",
+            where=f"token {place + 1} of the answer",
+            fix="load the model in float32, or leave this prompt out",
+        )
+    columns = (chosen, logprob.double(), (best - own).double(), best.double())
+    return tuple(np.asarray(column.cpu().numpy()) for column in columns)

@@ -1,0 +1,1 @@
+"""Tasks with real scorers: questions, and how an answer is scored."""

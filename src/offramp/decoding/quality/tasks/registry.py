@@ -1,0 +1,84 @@
+"""The tasks that are known by name: the built-in ones and those of plug-ins."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+
+from offramp.decoding.quality.tasks.human_eval import HUMAN_EVAL
+from offramp.decoding.quality.tasks.multiple_choice import MULTIPLE_CHOICE
+from offramp.decoding.quality.tasks.reasoning import REASONING_GYM
+from offramp.decoding.quality.tasks.task import Task, TaskSource
+from offramp.errors import InputError
+
+ENTRY_POINT_GROUP = "offramp.tasks"
+TASKS = {source.name: source for source in (REASONING_GYM, HUMAN_EVAL, MULTIPLE_CHOICE)}
+
+
+def load_task(spec: str, *, allow_code: bool = False) -> Task:
+    """The task that a text names: "multiple-choice", "reasoning-gym:gcd", "human-eval", or a plug-in's.
+
+    A package adds one by pointing an entry point of the group "offramp.tasks" at a `TaskSource`; its name is
+    the entry point's. allow_code: whether code that a model wrote may be run to score it.
+
+    Raises InputError for an unknown name (with near matches), an argument that the task does not take, a
+    broken plug-in, a missing package, and a task that runs code without leave.
+    """
+    name, _, argument = spec.partition(":")
+    plug_ins = {} if name in TASKS else _plug_ins()
+    if name in TASKS:
+        source = TASKS[name]
+    elif name in plug_ins:
+        source = _load_plug_in(plug_ins[name])
+    else:
+        raise _unknown(spec, name)
+    if argument and not source.argument:
+        raise InputError(
+            f"the task {name!r} takes no argument, but {argument!r} was given",
+            where=f"task {spec}",
+            fix=f"write {name}",
+        )
+    if source.runs_code and not allow_code:
+        raise InputError(
+            f"scoring {name!r} runs code that the model wrote",
+            where=f"task {spec}",
+            fix="allow it with allow_code=True (--allow-code), on a machine where that may go wrong",
+        )
+    return source.open(argument, allow_code)
+
+
+def describe_tasks() -> tuple[TaskSource, ...]:
+    """Every known task, those of plug-ins included; none is opened.
+
+    Raises InputError naming a plug-in that cannot be loaded.
+    """
+    return (*TASKS.values(), *(_load_plug_in(point) for point in _plug_ins().values()))
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in TASKS}
+
+
+def _load_plug_in(point: EntryPoint) -> TaskSource:
+    where = f"entry point {point.name} = {point.value} in the group {ENTRY_POINT_GROUP}"
+    fix = "mend or uninstall the package that brings it"
+    try:
+        source = point.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"a task plug-in cannot be loaded: {error}", where=where, fix=fix) from error
+    if not isinstance(source, TaskSource):
+        raise InputError(
+            f"a task plug-in is a {type(source).__name__}, not a TaskSource", where=where, fix=fix
+        )
+    return source
+
+
+def _unknown(spec: str, name: str) -> InputError:
+    names = [*TASKS, *_plug_ins()]
+    near = difflib.get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    grammars = [source.grammar for source in TASKS.values()]
+    choices = ", ".join([*grammars, *names[len(TASKS) :]])
+    return InputError(
+        f"there is no task {spec!r}", where=f"task {spec}", fix=f"{hint}choose one of: {choices}"
+    )

@@ -1,0 +1,1 @@
+"""Reading an exit: the facts that policies decide from, and its logits."""

@@ -1,0 +1,1 @@
+"""KV strategies: what becomes of the layers that a token skips."""

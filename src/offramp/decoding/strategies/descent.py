@@ -1,0 +1,77 @@
+"""Running one token of every sequence down the layers, asking the policy on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from offramp.decoding.engine.inputs import Inputs
+from offramp.decoding.strategies.strategy import Advance, Work
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where the sequences left together.
+
+    exit: 1..L. hidden, before: output and input of layer `exit` [batch, 1, hidden]; before is None where
+    nothing reads it. inputs: what the layers were given.
+    """
+
+    exit: int
+    hidden: Tensor
+    before: Tensor | None
+    inputs: Inputs
+
+
+def feed(work: Work, tokens: Tensor) -> Inputs:
+    """Feed one token per row, int64 [batch, 1], and begin it: a step of every row that is present."""
+    sequences, present = work.sequences, work.chooser.present
+    sequences.feed(tokens if present is None else tokens[present])
+    work.meter.count("overhead", rows=sequences.batch)
+    work.asking.begin()
+    return sequences.inputs(sequences.length - 1, sequences.length)
+
+
+def descend(work: Work, inputs: Inputs) -> Landing:
+    """Run layers until every row has left; all rows go as deep as the deepest of their own exits."""
+    asking, hidden, before, done = work.asking, inputs.hidden, None, 0
+    for exit in asking.stops:
+        if not asking.running.any():
+            break
+        before, hidden = run_to(work, hidden, inputs, done, exit)
+        done = exit
+        asking.at(exit, hidden, before)
+    if asking.running.any():
+        before, hidden = run_to(work, hidden, inputs, done, asking.layers)
+        done = asking.layers
+    return Landing(done, hidden, before, inputs)
+
+
+def run_to(work: Work, hidden: Tensor, inputs: Inputs, first: int, last: int) -> tuple[Tensor | None, Tensor]:
+    """Run layers first+1..last: the input of the last one, None where nothing reads it, and its output."""
+    run = work.sequences.run
+    if not work.asking.reader.wants_before(last):
+        return None, run(hidden, inputs, first, last)
+    before = run(hidden, inputs, first, last - 1)
+    return before, run(before, inputs, last - 1, last)
+
+
+def land(work: Work, landing: Landing) -> Tensor:
+    """The logits at the exit, [batch, vocabulary]; the policy is told that the token is done."""
+    asking = work.asking
+    if landing.exit == asking.layers:
+        logits = work.sequences.read_out(landing.hidden)
+        asking.end(logits, landing.hidden, landing.before)
+    else:
+        logits = asking.logits(landing.exit, landing.hidden)
+        asking.end()
+    return logits
+
+
+def choose(work: Work, logits: Tensor, exit: int) -> Advance:
+    """One new token per row from the logits of one exit."""
+    choice = work.chooser.choose(work.tokens(), logits)
+    exits = np.full((len(choice.chosen), 1), exit, dtype=np.int64)
+    return Advance(choice.fed[:, None], choice.chosen[:, None], exits, choice.scores[:, None])

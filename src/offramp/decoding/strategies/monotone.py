@@ -1,0 +1,71 @@
+"""SkipDecode's strategy: no token goes deeper than the one before it, so nothing has to be left behind."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from offramp.decoding.engine.sequences import PositionsMissing
+from offramp.decoding.strategies.descent import choose, descend, feed, land
+from offramp.decoding.strategies.rebatch import advance_apart
+from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
+from offramp.errors import PolicyError
+
+
+class Monotone(Strategy):
+    """Nothing is left for skipped layers: no later token runs them; SkipDecode (arXiv 2307.02628, section 3).
+
+    Exact: every layer that runs finds the K and V of all tokens before, as the full model would have made
+    them from the same hidden states. The prompt ran all layers. Layers above the last exit hold fewer
+    positions than those below, and are never asked again. Where rows of a batch leave one by one, the layers
+    that others still run get K and V of those that left as well, for a cache has no holes.
+    """
+
+    name: ClassVar[str] = "monotone"
+    exact: ClassVar[str] = (
+        "Every layer that runs finds exact K and V of all tokens before it; policies that let a token go "
+        "deeper than the one before are refused."
+    )
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._deepest = np.full(work.sequences.batch, work.engine.layers, dtype=np.int64)
+
+    @classmethod
+    def check(cls, request: Request) -> None:
+        """Raise PolicyError for a policy that lets tokens go deeper than those before them."""
+        if not request.policy.never_deepens:
+            raise _refused(str(request.policy))
+
+    def advance(self, tokens: Tensor) -> Advance:
+        """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
+        asking = self.work.asking
+        try:
+            advance = self._advance(tokens)
+        except PositionsMissing as error:
+            raise _refused(str(asking.policy)) from error
+        deeper = np.flatnonzero((asking.own > self._deepest) & ~asking.finished)
+        if deeper.size:
+            row = int(deeper[0])
+            example = f": one leaves at exit {self._deepest[row]}, a later one at {asking.own[row]}"
+            raise _refused(str(asking.policy), example)
+        self._deepest = asking.own.copy()
+        return advance
+
+    def _advance(self, tokens: Tensor) -> Advance:
+        work = self.work
+        inputs = feed(work, tokens)
+        if work.batching == "rebatch" and work.sequences.batch > 1:
+            return advance_apart(work, inputs, repair=False)
+        landing = descend(work, inputs)
+        return choose(work, land(work, landing), landing.exit)
+
+
+def _refused(policy: str, example: str = "") -> PolicyError:
+    return PolicyError(
+        f"{policy} lets tokens go deeper than those before them{example}",
+        where='kv "monotone"',
+        fix="put the policy into monotone:policy=[...], or choose another strategy for K and V",
+    )

@@ -1,0 +1,120 @@
+"""Hidden states that wait before the layers that their tokens skipped, until a later token runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.decoding.engine.sequences import OnPosition, Sequences
+from offramp.decoding.strategies.strategy import Work
+
+
+@dataclass(frozen=True)
+class Block:
+    """Hidden states of neighbouring positions, the newest token's last.
+
+    hidden: [batch, positions, hidden]. start: the first one's position.
+    """
+
+    hidden: Tensor
+    start: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last one."""
+        return self.start + self.hidden.shape[1]
+
+    @property
+    def last(self) -> Tensor:
+        """The newest token's hidden state: [batch, 1, hidden]."""
+        return self.hidden[:, -1:]
+
+
+class Waiting:
+    """Tokens that left early, kept before the first layer that each has not run.
+
+    Layer l+1 has run fewer positions than layer l exactly where tokens wait between the two, so a token that
+    runs on takes them along: the layers above then run the whole block, from their own length on, as EE-LLM
+    does (arXiv 2312.04916, section 3), a recurrent layer one position after the other. on_position: told of
+    each of these.
+    """
+
+    def __init__(self, sequences: Sequences, on_position: OnPosition | None = None) -> None:
+        self._sequences = sequences
+        self._on_position = on_position
+        self._hidden: dict[int, list[Tensor]] = {}
+
+    def newest(self) -> Block:
+        """The last token fed, before its first layer."""
+        end = self._sequences.length
+        return Block(self._sequences.inputs(end - 1, end).hidden, end - 1)
+
+    def leave(self, depth: int, block: Block) -> None:
+        """A block that ran layers 1..depth waits there, after those that wait at the same depth already."""
+        self._hidden.setdefault(depth, []).append(block.hidden)
+
+    def run(self, block: Block, first: int, last: int) -> Block:
+        """Run layers first+1..last on a block and on all that waits before one of them."""
+        for depth in sorted(depth for depth in self._hidden if first <= depth < last):
+            block = self._run_layers(block, first, depth)
+            hidden = torch.cat([*self._hidden.pop(depth), block.hidden], 1)
+            block, first = Block(hidden, block.end - hidden.shape[1]), depth
+        return self._run_layers(block, first, last)
+
+    def run_rest(self) -> Block:
+        """Run all that waits through the last layer, without a new token."""
+        depth = min(self._hidden)
+        hidden = torch.cat(self._hidden.pop(depth), 1)
+        block = Block(hidden, self._sequences.length - hidden.shape[1])
+        return self.run(block, depth, self._sequences.engine.layers)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Only these rows go on: int64."""
+        for depth, waiting in self._hidden.items():
+            self._hidden[depth] = [hidden[rows] for hidden in waiting]
+
+    def clear(self) -> None:
+        """Forget all that waits."""
+        self._hidden.clear()
+
+    def _run_layers(self, block: Block, first: int, last: int) -> Block:
+        """Run layers that nothing waits between."""
+        hidden = self._sequences.run_block(
+            block.hidden, block.start, block.end, first, last, self._on_position
+        )
+        return Block(hidden, block.start)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How far a token has come.
+
+    exit: layers run. block: its hidden state, after those that it took along. before: its input to the last
+    of these layers [batch, 1, hidden], None where nothing reads it.
+    """
+
+    exit: int
+    block: Block
+    before: Tensor | None
+
+
+def descend(work: Work, waiting: Waiting) -> Stop:
+    """Run the newest token until every row has left, or to the policy's last stop, asking on the way."""
+    asking = work.asking
+    stop = Stop(0, waiting.newest(), None)
+    for exit in asking.stops:
+        if not asking.running.any():
+            break
+        stop = go_on(work, waiting, stop, exit)
+        asking.at(exit, stop.block.last, stop.before)
+    return stop
+
+
+def go_on(work: Work, waiting: Waiting, stop: Stop, exit: int) -> Stop:
+    """Run on to a deeper exit."""
+    if not work.asking.reader.wants_before(exit):
+        return Stop(exit, waiting.run(stop.block, stop.exit, exit), None)
+    block = waiting.run(stop.block, stop.exit, exit - 1)
+    return Stop(exit, waiting.run(block, exit - 1, exit), block.last)

@@ -1,0 +1,75 @@
+"""What was decoded for real: the policies, their forecasts, and the measurement they stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from offramp.decoding.bench.results import BenchResult, Contender, Forecast, FreeRunning, Interval
+
+Origin = Literal["chosen", "grid"]
+
+
+@dataclass(frozen=True)
+class DecodedPolicy:
+    """One policy that was decoded with its skipped layers not executed.
+
+    contender: its name in the measurement. kv: how later tokens find the keys and values of skipped layers.
+    origin: "chosen" for this text at `floor`, or one cell of the "grid". why: how it came to be chosen, in
+    words. free_running: None if its answers were not judged.
+    """
+
+    contender: str
+    policy: str
+    kv: str
+    origin: Origin
+    why: str
+    floor: float | None = None
+    forecast: Forecast | None = None
+    free_running: FreeRunning | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One workload's measurement: everything in `bench` took turns on the same prompts.
+
+    measured_on: date and time (UTC) at which it ended.
+    """
+
+    workload: str
+    bench: BenchResult
+    policies: tuple[DecodedPolicy, ...]
+    measured_on: str
+
+    @property
+    def valid(self) -> bool:
+        """Whether the measurement may be believed."""
+        return self.bench.validity == "VALID"
+
+    @property
+    def chosen(self) -> DecodedPolicy | None:
+        """The policy that was chosen for this text, None if none was decoded."""
+        return next((policy for policy in self.policies if policy.origin == "chosen"), None)
+
+    def timed(self, policy: DecodedPolicy) -> Contender:
+        """The policy's entry in the measurement."""
+        return self.bench.contender(policy.contender)
+
+    def speedup(self, policy: DecodedPolicy) -> Interval | None:
+        """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
+        return self.timed(policy).speedup
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Seconds per token of the fastest plain decoder of the measurement."""
+        timed = self.bench.contender(self.bench.plain).seconds_per_token
+        return None if timed is None else timed.value
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come when a page was written. done, running, to_come: stages in words."""
+
+    done: tuple[str, ...]
+    running: str
+    to_come: tuple[str, ...]

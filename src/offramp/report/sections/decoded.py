@@ -1,0 +1,166 @@
+"""Decoded for real: predicted beside measured, and where the prediction was wrong."""
+
+from __future__ import annotations
+
+from offramp.decoding.bench.results import Forecast
+from offramp.report.charts.beside_chart import BesideRow, beside_svg
+from offramp.report.decoded import Decoded, DecodedPolicy
+from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
+from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment, times
+from offramp.report.markup import disclosure, element, figure, kind_chip, table, text
+from offramp.report.run_result import RunResult
+from offramp.report.sections.decoded_tables import contender_tables, policy_table
+from offramp.report.sections.error_parts import error_figure
+
+
+def decoded_section(run: RunResult) -> str:
+    """Every measurement of the run; what was not decoded says why. Nothing if decoding was not tried yet."""
+    if not run.decoding and not run.not_decoded:
+        return ""
+    chips = f"{kind_chip('measured')} {kind_chip('predicted')} {kind_chip('replayed')}"
+    content = element("h2", "Decoded for real " + chips) + element(
+        "p", text(introduction(run)), class_="note"
+    )
+    content += "".join(workload_block(decoded) for decoded in run.decoding)
+    reasons = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+    content += "".join(element("p", text(why), class_="reason") for why in reasons)
+    return element("section", content, id_="decoded", aria_label="Decoded for real")
+
+
+def introduction(run: RunResult) -> str:
+    """What was done, and what the words mean."""
+    if not run.decoding:
+        return "Nothing was decoded with layers skipped, so every speed on this page is a prediction."
+    count = sum(len(decoded.policies) for decoded in run.decoding)
+    return (
+        f"{'One policy' if count == 1 else f'{count} policies'} generated text here, and the layers they "
+        "skipped were not executed. All contenders of a text took turns on the same prompts: whole ones, or "
+        "starts of documents, that neither fitting nor tuning saw, where there are any. The prediction was "
+        "made from the trace and from a hardware profile that was measured before and has timed no policy."
+    )
+
+
+def workload_block(decoded: Decoded) -> str:
+    """One workload: whether to believe it, the answer in words, chart, table, error by part, contenders."""
+    bench = decoded.bench
+    badge = element("span", bench.validity, class_=f"decision {'pays' if decoded.valid else 'does-not-pay'}")
+    heading = element("h3", text(f"On {decoded.workload} ") + badge)
+    answer = element("p", text(answer_of(decoded)), class_="answer")
+    why = "".join(element("li", text(reason)) for reason in bench.reasons)
+    reasons = element("ul", why, class_="note reasons") if why else ""
+    figures = element("div", beside_figure(decoded) + error_figure(decoded), class_="beside decoded-charts")
+    return (
+        heading
+        + reasons
+        + answer
+        + element("ul", "".join(element("li", text(line)) for line in sentences(decoded)), class_="said-list")
+        + figures
+        + policy_table(decoded)
+        + element("p", text(circumstances(decoded)), class_="note")
+        + disclosure("All contenders, and the machine's circumstances", contender_tables(decoded))
+    )
+
+
+def answer_of(decoded: Decoded) -> str:
+    """The chosen policy's measured speed, in one sentence."""
+    chosen, plain = decoded.chosen, decoded.plain_seconds
+    if chosen is None or plain is None:
+        return "No policy was chosen for this text; what was timed is a grid of static exits."
+    timed = decoded.timed(chosen)
+    if timed.seconds_per_token is None or timed.speedup is None:
+        return f"The policy chosen for this text was not timed: {timed.left_out or 'no reason recorded'}."
+    speed = interval_text(timed.speedup.low, timed.speedup.high, times)
+    said = f"{times(timed.speedup.value)}{f' ({speed})' if speed else ''}"
+    sentence = (
+        f"{chosen.why[:1].upper()}{chosen.why[1:]}: {milliseconds(timed.seconds_per_token.value)} per token "
+        f"where plain decoding ({decoded.bench.plain}) took {milliseconds(plain)}, a net speed of {said}."
+    )
+    if not decoded.valid:
+        sentence += " This measurement is not to be believed; it changes no verdict."
+    return sentence
+
+
+def sentences(decoded: Decoded) -> list[str]:
+    """The chosen policy's prediction held against the stopwatch, and whether predictions count here."""
+    found = []
+    chosen = decoded.chosen
+    if chosen is not None and chosen.forecast is not None:
+        found.append(f"The chosen policy: {error_sentence(chosen.forecast)}")
+    grid = [p for p in decoded.policies if p.origin == "grid" and p.forecast is not None]
+    if grid:
+        worst = max(grid, key=relative_error)
+        assert worst.forecast is not None
+        found.append(f"Furthest off in the grid, {short_name(worst)}: {error_sentence(worst.forecast)}")
+    verdict = prediction_verdict(decoded)
+    if verdict is not None:
+        found.append(counts_sentence(verdict))
+    return found
+
+
+def relative_error(policy: DecodedPolicy) -> float:
+    """How far a prediction was off, as a share of the measured time; none counts as nothing."""
+    forecast = policy.forecast
+    if forecast is None or forecast.predicted is None:
+        return 0.0
+    return abs(forecast.predicted - forecast.measured.value) / forecast.measured.value
+
+
+def beside_figure(decoded: Decoded) -> str:
+    """Predicted beside measured seconds per token, with plain decoding as the reference."""
+    plain = decoded.plain_seconds
+    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None]
+    if plain is None or not shown:
+        return ""
+    rows = [
+        BesideRow(
+            name=short_name(policy),
+            text=beside_text(forecast),
+            measured=1000 * forecast.measured.value,
+            low=None if forecast.measured.low is None else 1000 * forecast.measured.low,
+            high=None if forecast.measured.high is None else 1000 * forecast.measured.high,
+            predicted=None if forecast.predicted is None else 1000 * forecast.predicted,
+        )
+        for policy, forecast in shown
+    ]
+    note = (
+        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
+        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
+    )
+    title = "Predicted beside measured"
+    data = table(
+        ["Policy", "K,V", "Predicted", "Measured", "95 % interval", "Plain decoding"],
+        [
+            [
+                policy.policy,
+                policy.kv,
+                "none" if forecast.predicted is None else milliseconds(forecast.predicted),
+                milliseconds(forecast.measured.value),
+                interval_text(forecast.measured.low, forecast.measured.high, milliseconds) or "none",
+                milliseconds(forecast.fastest_plain),
+            ]
+            for policy, forecast in shown
+        ],
+        caption="Predicted and measured time per token",
+        numeric_from=2,
+    )
+    return figure(title, note, beside_svg(title, note, rows, 1000 * plain), data)
+
+
+def beside_text(forecast: Forecast) -> str:
+    """ "61.4 ms, predicted 60.1"."""
+    measured = milliseconds(forecast.measured.value)
+    if forecast.predicted is None:
+        return measured
+    return f"{measured}, predicted {decimal(1000 * forecast.predicted, 1)}"
+
+
+def circumstances(decoded: Decoded) -> str:
+    """What was run, when, and how equal two equal contenders came out."""
+    bench = decoded.bench
+    limits = interval_text(bench.a_a.low, bench.a_a.high, lambda value: decimal(value, 3))
+    equal = f"{decimal(bench.a_a.value, 3)}{f' ({limits})' if limits else ''}"
+    return (
+        f"Measured {moment(decoded.measured_on)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
+        f"new tokens, {counted(bench.rounds, 'round')}, all contenders in every round. Two identical "
+        f"contenders (A/A) came out at a ratio of {equal}."
+    )

@@ -1,0 +1,124 @@
+"""Tables of what was decoded for real: the policies, all contenders, the circumstances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from offramp.decoding.bench.results import Contender, FreeRunning, Interval
+from offramp.report.decoded import Decoded, DecodedPolicy
+from offramp.report.formats import (
+    NumberFormat,
+    decimal,
+    duration,
+    interval_text,
+    milliseconds,
+    percent,
+    times,
+)
+from offramp.report.markup import Column, element, policy_code, small, table, text, wide_table
+
+
+def policy_table(decoded: Decoded) -> str:
+    """Every decoded policy: speed, skipped layers, agreement of replay beside that of its own text."""
+    columns = [
+        Column("Policy"),
+        Column("Time per token", "predicted"),
+        Column("Time per token", "measured"),
+        Column("Net speed", "measured"),
+        Column("Layers skipped", "measured"),
+        Column("Agreement, given text", "replayed"),
+        Column("Agreement, own text", "measured"),
+        Column("Tokens until it differs", "measured"),
+    ]
+    chosen = [policy_row(decoded, p) for p in decoded.policies if p.origin == "chosen"]
+    grid = [policy_row(decoded, p) for p in decoded.policies if p.origin == "grid"]
+    groups = [("Chosen for this text", chosen), ("A grid of static exits and strategies", grid)]
+    caption = f"Policies decoded on {decoded.workload}; time is per new token at batch {decoded.bench.batch}"
+    return wide_table(columns, groups, caption=caption, style="decoded")
+
+
+def policy_row(decoded: Decoded, policy: DecodedPolicy) -> list[str]:
+    """One policy."""
+    timed, forecast, answers = decoded.timed(policy), policy.forecast, policy.free_running
+    head = policy_code(policy.policy) + small(f"K,V: {policy.kv}")
+    if timed.seconds_per_token is None:
+        return [head, *["–"] * 6, text(f"not timed: {timed.left_out or 'no reason recorded'}")]
+    predicted = None if forecast is None else forecast.predicted
+    skipped = "–" if forecast is None else text(percent(forecast.measured_skip))
+    if forecast is not None and forecast.predicted_skip is not None:
+        skipped += small(f"predicted {percent(forecast.predicted_skip)}")
+    replayed = None if forecast is None else forecast.predicted_agreement
+    return [
+        head,
+        "–" if predicted is None else text(milliseconds(predicted)),
+        with_interval(timed.seconds_per_token, milliseconds),
+        "–" if timed.speedup is None else with_interval(timed.speedup, times),
+        skipped,
+        "–" if replayed is None else text(percent(replayed)),
+        "–" if answers is None else with_interval(answers.agreement, percent),
+        "–" if answers is None else divergence(answers),
+    ]
+
+
+def divergence(answers: FreeRunning) -> str:
+    """How far generated text follows the full model's, and how many answers are its own."""
+    length = answers.new_tokens / max(answers.prompts, 1)
+    same = f"{percent(answers.sequence_match.value, 0)} of answers are the full model's"
+    return text(f"{decimal(answers.tokens_before_divergence.value, 1)} of {decimal(length, 0)}") + small(same)
+
+
+def with_interval(interval: Interval, number: NumberFormat) -> str:
+    """A median with its interval below it."""
+    limits = interval_text(interval.low, interval.high, number)
+    return text(number(interval.value)) + small(limits)
+
+
+def contender_tables(decoded: Decoded) -> str:
+    """Every contender as a row, and the circumstances."""
+    rows = [contender_row(contender) for contender in decoded.bench.contenders]
+    header = [
+        "Contender",
+        "Role",
+        "ms per token",
+        "Net speed",
+        "First token",
+        "Layers per token",
+        "Same output",
+    ]
+    timed = table(header, rows, caption=f"Everything that took turns on {decoded.workload}", numeric_from=2)
+    notes = "".join(element("li", text(note)) for note in decoded.bench.notes)
+    values = [[name.replace("_", " "), shown(value)] for name, value in decoded.bench.circumstances.items()]
+    around = table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)
+    return timed + (element("ul", notes, class_="note") if notes else "") + around
+
+
+def contender_row(contender: Contender) -> list[str]:
+    """One contender."""
+    if contender.left_out is not None or contender.seconds_per_token is None:
+        return [
+            contender.name,
+            contender.role,
+            f"left out: {contender.left_out or 'no reason recorded'}",
+            *[""] * 4,
+        ]
+    seconds, first = contender.seconds_per_token, contender.first_token_seconds
+    limits = interval_text(seconds.low, seconds.high, lambda value: decimal(1000 * value, 1))
+    layers = "–" if contender.layers_per_token is None else decimal(contender.layers_per_token, 2)
+    return [
+        contender.name,
+        contender.role,
+        decimal(1000 * seconds.value, 2) + (f" ({limits})" if limits else ""),
+        "–" if contender.speedup is None else times(contender.speedup.value),
+        "–" if first is None else duration(first),
+        layers,
+        "–" if contender.same_output is None else percent(contender.same_output, 0),
+    ]
+
+
+def shown(value: object) -> str:
+    """A circumstance as text; nested ones as name and value."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {shown(item)}" for name, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(shown(item) for item in value)
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,216 @@
+"""`offramp bench`: one real measurement of a tiny model, what is shown and kept of it, and bad input."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from rich.console import Console
+
+import offramp
+from command_line import Outcome, run_offramp
+from offramp.cli.bench_table import show
+from offramp.decoding.bench.result_file import from_json, read_results
+from tiny_models import write_llama
+
+POLICY = "static:exit=2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncollected() -> Iterator[None]:
+    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def workload(documents: Path) -> str:
+    return f"jsonl:{documents}#text"
+
+
+def command(model: Path, workload: str, *further: object) -> list[object]:
+    sizes = ["--rounds", 2, "--new-tokens", 8, "--prompt-tokens", 10, "--prompts", 2]
+    return ["bench", model, "--policy", POLICY, "-w", workload, *sizes, *further]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with room for a task's prompt, and its timings on this machine in the tests' own cache."""
+    from offramp.costs.local_store import save_local_profile
+
+    folder = write_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=512)
+    loaded = offramp.load_model(str(folder))
+    save_local_profile(offramp.measure_hardware(loaded, budget_seconds=0.5, batches=(1, 2)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, workload: str, uncollected: None
+) -> tuple[Outcome, Path, Path]:
+    """One measurement at two batch sizes, predicted from a trace, with its files."""
+    folder = tmp_path_factory.mktemp("bench")
+    trace, output = folder / "trace", folder / "bench.json"
+    run_offramp("trace", model, "-w", workload, "--tokens", 480, "-o", trace).require(0)
+    further = ["--trace", trace, "--batch", 1, "--batch", 2, "-o", output, "--json"]
+    task = ["--task", "reasoning-gym", "--questions", 2]
+    outcome = run_offramp(*command(model, workload, *further, *task)).require(0)
+    return outcome, output, trace
+
+
+def test_the_file_and_the_last_line_hold_the_same_results(measured: tuple[Outcome, Path, Path]) -> None:
+    outcome, output, _ = measured
+    results = read_results(output)
+    assert [from_json(result) for result in outcome.json["results"]] == list(results)
+    assert outcome.json["file"] == str(output)
+    assert [result.batch for result in results] == [1, 2]
+    assert outcome.json["validity"] == "INVALID"  # so few samples have no interval
+    assert list(output.parent.glob(".writing-*")) == []
+
+
+def test_predicted_stands_beside_measured(measured: tuple[Outcome, Path, Path]) -> None:
+    for result in read_results(measured[1]):
+        (forecast,) = result.forecasts
+        assert (forecast.policy, forecast.kv, forecast.batch) == (POLICY, "propagate", result.batch)
+        assert forecast.predicted is not None
+        assert forecast.predicted_skip == forecast.measured_skip == 0.5
+        assert forecast.measured == result.contender(f"{POLICY} (propagate)").seconds_per_token
+        assert {part.part for part in forecast.parts} >= {"layers", "K,V repair", "heads", "overhead"}
+        assert result.free_running is not None
+        assert forecast.measured_agreement == result.free_running.agreement.value
+
+
+def test_tasks_are_asked_once(measured: tuple[Outcome, Path, Path]) -> None:
+    first, second = read_results(measured[1])
+    (score,) = first.tasks
+    assert score.questions == 2
+    assert second.tasks == ()
+
+
+def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
+    shown = measured[0].err  # with --json people read standard error
+    for part in (
+        f"{POLICY} (propagate) on tiny: 2 prompts, 8 new tokens, 2 rounds",
+        "batch 2 in lockstep",
+        "speed over ",
+        "layers ran / said",
+        "2.0 / 2.0",
+        "4.0 / 4.0",
+        "tokens a second",
+        "peak memory",
+        "INVALID: the same decoder twice came out as ",
+        "too few samples for an interval",
+        "free running, 2 answers:",
+        "predicted ",
+        "its parts: layers ",
+        "reasoning-gym",
+        "left out: generate(prompt_lookup_num_tokens)",
+        "written: ",
+    ):
+        assert part in " ".join(shown.split()), part
+    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("written"))
+
+
+def test_a_policy_within_another_is_shown_whole(measured: tuple[Outcome, Path, Path]) -> None:
+    name = "shortlist:policy=[threshold:signal=restricted_margin,value=0.5,exits=1+2] (propagate)"
+    result = read_results(measured[1])[0]
+    named = tuple(replace(one, name=name) if one.role == "policy" else one for one in result.contenders)
+    console = Console(file=io.StringIO(), width=200)
+    show(console, replace(result, contenders=named))
+    assert console.file.getvalue().count(name) == 2  # type: ignore[attr-defined]
+
+
+def test_without_timings_of_the_machine_nothing_is_predicted(tmp_path: Path, workload: str) -> None:
+    other = write_llama(tmp_path / "other", num_hidden_layers=3)
+    outcome = run_offramp(*command(other, workload, "--no-peers", "--no-quality", "--seconds", 0)).require(0)
+    said = " ".join(outcome.out.split())
+    assert "nothing is predicted: there are no timings of this model on this machine" in said
+    assert "offramp hardware measure other --dtype float32" in said
+    assert "free running" not in said
+    assert "generate(assistant" not in said
+
+
+def test_a_trace_without_timings_is_refused_before_anything_is_timed(
+    measured: tuple[Outcome, Path, Path], tmp_path: Path, workload: str
+) -> None:
+    other = write_llama(tmp_path / "other", num_hidden_layers=3)
+    with mock.patch("offramp.decoding.bench.bench.run", side_effect=AssertionError("timed")):
+        outcome = run_offramp(*command(other, workload, "--trace", measured[2])).require(2)
+        assert "there are no timings of this model" in outcome.err
+        outcome = run_offramp(
+            *command(other, workload, "--trace", measured[2], "--hardware", "h100")
+        ).require(2)
+        assert "the trace is of another model" in outcome.err
+
+
+BAD: list[tuple[list[object], str, str]] = [
+    (["--policy", "statik:exit=2"], "unknown policy 'statik'", "static"),
+    (["--policy", "nowhere.json"], "nowhere.json", ""),
+    (["--kv", "propagat"], "unknown strategy 'propagat'", "propagate"),
+    (["--batch", 2, "--batching", "lokstep"], "unknown batching 'lokstep'", "lockstep"),
+    (["--batching", "rebatch"], "means nothing at batch 1", "--batch 2"),
+    (["--draft-length", 3], "means nothing with --kv propagate", "--kv speculate"),
+    (["--kv", "speculate", "--draft-length", "long"], "draft length of 'long'", "auto"),
+    (["--batch", 0], "batch: 0 is too few", "1 or more"),
+    (["--rounds", 0], "rounds: 0 is too few", "1 or more"),
+    (["--prompts", 0], "prompts: 0 is too few", "1 or more"),
+    (["--prompt-tokens", 0], "prompt tokens: 0 is too few", "1 or more"),
+    (["--new-tokens", 1], "new tokens: 1 is too few", "4 or more"),
+    (["--dtype", "float17"], "unknown dtype 'float17'", "float32"),
+    (["-w", "pros"], "pros", "prose"),
+    (["--heads", "nowhere.safetensors"], "nowhere.safetensors", ""),
+    (["--trace", "nowhere"], "nowhere", ""),
+    (["--hardware", "h1000"], "unknown hardware 'h1000'", "h100"),
+    (["--task", "resoning-gym"], "there is no task 'resoning-gym'", "reasoning-gym"),
+    (["--task", "resoning-gym"], "where: task resoning-gym", "choose one of"),
+    (["--task", "human-eval"], "runs code that the model wrote", "--allow-code"),
+    (["--task", "human-eval", "--allow-code", "--questions", 165], "165 questions", "ask for 1 to 164"),
+    (["--questions", 3], "--questions means nothing without a task", "add --task"),
+    (["--policy", "oracle:which=first_match"], "a decoder does not", "offramp replay"),
+    (["-o", "bench.txt"], "does not end in .json", "bench.json"),
+    (["-o", "nowhere/bench.json"], "in a folder that does not exist", "-o"),
+]
+
+
+@pytest.mark.parametrize(("options", "what", "fix"), BAD, ids=[" ".join(map(str, bad[0])) for bad in BAD])
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    options: list[object], what: str, fix: str, tmp_path: Path, tiny_model: Path, workload: str
+) -> None:
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        with mock.patch("offramp.models.loading.load_model", side_effect=AssertionError("loaded")):
+            outcome = run_offramp(*command(tiny_model, workload, *options)).require(2)
+    finally:
+        os.chdir(before)
+    assert what in outcome.err
+    assert fix in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_the_model_tells_is_refused_before_timing(tiny_model: Path, workload: str) -> None:
+    for options, what in (
+        (["--policy", "static:exit=9"], "beyond the model"),
+        (["--policy", "oracle"], "oracle"),
+        (["--prompts", 49], "has 48 prompts"),
+        (["--new-tokens", 200], "leave room for 200 new tokens"),
+        (["--policy", "threshold:signal=correctness,value=0.9,exits=1"], "exit heads"),
+    ):
+        with mock.patch("offramp.decoding.bench.bench.run", side_effect=AssertionError("timed")):
+            outcome = run_offramp(*command(tiny_model, workload, *options)).require(2)
+        assert what in outcome.err
+
+
+def test_a_policy_must_be_given(tiny_model: Path) -> None:
+    outcome = run_offramp("bench", tiny_model, "--json").require(2)
+    error: dict[str, Any] = json.loads(outcome.out.splitlines()[-1])["error"]
+    assert "--policy" in error["what"]

@@ -1,0 +1,417 @@
+"""`offramp run` decodes for real at its end: what, on which prompts, kept, resumed, survived by the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from command_line import finish, run_arguments, run_offramp, start_offramp
+from offramp.cli import decoding_choice, decoding_stage
+from offramp.cli.answers import Answers, answers_of
+from offramp.cli.decoding_choice import (
+    BUDGET_SECONDS,
+    FEWEST_NEW_TOKENS,
+    MOST_NEW_TOKENS,
+    PROMPT_TOKENS,
+    PROMPTS,
+    Choice,
+    Prompts,
+    chosen_policy,
+    grid,
+    new_tokens_for,
+    pick_prompts,
+    seconds_for,
+)
+from offramp.cli.decoding_file import Kept, read_kept, write_kept
+from offramp.cli.decoding_measurement import Task
+from offramp.costs.machine import Machine
+from offramp.decoding.bench.contenders import SHORT
+from offramp.errors import InputError, ModelError, OfframpError
+from offramp.models.loading import load_model
+from offramp.report.run_result import WorkloadResult
+from offramp.report.summary import summary_schema
+from offramp.tracing.trace import Trace
+from offramp.tuning.splits import split_documents
+from offramp.workloads.registry import load_workload
+from tiny_models import LAYERS
+
+
+@pytest.fixture
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def arguments(tiny_model: Path, documents: Path, run_folder: Path) -> list[object]:
+    return [*run_arguments(tiny_model, documents), "-o", run_folder]
+
+
+ANSWERS: dict[str, Answers] = {}
+
+
+@pytest.fixture(autouse=True)
+def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searching the same trace again gives the same answers; here it is done once."""
+
+    def answers(trace: Trace, machine: Machine | None) -> Answers:
+        key = str(trace.provenance["request_fingerprint"])
+        if key not in ANSWERS:
+            ANSWERS[key] = answers_of(trace, machine)
+        return ANSWERS[key]
+
+    monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(summary, summary_schema())
+    return summary
+
+
+class Nesting(HTMLParser):
+    """Whether every element of a page is closed where it was opened."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.whole = True
+        self.feed(page)
+        self.close()
+        self.whole = self.whole and not self.open and page.endswith("</html>\n")
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "br", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.whole = self.whole and bool(self.open) and self.open.pop() == tag
+
+
+def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents: Path) -> None:
+    decoding = summary_of(finished_run)["decoding"]
+    assert decoding["not_decoded"] == {}
+    text, chat = decoding["workloads"]
+    assert (text["workload"], chat["workload"]) == (f"jsonl:{documents}#text", "chat")
+    cells = [(policy["policy"], policy["kv"]) for policy in text["policies"] if policy["origin"] == "grid"]
+    assert cells == [
+        (f"static:exit={exit}", kv) for exit in (2, 3) for kv in ("propagate", "recompute", "speculate")
+    ]
+    for measurement in (text, chat):
+        assert sum(policy["origin"] == "chosen" for policy in measurement["policies"]) == 1
+        for policy in measurement["policies"]:
+            for name in ("predicted", "measured", "plain"):
+                assert policy[f"{name}_seconds_per_token"] > 0
+            parts = {part["part"]: part["measured"] for part in policy["error"]["parts"]}
+            assert set(parts) == {"layers", "probes", "K,V repair", "heads", "overhead"}
+            assert 0 < sum(parts.values()) < 60
+        by_name = {contender["name"]: contender for contender in measurement["contenders"]}
+        assert {"never exit", "generate()", "never exit again"} <= set(by_name)
+        assert not any("too few samples" in reason for reason in measurement["reasons"])
+        for contender in by_name.values():
+            assert len(contender["samples"]) >= PROMPTS
+            assert contender["claimed_layers_per_token"] == contender["layers_per_token"]
+        assert by_name["never exit"]["same_output"] == 1.0
+        assert by_name["never exit"]["layers_per_token"] == LAYERS
+    for policy in text["policies"]:
+        if policy["kv"] == "speculate":
+            assert policy["free_running"]["agreement"]["value"] == 1.0
+        elif policy["origin"] == "grid":
+            layers = int(policy["policy"].removeprefix("static:exit="))
+            assert policy["error"]["measured_skip"] == pytest.approx(1 - layers / LAYERS)
+    assert text["a_a"] == chat["a_a"], "the identical contenders of both texts are compared together"
+    assert all("a static cache was not tried" in " ".join(one["notes"]) for one in (text, chat))
+    page = (finished_run / "report.html").read_text()
+    assert "Decoded for real" in page
+    assert "Still running" not in page
+    assert Nesting(page).whole
+
+
+def test_a_rerun_keeps_what_was_timed(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed_again(*_: object) -> None:
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr(decoding_stage, "decode_together", timed_again)
+    monkeypatch.setattr(decoding_stage, "time_plain_decoding", timed_again)
+    monkeypatch.setattr("offramp.cli.pipeline.time_plain_decoding", timed_again)
+    before, kept = summary_of(run_folder), (run_folder / "decoding.json").read_bytes()
+    run_offramp(*arguments).require(0)
+    after = summary_of(run_folder)
+    assert (run_folder / "decoding.json").read_bytes() == kept
+    for key in ("decoding", "measured", "verdict", "predicted"):
+        assert after[key] == before[key]
+
+
+def kept_in(folder: Path) -> Kept:
+    kept = read_kept(folder)
+    assert kept is not None
+    return kept
+
+
+def test_overwriting_times_again_and_another_policy_does_too(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = kept_in(run_folder)
+    timed: list[list[int]] = []
+
+    def decode(model: object, tasks: Any, prepared: object, new_tokens: int) -> Any:
+        timed.append([len(task.choices) for task in tasks])
+        return [replace(one, measured_on="2026-02-03T04:05:06+00:00") for one in kept.decoded]
+
+    monkeypatch.setattr(decoding_stage, "decode_together", decode)
+    run_offramp(*arguments, "--overwrite").require(0)
+    assert timed == [[7, 1]]
+    assert {w["measured_on"] for w in summary_of(run_folder)["decoding"]["workloads"]} == {
+        "2026-02-03T04:05:06+00:00"
+    }
+    assert "2026-02-03 04:05 UTC" in (run_folder / "report.html").read_text()
+    monkeypatch.setattr(decoding_stage, "grid", lambda layers: grid(layers)[:2])
+    run_offramp(*arguments).require(0)
+    assert timed == [[7, 1], [3, 1]]
+
+
+def test_a_damaged_measurement_is_made_again(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run_folder / "decoding.json"
+    kept = kept_in(run_folder)
+    path.write_text(path.read_text().replace('"new_tokens": 8', '"new_tokens": 9', 1))
+    monkeypatch.setattr(decoding_stage, "decode_together", lambda *_: list(kept.decoded))
+    outcome = run_offramp(*arguments).require(0)
+    assert "decoded again: decoding.json is damaged" in outcome.err
+    assert [d["new_tokens"] for d in summary_of(run_folder)["decoding"]["workloads"]] == [8, 8]
+
+
+def test_what_was_decoded_reads_back_equal(finished_run: Path, tmp_path: Path) -> None:
+    kept = kept_in(finished_run)
+    assert len(kept.decoded) == 2
+    write_kept(tmp_path, kept)
+    assert (tmp_path / "decoding.json").read_bytes() == (finished_run / "decoding.json").read_bytes()
+    assert read_kept(tmp_path) == kept
+
+
+def test_a_family_that_the_engine_refuses_still_gets_its_report(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ModelError("the model cannot be driven layer by layer: its state lies elsewhere")
+
+    monkeypatch.setattr(decoding_stage, "engine_of", refuses)
+    outcome = run_offramp(*arguments).require(0)
+    summary = summary_of(run_folder)
+    assert summary["decoding"]["workloads"] == []
+    assert set(summary["decoding"]["not_decoded"].values()) == {
+        "the model cannot be driven layer by layer: its state lies elsewhere"
+    }
+    assert summary["measured"]["plain_seconds_per_token"]["value"] > 0
+    assert "No policy was decoded for real" in " ".join(outcome.out.split())
+    assert "its state lies elsewhere" in (run_folder / "report.html").read_text()
+
+
+def test_one_text_that_fails_leaves_the_others(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = kept_in(run_folder)
+    (run_folder / "decoding.json").unlink()
+    found = [OfframpError("NaN logits at token 3, layer 2"), kept.decoded[1]]
+    monkeypatch.setattr(decoding_stage, "decode_together", lambda *_: found)
+    run_offramp(*arguments).require(0)
+    decoding = summary_of(run_folder)["decoding"]
+    assert [measurement["workload"] for measurement in decoding["workloads"]] == ["chat"]
+    assert list(decoding["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
+    monkeypatch.setattr(decoding_stage, "decode_together", None)
+    run_offramp(*arguments).require(0)
+    assert summary_of(run_folder)["decoding"] == decoding, "a rerun says the same"
+
+
+def test_without_decoding_the_report_says_so(arguments: list[object], run_folder: Path) -> None:
+    run_offramp(*arguments, "--no-decode").require(0)
+    decoding = summary_of(run_folder)["decoding"]
+    assert decoding["workloads"] == []
+    assert set(decoding["not_decoded"].values()) == {"--no-decode was given"}
+    assert (run_folder / "decoding.json").exists(), "what was timed before is kept for the next run"
+
+
+def wait_for_page(process: Any, page: Path, words: str) -> str:
+    """The page as soon as it says this; every page seen on the way is whole."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        if page.exists():
+            text = page.read_text()
+            assert Nesting(text).whole
+            if words in text:
+                return text
+        time.sleep(0.01)
+
+
+def test_killed_in_the_middle_the_page_opens_and_the_rerun_completes(
+    tiny_model: Path,
+    documents: Path,
+    tmp_path: Path,
+    finished_run: Path,  # the machine is timed already
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 480, "-o", folder]
+    process = start_offramp(*command)
+    page = wait_for_page(process, folder / "report.html", "Still running: decoding for real.")
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert (folder / "report.html").read_text() == page
+    assert f"Done: the machine timed and jsonl:{documents}#text traced" in page
+    assert "Early exit would" in page or "too close to call" in page
+    assert not (folder / "summary.json").exists()
+    monkeypatch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
+    run_offramp(*command).require(0)
+    assert len(summary_of(folder)["decoding"]["workloads"]) == 1
+    assert "Still running" not in (folder / "report.html").read_text()
+
+
+def test_a_finished_page_stays_until_the_new_one_is_whole(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    page = (run_folder / "report.html").read_bytes()
+    monkeypatch.setattr("offramp.cli.pipeline.decode_workloads", stops)
+    run_offramp(*arguments).require(130)
+    assert (run_folder / "report.html").read_bytes() == page
+
+
+def test_sizes_follow_the_budget() -> None:
+    # (7 + 3) + (1 + 3) contenders, each decoding six prompts and one before, and 8 prompts for the parts.
+    decodings = 14 * 7 + 8
+    # Beside these prompts, 10 warm-ups and (8 + 2) x 6 readings of answers.
+    fixed = 0.05 * decodings + 0.06 * (2.5 * (decodings + 10 + 60) + 10 * SHORT.warm_up_tokens)
+    assert seconds_for([7, 1], 0.06, 0) == pytest.approx(fixed)
+    assert seconds_for([7, 1], 0.06, 9) == pytest.approx(fixed + 9 * 0.06 * decodings)
+    assert new_tokens_for([7], 0.001) == MOST_NEW_TOKENS
+    assert new_tokens_for([7], 10.0) == 0
+    assert new_tokens_for([7, 1, 1], 0.06) == 10
+    assert seconds_for([7, 1, 1], 0.06, 10) <= BUDGET_SECONDS < seconds_for([7, 1, 1], 0.06, 11)
+
+
+@pytest.mark.parametrize(
+    ("plain", "names", "choices", "new_tokens"),
+    [
+        (0.002, ["a", "b", "c"], [7, 1, 1], MOST_NEW_TOKENS),
+        (0.06, ["a", "b", "c"], [7, 1, 1], 10),
+        (0.1, ["a", "b", "c"], [1, 1, 1], 10),
+        (0.3, ["a"], [1], 10),
+        (0.8, ["a"], [1], FEWEST_NEW_TOKENS),
+        (3.0, [], [], 0),
+    ],
+)
+def test_a_slow_model_leaves_out_what_would_take_too_long(
+    plain: float, names: list[str], choices: list[int], new_tokens: int
+) -> None:
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    chosen = Choice("static:exit=1", "propagate", "chosen", "")
+    prompts = Prompts(((1, 2, 3),), ("one",), True)
+    tasks = [
+        Task(Named(name), Named(name), (chosen, *cells), prompts, ())  # type: ignore[arg-type]
+        for name, cells in (("a", grid(30)), ("b", []), ("c", []))
+    ]
+    kept, tokens, missing = decoding_stage.within_budget(tasks, plain)
+    assert [task.result.name for task in kept] == names
+    assert [len(task.choices) for task in kept] == choices
+    assert tokens == new_tokens
+    assert set(missing) == {"a", "b", "c"} - set(names)
+    assert all("offramp bench" in why for why in missing.values())
+    if choices[:1] == [1]:
+        assert "the grid of static exits is left out" in kept[0].left_out[0]
+        assert not any(task.left_out for task in kept[1:])
+
+
+def test_the_grid_has_no_exit_twice_and_none_at_the_end() -> None:
+    assert grid(1) == []
+    assert [choice.policy for choice in grid(2)] == ["static:exit=1"] * 3
+    assert {choice.policy for choice in grid(30)} == {"static:exit=15", "static:exit=22"}
+
+
+@pytest.fixture(scope="module")
+def text_result(finished_run: Path, documents: Path) -> WorkloadResult:
+    """A stand-in with what choosing looks at: the trace, and no answers."""
+    (folder,) = [path for path in (finished_run / "traces").glob("*/*") if path.name != "chat"]
+
+    class Stub:
+        name = f"jsonl:{documents}#text"
+        trace = Trace.load(folder)
+        verdicts = tuned = league = ()
+
+    return Stub()  # type: ignore[return-value]
+
+
+def test_prompts_are_starts_of_documents_that_nothing_was_chosen_on(
+    tiny_model: Path, text_result: WorkloadResult
+) -> None:
+    model, workload = load_model(str(tiny_model)), load_workload(text_result.name)
+    prompts = pick_prompts(model, workload, text_result.trace, count=3)
+    judging = {text_result.trace.documents[place].id for place in split_documents(text_result.trace, 0)[1]}
+    assert prompts.unseen
+    assert len(set(prompts.documents)) == 3
+    assert set(prompts.documents) <= judging
+    texts = {document.id: document.text for document in workload.documents}
+    for ids, name in zip(prompts.ids, prompts.documents, strict=True):
+        assert list(ids) == model.encode(texts[name])[:PROMPT_TOKENS]
+    one = text_result.trace.subset(np.array([0]))
+    assert not pick_prompts(model, workload, one).unseen
+
+
+def test_texts_too_short_for_a_prompt_are_refused(tiny_model: Path, text_result: WorkloadResult) -> None:
+    model, workload = load_model(str(tiny_model)), load_workload(text_result.name)
+    short = replace(workload, documents=tuple(replace(d, text="a b") for d in workload.documents))
+    with pytest.raises(InputError, match="gives a prompt to decode from"):
+        pick_prompts(model, short, text_result.trace)
+
+
+def test_who_is_chosen(finished_run: Path) -> None:
+    from offramp.scoring.estimate import Estimate
+    from offramp.tuning.results import LeagueEntry, Verdict
+
+    one = Estimate(1.0)
+    verdict = Verdict(0.95, "pays", "", "static:exit=3", one, one, one, one, 1.0, 1, 1, 1, True)
+
+    def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> LeagueEntry:
+        return LeagueEntry(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
+
+    class Stub:
+        verdicts: tuple[Verdict, ...] = (replace(verdict, floor=0.9, policy="static:exit=1"), verdict)
+        tuned = ()
+        league: tuple[LeagueEntry, ...] = ()
+
+    result: Any = Stub()
+    chosen = chosen_policy(result)
+    assert chosen is not None
+    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "propagate", 0.95)
+    result.verdicts = (replace(verdict, policy="never"),)
+    assert chosen_policy(result) is None
+    result.league = (
+        entry("never", 1.0),
+        entry("static:exit=2", 0.9),
+        entry("static:exit=1", 0.8),
+        entry("oracle:saturation", 1.4, reachable=False),
+        entry("static:exit=3", 1.2, floor=0.9),
+    )
+    chosen = chosen_policy(result)
+    assert chosen is not None
+    assert chosen.policy == "static:exit=2"
+    assert "never to exit" in chosen.why

@@ -1,0 +1,98 @@
+"""What tests of generation share: a tiny model, counting hooks, and a slow reference of early exit."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import offramp
+from offramp.models.calls import first_tensor
+from offramp.models.stack import with_hidden
+from tiny_models import write_llama
+
+PROMPTS = ("the cat sat on the mat", "a model reads one", "deep layers", "numbers such as 12 and 345")
+POLICY = "threshold:signal=margin,value=0.01,exits=1+2+3"
+"""Leaves at each of the tiny model's exits now and then."""
+
+
+@functools.cache
+def tiny_llama() -> offramp.Model:
+    """A random Llama of 4 layers, float32; whoever changes it puts it back."""
+    folder = write_llama(Path(tempfile.mkdtemp()) / "llama")
+    return offramp.load_model(str(folder), dtype="float32")
+
+
+def ids_of(model: offramp.Model, text: str) -> Tensor:
+    """int64 [1, length]."""
+    return torch.tensor([model.encode(text)])
+
+
+@contextmanager
+def counted_layers(hf: Any, layers: Sequence[torch.nn.Module]) -> Iterator[list[int]]:
+    """Rows times positions that each layer ran, by hooks that know nothing of the engine."""
+    counts: list[int] = []
+
+    def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+        hidden = first_tensor(output)
+        counts.append(hidden.shape[0] * hidden.shape[1])
+
+    handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in dict.fromkeys(layers)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def reference_logits(
+    hf: Any, layers: Sequence[torch.nn.Module], ids: Sequence[int], exits: Sequence[int]
+) -> Tensor:
+    """Logits at every position, each read at its own exit: [length, vocabulary].
+
+    One forward without a cache over the whole prefix. After its exit a position's state stays what it was, so
+    that deeper layers make K and V (and move recurrent states) from the state that left: CALM's rule.
+    """
+    leaves = torch.tensor(list(exits))
+    places = {layer: number for number, layer in enumerate(layers, start=1)}
+
+    def freeze(module: Any, arguments: Any, keywords: Any, output: Any) -> Any:
+        given = next(
+            value
+            for value in (*arguments, *keywords.values())
+            if isinstance(value, Tensor) and value.is_floating_point()
+        )
+        runs = (leaves >= places[module])[None, :, None]
+        hidden = torch.where(runs, first_tensor(output), given)
+        return with_hidden(output, hidden)
+
+    handles = [layer.register_forward_hook(freeze, with_kwargs=True) for layer in layers]
+    try:
+        return hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reference_tokens(
+    hf: Any, layers: Sequence[torch.nn.Module], prompt: Sequence[int], generation: Any
+) -> list[int]:
+    """The greedy choice for every new token of a generation, given its exits and its tokens."""
+    fed = [*prompt, *generation.tokens[:-1]]
+    exits = [len(layers)] * (len(prompt) - 1) + generation.exits.tolist()
+    return reference_logits(hf, layers, fed, exits)[len(prompt) - 1 :].argmax(-1).tolist()
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Two generations with the same tokens, exits, and layers of new tokens."""
+    assert left.tokens == right.tokens
+    assert np.array_equal(left.exits, right.exits)
+    assert left.layers_executed - left.prompt_layers == right.layers_executed - right.prompt_layers

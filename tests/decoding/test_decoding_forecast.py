@@ -1,0 +1,207 @@
+"""Predicted beside measured: a forecast worked by hand, and parts that add up to the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.costs.timings import TimingsProfile
+from offramp.decoding.bench.forecast import (
+    Setting,
+    forecast,
+    mean_position,
+    measured_skip,
+    predict,
+    price_parts,
+    seconds_per_token,
+)
+from offramp.decoding.bench.results import Interval
+from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
+from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.errors import InputError
+from offramp.policies.bill import PARTS, Item
+from offramp.policies.grammar import parse_policy
+from offramp.policies.replay import replay
+from policy_traces import make_shape, make_trace
+
+LAYERS = 4
+SHAPE = make_shape(LAYERS)
+
+
+def by_hand() -> TimingsProfile:
+    """Layers of 1 s and 0.01 s a position, head 3, K,V 0.1, margin 5, overhead 0.5; two rows: twice that."""
+    rows = np.array([1.0, 2.0])
+    return TimingsProfile(
+        name="hand",
+        source="by hand",
+        dtype="float32",
+        layers_count=LAYERS,
+        batches=(1, 2),
+        layer_seconds=rows[:, None] * np.ones(LAYERS),
+        layer_seconds_per_position=0.01 * rows[:, None] * np.ones(LAYERS),
+        head_seconds=3.0 * rows,
+        probe_seconds={"full head": 5.0 * rows, "cosine": 0.25 * rows},
+        lens_seconds=0.125 * rows,
+        key_value_seconds=0.1 * rows[:, None] * np.ones(LAYERS),
+        overhead_seconds=0.5 * rows,
+    )
+
+
+def one_row(tokens: int, prompt: int, executed: int) -> Generation:
+    """A sequence whose new tokens ran so many layers in all."""
+    return Generation(
+        text="",
+        tokens=[1] * tokens,
+        chosen=[1] * tokens,
+        exits=np.full(tokens, LAYERS),
+        layers=LAYERS,
+        layers_executed=prompt * LAYERS + executed,
+        prompt_layers=prompt * LAYERS,
+        prompt_tokens=prompt,
+        stopped="length",
+    )
+
+
+def generation(
+    rows: Sequence[Generation], usage: dict[Item, int], seconds: float = 1.0, **further: object
+) -> BatchGeneration:
+    made = BatchGeneration(tuple(rows), Counter(usage), 1, seconds, 0.1)
+    return dataclasses.replace(made, **further)  # type: ignore[arg-type]
+
+
+def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
+    """What a static exit with propagated K and V runs for one sequence, after a prompt of 10 tokens."""
+    usage = {Item("overhead"): steps, Item("exit head" if exit < LAYERS else "final head", exit): steps}
+    usage |= {Item("layers", layer): steps for layer in range(1, exit + 1)}
+    usage |= {Item("K,V projection", layer): steps for layer in range(exit + 1, LAYERS + 1)}
+    return generation([one_row(steps + 1, 10, steps * exit)], usage, **further)
+
+
+def test_a_forecast_by_hand() -> None:
+    # 5 steps at positions 10..14, so layers take 1.12 s each.
+    ran = static_at(2, 5, seconds=30.0)
+    plain = static_at(LAYERS, 5, seconds=41.0)
+    timed = static_at(
+        2, 5, part_seconds={"layers": 11.0, "probes": 0.0, "K,V repair": 2.5, "heads": 15.0, "overhead": 2.5}
+    )
+    trace = make_trace(layers=LAYERS, shape=SHAPE)
+    found = forecast(
+        [ran], [plain], by_hand(), SHAPE, Setting(parse_policy("static:exit=2")), trace=trace, timed=[timed]
+    )
+    assert found.priced == pytest.approx(2 * 1.12 + 2 * 0.1 + 3 + 0.5)
+    assert found.predicted == pytest.approx(found.priced)  # a static exit is the same on any trace
+    assert found.trace_error == pytest.approx(0.0)
+    assert found.measured == Interval(6.0)
+    assert found.plain_predicted == pytest.approx(4 * 1.12 + 3 + 0.5)
+    assert found.plain_measured == found.fastest_plain == pytest.approx(8.2)
+    assert found.predicted_change == pytest.approx(-2 * 1.02)
+    assert found.measured_change == pytest.approx(-2.2)
+    assert found.cost_model_error == pytest.approx(-2.04 + 2.2)
+    assert found.predicted_skip == found.measured_skip == pytest.approx(0.5)
+    assert {part.part: (part.priced, part.measured) for part in found.parts} == {
+        "layers": (pytest.approx(2.24), pytest.approx(2.2)),
+        "probes": (0.0, 0.0),
+        "K,V repair": (pytest.approx(0.2), 0.5),
+        "heads": (pytest.approx(3.0), 3.0),
+        "overhead": (pytest.approx(0.5), 0.5),
+    }
+    worst = found.worst_part
+    assert worst is not None
+    assert worst.part == "K,V repair"
+
+
+def test_without_a_trace_only_what_ran_is_priced() -> None:
+    found = forecast(
+        [static_at(1, 3)], [static_at(LAYERS, 3)], by_hand(), SHAPE, Setting(parse_policy("static:exit=1")),
+        measured=Interval(4.0, 3.9, 4.1), plain_measured=8.0, fastest_plain=7.5, measured_agreement=0.25,
+    )  # fmt: skip
+    assert found.predicted is found.predicted_change is found.trace_error is found.predicted_skip is None
+    assert (found.measured.low, found.plain_measured, found.fastest_plain) == (3.9, 8.0, 7.5)
+    assert found.parts == ()
+    assert found.measured_agreement == 0.25
+    assert found.cost_model_error == pytest.approx(-3 * (1.11 - 0.1) - (4.0 - 8.0))
+
+
+def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
+    runs = [static_at(2, 5)]
+    policy = parse_policy("static:exit=2")
+    plain, lens = (price_parts(runs, by_hand(), SHAPE, Setting(policy, lens=lens)) for lens in (False, True))
+    assert lens["heads"] - plain["heads"] == pytest.approx(0.125)
+    assert {**lens, "heads": 0} == {**plain, "heads": 0}
+
+
+def test_rows_of_a_batch_count_one_by_one() -> None:
+    rows = [one_row(4, 10, 12), one_row(2, 6, 4)]
+    usage = {Item("overhead", 0, 2): 1, Item("overhead", 0, 1): 2}
+    run = generation(rows, usage, seconds=8.0)
+    # The first row feeds positions 10, 11, 12, the second, padded to 10 as well, position 10.
+    assert mean_position([run]) == pytest.approx((10 + 11 + 12 + 10) / 4)
+    assert seconds_per_token(run) == 2.0
+    assert price_parts([run], by_hand(), SHAPE)["overhead"] == pytest.approx((1.0 + 2 * 0.5) / 4)
+    assert measured_skip([run]) == pytest.approx(1 - 16 / (4 * LAYERS))
+
+
+def test_a_prediction_is_one_for_the_decoded_positions() -> None:
+    trace = make_trace(layers=LAYERS, shape=SHAPE)
+    setting = Setting(parse_policy("threshold:signal=margin,value=0.5,exits=1+2"), dtype="float32")
+    near, far = (predict(trace, setting, by_hand(), position) for position in (0.0, 1000.0))
+    assert np.array_equal(near.exits, far.exits)
+    own = replay(trace, setting.policy, machine=by_hand())
+    at_trace = predict(trace, setting, by_hand(), float(trace.position.mean()))
+    assert at_trace.seconds_per_token == pytest.approx(own.seconds_per_token)
+    ran = float(near.exits.mean())
+    assert near.seconds_per_token is not None
+    assert far.seconds_per_token is not None
+    assert far.seconds_per_token - near.seconds_per_token == pytest.approx(10.0 * ran)
+
+
+def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
+    trace = make_trace(layers=LAYERS, shape=SHAPE)
+    setting = Setting(parse_policy("static:exit=2"), lens=True)
+    with pytest.raises(InputError, match="read through no lens, decoding uses one"):
+        predict(trace, setting, by_hand(), 3.0)
+
+
+def test_a_single_new_token_is_nothing_to_judge() -> None:
+    alone = generation([one_row(1, 10, 0)], {})
+    with pytest.raises(InputError, match="no token was decoded after the first"):
+        forecast([alone], [alone], by_hand(), SHAPE, Setting(parse_policy("static:exit=2")))
+
+
+def test_every_item_of_a_bill_belongs_to_a_part_of_time() -> None:
+    assert set(PART_OF_ITEM) == set(PARTS)
+    assert set(PART_OF_ITEM.values()) == set(PARTS_OF_TIME)
+
+
+items = st.one_of(
+    st.builds(Item, st.just("overhead"), st.just(0), st.integers(1, 2)),
+    st.builds(
+        Item,
+        st.sampled_from(["layers", "K,V projection", "exit head"]),
+        st.integers(1, LAYERS),
+        st.integers(1, 2),
+    ),
+    st.builds(
+        Item,
+        st.just("probe"),
+        st.integers(1, LAYERS),
+        st.integers(1, 2),
+        st.sampled_from(["full head", "cosine"]),
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(usage=st.dictionaries(items, st.integers(1, 9), max_size=12), lens=st.booleans())
+def test_parts_add_up_to_the_whole(usage: dict[Item, int], lens: bool) -> None:
+    run = generation([one_row(7, 5, 3)], usage)
+    setting = Setting(parse_policy("static:exit=2"), lens=lens)
+    found = forecast([run], [static_at(LAYERS, 6)], by_hand(), SHAPE, setting, timed=[run])
+    assert [part.part for part in found.parts] == list(PARTS_OF_TIME)
+    assert sum(part.priced for part in found.parts) == pytest.approx(found.priced)

@@ -1,0 +1,525 @@
+"""What generation refuses, what it survives, and that the model is the same afterwards."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+from family_configs import build_family
+from generation_cases import POLICY, PROMPTS, assert_same, ids_of, tiny_llama
+
+import offramp
+from offramp.decoding.engine.abilities import Abilities
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.generation.arguments import KEPT_BACK, given_to_generate
+from offramp.decoding.generation.binding import check_model, check_tuned_early, strategy_of, warn_of_strategy
+from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits, is_broken
+from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.problems import describe_problem
+from offramp.decoding.generation.prompts import prompt_batch
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.errors import OfframpError, PolicyError
+from offramp.files import sha256_of_text
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tuning.results import Tuned
+from tiny_models import CONTEXT, VOCABULARY
+
+
+def state_of(model: offramp.Model) -> str:
+    """Everything about a model that a generation could leave changed: weights, attributes, hooks."""
+    hf = model.hf
+    weights = [(name, tensor.double().sum().item()) for name, tensor in hf.state_dict().items()]
+    modules = [
+        (
+            name,
+            sorted(vars(module)),
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            module.training,
+        )
+        for name, module in hf.named_modules()
+    ]
+    return sha256_of_text(repr((weights, modules, hf.config.to_dict(), hf.generation_config.to_dict())))
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"policy": "static:exit=5"}, "exit 5 is beyond the model, which has 4 layers"),
+    ({"policy": "static:exit=5"}, "where: static:exit=5"),
+    ({"policy": "statik:exit=1"}, "unknown policy 'statik'"),
+    ({"policy": 3}, "a policy cannot be a int"),
+    ({"policy": "no-such/policy.json"}, "policy.json"),
+    ({"policy": "oracle:kind=first"}, "oracle|unknown"),
+    (
+        {"policy": "threshold:signal=correctness,value=0.5,exits=1+2"},
+        "reads correctness, which comes with fitted",
+    ),
+    ({"kv": "propagat"}, "unknown strategy 'propagat'"),
+    ({"batching": "lockstop"}, "unknown batching 'lockstop'"),
+    ({"policy": POLICY, "kv": "monotone"}, "lets tokens go deeper than those before"),
+    ({"draft_length": 0, "kv": "speculate"}, "draft length of 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens cannot be 0"),
+    ({"max_new_tokens": 1.5}, "max_new_tokens cannot be 1.5"),
+    ({"max_new_tokens": CONTEXT}, f"exceed the context of {CONTEXT} positions"),
+    ({"max_new_tokens": CONTEXT}, r"what to do: lower max_new_tokens to \d+$"),
+    ({"seed": "a", "temperature": 0.5}, "seed cannot be 'a'"),
+    ({"seed": -1, "temperature": 0.5}, "seed cannot be -1"),
+    ({"heads": "no-such-heads.safetensors"}, "no-such-heads.safetensors does not exist"),
+    ({"num_beams": 2}, "num_beams is not possible here"),
+    ({"assistant_model": "anything"}, "assistant_model is not possible here"),
+    ({"negative_prompt_ids": torch.ones(1, 2)}, "negative_prompt_ids is not possible here"),
+    ({"return_dict_in_generate": True}, "return_dict_in_generate is not possible here"),
+    ({"no_such_option": 1}, "no_such_option"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"temperature": 0}, "temperature cannot be 0"),
+    ({"top_p": 2.0}, r"top_p cannot be 2.0(.|\n)*1 at most"),
+    ({"top_p": 0.0}, "top_p cannot be 0.0"),
+    ({"top_k": 0}, "top_k cannot be 0"),
+    ({"top_k": -1}, "top_k cannot be -1"),
+    ({"top_k": 2.5}, "top_k cannot be 2.5"),
+    ({"force_tokens": [5, VOCABULARY]}, f"the token {VOCABULARY} is none of the model's"),
+    ({"force_tokens": [[5, 6], [7, 8]]}, r"2 rows of \[2\] tokens, for 1 prompts"),
+    ({"force_tokens": []}, r"1 rows of \[0\] tokens"),
+    ({"force_tokens": [1.5]}, "no token id"),
+    ({"force_tokens": [5, 6], "temperature": 0.5}, "forced cannot be sampled"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_options_are_refused_before_anything_runs(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    offramp.generate(model, PROMPTS[0], max_new_tokens=2, policy=POLICY)
+    before = state_of(model)
+
+    def run(*arguments: Any) -> None:
+        raise AssertionError("a layer ran")
+
+    monkeypatch.setattr(Sequences, "run", run)
+    with pytest.raises(offramp.InputError, match=message) as caught:
+        offramp.generate(model, PROMPTS[0], **options)
+    assert caught.value.fix
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "there is no prompt|empty"),
+        ([[5, 6], []], "the prompt is empty"),
+        (torch.zeros(1, 0, dtype=torch.long), "the prompt is empty"),
+        ([5, VOCABULARY], "is none of the model's"),
+        ([5, -1], "is none of the model's"),
+        ([5, "a"], "no token id"),
+        (torch.ones(1, 2), "float32 tensor"),
+        (3, "a prompt cannot be a int"),
+        ([5] * (CONTEXT - 1), f"shorten the prompt to {CONTEXT - 64} tokens"),
+    ],
+)
+def test_bad_prompts_are_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(offramp.InputError) as caught:
+        offramp.generate(tiny_llama(), prompt)
+    assert re.search(message, str(caught.value))
+
+
+def heads_of(model: offramp.Model, fingerprint: str | None = None) -> ExitHeads:
+    return ExitHeads(
+        model={
+            "name": "another",
+            "fingerprint": fingerprint or model.identity.fingerprint,
+            "dtype": "float32",
+            "layers": 4,
+            "hidden_size": 32,
+            "vocabulary_size": VOCABULARY,
+        },
+        exits=(1, 2, 3),
+        lens=None,
+        classifiers={},
+        shortlist=None,
+        candidate_exit=None,
+        documents={},
+        provenance={},
+    )
+
+
+FIRST_OF_SHORT_LIST = "threshold:signal=restricted_margin,value=0.5,exits=1"
+
+
+class TunedFor:
+    """As much of a tuned policy as the check reads."""
+
+    def __init__(self, **model: Any) -> None:
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    ("tuned", "policy", "heads", "message"),
+    [
+        ({"fingerprint": "other", "name": "gpt2"}, POLICY, None, "tuned for another model, gpt2"),
+        (
+            {"heads": {"fingerprint": "abc", "lens": True}},
+            POLICY,
+            None,
+            "tuned with the exit heads abc, but is to decode without",
+        ),
+        (
+            {"heads": {"fingerprint": "abc", "lens": False}},
+            FIRST_OF_SHORT_LIST,
+            None,
+            "tuned with the exit heads abc, but is to decode without",
+        ),
+        ({}, FIRST_OF_SHORT_LIST, "own", "tuned without any"),
+        (None, POLICY, "other", "fitted on another"),
+    ],
+)
+def test_a_policy_of_another_model_or_other_heads(tuned: Any, policy: str, heads: Any, message: str) -> None:
+    model = tiny_llama()
+    given = None if heads is None else heads_of(model, "f" * 64 if heads == "other" else None)
+    named = None if tuned is None else TunedFor(**({"fingerprint": model.identity.fingerprint} | tuned))
+    with pytest.raises(offramp.InputError, match=message) as caught:
+        check_model(cast("Tuned", named), offramp.parse_policy(policy), given, model)
+    assert "heads" in str(caught.value) or "model" in str(caught.value)
+
+
+def test_heads_that_do_not_matter_do_not_matter() -> None:
+    model = tiny_llama()
+    tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": True})
+    check_model(cast("Tuned", tuned), offramp.parse_policy("never"), None, model)
+    tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": False})
+    check_model(cast("Tuned", tuned), offramp.parse_policy(POLICY), None, model)
+
+
+def test_other_heads_than_tuned_with_are_refused_without_the_model() -> None:
+    heads, policy = heads_of(tiny_llama()), offramp.parse_policy(FIRST_OF_SHORT_LIST)
+    other = TunedFor(fingerprint=heads.model["fingerprint"], heads={"fingerprint": "abc", "lens": False})
+    with pytest.raises(offramp.InputError, match="tuned with the exit heads abc"):
+        check_tuned_early(cast("Tuned", other), policy, heads)
+    same = {"fingerprint": heads.fingerprint, "lens": False}
+    check_tuned_early(cast("Tuned", TunedFor(**(other.model | {"heads": same}))), policy, heads)
+    # Of another model: the model at hand decides which of the two is wrong.
+    check_tuned_early(cast("Tuned", TunedFor(**(other.model | {"fingerprint": "f"}))), policy, heads)
+    check_tuned_early(cast("Tuned", other), policy, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "cannot honour beam search\n"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"cache_implementation": "static"}, "cache implementation"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
+        ({"return_dict_in_generate": True, "output_logits": True}, "output_logits"),
+        ({"prompt_lookup_num_tokens": 2}, "cannot honour assisted generation\n"),
+        ({"position_ids": torch.arange(1, 10)[None]}, "position_ids"),
+        ({"guidance_scale": 2.0}, "guidance"),
+        ({"token_type_ids": torch.ones(1, 9)}, "token_type_ids"),
+    ],
+)
+def test_arguments_of_transformers_that_cannot_be_honoured(options: dict[str, Any], message: str) -> None:
+    model = tiny_llama()
+    ids = torch.arange(2, 11)[None]
+    if "token_type_ids" in options:
+        early = offramp.early_exit(POLICY)
+        config = model.hf.generation_config
+        with pytest.raises(offramp.InputError, match=message):
+            early(model.hf, ids, [], [], config, **options)
+        return
+    before = state_of(model)
+    with pytest.raises(offramp.InputError, match=message):
+        model.hf.generate(ids, custom_generate=offramp.early_exit(POLICY), max_new_tokens=3, **options)
+    if "cache_implementation" not in options:  # transformers itself keeps a static cache in the model
+        assert state_of(model) == before
+
+
+def generate_of_another_version(loop: Any) -> Any:
+    """As transformers' `generate` calls a custom loop, but with other names."""
+    return loop()
+
+
+def test_a_transformers_that_hides_its_arguments_is_told_of() -> None:
+    def loop() -> Any:
+        return given_to_generate()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert generate_of_another_version(loop) == {}  # not transformers
+    code, names = generate_of_another_version.__code__, {"__name__": "transformers.generation.utils"}
+    with pytest.warns(RuntimeWarning, match="streamer or assistant_model was given"):
+        assert FunctionType(code, names)(loop) == dict.fromkeys(KEPT_BACK)
+
+
+def test_an_assistant_model_is_not_silently_ignored() -> None:
+    model = tiny_llama()
+    with pytest.raises(offramp.InputError, match="assist"):
+        model.hf.generate(
+            ids_of(model, PROMPTS[0]),
+            custom_generate=offramp.early_exit(None),
+            assistant_model=model.hf,
+            max_new_tokens=2,
+        )
+
+
+@contextmanager
+def poisoned(layer: Any, after: int, value: float = float("nan")) -> Iterator[None]:
+    """From its call number `after` on, a layer gives a number that is not finite."""
+    calls = 0
+
+    def poison(module: Any, arguments: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return output * value if calls > after else output
+
+    handle = layer.register_forward_hook(poison)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
+def test_a_broken_number_ends_the_generation_and_says_where(kv: str) -> None:
+    model = tiny_llama()
+    whole = offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv)
+    before = state_of(model)
+    with poisoned(model.stack.layers[2], after=4), pytest.warns(RuntimeWarning, match="layer 3"):
+        found = offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv)
+    length = len(model.encode(PROMPTS[0]))
+    assert found.tokens == whole.tokens[:4]
+    assert found.stopped == "problem"
+    assert found.problem is not None
+    assert f"new token 5 (position {length + 4}): layer 3 gives" in found.problem
+    assert state_of(model) == before
+    assert_same(offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv), whole)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "speculate"])
+def test_tokens_that_a_model_rules_out_break_nothing(kv: str) -> None:
+    hf = build_family("phi")
+    hf.lm_head.bias[20:60] = -torch.inf
+    ids = torch.arange(3, 12)[None]
+    given: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    expected = hf.generate(ids, **given)
+    policy = None if kv == "propagate" else "threshold:signal=margin,value=0.01,exits=1+2+3"
+    early = offramp.early_exit(policy, kv=kv)
+    assert torch.equal(hf.generate(ids, custom_generate=early, **given), expected)
+    assert early.last is not None
+    assert early.last.rows[0].problem is None
+
+
+def test_which_logits_are_broken() -> None:
+    none, fine = -torch.inf, [0.0, -torch.inf]
+    rows = torch.tensor([fine, [none, none], [torch.nan, 1.0], [torch.inf, 1.0], [1e30, -1e30]])
+    assert is_broken(rows).tolist() == [False, True, True, True, False]
+    chooser = Chooser(lambda ids, scores: scores, prompt=1, sampling=True)
+    with pytest.raises(NonFiniteLogits) as caught:
+        chooser.choose(torch.zeros(5, 1), rows)
+    assert caught.value.row == 1
+    chooser.finished = torch.tensor([False, True, True, True, False])
+    assert chooser.choose(torch.zeros(5, 1), rows).chosen.shape == (5,)
+
+
+def test_a_problem_is_looked_for_without_disturbing_other_threads() -> None:
+    model = tiny_llama()
+    engine = engine_of(model)
+    ids = ids_of(model, PROMPTS[0])
+    whole = offramp.generate(model, PROMPTS[1], max_new_tokens=30)
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            describe_problem(engine, ids[0], 1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        found = [offramp.generate(model, PROMPTS[1], max_new_tokens=30).tokens for _ in range(3)]
+    finally:
+        done.set()
+        thread.join()
+    assert found == [whole.tokens] * 3
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
+def test_what_was_cached_is_gone_with_the_generation_not_with_the_collector(
+    kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    offramp.generate(model, PROMPTS[0], max_new_tokens=4, policy=POLICY, kv=kv)
+    held: list[weakref.ref[Any]] = []
+    run = Sequences.run
+
+    def noting(self: Sequences, *arguments: Any) -> Any:
+        held.append(weakref.ref(self.cache.layers[0]))
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Sequences, "run", noting)
+    gc.collect()
+    gc.disable()
+    try:
+        offramp.generate(model, PROMPTS[0], max_new_tokens=8, policy=POLICY, kv=kv)
+        assert held
+        assert not any(layer() is not None for layer in held)
+    finally:
+        gc.enable()
+
+
+def test_one_row_with_padding_needs_what_a_batch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    prompts = prompt_batch(model, list(PROMPTS[1:3]), chat=False)
+    for batching in ("lockstep", "rebatch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Abilities, "lockstep", "it cannot")
+            with pytest.raises(offramp.InputError, match=r"\(lockstep\): it cannot"):
+                generate_batch(model, prompts.ids, prompts.mask, batching=batching, max_new_tokens=2)
+            padded = int(prompts.mask.sum(1).argmin())
+            one = slice(padded, padded + 1)
+            with pytest.raises(offramp.InputError, match=r"\(lockstep\): it cannot"):
+                generate_batch(model, prompts.ids[one], prompts.mask[one], max_new_tokens=2)
+            generate_batch(model, prompts.ids[one], None, max_new_tokens=2)
+
+
+def test_a_tuned_policy_decodes_as_it_was_tuned() -> None:
+    tuned = cast("Tuned", SimpleNamespace(kv="recompute"))
+    assert [strategy_of(None, None), strategy_of(None, tuned)] == ["propagate", "recompute"]
+    assert strategy_of("speculate", tuned) == "speculate"
+    with pytest.warns(UserWarning, match="tuned with K and V by recompute, and decodes with propagate"):
+        warn_of_strategy("propagate", tuned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_strategy("recompute", tuned)
+        warn_of_strategy("propagate", None)
+
+
+def test_a_broken_prompt_gives_no_token() -> None:
+    model = tiny_llama()
+    offramp.generate(model, list(PROMPTS), max_new_tokens=2)  # tries abilities, which hooks would spoil
+    with poisoned(model.stack.layers[0], after=0), pytest.warns(RuntimeWarning, match="layer 1"):
+        rows = offramp.generate(model, list(PROMPTS), max_new_tokens=8)
+    assert [row.tokens for row in rows] == [[]] * len(PROMPTS)
+    assert all(row.problem for row in rows)
+
+
+class Interrupts:
+    """A streamer that interrupts at some token."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.tokens = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += 1
+        if self.tokens == 4:
+            raise self.error
+
+    def end(self) -> None:
+        raise AssertionError("it did not end")
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate", "monotone"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), RuntimeError("mine")])
+def test_the_model_is_unchanged_after_an_interruption(kv: str, error: BaseException) -> None:
+    model = tiny_llama()
+    policy = f"monotone:policy=[{POLICY}]" if kv == "monotone" else POLICY
+    whole = offramp.generate(model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv)
+    before = state_of(model)
+    with pytest.raises(type(error)):
+        offramp.generate(
+            model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv, streamer=Interrupts(error)
+        )
+    assert state_of(model) == before
+    assert_same(offramp.generate(model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv), whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    before = state_of(model)
+    with pytest.raises(OfframpError, match=r"memory ran out for 4 x \d+ tokens") as caught:
+        offramp.generate(model, list(PROMPTS), max_new_tokens=8, streamer=Interrupts(error))
+    assert "3 prompts at a time" in caught.value.fix
+    monkeypatch.setattr("offramp.decoding.generation.memory.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
+    with pytest.raises(OfframpError) as caught:
+        offramp.generate(model, PROMPTS[0], max_new_tokens=8, streamer=Interrupts(error))
+    assert "give at most 5 tokens a prompt" in caught.value.fix
+    assert state_of(model) == before
+
+
+def test_generations_in_threads_do_not_mix() -> None:
+    model = tiny_llama()
+    jobs = [(prompt, kv) for prompt in PROMPTS for kv in ("propagate", "recompute", "speculate")]
+    expected = [
+        offramp.generate(model, prompt, policy=POLICY, kv=kv, max_new_tokens=10) for prompt, kv in jobs
+    ]
+    found: dict[int, Any] = {}
+
+    def work(place: int) -> None:
+        prompt, kv = jobs[place]
+        found[place] = offramp.generate(model, prompt, policy=POLICY, kv=kv, max_new_tokens=10)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place, result in enumerate(expected):
+        assert_same(found[place], result)
+
+
+def test_a_policy_that_breaks_its_word_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    policy = offramp.parse_policy(POLICY)
+    monkeypatch.setattr(type(policy), "never_deepens", True)
+    with pytest.raises(PolicyError, match="lets tokens go deeper"):
+        offramp.generate(model, PROMPTS[0], policy=policy, kv="monotone", max_new_tokens=20)
+    with pytest.raises(PolicyError, match="lets tokens go deeper"):
+        offramp.generate(
+            model, list(PROMPTS), policy=policy, kv="monotone", batching="rebatch", max_new_tokens=20
+        )
+
+
+def test_no_gradients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    seen: list[bool] = []
+    handle = model.stack.layers[0].register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    with torch.enable_grad():
+        offramp.generate(model, PROMPTS[0], max_new_tokens=3)
+    handle.remove()
+    assert seen
+    assert not any(seen)
+
+
+def test_every_strategy_says_what_is_exact() -> None:
+    for name, strategy in STRATEGIES.items():
+        assert strategy.name == name
+        assert strategy.exact.endswith(".")
+
+
+def test_a_tuned_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"kind": "tuned", "schema_version": 99}', encoding="utf-8")
+    with pytest.raises(offramp.InputError, match="schema version 99"):
+        offramp.generate(tiny_llama(), PROMPTS[0], policy=path)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(offramp.InputError, match="JSON"):
+        offramp.early_exit(str(path))

@@ -1,0 +1,243 @@
+"""Free-running quality against a naive reference, and drift by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from offramp.decoding.generation.result import Generation
+from offramp.decoding.quality import free_running as module
+from offramp.decoding.quality.drift import drift, drift_of
+from offramp.decoding.quality.free_running import free_running, full_models_choices, tokens_before_divergence
+from offramp.decoding.quality.judging import Judged, judge
+from offramp.errors import InputError
+from offramp.models.loading import load_model
+from offramp.models.model import Model
+from offramp.models.shape import LayerShape, ModelShape
+from offramp.tracing.trace import Trace
+from tiny_models import VOCABULARY
+
+TOKENS = st.lists(st.integers(2, VOCABULARY - 61), min_size=1, max_size=9)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return load_model(str(tiny_model), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_model: Path) -> Model:
+    return load_model(str(tiny_model), dtype="bfloat16")
+
+
+def own_greedy(model: Model, prompt: Sequence[int], count: int) -> list[int]:
+    """The full model's greedy answer, one whole forward per token."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def one_by_one(model: Model, prompt: list[int], answer: list[int]) -> tuple[list[int], list[float]]:
+    """Top-1 and log-probability in each place, from one whole forward per token."""
+    best, logprob = [], []
+    for place, token in enumerate(answer):
+        ids = torch.tensor([prompt + answer[:place]])
+        with torch.no_grad():
+            scores = model.hf(input_ids=ids, use_cache=False).logits[0, -1].double().log_softmax(-1)
+        best.append(int(scores.argmax()))
+        logprob.append(float(scores[token]))
+    return best, logprob
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TOKENS, st.integers(1, 8), TOKENS), min_size=1, max_size=3))
+def test_it_equals_the_naive_reference(model: Model, cases: list[tuple[list[int], int, list[int]]]) -> None:
+    prompts = [prompt for prompt, _, _ in cases]
+    plains = [own_greedy(model, prompt, 8) for prompt in prompts]
+    # Each answer follows the plain one for a while and then goes its own way.
+    answers = [plain[:keep] + rest for plain, (_, keep, rest) in zip(plains, cases, strict=True)]
+    result = free_running(model, prompts, answers, plains)
+    divergence, agreeing, nll, plain_nll = [], 0, 0.0, 0.0
+    for prompt, answer, plain in zip(prompts, answers, plains, strict=True):
+        place = 0
+        while place < min(len(answer), len(plain)) and answer[place] == plain[place]:
+            place += 1
+        divergence.append(place)
+        best, logprob = one_by_one(model, prompt, answer)
+        agreeing += sum(one == other for one, other in zip(best, answer, strict=True))
+        nll -= sum(logprob)
+        plain_nll -= sum(one_by_one(model, prompt, plain)[1])
+    new = sum(map(len, answers))
+    assert result.tokens_before_divergence.value == pytest.approx(np.mean(divergence))
+    assert result.agreement.value == pytest.approx(agreeing / new)
+    assert result.nll.value == pytest.approx(nll / new, abs=1e-4)
+    assert result.plain_nll.value == pytest.approx(plain_nll / sum(map(len, plains)), abs=1e-4)
+    matches = np.mean([one == other for one, other in zip(answers, plains, strict=True)])
+    assert result.sequence_match.value == pytest.approx(matches)
+    assert (result.prompts, result.new_tokens) == (len(cases), new)
+
+
+def test_the_full_models_own_answers_are_perfect(model: Model) -> None:
+    prompts = [[0, number + 2, 2 * number + 3] for number in range(20)]
+    plains = [own_greedy(model, prompt, 6) for prompt in prompts]
+    result = free_running(model, prompts, plains, plains)
+    assert (result.agreement.value, result.sequence_match.value) == (1.0, 1.0)
+    assert result.tokens_before_divergence.value == 6.0
+    assert result.nll == result.plain_nll
+    assert result.nll.low is not None
+    assert result.nll.high is not None
+    assert result.nll.low <= result.nll.value <= result.nll.high
+
+
+def test_bfloat16_answers_of_the_full_model_agree_by_definition(rounded: Model) -> None:
+    prompts = [[0, number + 2] for number in range(4)]
+    plains = [own_greedy(rounded, prompt, 8) for prompt in prompts]
+    result = free_running(rounded, prompts, plains, plains)
+    assert (result.agreement.value, result.sequence_match.value) == (1.0, 1.0)
+
+
+def test_bfloat16_logits_are_read_in_float32(rounded: Model) -> None:
+    prompt, answer = [0, 5, 6], [7, 8, 9, 10]
+    judged = judge(rounded, prompt, answer)
+    with torch.no_grad():
+        found = rounded.hf(input_ids=torch.tensor([prompt + answer[:-1]]), use_cache=False)
+        logprob = found.logits[0, 2:].double().log_softmax(-1)
+    expected = logprob.gather(1, torch.tensor(answer)[:, None]).squeeze(1).numpy()
+    np.testing.assert_allclose(judged.logprob, expected, atol=0.05)
+    best = torch.tensor(judged.largest)
+    assert not torch.equal(best, best.bfloat16().double()), "the largest logits are not rounded"
+
+
+def test_few_prompts_have_no_interval(model: Model) -> None:
+    result = free_running(model, [[0, 3]], [[4, 5]], [[4, 6]])
+    assert (result.nll.low, result.nll.high, result.agreement.low) == (None, None, None)
+
+
+def test_agreement_goes_on_after_the_divergence(model: Model) -> None:
+    prompt = [0, 7, 8]
+    plain = own_greedy(model, prompt, 6)
+    wrong = next(token for token in range(2, 9) if token != plain[1])
+    answer = [plain[0], wrong, *own_greedy(model, [*prompt, plain[0], wrong], 4)]
+    result = free_running(model, [prompt], [answer], [plain])
+    assert result.tokens_before_divergence.value == 1.0
+    assert result.agreement.value == pytest.approx(5 / 6)
+    assert result.sequence_match.value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain", "expected"),
+    [([1, 2, 3], [1, 2, 3], 3), ([1, 2], [1, 2, 3], 2), ([1, 9, 3], [1, 2, 3], 1), ([9], [1, 2], 0)],
+)
+def test_tokens_before_divergence(answer: list[int], plain: list[int], expected: int) -> None:
+    assert tokens_before_divergence(answer, plain) == expected
+
+
+def test_near_ties_count_as_the_full_models_choice() -> None:
+    zeros = np.zeros(4)
+    judged = Judged(zeros.astype(np.int64), zeros, np.array([0.0, 0.9e-4, 2e-4, 0.2]), np.full(4, 30.0))
+    assert full_models_choices(judged, 0, "float32").tolist() == [True, True, False, False]
+    assert full_models_choices(judged, 0, "bfloat16").tolist() == [True, True, True, True]
+    judged = replace(judged, gap=np.array([0.3, 0.1, 0.3, 0.3]))
+    assert full_models_choices(judged, 1, "bfloat16").tolist() == [True, True, False, False]
+
+
+def test_long_answers_are_judged_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = list(range(10, 60))
+    whole = judge(model, [0, 1], answer)
+    monkeypatch.setattr("offramp.decoding.quality.judging.ROWS_AT_ONCE", 7)
+    parts = judge(model, [0, 1], answer)
+    np.testing.assert_allclose(parts.logprob, whole.logprob, atol=1e-5)
+    assert parts.chosen.tolist() == whole.chosen.tolist()
+    assert len(parts.gap) == 50
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "plains"),
+    [([], [], []), ([[1]], [[1]], []), ([[1]], [[]], [[1]]), ([[]], [[1]], [[1]])],
+)
+def test_unusable_lists_are_refused(
+    model: Model, prompts: list[list[int]], answers: list[list[int]], plains: list[list[int]]
+) -> None:
+    with pytest.raises(InputError):
+        free_running(model, prompts, answers, plains)
+
+
+def test_a_non_finite_logit_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        logits = torch.zeros(3, VOCABULARY)
+        logits[1, 5] = float("nan")
+        return logits
+
+    monkeypatch.setattr("offramp.decoding.quality.judging.float_logits", poisoned)
+    with pytest.raises(InputError, match="token 2 of the answer"):
+        module.judge(model, [0], [1, 2, 3])
+
+
+def test_an_answer_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, plain, answers = [[5, 6], [7]], [[8, 9], [10, 11]], [[8, 9], [10, 12]]
+    expected = free_running(model, prompts, answers, plain)
+    read: list[Sequence[int]] = []
+
+    def counted(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Judged:
+        read.append(answer)
+        return judge(model, prompt, answer)
+
+    monkeypatch.setattr(module, "judge", counted)
+    known: module.Judgements = {}
+    for _ in range(2):
+        assert free_running(model, prompts, answers, plain, known=known) == expected
+    assert read == [[8, 9], [10, 12], [10, 11]]
+
+
+def test_drift_by_hand() -> None:
+    result = drift_of([4, 2, 3, 4], [9, 8, 7, 6], [4, 3, 3, 2], [9, 8, 7, 5])
+    assert (result.tokens, result.exits_differ, result.mean_exit_difference) == (4, 0.5, 0.25)
+    assert result.tokens_differ == 0.25
+    with pytest.raises(InputError):
+        drift_of([1], [1], [1, 2], [1])
+    with pytest.raises(InputError):
+        drift_of([], [], [], [])
+
+
+def traced() -> Trace:
+    """Two documents of 5 and 4 rows, two exits."""
+    layers = (LayerShape("attention", 1, 1, 1, 1, 1, None, 0),) * 2
+    top1 = np.arange(18, dtype=np.int32).reshape(9, 2)
+    trace = Trace.from_facts(
+        {"top1": top1},
+        document=np.array([0] * 5 + [1] * 4, dtype=np.int32),
+        position=np.array([*range(5), *range(4)], dtype=np.int32),
+        shape=ModelShape(layers, 4, 99, 4, 99, 4),
+    )
+    trace.token = np.array([10, 11, 12, 13, 14, 20, 21, 22, 23], dtype=np.int32)
+    return trace
+
+
+def generation(tokens: list[int], chosen: list[int], exits: list[int], prompt_tokens: int) -> Generation:
+    return Generation("", tokens, chosen, np.array(exits), 2, 0, 0, prompt_tokens, "length")
+
+
+def test_drift_finds_the_rows_of_forced_documents() -> None:
+    replayed: Any = SimpleNamespace(exits=np.array([1, 2, 1, 2, 1, 2, 1, 2, 1]))
+    # Document 0 after a prompt of 2: fed 12, 13, rows 2 and 3. Document 1 after a prompt of 1: rows 6, 7.
+    first = generation([12, 13, 14], [0, 4, 7], [2, 1, 2], 2)
+    second = generation([21, 22, 23], [0, 12, 99], [2, 2, 2], 1)
+    result = drift(traced(), replayed, {0: first, 1: second})
+    assert result.tokens == 4
+    assert result.exits_differ == 0.25
+    assert result.mean_exit_difference == 0.25
+    assert result.tokens_differ == 0.25
+    with pytest.raises(InputError, match="document 0"):
+        drift(traced(), replayed, {0: generation([12, 99, 14], [0, 0, 0], [2, 2, 2], 2)})

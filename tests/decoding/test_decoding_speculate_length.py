@@ -1,0 +1,83 @@
+"""The adaptive draft length: its formula against brute force, and how it learns, pauses and tries again."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from offramp.decoding.strategies.draft_length import AdaptiveLength, Auto, FixedLength, each_costs
+
+LAYERS, HEAD = 30, 6.0
+
+
+def adaptive(
+    share: float = 0.1, exit_head: float = HEAD, exit: float = 10.0, longest: int = 8
+) -> AdaptiveLength:
+    return AdaptiveLength(Auto(rows=each_costs(share), longest=longest), LAYERS, HEAD, exit_head, exit)
+
+
+def tokens_per_cost(length: int, right: float, exit: float, share: float) -> float:
+    """A round played through for every outcome of its drafts."""
+    tokens = 0.0
+    for outcome in itertools.product([True, False], repeat=length):
+        chance = 1.0
+        for is_right in outcome:
+            chance *= right if is_right else 1 - right
+        kept = length if all(outcome) else outcome.index(False)
+        tokens += chance * (kept + 1)
+    if length == 0:
+        return 1 / (LAYERS + HEAD)
+    drafts = length * (exit + HEAD)
+    closing = exit
+    block = (LAYERS - exit + HEAD) * (1 + share * length)
+    return tokens / (drafts + closing + block)
+
+
+@pytest.mark.parametrize("right", [0.1, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize(("exit", "share"), [(5.0, 0.1), (10.0, 0.6), (25.0, 0.1), (3.0, 0.0)])
+def test_the_best_length_is_that_of_every_outcome_played_through(
+    right: float, exit: float, share: float
+) -> None:
+    gains = [tokens_per_cost(length, right, exit, share) for length in range(9)]
+    assert gains[adaptive(share, exit=exit).best(right)] == pytest.approx(max(gains))
+
+
+def test_right_drafts_make_rounds_longer_and_wrong_ones_shorter() -> None:
+    length = adaptive()
+    lengths = []
+    for _ in range(12):
+        lengths.append(length.next())
+        length.learn(lengths[-1], False, [5] * lengths[-1])
+    assert lengths[0] == 1
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == 8
+    for _ in range(30):
+        drafted = length.next()
+        length.learn(0, True, [5] * drafted)
+    assert length.next() <= 1
+
+
+def test_pauses_grow_while_drafts_are_wrong() -> None:
+    length = adaptive(share=0.6)
+    drafted = []
+    for _ in range(70):
+        drafted.append(length.next())
+        length.learn(0, drafted[-1] > 0, [10] * drafted[-1])
+    tries = [place for place, made in enumerate(drafted) if made]
+    pauses = [later - earlier - 1 for earlier, later in itertools.pairwise(tries)]
+    assert set(drafted) == {0, 1}
+    assert pauses == [8, 16, 32]
+
+
+def test_nothing_is_tried_where_not_even_right_drafts_would_pay() -> None:
+    # 9 tokens cost 9 x 25 + 8 x 6 + 11 x 5.8 = 337 layers, plainly 324.
+    assert [adaptive(share=0.6, exit=25.0).next() for _ in range(300)] == [0] * 300
+    # Off a short list drafts hardly cost a head.
+    assert adaptive(share=0.6, exit=25.0, exit_head=0.1).next() == 1
+
+
+def test_a_fixed_length_stays() -> None:
+    length = FixedLength(3)
+    length.learn(0, True, [1, 1, 1])
+    assert length.next() == 3
