@@ -13,7 +13,7 @@ import torch
 from bench_cases import family_model, hook_count
 from generation_cases import tiny_llama
 
-from offramp.decoding.bench import contenders, library
+from offramp.decoding.bench import contenders, generating
 from offramp.decoding.bench.bench import bench, measure, run, settle
 from offramp.decoding.bench.contenders import (
     GENERATE,
@@ -209,7 +209,7 @@ def test_a_recurrent_family_is_timed_without_the_peers_that_cannot() -> None:
 
 
 def test_what_fails_beside_the_policy_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = library.generate
+    fails = generating.generate
 
     def generate(*arguments: Any, **keywords: Any) -> Any:
         if keywords.get("cache_implementation") == "static":

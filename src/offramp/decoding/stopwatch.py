@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from offramp.models.calls import first_tensor
+from offramp.models.calls import first_tensor, hidden_argument
 from offramp.models.stack import ExitStack
 
 Probe = Callable[[Tensor, Tensor], Any]
@@ -118,14 +118,6 @@ class Stopwatch:
 
     def _head_ended(self, head: nn.Module, arguments: Any, output: Any) -> None:
         self.head_ended = time.perf_counter()
-
-
-def hidden_argument(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
-    """The hidden state among a layer's arguments: the first floating-point tensor."""
-    for value in (*arguments, *keywords.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return None
 
 
 def note_cost() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,23 @@ class Call:
 def first_tensor(output: Any) -> Any:
     """The hidden state of a layer's output: the output itself, or the first element of a tuple."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def hidden_argument(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
+    """The hidden state among a layer's arguments: the first floating-point tensor."""
+    found = place_of_hidden(arguments, keywords)
+    return None if found is None else found[1]
+
+
+def place_of_hidden(
+    arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[int | str, Tensor] | None:
+    """Place or keyword of the hidden state among a layer's arguments, and the state."""
+    places: list[tuple[int | str, Any]] = [*enumerate(arguments), *keywords.items()]
+    for place, value in places:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return place, value
+    return None
 
 
 def record_calls(model: nn.Module, ids: Tensor) -> Call:

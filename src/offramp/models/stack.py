@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.models.calls import first_tensor
+from offramp.models.calls import first_tensor, hidden_argument
 from offramp.models.transform import LogitTransform
 
 # Held while modules have other `forward` methods: no other thread may replace or copy them then.
@@ -89,7 +89,7 @@ class ExitStack:
         def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             nonlocal previous
             if previous is None:
-                previous = _hidden_argument(arguments, keywords)
+                previous = hidden_argument(arguments, keywords)
 
         def after(module: nn.Module, arguments: Any, output: Any) -> None:
             nonlocal executed, previous
@@ -111,14 +111,6 @@ def _chain(modules: Sequence[nn.Module], hidden: Tensor) -> Tensor:
     for module in modules:
         hidden = module(hidden)
     return hidden
-
-
-def _hidden_argument(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
-    """The hidden state among a layer's arguments: the first floating-point tensor."""
-    for value in (*arguments, *keywords.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from offramp.decoding.bench.entrant import Candidates, Decode, Decoded, Entrant, PromptBatch, left_out
-from offramp.decoding.bench.library import (
+from offramp.decoding.bench.generating import (
     FirstTokens,
     generate,
     layers_of_draft,

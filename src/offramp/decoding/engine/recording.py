@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from offramp.models.calls import place_of_hidden
 from offramp.models.stack import FORWARDS_REPLACED, ExitStack, with_hidden
 
 
@@ -107,12 +108,11 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def _hidden_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[int | str, Tensor]:
-    """Place or keyword of a layer's hidden state, the first floating-point tensor, and the state."""
-    places: list[tuple[int | str, Any]] = [*enumerate(arguments), *keywords.items()]
-    for place, value in places:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return place, value
-    raise LookupError("a layer is called without a hidden state")
+    """Place or keyword of a layer's hidden state, and the state; raises LookupError if it has none."""
+    found = place_of_hidden(arguments, keywords)
+    if found is None:
+        raise LookupError("a layer is called without a hidden state")
+    return found
 
 
 def _call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> LayerCall:
