@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 TEST_THREADS ?= 1
+# Processes that share the tests: a number, or one for each core up to four.
+TEST_WORKERS ?= logical
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -28,7 +30,8 @@ test: $(INSTALLED)
 	@echo "== mypy"
 	@$(BIN)/mypy
 	@echo "== pytest"
-	@OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest
+	@OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest \
+	  -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 families: $(INSTALLED)
 	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md

@@ -105,6 +105,7 @@ def main() -> None:
     place = round(model.layers * 2 / 3) - 1
     lens = fitted[0].lens
     assert lens is not None, "the benchmark fits a lens"
+    assert lens.explained is not None, "known of a lens that was fitted"
     result = {
         "benchmark": "heads",
         **costs,

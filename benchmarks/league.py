@@ -63,8 +63,11 @@ def decoded(options: argparse.Namespace) -> dict[str, Any]:
     heads = None if options.heads is None else read_heads(options.heads)
     floors = [float(floor) for floor in options.floors.split(",")]
     entries = chosen(trace, profile, floors, options.families)
+    if not entries:
+        raise SystemExit(f"no family that exits reaches a floor of {options.floors}: lower --floors")
     prompts = prompts_of(
-        model, workload, options.prompts, new_tokens=options.new_tokens, heads=heads,
+        model, workload, options.prompts, new_tokens=options.new_tokens,
+        heads=() if heads is None else (heads,),
         prompt_tokens=options.prompt_tokens,
     )  # fmt: skip
     measurement_of = {"prompts": prompts, "heads": heads, "new_tokens": options.new_tokens}

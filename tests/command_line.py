@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# For timing a tiny model on this machine, which a run does once per model; twelve for users.
+TIMING_SECONDS = 1.0
 PROGRAM = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
 
 
@@ -41,6 +43,7 @@ class Outcome:
 
 def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
+    from offramp.cli import preparation
     from offramp.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -48,6 +51,7 @@ def run_offramp(*arguments: object) -> Outcome:
     with (
         mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="80"),
+        mock.patch.object(preparation, "MEASURING_SECONDS", TIMING_SECONDS),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

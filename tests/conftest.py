@@ -6,11 +6,20 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from offramp.models.dense_cache import CACHE_VARIABLE, cache_folder
 from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
+
+if TYPE_CHECKING:
+    from offramp.cli.answers import Answers
+    from offramp.costs.machine import Machine
+    from offramp.models.model import Model
+    from offramp.tracing.trace import Trace
+
+ANSWERS: dict[tuple[object, ...], Answers] = {}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command line does, but here torch is loaded before it: spinning threads are slow on a busy machine.
@@ -30,10 +39,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(own))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of 4 layers, with a chat template. Tests that change it copy it first."""
     return write_llama(tmp_path_factory.mktemp("models") / "tiny", chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    """The bundled model in float32. Tests leave it as it is."""
+    from offramp.tracing.transformed import load_model
+
+    return load_model("smollm2")
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +69,25 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
-    from offramp.cli import decoding_choice, preparation
+    from offramp.cli import decoding_choice
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_choice, "MOST_NEW_TOKENS", decoding_choice.FEWEST_NEW_TOKENS)
-        patch.setattr(preparation, "MEASURING_SECONDS", 2.0)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
+
+
+@pytest.fixture
+def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searching the same trace again gives the same answers; with this, runs in this process do it once."""
+    from offramp.cli.answers import answers_of
+
+    def answers(trace: Trace, machine: Machine | None) -> Answers:
+        name = None if machine is None else machine.name
+        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name)
+        if key not in ANSWERS:
+            ANSWERS[key] = answers_of(trace, machine)
+        return ANSWERS[key]
+
+    monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)

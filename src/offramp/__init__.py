@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "offramp.models.model",
-    "load_model": "offramp.models.loading",
+    "load_model": "offramp.tracing.transformed",
     "Workload": "offramp.workloads.workload",
     "load_workload": "offramp.workloads.registry",
     "Trace": "offramp.tracing.trace",
@@ -29,6 +29,7 @@ _HOMES = {
     "Tuned": "offramp.tuning.results",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
+    "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.decoding.hardware",
     "bench": "offramp.decoding.bench.bench",
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.result import Generation
     from offramp.decoding.hardware import measure_hardware
     from offramp.errors import InputError, OfframpError
-    from offramp.models.loading import load_model
     from offramp.models.model import Model
     from offramp.policies.frontier import frontier
     from offramp.policies.grammar import parse_policy
@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import score
     from offramp.tracing.fitting.fit import fit_heads
+    from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
+    from offramp.tracing.transformed import load_model
     from offramp.tuning.league import league
     from offramp.tuning.predict import predict
     from offramp.tuning.results import Tuned
@@ -82,6 +84,7 @@ __all__ = [
     "fit_heads",
     "frontier",
     "generate",
+    "import_heads",
     "judge",
     "league",
     "load_model",

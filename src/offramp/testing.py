@@ -2,7 +2,15 @@
 
 from offramp.costs.contract import check_machine
 from offramp.decoding.quality.tasks.contract import check_task
+from offramp.models.transforms.contract import check_transform
 from offramp.policies.contract import check_policy
 from offramp.workloads.contract import check_workload, check_workload_source
 
-__all__ = ["check_machine", "check_policy", "check_task", "check_workload", "check_workload_source"]
+__all__ = [
+    "check_machine",
+    "check_policy",
+    "check_task",
+    "check_transform",
+    "check_workload",
+    "check_workload_source",
+]

@@ -143,7 +143,7 @@ def test_a_trace_without_timings_is_refused_before_anything_is_timed(
     measured: tuple[Outcome, Path, Path], tmp_path: Path, workload: str
 ) -> None:
     other = write_llama(tmp_path / "other", num_hidden_layers=3)
-    with mock.patch("offramp.decoding.bench.bench.run", side_effect=AssertionError("timed")):
+    with mock.patch("offramp.cli.bench_stage.run", side_effect=AssertionError("timed")):
         outcome = run_offramp(*command(other, workload, "--trace", measured[2])).require(2)
         assert "there are no timings of this model" in outcome.err
         outcome = run_offramp(
@@ -188,7 +188,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        with mock.patch("offramp.models.loading.load_model", side_effect=AssertionError("loaded")):
+        with mock.patch("offramp.models.loading.load_source", side_effect=AssertionError("loaded")):
             outcome = run_offramp(*command(tiny_model, workload, *options)).require(2)
     finally:
         os.chdir(before)
@@ -205,7 +205,7 @@ def test_what_only_the_model_tells_is_refused_before_timing(tiny_model: Path, wo
         (["--new-tokens", 200], "leave room for 200 new tokens"),
         (["--policy", "threshold:signal=correctness,value=0.9,exits=1"], "exit heads"),
     ):
-        with mock.patch("offramp.decoding.bench.bench.run", side_effect=AssertionError("timed")):
+        with mock.patch("offramp.cli.bench_stage.run", side_effect=AssertionError("timed")):
             outcome = run_offramp(*command(tiny_model, workload, *options)).require(2)
         assert what in outcome.err
 

@@ -14,6 +14,8 @@ import pytest
 from command_line import Outcome, finish, run_offramp, start_offramp, tree
 from tiny_models import write_documents
 
+pytestmark = pytest.mark.usefixtures("remembered_answers")
+
 TOKENS = 12_000
 
 

@@ -8,18 +8,20 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from command_line import finish, run_offramp, start_offramp
+from command_line import run_offramp
+from offramp.cli import preparation
 from offramp.report.summary import summary_schema
 from tiny_models import GGUF_LAYERS, LINES, write_gguf
 
 
 @pytest.mark.real_model
 @pytest.mark.slow
-def test_the_bundled_model_on_prose(tmp_path: Path) -> None:
+def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "FITTING_TOKENS", 200)
     folder = tmp_path / "run"
     command = ["run", "smollm2", "--workload", "prose", "--tokens", 256, "--exits", "10,20,30", "-o", folder]
     command.append("--no-decode")
-    shown = finish(start_offramp(*command, "--json"), timeout=240).require(0)
+    shown = run_offramp(*command, "--json").require(0)
     summary = shown.json["summary"]
     jsonschema.validate(summary, summary_schema())
     assert summary == json.loads((folder / "summary.json").read_text())

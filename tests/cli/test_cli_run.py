@@ -102,6 +102,7 @@ def test_policies_are_written_and_can_be_replayed(finished_run: Path) -> None:
         assert replayed["policy"] == verdict["policy"]
 
 
+@pytest.mark.usefixtures("remembered_answers")
 def test_the_terminal_shows_verdict_scores_and_report(
     arguments: list[object], run_folder: Path, documents: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_the_terminal_shows_verdict_scores_and_report(
     assert shown.err == "", "a progress bar belongs on a terminal only"
 
 
+@pytest.mark.usefixtures("remembered_answers")
 def test_json_is_the_last_line_and_people_read_standard_error(
     arguments: list[object], run_folder: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_json_is_the_last_line_and_people_read_standard_error(
     assert "representation quality" in shown.err
 
 
+@pytest.mark.usefixtures("remembered_answers")
 def test_a_second_run_reuses_every_byte_of_the_traces(arguments: list[object], run_folder: Path) -> None:
     before = tree(run_folder / "traces")
     times = {path: path.stat().st_mtime_ns for path in (run_folder / "traces").rglob("*.parquet")}

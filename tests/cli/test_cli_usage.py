@@ -68,6 +68,7 @@ def test_bad_usage_is_answered_in_three_parts(arguments: list[str], what: str, a
     [
         ("models", ["smollm2"]),
         ("workloads", ["prose", "code", "chat", "math", "txt:PATH", "jsonl:PATH#field"]),
+        ("transforms", ["int8", "int4:group=32", "prune:"]),
         ("policies", ["never", "static:", "threshold:"]),
         ("signals", ["max_prob", "margin", "entropy"]),
     ],
@@ -89,7 +90,9 @@ def test_doctor_finds_what_is_needed() -> None:
     outcome = run_offramp("doctor").require(0)
     assert "torch" in outcome.out
     findings = {finding["name"]: finding for finding in run_offramp("doctor", "--json").json["findings"]}
-    assert {"torch", "transformers", "default model", "C++ compiler", "cache", "machine"} <= set(findings)
+    assert {"torch", "transformers", "default model", "C++ compiler", "cache", "machine", "torchao"} <= set(
+        findings
+    )
     assert findings["torch"]["fine"]
     assert all(finding["fine"] or finding["fix"] for finding in findings.values())
 
@@ -121,7 +124,9 @@ def test_doctor_fails_without_a_needed_package(monkeypatch: pytest.MonkeyPatch) 
         ["trace", "smollm2", "--workload", "no-such-workload", "-o", "folder"],
         ["score", "no-such-folder"],
         ["replay", "no-such-folder", "--policy", "static:exit=1"],
+        ["trace", "smollm2", "--workload", "prose", "--transform", "int9", "-o", "folder"],
         ["list", "models"],
+        ["list", "transforms"],
     ],
 )
 def test_no_model_library_is_loaded_for(arguments: list[str], tmp_path: Path) -> None:

@@ -153,6 +153,43 @@ def test_a_latent_is_unpacked_for_every_attended_position() -> None:
     assert layer_bytes(shape, 11)[0] == layer_bytes(SHAPE, 11)[0]
 
 
+def test_quantised_layers_are_charged_their_own_bytes() -> None:
+    # 1.25 bytes a weight instead of 2; K and V, recurrent states and the head keep 2.
+    layers = tuple(dataclasses.replace(layer, element_bytes=1.25) for layer in SHAPE.layers)
+    quantised = dataclasses.replace(SHAPE, layers=layers)
+    np.testing.assert_array_equal(
+        layer_bytes(quantised, 11, batch=3),
+        [
+            1250 + 3 * 2 * (20 * 12 + 20),
+            1250 + 3 * 2 * (20 * 8 + 20),
+            1875 + 3 * 2 * (20 * 12 + 20),
+            1000 + 3 * 2 * (2 * 64),
+        ],
+    )
+    np.testing.assert_array_equal(
+        key_value_bytes(quantised, 11),
+        [250 + 2 * 20, 250 + 2 * 20, 250 + 2 * 20, layer_bytes(quantised, 11)[3]],
+    )
+    np.testing.assert_array_equal(layer_flops(quantised, 11), layer_flops(SHAPE, 11))
+    assert head_bytes(quantised) == head_bytes(SHAPE)
+    assert probe_bytes(quantised) == probe_bytes(SHAPE)
+    assert ModelShape.from_json(quantised.to_json()) == quantised
+
+
+def test_quantised_experts_are_charged_their_own_bytes() -> None:
+    # 8 experts of 100 weights each, 2 a token, beside 300 others: of 2 tokens 3.5 distinct ones are expected.
+    experts = dataclasses.replace(
+        EXPERTS,
+        active_parameters=500,
+        experts=8,
+        experts_per_token=2,
+        expert_parameters=800,
+        element_bytes=0.5,
+    )
+    shape = dataclasses.replace(SHAPE, layers=(experts,))
+    assert layer_bytes(shape, 0, batch=2)[0] == pytest.approx((300 + 350) * 0.5 + 2 * 2 * (20 + 20))
+
+
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_of_nothing_is_refused(batch: int) -> None:
     for count in (layer_flops, layer_bytes, key_value_flops, key_value_bytes):

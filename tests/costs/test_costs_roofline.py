@@ -61,6 +61,18 @@ def test_the_type_of_the_weights_chooses_the_rate() -> None:
         SLOW.token_costs(dataclasses.replace(SHAPE, element_bytes=1), 11)
 
 
+def test_quantised_weights_move_less_and_multiply_as_fast() -> None:
+    layers = tuple(dataclasses.replace(layer, element_bytes=0.5) for layer in SHAPE.layers)
+    quantised = dataclasses.replace(SHAPE, layers=layers)
+    costs, plain = SLOW.token_costs(quantised, 11), SLOW.token_costs(SHAPE, 11)
+    # Half a byte instead of two leaves 500 and 2 x 260 bytes, less time than 3,920 FLOPs at bfloat16's rate.
+    np.testing.assert_allclose(costs.layers[0], max(1020 / 100, 3920 / 1000) + 10 * 0.5)
+    assert costs.layers[0] < plain.layers[0]
+    assert (costs.head, costs.overhead) == (plain.head, plain.overhead)
+    many = [SLOW.token_costs(shape, 0, batch=64).layers[0] for shape in (quantised, SHAPE)]
+    assert many[0] == many[1] == pytest.approx(64 * (2 * 1000 + 4 * 40) / 1000 + 10 * 0.5)
+
+
 def test_a_lens_costs_a_kernel_and_its_product() -> None:
     plain, lens = SLOW.token_costs(SHAPE, 11), SLOW.token_costs(SHAPE, 11, lens=True)
     assert lens.exit_head - plain.exit_head == pytest.approx(2 * 10 * 11 / 100 + 0.5)

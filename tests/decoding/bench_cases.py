@@ -43,7 +43,7 @@ def family_model(name: str) -> Model:
 
 def fake_setting(policy: str = "static:exit=3") -> Setting:
     """Two prompts, one after the other, for a model that is only a number of layers."""
-    model: Any = SimpleNamespace(name="fake", layers=LAYERS, dtype="float32")
+    model: Any = SimpleNamespace(name="fake", shown_name="fake", layers=LAYERS, dtype="float32")
     prompts = batches_of([[1] * length for length in PROMPT_LENGTHS], 1)
     return Setting(model, prompts, NEW_TOKENS, (Cell(parse_policy(policy)),), distinct=2)
 

@@ -51,9 +51,13 @@ def test_prompts_leave_room_and_avoid_what_heads_were_fitted_on() -> None:
     model = tiny_llama()
     workload = text_workload("the cat sat", "deep layers change", "numbers such as 12", mode="generation")
     heads: Any = type("Heads", (), {"documents": {workload.fingerprint: ("d2",)}})()
-    assert prompts_of(model, workload, 1, new_tokens=8, heads=heads) == [model.encode("deep layers change")]
+    assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads]) == [model.encode("deep layers change")]
+    others: Any = type("Heads", (), {"documents": {workload.fingerprint: ("d1",), "another": ("d0",)}})()
+    assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads, others]) == [
+        model.encode("the cat sat")
+    ]
     with pytest.raises(InputError, match=r"has 2 prompts .* 3 were asked for"):
-        prompts_of(model, workload, 3, new_tokens=8, heads=heads)
+        prompts_of(model, workload, 3, new_tokens=8, heads=[heads])
     with pytest.raises(InputError, match="has 0 prompts that leave room for 127 new tokens"):
         prompts_of(model, workload, 1, new_tokens=127)
 

@@ -164,7 +164,12 @@ def test_a_prediction_is_one_for_the_decoded_positions() -> None:
 def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
     setting = Setting(parse_policy("static:exit=2"), lens=True)
-    with pytest.raises(InputError, match="read through no lens, decoding uses one"):
+    with pytest.raises(
+        InputError, match="through the model's own head, decoding reads them through a linear"
+    ):
+        predict(trace, setting, by_hand(), 3.0)
+    setting = Setting(parse_policy("static:exit=2"), own_heads=True)
+    with pytest.raises(InputError, match="decoding reads them through output heads of their own"):
         predict(trace, setting, by_hand(), 3.0)
 
 

@@ -12,6 +12,7 @@ from generation_cases import counted_layers, reference_logits
 import offramp
 from models.family_configs import VOCABULARY, build_family
 from offramp.decoding.engine.build import engine_of
+from offramp.models.model import Model
 
 NEW = 7
 FAMILIES = ("gpt2", "gemma2", "mixtral", "deepseek_v3", "opt", "mamba", "jamba", "bamba")
@@ -20,11 +21,6 @@ FAMILIES = ("gpt2", "gemma2", "mixtral", "deepseek_v3", "opt", "mamba", "jamba",
 @functools.cache
 def family(name: str) -> Any:
     return build_family(name)
-
-
-@functools.cache
-def default_model() -> offramp.Model:
-    return offramp.load_model("smollm2", dtype="float32")
 
 
 def prompt_ids(batch: int = 1, length: int = 9) -> torch.Tensor:
@@ -73,8 +69,8 @@ def test_rebatch_is_refused_where_states_are_recurrent() -> None:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("policy", ["never", "threshold:signal=margin,value=0.5,exits=15+20+25"])
-def test_the_default_model(policy: str) -> None:
-    model = default_model()
+def test_the_default_model(smollm2: Model, policy: str) -> None:
+    model = smollm2
     found = offramp.generate(model, "The capital of France is", policy=policy, max_new_tokens=8)
     prompt = model.encode("The capital of France is")
     exits = [model.layers] * (len(prompt) - 1) + found.exits.tolist()

@@ -17,8 +17,8 @@ from offramp.decoding.quality.accuracy import answer_text, task_score
 from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError
-from offramp.models.loading import load_model
 from offramp.models.model import Model
+from offramp.tracing.transformed import load_model
 
 
 class Words(Task):
@@ -206,9 +206,8 @@ def test_bad_input_is_refused(model: Model) -> None:
 
 
 @pytest.mark.real_model
-def test_the_default_model_loses_its_accuracy_half_way_up() -> None:
-    model = load_model("smollm2", dtype="float32")
+def test_the_default_model_loses_its_accuracy_half_way_up(smollm2: Model) -> None:
     task = Words([Question("q", "What is the capital of France?", "Paris")], chat=True)
-    result = task_score(model, "static:exit=12", task, questions=1, max_new_tokens=8)
+    result = task_score(smollm2, "static:exit=12", task, questions=1, max_new_tokens=8)
     assert (result.plain_accuracy.value, result.accuracy.value, result.loss.value) == (1.0, 0.0, 1.0)
     assert result.skip_ratio == pytest.approx(0.6)

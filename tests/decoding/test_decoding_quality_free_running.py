@@ -20,10 +20,10 @@ from offramp.decoding.quality.drift import drift, drift_of
 from offramp.decoding.quality.free_running import free_running, full_models_choices, tokens_before_divergence
 from offramp.decoding.quality.judging import Judged, judge
 from offramp.errors import InputError
-from offramp.models.loading import load_model
 from offramp.models.model import Model
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.trace import Trace
+from offramp.tracing.transformed import load_model
 from tiny_models import VOCABULARY
 
 TOKENS = st.lists(st.integers(2, VOCABULARY - 61), min_size=1, max_size=9)

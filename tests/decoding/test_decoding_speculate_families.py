@@ -21,6 +21,7 @@ from strategy_cases import (
 )
 
 import offramp
+from offramp.models.model import Model
 from offramp.policies.repair import STRATEGIES, Run
 from offramp.policies.walk import walk
 
@@ -110,8 +111,8 @@ def test_forced_exits_and_usage_are_those_of_replay(name: str) -> None:
 
 
 @pytest.mark.real_model
-def test_the_bundled_model_speculates_as_it_decodes() -> None:
-    model = offramp.load_model("smollm2", dtype="float32")
+def test_the_bundled_model_speculates_as_it_decodes(smollm2: Model) -> None:
+    model = smollm2
     prompt = "The capital of France is"
     plain = offramp.generate(model, prompt, max_new_tokens=16)
     for policy, draft_length in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,21 @@ def llama_folder(tmp_path: Path) -> Path:
 def edit_json(path: Path, **changes: Any) -> None:
     """Change some top-level entries of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes one more transform known: plug_in(name, "module:Class"), which returns the registry."""
+    from importlib.metadata import EntryPoint
+
+    from offramp.models.transforms import registry
+    from offramp.models.transforms.registry import TRANSFORMS
+
+    def install(name: str, value: str) -> Any:
+        point = EntryPoint(name, value, registry.ENTRY_POINT_GROUP)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+        monkeypatch.delitem(vars(TRANSFORMS), "_points", raising=False)
+        return TRANSFORMS
+
+    yield install
+    vars(TRANSFORMS).pop("_points", None)

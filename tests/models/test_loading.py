@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
-from offramp.models.loading import load_model
 from offramp.models.registry import BUNDLED, DEFAULT_MODEL, BundledModel
+from offramp.tracing.transformed import load_model
 
 
 def test_a_folder_gives_a_checked_model(llama_folder: Path) -> None:
@@ -91,6 +91,17 @@ def test_each_change_moves_its_own_fingerprint(
     assert moved == [part]
 
 
+def test_weight_files_in_an_inner_folder_count(llama_folder: Path) -> None:
+    (llama_folder / "inner").mkdir()
+    names = load_file(llama_folder / "model.safetensors")
+    (llama_folder / "model.safetensors").rename(llama_folder / "inner" / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "inner/model.safetensors")}
+    (llama_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = load_model(str(llama_folder)).identity
+    change_one_weight(llama_folder / "inner")
+    assert load_model(str(llama_folder)).identity.weights != before.weights
+
+
 def test_the_licence_comes_from_the_model_card(llama_folder: Path) -> None:
     assert load_model(str(llama_folder)).identity.licence is None
     (llama_folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
@@ -144,17 +155,29 @@ def flipped_header_bit(folder: Path) -> None:
 
 def missing_shard(folder: Path) -> None:
     names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def broken_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("[]")
 
 
 def missing_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def layer_too_many(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=2)
+
+
+def norm_of_another_family(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.q_norm.weight"] = torch.ones(8)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -200,6 +223,12 @@ def broken_tokenizer(folder: Path) -> None:
         (missing_shard, "the first is model-00001-of-00002.safetensors", "missing"),
         (broken_index, "index of the weight files is damaged", "download"),
         (missing_tensor, "model.layers.1.mlp.up_proj.weight", "complete"),
+        (
+            layer_too_many,
+            "hold 9 tensors of layers that the model in config.json does not have",
+            "same model",
+        ),
+        (norm_of_another_family, "the first is model.layers.1.self_attn.q_norm.weight", "same model"),
         (nan_weight, "model.layers.1.mlp.up_proj.weight holds NaN", "another copy"),
         (infinite_weights, "model.norm.weight holds NaN or infinite", "another copy"),
         (
@@ -221,6 +250,16 @@ def test_bad_checkpoints_are_refused(
     assert fix in error.value.fix
     assert error.value.where
     assert error.value.exit_code == 2
+
+
+def test_tensors_that_old_checkpoints_hold_and_heads_of_exits_do_no_harm(llama_folder: Path) -> None:
+    before = load_model(str(llama_folder))
+    weights = load_file(llama_folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    weights["model.layers.0.self_attn.masked_bias"] = torch.tensor(-1e9)
+    weights["exits.1.head.weight"] = torch.ones(VOCABULARY, 32)
+    save_file(weights, llama_folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(str(llama_folder)).shape == before.shape
 
 
 @pytest.mark.parametrize(

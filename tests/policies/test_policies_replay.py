@@ -179,15 +179,15 @@ def test_on_a_machine_the_speed_is_one_of_seconds() -> None:
 def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def find(name: str, *, model_fingerprint: str | None, dtype: str | None) -> Any:
-        asked.update(name=name, model=model_fingerprint, dtype=dtype)
+    def find(name: str, *, model_fingerprint: str | None, dtype: str | None, transforms: Any) -> Any:
+        asked.update(name=name, model=model_fingerprint, dtype=dtype, transforms=transforms)
         return find_machine("l4")
 
     monkeypatch.setattr("offramp.policies.charging.find_machine", find)
     trace = make_trace()
     trace.provenance["request"] = {"model": {"fingerprint": "f" * 64}, "dtype": "float32"}
     assert replay(trace, CHECKS, machine="local").basis == "l4"
-    assert asked == {"name": "local", "model": "f" * 64, "dtype": "float32"}
+    assert asked == {"name": "local", "model": "f" * 64, "dtype": "float32", "transforms": ()}
 
 
 @pytest.mark.parametrize("policy", [CHECKS, FREE, "static:exit=2", "never"])

@@ -105,6 +105,16 @@ def test_a_profile_with_the_least_it_must_hold():
     assert not any(word in told for word in ("None", "threads", "load"))
 
 
+def test_imported_heads_are_not_called_fitted():
+    heads = {"documents": 0, "exits": 3, "lens": True, "lens_explained": None, "classifiers": {}}
+    for output, kind in ((False, "a linear lens"), (True, "an output head of its own")):
+        imported = heads | {"imported": True, "output": output}
+        page = Page(render(replace(example_run(), heads=imported)))
+        assert page.faults == []
+        assert f"Others trained {kind} at 3 exits. Which documents they used is not known" in page.text
+        assert "What was fitted" not in page.text
+
+
 def test_break_even_says_what_is_needed(page):
     for words in (
         "1/12.4 of it",

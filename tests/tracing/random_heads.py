@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
 from offramp.tracing.features import CANDIDATES
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
@@ -67,6 +68,61 @@ def random_heads(
         candidate_exit=(candidate_exit or exits[0]) if "candidate_score" in facts else None,
         documents={"a workload": ("document 0", "document 1")},
     )
+
+
+def random_output_heads(
+    model: Model, exits: Sequence[int], *, norm: Any = "rms", bias: bool = True, seed: int = 0
+) -> ExitHeads:
+    """Heads for a model that bring an output head of its own for every exit; logits of a few units."""
+    generator = np.random.default_rng(seed)
+    hidden, vocabulary = model.shape.hidden_size, model.shape.vocabulary_size
+
+    def normal(*shape: int) -> np.ndarray:
+        return generator.normal(size=(len(exits), *shape)).astype(np.float32)
+
+    own = norm in ("rms", "layer")
+    return ExitHeads(
+        model=base_of(model),
+        exits=tuple(exits),
+        lens=None,
+        classifiers={},
+        shortlist=None,
+        candidate_exit=None,
+        documents={},
+        output=OutputHeads(
+            weight=3 * normal(vocabulary, hidden) / np.float32(np.sqrt(hidden)),
+            bias=normal(vocabulary) if bias else None,
+            norm=norm,
+            norm_weight=1 + 0.3 * normal(hidden) if own else None,
+            norm_bias=normal(hidden) if norm == "layer" else None,
+            epsilon=1e-2 if own else None,
+        ),
+    )
+
+
+def output_logits(model: Model, heads: ExitHeads, place: int, hidden: np.ndarray) -> np.ndarray:
+    """Logits of one exit's own head by hand in float64, of states [rows, hidden], not yet transformed."""
+    output = heads.output
+    assert output is not None
+    if output.norm == "rms":
+        assert output.norm_weight is not None
+        assert output.epsilon is not None
+        root = np.sqrt((hidden**2).mean(-1, keepdims=True) + output.epsilon)
+        normed = hidden / root * output.norm_weight[place].astype(float)
+    elif output.norm == "layer":
+        assert output.norm_weight is not None
+        assert output.epsilon is not None
+        centred = hidden - hidden.mean(-1, keepdims=True)
+        root = np.sqrt((centred**2).mean(-1, keepdims=True) + output.epsilon)
+        normed = centred / root * output.norm_weight[place].astype(float)
+        if output.norm_bias is not None:
+            normed = normed + output.norm_bias[place]
+    elif output.norm == "model":
+        normed = model.stack.tail_forward(torch.tensor(hidden).float()).double().numpy()
+    else:
+        normed = hidden
+    z = normed @ output.weight[place].astype(float).T
+    return np.asarray(z if output.bias is None else z + output.bias[place])
 
 
 def base_of(model: Model) -> dict[str, Any]:

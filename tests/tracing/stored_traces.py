@@ -25,7 +25,7 @@ def run(folder: Path | None, **options: Any) -> Trace:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file's bytes; of the manifest without its timestamps."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.name == "manifest.json":
             content = re.sub(rb'"timestamps": \{[^}]*\}', b"", content)

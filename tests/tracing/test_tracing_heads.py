@@ -125,6 +125,8 @@ def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> 
     assert request == {
         "fingerprint": heads.fingerprint,
         "lens": True,
+        "output": False,
+        "imported": False,
         "candidate_exit": 2,
         "documents": {"a workload": ["document 0", "document 1"]},
         "facts": sorted(ALL_FACTS),

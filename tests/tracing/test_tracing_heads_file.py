@@ -130,6 +130,28 @@ def test_the_fingerprint_covers_everything(change: dict[str, Any]) -> None:
     assert dataclasses.replace(example(), **change).fingerprint != example().fingerprint
 
 
+def test_a_file_of_version_1_is_read_and_has_the_fingerprint_that_it_had(path: Path) -> None:
+    """Traces and policies know heads by their fingerprint: it must not change with the file's version."""
+
+    def older(header: dict[str, Any], description: dict[str, Any]) -> None:
+        header["schema_version"] = 1
+
+    rewrite(path, older)
+    of_version_1 = "fd5d9645ab8d08475d74a0ef5d2a624d9ebd7fbabd1790b74de042ce34632445"
+    assert read_heads(path).fingerprint == of_version_1 == example().fingerprint
+    assert read_heads(path).output is None
+
+
+def test_a_lens_whose_fit_is_not_known_is_read_back(tmp_path: Path) -> None:
+    heads = with_lens(explained=None, penalty=None)
+    write_heads(heads, tmp_path / "heads")
+    found = read_heads(tmp_path / "heads")
+    assert found.fingerprint == heads.fingerprint != example().fingerprint
+    assert found.lens is not None
+    assert found.lens.explained is None
+    assert found.lens.penalty is None
+
+
 def test_every_flipped_bit_is_found(path: Path) -> None:
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
@@ -165,6 +187,13 @@ def test_a_newer_schema_is_named(path: Path) -> None:
     with pytest.raises(InputError, match=f"schema version {SCHEMA_VERSION + 1}") as caught:
         read_heads(path)
     assert "update offramp" in caught.value.fix
+
+
+def test_safetensors_with_empty_metadata_hold_no_heads(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": None, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
+    (tmp_path / "null").write_bytes(struct.pack("<Q", len(header)) + header.encode() + b"0")
+    with pytest.raises(InputError, match="holds no exit heads"):
+        read_heads(tmp_path / "null")
 
 
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:

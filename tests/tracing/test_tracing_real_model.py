@@ -6,14 +6,14 @@ import pytest
 from naive_facts import naive_facts
 from test_tracing_facts import assert_same_facts
 
-from offramp.models.loading import load_model
+from offramp.models.model import Model
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 
 
 @pytest.mark.real_model
-def test_smollm2_on_prose() -> None:
-    model = load_model("smollm2")
+def test_smollm2_on_prose(smollm2: Model) -> None:
+    model = smollm2
     work = load_workload("prose")
     exits = (1, 15, 29, 30)
     found = trace(model, work, tokens=64, exits=exits, document_tokens=32, progress=False)

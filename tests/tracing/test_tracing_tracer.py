@@ -205,7 +205,5 @@ def test_every_layer_runs_exactly_once_per_context() -> None:
     found = run(model, context=10, document_tokens=100)
     for handle in handles:
         handle.remove()
-    probe = 8  # one short forward shows the shape of a layer's output
-    assert [sum(place) - place[0] for place in seen] == [found.token_count] * 3
-    assert [place[0] for place in seen] == [probe] * 3
+    assert [sum(place) for place in seen] == [found.token_count] * 3
     assert heads == [], "the model's own head never runs: an exit is read out by one product"

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, HeadsFile, ModelName, Precision, RemoteCode
+from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode, Transforms
+from offramp.errors import InputError
 
-if TYPE_CHECKING:
-    from offramp.cli.bench_request import BenchRequest
-    from offramp.costs.machine import Machine
-    from offramp.decoding.bench.contenders import Setting
-    from offramp.decoding.bench.results import BenchResult, TaskScore
-    from offramp.models.model import Model
-    from offramp.policies.results import ReplayResult
-
-Progress = Callable[[int, int], None]
+FLOOR = 0.95
 
 
 def bench(
-    policy: Annotated[
-        str, typer.Option("--policy", "-p", help="static:exit=20, threshold:signal=... or a policy.json.")
-    ],
     model: ModelName = "smollm2",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            help="static:exit=20, threshold:signal=... or a policy.json. Not needed to --combine others.",
+            show_default=False,
+        ),
+    ] = None,
+    combine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--combine",
+            help="Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of "
+            "--policy), speculate, prompt_lookup.",
+            show_default=False,
+        ),
+    ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            "--floor",
+            help="With --combine: share of the full model's tokens that what is advised must choose. 0.95 by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None,
     kv: Annotated[
         str | None,
         typer.Option(
@@ -38,7 +51,15 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    heads: HeadsFile = None,
+    heads: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--heads",
+            help="Read exits through the heads that offramp heads fit wrote. With --combine it may be given "
+            "again: each file is used on the model that it was fitted on.",
+            show_default=False,
+        ),
+    ] = None,
     workload: Annotated[
         str, typer.Option("--workload", "-w", help="Where prompts come from: the starts of its documents.")
     ] = "prose",
@@ -103,24 +124,65 @@ def bench(
     ] = True,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write everything to a .json file.", show_default=False),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write everything to a .json file; with --combine also a page.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int,
         typer.Option("--seed", help="Of the order of turns, of questions, and of the quality's intervals."),
     ] = 0,
     dtype: Precision = "float32",
+    transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Time a policy's decoding beside plain generate() and others, and say whether the timing is valid."""
-    from offramp.cli.bench_request import read_request
-
     out = Output(as_json)
+    if combine:
+        _combine(
+            model,
+            out,
+            combine,
+            policy=policy,
+            kv=kv,
+            heads=heads or [],
+            workload=workload,
+            prompts=prompts,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            seconds=seconds,
+            draft_length=draft_length,
+            floor=FLOOR if floor is None else floor,
+            output=output,
+            seed=seed,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            meaningless={
+                "--batch": bool(batch),
+                "--batching": batching is not None,
+                "--no-peers": no_peers,
+                "--task": bool(task),
+                "--questions": questions is not None,
+                "--trace": trace is not None,
+                "--hardware": hardware is not None,
+                "--no-quality": not quality,
+                "--transform": bool(transform),
+            },
+        )
+        return
+    from offramp.cli.bench_request import read_request
+    from offramp.cli.model_request import find_model, read_transforms
+
     request = read_request(
         policy=policy,
         kv=kv,
-        heads=heads,
+        heads=_only(heads),
+        floor=floor,
         workload=workload,
         prompts=prompts,
         prompt_tokens=prompt_tokens,
@@ -141,12 +203,13 @@ def bench(
         seed=seed,
         dtype=dtype,
     )
+    transforms = read_transforms(transform, dtype)
+    from offramp.cli.bench_stage import measured_results
     from offramp.decoding.bench.result_file import to_json, write_results
-    from offramp.models.loading import load_model
 
     with stage("loading the model and checking its exits"):
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    results = _results(loaded, request, out)
+        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+    results = measured_results(loaded, request, out)
     if output is not None:
         write_results(output, results)
         out.console.print(f"written: {output}", markup=False, soft_wrap=True)
@@ -160,100 +223,31 @@ def bench(
     )
 
 
-def _results(model: Model, request: BenchRequest, out: Output) -> list[BenchResult]:
-    """One result per batch size, each shown as soon as it is there; tasks belong to the first."""
-    from offramp.cli.bench_table import show
-    from offramp.decoding.bench.prompts import prompts_of
+def _combine(
+    model: str,
+    out: Output,
+    accelerations: list[str],
+    *,
+    dtype: str,
+    trust_remote_code: bool,
+    **options: Any,
+) -> None:
+    """`offramp bench --combine`: accelerations alone and together."""
+    from offramp.cli.combine_request import read_combine_request
 
-    prompts = prompts_of(
-        model,
-        request.workload,
-        max(request.prompts, *request.batches),
-        new_tokens=request.new_tokens,
-        prompt_tokens=request.prompt_tokens,
-        heads=request.heads,
-    )
-    settings = [request.setting(model, prompts, batch) for batch in request.batches]
-    machines = [request.machine_for(setting) for setting in settings]
-    predictions = [
-        request.predictions(setting, machine)
-        for setting, (machine, _) in zip(settings, machines, strict=True)
-    ]
-    # First, since a task that does not fit the model fails: no timing is lost by that.
-    tasks = _task_scores(model, request)
-    results: list[BenchResult] = []
-    for setting, (machine, notes), predicted in zip(settings, machines, predictions, strict=True):
-        result = _measured(request, setting, machine, predicted)
-        result = replace(result, notes=(*result.notes, *notes), tasks=() if results else tasks)
-        show(out.console, result)
-        results.append(result)
-    return results
+    request = read_combine_request(accelerations=accelerations, dtype=dtype, **options)
+    from offramp.cli.combine_stage import combine_and_show
+    from offramp.tracing.transformed import load_model
+
+    with stage("loading the model and checking its exits"):
+        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    combine_and_show(loaded, request, out, trust_remote_code=trust_remote_code)
 
 
-def _measured(
-    request: BenchRequest, setting: Setting, machine: Machine | None, predicted: Mapping[str, ReplayResult]
-) -> BenchResult:
-    """The timing at one batch size, then the answers judged and the time predicted."""
-    from offramp.decoding.bench.bench import run
-    from offramp.decoding.bench.beside import forecasts_of, free_running_of
-
-    with _bar(f"timing, batch {len(setting.prompts[0].ids)}") as progress:
-        measured = run(
-            setting,
-            rounds=request.rounds,
-            peers=request.peers,
-            budget_seconds=request.seconds,
-            seed=request.seed,
-            progress=progress,
+def _only(heads: list[Path] | None) -> Path | None:
+    """The one file of exit heads, None without. Raises InputError for several."""
+    if heads and len(heads) > 1:
+        raise InputError(
+            f"{len(heads)} files of exit heads are given for one model", where="--heads", fix="give one"
         )
-    result, cell = measured.result, setting.cells[0]
-    agreement = {}
-    if request.quality:
-        with stage("judging the answers by the full model"):
-            quality = free_running_of(measured, cell, seed=request.seed)
-        result = replace(result, free_running=quality)
-        agreement[cell.name] = quality.agreement.value
-    if machine is not None:
-        with stage("timing the parts of a token"):
-            forecasts = forecasts_of(
-                measured, machine, predicted=predicted, workload=request.workload.name, agreement=agreement
-            )
-        result = replace(result, forecasts=forecasts)
-    return result
-
-
-def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
-    from offramp.decoding.quality.accuracy import task_score
-
-    scores = []
-    for task in request.tasks:
-        with _bar(f"asking {task.name}") as progress:
-            scores.append(
-                task_score(
-                    model,
-                    request.policy,
-                    task,
-                    kv=request.kv,
-                    heads=request.heads,
-                    questions=request.questions,
-                    seed=request.seed,
-                    batching=request.batching,
-                    draft_length=request.draft_length,
-                    progress=progress,
-                )
-            )
-    return tuple(scores)
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Progress]:
-    """A progress bar on standard error, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(file=sys.stderr, emoji=False), transient=True) as bar:
-        shown = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(shown, completed=done, total=total)
+    return heads[0] if heads else None

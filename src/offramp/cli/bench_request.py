@@ -25,6 +25,7 @@ from offramp.decoding.quality.tasks.task import Task
 from offramp.decoding.strategies.draft_length import check_draft_length
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
+from offramp.models.identity import command_name
 from offramp.models.model import Model
 from offramp.policies.batching import BATCHINGS
 from offramp.policies.results import ReplayResult
@@ -90,7 +91,10 @@ class BenchRequest:
         model = setting.model
         try:
             machine = self.machine or load_local_profile(
-                model.identity.fingerprint, model.dtype, model=model.name
+                model.identity.fingerprint,
+                model.dtype,
+                model=model.name,
+                transforms=model.identity.transforms,
             )
             batch = len(setting.prompts[0].ids)
             machine.token_costs(model.shape, expected_position(setting), batch=batch)
@@ -107,19 +111,19 @@ class BenchRequest:
         """
         if self.trace is None or machine is None:
             return {}
-        traced = self.trace.request.get("model", {})
-        if traced.get("fingerprint") != setting.model.identity.fingerprint:
+        model, traced = setting.model, self.trace.request.get("model", {})
+        if traced.get("fingerprint") != model.identity.fingerprint:
             raise InputError(
                 f"the trace is of another model, {traced.get('name', 'without a name')}",
                 where=str(self.trace.folder or "the trace"),
-                fix=f"trace {setting.model.name} itself: offramp trace",
+                fix=f"trace this one: offramp trace {command_name(model.name, model.identity.transforms)}",
             )
         return predict_cells(setting, self.trace, machine, self.workload.name)
 
 
 def read_request(
     *,
-    policy: str,
+    policy: str | None,
     kv: str | None,
     heads: Path | None,
     workload: str,
@@ -133,6 +137,7 @@ def read_request(
     hardware: str | None,
     output: Path | None,
     dtype: str,
+    floor: float | None,
     **plain: Any,
 ) -> BenchRequest:
     """Read and check the options. plain: those that are kept as they are.
@@ -145,6 +150,14 @@ def read_request(
     require_sizes(**{name: plain[name] for name in sizes}, questions=asked)
     for batch in batches:
         require_sizes(batch=batch)
+    if policy is None:
+        raise InputError(
+            "no --policy is given: there is nothing to time",
+            where="--policy",
+            fix="give --policy static:exit=20, or accelerations with --combine",
+        )
+    if floor is not None:
+        raise InputError("--floor means nothing without --combine", where="--floor", fix="leave --floor out")
     decides, tuned = read_policy_source(policy)
     check_reachable(decides)
     kv = strategy_of(kv, tuned)
@@ -169,7 +182,7 @@ def read_request(
         workload=loaded_workload,
         batches=batches,
         batching=batching or "lockstep",
-        draft_length=_draft_length(draft_length),
+        draft_length=read_draft_length(draft_length),
         tasks=loaded_tasks,
         questions=asked,
         trace=None if trace is None else _read_trace(trace),
@@ -201,7 +214,7 @@ def _require_words(kv: str, batching: str | None, batches: tuple[int, ...], draf
         )
 
 
-def _draft_length(text: str | None) -> int | str:
+def read_draft_length(text: str | None) -> int | str:
     """A number, or a word that the strategy knows. Raises InputError for any other."""
     value: int | str = DRAFT_LENGTH if text is None else int(text) if text.isdecimal() else text
     check_draft_length(value)

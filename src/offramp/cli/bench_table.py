@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.bench.results import BenchResult, Contender, Forecast, Interval
@@ -25,7 +25,8 @@ def show(console: Console, result: BenchResult) -> None:
     )
     console.print(_speed_table(result))
     console.print(_rate_table(result))
-    for line in (*_verdict(result), *_left_out(result), *_quality(result), *_tasks(result)):
+    judged = verdict_lines(result.validity, result.a_a, result.reasons)
+    for line in (*judged, *_left_out(result), *_quality(result), *_tasks(result)):
         console.print(line, markup=False)
     for forecast in result.forecasts:
         for line in _forecast(forecast):
@@ -39,15 +40,15 @@ def _speed_table(result: BenchResult) -> Table:
     rows = [
         [
             contender.name,
-            _or_dash(contender.seconds_per_token, lambda seconds: duration(seconds.value)),
-            _or_dash(contender.speedup, lambda speedup: _interval(speedup, ratio)),
-            _or_dash(contender.layers_per_token, layers)
-            + _or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
-            _or_dash(contender.same_output, lambda share: percent(share, 0)),
+            or_dash(contender.seconds_per_token, lambda seconds: duration(seconds.value)),
+            or_dash(contender.speedup, lambda speedup: _interval(speedup, ratio)),
+            or_dash(contender.layers_per_token, layers)
+            + or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
+            or_dash(contender.same_output, lambda share: percent(share, 0)),
         ]
         for contender in _timed(result)
     ]
-    return _table(["", "a token", f"speed over {result.plain}", "layers ran / said", "same output"], rows)
+    return table(["", "a token", f"speed over {result.plain}", "layers ran / said", "same output"], rows)
 
 
 def _rate_table(result: BenchResult) -> Table:
@@ -55,16 +56,17 @@ def _rate_table(result: BenchResult) -> Table:
     rows = [
         [
             contender.name,
-            _or_dash(contender.tokens_per_second, lambda rate: decimal(rate, 1)),
-            _or_dash(contender.first_token_seconds, duration),
-            _or_dash(contender.peak_memory_bytes, lambda size: f"{decimal(size / MIB, 1)} MiB"),
+            or_dash(contender.tokens_per_second, lambda rate: decimal(rate, 1)),
+            or_dash(contender.first_token_seconds, duration),
+            or_dash(contender.peak_memory_bytes, lambda size: f"{decimal(size / MIB, 1)} MiB"),
         ]
         for contender in _timed(result)
     ]
-    return _table(["", "tokens a second", "first token", "peak memory"], rows)
+    return table(["", "tokens a second", "first token", "peak memory"], rows)
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> Table:
+def table(heads: list[str], rows: list[list[str]]) -> Table:
+    """Rows of texts under heads, numbers on the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -91,15 +93,17 @@ def layers(value: float) -> str:
     return decimal(value, 1)
 
 
-def _or_dash(value: Any, text: Callable[[Any], str], dash: str = "–") -> str:
+def or_dash(value: Any, text: Callable[[Any], str], dash: str = "–") -> str:
+    """A value as text, a dash for none."""
     return dash if value is None else text(value)
 
 
-def _verdict(result: BenchResult) -> list[str]:
-    a_a = _interval(result.a_a, ratio)
+def verdict_lines(validity: str, a_a: Interval, reasons: Sequence[str]) -> list[str]:
+    """Whether the measurement may be believed, and why not."""
+    equal = _interval(a_a, ratio)
     return [
-        f"{result.validity}: the same decoder twice came out as {a_a}",
-        *(f"  {reason}" for reason in result.reasons),
+        f"{validity}: the same decoder twice came out as {equal}",
+        *(f"  {reason}" for reason in reasons),
     ]
 
 

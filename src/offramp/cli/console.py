@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from offramp.errors import OfframpError
+
+Progress = Callable[[int, int], None]
+"""Called with what is done so far and with how much there is in all."""
 
 
 class Output:
@@ -38,6 +41,20 @@ def stage(description: str) -> Iterator[None]:
 
     with Console(file=sys.stderr, emoji=False).status(description):
         yield
+
+
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Progress]:
+    """A progress bar on standard error, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(file=sys.stderr, emoji=False), transient=True) as bar:
+        shown = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(shown, completed=done, total=total)
 
 
 def show_error(error: OfframpError, *, as_json: bool) -> int:

@@ -35,7 +35,7 @@ MOST_NEW_TOKENS, FEWEST_NEW_TOKENS = 32, 8
 """With fewer than the fewest, something is left out."""
 PLAIN_CONTENDERS = 3
 """Never exit and its twin, and `generate()`: beside every text's policies."""
-BUDGET_SECONDS, LIMIT_SECONDS = 130.0, 300.0
+BUDGET_SECONDS, LIMIT_SECONDS = 118.0, 300.0
 """Of the whole measurement; of the smallest there is, beyond which nothing is timed."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take

@@ -198,7 +198,7 @@ def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
                 "heads": None if prepared.heads is None else prepared.heads.fingerprint,
                 "machine": machine_facts(torch.get_num_threads()),
                 "profile": None if machine is None else canonical_json(machine.to_json()),
-                "versions": library_versions(),
+                "versions": library_versions(model.identity.transforms),
                 "code": [sha256_of_file(path) for path in sources],
             }
         )

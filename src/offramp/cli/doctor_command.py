@@ -45,6 +45,7 @@ def _packages() -> list[Finding]:
         "gguf": "pip install 'offramp[gguf]' for .gguf files and the default model",
         "reasoning-gym": "pip install 'offramp[math]' for the math workload",
         "datasets": "pip install 'offramp[datasets]' for hf: workloads",
+        "torchao": "pip install 'offramp[quantisation]' for the transforms int8 and int4",
     }
     findings = []
     for name, fix in {**needed, **extras}.items():

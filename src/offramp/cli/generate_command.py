@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, show_error, stage
-from offramp.cli.options import AsJson, HeadsFile, ModelName, Precision, RemoteCode, require_options
+from offramp.cli.options import (
+    AsJson,
+    HeadsFile,
+    ModelName,
+    Precision,
+    RemoteCode,
+    Transforms,
+    require_options,
+)
 from offramp.errors import InputError, OfframpError
 
 if TYPE_CHECKING:
@@ -102,6 +110,7 @@ def generate(
         ),
     ] = None,
     dtype: Precision = "float32",
+    transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     check: Annotated[
         bool, typer.Option("--check", help="Hold the answer against the full model's; takes twice as long.")
@@ -109,6 +118,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
+    from offramp.cli.model_request import find_model, read_transforms
     from offramp.cli.prompts import read_prompts
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -121,12 +131,11 @@ def generate(
             where="--check",
             fix="leave --check out, or the options of sampling",
         )
+    transforms = read_transforms(transform, dtype)
     prompts = read_prompts(prompt or [], prompt_file or [])
     out = Output(as_json)
 
     from offramp.decoding.generation import binding
-    from offramp.models.loading import find_source, load_source
-    from offramp.tracing.heads_file import require_base
 
     exits, tuned = binding.read_policy_source(policy)
     binding.check_reachable(exits)
@@ -147,13 +156,12 @@ def generate(
         sampling=sampling,
     )
     with stage("loading the model and checking its exits"):
-        source = find_source(model, trust_remote_code=trust_remote_code)
+        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
         if wanted.heads is not None:
-            base = {"name": source.name, "fingerprint": source.identity.fingerprint}
-            require_base(wanted.heads, base, str(heads))
+            asked.require_heads(wanted.heads, str(heads))
             binding.check_policy(exits, int(wanted.heads.model["layers"]), wanted.heads)
             binding.check_tuned_early(tuned, exits, wanted.heads)
-        loaded = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = asked.load()
     _answer(out, loaded, wanted, check)
 
 
@@ -235,11 +243,11 @@ def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
         summary.print(line, markup=False, soft_wrap=True)
     if found is not None and wanted.heads is None and wanted.exits.needs(model.layers):
         summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
-    value = to_json(model.name, str(wanted.exits), wanted.kv, wanted.prompts, batch, found)
+    value = to_json(model.shown_name, str(wanted.exits), wanted.kv, wanted.prompts, batch, found)
     if problem is not None:
         broken = OfframpError(
             f"the generation stopped early: {problem}",
-            where=model.name,
+            where=model.shown_name,
             fix="try --dtype float32, or check the model's weights",
         )
         show_error(broken, as_json=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode
+from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode, Transforms
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,10 +49,12 @@ def measure(
     seconds: Annotated[
         float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
     ] = 45.0,
+    transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
+    from offramp.cli.model_request import find_model, read_transforms
     from offramp.models.registry import DTYPES
 
     out = Output(as_json)
@@ -68,16 +70,17 @@ def measure(
             fix=f"choose from 1 to {os.cpu_count() or 1}",
         )
 
+    transforms = read_transforms(transform, dtype)
+
     import torch
 
     from offramp.costs.local_store import save_local_profile
     from offramp.decoding.hardware import measure_hardware
-    from offramp.models.loading import load_model
 
     if threads is not None:
         torch.set_num_threads(threads)
     with stage("loading the model and checking its exits"):
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
     with stage("timing decoding steps, part by part"):
         profile = measure_hardware(loaded, batches=sizes, budget_seconds=seconds)
     path = save_local_profile(profile)

@@ -1,4 +1,4 @@
-"""`offramp heads`: fit a linear lens and exit classifiers to a model."""
+"""`offramp heads`: fit a linear lens and exit classifiers to a model, or import exit heads of others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from offramp.cli.options import (
     ModelName,
     Precision,
     RemoteCode,
+    Transforms,
     require_options,
 )
 from offramp.cli.run_folder import require_writable
@@ -23,11 +24,15 @@ from offramp.errors import InputError
 from offramp.tracing.fitting.sizes import FITTING_TOKENS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.table import Table
 
     from offramp.tracing.exit_heads import ExitHeads
 
-heads = typer.Typer(help="Fit exit heads: a linear lens and classifiers.", no_args_is_help=True)
+heads = typer.Typer(
+    help="Fit exit heads (a linear lens and classifiers), or import those of others.", no_args_is_help=True
+)
 
 
 @heads.command("fit")
@@ -59,11 +64,13 @@ def fit(
     context: ContextLength = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = 0,
     dtype: Precision = "float32",
+    transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear lens and classifiers per exit on the later half of each workload's documents."""
+    from offramp.cli.model_request import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -75,14 +82,14 @@ def fit(
         raise InputError(
             "neither a lens nor classifiers are to be fitted", where="--no-lens", fix="leave one of them on"
         )
+    transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
 
-    from offramp.models.loading import load_model
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.heads_file import write_heads
 
     with stage("loading the model and checking its exits"):
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
     fitted = fit_heads(
         loaded,
         works,
@@ -100,6 +107,93 @@ def fit(
     for line in [*_notes(fitted), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(fitted, output))
+
+
+@heads.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="A .safetensors file, or a folder with such files (a model's own, too).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors).")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="The model that the heads belong to. By default FILE, where that is a model's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    key_map: Annotated[
+        Path | None,
+        typer.Option("--map", help="A TOML file: which tensors are the heads of which exit."),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="A known layout instead of a map: tuned-lens.")
+    ] = None,
+    dtype: Precision = "float32",
+    transform: Transforms = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
+    from offramp.cli.model_request import find_model, read_transforms
+    from offramp.cli.streaming import load_for_tracing
+    from offramp.models.registry import DTYPES
+
+    out = Output(as_json)
+    if dtype not in DTYPES:
+        raise InputError(
+            f"unknown dtype {dtype!r}", where="--dtype", fix=f"choose one of: {', '.join(DTYPES)}"
+        )
+    _require_file(output, overwrite=overwrite)
+    base, transforms = _base_of_import(file, model), read_transforms(transform, dtype)
+
+    from offramp.models.transforms.prune import Prune
+    from offramp.tracing.heads_file import write_heads
+    from offramp.tracing.importing.imports import find_import
+
+    if any(isinstance(one, Prune) for one in transforms):
+        raise InputError(
+            "heads are numbered by the layers of the whole model, and a pruned one counts others",
+            where="--transform",
+            fix="prune the model without heads, or fit heads of the pruned model: offramp heads fit",
+        )
+
+    found = find_import(file, key_map=key_map, format=format)
+    with stage("loading the model and checking its exits"):
+        asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+        # No layer is run, so those of a model that does not fit may stay on disk.
+        loaded = load_for_tracing(asked, [], stream=None, memory=None)
+    imported = found.heads_for(loaded)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_heads(imported, output)
+    for line in [*_import_notes(imported), *found.left_out(loaded.layers), f"written: {output}"]:
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish(_summary(imported, output))
+
+
+def _base_of_import(file: Path, model: str | None) -> str:
+    """The model that imported heads belong to: the one named, or the folder itself."""
+    if model is not None:
+        return model
+    if file.is_dir() and any(file.glob("model*.safetensors*")) and (file / "config.json").is_file():
+        return str(file)
+    raise InputError(
+        "it is not said which model the heads belong to",
+        where=str(file),
+        fix="name it with --model; only a model's own folder needs no --model",
+    )
+
+
+def _import_notes(imported: ExitHeads) -> list[str]:
+    """What was imported, and what that means, in words."""
+    listed = ", ".join(str(exit) for exit in imported.exits)
+    kind = "an output head of its own" if imported.output is not None else "a linear lens"
+    return [
+        f"{imported.model['name']}: {kind} at exits {listed}",
+        "it is not known which documents they were trained on, so tuning cannot leave those out",
+    ]
 
 
 def _require_file(path: Path, *, overwrite: bool) -> None:
@@ -129,7 +223,9 @@ def _table(fitted: ExitHeads) -> Table:
     for index, exit in enumerate(fitted.exits):
         cells = [str(exit)]
         if fitted.lens is not None:
-            cells.append(decimal(float(fitted.lens.explained[index])))
+            explained = fitted.lens.explained
+            assert explained is not None, "of a lens that was fitted here"
+            cells.append(decimal(float(explained[index])))
         for classifier in fitted.classifiers.values():
             auroc = float(classifier.auroc[index])
             text = "rare" if math.isnan(auroc) else decimal(auroc)
@@ -172,7 +268,8 @@ def _summary(fitted: ExitHeads, output: Path) -> dict[str, Any]:
         "candidate_exit": fitted.candidate_exit,
         "lens": None
         if fitted.lens is None
-        else {"explained": fitted.lens.explained.tolist(), "penalty": fitted.lens.penalty.tolist()},
+        else {"explained": _listed(fitted.lens.explained), "penalty": _listed(fitted.lens.penalty)},
+        "output": None if fitted.output is None else {"norm": fitted.output.norm},
         "classifiers": {
             name: {
                 "auroc": classifier.auroc.tolist(),
@@ -184,3 +281,8 @@ def _summary(fitted: ExitHeads, output: Path) -> dict[str, Any]:
         "documents": {workload: list(ids) for workload, ids in fitted.documents.items()},
         "provenance": dict(fitted.provenance),
     }
+
+
+def _listed(numbers: NDArray[np.float64] | None) -> list[float] | None:
+    """JSON values, None for what is not known."""
+    return None if numbers is None else [float(number) for number in numbers]

@@ -50,6 +50,14 @@ def _workloads() -> Rows:
     ]
 
 
+def _transforms() -> Rows:
+    from offramp.models.transforms.registry import describe_transforms
+
+    return [
+        {"name": transform.name, "what it is": transform.description} for transform in describe_transforms()
+    ]
+
+
 def _policies() -> Rows:
     from offramp.policies.registry import policy_kinds
 
@@ -98,6 +106,7 @@ def _first_line(thing: object) -> str:
 LISTS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "workloads": _workloads,
+    "transforms": _transforms,
     "policies": _policies,
     "signals": _signals,
     "hardware": _hardware,
@@ -105,10 +114,12 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, workloads, policies, signals or hardware.")],
+    what: Annotated[
+        str, typer.Argument(help="models, workloads, transforms, policies, signals or hardware.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """List models, workloads, policies, signals or hardware known by name.
+    """List models, workloads, transforms, policies, signals or hardware known by name.
 
     Wherever a hardware name fits, so does a .toml profile of your own.
 

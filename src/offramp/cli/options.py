@@ -37,7 +37,9 @@ Signals = Annotated[
 HeadsFile = Annotated[
     Path | None,
     typer.Option(
-        "--heads", help="Read exits through the heads that offramp heads fit wrote.", show_default=False
+        "--heads",
+        help="Read exits through the heads that offramp heads fit or import wrote.",
+        show_default=False,
     ),
 ]
 ContextLength = Annotated[
@@ -58,6 +60,33 @@ DocumentTokens = Annotated[
     ),
 ]
 Precision = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
+Transforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transform",
+        help="Change the model at load: int8, int4, prune:by=angular,layers=6 (offramp list transforms). May "
+        "be given several times.",
+        show_default=False,
+    ),
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Leave the weights on disk and read one layer at a time, or load them whole. By default they "
+        "stay there if they would not fit.",
+        show_default=False,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Memory for the model's weights, as 4GB or 1.5GiB: read layer by layer if they need more. By "
+        "default what is free.",
+        show_default=False,
+    ),
+]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from offramp.cli.answers import Answers, answers_of
 from offramp.cli.console import stage
 from offramp.cli.decoding_stage import DecodingResult, decode_workloads
+from offramp.cli.model_request import find_model, read_transforms
 from offramp.cli.preparation import RUN_SIGNALS, Prepared, prepare
 from offramp.cli.run_folder import (
     POLICIES,
@@ -22,13 +23,13 @@ from offramp.cli.run_folder import (
     safe_name,
 )
 from offramp.cli.run_writer import FinishedRun, Writer
+from offramp.cli.streaming import load_for_tracing
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.decoding.bench.contenders import GENERATE
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files
-from offramp.models.loading import find_source, load_source
 from offramp.models.model import Model
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
@@ -37,7 +38,8 @@ from offramp.report.passage import grid_from_trace, passage_from_trace, typical_
 from offramp.report.run_result import Timing, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads, require_base
+from offramp.tracing.fitted import FittedHeads
+from offramp.tracing.heads_file import read_heads
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.trace import Trace
@@ -46,13 +48,17 @@ from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 
-NOT_ASKED = ("overwrite", "repair", "decode")
+NOT_ASKED = ("overwrite", "repair", "decode", "stream", "memory", "workloads_given")
 """Options that change how a run gets its results, not which: a folder is the same run's with any of them."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What was asked for on the command line, workloads and folder apart."""
+    """What was asked for on the command line, workloads and folder apart.
+
+    transforms: texts of their grammar. stream, memory: of `offramp.cli.streaming.load_for_tracing`.
+    workloads_given: whether the workloads were named, or are those of any run.
+    """
 
     model: str
     tokens: int
@@ -60,12 +66,16 @@ class RunOptions:
     context: int | None
     document_tokens: int | None
     dtype: str
+    transforms: tuple[str, ...]
     trust_remote_code: bool
     heads: Path | None
     hardware: str
     overwrite: bool
     repair: bool
     decode: bool
+    stream: bool | None
+    memory: int | None
+    workloads_given: bool
 
 
 def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Path | None) -> FinishedRun:
@@ -76,36 +86,51 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     """
     given = None if options.heads is None else read_heads(options.heads)
     with stage("looking at the model's files"):
-        source = find_source(options.model, trust_remote_code=options.trust_remote_code)
+        asked = find_model(
+            options.model,
+            read_transforms(options.transforms, options.dtype),
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
     if given is not None:
-        base = {"name": source.name, "fingerprint": source.identity.fingerprint}
-        require_base(given, base, str(options.heads))
+        asked.require_heads(given, str(options.heads))
     if options.hardware != LOCAL:
         find_machine(options.hardware)  # an unknown one is refused before the model is loaded
     request = {
         **{key: value for key, value in asdict(options).items() if key not in NOT_ASKED},
-        "model": source.identity.source,
-        "model_fingerprint": source.identity.fingerprint,
+        "model": asked.source.identity.source,
+        "model_fingerprint": asked.source.identity.fingerprint,
         "heads": None if given is None else given.fingerprint,
         "workloads": {workload.name: workload.fingerprint for workload in workloads},
         "code": code_fingerprint(),
-        "versions": library_versions(),
+        "versions": library_versions(asked.texts),
         "threads": torch.get_num_threads(),
     }
-    folder = output or default_folder(source.name, request)
+    folder = output or default_folder(asked.name, request)
     require_own(folder, request, overwrite=options.overwrite)
-    with stage(f"loading {source.name} and checking its exits"):
-        model = load_source(source, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-        _require_fitting(model, workloads, options)
+    with stage(f"loading {asked.name} and checking its exits"):
+        required = workloads if options.workloads_given else ()
+        model = load_for_tracing(asked, required, stream=options.stream, memory=options.memory)
+        traceable = _traceable(model, workloads)
+        _require_fitting(model, traceable, given, options)
     with locked_folder(folder):
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
-        return _run_stages(model, workloads, given, options, folder)
+        return _run_stages(model, workloads, traceable, given, options, folder)
 
 
-def _require_fitting(model: Model, workloads: Sequence[Workload], options: RunOptions) -> None:
-    """Refuse exits, a context and texts that do not fit the model, all before the first is traced."""
-    parse_exits(options.exits, model.layers)
+def _traceable(model: Model, workloads: Sequence[Workload]) -> list[Workload]:
+    """The workloads that the model can be traced on: of prompts only if it is in memory to answer them."""
+    return [one for one in workloads if model.streamed is None or one.mode == "text"]
+
+
+def _require_fitting(
+    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, options: RunOptions
+) -> None:
+    """Refuse exits, heads, a context and texts that do not fit the model, all before the first is traced."""
+    exits = parse_exits(options.exits, model.layers)
+    if given is not None:
+        FittedHeads.of(given, exits)
     context = usable_context(model, options.context)
     for workload in workloads:
         plan_trace(
@@ -127,7 +152,7 @@ def _one_workload(
     model: Model, workload: Workload, options: RunOptions, prepared: Prepared, folder: Path
 ) -> WorkloadResult:
     started = time.monotonic()
-    trace_folder = folder / TRACES / safe_name(model.name) / safe_name(workload.name)
+    trace_folder = folder / TRACES / safe_name(model.shown_name) / safe_name(workload.name)
     trace = trace_model(
         model,
         workload,
@@ -140,6 +165,7 @@ def _one_workload(
         output=trace_folder,
         overwrite=options.overwrite,
         repair=options.repair,
+        memory=options.memory,
     )
     document = typical_document(trace)
 
@@ -191,12 +217,13 @@ def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
 
 def _run_stages(
     model: Model,
+    asked: Sequence[Workload],
     workloads: Sequence[Workload],
     given: ExitHeads | None,
     options: RunOptions,
     folder: Path,
 ) -> FinishedRun:
-    """Every stage in turn, with a page after each."""
+    """Every stage in turn, with a page after each. workloads: those of the asked ones that can be traced."""
     writer = Writer(model, folder)
     decoding = "decoding for real"
     tracing = [f"tracing {workload.name}" for workload in workloads]
@@ -214,8 +241,18 @@ def _run_stages(
         writer.decoding = DecodingResult(
             (), {workload.name: "--no-decode was given" for workload in workloads}
         )
+    writer.decoding = _with_left_out(writer.decoding, [one for one in asked if one not in workloads])
     _time_plain(model, writer)
     return writer.finished()
+
+
+def _with_left_out(decoding: DecodingResult, left_out: Sequence[Workload]) -> DecodingResult:
+    """What was decoded, and why workloads that could not be traced were not."""
+    why = (
+        "it was not traced either: its prompts need answers, and a model whose layers stay on disk would "
+        "read all of them for every new token"
+    )
+    return replace(decoding, missing={**decoding.missing, **{workload.name: why for workload in left_out}})
 
 
 def _time_plain(model: Model, writer: Writer) -> None:

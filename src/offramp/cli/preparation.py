@@ -122,6 +122,7 @@ def describe_heads(heads: ExitHeads | None) -> dict[str, Any] | None:
     """What the report shows of fitted heads."""
     if heads is None:
         return None
+    explained = None if heads.lens is None else heads.lens.explained
     classifiers = {
         name: {
             "exits": len(heads.exits),
@@ -134,7 +135,9 @@ def describe_heads(heads: ExitHeads | None) -> dict[str, Any] | None:
         "documents": sum(len(documents) for documents in heads.documents.values()),
         "exits": len(heads.exits),
         "lens": heads.lens is not None,
-        "lens_explained": None if heads.lens is None else float(np.mean(heads.lens.explained)),
+        "lens_explained": None if explained is None else float(np.mean(explained)),
+        "output": heads.output is not None,
+        "imported": "imported" in heads.provenance,
         "classifiers": classifiers,
     }
 

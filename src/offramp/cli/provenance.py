@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
@@ -15,7 +15,7 @@ import torch
 import offramp
 from offramp.costs.local_store import processor_name
 from offramp.models.model import Model
-from offramp.tracing.request import code_fingerprint
+from offramp.tracing.request import code_fingerprint, library_versions
 from offramp.tracing.trace import Trace
 
 
@@ -27,11 +27,12 @@ def describe_run(model: Model) -> dict[str, Any]:
         "model_source": model.identity.source,
         "model_licence": model.identity.licence,
         "model_fingerprint": model.identity.fingerprint,
+        "transforms": list(model.identity.transforms),
         "tokenizer_fingerprint": model.identity.tokenizer,
         "dtype": model.dtype,
         "bos": model.bos_policy.source,
         "readout": model.stack.readout_kind,
-        **describe_software(),
+        **describe_software(model.identity.transforms),
         **describe_machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -53,10 +54,10 @@ def describe_request(traces: Mapping[str, Trace]) -> dict[str, Any]:
     return {"traced": described}
 
 
-def describe_software() -> dict[str, Any]:
-    """Versions of Python and of the libraries that compute."""
-    names = ("torch", "transformers", "numpy", "pyarrow")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+def describe_software(transforms: Iterable[str]) -> dict[str, Any]:
+    """Versions of Python and of the libraries that compute. transforms: of the model, as texts."""
+    versions = library_versions(transforms) | {"pyarrow": importlib.metadata.version("pyarrow")}
+    return {"python": platform.python_version()} | versions
 
 
 def describe_machine() -> dict[str, Any]:

@@ -124,6 +124,11 @@ def _summary_table(result: ReplayResult) -> Table:
     rows = {
         "tokens leave": ", ".join(shares),
         "agreement with the full model": percent(result.agreement),
+        **(
+            {}
+            if result.reference_agreement is None
+            else {"agreement with the untransformed one": percent(result.reference_agreement)}
+        ),
         "layers skipped": percent(result.skip_ratio),
         "K and V of skipped layers": result.kv,
         f"predicted speed ({result.basis})": times(result.predicted_speedup),
@@ -182,6 +187,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "reachable": result.reachable,
         "tokens": len(result.exits),
         "agreement": result.agreement,
+        "reference_agreement": result.reference_agreement,
         "skip_ratio": result.skip_ratio,
         "basis": result.basis,
         "kv": result.kv,

@@ -14,12 +14,15 @@ from offramp.cli.options import (
     DocumentTokens,
     Exits,
     HeadsFile,
+    Memory,
     ModelName,
     Overwrite,
     Precision,
     RemoteCode,
     Repair,
+    Stream,
     Tokens,
+    Transforms,
     require_options,
 )
 from offramp.models.registry import DEFAULT_MODEL
@@ -50,6 +53,7 @@ def run(
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
     dtype: Precision = "float32",
+    transform: Transforms = None,
     heads: HeadsFile = None,
     hardware: Annotated[
         str,
@@ -67,6 +71,8 @@ def run(
         ),
     ] = True,
     trust_remote_code: RemoteCode = False,
+    stream: Stream = None,
+    memory: Memory = None,
     overwrite: Overwrite = False,
     repair: Repair = False,
     as_json: AsJson = False,
@@ -76,6 +82,8 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
+    from offramp.cli.model_request import read_transforms
+    from offramp.cli.sizes import parse_size
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -87,6 +95,8 @@ def run(
         dtype=dtype,
         output=output,
     )
+    budget = None if memory is None else parse_size(memory, "--memory")
+    transforms = read_transforms(transform, dtype)
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
 
     from offramp.cli.pipeline import RunOptions, run_pipeline
@@ -99,12 +109,16 @@ def run(
         context=context,
         document_tokens=document_tokens,
         dtype=dtype,
+        transforms=tuple(one.text for one in transforms),
         trust_remote_code=trust_remote_code,
         heads=heads,
         hardware=hardware,
         overwrite=overwrite,
         repair=repair,
         decode=decode,
+        stream=stream,
+        memory=budget,
+        workloads_given=bool(workload),
     )
     finished = run_pipeline(options, workloads, output)
     print_summary(finished.result, out.console, finished.report)

@@ -24,6 +24,8 @@ TRACES = "traces"
 HEADS_FILE = "heads.safetensors"
 POLICIES = "policies"
 DECODING_FILE = "decoding.json"
+COMBINED_FILE, COMBINED_PAGE = "combined.json", "combined.html"
+"""What `offramp bench --combine -o` that folder adds."""
 
 
 def safe_name(name: str) -> str:
@@ -92,7 +94,8 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
         (folder / name).unlink(missing_ok=True)
     if same:  # its traces are made again one by one
         return
-    (folder / HEADS_FILE).unlink(missing_ok=True)
+    for name in (HEADS_FILE, COMBINED_FILE, COMBINED_PAGE):
+        (folder / name).unlink(missing_ok=True)
     for name in (TRACES, POLICIES):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

@@ -12,7 +12,9 @@ from typing import Any
 from offramp.cli.decoding_stage import DecodingResult
 from offramp.cli.preparation import Prepared, describe_heads, describe_machine
 from offramp.cli.provenance import describe_request, describe_run
-from offramp.cli.run_folder import SUMMARY_FILE
+from offramp.cli.run_folder import COMBINED_FILE, SUMMARY_FILE
+from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.bench.combined_file import read_combined
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.charging import mean_position
@@ -75,7 +77,7 @@ class Writer:
             position = mean_position(self.results[0].trace) if self.results else FIRST_POSITION
             hardware = describe_machine(self.prepared.machine, self.model.shape, position)
         return RunResult(
-            model_name=self.model.name,
+            model_name=self.model.shown_name,
             layers=self.model.layers,
             workloads=tuple(self.results),
             provenance={
@@ -91,4 +93,17 @@ class Writer:
             decoding=self.decoding.decoded,
             not_decoded=self.decoding.missing,
             progress=progress,
+            combined=self.combined(),
         )
+
+    def combined(self) -> CombineResult | None:
+        """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.
+
+        Raises DamagedFileError if it was edited.
+        """
+        path = self.folder / COMBINED_FILE
+        if not path.is_file():
+            return None
+        found = read_combined(path)
+        same = found.circumstances["model_fingerprint"] == self.model.identity.fingerprint
+        return found if same else None

@@ -14,13 +14,16 @@ from offramp.cli.options import (
     DocumentTokens,
     Exits,
     HeadsFile,
+    Memory,
     ModelName,
     Overwrite,
     Precision,
     RemoteCode,
     Repair,
     Signals,
+    Stream,
     Tokens,
+    Transforms,
     WorkloadName,
     require_options,
 )
@@ -38,12 +41,18 @@ def trace(
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
     dtype: Precision = "float32",
+    transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
+    stream: Stream = None,
+    memory: Memory = None,
     overwrite: Overwrite = False,
     repair: Repair = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
+    from offramp.cli.model_request import find_model, read_transforms
+    from offramp.cli.sizes import parse_size
+    from offramp.cli.streaming import load_for_tracing
     from offramp.tracing.recording import parse_signals
     from offramp.workloads.registry import load_workload
 
@@ -56,24 +65,24 @@ def trace(
         dtype=dtype,
         output=output,
     )
+    budget = None if memory is None else parse_size(memory, "--memory")
+    transforms = read_transforms(transform, dtype)
     work = load_workload(workload)
     recorded = parse_signals(signals, work.mode)
 
-    from offramp.models.loading import find_source, load_source
     from offramp.report.formats import counted
     from offramp.tracing.fitted import FittedHeads
-    from offramp.tracing.heads_file import read_heads, require_base
+    from offramp.tracing.heads_file import read_heads
     from offramp.tracing.request import parse_exits
     from offramp.tracing.tracer import trace as trace_model
 
     fitted = None if heads is None else read_heads(heads)
     with stage("loading the model and checking its exits"):
-        source = find_source(model, trust_remote_code=trust_remote_code)
+        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
         if fitted is not None:
-            base = {"name": source.name, "fingerprint": source.identity.fingerprint}
-            require_base(fitted, base, str(heads))
+            asked.require_heads(fitted, str(heads))
             FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))
-        loaded = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = load_for_tracing(asked, [work], stream=stream, memory=budget)
     result = trace_model(
         loaded,
         work,
@@ -105,6 +114,7 @@ def trace(
             "left_out": [{"id": document.id, "reason": document.reason} for document in left_out],
             "exits": result.exits.tolist(),
             "facts": list(result.fact_names),
+            "streamed": loaded.streamed is not None,
             "notes": result.provenance["notes"],
             "request_fingerprint": result.provenance["request_fingerprint"],
         }

@@ -26,7 +26,12 @@ SHOWN_POINTS = 8
 def tune(
     trace: TraceFolder,
     floor: Annotated[
-        str, typer.Option("--floor", help="What to keep: agreement=0.99, nll=0.02 or kl=0.02 (nats).")
+        str,
+        typer.Option(
+            "--floor",
+            help="What to keep: agreement=0.99, nll=0.02 or kl=0.02 (nats); of a transformed model also "
+            "reference_agreement=0.95, with the untransformed one.",
+        ),
     ],
     floor_clip: Annotated[
         float | None,
@@ -138,10 +143,12 @@ def report_lines(tuned: Tuned) -> list[str]:
 
     lockstep = f", in lockstep at batch {tuned.batch}" if tuned.batch > 1 else ""
     lines = [f"on {counted(tuned.documents['report'], 'report document')}{lockstep}:"]
-    if tuned.floor.clip is None:
+    if tuned.floor.kind == "agreement":
         lines.append(f"  agreement {said(tuned.quality, percent)}")
-    else:
+    elif tuned.floor.clip is not None:
         lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, _nats)}")
+    if tuned.reference_agreement is not None:
+        lines.append(f"  agreement with the untransformed model {said(tuned.reference_agreement, percent)}")
     return [*lines, f"  speed over the full model {said(tuned.net_speedup, times)}"]
 
 
@@ -162,7 +169,8 @@ def front_table(tuned: Tuned) -> Table:
     caption = f"batch {tuned.batch} in lockstep: {ALONE}" if batched else None
     table = Table(title=title, caption=caption, box=None, padding=(0, 1))
     # A skip of each token alone would contradict the speed in lockstep.
-    for name in (tuned.floor.kind, "speed", *(() if batched else ("layers skipped",)), "policy"):
+    kept = tuned.floor.kind.replace("_", " ")
+    for name in (kept, "speed", *(() if batched else ("layers skipped",)), "policy"):
         table.add_column(name, overflow="fold")
     step = max(1, -(-len(tuned.front) // SHOWN_POINTS))
     for point in tuned.front[::step]:

@@ -61,20 +61,26 @@ def layer_flops(shape: ModelShape, position: float, batch: int = 1) -> LayerCost
 def layer_bytes(shape: ModelShape, position: float, batch: int = 1) -> LayerCosts:
     """Bytes that each layer moves for a step that decodes `batch` tokens at `position`: float64 [layers].
 
-    Weights read once for all tokens; per token K,V of every attended position read, its own K,V written, the
-    recurrent state read and written; all at the weights' element size.
+    Weights read once for all tokens, at the layer's own element size where it has one (quantised weights,
+    scales included); per token K,V of every attended position read, its own K,V written, the recurrent state
+    read and written, at the model's element size.
 
     Raises InputError if the position is negative or not finite, or the batch below 1.
     """
     check_position(position)
     check_batch(batch)
-    elements = [
-        weights_read(layer, batch)
-        + batch * (layer.key_value_width * (attended_positions(layer, position) + 1.0))
-        + batch * 2.0 * layer.state_elements
+    weights = [weights_read(layer, batch) * weight_bytes(shape, layer) for layer in shape.layers]
+    kept = [
+        layer.key_value_width * (attended_positions(layer, position) + 1.0) + 2.0 * layer.state_elements
         for layer in shape.layers
     ]
-    return np.array(elements) * shape.element_bytes
+    read = np.array(weights, dtype=np.float64)
+    return np.asarray(read + batch * np.array(kept) * shape.element_bytes, dtype=np.float64)
+
+
+def weight_bytes(shape: ModelShape, layer: LayerShape) -> float:
+    """Mean bytes of one weight of a layer: its own, or the model's."""
+    return float(shape.element_bytes) if layer.element_bytes is None else layer.element_bytes
 
 
 def weights_read(layer: LayerShape, batch: int) -> float:
@@ -131,8 +137,9 @@ def key_value_bytes(shape: ModelShape, position: float, batch: int = 1) -> Layer
 
     Raises InputError if the position is negative or not finite, or the batch below 1.
     """
-    elements = [layer.key_value_parameters + batch * layer.key_value_width for layer in shape.layers]
-    projections = np.array(elements, dtype=np.float64) * shape.element_bytes
+    weights = [layer.key_value_parameters * weight_bytes(shape, layer) for layer in shape.layers]
+    written = [batch * layer.key_value_width * shape.element_bytes for layer in shape.layers]
+    projections = np.array(weights, dtype=np.float64) + np.array(written, dtype=np.float64)
     return np.where(is_recurrent(shape), layer_bytes(shape, position, batch), projections)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -35,11 +36,16 @@ def machine_names() -> list[str]:
 
 
 def find_machine(
-    name_or_path: str, *, model_fingerprint: str | None = None, dtype: str | None = None
+    name_or_path: str,
+    *,
+    model_fingerprint: str | None = None,
+    dtype: str | None = None,
+    transforms: Iterable[str] = (),
 ) -> Machine:
     """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
 
-    model_fingerprint, dtype: of the model that is to be priced; "local" is looked up by them.
+    model_fingerprint, dtype: of the model that is to be priced; "local" is looked up by them. transforms:
+    what was done to it, for the error's command.
 
     Raises InputError for an unknown name (with near matches), a file that is no profile, a broken plug-in, or
     "local" where this model has not been measured on this machine (with the command that measures it).
@@ -51,7 +57,7 @@ def find_machine(
                 where=LOCAL,
                 fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
             )
-        return load_local_profile(model_fingerprint, dtype)
+        return load_local_profile(model_fingerprint, dtype, transforms=transforms)
     built_in = PROFILES / f"{name_or_path}.toml"
     if os.sep not in name_or_path and built_in.is_file():
         return read_profile(built_in)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, read_sealed_json, sha256_of_text, write_sealed_json
 from offramp.models.dense_cache import cache_folder
+from offramp.models.identity import command_name
 
 LOCAL = "local"
 FOLDER = "hardware"
@@ -56,12 +58,18 @@ def save_local_profile(profile: TimingsProfile) -> Path:
 
 
 def load_local_profile(
-    model_fingerprint: str, dtype: str, *, threads: int | None = None, model: str = "MODEL"
+    model_fingerprint: str,
+    dtype: str,
+    *,
+    threads: int | None = None,
+    model: str = "MODEL",
+    transforms: Iterable[str] = (),
 ) -> TimingsProfile:
     """The profile of a model measured on this machine, with this version of torch.
 
     threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
-    those of the profile measured last. model: its name, for the error's command.
+    those of the profile measured last. model, transforms: its name and what was done to it, for the error's
+    command.
 
     Profiles of older versions, which timed other steps than the decoder's, are passed over.
 
@@ -87,7 +95,8 @@ def load_local_profile(
             "there are no timings of this model on this machine"
             + (f" as it is now; those kept are of {others}, or of an older offramp" if others else ""),
             where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
-            fix=f"offramp hardware measure {model} --dtype {dtype}, or choose from: offramp list hardware",
+            fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}, "
+            "or choose from: offramp list hardware",
         )
     return max(fitting, key=lambda profile: str(profile.details["measured_at"]))
 

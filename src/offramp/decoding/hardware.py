@@ -61,6 +61,7 @@ def measure_hardware(
     Raises ModelError if the model cannot decode with a cache; InputError for batch sizes that do not rise
     from 1 or more, or a budget that is not positive.
     """
+    model.require_loaded("timing")
     began = time.monotonic()
     batches = tuple(batches)
     if not batches or batches[0] < 1 or any(later <= batch for batch, later in itertools.pairwise(batches)):
@@ -130,7 +131,7 @@ def _profile(
             f"timed in the model's own forward pass, not in the decoder's loop: {session.why_no_loop}"
         )
     details: dict[str, Any] = {
-        "model": {"name": model.name, "fingerprint": model.identity.fingerprint},
+        "model": {"name": model.shown_name, "fingerprint": model.identity.fingerprint},
         "machine": machine,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -146,7 +147,7 @@ def _profile(
     }
     profile = TimingsProfile(
         name=LOCAL,
-        source=f"timed in place on {model.name}: {machine['processor']}, {machine['threads']} threads",
+        source=f"timed in place on {model.shown_name}: {machine['processor']}, {machine['threads']} threads",
         dtype=model.dtype,
         layers_count=model.layers,
         batches=session.batches,

@@ -50,6 +50,7 @@ def time_plain_decoding(
     """
     from transformers import GenerationConfig
 
+    model.require_loaded("decoding")
     room = (model.context_length or len(prompt) + new_tokens + 1) - 1
     new_tokens = max(1, min(new_tokens, room - 1))
     ids = torch.tensor([list(prompt)[: max(1, room - new_tokens)]], device=model.hf.device)

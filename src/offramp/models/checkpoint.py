@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.models.weight_files import read_headers
 
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-CONVERT_TO_SAFETENSORS = (
-    "convert it once, on a machine where you trust the file: load it with "
-    "AutoModelForCausalLM.from_pretrained(folder) and save it as safetensors with save_pretrained(new_folder)"
-)
+# Constants that GPT-Neo and its kin once stored with their weights.
+OBSOLETE_CONSTANTS = (".masked_bias",)
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Check a model folder and return its config.json.
 
     Raises ModelError for a folder without config.json, with code to run, with only pickle weights, or with
-    safetensors files that are missing, truncated or whose header is damaged.
+    safetensors files that are missing, truncated, whose header is damaged or that are not of one model.
     """
     config = read_config(folder)
     check_no_remote_code(config, folder, trust_remote_code=trust_remote_code)
-    for path in find_weight_files(folder):
-        check_safetensors(path)
+    read_headers(folder)
     return config
 
 
@@ -64,60 +62,36 @@ def _holds_key(value: Any, key: str) -> bool:
     return isinstance(value, list) and any(_holds_key(item, key) for item in value)
 
 
-def find_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model: those an index names, or model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _files_of_index(index)
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    pickles = sorted(path.name for pattern in PICKLE_PATTERNS for path in folder.glob(pattern))
-    if pickles:
-        raise ModelError(
-            f"the weights are pickle files ({', '.join(pickles[:3])}), which can run code on loading",
-            where=str(folder),
-            fix=CONVERT_TO_SAFETENSORS,
-        )
-    raise ModelError(
-        "the folder has no weights: neither model.safetensors nor model.safetensors.index.json",
-        where=str(folder),
-        fix="download the model's .safetensors files into this folder",
+def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:
+    """Tensors of a checkpoint that belong to its layers and have no place in the model's, sorted.
+
+    prefix: what the names of the layers' tensors begin with, before the layer's number. layers: how many the
+    model has. unexpected: all stored tensors that the model lacks, by the model's names for them.
+
+    Left out are announced layers that predict tokens further ahead, which are numbered after the model's own
+    and which transformers does not build, and constants that the model computes itself.
+    """
+    ahead = getattr(hf.config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    announced = tuple(f"{prefix}{layers + number}." for number in range(ahead))
+    computed = {name for name, _ in hf.named_buffers()}
+    return sorted(
+        name
+        for name in unexpected
+        if name.startswith(prefix) and not name.startswith(announced)
+        if name not in computed and not name.endswith(OBSOLETE_CONSTANTS)
     )
 
 
-def _files_of_index(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+def refuse_strangers(strangers: list[str], where: str) -> None:
+    """Raise ModelError if there are any of `find_strangers`: without them the model is another one."""
+    if strangers:
         raise ModelError(
-            "the index of the weight files is damaged", where=str(index), fix="download it again"
-        ) from error
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
-    if missing:
-        raise ModelError(
-            f"{len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}",
-            where=str(index.parent),
-            fix="download the missing files; the index names them",
+            f"the weight files hold {len(strangers)} tensors of layers that the model in config.json "
+            f"does not have, the first is {strangers[0]}",
+            where=where,
+            fix="put the config.json and the weight files of one and the same model into the folder; heads "
+            "for exits belong into a file of their own",
         )
-    return [index.parent / name for name in sorted(names)]
-
-
-def check_safetensors(path: Path) -> None:
-    """Check one safetensors file: the shapes, types and offsets of its header must fill it exactly."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-    except SafetensorError as error:
-        raise ModelError(
-            f"the weight file is damaged or truncated: {error}",
-            where=f"{path} ({path.stat().st_size:,} bytes)",
-            fix="download the file again",
-        ) from error
-    if not names:
-        raise ModelError("the weight file holds no tensors", where=str(path), fix="download the file again")
 
 
 def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:

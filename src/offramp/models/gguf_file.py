@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.models.quiet import TORCHAO_LOGGERS, quiet_loggers
 
 MAGIC = b"GGUF"
 # What the gguf package raises on a file whose header points outside it or makes no sense.
@@ -122,7 +123,7 @@ def _dequantize_option(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Run without transformers' progress bars and warnings."""
+    """Run without transformers' progress bars and warnings, and those of torchao, which it may import."""
     import transformers
 
     logging: Any = transformers.utils.logging
@@ -130,7 +131,8 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet_loggers(*TORCHAO_LOGGERS):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if progress:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.models.weight_files import find_weight_files
 
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -34,6 +37,7 @@ class ModelIdentity:
     config.json without the entries that do not change the computation, of the generation config and of Python
     code that comes with the model. tokenizer: of the tokenizer's files.
     source: a folder, a file or a Hub id. licence: as stated by the source, None if it states none.
+    transforms: what was done to the model after loading, as texts of the transforms' grammar, in order.
     """
 
     weights: str
@@ -42,15 +46,37 @@ class ModelIdentity:
     source: str
     licence: str | None = None
     revision: str | None = None
+    transforms: tuple[str, ...] = ()
+
+    @property
+    def base_fingerprint(self) -> str:
+        """One SHA-256 of weights, config and tokenizer, before any transform; of no place where they lie."""
+        return sha256_of_text(canonical_json([self.weights, self.config, self.tokenizer]))
 
     @property
     def fingerprint(self) -> str:
-        """One SHA-256 of weights, config and tokenizer; the same wherever the files lie."""
-        return sha256_of_text(canonical_json([self.weights, self.config, self.tokenizer]))
+        """One SHA-256 of everything that says what the model computes: the base and its transforms."""
+        if not self.transforms:
+            return self.base_fingerprint
+        return sha256_of_text(canonical_json([self.base_fingerprint, list(self.transforms)]))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the combined fingerprint beside the parts."""
-        return {**dataclasses.asdict(self), "fingerprint": self.fingerprint}
+        """A JSON object with the combined fingerprint beside the parts; transforms only if there are any."""
+        fields = dataclasses.asdict(self)
+        transforms = fields.pop("transforms")
+        if transforms:
+            fields |= {"transforms": list(transforms), "base_fingerprint": self.base_fingerprint}
+        return {**fields, "fingerprint": self.fingerprint}
+
+
+def shown_name(name: str, transforms: Iterable[str]) -> str:
+    """A model's name with what was done to it: "smollm2 + int8"."""
+    return " + ".join((name, *transforms))
+
+
+def command_name(name: str, transforms: Iterable[str]) -> str:
+    """How a command line names a model with what is done to it: "smollm2 --transform int8"."""
+    return " ".join((shlex.quote(name), *(f"--transform {shlex.quote(text)}" for text in transforms)))
 
 
 def identify_folder(
@@ -61,8 +87,12 @@ def identify_folder(
     licence: str | None = None,
     revision: str | None = None,
 ) -> ModelIdentity:
-    """The identity of a checkpoint folder. `weights`: a fingerprint known from elsewhere (a GGUF file's)."""
-    files = sorted(folder.glob("*.safetensors"))
+    """The identity of a checkpoint folder. `weights`: a fingerprint known from elsewhere (a GGUF file's).
+
+    Raises ModelError if the folder has no weight files.
+    """
+    # An index may name files in folders further down.
+    files = sorted({*folder.glob("*.safetensors"), *find_weight_files(folder)})
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}

@@ -1,22 +1,28 @@
-"""`load_model`: from a name to a checked model."""
+"""From a name to the source of a model, and from there to a checked model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from offramp.errors import ModelError
 from offramp.files import sha256_of_file
-from offramp.models.checkpoint import check_checkpoint, check_vocabulary
+from offramp.models.checkpoint import check_checkpoint, check_vocabulary, find_strangers, refuse_strangers
 from offramp.models.dense_cache import dense_folder
 from offramp.models.encoding import find_bos_policy, find_eos_token_ids
+from offramp.models.finite import check_finite
 from offramp.models.gguf_file import check_magic, convert_to_safetensors, quiet_transformers, read_licence
 from offramp.models.hub import download, looks_like_hub_id, unknown_model
 from offramp.models.identity import ModelIdentity, identify_folder
 from offramp.models.model import Model
 from offramp.models.registry import BUNDLED, DTYPES, BundledModel
+from offramp.models.shape import ModelShape
+from offramp.models.source import Source
+from offramp.models.stack import ExitStack
+from offramp.models.streaming.layers import StreamedLayers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
@@ -30,45 +36,31 @@ CONTEXT_KEYS = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint folder in safetensors, ready to load, and who it is."""
-
-    name: str
-    folder: Path
-    identity: ModelIdentity
-
-
-def load_model(name: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Model:
-    """Load a model, find its stack of exits and check that exit L reproduces its own logits.
-
-    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name"). dtype:
-    "float32" or "bfloat16". trust_remote_code: run Python code that comes with the model.
-
-    Raises ModelError: an unknown name, a source that is unsafe, damaged or incomplete, a tokenizer of another
-    model, weights that are not finite, or exits that cannot be read out exactly.
-    """
+def require_dtype(dtype: str) -> None:
+    """Refuse a dtype that models are not loaded in. Raises ModelError."""
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}", where="dtype", fix="choose one of: " + ", ".join(DTYPES))
-    return load_source(
-        find_source(name, trust_remote_code=trust_remote_code),
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def load_source(source: Source, *, dtype: str = "float32", trust_remote_code: bool = False) -> Model:
-    """Load the model of a source that `find_source` found and checked.
+    """Load the model of a source, find its stack of exits and check that exit L reproduces its own logits.
 
-    Raises ModelError as `load_model` does.
+    source: as `find_source` found and checked it. dtype: "float32" or "bfloat16".
+
+    Raises ModelError: a tokenizer of another model, missing or non-finite weights, weights of layers that the
+    config does not have, a family that transformers does not know, or exits that cannot be read out exactly.
     """
     with quiet_transformers():
-        tokenizer = _load_tokenizer(source, trust_remote_code)
-        hf = _load_weights(source, dtype, trust_remote_code)
-    return build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype)
+        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        hf, unexpected = _load_weights(source, dtype, trust_remote_code)
+    model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
+    _check_no_strangers(model.stack, unexpected, str(source.folder))
+    return model
 
 
-def build_model(hf: Any, tokenizer: Any, *, name: str, identity: ModelIdentity, dtype: str) -> Model:
+def build_model(
+    hf: Any, tokenizer: Any, *, name: str, identity: ModelIdentity, dtype: str, source: Source | None = None
+) -> Model:
     """Wrap a transformers model that is already in memory: stack of exits, self-check, shape, encoding.
 
     Raises ModelError if a weight is not finite or the exits cannot be read out exactly.
@@ -79,6 +71,34 @@ def build_model(hf: Any, tokenizer: Any, *, name: str, identity: ModelIdentity, 
     hf.eval().requires_grad_(False)
     check_finite(hf, name)
     stack = find_stack(hf, name=name)
+    return describe_model(
+        hf,
+        tokenizer,
+        stack=stack,
+        shape=measure_shape(hf, stack),
+        name=name,
+        identity=identity,
+        dtype=dtype,
+        source=source,
+    )
+
+
+def describe_model(
+    hf: Any,
+    tokenizer: Any,
+    *,
+    stack: ExitStack,
+    shape: ModelShape,
+    name: str,
+    identity: ModelIdentity,
+    dtype: str,
+    source: Source | None,
+    streamed: StreamedLayers | None = None,
+) -> Model:
+    """A checked model, with what its config and tokenizer say of contexts, beginnings and ends of texts.
+
+    Raises ModelError for an end token that is no number.
+    """
     config = hf.config.get_text_config()
     lengths = [getattr(config, key, None) for key in CONTEXT_KEYS]
     return Model(
@@ -86,19 +106,24 @@ def build_model(hf: Any, tokenizer: Any, *, name: str, identity: ModelIdentity, 
         hf=hf,
         tokenizer=tokenizer,
         stack=stack,
-        shape=measure_shape(hf, stack),
+        shape=shape,
         identity=identity,
         dtype=dtype,
         bos_policy=find_bos_policy(tokenizer, config.model_type),
         context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
         eos_token_ids=find_eos_token_ids(hf, tokenizer),
+        source=source,
+        streamed=streamed,
     )
 
 
 def find_source(name: str, *, trust_remote_code: bool = False) -> Source:
     """Where a model's files lie, checked as far as possible without loading a weight.
 
-    Raises ModelError as `load_model` does.
+    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name").
+    trust_remote_code: allow Python code that comes with the model.
+
+    Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete.
     """
     path = Path(name).expanduser()
     if name in BUNDLED:
@@ -146,8 +171,11 @@ def _gguf_source(
     return Source(name, folder, identity)
 
 
-def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
-    """The tokenizer, checked against the config before the weights are loaded."""
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a source, checked against the config before the weights are loaded.
+
+    Raises ModelError if it or the config cannot be read, or if they are not of one model.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
@@ -164,7 +192,8 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> Any:
+def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[Any, set[str]]:
+    """The transformers model, and the names of stored tensors that have no place in it."""
     import torch
     import transformers
 
@@ -191,18 +220,14 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> Any:
             where=str(source.folder),
             fix="use a complete checkpoint of a causal language model (with its output head)",
         )
-    return hf
+    return hf, set(report["unexpected_keys"])
 
 
-def check_finite(hf: Any, name: str) -> None:
-    """Refuse a model with a NaN or infinite weight, naming the tensor."""
-    import torch
-
-    for parameter_name, parameter in hf.named_parameters():
-        # One sum finds every NaN and infinity without a copy; an overflowing sum is looked at closely.
-        if not torch.isfinite(parameter.sum()) and not torch.isfinite(parameter).all():
-            raise ModelError(
-                f"the weight {parameter_name} holds NaN or infinite values",
-                where=name,
-                fix="the file is damaged or the training failed: use another copy of the model",
-            )
+def _check_no_strangers(stack: ExitStack, unexpected: set[str], where: str) -> None:
+    """Refuse weights of layers that the model does not have. Raises ModelError."""
+    path, layers = next(
+        (path, module)
+        for path, module in stack.hf.named_modules()
+        if isinstance(module, nn.ModuleList) and stack.layers[0] in module
+    )
+    refuse_strangers(find_strangers(stack.hf, f"{path}.", len(layers), unexpected), where)

@@ -18,6 +18,7 @@ from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.expansion import expansion_parameters
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.models.stack import ExitStack
+from offramp.models.stored import mean_element_bytes
 
 # Tokens of the forward that is measured: a number that no state or head size is likely to have.
 CACHED_TOKENS = 13
@@ -122,6 +123,7 @@ def _layer_shape(config: Any, layer: nn.Module, cached: CachedLayer, expansion: 
         experts_per_token=mixture.experts_per_token,
         expert_parameters=mixture.parameters,
         expansion_parameters=expansion,
+        element_bytes=mean_element_bytes(layer),
     )
 
 

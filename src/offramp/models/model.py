@@ -9,9 +9,11 @@ from typing import Any
 from offramp.errors import ModelError
 from offramp.models import encoding
 from offramp.models.encoding import BosPolicy
-from offramp.models.identity import ModelIdentity
+from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
+from offramp.models.source import Source
 from offramp.models.stack import ExitStack
+from offramp.models.streaming.layers import StreamedLayers
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class Model:
 
     name: as given to `load_model` (the last part of a path). hf: the transformers model, in eval mode,
     without gradients. dtype: "float32" or "bfloat16". context_length: positions at most, None if the config
-    states none. eos_token_ids: tokens that end an answer.
+    states none. eos_token_ids: tokens that end an answer. source: what it was loaded from, before any
+    transform; None if it was built in memory. streamed: None if all weights are in memory; else `hf` holds no
+    weights of layers, which are read from here one at a time.
     """
 
     name: str
@@ -33,6 +37,13 @@ class Model:
     bos_policy: BosPolicy
     context_length: int | None
     eos_token_ids: tuple[int, ...]
+    source: Source | None = None
+    streamed: StreamedLayers | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """The name with what was done to the model after loading, for people: "smollm2 + int8"."""
+        return shown_name(self.name, self.identity.transforms)
 
     @property
     def layers(self) -> int:
@@ -49,6 +60,19 @@ class Model:
     def uses_plain_chat_template(self) -> bool:
         """Whether `encode_chat` writes a plain turn because the model has no chat template."""
         return self.chat_template is None
+
+    def require_loaded(self, what: str) -> None:
+        """Refuse a model whose layers stay on disk. what: needs all weights in memory, such as "decoding".
+
+        Raises ModelError.
+        """
+        if self.streamed is not None:
+            raise ModelError(
+                f"{what} needs all of the model's weights in memory, but its layers stay on disk and are "
+                "read one at a time",
+                where=self.shown_name,
+                fix="use a smaller model, or a machine with more memory",
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids as `tokenizer(text)` gives them, with BOS as `bos_policy` says.

@@ -22,6 +22,8 @@ class LayerShape:
     (0 otherwise). expert_parameters: elements of all routed experts together.
     expansion_parameters: elements of the weights that make K and V anew from a cached latent, multiplied once
     for every attended position (0 where the cache holds K and V themselves).
+    element_bytes: mean bytes of one weight of this layer where that is not the model's (quantised weights,
+    scales included), None otherwise.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class LayerShape:
     experts_per_token: int = 0
     expert_parameters: int = 0
     expansion_parameters: int = 0
+    element_bytes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

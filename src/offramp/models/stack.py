@@ -61,6 +61,12 @@ class ExitStack:
         """L, the number of exits."""
         return len(self.layers)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes token ids: the device of its first weight that is in memory."""
+        device: torch.device = next(weight.device for weight in self.hf.parameters() if not weight.is_meta)
+        return device
+
     def tail_forward(self, hidden: Tensor) -> Tensor:
         """The tail applied to a layer's output [..., positions, hidden], recomputed for every exit."""
         return _chain(self.tail, hidden)
@@ -78,10 +84,10 @@ class ExitStack:
     def capture(self, ids: Tensor, on_layer: OnLayer) -> None:
         """Run the model's own layers on `ids` and hand over each layer's input and output as it happens.
 
-        ids: int64 [batch, positions]. on_layer(index, input, output): index from 0; output is the layer's
-        hidden state (the first element of a tuple), input is the output of the layer before, or the embedding
-        for the first. No cache is kept and the output head is not computed. Hooks are removed whatever
-        happens.
+        ids: int64 [batch, positions], on any device. on_layer(index, input, output): index from 0; output is
+        the layer's hidden state (the first element of a tuple), input is the output of the layer before, or
+        the embedding for the first. No cache is kept and the output head is not computed. Hooks are removed
+        whatever happens.
         """
         executed = 0
         previous: Tensor | None = None
@@ -102,7 +108,7 @@ class ExitStack:
 
         with torch.no_grad(), _hooked(self.layers, before, after):
             try:
-                self.hf(input_ids=ids, use_cache=False)
+                self.hf(input_ids=ids.to(self.device), use_cache=False)
             except _LastLayerDone:
                 return
 
@@ -127,7 +133,7 @@ def _hooked(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[No
 
 
 @contextmanager
-def _replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Run with other `forward` methods on some modules."""
     with FORWARDS_REPLACED:
         yield from _with_replaced(replacements)
@@ -176,7 +182,7 @@ def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:
 def _read_stub(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
     output = with_hidden(stack.core_output, _chain(stack.core_tail, hidden))
     ids = _placeholder_ids(stack, hidden) if ids is None else ids
-    with _replaced_forward({stack.core: lambda *arguments, **keywords: output}):
+    with replaced_forward({stack.core: lambda *arguments, **keywords: output}):
         logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
     return logits
 
@@ -191,7 +197,7 @@ def _read_swap(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
     replacements = {
         layer: passing(output) for layer, output in zip(stack.layers, stack.layer_outputs, strict=True)
     }
-    with _replaced_forward(replacements):
+    with replaced_forward(replacements):
         logits: Tensor = stack.hf(input_ids=ids, use_cache=False).logits
     return logits
 

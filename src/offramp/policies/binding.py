@@ -17,15 +17,23 @@ from offramp.tracing.trace import Trace
 # Facts that fitted heads give, or whose short list of tokens comes with them.
 OF_HEADS = frozenset(fact.name for fact in (*HEAD_FACTS, *SIGNAL_FACTS["restricted"]))
 
+HEADS_OF_OTHERS = (
+    "the exit heads were imported: offramp does not know which documents they were trained on, and on these "
+    "they look better than on new text"
+)
+
 
 def base_of(trace: Trace) -> dict[str, Any]:
     """What a policy that is tuned on a trace is bound to, in JSON values.
 
-    The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, None without any.
+    The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, "output" if exits have
+    output heads of their own, None without any.
     """
     request = trace.request
     heads = request.get("heads")
     kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
+    if kept and heads and heads.get("output"):
+        kept["output"] = True
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
 
 
@@ -53,7 +61,8 @@ def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str
         "the policy was tuned on": sum(document_digest(trace, place) in known for place in places),
         "the exit heads were fitted on": sum(trace.documents[place].id in fitted for place in places),
     }
-    return tuple(
+    unknown = (HEADS_OF_OTHERS,) if (trace.request.get("heads") or {}).get("imported") else ()
+    return unknown + tuple(
         f"{what} {count} of the trace's {len(places)} documents: on these it looks better than on new text"
         for what, count in counts.items()
         if count
@@ -63,8 +72,8 @@ def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str
 def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace) -> None:
     """Refuse a trace of another model than a policy was tuned for, or one read through other exit heads.
 
-    tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace was read
-    through a linear lens, or if the policy reads a fact that comes with heads; a policy that never leaves
+    tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace's exits
+    were read through them, or if the policy reads a fact that comes with heads; a policy that never leaves
     early reads nothing.
 
     Raises PolicyError.
@@ -82,12 +91,17 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
     own = policy.for_task(task_of(trace))
     needs = own.needs(trace.layers)
     read = {fact for facts in needs.values() for fact in facts} | set(own.final_facts)
-    if (needs and (before.get("lens") or now.get("lens"))) or read & OF_HEADS:
+    if (needs and (reads_exits(before) or reads_exits(now))) or read & OF_HEADS:
         raise PolicyError(
             f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
             where=str(trace.folder or "the trace"),
             fix="trace again with the same --heads FILE, or tune a policy on a trace made with these",
         )
+
+
+def reads_exits(heads: Mapping[str, Any]) -> bool:
+    """Whether exits are read through the lens or the output heads of described exit heads."""
+    return bool(heads.get("lens") or heads.get("output"))
 
 
 def _with(heads: Mapping[str, Any]) -> str:

@@ -182,5 +182,10 @@ def machine_for(trace: Trace, machine: Machine | str) -> Machine:
     if not isinstance(machine, str):
         return machine
     request = trace.request
-    fingerprint = request.get("model", {}).get("fingerprint")
-    return find_machine(machine, model_fingerprint=fingerprint, dtype=request.get("dtype"))
+    model = request.get("model", {})
+    return find_machine(
+        machine,
+        model_fingerprint=model.get("fingerprint"),
+        dtype=request.get("dtype"),
+        transforms=model.get("transforms", ()),
+    )

@@ -94,6 +94,7 @@ def replay(
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / bill.total,
         agreement=quality.agreement,
+        reference_agreement=quality.reference_agreement,
         nll_increase=quality.nll_increase,
         kl=quality.kl,
         basis="bytes moved" if machine is None else machine.name,
@@ -132,6 +133,7 @@ def _check_options(kv: str, batch: int, batching: str, draft_length: int) -> Key
 @dataclass(frozen=True)
 class _Quality:
     agreement: float
+    reference_agreement: float | None
     nll_increase: float
     kl: float
 
@@ -140,10 +142,12 @@ def _quality(trace: Trace, exits: NDArray[np.int64]) -> _Quality:
     """Quality of the outputs at some exits, int64 [tokens]."""
     columns = np.searchsorted(trace.exits, exits)
     rows = np.arange(trace.token_count)
+    reference = trace.reference_agreement
     nll, divergence = fact_of(trace, "nll"), fact_of(trace, "kl_to_final")
     increase = np.mean(nll[rows, columns], dtype=np.float64) - np.mean(nll[:, -1], dtype=np.float64)
     return _Quality(
         agreement=float(np.mean(trace.agreement[rows, columns])),
+        reference_agreement=None if reference is None else float(np.mean(reference[rows, columns])),
         nll_increase=float(increase),
         kl=float(np.mean(divergence[rows, columns], dtype=np.float64)),
     )

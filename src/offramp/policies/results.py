@@ -17,7 +17,8 @@ class ReplayResult:
     exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
     checked exits where it was probed; what is charged, drafts that are made again included, is
     `bill.probes_per_token`.
-    agreement: share of tokens whose output equals the full model's. nll_increase, kl: means over tokens, in
+    agreement: share of tokens whose output equals the full model's. reference_agreement: the same with the
+    untransformed full model's, None for a model without transforms. nll_increase, kl: means over tokens, in
     nats.
     skip_ratio: share of the full model's layers that are not executed, sooner or later: one that a K,V
     strategy runs for a token afterwards is not skipped. Below 0 where wrong drafts are run for nothing.
@@ -52,6 +53,7 @@ class ReplayResult:
     reachable: bool
     bill: Bill
     notes: tuple[str, ...]
+    reference_agreement: float | None = None
 
 
 @dataclass(frozen=True)

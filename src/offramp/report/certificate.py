@@ -35,6 +35,7 @@ def value_words(floor: Floor, value: float) -> str:
     """A value of a floor's kind, as a thing to keep."""
     words: dict[FloorKind, str] = {
         "agreement": f"{whole_percent(value)} agreement",
+        "reference_agreement": f"{whole_percent(value)} agreement with the untransformed model",
         "nll": f"an increase in NLL of at most {nats(value)}",
         "kl": f"a divergence (KL) of at most {nats(value)}",
     }
@@ -43,9 +44,9 @@ def value_words(floor: Floor, value: float) -> str:
 
 def loss_words(floor: Floor) -> str:
     """What a policy at the floor loses at most, to follow "this policy"."""
-    if floor.kind == "agreement":
+    if floor.clip is None:
         return f"loses at most {whole_percent(round(floor.risk, 6))} of tokens"
-    clip = f", each token's counted up to {nats(floor.clip)}" if floor.clip is not None else ""
+    clip = f", each token's counted up to {nats(floor.clip)}"
     name = "log-likelihood" if floor.kind == "nll" else "divergence from the full model"
     return f"loses at most {nats(floor.value)} of {name} a token{clip}"
 
@@ -54,7 +55,7 @@ def risk_text(floor: Floor, risk: float | None) -> str:
     """A mean loss as a share of tokens, or in nats; "none" if there is none."""
     if risk is None:
         return "none"
-    if floor.kind == "agreement" or floor.clip is None:
+    if floor.clip is None:
         return f"{percent(risk, 2)} of tokens"
     return nats(risk * floor.clip)
 
@@ -116,7 +117,7 @@ def best_possible(tuned: Tuned) -> str:
     # Rounded to the weaker side, so that the floor named can really be certified.
     value = (
         decimal(math.floor(1000 * best) / 1000, 3)
-        if floor.kind == "agreement"
+        if floor.clip is None
         else nats(math.ceil(1000 * best) / 1000)
     )
     return f"with so few, the best floor that could be certified is {value}"

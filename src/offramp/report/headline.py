@@ -8,6 +8,7 @@ from offramp.report.basis import cheaper, how_obtained
 from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
 from offramp.report.judgement import Judgement, judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.untransformed import transform_sentence
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.tuning.results import Decision, Verdict
 from offramp.tuning.verdict import WORTH
@@ -191,7 +192,13 @@ def best(found: list[Judgement]) -> Judgement:
 
 def caveats(run: RunResult) -> list[str]:
     """What a reader must know before quoting the headline; first, how the figures were obtained."""
-    return [*how_obtained(run), *verdict_caveats(run), *trace_caveats(run)]
+    cost = transform_sentence(run)
+    return [
+        *how_obtained(run),
+        *([] if cost is None else [cost]),
+        *verdict_caveats(run),
+        *trace_caveats(run),
+    ]
 
 
 def verdict_caveats(run: RunResult) -> list[str]:

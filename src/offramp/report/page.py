@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from offramp.files import write_text_atomically
 from offramp.report.colours import ramp_rules
 from offramp.report.formats import counted
+from offramp.report.frame import FOOTER, asset, brand, whole_page
 from offramp.report.markup import element, slug, text
 from offramp.report.names import REPORT_FILE
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.break_even import break_even_section
+from offramp.report.sections.combined import combined_section
 from offramp.report.sections.components import components_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.frontier import frontier_section
@@ -26,11 +27,6 @@ from offramp.report.sections.progress import progress_banner
 from offramp.report.sections.provenance import provenance_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.sections.verdict import verdict_section
-
-MARK = (
-    '<svg class="mark" viewBox="0 0 32 32" aria-hidden="true"><path d="M11 31V1M21 31V21"/>'
-    '<path d="M21 21C21 12 25 8 31 5M31 14C27 16 21 19 21 31"/><path class="lane" d="M11 31V1"/></svg>'
-)
 
 
 def write_report(run: RunResult, folder: Path) -> Path:
@@ -51,6 +47,7 @@ def render(run: RunResult) -> str:
         progress_banner(run)
         + verdict_section(run)
         + decoded_section(run)
+        + combined_section(run.combined)
         + hardware_section(run)
         + "".join(workload_section(w, layers, name) for w, name in zip(run.workloads, names, strict=True))
         + provenance_section(run)
@@ -60,22 +57,11 @@ def render(run: RunResult) -> str:
         element("a", "Skip to the verdict", class_="skip", href="#verdict")
         + masthead(run)
         + element("main", insert_navigation(main, navigation(run.workloads, names)))
-        + element("footer", element("p", "Made by offramp. This file needs no network and sends nothing."))
+        + FOOTER
         + element("script", asset("page.js"))
     )
     title = f"Would early exit pay for {run.model_name}?"
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        + element("title", text(title))
-        + element("style", asset("page.css") + ramp_rules(layers))
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-
-
-def asset(name: str) -> str:
-    """A style sheet or script that goes into the page."""
-    return resources.files("offramp.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return whole_page(title, body, style=ramp_rules(layers))
 
 
 def identities(workloads: tuple[WorkloadResult, ...]) -> list[str]:
@@ -93,14 +79,14 @@ def masthead(run: RunResult) -> str:
     sections = (
         ("#verdict", "Verdict"),
         *([("#decoded", "Decoded")] if run.decoding or run.not_decoded else []),
+        *([("#combined", "Combined")] if run.combined is not None else []),
         *([("#machine", "Machine")] if costs else []),
         *([("#workloads", "Workloads")] if run.workloads else []),
         ("#provenance", "Repeat"),
         ("#glossary", "Words"),
     )
     links = "".join(element("a", name, href=target) for target, name in sections)
-    brand = element("span", MARK + "offramp", class_="brand")
-    return element("header", brand + element("nav", links, aria_label="Sections"), class_="masthead")
+    return element("header", brand() + element("nav", links, aria_label="Sections"), class_="masthead")
 
 
 def navigation(workloads: tuple[WorkloadResult, ...], names: list[str]) -> str:

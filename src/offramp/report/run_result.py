@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.decoding.bench.combined import CombineResult
 from offramp.policies.results import Frontier
 from offramp.report.decoded import Decoded, Progress
 from offramp.scoring.card import ScoreCard
@@ -119,10 +120,12 @@ class RunResult:
     no profile was at hand.
     heads: what was fitted on documents of its own, None if nothing was. Keys: "documents" (fitted on),
     "exits", "lens" (whether exits are read through a linear lens), "lens_explained" (mean share of the last
-    state's variance that it explains on held-out documents, None without a lens) and "classifiers": by name,
-    "exits", "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
+    state's variance that it explains on held-out documents, None if not known), "output" (whether exits have
+    output heads of their own), "imported" (whether others trained them) and "classifiers": by name, "exits",
+    "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
     decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
     all of it. progress: how far the run had come; None when it is over.
+    combined: what `offramp bench --combine` left in the run's folder, None without it.
     """
 
     model_name: str
@@ -136,6 +139,7 @@ class RunResult:
     decoding: tuple[Decoded, ...] = ()
     not_decoded: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
+    combined: CombineResult | None = None
 
     def decoded(self, workload: str) -> Decoded | None:
         """What was decoded for real on a workload, None if nothing was."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
+from offramp.report.combined_words import advice
 from offramp.report.decoding_json import decoding_json
 from offramp.report.finite import finite_json, number
 from offramp.report.headline import caveats, headline, overall_decision
@@ -21,7 +22,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -59,6 +60,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "heads": finite_json(run.heads),
         "measured": measured_json(run),
         "decoding": decoding_json(run),
+        **combined_json(run),
         "provenance": {
             **finite_json(run.provenance),
             "model": run.model_name,
@@ -67,6 +69,13 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "workloads": [workload_json(workload) for workload in run.workloads],
         },
     }
+
+
+def combined_json(run: RunResult) -> dict[str, Any]:
+    """What combined accelerations came to, under "combined"; nothing where none were timed."""
+    if run.combined is None:
+        return {}
+    return {"combined": {"advice": advice(run.combined), **finite_json(asdict(run.combined))}}
 
 
 def numbers(values: Iterable[float]) -> list[float | None]:
@@ -78,6 +87,11 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
     """An estimate with its interval, or with the reason why it has none."""
     value = estimate.to_json()
     return {**value, **{name: number(value[name]) for name in ("value", "low", "high")}}
+
+
+def reference_json(reference: Estimate | None) -> dict[str, Any] | None:
+    """Agreement with the untransformed full model, null for a model without transforms."""
+    return None if reference is None else estimate_json(reference)
 
 
 def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
@@ -95,6 +109,7 @@ def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
         "policy": verdict.policy,
         "basis": verdict.basis,
         **{name: estimate_json(getattr(verdict, name)) for name in estimates},
+        "reference_agreement": reference_json(verdict.reference_agreement),
         "fit_agreement": number(verdict.fit_agreement),
         "fit_documents": verdict.fit_documents,
         "report_documents": verdict.report_documents,
@@ -155,6 +170,7 @@ def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
         "policy": tuned.policy_text,
         **{name: finite_json(getattr(tuned, name)) for name in names},
         **{name: estimate_json(getattr(tuned, name)) for name in estimates},
+        "reference_agreement": reference_json(tuned.reference_agreement),
         "certificate": finite_json(asdict(tuned.certificate)),
         "documents": finite_json(tuned.documents),
         "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],

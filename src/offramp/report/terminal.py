@@ -91,7 +91,7 @@ def floors_table(run: RunResult) -> Table:
                 whole_percent(verdict.floor),
                 f"[{style}]{decision}[/]\n[dim]{escape(verdict.policy)}[/]",
                 stacked(verdict.net_speedup, times),
-                stacked(verdict.agreement, percent),
+                stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
                 stacked(verdict.skip_ratio, percent),
             )
     return table
@@ -105,6 +105,11 @@ def stacked(estimate: Estimate, number: NumberFormat) -> str:
     if not limits or estimate.low == estimate.high:
         return number(estimate.value)
     return f"{number(estimate.value)}\n[dim]{limits}[/]"
+
+
+def reference(estimate: Estimate | None) -> str:
+    """Agreement with the untransformed model on lines of its own, nothing without transforms."""
+    return "" if estimate is None else f"\n[dim]untransformed:[/]\n{stacked(estimate, percent)}"
 
 
 def decoded_table(run: RunResult) -> Table:

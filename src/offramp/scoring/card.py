@@ -22,8 +22,9 @@ class LayerCurves:
     values: curve by name. Means over tokens: agreement, kl_to_final, entropy, nll, max_prob, margin,
     final_logprob, logit_cosine, centred_logit_cosine, shuffled_logit_cosine, hidden_cosine_to_final,
     hidden_cosine_to_previous, block_influence (1 - hidden_cosine_to_previous), update_norm, brier,
-    recalibrated_brier (absent with one document); from them increment (nats, R before the exit minus R at it)
-    and remaining_information (min(R, R_0) / R_0). Others: final_rank_median, ece_agreement, ece_token, auroc,
+    recalibrated_brier (absent with one document), reference_agreement (agreement with the untransformed full
+    model, of a transformed model only); from them increment (nats, R before the exit minus R at it) and
+    remaining_information (min(R, R_0) / R_0). Others: final_rank_median, ece_agreement, ece_token, auroc,
     aurc.
     intervals: (low, high) by curve name: the means over tokens and what follows from them; empty below 20
     documents.
@@ -106,6 +107,8 @@ class ScoreCard:
     initial_information: R_0 in nats. ceiling: 1 - x_1. head_share: share of a token's FLOPs in the head.
     first_match_skip, saturation_skip: oracle skip ratios (unreachable bounds); time_ceiling_first_match and
     time_ceiling_saturation: the same x (1 - head share), the share of time they could save at most.
+    reference_agreement: share of tokens on which exit L of a transformed model says what the untransformed
+    full model says: what the transform itself costs. None without transforms.
     candidates: every figure that might predict realised savings, by name; None where undefined. Higher means
     more suitable, except for mean_kl (mean over exits < L, nats) and block_influence (mean of 1 -
     hidden_cosine_to_previous), where lower does.
@@ -131,6 +134,7 @@ class ScoreCard:
     compute_eas: Callable[[str, float], EasVariant]
     candidates: Mapping[str, float | None]
     notes: tuple[str, ...]
+    reference_agreement: Estimate | None = None
 
     @property
     def time_ceiling_first_match(self) -> Estimate:
@@ -151,6 +155,9 @@ class ScoreCard:
         return {
             **{name: getattr(self, name).to_json() for name in ESTIMATES},
             **{name: getattr(self, name) for name in NUMBERS},
+            "reference_agreement": None
+            if self.reference_agreement is None
+            else self.reference_agreement.to_json(),
             "candidates": dict(self.candidates),
             "curves": self.curves.to_json(),
             "reliability": [diagram.to_json() for diagram in self.reliability],

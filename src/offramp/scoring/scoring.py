@@ -92,6 +92,7 @@ def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
         compute_eas=eas.variant,
         candidates=_candidates(estimates, literal, variants, skips, measured.means),
         notes=_notes(measured),
+        reference_agreement=_reference_agreement(measured),
     )
 
 
@@ -111,6 +112,8 @@ def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
     diagnostics = confidence_diagnostics(trace, rows, agreement)
     initial = initial_information(trace.marginal, sums["entropy"][:, -1], rows, bootstrap)
     sums["agreement"] = rows.sums(agreement)
+    if trace.reference_agreement is not None:
+        sums["reference_agreement"] = rows.sums(trace.reference_agreement)
     sums["brier"] = diagnostics.brier_sums
     if diagnostics.recalibrated_sums is not None:
         sums["recalibrated_brier"] = diagnostics.recalibrated_sums
@@ -190,6 +193,12 @@ def _literal_calibration(diagnostics: ConfidenceDiagnostics) -> Estimate:
     return Estimate(
         float(1.0 - early.mean()), no_interval="ECE is biased; a percentile interval would mislead"
     )
+
+
+def _reference_agreement(measured: _Measured) -> Estimate | None:
+    """How often a transformed full model says what the untransformed one says, None without transforms."""
+    means = measured.means.get("reference_agreement")
+    return None if means is None else measured.bootstrap.estimate(means[:, -1])
 
 
 def _oracle_skips(measured: _Measured) -> dict[str, Estimate]:

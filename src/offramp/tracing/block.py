@@ -19,23 +19,27 @@ StatesAt = Callable[[int, slice], Tensor]
 
 
 class BlockMeasurer:
-    """Measures blocks of rows with one head.
+    """Measures blocks of rows, with one head for all exits or one each.
 
-    A linear head is compared with the final exit through its Gram matrix; others by sums over the vocabulary.
-    `record_with` adds recorders of further facts.
+    One linear head is compared with the final exit through its Gram matrix; others by sums over the
+    vocabulary. `record_with` adds recorders of further facts.
+
+    below: heads of the exits below L, none if they share the one of L.
     """
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, below: Sequence[Head] = ()) -> None:
         self.head = head
+        self.below = tuple(below)
         self._each: list[Recorder] = []
         self._comparing: list[Recorder] = []
-        linear = isinstance(head, LinearHead) and head.transform.is_linear
+        linear = isinstance(head, LinearHead) and head.transform.is_linear and not below
         gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
         # Squares of weights beyond 1e19 overflow although the logits may not.
         self.gram = gram if gram is not None and bool(torch.isfinite(gram.centred).all()) else None
-        share = 6 if self.gram is None else 1  # `DirectCross` holds six arrays of the size of the logits
-        self.chunk = max(16, head.rows // share)
-        self.exact_chunk = max(8, head.exact_rows // share)
+        share = 7 if self.gram is None else 1  # `DirectCross` holds seven arrays of the size of the logits
+        heads = (head, *below)
+        self.chunk = max(16, min(one.rows for one in heads) // share)
+        self.exact_chunk = max(8, min(one.exact_rows for one in heads) // share)
 
     def record_with(self, recorders: Sequence[Recorder]) -> None:
         """Let recorders see every exit of every chunk of rows."""
@@ -43,6 +47,10 @@ class BlockMeasurer:
         self._comparing = [recorder for recorder in recorders if recorder.compares_exits]
         if self._comparing:
             self.chunk = self.exact_chunk
+
+    def head_at(self, index: int) -> Head:
+        """The head of an exit by its index."""
+        return self.below[index] if index < len(self.below) else self.head
 
     def measure(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
@@ -72,7 +80,7 @@ class BlockMeasurer:
             statistics, at_wanted = self.head.statistics(states, output, wanted)
             _put_own_facts(table, index, rows, statistics, statistics.maximum, at_wanted[:, 1])
             table.put(index, rows, kl_to_final=0.0, final_rank=0, logit_cosine=1.0, centred_logit_cosine=1.0)
-            _record(self._each, table, Reading(index, rows, states, output, statistics))
+            _record(self._each, table, Reading(index, rows, self.head, states, output, statistics))
             probability = self._probability(output, statistics)
             _add_marginal(marginal, table.rows.document[rows], probability)
             if self.gram is not None:
@@ -86,7 +94,7 @@ class BlockMeasurer:
             cross = DirectCross(self.head, states, partner)
         for place in slices(0, len(states), self.exact_chunk):
             rows = slice(block.start + place.start, block.start + place.stop)
-            compared = cross.compare(states[place], None, place)
+            compared = cross.compare(states[place], None, place, self.head)
             table.put(index, rows, shuffled_logit_cosine=compared.shuffled_cosine)
         return cross
 
@@ -95,22 +103,24 @@ class BlockMeasurer:
         output = self.head.exact_output(states)
         wanted = table.rows.next_token[rows, None].expand(-1, 2)
         statistics, _ = self.head.statistics(states, output, wanted)
-        _record(self._comparing, table, Reading(table.final, rows, states, output, statistics))
+        _record(self._comparing, table, Reading(table.final, rows, self.head, states, output, statistics))
 
     def _exit(
         self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, cross: Cross
     ) -> None:
-        output = self.head.exact_output(states) if self._comparing else self.head.output(states)
+        head = self.head_at(index)
+        output = head.exact_output(states) if self._comparing else head.output(states)
         target = table.columns["top1"][rows, table.final].long()
         wanted = torch.stack([target, table.rows.next_token[rows]], dim=1)
-        statistics, at_wanted = self.head.statistics(states, output, wanted)
+        statistics, at_wanted = head.statistics(states, output, wanted)
         _put_own_facts(table, index, rows, statistics, at_wanted[:, 0], at_wanted[:, 1])
         # Before the comparison below, which may use the memory of the output again.
-        reading = Reading(index, rows, states, output, statistics)
+        reading = Reading(index, rows, head, states, output, statistics)
         _record([*self._each, *self._comparing], table, reading)
         # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
         rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
-        compared = cross.compare(states, output, slice(rows.start - block_start, rows.stop - block_start))
+        places = slice(rows.start - block_start, rows.stop - block_start)
+        compared = cross.compare(states, output, places, head)
         divergence = statistics.maximum - compared.expected + statistics.log_sum
         divergence -= table.columns["entropy"][rows, table.final]
         table.note_defects(index, rows, torch.isfinite(divergence))

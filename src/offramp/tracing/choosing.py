@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,19 +24,19 @@ from offramp.tracing.recording import Recording
 
 
 def make_recorders(
-    head: Head, recording: Recording, fitted: FittedHeads | None, rows: int
+    head: Head, recording: Recording, fitted: FittedHeads | None, rows: int, below: Sequence[Head] = ()
 ) -> tuple[Recorder, ...]:
-    """The recorders of one head. rows: of one float32 head output at most."""
+    """The recorders of one head, or of one at L and others below. rows: of one float32 output at most."""
     recorders: list[Recorder] = []
     if "logit_gap" in recording.signals:
         recorders.append(LogitGap())
     if "restricted" in recording.signals:
-        recorders.append(Restricted(head, _shortlist(head, fitted)))
+        recorders.append(Restricted((head, *below), _shortlist(head, fitted)))
     if fitted is not None:
-        recorders += _of_heads(head, fitted)
+        recorders += _of_heads(fitted)
     compared = [name for name in PREVIOUS_EXIT_SIGNALS if name in recording.signals]
     if compared:
-        recorders.append(PreviousExit(head, rows, compared))
+        recorders.append(PreviousExit(head.vocabulary_size, rows, compared))
     return tuple(recorders)
 
 
@@ -44,13 +46,13 @@ def _shortlist(head: Head, fitted: FittedHeads | None) -> Tensor:
     return torch.arange(min(SHORTLIST, head.vocabulary_size)) if own is None else own
 
 
-def _of_heads(head: Head, fitted: FittedHeads) -> list[Recorder]:
+def _of_heads(fitted: FittedHeads) -> list[Recorder]:
     recorders: list[Recorder] = []
     if "adainfer" in fitted.heads.classifiers:
         recorders.append(Confidence(_probability(fitted, "adainfer")))
     if fitted.candidate_index is not None:
         probability = _probability(fitted, "candidate_score")
-        recorders.append(Candidates(head, fitted.candidate_index, probability))
+        recorders.append(Candidates(fitted.candidate_index, probability))
     return recorders
 
 

@@ -35,10 +35,11 @@ class CrossStatistics(NamedTuple):
 class Cross(Protocol):
     """Holds the final exit of a group of tokens, and compares other exits of the same tokens with it."""
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
         """Statistics of some rows of the group at an exit: their states [rows, features] and head output.
 
-        output: None at the final exit, where it is not at hand; it is computed again if it is needed.
+        output: None at the final exit, where it is not at hand; it is computed again if it is needed. head:
+        which gives that output of these states.
         """
 
 
@@ -108,8 +109,8 @@ class LinearCross:
         self._final_mean = final @ gram.mean
         self._partner = partner
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
-        """Statistics of some rows; `output` is not needed."""
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
+        """Statistics of some rows; neither `output` nor `head` is needed."""
         wide = with_bias_feature(states)
         size = self.gram.vocabulary_size
         square = torch.linalg.vecdot(wide @ self.gram.centred, wide)
@@ -131,7 +132,8 @@ class LinearCross:
 
 
 class DirectCross:
-    """Cross statistics by sums over the vocabulary, for soft-capped, masked and indirect heads.
+    """Cross statistics by sums over the vocabulary, for soft-capped, masked and indirect heads, and for
+    exits whose heads are their own.
 
     A column that is -inf at the final exit is a masked part of the vocabulary: its probability is 0 at every
     exit and it takes no part in the cosines.
@@ -141,13 +143,15 @@ class DirectCross:
         self.head = head
         self.final_states = final_states
         self._partner = partner
+        # Exits of the same rows come one after another, so that exit L is read once for all of them.
+        self._rows: slice | None = None
+        self._final = self._partners_final = torch.empty(0)
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
         """Statistics of some rows, from their head output [rows, padded vocabulary]."""
-        size = self.head.vocabulary_size
-        output = self.head.exact_output(states) if output is None else output
-        z = self.head.transform(output[:, :size]).clone()
-        final = self._final_logits(self.final_states[rows])
+        output = head.exact_output(states) if output is None else output
+        z = head.transform(output[:, : head.vocabulary_size]).clone()
+        final, partners_final = self._final_of(rows)
         log_probability = final.log_softmax(-1)
         known = torch.isfinite(final)
         expected = torch.where(known, log_probability.exp() * z, 0.0).sum(-1)
@@ -157,8 +161,16 @@ class DirectCross:
         centred_z = z - torch.where(known, z, 0.0).sum(-1, keepdim=True) / count
         centred_final = final - torch.where(known, final, 0.0).sum(-1, keepdim=True) / count
         centred = _masked_cosine(centred_z, centred_final)
-        shuffled = _masked_cosine(z, self._final_logits(self.final_states[self._partner[rows]]))
+        shuffled = _masked_cosine(z, partners_final)
         return CrossStatistics(expected, raw, centred, shuffled)
+
+    def _final_of(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Logits at exit L of some rows and of their partners."""
+        if rows != self._rows:
+            self._rows = rows
+            self._final = self._final_logits(self.final_states[rows])
+            self._partners_final = self._final_logits(self.final_states[self._partner[rows]])
+        return self._final, self._partners_final
 
     def _final_logits(self, states: Tensor) -> Tensor:
         output = self.head.exact_output(states)[:, : self.head.vocabulary_size]

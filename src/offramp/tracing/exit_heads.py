@@ -1,11 +1,11 @@
-"""Fitted exit heads: a linear lens and classifiers per exit, bound to the model they were fitted on."""
+"""Exit heads: a linear lens or output heads, and classifiers per exit, bound to the model they belong to."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,34 @@ class LinearLens:
 
     weight: float32 [exits, hidden, hidden] (rows are outputs); bias: float32 [exits, hidden].
     explained: float64 [exits], share of the variance of h_L explained on held-out documents. penalty: float64
-    [exits], the ridge penalty chosen there.
+    [exits], the ridge penalty chosen there. Both are None for a lens that offramp did not fit.
     """
 
     weight: Weights
     bias: Weights
-    explained: NDArray[np.float64]
-    penalty: NDArray[np.float64]
+    explained: NDArray[np.float64] | None = None
+    penalty: NDArray[np.float64] | None = None
+
+
+NormKind = Literal["model", "rms", "layer", "none"]
+
+
+@dataclass(frozen=True)
+class OutputHeads:
+    """Per exit below L an output head of its own: h -> W norm(h) + b, then what the model does to its logits.
+
+    weight: float32 [exits, vocabulary, hidden]. bias: float32 [exits, vocabulary], None without one. norm:
+    "model" (the model's own final norm), "rms" (arXiv 1910.07467, section 3), "layer" (arXiv 1607.06450,
+    section 3) or "none". norm_weight, norm_bias: float32 [exits, hidden] of "rms" and "layer", None where
+    there is none. epsilon: added under the root.
+    """
+
+    weight: Weights
+    bias: Weights | None = None
+    norm: NormKind = "model"
+    norm_weight: Weights | None = None
+    norm_bias: Weights | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +77,12 @@ class ExitHeads:
     """A whole file of fitted heads.
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
-    ascending, below L; every array's first axis. lens: None if exits are read by the logit lens. classifiers:
-    by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted
-    vocabulary, int32 [tokens], None for the first ids. candidate_exit: the exit whose best tokens are the
-    candidates, None without that classifier. documents: ids of the documents that fitting saw, by workload
-    fingerprint. provenance: how it was fitted.
+    ascending, below L; every array's first axis. lens, output: how exits are read, at most one of them; by
+    the logit lens if both are None. classifiers: by the fact they give (see
+    `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
+    None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
+    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. provenance: how it
+    was fitted; or, under "imported", where it came from.
     """
 
     model: Mapping[str, Any]
@@ -71,6 +93,12 @@ class ExitHeads:
     candidate_exit: int | None
     documents: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    output: OutputHeads | None = None
+
+    @property
+    def reads_exits(self) -> bool:
+        """Whether exits are read through these heads instead of the model's own norm and output head."""
+        return self.lens is not None or self.output is not None
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +106,8 @@ class ExitHeads:
         return seal_of(self.header(), self.arrays())
 
     def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values."""
+        """All that is not an array, as JSON values; output heads only if there are any."""
+        output = {} if self.output is None else {"output": _describe_output(self.output)}
         return {
             "model": dict(self.model),
             "exits": list(self.exits),
@@ -87,13 +116,16 @@ class ExitHeads:
             "candidate_exit": self.candidate_exit,
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
+            **output,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array under the name it has in a file: "lens.weight", "correctness.weights.0", ..."""
         arrays: dict[str, NDArray[Any]] = {}
         if self.lens is not None:
-            arrays |= {f"lens.{name}": getattr(self.lens, name) for name in LENS_ARRAYS}
+            arrays |= _named("lens", self.lens, LENS_ARRAYS)
+        if self.output is not None:
+            arrays |= _named("output", self.output, OUTPUT_ARRAYS)
         for fact, classifier in self.classifiers.items():
             arrays |= {f"{fact}.{name}": getattr(classifier, name) for name in CLASSIFIER_ARRAYS}
             for number, (weights, biases) in enumerate(
@@ -106,7 +138,18 @@ class ExitHeads:
 
 
 LENS_ARRAYS = ("weight", "bias", "explained", "penalty")
+OUTPUT_ARRAYS = ("weight", "bias", "norm_weight", "norm_bias")
 CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
+
+
+def _named(prefix: str, owner: object, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """The arrays that an object has, by their name in a file."""
+    return {f"{prefix}.{name}": array for name in names if (array := getattr(owner, name)) is not None}
+
+
+def _describe_output(output: OutputHeads) -> dict[str, Any]:
+    absent = [name for name in OUTPUT_ARRAYS if getattr(output, name) is None]
+    return {"norm": output.norm, "epsilon": output.epsilon, "absent": absent}
 
 
 def seal_of(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -41,10 +41,12 @@ def classifier_probability(classifier: ExitClassifier, exit_index: int, features
 
     exit_index: place on the first axis of the classifier's arrays.
     """
-    values = (features.float() - _tensor(classifier.mean[exit_index])) / _tensor(classifier.scale[exit_index])
+    values = (features.float() - tensor_of(classifier.mean[exit_index])) / tensor_of(
+        classifier.scale[exit_index]
+    )
     last = len(classifier.weights) - 1
     for layer, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
-        values = torch.addmm(_tensor(bias[exit_index]), values, _tensor(weight[exit_index]))
+        values = torch.addmm(tensor_of(bias[exit_index]), values, tensor_of(weight[exit_index]))
         if layer < last:
             values = values.relu()
     return values.squeeze(-1).sigmoid()
@@ -55,10 +57,10 @@ def apply_lens(lens: LinearLens, exit_index: int, states: Tensor) -> Tensor:
 
     exit_index: place on the first axis of the lens's arrays.
     """
-    weight, bias = _tensor(lens.weight[exit_index]), _tensor(lens.bias[exit_index])
+    weight, bias = tensor_of(lens.weight[exit_index]), tensor_of(lens.bias[exit_index])
     return torch.addmm(bias, states.float(), weight.t())
 
 
-def _tensor(array: NDArray[np.float32]) -> Tensor:
+def tensor_of(array: NDArray[np.float32]) -> Tensor:
     """The array as a tensor; read-only memory is copied, since torch cannot promise to leave it alone."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.features import CANDIDATES, apply_lens, classifier_probability
@@ -24,9 +25,23 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     return {
         "fingerprint": heads.fingerprint,
         "lens": heads.lens is not None,
+        "output": heads.output is not None,
+        "imported": "imported" in heads.provenance,
         "candidate_exit": heads.candidate_exit,
         "documents": {workload: list(ids) for workload, ids in heads.documents.items()},
         "facts": sorted(heads.classifiers),
+    }
+
+
+def describe_base(model: Model) -> dict[str, Any]:
+    """What heads keep of the model that they belong to (`ExitHeads.model`)."""
+    return {
+        "name": model.shown_name,
+        "fingerprint": model.identity.fingerprint,
+        "dtype": model.dtype,
+        "layers": model.layers,
+        "hidden_size": model.shape.hidden_size,
+        "vocabulary_size": model.shape.vocabulary_size,
     }
 
 
@@ -87,6 +102,13 @@ class FittedHeads:
         sizes = {name: classifier.mean.shape[-1] for name, classifier in self.heads.classifiers.items()}
         if self.heads.lens is not None:
             given["lens"], sizes["lens"] = features, self.heads.lens.weight.shape[-1]
+        if self.heads.output is not None:
+            _, tokens, sizes["output head"] = self.heads.output.weight.shape
+            given["output head"] = features
+            if tokens != vocabulary_size:
+                raise _refused(
+                    f"their output heads are of {tokens:,} tokens, and this model of {vocabulary_size:,}"
+                )
         for name, size in sizes.items():
             if size != given[name]:
                 raise _refused(f"{name} takes {size} numbers per token, and this model gives {given[name]}")

@@ -12,6 +12,7 @@ from offramp.tracing.part import FILE_KINDS, part_path
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.storage import MANIFEST, REQUEST, read_manifest
+from offramp.tracing.streamed.states_folder import STATES_FOLDER, remove_states
 
 
 def refuse_foreign_files(folder: Path) -> None:
@@ -62,7 +63,8 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
 
 def _holds_work(folder: Path) -> bool:
     """Whether anything was measured or answered here; a request that was refused later leaves neither."""
-    return any(folder.glob("*.parquet")) or (folder / MANIFEST).exists() or (folder / ANSWERS).exists()
+    found = (folder / name for name in (MANIFEST, ANSWERS, STATES_FOLDER))
+    return any(folder.glob("*.parquet")) or any(path.exists() for path in found)
 
 
 def _found_request(folder: Path, *, forgive: bool) -> dict[str, Any] | None:
@@ -95,6 +97,7 @@ def _clear(folder: Path) -> None:
         for part in folder.glob(f"{kind}-*.parquet"):
             part.unlink()
     (folder / ANSWERS).unlink(missing_ok=True)
+    remove_states(folder)
 
 
 def remove_part(folder: Path, index: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from offramp.models.stack import ExitStack
 from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.capture import Capture, forward_capture
 from offramp.tracing.choosing import make_recorders
 from offramp.tracing.cross import cosine
 from offramp.tracing.fitted import FittedHeads
-from offramp.tracing.head import Head, LinearHead
+from offramp.tracing.head import Head, LinearHead, on_device
+from offramp.tracing.own_heads import OwnHeads
 from offramp.tracing.prompts import PromptStates
 from offramp.tracing.recording import Recording
 from offramp.tracing.rows import BLOCK_ROWS, Rows, equal_length_batches, slices
@@ -43,6 +45,12 @@ class GroupFacts:
     prompt_entropy: dict[int, float]
 
 
+def forward_batches(contexts: Sequence[Context], state_shape: StateShape) -> Iterator[list[Context]]:
+    """Contexts that go through the model together; one at a time if states have further axes."""
+    alone = state_shape.other_axes is not None
+    return equal_length_batches(contexts, 1 if alone else FORWARD_TOKENS)
+
+
 class LayerRows(NamedTuple):
     """Rows of a layer's output: as they are, in float32 [rows, features], and their squared norms [rows]."""
 
@@ -61,7 +69,7 @@ class GroupMeasurer:
     """Measures groups of contexts of one model at some exits (the last of them is L).
 
     recording: the facts to fill beyond those of every trace. fitted: heads that states go through on their
-    way to the head, and that give facts.
+    way to the head, and that give facts. capture: where layers' outputs come from, by default a forward pass.
     """
 
     def __init__(
@@ -73,8 +81,10 @@ class GroupMeasurer:
         dtype: torch.dtype,
         recording: Recording = Recording(),  # noqa: B008 - frozen
         fitted: FittedHeads | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.stack = stack
+        self.capture = forward_capture(stack) if capture is None else capture
         self.head = head
         self.exits = list(exits)
         self.state_shape = state_shape
@@ -82,8 +92,11 @@ class GroupMeasurer:
         self.recording = recording
         self.fitted = fitted
         self.normed = isinstance(head, LinearHead)
-        self.blocks = BlockMeasurer(head)
-        self.blocks.record_with(make_recorders(head, recording, fitted, self.blocks.exact_chunk))
+        reductions = head.reductions if isinstance(head, LinearHead) else "eager"
+        self.own = OwnHeads.of(fitted, stack, state_shape, reductions)
+        self.blocks = BlockMeasurer(head, self.own.heads)
+        chunk = self.blocks.exact_chunk
+        self.blocks.record_with(make_recorders(head, recording, fitted, chunk, self.own.heads))
 
     @torch.no_grad()
     def measure(self, contexts: Sequence[Context]) -> GroupFacts:
@@ -95,8 +108,10 @@ class GroupMeasurer:
         store = open_store(len(self.exits), len(rows), self.state_shape.features, self.dtype)
 
         def states_at(index: int, part: slice) -> Tensor:
-            """States as the head takes them: through the lens, and normed for a linear head."""
+            """States as the exit's head takes them: through the lens, and normed for a linear head."""
             states = store.read(index, part)
+            if index < len(self.own.heads):
+                return self.own.states(index, states)
             return self._normed(states if self.fitted is None else self.fitted.seen_by_head(index, states))
 
         try:
@@ -116,7 +131,7 @@ class GroupMeasurer:
 
     def _normed(self, states: Tensor) -> Tensor:
         """States after the model's own final norm, for a linear head."""
-        return self.stack.tail_forward(states) if self.normed else states
+        return on_device(self.stack.device, self.stack.tail_forward, states) if self.normed else states
 
     def _put_state_facts(self, table: FactTable, block: slice, store: StateStore) -> None:
         """Cosine of every exit's hidden state with the last layer's, and what classifiers say of it."""
@@ -137,9 +152,8 @@ class GroupMeasurer:
         store: StateStore,
         prompts: PromptStates | None,
     ) -> None:
-        alone = self.state_shape.other_axes is not None
         start = 0
-        for batch in equal_length_batches(contexts, 1 if alone else FORWARD_TOKENS):
+        for batch in forward_batches(contexts, self.state_shape):
             self._forward_batch(batch, start, table, store, prompts)
             start += sum(context.rows for context in batch)
 
@@ -154,7 +168,7 @@ class GroupMeasurer:
         exit_index = {layer: index for index, layer in enumerate(self.exits)}
 
         def taken(hidden: Tensor) -> LayerRows:
-            rows = self.state_shape.rows(hidden)
+            rows = self.state_shape.rows(hidden).cpu()
             return LayerRows.of(torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)]))
 
         # A layer's input is the output of the layer before: what was made of it then serves again.
@@ -169,9 +183,9 @@ class GroupMeasurer:
             known = (after, taken(after))
             _put_layer_facts(table, index, start, came_in, known[1], store)
             if prompts is not None and index == table.final:
-                prompts.keep(batch, self.state_shape.rows(after))
+                prompts.keep(batch, self.state_shape.rows(after).cpu())
 
-        self.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
+        self.capture(batch, on_layer)
 
 
 def _put_layer_facts(

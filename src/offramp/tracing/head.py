@@ -74,10 +74,23 @@ def bfloat16_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def on_device(device: torch.device, read: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """What a part of a model makes of states, back on the CPU, where all statistics are taken."""
+    return read(states.to(device)).cpu()
+
+
 def make_head(
-    stack: ExitStack, vocabulary_size: int, state_shape: StateShape, reductions: Reductions
+    stack: ExitStack,
+    vocabulary_size: int,
+    state_shape: StateShape,
+    reductions: Reductions,
+    *,
+    buffer_of: LinearHead | None = None,
 ) -> Head:
-    """The fastest exact head for a model: one tiled product where its head is a finite linear layer."""
+    """The fastest exact head for a model: one tiled product where its head is a finite linear layer.
+
+    buffer_of: another head of the same size, whose buffer of logits it may overwrite.
+    """
     weight, bias = stack.head_weight, stack.head_bias
     several_streams = state_shape.other_axes is not None  # the model's own tail brings them together
     if stack.readout_kind != "fast" or weight is None or several_streams:
@@ -85,7 +98,8 @@ def make_head(
     finite = bool(torch.isfinite(weight.sum())) and (bias is None or bool(torch.isfinite(bias).all()))
     if not finite:  # a masked vocabulary: -inf in the bias
         return ReadoutHead(stack, vocabulary_size, state_shape)
-    return LinearHead(weight, bias, transform_of(stack), reductions)
+    bias = None if bias is None else bias.cpu()
+    return LinearHead(weight.cpu(), bias, transform_of(stack), reductions, buffer_of)
 
 
 def transform_of(stack: ExitStack) -> Transform:
@@ -117,7 +131,12 @@ class LinearHead:
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, transform: Transform, reductions: Reductions
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: Transform,
+        reductions: Reductions,
+        buffer_of: LinearHead | None = None,
     ) -> None:
         self.weight = weight
         self.bias = bias
@@ -128,7 +147,10 @@ class LinearHead:
         self.rounds = weight.dtype != torch.float32
         per_row = self.padded * weight.element_size()
         self.rows = buffer_rows(per_row)
-        self._buffer = torch.full((self.rows, self.padded), PADDING, dtype=weight.dtype)
+        if buffer_of is None:
+            self._buffer = torch.full((self.rows, self.padded), PADDING, dtype=weight.dtype)
+        else:
+            self._buffer = buffer_of._buffer
         self._exact_buffer = self._buffer
         if self.rounds:  # the same memory, read as half as many float32 rows
             self._exact_buffer = self._buffer.view(-1).view(torch.float32).view(-1, self.padded)
@@ -252,7 +274,7 @@ class ReadoutHead:
     def output(self, states: Tensor) -> Tensor:
         """Logits [rows, padded vocabulary] in float32."""
         hidden = self.state_shape.restore(states)
-        logits = self.stack.readout(hidden).float().reshape(len(states), -1)
+        logits = on_device(self.stack.device, self.stack.readout, hidden).float().reshape(len(states), -1)
         return torch.nn.functional.pad(logits, (0, self.padded - self.vocabulary_size), value=PADDING)
 
     def exact_output(self, states: Tensor) -> Tensor:

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, write_atomically
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, seal_of
+from offramp.models.identity import command_name, shown_name
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads, seal_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: output heads, and a lens whose fit is not known. A file of version 1 is one without them."""
 
 HEADER = "offramp_heads"
 SCHEMA = "schema_version"
 SEAL = "sha256"
+
+NORM_ARRAYS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "rms": ("norm_weight",),
+    "layer": ("norm_weight", "norm_bias"),
+    "none": (),
+}
+"""Arrays that a norm may bring with it, the first of which it must."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -66,7 +76,7 @@ def read_heads(path: str | Path) -> ExitHeads:
             where=str(path),
             fix="update offramp, or fit the heads again with this version",
         )
-    if version != SCHEMA_VERSION or seal != seal_of(header, arrays):
+    if version not in (1, SCHEMA_VERSION) or seal != seal_of(header, arrays):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
         return _build(header, arrays, str(path))
@@ -77,18 +87,26 @@ def read_heads(path: str | Path) -> ExitHeads:
 def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the exit heads") -> None:
     """Refuse heads that were fitted on another model: its weights, config or tokenizer differ.
 
-    model: {"name", "fingerprint", ...} of the model at hand.
+    model: {"name", "fingerprint", ...} of the model at hand, and "transforms" if it has any.
 
     Raises InputError that names both.
     """
     if heads.model["fingerprint"] == model["fingerprint"]:
         return
+    transforms = model.get("transforms", ())
     raise InputError(
-        f"the exit heads were fitted on {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
-        f"not on {model['name']} ({model['fingerprint'][:12]})",
+        f"the exit heads were {_made(heads)} {heads.model['name']} ({heads.model['fingerprint'][:12]}), "
+        f"not {_made(heads).split()[-1]} {shown_name(model['name'], transforms)} "
+        f"({model['fingerprint'][:12]})",
         where=where,
-        fix=f"fit heads of this model: offramp heads fit {model['name']} --workload W -o FILE",
+        fix="fit heads of this model: offramp heads fit "
+        f"{command_name(model['name'], transforms)} --workload W -o FILE",
     )
+
+
+def _made(heads: ExitHeads) -> str:
+    """How heads came to belong to their model."""
+    return "imported for" if "imported" in heads.provenance else "fitted on"
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -96,14 +114,19 @@ def _read_bytes(path: Path) -> bytes:
         what = "is a folder, not a file of exit heads" if path.is_dir() else "does not exist"
         raise InputError(f"{path.name} {what}", where=str(path), fix=_MADE_BY)
     data = path.read_bytes()
-    # A safetensors file begins with eight bytes of length, which may look like a pickle, and a brace.
-    if data.startswith((b"PK\x03\x04", b"\x80")) and data[8:9] != b"{":
+    if is_pickle(data[:9]):
         raise InputError(
             "the file is a pickle, which can run code when it is read; exit heads are safetensors",
             where=str(path),
             fix=_MADE_BY,
         )
     return data
+
+
+def is_pickle(beginning: bytes) -> bool:
+    """Whether a file that begins with these bytes (9 or more) is a pickle, alone or in a zip as torch's."""
+    # A safetensors file begins with eight bytes of length, which may look like a pickle, and a brace.
+    return beginning.startswith((b"PK\x03\x04", b"\x80")) and beginning[8:9] != b"{"
 
 
 def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
@@ -114,7 +137,7 @@ def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
     try:
         arrays = load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     except SafetensorError as error:
         raise InputError(
             f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=_MADE_BY
@@ -135,8 +158,8 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
         lens = LinearLens(
             weight=reader.take("lens.weight", (hidden, hidden)),
             bias=reader.take("lens.bias", (hidden,)),
-            explained=reader.take("lens.explained", (), np.float64),
-            penalty=reader.take("lens.penalty", (), np.float64),
+            explained=reader.take_if_there("lens.explained", (), np.float64),
+            penalty=reader.take_if_there("lens.penalty", (), np.float64),
         )
     heads = ExitHeads(
         model=header["model"],
@@ -149,11 +172,38 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
         candidate_exit=header["candidate_exit"],
         documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
         provenance=header["provenance"],
+        output=_output(reader, header),
     )
+    if heads.lens is not None and heads.output is not None:
+        raise reader.refused("they read exits both through a lens and through output heads")
     layers = int(header["model"]["layers"])
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     return heads
+
+
+def _output(reader: _Reader, header: dict[str, Any]) -> OutputHeads | None:
+    """The output heads that a header speaks of."""
+    described = header.get("output")
+    if described is None:
+        return None
+    hidden, vocabulary = (int(header["model"][name]) for name in ("hidden_size", "vocabulary_size"))
+    shapes = {"bias": (vocabulary,), "norm_weight": (hidden,), "norm_bias": (hidden,)}
+    norm, epsilon = described["norm"], described["epsilon"]
+    if norm not in NORM_ARRAYS:
+        raise reader.refused(f"no norm {norm!r}; there are: {', '.join(NORM_ARRAYS)}")
+    if NORM_ARRAYS[norm] and not (isinstance(epsilon, float) and 0 <= epsilon < 1):
+        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number from 0 up to 1")
+    given = {name: shape for name, shape in shapes.items() if name not in described["absent"]}
+    stray = [name for name in given if name != "bias" and name not in NORM_ARRAYS[norm]]
+    if stray or ("norm_weight" in NORM_ARRAYS[norm] and "norm_weight" not in given):
+        raise reader.refused(f"a {norm} norm takes {', '.join(NORM_ARRAYS[norm]) or 'no weights'}")
+    return OutputHeads(
+        weight=reader.take("output.weight", (vocabulary, hidden)),
+        norm=norm,
+        epsilon=epsilon,
+        **{name: reader.take(f"output.{name}", shape) for name, shape in given.items()},
+    )
 
 
 def _classifier(reader: _Reader, fact: str, layers: int) -> ExitClassifier:
@@ -198,6 +248,12 @@ class _Reader:
         if finite and not np.isfinite(array).all():
             raise self.refused(f"{name} holds a number that is not finite")
         return array
+
+    def take_if_there(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> NDArray[Any] | None:
+        """The same, or None if there is no such array."""
+        return self.take(name, shape, dtype) if name in self.arrays else None
 
     def width(self, name: str) -> int:
         """The last axis of an array."""

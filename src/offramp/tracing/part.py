@@ -45,7 +45,8 @@ class PartDocument:
 class Part:
     """Facts of some whole documents.
 
-    tokens: columns [rows] as in TOKEN_COLUMNS and, float32, facts of documents. facts: [rows, exits] by name.
+    tokens: columns [rows] as in TOKEN_COLUMNS; facts of documents (float32) and REFERENCE_TOP1 (int32) where
+    there are any. facts: [rows, exits] by name.
     marginal: sums of p_L over the rows of each block of documents, float64 [vocabulary]; marginal_rows: rows
     of each block.
     """
@@ -61,6 +62,19 @@ class Part:
     def rows(self) -> int:
         """Rows of valid documents."""
         return len(self.tokens["token"])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the untransformed full model said in the place of a transformed one, on one part's contexts.
+
+    document: int64 [rows] and top1: int32 [rows], of the documents on which all its numbers were finite, in
+    the part's order. reasons: why any other document is left out, by its index in the selection.
+    """
+
+    document: NDArray[np.int64]
+    top1: NDArray[np.int32]
+    reasons: Mapping[int, str]
 
 
 def part_path(folder: Path, kind: str, index: int) -> Path:

@@ -25,10 +25,11 @@ Probability = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """Some rows of a table at one exit: states as the head takes them, head output, statistics of both."""
+    """Some rows of a table at one exit: its head, states as it takes them, its output, statistics of both."""
 
     index: int
     rows: slice
+    head: Head
     states: Tensor
     output: Tensor
     statistics: RowStatistics
@@ -62,18 +63,18 @@ class LogitGap:
 class Restricted:
     """`restricted_top1`, `restricted_max_prob`, `restricted_margin` of a softmax over some tokens.
 
-    tokens: int64 ids, ascending, so that the lowest of equals wins.
+    heads: of the exits, each once. tokens: int64 ids, ascending, so that the lowest of equals wins.
     """
 
     compares_exits = False
 
-    def __init__(self, head: Head, tokens: Tensor) -> None:
+    def __init__(self, heads: Sequence[Head], tokens: Tensor) -> None:
         self.tokens = tokens
-        self._logits = head.restricted(tokens)
+        self._logits = {id(head): head.restricted(tokens) for head in heads}
 
     def record(self, table: FactTable, reading: Reading) -> None:
         """Put the three facts."""
-        z = self._logits(reading.states, reading.output)
+        z = self._logits[id(reading.head)](reading.states, reading.output)
         place = z.argmax(-1, keepdim=True)
         maximum = z.gather(1, place)
         table.note_defects(reading.index, reading.rows, torch.isfinite(maximum[:, 0]))
@@ -115,8 +116,7 @@ class Candidates:
 
     compares_exits = False
 
-    def __init__(self, head: Head, candidate_index: int, probability: Probability) -> None:
-        self.head = head
+    def __init__(self, candidate_index: int, probability: Probability) -> None:
         self.candidate_index = candidate_index
         self._probability = probability
         self._columns = torch.empty(0, dtype=torch.long)
@@ -127,9 +127,9 @@ class Candidates:
         index, states, output = reading.index, reading.states, reading.output
         score: Tensor | float = 1.0 if index == table.final else 0.0
         if index == self.candidate_index:
-            self._columns, self._then = self.head.best_columns(states, output, CANDIDATES)
+            self._columns, self._then = reading.head.best_columns(states, output, CANDIDATES)
         elif self.candidate_index < index < table.final:
-            now = self.head.logits_at(states, output, self._columns)
+            now = reading.head.logits_at(states, output, self._columns)
             score = self._probability(index, candidate_features(now, self._then))
         table.put(index, reading.rows, candidate_score=score)
 
@@ -144,13 +144,12 @@ class PreviousExit:
 
     compares_exits = True
 
-    def __init__(self, head: Head, rows: int, signals: Sequence[str]) -> None:
-        self.head = head
+    def __init__(self, vocabulary_size: int, rows: int, signals: Sequence[str]) -> None:
         self.signals = frozenset(signals)
         self._diverges = bool(self.signals - {"top_k_overlap"})
-        self._step = min(rows, max(1, EAGER_ELEMENTS // head.vocabulary_size))
-        self._p = torch.empty(rows if self._diverges else 0, head.vocabulary_size)
-        self._log_p = torch.empty(self._step if self._diverges else 0, head.vocabulary_size)
+        self._step = min(rows, max(1, EAGER_ELEMENTS // vocabulary_size))
+        self._p = torch.empty(rows if self._diverges else 0, vocabulary_size)
+        self._log_p = torch.empty(self._step if self._diverges else 0, vocabulary_size)
         self._scratch = torch.empty_like(self._log_p)
         self._entropy = torch.empty(0)
         self._best = torch.empty(0, dtype=torch.long)
@@ -160,7 +159,7 @@ class PreviousExit:
         if self._diverges:
             self._put_divergences(table, reading)
         if "top_k_overlap" in self.signals:
-            best, _ = self.head.best_columns(reading.states, reading.output, TOP_K)
+            best, _ = reading.head.best_columns(reading.states, reading.output, TOP_K)
             overlap: Tensor | float = 0.0
             if reading.index > 0:
                 overlap = (best[:, :, None] == self._best[:, None, :]).any(-1).float().mean(-1)
@@ -187,7 +186,7 @@ class PreviousExit:
         There is no q at the first exit.
         """
         statistics, q = reading.statistics, self._p[rows]
-        z = self.head.transform(reading.output[rows, : self.head.vocabulary_size])
+        z = reading.head.transform(reading.output[rows, : reading.head.vocabulary_size])
         # The maximum goes first: subtracting the whole log partition at once would lose digits.
         log_p = torch.sub(z, statistics.maximum[rows, None], out=self._log_p[: len(z)])
         log_p.sub_(statistics.log_sum[rows, None]).clamp_(min=PADDING_LIMIT)  # 0 log 0 is 0, not NaN

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.models.transforms.layouts import PACKAGE
+from offramp.models.transforms.quantise import is_quantisation
 from offramp.tracing.recording import Recording
 
-SCHEMA_VERSION = 2
-"""2: extra facts on request. A trace of version 1 is one without any."""
+SCHEMA_VERSION = 3
+"""2: extra facts on request. 3: of a transformed model the untransformed one's top-1, and layers with their
+own size of an element. A trace of version 1 is one without any of this."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,18 @@ def code_fingerprint() -> str:
     """SHA-256 of the source of the rooms that make a trace."""
     package = Path(__file__).parents[1]
     files = sorted(
-        path for room in ("models", "workloads", "tracing") for path in (package / room).glob("*.py")
+        path for room in ("models", "workloads", "tracing") for path in (package / room).rglob("*.py")
     )
-    return sha256_of_text(canonical_json([[path.name, sha256_of_file(path)] for path in files]))
+    named = [[path.relative_to(package).as_posix(), sha256_of_file(path)] for path in files]
+    return sha256_of_text(canonical_json(named))
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a trace's numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
+def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts."""
+    names = ["torch", "transformers", "numpy"]
+    if any(map(is_quantisation, transforms)):
+        names.append(PACKAGE)
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[int, ...]:

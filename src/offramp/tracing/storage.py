@@ -20,7 +20,14 @@ from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
-from offramp.tracing.trace import MARGINAL_BLOCKS, DocumentRecord, FactArray, Marginal, Trace
+from offramp.tracing.trace import (
+    MARGINAL_BLOCKS,
+    REFERENCE_TOP1,
+    DocumentRecord,
+    FactArray,
+    Marginal,
+    Trace,
+)
 
 MANIFEST = "manifest.json"
 REQUEST = "request.json"
@@ -174,7 +181,7 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
 
     return Trace(
         exits=exits,
-        tokens={name: np.concatenate([columns[name] for columns in tokens]) for name in TOKEN_COLUMNS},
+        tokens=_token_columns(tokens),
         facts=fact,
         fact_names=[fact["name"] for fact in manifest["facts"]],
         document_facts=_document_facts(tokens),
@@ -188,6 +195,12 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
         },
         folder=folder,
     )
+
+
+def _token_columns(tokens: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The columns of a trace's tokens from those of its parts, [tokens] by name."""
+    names = [*TOKEN_COLUMNS, *([REFERENCE_TOP1] if REFERENCE_TOP1 in tokens[0] else [])]
+    return {name: np.concatenate([columns[name] for columns in tokens]) for name in names}
 
 
 def _document_facts(tokens: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.float64]]:
@@ -234,7 +247,7 @@ def trace_from_parts(
     marginal = Marginal(sums, tokens, np.array(blocks, dtype=np.int64))
     return Trace(
         exits=np.array(request.exits, dtype=np.int64),
-        tokens={name: np.concatenate([part.tokens[name] for part in parts]) for name in TOKEN_COLUMNS},
+        tokens=_token_columns([part.tokens for part in parts]),
         facts=lambda name: np.concatenate([part.facts[name] for part in parts]),
         fact_names=[fact.name for fact in request.recording.facts],
         document_facts=_document_facts([part.tokens for part in parts]),

@@ -44,6 +44,9 @@ class Marginal:
 
 TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
 
+REFERENCE_TOP1 = "reference_top1"
+"""The token column that a transformed model's trace has besides."""
+
 
 class Trace:
     """Facts as numpy arrays [tokens, exits], read when first asked for.
@@ -51,7 +54,8 @@ class Trace:
     exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool
     [tokens]. `document` indexes `documents`. Rows of one document are contiguous; an invalid one has none.
     Every fact that was recorded is an attribute: `trace.max_prob` is float32 [tokens, exits]. fact_names:
-    their names.
+    their names. reference_top1: int32 [tokens], the top-1 of the untransformed full model in the same place;
+    None for a model without transforms.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Trace:
         self.document: NDArray[np.int32] = tokens["document"]
         self.position: NDArray[np.int32] = tokens["position"]
         self.generated: NDArray[np.bool_] = tokens["generated"]
+        self.reference_top1: NDArray[np.int32] | None = tokens.get(REFERENCE_TOP1)
         self.documents = documents
         self.shape = shape
         self.provenance = dict(provenance)
@@ -107,6 +112,7 @@ class Trace:
         position: NDArray[np.int32] | None = None,
         provenance: Mapping[str, Any] | None = None,
         document_facts: Mapping[str, NDArray[np.float64]] | None = None,
+        reference_top1: NDArray[np.int32] | None = None,
     ) -> Trace:
         """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns."""
         count = len(document)
@@ -124,6 +130,7 @@ class Trace:
                 "document": document,
                 "position": zeros if position is None else position,
                 "generated": np.zeros(count, dtype=np.bool_),
+                **({} if reference_top1 is None else {REFERENCE_TOP1: reference_top1}),
             },
             facts=lambda name: facts[name],
             documents=tuple(DocumentRecord(f"document {i}", int(n)) for i, n in enumerate(lengths)),
@@ -161,6 +168,22 @@ class Trace:
         """Whether the exit's top-1 equals the full model's: bool [tokens, exits]."""
         top1 = self.fact("top1")
         return cast("NDArray[np.bool_]", top1 == top1[:, -1:])
+
+    @property
+    def reference_agreement(self) -> NDArray[np.bool_] | None:
+        """Whether the exit's top-1 equals the untransformed full model's: bool [tokens, exits].
+
+        None for a model without transforms, whose reference is itself.
+        """
+        if self.reference_top1 is None:
+            return None
+        return cast("NDArray[np.bool_]", self.fact("top1") == self.reference_top1[:, None])
+
+    @property
+    def token_columns(self) -> dict[str, NDArray[Any]]:
+        """The columns [tokens] by name: TOKEN_COLUMNS, and REFERENCE_TOP1 where there is one."""
+        columns = {name: getattr(self, name) for name in (*TOKEN_COLUMNS, REFERENCE_TOP1)}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def fact(self, name: str) -> FactArray:
         """One fact as an array [tokens, exits].
@@ -221,7 +244,7 @@ class Trace:
         """The same rows and exits with other facts of the same names."""
         return Trace(
             exits=self.exits,
-            tokens={name: getattr(self, name) for name in TOKEN_COLUMNS},
+            tokens=self.token_columns,
             facts=facts,
             documents=self.documents,
             marginal=lambda: self.marginal,
@@ -240,7 +263,7 @@ class Trace:
         rows = np.flatnonzero(np.isin(self.document, documents))
         return Trace(
             exits=self.exits,
-            tokens={name: getattr(self, name)[rows] for name in TOKEN_COLUMNS},
+            tokens={name: column[rows] for name, column in self.token_columns.items()},
             facts=lambda name: self.fact(name)[rows],
             documents=self.documents,
             marginal=lambda: self.marginal,

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +15,26 @@ import torch
 
 from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
-from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
+from offramp.tracing.capture import Capture
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted import FittedHeads, describe_heads
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
+from offramp.tracing.own_heads import require_readable
 from offramp.tracing.part import FILE_KINDS, Part, part_path, read_part, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.recording import parse_signals
 from offramp.tracing.reductions import choose_reductions
+from offramp.tracing.reference import check_reference, measure_references
 from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
 from offramp.tracing.sizes import DEFAULT_TOKENS
 from offramp.tracing.storage import (
     MANIFEST,
+    REQUEST,
     open_trace,
     read_manifest,
     read_trace,
@@ -38,6 +42,9 @@ from offramp.tracing.storage import (
     verify_parts,
     write_manifest,
 )
+from offramp.tracing.streamed.sizes import require_room
+from offramp.tracing.streamed.source import needed_bytes, require_given_text, streamed_capture
+from offramp.tracing.streamed.states_folder import remove_states
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -53,9 +60,11 @@ def trace(
     *,
     context: int | None = None,
     document_tokens: int | None = None,
+    reference: Model | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     repair: bool = False,
+    memory: int | None = None,
     progress: bool | None = None,
 ) -> Trace:
     """Measure a model at every exit on a workload.
@@ -65,23 +74,31 @@ def trace(
     many as the model takes. document_tokens: rows of one document at most; by default many documents are
     traced a little rather than few wholly.
     signals: what to record beyond the facts of every trace, names of `offramp.tracing.facts.SIGNAL_FACTS` and
-    `DOCUMENT_FACTS`, or "all" that the workload's mode allows. heads: a file that `offramp heads fit` wrote,
-    or its content: every exit below L is then read through its lens, and its classifiers' facts are recorded.
+    `DOCUMENT_FACTS`, or "all" that the workload's mode allows. heads: a file that `offramp heads fit` or
+    `offramp heads import` wrote, or its content: every exit below L is then read through its lens or its
+    output head, and its classifiers' facts are recorded.
+    reference: of a transformed model, the untransformed one, whose top-1 at every row is kept as
+    `Trace.reference_top1`. By default it is loaded from where the model came from, and let go of again.
     output: a folder for the trace; a run that was stopped there is resumed. Without it the trace stays in
     memory. overwrite: replace another trace in that folder. repair: trace damaged parts of a finished trace
     again.
+    memory: of a model whose weights stay on disk, bytes for weights and hidden states together; without an
+    output folder it decides whether these are kept in memory or in temporary files.
     progress: a bar on standard error; by default if that is a terminal.
 
-    Raises InputError for sizes, exits, signals, heads or an output folder that do not fit, WorkloadError for
-    the workload.
+    Raises InputError for sizes, exits, signals, heads, a reference or an output folder that do not fit,
+    ModelError for a transformed model without a reference, WorkloadError for the workload.
     """
+    check_reference(model, reference)
     work = load_workload(workload) if isinstance(workload, str) else workload
     recorded = parse_signals(signals, work.mode)
+    if model.streamed is not None:
+        require_given_text(model.name, work, sum(model.streamed.layer_bytes))
     layers = parse_exits(exits if isinstance(exits, str) else list(exits), len(model.stack))
     fitted = None if heads is None else _fitted_heads(heads, model, layers)
     rows_times_exits = tokens * len(layers)
     request = TraceRequest(
-        model={"name": model.name, **model.identity.to_json()},
+        model={"name": model.shown_name, **model.identity.to_json()},
         workload={
             "name": work.name,
             "mode": work.mode,
@@ -98,18 +115,20 @@ def trace(
         reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size),
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
-        versions=library_versions(),
+        versions=library_versions(model.identity.transforms),
         signals=recorded,
         heads=None if fitted is None else describe_heads(fitted.heads),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    run = _Run(model, work, request, fitted, shown)
+    run = _Run(model, work, request, fitted, reference, memory, shown)
     if output is None:
         return run.in_memory()
     folder = Path(output)
     # Bad input is refused before the folder is made; only answers need a folder to be planned.
     plan = run.plan(None) if work.mode == "text" else None
     refuse_foreign_files(folder)
+    if model.streamed is not None and plan is not None and not (folder / REQUEST).exists():
+        require_room(folder, needed_bytes(model, plan, range(len(plan.parts)), request))
     with locked_folder(folder):
         prepare_folder(folder, request, overwrite=overwrite, repair=repair)
         sweep_temporary_files(folder)
@@ -124,13 +143,15 @@ class _Run:
     workload: Workload
     request: TraceRequest
     fitted: FittedHeads | None
+    reference: Model | None
+    memory: int | None
     shown: bool
 
     def in_memory(self) -> Trace:
         """The trace without files."""
         plan = self.plan(None)
         parts: list[Part] = []
-        self._measure(plan, range(len(plan.parts)), parts.append)
+        self._measure(plan, range(len(plan.parts)), parts.append, None)
         _require_rows(parts, plan)
         return trace_from_parts(parts, self.request, plan.document_ids, self.model.shape, plan.notes)
 
@@ -141,6 +162,7 @@ class _Run:
             manifest = read_manifest(folder)
             problems = verify_parts(folder, manifest)
             if not problems:
+                remove_states(folder)  # which a run that was killed after its last step left behind
                 return open_trace(folder, manifest)
             if not repair:
                 raise problems[0][1]
@@ -155,7 +177,7 @@ class _Run:
             write_part(folder, part, exits, self.request.fingerprint)
             done[part.index] = part
 
-        self._measure(plan, missing, keep)
+        self._measure(plan, missing, keep, folder)
         parts = [done[index] for index in range(len(plan.parts))]
         _require_rows(parts, plan)
         write_manifest(
@@ -167,6 +189,7 @@ class _Run:
             plan.notes,
             time.monotonic() - started,
         )
+        remove_states(folder)
         return read_trace(folder)
 
     def plan(self, folder: Path | None) -> TracePlan:
@@ -203,25 +226,56 @@ class _Run:
                 remove_part(folder, index)
         return done
 
-    def _measure(self, plan: TracePlan, indices: Sequence[int], keep: Callable[[Part], None]) -> None:
+    def _measure(
+        self, plan: TracePlan, indices: Sequence[int], keep: Callable[[Part], None], folder: Path | None
+    ) -> None:
         if not indices:
             return
-        measurer = make_measurer(self.model, self.request, plan.parts[0][0], self.fitted)
+        references = measure_references(
+            self.model,
+            self.reference,
+            self.request,
+            plan,
+            indices,
+            title=f"{self.workload.name}: untransformed",
+            shown=self.shown,
+        )
         missing = sum(context.rows for index in indices for context in plan.parts[index])
-        with token_bar(
-            f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
-        ) as advance:
-            for index in indices:
-                keep(measure_part(measurer, index, plan.parts[index], len(plan.document_ids), advance))
+        with self._capture(plan, indices, folder) as capture:
+            measurer = make_measurer(self.model, self.request, self.fitted, capture)
+            with token_bar(
+                f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
+            ) as advance:
+                for index in indices:
+                    contexts, reference = plan.parts[index], references.get(index)
+                    keep(measure_part(measurer, index, contexts, len(plan.document_ids), advance, reference))
+
+    def _capture(
+        self, plan: TracePlan, indices: Sequence[int], folder: Path | None
+    ) -> AbstractContextManager[Capture | None]:
+        """Where the layers' outputs of these parts come from; None is a forward pass of the model."""
+        if self.model.streamed is None:
+            return contextlib.nullcontext()
+        return streamed_capture(
+            self.model,
+            plan,
+            indices,
+            self.request,
+            folder=folder,
+            memory=self.memory,
+            title=self.workload.name,
+            shown=self.shown,
+        )
 
 
 def _fitted_heads(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> FittedHeads:
     """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
     content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
-    require_base(content, {"name": model.name, "fingerprint": model.identity.fingerprint})
+    require_base(content, {"name": model.name, **model.identity.to_json()})
     fitted = FittedHeads.of(content, exits)
-    shape = state_shape_of(model, probe_ids(model.hf, 4)[0].tolist())
+    shape = state_shape_of(model)
     fitted.require_sizes(shape.features, model.shape.vocabulary_size)
+    require_readable(content, model.stack)
     return fitted
 
 

@@ -34,6 +34,13 @@ def answer_of(
     """
     if not isinstance(policy, Never):
         return _chosen(floor, machine, batch, certificate, policy, held)
+    return _unchanged(floor, machine, candidates, certificate, documents) + _transform_cost(floor, held)
+
+
+def _unchanged(
+    floor: Floor, machine: str, candidates: int, certificate: Certificate, documents: dict[str, int]
+) -> str:
+    """Why the full model stays."""
     if certificate.documents < certificate.documents_needed or not documents["search"]:
         return _too_few(certificate, documents)
     if not candidates:
@@ -46,6 +53,13 @@ def answer_of(
         f"not certifiable: none of {candidates} faster policies passed the test of {floor} on "
         f"{certificate.documents} documents; the full model stays."
     )
+
+
+def _transform_cost(floor: Floor, held: HeldOut) -> str:
+    """What the transform alone loses of a floor against the untransformed model; nothing for other floors."""
+    if floor.kind != "reference_agreement" or held.quality.value is None:
+        return ""
+    return f" It agrees with the untransformed one on {100 * held.quality.value:.1f} % of the tokens."
 
 
 def _too_few(certificate: Certificate, documents: dict[str, int]) -> str:
@@ -83,7 +97,8 @@ def _chosen(
 def _kept(floor: Floor) -> str:
     """What a certificate promises."""
     if floor.clip is None:
-        return f"at least {100 * floor.value:g} % of the tokens agree with the full model"
+        reference = "untransformed full" if floor.kind == "reference_agreement" else "full"
+        return f"at least {100 * floor.value:g} % of the tokens agree with the {reference} model"
     return f"the {NATS[floor.kind]} is at most {loss_text(floor, floor.risk)}"
 
 

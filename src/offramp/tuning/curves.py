@@ -124,13 +124,12 @@ def curve(
     risk = np.zeros(points + 1)
     moves = np.zeros((points + 1) * slots, dtype=np.int64)
     chosen = np.asarray(places, dtype=np.int64)
+    places_of = np.append(columns, losses.shape[1] - 1)  # slot `exits` is exit L
     for start in range(0, len(losses), ROWS):
         ranks = grid.ranks[start : start + ROWS, chosen]
         target, source, rows, rank = _records(ranks)
         lost = losses[start : start + ROWS]
-        to = lost[rows, columns[target]]
-        # Slot `exits` is exit L, where nothing is lost.
-        away = np.where(source < exits, lost[rows, columns[np.minimum(source, exits - 1)]], np.float32(0.0))
+        to, away = lost[rows, places_of[target]], lost[rows, places_of[source]]
         change = (to - away) * weights[start : start + ROWS][rows]
         risk += np.bincount(rank, weights=change, minlength=points + 1)
         place = rank.astype(np.int64) * slots
@@ -139,7 +138,8 @@ def curve(
     leaving = np.cumsum(moves.reshape(points + 1, slots)[:points], axis=0).astype(np.float64)
     leaving[:, -1] += len(losses)
     # Rounding must not make a risk negative.
-    return Curve(np.maximum(np.cumsum(risk[:points]), 0.0), leaving / max(len(losses), 1))
+    mean = np.maximum(float(losses[:, -1] @ weights) + np.cumsum(risk[:points]), 0.0)
+    return Curve(mean, leaving / max(len(losses), 1))
 
 
 def _records(

@@ -27,7 +27,8 @@ DRAWS = 2000
 class HeldOut:
     """What a policy does on some documents.
 
-    quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens. net_speedup,
+    quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens;
+    reference_agreement too, None for a model without transforms. net_speedup,
     cost: of a token on the pricing's machine, plain_cost: of one of the full model. probe_share: probes'
     share of the cost; probe_cost: of a token.
     counts: what is charged, on no tokens where there are no documents.
@@ -42,6 +43,7 @@ class HeldOut:
     probe_share: float
     probe_cost: float
     counts: WalkCounts
+    reference_agreement: Estimate | None = None
 
 
 @lru_cache(maxsize=4)
@@ -62,7 +64,8 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     exits = walked.exits
     bootstrap = _drawn(rows.count, seed)
     weights = bootstrap.weights
-    agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
+    taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
+    reference = trace.reference_agreement
     risk = (weights @ document_losses(trace, token_losses(trace, floor), exits)) / weights.sum(axis=1)
     cost = pricing.of_documents(walked, rows, weights)
     # The full model's cost takes the same way through the sums, so that its own speedup is exactly 1.
@@ -75,7 +78,7 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
 
     return HeldOut(
         quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
-        agreement=bootstrap.estimate(mean(agrees)),
+        agreement=bootstrap.estimate(mean(trace.agreement[taken])),
         skip_ratio=bootstrap.estimate(mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers)),
         net_speedup=bootstrap.estimate(plain / cost),
         cost=bootstrap.estimate(cost),
@@ -83,10 +86,12 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
         probe_share=max(0.0, probes / charged),
         probe_cost=max(0.0, probes),
         counts=count_walk(walked, trace.layers),
+        reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
     )
 
 
-def unmeasured(why: str, plain_cost: float) -> HeldOut:
-    """The figures where there are no documents to measure on."""
+def unmeasured(why: str, plain_cost: float, *, transformed: bool = False) -> HeldOut:
+    """The figures where there are no documents to measure on. transformed: whether there is a reference."""
     nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
-    return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, WalkCounts(nobody, {}, nobody, nobody))
+    counts = WalkCounts(nobody, {}, nobody, nobody)
+    return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, counts, nothing if transformed else None)

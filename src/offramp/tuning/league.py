@@ -70,4 +70,5 @@ def _judged(
         probe_seconds=held.probe_cost,
         parts=pricing.paid_by(scored.policy).parts(held.counts),
         chosen=scored.policy == chosen,
+        reference_agreement=held.reference_agreement,
     )

@@ -94,7 +94,8 @@ def measure_in_lockstep(
     if bootstrap.no_interval is not None:
         bootstrap = replace(bootstrap, no_interval=_no_interval(lockstep))
     tokens = lockstep.sums(np.ones(len(exits)))
-    agrees = trace.agreement[np.arange(trace.token_count), np.searchsorted(trace.exits, exits)]
+    taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
+    reference = trace.reference_agreement
     risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
     skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
     charged, unprobed, plain = _charges(
@@ -102,16 +103,21 @@ def measure_in_lockstep(
     )
     cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
     probes = float((charged - unprobed).sum())
+
+    def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+        return bootstrap.means(lockstep.sums(values), tokens)
+
     return HeldOut(
         quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
-        agreement=bootstrap.estimate(bootstrap.means(lockstep.sums(agrees), tokens)),
-        skip_ratio=bootstrap.estimate(bootstrap.means(lockstep.sums(skipped), tokens)),
+        agreement=bootstrap.estimate(mean(trace.agreement[taken])),
+        skip_ratio=bootstrap.estimate(mean(skipped)),
         net_speedup=bootstrap.estimate(full / cost),
         cost=bootstrap.estimate(cost),
         plain_cost=float(full[0]),
         probe_share=max(0.0, probes / float(charged.sum())),
         probe_cost=max(0.0, probes / len(exits)),
         counts=count_walk(lockstep.walk, trace.layers),
+        reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
     )
 
 

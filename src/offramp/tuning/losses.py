@@ -20,12 +20,15 @@ CLIP = 1.0
 
 KINDS: tuple[FloorKind, ...] = get_args(FloorKind)
 
+SHARES: tuple[FloorKind, ...] = ("agreement", "reference_agreement")
+"""Floors that bound a share of tokens."""
+
 NATS: dict[FloorKind, str] = {"nll": "NLL increase", "kl": "KL to the full model"}
 """What a floor in nats bounds."""
 
 
 def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) -> Floor:
-    """A checked floor: {"agreement": 0.99}, {"nll": 0.02} or {"kl": 0.02}.
+    """A checked floor: {"agreement": 0.99}, {"reference_agreement": 0.95}, {"nll": 0.02} or {"kl": 0.02}.
 
     clip: for nll and kl, the nats at which a token's loss is cut, 1 by default.
 
@@ -44,9 +47,9 @@ def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) ->
             raise InputError(
                 f"unknown floor {kind!r}", where="--floor", fix=f"{hint}choose one of: {', '.join(KINDS)}"
             )
-        limit = None if kind == "agreement" else (CLIP if clip is None else clip)
+        limit = None if kind in SHARES else (CLIP if clip is None else clip)
         floor = Floor(kind, value, limit)
-        if kind == "agreement" and clip is not None:
+        if kind in SHARES and clip is not None:
             raise InputError(
                 "a floor on agreement is not clipped", where="--floor-clip", fix="leave --floor-clip out"
             )
@@ -56,7 +59,7 @@ def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) ->
 
 def _require_range(floor: Floor) -> None:
     """Raise InputError for a floor that cannot be one."""
-    if floor.kind == "agreement":
+    if floor.kind in SHARES:
         if not 0.0 < floor.value < 1.0:
             raise InputError(
                 f"a floor of {floor.value} on agreement is no share",
@@ -103,16 +106,19 @@ def loss_text(floor: Floor, loss: float, digits: str = "g") -> str:
 
 
 def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
-    """What each token loses at each exit, in [0, 1]: float32 [tokens, exits], 0 at exit L.
+    """What each token loses at each exit, in [0, 1]: float32 [tokens, exits].
 
-    agreement: whether the exit's top-1 differs from the full model's. nll: the increase of -log p of the
-    observed token, cut to [0, B] nats, over B. kl: KL(p_L || p_exit), cut likewise.
+    agreement: whether the exit's top-1 differs from the full model's. reference_agreement: whether it differs
+    from the untransformed full model's, as it may at exit L too, where nothing else is lost. nll: the
+    increase of -log p of the observed token, cut to [0, B] nats, over B. kl: KL(p_L || p_exit), cut likewise.
 
-    Raises InputError for a fact that the trace lacks or that is not a number.
+    Raises InputError for a fact that the trace lacks or that is not a number, and for a trace of a model
+    without transforms, which has no other reference than itself.
     """
     if floor.clip is None:
         top1 = fact_of(trace, "top1")
-        return np.asarray(top1 != top1[:, -1:], dtype=np.float32)
+        wanted = top1[:, -1] if floor.kind == "agreement" else _reference(trace)
+        return np.asarray(top1 != wanted[:, None], dtype=np.float32)
     if floor.kind == "nll":
         values = _numbers(trace, "nll", finite=True)
         values = values - values[:, -1:]
@@ -120,6 +126,16 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
         values = _numbers(trace, "kl_to_final").copy()
         values[:, -1] = 0.0
     return np.asarray(np.clip(values, 0.0, floor.clip) / np.float32(floor.clip), dtype=np.float32)
+
+
+def _reference(trace: Trace) -> NDArray[np.int32]:
+    if trace.reference_top1 is None:
+        raise InputError(
+            "the trace is of a model without transforms: there is no untransformed one to agree with",
+            where=f"--floor reference_agreement, {trace.folder or 'the trace'}",
+            fix="write agreement= instead of reference_agreement=",
+        )
+    return trace.reference_top1
 
 
 def _numbers(trace: Trace, name: str, *, finite: bool = False) -> FactArray:

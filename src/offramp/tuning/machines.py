@@ -58,4 +58,5 @@ def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: 
         net_speedup=held.net_speedup,
         agreement=held.agreement,
         plain_seconds_per_token=pricing.plain,
+        reference_agreement=held.reference_agreement,
     )

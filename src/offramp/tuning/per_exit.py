@@ -57,7 +57,7 @@ def per_exit_thresholds(
     pool = family.pool
     places = np.array([pool.below.index(exit) for exit in exits])
     ranks = family.grid.ranks[:, places].astype(np.int32)
-    losses = pool.losses[:, pool.evidence.columns(exits)]
+    losses = pool.losses[:, [*pool.evidence.columns(exits), -1]]
     rates = rates_of(family, exits)
     single = family.curve_of(exits)
     costs = family.costs_of(exits, single.shares)
@@ -86,14 +86,14 @@ def _improve(
 ) -> None:
     """One pass over the exits from deep to shallow; changes `thresholds`.
 
-    ranks, losses: [tokens, exits]. weights: float64 [tokens].
+    ranks: [tokens, exits]. losses: [tokens, exits + 1], those at exit L last. weights: float64 [tokens].
     """
     tokens = len(ranks)
     fires = ranks <= thresholds
     arrives = np.ones(fires.shape, dtype=np.bool_)
     np.logical_not(np.logical_or.accumulate(fires[:, :-1], axis=1), out=arrives[:, 1:])
     # What a token that passes the exit costs and loses from there on.
-    cost, lost = np.full(tokens, rates.last), np.zeros(tokens, dtype=np.float64)
+    cost, lost = np.full(tokens, rates.last), losses[:, -1].astype(np.float64)
     for place in range(len(thresholds) - 1, -1, -1):
         rows = np.flatnonzero(arrives[:, place])
         leaving = (rates.leave[place] - cost[rows]) / tokens

@@ -111,6 +111,7 @@ def predict(
             *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
+        reference_agreement=held.reference_agreement,
     )
 
 

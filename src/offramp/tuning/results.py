@@ -9,7 +9,7 @@ from typing import Any, Literal
 from offramp.scoring.estimate import Estimate
 
 Decision = Literal["pays", "does not pay", "too close to call"]
-FloorKind = Literal["agreement", "nll", "kl"]
+FloorKind = Literal["agreement", "reference_agreement", "nll", "kl"]
 FloorAnswer = Literal["holds", "broken", "not decided"]
 
 
@@ -18,8 +18,8 @@ class Verdict:
     """Whether early exit pays at one quality floor: chosen on one half of the documents, judged on the other.
 
     policy: the chosen policy's text, "never" if no policy beat the full model on the first half.
-    agreement, skip_ratio, net_speedup: on the documents that the choice never saw. net_speedup is in `basis`:
-    "bytes moved", or seconds on the machine of that name.
+    agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name) and
+    reference_agreement (with the untransformed full model, None without transforms): on unseen documents.
     documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
     """
 
@@ -37,15 +37,17 @@ class Verdict:
     documents_needed: int
     floor_held: bool
     basis: str = "bytes moved"
+    reference_agreement: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Floor:
     """A quality floor: what the user will not give up.
 
-    kind: "agreement" (share of tokens), "nll" (increase in nats) or "kl" (nats). value: as the user gave it.
-    clip: B, the loss in nats at which a token's loss is cut ("nll" and "kl"), so that it is bounded.
-    risk: the largest mean loss allowed, in [0, 1]: 1 - value for agreement, value / clip for the others.
+    kind: "agreement" or "reference_agreement" (shares of tokens; the latter with the untransformed full
+    model), "nll" (increase) or "kl" (nats). value: as the user gave it. clip: B, the loss in nats at which a
+    token's loss is cut ("nll", "kl"). risk: the largest mean loss allowed, in [0, 1]: 1 - value of a share,
+    value / clip of the others.
     """
 
     kind: FloorKind
@@ -68,12 +70,11 @@ class Certificate:
 
     method: "wsr", "hb", "crc" or "naive". guarantee: what is guaranteed in one plain sentence; for "naive",
     that nothing is. holds: whether the policy is certified at the floor. delta: the chance that the statement
-    is wrong, None where the method has none. documents: that the certificate rests on. empirical_risk: mean
-    loss on them. risk_bound: what the mean loss of all such documents does not exceed, but for a chance of
-    delta, although these documents chose the policy: the allowed risk; None without such a bound. best_floor:
-    the floor that so many documents without one loss could certify at best. documents_needed: documents
-    without one loss that the asked floor needs. tested: candidates tested in sequence; passed: how many
-    passed. assumption: in words.
+    is wrong, None where the method has none. documents: that it rests on. empirical_risk: mean loss on them.
+    risk_bound: what the mean loss of all such documents does not exceed, but for a chance of delta, although
+    these documents chose the policy: the allowed risk; None without such a bound. best_floor: the floor that
+    so many documents without one loss could certify at best. documents_needed: documents without one loss
+    that the asked floor needs. tested, passed: how many candidates, in sequence. assumption: in words.
     """
 
     method: str
@@ -126,14 +127,14 @@ class Tuned:
     """The answer of the tuner: the fastest certified policy, or the full model and why.
 
     policy_text: "never" if nothing was certified or nothing beats the full model. answer: one plain sentence.
-    quality, skip_ratio, net_speedup, seconds_per_token: on report documents that neither search nor
-    certificate saw (None values if there are none); of the exits taken in lockstep at a batch above 1, where
-    certificate and front are of each token alone. plain_seconds_per_token: the full model on the same
-    machine. probe_share: probes' share of the policy's seconds. front: on the search documents. documents:
-    how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of the ids and
-    workload of the search and certify documents, by role. model: what the policy is bound to, as
-    `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the
-    machine's whole profile (None without a machine) and the fingerprint of the trace.
+    quality, skip_ratio, net_speedup, seconds_per_token, reference_agreement: on report documents that neither
+    search nor certificate saw (None values if there are none); of the exits taken in lockstep at a batch
+    above 1, where certificate and front are of each token alone. plain_seconds_per_token: the full model on
+    the same machine. probe_share: probes' share of the policy's seconds. front: on the search documents.
+    documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
+    the ids and workload of the search and certify documents, by role. model: what the policy is bound to, as
+    `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
+    profile (None without a machine) and the fingerprint of the trace.
     """
 
     floor: Floor
@@ -156,6 +157,7 @@ class Tuned:
     model: Mapping[str, Any] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    reference_agreement: Estimate | None = None
 
     @property
     def policy(self) -> Any:
@@ -170,11 +172,11 @@ class LeagueEntry:
     """One family of policies at one floor: its fastest member, chosen on one half of the documents.
 
     family: "max_prob, all exits", "restricted_margin, 3 exits", "patience", ... reachable: False for an
-    oracle. agreement, skip_ratio, net_speedup: on the other half. probe_share: probes' share of the policy's
-    seconds; probe_seconds: of one token. parts: seconds of one token by part of the bill (the names of
-    `offramp.policies.bill.PARTS`), summing to seconds_per_token; empty where not kept. chosen: whether it was
-    the fastest of all families on the half that chose, and so is the verdict's policy; the fastest on the
-    other half may be another by luck.
+    oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
+    probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
+    token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
+    empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
+    the verdict's policy; the fastest on the other half may be another by luck.
     """
 
     family: str
@@ -189,14 +191,15 @@ class LeagueEntry:
     probe_seconds: float
     parts: Mapping[str, float] = field(default_factory=dict)
     chosen: bool = False
+    reference_agreement: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class MachineAnswer:
     """The best policy at one floor on one machine and batch size, judged on unseen documents.
 
-    decision: as a verdict's. source: where the machine's numbers come from. plain_seconds_per_token: of the
-    full model there.
+    decision, reference_agreement: as a verdict's. source: where the machine's numbers come from.
+    plain_seconds_per_token: of the full model there.
     """
 
     machine: str
@@ -208,6 +211,7 @@ class MachineAnswer:
     net_speedup: Estimate
     agreement: Estimate
     plain_seconds_per_token: float
+    reference_agreement: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,7 @@ class Prediction:
     floor_answer: "holds" if the lower confidence limit of the quality reaches the floor, "broken" if the
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
-    of all figures, None at batch 1. reachable: False for an oracle.
+    of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
     """
 
     policy: str
@@ -293,3 +297,4 @@ class Prediction:
     reachable: bool
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
+    reference_agreement: Estimate | None = None

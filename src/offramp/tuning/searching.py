@@ -50,10 +50,10 @@ def add_exact(pool: Pool, targets: tuple[float, ...]) -> dict[str, ThresholdFami
 def add_short_list(pool: Pool, risk: float, targets: tuple[float, ...]) -> None:
     """Thresholds of cheap signals with exits read off the short list, where that was recorded.
 
-    Only under a floor on agreement: the list gives no probability to what is not on it. Signals that need the
-    whole head, if only to open, are left out: its product gives the whole head's token.
+    Only under a floor on a share of tokens: the list gives no probability to what is not on it. Signals that
+    need the whole head, if only to open, are left out: its product gives the whole head's token.
     """
-    if pool.floor.kind != "agreement" or not holds(pool.trace, "restricted_top1"):
+    if pool.floor.clip is not None or not holds(pool.trace, "restricted_top1"):
         return
     evidence = pool.evidence.short_list
     short = Pool(evidence.trace, pool.floor, pool.pricing.short_listed, evidence)

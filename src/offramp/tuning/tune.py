@@ -54,7 +54,9 @@ def tune(
 ) -> Tuned:
     """Search, certify and measure a policy on disjoint documents of one trace.
 
-    floor: {"agreement": 0.99}, {"nll": nats} or {"kl": nats}; clip: nats at which a token's loss is cut.
+    floor: {"agreement": 0.99}, {"nll": nats} or {"kl": nats}; of a transformed model also
+    {"reference_agreement": 0.95}, agreement with the untransformed one. clip: nats at which a token's loss is
+    cut.
     hardware: a machine or its name ("local": this machine's profile of the trace's model); None counts bytes
     moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the certificate is wrong.
 
@@ -135,6 +137,7 @@ class _Job:
                 "machine": None if machine is None else machine.to_json(),
                 "trace": self.trace.provenance.get("request_fingerprint"),
             },
+            reference_agreement=held.reference_agreement,
         )
 
     def _search(self) -> Pool | None:
@@ -163,14 +166,16 @@ class _Job:
     def _report(self, policy: ExitPolicy, machine: Machine | None) -> HeldOut:
         """The policy on documents that neither search nor certificate saw, in lockstep if batched."""
         count, batch = len(self.roles.report), self.pricing.batch
+        transformed = self.trace.reference_top1 is not None
         if not count:
-            return unmeasured("no documents are left to report on", self.pricing.plain)
+            why = "no documents are left to report on"
+            return unmeasured(why, self.pricing.plain, transformed=transformed)
         held = self.trace.subset(self.roles.report)
         if batch == 1 or machine is None:
             return measure(held, policy, self.pricing, self.floor, self.seed)
         if count < batch:
             why = f"{count} report documents do not fill a batch of {batch}"
-            return unmeasured(why, self.pricing.plain)
+            return unmeasured(why, self.pricing.plain, transformed=transformed)
         lockstep = walk_in_lockstep(held, policy, batch, self.seed)
         return measure_in_lockstep(held, lockstep, machine, self.floor, self.seed)
 
@@ -200,7 +205,8 @@ class _Job:
 
     def _front(self, pool: Pool) -> tuple[FrontPoint, ...]:
         """The Pareto front on the search documents, the full model first, thinned to some places."""
-        plain = Scored("full model", Never(), 0.0, self.pricing.plain, 0.0)
+        whole = np.full(pool.trace.token_count, pool.trace.layers, dtype=np.int64)
+        plain = Scored("full model", Never(), pool.evidence.risk_of(whole), self.pricing.plain, 0.0)
         front = front_of([plain, *pool.found])
         step = max(1, math.ceil(len(front) / FRONT_POINTS))
         kept = front[::step] if (len(front) - 1) % step == 0 else [*front[::step], front[-1]]

@@ -93,6 +93,8 @@ def _from_json(value: dict[str, Any]) -> Tuned:
     fields["floor"] = Floor(**fields["floor"])
     fields["certificate"] = Certificate(**fields["certificate"])
     fields |= {name: Estimate(**fields[name]) for name in ESTIMATES}
+    if fields.get("reference_agreement") is not None:
+        fields["reference_agreement"] = Estimate(**fields["reference_agreement"])
     fields["front"] = tuple(FrontPoint(**point) for point in fields["front"])
     fields["shift"] = tuple(
         Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -60,7 +61,10 @@ def judge(
     documents = (len(fit), len(report))
     unjudged = _why_unjudged(trace, len(fit))
     if unjudged is not None:
-        return tuple(_undecided(floor, delta, unjudged, documents, pricing.machine) for floor in floors)
+        nothing = Estimate(None, undefined=unjudged)
+        reference = None if trace.reference_top1 is None else nothing
+        undecided = [_undecided(floor, delta, unjudged, documents, pricing.machine) for floor in floors]
+        return tuple(replace(verdict, reference_agreement=reference) for verdict in undecided)
     halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:
@@ -85,6 +89,7 @@ def judge(
                 documents_needed=documents_needed(floor, delta),
                 floor_held=_value(held.agreement) >= floor,
                 basis=pricing.machine,
+                reference_agreement=held.reference_agreement,
             )
         )
     return tuple(verdicts)

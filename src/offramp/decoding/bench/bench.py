@@ -80,8 +80,9 @@ def settle(
     it.
 
     Raises InputError for sizes that do not fit, or prompts that with the new tokens exceed the context;
-    PolicyError for a policy or strategy that does not fit.
+    PolicyError for a policy or strategy that does not fit; ModelError for a model whose layers stay on disk.
     """
+    model.require_loaded("timing")
     require_sizes(new_tokens=new_tokens, batch=batch)
     fitted = read_heads_source(heads)
     for place, prompt in enumerate(prompts):

@@ -111,6 +111,7 @@ def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
         batching=setting.batching,
         draft_length=setting.draft_length if isinstance(setting.draft_length, int) else 1,
         lens=setting.heads is not None and setting.heads.lens is not None,
+        own_heads=setting.heads is not None and setting.heads.output is not None,
     )
 
 

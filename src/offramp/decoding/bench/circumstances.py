@@ -16,6 +16,7 @@ import torch
 
 from offramp.costs.local_store import processor_name
 from offramp.models.model import Model
+from offramp.tracing.request import library_versions
 
 GOVERNORS = "/sys/devices/system/cpu"
 IDLE = ("idle", "iowait", "guest", "guest_nice")
@@ -67,7 +68,8 @@ def describe(model: Model, load: Load, further: Mapping[str, Any]) -> dict[str, 
         "dtype": model.dtype,
         "python": platform.python_version(),
         "versions": {
-            name: importlib.metadata.version(name) for name in ("offramp", "torch", "transformers", "numpy")
+            "offramp": importlib.metadata.version("offramp"),
+            **library_versions(model.identity.transforms),
         },
         "model_fingerprint": model.identity.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -76,7 +76,7 @@ class Setting:
 Source = Callable[[Setting], Candidates]
 
 
-def _policies(setting: Setting) -> Candidates:
+def policies(setting: Setting) -> Candidates:
     """Every cell, in our loop."""
     for place, cell in enumerate(setting.cells):
         lossless = STRATEGIES[cell.kv].lossless or not cell.policy.needs(setting.model.layers)
@@ -100,7 +100,7 @@ def _static_cache(setting: Setting) -> Candidates:
     yield Entrant(STATIC_CACHE, "plain", _in_library(setting, full=True, cache_implementation="static"))
 
 
-def _again(setting: Setting) -> Candidates:
+def again(setting: Setting) -> Candidates:
     """The never-exit loop a second time: whatever differs from the first is noise."""
     yield Entrant(NEVER_AGAIN, "a/a", _in_our_loop(setting, None), setting.exact, required=True)
 
@@ -170,7 +170,7 @@ SHORT = Extent(peers=False, static_cache=False, untimed_batches=1, warm_up_token
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
     """All that take part in a run, and those that cannot."""
     plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
-    sources = [_policies, *plain, _again, *(PEERS.values() if extent.peers else ())]
+    sources = [policies, *plain, again, *(PEERS.values() if extent.peers else ())]
     for source in sources:
         yield from source(setting)
 
@@ -256,15 +256,10 @@ def _at_best(
     setting: Setting, name: str, lengths: Sequence[int], make: Callable[[int], Decode]
 ) -> Candidates:
     """The decoder with the draft length that was fastest in a short run."""
-    tokens = min(setting.new_tokens, SEARCHED_TOKENS)
+    tokens = searched_tokens(setting)
     fitting = [length for length in lengths if length + 1 < tokens] or [min(lengths)]
     try:
-        seconds = {
-            length: min(
-                make(length)(setting.prompts[0], tokens).seconds_per_token for _ in range(SEARCH_REPEATS)
-            )
-            for length in fitting
-        }
+        seconds = {length: seconds_in_trial(setting, make(length)) for length in fitting}
     except FAILURES as error:
         yield left_out(name, "peer", why(error))
         return
@@ -273,3 +268,14 @@ def _at_best(
     yield Entrant(
         name, "peer", make(best), note=f"{name}: drafts of {best}, the fastest of {tried} in a trial"
     )
+
+
+def seconds_in_trial(setting: Setting, decode: Decode) -> float:
+    """Seconds per token in a short run on the first prompts, the better of a few."""
+    tokens = searched_tokens(setting)
+    return min(decode(setting.prompts[0], tokens).seconds_per_token for _ in range(SEARCH_REPEATS))
+
+
+def searched_tokens(setting: Setting) -> int:
+    """New tokens of a short run."""
+    return min(setting.new_tokens, SEARCHED_TOKENS)

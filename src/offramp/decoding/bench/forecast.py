@@ -25,7 +25,8 @@ from offramp.tracing.trace import Trace
 class Setting:
     """What was decoded: policy, strategy for K and V, and how, as `offramp.generate` takes them.
 
-    lens: whether exits below L are read through a linear lens. workload: of the prompts.
+    lens: whether exits below L are read through a linear lens. own_heads: whether they have output heads of
+    their own. workload: of the prompts.
     """
 
     policy: ExitPolicy
@@ -36,6 +37,7 @@ class Setting:
     batching: str = "lockstep"
     draft_length: int | str = 4
     lens: bool = False
+    own_heads: bool = False
 
 
 def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -> ReplayResult:
@@ -44,10 +46,11 @@ def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -
     Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
     than the decoder will use.
     """
-    if has_lens(trace) != setting.lens:
-        read, decoded = ("a linear lens", "none") if has_lens(trace) else ("no lens", "one")
+    heads = trace.request.get("heads") or {}
+    read, decoded = _reading(has_lens(trace), heads.get("output")), _reading(setting.lens, setting.own_heads)
+    if read != decoded:
         raise InputError(
-            f"the trace's exits were read through {read}, decoding uses {decoded}",
+            f"the trace's exits were read through {read}, decoding reads them through {decoded}",
             where=str(trace.folder or "the trace"),
             fix="give decoding the heads of the trace, or trace again with --heads",
         )
@@ -61,6 +64,13 @@ def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -
         draft_length=_fixed_draft_length(setting),
         position=position,
     )
+
+
+def _reading(lens: bool, own_heads: object) -> str:
+    """What exits are read through, in words."""
+    if lens:
+        return "a linear lens"
+    return "output heads of their own" if own_heads else "the model's own head"
 
 
 def _fixed_draft_length(setting: Setting) -> int:

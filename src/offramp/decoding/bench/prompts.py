@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
@@ -17,19 +19,19 @@ def prompts_of(
     *,
     new_tokens: int,
     prompt_tokens: int = PROMPT_TOKENS,
-    heads: ExitHeads | None = None,
+    heads: Sequence[ExitHeads] = (),
 ) -> list[list[int]]:
     """Token ids of `count` prompts that leave room for the new tokens.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
-    to be judged on what they have not seen; documents that the heads were fitted on are passed over.
+    to be judged on what they have not seen; documents that any of the heads were fitted on are passed over.
     prompt_tokens: of the start of a given text, at most. A prompt of the workload itself is never cut.
 
     Raises InputError if so many tokens of a text leave no room for the new ones, WorkloadError if there are
     not so many prompts.
     """
     room = None if model.context_length is None else model.context_length - new_tokens
-    fitted = frozenset((heads.documents if heads is not None else {}).get(workload.fingerprint, ()))
+    fitted = {id for one in heads for id in one.documents.get(workload.fingerprint, ())}
     whole = workload.mode == "generation"
     if not whole and room is not None and prompt_tokens > room:
         least = f"lower --prompt-tokens to {room}, or " if room > 0 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,21 @@ def to_json(result: BenchResult) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> BenchResult:
     """The result that `to_json` made an object of. Raises KeyError or TypeError for any other object."""
-    built: BenchResult = _built(BenchResult, value)
-    return built
+    found: BenchResult = built(BenchResult, value)
+    return found
 
 
-def _built(kind: type, value: Any) -> Any:
+def built(kind: type, value: Any, parts: Mapping[type, Mapping[str, type]] = PARTS) -> Any:
+    """An object of a class, or a tuple of them, from what `dataclasses.asdict` and JSON made of it."""
     if value is None:
         return None
     if isinstance(value, list):
-        return tuple(_built(kind, item) for item in value)
-    parts = PARTS.get(kind, {})
+        return tuple(built(kind, item, parts) for item in value)
+    own = parts.get(kind, {})
     fields = {}
     for name, field in value.items():
-        if name in parts:
-            fields[name] = _built(parts[name], field)
+        if name in own:
+            fields[name] = built(own[name], field, parts)
         else:
             fields[name] = tuple(field) if isinstance(field, list) else field
     return kind(**fields)

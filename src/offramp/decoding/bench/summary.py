@@ -38,27 +38,12 @@ def summarise(
     full = [decoded.tokens for decoded in answers_of(trials[GENERATE], samples[GENERATE], batches)]
     contenders, differences = [], {}
     for entrant in entrants:
-        name, trial = entrant.name, trials[entrant.name]
-        same, difference = _compared(full, [*enumerate(trial.decoded), *_places(samples[name], batches)])
-        if difference is not None:
-            differences[name] = difference
-        claims = [decoded.claimed_layers for decoded in trial.decoded]
-        contenders.append(
-            Contender(
-                name=name,
-                role=entrant.role,
-                samples=tuple(seconds[name]),
-                seconds_per_token=medians[name],
-                speedup=median_ratio(seconds[plain], seconds[name]),
-                first_token_seconds=median([one.first_seconds for one in samples[name]]).value,
-                tokens_per_second=1.0 / medians[name].value,
-                peak_memory_bytes=trial.peak_memory_bytes,
-                layers_per_token=_per_token(setting, trial.counted),
-                claimed_layers_per_token=_per_token(setting, claims),
-                same_output=same,
-                output_must_match=entrant.output_must_match,
-            )
+        contender, difference = figures_of(
+            setting, entrant, trials[entrant.name], samples[entrant.name], full=full, plain=seconds[plain]
         )
+        contenders.append(contender)
+        if difference is not None:
+            differences[entrant.name] = difference
     ratios = twin_ratios(samples) if twins is None else twins
     a_a = median(ratios.tolist())
     pairs = len(samples[NEVER])
@@ -66,7 +51,7 @@ def summarise(
     validity, reasons, warnings = judge(evidence)
     main = setting.cells[0]
     return BenchResult(
-        model=setting.model.name,
+        model=setting.model.shown_name,
         policy=str(main.policy),
         kv=main.kv,
         batch=len(setting.prompts[0].ids),
@@ -82,6 +67,42 @@ def summarise(
         circumstances=circumstances,
         notes=warnings,
     )
+
+
+def figures_of(
+    setting: Setting,
+    entrant: Entrant,
+    trial: Trial,
+    samples: Sequence[Decoded],
+    *,
+    full: Sequence[tuple[tuple[int, ...], ...]],
+    plain: Sequence[float],
+) -> tuple[Contender, Difference | None]:
+    """One contender's figures, and the first token in which it differs from the answers of `full`.
+
+    full: by batch, the tokens of each row. plain: seconds per token of the fastest plain decoder, sample by
+    sample as the contender's.
+    """
+    seconds = [one.seconds_per_token for one in samples]
+    middle = median(seconds)
+    batches = len(setting.prompts)
+    same, difference = _compared(full, [*enumerate(trial.decoded), *_places(samples, batches)])
+    claims = [decoded.claimed_layers for decoded in trial.decoded]
+    contender = Contender(
+        name=entrant.name,
+        role=entrant.role,
+        samples=tuple(seconds),
+        seconds_per_token=middle,
+        speedup=median_ratio(plain, seconds),
+        first_token_seconds=median([one.first_seconds for one in samples]).value,
+        tokens_per_second=1.0 / middle.value,
+        peak_memory_bytes=trial.peak_memory_bytes,
+        layers_per_token=_per_token(setting, trial.counted),
+        claimed_layers_per_token=_per_token(setting, claims),
+        same_output=same,
+        output_must_match=entrant.output_must_match,
+    )
+    return contender, difference
 
 
 def twin_ratios(samples: Mapping[str, Sequence[Decoded]]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def run_together(
     """
     with quiet_transformers():
         load, entries = Load(), [_Entry.of(setting, extent) for setting in settings]
-        turns = _Turns(progress, [entry.turns(asked) for entry, asked in zip(entries, rounds, strict=True)])
+        turns = Turns(progress, [entry.turns(asked) for entry, asked in zip(entries, rounds, strict=True)])
         for place, entry in enumerate(entries):
             # Settings share a model, and what is set up once.
             entry.try_out(extent, 0 if place else extent.warm_up_tokens, turns.done)
@@ -143,13 +143,14 @@ def _measurement(
     return Measurement(result, setting, decoded)
 
 
-class _Turns:
-    """Counts decodings for a progress bar."""
+class Turns:
+    """Counts decodings for a progress bar. totals: how many there will be, by group."""
 
     def __init__(self, progress: Progress | None, totals: Sequence[int]) -> None:
         self._progress, self._total, self._count = progress, sum(totals), 0
 
     def done(self) -> None:
+        """One more is over."""
         self._count += 1
         if self._progress is not None:
             self._progress(self._count, self._total)

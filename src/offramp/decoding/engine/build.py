@@ -42,6 +42,7 @@ class _Known:
     kept: tuple[KeptState, ...]
     transposed: bool = False
     answers: dict[str, str | None] = field(default_factory=dict)
+    transforms: tuple[str, ...] = ()
 
 
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
@@ -51,17 +52,21 @@ _building = threading.RLock()
 def engine_of(model: Model | Any) -> Engine:
     """The engine of an offramp model or of a bare transformers model, which must be in eval mode.
 
-    What is found out about a model is kept as long as the model lives and keeps its dtype.
+    What is found out about a model is kept as long as the model lives and keeps its dtype and transforms.
 
     Raises ModelError if the model cannot be driven layer by layer, with the reason; it can still be traced.
     """
+    if isinstance(model, Model):
+        model.require_loaded("decoding")
     hf = model.hf if isinstance(model, Model) else model
     name = model.name if isinstance(model, Model) else type(hf).__name__
     dtype = next(hf.parameters()).dtype
     _check_ready(hf, dtype, name)
     with _building:
         known = _known.get(hf)
-        if known is not None and known.dtype != dtype:
+        transforms = model.identity.transforms if isinstance(model, Model) else ()
+        changed = isinstance(model, Model) and known is not None and known.transforms != transforms
+        if known is not None and (known.dtype != dtype or changed):
             known = None
         stack = model.stack if isinstance(model, Model) else None
         if stack is None and known is not None and known.stack is not None:
@@ -69,7 +74,7 @@ def engine_of(model: Model | Any) -> Engine:
         if stack is None:
             stack = find_stack(hf, name=name)
         if known is None:
-            known = _known[hf] = _find_out(stack, name)
+            known = _known[hf] = dataclasses.replace(_find_out(stack, name), transforms=transforms)
     return _engine(stack, known)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.recording import LayerCall
+from offramp.models.recording import LayerCall
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.decoding.engine.length_view import own_cache
-from offramp.decoding.engine.recording import LayerCall
 from offramp.models.calls import first_tensor
+from offramp.models.recording import LayerCall
 
 # How layers write what grows by a position per token: K and V, and the keys of an index over them.
 UPDATES = ("update", "update_indexer")

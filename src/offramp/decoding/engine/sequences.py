@@ -17,11 +17,11 @@ from offramp.decoding.engine.inputs import Inputs, token_positions
 from offramp.decoding.engine.kept_state import counting_updates
 from offramp.decoding.engine.length_view import at_length
 from offramp.decoding.engine.meter import Meter
-from offramp.decoding.engine.recording import Recorder
 from offramp.decoding.engine.row_views import kept_aside, merging
 from offramp.errors import ModelError
 from offramp.models.caches import caches_among
 from offramp.models.calls import first_tensor
+from offramp.models.recording import Recorder
 
 OnPosition = Callable[[int, int], None]
 """Called with a layer's index and the position that a recurrent layer has just run."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
-from offramp.policies.binding import OF_HEADS
+from offramp.policies.binding import OF_HEADS, reads_exits
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.dynamic import PROMPT_ENTROPY
@@ -117,12 +117,12 @@ def check_policy(policy: ExitPolicy, layers: int, heads: ExitHeads | None) -> No
 def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, model: Model) -> None:
     """Refuse a policy that was tuned for another model or other heads, and heads of another model.
 
-    Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through a
-    linear lens, or if it reads a fact that comes with heads.
+    Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through
+    them, or if it reads a fact that comes with heads.
 
     Raises InputError for heads of another model, PolicyError for the rest.
     """
-    identity = {"name": model.name, "fingerprint": model.identity.fingerprint}
+    identity = {"name": model.name, **model.identity.to_json()}
     if heads is not None:
         require_base(heads, identity, "heads=")
     if tuned is None:
@@ -130,7 +130,7 @@ def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None
     if tuned.model.get("fingerprint") != identity["fingerprint"]:
         raise PolicyError(
             f"the policy was tuned for another model, {tuned.model.get('name', 'without a name')}",
-            where=f"policy= for {model.name}",
+            where=f"policy= for {model.shown_name}",
             fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
         )
     check_tuned_heads(tuned, policy, heads, model.layers)
@@ -151,8 +151,8 @@ def check_tuned_heads(tuned: Tuned, policy: ExitPolicy, heads: ExitHeads | None,
     before: Mapping[str, Any] = tuned.model.get("heads") or {}
     if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
         return
-    has_lens = bool(before.get("lens")) or (heads is not None and heads.lens is not None)
-    if (policy.needs(layers) and has_lens) or facts_read(policy, layers) & OF_HEADS:
+    read_through = reads_exits(before) or (heads is not None and heads.reads_exits)
+    if (policy.needs(layers) and read_through) or facts_read(policy, layers) & OF_HEADS:
         given = "without exit heads" if heads is None else f"with the exit heads {heads.fingerprint[:12]}"
         tuned_with = f"with the exit heads {str(before['fingerprint'])[:12]}" if before else "without any"
         raise PolicyError(

@@ -62,7 +62,7 @@ class Chosen:
 
     def score(self, reading: Reading) -> Tensor:
         """`candidate_score` at a later exit: [rows]."""
-        now = reading.tools.head.at(reading.normed, self.tokens)
+        now = reading.head.at(reading.normed, self.tokens)
         return reading.probability("candidate_score", candidate_features(now, self.then))
 
 

@@ -1,4 +1,4 @@
-"""The model's output head as a decoder reads it: one position of every sequence at a time."""
+"""An output head as a decoder reads it: one position of every sequence at a time."""
 
 from __future__ import annotations
 

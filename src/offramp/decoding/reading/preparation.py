@@ -19,6 +19,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.features import SHORTLIST
 from offramp.tracing.fitted import FittedHeads
+from offramp.tracing.own_heads import exit_stack, require_readable
 
 FULL_HEAD = "full head"
 OF_SOME_COLUMNS = frozenset({"restricted head", "candidates"})
@@ -45,6 +46,8 @@ def make_tools(
     compute or that compares with a check that is not made.
     """
     head = OutputHead(engine.stack, engine.transposed)
+    if heads is not None:
+        require_readable(heads, engine.stack)
     wanted = {(fact, exit) for exit, facts in needs.items() for fact in facts}
     names = {fact for fact, _ in wanted} | set(final_facts)
     for name in sorted(names):
@@ -60,6 +63,7 @@ def make_tools(
         _require_given(fitted.heads, wanted, needs)
     device = next(engine.hf.parameters()).device
     lens = None if fitted is None else fitted.heads.lens
+    own_heads = {} if fitted is None else _own_heads(engine, fitted.heads, needs)
     return Tools(
         head=head,
         lenses={}
@@ -74,7 +78,8 @@ def make_tools(
             for fact, exit in wanted
             if fact in OF_HEADS
         },
-        shortlist=_shortlist(head, fitted, device) if short_list else None,
+        shortlist=_shortlist(head, own_heads, fitted, device) if short_list else None,
+        own_heads=own_heads,
     )
 
 
@@ -85,9 +90,20 @@ def _fitted(engine: Engine, head: OutputHead, heads: ExitHeads, needs: Needs) ->
     features = rows_of(first_tensor(stack.layer_outputs[-1]), stack.position_axis).shape[-1]
     fitted.require_sizes(features, head.vocabulary_size())
     missing = [exit for exit in needs if exit not in heads.exits]
-    if missing and heads.lens is not None:
+    if missing and heads.reads_exits:
         raise _not_fitted_at(heads, missing[0])
     return fitted
+
+
+def _own_heads(engine: Engine, heads: ExitHeads, needs: Needs) -> dict[int, OutputHead]:
+    """The output heads of the checked exits, by exit; none where exits share the model's."""
+    output = heads.output
+    if output is None:
+        return {}
+    return {
+        exit: OutputHead(exit_stack(engine.stack, output, heads.exits.index(exit)), engine.transposed)
+        for exit in needs
+    }
 
 
 def _not_fitted_at(heads: ExitHeads, exit: int) -> InputError:
@@ -157,9 +173,12 @@ def _require_columns(head: OutputHead, names: set[str], short_list: bool) -> Non
         )
 
 
-def _shortlist(head: OutputHead, fitted: FittedHeads | None, device: torch.device) -> Shortlist:
+def _shortlist(
+    head: OutputHead, own_heads: Mapping[int, OutputHead], fitted: FittedHeads | None, device: torch.device
+) -> Shortlist:
     """The restricted vocabulary: the heads' own, else the first ids."""
-    own = None if fitted is None else fitted.shortlist
-    tokens = torch.arange(min(SHORTLIST, head.vocabulary_size())) if own is None else own
+    listed = None if fitted is None else fitted.shortlist
+    tokens = torch.arange(min(SHORTLIST, head.vocabulary_size())) if listed is None else listed
     tokens = tokens.to(device)
-    return Shortlist(tokens, head.columns(tokens))
+    own = {exit: own_head.columns(tokens) for exit, own_head in own_heads.items()}
+    return Shortlist(tokens, head.columns(tokens), own)

@@ -28,7 +28,7 @@ class Reader(Protocol):
         """Some facts of an exit below L: by name, [rows]."""
 
     def logits(self, exit: int, hidden: Tensor) -> Tensor:
-        """The exit's logits, float32 [rows, vocabulary], through the linear lens if there is one.
+        """The exit's logits, float32 [rows, vocabulary], through its lens or its own head if it has one.
 
         Kept from `read` if that has computed them for the same hidden states.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,20 +17,25 @@ from offramp.tracing.reductions import LOWEST
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The restricted vocabulary. tokens: int64, ascending. block: their columns (`OutputHead.columns`)."""
+    """The restricted vocabulary. tokens: int64, ascending. block: their columns (`OutputHead.columns`).
+
+    own: by exit, the columns of those whose output head is their own.
+    """
 
     tokens: Tensor
     block: tuple[Tensor, Tensor | None]
+    own: Mapping[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What exits are read with. lenses: by exit. classifiers: by fact and exit."""
+    """What exits are read with. head: the model's. own_heads, lenses: by exit. classifiers: by fact, exit."""
 
     head: OutputHead
     lenses: Mapping[int, PreparedLens]
     classifiers: Mapping[tuple[str, int], PreparedClassifier]
     shortlist: Shortlist | None = None
+    own_heads: Mapping[int, OutputHead] = field(default_factory=dict)
 
 
 class Reading:
@@ -47,6 +52,7 @@ class Reading:
         self.exit = exit
         self.hidden = hidden
         self.before = before
+        self.head = tools.own_heads.get(exit, tools.head)
         if output is not None:
             self.__dict__["output"] = output  # where the cached property would put it
 
@@ -68,18 +74,18 @@ class Reading:
     @functools.cached_property
     def normed(self) -> Tensor:
         """The same behind the final norm, for a linear head: [rows, 1, features of the head]."""
-        return self.tools.head.stack.tail_forward(self.seen)
+        return self.head.stack.tail_forward(self.seen)
 
     @functools.cached_property
     def output(self) -> Tensor:
-        """The model's own logits, in its dtype: [rows, vocabulary]."""
-        head = self.tools.head
+        """Logits as the exit's head gives them, in the model's dtype: [rows, vocabulary]."""
+        head = self.head
         return head.output_of_normed(self.normed) if head.linear else head.output(self.seen)
 
     @functools.cached_property
     def logits(self) -> Tensor:
         """Logits that facts are made of, float32: as exact at the top as the tracer's."""
-        head = self.tools.head
+        head = self.head
         return head.corrected(self.output, self.normed) if head.rounds else self.output.float()
 
     @functools.cached_property
@@ -135,7 +141,8 @@ class Reading:
     @functools.cached_property
     def short_logits(self) -> Tensor:
         """Logits of the short list, float32 [rows, tokens]."""
-        return self.tools.head.from_block(self.normed, self.shortlist.block)
+        block = self.shortlist.own.get(self.exit, self.shortlist.block)
+        return self.head.from_block(self.normed, block)
 
     @functools.cached_property
     def short(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from offramp.report.formats import NumberFormat, decimal, estimate_text, interva
 from offramp.report.headline import main_verdict
 from offramp.report.markup import element, figure, table, text
 from offramp.report.run_result import WorkloadResult
+from offramp.report.untransformed import transform_cost
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.reference import PUBLISHED_EAS, STUDY
@@ -20,9 +21,19 @@ def components_section(workload: WorkloadResult) -> str:
     notes = "".join(element("li", text(note)) for note in card.notes)
     return (
         element("h3", "How suited this model is")
+        + transform_note(workload)
         + element("div", charts, class_="charts")
         + (element("ul", notes, class_="note") if notes else "")
     )
+
+
+def transform_note(workload: WorkloadResult) -> str:
+    """What the transform costs by itself; nothing for a model without transforms."""
+    cost = transform_cost(workload)
+    if cost is None:
+        return ""
+    said = f"The full model, as transformed, says what the untransformed one says on {cost}."
+    return element("p", text(said), class_="note")
 
 
 def thousandths(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from offramp.decoding.bench.results import Contender, FreeRunning, Interval
 from offramp.report.decoded import Decoded, DecodedPolicy
@@ -75,7 +76,15 @@ def with_interval(interval: Interval, number: NumberFormat) -> str:
 
 def contender_tables(decoded: Decoded) -> str:
     """Every contender as a row, and the circumstances."""
-    rows = [contender_row(contender) for contender in decoded.bench.contenders]
+    bench = decoded.bench
+    timed = contender_rows_table(bench.contenders, f"Everything that took turns on {decoded.workload}")
+    notes = "".join(element("li", text(note)) for note in bench.notes)
+    around = circumstances_table(bench.circumstances)
+    return timed + (element("ul", notes, class_="note") if notes else "") + around
+
+
+def contender_rows_table(contenders: Sequence[Contender], caption: str) -> str:
+    """Contenders as rows."""
     header = [
         "Contender",
         "Role",
@@ -85,11 +94,13 @@ def contender_tables(decoded: Decoded) -> str:
         "Layers per token",
         "Same output",
     ]
-    timed = table(header, rows, caption=f"Everything that took turns on {decoded.workload}", numeric_from=2)
-    notes = "".join(element("li", text(note)) for note in decoded.bench.notes)
-    values = [[name.replace("_", " "), shown(value)] for name, value in decoded.bench.circumstances.items()]
-    around = table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)
-    return timed + (element("ul", notes, class_="note") if notes else "") + around
+    return table(header, [contender_row(one) for one in contenders], caption=caption, numeric_from=2)
+
+
+def circumstances_table(circumstances: Mapping[str, Any]) -> str:
+    """The machine, the versions, the fingerprints."""
+    values = [[name.replace("_", " "), shown(value)] for name, value in circumstances.items()]
+    return table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)
 
 
 def contender_row(contender: Contender) -> list[str]:

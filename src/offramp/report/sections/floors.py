@@ -9,6 +9,7 @@ from offramp.report.formats import NumberFormat, duration, listed, percent, time
 from offramp.report.judgement import Judgement, judge_measured, measured_seconds
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.untransformed import reference_line
 from offramp.tuning.results import Verdict
 
 ANSWER_TOKENS = 64
@@ -80,6 +81,8 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     measured = measured_seconds(run, workload, verdict)
     unchanged = percent(verdict.floor**ANSWER_TOKENS, 0 if verdict.floor > 0.96 else 1)
     agreement = stacked(verdict.agreement, percent)
+    if verdict.reference_agreement is not None:
+        agreement += small(reference_line(verdict.reference_agreement))
     if not verdict.floor_held and verdict.policy != "never":
         agreement += element("small", "below the floor", class_="warning")
     documents = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"

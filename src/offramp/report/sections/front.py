@@ -33,7 +33,7 @@ def front_figures(workload: WorkloadResult) -> str:
 
 def loss_of(floor: Floor, risk: float) -> float:
     """A risk in the unit that is drawn: share of tokens, or nats."""
-    return risk if floor.kind == "agreement" or floor.clip is None else risk * floor.clip
+    return risk if floor.clip is None else risk * floor.clip
 
 
 def front_figure(group: list[Tuned]) -> str:
@@ -71,7 +71,7 @@ def front_figure(group: list[Tuned]) -> str:
 
 def floor_mark(floor: Floor) -> str:
     """A floor in as few signs as its line has room for."""
-    return whole_percent(floor.value) if floor.kind == "agreement" else f"{floor.value:g}"
+    return whole_percent(floor.value) if floor.clip is None else f"{floor.value:g}"
 
 
 def drawn_cost(tuned: Tuned, cost: float) -> float:
@@ -81,7 +81,7 @@ def drawn_cost(tuned: Tuned, cost: float) -> float:
 
 def shares(tuned: Tuned) -> bool:
     """Whether the loss is a share of tokens."""
-    return tuned.floor.kind == "agreement"
+    return tuned.floor.clip is None
 
 
 def tick_percent(value: float) -> str:

@@ -12,11 +12,15 @@ TERMS: dict[str, str] = {
     ),
     "Exit head": (
         "What turns the hidden state at an exit into a prediction: the logit lens, which is the model's "
-        "own final norm and output head, or a linear lens before them."
+        "own final norm and output head, a linear lens before them, or an output head of the exit's own."
     ),
     "Agreement": (
         "The share of tokens for which an exit's most probable token is the full model's. It is not "
         "accuracy: the full model may be wrong."
+    ),
+    "Transform, untransformed": (
+        "What was done to the model at load, such as 8-bit weights or layers left out, and the model as it "
+        "was before. Agreement with the untransformed model counts both losses, by transform and by exit."
     ),
     "Policy": (
         "A rule that decides at each checked exit whether to stop: a signal, a threshold, and the "

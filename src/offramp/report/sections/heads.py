@@ -14,7 +14,9 @@ def heads_block(run: RunResult) -> str:
     """The lens and the classifiers; nothing if nothing was fitted."""
     if run.heads is None:
         return ""
-    content = element("h3", "What was fitted for the checks") + element("p", text(fitted_sentence(run.heads)))
+    came = "imported" if run.heads.get("imported") else "fitted"
+    content = element("h3", f"What was {came} for the checks")
+    content += element("p", text(fitted_sentence(run.heads)))
     classifiers: Mapping[str, Mapping[str, Any]] = run.heads["classifiers"]
     if not classifiers:
         return content
@@ -33,7 +35,13 @@ def heads_block(run: RunResult) -> str:
 
 
 def fitted_sentence(heads: Mapping[str, Any]) -> str:
-    """What was fitted, on how many documents, and what is no better than chance."""
+    """What was fitted, on how many documents, and what is no better than chance; or what was imported."""
+    if heads.get("imported"):
+        kind = "an output head of its own" if heads.get("output") else "a linear lens"
+        return (
+            f"Others trained {kind} at {counted(heads['exits'], 'exit')}. Which documents they used is not "
+            "known: on these it looks better than on new text."
+        )
     parts = [f"On {counted(heads['documents'], 'document')}, kept apart from all that is judged below:"]
     made = []
     if heads["lens"]:

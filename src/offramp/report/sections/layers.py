@@ -36,7 +36,11 @@ FIGURES = (
         "average. Where "
         "the dashed line is above the solid one the layer is overconfident.",
         "share of tokens",
-        (("agreement", "agrees with the full model"), ("max_prob", "mean confidence")),
+        (
+            ("agreement", "agrees with the full model"),
+            ("max_prob", "mean confidence"),
+            ("reference_agreement", "agrees with the untransformed one"),
+        ),
         "the trace holds no tokens",
         share=True,
     ),

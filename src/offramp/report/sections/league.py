@@ -11,6 +11,7 @@ from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of,
 from offramp.report.formats import faster, interval_text, percent, times, whole_percent
 from offramp.report.markup import Column, element, kind_chip, policy_code, small, text, wide_table
 from offramp.report.run_result import WorkloadResult
+from offramp.report.untransformed import reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import LeagueEntry
 
@@ -62,6 +63,8 @@ class Board:
         """One family."""
         balance = balance_of(entry)
         name = f"{rank}. {entry.family}" if rank else entry.family
+        reference = reference_line(entry.reference_agreement)
+        reference = small(reference) if reference else ""
         share = "no probes" if entry.probe_share < NO_SHARE else f"probes {percent(entry.probe_share)}"
         return [
             text(name) + policy_code(entry.policy),
@@ -70,7 +73,7 @@ class Board:
             *[self.other(entry.family, floor) for floor in self.other_floors],
             strip_svg(parts_of(entry)) + small(share),
             stacked(entry.skip_ratio, percent),
-            stacked(entry.agreement, percent),
+            stacked(entry.agreement, percent) + reference,
         ]
 
     def other(self, family: str, floor: float) -> str:

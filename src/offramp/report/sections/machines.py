@@ -10,6 +10,7 @@ from offramp.report.cells import decision_pill, stacked
 from offramp.report.formats import duration, estimate_text, percent, times, whole_percent
 from offramp.report.markup import Column, disclosure, element, kind_chip, small, table, text, wide_table
 from offramp.report.run_result import WorkloadResult
+from offramp.report.untransformed import reference_line
 from offramp.tuning.results import MachineAnswer
 
 
@@ -70,6 +71,12 @@ def answer_cell(answer: MachineAnswer | None) -> str:
     return pill + element("span", stacked(answer.net_speedup, times), class_="speed")
 
 
+def agreement_text(answer: MachineAnswer) -> str:
+    """Agreement with the full model, and with the untransformed one where there is another."""
+    reference = reference_line(answer.reference_agreement)
+    return estimate_text(answer.agreement, percent) + (f"; {reference}" if reference else "")
+
+
 def answer_table(answers: Sequence[MachineAnswer]) -> str:
     """Every answer as a row."""
     rows = [
@@ -79,7 +86,7 @@ def answer_table(answers: Sequence[MachineAnswer]) -> str:
             whole_percent(answer.floor),
             answer.decision,
             estimate_text(answer.net_speedup, times),
-            estimate_text(answer.agreement, percent),
+            agreement_text(answer),
             plain_text(answer.plain_seconds_per_token),
             answer.policy,
         ]

@@ -67,7 +67,7 @@ def entry(name: str, value: str) -> str:
 
 def answers_left(floor: Floor) -> str:
     """What the floor means for a whole answer."""
-    if floor.kind != "agreement":
+    if floor.clip is not None:
         return ""
     left = floor.value**ANSWER_TOKENS
     share = percent(left, 0 if left > 0.1 else 1)
@@ -122,6 +122,8 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     ]
     if tuned.floor.kind == "agreement":
         found.append(("agreement on unseen documents", estimate_text(tuned.quality, percent)))
+    if tuned.reference_agreement is not None:
+        found.append(("with the untransformed model", estimate_text(tuned.reference_agreement, percent)))
     return found
 
 

@@ -33,6 +33,7 @@ from offramp.report.markup import (
 )
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.floors import floors_block
+from offramp.report.untransformed import transform_sentence
 from offramp.tuning.results import Verdict
 
 
@@ -48,6 +49,7 @@ def verdict_section(run: RunResult) -> str:
         + element("h1", text(headline(run)))
         + element("div", "".join(key_numbers(run)), class_="keys")
         + in_short(run)
+        + transform_line(run)
         + kinds_legend()
     )
     return element(
@@ -70,6 +72,12 @@ def in_short(run: RunResult) -> str:
     ]
     names = [Column("Text"), *[Column(name) for name in asked]]
     return wide_table(names, [("", rows)], caption="In short", style="short")
+
+
+def transform_line(run: RunResult) -> str:
+    """What the transform itself costs; nothing for a model without transforms."""
+    sentence = transform_sentence(run)
+    return "" if sentence is None else element("p", text(sentence), class_="answer")
 
 
 def kinds_legend() -> str:
@@ -202,5 +210,6 @@ def half_depth_agreement(workload: WorkloadResult) -> float | None:
 
 def caveat_list(run: RunResult) -> str:
     """What to know before quoting the sentence."""
-    items = "".join(element("li", text(note)) for note in caveats(run))
+    above = transform_sentence(run)
+    items = "".join(element("li", text(note)) for note in caveats(run) if note != above)
     return element("div", element("h3", "Before you quote this") + element("ul", items), class_="caveats")

@@ -16,10 +16,16 @@ from offramp.workloads.packing import Context
 
 
 def require_one_stream(model: Model) -> None:
-    """Refuse a model whose layers pass on more than one hidden state per token.
+    """Refuse a model whose layers pass on more than one hidden state per token, or have no weights in memory.
 
     Raises ModelError.
     """
+    if model.streamed is not None:
+        raise ModelError(
+            "exit heads are fitted on models whose weights are all in memory; this one's stay on disk",
+            where=model.name,
+            fix="trace the model without fitted heads, or fit them on a machine with more memory",
+        )
     shapes: list[StateShape] = []
 
     def on_layer(layer: int, before: Tensor, after: Tensor) -> None:

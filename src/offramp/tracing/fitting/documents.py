@@ -90,7 +90,7 @@ def plan_rows(
     ids: dict[str, tuple[str, ...]] = {}
     for workload, documents in parts:
         share = max(1, tokens // len(parts))
-        planned, names = _plan(model, replace(workload, documents=documents), share, context, shown)
+        planned, names = plan_contexts(model, replace(workload, documents=documents), share, context, shown)
         if len(names) < FEWEST:
             raise InputError(
                 f"{share:,} tokens of {workload.name} are all of one document, so none is left to judge on",
@@ -103,10 +103,13 @@ def plan_rows(
     return FittingRows(tuple(contexts), np.array(held_out), ids)
 
 
-def _plan(
+def plan_contexts(
     model: Model, workload: Workload, tokens: int, context: int | None, shown: bool
 ) -> tuple[list[Context], tuple[str, ...]]:
-    """Contexts of one workload and the ids of their documents."""
+    """Contexts of one workload for up to `tokens` rows, and the ids of their documents.
+
+    In generation mode the model answers its prompts first. shown: show bars.
+    """
     with contextlib.ExitStack() as bars:
 
         def answerer() -> Answerer:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.fitted import describe_base
 from offramp.tracing.fitting.capture import require_both_sides, require_one_stream
 from offramp.tracing.fitting.classifier import (
     FittedClassifier,
@@ -118,14 +119,7 @@ class _Job:
             fitted = self._classifiers(classifier_rows, fitted_lens, kinds, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
         return ExitHeads(
-            model={
-                "name": self.model.name,
-                "fingerprint": self.model.identity.fingerprint,
-                "dtype": self.model.dtype,
-                "layers": self.model.layers,
-                "hidden_size": self.model.shape.hidden_size,
-                "vocabulary_size": self.model.shape.vocabulary_size,
-            },
+            model=describe_base(self.model),
             exits=self.exits,
             lens=fitted_lens,
             classifiers=fitted,

@@ -1,0 +1,96 @@
+"""What `offramp bench` does with the loaded model: times, judges the answers, and prices what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from offramp.cli.bench_request import BenchRequest
+from offramp.cli.bench_table import show
+from offramp.cli.console import Output, progress_bar, stage
+from offramp.costs.machine import Machine
+from offramp.decoding.bench.bench import run
+from offramp.decoding.bench.beside import forecasts_of, free_running_of
+from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.prompts import prompts_of
+from offramp.decoding.bench.results import BenchResult, TaskScore
+from offramp.decoding.quality.accuracy import task_score
+from offramp.models.model import Model
+from offramp.policies.results import ReplayResult
+
+
+def measured_results(model: Model, request: BenchRequest, out: Output) -> list[BenchResult]:
+    """One result per batch size, each shown as soon as it is there; tasks belong to the first."""
+    prompts = prompts_of(
+        model,
+        request.workload,
+        max(request.prompts, *request.batches),
+        new_tokens=request.new_tokens,
+        prompt_tokens=request.prompt_tokens,
+        heads=() if request.heads is None else (request.heads,),
+    )
+    settings = [request.setting(model, prompts, batch) for batch in request.batches]
+    machines = [request.machine_for(setting) for setting in settings]
+    predictions = [
+        request.predictions(setting, machine)
+        for setting, (machine, _) in zip(settings, machines, strict=True)
+    ]
+    # First, since a task that does not fit the model fails: no timing is lost by that.
+    tasks = _task_scores(model, request)
+    results: list[BenchResult] = []
+    for setting, (machine, notes), predicted in zip(settings, machines, predictions, strict=True):
+        result = _measured(request, setting, machine, predicted)
+        result = replace(result, notes=(*result.notes, *notes), tasks=() if results else tasks)
+        show(out.console, result)
+        results.append(result)
+    return results
+
+
+def _measured(
+    request: BenchRequest, setting: Setting, machine: Machine | None, predicted: Mapping[str, ReplayResult]
+) -> BenchResult:
+    """The timing at one batch size, then the answers judged and the time predicted."""
+    with progress_bar(f"timing, batch {len(setting.prompts[0].ids)}") as progress:
+        measured = run(
+            setting,
+            rounds=request.rounds,
+            peers=request.peers,
+            budget_seconds=request.seconds,
+            seed=request.seed,
+            progress=progress,
+        )
+    result, cell = measured.result, setting.cells[0]
+    agreement = {}
+    if request.quality:
+        with stage("judging the answers by the full model"):
+            quality = free_running_of(measured, cell, seed=request.seed)
+        result = replace(result, free_running=quality)
+        agreement[cell.name] = quality.agreement.value
+    if machine is not None:
+        with stage("timing the parts of a token"):
+            forecasts = forecasts_of(
+                measured, machine, predicted=predicted, workload=request.workload.name, agreement=agreement
+            )
+        result = replace(result, forecasts=forecasts)
+    return result
+
+
+def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
+    scores = []
+    for task in request.tasks:
+        with progress_bar(f"asking {task.name}") as progress:
+            scores.append(
+                task_score(
+                    model,
+                    request.policy,
+                    task,
+                    kv=request.kv,
+                    heads=request.heads,
+                    questions=request.questions,
+                    seed=request.seed,
+                    batching=request.batching,
+                    draft_length=request.draft_length,
+                    progress=progress,
+                )
+            )
+    return tuple(scores)

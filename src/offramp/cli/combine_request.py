@@ -1,0 +1,128 @@
+"""What `offramp bench --combine` was asked for, refused before a model is loaded where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.bench_request import read_draft_length
+from offramp.cli.options import require_options
+from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
+from offramp.decoding.bench.acceleration import SPECULATE, read_accelerations
+from offramp.decoding.bench.bench import require_sizes
+from offramp.decoding.bench.combine import require_floor, require_policy
+from offramp.decoding.generation.binding import check_reachable, read_policy_source
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.errors import InputError, PolicyError
+from offramp.policies.signals import suggest
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_file import read_heads
+from offramp.workloads.registry import load_workload
+from offramp.workloads.workload import Workload
+
+
+@dataclass(frozen=True)
+class CombineRequest:
+    """The options of the command, read and checked as far as possible without the model."""
+
+    accelerations: tuple[str, ...]
+    policy: str | None
+    kv: str | None
+    heads: tuple[ExitHeads, ...]
+    workload: Workload
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    seconds: float | None
+    draft_length: int | str
+    floor: float
+    output: Path | None
+    seed: int
+
+
+def read_combine_request(
+    *,
+    accelerations: Sequence[str],
+    policy: str | None,
+    kv: str | None,
+    heads: Sequence[Path],
+    workload: str,
+    draft_length: str | None,
+    floor: float,
+    output: Path | None,
+    dtype: str,
+    meaningless: Mapping[str, bool],
+    **plain: Any,
+) -> CombineRequest:
+    """Read and check the options. meaningless: options that change nothing here, by whether they were given.
+
+    plain: those that are kept as they are.
+
+    Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
+    """
+    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
+    require_sizes(**{name: plain[name] for name in ("prompts", "prompt_tokens", "new_tokens", "rounds")})
+    require_floor(floor)
+    for option, given in meaningless.items():
+        if given:
+            raise InputError(
+                f"{option} is not possible with --combine", where=option, fix=f"leave {option} out"
+            )
+    asked = read_accelerations(accelerations, dtype)
+    if kv is not None and kv not in STRATEGIES:
+        raise PolicyError(f"unknown strategy {kv!r} for K and V", where="--kv", fix=suggest(kv, STRATEGIES))
+    fitted = tuple(map(read_heads, heads))
+    require_policy(asked, policy, kv, fitted)
+    if policy is not None:
+        check_reachable(read_policy_source(policy)[0])
+    if draft_length is not None and SPECULATE not in accelerations:
+        raise InputError(
+            "a draft length means nothing without speculation",
+            where="--draft-length",
+            fix="add --combine speculate, or leave --draft-length out",
+        )
+    return CombineRequest(
+        accelerations=tuple(accelerations),
+        policy=policy,
+        kv=kv,
+        heads=fitted,
+        workload=load_workload(workload),
+        draft_length=read_draft_length(draft_length),
+        floor=floor,
+        output=None if output is None else _file_of(output),
+        **plain,
+    )
+
+
+def _file_of(output: Path) -> Path:
+    """The file that is written: a .json file, or that of a run's folder. Raises InputError for others."""
+    if output.is_dir():
+        if (output / RUN_FILE).is_file():
+            return output / COMBINED_FILE
+        raise InputError(
+            "the output is a folder, but not that of a run",
+            where=str(output),
+            fix="write -o combined.json, or give the folder of an offramp run",
+        )
+    if (output.parent / RUN_FILE).is_file() and output.name != COMBINED_FILE:
+        raise InputError(
+            "the output is among the files of a run, which have names of their own",
+            where=str(output),
+            fix=f"give the folder itself: -o {output.parent}",
+        )
+    if output.suffix != ".json":
+        raise InputError(
+            "the output's name does not end in .json",
+            where=str(output),
+            fix="write -o combined.json, or give the folder of an offramp run",
+        )
+    if not output.absolute().parent.is_dir():
+        raise InputError(
+            "the output is in a folder that does not exist",
+            where=str(output),
+            fix="choose another file with -o",
+        )
+    return output

@@ -1,0 +1,66 @@
+"""`offramp bench --combine`: accelerations alone and together, as a table, a file and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.cli.combine_request import CombineRequest
+from offramp.cli.combine_table import show_combined
+from offramp.cli.console import Output, progress_bar
+from offramp.decoding.bench.combine import combine
+from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.bench.combined_file import combined_to_json, write_combined
+from offramp.decoding.bench.prompts import prompts_of
+from offramp.models.model import Model
+from offramp.report.combined_page import write_combined_page
+from offramp.report.combined_words import advice
+
+
+def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trust_remote_code: bool) -> None:
+    """Time what was asked for, show it, and keep it where that was asked for."""
+    result = _measured(model, request, trust_remote_code)
+    show_combined(out.console, result)
+    page: Path | None = None
+    if request.output is not None:
+        write_combined(request.output, result)
+        page = write_combined_page(result, request.output.with_suffix(".html"))
+        for path in (request.output, page):
+            out.console.print(f"written: {path}", markup=False, soft_wrap=True)
+    out.finish(
+        {
+            "validity": result.validity,
+            "advice": advice(result),
+            "result": combined_to_json(result),
+            "file": None if request.output is None else str(request.output),
+            "page": None if page is None else str(page),
+        }
+    )
+
+
+def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) -> CombineResult:
+    prompts = prompts_of(
+        model,
+        request.workload,
+        request.prompts,
+        new_tokens=request.new_tokens,
+        prompt_tokens=request.prompt_tokens,
+        heads=request.heads,
+    )
+    with progress_bar("timing combinations") as progress:
+        return combine(
+            model,
+            request.accelerations,
+            prompts=prompts,
+            policy=request.policy,
+            kv=request.kv,
+            heads=request.heads,
+            new_tokens=request.new_tokens,
+            rounds=request.rounds,
+            budget_seconds=request.seconds,
+            draft_length=request.draft_length,
+            workload=request.workload.name,
+            floor=request.floor,
+            trust_remote_code=trust_remote_code,
+            seed=request.seed,
+            progress=progress,
+        )

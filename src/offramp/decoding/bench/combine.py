@@ -1,0 +1,241 @@
+"""Accelerations alone and together, timed in turns: do the gains add up, and what do they cost in quality?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.decoding.bench.acceleration import (
+    EXITS,
+    SPECULATE,
+    Acceleration,
+    combinations_of,
+    excluded_of,
+    read_accelerations,
+)
+from offramp.decoding.bench.bench import require_sizes, settle
+from offramp.decoding.bench.circumstances import Load, describe
+from offramp.decoding.bench.combine_contenders import Planned, plain_entrants, planned_of
+from offramp.decoding.bench.combine_quality import qualities_of
+from offramp.decoding.bench.combine_summary import Timed, summarise_combined
+from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.entrant import Entrant
+from offramp.decoding.bench.together import Progress, Turns
+from offramp.decoding.bench.turns import Group, Trial, take_turns, try_out
+from offramp.decoding.bench.variants import Key, Variant, heads_for, load_variants, require_base
+from offramp.decoding.generation.binding import PolicySource, read_policy_source, strategy_of
+from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.files import sha256_of_text
+from offramp.models.gguf_file import quiet_transformers
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitHeads
+
+FLOOR = 0.95
+WARM_UP_TOKENS, UNTIMED_BATCHES = 8, 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is decoded. budget_seconds: of the timed rounds; two are always made."""
+
+    rounds: int = 6
+    budget_seconds: float | None = None
+    seed: int = 0
+
+
+def combine(
+    model: Model,
+    accelerations: Sequence[str],
+    *,
+    prompts: Sequence[Sequence[int]],
+    policy: PolicySource = None,
+    kv: str | None = None,
+    heads: Sequence[ExitHeads] = (),
+    new_tokens: int = 64,
+    rounds: int = 6,
+    budget_seconds: float | None = None,
+    draft_length: int | str = 4,
+    workload: str = "",
+    floor: float = FLOOR,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CombineResult:
+    """Time a model decoding with each acceleration alone and with every sensible combination of them.
+
+    model: untransformed, in memory. accelerations: texts of transforms, "exits", "speculate" (both by the
+    policy), "prompt_lookup". prompts: token ids, decoded one at a time, `new_tokens` each whatever end tokens
+    come. policy, kv, draft_length: as `offramp.generate` takes them; on a pruned model exit k is the one
+    after as many of the first k layers as are left. heads: each on the model that it was fitted on.
+    All models stay in memory, and all contenders take turns in every round. Quality is always held against
+    the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
+    for a combination to be advised. progress: decodings done and in all.
+
+    Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
+    """
+    require_sizes(rounds=rounds)
+    asked = read_accelerations(accelerations, model.dtype)
+    require_base(model)
+    require_policy(asked, policy, kv, heads)
+    require_floor(floor)
+    tuned = read_policy_source(policy)[1]
+    base = settle(
+        model,
+        policy,
+        prompts=prompts,
+        kv=strategy_of(kv, tuned),
+        heads=heads_for(model, heads),
+        new_tokens=new_tokens,
+        draft_length=draft_length,
+        task=workload or None,
+    )
+    require_exits(asked, base)
+    combinations = combinations_of(asked)
+    variants = load_variants(base, combinations, heads=heads, trust_remote_code=trust_remote_code)
+    notes = [] if tuned is None or len(variants) == 1 else [OF_ANOTHER_MODEL]
+    sizes = Sizes(rounds, budget_seconds, seed)
+    with quiet_transformers():
+        timed = _timed(base, planned_of(combinations, variants), variants, sizes, progress)
+        qualities = qualities_of(base, timed, seed=seed)
+    return summarise_combined(
+        base,
+        timed,
+        qualities,
+        accelerations={one.name: one.text for one in asked},
+        excluded=excluded_of(asked),
+        workload=workload,
+        floor=floor,
+        notes=tuple(notes),
+    )
+
+
+OF_ANOTHER_MODEL = (
+    "the policy was tuned on the untransformed model: what its certificate says does not hold on the others"
+)
+
+
+def require_policy(
+    asked: Sequence[Acceleration], policy: PolicySource, kv: str | None, heads: Sequence[ExitHeads] = ()
+) -> None:
+    """Refuse exits without a policy, a policy or heads without exits, and a strategy that is an acceleration.
+
+    Raises InputError or PolicyError.
+    """
+    using = [one.text for one in asked if one.text in (EXITS, SPECULATE)]
+    if using and policy is None:
+        raise InputError(
+            f"{using[0]} needs a policy that says where tokens leave",
+            where="--combine",
+            fix="add --policy with a policy's text or file",
+        )
+    if policy is not None and not using:
+        raise InputError(
+            "a policy means nothing without exits", where="--policy", fix="add --combine exits or speculate"
+        )
+    if heads and not using:
+        raise InputError(
+            "exit heads mean nothing without exits", where="--heads", fix="add --combine exits or speculate"
+        )
+    if kv is not None and EXITS not in using:
+        raise InputError("--kv means nothing without exits", where="--kv", fix="add --combine exits")
+    if kv == SPECULATE:
+        raise PolicyError(
+            "speculation is an acceleration of its own here",
+            where="--kv",
+            fix="give --combine speculate, and --kv propagate or recompute for the exits",
+        )
+
+
+def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
+    """Refuse a policy that never leaves early. Raises PolicyError."""
+    policy = base.cells[0].policy
+    if any(one.text in (EXITS, SPECULATE) for one in asked) and not policy.needs(base.model.layers):
+        raise PolicyError(
+            f"{policy} never leaves early: there is nothing to combine",
+            where="--policy",
+            fix="give a policy that exits, or leave exits and speculate out",
+        )
+
+
+def require_floor(floor: float) -> None:
+    """Raise InputError for a floor that is no share."""
+    if not 0.0 <= floor <= 1.0:
+        raise InputError(
+            f"a floor of {floor:g} is no share", where="--floor", fix="give 0 to 1, such as 0.95"
+        )
+
+
+def _timed(
+    base: Setting,
+    planned: Sequence[Planned],
+    variants: Mapping[Key, Variant],
+    sizes: Sizes,
+    progress: Progress | None,
+) -> Timed:
+    """Everybody tried out on a model of its own, then all of them in the same turns."""
+    load = Load()
+    plain, left_out = plain_entrants(base)
+    entrants: dict[Key, list[Entrant]] = {(): list(plain)}
+    for one in planned:
+        if isinstance(one.found, Entrant):
+            entrants.setdefault(one.key, []).append(one.found)
+    batches = len(base.prompts)
+    decodings = min(UNTIMED_BATCHES, batches) + batches * sizes.rounds
+    turns = Turns(progress, [len(own) * decodings for own in entrants.values()])
+    trials: dict[str, Trial] = {}
+    for key, own in entrants.items():
+        found, failed = try_out(
+            own,
+            base.prompts[:UNTIMED_BATCHES],
+            base.new_tokens,
+            variants[key].setting.model.stack,
+            turns.done,
+            warm_up_tokens=WARM_UP_TOKENS,
+        )
+        trials |= found
+        left_out += failed
+    taking = [one for own in entrants.values() for one in own if one.name in trials]
+    (samples,) = take_turns(
+        [Group(taking, base.prompts, base.new_tokens, sizes.rounds)],
+        seed=sizes.seed,
+        budget_seconds=sizes.budget_seconds,
+        turn_done=turns.done,
+    )
+    if isinstance(samples, OfframpError):
+        raise samples
+    return Timed(
+        planned=tuple(planned),
+        plain=tuple(one for one in plain if one.name in trials),
+        trials=trials,
+        samples=samples,
+        left_out=tuple(left_out),
+        rounds_asked=sizes.rounds,
+        budget_seconds=sizes.budget_seconds,
+        circumstances=describe(base.model, load, _further(base, variants, sizes)),
+    )
+
+
+def _further(base: Setting, variants: Mapping[Key, Variant], sizes: Sizes) -> dict[str, Any]:
+    """Circumstances beside the machine's: seed, fingerprints, and every model that took part."""
+    return {
+        "seed": sizes.seed,
+        "rounds_asked": sizes.rounds,
+        "policy_fingerprint": sha256_of_text(str(base.cells[0].policy)),
+        "heads_fingerprint": _fingerprint(base),
+        "models": {
+            " + ".join(key): {
+                "fingerprint": variant.setting.model.identity.fingerprint,
+                "transforms": list(variant.setting.model.identity.transforms),
+                "layers": variant.setting.model.layers,
+                "heads_fingerprint": _fingerprint(variant.setting),
+            }
+            for key, variant in variants.items()
+            if key
+        },
+    }
+
+
+def _fingerprint(setting: Setting) -> str | None:
+    return None if setting.heads is None else setting.heads.fingerprint

@@ -1,0 +1,91 @@
+"""Quality of combined accelerations, each held against the untransformed full model's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from offramp.decoding.bench.acceleration import EXITS, decoder_of
+from offramp.decoding.bench.combine_contenders import Planned
+from offramp.decoding.bench.combine_summary import Timed
+from offramp.decoding.bench.combined import PLAIN_NAME, Quality
+from offramp.decoding.bench.contenders import GENERATE, Setting
+from offramp.decoding.bench.generating import own_config, plain_config
+from offramp.decoding.bench.results import Interval
+from offramp.decoding.bench.variants import Key
+from offramp.decoding.generation.generate import generate
+from offramp.decoding.generation.result import Generation
+from offramp.decoding.quality.free_running import (
+    DRAWS,
+    Judgements,
+    free_running,
+    full_models_choices,
+)
+from offramp.decoding.quality.judging import judge
+from offramp.scoring.bootstrap import document_bootstrap
+
+Tokens = Sequence[int]
+
+
+def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Quality]:
+    """Quality of every combination that was timed, by name; "plain" among them.
+
+    Intervals: 95 % bootstrap over prompts, absent under 20 of them.
+    """
+    prompts = _rows(base, [batch.ids.tolist() for batch in base.prompts])
+    answers = _rows(base, timed.answers(GENERATE, len(base.prompts)))
+    known: Judgements = {}
+
+    def quality(name: str, agreeing: Sequence[float]) -> Quality:
+        own = _rows(base, timed.answers(name, len(base.prompts)))
+        judged = free_running(base.model, prompts, own, answers, seed=seed, known=known)
+        return Quality(judged, _share(agreeing, seed))
+
+    found = {PLAIN_NAME: quality(timed.fastest_plain, [1.0] * len(prompts))}
+    forced: dict[tuple[Key, bool], list[float]] = {}
+    for one in timed.planned:
+        if one.name not in timed.trials:
+            continue
+        leaves = decoder_of(one.parts) == EXITS
+        key = one.key, leaves
+        if key not in forced:
+            agreement: Callable[[Planned, Tokens, Tokens], float] = _with_exits if leaves else _at_full_depth
+            forced[key] = [agreement(one, *pair) for pair in zip(prompts, answers, strict=True)]
+        found[one.name] = quality(one.name, forced[key])
+    return found
+
+
+def _rows(base: Setting, batches: Sequence[Sequence[Tokens]]) -> list[Tokens]:
+    """One row for each distinct prompt."""
+    return [row for batch in batches for row in batch][: base.distinct]
+
+
+def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that all layers of a variant choose, given those before; ties count."""
+    model = one.setting.model
+    return float(full_models_choices(judge(model, prompt, answer), 0, model.dtype).mean())
+
+
+def _with_exits(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that the policy's exits choose when it is fed instead of their choices."""
+    setting, cell = one.setting, one.setting.cells[0]
+    with own_config(setting.model.hf, plain_config(len(answer))):
+        found = generate(
+            setting.model,
+            list(prompt),
+            policy=cell.policy,
+            kv=cell.kv,
+            heads=setting.heads,
+            force_tokens=list(answer),
+        )
+    assert isinstance(found, Generation)  # one prompt gives one generation
+    return float(np.mean(np.array(found.chosen) == np.array(answer)))
+
+
+def _share(shares: Sequence[float], seed: int) -> Interval:
+    values = np.array(shares, dtype=np.float64)
+    resampled = document_bootstrap(len(values), draws=DRAWS, seed=seed)
+    means = resampled.means(values, np.ones(len(values)))
+    estimate = resampled.estimate(means)
+    return Interval(float(means[0]), estimate.low, estimate.high)

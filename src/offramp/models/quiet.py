@@ -1,0 +1,24 @@
+"""Keeping libraries from logging what no user of offramp can act on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TORCHAO_LOGGERS = ("torchao", "torch.utils._pytree")
+"""They warn, at the import of torchao, of its kernels for accelerators that are not there."""
+
+
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Run with only the errors of some loggers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

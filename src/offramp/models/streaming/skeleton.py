@@ -1,0 +1,158 @@
+"""A model without weights: parameters on the meta device, buffers real, and where its layers are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.initialization import no_init_weights
+
+from offramp.errors import ModelError
+from offramp.models.loading import LOADING_ERRORS
+from offramp.models.source import Source
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A transformers model without weights.
+
+    hf: the model, in eval mode. layers: its list of decoder layers. prefix: what the names of their tensors
+    begin with, before the layer's number ("model.layers."). name: of the model, for messages.
+    """
+
+    hf: Any
+    layers: nn.ModuleList
+    prefix: str
+    name: str
+
+    def layer_of(self, tensor: str) -> int | None:
+        """The layer that a tensor of the model belongs to, from 0; None if it belongs to no layer."""
+        if not tensor.startswith(self.prefix):
+            return None
+        number = tensor.removeprefix(self.prefix).partition(".")[0]
+        return int(number) if number.isdecimal() and int(number) < len(self.layers) else None
+
+
+def build_skeleton(source: Source, *, dtype: str, trust_remote_code: bool = False) -> Skeleton:
+    """The model of a source without its weights, as `from_pretrained` would build it in that dtype.
+
+    Raises ModelError if transformers cannot build it, if its weights are quantised, if it has no list of
+    layers, or if layers share weights with each other or with the rest of the model.
+    """
+    from accelerate import init_empty_weights
+
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    auto_class: Any = AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(source.folder, **options)
+        _check_not_quantised(config, source)
+        with no_init_weights(), init_empty_weights(include_buffers=False):
+            hf = auto_class.from_config(
+                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+        # As `from_pretrained` does: buffers that a family computes get their values in float32.
+        hf.initialize_weights()
+        if (source.folder / "generation_config.json").is_file():
+            hf.generation_config = GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+        # Parameters made anew on the meta device are no longer the same object where the model ties them.
+        hf.tie_weights()
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"transformers cannot build the model: {error}",
+            where=str(source.folder),
+            fix="check that config.json is of a causal language model that transformers knows",
+        ) from error
+    hf.eval().requires_grad_(False)
+    path, layers = _find_layers(hf, source.name)
+    skeleton = Skeleton(hf, layers, f"{path}.", source.name)
+    _check_layers_apart(skeleton)
+    for layer in layers:
+        drop_weights(layer)
+    return skeleton
+
+
+def _check_not_quantised(config: Any, source: Source) -> None:
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None):
+            raise ModelError(
+                "the weights are stored quantised; only plain weights can be read layer by layer",
+                where=str(source.folder / "config.json"),
+                fix="use the original checkpoint of this model, before it was quantised",
+            )
+
+
+def _find_layers(hf: Any, name: str) -> tuple[str, nn.ModuleList]:
+    """Path and list of the decoder layers, as far as names and sizes tell.
+
+    Of the outermost module lists, those inside of what the model names as its decoder come first, then those
+    with the config's number of layers, then the one with most weights. That the model runs them, in this
+    order, is found out once a few of them have weights.
+    """
+    expected = getattr(hf.config.get_text_config(), "num_hidden_layers", None)
+    inside = set(hf.get_decoder().modules())
+    lists = {path: module for path, module in hf.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [path for path in lists if not any(path.startswith(f"{outer}.") for outer in lists)]
+
+    def unlikely(path: str) -> tuple[bool, bool, int]:
+        elements = sum(weight.numel() for weight in lists[path].parameters())
+        return lists[path] not in inside, len(lists[path]) != expected, -elements
+
+    if not outermost:
+        raise ModelError(
+            "the model has no list of layers",
+            where=name,
+            fix="offramp reads models layer by layer whose layers are elements of one module list",
+        )
+    path = min(outermost, key=unlikely)
+    return path, lists[path]
+
+
+def _check_layers_apart(skeleton: Skeleton) -> None:
+    """Refuse layers that share a parameter with each other or with the rest of the model."""
+    for names in shared_parameters(skeleton.hf):
+        owners = {skeleton.layer_of(name) for name in names}
+        if owners != {None}:
+            raise ModelError(
+                f"the layers share weights: {names[0]} is also {names[1]}",
+                where=skeleton.name,
+                fix="load the model as a whole; it cannot be read layer by layer",
+            )
+
+
+def shared_parameters(hf: Any) -> list[list[str]]:
+    """The groups of two names and more that one parameter has, such as a tied output head."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in hf.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _persistent_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """What a checkpoint holds of a module: owners, names, and their parameters or persistent buffers."""
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield owner, name, parameter
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
+                yield owner, name, buffer
+
+
+def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer; `name` may go through submodules."""
+    path, _, own = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if own in owner._parameters:
+        value = nn.Parameter(value, requires_grad=False)
+    setattr(owner, own, value)
+
+
+def drop_weights(module: nn.Module) -> None:
+    """Move everything of a module that a checkpoint holds to the meta device: its memory is free at once."""
+    for owner, name, tensor in list(_persistent_tensors(module)):
+        if not tensor.is_meta:
+            set_tensor(owner, name, tensor.detach().to("meta"))

@@ -1,0 +1,149 @@
+"""How torchao can hold quantised weights here: its layouts, each tried once on a small product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.models.quiet import TORCHAO_LOGGERS, quiet_loggers
+
+PACKAGE = "torchao"
+INSTALL = "pip install 'offramp[quantisation]'"
+
+ROWS, INPUTS, OUTPUTS = 16, 512, 1024
+"""Sizes of the product that is tried."""
+
+FARTHEST = 0.25
+"""Root mean square of a product's error over that of the product: about 0.1 for 4 bits in groups."""
+
+SLOWEST = 12.0
+"""How many times as long as the unquantised product: 2 to 4 with vector instructions, 50 in a plain loop."""
+
+_ROUNDS = 30
+_SECONDS = 0.1
+
+# What torchao and its kernels raise where they cannot do a thing.
+UNFIT_ERRORS = (
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of torchao's to hold weights.
+
+    devices: types of those that it is made for. config: its configuration for so many weights in a group.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    config: Callable[[int | None], Any]
+
+
+def _int8(group: int | None) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    # Inductor's settings are global, and among them is a lower precision of all float32 products.
+    return Int8WeightOnlyConfig(set_inductor_config=False)
+
+
+def _int4_processor(group: int | None) -> Any:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    return PrototypeInt4WeightOnlyConfig(group_size=group, set_inductor_config=False)
+
+
+def _int4_tiles(group: int | None) -> Any:
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    return Int4WeightOnlyConfig(
+        group_size=group, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+    )
+
+
+LAYOUTS: dict[int, tuple[Layout, ...]] = {
+    8: (Layout("one scale a row", ("cpu", "cuda"), _int8),),
+    4: (
+        Layout("packed for processors", ("cpu",), _int4_processor),
+        Layout("tiles for CUDA", ("cuda",), _int4_tiles),
+    ),
+}
+"""Layouts by bits of a weight, in the order in which they are tried."""
+
+
+def require_torchao() -> None:
+    """Raise InputError, with the command that installs it, if torchao cannot be imported."""
+    try:
+        with quiet_loggers(*TORCHAO_LOGGERS):
+            import torchao  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"quantisation needs the package {PACKAGE}: {error}", where=PACKAGE, fix=INSTALL
+        ) from error
+
+
+def find_config(bits: int, group: int | None, dtype: str, device: str) -> Any:
+    """torchao's configuration of the first layout that works. Raises InputError with every layout's reason.
+
+    group: weights that share a scale, None for a whole row. dtype: of the products. device: its type, "cpu"
+    or "cuda".
+    """
+    require_torchao()
+    problems = []
+    for layout in LAYOUTS[bits]:
+        if device in layout.devices:
+            problem = find_problem(layout, group, dtype, device)
+            if problem is None:
+                return layout.config(group)
+            problems.append(f"{layout.name}: {problem}")
+    reasons = "; ".join(problems) or "it has no layout for this device"
+    raise InputError(f"torchao has no kernel for int{bits} weights in {dtype} here ({reasons})", where=device)
+
+
+@cache
+def find_problem(layout: Layout, group: int | None, dtype: str, device: str) -> str | None:
+    """Why a layout does not do here, None if it does; found by a small product, once."""
+    import torch
+    from torch import nn
+    from torchao.quantization import quantize_
+
+    kind = getattr(torch, dtype)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(ROWS, INPUTS, generator=generator).to(device, kind)
+    plain, quantised = (nn.Linear(INPUTS, OUTPUTS, bias=False, device=device, dtype=kind) for _ in range(2))
+    with torch.no_grad():
+        plain.weight.copy_(torch.randn(OUTPUTS, INPUTS, generator=generator))
+        quantised.weight.copy_(plain.weight)
+        try:
+            quantize_(quantised, layout.config(group))
+            found, expected = quantised(states).float(), plain(states).float()
+            error = float((found - expected).norm() / expected.norm())
+            if not error <= FARTHEST:
+                return f"products are off by {100 * error:.0f} %"
+            longer = seconds_of(lambda: quantised(states)) / seconds_of(lambda: plain(states))
+        except UNFIT_ERRORS as failure:
+            return f"{type(failure).__name__}: {failure}"
+    if longer > SLOWEST:
+        return f"a product takes {longer:.0f} times as long as unquantised: no vector instructions"
+    return None
+
+
+def seconds_of(product: Callable[[], Any]) -> float:
+    """Seconds of the fastest of a few rounds, which other programs disturb least."""
+    product()
+    samples: list[float] = []
+    while len(samples) < _ROUNDS and sum(samples) < _SECONDS:
+        began = time.perf_counter()
+        product()
+        samples.append(time.perf_counter() - began)
+    return min(samples)

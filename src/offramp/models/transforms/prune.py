@@ -1,0 +1,196 @@
+"""Depth pruning: some decoder layers are left out, given by number or chosen by how little they do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from offramp.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
+
+DEFAULT_WORKLOAD = "prose"
+DEFAULT_TOKENS = 2048
+
+MEASURES = {
+    "angular": "the block of layers whose input and output are nearest in angle (arXiv 2403.17887)",
+    "influence": "the layers whose input and output are most alike, one by one (ShortGPT, arXiv 2403.03853)",
+}
+"""What layers can be chosen by, and what is then dropped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """Leave layers out: `prune:drop=21+22`, or `prune:by=angular,layers=6` to have them chosen.
+
+    by: one of MEASURES. layers: how many to leave out. drop: their numbers, from 1, ascending. workload,
+    tokens: what `by` is measured on. trace: folder of a trace of the same model that `by=influence` is read
+    from instead.
+    Only `drop` says what the model is: a choice by measure becomes one before it is applied, in
+    `offramp.tracing.layer_importance.resolve`.
+
+    Raises InputError for settings that do not go together.
+    """
+
+    name: ClassVar[str] = "prune"
+
+    by: str | None = None
+    layers: int | None = None
+    drop: tuple[int, ...] = ()
+    workload: str = DEFAULT_WORKLOAD
+    tokens: int = DEFAULT_TOKENS
+    trace: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.by is None:
+            self._check_given()
+        else:
+            self._check_measured()
+        object.__setattr__(self, "drop", tuple(sorted(self.drop)))
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the layers are known by number."""
+        return self.by is None
+
+    @property
+    def count(self) -> int:
+        """How many layers are left out."""
+        return len(self.drop) if self.layers is None else self.layers
+
+    @property
+    def text(self) -> str:
+        """As written in the grammar; defaults are left out."""
+        if self.by is None:
+            return f"{self.name}:drop=" + "+".join(str(layer) for layer in self.drop)
+        settings = [f"by={self.by}", f"layers={self.layers}"]
+        settings += [f"workload={self.workload}"] * (self.workload != DEFAULT_WORKLOAD)
+        settings += [f"tokens={self.tokens}"] * (self.tokens != DEFAULT_TOKENS)
+        settings += [f"trace={self.trace}"] * (self.trace is not None)
+        return f"{self.name}:" + ",".join(settings)
+
+    def check(self, dtype: str | None = None) -> None:
+        """Every machine can leave layers out."""
+
+    def check_depth(self, layers: int, where: str) -> None:
+        """Refuse to leave out all layers of a model, or layers that it does not have.
+
+        layers: how many there are. where: the model, for the message. Raises InputError.
+        """
+        beyond = [layer for layer in self.drop if layer > layers]
+        if beyond:
+            raise InputError(
+                f"{self.text} leaves out layer {beyond[0]}, but the model has {layers} layers",
+                where=where,
+                fix=f"choose among 1 to {layers}",
+            )
+        if self.count >= layers:
+            all_of_them = "all" if self.count == layers else f"{self.count}"
+            raise InputError(
+                f"{self.text} leaves out {all_of_them} of the model's {layers} layers",
+                where=where,
+                fix=f"leave out {layers - 1} at most" if layers > 1 else "use the model as it is",
+            )
+
+    def apply(self, model: Model) -> Model:
+        """The model without the layers, which are gone from `model` too.
+
+        Its logits are bit for bit those of the whole model with these layers passing their input on.
+
+        Raises ModelError if the layers are still to be chosen, if the model was pruned before or is streamed,
+        or if its family needs all its layers; InputError if it does not have these layers.
+        """
+        from offramp.models.discovery import find_stack
+        from offramp.models.layer_removal import keep_layers
+
+        self._check_applicable(model)
+        keep = [index for index in range(model.layers) if index + 1 not in self.drop]
+        keep_layers(model.hf, model.stack, keep)
+        shape = dataclasses.replace(model.shape, layers=tuple(model.shape.layers[index] for index in keep))
+        identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
+        stack = find_stack(model.hf, name=model.name)
+        return dataclasses.replace(model, stack=stack, shape=shape, identity=identity)
+
+    def _check_applicable(self, model: Model) -> None:
+        if not self.resolved:
+            raise ModelError(
+                f"the layers of {self.text} are not chosen yet",
+                where=model.name,
+                fix="load the model with load_model(name, transforms=[...]), which measures them, "
+                "or give their numbers: prune:drop=21+22",
+            )
+        if any(text.partition(":")[0] == self.name for text in model.identity.transforms):
+            raise ModelError(
+                f"the model was pruned before: {', '.join(model.identity.transforms)}",
+                where=model.name,
+                fix="give all layers in one prune:drop=..., numbered as in the whole model",
+            )
+        if model.streamed is not None:
+            raise ModelError(
+                "a model whose weights stay on disk cannot be pruned",
+                where=model.name,
+                fix="load it into memory",
+            )
+        self.check_depth(model.layers, model.name)
+
+    def _check_given(self) -> None:
+        if self.layers is not None or self.trace is not None:
+            raise InputError(
+                "prune: nothing says how the layers are to be chosen",
+                where="layers=" if self.layers is not None else "trace=",
+                fix=f"add by={_words(MEASURES)}, or give the layers themselves: prune:drop=21+22",
+            )
+        if not self.drop:
+            raise InputError(
+                "prune: no layer is named",
+                fix=f"write prune:drop=21+22, or prune:by={_words(MEASURES)},layers=6",
+            )
+        if min(self.drop) < 1 or len(set(self.drop)) < len(self.drop):
+            raise InputError(
+                "prune: drop= takes every layer once, numbered from 1",
+                where="drop=" + "+".join(str(layer) for layer in self.drop),
+                fix="write prune:drop=21+22",
+            )
+
+    def _check_measured(self) -> None:
+        if self.by not in MEASURES:
+            raise InputError(f"prune: unknown measure {self.by!r}", where="by=", fix=_nearest(str(self.by)))
+        if self.drop:
+            raise InputError(
+                "prune: layers are either given or chosen",
+                where=f"by={self.by} beside drop=",
+                fix="leave out one of them",
+            )
+        for key, value in (("layers", self.layers), ("tokens", self.tokens)):
+            if value is None or value < 1:
+                raise InputError(
+                    f"prune: {key}= must be 1 or more" if value is not None else f"prune: {key}= is missing",
+                    where=f"by={self.by}",
+                    fix=f"write prune:by={self.by},layers=6",
+                )
+        if self.trace is not None and self.by != "influence":
+            raise InputError(
+                f"prune: a trace does not hold what by={self.by} is measured from",
+                where="trace=",
+                fix="leave out trace=, or use by=influence",
+            )
+        if self.trace is not None and (self.workload, self.tokens) != (DEFAULT_WORKLOAD, DEFAULT_TOKENS):
+            raise InputError(
+                "prune: the workload is that of the trace",
+                where="trace= beside workload= or tokens=",
+                fix="leave out one of them",
+            )
+
+
+def _words(names: Iterable[str]) -> str:
+    return "|".join(names)
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, MEASURES, n=1)
+    choices = "; ".join(f"{measure}: {meaning}" for measure, meaning in MEASURES.items())
+    return f"did you mean {near[0]!r}? {choices}" if near else f"choose one of: {choices}"

@@ -1,0 +1,190 @@
+"""How much each layer does, and which layers depth pruning leaves out for that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import InputError, ModelError
+from offramp.models.identity import ModelIdentity
+from offramp.models.model import Model
+from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
+from offramp.models.transforms.transform import Transform
+from offramp.tracing.cross import cosine
+from offramp.tracing.fitting.documents import plan_contexts
+from offramp.tracing.group import FORWARD_TOKENS
+from offramp.tracing.measurement import state_shape_of
+from offramp.tracing.progress import token_bar
+from offramp.tracing.rows import equal_length_batches
+from offramp.tracing.trace import Trace
+from offramp.workloads.packing import Context, require_sizes
+from offramp.workloads.registry import load_workload
+from offramp.workloads.workload import Workload
+
+
+@dataclass(frozen=True)
+class LayerImportance:
+    """What every layer does to the hidden state, over the documents of a workload.
+
+    influence: float64 [layers], the block influence 1 - mean cosine of a layer's input and output over all
+    tokens (ShortGPT, arXiv 2403.03853). angles: float64 [layers + 1, layers + 1], the angular distance
+    (1/pi) arccos(cosine) between the inputs of two layers at the last token of a sequence, averaged over the
+    sequences (Gromov et al., arXiv 2403.17887, section 3.2); the last row and column are the last layer's
+    output.
+    """
+
+    influence: NDArray[np.float64]
+    angles: NDArray[np.float64]
+
+    def block_distances(self, layers: int) -> NDArray[np.float64]:
+        """Angular distance across every block of so many layers: float64 [first layer, from 0]."""
+        return np.diagonal(self.angles, offset=layers)
+
+
+def measure_importance(
+    model: Model,
+    workload: str | Workload = DEFAULT_WORKLOAD,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    progress: bool | None = None,
+) -> LayerImportance:
+    """Measure all layers in one pass over the sequences that a trace of so many tokens would read.
+
+    Raises InputError for the workload or the number of tokens, ModelError for a model whose layers stay on
+    disk, or if a hidden state is not finite.
+    """
+    require_sizes(tokens=tokens)
+    model.require_loaded("measuring what each layer does")
+    shown = sys.stderr.isatty() if progress is None else progress
+    work = load_workload(workload) if isinstance(workload, str) else workload
+    contexts, _ = plan_contexts(model, work, tokens, None, shown)
+    shape = state_shape_of(model)
+    sums = _Sums(model.layers)
+    total = sum(context.rows for context in contexts)
+    with token_bar(f"{work.name}: layer importance", total, shown=shown) as advance:
+        for batch in equal_length_batches(contexts, 1 if shape.other_axes is not None else FORWARD_TOKENS):
+            sums.add(model, batch, shape.rows)
+            advance(sum(context.rows for context in batch))
+    return sums.importance()
+
+
+class _Sums:
+    """Cosines and last states, layer by layer."""
+
+    def __init__(self, layers: int) -> None:
+        self.cosines = np.zeros(layers)
+        self.rows = 0
+        self.last: list[list[Tensor]] = [[] for _ in range(layers + 1)]
+
+    def add(self, model: Model, batch: Sequence[Context], rows_of: Callable[[Tensor], Tensor]) -> None:
+        """Run the layers on sequences of equal length."""
+
+        def taken(hidden: Tensor) -> Tensor:
+            rows = rows_of(hidden)
+            return torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)]).float()
+
+        def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
+            came_in, went_out = taken(before), taken(after)
+            if layer == 0:
+                self.last[0] += list(rows_of(before)[:, -1].float())
+            self.last[layer + 1] += list(rows_of(after)[:, -1].float())
+            square = torch.linalg.vecdot(came_in, came_in), torch.linalg.vecdot(went_out, went_out)
+            if not (torch.isfinite(square[0]).all() and torch.isfinite(square[1]).all()):
+                raise ModelError(
+                    f"a hidden state of layer {layer + 1} is not finite",
+                    where=model.name,
+                    fix="try --dtype float32, or check the model's weights",
+                )
+            dot = torch.linalg.vecdot(came_in, went_out)
+            self.cosines[layer] += float(cosine(dot, *square).double().sum())
+
+        model.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
+        self.rows += sum(context.rows for context in batch)
+
+    def importance(self) -> LayerImportance:
+        """The means."""
+        states = torch.stack([torch.stack(states) for states in self.last]).double()
+        directions = torch.nn.functional.normalize(states, dim=-1)
+        angles = torch.zeros(len(states), len(states), dtype=torch.float64)
+        for layer, direction in enumerate(directions):
+            cosines = torch.linalg.vecdot(direction, directions).clamp(-1.0, 1.0)
+            angles[layer] = (torch.arccos(cosines) / torch.pi).mean(-1)
+        return LayerImportance(1.0 - self.cosines / self.rows, angles.numpy())
+
+
+def influence_of_trace(trace: Trace) -> NDArray[np.float64]:
+    """The block influence of every layer (see `LayerImportance`), from a trace of all exits.
+
+    Returns float64 [layers].
+
+    Raises InputError if the trace leaves exits out.
+    """
+    if len(trace.exits) != trace.layers:
+        raise InputError(
+            f"the trace holds {len(trace.exits)} of {trace.layers} exits; block influence needs all",
+            where=str(trace.folder or "the trace"),
+            fix="trace again with --exits all",
+        )
+    cosines: NDArray[np.float64] = trace.fact("hidden_cosine_to_previous").mean(0, dtype=np.float64)
+    return 1.0 - cosines
+
+
+def resolve(transform: Transform, model: Model, *, progress: bool | None = None) -> Transform:
+    """The transform with everything that had to be measured on the model; most are returned as they are.
+
+    `prune:by=angular,layers=6` becomes the block of 6 layers with the least angular distance, by=influence
+    the 6 layers with the least block influence, as `prune:drop=...`. They are measured on the later half of
+    the workload's documents, as exit heads are fitted there: the first half is left to judge the model on.
+
+    Raises InputError as `Prune.check_depth`, `resolve_from_trace` and `measure_importance` do.
+    """
+    if not isinstance(transform, Prune) or transform.resolved:
+        return transform
+    if transform.trace is not None:
+        return resolve_from_trace(transform, model.identity)
+    transform.check_depth(model.layers, model.name)
+    work = load_workload(transform.workload)
+    later = replace(work, documents=work.documents[len(work.documents) // 2 :])
+    importance = measure_importance(model, later, tokens=transform.tokens, progress=progress)
+    if transform.by == "influence":
+        return least_influence(importance.influence, transform.count)
+    first = int(np.argmin(importance.block_distances(transform.count)))
+    return Prune(drop=tuple(range(first + 1, first + 1 + transform.count)))
+
+
+def resolve_from_trace(transform: Prune, identity: ModelIdentity) -> Prune:
+    """The same for a choice that a trace decides, without the model itself.
+
+    identity: of the model that is to be pruned; the trace must be of it, transformed or not, but not pruned.
+
+    Raises InputError if there is no whole trace, or if it is of another model or leaves exits out;
+    DamagedFileError if its bytes changed.
+    """
+    assert transform.trace is not None, "the caller looks for it"
+    trace = Trace.load(Path(transform.trace))
+    traced = trace.request["model"]
+    if traced.get("base_fingerprint", traced["fingerprint"]) != identity.base_fingerprint:
+        raise InputError(
+            f"the trace is of another model, {traced['name']}",
+            where=transform.trace,
+            fix="trace the model that is to be pruned, or measure it: leave out trace=",
+        )
+    if any(text.startswith(f"{Prune.name}:") for text in traced.get("transforms", ())):
+        raise InputError(
+            "the trace is of the model after pruning", where=transform.trace, fix="trace the whole model"
+        )
+    transform.check_depth(trace.layers, transform.trace)
+    return least_influence(influence_of_trace(trace), transform.count)
+
+
+def least_influence(influence: NDArray[np.float64], count: int) -> Prune:
+    """Leave out the `count` layers with the least block influence, the earlier of equal ones."""
+    order = np.argsort(influence, kind="stable")[:count]
+    return Prune(drop=tuple(int(layer) + 1 for layer in order))

@@ -1,0 +1,199 @@
+"""`offramp bench --combine`: one real measurement of a tiny model, its files and page, and bad input."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from command_line import Outcome, run_offramp
+from offramp.cli.run_folder import COMBINED_FILE, COMBINED_PAGE, RUN_FILE, claim
+from offramp.decoding.bench.combined_file import combined_from_json, read_combined
+from offramp.report.combined_words import advice
+from offramp.workloads.registry import load_workload
+from tiny_models import write_llama
+
+POLICY = "static:exit=2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncollected() -> Iterator[None]:
+    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def workload(documents: Path) -> str:
+    return f"jsonl:{documents}#text"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def command(model: Path, workload: str, *further: object) -> list[object]:
+    sizes = ["--rounds", 1, "--new-tokens", 4, "--prompt-tokens", 8, "--prompts", 1]
+    return ["bench", model, "-w", workload, *sizes, *further]
+
+
+@pytest.fixture(scope="module")
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, workload: str, uncollected: None
+) -> tuple[Outcome, Path]:
+    """Pruning and exits, written to a file."""
+    output = tmp_path_factory.mktemp("combined") / "combined.json"
+    asked = ["--combine", "prune:by=influence,layers=1,tokens=64", "--combine", "exits", "--policy", POLICY]
+    return run_offramp(*command(model, workload, *asked, "-o", output, "--json")).require(0), output
+
+
+def test_the_file_the_page_and_the_last_line_hold_the_same(measured: tuple[Outcome, Path]) -> None:
+    outcome, output = measured
+    result = read_combined(output)
+    assert combined_from_json(outcome.json["result"]) == result
+    assert outcome.json["advice"] == advice(result)
+    assert outcome.json["validity"] == "INVALID"  # one sample has no interval
+    assert outcome.json["file"] == str(output)
+    page = output.with_suffix(".html")
+    assert outcome.json["page"] == str(page)
+    assert "Beside other accelerations" in page.read_text(encoding="utf-8")
+    assert list(output.parent.glob(".writing-*")) == []
+
+
+def test_the_chosen_layers_are_named(measured: tuple[Outcome, Path]) -> None:
+    result = read_combined(measured[1])
+    assert result.accelerations["prune"] == "prune:by=influence,layers=1,tokens=64"
+    alone, together = result.combination("prune"), result.combination("prune", "exits")
+    assert alone is not None
+    assert together is not None
+    assert alone.transforms == together.transforms
+    assert alone.transforms[0].startswith("prune:drop=")
+
+
+def test_what_is_shown(measured: tuple[Outcome, Path]) -> None:
+    shown = measured[0].err  # with --json people read standard error
+    for part in (
+        "prune:by=influence,layers=1,tokens=64, exits of tiny on ",
+        "1 prompt, 4 new tokens, 1 round",
+        "speed over ",
+        "of the product",
+        "prune + exits",
+        "equal at first",
+        "INVALID: the same decoder twice came out as ",
+        "note: prune: decoded plainly by ",
+        "No advice: this measurement is not to be believed, since there are too few samples",
+        "written: ",
+    ):
+        assert part in " ".join(shown.split()), part
+    assert all(len(line) <= 80 for line in shown.splitlines()[1:] if not line.startswith("written"))
+
+
+def test_a_runs_folder_takes_the_file(model: Path, workload: str, tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text("{}")
+    run_offramp(*command(model, workload, "--combine", "prompt_lookup", "-o", tmp_path)).require(0)
+    assert read_combined(tmp_path / COMBINED_FILE).combination("prompt_lookup") is not None
+    assert (tmp_path / COMBINED_PAGE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--combine", "int9"], "unknown acceleration 'int9'"),
+        (["--combine", "prune:by=luck,layers=1"], "unknown measure 'luck'"),
+        (["--combine", "exits"], "exits needs a policy"),
+        (["--combine", "exits", "--policy", "static"], "static needs exit="),
+        (["--combine", "exits", "--policy", "oracle:which=saturation"], "is an oracle"),
+        (["--combine", "exits", "--policy", POLICY, "--kv", "sideways"], "unknown strategy 'sideways'"),
+        (["--combine", "prompt_lookup", "--draft-length", 2], "a draft length means nothing"),
+        (["--combine", "prompt_lookup", "--batch", 2], "--batch is not possible with --combine"),
+        (["--combine", "prompt_lookup", "--task", "human-eval"], "--task is not possible with --combine"),
+        (["--combine", "prompt_lookup", "--floor", 2], "a floor of 2 is no share"),
+        (["--combine", "prompt_lookup", "-o", "combined.txt"], "does not end in .json"),
+        (["--combine", "prompt_lookup", "-o", "nowhere/combined.json"], "a folder that does not exist"),
+        (["--combine", "prompt_lookup", "--new-tokens", 2], "new tokens: 2 is too few"),
+        (["--floor", 0.9, "--policy", POLICY], "--floor means nothing without --combine"),
+        ([], "no --policy is given: there is nothing to time"),
+        (["--policy", POLICY, "--heads", "a", "--heads", "b"], "2 files of exit heads are given"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    options: list[object],
+    what: str,
+    model: Path,
+    workload: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with mock.patch("offramp.models.loading.load_source", side_effect=AssertionError("loaded")):
+        outcome = run_offramp("bench", model, "-w", workload, "--new-tokens", 8, *options).require(2)
+    assert what in outcome.err
+    assert "what to do:" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_run_are_not_replaced(model: Path, workload: str, tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text("{}")
+    asked = ["--combine", "prompt_lookup", "-o", tmp_path / "report.json"]  # its page would be report.html
+    outcome = run_offramp(*command(model, workload, *asked)).require(2)
+    assert "among the files of a run" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
+
+
+def test_prompts_avoid_what_any_heads_were_fitted_on(model: Path, workload: str, tmp_path: Path) -> None:
+    """Those of a transformed model were fitted on documents of their own."""
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.heads_file import write_heads
+
+    base = {"name": "tiny", "fingerprint": "0" * 64, "layers": 4, "hidden_size": 32, "vocabulary_size": 9}
+    documents = load_workload(workload)
+    seen = {documents.fingerprint: tuple(one.id for one in documents.documents)}
+    path = tmp_path / "heads.safetensors"
+    write_heads(ExitHeads(base, (2,), None, {}, None, None, seen), path)
+    asked = ["--combine", "exits", "--policy", POLICY, "--heads", path]
+    outcome = run_offramp(*command(model, workload, *asked)).require(2)
+    assert "the workload has 0 prompts" in outcome.err
+
+
+def test_a_folder_that_is_no_run_is_refused(model: Path, workload: str, tmp_path: Path) -> None:
+    outcome = run_offramp(*command(model, workload, "--combine", "prompt_lookup", "-o", tmp_path)).require(2)
+    assert "not that of a run" in outcome.err
+
+
+def test_a_run_shows_what_was_combined(
+    measured: tuple[Outcome, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from offramp.cli.run_writer import Writer
+    from offramp.errors import DamagedFileError
+
+    result = read_combined(measured[1])
+    shutil.copy(measured[1], tmp_path / COMBINED_FILE)
+
+    def model_of(fingerprint: str) -> object:
+        return SimpleNamespace(identity=SimpleNamespace(fingerprint=fingerprint))
+
+    same = Writer(model_of(result.circumstances["model_fingerprint"]), tmp_path)  # type: ignore[arg-type]
+    assert same.combined() == result
+    assert Writer(model_of("another"), tmp_path).combined() is None  # type: ignore[arg-type]
+    assert Writer(model_of("another"), tmp_path / "empty").combined() is None  # type: ignore[arg-type]
+    (tmp_path / COMBINED_FILE).write_text("{}")
+    with pytest.raises(DamagedFileError):
+        same.combined()
+
+
+def test_an_overwritten_run_leaves_no_combinations_behind(tmp_path: Path) -> None:
+    claim(tmp_path, {"model": "one"}, overwrite=False)
+    for name in (COMBINED_FILE, COMBINED_PAGE):
+        (tmp_path / name).write_text("{}")
+    claim(tmp_path, {"model": "one"}, overwrite=True)  # the same run again: what was combined still holds
+    assert (tmp_path / COMBINED_FILE).exists()
+    claim(tmp_path, {"model": "another"}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]

@@ -1,0 +1,86 @@
+"""Made-up measurements of combined accelerations, for tests of what is said and shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from offramp.decoding.bench.combined import Combination, CombineResult, OnTop, Quality
+from offramp.decoding.bench.gains import gains_of
+from offramp.decoding.bench.ratios import median, median_ratio
+from offramp.decoding.bench.results import Contender, FreeRunning, Interval
+
+NOISE = (0.99, 1.0, 1.01, 1.0, 0.995, 1.005)
+CIRCUMSTANCES: dict[str, Any] = {
+    "processor": "a processor",
+    "cores": 2,
+    "threads": 2,
+    "load_average": [0.4, 0.7],
+    "other_load": 0.02,
+    "model_fingerprint": "f" * 64,
+    "date": "2026-01-31T12:05:00+00:00",
+    "models": {"int8": {"fingerprint": "e" * 64, "transforms": ["int8"], "layers": 4}},
+}
+
+
+def quality(share: float, *, low: float | None = None, high: float | None = None) -> Quality:
+    """Answers of which so many tokens are the full model's."""
+    nll = Interval(1.2)
+    found = FreeRunning(Interval(20.0 * share), Interval(share), Interval(share), nll, nll, 6, 120)
+    return Quality(found, Interval(share, low, high))
+
+
+def combined_result(
+    seconds: Mapping[str, float],
+    kept: Mapping[str, float] | None = None,
+    *,
+    noise: Sequence[float] = NOISE,
+    **changes: Any,
+) -> CombineResult:
+    """A result from milliseconds a token: "plain", "int8", "int8 + exits", ...; each has noise of its own."""
+    samples = {
+        name: [value * noise[(place + shift) % len(noise)] / 1000 for place in range(len(noise))]
+        for shift, (name, value) in enumerate(seconds.items())
+    }
+    combinations = [_combination(name, samples, (kept or {}).get(name, 1.0)) for name in samples]
+    result = CombineResult(
+        model="smollm2",
+        accelerations={name: name for name in samples if name != "plain" and " + " not in name},
+        workload="prose",
+        new_tokens=20,
+        prompts=6,
+        rounds=1,
+        validity="VALID",
+        reasons=(),
+        plain="generate()",
+        combinations=tuple(combinations),
+        others=(replace(combinations[0].contender, name="generate()"),),
+        a_a=Interval(1.0, 0.99, 1.01),
+        floor=0.95,
+        circumstances=CIRCUMSTANCES,
+    )
+    return replace(result, **changes)
+
+
+def _combination(name: str, samples: Mapping[str, Sequence[float]], share: float) -> Combination:
+    own, plain = samples[name], samples["plain"]
+    parts = () if name == "plain" else tuple(name.split(" + "))
+    contender = Contender(
+        name,
+        "combination" if parts else "plain",
+        samples=tuple(own),
+        seconds_per_token=median(own),
+        speedup=median_ratio(plain, own),
+        first_token_seconds=0.1,
+        tokens_per_second=1 / own[0],
+        layers_per_token=4.0,
+        same_output=share,
+    )
+    found = Combination(name, parts, contender, quality=quality(share))
+    if len(parts) < 2:
+        return found
+    gains = gains_of(plain, [samples[part] for part in parts], own)
+    rests = {part: " + ".join(one for one in parts if one != part) for part in parts}
+    on_top = tuple(OnTop(part, median_ratio(samples[rest], own)) for part, rest in rests.items())
+    return replace(found, product=gains.product, interaction=gains.interaction, on_top=on_top)

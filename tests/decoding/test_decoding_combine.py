@@ -1,0 +1,325 @@
+"""Accelerations combined on a tiny model: who takes part, outputs, exits on pruned models, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from generation_cases import tiny_llama
+
+import offramp
+from combine_cases import combined_result
+from offramp.decoding.bench import combine_quality
+from offramp.decoding.bench.acceleration import combinations_of, excluded_of, name_of, read_accelerations
+from offramp.decoding.bench.combine import combine
+from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.bench.combined_file import KIND, SCHEMA_VERSION, read_combined, write_combined
+from offramp.decoding.bench.contenders import GENERATE, NEVER, NEVER_AGAIN, STATIC_CACHE
+from offramp.decoding.bench.gains import gains_of
+from offramp.decoding.bench.ratios import median_ratio
+from offramp.decoding.bench.variants import kept_layers
+from offramp.errors import DamagedFileError, InputError, PolicyError
+from offramp.files import write_sealed_json
+from offramp.tracing.exit_heads import ExitHeads
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
+POLICY = "static:exit=3"
+ASKED = ("prune:drop=2", "exits", "speculate", "prompt_lookup")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncollected() -> Iterator[None]:
+    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(uncollected: None) -> CombineResult:
+    return combine(
+        tiny_llama(), ASKED, prompts=PROMPTS, policy=POLICY, new_tokens=7, rounds=3, workload="numbers"
+    )
+
+
+def names(texts: list[str]) -> list[str]:
+    return [name_of(parts) for parts in combinations_of(read_accelerations(texts))]
+
+
+def test_combinations_hold_one_of_each_group() -> None:
+    assert names(["int8", "prune:drop=2", "exits"]) == [
+        "plain",
+        "prune",  # before int8: importance is that of exact layers
+        "int8",
+        "exits",
+        "prune + int8",
+        "prune + exits",
+        "int8 + exits",
+        "prune + int8 + exits",
+    ]
+    assert names(["exits", "speculate", "prompt_lookup"]) == ["plain", "exits", "speculate", "prompt_lookup"]
+    assert "prune + speculate" in names(["speculate", "prune:drop=2", "exits"])
+
+
+def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
+    two = ["prune:drop=2", "prune:drop=2+3", "exits", "speculate"]
+    assert names(two)[:3] == ["plain", "prune:drop=2", "prune:drop=2+3"]
+    assert len(names(two)) == 9
+    first, second = excluded_of(read_accelerations(two))
+    assert (
+        first
+        == "prune:drop=2 and prune:drop=2+3 are not combined with each other: a transform is applied once"
+    )
+    assert second.startswith("exits and speculate are not combined with each other: each is a decoding loop")
+    assert excluded_of(read_accelerations(["prune:drop=2", "exits"])) == ()
+
+
+def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
+    assert [one.name for one in result.combinations] == [
+        "plain",
+        *("prune", "exits", "speculate", "prompt_lookup"),
+        *("prune + exits", "prune + speculate", "prune + prompt_lookup"),
+    ]
+    assert [one.name for one in result.others] == [NEVER, GENERATE, STATIC_CACHE, NEVER_AGAIN]
+    assert {len(one.contender.samples) for one in result.combinations} == {3 * len(PROMPTS)}
+    assert (result.prompts, result.rounds, result.new_tokens, result.workload) == (2, 3, 7, "numbers")
+    assert result.plain in (NEVER, GENERATE, STATIC_CACHE)
+    plain = result.combinations[0]
+    assert plain.contender.samples == next(one for one in result.others if one.name == result.plain).samples
+    assert plain.speedup is not None
+    assert plain.speedup.value == 1.0
+
+
+def test_ratios_are_paired_and_taken_over_the_fastest_plain_decoder(result: CombineResult) -> None:
+    def samples(*parts: str) -> tuple[float, ...]:
+        found = result.combination(*parts)
+        assert found is not None
+        return found.contender.samples
+
+    together = result.combination("exits", "prune")
+    assert together is not None
+    assert together.speedup == median_ratio(samples(), samples("prune", "exits"))
+    gains = gains_of(samples(), [samples("prune"), samples("exits")], samples("prune", "exits"))
+    assert (together.product, together.interaction) == (gains.product, gains.interaction)
+    added = {one.part: one.speedup for one in together.on_top}
+    assert added["exits"] == median_ratio(samples("prune"), samples("prune", "exits"))
+    assert added["prune"] == median_ratio(samples("exits"), samples("prune", "exits"))
+    alone = result.combination("exits")
+    assert alone is not None
+    assert (alone.product, alone.interaction, alone.on_top) == (None, None, ())
+
+
+def test_layers_are_counted_on_each_model(result: CombineResult) -> None:
+    layers = {one.name: one.contender.layers_per_token for one in result.combinations}
+    assert layers["plain"] == 4.0
+    assert layers["prune"] == 3.0
+    assert layers["exits"] == 3.0
+    assert layers["prune + exits"] == 2.0  # exit 3 without layer 2
+    for one in result.combinations:
+        claimed = one.contender.claimed_layers_per_token
+        assert claimed is None or claimed == one.contender.layers_per_token
+
+
+def test_lossless_decoders_give_their_models_own_tokens(result: CombineResult) -> None:
+    must = {one.name for one in result.combinations if one.contender.output_must_match}
+    lossless = {"speculate", "prompt_lookup", "prune + speculate", "prune + prompt_lookup"}
+    assert lossless <= must
+    for one in result.combinations:
+        assert one.name not in lossless or one.contender.same_output == 1.0
+    assert not any("must give" in reason for reason in result.reasons)
+    for decoder in ("speculate", "prompt_lookup"):
+        alone, pruned = result.combination(decoder), result.combination("prune", decoder)
+        assert alone is not None
+        assert alone.quality is not None
+        assert alone.quality.free_running.sequence_match.value == 1.0
+        assert pruned is not None
+        assert pruned.quality == result.combination("prune").quality  # type: ignore[union-attr]
+
+
+def test_quality_is_against_the_untransformed_model(result: CombineResult) -> None:
+    quality = {one.name: one.quality for one in result.combinations}
+    for name in ("plain", "speculate", "prompt_lookup"):
+        found = quality[name]
+        assert found is not None
+        assert found.forced_agreement.value == 1.0
+        assert found.shared.value == 1.0
+        assert found.free_running.nll == quality["plain"].free_running.nll  # type: ignore[union-attr]
+    pruned = quality["prune"]
+    assert pruned is not None
+    assert 0.0 <= pruned.shared.value < 1.0
+    assert pruned.free_running.nll.value > pruned.free_running.plain_nll.value
+
+
+def test_forced_agreement_is_what_each_says_in_the_untransformed_answers_place(result: CombineResult) -> None:
+    import torch
+
+    base = tiny_llama()
+    pruned = offramp.load_model(str(base.source.folder), transforms=["prune:drop=2"])  # type: ignore[union-attr]
+    shares: dict[str, list[float]] = {"prune": [], "exits": [], "prune + exits": []}
+    for prompt in PROMPTS:
+        answer = offramp.generate(base, torch.tensor([prompt]), max_new_tokens=7, eos_token_id=-1).tokens  # type: ignore[union-attr]
+        for name, model, policy in (
+            ("prune", pruned, None),
+            ("exits", base, POLICY),
+            ("prune + exits", pruned, "static:exit=2"),
+        ):
+            forced = offramp.generate(model, torch.tensor([prompt]), policy=policy, force_tokens=answer)
+            shares[name].append(float(np.mean(np.array(forced.chosen) == np.array(answer))))  # type: ignore[union-attr]
+    for name, expected in shares.items():
+        found = result.combination(*name.split(" + "))
+        assert found is not None
+        assert found.quality is not None
+        assert found.quality.forced_agreement.value == pytest.approx(np.mean(expected)), name
+
+
+def test_what_ran_is_recorded(result: CombineResult) -> None:
+    pruned = result.combination("prune", "exits")
+    assert pruned is not None
+    assert pruned.transforms == ("prune:drop=2",)
+    assert pruned.policy == "static:exit=2"
+    assert result.combinations[0].transforms == ()
+    around = result.circumstances
+    assert around["model_fingerprint"] == tiny_llama().identity.fingerprint
+    assert around["models"]["prune"]["layers"] == 3
+    assert around["models"]["prune"]["fingerprint"] != around["model_fingerprint"]
+    assert any(note.startswith("prune: decoded plainly by ") for note in result.notes)
+
+
+def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) -> None:
+    path = tmp_path / "combined.json"
+    write_combined(path, result)
+    assert read_combined(path) == result
+    whole = path.read_text()
+    path.write_text(whole.replace('"prune"', '"prime"', 1))
+    with pytest.raises(DamagedFileError, match="changed since it was written"):
+        read_combined(path)
+    path.write_text("{}")
+    with pytest.raises(DamagedFileError, match="no file of offramp bench --combine"):
+        read_combined(path)
+    for other in ({}, {"result": {"model": "tiny", "unknown": 1}}, {"result": [1]}):
+        write_sealed_json(path, {"schema_version": SCHEMA_VERSION, "kind": KIND, **other})
+        with pytest.raises(DamagedFileError, match="its result is not what offramp writes"):
+            read_combined(path)
+
+
+def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
+    found = combine(
+        tiny_llama(), ["int8", "speculate"], prompts=PROMPTS[:1], policy=POLICY, new_tokens=4, rounds=1
+    )
+    together = found.combination("int8", "speculate")
+    assert together is not None
+    assert together.transforms == ("int8",)
+    assert together.contender.left_out is None
+    assert not together.contender.output_must_match
+    assert found.validity == "INVALID"  # one sample has no interval
+
+
+def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
+    found = combine(
+        tiny_llama(), ["prune:drop=4", "exits"], prompts=PROMPTS[:1], policy=POLICY, new_tokens=4, rounds=1
+    )
+    together = found.combination("prune", "exits")
+    assert together is not None
+    assert "no exit is left below the last of the 3 layers" in str(together.contender.left_out)
+    assert (together.speedup, together.product, together.quality) == (None, None, None)
+    assert found.combination("exits").speedup is not None  # type: ignore[union-attr]
+
+
+def heads_of(fingerprint: str) -> ExitHeads:
+    model = {"name": "tiny", "fingerprint": fingerprint, "layers": 4, "hidden_size": 32, "dtype": "float32"}
+    return ExitHeads({**model, "vocabulary_size": 320}, (3,), None, {}, None, None, {})
+
+
+def test_heads_are_used_on_their_own_model_only() -> None:
+    base = tiny_llama()
+    options: dict[str, Any] = {"prompts": PROMPTS[:1], "policy": POLICY, "new_tokens": 4, "rounds": 1}
+    own = heads_of(base.identity.fingerprint)
+    found = combine(base, ["prune:drop=2", "exits"], heads=[own], **options)
+    together = found.combination("prune", "exits")
+    assert together is not None
+    assert "the exit heads belong to the untransformed model" in str(together.contender.left_out)
+    assert "offramp heads fit llama --transform prune:drop=2" in str(together.contender.left_out)
+    pruned = dataclasses.replace(base.identity, transforms=("prune:drop=2",)).fingerprint
+    found = combine(base, ["prune:drop=2", "exits"], heads=[own, heads_of(pruned)], **options)
+    assert found.combination("prune", "exits").contender.left_out is None  # type: ignore[union-attr]
+    found = combine(base, ["prune:drop=2", "exits"], heads=[heads_of(pruned)], **options)
+    together = found.combination("prune", "exits")
+    assert together is not None
+    assert "give heads of both" in str(together.contender.left_out)
+    with pytest.raises(InputError, match="none of the models that are combined"):
+        combine(base, ["prune:drop=2", "exits"], heads=[heads_of("0" * 64)], **options)
+    with pytest.raises(InputError, match="2 files of exit heads belong to"):
+        combine(base, ["exits"], heads=[own, own], **options)
+
+
+def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
+    base = tiny_llama()
+    pruned = offramp.load_model(str(base.source.folder), transforms=["prune:drop=1+3"])  # type: ignore[union-attr]
+    assert kept_layers(pruned, 4) == (2, 4)
+    assert kept_layers(base, 4) == (1, 2, 3, 4)
+    with pytest.raises(PolicyError, match="nothing says which"):
+        kept_layers(base, 5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "what"),
+    [
+        ([], {}, "there is nothing to combine"),
+        (["int9"], {}, "unknown acceleration 'int9'"),
+        (["exit"], {"policy": POLICY}, "unknown acceleration 'exit'"),
+        (["exits", "exits"], {"policy": POLICY}, "exits is given twice"),
+        (["int8", "int8"], {}, "int8 is given twice"),
+        (["exits"], {}, "exits needs a policy"),
+        (["speculate"], {}, "speculate needs a policy"),
+        (["int8"], {"policy": POLICY}, "a policy means nothing without exits"),
+        (["int8"], {"heads": [heads_of("0" * 64)]}, "exit heads mean nothing without exits"),
+        (["speculate"], {"policy": POLICY, "kv": "recompute"}, "--kv means nothing without exits"),
+        (["exits"], {"policy": POLICY, "kv": "speculate"}, "speculation is an acceleration of its own"),
+        (["exits"], {"policy": "never"}, "never leaves early"),
+        (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
+        (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
+        (["exits"], {"policy": POLICY, "rounds": 0}, "rounds: 0 is too few"),
+        (["prune:drop=9"], {}, "leaves out layer 9"),
+        (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_timed(
+    asked: list[str], options: dict[str, Any], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: object, **__: object) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr("offramp.decoding.bench.combine.take_turns", timed)
+    with pytest.raises(InputError, match=what):
+        combine(tiny_llama(), asked, prompts=PROMPTS, **options)
+
+
+def test_a_transformed_model_is_refused() -> None:
+    base = tiny_llama()
+    pruned = offramp.load_model(str(base.source.folder), transforms=["prune:drop=1"])  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="is transformed already"):
+        combine(pruned, ["prompt_lookup"], prompts=PROMPTS)
+    unsourced = dataclasses.replace(base, source=None)
+    with pytest.raises(InputError, match="cannot be loaded again"):
+        combine(unsourced, ["int8"], prompts=PROMPTS)
+
+
+def test_combinations_that_were_not_timed_have_no_product() -> None:
+    found = combined_result({"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 36.0})
+    assert found.combination("int8", "exits").effect == "get in each other's way"  # type: ignore[union-attr]
+    assert found.combination("int8").effect is None  # type: ignore[union-attr]
+    assert found.combination("int4") is None
+
+
+def test_quality_has_intervals_with_enough_answers() -> None:
+    found = combine_quality._share([1.0] * 10 + [0.5] * 10, seed=0)
+    assert found.value == 0.75
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.6 < found.low < 0.75 < found.high < 0.9
+    assert combine_quality._share([1.0, 0.5], seed=0).low is None

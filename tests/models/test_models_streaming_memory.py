@@ -1,0 +1,95 @@
+"""How much memory a model's weights need, read from headers, and how much there is."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import psutil
+import pytest
+from streaming_cases import write_family
+
+from offramp.errors import ModelError
+from offramp.models.loading import load_source
+from offramp.models.streaming import memory
+from offramp.models.streaming.loading import load_streamed, needed_memory, would_not_fit
+from offramp.models.streaming.shards import ShardReader
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "jamba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_headers_tell_what_the_weights_take(
+    family: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_family(tmp_path, family)
+    whole = load_source(source, dtype=dtype)
+    layers = [sum(tensor.nbytes for tensor in layer.state_dict().values()) for layer in whole.stack.layers]
+    total = sum(parameter.nbytes for parameter in whole.hf.parameters())
+    monkeypatch.setattr(ShardReader, "read", None)
+    need = needed_memory(source, dtype)
+    assert need.whole_bytes == total
+    assert need.largest_layer_bytes == max(layers)
+    assert need.resident_bytes == total - sum(layers)
+    pair = max(map(sum, itertools.pairwise(layers)))
+    assert need.resident_bytes + pair <= need.streaming_bytes
+    if family in ("llama", "gemma2"):  # no pieces to merge, two layers looked at
+        assert need.streaming_bytes == need.resident_bytes + pair
+
+
+def test_a_budget_too_small_for_a_layer_says_what_is_needed(tmp_path: Path) -> None:
+    source = write_family(tmp_path, "llama")
+    need = needed_memory(source, "float32").streaming_bytes
+    model = load_streamed(source, dtype="float32", memory_bytes=need)
+    assert model.streamed is not None
+    assert model.streamed.resident_bytes + 2 * max(model.streamed.layer_bytes) == need
+    with pytest.raises(ModelError, match=f"{need:,}") as caught:
+        load_streamed(source, dtype="float32", memory_bytes=need - 1)
+    assert f"{need / 2**30:.2f} GiB" in caught.value.fix
+
+
+def test_a_model_larger_than_what_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_family(tmp_path, "llama")
+    whole = needed_memory(source, "float32").whole_bytes
+    assert not would_not_fit(source, "float32")
+    monkeypatch.setattr(memory, "available_memory", lambda: whole)
+    assert would_not_fit(source, "float32")
+    assert not would_not_fit(source, "bfloat16")
+    monkeypatch.setattr(memory, "available_memory", lambda: int(whole * 1.11))
+    assert not would_not_fit(source, "float32")
+
+
+def write_group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_what_control_groups_leave_counts(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/outer/inner\n")
+    groups = tmp_path / "groups"
+    outer = groups / "outer"
+    write_group(outer, memory__max="9000", memory__current="5000", memory__stat="anon 1\ninactive_file 500")
+    write_group(outer / "inner", memory__max="max\n", memory__current="10\n", memory__stat="")
+    assert memory.available_memory(groups, own) == 4500
+    write_group(outer / "inner", memory__max="1000", memory__current="400", memory__stat="inactive_file 100")
+    assert memory.available_memory(groups, own) == 700
+    write_group(outer / "inner", memory__current="2000")
+    assert memory.available_memory(groups, own) == 0
+
+
+def test_control_groups_of_the_first_version(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("12:cpu,cpuacct:/job\n4:memory:/job\n")
+    write_group(
+        tmp_path / "memory" / "job",
+        memory__limit_in_bytes="5000",
+        memory__usage_in_bytes="1500",
+        memory__stat="inactive_file 3\ntotal_inactive_file 50",
+    )
+    assert memory.available_memory(tmp_path, own) == 3550
+
+
+def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
+    found = memory.available_memory(tmp_path, tmp_path / "none")
+    assert found == pytest.approx(psutil.virtual_memory().available, rel=0.5)

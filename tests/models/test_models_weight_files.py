@@ -1,0 +1,118 @@
+"""Headers and indexes of weight files, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from streaming_cases import INDEX, shards
+
+from conftest import write_llama
+from offramp.errors import ModelError
+from offramp.models.checkpoint import check_checkpoint
+from offramp.models.gguf_file import quiet_transformers
+from offramp.models.loading import find_source
+from offramp.models.weight_files import SINGLE_FILE, StoredTensor, read_headers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny Llama in several shards."""
+    from transformers import AutoModelForCausalLM
+
+    write_llama(tmp_path)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        model.save_pretrained(tmp_path, max_shard_size="40KB")
+    (tmp_path / "model.safetensors").unlink()
+    assert len(shards(tmp_path)) > 2
+    return tmp_path
+
+
+def test_headers_name_every_tensor_and_its_file(folder: Path) -> None:
+    stored = read_headers(folder)
+    expected = {name: (path, tensor) for path in shards(folder) for name, tensor in load_file(path).items()}
+    assert stored == {
+        name: StoredTensor(name, path, tuple(tensor.shape)) for name, (path, tensor) in expected.items()
+    }
+    assert all(stored[name].elements == tensor.numel() for name, (_, tensor) in expected.items())
+    assert check_checkpoint(folder)["model_type"] == "llama"
+
+
+def edit_index(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    edit(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def strange_name(folder: Path) -> None:
+    edit_index(folder, lambda names: names.update({"model.extra": shards(folder)[1].name}))
+
+
+def shard_of_another_model(folder: Path) -> None:
+    save_file({"transformer.wte.weight": torch.zeros(2, 2)}, shards(folder)[1], metadata={"format": "pt"})
+
+
+def lost_shard(folder: Path) -> None:
+    shards(folder)[2].unlink()
+
+
+def truncated_shard(folder: Path) -> None:
+    path = shards(folder)[1]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty_shard(folder: Path) -> None:
+    shards(folder)[1].write_bytes(b"")
+
+
+def twice_the_same_tensor(folder: Path) -> None:
+    first, second = shards(folder)[:2]
+    tensors = load_file(first)
+    save_file(load_file(second) | dict([tensors.popitem()]), second, metadata={"format": "pt"})
+
+
+def empty_index(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {}}))
+
+
+def index_of_numbers(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (strange_name, "index names 1 tensors that no weight file holds, the first is model.extra"),
+        (shard_of_another_model, r"index names \d+ tensors that no weight file holds"),
+        (lost_shard, r"1 of \d weight files are missing"),
+        (truncated_shard, "damaged or truncated"),
+        (empty_shard, "damaged or truncated"),
+        (twice_the_same_tensor, "lies in two weight files"),
+        (empty_index, "index of the weight files is damaged"),
+        (index_of_numbers, "index of the weight files is damaged"),
+    ],
+)
+def test_damaged_folders_are_refused_before_anything_is_loaded(
+    damage: Callable[[Path], None], what: str, folder: Path
+) -> None:
+    damage(folder)
+    with pytest.raises(ModelError, match=what) as caught:
+        find_source(str(folder))
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_a_single_file_comes_before_an_index_as_in_transformers(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save_file({"lm_head.weight": torch.zeros(64, 32)}, folder / SINGLE_FILE, metadata={"format": "pt"})
+    assert [tensor.file.name for tensor in read_headers(folder).values()] == [SINGLE_FILE]
+    with quiet_transformers():
+        _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert "model.norm.weight" in found["missing_keys"]

@@ -1,0 +1,202 @@
+"""What is said and shown of combined accelerations: the advice for every outcome, the section, the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from page_reader import Page
+from report_examples import example_run
+
+from combine_cases import combined_result, quality
+from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.bench.results import Contender, Interval
+from offramp.report.charts.product_chart import LEFT, RIGHT, ProductRow, product_svg
+from offramp.report.charts.scale import Scale
+from offramp.report.combined_page import render_combined, write_combined_page
+from offramp.report.combined_words import advice, effect_sentences, keeps
+from offramp.report.page import masthead, render
+from offramp.report.sections.combined import combined_section
+from offramp.report.summary import combined_json, summarise, summary_schema
+
+ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
+MULTIPLIES = {"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 33.3}
+IN_THE_WAY = {"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 36.0}
+NOTHING_PAYS = {"plain": 60.0, "int8": 66.0, "exits": 60.1, "int8 + exits": 67.0}
+
+
+def test_one_alone_where_the_other_changes_nothing() -> None:
+    said = advice(combined_result(ADDS_NOTHING, {"int8": 0.98, "int8 + exits": 0.97}))
+    assert said.startswith("Use int8 alone, 1.50 × (1.4")
+    assert "at 98.0 % of the full model's tokens (6 answers, too few for an interval)" in said
+    assert said.endswith(": exits on top change nothing (1.00, 0.98 to 1.01).")
+
+
+def test_both_where_each_adds() -> None:
+    said = advice(combined_result(MULTIPLIES))
+    assert said.startswith("Use int8 + exits together, 1.80 × (")
+    assert "they multiply (1.01, 0.98 to 1.02 of the product of their gains)." in said
+    said = advice(combined_result(IN_THE_WAY))
+    assert said.startswith("Use int8 + exits together, 1.67 × (")
+    assert "they get in each other's way (0.93, 0." in said
+
+
+def test_what_costs_time_on_top_is_said() -> None:
+    seconds = ADDS_NOTHING | {"exits": 70.0, "int8 + exits": 50.0}
+    assert "exits on top cost time (0.80, 0." in advice(combined_result(seconds))
+
+
+def test_what_is_faster_but_changes_the_answers_is_not_advised() -> None:
+    kept = {"exits": 0.6, "int8 + exits": 0.55}
+    said = advice(combined_result(MULTIPLIES, kept))
+    assert said.startswith("Use int8 alone, 1.50 × (")
+    assert "exits on top would add speed (1.20, 1." in said
+    assert "and keep only 55.0 % of the tokens" in said
+    said = advice(combined_result(MULTIPLIES, kept | {"int8": 0.9}))
+    assert said.startswith(
+        "Use plain decoding: everything that is faster changes the answers, and int8 (1.50 ×"
+    )
+    assert "chooses 90.0 % of the full model's tokens" in said
+    assert said.endswith("where 95 % were asked for.")
+
+
+def test_nothing_pays_is_an_answer() -> None:
+    said = advice(combined_result(NOTHING_PAYS))
+    assert said.startswith(
+        "Use plain decoding: nothing is surely faster, and the best of it, exits, comes to 1.00 ×"
+    )
+
+
+def test_an_invalid_measurement_gives_no_advice() -> None:
+    result = combined_result(
+        MULTIPLIES, validity="INVALID", reasons=("the machine is noisy (stop other work)",)
+    )
+    assert advice(result) == (
+        "No advice: this measurement is not to be believed, since the machine is noisy (stop other work)."
+    )
+
+
+def test_nothing_timed_gives_no_advice() -> None:
+    result = combined_result({"plain": 60.0, "int8": 40.0})
+    plain, int8 = result.combinations
+    missing = replace(int8, contender=Contender("int8", "combination", left_out="no kernel"), quality=None)
+    assert "none of these accelerations" in advice(replace(result, combinations=(plain, missing)))
+
+
+def test_the_floor_is_held_by_the_lower_limit() -> None:
+    (_, int8) = combined_result({"plain": 60.0, "int8": 40.0}).combinations
+    assert keeps(replace(int8, quality=quality(0.96)), 0.95)
+    assert not keeps(replace(int8, quality=quality(0.96, low=0.94, high=0.98)), 0.95)
+    assert not keeps(replace(int8, quality=None), 0.95)
+
+
+@pytest.mark.parametrize(
+    ("interaction", "said"),
+    [
+        (Interval(0.9, 0.85, 0.95), "In each other's way: int8 + exits (0.90, 0.85 to 0.95) of the product"),
+        (Interval(1.1, 1.05, 1.2), "They help each other: int8 + exits (1.10, 1.05 to 1.20) of the"),
+        (
+            Interval(1.0, 0.95, 1.05),
+            "They multiply: int8 + exits (1.00, 0.95 to 1.05) of",
+        ),
+        (Interval(1.0, 0.8, 1.2), "Not known well enough to say: int8 + exits (1.00, 0.80 to 1.20) of the"),
+        (Interval(0.8), "Not known well enough to say: int8 + exits (0.80) of the product"),
+    ],
+)
+def test_the_interaction_in_words(interaction: Interval, said: str) -> None:
+    found = combined_result(MULTIPLIES)
+    *others, together = found.combinations
+    changed = replace(found, combinations=(*others, replace(together, interaction=interaction)))
+    (sentence,) = effect_sentences(changed)
+    assert sentence.startswith(said)
+    assert effect_sentences(replace(changed, validity="INVALID")) == []
+
+
+@pytest.fixture
+def result() -> CombineResult:
+    """With one combination left out, one excluded, and names that need escaping."""
+    found = combined_result(
+        IN_THE_WAY, {"int8": 0.98}, excluded=("int8 and int4: <they> round",), notes=("a & b",)
+    )
+    int8 = found.combinations[1]
+    missing = Contender("int4", "combination", left_out="no kernel here")
+    left_out = replace(int8, name="int4", parts=("int4",), contender=missing, quality=None)
+    return replace(found, combinations=(*found.combinations, left_out))
+
+
+def test_the_section_shows_every_combination(result: CombineResult) -> None:
+    page = Page(combined_section(result))
+    assert page.faults == []
+    for part in (
+        "Beside other accelerations",
+        "VALID",
+        advice(result),
+        "In each other's way: int8 + exits (0.93, ",
+        "1.67 ×, product 1.80",
+        "not timed: no kernel here",
+        "Not combined: int8 and int4: <they> round.",
+        "A & b.",
+        "Plain decoding is generate().",
+        "modelsint8: fingerprint",
+    ):
+        assert part.replace(" ×", "\u00a0×") in page.text.replace(" ×", "\u00a0×"), part
+    charts = [attributes for name, attributes, _ in page.elements if name == "svg" and attributes.get("role")]
+    assert len(charts) == 1
+
+
+def test_there_is_no_section_without_a_measurement() -> None:
+    assert combined_section(None) == ""
+
+
+def test_the_page_stands_alone(result: CombineResult, tmp_path) -> None:
+    path = write_combined_page(result, tmp_path / "combined.html")
+    html = path.read_text(encoding="utf-8")
+    assert html == render_combined(result)
+    page = Page(html)
+    assert page.faults == []
+    assert "Do the gains add up on smollm2?" in page.text
+    assert not any(
+        "http" in str(value) for _, attributes, _ in page.elements for value in attributes.values()
+    )
+
+
+def test_a_result_where_nothing_was_timed_has_no_chart() -> None:
+    result = combined_result({"plain": 60.0})
+    page = Page(combined_section(result))
+    assert page.faults == []
+    assert not any(name == "svg" for name, _, _ in page.elements)
+
+
+def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
+    run = example_run()
+    assert combined_json(run) == {}
+    assert "#combined" not in masthead(run)
+    shown = replace(run, combined=result)
+    page = Page(render(shown))
+    assert page.faults == []
+    assert any(attributes.get("href") == "#combined" for _, attributes, _ in page.elements)
+    assert any(attributes.get("id") == "combined" for _, attributes, _ in page.elements)
+    summary = summarise(shown)
+    Draft202012Validator(summary_schema()).validate(json.loads(json.dumps(summary, allow_nan=False)))
+    assert summary["combined"]["advice"] == advice(result)
+    names = [one["name"] for one in summary["combined"]["combinations"]]
+    assert names == [one.name for one in result.combinations]
+    del summary["combined"]["combinations"][0]["interaction"]
+    with pytest.raises(ValidationError):
+        Draft202012Validator(summary_schema()).validate(summary)
+
+
+def test_points_lie_where_the_numbers_are() -> None:
+    rows = [ProductRow("both", "1.5", Interval(1.5, 1.4, 1.6), Interval(2.0))]
+    chart = product_svg("title", "description", rows)
+    scale = Scale(1.0, 2.0, LEFT, RIGHT)
+    assert f'cx="{scale(1.5):.1f}"' in chart
+    assert f'x1="{scale(1.4):.1f}"' in chart
+    assert f'x2="{scale(1.6):.1f}"' in chart
+    assert f'class="faster" x="{scale(1.0):.1f}"' in chart
+    assert "both, product of single gains: 2.00\u00a0×" in chart
+    slow = product_svg("title", "description", [ProductRow("slow", "0.5", Interval(0.5))])
+    assert "both" not in slow
+    assert 'text-anchor="end" class="rule-name"' in slow  # plain decoding is at the right end

@@ -1,0 +1,133 @@
+"""Traces layer by layer are those of a model in memory, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trace_fixtures
+from random_heads import random_heads
+from stored_traces import assert_same_trace, files_of, run
+from streamed_models import streamed
+from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
+
+from offramp.errors import ModelError
+from offramp.models.recording import Recorder
+from offramp.tracing.request import code_fingerprint
+from offramp.tracing.streamed.layers import BatchCalls
+from offramp.tracing.tracer import trace
+
+pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
+finished = trace_fixtures.finished
+one_thread = trace_fixtures.one_thread
+small_parts = trace_fixtures.small_parts
+
+# Beside those that `test_tracing_streamed_disk` reads from shards.
+FAMILIES = ("mamba", "falcon_h1", "lfm2", "cohere", "rwkv")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_streamed_trace_has_the_same_bytes(family: str, tmp_path: Path) -> None:
+    model = tiny_model(build_family(family), head_scale=3.0)
+    work = workload_of(lengths=(14, 9, 20, 14, 30), vocabulary=400)
+    apart, layers = streamed(model)
+    run(tmp_path / "memory", model=model, workload=work, context=12, document_tokens=20)
+    run(tmp_path / "streamed", model=apart, workload=work, context=12, document_tokens=20)
+    assert files_of(tmp_path / "streamed") == files_of(tmp_path / "memory")
+    assert layers.read == list(range(len(model.stack)))
+    assert len(list((tmp_path / "memory").glob("facts-*.parquet"))) > 1
+
+
+def test_an_unusual_stream_has_the_same_bytes(tmp_path: Path) -> None:
+    """Several hidden states per token: contexts run one at a time, exits are read by the model's own code."""
+    model = tiny_model(build_family("gemma3n_text"))
+    work = workload_of(lengths=(9, 9), vocabulary=400)
+    run(tmp_path / "memory", model=model, workload=work, exits="2")
+    run(tmp_path / "streamed", model=streamed(model)[0], workload=work, exits="2")
+    assert files_of(tmp_path / "streamed") == files_of(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_in_bfloat16_too(family: str) -> None:
+    model = tiny_model(build_family(family), dtype="bfloat16", head_scale=3.0)
+    work = workload_of(lengths=(14, 9), vocabulary=400)
+    assert_same_trace(
+        run(None, model=streamed(model)[0], workload=work), run(None, model=model, workload=work)
+    )
+
+
+@pytest.mark.parametrize("exits", ["all", "1"])
+@pytest.mark.parametrize("memory", [None, 1])
+def test_with_signals_and_heads(exits: str, memory: int | None) -> None:
+    model = tiny_llama()
+    options = {"signals": "all", "exits": exits, "heads": random_heads(model, [1, 2])}
+    found = run(None, model=streamed(model)[0], memory=memory, **options)
+    assert_same_trace(found, run(None, model=model, **options))
+
+
+def test_a_document_that_is_not_finite_is_left_out_alike(tmp_path: Path) -> None:
+    def poison(hf: Any) -> None:
+        hf.get_input_embeddings().weight[7] = 3e38
+
+    model = tiny_model(llama(), head_scale=3.0, change=poison)
+    work = workload_of("1 2 3 4 5 6", "1 7 3", "9 8 11 12")
+    kept = run(tmp_path / "memory", model=model, workload=work)
+    run(tmp_path / "streamed", model=streamed(model)[0], workload=work)
+    assert [document.valid for document in kept.documents] == [True, False, True]
+    assert files_of(tmp_path / "streamed") == files_of(tmp_path / "memory")
+
+
+def test_arguments_made_anew_for_every_layer_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BatchCalls.__init__, "__defaults__", (0,))
+    model = tiny_model(build_family("gemma2"), head_scale=3.0)
+    recorded: list[int] = []
+    real = Recorder.__call__
+
+    def counted(recorder: Recorder, **inputs: Any) -> Any:
+        recorded.append(1)
+        return real(recorder, **inputs)
+
+    monkeypatch.setattr(Recorder, "__call__", counted)
+    work = workload_of(lengths=(14, 9), vocabulary=400)
+    found = run(None, model=streamed(model)[0], workload=work)
+    assert len(recorded) > 2 * len(model.stack), "nothing was kept"
+    assert_same_trace(found, run(None, model=model, workload=work))
+
+
+def test_progress_says_what_is_done_with_which_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    run(None, model=streamed(tiny_llama())[0], progress=True)
+    shown = capsys.readouterr().err
+    assert "numbers: computing layer 3/3" in shown
+    assert f"{3 * 127}/{3 * 127} layers x tokens" in " ".join(shown.split())
+
+
+def test_prompts_without_answers_are_refused(tmp_path: Path) -> None:
+    model, layers = streamed(tiny_model(llama(), head_scale=3.0))
+    large = dataclasses.replace(model, streamed=SimpleNamespace(layer_bytes=(10**9, 2 * 10**9)))
+    work = workload_of("1 2 3", mode="generation")
+    for apart in (model, large):
+        with pytest.raises(ModelError, match="for every new token") as caught:
+            trace(apart, work, tokens=5, output=tmp_path / "trace")
+        assert "jsonl:PATH#field" in caught.value.fix
+    assert "3.0 GB" in caught.value.what
+    assert not (tmp_path / "trace").exists()
+    assert layers.read == []
+
+
+def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append("/".join(path.parts[-3:]))
+        return "its SHA-256"
+
+    monkeypatch.setattr("offramp.tracing.request.sha256_of_file", noted)
+    code_fingerprint.__wrapped__()
+    assert {"tracing/streamed/layers.py", "models/streaming/shards.py", "offramp/models/stack.py"} <= set(
+        read
+    )

@@ -1,0 +1,121 @@
+"""Floors on agreement with the untransformed model, of which the transform alone loses some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tuning_traces import easy_and_hard
+
+from offramp.costs.hardware import find_machine
+from offramp.errors import InputError
+from offramp.policies.grammar import parse_policy
+from offramp.policies.signals import SIGNALS
+from offramp.policies.walk import walk
+from offramp.tracing.trace import Trace
+from offramp.tuning.curves import curve, make_grid
+from offramp.tuning.evidence import Evidence
+from offramp.tuning.league import league
+from offramp.tuning.losses import document_weights, parse_floor, token_losses
+from offramp.tuning.machines import machine_answers
+from offramp.tuning.predict import predict
+from offramp.tuning.tune import tune
+from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.verdict import judge
+from policy_traces import make_trace
+
+FLOOR = "reference_agreement"
+
+
+def transformed(trace: Trace, kept: float, seed: int = 5) -> Trace:
+    """The trace of a model whose untransformed form says the same on a share of the tokens."""
+    same = np.random.default_rng(seed).random(trace.token_count) < kept
+    trace.reference_top1 = np.where(same, trace.fact("top1")[:, -1], 999).astype(np.int32)
+    return trace
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return transformed(easy_and_hard(documents=400, wrong=0.002), 0.99)
+
+
+def test_losses_are_counted_against_the_untransformed_model() -> None:
+    top1 = np.array([[1, 7, 7], [7, 7, 7], [1, 5, 7]], dtype=np.int32)
+    trace = make_trace(tokens=3, layers=3, documents=1, top1=top1)
+    with pytest.raises(InputError, match="model without transforms"):
+        token_losses(trace, parse_floor(f"{FLOOR}=0.9"))
+    trace.reference_top1 = np.array([7, 7, 5], dtype=np.int32)
+    losses = token_losses(trace, parse_floor(f"{FLOOR}=0.9"))
+    np.testing.assert_array_equal(losses, [[1, 0, 0], [0, 0, 0], [1, 0, 1]])
+    assert parse_floor(f"{FLOOR}=0.9").risk == pytest.approx(0.1)
+    with pytest.raises(InputError, match="not clipped"):
+        parse_floor(f"{FLOOR}=0.9", 1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    kept=st.floats(0.0, 1.0),
+    exits=st.sets(st.integers(1, 5), min_size=1).map(sorted),
+)
+def test_the_curve_is_what_walking_every_threshold_gives(seed: int, kept: float, exits: list[int]) -> None:
+    trace = transformed(make_trace(seed=seed, levels=9), kept, seed)
+    floor = parse_floor(f"{FLOOR}=0.9")
+    evidence, signal = Evidence(trace, floor), SIGNALS["max_prob"]
+    grid = make_grid(trace, signal, np.arange(5))
+    columns = np.array(exits) - 1
+    found = curve(grid, list(columns), evidence.losses, columns, document_weights(trace))
+    for place, value in enumerate(grid.values):
+        text = f"threshold:signal=max_prob,value={float(value)!r},exits={'+'.join(map(str, exits))}"
+        walked = walk(parse_policy(text), trace)
+        assert found.risk[place] == pytest.approx(evidence.risk_of(walked.exits), abs=1e-9)
+
+
+def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp_path: Path) -> None:
+    tuned = tune(trace, {FLOOR: 0.95}, "h100")
+    assert tuned.policy_text != "never"
+    assert tuned.certificate.holds
+    assert "agree with the untransformed full model" in tuned.answer
+    assert tuned.quality.value is not None
+    assert tuned.quality.value >= 0.95
+    assert tuned.reference_agreement is not None
+    # The full model is on the front with the transform's own loss.
+    assert tuned.front[0].risk == pytest.approx(0.01, abs=0.005)
+    assert all(point.risk >= tuned.front[0].risk for point in tuned.front)
+    write_tuned(tmp_path / "policy.json", tuned)
+    assert read_tuned(tmp_path / "policy.json").reference_agreement == tuned.reference_agreement
+    found = predict(tuned, trace, hardware="h100", unseen=True)
+    assert found.reference_agreement is not None
+    assert found.reference_agreement.value == pytest.approx(0.98, abs=0.02)
+
+
+def test_a_transform_that_breaks_the_floor_by_itself_is_said_to() -> None:
+    trace = transformed(easy_and_hard(), 0.9)
+    tuned = tune(trace, {FLOOR: 0.95}, "h100")
+    assert tuned.policy_text == "never"
+    assert "It agrees with the untransformed one on " in tuned.answer
+    assert tuned.reference_agreement is not None
+    assert tuned.reference_agreement.value == pytest.approx(0.9, abs=0.02)
+
+
+def test_every_answer_carries_it(trace: Trace) -> None:
+    machine = find_machine("h100")
+    answers = [*judge(trace, machine=machine), *league(trace, machine, (0.95,))]
+    answers += machine_answers(trace, [machine], (1,), 0.95)
+    assert tune(trace, {"agreement": 0.95}, "h100", batch=2).reference_agreement is not None
+    for answer in answers:
+        reference = answer.reference_agreement
+        assert reference is not None
+        assert reference.value is not None
+        assert reference.value < answer.agreement.value
+    plain = easy_and_hard()
+    assert all(verdict.reference_agreement is None for verdict in judge(plain))
+    assert tune(plain, {"agreement": 0.95}, "h100").reference_agreement is None
+
+
+def test_what_cannot_be_judged_is_undefined(trace: Trace) -> None:
+    alone = trace.subset(np.array([0]))
+    assert all(verdict.reference_agreement.undefined for verdict in judge(alone))
