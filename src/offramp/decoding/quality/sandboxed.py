@@ -95,7 +95,9 @@ def _set_limits(job: dict[str, Any]) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
+        # At the hard limit of time the system kills without saying why; a second before, it says so.
+        hard = limit + 1 if kind == resource.RLIMIT_CPU else limit
+        resource.setrlimit(kind, (limit, hard))
 
 
 def _guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
