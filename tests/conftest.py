@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,3 +93,11 @@ def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         return ANSWERS[key]
 
     monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)
+
+
+@pytest.fixture(scope="module")
+def uncollected() -> Iterator[None]:
+    """No garbage collections: each takes a tenth of a second, and these modules hold nothing large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -20,12 +18,7 @@ from tiny_models import write_llama
 POLICY = "static:exit=2"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def uncollected() -> Iterator[None]:
-    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda *_: 0)
-        yield
+pytestmark = pytest.mark.usefixtures("uncollected")
 
 
 @pytest.fixture(scope="module")

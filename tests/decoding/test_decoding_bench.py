@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,12 +41,7 @@ def assistant(exit: int) -> str:
     return f"generate(assistant_early_exit={exit})"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def uncollected() -> Iterator[None]:
-    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda *_: 0)
-        yield
+pytestmark = pytest.mark.usefixtures("uncollected")
 
 
 @pytest.fixture(scope="module")

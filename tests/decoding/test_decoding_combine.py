@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +30,7 @@ POLICY = "static:exit=3"
 ASKED = ("prune:drop=2", "exits", "speculate", "prompt_lookup")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def uncollected() -> Iterator[None]:
-    """No garbage collections: each takes a tenth of a second, and nothing here holds anything large."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda *_: 0)
-        yield
+pytestmark = pytest.mark.usefixtures("uncollected")
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode, Transforms
 from offramp.errors import InputError
 
-FLOOR = 0.95
-
 
 def bench(
     model: ModelName = "smollm2",
@@ -157,7 +155,7 @@ def bench(
             rounds=rounds,
             seconds=seconds,
             draft_length=draft_length,
-            floor=FLOOR if floor is None else floor,
+            floor=floor,
             output=output,
             seed=seed,
             dtype=dtype,

@@ -12,7 +12,7 @@ from offramp.cli.options import require_options
 from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
 from offramp.decoding.bench.acceleration import SPECULATE, read_accelerations
 from offramp.decoding.bench.bench import require_sizes
-from offramp.decoding.bench.combine import require_floor, require_policy
+from offramp.decoding.bench.combine import FLOOR, require_floor, require_policy
 from offramp.decoding.generation.binding import check_reachable, read_policy_source
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
@@ -51,7 +51,7 @@ def read_combine_request(
     heads: Sequence[Path],
     workload: str,
     draft_length: str | None,
-    floor: float,
+    floor: float | None,
     output: Path | None,
     dtype: str,
     meaningless: Mapping[str, bool],
@@ -65,6 +65,7 @@ def read_combine_request(
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
     require_sizes(**{name: plain[name] for name in ("prompts", "prompt_tokens", "new_tokens", "rounds")})
+    floor = FLOOR if floor is None else floor
     require_floor(floor)
     for option, given in meaningless.items():
         if given:

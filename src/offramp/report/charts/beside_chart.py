@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.report.charts.drawing import drawing, label, line, marker
+from offramp.report.charts.plain_axis import FOOT, LEFT, RIGHT, ROW, TOP, WIDTH, plain_axis
 from offramp.report.charts.scale import Scale, nice_range
 from offramp.report.formats import decimal
 
-WIDTH = 360
-LEFT, RIGHT = 8, 352
-TOP, ROW, FOOT = 22, 38, 30
 MEASURED, PREDICTED = 0, 1
 
 
@@ -29,24 +27,13 @@ class BesideRow:
 
 def beside_svg(title: str, description: str, rows: Sequence[BesideRow], plain: float) -> str:
     """The rows on one axis of milliseconds; left of plain decoding is faster. plain: its milliseconds."""
-    bottom = TOP + ROW * len(rows)
     ends = [end for row in rows for end in (row.measured, row.low, row.high, row.predicted)]
     found = nice_range([end for end in ends if end is not None], include=(plain,))
     scale = Scale(*(found or (0.0, 2 * plain)), LEFT, RIGHT)
-    width = scale(plain) - LEFT
-    parts = [f'<rect class="faster" x="{LEFT}" y="{TOP}" width="{width:.1f}" height="{bottom - TOP}"/>']
-    for tick in scale.ticks(6):
-        anchor = "start" if scale(tick) < LEFT + 8 else "end" if scale(tick) > RIGHT - 8 else "middle"
-        parts.append(line(scale(tick), TOP, scale(tick), bottom, "grid"))
-        parts.append(label(scale(tick), bottom + 14, f"{tick:g}", anchor=anchor))
-    parts.append(label(RIGHT, bottom + 27, "ms per token", anchor="end"))
-    parts.append(line(scale(plain), TOP - 4, scale(plain), bottom, "rule"))
-    side = "start" if scale(plain) < (LEFT + RIGHT) / 2 else "end"
-    nudge = 4 if side == "start" else -4
     name = f"plain decoding {decimal(plain, 1)} ms"
-    parts.append(label(scale(plain) + nudge, TOP - 8, name, anchor=side, style="rule-name"))
+    parts = plain_axis(scale, plain, len(rows), name=name, unit="ms per token", faster="left")
     parts += [draw_row(row, scale, TOP + ROW * place) for place, row in enumerate(rows)]
-    return drawing(WIDTH, bottom + FOOT, title, description, "".join(parts), style="wide")
+    return drawing(WIDTH, TOP + ROW * len(rows) + FOOT, title, description, "".join(parts), style="wide")
 
 
 def draw_row(row: BesideRow, scale: Scale, top: float) -> str:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from offramp.decoding.bench.results import Interval
 from offramp.report.charts.drawing import drawing, label, line, marker
+from offramp.report.charts.plain_axis import FOOT, LEFT, RIGHT, ROW, TOP, WIDTH, plain_axis
 from offramp.report.charts.scale import Scale, nice_range
 from offramp.report.formats import decimal
 
-WIDTH = 360
-LEFT, RIGHT = 8, 352
-TOP, ROW, FOOT = 22, 38, 30
 MEASURED, PRODUCT = 0, 1
 APART = 4
 """How far measured and product lie above and below the middle of a row's track."""
@@ -30,25 +28,13 @@ class ProductRow:
 
 def product_svg(title: str, description: str, rows: Sequence[ProductRow]) -> str:
     """The rows on one axis of speed; right of 1 is faster than plain decoding."""
-    bottom = TOP + ROW * len(rows)
     found = [interval for row in rows for interval in (row.measured, row.product) if interval is not None]
     ends = [end for one in found for end in (one.value, one.low, one.high) if end is not None]
     scale = Scale(*(nice_range(ends, include=(1.0,)) or (0.5, 1.5)), LEFT, RIGHT)
-    plain = scale(1.0)
-    width, height = f"{RIGHT - plain:.1f}", bottom - TOP
-    parts = [f'<rect class="faster" x="{plain:.1f}" y="{TOP}" width="{width}" height="{height}"/>']
-    for tick in scale.ticks(6):
-        x = scale(tick)
-        anchor = "start" if x < LEFT + 8 else "end" if x > RIGHT - 8 else "middle"
-        parts.append(line(x, TOP, x, bottom, "grid"))
-        parts.append(label(x, bottom + 14, f"{tick:g}", anchor=anchor))
-    parts.append(label(RIGHT, bottom + 27, "× the speed of plain decoding", anchor="end"))
-    parts.append(line(plain, TOP - 4, plain, bottom, "rule"))
-    side = "start" if plain < (LEFT + RIGHT) / 2 else "end"
-    nudge = 4 if side == "start" else -4
-    parts.append(label(plain + nudge, TOP - 8, "plain decoding", anchor=side, style="rule-name"))
+    unit = "× the speed of plain decoding"
+    parts = plain_axis(scale, 1.0, len(rows), name="plain decoding", unit=unit, faster="right")
     parts += [_row(row, scale, TOP + ROW * place) for place, row in enumerate(rows)]
-    return drawing(WIDTH, bottom + FOOT, title, description, "".join(parts), style="wide")
+    return drawing(WIDTH, TOP + ROW * len(rows) + FOOT, title, description, "".join(parts), style="wide")
 
 
 def _row(row: ProductRow, scale: Scale, top: float) -> str:
