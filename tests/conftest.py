@@ -72,10 +72,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
     from offramp.cli import decoding_choice
+    from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding_choice, "MOST_NEW_TOKENS", decoding_choice.FEWEST_NEW_TOKENS)
+        patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-HEAVY = {"torch", "transformers", "scipy", "pandas", "sklearn", "pyarrow"}
+HEAVY = {"torch", "transformers", "scipy", "pandas", "sklearn", "pyarrow", "pydantic", "lm_eval", "ray"}
 HELP = "import sys; sys.argv = ['offramp', '--help']; from offramp.cli.main import main; main()"
 
 

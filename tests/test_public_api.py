@@ -20,6 +20,7 @@ FACT_NAMES = (
     *("hidden_cosine_to_previous", "update_norm"),
 )
 TOKENS = 900
+STRATEGIES = Path(__file__).parents[1] / "studies" / "strategies.toml"
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,8 @@ def test_importing_and_reading_back_load_no_torch(trace_folder: Path) -> None:
         "result = offramp.replay(trace, offramp.parse_policy('static:exit=2'))\n"
         "offramp.judge(trace)\n"
         "offramp.load_workload('chat')\n"
+        "offramp.compare\n"
+        f"assert offramp.read_study({str(STRATEGIES)!r}).name == 'strategies'\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
         "print(trace.max_prob.shape, card.representation.value, result.skip_ratio)\n"
     )

@@ -19,6 +19,18 @@ README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
 # What keeps the commands short here.
 FEW = ["--tokens", "128", "--exits", "10,20,25"]
+STUDY = """
+models = ["smollm2"]
+workloads = ["prose"]
+policies = ["league"]
+machines = ["h100"]
+
+[study]
+name = "strategies"
+tokens = 128
+exits = [10, 20, 25]
+"""
+"""In the place of the shipped one, which takes too long here."""
 LESS = {
     "run": [*FEW, "--no-decode", "--hardware", "h100"],  # the next command times this machine
     "trace": FEW,
@@ -44,7 +56,7 @@ def test_the_readme_shows_every_command_and_nothing_else() -> None:
     commands_shown = {words[1] for words in shown}
     assert commands_shown == {
         *("run", "hardware", "trace", "score", "replay", "tune", "predict", "list", "doctor"),
-        *("generate", "bench"),
+        *("generate", "bench", "study", "compare"),
     }
     others = [words for words in commands() if words[0] != "offramp"]
     assert others == [["make", target] for target in MAKE_TARGETS]
@@ -58,10 +70,13 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preparation, "FITTING_TOKENS", 200)
     outcomes: dict[str, Outcome] = {}
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies/strategies.toml").write_text(STUDY)
     for words in commands():
         if words[0] == "offramp":
             less = LESS.get(words[1], [])
-            outcomes[words[1]] = run_offramp(*words[1:], *less).require(0)
+            name = " ".join(words[1:3]) if words[1] == "study" else words[1]
+            outcomes[name] = run_offramp(*words[1:], *less).require(0)
     assert "Report: runs/prose/report.html" in outcomes["run"].out
     assert (tmp_path / "runs/prose/report.html").is_file()
     assert "128 tokens" in outcomes["trace"].out
@@ -75,6 +90,12 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "agreement with the full model" in outcomes["generate"].err
     assert "INVALID" in outcomes["bench"].out  # one round is no measurement, and it says so
     assert "too few samples" in outcomes["bench"].out
+    assert "2 to do" in outcomes["study plan"].out
+    assert "Report: runs/study-strategies/report.html" in outcomes["study run"].out
+    assert "2 done" in outcomes["study status"].out
+    assert "Report: runs/study-strategies/report.html" in outcomes["study report"].out
+    assert (tmp_path / "runs/comparison/report.html").is_file()
+    assert (tmp_path / "runs/comparison/citation.bib").is_file()
 
 
 def printed(program: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# The module of each public name, ":" and its name there if that is another.
 _HOMES = {
     "Model": "offramp.models.model",
     "load_model": "offramp.tracing.transformed",
@@ -35,6 +36,10 @@ _HOMES = {
     "bench": "offramp.decoding.bench.bench",
     "generate": "offramp.decoding.generation.generate",
     "early_exit": "offramp.decoding.generation.early_exit",
+    "Study": "offramp.studies.study",
+    "read_study": "offramp.studies.study",
+    "Comparison": "offramp.studies.comparison.results",
+    "compare": "offramp.studies.comparison.reading:read_comparison",
     "Generation": "offramp.decoding.generation.result",
     "InputError": "offramp.errors",
     "OfframpError": "offramp.errors",
@@ -55,6 +60,9 @@ if TYPE_CHECKING:
     from offramp.policies.replay import replay
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import score
+    from offramp.studies.comparison.reading import read_comparison as compare
+    from offramp.studies.comparison.results import Comparison
+    from offramp.studies.study import Study, read_study
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.trace import Trace
@@ -69,16 +77,19 @@ if TYPE_CHECKING:
     from offramp.workloads.workload import Workload
 
 __all__ = [
+    "Comparison",
     "ExitPolicy",
     "Generation",
     "InputError",
     "Model",
     "OfframpError",
     "ScoreCard",
+    "Study",
     "Trace",
     "Tuned",
     "Workload",
     "bench",
+    "compare",
     "early_exit",
     "find_machine",
     "fit_heads",
@@ -92,6 +103,7 @@ __all__ = [
     "measure_hardware",
     "parse_policy",
     "predict",
+    "read_study",
     "replay",
     "score",
     "trace",
@@ -103,7 +115,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its room when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
 

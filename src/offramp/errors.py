@@ -46,3 +46,7 @@ class PolicyError(InputError):
 
 class DamagedFileError(OfframpError):
     """A file whose bytes are not those that were written (checksum mismatch, truncated, unreadable)."""
+
+
+class DiskFullError(OfframpError):
+    """A disk without room for what is to be written; nothing half-written was left."""

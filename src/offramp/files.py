@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DamagedFileError, InputError, OfframpError
+from offramp.errors import DamagedFileError, DiskFullError, InputError
 
 TEMPORARY_PREFIX = ".writing-"
 
@@ -37,13 +37,29 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Whether the operating system says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full(path: Path, written: int) -> DiskFullError:
+    """The error for a file of which only so many bytes could be written, with what is free."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    return DiskFullError(
+        f"the disk is full: {written:,} bytes of {path.name} were written, {free:,} bytes are free",
+        where=str(path.parent),
+        fix="free some space and run the same command again; it resumes after the last whole part",
+    )
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     The file is flushed to disk before the rename and the folder after it, so that `path` is either absent,
     the old file, or the whole new one. The temporary file is removed if `write` fails.
 
-    Raises OfframpError if the disk is full, with the free and the needed sizes.
+    Raises DiskFullError if the disk is full, with the free and the written sizes.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -55,13 +71,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise OfframpError(
-                f"the disk is full: {written:,} bytes of {path.name} were written, {free:,} bytes are free",
-                where=str(path.parent),
-                fix="free some space and run the same command again; it resumes after the last whole part",
-            ) from error
+        if is_disk_full(error):
+            raise disk_full(path, written) from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -19,21 +19,23 @@ from command_line import finish, run_arguments, run_offramp, start_offramp
 from offramp.cli import decoding_choice, decoding_stage
 from offramp.cli.decoding_choice import (
     BUDGET_SECONDS,
-    FEWEST_NEW_TOKENS,
     MOST_NEW_TOKENS,
-    PROMPT_TOKENS,
-    PROMPTS,
     Choice,
-    Prompts,
     chosen_policy,
     grid,
     new_tokens_for,
-    pick_prompts,
     seconds_for,
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task
 from offramp.decoding.bench.contenders import SHORT
+from offramp.decoding.bench.traced_prompts import (
+    FEWEST_NEW_TOKENS,
+    PROMPT_TOKENS,
+    PROMPTS,
+    Prompts,
+    pick_prompts,
+)
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema

@@ -11,9 +11,9 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.cli import model_request
 from offramp.costs.local_store import list_local_profiles
 from offramp.models.loading import find_source
+from offramp.tracing import model_request
 from tiny_models import LAYERS
 
 PRUNE = ("--transform", "prune:drop=2")

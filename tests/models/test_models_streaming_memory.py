@@ -10,6 +10,7 @@ import pytest
 from streaming_cases import write_family
 
 from offramp.errors import ModelError
+from offramp.models.available_memory import machine_memory
 from offramp.models.loading import load_source
 from offramp.models.streaming import memory
 from offramp.models.streaming.loading import load_streamed, needed_memory, would_not_fit
@@ -76,6 +77,10 @@ def test_what_control_groups_leave_counts(tmp_path: Path) -> None:
     assert memory.available_memory(groups, own) == 700
     write_group(outer / "inner", memory__current="2000")
     assert memory.available_memory(groups, own) == 0
+    # What there is for everything that runs in them is the lowest limit.
+    assert machine_memory(groups, own) == 1000
+    write_group(outer / "inner", memory__max="max")
+    assert machine_memory(groups, own) == 9000
 
 
 def test_control_groups_of_the_first_version(tmp_path: Path) -> None:
@@ -88,8 +93,10 @@ def test_control_groups_of_the_first_version(tmp_path: Path) -> None:
         memory__stat="inactive_file 3\ntotal_inactive_file 50",
     )
     assert memory.available_memory(tmp_path, own) == 3550
+    assert machine_memory(tmp_path, own) == 5000
 
 
 def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
     found = memory.available_memory(tmp_path, tmp_path / "none")
     assert found == pytest.approx(psutil.virtual_memory().available, rel=0.5)
+    assert machine_memory(tmp_path, tmp_path / "none") == psutil.virtual_memory().total

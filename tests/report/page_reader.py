@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "br", "img", "link", "hr", "input", "base", "col", "source", "wbr"}
+LOADING = {"src", "srcset", "data", "poster", "action", "background", "xlink:href", "formaction"}
 
 
 class Page(HTMLParser):
@@ -45,3 +46,16 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def require_self_contained(html: str, page: Page, *, links: tuple[str, ...]) -> None:
+    """Nothing is loaded from anywhere. links: what the address of one may begin with."""
+    for tag, values, _ in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "use"}
+        assert not LOADING & set(values)
+        if "href" in values:
+            assert values["href"].startswith(links)
+        assert not any(name.startswith("on") for name in values)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|import\(", html)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from report_examples import example_run
 
-from offramp.report.finite import finite_json
 from offramp.report.summary import spread, summarise, summary_schema
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.finite import finite_json
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.ratios import SAMPLES_NEEDED
-from offramp.errors import InputError
-from offramp.models.model import Model
+from offramp.decoding.bench.traced_prompts import PROMPTS
 from offramp.report.answers import fastest_exiting, nearest_floor
 from offramp.report.decoded import Origin
 from offramp.report.formats import whole_percent
 from offramp.report.headline import main_verdict
 from offramp.report.run_result import WorkloadResult
-from offramp.tracing.trace import Trace
-from offramp.tuning.splits import split_documents, split_roles
-from offramp.workloads.workload import Workload
 
 CHARGED_KV = "propagate"
 GRID_DEPTHS = (0.5, 0.75)
@@ -27,12 +20,7 @@ DRAFT_LENGTH = 1
 """Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
 GRID_STRATEGIES = ("propagate", "recompute", "speculate")
 
-PROMPTS = SAMPLES_NEEDED
-"""Of each text, each decoded once by every contender: the fewest samples that give an interval."""
-PROMPT_TOKENS = 32
-LONGEST_PROMPT = 256
-MOST_NEW_TOKENS, FEWEST_NEW_TOKENS = 32, 8
-"""With fewer than the fewest, something is left out."""
+MOST_NEW_TOKENS = 32
 PLAIN_CONTENDERS = 3
 """Never exit and its twin, and `generate()`: beside every text's policies."""
 BUDGET_SECONDS, LIMIT_SECONDS = 118.0, 300.0
@@ -87,60 +75,6 @@ def grid(layers: int) -> list[Choice]:
         for exit in exits
         for kv in GRID_STRATEGIES
     ]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts as token ids. documents: where they come from. unseen: whether tuning saw none of them."""
-
-    ids: tuple[tuple[int, ...], ...]
-    documents: tuple[str, ...]
-    unseen: bool
-
-
-def pick_prompts(model: Model, workload: Workload, trace: Trace, count: int = PROMPTS) -> Prompts:
-    """Starts of documents (text), or whole prompts (generation), of the trace's own documents.
-
-    Only documents for the report where there are some: neither fitting nor tuning saw them.
-
-    Raises InputError if no document is long enough, or every prompt too long.
-    """
-    texts = {document.id: document.text for document in workload.documents}
-    places, unseen = _report_places(trace)
-    found: dict[str, tuple[int, ...]] = {}
-    for place in places:
-        name = trace.documents[place].id
-        if workload.mode == "generation":
-            encode = model.encode_chat if workload.chat else model.encode
-            ids = encode(texts[name])
-            fits = 0 < len(ids) <= LONGEST_PROMPT
-        else:
-            ids = model.encode(texts[name])[:PROMPT_TOKENS]
-            fits = len(ids) == PROMPT_TOKENS
-        if fits and _has_room(model, len(ids)):
-            found[name] = tuple(ids)
-        if len(found) == count:
-            break
-    if not found:
-        raise InputError(
-            f"no document of {workload.name} gives a prompt to decode from",
-            where=workload.name,
-            fix=f"texts need {PROMPT_TOKENS} tokens, prompts {LONGEST_PROMPT} at most",
-        )
-    return Prompts(tuple(found.values()), tuple(found), unseen)
-
-
-def _report_places(trace: Trace) -> tuple[list[int], bool]:
-    """Documents for the report, which verdict and tuner alike have not chosen on; all without such."""
-    judging, roles = split_documents(trace, 0)[1], split_roles(trace, 0)
-    report = [int(place) for place in roles.report if place in judging]
-    if report:
-        return report, True
-    return [int(place) for place in np.unique(trace.document)], False
-
-
-def _has_room(model: Model, prompt: int) -> bool:
-    return model.context_length is None or prompt + FEWEST_NEW_TOKENS <= model.context_length
 
 
 def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:

@@ -11,12 +11,10 @@ import torch
 
 from offramp.cli.console import stage
 from offramp.cli.decoding_choice import (
-    FEWEST_NEW_TOKENS,
     LIMIT_SECONDS,
     chosen_policy,
     grid,
     new_tokens_for,
-    pick_prompts,
     seconds_for,
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
@@ -24,6 +22,7 @@ from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL, machine_facts
 from offramp.costs.machine import Machine
+from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import OfframpError

@@ -46,6 +46,8 @@ def _packages() -> list[Finding]:
         "reasoning-gym": "pip install 'offramp[math]' for the math workload",
         "datasets": "pip install 'offramp[datasets]' for hf: workloads",
         "torchao": "pip install 'offramp[quantisation]' for the transforms int8 and int4",
+        "ray": "pip install 'offramp[ray]' for offramp study run --engine ray",
+        "lm_eval": "pip install 'offramp[harness]' for offramp-lm-eval",
     }
     findings = []
     for name, fix in {**needed, **extras}.items():

@@ -54,8 +54,8 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
-    from offramp.cli.model_request import find_model, read_transforms
     from offramp.models.registry import DTYPES
+    from offramp.tracing.model_request import find_model, read_transforms
 
     out = Output(as_json)
     sizes = _read_batches(batches)

@@ -70,7 +70,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear lens and classifiers per exit on the later half of each workload's documents."""
-    from offramp.cli.model_request import find_model, read_transforms
+    from offramp.tracing.model_request import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -137,9 +137,9 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
-    from offramp.cli.model_request import find_model, read_transforms
-    from offramp.cli.streaming import load_for_tracing
     from offramp.models.registry import DTYPES
+    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.streamed.loading import load_for_tracing
 
     out = Output(as_json)
     if dtype not in DTYPES:

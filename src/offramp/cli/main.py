@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli.bench_command import bench
+from offramp.cli.compare_command import compare
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
 from offramp.cli.generate_command import generate
@@ -22,6 +23,7 @@ from offramp.cli.predict_command import predict
 from offramp.cli.replay_command import replay
 from offramp.cli.run_command import run
 from offramp.cli.score_command import score
+from offramp.cli.study_command import study
 from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
 from offramp.errors import InputError, OfframpError
@@ -67,6 +69,8 @@ app.command("tune")(tune)
 app.command("predict")(predict)
 app.command("bench")(bench)
 app.command("generate")(generate)
+app.add_typer(study, name="study")
+app.command("compare")(compare)
 app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")

@@ -94,6 +94,13 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what another command left in the folder.")
 ]
 Repair = Annotated[bool, typer.Option("--repair", help="Trace damaged parts of a finished trace again.")]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed",
+        help="Compare nevertheless what was measured on other token counts or another text, and say so.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 TraceFolder = Annotated[Path, typer.Argument(help="A folder that offramp trace or offramp run wrote.")]
 

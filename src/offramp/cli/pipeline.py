@@ -12,7 +12,6 @@ import torch
 from offramp.cli.answers import Answers, answers_of
 from offramp.cli.console import stage
 from offramp.cli.decoding_stage import DecodingResult, decode_workloads
-from offramp.cli.model_request import find_model, read_transforms
 from offramp.cli.preparation import RUN_SIGNALS, Prepared, prepare
 from offramp.cli.run_folder import (
     POLICIES,
@@ -23,7 +22,6 @@ from offramp.cli.run_folder import (
     safe_name,
 )
 from offramp.cli.run_writer import FinishedRun, Writer
-from offramp.cli.streaming import load_for_tracing
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.decoding.bench.contenders import GENERATE
@@ -40,8 +38,10 @@ from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted import FittedHeads
 from offramp.tracing.heads_file import read_heads
+from offramp.tracing.model_request import find_model, read_transforms
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
+from offramp.tracing.streamed.loading import load_for_tracing
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
 from offramp.tuning.tuned_file import write_tuned
@@ -56,8 +56,8 @@ NOT_ASKED = ("overwrite", "repair", "decode", "stream", "memory", "workloads_giv
 class RunOptions:
     """What was asked for on the command line, workloads and folder apart.
 
-    transforms: texts of their grammar. stream, memory: of `offramp.cli.streaming.load_for_tracing`.
-    workloads_given: whether the workloads were named, or are those of any run.
+    transforms: texts of their grammar. stream, memory: as `load_for_tracing` takes them. workloads_given:
+    whether the workloads were named, or are those of any run.
     """
 
     model: str

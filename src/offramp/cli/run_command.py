@@ -82,8 +82,8 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
-    from offramp.cli.model_request import read_transforms
-    from offramp.cli.sizes import parse_size
+    from offramp.models.memory_size import parse_size
+    from offramp.tracing.model_request import read_transforms
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,22 @@ def require_writable(folder: Path) -> None:
             else "the output folder may not be made here",
             where=str(existing),
             fix="choose another folder with -o, or change its permissions",
+        )
+
+
+def require_only(folder: Path, own: Collection[str], what: str) -> None:
+    """Make sure that the folder can be written, and that nothing is in it but what has these names.
+
+    what: said of the folder if something else is in it.
+
+    Raises InputError if not; nothing is written.
+    """
+    require_writable(folder)
+    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in entries if name not in own and not name.startswith(TEMPORARY_PREFIX)]
+    if others:
+        raise InputError(
+            f"{what}: {', '.join(others[:3])}", where=str(folder), fix="choose another folder with -o"
         )
 
 

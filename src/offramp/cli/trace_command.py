@@ -50,10 +50,10 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
-    from offramp.cli.model_request import find_model, read_transforms
-    from offramp.cli.sizes import parse_size
-    from offramp.cli.streaming import load_for_tracing
+    from offramp.models.memory_size import parse_size
+    from offramp.tracing.model_request import find_model, read_transforms
     from offramp.tracing.recording import parse_signals
+    from offramp.tracing.streamed.loading import load_for_tracing
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)

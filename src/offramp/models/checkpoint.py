@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
 from offramp.models.weight_files import read_headers
 
+# Names under which configs and modules state how many layers there are.
+LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
 # Constants that GPT-Neo and its kin once stored with their weights.
 OBSOLETE_CONSTANTS = (".masked_bias",)
 
@@ -44,6 +46,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError("config.json holds no JSON object", where=str(path), fix="download the file again")
     return config
+
+
+def stated_layers(config: Mapping[str, Any]) -> int | None:
+    """How many layers a config.json states, None if it does not say."""
+    return stated_count(config, LAYER_COUNT_KEYS)
+
+
+def stated_count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    """The first whole number that a config.json states under one of some keys, its text part first."""
+    keys, text = tuple(keys), config.get("text_config")
+    stated = [part[key] for part in (text or {}, config) for key in keys if part.get(key)]
+    return next((count for count in stated if isinstance(count, int)), None)
 
 
 def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_code: bool) -> None:

@@ -66,6 +66,21 @@ def download(name: str, *, trust_remote_code: bool) -> Downloaded:
     return Downloaded(folder, revision=folder.name)
 
 
+def find_downloaded(name: str) -> Downloaded | None:
+    """The newest snapshot of a Hub repository on this machine, None if there is none; asks no network.
+
+    It may lack files: an earlier download may have been stopped.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return Downloaded(folder, revision=folder.name)
+
+
 def _fetch(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -12,11 +12,10 @@ from transformers import PreTrainedConfig
 
 from offramp.errors import ModelError
 from offramp.models.calls import hidden_argument
+from offramp.models.checkpoint import LAYER_COUNT_KEYS
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.stack import ExitStack, with_hidden
 
-# Names under which configs and modules state how many layers there are.
-LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
 # Attributes that may be a layer's number though only one layer has them.
 INDEX_WORDS = ("idx", "index", "layer_number", "layer_id")
 # Lists of every config, and of token ids: never one entry per layer.

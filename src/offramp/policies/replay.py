@@ -61,7 +61,7 @@ def replay(
     Raises PolicyError if the policy does not fit the trace, the strategy or the batch; InputError for a trace
     without tokens, or a machine that is unknown or cannot price it.
     """
-    strategy = _check_options(kv, batch, batching, draft_length)
+    strategy = check_options(kv, batch, batching, draft_length)
     source = policy
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
@@ -71,11 +71,8 @@ def replay(
         in_bytes, in_flops = counted_at(trace, "bytes"), counted_at(trace, "flops")
     else:
         in_bytes, in_flops = _only_one_row(costs.bytes), _only_one_row(costs.flops)
-    own = policy.for_task(task_of(trace))
-    trace = seen_by(own, trace)
-    steps = group_into_steps(trace.document, batch, seed)
-    walked = BATCHINGS[batching](walk(own, trace), steps)
-    run = Run(trace, own, walked, steps, draft_length)
+    run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
+    trace, own, walked, steps = run.trace, run.policy, run.walk, run.steps
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
     unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
@@ -113,7 +110,21 @@ def replay(
     )
 
 
-def _check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
+def run_of(
+    trace: Trace, policy: ExitPolicy, *, batch: int, batching: str, draft_length: int, seed: int
+) -> Run:
+    """A policy walked through a trace, its tokens grouped into steps: ready to be charged.
+
+    Raises PolicyError if the policy does not fit the trace or the batch.
+    """
+    own = policy.for_task(task_of(trace))
+    trace = seen_by(own, trace)
+    steps = group_into_steps(trace.document, batch, seed)
+    return Run(trace, own, BATCHINGS[batching](walk(own, trace), steps), steps, draft_length)
+
+
+def check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
+    """The strategy of that name. Raises PolicyError for options that are unknown or do not go together."""
     if kv not in STRATEGIES:
         raise PolicyError(f"unknown strategy {kv!r} for K and V", fix=suggest(kv, STRATEGIES))
     if batching not in BATCHINGS:

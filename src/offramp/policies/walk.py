@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,23 +168,13 @@ def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) ->
 
     Raises PolicyError if the trace recorded them against other exits.
     """
-    full = [exit for exit, facts in checked.items() if FULL_HEAD in probes_of(facts)]
-    traced = [int(exit) for exit in trace.exits]
     heads = trace.request.get("heads") or {}
     candidates = heads.get("candidate_exit")
     where = str(trace.folder or "the trace")
+    require_neighbours(checked, [int(exit) for exit in trace.exits], where)
+    full = _full_heads(checked)
     for exit, facts in checked.items():
-        first, before = full[0] if full and full[0] < exit else None, _last_below(full, exit)
-        recorded = _last_below(traced, exit)
-        names = [name for name in facts if looks_back(name)]
-        if names and (before is None or before != recorded):
-            together = ",".join(map(str, (*full, trace.layers)))
-            raise PolicyError(
-                f"{names[0]} at exit {exit} was recorded against {_exit(recorded)}, but the policy's check "
-                f"with a full head before it is at {_exit(before)}",
-                where=where,
-                fix=f"trace again with --exits {together} and the same --signals",
-            )
+        first = full[0] if full and full[0] < exit else None
         if CANDIDATES in facts and (first is None or first != candidates):
             raise PolicyError(
                 f"{CANDIDATES} was recorded with the candidates of {_exit(candidates)}, but the policy's "
@@ -194,7 +184,32 @@ def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) ->
             )
 
 
-def _last_below(exits: list[int], exit: int) -> int | None:
+def require_neighbours(checked: Mapping[int, tuple[str, ...]], traced: Sequence[int], where: str) -> None:
+    """Facts that look back to the last check before with a full head were recorded against that exit.
+
+    checked: as in `require_comparisons`. traced: exits of the trace, ascending. where: for the error.
+
+    Raises PolicyError if they were, or would be, recorded against others.
+    """
+    full = _full_heads(checked)
+    for exit, facts in checked.items():
+        before, recorded = _last_below(full, exit), _last_below(traced, exit)
+        names = [name for name in facts if looks_back(name)]
+        if names and (before is None or before != recorded):
+            together = ",".join(map(str, (*full, traced[-1])))
+            raise PolicyError(
+                f"{names[0]} at exit {exit} was recorded against {_exit(recorded)}, but the policy's check "
+                f"with a full head before it is at {_exit(before)}",
+                where=where,
+                fix=f"trace again with --exits {together} and the same --signals",
+            )
+
+
+def _full_heads(checked: Mapping[int, tuple[str, ...]]) -> list[int]:
+    return [exit for exit, facts in checked.items() if FULL_HEAD in probes_of(facts)]
+
+
+def _last_below(exits: Sequence[int], exit: int) -> int | None:
     return max((other for other in exits if other < exit), default=None)
 
 

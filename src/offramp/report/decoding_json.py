@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.finite import finite_json
 from offramp.report.forecasts import error_sentence, prediction_verdict
 from offramp.report.run_result import RunResult
+from offramp.scoring.finite import finite_json
 
 
 def decoding_json(run: RunResult) -> dict[str, Any]:

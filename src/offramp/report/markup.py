@@ -44,6 +44,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "workload"
 
 
+def bullets(lines: Sequence[str], style: str) -> str:
+    """Texts as a list; nothing without any."""
+    return element("ul", "".join(element("li", text(line)) for line in lines), class_=style) if lines else ""
+
+
 def kind_chip(kind: Kind) -> str:
     """The small label that says where a number comes from."""
     return element("span", kind, class_=f"kind {kind}", title=KIND_MEANING[kind])

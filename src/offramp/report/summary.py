@@ -14,11 +14,11 @@ from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
 from offramp.report.decoding_json import decoding_json
-from offramp.report.finite import finite_json, number
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.judgement import judge_measured, measured_seconds
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.finite import finite_json, number
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from offramp.scoring.ranking import ConfidenceRanking, tie_starts
 
@@ -20,6 +19,8 @@ def isotonic_map(ranked: Values, agrees: Values) -> tuple[Values, Values]:
     Returns the distinct confidences and the fitted rates, each float64 [groups]; tied tokens count as their
     mean, with their number as weight, so that the order among ties is of no effect.
     """
+    from scipy.optimize import isotonic_regression  # here, since planning a study imports this file
+
     ties = tie_starts(ranked)
     size = np.diff(ties, append=len(ranked)).astype(np.float64)
     rate = np.add.reduceat(agrees, ties) / size

@@ -17,7 +17,7 @@ from offramp.scoring.card import EasVariant, ScoreCard
 from offramp.scoring.curves import MEAN_FACTS, curve_notes, layer_curves
 from offramp.scoring.diagnostics import ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums
-from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, layer_weights
+from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, adaptability, layer_weights
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.information import initial_information
 from offramp.tracing.trace import Trace
@@ -47,13 +47,14 @@ class _Measured:
 
 
 @dataclass(frozen=True)
-class _Component:
-    """A component for the trace and its draws, float64 [1 + draws], or why it is undefined."""
+class DrawnFigure:
+    """A figure for the trace and its bootstrap draws, float64 [1 + draws], or why it is undefined."""
 
     values: Values | None
     undefined: str | None = None
 
     def estimate(self, bootstrap: DocumentBootstrap) -> Estimate:
+        """The figure with its 95 % interval."""
         if self.values is None:
             return Estimate(None, undefined=self.undefined)
         return bootstrap.estimate(self.values)
@@ -72,7 +73,7 @@ def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
     bootstrap = measured.bootstrap
     estimates = {name: component.estimate(bootstrap) for name, component in _components(measured).items()}
     literal = _literal_calibration(measured.diagnostics)
-    skips = _oracle_skips(measured)
+    skips = {name: bootstrap.estimate(values) for name, values in _oracle_skips(measured).items()}
     eas = EasInputs(measured.means, layer_weights(trace.exits, trace.layers), bootstrap)
     variants = tuple(eas.variant(similarity, DEFAULT_ALPHA) for similarity in SIMILARITIES)
     head = head_flops(trace.shape)
@@ -94,6 +95,35 @@ def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
         notes=_notes(measured),
         reference_agreement=_reference_agreement(measured),
     )
+
+
+def drawn_figures(
+    trace: Trace, *, draws: int = 1000, seed: int = 0
+) -> tuple[DocumentBootstrap, dict[str, DrawnFigure]]:
+    """The draws behind the estimates of `score`, by the card's names, and the bootstrap that gave them.
+
+    Names: representation, increment, calibration, composite, first_match_skip, saturation_skip, eas_logit,
+    eas_centred_logit, eas_hidden (at the default alpha), nll (of the full model, nats per token). Two
+    traces with rows of the same documents have the same draws: draw i holds the same documents in both.
+
+    Raises what `score` raises.
+    """
+    measured = _measure(trace, draws, seed)
+    figures = {
+        **_components(measured),
+        **{name: DrawnFigure(values) for name, values in _oracle_skips(measured).items()},
+        **{f"eas_{similarity}": _eas(measured, similarity) for similarity in SIMILARITIES},
+        "nll": DrawnFigure(measured.means["nll"][:, -1]),
+    }
+    return measured.bootstrap, figures
+
+
+def _eas(measured: _Measured, similarity: str) -> DrawnFigure:
+    weights = layer_weights(measured.trace.exits, measured.trace.layers)[:-1]
+    if not len(weights):
+        return DrawnFigure(None, NO_EARLY_EXIT)
+    means = measured.means[SIMILARITIES[similarity]][:, :-1]
+    return DrawnFigure(adaptability(means, weights, DEFAULT_ALPHA))
 
 
 def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
@@ -134,7 +164,7 @@ def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
     )
 
 
-def _components(measured: _Measured) -> dict[str, _Component]:
+def _components(measured: _Measured) -> dict[str, DrawnFigure]:
     """Components 1-3 and the composite, for the trace and its draws."""
     found = {
         "representation": _representation(measured),
@@ -144,45 +174,47 @@ def _components(measured: _Measured) -> dict[str, _Component]:
     missing = [name for name, component in found.items() if component.values is None]
     values = [component.values for component in found.values() if component.values is not None]
     found["composite"] = (
-        _Component(None, f"it needs the undefined component {' and '.join(missing)}")
+        DrawnFigure(None, f"it needs the undefined component {' and '.join(missing)}")
         if missing
-        else _Component(components.geometric_mean(*values))
+        else DrawnFigure(components.geometric_mean(*values))
     )
     return found
 
 
-def _representation(measured: _Measured) -> _Component:
+def _representation(measured: _Measured) -> DrawnFigure:
     if len(measured.depth_fraction) == 1:
-        return _Component(None, NO_EARLY_EXIT)
-    return _Component(components.representation_quality(measured.means["agreement"], measured.depth_fraction))
+        return DrawnFigure(None, NO_EARLY_EXIT)
+    return DrawnFigure(
+        components.representation_quality(measured.means["agreement"], measured.depth_fraction)
+    )
 
 
-def _increment(measured: _Measured) -> _Component:
+def _increment(measured: _Measured) -> DrawnFigure:
     if len(measured.depth_fraction) == 1:
-        return _Component(None, NO_EARLY_EXIT)
+        return DrawnFigure(None, NO_EARLY_EXIT)
     needed = components.INITIAL_INFORMATION_NEEDED
     initial = measured.initial
     if initial[0] < needed:
         found = f"R_0 is {max(initial[0], 0.0):.3f} nat, {needed} is needed"
         reason = f"the final distributions hardly differ: {found}"
-        return _Component(None, reason)
+        return DrawnFigure(None, reason)
     remaining = measured.means["kl_to_final"]
-    return _Component(components.information_increment(remaining, initial, measured.depth_fraction))
+    return DrawnFigure(components.information_increment(remaining, initial, measured.depth_fraction))
 
 
-def _calibration(measured: _Measured) -> _Component:
+def _calibration(measured: _Measured) -> DrawnFigure:
     agreement = measured.means["agreement"][:, :-1]
     documents = measured.rows.count
     if agreement.shape[1] == 0:
-        return _Component(None, NO_EARLY_EXIT)
+        return DrawnFigure(None, NO_EARLY_EXIT)
     if "recalibrated_brier" not in measured.means:
-        return _Component(
+        return DrawnFigure(
             None, f"{documents} document; the cross-fitted recalibration needs {FOLDS_NEED_DOCUMENTS}"
         )
     values = components.calibration_skill(measured.means["recalibrated_brier"][:, :-1], agreement)
     if np.isnan(values[0]):
-        return _Component(None, "one class: every exit before the last always agrees or never does")
-    return _Component(values)
+        return DrawnFigure(None, "one class: every exit before the last always agrees or never does")
+    return DrawnFigure(values)
 
 
 def _literal_calibration(diagnostics: ConfidenceDiagnostics) -> Estimate:
@@ -201,7 +233,8 @@ def _reference_agreement(measured: _Measured) -> Estimate | None:
     return None if means is None else measured.bootstrap.estimate(means[:, -1])
 
 
-def _oracle_skips(measured: _Measured) -> dict[str, Estimate]:
+def _oracle_skips(measured: _Measured) -> dict[str, Values]:
+    """What all-knowing policies skip, for the trace and its draws, each float64 [1 + draws]."""
     chosen = {
         "first_match_skip": oracles.first_match(measured.agreement),
         "saturation_skip": oracles.saturation(measured.agreement),
@@ -211,7 +244,7 @@ def _oracle_skips(measured: _Measured) -> dict[str, Estimate]:
         name: rows.sums(oracles.skip_ratio(columns, trace.exits, trace.layers))
         for name, columns in chosen.items()
     }
-    return {name: bootstrap.estimate(bootstrap.means(sums, rows.tokens)) for name, sums in skipped.items()}
+    return {name: bootstrap.means(sums, rows.tokens) for name, sums in skipped.items()}
 
 
 def _candidates(

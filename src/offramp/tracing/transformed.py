@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from offramp.models import loading
-from offramp.models.layer_removal import LAYER_COUNT_KEYS
+from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.model import Model
 from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transform, require_distinct
@@ -82,7 +81,7 @@ def _resolved_early(transform: Transform, source: Source) -> Transform:
     """The transform with what is known of it without the weights; what cannot be done is refused."""
     if not isinstance(transform, Prune):
         return transform
-    layers = _stated_layers(source)
+    layers = stated_layers(read_config(source.folder))
     if layers is not None:
         transform.check_depth(layers, str(source.folder))
     if transform.trace is not None:
@@ -90,11 +89,3 @@ def _resolved_early(transform: Transform, source: Source) -> Transform:
     if not transform.resolved:
         load_workload(transform.workload)
     return transform
-
-
-def _stated_layers(source: Source) -> int | None:
-    """How many layers config.json states, None if it does not say."""
-    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    text = config.get("text_config")
-    stated = [part[key] for part in (text or {}, config) for key in LAYER_COUNT_KEYS if part.get(key)]
-    return next((layers for layers in stated if isinstance(layers, int)), None)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
+from offramp.models.available_memory import WORKING_SHARE, available_memory
 from offramp.models.gguf_file import quiet_transformers
 from offramp.models.source import Source
 from offramp.models.streaming.skeleton import build_skeleton
 from offramp.models.streaming.twin import Twin, plan_twin
 from offramp.models.streaming.weight_map import WeightMap, map_weights
 from offramp.models.weight_files import read_headers
-
-# Beside the weights, a loaded model needs room for activations, logits and Python itself.
-WORKING_SHARE = 1.1
-
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -80,40 +73,3 @@ def weight_bytes(source: Source, dtype: str) -> int:
     """
     size: int = getattr(torch, dtype).itemsize
     return sum(tensor.elements * size for tensor in read_headers(source.folder).values())
-
-
-def available_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
-    """Bytes that this process can still use: what the machine has free, or what its control groups leave it.
-
-    groups, own: where Linux lists the limits of control groups (containers), and the groups of this process.
-    """
-    rooms = [int(psutil.virtual_memory().available)]
-    paths = own.read_text().splitlines() if own.is_file() else []
-    for line in paths:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            rooms += _rooms(groups, path, limit="memory.max", used="memory.current", idle="inactive_file")
-        elif "memory" in controllers.split(","):
-            rooms += _rooms(
-                groups / "memory",
-                path,
-                limit="memory.limit_in_bytes",
-                used="memory.usage_in_bytes",
-                idle="total_inactive_file",
-            )
-    return max(min(rooms), 0)
-
-
-def _rooms(root: Path, path: str, *, limit: str, used: str, idle: str) -> list[int]:
-    """What each control group from `path` up to the root leaves; idle pages of files count as free."""
-    rooms = []
-    inner = root / path.strip("/")
-    for group in (inner, *inner.parents):
-        if not group.is_relative_to(root):
-            break
-        stated = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
-        if stated != "max":
-            lines = (group / "memory.stat").read_text().splitlines()
-            statistics = dict(line.split() for line in lines)
-            rooms.append(int(stated) - int((group / used).read_text()) + int(statistics.get(idle, 0)))
-    return rooms

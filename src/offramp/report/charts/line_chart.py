@@ -146,12 +146,18 @@ def draw_band(series: Series, x: Scale, y: Scale) -> str:
     """The interval of a series as a band."""
     if series.low is None or series.high is None:
         return ""
+    band = band_between(series.x, series.low, series.high, x, y)
+    return f'<g class="s{series.colour % SERIES_COUNT}">{band}</g>'
+
+
+def band_between(at: Curve, low: Curve, high: Curve, x: Scale, y: Scale) -> str:
+    """The area between two curves, float64 [points]; NaN in one of them breaks it."""
     parts = []
-    for run in finite_runs(series.x, series.low + series.high):
-        upper = [f"{x(float(series.x[i])):.1f} {y(float(series.high[i])):.1f}" for i in run]
-        lower = [f"{x(float(series.x[i])):.1f} {y(float(series.low[i])):.1f}" for i in reversed(run)]
+    for run in finite_runs(at, low + high):
+        upper = [f"{x(float(at[i])):.1f} {y(float(high[i])):.1f}" for i in run]
+        lower = [f"{x(float(at[i])):.1f} {y(float(low[i])):.1f}" for i in reversed(run)]
         parts.append(f'<path class="band" d="M{"L".join(upper + lower)}Z"/>')
-    return f'<g class="s{series.colour % SERIES_COUNT}">{"".join(parts)}</g>'
+    return "".join(parts)
 
 
 def draw_rule(rule: Rule, x: Scale, y: Scale) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from offramp.decoding.bench.combined import Combination, CombineResult
 from offramp.report.charts.drawing import legend
 from offramp.report.charts.product_chart import MEASURED, PRODUCT, ProductRow, product_svg
@@ -18,6 +16,7 @@ from offramp.report.combined_words import (
 from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment, percent
 from offramp.report.markup import (
     Column,
+    bullets,
     disclosure,
     element,
     figure,
@@ -154,11 +153,6 @@ def _apart(result: CombineResult) -> str:
     lines = [f"Not combined: {sentence}." for sentence in result.excluded]
     lines += [f"{note[:1].upper()}{note[1:]}." for note in result.notes]
     return bullets(lines, "note")
-
-
-def bullets(lines: Sequence[str], style: str) -> str:
-    """Texts as a list; nothing without any."""
-    return element("ul", "".join(element("li", text(line)) for line in lines), class_=style) if lines else ""
 
 
 def contender_tables(result: CombineResult) -> str:

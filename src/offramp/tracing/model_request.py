@@ -1,4 +1,4 @@
-"""The model that a command was asked for: found and checked, not loaded before all else fits."""
+"""A model that was asked for: found and checked, not loaded before all else fits."""
 
 from __future__ import annotations
 

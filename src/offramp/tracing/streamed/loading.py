@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offramp.cli.sizes import shown_size
 from offramp.errors import InputError, ModelError
+from offramp.models.memory_size import shown_size
 
 if TYPE_CHECKING:
-    from offramp.cli.model_request import ModelRequest
     from offramp.models.model import Model
     from offramp.models.transforms.transform import Transform
+    from offramp.tracing.model_request import ModelRequest
     from offramp.workloads.workload import Workload
 
 

@@ -1,0 +1,201 @@
+"""How `offramp study plan` shows what is planned: every cell, or groups of them, and what the rest takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.cli.bench_table import table
+from offramp.cli.study_table import problem_lines, show_head, study_json, unavailable_lines
+from offramp.cli.study_words import (
+    AHEAD,
+    DONE,
+    FAILED,
+    IMPOSSIBLE,
+    TO_DO,
+    count_cells,
+    counts_text,
+    lasting,
+    shown_model,
+    state_shown,
+    task_names,
+)
+from offramp.models.memory_size import shown_size
+from offramp.report.formats import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from offramp.studies.status import Status
+    from offramp.studies.task import Cell, Plan, Task
+
+MOST_CELLS_SHOWN = 40
+"""A larger plan is shown in groups of cells."""
+
+GROUPINGS: tuple[Callable[[Cell], tuple[str, ...]], ...] = (
+    lambda cell: (shown_model(cell), cell.workload, cell.kind),
+    lambda cell: (shown_model(cell), cell.workload),
+    lambda cell: (shown_model(cell),),
+)
+"""What cells may be put together by, the finest first; the last is taken however many groups it gives."""
+
+
+def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> None:
+    """The cells (of a large study: groups of them), what cannot be had, and what the rest will take."""
+    show_head(console, plan, folder)
+    many = len(plan.cells) > MOST_CELLS_SHOWN
+    console.print(groups_table(plan, status) if many else cells_table(plan, status))
+    for line in (*unavailable_lines(plan), *effort_lines(plan, status), *problem_lines(status)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
+    """The plan as a JSON object: every cell with its state, reason and estimate, and the totals."""
+    return {
+        **study_json(plan, status, folder),
+        "cells": [_cell_json(cell, plan, status) for cell in plan.cells],
+        "jobs": len(plan.jobs),
+        "work": {**effort(plan, status, AHEAD), "seconds_here": status.left.seconds},
+        "elsewhere": {**effort(plan, status, (IMPOSSIBLE,)), "bytes_to_fetch": bytes_to_fetch(plan)},
+    }
+
+
+def cells_table(plan: Plan, status: Status) -> Table:
+    """Every cell, then the tasks that they share."""
+    names = task_names(plan)
+    shown = [cell.task for cell in plan.cells]
+    shared = [key for key in plan.tasks if key not in set(shown)]
+    rows = [
+        *([cell.name, *_task_row(plan.tasks[cell.task], status)] for cell in plan.cells),
+        *([names.get(key, plan.tasks[key].kind), *_task_row(plan.tasks[key], status)] for key in shared),
+    ]
+    return table(["", "state", "time", "memory", "disk"], rows)
+
+
+def groups_table(plan: Plan, status: Status) -> Table:
+    """One line for every group: how many cells, how many of each state, and the time of what is not done.
+
+    A task that several groups share counts for the first.
+    """
+    counted_already: set[str] = set()
+    rows = []
+    for group, cells in grouped(plan.cells).items():
+        states = [state_shown(cell.task, status) for cell in cells]
+        tasks = [task for task in _tasks_of(cells, plan) if task.key not in counted_already]
+        counted_already |= {task.key for task in tasks}
+        left = [task for task in tasks if state_shown(task.key, status) in (*AHEAD, IMPOSSIBLE)]
+        known = [task.estimate.seconds for task in left if task.estimate.seconds is not None]
+        rows.append(
+            [
+                " · ".join(part for part in group if part),
+                f"{len(cells):,}",
+                *(f"{states.count(state):,}" for state in (DONE, TO_DO, FAILED, IMPOSSIBLE)),
+                lasting(sum(known)) if known else "?" if left else "",
+            ]
+        )
+    return table(["", "cells", "done", "to do", "failed", "not here", "time"], rows)
+
+
+def grouped(cells: Sequence[Cell]) -> Mapping[tuple[str, ...], list[Cell]]:
+    """The cells by the finest grouping that gives few enough groups."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for grouping in GROUPINGS:
+        groups = {}
+        for cell in cells:
+            groups.setdefault(grouping(cell), []).append(cell)
+        if len(groups) <= MOST_CELLS_SHOWN:
+            break
+    return groups
+
+
+def effort(plan: Plan, status: Status, states: Sequence[str]) -> dict[str, Any]:
+    """What the tasks in some states take: seconds one after another, memory of the largest, disk of all.
+
+    unknown: tasks of which no time is known.
+    """
+    tasks = [task for task in plan.tasks.values() if state_shown(task.key, status) in states]
+    known = [task.estimate.seconds for task in tasks if task.estimate.seconds is not None]
+    return {
+        "tasks": len(tasks),
+        "seconds": sum(known),
+        "unknown": len(tasks) - len(known),
+        "memory_bytes": max((task.estimate.memory_bytes or 0 for task in tasks), default=0),
+        "disk_bytes": sum(task.estimate.disk_bytes or 0 for task in tasks),
+    }
+
+
+def bytes_to_fetch(plan: Plan) -> int:
+    """Bytes of the models that are not on this machine and whose sizes are known, at two bytes a weight."""
+    models = plan.study["models"]
+    missing = [model for model in models if model["name"] in plan.unavailable and model["parameters"]]
+    return sum(round(2 * model["parameters"]) for model in missing)
+
+
+def effort_lines(plan: Plan, status: Status) -> list[str]:
+    """How many cells there are of each state, and what those that are not done take here and elsewhere."""
+    lines = [f"{counts_text(count_cells(plan, status))}."]
+    here, elsewhere = effort(plan, status, AHEAD), effort(plan, status, (IMPOSSIBLE,))
+    if here["tasks"]:
+        lines.append(
+            f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores."
+        )
+    else:
+        lines.append("There is nothing left to run here.")
+    if elsewhere["tasks"]:
+        fetched = bytes_to_fetch(plan)
+        models = f"; some {shown_size(fetched)} of models to fetch" if fetched else ""
+        lines.append(f"Not to be had here, at this machine's pace: {_effort_text(elsewhere)}{models}.")
+    return lines
+
+
+def _effort_text(found: Mapping[str, Any]) -> str:
+    unknown = f" and {counted(found['unknown'], 'task')} of unknown time" if found["unknown"] else ""
+    return (
+        f"{counted(found['tasks'], 'task')}: {lasting(found['seconds'])} of work{unknown}, "
+        f"{shown_size(found['memory_bytes'])} of memory for the largest, {shown_size(found['disk_bytes'])} "
+        "of disk"
+    )
+
+
+def _cell_json(cell: Cell, plan: Plan, status: Status) -> dict[str, Any]:
+    estimate = plan.tasks[cell.task].estimate
+    axes = ("model", "transform", "workload", "heads", "policy", "machine")
+    return {
+        "name": cell.name,
+        "kind": cell.kind,
+        **{axis: getattr(cell, axis) for axis in axes},
+        "task": cell.task,
+        "state": state_shown(cell.task, status),
+        "reason": status.reasons.get(cell.task, ""),
+        "seconds": estimate.seconds,
+        "memory_bytes": estimate.memory_bytes,
+        "disk_bytes": estimate.disk_bytes,
+    }
+
+
+def _task_row(task: Task, status: Status) -> list[str]:
+    """State and estimate; what is done takes nothing any more."""
+    state = state_shown(task.key, status)
+    if state not in (*AHEAD, IMPOSSIBLE):
+        return [state, "", "", ""]
+    estimate = task.estimate
+    return [
+        state,
+        "?" if estimate.seconds is None else lasting(estimate.seconds),
+        "?" if estimate.memory_bytes is None else shown_size(estimate.memory_bytes),
+        "?" if estimate.disk_bytes is None else shown_size(estimate.disk_bytes),
+    ]
+
+
+def _tasks_of(cells: Iterable[Cell], plan: Plan) -> list[Task]:
+    """The tasks of some cells and all that they need, each once."""
+    found: dict[str, Task] = {}
+    ahead = [cell.task for cell in cells]
+    while ahead:
+        task = plan.tasks[ahead.pop()]
+        if task.key not in found:
+            found[task.key] = task
+            ahead += task.needs.values()
+    return list(found.values())

@@ -1,0 +1,145 @@
+"""How the study commands show where a study stands, what a run came to, and what went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.cli.study_words import (
+    HELD_UP,
+    count_cells,
+    counts_text,
+    lasting,
+    left_text,
+    state_shown,
+    task_names,
+)
+from offramp.report.formats import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from offramp.studies.failures import Failure
+    from offramp.studies.status import Status
+    from offramp.studies.task import Plan
+
+MOST_SHOWN = 10
+"""Failures, and names that cannot be had for one reason; `--json` has all."""
+
+
+def show_status(console: Console, plan: Plan, status: Status, folder: Path) -> None:
+    """Counts, what runs, what failed and why, and what else a person should know."""
+    show_head(console, plan, folder)
+    names = task_names(plan)
+    running = [names.get(key, key[:12]) for key, state in status.states.items() if state == "running"]
+    damaged = [names.get(key, key[:12]) for key, state in status.states.items() if state == "damaged"]
+    lines = [
+        f"cells: {counts_text(count_cells(plan, status))}",
+        f"shared tasks: {_shared_text(plan, status)}",
+        *(f"running: {name}" for name in running),
+        *(f"damaged: {name}; the next run makes it again" for name in damaged),
+        left_text(status),
+        *_failure_lines(plan, status),
+        *unavailable_lines(plan),
+        *problem_lines(status),
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def show_outcome(console: Console, plan: Plan, status: Status, folder: Path, seconds: float) -> None:
+    """What a run came to, what failed and why, and where to look further."""
+    lines = [
+        f"{counts_text(count_cells(plan, status))}; it took {lasting(seconds)}",
+        *_failure_lines(plan, status),
+        *unavailable_lines(plan),
+        *problem_lines(status),
+    ]
+    logs = folder / "logs"
+    if status.failures:
+        said = f"logs: {logs}; " if logs.is_dir() else ""
+        lines.append(f"{said}try the failed ones again with --retry")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def show_head(console: Console, plan: Plan, folder: Path) -> None:
+    """Which study, how large, and where it lies."""
+    settings = plan.study["study"]
+    title = f"{settings['name']}: {settings['title']}" if settings.get("title") else settings["name"]
+    console.print(title, markup=False, style="bold", soft_wrap=True)
+    console.print(
+        f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
+    """What every study command says of a study: name, folder, counts, failures, what cannot be had."""
+    names = task_names(plan)
+    return {
+        "study": plan.study["study"]["name"],
+        "folder": str(folder),
+        "counts": count_cells(plan, status),
+        "tasks": len(plan.tasks),
+        "failures": [
+            {"name": names.get(key, key), "task": key, **failure.to_json()}
+            for key, failure in status.failures.items()
+        ],
+        "unavailable": dict(plan.unavailable),
+        "seconds_left": status.left.seconds,
+        "tasks_of_unknown_time": status.left.unknown,
+        "problems": list(status.problems),
+    }
+
+
+def unavailable_lines(plan: Plan) -> list[str]:
+    """What cannot be had here and why; names that cannot for the same reason on one line."""
+    groups: dict[str, dict[str, str]] = {}
+    for name, reason in plan.unavailable.items():
+        groups.setdefault(reason.partition(": ")[0], {})[name] = reason
+    lines = []
+    for reason, found in groups.items():
+        names = ", ".join(list(found)[:MOST_SHOWN])
+        more = f" and {len(found) - MOST_SHOWN:,} more" if len(found) > MOST_SHOWN else ""
+        example = next(iter(found.values())).removeprefix(reason).removeprefix(": ")
+        such_as = "such as: " if len(found) > 1 else ""
+        hint = f" ({such_as}{example})" if example else ""
+        lines.append(f"not to be had here: {names}{more}: {reason}{hint}")
+    return lines
+
+
+def problem_lines(status: Status) -> list[str]:
+    """Whatever else a person should know."""
+    return [f"note: {problem}" for problem in status.problems]
+
+
+def _shared_text(plan: Plan, status: Status) -> str:
+    """How many shared tasks are in each state."""
+    shown = {cell.task for cell in plan.cells}
+    states = [state_shown(key, status) for key in plan.tasks if key not in shown]
+    return counts_text({state: states.count(state) for state in dict.fromkeys(states)}, none="none")
+
+
+def _failure_lines(plan: Plan, status: Status) -> list[str]:
+    """Every failed task with its three parts, and how many cells wait for them."""
+    names = task_names(plan)
+    lines = []
+    for key, failure in list(status.failures.items())[:MOST_SHOWN]:
+        lines += _parts_of(names.get(key, key[:12]), failure)
+    more = len(status.failures) - MOST_SHOWN
+    if more > 0:
+        lines.append(f"and {more:,} more failed; offramp study status --json names all")
+    waiting = count_cells(plan, status).get(HELD_UP, 0)
+    return [*lines, f"{counted(waiting, 'cell')} waiting for what failed"] if waiting else lines
+
+
+def _parts_of(name: str, failure: Failure) -> list[str]:
+    """One failed task: what, where, what to do."""
+    lines = [f"failed: {name}: {failure.what}"]
+    if failure.where:
+        lines.append(f"  where: {failure.where}")
+    if failure.fix:
+        lines.append(f"  what to do: {failure.fix}")
+    return lines

@@ -1,0 +1,163 @@
+"""The model arguments of lm-eval's command line: what they mean, refused before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.decoding.generation.binding import (
+    check_policy,
+    check_reachable,
+    check_tuned_early,
+    read_heads_source,
+    read_policy_source,
+    strategy_of,
+    warn_of_strategy,
+)
+from offramp.decoding.generation.early_exit import Options
+from offramp.errors import InputError
+from offramp.models.checkpoint import read_config, stated_layers
+from offramp.models.loading import find_source, require_dtype
+from offramp.models.source import Source
+from offramp.models.transforms.grammar import parse_transforms
+from offramp.models.transforms.transform import Transform
+from offramp.policies.signals import suggest
+from offramp.tracing.transformed import require_usable
+from offramp.tuning.results import Tuned
+
+WHERE = "--model_args"
+
+OF_HARNESS = (
+    "add_bos_token",
+    "chat_template_args",
+    "enable_thinking",
+    "max_length",
+    "prefix_token_id",
+    "think_end_token",
+    "truncation",
+)
+"""Arguments of lm-eval's own `hf` model that mean here what they mean there."""
+
+OF_OFFRAMP = (
+    "pretrained",
+    "policy",
+    "kv",
+    "heads",
+    "draft_length",
+    "task",
+    "dtype",
+    "transforms",
+    "trust_remote_code",
+    "batch_size",
+    "max_batch_size",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to evaluate and how to decode it.
+
+    source: of the model, checked as far as possible without a weight. options: policy, strategy for K and V,
+    heads. tuned: what the tuner said of the policy, if it is a tuned one.
+    """
+
+    source: Source
+    options: Options
+    tuned: Tuned | None
+    dtype: str
+    transforms: tuple[Transform, ...]
+    trust_remote_code: bool
+
+
+def refuse_unknown(names: Iterable[str], policy: Any) -> None:
+    """Raise InputError for an argument that is none, with a hint if a policy's text was cut at a comma."""
+    unknown = [name for name in names if name not in (*OF_OFFRAMP, *OF_HARNESS)]
+    if not unknown:
+        return
+    fix = suggest(unknown[0], (*OF_OFFRAMP, *OF_HARNESS))
+    if isinstance(policy, str) and ":" in policy:
+        whole = {"pretrained": "MODEL", "policy": f"{policy},{unknown[0]}=..."}
+        fix = (
+            "a policy whose text has commas needs the arguments as JSON, "
+            f"--model_args '{json.dumps(whole)}', or the path of a policy.json; else {fix}"
+        )
+    raise InputError(f"unknown model argument {unknown[0]!r}", where=WHERE, fix=fix)
+
+
+def read_arguments(given: Mapping[str, Any]) -> Arguments:
+    """The arguments of `OfframpLM` that are offramp's own, by OF_OFFRAMP, read and checked.
+
+    Raises InputError (PolicyError and ModelError among them) for a model that cannot be found, a policy that
+    is unknown, is an oracle or does not fit the model's stated number of layers, heads that cannot be read,
+    an unknown strategy, dtype or transform, or a batch of more than one.
+    """
+    _require_single(given.get("batch_size"), "batch_size")
+    _require_single(given.get("max_batch_size"), "max_batch_size")
+    dtype = str(given.get("dtype") or "float32")
+    require_dtype(dtype)
+    transforms = _transforms(given.get("transforms"))
+    require_usable(transforms, dtype)
+    options, tuned = _options(given)
+    trusted = bool(given.get("trust_remote_code") or False)
+    source = find_source(_name(given.get("pretrained")), trust_remote_code=trusted)
+    _check_depth(options, tuned, source, transforms)
+    return Arguments(source, options, tuned, dtype, transforms, trusted)
+
+
+def _options(given: Mapping[str, Any]) -> tuple[Options, Tuned | None]:
+    decides, tuned = read_policy_source(given.get("policy"))
+    own = decides.for_task(given.get("task"))
+    check_reachable(own)
+    kv, draft = given.get("kv"), given.get("draft_length")
+    options = Options(
+        policy=own,
+        kv=strategy_of(None if kv is None else str(kv), tuned),
+        heads=read_heads_source(given.get("heads")),
+        draft_length=4 if draft is None else draft,
+    )
+    warn_of_strategy(options.kv, tuned)
+    return options, tuned
+
+
+def _check_depth(
+    options: Options, tuned: Tuned | None, source: Source, transforms: tuple[Transform, ...]
+) -> None:
+    """Refuse a policy that the model has too few layers for, where its config says how many there are."""
+    layers = None if transforms else stated_layers(read_config(source.folder))
+    if layers is not None:
+        check_policy(options.policy, layers, options.heads)
+    check_tuned_early(tuned, options.policy, options.heads)
+
+
+def _transforms(given: Any) -> tuple[Transform, ...]:
+    """One transform's text, or a list of them in their order."""
+    if not given:
+        return ()
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"transforms cannot be {given!r}", where=WHERE, fix="give one, such as int8, or a list of texts"
+        )
+    return parse_transforms(texts)
+
+
+def _name(given: Any) -> str:
+    if given is None or given == "":
+        raise InputError(
+            "no model was named",
+            where=WHERE,
+            fix="give pretrained=smollm2, a folder, a .gguf file, or a Hub id",
+        )
+    return str(given)
+
+
+def _require_single(given: Any, name: str) -> None:
+    if given is not None and str(given) != "1":
+        raise InputError(
+            f"{name} cannot be {given!r}: each text goes its own depth, so they are decoded one by one",
+            where=f"--{name}",
+            fix=f"leave it out, or give --{name} 1",
+        )

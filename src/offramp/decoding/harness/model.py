@@ -1,0 +1,246 @@
+"""lm-eval's own `hf` model, with every generated and every scored token decoded by an exit policy."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.binding import check_model
+from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.generation.memory import explain_out_of_memory
+from offramp.decoding.generation.scoring import Scorer, single_request
+from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
+from offramp.decoding.harness.depth import Depth, Depths, depth_table
+from offramp.errors import InputError, OfframpError
+from offramp.models.quiet import quiet_loggers
+from offramp.tracing.transformed import load_transformed
+
+Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request as lm-eval encodes it: its texts (None for a window), and the ids of context and continuation."""
+
+
+class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
+    """The model type `offramp` of lm-evaluation-harness: `--model offramp --model_args ...`.
+
+    Texts, windows, truncation, stop strings and chat templates are those of lm-eval's own `hf` model, which
+    this derives from. What runs the model is another: `generate_until` decodes as `offramp.generate` does,
+    and `loglikelihood` and `loglikelihood_rolling` read each token's probability at the exit that the policy
+    chose (`offramp.decoding.generation.scoring`). A policy that never exits runs `hf`'s own code.
+
+    pretrained: a bundled model, a folder, a .gguf file, or a Hub id. policy, kv, heads, draft_length,
+    task: as `offramp.generate` takes them. dtype, transforms, trust_remote_code: as `offramp.load_model`.
+    device: of no consequence, since models are loaded on the processor; lm-eval always gives one.
+    harness: arguments of `hf` (`offramp.decoding.harness.arguments.OF_HARNESS`).
+
+    Raises InputError for whatever does not fit; most of it before any weight is loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        *,
+        policy: Any = None,
+        kv: str | None = None,
+        heads: Any = None,
+        draft_length: int | str | None = None,
+        task: str | None = None,
+        dtype: str | None = None,
+        transforms: Any = None,
+        trust_remote_code: bool | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | str | None = None,
+        device: str | None = None,
+        **harness: Any,
+    ) -> None:
+        refuse_unknown(harness, policy)
+        arguments = read_arguments(
+            {
+                "pretrained": pretrained,
+                "policy": policy,
+                "kv": kv,
+                "heads": heads,
+                "draft_length": draft_length,
+                "task": task,
+                "dtype": dtype,
+                "transforms": transforms,
+                "trust_remote_code": trust_remote_code,
+                "batch_size": batch_size,
+                "max_batch_size": max_batch_size,
+            }
+        )
+        self._load(arguments)
+        # It warns that a model which is loaded already takes no other options: they were used to load it.
+        with quiet_loggers("lm_eval.models.huggingface"):
+            super().__init__(
+                pretrained=self._offramp.hf,
+                tokenizer=str(arguments.source.folder),
+                batch_size=1,
+                trust_remote_code=arguments.trust_remote_code,
+                **harness,
+            )
+        self.pretrained = self._offramp.name
+
+    def _load(self, arguments: Arguments) -> None:
+        self._options = arguments.options
+        self._offramp = load_transformed(
+            arguments.source,
+            dtype=arguments.dtype,
+            transforms=arguments.transforms,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        model, options = self._offramp, self._options
+        check_model(arguments.tuned, options.policy, options.heads, model)
+        self._exits = bool(options.policy.needs(model.layers))
+        self._depths = Depths(model.layers)
+        self._now = ("", "")
+        if self._exits:
+            self._engine = engine_of(model)
+            options.check(self._engine, single_request(options, model.layers))
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        """Not made before something is scored: there are policies that can only generate."""
+        return Scorer(self._offramp, self._options)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability in nats of each continuation, and whether it is what each exit would have said."""
+        return self._by_task("loglikelihood", super().loglikelihood, requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability in nats of each text, in disjoint windows of `max_length` tokens."""
+        return self._by_task("loglikelihood_rolling", super().loglikelihood_rolling, requests, disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """What follows each context, up to a stop string or the most tokens that are wanted."""
+        return self._by_task("generate_until", super().generate_until, requests, disable_tqdm)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval keeps of the model in its results, with the depths of what ran so far.
+
+        lm-eval asks once, when all is answered, just before it prints its table: the depths are printed here.
+        """
+        model, options = self._offramp, self._options
+        if self._depths.found:
+            print(depth_table(self._depths), flush=True)
+        return {
+            "model_num_parameters": model.hf.num_parameters(),
+            "model_dtype": model.dtype,
+            "model_revision": model.identity.revision or "",
+            "model_sha": model.identity.revision or "",
+            "offramp": {
+                "version": importlib.metadata.version("offramp"),
+                "model": model.shown_name,
+                "fingerprint": model.identity.fingerprint,
+                "layers": model.layers,
+                "policy": str(options.policy),
+                "kv": options.kv,
+                "heads": None if options.heads is None else options.heads.fingerprint,
+                "depth": self._depths.to_json(),
+            },
+        }
+
+    def _by_task(
+        self, kind: str, answer: Callable[..., list[Any]], requests: Sequence[Any], disable_tqdm: bool
+    ) -> list[Any]:
+        """Answer the requests of one task after the other, so that each task's depth is known."""
+        places: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            places.setdefault(str(request.task_name), []).append(place)
+        answers: list[Any] = [None] * len(requests)
+        for task, own in places.items():
+            self._now = (task, kind)
+            self._count(requests=len(own))
+            found = answer([requests[place] for place in own], disable_tqdm=disable_tqdm)
+            for place, one in zip(own, found, strict=True):
+                answers[place] = one
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if not self._exits:
+            self._count_full(*(len(continuation) for _, _, continuation in requests))
+            answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return answers
+        quiet = disable_tqdm or all(texts is None for texts, _, _ in requests)
+        return [
+            self._scored(request)
+            for request in tqdm(requests, disable=quiet, desc="Running loglikelihood requests")
+        ]
+
+    def _scored(self, request: Encoded) -> tuple[float, bool]:
+        """One request, cut on the left as `hf` cuts it: its last token is never fed.
+
+        Raises InputError for a continuation that leaves no room for a token of the context.
+        """
+        texts, context, continuation = request
+        if len(continuation) > self.max_length:
+            raise InputError(
+                f"a continuation of {len(continuation):,} tokens does not fit into {self.max_length:,}",
+                where="max_length",
+                fix="give a larger max_length, or leave out the task with such long answers",
+            )
+        kept = (context + continuation)[-(self.max_length + 1) :]
+        scored = self._scorer.score(kept[: -len(continuation)], continuation)
+        tokens = len(continuation)
+        self._count(
+            tokens=tokens,
+            exits=int(scored.exits.sum()),
+            fed=tokens,
+            layers_executed=scored.layers_executed,
+        )
+        answer = (scored.logprob, scored.chosen.tolist() == continuation)
+        if texts is not None:
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answer
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
+        """Prompt and new tokens, int64 [1, length], by transformers' `generate` with the policy inside."""
+        generate = functools.partial(
+            super()._model_generate, context=context, max_length=max_length, stop=stop, **generation
+        )
+        if not self._exits:
+            ids: Tensor = generate()
+            new = ids.shape[1] - context.shape[1]
+            self._count(**_at_full_depth(self._offramp.layers, new, new - 1))
+            return ids
+        early = EarlyExit(self._options, engine=self._engine)
+        with explain_out_of_memory(self._offramp, context, max_length - context.shape[1]):
+            ids = generate(custom_generate=early)
+        assert early.last is not None  # transformers calls what it is given
+        row = early.last.rows[0]
+        if row.problem is not None:
+            raise OfframpError(
+                f"the generation stopped: {row.problem}",
+                where=self._offramp.shown_name,
+                fix="load the model in float32, or take the text out",
+            )
+        self._count(
+            tokens=len(row.tokens),
+            exits=int(row.exits.sum()),
+            fed=len(row.tokens) - 1,
+            layers_executed=row.layers_executed - row.prompt_layers,
+        )
+        return ids
+
+    def _count_full(self, *continuations: int) -> None:
+        """Tokens that were scored by the full model."""
+        for tokens in continuations:
+            self._count(**_at_full_depth(self._offramp.layers, tokens, tokens))
+
+    def _count(self, **sums: int) -> None:
+        self._depths.add(*self._now, Depth(self._offramp.layers, **sums))
+
+
+def _at_full_depth(layers: int, tokens: int, fed: int) -> dict[str, int]:
+    """The sums of a `Depth` in which no layer was skipped."""
+    return {"tokens": tokens, "exits": tokens * layers, "fed": fed, "layers_executed": fed * layers}

@@ -1,0 +1,193 @@
+"""Whether early exit pays in each cell of a comparison, and which strategies count for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from offramp.report.comparison_words import SHARE_FLOORS, floor_shown, machine_shown, row_name
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
+from offramp.tuning.verdict import WORTH
+
+NEVER = "never"
+NOT_CERTIFIABLE = "not certifiable"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's answer of the tuner. measured: the same policy decoded in the same place, if it was."""
+
+    row: Row
+    saving: Saving
+    measured: Strategy | None = None
+
+    @property
+    def decision(self) -> str:
+        """Whether it pays: not where nothing faster was found, open where nothing could be certified.
+
+        What was measured beats what was predicted.
+        """
+        if self.saving.lacks:
+            return NOT_CERTIFIABLE
+        if not self.saving.certified or self.saving.policy == NEVER:
+            return "does not pay"
+        return decision_on(self.net_speedup)
+
+    @property
+    def net_speedup(self) -> Estimate:
+        """As measured where it was, else as predicted."""
+        return (self.measured or self.saving).net_speedup
+
+    @property
+    def exits(self) -> bool:
+        """Whether a policy that exits early is certified."""
+        return (
+            self.saving.certified
+            and self.saving.policy != NEVER
+            and self.saving.net_speedup.value is not None
+        )
+
+    @property
+    def place(self) -> str:
+        """Where it holds: "smollm2 on prose, h100, at 95 % agreement"."""
+        where = f"{row_name(self.row)} on {self.row.workload}, {machine_shown(self.saving.machine)}"
+        return f"{where}, at {floor_shown(self.saving.floor)}"
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Row and machine: a cell pays if it does so at any floor."""
+        return (row_name(self.row), self.row.workload, self.saving.machine)
+
+
+def decision_on(speedup: Estimate) -> str:
+    """A decision from the interval of a net speedup; none is possible without one."""
+    if speedup.low is not None and speedup.low > 1 + WORTH:
+        return "pays"
+    return "does not pay" if speedup.high is not None and speedup.high < 1 + WORTH else "too close to call"
+
+
+def cell_decisions(answers: Iterable[Answer]) -> dict[tuple[str, str, str], str]:
+    """Whether it pays in each cell, at any of its floors.
+
+    A policy that keeps a strict floor keeps a looser one: a floor that could not be certified stands open
+    only where none looser was found not to pay.
+    """
+    by_cell: dict[tuple[str, str, str], list[Answer]] = {}
+    for answer in answers:
+        by_cell.setdefault(answer.cell, []).append(answer)
+    return {cell: _cell_decision(here) for cell, here in by_cell.items()}
+
+
+def _cell_decision(answers: Sequence[Answer]) -> str:
+    for decision in ("pays", "too close to call"):
+        if any(answer.decision == decision for answer in answers):
+            return decision
+    refused, unknown = (
+        [answer.saving.floor for answer in answers if answer.decision == decision]
+        for decision in ("does not pay", NOT_CERTIFIABLE)
+    )
+    settled = all(any(_is_looser(floor, than) for floor in refused) for than in unknown)
+    return "does not pay" if settled else NOT_CERTIFIABLE
+
+
+def _is_looser(floor: str, than: str) -> bool:
+    """Whether a floor of the same kind allows more."""
+    (kind, _, value), (other, _, limit) = floor.partition("="), than.partition("=")
+    if kind != other:
+        return False
+    return float(value) < float(limit) if kind in SHARE_FLOORS else float(value) > float(limit)
+
+
+def answers_of(comparison: Comparison) -> list[Answer]:
+    """Every answer of the tuner, with a measurement of its policy that may be believed."""
+    measured = {
+        (one.model, one.workload, one.heads, one.machine, one.policy, one.kv): one
+        for one in believed(comparison.strategies)
+    }
+    return [
+        Answer(row, one, measured.get((*_place(row), one.machine, one.policy, one.kv)))
+        for row in comparison.rows
+        for one in row.savings
+    ]
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row.model.shown, row.workload, row.heads
+
+
+def best_certified(comparison: Comparison) -> Answer | None:
+    """The fastest policy that exits and is certified; one that surely pays before one that may."""
+    found = [answer for answer in answers_of(comparison) if answer.exits]
+    paying = [answer for answer in found if answer.decision == "pays"]
+    return max(paying or found, key=lambda answer: answer.net_speedup.value or 0.0, default=None)
+
+
+def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
+    """The fastest of those that exit, can be followed and keep a floor; speed alone is no answer.
+
+    One that reaches its floor comes before one that may have missed it by chance.
+    """
+    known = [
+        one
+        for one in strategies
+        if one.reachable and one.net_speedup.value is not None and one.policy != NEVER and keeps_floor(one)
+    ]
+    return max(known, key=lambda one: (floor_kept(one) == "kept", one.net_speedup.value or 0.0), default=None)
+
+
+FLOORS_KEPT = ("kept", "perhaps", "not asked", "missed")
+"""How a strategy may stand to its floor, the best first."""
+
+
+def floor_kept(one: Strategy) -> str:
+    """How a strategy stands to its floor, of `FLOORS_KEPT`.
+
+    "perhaps": agreement is below it, but its interval is not, or agreement is not known. Without an interval
+    agreement itself must reach the floor. Floors of another kind were checked where the strategy was chosen.
+    """
+    kind, _, value = one.floor.partition("=")
+    agreement = one.agreement
+    if not one.floor:
+        return "not asked"
+    if kind != "agreement":
+        return "kept"
+    if agreement.value is None:
+        return "perhaps"
+    if agreement.value >= float(value):
+        return "kept"
+    return "perhaps" if agreement.high is not None and agreement.high >= float(value) else "missed"
+
+
+def keeps_floor(one: Strategy) -> bool:
+    """Whether a floor was asked for, and the interval of agreement does not lie wholly below it."""
+    return floor_kept(one) in ("kept", "perhaps")
+
+
+def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """What was measured in decoding and may be believed."""
+    return [
+        one
+        for one in strategies
+        if one.basis == "measured" and not is_invalid(one) and one.net_speedup.value is not None
+    ]
+
+
+def is_invalid(one: Strategy) -> bool:
+    """Whether a measurement must not be believed."""
+    return one.validity.startswith("INVALID")
+
+
+def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """What was predicted by replay."""
+    return [one for one in strategies if one.basis == "predicted"]
+
+
+def overall_decision(comparison: Comparison) -> str:
+    """Whether early exit pays anywhere by what was certified, else by the fastest strategy."""
+    decisions = set(cell_decisions(answers_of(comparison)).values())
+    if decisions:
+        order = ("pays", "too close to call", NOT_CERTIFIABLE, "does not pay")
+        return next(decision for decision in order if decision in decisions)
+    found = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
+    return "undefined" if found is None else decision_on(found.net_speedup)

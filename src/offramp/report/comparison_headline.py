@@ -1,0 +1,203 @@
+"""What a comparison comes to, in plain words: does early exit pay anywhere, and what is not claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.report.comparison_answers import (
+    NOT_CERTIFIABLE,
+    Answer,
+    answers_of,
+    believed,
+    best_certified,
+    cell_decisions,
+    decision_on,
+    fastest,
+    is_invalid,
+    overall_decision,
+    replayed,
+)
+from offramp.report.comparison_words import distinct, floor_shown, limits_text, place_of, row_name
+from offramp.report.formats import counted, decimal, listed, times, whole_percent
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Strategy
+from offramp.tuning.from_scores import BASES_NEEDED
+from offramp.tuning.verdict import WORTH
+
+NOWHERE = "Early exit does not pay anywhere here"
+
+
+def headline(comparison: Comparison) -> str:
+    """The answer in one sentence."""
+    answers = answers_of(comparison)
+    if not answers:
+        return _uncertified_headline(comparison)
+    decision, decisions = overall_decision(comparison), list(cell_decisions(answers).values())
+    best = best_certified(comparison)
+    timed = best is not None and best.measured is not None
+    at_best = "" if best is None else f"certified, it is at best {_speed(best.net_speedup)}"
+    at_best += ", decoded for real" if timed else ""
+    if decision == "pays":
+        paying = decisions.count("pays")
+        where = f"in {paying:,} of {counted(len(decisions), 'cell')}" if len(decisions) > 1 else "here"
+        return f"Early exit {'pays' if timed else 'is predicted to pay'} {where}: {at_best}."
+    if decision == "too close to call":
+        why = at_best or "what is certified has no speed on documents that it has not seen"
+        return f"Whether early exit pays is too close to call: {why}."
+    if decision == NOT_CERTIFIABLE:
+        return _open_headline(decisions, answers)
+    if best is None:
+        return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
+    return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
+
+
+def _open_headline(decisions: Sequence[str], answers: Sequence[Answer]) -> str:
+    """The answer where nothing pays, but not everything could be certified."""
+    unknown, refused = decisions.count(NOT_CERTIFIABLE), decisions.count("does not pay")
+    why = lacking([answer for answer in answers if answer.decision == NOT_CERTIFIABLE])
+    if not refused:
+        return f"Whether early exit pays is not certifiable here: {why}."
+    return (
+        f"Early exit does not pay in {refused:,} of {counted(len(decisions), 'cell')}; in {unknown:,} it is "
+        f"not certifiable: {why}."
+    )
+
+
+def lacking(answers: Sequence[Answer]) -> str:
+    """What kept these from a certificate, and what the floor that needs least would take."""
+    failed = "every faster policy failed the test of its floor"
+    short = [answer.saving for answer in answers if answer.saving.lacks == "documents"]
+    if not short:
+        return failed
+    easiest = min(short, key=lambda saving: (saving.documents_needed, saving.documents_in_all))
+    said = f"{counted(easiest.documents, 'document')} to certify on, {easiest.documents_needed:,} needed"
+    if easiest.documents >= easiest.documents_needed:
+        said = "no document is left to search on"
+    said += f" for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"
+    return said if len(short) == len(answers) else f"{said}; elsewhere {failed}"
+
+
+def best_sentences(comparison: Comparison) -> list[str]:
+    """What stands behind the headline: the best that is certified, replayed and measured, a sentence each."""
+    said = []
+    best = best_certified(comparison)
+    if best is not None:
+        how = (
+            "predicted on documents that neither search nor certificate saw"
+            if best.measured is None
+            else f"decoded for real; predicted were {_speed(best.saving.net_speedup)}"
+        )
+        said.append(f"The best certified speed is {_speed(best.net_speedup)}: {best.place}, {how}.")
+    found = fastest(replayed(comparison.strategies))
+    if found is not None:
+        said.append(
+            f"By replay, without a certificate, the fastest strategy is {_speed(found.net_speedup)}: "
+            f"{found.family}, {place_of(found)}, at {floor_shown(found.floor)}."
+        )
+    found = fastest(believed(comparison.strategies))
+    if found is not None:
+        speed = _speed(found.net_speedup)
+        where = f"{place_of(found)}, at {floor_shown(found.floor)}"
+        said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
+    return said
+
+
+def left_over(comparison: Comparison) -> list[str]:
+    """How much could not be certified, or was measured but must not be believed."""
+    said = []
+    answers = answers_of(comparison)
+    unknown = [answer for answer in answers if answer.decision == NOT_CERTIFIABLE]
+    if unknown:
+        verb = "is" if len(unknown) == 1 else "are"
+        said.append(
+            f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} not "
+            f"certifiable: {lacking(unknown)}."
+        )
+    invalid = sum(is_invalid(one) for one in comparison.strategies) + invalid_combined(comparison)
+    if invalid:
+        verb = "is" if invalid == 1 else "are"
+        said.append(f"{counted(invalid, 'measurement')} {verb} INVALID, not to be believed, and left out.")
+    return said
+
+
+def not_claimed(comparison: Comparison) -> list[str]:
+    """What a reader must not take from the comparison."""
+    said = []
+    answers, strategies = answers_of(comparison), comparison.strategies
+    bases = distinct([row.model.base for row in comparison.rows])
+    if len(bases) < BASES_NEEDED:
+        said.append(
+            "Nothing is claimed about models in general: "
+            f"{counted(len(bases), 'independently trained model')} of the {BASES_NEEDED} that it takes. "
+            "Variants of one model are not independent."
+        )
+    if strategies or answers:
+        said.append(
+            "A predicted speed is computed from a replay and a machine's prices, its interval is over "
+            f"documents, not over these prices; {_timed(strategies)}."
+        )
+    if len(answers) > 1 or len(replayed(strategies)) > 1:
+        said.append(
+            "The best of many is chosen with hindsight, and its own interval does not account for that."
+        )
+    if any(answer.saving.certified for answer in answers):
+        said.append(
+            "A certificate speaks of given text, on documents like those traced, not of a policy's own text; "
+            "each has its own chance of being wrong."
+        )
+    few = [row for row in comparison.rows if all(one.low is None for one in row.scores.values())]
+    if few:
+        names = distinct([f"{row_name(row)} on {row.workload}" for row in few])
+        shown = listed(names) if len(names) <= 4 else f"{len(names)} cells"
+        said.append(f"No interval is given for {shown}: too few documents to say how sure the figures are.")
+    if comparison.failures:
+        count = counted(len(comparison.failures), "cell")
+        said.append(f"{count} failed or did not run; each is named with its reason.")
+    return said + list(comparison.notes)
+
+
+def _timed(strategies: Sequence[Strategy]) -> str:
+    """What the stopwatch adds to predicted speeds."""
+    if believed(strategies):
+        return "only what is marked measured was timed"
+    invalid = any(is_invalid(one) for one in strategies)
+    return "what was timed here is INVALID" if invalid else "none was timed here"
+
+
+def _uncertified_headline(comparison: Comparison) -> str:
+    """The answer where nothing was tuned for a certificate."""
+    measured, predicted = fastest(believed(comparison.strategies)), fastest(replayed(comparison.strategies))
+    best = measured or predicted
+    if best is None and comparison.combined:
+        return _combined_headline(comparison)
+    if best is None:
+        return "These are scores alone: whether early exit pays in time was not asked."
+    how = "decoded for real" if measured else "by replay and without a certificate"
+    answer = {
+        "pays": "Early exit pays somewhere here",
+        "does not pay": NOWHERE,
+        "too close to call": "Whether early exit pays is too close to call",
+    }[decision_on(best.net_speedup)]
+    speed = _speed(best.net_speedup)
+    return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
+
+
+def _combined_headline(comparison: Comparison) -> str:
+    """The answer where accelerations were timed together, and nothing else was asked."""
+    count, invalid = len(comparison.combined), invalid_combined(comparison)
+    said = f"Early exit was timed beside other accelerations only, in {counted(count, 'measurement')}"
+    return (
+        f"{said}, {'none' if not invalid else f'{invalid:,}'} of them INVALID: what to use is said of each."
+    )
+
+
+def invalid_combined(comparison: Comparison) -> int:
+    """Measurements of accelerations together that must not be believed."""
+    return sum(one["validity"] != "VALID" for one in comparison.combined)
+
+
+def _speed(speedup: Estimate) -> str:
+    """ "1.113 × plain decoding (1.098 to 1.128)"."""
+    limits = limits_text(speedup.low, speedup.high, lambda value: decimal(value, 3))
+    value = "undefined" if speedup.value is None else times(speedup.value)
+    return f"{value} plain decoding{f' ({limits})' if limits else ''}"

@@ -1,0 +1,154 @@
+"""What the pages and tables of a comparison call models, floors, heads and figures."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from offramp.report.certificate import value_words
+from offramp.report.formats import MINUS, NumberFormat, decimal, interval_text, percent
+from offramp.studies.comparison.results import Row, Strategy
+from offramp.studies.comparison.savings import SAVING, floor_and_machine
+from offramp.tuning.results import Floor, FloorKind
+
+LENS = "logit lens"
+
+FIGURES: dict[str, str] = {
+    "representation": "Representation quality",
+    "increment": "Information increment",
+    "calibration": "Calibration",
+    "composite": "Composite",
+    "literal_calibration": "Calibration, as the study words it",
+    "initial_information": "Information in the final layer",
+    "first_match_skip": "First-match oracle skips",
+    "saturation_skip": "Saturation oracle skips",
+    "time_ceiling_first_match": "First-match oracle, as time",
+    "time_ceiling_saturation": "Saturation oracle, as time",
+    "eas_logit": "EAS, logits",
+    "eas_centred_logit": "EAS, centred logits",
+    "eas_hidden": "EAS, hidden state",
+    "block_influence": "Block influence",
+    "mean_kl": "Mean KL to the full model",
+    "bits_per_byte": "Bits per byte",
+    "net_speedup": "Net speedup",
+    "agreement": "Agreement",
+}
+KINDS: dict[str, FloorKind] = {kind: kind for kind in get_args(FloorKind)}
+SHARE_FLOORS = ("agreement", "reference_agreement")
+"""Kinds of floors that allow more the lower they are; the others are losses."""
+SHARES = ("first_match_skip", "saturation_skip", "time_ceiling_first_match", "time_ceiling_saturation")
+
+
+def figure_name(key: str) -> str:
+    """A figure as shown: "saturation_skip" -> "Saturation oracle skips"."""
+    if key in FIGURES:
+        return FIGURES[key]
+    if key.startswith(SAVING):
+        floor, machine = floor_and_machine(key.removeprefix(SAVING))
+        return f"Share of time saved by replay, {floor_shown(floor)}, {machine_shown(machine)}"
+    return (key[:1].upper() + key[1:]).replace("_", " ")
+
+
+def figure_format(key: str) -> NumberFormat:
+    """How a figure's numbers are written: shares of layers or time in percent, all others as decimals."""
+    return percent if is_share(key) else thousandths
+
+
+def is_share(key: str) -> bool:
+    """Whether a figure is a share of layers or of time."""
+    return key in SHARES or key.startswith(SAVING)
+
+
+def thousandths(value: float) -> str:
+    """Three decimals."""
+    return decimal(value, 3)
+
+
+def limits_text(low: float | None, high: float | None, number: NumberFormat) -> str:
+    """An interval; "" without one, and where both ends are written alike.
+
+    Documents that all cost the same have such an interval; written out it would look like precision.
+    """
+    if low is None or high is None or number(low) == number(high):
+        return ""
+    return interval_text(low, high, number)
+
+
+def in_sentence(name: str) -> str:
+    """A figure's name within a sentence: "saturation oracle skips"; abbreviations keep their letters."""
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
+
+
+def percent_tick(value: float) -> str:
+    """A share on an axis, without needless decimals."""
+    return f"{plain_tick(100 * value)} %"
+
+
+def plain_tick(value: float) -> str:
+    """A number on an axis, without needless decimals."""
+    return f"{value:.6g}".replace("-", MINUS)
+
+
+def named(claim: str, key: str) -> str:
+    """A claim that begins with a figure's key, with the figure's name and a full stop."""
+    said = figure_name(key) + claim.removeprefix(key) if claim.startswith(key) else claim
+    said = said[:1].upper() + said[1:]
+    return said if said.endswith(".") else f"{said}."
+
+
+def heads_name(heads: str) -> str:
+    """Exit heads as shown; no name stands for the model's own norm and head."""
+    return LENS if heads in ("", "none") else heads
+
+
+def machine_shown(machine: str) -> str:
+    """A machine as shown."""
+    return machine or "none named"
+
+
+def floor_shown(floor: str) -> str:
+    """A floor as shown: "agreement=0.95" -> "95 % agreement"; text that is no floor stays as it is."""
+    if not floor:
+        return "none asked"
+    name, _, value = floor.partition("=")
+    kind = KINDS.get(name)
+    if kind is None or not value.replace(".", "", 1).isdigit():
+        return floor
+    return value_words(Floor(kind, float(value)), float(value))
+
+
+def floor_order(floor: str) -> tuple[str, float]:
+    """Sorts floors by kind, the strictest share first, none at all last."""
+    if not floor:
+        return ("\uffff", 0.0)
+    kind, _, value = floor.partition("=")
+    number = value or kind
+    return (kind if value else "", -float(number) if number.replace(".", "", 1).isdigit() else 0.0)
+
+
+def line_name(model: str, heads: str) -> str:
+    """A model as read through its exit heads: "smollm2", "smollm2 · lens"."""
+    return model if heads_name(heads) == LENS else f"{model} · {heads}"
+
+
+def row_name(row: Row) -> str:
+    """The row's model and heads."""
+    return line_name(row.model.shown, row.heads)
+
+
+def place_of(strategy: Strategy) -> str:
+    """Where a strategy stands: "smollm2 on prose, h100"."""
+    model = line_name(strategy.model, strategy.heads)
+    return f"{model} on {strategy.workload}, {machine_shown(strategy.machine)}"
+
+
+def parameters_text(parameters: float | None) -> str:
+    """A size: 51_500 -> "51.5 k", 135e6 -> "135 M", 8.2e9 -> "8.2 B", "–" if it is not known."""
+    if parameters is None:
+        return "–"
+    unit, size = next(((u, s) for u, s in (("B", 1e9), ("M", 1e6)) if parameters >= s), ("k", 1e3))
+    return f"{parameters / size:.3g} {unit}"
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Each name once, in order."""
+    return list(dict.fromkeys(names))

@@ -1,0 +1,138 @@
+"""The leaderboard of models: every score with its interval, and the best certified speed at each floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.report.comparison_words import distinct, floor_shown, heads_name
+from offramp.report.data_table import (
+    DataCell,
+    DataColumn,
+    DataTable,
+    estimate_cell,
+    facet_cell,
+    number_cell,
+    reasons,
+)
+from offramp.report.formats import counted, listed
+from offramp.report.markup import bullets, element, small, text
+from offramp.report.sections.compare_dots import charts
+from offramp.report.sections.compare_figures import (
+    NO_SAVING,
+    SPEED,
+    Figure,
+    exits_at,
+    figures_of,
+    floors_of,
+    score,
+    speed_at,
+    without_speed,
+)
+from offramp.studies.comparison.results import Comparison, Row
+
+
+def leaderboard_section(comparison: Comparison) -> str:
+    """Charts of speed and components, the means over workloads, and every row."""
+    rows = ordered(comparison.rows)
+    if not rows:
+        return ""
+    figures = figures_of(rows)
+    notes = reasons([found.of(row) for row in rows for found in figures if not found.key.startswith(SPEED)])
+    content = (
+        element("h2", "Leaderboard of models")
+        + element("p", text(introduction(rows)), class_="note")
+        + charts(rows)
+        + means_table(rows, figures)
+        + rows_table(rows, figures).html()
+        + bullets(notes, "note")
+    )
+    return element("section", content, id_="leaderboard", class_="part", aria_label="Leaderboard of models")
+
+
+def introduction(rows: Sequence[Row]) -> str:
+    """How to read it."""
+    said = (
+        "From 0 to 1, higher is more suitable for early exit. Intervals are 95 %, over documents. EAS stands "
+        "with the range that it can reach. Net speed is that of the fastest policy certified at the floor, "
+        "over plain decoding."
+    )
+    if not any(row.savings for row in rows):
+        return f"{said} No policy was tuned here, so there is no certified speed."
+    silent = [floor_shown(floor) for floor in floors_of(rows) if not exits_at(rows, floor)]
+    return f"{said} At {listed(silent)} no policy that exits early is certified." if silent else said
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """The fastest certified speed first, then the highest composite; what has neither comes last."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            -max((speed_at(row, floor).value or 0.0 for floor in floors_of([row])), default=0.0),
+            -(score(row, "composite").value or -1.0),
+        ),
+    )
+
+
+def rows_table(rows: Sequence[Row], figures: Sequence[Figure]) -> DataTable:
+    """Every row with every figure."""
+    columns = [
+        DataColumn("model", "Model", facet="model"),
+        DataColumn("workload", "Workload", facet="workload"),
+        DataColumn("heads", "Exit heads", facet="heads"),
+        *[DataColumn(one.key, one.name, numeric=True) for one in figures],
+    ]
+    body = []
+    for row in rows:
+        names = [facet_cell(row.model.shown), facet_cell(row.workload), facet_cell(heads_name(row.heads))]
+        body.append(names + [figure_cell(one, row) for one in figures])
+    first = "fastest certified" if floors_of(rows) else "highest composite"
+    caption = f"Every model on every workload, the {first} first"
+    return DataTable("leaderboard", caption, tuple(columns), body)
+
+
+def figure_cell(one: Figure, row: Row) -> DataCell:
+    """A figure of a row; a speed that is not certified says so."""
+    estimate = one.of(row)
+    if estimate is NO_SAVING:
+        why = without_speed(row, one.key.removeprefix(SPEED))
+        return DataCell(element("span", text(why), class_="undefined"))
+    return estimate_cell(estimate, one.number, one.note(row))
+
+
+def means_table(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
+    """A line for each model: means over the workloads, without intervals; nothing for a single workload."""
+    workloads = distinct([row.workload for row in rows])
+    if len(workloads) < 2:
+        return ""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.model.shown, row.heads), []).append(row)
+    columns = [
+        DataColumn("model", "Model", facet="model"),
+        DataColumn("heads", "Exit heads", facet="heads"),
+        *[DataColumn(one.key, one.name, numeric=True) for one in figures],
+    ]
+    body = []
+    for (model, heads), here in groups.items():
+        lacking = [name for name in workloads if name not in {row.workload for row in here}]
+        note = f"without {listed(lacking)}" if lacking else ""
+        names = [facet_cell(model, note=note), facet_cell(heads_name(heads))]
+        body.append(names + [mean_cell(one, here, complete=not lacking) for one in figures])
+    body.sort(key=lambda cells: tuple(-(cells[place].value or -1.0) for place in ranking(columns)))
+    caption = f"Means over {counted(len(workloads), 'workload')}, without intervals"
+    return DataTable("means", caption, tuple(columns), body, noun="model").html()
+
+
+def ranking(columns: Sequence[DataColumn]) -> list[int]:
+    """The columns that models are ranked by: the boldest floor's speed first, then the composite."""
+    speeds = [place for place, column in enumerate(columns) if column.key.startswith(SPEED)]
+    return [*reversed(speeds), len(columns) - 1]
+
+
+def mean_cell(one: Figure, rows: Sequence[Row], *, complete: bool) -> DataCell:
+    """The mean over workloads where each has the figure, else how many have it."""
+    values = [value for row in rows if (value := one.of(row).value) is not None]
+    if complete and len(values) == len(rows):
+        return number_cell(sum(values) / len(values), one.number)
+    what = "certified" if one.key.startswith(SPEED) else "known"
+    return DataCell(element("span", "–", class_="undefined") + small(f"{len(values)} of {len(rows)} {what}"))

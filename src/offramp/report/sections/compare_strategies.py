@@ -1,0 +1,285 @@
+"""The league of strategies: families side by side, then every strategy, predicted beside measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offramp.report.cells import decision_pill
+from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, decision_on, floor_kept, is_invalid
+from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
+from offramp.report.data_table import (
+    NOTHING,
+    DataCell,
+    DataColumn,
+    DataTable,
+    estimate_cell,
+    facet_cell,
+    number_cell,
+    reasons,
+)
+from offramp.report.formats import decimal, duration, percent, times
+from offramp.report.markup import bullets, element, policy_code, small, text
+from offramp.studies.comparison.results import Comparison, Strategy
+
+MOST_WORKLOADS = 6
+"""The table of families has a column for each of so many workloads at most."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A strategy in one place: predicted, measured, or both."""
+
+    predicted: Strategy | None
+    measured: Strategy | None
+
+    @property
+    def shown(self) -> Strategy:
+        """Where its names are read off."""
+        one = self.predicted or self.measured
+        assert one is not None  # a standing is made of at least one
+        return one
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, float]:
+        """Sorts what can be followed before oracles, what keeps its floor before the rest, then by speed.
+
+        What is INVALID has no speed.
+        """
+        both = [one for one in (self.predicted, self.measured) if one is not None and not is_invalid(one)]
+        known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
+        place = FLOORS_KEPT.index(floor_kept(self.shown))
+        return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
+
+
+def strategies_section(comparison: Comparison) -> str:
+    """Families side by side and every strategy; nothing without strategies."""
+    if not comparison.strategies:
+        return ""
+    standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
+    content = (
+        element("h2", "League of strategies")
+        + element("p", text(INTRODUCTION), class_="note")
+        + families_table(comparison.strategies)
+        + strategies_table(standings)
+        + bullets(reasons([one.net_speedup for one in comparison.strategies]), "note")
+    )
+    return element("section", content, id_="strategies", class_="part", aria_label="League of strategies")
+
+
+INTRODUCTION = (
+    "Of every family the fastest policy that keeps the floor, chosen on one half of the documents and judged "
+    "on the other, where some miss it. Net speed is over the fastest plain decoder: above 1 is faster. A "
+    "speed that is the same for all documents stands without an interval. What is measured was decoded for "
+    "real, in turns with plain decoding; INVALID must not be believed. An oracle knows the full model's "
+    "answer: no decoder can follow it."
+)
+
+
+def beside(strategies: Sequence[Strategy]) -> list[Standing]:
+    """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
+    measured = [one for one in strategies if one.basis == "measured"]
+    by_key: dict[tuple[str, ...], list[int]] = {}
+    for place, one in enumerate(measured):
+        by_key.setdefault(_key(one), []).append(place)
+    used: set[int] = set()
+    found = []
+    for one in strategies:
+        if one.basis == "measured":
+            continue
+        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in ("", one.floor)), None)
+        if match is not None:
+            used.add(match)
+        found.append(Standing(one, None if match is None else measured[match]))
+    found += [Standing(None, one) for place, one in enumerate(measured) if place not in used]
+    return found
+
+
+def _key(one: Strategy) -> tuple[str, ...]:
+    return (one.model, one.workload, one.heads, one.machine, one.policy, one.kv)
+
+
+def families_table(strategies: Sequence[Strategy]) -> str:
+    """Each family's predicted speed at a floor on a machine: how often it wins, medians, by workload."""
+    predicted = [one for one in strategies if one.basis == "predicted" and one.net_speedup.value is not None]
+    workloads = distinct([one.workload for one in predicted])
+    if len(distinct([one.family for one in predicted])) < 2:
+        return ""
+    shown = workloads if 1 < len(workloads) <= MOST_WORKLOADS else []
+    groups: dict[tuple[str, str, str], list[Strategy]] = {}
+    for one in predicted:
+        groups.setdefault((one.machine, one.floor, one.family), []).append(one)
+    cells = _fastest_speeds(predicted)
+    columns = [
+        DataColumn("family", "Family"),
+        DataColumn("floor", "Floor", facet="floor"),
+        DataColumn("median", "Median net speed", numeric=True, kind="predicted"),
+        DataColumn("wins", "Fastest in", numeric=True),
+        DataColumn("range", "Slowest to fastest", numeric=True),
+        *[DataColumn(f"on-{name}", f"On {name}", numeric=True) for name in shown],
+        DataColumn("machine", "Machine", facet="machine"),
+    ]
+    ranked = sorted(groups.items(), key=lambda item: _family_rank(*item))
+    body = []
+    for (machine, floor, family), here in ranked:
+        wins = sum(_keeps(one) and _speed(one) >= cells[_cell(one)] for one in here)
+        missed = sum(floor_kept(one) == "missed" for one in here)
+        note = f"misses the floor in {missed} of {len(here)}" if missed else ""
+        unranked = _oracle(here) or not floor
+        speeds = [_speed(one) for one in here]
+        row = [
+            DataCell(_family(family) + small("out of reach" if _oracle(here) else note)),
+            facet_cell(floor_shown(floor)),
+            number_cell(_median(here), times),
+            DataCell(NOTHING) if unranked else DataCell(text(f"{wins} of {len(here)}"), wins),
+            DataCell(text(f"{decimal(min(speeds), 3)} to {times(max(speeds))}"), max(speeds)),
+        ]
+        for name in shown:
+            there = [one for one in here if one.workload == name]
+            row.append(number_cell(_median(there) if there else None, times))
+        row.append(facet_cell(machine_shown(machine)))
+        body.append(row)
+    caption = "Families side by side: medians over models" + (" and workloads" if len(workloads) > 1 else "")
+    return DataTable("families", caption, tuple(columns), body).html()
+
+
+def _family_rank(
+    group: tuple[str, str, str], here: Sequence[Strategy]
+) -> tuple[str, tuple[str, float], bool, bool, float, str]:
+    """Sorts oracles last, before them what misses its floor in most places, then by speed."""
+    machine, floor, family = group
+    missed = sum(floor_kept(one) == "missed" for one in here) * 2 > len(here)
+    return (machine, floor_order(floor), _oracle(here), missed, -_median(here), family)
+
+
+def _fastest_speeds(predicted: Sequence[Strategy]) -> dict[tuple[str, ...], float]:
+    """The fastest speed in every place at every floor, of what can be followed and keeps the floor."""
+    found: dict[tuple[str, ...], float] = {}
+    for one in predicted:
+        if _keeps(one):
+            found[_cell(one)] = max(found.get(_cell(one), 0.0), _speed(one))
+    return found
+
+
+def _keeps(one: Strategy) -> bool:
+    return one.reachable and floor_kept(one) == "kept"
+
+
+def _cell(one: Strategy) -> tuple[str, ...]:
+    return (one.model, one.workload, one.heads, one.machine, one.floor)
+
+
+def _speed(one: Strategy) -> float:
+    return one.net_speedup.value or 0.0
+
+
+def _median(strategies: Sequence[Strategy]) -> float:
+    return statistics.median(_speed(one) for one in strategies)
+
+
+def _oracle(strategies: Sequence[Strategy]) -> bool:
+    return not any(one.reachable for one in strategies)
+
+
+CAPTION = "Every strategy: what keeps its floor first, the fastest of it first, oracles last"
+COLUMNS = (
+    DataColumn("strategy", "Strategy"),
+    DataColumn("predicted", "Net speed", numeric=True, kind="predicted"),
+    DataColumn("measured", "Net speed", numeric=True, kind="measured"),
+    DataColumn("model", "Model", facet="model"),
+    DataColumn("workload", "Workload", facet="workload"),
+    DataColumn("heads", "Exit heads", facet="heads"),
+    DataColumn("machine", "Machine", facet="machine"),
+    DataColumn("floor", "Floor", facet="floor"),
+    DataColumn("basis", "Basis", facet="basis"),
+    DataColumn("agreement", "Agreement", numeric=True),
+    DataColumn("skipped", "Layers skipped", numeric=True),
+    DataColumn("probes", "Spent on probes", numeric=True),
+    DataColumn("time", "Time per token", numeric=True),
+    DataColumn("characters", "Characters per second", numeric=True),
+)
+
+
+def strategies_table(standings: Sequence[Standing]) -> str:
+    """Every strategy."""
+    rows = [strategy_cells(standing) for standing in standings]
+    return DataTable("strategies", CAPTION, COLUMNS, rows).html()
+
+
+def strategy_cells(standing: Standing) -> list[DataCell]:
+    """One strategy as cells."""
+    one, predicted, measured = standing.shown, standing.predicted, standing.measured
+    bases = tuple(basis for basis, has in (("predicted", predicted), ("measured", measured)) if has)
+    return [
+        DataCell(_family(one.family) + _mark(one) + ("" if one.policy == NEVER else policy_code(one.policy))),
+        DataCell(NOTHING) if predicted is None else estimate_cell(predicted.net_speedup, times),
+        _measured_cell(measured),
+        facet_cell(one.model),
+        facet_cell(one.workload),
+        facet_cell(heads_name(one.heads)),
+        facet_cell(machine_shown(one.machine)),
+        facet_cell(floor_shown(one.floor)),
+        facet_cell(" and ".join(bases), *bases),
+        _agreement_cell(standing),
+        estimate_cell(one.skip_ratio, percent),
+        number_cell(one.probe_share, percent),
+        _beside(*(None if one is None else one.seconds_per_token for one in (predicted, measured))),
+        number_cell(_characters(standing), lambda value: f"{value:,.0f}"),
+    ]
+
+
+def _family(name: str) -> str:
+    """A family's name, which may break after its signs."""
+    return text(name).replace("_", "_<wbr>")
+
+
+def _mark(one: Strategy) -> str:
+    """That an oracle is out of reach."""
+    return "" if one.reachable else small("oracle, out of reach")
+
+
+def _agreement_cell(standing: Standing) -> DataCell:
+    """Agreement, that it is below the floor, and what it was in decoding where both are known."""
+    one, measured = standing.shown, standing.measured
+    cell, said = estimate_cell(one.agreement, percent), floor_note(one)
+    mark = element("span", text(said), class_="invalid") if floor_kept(one) == "missed" else small(said)
+    if measured is not None and measured is not one and measured.agreement.value is not None:
+        mark += small(f"decoded for real {percent(measured.agreement.value)}")
+    return DataCell(cell.html + mark, cell.value)
+
+
+def floor_note(one: Strategy) -> str:
+    """That a strategy misses its floor, or may; "" if it keeps it, or none was asked."""
+    if floor_kept(one) == "missed":
+        return "misses the floor"
+    below = floor_kept(one) == "perhaps" and one.agreement.value is not None
+    return "below the floor, perhaps by chance" if below else ""
+
+
+def _measured_cell(measured: Strategy | None) -> DataCell:
+    """The stopwatch's answer; an INVALID one is struck out and sorted last."""
+    if measured is None:
+        return DataCell(NOTHING)
+    cell = estimate_cell(measured.net_speedup, times)
+    if is_invalid(measured):
+        badge = element("span", text(measured.validity), class_="invalid")
+        return DataCell(element("s", cell.html.split("<small>", 1)[0]) + badge)
+    known = measured.net_speedup.low is not None
+    pill = decision_pill(decision_on(measured.net_speedup)) if known else ""
+    return DataCell(cell.html + small(measured.validity) + pill, cell.value)
+
+
+def _beside(predicted: float | None, measured: float | None) -> DataCell:
+    """Seconds per token, the measured ones below the predicted ones."""
+    if predicted is None and measured is None:
+        return DataCell(NOTHING)
+    if predicted is None or measured is None:
+        return number_cell(predicted if measured is None else measured, duration)
+    return DataCell(text(duration(predicted)) + small(f"measured {duration(measured)}"), predicted)
+
+
+def _characters(standing: Standing) -> float | None:
+    """Characters per second, as measured where it was."""
+    found = [one.characters_per_second for one in (standing.measured, standing.predicted) if one is not None]
+    return next((value for value in found if value is not None), None)

@@ -1,0 +1,110 @@
+"""Trends: how a figure moves with the generation, the release or the size of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.report.charts.trend_chart import TrendChart
+from offramp.report.comparison_words import (
+    figure_format,
+    figure_name,
+    heads_name,
+    is_share,
+    named,
+    percent_tick,
+)
+from offramp.report.formats import decimal, interval_text
+from offramp.report.markup import Kind, bullets, disclosure, element, figure, table, text
+from offramp.report.sections.compare_pairs import SURE, signed
+from offramp.studies.comparison.results import Comparison, Trend
+from offramp.studies.comparison.savings import SAVING
+
+CHARTED = 12
+AXES = {
+    "generation": "generation",
+    "released": "year of release",
+    "log10 parameters": "log₁₀ of the number of parameters",
+}
+
+
+def trends_section(comparison: Comparison) -> str:
+    """What holds, the charts, and every slope as a table; nothing without trends."""
+    trends = comparison.trends
+    if not trends:
+        return ""
+    claims = [
+        f"{place(trend)[:1].upper()}{place(trend)[1:]}: {named(trend.claim, trend.figure)}"
+        for trend in trends
+        if claims_something(trend)
+    ]
+    silent = len(trends) - sum(claims_something(trend) for trend in trends)
+    if silent:
+        claims.append(
+            f"Nothing is claimed of {'the other ' if claims else ''}{silent} of {len(trends)} trends."
+        )
+    ranked = sorted(trends, key=lambda trend: (not claims_something(trend), -trend.models))
+    shown = [trend for trend in ranked if len(trend.points) > 1][:CHARTED]
+    content = (
+        element("h2", "Trends")
+        + bullets(claims, "said-list")
+        + element("p", text(INTRODUCTION), class_="note")
+        + element("div", "".join(trend_figure(trend) for trend in shown), class_="charts")
+        + trends_table(ranked)
+    )
+    return element("section", content, id_="trends", class_="part", aria_label="Trends")
+
+
+INTRODUCTION = (
+    "A dot is an independently trained model. The line is the Theil–Sen estimate: the median of the slopes "
+    "through all pairs of models, which a few odd models do not move. Below four models it has no interval."
+)
+
+
+def claims_something(trend: Trend) -> bool:
+    """Whether the slope's interval leaves out 0, and it is no chance find among all trends."""
+    low, high = trend.slope.low, trend.slope.high
+    chance = trend.adjusted is not None and trend.adjusted > SURE
+    return low is not None and high is not None and (low > 0 or high < 0) and not chance
+
+
+def heading(trend: Trend) -> str:
+    """ "Saturation oracle skips against generation, on prose"."""
+    return f"{figure_name(trend.figure)} against {AXES.get(trend.against, trend.against)}, {place(trend)}"
+
+
+def place(trend: Trend) -> str:
+    """ "on prose, Llama only"."""
+    own = heads_name(trend.heads) == trend.heads != ""
+    family = f", {trend.family} only" if trend.family else ""
+    return f"on {trend.workload}{family}{f', {trend.heads}' if own else ''}"
+
+
+def trend_figure(trend: Trend) -> str:
+    """The models of one trend with its line."""
+    number = figure_format(trend.figure)
+    chart = TrendChart(
+        title=heading(trend),
+        description=trend.claim,
+        x_label=AXES.get(trend.against, trend.against),
+        y_label=figure_name(trend.figure).partition(", ")[0],
+        points=trend.points,
+        slope=trend.slope.value,
+        intercept=trend.intercept,
+        y_number=percent_tick if is_share(trend.figure) else "{:.3g}".format,
+    )
+    rows = [[name, f"{x:g}", number(y)] for name, x, y in trend.points]
+    data = table(["Model", trend.against, figure_name(trend.figure)], rows, caption=heading(trend))
+    kind: Kind = "predicted" if trend.figure.startswith(SAVING) else "measured"
+    return figure(heading(trend), named(trend.claim, trend.figure), chart.svg(), data, kind=kind)
+
+
+def trends_table(trends: Sequence[Trend]) -> str:
+    """Every slope; closed, since the charts come first."""
+    rows = []
+    for trend in trends:
+        number = signed(lambda value: decimal(value, 4))
+        slope = "undefined" if trend.slope.value is None else number(trend.slope.value)
+        limits = interval_text(trend.slope.low, trend.slope.high, number) or "none"
+        rows.append([heading(trend), slope, limits, str(trend.models), named(trend.claim, trend.figure)])
+    header = ["Trend", "Slope per unit", "95 % interval", "Models", "What is claimed"]
+    return disclosure(f"Every slope ({len(rows):,})", table(header, rows, caption="Theil–Sen slopes"))

@@ -1,0 +1,1 @@
+"""Studies: cells of models, workloads, heads, policies, transforms and machines, run and compared."""

@@ -1,0 +1,183 @@
+"""Finding what a study names: models, workloads, machines and files of heads, without loading a weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import processor_name
+from offramp.errors import InputError, WorkloadError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.transform import Transform
+from offramp.studies.entries import FILE_SOURCES, LOCAL, WorkloadEntry
+from offramp.studies.fingerprints import Fingerprints, evidence_of, rooms_fingerprint
+from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
+from offramp.studies.model_search import find_models
+from offramp.studies.places import placed, resolved
+from offramp.studies.steps import all_steps, measured_on
+from offramp.studies.study import Study
+from offramp.studies.toml_lines import Location
+from offramp.tracing.heads_file import read_heads
+from offramp.workloads.registry import describe_workloads, load_workload
+from offramp.workloads.standard_library import library_files
+
+SLOW_SOURCES = ("prose:short", "code:short", "math", "math:short")
+"""Built-in workloads that take seconds to put together, so that their fingerprints are kept."""
+
+
+def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool) -> Found:
+    """What the study's names stand for. What cannot be had here is said to be missing, with the reason.
+
+    download: fetch models from the Hub that are not here.
+
+    Raises InputError, with the line, for files that the study names and that are not there or not usable.
+    """
+    search = _WorkloadSearch(study, fingerprints)
+    workloads = {
+        entry.name: search.find(entry, "workloads", place) for place, entry in enumerate(study.workloads)
+    }
+    measuring = {
+        source: search.find(WorkloadEntry(name=source, source=source), *location)
+        for step, location in all_steps(study)
+        for source in measured_on([step])
+    }
+    return Found(
+        models=find_models(study, fingerprints, download=download),
+        workloads=workloads,
+        machines=_find_machines(study),
+        heads=_find_heads(study, workloads, search),
+        measuring=measuring,
+        unfit=_find_unfit(study, fingerprints),
+    )
+
+
+class _WorkloadSearch:
+    """Finds workloads, each source once."""
+
+    def __init__(self, study: Study, fingerprints: Fingerprints) -> None:
+        self.study = study
+        self.fingerprints = fingerprints
+        described = describe_workloads()
+        self.names = {one.name for one in described}
+        self.modes = {one.name.partition(":")[0]: one.mode for one in described}
+        self.found: dict[str, FoundWorkload] = {}
+
+    def find(self, entry: WorkloadEntry, *location: str | int) -> FoundWorkload:
+        """A workload that the study names at a place in its file."""
+        if entry.source not in self.found:
+            self.found[entry.source] = self._look_up(entry, location)
+        return dataclasses.replace(self.found[entry.source], entry=entry)
+
+    def _look_up(self, entry: WorkloadEntry, location: Location) -> FoundWorkload:
+        kind, _, argument = entry.source.partition(":")
+        own_file = kind in FILE_SOURCES
+        source = f"{kind}:{(self.study.folder / argument).absolute()}" if own_file else entry.source
+        found = FoundWorkload(entry, source, source if source in self.names else kind, self.modes[kind])
+        try:
+            return dataclasses.replace(found, fingerprint=self._fingerprint(source))
+        except WorkloadError as error:
+            if own_file:
+                with placed(self.study, *location):
+                    raise
+            return dataclasses.replace(found, missing=f"{error.what}: {error.fix}")
+
+    def _fingerprint(self, source: str) -> str:
+        def load() -> str:
+            return load_workload(source).fingerprint
+
+        if source in SLOW_SOURCES:
+            return str(self.fingerprints.get(f"workload {source}", lambda _: _installed(), load))
+        return load()
+
+
+@functools.cache
+def _installed() -> list[Any]:
+    """What built-in workloads are made of: this Python, its library's files, and the packages installed."""
+    packages = sorted(path.name for folder in sys.path if folder for path in Path(folder).glob("*.dist-info"))
+    library = evidence_of(path for _, path in library_files())
+    return [sys.version, packages, library, rooms_fingerprint("workloads")]
+
+
+def _find_machines(study: Study) -> dict[str, FoundMachine]:
+    found = {}
+    for place, entry in enumerate(study.machines):
+        if entry.source == LOCAL:
+            found[entry.name] = FoundMachine(LOCAL)
+            continue
+        path = resolved(study, entry.source)
+        source = str(Path(path).absolute()) if Path(path).is_file() else path
+        with placed(study, "machines", place):
+            machine = find_machine(source)
+            figures = sha256_of_text(canonical_json(machine.to_json()))
+        found[entry.name] = FoundMachine(source, figures, machine)
+    return found
+
+
+def _find_heads(
+    study: Study, workloads: Mapping[str, FoundWorkload], search: _WorkloadSearch
+) -> dict[str, FoundHeads]:
+    found = {}
+    for place, entry in enumerate(study.heads):
+        if entry.file is not None:
+            path = Path(resolved(study, entry.file)).absolute()
+            with placed(study, "heads", place, "file"):
+                heads = read_heads(path)
+            found[entry.name] = FoundHeads(file=str(path), facts=tuple(heads.classifiers), given=heads)
+            continue
+        fitted_on = [
+            workloads[text]
+            if text in workloads
+            else search.find(WorkloadEntry(name=text, source=text), "heads", place, "fit")
+            for text in entry.fit
+        ]
+        found[entry.name] = FoundHeads(workloads=tuple(fitted_on), facts=tuple(sorted(entry.classifiers)))
+    return found
+
+
+def _find_unfit(study: Study, fingerprints: Fingerprints) -> dict[str, str]:
+    """Why transforms cannot be done on this machine, by their texts.
+
+    Raises InputError for one that can be done here, but not in the study's dtype.
+    """
+    unfit = {}
+    for step, location in all_steps(study):
+        if isinstance(step, Prune):
+            continue
+        problem = fingerprints.get(
+            f"transform {step.text} {study.settings.dtype}",
+            lambda _: _kernels(),
+            functools.partial(_problem_with, step, study.settings.dtype),
+        )
+        if problem is not None and problem["elsewhere"]:
+            raise InputError(problem["what"], where=study.where(*location), fix=problem["fix"])
+        if problem is not None:
+            unfit[step.text] = f"{problem['what']}: {problem['fix']}"
+    return unfit
+
+
+def _problem_with(step: Transform, dtype: str) -> dict[str, Any] | None:
+    """Why this machine cannot do a transform in a dtype, and whether it could in another; None if it can."""
+    try:
+        step.check(dtype)
+    except InputError as error:
+        try:
+            step.check(None)
+        except InputError:
+            return {"what": error.what, "fix": error.fix, "elsewhere": False}
+        return {"what": f"{step.text}: {error.what}", "fix": error.fix, "elsewhere": True}
+    return None
+
+
+@functools.cache
+def _kernels() -> list[Any]:
+    """What it depends on whether this machine can do a transform."""
+    names = ("torch", "torchao")
+    versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in names}
+    return [versions, processor_name(), rooms_fingerprint("models")]

@@ -1,0 +1,149 @@
+"""What one folder gives to a comparison, and the parts of it that both kinds of folders have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from offramp.scoring.card import ESTIMATES
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.per_byte import characters_per_second
+from offramp.studies.comparison.results import Lacks, PairDifference, Row, Saving, Strategy
+from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.tuning.splits import fewest_documents
+
+PROPAGATE = "propagate"
+"""How the league charges keys and values of skipped layers."""
+
+FEW_SAMPLES = "too few samples for an interval"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one folder holds. pairs: not adjusted yet. Everything else as in `Comparison`.
+
+    local: the machine that is called local in it, "" if nothing was timed.
+    """
+
+    title: str
+    description: str
+    rows: tuple[Row, ...]
+    strategies: tuple[Strategy, ...] = ()
+    pairs: tuple[PairDifference, ...] = ()
+    combined: tuple[Mapping[str, Any], ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    local: str = ""
+
+
+def machine_words(facts: Mapping[str, Any]) -> str:
+    """A machine that was timed, in words. facts: with processor and torch's threads."""
+    threads = facts["threads"]
+    return f"{facts['processor']}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def card_fields(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that `ScoreCard.to_json()` gives."""
+    curves = card["curves"]
+    return {
+        "tokens": card["tokens"],
+        "documents": card["documents"],
+        "scores": {name: Estimate(**card[name]) for name in ESTIMATES},
+        "eas": tuple(card["eas"]),
+        "candidates": dict(card["candidates"]),
+        "exits": tuple(curves["exits"]),
+        "depth_fraction": tuple(curves["depth_fraction"]),
+        "curves": {name: tuple(values) for name, values in curves["values"].items()},
+        "intervals": {
+            name: {limit: tuple(values) for limit, values in limits.items()}
+            for name, limits in curves["intervals"].items()
+        },
+    }
+
+
+def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
+    """What the tuner says at one floor. tuned: a `Tuned` as JSON."""
+    certificate, floor = tuned["certificate"], tuned["floor"]
+    needed = certificate["documents_needed"]
+    return Saving(
+        floor=f"{floor['kind']}={floor['value']:g}",
+        machine=machine,
+        policy=tuned["policy"],
+        net_speedup=Estimate(**tuned["net_speedup"]),
+        certified=certificate["holds"],
+        answer=tuned["answer"],
+        kv=tuned["kv"],
+        lacks=_lacks(certificate, tuned["documents"]),
+        documents=certificate["documents"],
+        documents_needed=needed,
+        documents_in_all=fewest_documents(needed) + tuned["documents"]["heads"],
+    )
+
+
+def _lacks(certificate: Mapping[str, Any], documents: Mapping[str, int]) -> Lacks:
+    """Why there is no certificate; a search that found nothing faster had nothing to certify."""
+    if certificate["holds"]:
+        return ""
+    if certificate["documents"] < certificate["documents_needed"] or not documents["search"]:
+        return "documents"
+    return "evidence" if certificate["tested"] else ""
+
+
+def league_speedups(entries: Sequence[Mapping[str, Any]], machine: str) -> dict[str, float]:
+    """Net speedup of what the league chose at each floor, by floor and machine. entries: `LeagueEntry`s."""
+    return {
+        place_text(floor_text(entry["floor"]), machine): entry["net_speedup"]["value"]
+        for entry in entries
+        if entry["chosen"] and entry["net_speedup"]["value"] is not None
+    }
+
+
+def league_strategy(
+    entry: Mapping[str, Any],
+    where: Mapping[str, Any],
+    *,
+    in_seconds: bool,
+    characters_per_token: float | None,
+) -> Strategy:
+    """One entry of a league. where: model, workload, heads, machine. in_seconds: else bytes are counted."""
+    seconds = entry["seconds_per_token"] if in_seconds else None
+    return Strategy(
+        **where,
+        family=entry["family"],
+        policy=entry["policy"],
+        kv=PROPAGATE,
+        floor=floor_text(entry["floor"]),
+        basis="predicted",
+        agreement=Estimate(**entry["agreement"]),
+        skip_ratio=Estimate(**entry["skip_ratio"]),
+        net_speedup=Estimate(**entry["net_speedup"]),
+        probe_share=entry["probe_share"],
+        seconds_per_token=seconds,
+        characters_per_second=characters_per_second(characters_per_token, seconds),
+        reachable=entry["reachable"],
+        chosen=entry["chosen"],
+    )
+
+
+def interval_estimate(interval: Mapping[str, float | None] | None, undefined: str = "") -> Estimate:
+    """The `Interval` of a measurement as an estimate. undefined: why there is none."""
+    if interval is None or interval["value"] is None:
+        return Estimate(None, undefined=undefined or "not measured")
+    low, high = interval["low"], interval["high"]
+    return Estimate(interval["value"], low, high, no_interval=FEW_SAMPLES if low is None else None)
+
+
+def skipped(layers_per_token: float | None, layers: int) -> Estimate:
+    """Share of layers not executed, of those that hooks counted per new token."""
+    if layers_per_token is None:
+        return Estimate(None, undefined="layers were not counted")
+    return Estimate(1.0 - layers_per_token / layers, no_interval="counted, not resampled")
+
+
+def validity_text(validity: str, reasons: Sequence[str], left_out: str | None) -> str:
+    """Whether a measurement may be believed, in words: "VALID", "INVALID: ...", "left out: ..."."""
+    if left_out is not None:
+        return f"left out: {left_out}"
+    return f"{validity}: {'; '.join(reasons)}" if reasons and validity != "VALID" else validity

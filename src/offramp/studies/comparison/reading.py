@@ -1,0 +1,105 @@
+"""From folders to a comparison: what each holds, whether it may be compared, and the statistics over all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.studies.comparison.citation import cited
+from offramp.studies.comparison.content import Content
+from offramp.studies.comparison.equality import require_equal, without_twins
+from offramp.studies.comparison.pairs import adjusted, asked_pairs
+from offramp.studies.comparison.per_byte import per_byte_notes
+from offramp.studies.comparison.results import Comparison
+from offramp.studies.comparison.run_rows import is_run_folder, read_run_folder
+from offramp.studies.comparison.shared_names import with_shared_names
+from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
+from offramp.studies.comparison.trends import trends_of
+from offramp.studies.comparison.validity import validity_of
+
+READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Content]], ...] = (
+    (is_study_folder, read_study_folder),
+    (is_run_folder, read_run_folder),
+)
+"""How to know a kind of folder, and how to read it."""
+
+TITLE = "Models compared"
+"""Of a comparison of several folders."""
+
+
+def read_comparison(
+    folders: Sequence[Path], *, pairs: Sequence[tuple[str, str]] = (), mixed: bool = False
+) -> Comparison:
+    """Compare what folders of studies and of `offramp run` hold.
+
+    pairs: shown names of models to hold against each other, besides those that a study names. mixed: whether
+    to compare different texts or token counts under one name, and say so.
+
+    Raises InputError for a folder that is neither, folders without a finished score, what may not be compared
+    (see `offramp.studies.comparison.equality`), or a pair that names no model; DamagedFileError for files
+    whose bytes changed.
+    """
+    contents = with_shared_names([read_folder(Path(folder)) for folder in folders])
+    rows = without_twins(row for content in contents for row in content.rows)
+    failures = {cell: why for content in contents for cell, why in content.failures.items()}
+    if not rows:
+        raise InputError(
+            "there is nothing to compare: no score is finished",
+            where=", ".join(str(folder) for folder in folders),
+            fix=f"run the study first: offramp study run{_first_failure(failures)}",
+        )
+    unequal = require_equal(rows, mixed=mixed)
+    found = [pair for content in contents for pair in content.pairs]
+    alone = contents[0] if len(contents) == 1 else None
+    return cited(
+        Comparison(
+            title=TITLE if alone is None else alone.title,
+            description="" if alone is None else alone.description,
+            rows=rows,
+            strategies=tuple(dict.fromkeys(one for content in contents for one in content.strategies)),
+            pairs=adjusted([*dict.fromkeys(found), *asked_pairs(rows, pairs)]),
+            trends=trends_of(rows),
+            validity=validity_of(rows),
+            combined=tuple(one for content in contents for one in content.combined),
+            failures=failures,
+            notes=(
+                *unequal,
+                *(note for content in contents for note in content.notes),
+                *per_byte_notes(rows),
+            ),
+            provenance=_provenance(contents),
+        )
+    )
+
+
+def read_folder(path: Path) -> Content:
+    """What one folder holds. Raises InputError if it is that of neither a study nor a run."""
+    for is_it, read in READERS:
+        if is_it(path):
+            return read(path)
+    raise InputError(
+        "the folder is that of neither a study nor a finished run"
+        if path.is_dir()
+        else "there is no such folder",
+        where=str(path),
+        fix="give the folder of offramp study run (it holds plan.json) or of offramp run (summary.json)",
+    )
+
+
+def _first_failure(failures: Mapping[str, str]) -> str:
+    for cell, why in failures.items():
+        return f" ({cell}: {why})"
+    return ""
+
+
+def _provenance(contents: Sequence[Content]) -> dict[str, Any]:
+    """Of the only folder as it is, of several by their titles."""
+    if len(contents) == 1:
+        return dict(contents[0].provenance)
+    found: dict[str, Any] = {}
+    for content in contents:
+        name = content.title if content.title not in found else f"{content.title} ({len(found) + 1})"
+        found[name] = dict(content.provenance)
+    return found

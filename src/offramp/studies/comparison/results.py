@@ -1,0 +1,237 @@
+"""What a comparison holds: plain data for pages, tables and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from offramp.scoring.estimate import Estimate
+
+Basis = str
+"""How a saving was found: "predicted" (by replay) or "measured" (in decoding)."""
+
+Lacks = Literal["", "documents", "evidence"]
+"""What kept a policy from a certificate: too few documents, or a test that every faster policy failed."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as a study's file describes it; a run folder's model has a name and its base only.
+
+    base: the independent training it comes from; its variants have the same. kind: "dense", "moe", "ssm" or
+    "hybrid". stage: "base" or "tuned". generation: a number within its family. released: "2024-04".
+    parameters: in all, None where layers were taken out. transform: what was done to it, "" for nothing.
+    """
+
+    name: str
+    base: str
+    transform: str = ""
+    family: str | None = None
+    generation: float | None = None
+    released: str | None = None
+    parameters: float | None = None
+    kind: str | None = None
+    stage: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """Name and transform: "smollm2 + int8"."""
+        return f"{self.name} + {self.transform}" if self.transform else self.name
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The best certified answer of the tuner at one floor on one machine.
+
+    policy: "never" if nothing was certified or nothing is faster. net_speedup: on documents that neither
+    search nor certificate saw. certified: whether a certificate of this floor holds. answer: the tuner's
+    sentence. lacks: what a certificate lacked, "" where one holds or nothing faster was there to certify.
+    documents: left to certify on; documents_needed: fewest that the floor takes; documents_in_all: fewest
+    traced ones of which so many are left.
+    """
+
+    floor: str
+    machine: str
+    policy: str
+    net_speedup: Estimate
+    certified: bool
+    answer: str
+    kv: str = "propagate"
+    lacks: Lacks = ""
+    documents: int = 0
+    documents_needed: int = 0
+    documents_in_all: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trace of the comparison: a model (transformed or not) on a workload through some heads.
+
+    scores: estimate by name (representation, increment, calibration, composite, literal_calibration,
+    first_match_skip, saturation_skip, time_ceiling_saturation, ...). eas: by similarity, with ceiling and
+    floor as in `ScoreCard.to_json()["eas"]`. candidates: of `ScoreCard.candidates`. depth_fraction, curves,
+    intervals: as in `LayerCurves.to_json()`. bits_per_byte: of the observed text under the full model, None
+    if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
+    savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
+    did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
+    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement is
+    VALID. model_fingerprint: SHA-256 of what the model computes, "" if not known. source: where it comes
+    from, as shown. own_text: whether the text is the model's own answers, which no other model shares.
+    """
+
+    model: ModelFacts
+    workload: str
+    heads: str
+    tokens: int
+    documents: int
+    workload_fingerprint: str
+    scores: Mapping[str, Estimate]
+    eas: tuple[Mapping[str, Any], ...]
+    candidates: Mapping[str, float | None]
+    exits: tuple[int, ...]
+    depth_fraction: tuple[float | None, ...]
+    curves: Mapping[str, tuple[float | None, ...]]
+    intervals: Mapping[str, Mapping[str, tuple[float | None, ...]]]
+    bits_per_byte: float | None = None
+    bytes_per_token: float | None = None
+    characters_per_token: float | None = None
+    savings: tuple[Saving, ...] = ()
+    exit_speedup: Mapping[str, float] = field(default_factory=dict)
+    trace_folder: str | None = None
+    source: str = ""
+    notes: tuple[str, ...] = ()
+    measured_speedup: Mapping[str, float] = field(default_factory=dict)
+    model_fingerprint: str = ""
+    own_text: bool = False
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One policy (or a family's best member) on one row of the comparison.
+
+    family: of the league, or the policy's kind. basis: "predicted" or "measured". floor: "" for a policy that
+    was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
+    seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
+    unknown. validity: of a measurement ("VALID", "INVALID" and why), "" for a prediction. chosen: whether the
+    league chose it, on documents that it is not judged on.
+    """
+
+    model: str
+    workload: str
+    heads: str
+    machine: str
+    family: str
+    policy: str
+    kv: str
+    floor: str
+    basis: Basis
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+    probe_share: float | None = None
+    seconds_per_token: float | None = None
+    characters_per_second: float | None = None
+    reachable: bool = True
+    validity: str = ""
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class PairDifference:
+    """Second less first of a matched pair in one figure on one workload, over the documents of both.
+
+    kind: "base ↔ tuned", ... . difference: with a 95 % paired bootstrap interval over documents. p_value:
+    two-sided, of the same draws; adjusted: after Holm over all differences of the table. None below 20
+    documents. documents: that both have.
+    """
+
+    kind: str
+    first: str
+    second: str
+    workload: str
+    heads: str
+    figure: str
+    first_value: float | None
+    second_value: float | None
+    difference: Estimate
+    p_value: float | None
+    adjusted: float | None
+    documents: int
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a figure moves with a property of the models: a Theil-Sen slope over independent models.
+
+    against: "generation", "released" (years) or "log10 parameters". slope: of the figure per unit, with a
+    95 % interval (Sen 1968). low and high are None below 4 models. models: how many. claim: the sentence to
+    print; it claims nothing where the interval holds 0 or models are too few. p_value: two-sided, of
+    Kendall's statistic, None where there is no interval; adjusted: after Holm over all trends of the table.
+    points: model, where it stands, figure. family: "" for all.
+    """
+
+    figure: str
+    against: str
+    family: str
+    workload: str
+    slope: Estimate
+    intercept: float | None
+    models: int
+    claim: str
+    points: tuple[tuple[str, float, float], ...] = ()
+    heads: str = ""
+    p_value: float | None = None
+    adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoreValidity:
+    """How well one candidate score on workloads A ranks models by what was saved on other workloads B.
+
+    basis: "predicted" or "measured". kendall, spearman: between independent models (cells of one base are
+    averaged first), with an interval from whole models resampled. less_than_oracle: Kendall less that of the
+    saturation oracle, paired. error: median leave-one-model-out error of the saving predicted from the score
+    (share of time); null_error: of the median of the others. within_base: Kendall over the cells of one base,
+    described only. bases, cells: how many, in the pair of workloads that has the fewest. p_value: one-sided,
+    of whole models permuted, None below 12 bases; adjusted: after Holm over the table. claim: the sentence to
+    print; below 12 bases it claims nothing.
+    """
+
+    score: str
+    basis: Basis
+    floor: str
+    machine: str
+    kendall: Estimate
+    spearman: Estimate
+    less_than_oracle: Estimate
+    error: float | None
+    null_error: float | None
+    within_base: float | None
+    bases: int
+    cells: int
+    claim: str
+    p_value: float | None = None
+    adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a comparison shows. combined: results of accelerations together, as `combined_to_json`.
+
+    failures: cells that failed or were not run, by name, with the reason. provenance: versions, machine,
+    study and fingerprints. citation: text of a BibTeX entry.
+    """
+
+    title: str
+    description: str
+    rows: tuple[Row, ...]
+    strategies: tuple[Strategy, ...] = ()
+    pairs: tuple[PairDifference, ...] = ()
+    trends: tuple[Trend, ...] = ()
+    validity: tuple[ScoreValidity, ...] = ()
+    combined: tuple[Mapping[str, Any], ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    citation: str = ""

@@ -1,0 +1,241 @@
+"""Rows, strategies and pairs of a study's folder: every cell that is done, and why the others are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from offramp.files import canonical_json, sha256_of_text
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import Content, card_fields, league_speedups, machine_words, saving_of
+from offramp.studies.comparison.holm import LEVEL
+from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
+from offramp.studies.comparison.study_strategies import STRATEGIES, Finished, machine_of, measured_speedups
+from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.task import Cell, Plan, Task
+
+TRACE = "trace"
+FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
+APART = ("pair", "combine")
+"""Kinds of cells that are no row and no strategy of one."""
+
+SMALLEST = 2
+"""The smallest two-sided p-value of n draws is this over n + 1."""
+
+Axes = tuple[str, str, str, str]
+"""Model, transform, workload, heads."""
+
+
+def is_study_folder(path: Path) -> bool:
+    """Whether a study was planned or run into this folder."""
+    return (path / PLAN).is_file()
+
+
+def read_study_folder(path: Path) -> Content:
+    """What the finished cells of a study hold.
+
+    Raises InputError for a plan that a newer offramp wrote, DamagedFileError for one whose bytes changed.
+    """
+    return StudyReader(StudyFolder(path)).content()
+
+
+class StudyReader:
+    """A study's folder with its plan, and which cells are done."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+        self.plan: Plan = folder.read_plan()
+        self.models = {model["name"]: model for model in self.plan.study["models"]}
+        self.conditions = {key: folder.condition(task) for key, task in self.plan.tasks.items()}
+        self.done = [cell for cell in self.plan.cells if self.conditions[cell.task] == "done"]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The study file's table [study]."""
+        settings: Mapping[str, Any] = self.plan.study["study"]
+        return settings
+
+    def content(self) -> Content:
+        """Everything at once."""
+        by_axes: dict[Axes, list[Finished]] = {}
+        for cell in self.done:
+            if cell.kind not in APART:
+                by_axes.setdefault(axes(cell), []).append(self.finished(cell))
+        rows: list[Row] = []
+        strategies: list[Strategy] = []
+        for cells in by_axes.values():
+            for score in cells:
+                if score.cell.kind == "score":
+                    row = self.row(score, cells)
+                    rows.append(row)
+                    strategies += strategies_of(row, cells)
+        name = self.settings["name"]
+        pairs = tuple(pair for cell in self.done if cell.kind == "pair" for pair in self.pairs(cell))
+        return Content(
+            title=self.settings["title"] or name,
+            description=self.settings["description"],
+            rows=tuple(rows),
+            strategies=tuple(strategies),
+            pairs=pairs,
+            combined=tuple(self.combined(cell) for cell in self.done if cell.kind == "combine"),
+            failures=self.failures(),
+            notes=tuple(self.pair_notes(pairs)),
+            provenance=self.provenance(),
+            local=self.local(),
+        )
+
+    def local(self) -> str:
+        """The machine that the study times, in words; "" if it times none."""
+        profiles = [task for task in self.plan.tasks.values() if task.kind == "profile"]
+        return machine_words(profiles[0].recipe["machine"]) if profiles else ""
+
+    def finished(self, cell: Cell) -> Finished:
+        """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
+        task = self.plan.tasks[cell.task]
+        return Finished(cell, task.recipe, self.folder.result(task))
+
+    def row(self, score: Finished, cells: Sequence[Finished]) -> Row:
+        """The row of one score. cells: with the same axes; the tuner, the league, decoding."""
+        cell, result = score.cell, score.result
+        trace = self.plan.tasks[self.plan.tasks[cell.task].needs["trace"]]
+        text = result["text"]
+        predicted: dict[str, float] = {}
+        measured: dict[str, float] = {}
+        for other in cells:
+            if other.cell.kind == "league":
+                predicted |= league_speedups(other.result["entries"], machine_of(other))
+            if other.cell.kind == "decode":
+                measured |= measured_speedups(other)
+        return Row(
+            model=self.traced_facts(cell, result["card"]["curves"]["exits"][-1]),
+            workload=cell.workload,
+            heads=cell.heads,
+            workload_fingerprint=result["workload_fingerprint"],
+            **card_fields(result["card"]),
+            bits_per_byte=result["bits_per_byte"],
+            bytes_per_token=text["bytes"] / text["tokens"] if text["bytes"] else None,
+            characters_per_token=text["characters"] / text["tokens"] if text["characters"] else None,
+            savings=tuple(saving for other in cells for saving in savings(other)),
+            exit_speedup=predicted,
+            measured_speedup=measured,
+            model_fingerprint=model_fingerprint(trace),
+            trace_folder=str(self.folder.task_folder(trace) / TRACE),
+            source=f"study {self.settings['name']}",
+            notes=(*result["notes"], *result["card"]["notes"]),
+            own_text=result["own_text"],
+        )
+
+    def facts(self, name: str, transform: str = "") -> ModelFacts:
+        """A model as the study's file describes it."""
+        model = self.models[name]
+        return ModelFacts(name, transform=transform, **{fact: model[fact] for fact in FACTS})
+
+    def traced_facts(self, cell: Cell, layers: int) -> ModelFacts:
+        """The model of a cell; one with fewer layers than its file has not the parameters of its file."""
+        facts, whole = self.facts(cell.model, cell.transform), self.models[cell.model].get("layers")
+        return facts if whole in (None, layers) else replace(facts, parameters=None)
+
+    def pairs(self, cell: Cell) -> Iterator[PairDifference]:
+        """The differences of one pair on one workload."""
+        pair = next(one for one in self.plan.study["pairs"] if one["name"] == cell.model)
+        result = self.finished(cell).result
+        for found in result["differences"]:
+            names = ("value", "low", "high", "undefined", "no_interval")
+            yield PairDifference(
+                kind=pair["kind"],
+                first=pair["first"],
+                second=pair["second"],
+                workload=cell.workload,
+                heads=cell.heads,
+                figure=found["figure"],
+                first_value=found["first"],
+                second_value=found["second"],
+                difference=Estimate(**{name: found[name] for name in names}),
+                p_value=found["p_value"],
+                adjusted=None,
+                documents=result["documents"],
+            )
+
+    def pair_notes(self, pairs: Sequence[PairDifference]) -> Iterator[str]:
+        """Whether the pairs had too few draws for any of their differences to stay one after Holm."""
+        judged = sum(pair.p_value is not None for pair in pairs)
+        draws = [self.plan.tasks[cell.task].recipe["draws"] for cell in self.done if cell.kind == "pair"]
+        needed = math.ceil(SMALLEST * judged / LEVEL)
+        if judged and min(draws) < needed:
+            yield (
+                f"Pairs: {min(draws):,} draws are too few for {judged} differences: no p-value can be small "
+                f"enough after Holm; {needed:,} draws can."
+            )
+
+    def combined(self, cell: Cell) -> Mapping[str, Any]:
+        """Accelerations together, under the names that the study gives."""
+        model = self.facts(cell.model, cell.transform).shown
+        return {**self.finished(cell).result["combined"], "model": model, "workload": cell.workload}
+
+    def failures(self) -> dict[str, str]:
+        """Why each cell is not done that is not, by name."""
+        undone = [cell for cell in self.plan.cells if self.conditions[cell.task] != "done"]
+        return {cell.name: self.why_not(self.plan.tasks[cell.task]) for cell in undone}
+
+    def why_not(self, task: Task) -> str:
+        """Why a task has no result, in words."""
+        failure = self.folder.failure(task)
+        if failure is not None:
+            return failure.what
+        if task.blocked is not None:
+            return task.blocked
+        for key in task.needs.values():
+            needed = self.plan.tasks[key]
+            if self.conditions[key] != "done":
+                why = self.why_not(needed)
+                return why if why == NOT_RUN else f"the {needed.kind} that it needs: {why}"
+        if self.conditions[task.key] == "damaged":
+            return "a file of it changed since it was done; the next run does it again"
+        return NOT_RUN
+
+    def provenance(self) -> dict[str, Any]:
+        """What the figures rest on: the study and its sizes, versions, fingerprint of the code."""
+        tasks = [self.plan.tasks[cell.task] for cell in self.done]
+        versions = {
+            f"{name} {version}" for task in tasks for name, version in task.recipe["versions"].items()
+        }
+        sizes = ("tokens", "dtype", "threads", "floors", "seed", "draws")
+        said = {key: value for key, value in self.plan.study.items() if key != "file"}
+        return {
+            "study_fingerprint": sha256_of_text(canonical_json(said)),
+            **{name: self.settings[name] for name in sizes},
+            "versions": ", ".join(sorted(versions)),
+            "cells": f"{len(self.done)} of {len(self.plan.cells)} done",
+        }
+
+
+NOT_RUN = "not run yet"
+
+
+def axes(cell: Cell) -> Axes:
+    """What cells of one row have in common."""
+    return cell.model, cell.transform, cell.workload, cell.heads
+
+
+def model_fingerprint(trace: Task) -> str:
+    """SHA-256 of what a traced model computes, as `offramp.models.identity.ModelIdentity.fingerprint`."""
+    base, transforms = trace.recipe["model"]["fingerprint"], list(trace.recipe["model"]["transforms"])
+    return sha256_of_text(canonical_json([base, transforms])) if transforms else str(base)
+
+
+def savings(found: Finished) -> Iterator[Saving]:
+    """What the tuner says at each floor; nothing of a task of another kind."""
+    if found.cell.kind != "tune":
+        return
+    for tuned in found.result["tuned"]:
+        yield saving_of(tuned, machine_of(found))
+
+
+def strategies_of(row: Row, cells: Sequence[Finished]) -> Iterator[Strategy]:
+    """Every strategy that was replayed, tuned or decoded on a row."""
+    for found in cells:
+        if found.cell.kind in STRATEGIES:
+            yield from STRATEGIES[found.cell.kind](row, found)

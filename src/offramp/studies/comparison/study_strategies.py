@@ -1,0 +1,158 @@
+"""Strategies from the results of a study's tasks: leagues, tuned policies, replays and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.costs.local_store import LOCAL
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import (
+    interval_estimate,
+    league_strategy,
+    skipped,
+    validity_text,
+)
+from offramp.studies.comparison.per_byte import characters_per_second
+from offramp.studies.comparison.results import Row, Strategy
+from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.studies.task import Cell
+from offramp.tuning.league import FULL_MODEL
+
+TUNED = "tuned"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell that is done: its task's recipe and result."""
+
+    cell: Cell
+    recipe: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+
+def league_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
+    """The best member of every family at every floor, predicted."""
+    for entry in found.result["entries"]:
+        yield league_strategy(
+            entry,
+            _where(row, found),
+            in_seconds=True,
+            characters_per_token=row.characters_per_token,
+        )
+
+
+def tuned_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
+    """The tuner's answer at every floor, predicted on documents that neither search nor certificate saw."""
+    for tuned in found.result["tuned"]:
+        seconds = tuned["seconds_per_token"]["value"]
+        yield Strategy(
+            **_where(row, found),
+            family=TUNED,
+            policy=tuned["policy"],
+            kv=tuned["kv"],
+            floor=floor_text(tuned["floor"]["value"]),
+            basis="predicted",
+            agreement=Estimate(**tuned["quality"]),
+            skip_ratio=Estimate(**tuned["skip_ratio"]),
+            net_speedup=Estimate(**tuned["net_speedup"]),
+            probe_share=tuned["probe_share"],
+            seconds_per_token=seconds,
+            characters_per_second=characters_per_second(row.characters_per_token, seconds),
+        )
+
+
+def replayed_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
+    """One policy of the study's file, predicted."""
+    replay = found.result["replay"]
+    yield Strategy(
+        **_where(row, found),
+        family=found.cell.policy,
+        policy=replay["policy"],
+        kv=replay["kv"],
+        floor="",
+        basis="predicted",
+        agreement=Estimate(**found.result["agreement"]),
+        skip_ratio=Estimate(**found.result["skip_ratio"]),
+        net_speedup=Estimate(**found.result["net_speedup"]),
+        probe_share=replay["probe_share"],
+        seconds_per_token=replay["seconds_per_token"],
+        characters_per_second=characters_per_second(row.characters_per_token, replay["seconds_per_token"]),
+        reachable=replay["reachable"],
+    )
+
+
+def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
+    """Plain decoding and the best policies of the league, for real; the league's fastest is its choice."""
+    bench = found.result["bench"]
+    contenders = {contender["name"]: contender for contender in bench["contenders"]}
+    yield _plain_strategy(row, found, contenders[bench["plain"]])
+    for place, choice in enumerate(found.result["chosen"]):
+        timed = contenders[choice["contender"]]
+        left_out = timed["left_out"]
+        seconds = None if timed["seconds_per_token"] is None else timed["seconds_per_token"]["value"]
+        quality = choice["free_running"]
+        yield Strategy(
+            **_where(row, found),
+            family=choice["family"],
+            policy=choice["policy"],
+            kv=choice["kv"],
+            floor=floor_text(found.recipe["floor"]),
+            basis="measured",
+            agreement=interval_estimate(None if quality is None else quality["agreement"], "not judged"),
+            skip_ratio=skipped(timed["layers_per_token"], row.exits[-1]),
+            net_speedup=interval_estimate(timed["speedup"], left_out or "not timed"),
+            seconds_per_token=seconds,
+            characters_per_second=characters_per_second(choice["characters_per_token"], seconds),
+            validity=validity_text(bench["validity"], bench["reasons"], left_out),
+            chosen=place == 0,
+        )
+
+
+def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Strategy:
+    """The full model, decoded by the fastest plain decoder of the measurement."""
+    bench, seconds = found.result["bench"], timed["seconds_per_token"]["value"]
+    return Strategy(
+        **_where(row, found),
+        family=FULL_MODEL,
+        policy="never",
+        kv="",
+        floor=floor_text(found.recipe["floor"]),
+        basis="measured",
+        agreement=Estimate(1.0, no_interval="by definition"),
+        skip_ratio=Estimate(0.0, no_interval="by definition"),
+        net_speedup=Estimate(1.0, no_interval="by definition"),
+        seconds_per_token=seconds,
+        characters_per_second=characters_per_second(found.result["characters_per_token"], seconds),
+        validity=validity_text(bench["validity"], bench["reasons"], None),
+    )
+
+
+def measured_speedups(found: Finished) -> dict[str, float]:
+    """Net speedup of the league's fastest policy that exits, by floor and machine; nothing if not VALID."""
+    bench, choices = found.result["bench"], found.result["chosen"]
+    speedups = {contender["name"]: contender["speedup"] for contender in bench["contenders"]}
+    fastest = speedups[choices[0]["contender"]] if choices else None
+    if bench["validity"] != "VALID" or fastest is None:
+        return {}
+    return {place_text(floor_text(found.recipe["floor"]), machine_of(found)): fastest["value"]}
+
+
+def machine_of(found: Finished) -> str:
+    """The machine of a cell; what is timed is timed on this one."""
+    return found.cell.machine or LOCAL
+
+
+def _where(row: Row, found: Finished) -> dict[str, Any]:
+    names = {"model": row.model.shown, "workload": row.workload, "heads": row.heads}
+    return {**names, "machine": machine_of(found)}
+
+
+STRATEGIES: Mapping[str, Callable[[Row, Finished], Iterator[Strategy]]] = {
+    "league": league_strategies,
+    "tune": tuned_strategies,
+    "replay": replayed_strategies,
+    "decode": decoded_strategies,
+}
+"""By the kind of task."""

@@ -1,0 +1,184 @@
+"""The lines of a comparison's tables: plain values by column, None for what is undefined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from offramp.scoring.card import ESTIMATES
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Row
+
+Line = Mapping[str, Any]
+
+NATS = frozenset({"kl_to_final", "entropy", "nll", "final_logprob", "increment"})
+"""Curves in nats; the component called increment is a share, the curve of that name is not."""
+
+CURVES = (
+    "agreement",
+    "reference_agreement",
+    "remaining_information",
+    "increment",
+    "kl_to_final",
+    "entropy",
+    "nll",
+    "max_prob",
+    "margin",
+    "final_logprob",
+    "final_rank_median",
+    "logit_cosine",
+    "centred_logit_cosine",
+    "shuffled_logit_cosine",
+    "hidden_cosine_to_final",
+    "hidden_cosine_to_previous",
+    "block_influence",
+    "update_norm",
+    "brier",
+    "recalibrated_brier",
+    "ece_agreement",
+    "ece_token",
+    "auroc",
+    "aurc",
+)
+
+SCORES = tuple(f"{name}_nats" if name == "initial_information" else name for name in ESTIMATES)
+CURVE_COLUMNS = tuple(f"{name}_nats" if name in NATS else name for name in CURVES)
+P_VALUES = {"adjusted": "p_value_after_holm"}
+"""Columns of fields that are called otherwise in a table."""
+
+
+def leaderboard_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each row: what the model is, its scores and its text."""
+    for row in comparison.rows:
+        facts = row.model
+        line = {
+            **_where(row),
+            **{name: getattr(facts, name) for name in ("base", "family", "released", "kind", "stage")},
+            "generation": number(facts.generation),
+            "parameters": number(facts.parameters),
+            "tokens": row.tokens,
+            "documents": row.documents,
+            "workload_sha256": row.workload_fingerprint,
+            "source": row.source,
+            "own_text": row.own_text,
+        }
+        for name, column in zip(ESTIMATES, SCORES, strict=True):
+            line |= interval(column, row.scores.get(name))
+        for variant in row.eas:
+            column = f"eas_{variant['similarity']}"
+            line |= interval(column, Estimate(**variant["score"]))
+            line |= {f"{column}_{limit}": number(variant[limit]) for limit in ("ceiling", "floor")}
+        names = ("bits_per_byte", "bytes_per_token", "characters_per_token")
+        yield line | {name: number(getattr(row, name)) for name in names}
+
+
+def certified_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each answer of the tuner."""
+    for row in comparison.rows:
+        for saving in row.savings:
+            names = ("floor", "machine", "policy", "certified", "lacks", "answer")
+            counts = ("documents", "documents_needed", "documents_in_all")
+            yield {
+                **_where(row),
+                **{name: getattr(saving, name) for name in (*names, *counts)},
+                **interval("net_speedup", saving.net_speedup),
+            }
+
+
+def profiles_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each exit of each row, with every curve."""
+    for row in comparison.rows:
+        for place, exit_ in enumerate(row.exits):
+            line = {**_where(row), "exit": exit_, "depth_flops_share": number(row.depth_fraction[place])}
+            for name, column in zip(CURVES, CURVE_COLUMNS, strict=True):
+                if name in row.curves:
+                    line[column] = number(row.curves[name][place])
+                for limit, values in row.intervals.get(name, {}).items():
+                    line[f"{column}_{limit}"] = number(values[place])
+            yield line
+
+
+def strategies_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each strategy, predicted or measured."""
+    texts = ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis", "validity")
+    for strategy in comparison.strategies:
+        line = {name: getattr(strategy, name) for name in (*texts, "reachable", "chosen")}
+        for name in ("agreement", "skip_ratio", "net_speedup"):
+            line |= interval(name, getattr(strategy, name))
+        for name in ("probe_share", "seconds_per_token", "characters_per_second"):
+            line[name] = number(getattr(strategy, name))
+        yield line
+
+
+def pairs_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each difference of a matched pair."""
+    names = ("kind", "first", "second", "workload", "heads", "figure", "documents")
+    numbers = ("first_value", "second_value", "p_value", "adjusted")
+    for pair in comparison.pairs:
+        yield {
+            **{name: getattr(pair, name) for name in names},
+            **{P_VALUES.get(name, name): number(getattr(pair, name)) for name in numbers},
+            **interval("difference", pair.difference),
+        }
+
+
+def trends_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each slope."""
+    for trend in comparison.trends:
+        names = ("figure", "against", "family", "workload", "heads", "models", "claim")
+        numbers = ("intercept", "p_value", "adjusted")
+        yield {
+            **{name: getattr(trend, name) for name in names},
+            **{P_VALUES.get(name, name): number(getattr(trend, name)) for name in numbers},
+            **interval("slope", trend.slope),
+        }
+
+
+def validity_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each candidate score at a floor on a machine."""
+    names = ("score", "basis", "floor", "machine", "bases", "cells", "claim")
+    numbers = {
+        "error": "error_share_of_time",
+        "null_error": "null_error_share_of_time",
+        "within_base": "within_base_kendall",
+        "p_value": "p_value",
+        "adjusted": "p_value_after_holm",
+    }
+    for entry in comparison.validity:
+        line = {name: getattr(entry, name) for name in names}
+        line |= {column: number(getattr(entry, name)) for name, column in numbers.items()}
+        for name in ("kendall", "spearman", "less_than_oracle"):
+            line |= interval(name, getattr(entry, name))
+        yield line
+
+
+def failures_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each cell without a result."""
+    for cell, reason in comparison.failures.items():
+        yield {"cell": cell, "reason": reason}
+
+
+def _where(row: Row) -> dict[str, Any]:
+    return {
+        "model": row.model.name,
+        "transform": row.model.transform,
+        "workload": row.workload,
+        "heads": row.heads,
+    }
+
+
+def number(value: float | None) -> float | None:
+    """A finite number, or None."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """An estimate as three columns: name, name_low, name_high."""
+    values = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip(limits(name), map(number, values), strict=True))
+
+
+def limits(name: str) -> tuple[str, str, str]:
+    """The columns of an estimate."""
+    return name, f"{name}_low", f"{name}_high"

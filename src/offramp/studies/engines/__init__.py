@@ -1,0 +1,1 @@
+"""How tasks are run: in processes of this machine, or on a Ray cluster."""

@@ -1,0 +1,219 @@
+"""The tables of a study file: settings, the entries of its axes, and what else it may hold."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from offramp.tracing.fitting.sizes import FITTING_TOKENS
+from offramp.tracing.sizes import DEFAULT_TOKENS
+
+NONE = "none"
+"""The entry of an axis that leaves things as they are: no transform, or the logit lens."""
+LEAGUE, TUNED = "league", "tuned"
+"""Entries of the axis of policies that stand for a search instead of one policy."""
+LOCAL = "local"
+"""The machine that is timed by a task of its own."""
+FILE_SOURCES = ("txt", "jsonl")
+"""Sources of workloads in the user's own files; their argument begins with a path."""
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Truth = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+
+
+class Table(BaseModel):
+    """One table of the file; a key that it does not have is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Table):
+    """The table [study]: what is the same for all cells.
+
+    tokens: per workload. threads: of torch, by default the cores at hand. exits, context, document_tokens,
+    signals: as `offramp trace` takes them. floors: on agreement. draws: of the bootstrap.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    title: str = ""
+    description: str = ""
+    tokens: Count = DEFAULT_TOKENS
+    dtype: str = "float32"
+    threads: Count = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    exits: str | tuple[Count, ...] = "all"
+    context: Count | None = None
+    document_tokens: Count | None = None
+    signals: tuple[Text, ...] = ()
+    floors: tuple[Share, ...] = Field(default=(0.99, 0.95, 0.90), min_length=1)
+    seed: Whole = 0
+    draws: Count = 1000
+
+
+class Entry(Table):
+    """One entry of an axis; a text alone is its name.
+
+    named_alike: keys that are the name too where they are not given.
+    """
+
+    named_alike: ClassVar[tuple[str, ...]] = ()
+
+    name: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or "name" not in value:
+            return value
+        return {**dict.fromkeys(cls.named_alike, value["name"]), **value}
+
+
+class ModelEntry(Entry):
+    """A model and the facts that comparisons need.
+
+    source: bundled name, folder (relative to the study file), .gguf file or Hub id.
+    base: the independent training it comes from. released: year and month.
+    parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
+    """
+
+    named_alike: ClassVar[tuple[str, ...]] = ("source", "base")
+
+    source: Text
+    base: Text
+    family: Text | None = None
+    generation: Number | None = None
+    released: Month | None = None
+    parameters: Positive | None = None
+    kind: Literal["dense", "moe", "ssm", "hybrid"] | None = None
+    stage: Literal["base", "tuned"] | None = None
+    layers: Count | None = None
+    hidden: Count | None = None
+    vocabulary: Count | None = None
+
+
+class WorkloadEntry(Entry):
+    """A workload. source: as `--workload` takes it; paths are relative to the study file."""
+
+    named_alike: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: Text
+
+
+class HeadsEntry(Entry):
+    """Exit heads: fitted on some workloads, given as a file, or "none", which is the logit lens.
+
+    fit: names of the axis of workloads, or sources. tokens, lens, classifiers: as `offramp heads fit`.
+    """
+
+    fit: tuple[Text, ...] = ()
+    tokens: Count = FITTING_TOKENS
+    lens: Truth = True
+    classifiers: tuple[Text, ...] = ()
+    file: Text | None = None
+
+
+class PolicyEntry(Entry):
+    """A policy in its grammar, "league" or "tuned". kv, batch: how it is charged for."""
+
+    named_alike: ClassVar[tuple[str, ...]] = ("policy",)
+
+    policy: Text
+    kv: Text = "propagate"
+    batch: Count = 1
+
+    @property
+    def searched(self) -> bool:
+        """Whether it stands for a search instead of one policy."""
+        return self.policy in (LEAGUE, TUNED)
+
+
+class TransformEntry(Entry):
+    """What is done to a model, step by step in this order; a name alone is the only step, or "none"."""
+
+    steps: tuple[Text, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_step(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or value.get("name") in (None, NONE):
+            return value
+        return {"steps": [value["name"]], **value}
+
+    @property
+    def label(self) -> str:
+        """As cells name it: "" for no transform."""
+        return "" if self.name == NONE else self.name
+
+
+class MachineEntry(Entry):
+    """A machine. source: "local", a built-in name, or a .toml file relative to the study file."""
+
+    named_alike: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: Text
+
+
+class Exclude(Table):
+    """Cells to leave out: those that have all the names that are given, and are of the kind if one is."""
+
+    kind: Literal["score", "replay", "league", "tune", "decode", "combine"] | None = None
+    model: Text | None = None
+    transform: Text | None = None
+    workload: Text | None = None
+    heads: Text | None = None
+    policy: Text | None = None
+    machine: Text | None = None
+
+
+class Pair(Table):
+    """Two models to hold against each other. first, second: "model" or "model + transform"."""
+
+    kind: Text
+    first: Text
+    second: Text
+
+    @property
+    def name(self) -> str:
+        """As its cells call the two."""
+        return f"{self.first} ↔ {self.second}"
+
+
+class Decode(Table):
+    """Decoding for real with the best policies of the league on this machine.
+
+    best: how many policies. floor: of the league that they are taken from. seconds: of timing in one cell.
+    """
+
+    best: Count = 5
+    floor: Share = 0.95
+    new_tokens: Count = 32
+    prompts: Count = 4
+    rounds: Count = 3
+    seconds: Positive = 120.0
+
+
+class Combine(Table):
+    """Accelerations alone and together. policy: by which `exits` and `speculate` leave."""
+
+    accelerations: tuple[Text, ...] = Field(min_length=1)
+    policy: Text | None = None
+    new_tokens: Count = 32
+    prompts: Count = 4
+    rounds: Count = 3
+    seconds: Positive = 120.0
+
+
+class Large(Table):
+    """Models traced layer by layer from disk. memory: for the weights, as "16GB"; by default what is free."""
+
+    stream: Truth = True
+    memory: Text | None = None

@@ -1,0 +1,249 @@
+"""From axes to cells: every combination that the study does not exclude, and the tasks behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from offramp.errors import InputError
+from offramp.studies.checks import AXES
+from offramp.studies.entries import (
+    LEAGUE,
+    LOCAL,
+    NONE,
+    TUNED,
+    HeadsEntry,
+    MachineEntry,
+    PolicyEntry,
+    TransformEntry,
+)
+from offramp.studies.fitness import Fitness
+from offramp.studies.found import Found, FoundWorkload
+from offramp.studies.recipes import Recipes
+from offramp.studies.study import Study
+from offramp.studies.task import Cell, Task
+from offramp.studies.toml_lines import Location
+from offramp.studies.variant import Variant
+
+UNTRANSFORMED = TransformEntry(name=NONE)
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The cells of a study, and their tasks by key, each after those that it needs.
+
+    names: what a job is called that begins with a task, by its key.
+    """
+
+    cells: tuple[Cell, ...]
+    tasks: dict[str, Task]
+    names: dict[str, str]
+
+
+def expand(study: Study, found: Found) -> Expanded:
+    """Every cell of a study.
+
+    Raises InputError, with the line, for two cells that are one and the same, an exclude or a pair that
+    matches nothing, and what does not fit a model that it is asked of.
+    """
+    return _Expansion(study, found).expanded()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A model on a workload through some heads: what one trace is of."""
+
+    variant: Variant
+    workload: FoundWorkload
+    heads: HeadsEntry
+
+    @property
+    def name(self) -> str:
+        """As shown: "smollm2 + int8 · prose · lens"."""
+        heads = () if self.heads.name == NONE else (self.heads.name,)
+        return " · ".join((self.variant.name, self.workload.entry.name, *heads))
+
+    def cell(self, kind: str, *, policy: str = "", machine: str = "") -> Cell:
+        """A cell of it, whose task is not known yet."""
+        heads = "" if self.heads.name == NONE else self.heads.name
+        model, transform = self.variant.model.entry.name, self.variant.transform.label
+        return Cell(kind, "", model, transform, self.workload.entry.name, heads, policy, machine)
+
+
+class _Expansion:
+    """Collects cells. used: excludes that matched."""
+
+    def __init__(self, study: Study, found: Found) -> None:
+        self.study = study
+        self.found = found
+        self.recipes = Recipes(study, found)
+        self.fitness = Fitness(study, found)
+        self.cells: dict[str, Cell] = {}  # by task: no two cells have the same
+        self.tasks: dict[str, Task] = {}
+        self.names: dict[str, str] = {}
+        self.traces: dict[tuple[str, str, str], tuple[Variant, Task]] = {}  # by variant, workload, heads
+        self.excluded = [exclude.model_dump(exclude_none=True) for exclude in study.exclude]
+        self.used: set[int] = set()
+
+    def expanded(self) -> Expanded:
+        """All cells, in the order of the axes."""
+        for row in self.rows():
+            self.add_row(row)
+        self.add_pairs()
+        self.add_combined()
+        for place in range(len(self.study.exclude)):
+            if place not in self.used:
+                raise InputError(
+                    "the exclude matches no cell",
+                    where=self.study.where("exclude", place),
+                    fix="remove it, or correct its names (a cell of a score has no policy and no machine)",
+                )
+        if not self.cells:
+            raise InputError(
+                "no cell is left", where=self.study.where("exclude"), fix="remove some of the excludes"
+            )
+        return Expanded(tuple(self.cells.values()), self.tasks, self.names)
+
+    def rows(self) -> Iterator[_Row]:
+        """Every model, transform, workload and heads."""
+        for model in self.study.models:
+            for transform in self.study.transforms:
+                variant = self.recipes.variant(model.name, transform)
+                for workload in self.study.workloads:
+                    for heads in self.study.heads:
+                        yield _Row(variant, self.found.workloads[workload.name], heads)
+
+    def add_row(self, row: _Row) -> None:
+        """The cells of one trace."""
+        cells = [cell for cell in self.row_cells(row) if self.wanted(cell)]
+        if not cells:
+            return
+        self.fitness.check_row(row.variant, row.workload, row.heads)
+        heads = None
+        if row.heads.name != NONE:
+            made = self.recipes.heads(row.variant, row.heads)
+            heads = self.add(made, f"heads {row.variant.name} · {row.heads.name}")
+        trace = self.add(self.recipes.trace(row.variant, row.workload, heads), f"trace {row.name}")
+        self.traces[row.variant.name, row.workload.entry.name, row.heads.name] = row.variant, trace
+        for cell in cells:
+            self.add_cell(cell, self.task_of(cell, row, trace, heads), row.variant.name)
+
+    def row_cells(self, row: _Row) -> Iterator[Cell]:
+        """What there is to know about a row: its score, each policy on each machine, and its decoding."""
+        yield row.cell("score")
+        kinds = {LEAGUE: "league", TUNED: "tune"}
+        for policy in self.study.policies:
+            for machine in self.study.machines:
+                kind = kinds.get(policy.policy, "replay")
+                yield row.cell(kind, policy=policy.name, machine=machine.name)
+        if self.study.decode is not None:
+            yield row.cell("decode", machine=self.local.name)
+
+    def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None) -> Task:
+        """The task of a cell of a row; what it needs is added before it."""
+        variant = row.variant
+        if cell.kind == "score":
+            return self.recipes.score(variant, trace)
+        machine = next(one for one in self.study.machines if one.name == cell.machine)
+        profile = None
+        if machine.source == LOCAL:
+            profile = self.add(self.recipes.profile(variant), f"profile {variant.name}")
+        if cell.kind == "decode":
+            assert profile is not None, "decoding is on this machine"
+            league = self.recipes.searched("league", variant, trace, machine, profile)
+            self.add(league, f"league {row.name}")
+            needs = {"trace": trace, "league": league, "profile": profile}
+            return self.recipes.decode(
+                variant, row.workload, needs if heads is None else {**needs, "heads": heads}
+            )
+        if cell.kind in ("league", "tune"):
+            return self.recipes.searched(cell.kind, variant, trace, machine, profile)
+        policy = self.policy(cell.policy)
+        self.fitness.check_policy(variant, policy, row.workload, row.heads)
+        return self.recipes.replay(variant, trace, policy, machine, profile)
+
+    @property
+    def local(self) -> MachineEntry:
+        """This machine's entry."""
+        return next(one for one in self.study.machines if one.source == LOCAL)
+
+    def policy(self, name: str) -> PolicyEntry:
+        """The entry of the axis of policies with this name."""
+        return next(one for one in self.study.policies if one.name == name)
+
+    def add_pairs(self) -> None:
+        """One cell per pair, workload and heads that both models were traced with."""
+        for place, pair in enumerate(self.study.pairs):
+            some = False
+            for workload in self.study.workloads:
+                for heads in self.study.heads:
+                    keys = [(side, workload.name, heads.name) for side in (pair.first, pair.second)]
+                    if not all(key in self.traces for key in keys):
+                        continue
+                    variants, traces = zip(*(self.traces[key] for key in keys), strict=True)
+                    label = "" if heads.name == NONE else heads.name
+                    cell = Cell("pair", "", pair.name, workload=workload.name, heads=label)
+                    self.add_cell(cell, self.recipes.pair(variants, traces), f"{pair.name} · {workload.name}")
+                    some = True
+            if not some:
+                raise InputError(
+                    f"{pair.first} and {pair.second} have no workload and heads in common",
+                    where=self.study.where("pairs", place),
+                    fix="remove the pair, or the excludes of its models",
+                )
+
+    def add_combined(self) -> None:
+        """One cell per untransformed model and workload."""
+        if self.study.combine is None:
+            return
+        for model in self.study.models:
+            variant = self.recipes.variant(model.name, UNTRANSFORMED)
+            for workload in self.study.workloads:
+                found = self.found.workloads[workload.name]
+                cell = Cell("combine", "", model.name, workload=workload.name, machine=LOCAL)
+                if self.wanted(cell):
+                    self.fitness.check_combine(variant)
+                    self.add_cell(cell, self.recipes.combine(variant, found), variant.name)
+
+    def wanted(self, cell: Cell) -> bool:
+        """Whether no exclude matches a cell."""
+        names = {key: getattr(cell, key) for key in ("kind", *AXES)}
+        if cell.kind not in ("combine", "pair"):
+            names |= {key: names[key] or NONE for key in ("transform", "heads")}
+        matching = {
+            place
+            for place, given in enumerate(self.excluded)
+            if all(names[key] == name for key, name in given.items())
+        }
+        self.used |= matching
+        return not matching
+
+    def add(self, task: Task, name: str) -> Task:
+        """Keep a task; one that is there already is the same."""
+        self.names.setdefault(task.key, name)
+        return self.tasks.setdefault(task.key, task)
+
+    def add_cell(self, cell: Cell, task: Task, name: str) -> None:
+        """Keep a cell with its task. Raises InputError if another cell has the same task."""
+        self.add(task, f"{cell.kind} {name}")
+        cell = dataclasses.replace(cell, task=task.key)
+        if task.key in self.cells:
+            self.refuse_twin(self.cells[task.key], cell)
+        self.cells[task.key] = cell
+
+    def refuse_twin(self, first: Cell, second: Cell) -> None:
+        """Raise the error for two cells that ask for one and the same, at the name in which they differ."""
+        location: Location = ()
+        for key, axis in AXES.items():
+            names = [entry.name for entry in getattr(self.study, axis)]
+            if getattr(first, key) != getattr(second, key) and getattr(second, key) in names:
+                location = (axis, names.index(getattr(second, key)))
+        if second.kind == "pair":
+            places = [place for place, pair in enumerate(self.study.pairs) if pair.name == second.model]
+            location = ("pairs", places[-1])
+        raise InputError(
+            f"two cells are one and the same: {first.name} and {second.name}",
+            where=self.study.where(*location),
+            fix="remove one of the two entries: under different names they say the same",
+        )

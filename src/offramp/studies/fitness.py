@@ -1,0 +1,134 @@
+"""Whether what a study asks of a model can be done with it, as far as its sizes and its family tell."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from offramp.errors import InputError
+from offramp.models.transforms.unfit_families import why_unfit
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.walk import require_neighbours
+from offramp.studies.entries import HeadsEntry, PolicyEntry
+from offramp.studies.found import Found, FoundWorkload
+from offramp.studies.places import placed
+from offramp.studies.steps import layers_left
+from offramp.studies.study import Study
+from offramp.studies.toml_lines import Location
+from offramp.studies.variant import Variant
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
+from offramp.tracing.heads_file import require_base
+from offramp.tracing.recording import Recording, parse_signals
+from offramp.tracing.request import parse_exits
+
+LEAVE_OUT = "or leave these cells out with [[exclude]]"
+
+
+class Fitness:
+    """Checks of one study. Sizes that are not known are not checked; then the cell's own run tells."""
+
+    def __init__(self, study: Study, found: Found) -> None:
+        self.study = study
+        self.found = found
+
+    def check_row(self, variant: Variant, workload: FoundWorkload, heads: HeadsEntry) -> None:
+        """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""
+        self.check_steps(variant)
+        if variant.sizes.layers is not None:
+            with placed(self.study, "study", "exits"):
+                parse_exits(self.study.settings.exits, variant.sizes.layers)
+        with placed(self.study, "study", "signals"):
+            parse_signals(self.study.settings.signals, workload.mode)
+        if self.study.streamed and workload.mode == "generation":
+            raise InputError(
+                f"the prompts of {workload.entry.name} need answers, and a model whose layers stay on disk "
+                "would read all of them for every new token",
+                where=self.study.where("workloads", self._place("workloads", workload.entry.name)),
+                fix="choose a workload of given text",
+            )
+        self._check_heads(variant, heads)
+
+    def check_steps(self, variant: Variant) -> None:
+        """Refuse to leave out layers that a model lacks, and what its family does not allow."""
+        place = self._place("transforms", variant.transform.name)
+        model = variant.model
+        for step in variant.steps:
+            why = why_unfit(step, model.model_type)
+            if why is not None:
+                raise InputError(
+                    f"{step.text} cannot be applied to {model.entry.name} ({model.model_type}): {why}",
+                    where=self.study.where("transforms", place),
+                    fix=f'[[exclude]] model = "{model.entry.name}", transform = "{variant.transform.name}"',
+                )
+        if model.layers is not None:
+            with placed(self.study, "transforms", place):
+                layers_left(model.layers, variant.steps, model.entry.name)
+
+    def check_policy(
+        self, variant: Variant, entry: PolicyEntry, workload: FoundWorkload, heads: HeadsEntry
+    ) -> None:
+        """Refuse a policy for exits that a model lacks, or that reads what is not recorded."""
+        location = ("policies", self._place("policies", entry.name))
+        policy = parse_policy(entry.policy).for_task(workload.source)
+        self._check_exits(variant, policy, location)
+        signals = parse_signals(self.study.settings.signals, workload.mode)
+        recording = Recording(signals, self.found.heads[heads.name].facts)
+        recorded = {fact.name for fact in (*recording.facts, *recording.document_facts)}
+        needs = {} if variant.sizes.layers is None else policy.needs(variant.sizes.layers)
+        read = {fact for facts in needs.values() for fact in facts}
+        self._check_facts(policy, {*read, *policy.final_facts, *policy.document_facts} - recorded, location)
+
+    def check_combine(self, variant: Variant) -> None:
+        """Refuse exits, in combination with others, that the model lacks."""
+        table = self.study.combine
+        if table is not None and table.policy is not None:
+            self._check_exits(variant, parse_policy(table.policy), ("combine", "policy"))
+
+    def _check_exits(self, variant: Variant, policy: ExitPolicy, location: Location) -> None:
+        layers = variant.sizes.layers
+        if layers is None:
+            return
+        try:
+            needs = policy.needs(layers)
+        except InputError as error:
+            raise InputError(
+                f"{policy} does not fit {variant.name}: {error.what}",
+                where=self.study.where(*location),
+                fix=f"{error.fix}, {LEAVE_OUT}",
+            ) from error
+        traced = parse_exits(self.study.settings.exits, layers)
+        with placed(self.study, *location):
+            require_neighbours({exit: facts for exit, facts in needs.items() if facts}, traced, variant.name)
+        untraced = sorted(needs.keys() - {*traced})
+        if untraced:
+            raise InputError(
+                f"{policy} leaves at exit {untraced[0]}, which is not traced",
+                where=self.study.where(*location),
+                fix=f"add it to exits in [study], {LEAVE_OUT}",
+            )
+
+    def _check_facts(self, policy: ExitPolicy, missing: Collection[str], location: Location) -> None:
+        for name in sorted(missing):
+            fact = FACT_BY_NAME.get(name) or DOCUMENT_FACTS[name]
+            option = (fact.recorded_with or "").split()
+            of_signals = option[:1] == ["--signals"]
+            add = f'add "{option[1]}" to signals in [study]' if of_signals else f'fit "{name}" in [[heads]]'
+            raise InputError(
+                f"{policy} reads {name}, which the traces will not hold",
+                where=self.study.where(*location),
+                fix=f"{add}, {LEAVE_OUT}",
+            )
+
+    def _check_heads(self, variant: Variant, entry: HeadsEntry) -> None:
+        """Refuse a file of heads that belong to another model."""
+        heads = self.found.heads[entry.name]
+        resolved = all(getattr(step, "resolved", True) for step in variant.steps)
+        fingerprint = variant.model.fingerprint(variant.texts)
+        if heads.given is None or fingerprint is None or not resolved:
+            return
+        model = {"name": variant.model.entry.name, "fingerprint": fingerprint, "transforms": variant.texts}
+        with placed(self.study, "heads", self._place("heads", entry.name), "file"):
+            require_base(heads.given, model)
+
+    def _place(self, axis: str, name: str) -> int:
+        return [entry.name for entry in getattr(self.study, axis)].index(name)

@@ -1,0 +1,221 @@
+"""A study's folder: its plan, its tasks' results and failures, its journal, and where locks and logs lie.
+
+A task is done if there is a whole manifest of it (see `offramp.studies.manifest`), and failed if there is a
+record of its failure. The journal only tells people what happened when, and how long things took.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import (
+    read_sealed_json,
+    sweep_temporary_files,
+    write_sealed_json,
+)
+from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
+from offramp.studies.journal import Journal
+from offramp.studies.locks import holding
+from offramp.studies.manifest import (
+    DAMAGED,
+    MANIFEST,
+    RESULT,
+    Manifest,
+    check_files,
+    damaged,
+    files_of,
+    read_manifest,
+    write_manifest,
+)
+from offramp.studies.plan_file import plan_from_json, plan_to_json
+from offramp.studies.task import Plan, Task
+
+PLAN = "plan.json"
+JOURNAL = "journal.jsonl"
+TASKS = "tasks"
+
+Condition = Literal["done", "damaged", "failed", "unfinished"]
+"""What a task's files say of it, whatever is being done about it at the moment."""
+
+
+class StudyFolder:
+    """The folder that a study is run into. Nothing is made in it before it is written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = Journal(path / JOURNAL)
+
+    @property
+    def locks(self) -> Path:
+        """Where the locks lie (see `offramp.studies.locks`)."""
+        return self.path / "locks"
+
+    @property
+    def logs(self) -> Path:
+        """Where workers leave what they print."""
+        return self.path / "logs"
+
+    def task_folder(self, task: Task) -> Path:
+        """Where a task's files lie, whether or not it was begun."""
+        return self.path / TASKS / task.kind / task.key
+
+    def lock_path(self, task: Task) -> Path:
+        """The lock that whoever works on a task holds."""
+        return self.locks / f"{task.kind}-{task.key}"
+
+    # --- what is there
+
+    def condition(self, task: Task) -> Condition:
+        """What a task's files say of it."""
+        manifest, problems = self._examine(task.kind, task.key, whole=False)
+        if problems:
+            return "damaged"
+        if manifest is not None:
+            return "done"
+        if self.failure(task) is not None:
+            return "failed"
+        return "damaged" if self.was_damaged(task) else "unfinished"
+
+    def is_done(self, task: Task) -> bool:
+        """Whether the task's result is there and whole."""
+        return self.condition(task) == "done"
+
+    def was_damaged(self, task: Task) -> bool:
+        """Whether the task was once done, was found damaged, and was not yet done again."""
+        return (self.task_folder(task) / DAMAGED).exists()
+
+    def failure(self, task: Task) -> Failure | None:
+        """Why a task failed, None if it did not."""
+        return read_failure(self.task_folder(task))
+
+    def result(self, task: Task) -> dict[str, Any]:
+        """The `result.json` of a task that is done.
+
+        Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed.
+        """
+        manifest, problems = self._examine(task.kind, task.key, whole=False)
+        path = self.task_folder(task) / RESULT
+        if problems:
+            raise damaged(path, problems[0])
+        if manifest is None or RESULT not in manifest.files:
+            raise InputError(
+                f"there is no result of this {task.kind} task",
+                where=str(path),
+                fix="run the study: offramp study run STUDY.toml",
+            )
+        return dict(json.loads(path.read_bytes()))
+
+    def finished(self) -> list[tuple[str, str]]:
+        """Kind and key of every task that left a manifest here, whether or not a plan names it."""
+        manifests = sorted((self.path / TASKS).glob(f"*/*/{MANIFEST}"))
+        return [(path.parent.parent.name, path.parent.name) for path in manifests]
+
+    def folder_of_done(self, key: str) -> Path | None:
+        """The folder of the task with this key if it is done, None if it is not, or is damaged."""
+        for path in (self.path / TASKS).glob(f"*/{key}/{MANIFEST}"):
+            if not self._examine(path.parent.parent.name, key, whole=False)[1]:
+                return path.parent
+        return None
+
+    def _examine(self, kind: str, key: str, *, whole: bool) -> tuple[Manifest | None, list[str]]:
+        """A task's manifest, if there is one, and what is wrong with it or with the files that it names."""
+        folder = self.path / TASKS / kind / key
+        try:
+            manifest = read_manifest(folder)
+        except DamagedFileError as error:
+            return None, [error.what]
+        if manifest is None:
+            return None, []
+        if manifest.key != key:
+            return manifest, [f"{MANIFEST} is that of another task"]
+        return manifest, check_files(folder, manifest, whole=whole)
+
+    # --- changing it, holding the task's lock
+
+    def start(self, task: Task) -> Path:
+        """Make a task's folder ready for a try, and return it.
+
+        What an earlier try left at its top is removed. What lies deeper stays, since it may be gone on with:
+        a killed trace, or, where `was_damaged`, one whose damaged parts are to be traced again.
+        """
+        folder = self.task_folder(task)
+        folder.mkdir(parents=True, exist_ok=True)
+        problems = self._examine(task.kind, task.key, whole=False)[1]
+        if problems:
+            self._withdraw(task, problems)
+        sweep_temporary_files(folder)
+        remove_failure(folder)
+        for path in files_of(folder):
+            if path.parent == folder:
+                path.unlink()
+        self.journal.append("started", task)
+        return folder
+
+    def finish(self, task: Task, seconds: float) -> None:
+        """Vouch for what a task left in its folder: from now on it is done. seconds: it took."""
+        write_manifest(self.task_folder(task), task)
+        self.journal.append("finished", task, seconds=round(seconds, 3))
+
+    def fail(self, task: Task, failure: Failure, seconds: float | None = None) -> None:
+        """Record that a task failed. seconds: until then, None if nobody knows."""
+        write_failure(self.task_folder(task), failure)
+        self.journal.append("failed", task, seconds=seconds, what=failure.what)
+
+    def forget_failure(self, task: Task) -> None:
+        """Let a failed task be tried again."""
+        remove_failure(self.task_folder(task))
+
+    def _withdraw(self, task: Task, problems: list[str]) -> None:
+        """Take the manifest away from a task with damaged files, so that it is done again."""
+        folder = self.task_folder(task)
+        (folder / MANIFEST).replace(folder / DAMAGED)
+        self.journal.append("damaged", task, problems=problems)
+
+    def verify(self, task: Task) -> list[str]:
+        """Read every byte of a task that is done; what is wrong with it, one sentence a file.
+
+        A damaged task is not done any more. One that somebody works on is left to them.
+        """
+        problems = self._examine(task.kind, task.key, whole=True)[1]
+        if not problems:
+            return []
+        with holding(self.lock_path(task)) as held:
+            # Whoever held the lock a moment ago may have done the task again.
+            problems = self._examine(task.kind, task.key, whole=True)[1] if held else []
+            if problems:
+                self._withdraw(task, problems)
+        return problems
+
+    # --- the plan
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep a plan for whoever reads the folder later.
+
+        Raises InputError if the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_sealed_json(self.path / PLAN, plan_to_json(plan))
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"the study's folder cannot be made or written: {error.strerror}",
+                where=str(self.path),
+                fix="choose another folder with -o, or change its permissions",
+            ) from error
+
+    def read_plan(self) -> Plan:
+        """The plan that was last written here.
+
+        Raises InputError if there is none, DamagedFileError if its bytes changed.
+        """
+        path = self.path / PLAN
+        if not path.is_file():
+            raise InputError(
+                "there is no study here",
+                where=str(self.path),
+                fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
+            )
+        return plan_from_json(read_sealed_json(path, damaged))

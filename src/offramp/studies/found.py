@@ -1,0 +1,110 @@
+"""What the names of a study stand for, as it was found here: plain data for recipes and estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from offramp.costs.machine import Machine
+from offramp.costs.roofline import DTYPES
+from offramp.models.identity import ModelIdentity
+from offramp.studies.entries import ModelEntry, WorkloadEntry
+from offramp.tracing.exit_heads import ExitHeads
+
+ELEMENT_BYTES = {dtype: size for size, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model. source: what it is loaded by. identity: None if it is not here.
+
+    layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says.
+    model_type: of its config. missing: why it cannot be had here, None if it can.
+    """
+
+    entry: ModelEntry
+    source: str
+    identity: ModelIdentity | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    vocabulary: int | None = None
+    parameters: float | None = None
+    model_type: str | None = None
+    missing: str | None = None
+
+    def weight_bytes(self, dtype: str) -> float | None:
+        """Bytes of the weights as they are loaded, None if it is not known how many there are."""
+        return None if self.parameters is None else self.parameters * ELEMENT_BYTES[dtype]
+
+    def fingerprint(self, transforms: Sequence[str]) -> str | None:
+        """Of the transformed model, None if it is not here."""
+        if self.identity is None:
+            return None
+        return dataclasses.replace(self.identity, transforms=tuple(transforms)).fingerprint
+
+
+@dataclass(frozen=True)
+class FoundWorkload:
+    """A workload. source: what it is loaded by. mode: "text" or "generation". missing: as a model's.
+
+    kind: its name without any place: "prose:short", but "txt" for "txt:notes.txt".
+    """
+
+    entry: WorkloadEntry
+    source: str
+    kind: str
+    mode: str
+    fingerprint: str | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class FoundMachine:
+    """A machine. source: name or path. fingerprint: of its figures, None for this machine's own timings.
+
+    machine: itself, None likewise.
+    """
+
+    source: str
+    fingerprint: str | None = None
+    machine: Machine | None = None
+
+
+@dataclass(frozen=True)
+class FoundHeads:
+    """Heads: the workloads that they are fitted on, or the file that holds them.
+
+    facts: that a trace made with them has beside its own. given: what the file holds.
+    """
+
+    workloads: tuple[FoundWorkload, ...] = ()
+    file: str | None = None
+    facts: tuple[str, ...] = ()
+    given: ExitHeads | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """All of them, by the study's names. measuring: workloads that layers to prune are chosen on, by source.
+
+    unfit: why a transform cannot be done on this machine, by its text.
+    """
+
+    models: Mapping[str, FoundModel]
+    workloads: Mapping[str, FoundWorkload]
+    machines: Mapping[str, FoundMachine]
+    heads: Mapping[str, FoundHeads]
+    measuring: Mapping[str, FoundWorkload]
+    unfit: Mapping[str, str]
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why a model or workload cannot be had here, by name."""
+        missing = {name: one.missing for name, one in self.workloads.items()}
+        missing |= {name: one.missing for name, one in self.models.items()}
+        return {name: why for name, why in missing.items() if why is not None}
+
+    def why_not(self, model: FoundModel, texts: Sequence[str]) -> str | None:
+        """Why a model cannot be had here with what is done to it, None if it can."""
+        return model.missing or next((self.unfit[text] for text in texts if text in self.unfit), None)

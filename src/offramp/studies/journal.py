@@ -1,0 +1,172 @@
+"""What happened in a study, one line an event: added to by many processes, never written over."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offramp.files import canonical_json, disk_full, is_disk_full, sha256_of_text
+from offramp.studies.task import Task
+
+CHECKSUM = "check"
+CHECKSUM_LENGTH = 12
+TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    number: counts up by one from 1, and alone says what came first. event: "started", "finished", "failed",
+    "damaged" and the like, of a task or of the whole study. task, kind: the task's key and kind, "" of an
+    event of the study. details: what else is known, such as "seconds" that a task took. wall: seconds since
+    1970, for people only, since a clock may be set back. monotonic: seconds on this machine's clock that only
+    goes forward. process: its number on `host`.
+    """
+
+    number: int
+    event: str
+    task: str = ""
+    kind: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    wall: float = 0.0
+    monotonic: float = 0.0
+    process: int = 0
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class JournalReading:
+    """The whole events of a journal in the order in which they happened, and what is wrong with the rest."""
+
+    events: tuple[Event, ...]
+    problems: tuple[str, ...]
+
+
+class Journal:
+    """A file of one JSON object a line, each with a short checksum, so that a torn line is known for one.
+
+    A process that is killed while it writes leaves part of a line: the next one starts a line of its own, and
+    readers skip what is not whole. The file's lock is held only while one line is added or all are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, task: Task | None = None, **details: Any) -> Event:
+        """Add one event, on disk before this returns.
+
+        Raises DiskFullError if there is no room for it.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                tail = _tail(descriptor)
+                added = Event(
+                    number=_last_number(tail) + 1,
+                    event=event,
+                    task=task.key if task else "",
+                    kind=task.kind if task else "",
+                    details=details,
+                    wall=round(time.time(), 3),
+                    monotonic=round(time.monotonic(), 3),
+                    process=os.getpid(),
+                    host=platform.node(),
+                )
+                torn = tail != b"" and not tail.endswith(b"\n")
+                _write_whole(descriptor, self.path, (b"\n" if torn else b"") + line_of(added))
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self.path, 0) from error
+            raise
+        return added
+
+    def read(self) -> JournalReading:
+        """Every whole event; none if nothing was written yet."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.path.open("rb"))
+            except FileNotFoundError:
+                return JournalReading((), ())
+            fcntl.flock(file, fcntl.LOCK_SH)
+            content = file.read()
+        return read_lines(content)
+
+
+def line_of(event: Event) -> bytes:
+    """The line that holds an event, its end included."""
+    value = asdict(event)
+    value[CHECKSUM] = _checksum(value)
+    return canonical_json(value).encode() + b"\n"
+
+
+def read_lines(content: bytes) -> JournalReading:
+    """The events of a journal's bytes; a line whose checksum is wrong is skipped and named as a problem."""
+    events, problems = [], []
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        event = _event(line)
+        if event is None:
+            problems.append(f"line {number} of the journal is torn or damaged, and skipped")
+        else:
+            events.append(event)
+    return JournalReading(tuple(events), (*problems, *_missing(events)))
+
+
+def _missing(events: list[Event]) -> Iterator[str]:
+    """A problem for every gap in the numbers: lines that were there and are gone or unreadable."""
+    for before, after in itertools.pairwise(events):
+        if after.number != before.number + 1:
+            yield f"between events {before.number} and {after.number} of the journal events are missing"
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return sha256_of_text(canonical_json(value))[:CHECKSUM_LENGTH]
+
+
+def _event(line: bytes) -> Event | None:
+    """The event of a line, None if the line is not what was written."""
+    try:
+        value = json.loads(line)
+        checksum = value.pop(CHECKSUM)
+        written = canonical_json({**value, CHECKSUM: checksum}).encode()
+        return Event(**value) if line == written and checksum == _checksum(value) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _tail(descriptor: int) -> bytes:
+    """The end of the file: all of it, or enough to hold a whole event."""
+    size = os.fstat(descriptor).st_size
+    length = min(size, TAIL_BYTES)
+    while True:
+        tail = os.pread(descriptor, length, size - length)
+        if length == size or _last_number(tail):
+            return tail
+        length = min(size, 2 * length)
+
+
+def _last_number(tail: bytes) -> int:
+    """The number of the last whole event, 0 if there is none."""
+    events = (_event(line) for line in reversed(tail.split(b"\n")) if line)
+    return next((event.number for event in events if event is not None), 0)
+
+
+def _write_whole(descriptor: int, path: Path, line: bytes) -> None:
+    """Write a line at the end of the file and flush it to disk; part of a line means a full disk."""
+    written = os.write(descriptor, line)
+    if written < len(line):
+        raise disk_full(path, written)
+    os.fsync(descriptor)

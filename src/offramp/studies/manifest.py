@@ -1,0 +1,122 @@
+"""The manifest of a finished task: what the task was, and the SHA-256 of every file that it left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from offramp.errors import DamagedFileError
+from offramp.files import TEMPORARY_PREFIX, read_sealed_json, sha256_of_file, sync_folder, write_sealed_json
+from offramp.studies.failures import FAILURE
+from offramp.studies.task import Task
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+DAMAGED = "manifest.damaged.json"
+"""The manifest of a finished task one of whose files was found damaged; it vouches for nothing any more."""
+
+RESULT = "result.json"
+APART = frozenset({MANIFEST, DAMAGED, FAILURE})
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A finished file: its SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished task left: its files by path relative to the task's folder. key: the task's."""
+
+    key: str
+    files: Mapping[str, FileRecord]
+
+
+def write_manifest(folder: Path, task: Task) -> None:
+    """Vouch for every file in the folder: from now on the task is done.
+
+    The files are flushed to disk first. Raises DiskFullError if there is no room for the manifest.
+    """
+    files = {}
+    for path in files_of(folder):
+        flush(path)
+        record = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+        files[path.relative_to(folder).as_posix()] = record
+    for below in sorted({(folder / name).parent for name in files} - {folder}):
+        sync_folder(below)  # the task's own is flushed with the manifest
+    (folder / DAMAGED).unlink(missing_ok=True)
+    write_sealed_json(
+        folder / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": task.kind,
+            "key": task.key,
+            "recipe": dict(task.recipe),
+            "needs": dict(task.needs),
+            "files": files,
+        },
+    )
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a task's folder, None if the task is not finished.
+
+    Raises DamagedFileError if its bytes are not those that were written.
+    """
+    path = folder / MANIFEST
+    try:
+        value = read_sealed_json(path, damaged)
+    except FileNotFoundError:
+        return None
+    files = {name: FileRecord(file["sha256"], file["bytes"]) for name, file in value["files"].items()}
+    return Manifest(value["key"], files)
+
+
+def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
+    """What is wrong with a finished task's files, one sentence a file; none if nothing is.
+
+    whole: whether to read every byte of every file; else only sizes, and the bytes of the result.
+    """
+    problems = []
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != record.size:
+            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {record.size:,}")
+        elif (whole or name == RESULT) and sha256_of_file(path) != record.sha256:
+            problems.append(f"{name}: its bytes changed since it was written (SHA-256 differs)")
+    return problems
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files of a task, in order of their paths; records, locks and temporary files left out."""
+    for path in sorted(folder.rglob("*")):
+        apart = path.parent == folder and path.name in APART
+        if path.is_file() and not apart and path.name != ".lock" and not is_temporary(path):
+            yield path
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a writer that was killed left this behind."""
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
+def flush(path: Path) -> None:
+    """Flush a file's bytes to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def damaged(path: Path, why: str) -> DamagedFileError:
+    """The error for a file of a study whose bytes are not those that were written."""
+    return DamagedFileError(
+        f"a file of the study is damaged: {path.name}: {why}",
+        where=str(path),
+        fix="run the study again: it does the damaged tasks anew and keeps the others",
+    )

@@ -1,0 +1,165 @@
+"""Running one job: its tasks in order, each once, whichever process comes first."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from offramp.errors import DamagedFileError, DiskFullError, OfframpError
+from offramp.files import disk_full, is_disk_full
+from offramp.studies.failures import Failure
+from offramp.studies.folder import StudyFolder
+from offramp.studies.locks import holding, machine_held
+from offramp.studies.task import Job, Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.model_cache import ModelCache
+
+Fate = Literal["done", "failed", "busy", "waiting"]
+"""What became of a task in a job: waiting means for one that it needs; busy, that another process has it."""
+
+TASK_ERRORS = (OfframpError, MemoryError, OSError, RuntimeError, ValueError)
+"""What an unlucky task may raise, offramp's own and its libraries' errors. Anything else ends the process."""
+
+MENDING = (
+    "run offramp study status --verify, which finds what is damaged, and then offramp study run --retry, "
+    "which makes that again, and this"
+)
+"""What to do about a task that met a damaged file of another one."""
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+"""How torch's RuntimeErrors call it."""
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What became of a job's tasks, by key. stopped: why the job, and the study, cannot go on, if so."""
+
+    done: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    stopped: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back as equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> JobOutcome:
+        """The outcome that `to_json` made an object of."""
+        stopped = value["stopped"] and Failure.from_json(value["stopped"])
+        fates = {fate: tuple(keys) for fate, keys in value.items() if fate != "stopped"}
+        return cls(**fates, stopped=stopped)
+
+
+def run_job(job: Job, folder: StudyFolder) -> JobOutcome:
+    """Run what is left of a job in this process; a failed task is recorded, and left alone.
+
+    Nothing heavy is imported before the locks are held. A full disk ends the job, as its outcome says.
+
+    Raises what no task is expected to raise (see `TASK_ERRORS`); its task is then left unfinished.
+    """
+    fates: dict[Fate, list[str]] = {"done": [], "failed": [], "busy": [], "waiting": []}
+    models = ModelCache()
+    stopped = None
+    try:
+        with machine_held(folder.locks, alone=job.exclusive):
+            for place, task in enumerate(job.tasks):
+                if not any("model" in later.recipe for later in job.tasks[place:]):
+                    models.clear()  # what only reads its trace needs the memory more
+                fates[run_task(task, folder, models)].append(task.key)
+    except (DiskFullError, OSError) as error:
+        if not is_full(error):
+            raise
+        stopped = Failure.of(error if isinstance(error, DiskFullError) else disk_full(folder.journal.path, 0))
+    return JobOutcome(**{fate: tuple(keys) for fate, keys in fates.items()}, stopped=stopped)
+
+
+def run_task(task: Task, folder: StudyFolder, models: ModelCache) -> Fate:
+    """Run a task unless it is done, has failed, needs what is not there, or is another process's.
+
+    models: that earlier tasks of the job left loaded.
+
+    Raises DiskFullError or OSError if the disk is full, and what no task is expected to raise.
+    """
+    if folder.is_done(task):
+        return "done"
+    with holding(folder.lock_path(task)) as held:
+        if not held:
+            return "busy"
+        # The process that held the lock before may have done the task meanwhile.
+        if folder.is_done(task):
+            return "done"
+        if folder.failure(task) is not None:
+            return "failed"
+        inputs = {role: folder.folder_of_done(key) for role, key in task.needs.items()}
+        present = {role: path for role, path in inputs.items() if path is not None}
+        if task.blocked is not None or len(present) < len(inputs):
+            return "waiting"
+        return _try(task, folder, present, models)
+
+
+def _try(task: Task, folder: StudyFolder, inputs: Mapping[str, Path], models: ModelCache) -> Fate:
+    """Do a task's work, holding its lock, and record how it ended."""
+    started = time.monotonic()
+    own = folder.start(task)
+    try:
+        _work(task, own, inputs, models)
+        folder.finish(task, time.monotonic() - started)
+    except TASK_ERRORS as error:
+        if is_full(error):
+            raise
+        if is_out_of_memory(error):
+            # What is loaded is in the way of the tasks that follow.
+            models.clear()
+        folder.fail(task, failure_of(error, folder), time.monotonic() - started)
+        return "failed"
+    return "done"
+
+
+def _work(task: Task, own: Path, inputs: Mapping[str, Path], models: ModelCache) -> None:
+    from offramp.studies.work.registry import WORKS
+
+    WORKS[task.kind].run(task, Context(own, inputs, models))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full."""
+    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and is_disk_full(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+def failure_of(error: BaseException, folder: StudyFolder) -> Failure:
+    """The record of a task's error: of one that is not offramp's own with the place in the code.
+
+    folder: of the study, whose own damaged files are mended in another way than those from elsewhere.
+    """
+    failure = Failure.of(error)
+    if is_out_of_memory(error):
+        fix = "use a machine with more memory, fewer --workers or a streamed model; then --retry"
+        return dataclasses.replace(failure, what=f"out of memory: {failure.what}", fix=fix)
+    if isinstance(error, DamagedFileError) and Path(error.where).is_relative_to(folder.path):
+        return dataclasses.replace(failure, fix=MENDING)
+    if isinstance(error, OfframpError):
+        return failure
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return dataclasses.replace(failure, where=f"{_shown(last.filename)}, line {last.lineno}, in {last.name}")
+
+
+@functools.cache
+def _shown(filename: str) -> str:
+    """A source file's path below the packages, so that no record names a person's folders."""
+    parts = Path(filename).parts
+    places = [index for index, part in enumerate(parts) if part in ("site-packages", "src")]
+    return "/".join(parts[places[-1] + 1 :]) if places else Path(filename).name

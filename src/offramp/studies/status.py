@@ -1,0 +1,160 @@
+"""Where a study stands: what is done, running, failed and left, and how long the rest will take."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from offramp.files import sha256_of_file
+from offramp.studies.failures import Failure
+from offramp.studies.folder import StudyFolder
+from offramp.studies.locks import is_held
+from offramp.studies.task import Plan, Task
+from offramp.studies.time_left import TimeLeft, time_left
+
+State = Literal["done", "running", "failed", "waiting", "blocked", "damaged"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a study stands.
+
+    states: of every task, by key. cells: how many cells are in each state. failures: of failed tasks, by key.
+    reasons: why a task cannot go on (one that it needs failed, or it cannot be run here) or counts as
+    damaged, by key. left: of what can go on. problems: what else a person should know, one sentence each.
+    """
+
+    states: Mapping[str, State]
+    cells: Mapping[State, int]
+    failures: Mapping[str, Failure]
+    reasons: Mapping[str, str]
+    left: TimeLeft
+    problems: tuple[str, ...]
+
+
+def status_of(plan: Plan, folder: StudyFolder, *, verify: bool = False, workers: int | None = None) -> Status:
+    """Where the study of a plan stands in a folder.
+
+    verify: read every byte of every finished task first; what is damaged is then to be done again. workers:
+    jobs at a time, for the time left; None: as many as the cores at hand allow.
+    """
+    found = _verify(plan, folder) if verify else []
+    journal = folder.journal.read()
+    standing = Standing(plan, folder)
+    states = standing.states
+    apart = sum(key not in states for _, key in folder.finished())
+    failed = {key: folder.failure(plan.tasks[key]) for key, state in states.items() if state == "failed"}
+    return Status(
+        states=states,
+        cells=_counts(states[cell.task] for cell in plan.cells),
+        failures={key: failure for key, failure in failed.items() if failure is not None},
+        reasons=standing.reasons,
+        left=time_left(plan, standing.ahead, standing.running, journal.events, workers or _workers(plan)),
+        problems=(*found, *journal.problems, *study_file_problems(plan), *_apart_problems(apart)),
+    )
+
+
+class Standing:
+    """The states of a plan's tasks, worked out in the plan's order: what a task needs comes before it.
+
+    states: by key. reasons: where a state needs one, by key. ahead: keys of the tasks that are being run or
+    can be, running: of the former.
+    """
+
+    def __init__(self, plan: Plan, folder: StudyFolder) -> None:
+        self.states: dict[str, State] = {}
+        self.reasons: dict[str, str] = {}
+        self.ahead: set[str] = set()
+        self.running: set[str] = set()
+        self._hindered_by: dict[str, Task] = {}
+        for task in plan.tasks.values():
+            self._add(task, folder)
+
+    def _add(self, task: Task, folder: StudyFolder) -> None:
+        condition = folder.condition(task)
+        if condition == "done":
+            self.states[task.key] = "done"
+        elif is_held(folder.lock_path(task)):
+            self.states[task.key] = "running"
+            self.ahead.add(task.key)
+            self.running.add(task.key)
+        elif condition == "failed":
+            self.states[task.key] = "failed"
+            self._hindered_by[task.key] = task
+        else:
+            self._add_undone(task, damaged=condition == "damaged")
+
+    def _add_undone(self, task: Task, *, damaged: bool) -> None:
+        """A task that nobody works on, and that was not tried."""
+        hindrance = task if task.blocked is not None else self._hindrance(task)
+        if hindrance is not None:
+            blocked = hindrance.blocked is not None
+            self.states[task.key] = "blocked" if blocked else "waiting"
+            self.reasons[task.key] = _reason(task, hindrance)
+            self._hindered_by[task.key] = hindrance
+            return
+        self.ahead.add(task.key)
+        self.states[task.key] = "damaged" if damaged else "waiting"
+        if damaged:
+            self.reasons[task.key] = "a file of it changed since it was done; the next run does it again"
+
+    def _hindrance(self, task: Task) -> Task | None:
+        """The task on which this one hangs, directly or not, and which will not be done as things are."""
+        found = (self._hindered_by[need] for need in task.needs.values() if need in self._hindered_by)
+        return next(found, None)
+
+
+def _reason(task: Task, hindrance: Task) -> str:
+    if hindrance.blocked is None:
+        return f"it needs the {hindrance.kind} task {hindrance.key[:12]}, which failed"
+    if hindrance is task:
+        return hindrance.blocked
+    return f"it needs a {hindrance.kind} task that cannot be run here: {hindrance.blocked}"
+
+
+def _verify(plan: Plan, folder: StudyFolder) -> list[str]:
+    """What is wrong with the bytes of finished tasks, one sentence a file."""
+    return [
+        f"{task.kind} task {task.key[:12]}: {problem}"
+        for task in plan.tasks.values()
+        for problem in folder.verify(task)
+    ]
+
+
+def _counts(states: Iterable[State]) -> dict[State, int]:
+    counted = collections.Counter(states)
+    return {state: counted[state] for state in STATES}
+
+
+def _workers(plan: Plan) -> int:
+    """Jobs that the cores at hand can run at a time."""
+    threads = max((job.threads for job in plan.jobs), default=1)
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def _apart_problems(tasks: int) -> list[str]:
+    if not tasks:
+        return []
+    counted = "1 finished task" if tasks == 1 else f"{tasks:,} finished tasks"
+    return [f"{counted} in the folder that the study does not name (any more): kept, and not shown"]
+
+
+def study_file_problems(plan: Plan) -> list[str]:
+    """Whether the study's file is still the one that the plan was made of, in a sentence if not.
+
+    The plan's study names it under "file", as {"path": ..., "sha256": ...}.
+    """
+    file = plan.study.get("file")
+    if file is None:
+        return []
+    path = Path(file["path"])
+    if not path.is_file():
+        return [f"the study's file {path.name} is gone since this was planned"]
+    if sha256_of_file(path) == file["sha256"]:
+        return []
+    return [f"the study's file {path.name} changed since this was planned; the next run goes by it"]

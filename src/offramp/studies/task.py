@@ -1,0 +1,135 @@
+"""Tasks, the cells that show their results, and the jobs that run them: plain data, ready for JSON."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from offramp.files import canonical_json, sha256_of_text
+
+SCHEMA_VERSION = 1
+"""Of a task's recipe: raise it where the same recipe would give another result."""
+
+AXES = ("model", "transform", "workload", "heads", "policy", "machine")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a task will take, roughly. None: unknown.
+
+    seconds: on this machine. memory_bytes: at its peak. disk_bytes: that stay.
+    """
+
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work with one result, which every cell that needs it shares.
+
+    kind: a name of `offramp.studies.work.registry.WORKS`. recipe: everything that changes the result (JSON):
+    fingerprints, sizes, seed, threads, code and library versions; and nothing that does not, such as the
+    names that the study gives. needs: keys of tasks whose results it reads, by role ("trace", "heads",
+    "profile", "league", "first", "second"). exclusive: whether it takes timings, and so runs alone.
+    sources: where its input lies on this machine (role -> path, Hub id or text of a workload); of no
+    consequence for the result, which the fingerprints in the recipe pin down. blocked: why it cannot be run
+    here, None if it can.
+    """
+
+    kind: str
+    recipe: Mapping[str, Any]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    exclusive: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
+    estimate: Estimate = Estimate()
+    blocked: str | None = None
+
+    @functools.cached_property
+    def key(self) -> str:
+        """SHA-256 of kind, recipe and the keys of what it needs."""
+        content = [SCHEMA_VERSION, self.kind, dict(self.recipe), dict(self.needs)]
+        return sha256_of_text(canonical_json(content))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back as equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Task:
+        """The task that `to_json` made an object of."""
+        return cls(**{**value, "estimate": Estimate(**value["estimate"])})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a study's axes by the names that its file gives, and the task that answers it.
+
+    kind: its task's. An axis that does not matter for the kind (the machine of a score) is "".
+    """
+
+    kind: str
+    task: str
+    model: str
+    transform: str = ""
+    workload: str = ""
+    heads: str = ""
+    policy: str = ""
+    machine: str = ""
+
+    @property
+    def name(self) -> str:
+        """The names joined, as shown: "smollm2 + int8 · prose · league · h100"."""
+        model = f"{self.model} + {self.transform}" if self.transform else self.model
+        words = (model, self.workload, self.heads, self.policy or self.kind, self.machine)
+        return " · ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tasks that one process runs, in order, because they share what is expensive (a model, a trace).
+
+    needs: keys of tasks in other jobs that must be done first. threads: of torch. memory_bytes: at the peak.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    needs: tuple[str, ...] = ()
+    threads: int = 1
+    exclusive: bool = False
+    memory_bytes: int = 0
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of its tasks' keys."""
+        return sha256_of_text(canonical_json([task.key for task in self.tasks]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back as equal."""
+        value = asdict(self)
+        return {**value, "needs": list(self.needs), "tasks": [task.to_json() for task in self.tasks]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        """The job that `to_json` made an object of."""
+        tasks = tuple(Task.from_json(task) for task in value["tasks"])
+        return cls(**{**value, "tasks": tasks, "needs": tuple(value["needs"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study laid out: its cells, the tasks behind them (shared ones included) and the jobs that run them.
+
+    study: the study as a JSON object (names, models with their facts, pairs, settings), as written into the
+    study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
+    it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
+    """
+
+    study: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    tasks: Mapping[str, Task]
+    jobs: tuple[Job, ...]
+    unavailable: Mapping[str, str] = field(default_factory=dict)

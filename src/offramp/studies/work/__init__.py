@@ -1,0 +1,1 @@
+"""What tasks do: one module for each kind, registered by name."""

@@ -1,0 +1,42 @@
+"""Accelerations of one model alone and together, timed in turns."""
+
+from __future__ import annotations
+
+from offramp.scoring.finite import finite_json
+from offramp.studies.task import Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
+
+OPTIONS = ("kv", "new_tokens", "rounds", "floor", "draft_length", "seed")
+"""Of `offramp.decoding.bench.combine.combine`, where the recipe has them."""
+
+
+class CombineWork:
+    """Leaves the measurement with every sample. Takes timings, so that it runs alone on the machine."""
+
+    kind = "combine"
+
+    def run(self, task: Task, context: Context) -> None:
+        """Combine. Raises what `offramp.decoding.bench.combine.combine` raises, OfframpError for inputs that
+        are not the recipe's.
+        """
+        from offramp.decoding.bench.combine import combine
+        from offramp.decoding.bench.combined_file import combined_to_json
+        from offramp.decoding.bench.prompts import prompts_of
+
+        require_planned(task)
+        require_this_machine(task, task.recipe["machine"])
+        recipe = task.recipe
+        workload = workload_of(task)
+        model = model_of(task, context)
+        prompts = prompts_of(model, workload, recipe["prompts"], new_tokens=recipe["new_tokens"])
+        result = combine(
+            model,
+            recipe["accelerations"],
+            prompts=prompts,
+            policy=recipe.get("policy"),
+            budget_seconds=recipe.get("seconds"),
+            workload=workload.name,
+            **{name: recipe[name] for name in OPTIONS if name in recipe},
+        )
+        context.write_result(finite_json({"combined": combined_to_json(result)}))

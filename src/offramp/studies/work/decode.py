@@ -1,0 +1,228 @@
+"""The best policies of a league decoded for real, timed in turns beside plain decoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from offramp.costs.machine import Machine
+from offramp.errors import OfframpError
+from offramp.scoring.finite import finite_json
+from offramp.studies.task import Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.inputs import (
+    heads_of,
+    model_of,
+    profile_in,
+    require_planned,
+    require_this_machine,
+    result_of,
+    trace_of,
+    workload_of,
+)
+from offramp.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp.decoding.bench.contenders import Setting
+    from offramp.decoding.bench.judged import Judged
+    from offramp.decoding.bench.together import Measurement
+    from offramp.decoding.bench.traced_prompts import Prompts
+    from offramp.models.model import Model
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.workloads.workload import Workload
+
+STRATEGIES = ("propagate", "recompute")
+"""For K and V of skipped layers: the league charges the first; the second is for families that refuse it."""
+
+DRAFT_LENGTH = 1
+"""No policy here drafts; the setting asks for a length all the same."""
+
+PARTS_OF = 1
+"""Prompts on which the parts of a policy's tokens are timed."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One policy of the league. predicted: its net speedup there, on documents that did not choose it."""
+
+    family: str
+    policy: str
+    predicted: float
+
+
+class DecodeWork:
+    """Leaves the measurement with every sample and forecast, and which policies it was of.
+
+    Takes timings, so that it runs alone on the machine.
+    """
+
+    kind = "decode"
+
+    def run(self, task: Task, context: Context) -> None:
+        """Decode. Raises OfframpError if the league has no policy that exits, the model cannot be decoded
+        layer by layer, or inputs are not the recipe's; and what `offramp.decoding.bench` raises.
+        """
+        require_planned(task)
+        machine = profile_in(context.input("profile"))
+        require_this_machine(task, machine.details["machine"])
+        recipe = task.recipe
+        choices = best_policies(
+            result_of(context, "league")["entries"], floor=recipe["floor"], count=recipe["best"]
+        )
+        if not choices:
+            raise OfframpError(
+                f"no policy of the league exits at a floor of {recipe['floor']:g}: there is none to decode",
+                where=task.sources["workload"],
+                fix="lower the floor of [decode], or leave this workload out with [[exclude]]",
+            )
+        workload, model = workload_of(task), model_of(task, context)
+        trace, heads = trace_of(context), heads_of(task, context)
+        measured = _decode(model, workload, trace, heads, machine, choices, recipe)
+        context.write_result(finite_json(measured))
+
+
+def best_policies(entries: Sequence[Mapping[str, Any]], *, floor: float, count: int) -> list[Choice]:
+    """The fastest distinct policies of a league that a decoder can follow and that exit, at one floor.
+
+    entries: of a league task's result. The same policy may be the best of several families: it counts once.
+    """
+    able = [
+        Choice(entry["family"], entry["policy"], entry["net_speedup"]["value"])
+        for entry in entries
+        if entry["reachable"]
+        and entry["policy"] != "never"
+        and math.isclose(entry["floor"], floor)
+        and entry["net_speedup"]["value"] is not None
+    ]
+    distinct: dict[str, Choice] = {}
+    for choice in sorted(able, key=lambda choice: (-choice.predicted, choice.policy)):
+        distinct.setdefault(choice.policy, choice)
+    return list(distinct.values())[:count]
+
+
+def _decode(
+    model: Model,
+    workload: Workload,
+    trace: Trace,
+    heads: ExitHeads | None,
+    machine: Machine,
+    choices: Sequence[Choice],
+    recipe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The measurement as the task's result."""
+    from offramp.decoding.bench.bench import settle
+    from offramp.decoding.bench.traced_prompts import pick_prompts
+
+    kv, new_tokens = _strategy(model), recipe["new_tokens"]
+    prompts: Prompts = pick_prompts(
+        model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=recipe["seed"]
+    )
+    first, *others = [(choice.policy, kv) for choice in choices]
+    setting = settle(
+        model,
+        first[0],
+        kv=kv,
+        cells=others,
+        prompts=prompts.ids,
+        heads=heads,
+        new_tokens=new_tokens,
+        draft_length=DRAFT_LENGTH,
+        task=workload.name,
+    )
+    measured, judged = _measure(setting, trace, machine, prompts, recipe)
+    return _result(model, measured, judged, choices, kv)
+
+
+def _measure(
+    setting: Setting, trace: Trace, machine: Machine, prompts: Prompts, recipe: Mapping[str, Any]
+) -> tuple[Measurement, Judged]:
+    """Predicted first, then timed in turns, then judged. Raises what made the timing fail."""
+    from offramp.decoding.bench.contenders import SHORT
+    from offramp.decoding.bench.judged import (
+        NO_STATIC_CACHE,
+        judge_measurement,
+        predict_unseen,
+        prompt_notes,
+    )
+    from offramp.decoding.bench.together import run_together
+
+    seed, workload = recipe["seed"], str(setting.task)
+    predicted = predict_unseen(setting, trace, machine, workload, seed=seed)
+    (measured,) = run_together(
+        [setting],
+        rounds=[recipe["rounds"]],
+        extent=SHORT,
+        budget_seconds=recipe["seconds"],
+        seed=seed,
+    )
+    if isinstance(measured, OfframpError):
+        raise measured
+    judged = judge_measurement(
+        measured,
+        machine,
+        predicted=predicted,
+        workload=workload,
+        parts_of=PARTS_OF,
+        notes=(NO_STATIC_CACHE, *prompt_notes(prompts, recipe["prompts"])),
+        seed=seed,
+    )
+    return measured, judged
+
+
+def _strategy(model: Model) -> str:
+    """How the model's family keeps K and V of skipped layers. Raises OfframpError if it has no way."""
+    from offramp.decoding.engine.build import engine_of
+
+    able = engine_of(model).abilities
+    if able.never_exit is not None:
+        raise OfframpError(able.never_exit, where=model.shown_name, fix="leave this model out of [decode]")
+    reasons = {kv: able.reason(kv) for kv in STRATEGIES}
+    found = next((kv for kv, why in reasons.items() if why is None), None)
+    if found is None:
+        raise OfframpError(
+            f"the model's skipped layers cannot be made up for: {reasons[STRATEGIES[0]]}",
+            where=model.shown_name,
+            fix="leave this model out of [decode]",
+        )
+    return found
+
+
+def _result(
+    model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
+) -> dict[str, Any]:
+    from offramp.decoding.bench.contenders import GENERATE, Cell
+    from offramp.decoding.bench.result_file import to_json
+    from offramp.policies.grammar import parse_policy
+
+    chosen = []
+    for choice in choices:
+        name = Cell(parse_policy(choice.policy).for_task(measured.setting.task), kv).name
+        quality = judged.free_running.get(name)
+        chosen.append(
+            {
+                **asdict(choice),
+                "kv": kv,
+                "contender": name,
+                "free_running": None if quality is None else asdict(quality),
+                "characters_per_token": _characters_per_token(model, measured, name),
+            }
+        )
+    # When it was measured is for the journal; how busy the machine was is part of what was measured.
+    bench = replace(
+        judged.bench, circumstances={k: v for k, v in judged.bench.circumstances.items() if k != "date"}
+    )
+    return {
+        "bench": to_json(bench),
+        "chosen": chosen,
+        "characters_per_token": _characters_per_token(model, measured, GENERATE),
+    }
+
+
+def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:
+    """Characters of a contender's answers over their new tokens, special ones included; None without any."""
+    answers = [tokens for decoded in measured.decoded.get(name, ()) for tokens in decoded.tokens]
+    tokens = sum(map(len, answers))
+    characters = sum(len(model.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers)
+    return characters / tokens if tokens else None

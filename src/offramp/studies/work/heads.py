@@ -1,0 +1,43 @@
+"""Fitted exit heads of a model, or a file of them that the study names."""
+
+from __future__ import annotations
+
+from offramp.studies.task import Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.inputs import HEADS, checked_workload, model_of, require_planned, require_same
+from offramp.studies.work.nameless import nameless_model
+
+
+class HeadsWork:
+    """Leaves `heads.safetensors`, which `offramp trace --heads` reads too."""
+
+    kind = "heads"
+
+    def run(self, task: Task, context: Context) -> None:
+        """Fit, or copy. Raises what `offramp.tracing.fitting.fit.fit_heads` and `read_heads` raise, and
+        OfframpError for inputs that are not the recipe's.
+        """
+        from offramp.tracing.fitting.fit import fit_heads
+        from offramp.tracing.heads_file import read_heads, write_heads
+
+        require_planned(task)
+        recipe, target = task.recipe, context.folder / HEADS
+        if recipe.get("file") is not None:
+            heads = read_heads(task.sources["heads"])
+            require_same("the file of exit heads", task.sources["heads"], heads.fingerprint, recipe["file"])
+            write_heads(heads, target)
+            return
+        workloads = [
+            checked_workload(task.sources[f"workload {place}"], one)
+            for place, one in enumerate(recipe["workloads"])
+        ]
+        fitted = fit_heads(
+            nameless_model(model_of(task, context)),
+            workloads,
+            tokens=recipe["tokens"],
+            lens=recipe["lens"],
+            classifiers=recipe["classifiers"],
+            seed=recipe["seed"],
+            progress=False,
+        )
+        write_heads(fitted, target)

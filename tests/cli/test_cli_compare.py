@@ -1,0 +1,148 @@
+"""`offramp compare` of runs: what is written, pairs on request, what may not be compared, bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+import offramp
+from command_line import run_offramp
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def edited(run: Path, folder: Path, *edits: Edit) -> Path:
+    """A copy of a run's folder whose summary says something else."""
+    shutil.copytree(run, folder)
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    for edit in edits:
+        edit(summary)
+    path.write_text(json.dumps(summary))
+    return folder
+
+
+def renamed(summary: dict[str, Any]) -> None:
+    """Another model."""
+    summary["provenance"] |= {"model": "other", "model_fingerprint": "0" * 64}
+
+
+def fewer_tokens(summary: dict[str, Any]) -> None:
+    for scores in summary["scores"]:
+        scores["tokens"] -= 100
+
+
+def another_text(summary: dict[str, Any]) -> None:
+    for traced in summary["provenance"]["traced"].values():
+        traced["fingerprint"] = "1" * 64
+
+
+@pytest.fixture(scope="module")
+def other_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same figures under the name of another model."""
+    return edited(finished_run, tmp_path_factory.mktemp("other") / "other", renamed)
+
+
+def test_a_page_tables_and_a_citation_are_written(
+    finished_run: Path, other_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    said = run_offramp("compare", finished_run, other_run, "-o", out, "--json").require(0)
+    assert said.json["report"] == str(out / "report.html")
+    assert said.json["rows"] == 4
+    assert sorted(path.name for path in out.iterdir()) == ["citation.bib", "report.html", "tables"]
+    assert "other" in (out / "report.html").read_text()
+    names = sorted(path.stem for path in (out / "tables").glob("*.csv"))
+    assert names == sorted(path.stem for path in (out / "tables").glob("*.parquet"))
+    with (out / "tables" / "leaderboard.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    table = pyarrow.parquet.read_table(out / "tables" / "leaderboard.parquet")
+    assert [line["model"] for line in lines] == table.column("model").to_pylist()
+    assert "@misc" in (out / "citation.bib").read_text()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    run_offramp("compare", finished_run, other_run, "-o", out).require(0)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_pair_on_request(finished_run: Path, other_run: Path, tmp_path: Path) -> None:
+    comparison = offramp.compare([finished_run, other_run])
+    first, second = dict.fromkeys(row.model.shown for row in comparison.rows)
+    assert comparison.pairs == ()
+    command = ["compare", finished_run, other_run, "-o", tmp_path / "out", "--json"]
+    said = run_offramp(*command, "--pair", f"{first}={second}").require(0)
+    assert said.json["pairs"] > 0
+    with (tmp_path / "out" / "tables" / "pairs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == said.json["pairs"]
+    # The same traces under two names: no difference, and none is called one.
+    assert {float(line["difference"]) for line in lines if line["difference"]} == {0.0}
+    assert all(float(line["p_value_after_holm"]) == 1.0 for line in lines if line["p_value_after_holm"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"), [(fewer_tokens, "tokens"), (another_text, "not the same text everywhere")]
+)
+def test_what_is_not_equal_is_refused_unless_asked_for(
+    finished_run: Path, tmp_path: Path, edit: Edit, what: str
+) -> None:
+    other = edited(finished_run, tmp_path / "other", renamed, edit)
+    command = ["compare", finished_run, other, "-o", tmp_path / "out", "--json"]
+    error = run_offramp(*command).require(2).json["error"]
+    assert what in error["what"]
+    assert "--mixed" in error["fix"]
+    assert not (tmp_path / "out").exists()
+    said = run_offramp(*command, "--mixed").require(0).json
+    assert any(what in note for note in said["notes"])
+    assert what in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "fix"),
+    [
+        (["--pair", "one"], "does not name two models", "FIRST=SECOND"),
+        (["--pair", "=two"], "does not name two models", "FIRST=SECOND"),
+        (["--pair", "one=tow"], "no model is called 'one'", "choose one of"),
+        (["--pair", "a + prune:drop=3 = b"], "no model is called 'a + prune:drop=3'", "choose one of"),
+    ],
+)
+def test_a_bad_pair(finished_run: Path, tmp_path: Path, options: list[str], what: str, fix: str) -> None:
+    command = ["compare", finished_run, "-o", tmp_path / "out", *options, "--json"]
+    error = run_offramp(*command).require(2).json["error"]
+    assert what in error["what"]
+    assert error["where"] == "--pair"
+    assert fix in error["fix"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, what in ((tmp_path / "empty", "neither a study nor"), (tmp_path / "none", "no such folder")):
+        command = ["compare", finished_run, folder, "-o", tmp_path / "out", "--json"]
+        error = run_offramp(*command).require(2).json["error"]
+        assert what in error["what"]
+        assert str(folder) in error["where"]
+        assert error["fix"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_of_a_run_is_not_written_over(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    page = (run / "report.html").read_bytes()
+    error = run_offramp("compare", run, "-o", run, "--json").require(2).json["error"]
+    assert "not a comparison" in error["what"]
+    assert "-o" in error["fix"]
+    assert (run / "report.html").read_bytes() == page
+    file = tmp_path / "file"
+    file.write_text("text")
+    assert "a file, not a folder" in run_offramp("compare", run, "-o", file).require(2).err
+
+
+def test_nothing_to_compare_is_bad_usage() -> None:
+    assert "DIR" in run_offramp("compare", "--json").require(2).json["error"]["what"]

@@ -1,0 +1,430 @@
+"""A made-up comparison that looks like a real one, for tests of pages and tables: no trace, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from combine_cases import combined_result
+from offramp.decoding.bench.combined_file import combined_to_json
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import (
+    Comparison,
+    ModelFacts,
+    PairDifference,
+    Row,
+    Saving,
+    ScoreValidity,
+    Strategy,
+    Trend,
+)
+
+TOKENS, DOCUMENTS = 1920, 60
+FLOORS = (0.99, 0.95, 0.90)
+MACHINES = ("h100", "local")
+FEW = "6 documents; an interval needs 20"
+NEARLY_ALWAYS_UNDEFINED = "the final distributions hardly differ: R_0 is 0.031 nat, 0.1 is needed"
+
+SCORES = (
+    "representation",
+    "increment",
+    "calibration",
+    "composite",
+    "literal_calibration",
+    "initial_information",
+    "first_match_skip",
+    "saturation_skip",
+    "time_ceiling_first_match",
+    "time_ceiling_saturation",
+)
+SIMILARITIES = ("logit", "centred_logit", "hidden")
+CURVES = {
+    "agreement": (0.02, 1.0),
+    "kl_to_final": (7.0, 0.0),
+    "entropy": (1.0, 2.4),
+    "nll": (9.0, 2.6),
+    "max_prob": (0.15, 0.55),
+    "block_influence": (0.4, 0.1),
+    "update_norm": (0.9, 0.4),
+    "centred_logit_cosine": (0.1, 1.0),
+}
+FAMILIES = ("max_prob, all exits", "restricted_margin, 3 exits", "patience", "entropy, 3 exits", "full model")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model of the example with how well it exits, in (0, 1)."""
+
+    facts: ModelFacts
+    exits_well: float
+    layers: int
+
+
+def models() -> tuple[Described, ...]:
+    """Six bases of five families, one with a tuned variant, one of unknown facts, two transformed."""
+    return (
+        _described("gpt2", 0.62, 12, family="GPT", generation=2, released="2019-02", parameters=124e6),
+        _described("llama2-7b", 0.5, 32, family="Llama", generation=2, released="2023-07", parameters=6.7e9),
+        _described("llama3-8b", 0.34, 32, family="Llama", generation=3, released="2024-04", parameters=8e9),
+        _described("qwen3-8b", 0.3, 36, **QWEN),
+        _described("qwen3-8b-it", 0.22, 36, base="qwen3-8b", **{**QWEN, "stage": "tuned"}),
+        _described("qwen3-8b", 0.29, 36, transform="int8", **QWEN),
+        _described("mamba-3b", 0.12, 64, family="Mamba", generation=1, released="2023-12", kind="ssm"),
+        Described(ModelFacts(MINE, "mine"), 0.4, 8),
+        Described(ModelFacts(MINE, "mine", "prune:by=angular,layers=2"), 0.2, 6),
+    )
+
+
+MINE = 'mine <&> "yours"'
+QWEN: dict[str, Any] = {"family": "Qwen", "generation": 3, "released": "2025-04", "parameters": 8.2e9}
+
+
+def _described(name: str, exits_well: float, layers: int, **facts: Any) -> Described:
+    known = {"base": name, "kind": "dense", "stage": "base", **facts}
+    return Described(ModelFacts(name, **known), exits_well, layers)
+
+
+def more_models(count: int, layers: int = 32) -> tuple[Described, ...]:
+    """That many independent models, for large pages."""
+    generator = np.random.default_rng(count)
+    return tuple(
+        Described(
+            ModelFacts(
+                f"model-{i:03}", f"model-{i:03}", "", f"family {i % 5}", i // 5, "2024-05", 1e9 + i * 1e8
+            ),
+            float(generator.uniform(0.1, 0.7)),
+            layers,
+        )
+        for i in range(count)
+    )
+
+
+def estimate(value: float, width: float = 0.02, *, interval: bool = True) -> Estimate:
+    """A value with an interval of that width to each side."""
+    if not interval:
+        return Estimate(value, no_interval=FEW)
+    return Estimate(value, value - width, value + width)
+
+
+def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
+    """One row; code exits a little worse than prose, and the smallest texts have no intervals."""
+    generator = np.random.default_rng(seed)
+    ease = described.exits_well * (1.0 if workload == "prose" else 0.8)
+    interval = described.facts.base != "mine"
+    scores = {
+        name: estimate(float(np.clip(ease * generator.uniform(0.8, 1.1), 0, 1)), interval=interval)
+        for name in SCORES
+    }
+    if described.facts.name == "mamba-3b":
+        scores["increment"] = Estimate(None, undefined=NEARLY_ALWAYS_UNDEFINED)
+        scores["composite"] = Estimate(None, undefined="it needs the undefined component increment")
+    scores["literal_calibration"] = Estimate(0.6 + ease / 4, no_interval="ECE is biased")
+    exits = tuple(range(1, described.layers + 1))
+    curves, intervals = {}, {}
+    depth = np.arange(1, described.layers + 1) / described.layers
+    for name, (first, last) in CURVES.items():
+        values = first + (last - first) * depth ** (0.5 + 3 * (1 - ease))
+        curves[name] = tuple(float(value) for value in values)
+        if interval:
+            width = 0.03 * abs(last - first)
+            intervals[name] = {
+                "low": tuple(float(value) - width for value in values),
+                "high": tuple(float(value) + width for value in values),
+            }
+    curves["auroc"] = (None, *(0.6 + 0.3 * float(x) for x in depth[1:-1]), None)
+    speedups = {
+        f"agreement={floor:g} | {machine}": 1.0 + max(0.0, (1 - floor) * ease * 2 - 0.02)
+        for floor in FLOORS
+        for machine in MACHINES
+    }
+    characters = 4.6 if workload == "prose" else 3.1
+    characters *= 0.9 if described.facts.family == "GPT" else 1.0
+    return Row(
+        model=described.facts,
+        workload=workload,
+        heads=heads,
+        tokens=TOKENS,
+        documents=DOCUMENTS if interval else 6,
+        workload_fingerprint={"prose": "a1", "code": "b2"}.get(workload, workload) * 32,
+        scores=scores,
+        eas=tuple(
+            {
+                "similarity": similarity,
+                "alpha": 0.5,
+                "score": estimate(0.3 + 0.4 * ease + 0.02 * i, 0.01, interval=interval).to_json(),
+                "ceiling": 0.67,
+                "floor": 0.18,
+            }
+            for i, similarity in enumerate(SIMILARITIES)
+        ),
+        candidates={name: scores[name].value for name in SCORES[:5]}
+        | {"eas_logit": 0.3 + 0.4 * ease, "mean_kl": 5.0 * (1 - ease), "block_influence": 0.3 - 0.1 * ease},
+        exits=exits,
+        depth_fraction=tuple(float(x) for x in depth),
+        curves=curves,
+        intervals=intervals,
+        bits_per_byte=None if described.facts.base == "mine" else 1.4 - 0.2 * ease,
+        bytes_per_token=None if described.facts.base == "mine" else characters * 1.02,
+        characters_per_token=None if described.facts.base == "mine" else characters,
+        savings=tuple(saving(floor, machine, ease) for floor in FLOORS for machine in MACHINES),
+        exit_speedup=speedups,
+        trace_folder=f"tasks/trace/{seed:04}",
+        source="study example",
+        notes=() if interval else (FEW,),
+    )
+
+
+def saving(floor: float, machine: str, ease: float) -> Saving:
+    """What the tuner says: nothing is certifiable at the strictest floor, the rest by how well it exits."""
+    if floor == 0.99:
+        answer = "not certifiable: 12 documents, 230 needed"
+        nothing = Saving("agreement=0.99", machine, "never", estimate(1.0, 0.0), False, answer)
+        return replace(nothing, lacks="documents", documents=12, documents_needed=230, documents_in_all=460)
+    if ease < 0.2:
+        return Saving(
+            f"agreement={floor:g}",
+            machine,
+            "never",
+            estimate(1.0, 0.0),
+            False,
+            "nothing beats the full model here",
+        )
+    gain = 1.0 + (1 - floor) * ease * 2
+    return Saving(
+        f"agreement={floor:g}",
+        machine,
+        "threshold:signal=restricted_margin,value=0.9,exits=10+15+20",
+        estimate(gain, 0.015),
+        True,
+        f"certified: {gain:.2f} times as fast",
+    )
+
+
+def strategies(described: Described, workload: str, seed: int) -> list[Strategy]:
+    """Every family at every floor by replay, and some of them decoded, one INVALID."""
+    generator = np.random.default_rng(seed)
+    known = described.facts.base != "mine"
+    ease = described.exits_well
+    found = []
+    for floor in FLOORS:
+        for family in FAMILIES:
+            gain = 0.0 if family == "full model" else (1 - floor) * ease * generator.uniform(0.5, 2.0) - 0.02
+            found.append(
+                _strategy(
+                    described, workload, "h100", family, floor, 1.0 + gain, seconds=0.011 if known else None
+                )
+            )
+        found.append(
+            _strategy(described, workload, "h100", "oracle: saturation", floor, 1.0 + ease, reachable=False)
+        )
+    for place, family in enumerate(FAMILIES[:2]):
+        found.append(
+            _strategy(
+                described,
+                workload,
+                "local",
+                family,
+                0.95,
+                0.97 + 0.06 * place,
+                basis="measured",
+                seconds=0.06,
+                validity="VALID" if place else "INVALID: the A/A interval 0.95 to 1.04 is wider than 2 %",
+            )
+        )
+    return found
+
+
+def _strategy(
+    described: Described,
+    workload: str,
+    machine: str,
+    family: str,
+    floor: float,
+    speedup: float,
+    *,
+    basis: str = "predicted",
+    seconds: float | None = None,
+    reachable: bool = True,
+    validity: str = "",
+) -> Strategy:
+    known = described.facts.base != "mine"
+    return Strategy(
+        model=described.facts.shown,
+        workload=workload,
+        heads="",
+        machine=machine,
+        family=family,
+        policy="never"
+        if family == "full model"
+        else f"threshold:signal={family.split(',')[0]},value={floor:g}",
+        kv="propagate",
+        floor=f"agreement={floor:g}",
+        basis=basis,
+        agreement=estimate(min(1.0, floor + 0.004), 0.004, interval=known),
+        skip_ratio=estimate(max(0.0, speedup - 1.0) * 1.4, 0.01, interval=known),
+        net_speedup=estimate(speedup, 0.02, interval=known),
+        probe_share=0.04,
+        seconds_per_token=seconds,
+        characters_per_second=None if seconds is None else 4.5 / seconds,
+        reachable=reachable,
+        validity=validity,
+        chosen=family == FAMILIES[1],
+    )
+
+
+def pairs() -> tuple[PairDifference, ...]:
+    """Base against tuned on both workloads, another with too few documents for an interval."""
+    found = []
+    for workload in ("prose", "code"):
+        for figure, value in (("composite", -0.07), ("saturation_skip", -0.04), ("calibration", 0.003)):
+            sure = abs(value) > 0.01
+            found.append(
+                PairDifference(
+                    kind="base ↔ tuned",
+                    first="qwen3-8b",
+                    second="qwen3-8b-it",
+                    workload=workload,
+                    heads="",
+                    figure=figure,
+                    first_value=0.31,
+                    second_value=0.31 + value,
+                    difference=estimate(value, 0.012),
+                    p_value=0.002 if sure else 0.64,
+                    adjusted=0.012 if sure else 1.0,
+                    documents=DOCUMENTS,
+                )
+            )
+    found.append(
+        PairDifference(
+            kind="plain ↔ pruned",
+            first=MINE,
+            second=f"{MINE} + prune:by=angular,layers=2",
+            workload="prose",
+            heads="",
+            figure="composite",
+            first_value=0.4,
+            second_value=0.2,
+            difference=Estimate(-0.2, no_interval=FEW),
+            p_value=None,
+            adjusted=None,
+            documents=6,
+        )
+    )
+    return tuple(found)
+
+
+def trends() -> tuple[Trend, ...]:
+    """One that holds, one whose interval holds 0, one of too few models."""
+    points = tuple((f"m{i}", float(i), 0.6 - 0.08 * i + 0.01 * (-1) ** i) for i in range(1, 6))
+    falls = Trend(
+        figure="saturation_skip",
+        against="generation",
+        family="Qwen",
+        workload="prose",
+        slope=Estimate(-0.08, -0.1, -0.06),
+        intercept=0.6,
+        models=5,
+        claim="saturation_skip falls by 0.08 per generation (slope -0.1 to -0.06, p = 0.03 after Holm)",
+        points=points,
+        p_value=0.017,
+        adjusted=0.033,
+    )
+    wide = replace(
+        falls,
+        figure="composite",
+        against="log10 parameters",
+        family="",
+        slope=Estimate(0.01, -0.2, 0.3),
+        claim="no trend is claimed: the slope's interval, -0.2 to 0.3, holds 0 (5 models)",
+        p_value=0.8,
+        adjusted=0.8,
+    )
+    few = replace(
+        falls,
+        figure="composite",
+        against="released",
+        family="",
+        workload="code",
+        slope=Estimate(-0.05, no_interval="2 models; an interval needs 4"),
+        models=2,
+        claim="no trend is claimed: 2 independently trained models, an interval needs 4",
+        points=tuple((name, 2020.0 + x, y) for name, x, y in points[:2]),
+        p_value=None,
+        adjusted=None,
+    )
+    return falls, wide, few
+
+
+def validity() -> tuple[ScoreValidity, ...]:
+    """Some candidates on 5 bases, so that nothing is claimed, and of 14, where two are."""
+    found = []
+    for basis, bases in (("predicted", 14), ("measured", 5)):
+        claims = bases >= 12
+        for place, name in enumerate(
+            ("saturation_skip", "composite", "representation", "eas_hidden", "mean_kl")
+        ):
+            tau = 0.7 - 0.15 * place
+            claim = f"ranks models by what is saved on another workload: Kendall {tau:.2f}, {bases} models"
+            if place > 1:
+                claim = f"claims nothing: Kendall {tau:.2f}, {bases} independently trained models"
+            if not claims:
+                claim = f"claims nothing: {bases} independently trained models, 12 needed"
+            undefined = Estimate(None, undefined="too few models")
+            found.append(
+                ScoreValidity(
+                    score=name,
+                    basis=basis,
+                    floor="agreement=0.95",
+                    machine="h100" if basis == "predicted" else "local",
+                    kendall=estimate(tau, 0.2) if claims else Estimate(tau, no_interval="5 models"),
+                    spearman=estimate(tau + 0.1, 0.2) if claims else undefined,
+                    less_than_oracle=estimate(tau - 0.7, 0.15) if claims else undefined,
+                    error=0.012 + 0.004 * place,
+                    null_error=0.031,
+                    within_base=0.33 if place else None,
+                    bases=bases,
+                    cells=2 * bases + 4,
+                    claim=claim,
+                    p_value=0.0002 * 8**place if claims else None,
+                    adjusted=min(1.0, 0.001 * 8**place) if claims else None,
+                )
+            )
+    return tuple(found)
+
+
+def example_comparison(
+    described: tuple[Described, ...] | None = None, workloads: tuple[str, ...] = ("prose", "code")
+) -> Comparison:
+    """Everything at once: every kind of row, strategy, pair, trend, claim, failure and note."""
+    described = models() if described is None else described
+    cells = [(model, workload) for model in described for workload in workloads]
+    found = combined_result(
+        {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}, {"int8": 0.98}
+    )
+    return Comparison(
+        title="An example of a study",
+        description="Made-up figures of made-up models, to see every part of the page at work.",
+        rows=tuple(row(model, workload, place) for place, (model, workload) in enumerate(cells)),
+        strategies=tuple(
+            one for place, (model, workload) in enumerate(cells) for one in strategies(model, workload, place)
+        ),
+        pairs=pairs(),
+        trends=trends(),
+        validity=validity(),
+        combined=(combined_to_json(found),),
+        failures={
+            "llama3-8b · code · tune · h100": "the memory is too small: 32 GB needed, 16 GB here",
+            "qwen3-32b · prose": "the model is not on this machine: hub id Qwen/Qwen3-32B",
+        },
+        notes=("gpt2 has another tokenizer than the rest: figures per token mislead, see those per byte.",),
+        provenance={
+            "offramp": "0.1.0",
+            "study": "example",
+            "study_fingerprint": "c3" * 32,
+            "python": "3.12.1",
+            "date": "2026-01-31",
+        },
+        citation="@misc{offramp,\n  title = {offramp: would early exit pay?},\n  version = {0.1.0}\n}\n",
+    )

@@ -1,0 +1,281 @@
+"""lm-eval's tasks through the early exit: `hf`'s numbers without a policy, those of the exits with one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip(
+    "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'offramp[harness]'"
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness_cases import (
+    CHOICES,
+    POLICY,
+    TASKS,
+    TEXTS,
+    answers,
+    counted_layers,
+    evaluate,
+    lensed,
+    propagated,
+    request,
+    write_tasks,
+)
+
+import offramp
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.harness.model import OfframpLM
+from offramp.decoding.harness.registration import register
+from offramp.decoding.quality.judging import judge
+from offramp.policies.grammar import parse_policy
+from offramp.tracing.heads_file import write_heads
+from tiny_models import CHAT_TEMPLATE, write_llama
+
+CONTEXT = 24
+"""Positions at most, so that texts take several windows."""
+DEPTH = {"own_sums": "generate_until", "own_choices": "loglikelihood", "own_texts": "loglikelihood_rolling"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("harness") / "tiny", chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> offramp.Model:
+    """The same model, for references."""
+    return offramp.load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def of_hf(folder: Path, tasks: Path) -> Any:
+    """The results of lm-eval's own model."""
+    arguments = {"pretrained": str(folder), "dtype": "float32", "max_length": CONTEXT}
+    return evaluate(tasks, "hf", arguments, device="cpu", batch_size=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    register()
+
+
+def evaluated(tasks: Path, folder: Path, **arguments: Any) -> Any:
+    return evaluate(tasks, "offramp", {"pretrained": str(folder), "max_length": CONTEXT, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"policy": "never"}, {"policy": "static:exit=4"}])
+def test_without_exits_it_is_hf_number_for_number(
+    tasks: Path, folder: Path, of_hf: Any, arguments: dict[str, Any]
+) -> None:
+    results = evaluated(tasks, folder, **arguments)
+    assert results["results"] == of_hf["results"]
+    assert answers(results) == answers(of_hf)
+    depth = results["config"]["offramp"]["depth"]
+    assert {task: depth[task][kind]["mean_exit"] for task, kind in DEPTH.items()} == dict.fromkeys(TASKS, 4.0)
+    assert {depth[task][kind]["layers_skipped"] for task, kind in DEPTH.items()} == {0.0}
+
+
+def test_the_loop_of_steps_comes_to_the_same_numbers(folder: Path, of_hf: Any) -> None:
+    # An exit that is asked and never taken: all goes through the decoder's steps.
+    stepping = OfframpLM(
+        pretrained=str(folder), max_length=CONTEXT, policy="threshold:signal=logit_gap,value=1e9,exits=1"
+    )
+    texts = [request("loglikelihood_rolling", text["text"]) for text in TEXTS]
+    found = stepping.loglikelihood_rolling(texts, disable_tqdm=True)
+    expected = [resps[0][0] for resps in answers(of_hf)["own_texts"]]
+    assert np.allclose(found, expected, atol=1e-4, rtol=0)
+    pairs = [
+        request("loglikelihood", row["start"], f" {choice}") for row in CHOICES for choice in row["choices"]
+    ]
+    scored = stepping.loglikelihood(pairs, disable_tqdm=True)
+    expected = [resp[0] for resps in answers(of_hf)["own_choices"] for resp in resps]
+    assert np.allclose([one[0] for one in scored], [one[0] for one in expected], atol=1e-4, rtol=0)
+    assert [one[1] for one in scored] == [one[1] for one in expected]
+
+
+@pytest.mark.parametrize(("kv", "reference"), [("propagate", propagated), ("recompute", lensed)])
+@pytest.mark.parametrize("exit", [1, 3])
+def test_log_likelihoods_are_those_of_the_exit(
+    folder: Path, model: offramp.Model, kv: str, reference: Any, exit: int
+) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy=f"static:exit={exit}", kv=kv)
+    context, continuation = "the cat sat on", " the mat and looked"
+    ((found, greedy),) = lm.loglikelihood([request("loglikelihood", context, continuation)])
+    whole = lm.tok_encode(context + continuation)
+    before = lm.tok_encode(context)
+    after = whole[len(before) :]
+    expected = reference(model, before, after, [exit] * len(after))
+    assert found == pytest.approx(expected.sum(), abs=1e-4)
+    assert abs(found - judge(model, before, after).logprob.sum()) > 0.5
+    assert not greedy
+
+
+def test_exits_are_read_through_heads(folder: Path, model: offramp.Model, tmp_path: Path) -> None:
+    from reading_cases import random_heads
+
+    heads = random_heads(model, [1, 2, 3], facts=())
+    write_heads(heads, tmp_path / "heads.safetensors")
+    lm = OfframpLM(
+        pretrained=str(folder),
+        policy="static:exit=2",
+        kv="recompute",
+        heads=str(tmp_path / "heads.safetensors"),
+    )
+    ids, after = model.encode("the cat sat on"), [7, 8, 9]
+    options = Options(parse_policy("static:exit=2"), "recompute", heads)
+    expected = Scorer(model, options).score(ids, after)
+    ((found, _),) = lm._loglikelihood_tokens([(("a", "b"), ids, after)], disable_tqdm=True)
+    assert found == pytest.approx(expected.logprob, abs=1e-5)
+    assert abs(found - lensed(model, ids, after, [2] * 3).sum()) > 0.5
+    assert lm.get_model_info()["offramp"]["heads"] == heads.fingerprint
+
+
+def test_what_the_exit_would_say_is_greedy(folder: Path, model: offramp.Model) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy="static:exit=1", kv="recompute")
+    ids, said = lm.tok_encode("the cat sat on the mat"), [5]
+    for place in range(4):
+        chosen = lm._scorer.score(ids, said)
+        said = [*said[:place], int(chosen.chosen[place]), 5]
+    said = said[:-1]
+    pairs = [(("", ""), ids, said), (("", ""), ids, [*said[:-1], said[-1] + 1])]
+    assert [greedy for _, greedy in lm._loglikelihood_tokens(pairs, disable_tqdm=True)] == [True, False]
+    # The full model would have said something else.
+    assert judge(model, ids, said).chosen.tolist() != said
+
+
+def test_rolling_windows_take_every_token_from_the_exit(folder: Path, model: offramp.Model) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy="static:exit=2", max_length=8)
+    (found,) = lm.loglikelihood_rolling([request("loglikelihood_rolling", TEXTS[1]["text"])])
+    ids = lm.tok_encode(TEXTS[1]["text"])
+    assert 8 < len(ids) < 16  # two windows
+    first = propagated(model, [lm.prefix_token_id], ids[:8], [2] * 8)
+    # The second one is filled up with the tokens before it, which run as a prompt.
+    rest = len(ids) - 8
+    second = propagated(model, ids[len(ids) - 9 : 8], ids[8:], [2] * rest)
+    assert found == pytest.approx(first.sum() + second.sum(), abs=1e-4)
+
+
+def test_long_contexts_lose_their_beginning_as_with_hf(folder: Path, model: offramp.Model) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy="static:exit=2", max_length=8)
+    context, after = model.encode(TEXTS[0]["text"])[:20], [7, 8, 9]
+    ((found, _),) = lm._loglikelihood_tokens([(("a", "b"), context, after)], disable_tqdm=True)
+    assert found == pytest.approx(propagated(model, context[-6:], after, [2] * 3).sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
+def test_generation_decodes_with_the_policy(folder: Path, model: offramp.Model, kv: str) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy=POLICY, kv=kv)
+    context = "the cat sat on the mat"
+    found = lm.generate_until([request("generate_until", context, {"until": ["\n"], "max_gen_toks": 12})])
+    generation = offramp.generate(model, context, policy=POLICY, kv=kv, max_new_tokens=12)
+    assert isinstance(generation, offramp.Generation)
+    text = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    assert found == [text.split("\n")[0].split("</s>")[0]]
+    assert lm._depths.to_json()["mine"]["generate_until"]["layers_executed"] == (
+        generation.layers_executed - generation.prompt_layers
+    )
+
+
+def test_generation_stops_at_its_strings(folder: Path) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy="static:exit=2")
+    wanted = {"until": [], "max_gen_toks": 16}
+    (whole,) = lm.generate_until([request("generate_until", "the cat", wanted)])
+    stop = whole[4:6]
+    (cut,) = lm.generate_until([request("generate_until", "the cat", {**wanted, "until": [stop]})])
+    assert cut == whole.split(stop)[0]
+    tokens = lm._depths.to_json()["mine"]["generate_until"]["tokens"]
+    assert tokens < 32
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_depths_of_each_task_are_those_that_hooks_count(
+    tasks: Path, folder: Path, kv: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy=POLICY, kv=kv, max_length=CONTEXT)
+    prompts: list[int] = []
+    score, generate = lm._scorer.score, lm._model_generate
+    lm._scorer.score = lambda context, after: (prompts.append(len(context) - 1), score(context, after))[1]
+    lm._model_generate = lambda context, **given: (
+        prompts.append(context.shape[1]),
+        generate(context=context, **given),
+    )[1]
+    with counted_layers(lm.model, engine_of(lm.model).stack.layers) as counts:
+        results = evaluate(tasks, lm)
+    shown = capsys.readouterr().out
+    depth = results["config"]["offramp"]["depth"]
+    rows = [depth[task][kind] for task, kind in DEPTH.items()]
+    assert sum(row["layers_executed"] for row in rows) == sum(counts) - 4 * sum(prompts)
+    assert [row["requests"] for row in rows] == [3, 9, 2]
+    for task, row in zip(TASKS, rows, strict=True):
+        assert 1 < row["mean_exit"] < 4
+        assert f"{row['mean_exit']:.2f} of 4" in next(
+            line for line in shown.splitlines() if line.startswith(f"|{task}")
+        )
+        assert row["layers_skipped"] == 1 - row["layers_executed"] / row["layers_of_full_model"]
+    scored = sum(len(lm.tok_encode(f" {choice}")) for row in CHOICES for choice in row["choices"])
+    assert depth["own_choices"]["loglikelihood"]["tokens"] <= scored
+
+
+def test_the_results_say_what_was_decoded_and_how(folder: Path) -> None:
+    lm = OfframpLM(pretrained=str(folder), policy="static:exit=2", kv="recompute")
+    about = lm.get_model_info()
+    assert about["model_dtype"] == "float32"
+    own = about["offramp"]
+    assert (own["policy"], own["kv"], own["layers"], own["heads"]) == ("static:exit=2", "recompute", 4, None)
+    assert own["fingerprint"] == offramp.load_model(str(folder)).identity.fingerprint
+    assert own["depth"] == {}
+
+
+def test_answers_of_a_cache_are_kept_and_used(tasks: Path, folder: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "answers")
+    first = evaluate(tasks, "offramp", {"pretrained": str(folder), "policy": POLICY}, use_cache=cache)
+    again = evaluate(tasks, "offramp", {"pretrained": str(folder), "policy": POLICY}, use_cache=cache)
+    assert again["results"] == first["results"]
+    assert again["config"]["offramp"]["depth"] == {}
+
+
+def test_chat_templates_are_those_of_hf(tasks: Path, folder: Path) -> None:
+    of_hf = evaluate(
+        tasks, "hf", {"pretrained": str(folder), "dtype": "float32"}, device="cpu", apply_chat_template=True
+    )
+    own = evaluate(tasks, "offramp", {"pretrained": str(folder)}, apply_chat_template=True)
+    assert own["results"] == of_hf["results"]
+    assert own["config"]["model_num_parameters"] == of_hf["config"]["model_num_parameters"]
+    assert own["samples"]["own_sums"][0]["arguments"][0][0].startswith("[user]")
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_beginning_of_text_is_added_as_with_hf(folder: Path, bos: bool) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    of_hf = HFLM(pretrained=str(folder), dtype="float32", device="cpu", add_bos_token=bos)
+    own = OfframpLM(pretrained=str(folder), add_bos_token=bos)
+    pair = [request("loglikelihood", "the cat", " sat on")]
+    assert own.tok_encode("the cat") == of_hf.tok_encode("the cat")
+    assert own.loglikelihood(pair) == of_hf.loglikelihood(pair)
+    assert own.tokenizer_name == of_hf.tokenizer_name
+    assert own.max_length == of_hf.max_length
+
+
+def test_a_transformed_model_can_be_evaluated(folder: Path) -> None:
+    lm = OfframpLM(pretrained=str(folder), transforms="int8", policy="static:exit=2", kv="recompute")
+    pair = [request("loglikelihood", "the cat", " sat on")]
+    model = offramp.load_model(str(folder), transforms="int8")
+    before, after = model.encode("the cat"), model.encode("the cat sat on")[len(model.encode("the cat")) :]
+    ((found, _),) = lm.loglikelihood(pair)
+    assert found == pytest.approx(lensed(model, before, after, [2] * len(after)).sum(), abs=1e-4)
+    assert lm.get_model_info()["offramp"]["model"] == "tiny + int8"

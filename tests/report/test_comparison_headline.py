@@ -1,0 +1,238 @@
+"""The answer of a comparison in words, for every way that it can come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import comparison_examples as examples
+from offramp.report.comparison_answers import (
+    answers_of,
+    best_certified,
+    decision_on,
+    fastest,
+    floor_kept,
+    keeps_floor,
+    overall_decision,
+)
+from offramp.report.comparison_headline import best_sentences, headline, lacking, left_over, not_claimed
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Saving, Strategy
+
+POLICY = "threshold:signal=margin,value=0.9"
+PLAIN = Estimate(1.0, 1.0, 1.0)
+
+
+def saving(
+    speed: Estimate,
+    *,
+    floor: str = "agreement=0.95",
+    policy: str = POLICY,
+    certified: bool = True,
+    machine: str = "local",
+    **fields: object,
+) -> Saving:
+    return replace(Saving(floor, machine, policy, speed, certified, "as found"), **fields)
+
+
+def nothing(lacks: str = "", documents: int = 12, needed: int = 45, **fields: object) -> Saving:
+    """No certificate: for a lack of something, or because nothing was faster."""
+    counts = {"documents": documents, "documents_needed": needed, "documents_in_all": 2 * needed}
+    return saving(PLAIN, policy="never", certified=False, lacks=lacks, **counts, **fields)
+
+
+def compared(*savings: Saving, strategies: tuple[Strategy, ...] = ()) -> Comparison:
+    """One row with these answers of the tuner."""
+    row = examples.row(examples.models()[0], "prose", 0)
+    return Comparison("title", "", (replace(row, savings=savings),), strategies)
+
+
+def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:
+    nothing = Estimate(0.95, 0.94, 0.96)
+    made = Strategy("gpt2", "prose", "", "local", "margin", POLICY, "propagate", "agreement=0.95", basis,
+                    nothing, nothing, speed)  # fmt: skip
+    return replace(made, **fields)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decision"),
+    [
+        (1.06, 1.2, "pays"),
+        (0.9, 1.04, "does not pay"),
+        (1.0, 1.1, "too close to call"),
+        (None, None, "too close to call"),
+    ],
+)
+def test_a_decision_is_the_intervals(low, high, decision):
+    assert decision_on(Estimate(1.1, low, high)) == decision
+
+
+def test_it_pays_in_so_many_cells():
+    found = compared(
+        saving(Estimate(1.2, 1.18, 1.22)), saving(Estimate(1.0, 1.0, 1.0), policy="never", machine="h100")
+    )
+    assert overall_decision(found) == "pays"
+    assert headline(found) == (
+        "Early exit is predicted to pay in 1 of 2 cells: certified, it is at best 1.200 × plain decoding "
+        "(1.180 to 1.220)."
+    )
+
+
+def test_that_it_does_not_pay_is_an_answer():
+    found = compared(saving(Estimate(1.02, 1.01, 1.03)))
+    assert overall_decision(found) == "does not pay"
+    assert headline(found).startswith(
+        "Early exit does not pay anywhere here: certified, it is at best 1.020 ×"
+    )
+    found = compared(nothing(), nothing(machine="h100"))
+    assert overall_decision(found) == "does not pay"
+    assert headline(found) == (
+        "Early exit does not pay anywhere here: no policy that keeps a floor is faster than the full model."
+    )
+    assert best_certified(found) is None
+    assert left_over(found) == []
+
+
+def test_too_few_documents_are_no_answer():
+    found = compared(nothing("documents", floor="agreement=0.99", needed=230), nothing("documents"))
+    assert overall_decision(found) == "not certifiable"
+    why = "12 documents to certify on, 45 needed for 95 % agreement (trace at least 90 in all)"
+    assert headline(found) == f"Whether early exit pays is not certifiable here: {why}."
+    assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are not certifiable: {why}."]
+    assert best_sentences(found) == []
+
+
+def test_a_test_that_every_policy_failed_is_no_answer():
+    found = compared(nothing("evidence", documents=50))
+    assert overall_decision(found) == "not certifiable"
+    assert headline(found).endswith("not certifiable here: every faster policy failed the test of its floor.")
+    searched = lacking([*answers_of(found), *answers_of(compared(nothing("documents", documents=50)))])
+    assert searched == (
+        "no document is left to search on for 95 % agreement (trace at least 90 in all); elsewhere every "
+        "faster policy failed the test of its floor"
+    )
+
+
+def test_what_does_not_pay_is_told_apart_from_what_is_not_certifiable():
+    found = compared(nothing(), nothing("documents", machine="h100"))
+    assert overall_decision(found) == "not certifiable"
+    assert headline(found).startswith(
+        "Early exit does not pay in 1 of 2 cells; in 1 it is not certifiable: 12 documents to certify on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("refused", "unknown", "decision"),
+    [
+        ("agreement=0.9", "agreement=0.99", "does not pay"),
+        ("agreement=0.99", "agreement=0.9", "not certifiable"),
+        ("nll=0.1", "nll=0.05", "does not pay"),
+        ("nll=0.05", "nll=0.1", "not certifiable"),
+        ("nll=0.1", "agreement=0.99", "not certifiable"),
+    ],
+)
+def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):
+    found = compared(nothing(floor=refused), nothing("documents", floor=unknown))
+    assert overall_decision(found) == decision
+    paying = saving(Estimate(1.2, 1.15, 1.25), floor=refused)
+    assert overall_decision(compared(paying, nothing("documents", floor=unknown))) == "pays"
+
+
+def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
+    speed = Estimate(1.2, 1.18, 1.22)
+    slow = strategy(Estimate(0.98, 0.97, 0.99), validity="VALID")
+    assert overall_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
+    assert headline(compared(saving(speed), strategies=(slow,))).startswith(
+        "Early exit does not pay anywhere here: certified, it is at best 0.980 × plain decoding (0.970 to "
+        "0.990), decoded for real, and 5 % are"
+    )
+    quick = replace(slow, net_speedup=Estimate(1.1, 1.08, 1.12))
+    timed = compared(saving(speed), strategies=(quick,))
+    assert headline(timed).startswith("Early exit pays here: certified, it is at best 1.100 ×")
+    assert "decoded for real; predicted were 1.200 ×" in best_sentences(timed)[0]
+    invalid = replace(slow, validity="INVALID: the machine was busy")
+    assert overall_decision(compared(saving(speed), strategies=(invalid,))) == "pays"
+    elsewhere = replace(slow, machine="h100")
+    assert overall_decision(compared(saving(speed), strategies=(elsewhere,))) == "pays"
+    otherwise = replace(slow, kv="recompute")
+    assert overall_decision(compared(saving(speed), strategies=(otherwise,))) == "pays"
+    left_out = replace(slow, validity="left out: no time", net_speedup=Estimate(None, undefined="no time"))
+    assert overall_decision(compared(saving(speed), strategies=(left_out,))) == "pays"
+
+
+def test_one_that_surely_pays_comes_before_a_faster_one_that_may():
+    sure, unsure = saving(Estimate(1.1, 1.08, 1.12)), saving(Estimate(1.3, 0.9, 1.7))
+    best = best_certified(compared(unsure, sure))
+    assert best is not None
+    assert best.saving == sure
+
+
+def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
+    oracle = strategy(Estimate(2.0, 1.9, 2.1), "predicted", reachable=False)
+    slow = strategy(Estimate(0.97, 0.96, 0.98))
+    quick = strategy(Estimate(1.3, 1.2, 1.4), "predicted")
+    assert overall_decision(compared(strategies=(oracle,))) == "undefined"
+    said = headline(compared(strategies=(oracle, slow, quick)))
+    assert said.startswith("Early exit does not pay anywhere here: decoded for real")
+    assert "0.970 ×" in said
+    said = headline(compared(strategies=(oracle, quick)))
+    assert said.startswith("Early exit pays somewhere here: by replay and without a certificate")
+
+
+@pytest.mark.parametrize(
+    ("floor", "agreement", "kept"),
+    [
+        ("agreement=0.95", Estimate(0.94, 0.93, 0.96), True),
+        ("agreement=0.95", Estimate(0.90, 0.89, 0.91), False),
+        ("agreement=0.95", Estimate(0.94), False),
+        ("agreement=0.95", Estimate(0.95), True),
+        ("nll=0.05", Estimate(0.5), True),
+        ("", Estimate(1.0), False),
+    ],
+)
+def test_speed_counts_only_where_a_floor_is_kept(floor, agreement, kept):
+    one = strategy(Estimate(1.4, 1.3, 1.5), "predicted", floor=floor, agreement=agreement)
+    assert keeps_floor(one) is kept
+    assert (fastest([one]) is one) is kept
+
+
+def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_missed_it():
+    below = strategy(Estimate(1.4), "predicted", agreement=Estimate(0.94, 0.93, 0.96))
+    above = strategy(Estimate(1.2), "predicted", agreement=Estimate(0.951, 0.94, 0.96))
+    assert [floor_kept(one) for one in (below, above)] == ["perhaps", "kept"]
+    assert fastest([below, above]) is above
+    assert fastest([below]) is below
+
+
+def test_an_interval_without_width_is_no_precision():
+    found = compared(saving(Estimate(1.132, 1.132, 1.132)))
+    assert headline(found).endswith("certified, it is at best 1.132 × plain decoding.")
+
+
+@pytest.mark.parametrize(
+    ("validity", "said"),
+    [
+        ("VALID", "only what is marked measured was timed"),
+        ("INVALID: busy", "what was timed here is INVALID"),
+        (None, "none was timed here"),
+    ],
+)
+def test_what_was_timed(validity, said):
+    measured = strategy(Estimate(1.1, 1.0, 1.2), validity=validity or "")
+    found = compared(nothing(), strategies=(measured,) if validity else ())
+    assert f"not over these prices; {said}." in " ".join(not_claimed(found))
+
+
+def test_what_is_not_claimed():
+    said = " ".join(not_claimed(examples.example_comparison()))
+    assert "6 independently trained models of the 12 that it takes" in said
+    assert "2 cells failed or did not run" in said
+    assert "gpt2 has another tokenizer" in said
+    many = examples.example_comparison(examples.more_models(12, layers=2), ("prose",))
+    assert "models in general" not in " ".join(not_claimed(many))
+
+
+def test_answers_stand_for_every_row_floor_and_machine():
+    comparison = examples.example_comparison()
+    assert len(answers_of(comparison)) == 9 * 2 * 3 * 2

@@ -1,0 +1,220 @@
+"""The folder of a finished study on synthetic traces: real results of each kind of work, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comparison_traces import easy_documents, synthetic_trace
+
+from combine_cases import combined_result
+from offramp.costs.hardware import find_machine
+from offramp.decoding.bench.combined_file import combined_to_json
+from offramp.decoding.bench.result_file import to_json
+from offramp.decoding.bench.results import BenchResult, Contender, Interval
+from offramp.studies.computing import code_of
+from offramp.studies.failures import Failure
+from offramp.studies.folder import StudyFolder
+from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.work import inputs, league, pair, replay, score, tune
+from offramp.studies.work.context import Context
+from offramp.studies.work.model_cache import ModelCache
+from offramp.studies.work.registry import WORKS
+from offramp.studies.work.text_size import TextSize, write_text_sizes
+from offramp.tracing.trace import Trace
+
+DOCUMENTS, LENGTH = 60, 8
+FLOORS = [0.9, 0.5]
+MACHINE = "h100"
+POLICY = "static:exit=4"
+WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
+MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
+FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
+
+
+class StudyCase:
+    """A study's folder as the runner leaves it, and the traces that its results were made of."""
+
+    def __init__(self, path: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder = StudyFolder(path)
+        self.cells: list[Cell] = []
+        self.tasks: dict[str, Task] = {}
+        self.traces: dict[Path, Trace] = {}
+        for module in (inputs, league, pair, replay, score, tune):
+            if hasattr(module, "trace_of"):
+                patch.setattr(
+                    module, "trace_of", lambda context, role="trace": self.traces[context.input(role)]
+                )
+
+    def study(self) -> dict[str, Any]:
+        """What the plan says of the study."""
+        settings = {"tokens": DOCUMENTS * LENGTH, "dtype": "float32", "threads": 1, "floors": FLOORS}
+        named = {"name": "made-up", "title": "", "description": "Two models on two texts."}
+        pairs = [{"kind": "base ↔ tuned", "first": "alpha", "second": "alpha-it", "name": "alpha ↔ alpha-it"}]
+        return {
+            "study": {**named, **settings, "seed": 0, "draws": 200},
+            "models": [{"base": model["name"], **FACTS, **model} for model in MODELS],
+            "pairs": pairs,
+        }
+
+    def add(self, cell: Cell | None, task: Task) -> Task:
+        """Plan a task, and the cell that shows it."""
+        self.tasks[task.key] = task
+        if cell is not None:
+            self.cells.append(Cell(**{**asdict(cell), "task": task.key}))
+        return task
+
+    def task(self, kind: str, recipe: Mapping[str, Any], *, needs: Mapping[str, Task] | None = None) -> Task:
+        common = {"code": code_of(kind), "versions": {"numpy": np.__version__}, "threads": 1}
+        keys = {role: task.key for role, task in (needs or {}).items()}
+        return Task(kind, {**common, **recipe}, needs=keys, sources={"machine": MACHINE})
+
+    def finish(self, task: Task, result: Mapping[str, Any] | None = None) -> None:
+        """Run a task, or write a given result."""
+        folder = self.folder.start(task)
+        needed = {role: self.folder.task_folder(self.tasks[key]) for role, key in task.needs.items()}
+        context = Context(folder, needed, ModelCache())
+        if result is None:
+            WORKS[task.kind].run(task, context)
+        else:
+            context.write_result(result)
+        self.folder.finish(task, 1.0)
+
+    def write(self) -> Path:
+        """Write the plan; the folder."""
+        self.folder.write_plan(Plan(self.study(), tuple(self.cells), self.tasks, ()))
+        return self.folder.path
+
+    # --- what a study of two models on two workloads holds
+
+    def trace_task(self, model: str, workload: str, reach: float, *, bytes_per_token: int) -> Task:
+        """A trace that is done, with the size of its text."""
+        named = {"fingerprint": model * 8, "transforms": []}
+        task = self.task("trace", {"model": named, "workload": {"fingerprint": WORKLOADS[workload]}})
+        self.add(None, task)
+        folder = self.folder.start(task)
+        generator = np.random.default_rng(int(task.key[:8], 16))
+        agrees = easy_documents(generator, reach, documents=DOCUMENTS, length=LENGTH)
+        trace = synthetic_trace(agrees, length=LENGTH, workload=WORKLOADS[workload], model=model)
+        self.traces[folder] = trace
+        size = TextSize(bytes_per_token * LENGTH, 3 * LENGTH, LENGTH)
+        write_text_sizes(folder, {document.id: size for document in trace.documents})
+        self.folder.finish(task, 1.0)
+        return task
+
+    def add_row(self, model: str, workload: str, trace: Task, kinds: Sequence[str]) -> None:
+        """Some of score, league, tuner and one policy of a row, done."""
+        axes = {"model": model, "workload": workload}
+        priced = {"machine": inputs.fingerprint_of(find_machine(MACHINE)), "seed": 0}
+        recipes = {
+            "score": ("", {"draws": 200, "seed": 0}),
+            "league": ("league", {**priced, "floors": FLOORS}),
+            "tune": ("tuned", {**priced, "floors": FLOORS}),
+            "replay": ("at 4", {**priced, "policy": POLICY, "kv": "propagate", "batch": 1}),
+        }
+        for kind in kinds:
+            policy, recipe = recipes[kind]
+            machine = "" if kind == "score" else MACHINE
+            cell = Cell(kind, "", **axes, policy=policy, machine=machine)
+            self.finish(
+                self.add(
+                    cell, self.task(kind, {**recipe, "row": list(axes.values())}, needs={"trace": trace})
+                )
+            )
+
+
+def bench_result(validity: str = "VALID") -> BenchResult:
+    """A measurement of plain decoding, two policies, and one that was left out."""
+
+    def timed(name: str, seconds: float, layers: float, role: str = "policy") -> Contender:
+        speedup = Interval(0.05 / seconds, 0.049 / seconds, 0.051 / seconds)
+        return Contender(
+            name,
+            role,
+            seconds_per_token=Interval(seconds),
+            speedup=speedup,
+            layers_per_token=layers,
+        )
+
+    return BenchResult(
+        model="alpha",
+        policy=POLICY,
+        kv="propagate",
+        batch=1,
+        batching="alone",
+        new_tokens=16,
+        prompts=4,
+        rounds=3,
+        validity=validity,
+        reasons=() if validity == "VALID" else ("the A/A interval is 0.9 to 1.1",),
+        plain="generate()",
+        contenders=(
+            timed("generate()", 0.05, 6.0, "plain"),
+            timed("fast", 0.04, 4.5),
+            timed("slow", 0.0625, 5.0),
+            Contender("none", "policy", left_out="there was no time"),
+        ),
+        a_a=Interval(1.0, 0.99, 1.01),
+        circumstances={"threads": 1, "load_average": [0.1, 0.2]},
+    )
+
+
+def decode_result(validity: str = "VALID") -> dict[str, Any]:
+    """A decode task's result."""
+    interval = {"value": 0.97, "low": None, "high": None}
+    chosen = [
+        {
+            "family": f"family of {name}",
+            "policy": f"static:exit={exit_}",
+            "predicted": 1.2,
+            "kv": "propagate",
+            "contender": name,
+            "free_running": None if name == "none" else {"agreement": interval},
+            "characters_per_token": 4.0,
+        }
+        for name, exit_ in (("fast", 4), ("slow", 5), ("none", 3))
+    ]
+    return {"bench": to_json(bench_result(validity)), "chosen": chosen, "characters_per_token": 3.0}
+
+
+def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
+    """Two models on two workloads, one row with everything, and four cells that have no result."""
+    case = StudyCase(path, patch)
+    traces = {}
+    for model, reach in (("alpha", 0.45), ("alpha-it", 0.3)):
+        for workload in WORKLOADS:
+            trace = case.trace_task(model, workload, reach, bytes_per_token=4 if model == "alpha" else 5)
+            traces[model, workload] = trace
+            searched = model == "alpha" and workload == "prose"  # searching takes a while
+            kinds = ("score", "league", "tune", "replay") if searched else ("score",)
+            case.add_row(model, workload, trace, kinds)
+    for workload in WORKLOADS:
+        needs = {"first": traces["alpha", workload], "second": traces["alpha-it", workload]}
+        cell = Cell("pair", "", "alpha ↔ alpha-it", workload=workload)
+        case.finish(case.add(cell, case.task("pair", {"draws": 400, "seed": 0}, needs=needs)))
+    decode = case.task("decode", {"floor": 0.9}, needs={"trace": traces["alpha", "prose"]})
+    case.finish(
+        case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), decode_result()
+    )
+    combined = combined_to_json(combined_result({"plain": 60.0, "int8": 40.0}))
+    combine = case.task("combine", {"accelerations": ["int8"]})
+    case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})
+    _add_undone(case)
+    case.write()
+    return case
+
+
+def _add_undone(case: StudyCase) -> None:
+    """A cell that failed, one that needs a failed task, one that cannot be run, one that was not yet run."""
+    bad = case.add(None, case.task("trace", {"model": "broken"}))
+    case.folder.fail(bad, Failure("the weights are gone"))
+    case.add(Cell("score", "", "alpha", "broken", "prose"), case.task("score", {}, needs={"trace": bad}))
+    failed = case.add(Cell("score", "", "alpha", "failed", "prose"), case.task("score", {"draws": 1}))
+    case.folder.fail(failed, Failure("too few draws"))
+    blocked = Task("score", {"draws": 2}, blocked="it is not on this machine")
+    case.add(Cell("score", "", "alpha", "absent", "prose"), blocked)
+    case.add(Cell("score", "", "alpha", "later", "prose"), case.task("score", {"draws": 3}))

@@ -1,0 +1,106 @@
+"""What may be compared: other texts, token counts and models of one name are refused, or said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from comparison_traces import bare_row
+
+from offramp.errors import InputError
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.equality import find_models, require_equal, without_twins
+from offramp.studies.comparison.per_byte import characters_per_second, per_byte_notes
+from offramp.studies.comparison.results import Row, Saving
+
+A = bare_row("a", "prose", source="study one")
+B = bare_row("b", "prose", source="run two")
+
+
+def test_equals_are_compared_without_a_word() -> None:
+    other = bare_row("b", "code", tokens=640, workload_fingerprint="c")
+    assert require_equal([A, B, other], mixed=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "fix"),
+    [
+        (replace(B, tokens=1900), "1,920 and 1,900 tokens of prose were traced", "with the same --tokens"),
+        (
+            replace(B, workload_fingerprint="f" * 64),
+            "the workload prose is not the same text everywhere: fingerprints prose and ffffffffffff",
+            "on the same version of the text",
+        ),
+    ],
+)
+def test_other_token_counts_and_texts_are_refused_unless_asked_for(row: Row, what: str, fix: str) -> None:
+    with pytest.raises(InputError) as refused:
+        require_equal([A, row], mixed=False)
+    assert what in refused.value.what
+    assert fix in refused.value.fix
+    assert refused.value.fix.endswith(", or give --mixed to offramp compare or offramp study report")
+    assert refused.value.where == "a of study one and b of run two"
+    (note,) = require_equal([A, row], mixed=True)
+    assert note.startswith(f"Not of equals: {what}")
+    assert "a of study one and b of run two" in note
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    first = replace(A, model_fingerprint="1" * 64)
+    other = replace(bare_row("a", "code"), model_fingerprint="2" * 64)
+    with pytest.raises(InputError, match="two models are called a: fingerprints 111111111111 and 2222"):
+        require_equal([first, A, other], mixed=False)
+    assert require_equal([first, replace(other, model_fingerprint="")], mixed=False) == ()
+    int8 = bare_row("a", "prose", transform="int8", model_fingerprint="3" * 64)
+    assert require_equal([first, int8], mixed=False) == ()
+
+
+def test_a_row_that_is_in_two_folders_is_shown_once_with_the_savings_of_both() -> None:
+    saved = [Saving("agreement=0.9", machine, "never", Estimate(1.0), True, "") for machine in ("x", "y")]
+    first = replace(A, savings=(saved[0],), exit_speedup={"p | x": 1.5})
+    other = replace(A, savings=tuple(saved), exit_speedup={"p | x": 1.6, "p | y": 2.0}, source="study two")
+    (found,) = without_twins([first, other])
+    assert found.savings == tuple(saved)
+    assert found.exit_speedup == {"p | x": 1.5, "p | y": 2.0}
+    assert found.source == "study one"
+
+
+def test_a_row_that_is_in_two_folders_with_other_results_is_refused() -> None:
+    other = replace(A, candidates={"composite": 0.3}, source="study two")
+    with pytest.raises(InputError, match="a · prose is there twice, with different results") as refused:
+        without_twins([A, B, other])
+    assert refused.value.where == "a of study one and a of study two"
+    assert len(without_twins([A, replace(other, heads="lens")])) == 2
+
+
+def test_what_rounding_explains_is_no_other_result() -> None:
+    scores = {"composite": 0.25, "mean_kl": 4.0, "eas_logit": None}
+    first = replace(A, candidates=scores)
+    near = replace(A, candidates={**scores, "composite": 0.2505, "mean_kl": 4.003}, source="run two")
+    assert without_twins([first, near]) == (first,)
+    for other in ({**scores, "composite": 0.252}, {**scores, "eas_logit": 0.5}, {"composite": 0.25}):
+        with pytest.raises(InputError, match="with different results"):
+            without_twins([first, replace(near, candidates=other)])
+
+
+def test_models_are_found_by_the_name_that_is_shown() -> None:
+    int8 = bare_row("a", "prose", transform="int8")
+    assert find_models([A, B, int8], "a + int8") == [int8]
+    with pytest.raises(InputError, match="no model is called 'a int8'") as refused:
+        find_models([A, B, int8], "a int8")
+    assert refused.value.fix == "choose one of: a + int8"
+
+
+def test_tokens_of_other_lengths_are_said() -> None:
+    rows = [replace(A, bytes_per_token=4.0), replace(B, bytes_per_token=4.8), bare_row("c", "prose")]
+    (note,) = per_byte_notes([*rows, bare_row("a", "code", bytes_per_token=1.0)])
+    assert note.startswith("On prose a token of a is 4.00 bytes of text, one of b 4.80: nats per token")
+    assert per_byte_notes([rows[0], replace(B, bytes_per_token=4.01)]) == ()
+    assert per_byte_notes([A, B]) == ()
+    assert per_byte_notes([rows[0], replace(rows[1], own_text=True)]) == ()  # another text, not other tokens
+
+
+def test_characters_per_second_needs_both() -> None:
+    assert characters_per_second(4.0, 0.05) == 80.0
+    assert characters_per_second(None, 0.05) is None
+    assert characters_per_second(4.0, None) is None

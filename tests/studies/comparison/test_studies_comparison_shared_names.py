@@ -1,0 +1,159 @@
+"""One name for one thing: texts, models and machines of several folders under the names of the first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from comparison_traces import bare_row
+
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import Content, saving_of
+from offramp.studies.comparison.equality import require_equal, without_twins
+from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
+from offramp.studies.comparison.shared_names import with_shared_names
+from offramp.studies.comparison.transfers import transfer_tables
+
+NOTHING = Estimate(None, undefined="not looked at")
+
+
+def content(*rows: Row, title: str = "title", **fields: Any) -> Content:
+    return Content(title, "", rows, **fields)
+
+
+def strategy(model: str, workload: str, machine: str = "local") -> Strategy:
+    estimates = (NOTHING, NOTHING, NOTHING)
+    return Strategy(model, workload, "", machine, "f", "p", "propagate", "", "predicted", *estimates)
+
+
+def pair(first: str, second: str, workload: str) -> PairDifference:
+    return PairDifference("k", first, second, workload, "", "composite", 0.1, 0.2, NOTHING, 0.01, None, 40)
+
+
+def test_one_text_of_two_names_is_put_together() -> None:
+    study = content(bare_row("a", "essays", workload_fingerprint="f"), title="study")
+    run = content(
+        bare_row("a", "prose", workload_fingerprint="f"),
+        bare_row("a", "code", workload_fingerprint="g"),
+        title="run",
+        strategies=(strategy("a", "prose"), strategy("a", "code")),
+        pairs=(pair("a", "b", "prose"),),
+        combined=({"model": "a", "workload": "prose"},),
+        notes=("a note",),
+    )
+    first, second = with_shared_names([study, run])
+    assert first == study
+    assert [row.workload for row in second.rows] == ["essays", "code"]
+    assert [one.workload for one in second.strategies] == ["essays", "code"]
+    assert [one.workload for one in second.pairs] == ["essays"]
+    assert [one["workload"] for one in second.combined] == ["essays"]
+    assert second.notes == (
+        "a note",
+        "The text prose of run is the same as essays of another folder, and is shown so.",
+    )
+    rows = without_twins([*first.rows, *second.rows])
+    assert [row.workload for row in rows] == ["essays", "code"]
+    assert require_equal(rows, mixed=False) == ()
+
+
+def test_a_name_that_a_folder_has_for_another_text_is_not_given_again() -> None:
+    first = content(bare_row("a", "essays", workload_fingerprint="f"))
+    second = content(
+        bare_row("a", "prose", workload_fingerprint="f"), bare_row("a", "essays", workload_fingerprint="g")
+    )
+    assert [row.workload for row in with_shared_names([first, second])[1].rows] == ["prose", "essays"]
+
+
+def test_no_two_texts_of_a_folder_get_one_name() -> None:
+    first = content(bare_row("a", "essays", workload_fingerprint="f"))
+    second = content(*(bare_row("a", name, workload_fingerprint="f") for name in ("prose", "code")))
+    assert [row.workload for row in with_shared_names([first, second])[1].rows] == ["essays", "code"]
+    assert [row.workload for row in with_shared_names([second, second])[1].rows] == ["prose", "code"]
+
+
+def test_the_same_weights_are_one_training_whatever_they_are_called() -> None:
+    described = {"family": "A", "generation": 2.0, "parameters": 1e9}
+    run = content(
+        bare_row("a-it", "prose", model_fingerprint="1"),
+        bare_row("a-it", "prose", transform="prune:drop=3", model_fingerprint="2"),
+        strategies=(strategy("a-it + prune:drop=3", "prose"),),
+        pairs=(pair("a-it", "a-it + prune:drop=3", "prose"),),
+        title="run",
+    )
+    study = content(
+        bare_row("tuned", "code", base="a", facts=described, model_fingerprint="1"),
+        bare_row("tuned", "code", base="a", transform="fewer", facts=described, model_fingerprint="2"),
+    )
+    found, same = with_shared_names([run, study])
+    assert same == study
+    assert [row.model for row in found.rows] == [row.model for row in study.rows]
+    assert found.strategies[0].model == "tuned + fewer"
+    assert (found.pairs[0].first, found.pairs[0].second) == ("tuned", "tuned + fewer")
+    assert found.notes[0] == "The model a-it of run is the same as tuned of another folder, and is shown so."
+
+
+def test_a_runs_transformed_model_has_the_base_that_a_study_says() -> None:
+    run = content(bare_row("a-it", "prose", transform="int8", model_fingerprint="3"))
+    study = content(bare_row("a-it", "prose", base="a", facts={"stage": "tuned"}, model_fingerprint="1"))
+    (row,) = with_shared_names([run, study])[0].rows
+    assert row.model == ModelFacts("a-it", "a", "int8")
+
+
+def test_no_two_models_of_a_folder_get_one_name() -> None:
+    both = content(
+        bare_row("a", "prose", model_fingerprint="1"), bare_row("b", "prose", model_fingerprint="1")
+    )
+    assert with_shared_names([both]) == [both]
+    other = content(bare_row("a", "code", facts={"family": "A"}, model_fingerprint="1"))
+    assert [row.model.name for row in with_shared_names([both, other])[0].rows] == ["a", "b"]
+
+
+def test_local_is_one_machine() -> None:
+    saved = Saving("agreement=0.9", "local", "never", Estimate(1.0), False, "")
+    row = bare_row(
+        "a",
+        "prose",
+        savings=(saved,),
+        speedup={"p | local": 1.2, "p | h100": 2.0},
+        measured={"p | local": 1.1},
+    )
+    other = bare_row("b", "prose", measured={"p | local": 1.3})
+    one = content(row, strategies=(strategy("a", "prose"),), local="fast, 2 threads")
+    found, second = with_shared_names([one, content(other, local="slow, 2 threads")])
+    assert found.rows[0].exit_speedup == {"p | local (fast, 2 threads)": 1.2, "p | h100": 2.0}
+    assert found.rows[0].measured_speedup == {"p | local (fast, 2 threads)": 1.1}
+    assert found.rows[0].savings == (replace(saved, machine="local (fast, 2 threads)"),)
+    assert found.strategies[0].machine == "local (fast, 2 threads)"
+    assert second.rows[0].measured_speedup == {"p | local (slow, 2 threads)": 1.3}
+    scored = [replace(row, candidates={"composite": 0.1}) for row in (*found.rows, *second.rows)]
+    assert list(transfer_tables(scored, ["composite"])) == []  # one machine's savings are not another's
+    same = with_shared_names([one, content(other, local="fast, 2 threads"), content(other)])
+    assert same[0] == one
+    assert same[1].rows == same[2].rows == (other,)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "search", "lacks"),
+    [
+        ({"holds": True, "documents": 40, "tested": 2}, 20, ""),
+        ({"holds": False, "documents": 12, "tested": 0}, 6, "documents"),
+        ({"holds": False, "documents": 50, "tested": 0}, 0, "documents"),
+        ({"holds": False, "documents": 50, "tested": 1}, 20, "evidence"),
+        ({"holds": False, "documents": 50, "tested": 0}, 20, ""),  # nothing faster was there to certify
+    ],
+)
+def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
+    tuned = {
+        "certificate": {**certificate, "documents_needed": 45},
+        "floor": {"kind": "agreement", "value": 0.95},
+        "policy": "never",
+        "net_speedup": {"value": 1.0},
+        "answer": "as found",
+        "kv": "propagate",
+        "documents": {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5},
+    }
+    found = saving_of(tuned, "h100")
+    assert (found.lacks, found.floor, found.machine) == (lacks, "agreement=0.95", "h100")
+    assert (found.documents, found.documents_needed) == (certificate["documents"], 45)
+    assert found.documents_in_all > 45 + 3

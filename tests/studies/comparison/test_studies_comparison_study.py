@@ -1,0 +1,243 @@
+"""From a study's folder to rows, strategies, pairs and failures: every figure as the API gives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_cases import FLOORS, MACHINE, WORKLOADS, StudyCase, decode_result
+
+from offramp.costs.hardware import find_machine
+from offramp.errors import DamagedFileError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.scoring.paired import paired_differences
+from offramp.scoring.scoring import score
+from offramp.studies.comparison.content import Content
+from offramp.studies.comparison.results import Row, Strategy
+from offramp.studies.comparison.study_rows import (
+    StudyReader,
+    is_study_folder,
+    model_fingerprint,
+    read_study_folder,
+)
+from offramp.studies.comparison.study_strategies import Finished, decoded_strategies, measured_speedups
+from offramp.studies.task import Cell, Task
+from offramp.tracing.trace import Trace
+from offramp.tuning.league import league
+from offramp.tuning.tune import tune
+
+
+@pytest.fixture(scope="module")
+def content(case: StudyCase) -> Content:
+    return read_study_folder(case.folder.path)
+
+
+def row_of(content: Content, model: str, workload: str) -> Row:
+    (row,) = (one for one in content.rows if (one.model.name, one.workload) == (model, workload))
+    return row
+
+
+def trace_of(case: StudyCase, row: Row) -> Trace:
+    return case.traces[Path(row.trace_folder or "").parent]
+
+
+def strategies_of(content: Content, row: Row, basis: str = "predicted") -> list[Strategy]:
+    return [
+        one
+        for one in content.strategies
+        if (one.model, one.workload, one.basis) == (row.model.shown, row.workload, basis)
+    ]
+
+
+def test_there_is_a_row_for_each_finished_score(content: Content) -> None:
+    names = [(row.model.name, row.workload) for row in content.rows]
+    assert names == [(model, workload) for model in ("alpha", "alpha-it") for workload in WORKLOADS]
+    assert content.title == "made-up"
+    assert content.description == "Two models on two texts."
+
+
+def test_rows_are_what_the_score_card_says(case: StudyCase, content: Content) -> None:
+    for row in content.rows:
+        card = score(trace_of(case, row), draws=200)
+        assert row.scores["composite"] == card.composite
+        assert row.scores["time_ceiling_saturation"] == card.time_ceiling_saturation
+        assert row.candidates == card.candidates
+        assert (row.tokens, row.documents) == (card.tokens, card.documents)
+        assert row.exits == tuple(card.curves.exits)
+        assert row.curves["agreement"] == tuple(card.curves.values["agreement"])
+        assert row.curves["auroc"][-1] is None
+        assert row.intervals["agreement"]["low"] == tuple(card.curves.intervals["agreement"][0])
+        assert row.eas[0] == card.eas("logit").to_json()
+        assert row.workload_fingerprint == WORKLOADS[row.workload]
+        assert row.source == "study made-up"
+
+
+def test_models_are_described_as_the_study_does(content: Content) -> None:
+    facts = row_of(content, "alpha-it", "code").model
+    assert (facts.base, facts.family, facts.generation, facts.released) == ("alpha", "A", 1.0, "2024-05")
+    assert (facts.parameters, facts.kind, facts.stage, facts.shown) == (1e9, "dense", "tuned", "alpha-it")
+
+
+def test_a_model_with_fewer_layers_has_not_the_parameters_of_its_file(case: StudyCase) -> None:
+    reader = StudyReader(case.folder)
+    cell = Cell("score", "", "alpha", "pruned", "prose")
+    for layers, parameters in ((None, 1e9), (6, 1e9), (8, None)):
+        reader.models["alpha"] = {**reader.models["alpha"], "layers": layers}
+        assert reader.traced_facts(cell, 6).parameters == parameters
+
+
+def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Content) -> None:
+    for row in content.rows:
+        length = 4.0 if row.model.name == "alpha" else 5.0
+        assert row.bytes_per_token == length
+        assert row.characters_per_token == 3.0
+        nats = trace_of(case, row).nll[:, -1].mean(dtype=np.float64)
+        assert row.bits_per_byte == pytest.approx(nats / np.log(2) / length)
+
+
+def test_the_league_is_that_of_the_api(case: StudyCase, content: Content) -> None:
+    row = content.rows[0]
+    entries = league(trace_of(case, row), find_machine(MACHINE), tuple(FLOORS), 0)
+    found = [one for one in strategies_of(content, row) if one.floor and one.family != "tuned"]
+    assert len(found) == len(entries)
+    for one, entry in zip(found, entries, strict=True):
+        assert (one.family, one.policy, one.machine) == (entry.family, entry.policy, MACHINE)
+        assert one.net_speedup == entry.net_speedup
+        assert one.floor == f"agreement={entry.floor:g}"
+        assert one.characters_per_second == pytest.approx(3.0 / entry.seconds_per_token)
+    assert row.exit_speedup == {
+        f"agreement={entry.floor:g} | {MACHINE}": entry.net_speedup.value for entry in entries if entry.chosen
+    }
+    assert set(row.exit_speedup) == {f"agreement={floor:g} | {MACHINE}" for floor in FLOORS}
+    assert max(row.exit_speedup.values()) > 1.0
+
+
+def test_tuned_policies_are_savings_and_strategies(case: StudyCase, content: Content) -> None:
+    row = content.rows[0]
+    tuned = [
+        tune(trace_of(case, row), {"agreement": floor}, find_machine(MACHINE), seed=0) for floor in FLOORS
+    ]
+    assert [(one.floor, one.policy, one.certified, one.answer) for one in row.savings] == [
+        (str(one.floor), one.policy_text, one.certificate.holds, one.answer) for one in tuned
+    ]
+    for saving, one in zip(row.savings, tuned, strict=True):
+        assert (saving.documents, saving.kv) == (one.certificate.documents, one.kv)
+        assert (saving.lacks == "documents") == ("documents," in one.answer)
+    found = [one for one in strategies_of(content, row) if one.family == "tuned"]
+    assert [one.agreement for one in found] == [one.quality for one in tuned]
+
+
+def test_policies_of_the_file_have_no_floor(content: Content) -> None:
+    (one,) = (one for one in strategies_of(content, content.rows[0]) if not one.floor)
+    assert (one.family, one.policy, one.machine) == ("at 4", "static:exit=4", MACHINE)
+    assert one.skip_ratio.value == pytest.approx(1 - 4 / 6)
+    assert one.agreement.low < one.agreement.value < one.agreement.high
+    assert one.net_speedup.value > 1.0
+
+
+def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
+    row = row_of(content, "alpha", "prose")
+    plain, fast, slow, none = strategies_of(content, row, "measured")
+    assert row.measured_speedup == {"agreement=0.9 | local": pytest.approx(1.25)}
+    assert (plain.family, plain.policy, plain.net_speedup.value) == ("full model", "never", 1.0)
+    assert plain.characters_per_second == pytest.approx(3.0 / 0.05)
+    assert (fast.chosen, slow.chosen) == (True, False)
+    assert fast.net_speedup.value == pytest.approx(1.25)
+    assert fast.skip_ratio.value == pytest.approx(1 - 4.5 / 6)
+    assert fast.agreement.value == 0.97
+    assert fast.agreement.no_interval == "too few samples for an interval"
+    assert slow.characters_per_second == pytest.approx(4.0 / 0.0625)
+    assert fast.validity == "VALID"
+    assert none.validity == "left out: there was no time"
+    assert none.net_speedup.undefined == "there was no time"
+
+
+def test_an_invalid_measurement_is_shown_and_counts_for_nothing(content: Content) -> None:
+    cell = Cell("decode", "", "alpha", workload="prose", machine="local")
+    found = Finished(cell, {"floor": 0.9}, decode_result("INVALID"))
+    assert measured_speedups(found) == {}
+    validity = {one.validity for one in decoded_strategies(content.rows[0], found)}
+    assert validity == {"INVALID: the A/A interval is 0.9 to 1.1", "left out: there was no time"}
+
+
+def test_pairs_are_paired_differences(case: StudyCase, content: Content) -> None:
+    sides = [trace_of(case, row_of(content, name, "code")) for name in ("alpha", "alpha-it")]
+    expected = {one.figure: one for one in paired_differences(*sides, draws=400).figures}
+    found = [pair for pair in content.pairs if pair.workload == "code"]
+    assert {pair.figure for pair in found} == {*expected, "bits_per_byte"}
+    for pair in found:
+        if pair.figure in expected:
+            assert pair.difference == expected[pair.figure].difference
+            assert pair.p_value == expected[pair.figure].p_value
+        assert (pair.kind, pair.first, pair.second) == ("base ↔ tuned", "alpha", "alpha-it")
+        assert pair.documents == 60
+
+
+def test_draws_that_are_too_few_for_holm_are_said(case: StudyCase, content: Content) -> None:
+    """Of 20 differences each with 400 draws, the smallest p-value, 2/401, is not below 0.05/20."""
+    assert content.notes == (
+        "Pairs: 400 draws are too few for 20 differences: no p-value can be small enough after Holm; "
+        "800 draws can.",
+    )
+    reader = StudyReader(case.folder)
+    assert 2 / 401 * 20 > 0.05 >= 2 / 801 * 20
+    assert list(reader.pair_notes(content.pairs[:10])) == []
+    assert list(reader.pair_notes([])) == []
+
+
+def test_combined_accelerations_carry_the_names_of_the_study(content: Content) -> None:
+    (found,) = content.combined
+    assert (found["model"], found["workload"]) == ("alpha", "code")
+    assert [one["name"] for one in found["combinations"]] == ["plain", "int8"]
+
+
+def test_every_cell_without_a_result_says_why(content: Content) -> None:
+    assert content.failures == {
+        "alpha + broken · prose · score": "the trace that it needs: the weights are gone",
+        "alpha + failed · prose · score": "too few draws",
+        "alpha + absent · prose · score": "it is not on this machine",
+        "alpha + later · prose · score": "not run yet",
+    }
+
+
+def test_provenance_names_the_study_by_what_it_says(case: StudyCase, content: Content) -> None:
+    assert content.provenance["study_fingerprint"] == sha256_of_text(canonical_json(case.study()))
+    assert content.provenance["cells"] == "11 of 15 done"
+    assert content.provenance["versions"] == f"numpy {np.__version__}"
+
+
+def test_a_transformed_model_has_the_fingerprint_of_its_identity() -> None:
+    trace = Task("trace", {"model": {"fingerprint": "f" * 64, "transforms": ["int8"]}})
+    assert model_fingerprint(trace) == sha256_of_text(canonical_json(["f" * 64, ["int8"]]))
+
+
+def test_a_damaged_result_is_no_row_and_is_said(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        case = StudyCase(tmp_path / "study", patch)
+        for workload in WORKLOADS:
+            trace = case.trace_task("alpha", workload, 0.4, bytes_per_token=4)
+            cell = Cell("score", "", "alpha", workload=workload)
+            case.finish(case.add(cell, case.task("score", {"draws": 40, "seed": 0}, needs={"trace": trace})))
+        case.write()
+    path = next((case.folder.path / "tasks" / "score").glob("*/result.json"))
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "bits_per_byte": 0.0}))
+    content = read_study_folder(case.folder.path)
+    assert len(content.rows) == 1
+    assert list(content.failures.values()) == [
+        "a file of it changed since it was done; the next run does it again"
+    ]
+    (case.folder.path / "plan.json").write_text("{}")
+    with pytest.raises(DamagedFileError):
+        read_study_folder(case.folder.path)
+
+
+def test_a_folder_is_a_study_by_its_plan(case: StudyCase, tmp_path: Path) -> None:
+    assert is_study_folder(case.folder.path)
+    assert not is_study_folder(tmp_path)
+    assert dataclasses.asdict(read_study_folder(case.folder.path)) == dataclasses.asdict(
+        read_study_folder(case.folder.path)
+    )

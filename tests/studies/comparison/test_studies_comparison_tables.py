@@ -1,0 +1,252 @@
+"""Tables: Parquet, CSV and the dataclasses hold the same; units, undefined values, cells for predictions."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from comparison_traces import synthetic_trace
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comparison_examples import example_comparison
+from offramp.scoring.card import ESTIMATES
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.scoring import score
+from offramp.studies.comparison.results import (
+    Comparison,
+    PairDifference,
+    ScoreValidity,
+    Strategy,
+    Trend,
+)
+from offramp.studies.comparison.savings import share_saved
+from offramp.studies.comparison.score_cells import score_cells
+from offramp.studies.comparison.table_lines import CURVES
+from offramp.studies.comparison.tables import comparison_tables, write_tables
+from offramp.tuning.score_cells import read_cells
+
+NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)
+ESTIMATED = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
+BOTH = {"basis": st.sampled_from(["predicted", "measured"])}
+
+COMPARISONS = st.builds(
+    Comparison,
+    title=TEXTS,
+    description=TEXTS,
+    rows=st.just(()),
+    strategies=st.lists(
+        st.builds(
+            Strategy,
+            **dict.fromkeys(("model", "workload", "heads", "machine", "family", "policy", "kv"), TEXTS),
+            **dict.fromkeys(("agreement", "skip_ratio", "net_speedup"), ESTIMATED),
+            **dict.fromkeys(("probe_share", "seconds_per_token", "characters_per_second"), NUMBERS),
+            **BOTH,
+            floor=TEXTS,
+            reachable=st.booleans(),
+            validity=TEXTS,
+        ),
+        max_size=3,
+    ).map(tuple),
+    pairs=st.lists(
+        st.builds(
+            PairDifference,
+            **dict.fromkeys(("kind", "first", "second", "workload", "heads", "figure"), TEXTS),
+            **dict.fromkeys(("first_value", "second_value", "p_value", "adjusted"), NUMBERS),
+            difference=ESTIMATED,
+            documents=st.integers(0, 2**40),
+        ),
+        max_size=3,
+    ).map(tuple),
+    trends=st.lists(
+        st.builds(
+            Trend,
+            **dict.fromkeys(("figure", "against", "family", "workload", "claim", "heads"), TEXTS),
+            **dict.fromkeys(("intercept", "p_value", "adjusted"), NUMBERS),
+            slope=ESTIMATED,
+            models=st.integers(0, 99),
+        ),
+        max_size=2,
+    ).map(tuple),
+    validity=st.lists(
+        st.builds(
+            ScoreValidity,
+            **dict.fromkeys(("score", "floor", "machine", "claim"), TEXTS),
+            **dict.fromkeys(("kendall", "spearman", "less_than_oracle"), ESTIMATED),
+            **dict.fromkeys(("error", "null_error", "within_base", "p_value", "adjusted"), NUMBERS),
+            **BOTH,
+            bases=st.integers(0, 99),
+            cells=st.integers(0, 99),
+        ),
+        max_size=2,
+    ).map(tuple),
+    failures=st.dictionaries(TEXTS, TEXTS, max_size=2),
+)
+
+RENAMED = {
+    "validity": {
+        "error": "error_share_of_time",
+        "null_error": "null_error_share_of_time",
+        "within_base": "within_base_kendall",
+    }
+}
+
+
+def written(comparison: Comparison, folder: Path) -> dict[str, tuple[pa.Table, pa.Table]]:
+    """What was written, by table: (CSV, Parquet)."""
+    write_tables(comparison, folder)
+    tables = {path.stem: pyarrow.parquet.read_table(path) for path in sorted(folder.glob("*.parquet"))}
+    return {name: (read_csv(folder / f"{name}.csv", table), table) for name, table in tables.items()}
+
+
+def read_csv(source: Any, like: pa.Table) -> pa.Table:
+    """A CSV file read with the types of a table; nothing between two commas is null, "" is no text."""
+    types = pyarrow.csv.ConvertOptions(
+        column_types=like.schema, strings_can_be_null=True, quoted_strings_can_be_null=False
+    )
+    lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(source, parse_options=lines, convert_options=types)
+
+
+def expected_lines(name: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """The lines of a table by the fields of its dataclasses: an estimate is three columns."""
+    lines = []
+    for value in values:
+        line: dict[str, Any] = {}
+        for field in fields(value):
+            part = getattr(value, field.name)
+            column = "p_value_after_holm" if field.name == "adjusted" else field.name
+            column = RENAMED.get(name, {}).get(column, column)
+            if isinstance(part, Estimate):
+                limits = {column: part.value, f"{column}_low": part.low, f"{column}_high": part.high}
+                line |= {key: finite(limit) for key, limit in limits.items()}
+            elif field.name != "points":
+                line[column] = finite(part) if isinstance(part, float) else part
+        lines.append(line)
+    return lines
+
+
+def finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@settings(max_examples=25, deadline=None)
+@given(comparison=COMPARISONS)
+def test_csv_parquet_and_dataclasses_hold_the_same(comparison: Comparison) -> None:
+    tables = comparison_tables(comparison)
+    for name, table in tables.items():
+        text, columns = io.BytesIO(), io.BytesIO()
+        pyarrow.csv.write_csv(table, text)
+        pyarrow.parquet.write_table(table, columns)
+        assert read_csv(io.BytesIO(text.getvalue()), table).equals(table), name
+        assert pyarrow.parquet.read_table(columns).equals(table), name
+    for name in ("strategies", "pairs", "trends", "validity"):
+        lines = expected_lines(name, getattr(comparison, name))
+        assert tables[name].to_pylist() == lines_in_order(lines, tables[name]), name
+    assert tables["failures"].to_pylist() == [
+        {"cell": cell, "reason": reason} for cell, reason in comparison.failures.items()
+    ]
+
+
+def lines_in_order(lines: list[dict[str, Any]], table: pa.Table) -> list[dict[str, Any]]:
+    """The same lines with the table's columns; a column that the dataclass lacks is an error."""
+    for line in lines:
+        assert set(line) == set(table.column_names)
+    return [{name: line[name] for name in table.column_names} for line in lines]
+
+
+def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
+    comparison = example_comparison()
+    tables = written(comparison, tmp_path)
+    for name, (text, table) in tables.items():
+        assert text.equals(table), name
+        assert table.num_rows > 0, name
+    leaderboard = tables["leaderboard"][1].to_pylist()
+    assert len(leaderboard) == len(comparison.rows)
+    for line, row in zip(leaderboard, comparison.rows, strict=True):
+        assert (line["model"], line["transform"], line["workload"]) == (
+            row.model.name,
+            row.model.transform,
+            row.workload,
+        )
+        for name in ESTIMATES:
+            column = "initial_information_nats" if name == "initial_information" else name
+            assert line[column] == row.scores[name].value
+            assert line[f"{column}_low"] == row.scores[name].low
+        assert line["eas_hidden"] == row.eas[2]["score"]["value"]
+        assert line["eas_hidden_ceiling"] == 0.67
+        assert line["bits_per_byte"] == row.bits_per_byte
+        assert line["generation"] == row.model.generation
+    profiles = tables["profiles"][1].to_pylist()
+    assert len(profiles) == sum(len(row.exits) for row in comparison.rows)
+    first = comparison.rows[0]
+    for place, line in enumerate(profiles[: len(first.exits)]):
+        assert line["exit"] == first.exits[place]
+        assert line["kl_to_final_nats"] == first.curves["kl_to_final"][place]
+        assert line["agreement_high"] == first.intervals["agreement"]["high"][place]
+        assert line["auroc"] == first.curves["auroc"][place]
+        assert line["aurc"] is None
+    certified = tables["certified"][1].to_pylist()
+    assert [line["answer"] for line in certified] == [
+        one.answer for row in comparison.rows for one in row.savings
+    ]
+    combined = tables["combined"][1].to_pylist()
+    assert [line["combination"] for line in combined] == ["plain", "int8", "exits", "int8 + exits"]
+    assert combined[3]["interaction"] == pytest.approx(1.0, abs=0.02)
+
+
+def test_every_curve_of_a_score_card_has_a_column() -> None:
+    generator = np.random.default_rng(0)
+    card = score(synthetic_trace(generator.random((240, 4)) < 0.5, length=6), draws=40)
+    assert set(card.curves.values) <= set(CURVES)
+
+
+def test_an_invalid_measurement_says_why_in_the_table() -> None:
+    comparison = example_comparison()
+    (combined,) = comparison.combined
+    invalid = {**combined, "validity": "INVALID", "reasons": ["the machine was busy", "so it was"]}
+    tables = comparison_tables(replace(comparison, combined=(invalid,)))
+    said = set(tables["combined"].column("validity").to_pylist())
+    assert said == {"INVALID: the machine was busy; so it was"}
+
+
+def test_empty_tables_have_their_columns(tmp_path: Path) -> None:
+    tables = written(Comparison("t", "", ()), tmp_path)
+    full = comparison_tables(example_comparison())
+    for name, (text, table) in tables.items():
+        assert table.num_rows == text.num_rows == 0
+        assert table.column_names == text.column_names == full[name].column_names
+
+
+def test_equal_comparisons_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_tables(example_comparison(), tmp_path / name)
+    files = sorted((tmp_path / "one").iterdir())
+    assert len(files) == 2 * len(comparison_tables(example_comparison())) + 1
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
+
+
+def test_cells_are_read_back_for_predictions(tmp_path: Path) -> None:
+    comparison = example_comparison()
+    write_tables(comparison, tmp_path)
+    cells = read_cells(tmp_path / "cells.jsonl")
+    assert cells == score_cells(comparison)
+    assert len(cells) == sum(len(row.exit_speedup) for row in comparison.rows)
+    row, cell = comparison.rows[1], cells[6]
+    assert (cell.model, cell.base) == ("gpt2 · code", "gpt2")
+    assert (cell.floor, cell.machine) == ("agreement=0.99", "h100")
+    assert cell.saving == share_saved(row.exit_speedup["agreement=0.99 | h100"])
+    assert cell.scores == row.candidates
+    mamba = [cell for cell in cells if cell.base == "mamba-3b"]
+    assert mamba
+    assert all("composite" not in cell.scores for cell in mamba)

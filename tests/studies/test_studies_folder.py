@@ -1,0 +1,265 @@
+"""A study's folder: what counts as done, what is found damaged, and what is kept for another try."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folder_cases import do, plan_of, task_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from offramp.errors import DamagedFileError, DiskFullError, InputError, WorkloadError
+from offramp.files import TEMPORARY_PREFIX, sha256_of_file
+from offramp.studies.failures import FAILURE, Failure
+from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.locks import holding
+from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
+from offramp.studies.task import Estimate, Task
+
+TASK = task_of("score")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study")
+
+
+def events(folder: StudyFolder) -> list[str]:
+    return [event.event for event in folder.journal.read().events]
+
+
+def test_a_task_is_done_when_its_manifest_is_there_and_not_before(folder: StudyFolder) -> None:
+    assert folder.condition(TASK) == "unfinished"
+    own = folder.start(TASK)
+    (own / RESULT).write_text('{"value": 3}')
+    assert folder.condition(TASK) == "unfinished"
+    with pytest.raises(InputError, match="no result of this score task"):
+        folder.result(TASK)
+    folder.finish(TASK, seconds=1.23456)
+    assert folder.is_done(TASK)
+    assert folder.result(TASK) == {"value": 3}
+    assert folder.folder_of_done(TASK.key) == own
+    assert folder.finished() == [("score", TASK.key)]
+    assert not folder.is_done(task_of("score", 1))
+    assert events(folder) == ["started", "finished"]
+    assert folder.journal.read().events[1].details == {"seconds": 1.235}
+
+
+def test_the_manifest_names_every_file_but_locks_records_and_leftovers(folder: StudyFolder) -> None:
+    own = folder.start(TASK)
+    (own / "trace").mkdir()
+    for name in (RESULT, "trace/manifest.json", "trace/a.bin", "trace/.lock", ".lock", "empty"):
+        (own / name).write_text("" if name == "empty" else name)
+    (own / "trace" / f"{TEMPORARY_PREFIX}17-a.bin").write_text("half")
+    folder.finish(TASK, 1.0)
+    value = json.loads((own / MANIFEST).read_text())
+    named = ["empty", RESULT, "trace/a.bin", "trace/manifest.json"]
+    assert value["files"] == {
+        name: {"sha256": sha256_of_file(own / name), "bytes": (own / name).stat().st_size} for name in named
+    }
+    assert (value["kind"], value["key"], value["recipe"]) == ("score", TASK.key, {"number": 0})
+
+
+def test_a_manifest_of_another_task_vouches_for_nothing(folder: StudyFolder) -> None:
+    own, other = do(folder, TASK), task_of("score", 1)
+    own.rename(folder.task_folder(other))
+    assert folder.condition(other) == "damaged"
+    assert folder.condition(TASK) == "unfinished"
+    assert folder.folder_of_done(other.key) is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A study with one task done; tests put back what they change."""
+    folder = StudyFolder(tmp_path_factory.mktemp("studies") / "study")
+    do(folder, TASK)
+    return folder
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+@given(st.data())
+def test_any_changed_byte_of_any_file_is_found(whole: StudyFolder, data: st.DataObject) -> None:
+    own = whole.task_folder(TASK)
+    path = data.draw(st.sampled_from([*files_of(own), own / MANIFEST]))
+    written = path.read_bytes()
+    changed = bytearray(written)
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    problems = whole.verify(TASK)
+    assert len(problems) == 1
+    assert path.name in problems[0]
+    assert whole.condition(TASK) == "damaged"
+    assert whole.was_damaged(TASK)
+    assert whole.folder_of_done(TASK.key) is None
+    with pytest.raises(InputError, match="no result"):
+        whole.result(TASK)
+    (own / DAMAGED).rename(own / MANIFEST)
+    path.write_bytes(written)
+    assert whole.verify(TASK) == []
+    assert whole.is_done(TASK)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        (RESULT, lambda path: path.write_text('{"number": 8}'), "result.json: its bytes changed"),
+        (RESULT, lambda path: path.unlink(), "result.json is missing"),
+        (MANIFEST, lambda path: path.write_text("{}"), "manifest.json: it is not what offramp writes"),
+        ("trace/part-0.bin", lambda path: os.truncate(path, 39), "part-0.bin has 39 bytes instead of 40"),
+        ("trace/part-0.bin", lambda path: path.unlink(), "trace/part-0.bin is missing"),
+    ],
+)
+def test_what_an_ordinary_look_shows_to_be_damaged_is_done_again(
+    folder: StudyFolder, name: str, damage: Any, words: str
+) -> None:
+    own = do(folder, TASK)
+    damage(own / name)
+    assert folder.condition(TASK) == "damaged"
+    assert not folder.was_damaged(TASK)
+    with pytest.raises(DamagedFileError, match=r"run the study again(.|\n)*") as caught:
+        folder.result(TASK)
+    assert words in str(caught.value)
+    assert events(folder) == ["started", "finished"]
+
+    assert folder.start(TASK) == own
+    assert folder.was_damaged(TASK)
+    assert folder.condition(TASK) == "damaged"
+    assert not (own / RESULT).exists()
+    # A trace is gone on with, and only its damaged parts are traced again.
+    assert (own / "trace" / "manifest.json").exists()
+    assert events(folder)[2:] == ["damaged", "started"]
+    assert words in str(folder.journal.read().events[2].details["problems"])
+
+    do(folder, TASK)
+    assert folder.is_done(TASK)
+    assert not folder.was_damaged(TASK)
+
+
+def test_a_byte_of_a_large_file_is_found_only_by_reading_it(folder: StudyFolder) -> None:
+    path = do(folder, TASK) / "trace" / "part-0.bin"
+    path.write_bytes(bytes(40))
+    assert folder.is_done(TASK)
+    assert folder.verify(TASK) == [
+        "trace/part-0.bin: its bytes changed since it was written (SHA-256 differs)"
+    ]
+    assert folder.condition(TASK) == "damaged"
+    assert folder.verify(TASK) == []
+
+
+def test_a_task_that_somebody_works_on_is_not_withdrawn(folder: StudyFolder) -> None:
+    (do(folder, TASK) / RESULT).write_text("{}")
+    with holding(folder.lock_path(TASK)) as held:
+        assert held
+        assert folder.verify(TASK) == []
+    assert (folder.task_folder(TASK) / MANIFEST).exists()
+    assert len(folder.verify(TASK)) == 1
+
+
+def test_a_try_begins_without_what_another_left(folder: StudyFolder) -> None:
+    own = folder.start(TASK)
+    (own / "half").write_text("left by a killed process")
+    (own / f"{TEMPORARY_PREFIX}99-{RESULT}").write_text("half")
+    (own / "trace").mkdir()
+    (own / "trace" / "part-0.bin").write_text("whole")
+    folder.fail(TASK, Failure("it broke"))
+    assert folder.start(TASK) == own
+    assert [path.name for path in own.rglob("*")] == ["trace", "part-0.bin"]
+    assert folder.condition(TASK) == "unfinished"
+
+
+def test_failures_are_kept_and_forgotten(folder: StudyFolder) -> None:
+    assert folder.failure(TASK) is None
+    error = WorkloadError("no text", where="w.txt", fix="give one")
+    folder.fail(TASK, Failure.of(error), seconds=2.0)
+    assert folder.condition(TASK) == "failed"
+    assert folder.failure(TASK) == Failure("no text", "w.txt", "give one", "WorkloadError")
+    event = folder.journal.read().events[-1]
+    assert (event.event, event.details) == ("failed", {"seconds": 2.0, "what": "no text"})
+    folder.forget_failure(TASK)
+    assert folder.condition(TASK) == "unfinished"
+    assert Failure.of(ZeroDivisionError()) == Failure("ZeroDivisionError", error="ZeroDivisionError")
+
+
+def test_a_damaged_record_of_a_failure_is_still_a_failure(folder: StudyFolder) -> None:
+    folder.fail(TASK, Failure("it broke"))
+    path = folder.task_folder(TASK) / FAILURE
+    path.write_bytes(path.read_bytes().replace(b"broke", b"brake"))
+    failure = folder.failure(TASK)
+    assert failure is not None
+    assert "the record of why is damaged" in failure.what
+    assert "--retry" in failure.fix
+
+
+def test_a_done_task_that_failed_before_is_done(folder: StudyFolder) -> None:
+    folder.fail(TASK, Failure("it broke"))
+    do(folder, TASK)
+    assert folder.condition(TASK) == "done"
+    assert folder.failure(TASK) is None
+
+
+def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
+    trace = task_of("trace", seconds=3.5, sources={"model": "smollm2"})
+    score = task_of("score", needs={"trace": trace.key}, blocked="the model is not here")
+    timed = Task("decode", {"floors": [0.9, 0.8]}, exclusive=True, estimate=Estimate(1.0, 2, 3))
+    plan = plan_of([trace, score, timed], study={"models": ["smollm2"], "file": {"path": "S.toml"}})
+    folder.write_plan(plan)
+    assert StudyFolder(folder.path).read_plan() == plan
+    path = folder.path / PLAN
+    path.write_bytes(path.read_bytes().replace(b"smollm2", b"smollm3", 1))
+    with pytest.raises(DamagedFileError, match=r"plan\.json: its bytes changed"):
+        folder.read_plan()
+
+
+def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:
+    with pytest.raises(InputError, match="there is no study here"):
+        folder.read_plan()
+    assert not folder.path.exists()
+
+
+def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr("offramp.studies.plan_file.SCHEMA_VERSION", 99)
+        folder.write_plan(plan_of([TASK]))
+    with pytest.raises(InputError, match="schema version 99"):
+        folder.read_plan()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file" / "study"):
+        with pytest.raises(InputError, match="cannot be made or written"):
+            StudyFolder(path).write_plan(plan_of([TASK]))
+
+
+@pytest.mark.parametrize(
+    ("place", "write"),
+    [
+        (MANIFEST, lambda folder: folder.finish(TASK, 1.0)),
+        (FAILURE, lambda folder: folder.fail(TASK, Failure("it broke"))),
+        (PLAN, lambda folder: folder.write_plan(plan_of([TASK]))),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    folder: StudyFolder, place: str, write: Callable[[StudyFolder], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.start(TASK) / RESULT).write_text("{}")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(DiskFullError, match="the disk is full") as caught:
+            write(folder)
+    assert place in caught.value.what
+    assert not list(folder.path.rglob(place))
+    assert not list(folder.path.rglob(f"{TEMPORARY_PREFIX}*"))
+    assert folder.condition(TASK) == "unfinished"
+    write(folder)
+    assert list(folder.path.rglob(place))

@@ -1,0 +1,352 @@
+"""Keys of tasks: they change with what changes a result, with nothing else, and stay when a study grows."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from study_files import plan_of, small_world, write_model
+
+from offramp.errors import OfframpError
+from offramp.policies import registry as policies
+from offramp.studies import fingerprints
+from offramp.studies.computing import ROOMS, SHARED_WORK, code_of
+from offramp.studies.fingerprints import PACKAGE, rooms_fingerprint
+from offramp.studies.plan import make_plan
+from offramp.studies.study import Study
+from offramp.studies.task import Plan
+from offramp.studies.work.inputs import require_planned
+from offramp.studies.work.registry import WORKS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_world(tmp_path_factory.mktemp("world"))
+    write_model(folder / "c", layers=4, seed=2)
+    return folder
+
+
+def keys_of(plan: Plan, kind: str | None = None) -> set[str]:
+    return {key for key, task in plan.tasks.items() if kind in (None, task.kind)}
+
+
+SETTINGS = {"name": "s", "tokens": 64, "threads": 1}
+SIDES = ("first", "second")
+SOURCES = {"workloads": "source", "policies": "policy", "machines": "source"}
+"""What an entry of an axis is besides its name."""
+AXES: dict[str, list[Any]] = {
+    "models": ["a", "b", "c"],
+    "workloads": ["txt:one.txt", "txt:two.txt", "chat"],
+    "transforms": ["none", "prune:drop=1", {"name": "two fewer", "steps": ["prune:drop=2+3"]}],
+    "machines": ["local", "h100", "a100"],
+    "policies": ["league", "tuned", "never", "static:exit=1", {"name": "sure", "policy": "static:exit=2"}],
+    "heads": ["none", {"name": "lens", "fit": ["txt:one.txt"]}, {"name": "judge", "fit": ["chat"]}],
+}
+PAIRS = [
+    {"kind": "k", "first": "a", "second": "b"},
+    {"kind": "k", "first": "b", "second": "a"},
+    {"kind": "l", "first": "a", "second": "a + prune:drop=1"},
+]
+
+
+def plan_from(world: Path, values: dict[str, Any]) -> Plan:
+    """The plan of a study that is not read from a file; paths start from the world's folder."""
+    study = Study.model_validate({"study": SETTINGS, **values})
+    study._path = world / "STUDY.toml"
+    return make_plan(study)
+
+
+def entries(axis: str) -> st.SearchStrategy[list[Any]]:
+    """One or two entries of an axis, in any order."""
+    places = st.lists(st.sampled_from(range(len(AXES[axis]))), min_size=1, max_size=2, unique=True)
+    return places.map(lambda chosen: [AXES[axis][place] for place in chosen])
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> dict[str, Any]:
+    study: dict[str, Any] = {axis: draw(entries(axis)) for axis in AXES}
+    pruned = [f"{model} + prune:drop=1" for model in study["models"] if "prune:drop=1" in study["transforms"]]
+    members = {*pruned, *(study["models"] if "none" in study["transforms"] else ())}
+    known = [pair for pair in PAIRS if {pair["first"], pair["second"]} <= members]
+    study["pairs"] = [pair for pair in known if draw(st.booleans())]
+    if "local" in study["machines"] and "league" in study["policies"] and draw(st.booleans()):
+        study["decode"] = {}
+    if draw(st.booleans()):
+        study["combine"] = {"accelerations": ["prune:drop=1", "prompt_lookup"]}
+    return study
+
+
+@st.composite
+def grown(draw: st.DrawFn, study: dict[str, Any]) -> dict[str, Any]:
+    """The study with one more entry on one axis."""
+    axis = draw(st.sampled_from(sorted(AXES)))
+    more = draw(st.sampled_from([entry for entry in AXES[axis] if entry not in study[axis]]))
+    place = draw(st.integers(0, len(study[axis])))
+    return {**study, axis: [*study[axis][:place], more, *study[axis][place:]]}
+
+
+def relabelled(study: dict[str, Any]) -> dict[str, Any]:
+    """The study under other names, with other facts about its models."""
+    facts = {"family": "F", "released": "2020-01", "stage": "base", "generation": 7}
+    models = [{"name": f"my {name}", "source": name, **facts} for name in study["models"]]
+    pairs = [{"kind": "other", **{side: f"my {pair[side]}" for side in SIDES}} for pair in study["pairs"]]
+    labels = {"title": "T", "description": "D", "name": "t"}
+    others = {axis: [renamed(key, entry) for entry in study[axis]] for axis, key in SOURCES.items()}
+    return {**study, **others, "models": models, "pairs": pairs, "study": {**SETTINGS, **labels}}
+
+
+def renamed(key: str, entry: Any) -> Any:
+    return {"name": f"my {entry}", key: entry} if isinstance(entry, str) else {**entry, "name": "mine"}
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_any_study_has_distinct_cells_and_grows_without_redoing(world: Path, data: st.DataObject) -> None:
+    study = data.draw(studies())
+    plan = plan_from(world, study)
+    shown = [cell.task for cell in plan.cells]
+    assert len(set(shown)) == len(shown)
+    assert all(plan.tasks[cell.task].kind == cell.kind for cell in plan.cells)
+    done: set[str] = set()
+    for key, task in plan.tasks.items():
+        assert key == task.key
+        assert done.issuperset(task.needs.values())
+        done.add(key)
+    assert sorted(task.key for job in plan.jobs for task in job.tasks) == sorted(plan.tasks)
+    assert keys_of(plan) <= keys_of(plan_from(world, data.draw(grown(study))))
+    assert keys_of(plan_from(world, relabelled(study))) == keys_of(plan)
+
+
+BASE: dict[str, Any] = {
+    "models": ["a"],
+    "workloads": ["txt:one.txt"],
+    "machines": ["h100", "local"],
+    "policies": ["league", "tuned", {"name": "one", "policy": "static:exit=1"}],
+    "heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 100}],
+    "pairs": [{"kind": "k", "first": "a", "second": "a + prune:drop=1"}],
+    "transforms": ["none", "prune:drop=1"],
+    "decode": {},
+    "combine": {"accelerations": ["prompt_lookup", "exits"], "policy": "static:exit=1"},
+}
+
+
+def replayed(**changes: Any) -> list[Any]:
+    """The policies of BASE with another member."""
+    return ["league", "tuned", {"name": "one", **changes}]
+
+
+OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine", "pair"}
+OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode", "pair"}
+SEARCHED = {"league", "tune", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"tokens": 128}, OF_TRACE),
+        ({"dtype": "bfloat16"}, OF_MODEL),
+        ({"threads": 2}, OF_MODEL),
+        ({"exits": [1, 2]}, OF_TRACE),
+        ({"context": 64}, OF_TRACE),
+        ({"document_tokens": 16}, OF_TRACE),
+        ({"signals": ["logit_gap"]}, OF_TRACE),
+        ({"floors": [0.95, 0.90]}, SEARCHED),
+        ({"seed": 1}, OF_MODEL - {"profile"}),
+        ({"draws": 500}, {"score"}),
+        ({"draws": 20_000}, {"score", "pair"}),
+        ({"title": "T", "description": "D"}, set()),
+    ],
+)
+def test_settings_change_the_keys_of_what_they_change(
+    world: Path, change: dict[str, Any], changed: set[str]
+) -> None:
+    before = plan_from(world, BASE)
+    after = plan_from(world, {**BASE, "study": {**SETTINGS, **change}})
+    moved = {kind for kind in OF_MODEL if not keys_of(before, kind) & keys_of(after, kind)}
+    kept = {kind for kind in OF_MODEL if keys_of(before, kind) == keys_of(after, kind)}
+    assert moved == changed
+    assert kept == OF_MODEL - changed
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"models": [{"name": "a", "source": "c"}]}, OF_MODEL),
+        ({"workloads": [{"name": "txt:one.txt", "source": "txt:two.txt"}]}, OF_MODEL - {"profile"}),
+        ({"heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 200}]}, {"heads", *OF_TRACE}),
+        ({"heads": [{"name": "lens", "fit": ["txt:two.txt"], "tokens": 100}]}, {"heads", *OF_TRACE}),
+        (
+            {"heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 100, "classifiers": ["adainfer"]}]},
+            {"heads", *OF_TRACE},
+        ),
+        ({"decode": {"best": 2}}, {"decode"}),
+        ({"decode": {"floor": 0.9}}, {"decode"}),
+        ({"decode": {"new_tokens": 16}}, {"decode"}),
+        ({"decode": {"prompts": 2}}, {"decode"}),
+        ({"decode": {"rounds": 2}}, {"decode"}),
+        ({"decode": {"seconds": 60}}, {"decode"}),
+        ({"combine": {**BASE["combine"], "policy": "static:exit=2"}}, {"combine"}),
+        ({"combine": {**BASE["combine"], "seconds": 60}}, {"combine"}),
+        ({"combine": {**BASE["combine"], "accelerations": ["exits"]}}, {"combine"}),
+        ({"policies": replayed(policy="static:exit=2")}, {"replay"}),
+        ({"policies": replayed(policy="static:exit=1", kv="recompute")}, {"replay"}),
+        ({"policies": replayed(policy="static:exit=1", batch=8)}, {"replay"}),
+    ],
+)
+def test_entries_change_the_keys_of_what_they_change(
+    world: Path, change: dict[str, Any], changed: set[str]
+) -> None:
+    before, after = plan_from(world, BASE), plan_from(world, {**BASE, **change})
+    assert {kind for kind in OF_MODEL if not keys_of(before, kind) & keys_of(after, kind)} == changed
+    assert {kind for kind in OF_MODEL if keys_of(before, kind) == keys_of(after, kind)} == OF_MODEL - changed
+
+
+def test_streaming_and_its_budget_are_part_of_a_trace(world: Path) -> None:
+    study = {"models": ["a"], "workloads": ["txt:one.txt"], "machines": ["h100"]}
+    plans = [
+        plan_from(world, {**study, **large})
+        for large in ({}, {"large": {}}, {"large": {"memory": "1GB"}}, {"large": {"memory": "2GB"}})
+    ]
+    assert len(set().union(*(keys_of(plan, "trace") for plan in plans))) == 4
+
+
+def test_a_changed_file_changes_the_keys(tmp_path: Path) -> None:
+    text = 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["mine.toml"]\npolicies = ["league"]\n'
+    text += "transforms = ['prune:by=angular,layers=1,workload=txt:measured.txt']\n"
+    text = text.replace("txt:measured.txt", f"txt:{tmp_path / 'two.txt'}")
+    small_world(tmp_path)
+    machine = tmp_path / "mine.toml"
+    shutil.copy(PACKAGE / "costs" / "machines" / "h100.toml", machine)
+    plans = [plan_of(tmp_path, text)]
+    machine.write_text(machine.read_text().replace('name = "h100"', 'name = "other"'))
+    plans.append(plan_of(tmp_path, text))
+    (tmp_path / "two.txt").write_text("layers are chosen on another text\n")
+    plans.append(plan_of(tmp_path, text))
+    (tmp_path / "one.txt").write_text("another text is traced\n")
+    plans.append(plan_of(tmp_path, text))
+    config = tmp_path / "a" / "config.json"
+    config.write_text(config.read_text().replace("}", ', "rope_theta": 5.0}'))
+    plans.append(plan_of(tmp_path, text))
+    assert len(keys_of(plans[0], "trace") | keys_of(plans[1], "trace")) == 1
+    assert len(set().union(*(keys_of(plan, "trace") for plan in plans))) == 4
+    assert len(set().union(*(keys_of(plan, "league") for plan in plans))) == 5
+
+
+def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "offramp"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprints, "PACKAGE", copy)
+
+    def codes() -> dict[str, str]:
+        for cached in (code_of, fingerprints._sources):
+            cached.cache_clear()
+        return {kind: code_of(kind) for kind in ROOMS}
+
+    try:
+        before = codes()
+        for changed, kinds in (
+            ("tracing/tracer.py", set(ROOMS)),
+            ("scoring/eas.py", set(ROOMS) - {"trace", "heads"}),
+            ("policies/walk.py", set(ROOMS) - {"trace", "heads", "score", "pair"}),
+            ("tuning/league.py", {"league", "tune", "profile", "decode", "combine"}),
+            ("decoding/plain.py", {"profile", "decode", "combine"}),
+            ("studies/work/pair.py", {"pair"}),
+            ("studies/work/inputs.py", set(ROOMS)),
+            ("studies/plan.py", set()),
+            ("report/page.py", set()),
+        ):
+            (copy / changed).write_text((copy / changed).read_text() + "\n# changed\n")
+            after = codes()
+            assert {kind for kind in ROOMS if before[kind] != after[kind]} == kinds
+            before = after
+    finally:
+        for cached in (code_of, fingerprints._sources):
+            cached.cache_clear()
+
+
+PLUG_IN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from offramp.policies.rules.fixed import StaticExit
+
+@dataclass(frozen=True)
+class Mine(StaticExit):
+    kind: ClassVar[str] = "mine"
+"""
+
+
+@pytest.fixture
+def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The source of an installed policy "mine"."""
+    source = tmp_path / "plug_in_of_keys.py"
+    source.write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("mine", "plug_in_of_keys:Mine", policies.ENTRY_POINTS)
+    monkeypatch.setattr(policies, "entry_points", lambda group: [point])
+    policies.policy_kinds.cache_clear()
+    yield source
+    policies.policy_kinds.cache_clear()
+    sys.modules.pop("plug_in_of_keys", None)
+
+
+@pytest.mark.parametrize("policy", ["mine:exit=1", "minimum:exit=1,policy=[mine:exit=1]"])
+def test_the_code_of_a_plug_in_is_part_of_what_uses_it(world: Path, plug_in: Path, policy: str) -> None:
+    study = {**BASE, "policies": ["league", {"name": "one", "policy": policy}]}
+    before = plan_from(world, study)
+    plug_in.write_text(PLUG_IN + "# changed\n")
+    after = plan_from(world, study)
+    moved = {kind for kind in OF_MODEL if keys_of(before, kind) != keys_of(after, kind)}
+    assert moved == {"replay"}
+    (task, *_) = [task for task in after.tasks.values() if task.kind == "replay"]
+    require_planned(task)
+    plug_in.write_text(PLUG_IN)
+    with pytest.raises(OfframpError, match="the plug-in plug_in_of_keys is not what the study was planned"):
+        require_planned(task)
+
+
+def test_studies_without_plug_ins_say_nothing_of_them(world: Path) -> None:
+    assert not any("plug_ins" in task.recipe for task in plan_from(world, BASE).tasks.values())
+
+
+def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
+    versions = {task.kind: set(task.recipe["versions"]) for task in plan_from(world, BASE).tasks.values()}
+    assert versions["trace"] == {"torch", "transformers", "tokenizers", "numpy"}
+    assert versions["score"] == {"numpy", "scipy", "scikit-learn"}
+    assert versions["heads"] == versions["decode"] == versions["trace"] | versions["score"]
+
+
+@pytest.mark.parametrize("kind", ROOMS)
+def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
+    assert ROOMS.keys() == WORKS.keys()
+    covered = (*ROOMS[kind], f"studies/work/{kind}.py", *SHARED_WORK)
+    for file in imported_by(f"studies/work/{kind}.py"):
+        room = file.partition("/")[0]
+        known = file in (*covered, *APART) or room in covered
+        assert known, f"{kind} imports {file}"
+
+
+APART = {"errors.py", "files.py", "studies/task.py", "studies/manifest.py"}
+"""They name, write and raise, and change no figure."""
+
+
+def imported_by(file: str) -> set[str]:
+    """Files of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("offramp."):
+            path = str(node.module).removeprefix("offramp.").replace(".", "/")
+            found.add(f"{path}.py" if (PACKAGE / f"{path}.py").is_file() else path)
+    return found
+
+
+def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:
+    assert rooms_fingerprint("scoring") == rooms_fingerprint("scoring", "scoring/eas.py")
+    assert rooms_fingerprint("scoring") != rooms_fingerprint("scoring", "costs")

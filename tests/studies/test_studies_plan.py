@@ -1,0 +1,331 @@
+"""The plan of a study: cells, shared tasks, jobs, what cannot be had here, and estimates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, write_model, write_study
+
+from offramp.costs.hardware import PROFILES, find_machine
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.models.finding import find_source
+from offramp.studies.plan import make_plan
+from offramp.studies.plan_file import plan_from_json, plan_to_json
+from offramp.studies.study import read_study
+from offramp.studies.task import Plan, Task
+from offramp.workloads.registry import load_workload
+
+WIDE = """
+models = ["a", "b"]
+transforms = ["none", "prune:drop=1"]
+workloads = [{ name = "one", source = "txt:one.txt" }, { name = "two", source = "txt:two.txt" }]
+machines = ["local", "h100"]
+policies = ["league", "tuned", { name = "half", policy = "static:exit=2" }]
+[[heads]]
+name = "none"
+[[heads]]
+name = "lens"
+fit = ["one"]
+[[pairs]]
+kind = "as it is ↔ pruned"
+first = "a"
+second = "a + prune:drop=1"
+[decode]
+[combine]
+accelerations = ["prune:drop=2", "prompt_lookup"]
+"""
+
+
+def tasks_of(plan: Plan, kind: str) -> list[Task]:
+    return [task for task in plan.tasks.values() if task.kind == kind]
+
+
+def test_cells_are_the_product_of_the_axes(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE)
+    rows = 2 * 2 * 2 * 2  # models, transforms, workloads, heads
+    assert Counter(kinds_of(plan.cells)) == {
+        "score": rows,
+        "league": rows * 2,
+        "tune": rows * 2,
+        "replay": rows * 2,
+        "decode": rows,
+        "combine": 2 * 2,
+        "pair": 2 * 2,
+    }
+    assert Counter(task.kind for task in plan.tasks.values()) == {
+        **Counter(kinds_of(plan.cells)),
+        "trace": rows,
+        "heads": 2 * 2,
+        "profile": 2 * 2,
+    }
+    assert len({(cell.kind, cell.name) for cell in plan.cells}) == len(plan.cells)
+    assert {cell.transform for cell in plan.cells} == {"", "prune:drop=1"}
+    assert {cell.heads for cell in plan.cells} == {"", "lens"}
+    assert {cell.machine for cell in plan.cells if cell.kind == "decode"} == {"local"}
+
+
+def test_recipes_hold_fingerprints_that_others_compute_too(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE)
+    model = find_source(str(tmp_path / "a")).identity.base_fingerprint
+    text = load_workload(f"txt:{tmp_path / 'one.txt'}").fingerprint
+    trace = tasks_of(plan, "trace")[0]
+    assert trace.recipe["model"] == {"fingerprint": model, "transforms": []}
+    assert trace.recipe["workload"] == {"kind": "txt", "fingerprint": text}
+    assert trace.sources == {"model": str(tmp_path / "a"), "workload": f"txt:{tmp_path / 'one.txt'}"}
+    rented = [task for task in tasks_of(plan, "league") if "machine" in task.recipe]
+    figures = sha256_of_text(canonical_json(find_machine("h100").to_json()))
+    assert {task.recipe["machine"] for task in rented} == {figures}
+    assert len(rented) == len(tasks_of(plan, "league")) / 2
+
+
+def test_what_tasks_need(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE)
+    roles = {
+        (kind, tuple(sorted(task.needs)))
+        for kind in ("trace", "decode", "pair")
+        for task in tasks_of(plan, kind)
+    }
+    assert roles == {
+        ("trace", ()),
+        ("trace", ("heads",)),
+        ("decode", ("league", "profile", "trace")),
+        ("decode", ("heads", "league", "profile", "trace")),
+        ("pair", ("first", "second")),
+    }
+    for decode in tasks_of(plan, "decode"):
+        league = plan.tasks[decode.needs["league"]]
+        assert league.needs == {role: decode.needs[role] for role in ("trace", "profile")}
+    seen: set[str] = set()
+    for key, task in plan.tasks.items():
+        assert key == task.key
+        assert seen.issuperset(task.needs.values())
+        seen.add(key)
+
+
+def test_jobs_hold_every_task_once_and_come_after_what_they_need(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE)
+    assert Counter(task.key for job in plan.jobs for task in job.tasks) == Counter(list(plan.tasks))
+    done: set[str] = set()
+    for job in plan.jobs:
+        assert done.issuperset(job.needs)
+        for task in job.tasks:
+            assert (done | {one.key for one in job.tasks}).issuperset(task.needs.values())
+        done.update(task.key for task in job.tasks)
+    order = [job.tasks[0].kind for job in plan.jobs]
+    stages = ["profile", "heads", "trace", "pair", "decode", "combine"]
+    assert order == sorted(order, key=stages.index)
+    assert {job.tasks[0].kind for job in plan.jobs if job.exclusive} == {"profile", "decode", "combine"}
+    for job in plan.jobs:
+        known = [task.estimate.memory_bytes or 0 for task in job.tasks]
+        assert job.memory_bytes == max(known) > 0
+        assert {task.exclusive for task in job.tasks} == {job.exclusive}
+    traces = [job for job in plan.jobs if job.tasks[0].kind == "trace"]
+    assert [job.name for job in traces][:3] == ["trace a · one", "trace a · one · lens", "trace a · two"]
+    assert (
+        len([job for job in plan.jobs if job.tasks[0].kind == "decode"]) == 4
+    )  # one per model that is loaded
+
+
+def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE)
+    assert plan_from_json(json.loads(canonical_json(plan_to_json(plan)))) == plan
+    assert plan.study["study"]["name"] == "small"
+    second = plan.study["models"][1]
+    assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second
+    assert plan.study["pairs"][0]["name"] == "a ↔ a + prune:drop=1"
+    assert {cell.model for cell in plan.cells if cell.kind == "pair"} == {"a ↔ a + prune:drop=1"}
+    path = tmp_path / "STUDY.toml"
+    assert plan.study["file"]["path"] == str(path)
+    path.write_text(path.read_text() + "# edited\n")
+    assert make_plan(read_study(path)).study["file"]["sha256"] != plan.study["file"]["sha256"]
+
+
+def test_excludes_leave_out_cells_and_what_only_they_need(tmp_path: Path) -> None:
+    excludes = """
+[[exclude]]
+model = "b"
+transform = "prune:drop=1"
+[[exclude]]
+heads = "lens"
+workload = "two"
+[[exclude]]
+kind = "decode"
+[[exclude]]
+policy = "half"
+machine = "h100"
+[[exclude]]
+machine = "local"
+transform = "none"
+"""
+    plan = plan_of(small_world(tmp_path), WIDE + excludes)
+    whole = plan_of(tmp_path, WIDE)
+    kept = {(cell.kind, cell.name): cell.task for cell in plan.cells}
+    expected = {
+        (cell.kind, cell.name): cell.task
+        for cell in whole.cells
+        if not (cell.model == "b" and cell.transform)
+        and not (cell.heads == "lens" and cell.workload == "two")
+        and cell.kind != "decode"
+        and not (cell.policy == "half" and cell.machine == "h100")
+        and not (cell.machine == "local" and cell.transform == "" and cell.kind != "combine")
+    }
+    assert kept == expected
+    assert len(tasks_of(plan, "profile")) == 1  # of the pruned model; no other is priced on this machine
+    used = {key for task in plan.tasks.values() for key in task.needs.values()} | set(expected.values())
+    assert plan.tasks.keys() == used
+
+
+def test_a_league_that_only_decoding_needs_is_planned_but_is_no_cell(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), WIDE + '[[exclude]]\nkind = "league"\n')
+    assert "league" not in kinds_of(plan.cells)
+    assert len(tasks_of(plan, "league")) == len(tasks_of(plan, "decode"))
+
+
+def test_models_that_are_not_here_are_blocked_and_estimated_from_the_study(tmp_path: Path) -> None:
+    facts = "parameters = 1e9\nlayers = 10\nhidden = 2048\nvocabulary = 50_000\n"
+    text = f"""workloads = ["txt:one.txt"]
+machines = ["h100"]
+policies = ["static:exit=5"]
+[[models]]
+name = "here"
+source = "b/"
+[[models]]
+name = "far"
+source = "nobody/far-away"
+{facts}"""
+    small_world(tmp_path)
+    plan = plan_of(tmp_path, text)
+    assert list(plan.unavailable) == ["far"]
+    assert "offramp study run fetches nobody/far-away from the Hub" in plan.unavailable["far"]
+    blocked = {task.kind: task for task in plan.tasks.values() if task.blocked is not None}
+    assert list(blocked) == ["trace"]  # what needs it cannot go on, which its own state says
+    assert blocked["trace"].blocked == f"far: {plan.unavailable['far']}"
+    estimate = blocked["trace"].estimate
+    assert estimate.seconds is not None
+    assert estimate.memory_bytes is not None
+    assert estimate.memory_bytes > 1.1 * 4e9  # float32
+    assert estimate.seconds > 64 * 2e9 / 4e10
+    too_deep = text.replace('name = "here"\nsource = "b/"', 'name = "b"').replace("exit=5", "exit=11")
+    with pytest.raises(InputError, match="does not fit b: exit 11 is beyond the model, which has 6 layers"):
+        plan_of(tmp_path, too_deep)
+    with pytest.raises(InputError, match="does not fit far: exit 11 is beyond the model, which has 10"):
+        plan_of(tmp_path, too_deep + '[[exclude]]\nmodel = "b"\npolicy = "static:exit=11"\n')
+
+
+def test_a_model_that_does_not_fit_is_blocked_unless_it_is_streamed(tmp_path: Path) -> None:
+    small_world(tmp_path)
+    text = 'models = [{ name = "huge", source = "nobody/huge", parameters = 1e15 }]\n'
+    text += 'workloads = ["txt:one.txt"]\nmachines = ["h100"]\n'
+    for download in (False, True):  # what does not fit is not fetched either
+        plan = make_plan(study_of(tmp_path, text), download=download)
+        assert "its weights take 4,000.0 TB in float32" in plan.unavailable["huge"]
+    streamed = plan_of(tmp_path, text + '[large]\nmemory = "8GB"\n')
+    assert "fetches nobody/huge" in streamed.unavailable["huge"]
+    trace = tasks_of(streamed, "trace")[0]
+    assert (trace.recipe["stream"], trace.recipe["memory"]) == (True, 8_000_000_000)
+    assert 8e9 < (trace.estimate.memory_bytes or 0) < 1e10
+
+
+def test_without_a_network_downloads_are_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked: list[str] = []
+
+    def unreachable(name: str, **_: object) -> str:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        asked.append(name)
+        raise LocalEntryNotFoundError("no answer")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    small_world(tmp_path)
+    text = 'models = ["nobody/one", "nobody/two"]\nworkloads = ["txt:one.txt"]\nmachines = ["h100"]\n'
+    plan = make_plan(study_of(tmp_path, text), download=True)
+    assert set(plan.unavailable) == {"nobody/one", "nobody/two"}
+    assert all("the Hub cannot be reached" in why for why in plan.unavailable.values())
+    assert asked == [
+        "nobody/one",
+        "nobody/one",
+        "nobody/two",
+    ]  # the first also on the net, the second here only
+
+
+def test_a_model_in_the_cache_of_the_hub_is_found_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = write_model(tmp_path / "snapshots" / "0123abcd", layers=3)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(snapshot))
+    small_world(tmp_path)
+    text = 'models = ["nobody/here"]\nworkloads = ["txt:one.txt"]\nmachines = ["h100"]\n'
+    plan = plan_of(tmp_path, text)
+    assert not plan.unavailable
+    assert plan.study["models"][0]["layers"] == 3
+    (snapshot / "model.safetensors").unlink()  # a download that was stopped
+    assert "fetches nobody/here" in plan_of(tmp_path, text).unavailable["nobody/here"]
+
+
+def test_a_workload_that_cannot_be_had_blocks_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    small_world(tmp_path)
+    text = 'models = ["a"]\nmachines = ["h100"]\nworkloads = ["txt:one.txt",'
+    plan = plan_of(tmp_path, text + '{ name = "far", source = "hf:nobody/texts#test#text" }]\n')
+    assert "pip install 'offramp[datasets]'" in plan.unavailable["far"]
+    assert [task.blocked is None for task in tasks_of(plan, "trace")] == [True, False]
+
+
+def test_paths_are_relative_to_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "inside"
+    small_world(inside)
+    (inside / "mine.toml").write_bytes((PROFILES / "h100.toml").read_bytes())
+    path = write_study(inside, 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["mine.toml"]\n')
+    plans = []
+    for here in (tmp_path, inside):
+        monkeypatch.chdir(here)
+        plans.append(make_plan(read_study(path.relative_to(here))))
+    assert list(plans[0].tasks) == list(plans[1].tasks)
+    sources = {source for task in plans[0].tasks.values() for source in task.sources.values()}
+    assert sources == {str(inside / "a"), f"txt:{inside / 'one.txt'}", str(inside / "mine.toml")}
+
+
+def test_estimates_grow_with_what_there_is_to_do(tmp_path: Path) -> None:
+    facts = "parameters = 1e9\nlayers = 10\nhidden = 2048\nvocabulary = 50_000\n"
+    text = 'workloads = ["txt:one.txt"]\nmachines = ["h100"]\n[[models]]\nname = "nobody/x"\n' + facts
+    small_world(tmp_path)
+
+    def trace(settings: str, text: str = text) -> tuple[float, int, int]:
+        estimate = tasks_of(plan_of(tmp_path, text, 'name = "s"\n' + settings), "trace")[0].estimate
+        assert None not in (estimate.seconds, estimate.memory_bytes, estimate.disk_bytes)
+        return estimate.seconds, estimate.memory_bytes, estimate.disk_bytes  # type: ignore[return-value]
+
+    plain = trace("threads = 1\ntokens = 2000\n")
+    more_tokens = trace("threads = 1\ntokens = 4000\n")
+    more_threads = trace("threads = 4\ntokens = 2000\n")
+    fewer_exits = trace("threads = 1\ntokens = 2000\nexits = [5]\n")
+    small = trace('threads = 1\ntokens = 2000\ndtype = "bfloat16"\n')
+    assert more_threads[0] < plain[0] < more_tokens[0]
+    assert fewer_exits[0] < plain[0]
+    assert small[1] < plain[1] == more_tokens[1]
+    assert 2 * plain[2] == more_tokens[2]
+    assert plain[2] == 5 * fewer_exits[2]
+    answers = trace("threads = 1\ntokens = 2000\n", text.replace("txt:one.txt", "chat"))
+    assert answers[0] > plain[0]
+
+
+def test_planning_imports_no_torch(tmp_path: Path) -> None:
+    path = write_study(small_world(tmp_path), WIDE, SETTINGS)
+    program = (
+        "import sys\n"
+        "from offramp.studies.plan import make_plan\n"
+        "from offramp.studies.study import read_study\n"
+        f"make_plan(read_study({str(path)!r}))\n"
+        "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & sys.modules.keys()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

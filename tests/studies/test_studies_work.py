@@ -1,0 +1,538 @@
+"""Every kind of work on a tiny model: what the public API gives, the same bytes twice, and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from work_cases import (
+    DOCUMENT_TOKENS,
+    FLOORS,
+    SEED,
+    TOKENS,
+    Bench,
+    files_of,
+    planned,
+    result_of,
+    with_recipe,
+)
+
+import offramp
+from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import machine_facts, save_local_profile
+from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.bench.contenders import GENERATE, NEVER
+from offramp.decoding.bench.result_file import from_json
+from offramp.decoding.hardware import measure_hardware
+from offramp.errors import InputError, ModelError, OfframpError
+from offramp.files import write_sealed_json
+from offramp.models.transforms.grammar import parse_transform
+from offramp.policies.replay_intervals import replay_intervals
+from offramp.scoring.finite import finite_json
+from offramp.scoring.paired import paired_differences
+from offramp.studies.task import Task
+from offramp.studies.work.decode import best_policies
+from offramp.studies.work.inputs import fingerprint_of
+from offramp.studies.work.text_size import TextSize, read_text_sizes
+from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.tracing.transformed import load_model
+from offramp.tuning.league import league
+from offramp.tuning.tuned_file import read_tuned, to_json
+from offramp.tuning.verdict import judge
+from offramp.workloads.registry import load_workload
+from tiny_models import LAYERS, write_documents, write_llama
+
+POLICY = "threshold:signal=max_prob,value=0.3,exits=1+2+3"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    """Threads are part of a recipe, and work sets them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Bench:
+    return Bench(tmp_path_factory.mktemp("work"), tiny_model, f"jsonl:{documents}#text")
+
+
+@pytest.fixture(scope="module")
+def traced(bench: Bench) -> Path:
+    """The folder of a finished trace task."""
+    return bench.run(bench.trace_task())
+
+
+@pytest.fixture(scope="module")
+def trace(traced: Path) -> offramp.Trace:
+    return offramp.Trace.load(traced / "trace")
+
+
+@pytest.fixture(scope="module")
+def profiled(bench: Bench) -> Path:
+    """A folder with timings of this machine, as a profile task leaves them."""
+    folder = bench.root / "profiled"
+    folder.mkdir()
+    profile = measure_hardware(load_model(bench.model), budget_seconds=0.1)
+    write_sealed_json(folder / "profile.json", profile.to_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local_league(bench: Bench, traced: Path, profiled: Path) -> Path:
+    """The folder of a league on this machine."""
+    inputs = {"trace": traced, "profile": profiled}
+    return bench.run(on_this_machine("league", floors=FLOORS), inputs, name="local league")
+
+
+def on_this_machine(kind: str, **recipe: Any) -> Task:
+    return planned(kind, {"seed": SEED, **recipe}, needs={"trace": "t", "profile": "p"})
+
+
+def on_machine(kind: str, name: str = "h100", **recipe: Any) -> Task:
+    """A task without a model, priced on a built-in machine."""
+    fingerprint = fingerprint_of(find_machine(name))
+    return planned(
+        kind,
+        {"seed": SEED, "machine": fingerprint, **recipe},
+        needs={"trace": "t"},
+        sources={"machine": name},
+    )
+
+
+def test_a_trace_is_the_public_apis(bench: Bench, trace: offramp.Trace) -> None:
+    expected = offramp.trace(
+        load_model(bench.model), bench.workload, TOKENS, document_tokens=DOCUMENT_TOKENS, progress=False
+    )
+    assert trace.fact_names == expected.fact_names
+    for name in trace.fact_names:
+        assert np.array_equal(trace.fact(name), expected.fact(name)), name
+    assert without_places(trace.request) == without_places(expected.request)
+    assert trace.documents == expected.documents
+
+
+def without_places(request: Any) -> Any:
+    """A trace's request without what a study's traces leave out, since it depends on where inputs lie."""
+    apart = {"name", "source", "licence", "revision"}
+    named = {side: {k: v for k, v in request[side].items() if k not in apart} for side in SIDES_NAMED}
+    return {**request, **named}
+
+
+SIDES_NAMED = ("model", "workload")
+
+
+def test_the_text_of_a_trace_is_counted(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
+    """In ASCII bytes are characters. A document's first token is given, and what follows was observed."""
+    texts = {document.id: document.text for document in load_workload(bench.workload).documents}
+    model = load_model(bench.model)
+    sizes = read_text_sizes(traced)
+    assert sum(size.tokens for size in sizes.values()) == trace.token_count == TOKENS
+    for name, size in sizes.items():
+        given, *observed = model.encode(texts[name])[1 : 2 + DOCUMENT_TOKENS]
+        text = model.decode(observed)
+        assert texts[name].startswith(model.decode([given]) + text)
+        assert size == TextSize(len(text), len(text), DOCUMENT_TOKENS)
+    whole = json.loads((traced / "text.json").read_text())
+    assert whole["bytes"] == sum(size.bytes for size in sizes.values())
+
+
+def test_the_same_recipe_gives_the_same_bytes(bench: Bench, traced: Path, profiled: Path) -> None:
+    """All kinds that take no timings, run twice; the trace also from where a killed one stopped."""
+    again = bench.run(bench.trace_task(), name="again")
+    assert files_of(again) == files_of(traced)
+    killed = Path(shutil.copytree(traced, bench.root / "killed"))
+    (killed / "trace" / "manifest.json").unlink()
+    (killed / "text.json").unlink()
+    assert files_of(bench.run(bench.trace_task(), name="killed")) == files_of(traced)
+    inputs = {"trace": traced, "profile": profiled, "first": traced, "second": again}
+    tasks = (
+        planned("score", {"draws": 50, "seed": SEED}),
+        on_machine("replay", policy=POLICY, kv="propagate", batch=1),
+        on_machine("league", floors=[0.9]),
+        on_this_machine("tune", floors=[0.5]),
+        planned("pair", {"draws": 50, "seed": SEED}),
+    )
+    for task in tasks:
+        first, second = (bench.run(task, inputs, name=f"{task.kind} {place}") for place in "ab")
+        assert files_of(first) == files_of(second), task.kind
+        assert files_of(first)
+
+
+def test_a_damaged_trace_is_mended(bench: Bench, traced: Path) -> None:
+    folder = Path(shutil.copytree(traced, bench.root / "mended"))
+    part = next((folder / "trace").glob("facts-*.parquet"))
+    part.write_bytes(part.read_bytes()[:-9] + b"somewhere")
+    assert files_of(bench.run(bench.trace_task(), name="mended")) == files_of(traced)
+
+
+def test_a_score_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
+    result = result_of(bench.run(planned("score", {"draws": 50, "seed": 7}), {"trace": traced}))
+    assert result["card"] == finite_json(offramp.score(trace, draws=50, seed=7).to_json())
+    assert result["documents"] == [document.id for document in trace.documents]
+    assert (result["tokens"], result["layers"]) == (TOKENS, LAYERS)
+    assert result["workload_fingerprint"] == load_workload(bench.workload).fingerprint
+    sizes = read_text_sizes(traced)
+    nats = trace.nll[:, -1].astype(np.float64).sum()
+    expected = nats / math.log(2) / sum(size.bytes for size in sizes.values())
+    assert result["bits_per_byte"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "speculate"])
+def test_a_replay_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace, kv: str) -> None:
+    task = on_machine("replay", policy=POLICY, kv=kv, batch=1)
+    result = result_of(bench.run(task, {"trace": traced}))
+    expected = offramp.replay(trace, POLICY, machine="h100", kv=kv, seed=SEED)
+    for name, value in result["replay"].items():
+        wanted = getattr(expected, name)
+        assert value == (list(wanted) if isinstance(wanted, tuple) else wanted), name
+    intervals = replay_intervals(trace, POLICY, machine="h100", kv=kv, seed=SEED)
+    for name in ("agreement", "skip_ratio", "net_speedup"):
+        assert result[name] == getattr(intervals, name).to_json()
+    assert result["net_speedup"]["value"] == pytest.approx(expected.predicted_speedup)
+
+
+def test_a_league_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
+    result = result_of(bench.run(on_machine("league", floors=FLOORS), {"trace": traced}))
+    machine = find_machine("h100")
+    entries = league(trace, machine, tuple(FLOORS), SEED)
+    assert result["entries"] == finite_json([asdict(entry) for entry in entries])
+    verdicts = judge(trace, tuple(FLOORS), seed=SEED, machine=machine)
+    assert result["verdicts"] == finite_json([asdict(verdict) for verdict in verdicts])
+    assert (result["machine"], result["why_empty"]) == (machine.name, None)
+
+
+def test_tuning_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
+    folder = bench.run(on_machine("tune", floors=FLOORS), {"trace": traced})
+    for floor, value in zip(FLOORS, result_of(folder)["tuned"], strict=True):
+        expected = offramp.tune(trace, {"agreement": floor}, "h100", seed=SEED)
+        assert value == finite_json(to_json(expected))
+        assert read_tuned(folder / f"tuned-{floor:g}.json") == expected
+
+
+def test_timings_of_a_needed_task_are_used(
+    bench: Bench, traced: Path, profiled: Path, trace: offramp.Trace
+) -> None:
+    task = on_this_machine("replay", policy=POLICY, kv="propagate", batch=1)
+    result = result_of(bench.run(task, {"trace": traced, "profile": profiled}))
+    expected = offramp.replay(trace, POLICY, machine=_profile(profiled))
+    assert result["replay"]["basis"] == "local"
+    assert result["replay"]["seconds_per_token"] == expected.seconds_per_token
+
+
+def _profile(folder: Path) -> Any:
+    from offramp.costs.timings import TimingsProfile
+
+    value = json.loads((folder / "profile.json").read_text())
+    value.pop("sha256")
+    return TimingsProfile.from_json(value)
+
+
+def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Bench, tmp_path: Path) -> None:
+    one = write_documents(tmp_path / "one.jsonl", documents=1)
+    small = Bench(tmp_path, Path(bench.model), f"jsonl:{one}#text")
+    traced = small.run(small.trace_task(tokens=DOCUMENT_TOKENS))
+    found = result_of(small.run(on_machine("league", floors=FLOORS), {"trace": traced}))
+    assert found["entries"] == []
+    assert "trace at least 40" in found["why_empty"]
+    assert [verdict["decision"] for verdict in found["verdicts"]] == ["too close to call"] * 2
+    tuned = result_of(small.run(on_machine("tune", floors=FLOORS), {"trace": traced}))["tuned"]
+    assert [answer["policy"] for answer in tuned] == ["never", "never"]
+    assert "not certifiable" in tuned[0]["answer"]
+
+
+def test_a_trace_of_the_last_exit_alone_gives_an_answer_with_the_reason(bench: Bench) -> None:
+    traced = bench.run(bench.trace_task(exits=[LAYERS], tokens=100), name="last exit")
+    found = result_of(bench.run(on_machine("league", floors=FLOORS), {"trace": traced}, name="no league"))
+    assert (found["entries"], len(found["verdicts"])) == ([], 2)
+    assert "no exit before the last" in found["why_empty"]
+    found = result_of(bench.run(on_machine("tune", floors=FLOORS), {"trace": traced}, name="no tuning"))
+    assert found["tuned"] == []
+    assert "no exit before the last" in found["why_empty"]
+
+
+def test_a_pair_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace, tmp_path: Path) -> None:
+    pruned = Bench(tmp_path, Path(bench.model), bench.workload, ("prune:drop=2",))
+    second = pruned.run(pruned.trace_task())
+    folder = bench.run(planned("pair", {"draws": 60, "seed": 3}), {"first": traced, "second": second})
+    other = offramp.Trace.load(second / "trace")
+    assert other.layers == LAYERS - 1
+    assert other.request["model"]["transforms"] == ["prune:drop=2"]
+    sizes = [{k: v.bytes for k, v in read_text_sizes(one).items()} for one in (traced, second)]
+    expected = paired_differences(trace, other, draws=60, seed=3, text_bytes=(sizes[0], sizes[1]))
+    result = result_of(folder)
+    assert result["documents"] == 48
+    assert result["differences"] == [figure.to_json() for figure in expected.figures]
+    scores = [
+        result_of(bench.run(planned("score", {"draws": 60, "seed": 3}), {"trace": one}, name="side"))
+        for one in (traced, second)
+    ]
+    by_name = {one["figure"]: one for one in result["differences"]}
+    assert by_name["bits_per_byte"]["first"] == pytest.approx(scores[0]["bits_per_byte"])
+    assert by_name["bits_per_byte"]["second"] == pytest.approx(scores[1]["bits_per_byte"])
+    for name in ("representation", "saturation_skip", "composite"):
+        assert by_name[name]["second"] == scores[1]["card"][name]["value"]
+
+
+def test_a_pair_of_other_token_counts_is_refused(bench: Bench, traced: Path) -> None:
+    short = bench.run(bench.trace_task(tokens=TOKENS // 2), name="short")
+    with pytest.raises(InputError, match="480 and 240 tokens"):
+        bench.run(planned("pair", {"draws": 60, "seed": 3}), {"first": traced, "second": short})
+
+
+def heads_task(bench: Bench, **changes: Any) -> Task:
+    recipe = {
+        **bench.common(),
+        "workloads": [bench.workload_recipe()],
+        "tokens": 400,
+        "lens": True,
+        "classifiers": ["correctness"],
+        "seed": SEED,
+    }
+    sources = {"model": bench.model, "workload 0": bench.workload}
+    return planned("heads", {**recipe, **changes}, sources=sources)
+
+
+def test_heads_are_fitted_used_and_copied(bench: Bench, tmp_path: Path) -> None:
+    folder = bench.run(heads_task(bench))
+    model = load_model(bench.model)
+    expected = fit_heads(
+        model, bench.workload, tokens=400, lens=True, classifiers=["correctness"], seed=SEED, progress=False
+    )
+    write_heads(expected, tmp_path / "expected.safetensors")
+    fitted = read_heads(folder / "heads.safetensors")
+    assert fitted.documents == expected.documents
+    arrays, wanted = fitted.arrays(), expected.arrays()
+    assert arrays.keys() == wanted.keys()
+    assert all(np.array_equal(arrays[name], wanted[name], equal_nan=True) for name in wanted)
+    task = bench.trace_task(tokens=120)
+    task = dataclasses.replace(task, needs={"heads": "h"})
+    traced = offramp.Trace.load(bench.run(task, {"heads": folder}, name="through heads") / "trace")
+    assert traced.request["heads"]["fingerprint"] == fitted.fingerprint
+    assert "correctness" in traced.fact_names
+    given = planned(
+        "heads",
+        {**bench.common(), "file": expected.fingerprint},
+        sources={"heads": str(tmp_path / "expected.safetensors")},
+    )
+    copied = bench.run(given, name="copied") / "heads.safetensors"
+    assert read_heads(copied).fingerprint == expected.fingerprint
+    with pytest.raises(OfframpError, match="the file of exit heads is not what the study was planned with"):
+        bench.run(with_recipe(given, file="0" * 64), name="other heads")
+
+
+def test_a_profile_is_measured_once_per_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = planned(
+        "profile",
+        {**bench.common(), "machine": machine_facts(1), "seconds": 0.1},
+        sources={"model": bench.model},
+    )
+    monkeypatch.setattr("offramp.studies.work.profile.load_local_profile", _none_kept)
+    kept: list[Any] = []
+    monkeypatch.setattr("offramp.studies.work.profile.save_local_profile", kept.append)
+    folder = bench.run(task, name="measured")
+    monkeypatch.undo()
+    assert _profile(folder).to_json() == kept[0].to_json()
+    save_local_profile(kept[0])
+    monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", _must_not_run)
+    assert files_of(bench.run(task, name="kept")) == files_of(folder)
+
+
+def _none_kept(*_: Any, **__: Any) -> Any:
+    raise InputError("none")
+
+
+def _must_not_run(*_: Any, **__: Any) -> Any:
+    pytest.fail("measured again")
+
+
+def test_the_best_policies_are_distinct_reachable_and_exit() -> None:
+    def entry(
+        family: str, policy: str, speedup: float | None, *, floor: float = 0.9, reachable: bool = True
+    ) -> Any:
+        return {
+            "family": family,
+            "policy": policy,
+            "floor": floor,
+            "reachable": reachable,
+            "net_speedup": {"value": speedup},
+        }
+
+    entries = [
+        entry("full model", "never", 1.0),
+        entry("oracle", "oracle:which=saturation", 3.0, reachable=False),
+        entry("slow", "static:exit=3", 0.9),
+        entry("fast", "static:exit=1", 1.5),
+        entry("twin", "static:exit=1", 1.5),
+        entry("middle", "static:exit=2", 1.2),
+        entry("undefined", "static:exit=4", None),
+        entry("bold", "static:exit=0", 9.0, floor=0.5),
+    ]
+    found = best_policies(entries, floor=0.9, count=2)
+    assert [(one.family, one.policy) for one in found] == [
+        ("fast", "static:exit=1"),
+        ("middle", "static:exit=2"),
+    ]
+    assert len(best_policies(entries, floor=0.9, count=9)) == 3
+    assert best_policies(entries, floor=0.95, count=2) == []
+
+
+def decode_task(bench: Bench, **changes: Any) -> Task:
+    recipe = {
+        **bench.common(),
+        "workload": bench.workload_recipe(),
+        "best": 2,
+        "floor": 0.5,
+        "new_tokens": 8,
+        "prompts": 2,
+        "rounds": 2,
+        "seconds": 60,
+        "seed": SEED,
+    }
+    needs = {"trace": "t", "league": "l", "profile": "p"}
+    return planned("decode", {**recipe, **changes}, needs=needs, exclusive=True, sources=bench.sources())
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_the_best_of_the_league_are_decoded(
+    bench: Bench, traced: Path, profiled: Path, local_league: Path, documents: Path
+) -> None:
+    inputs = {"trace": traced, "profile": profiled, "league": local_league}
+    result = result_of(bench.run(decode_task(bench), inputs))
+    measured = from_json(result["bench"])
+    assert "date" not in measured.circumstances
+    best = best_policies(result_of(local_league)["entries"], floor=0.5, count=2)
+    assert [one["policy"] for one in result["chosen"]] == [one.policy for one in best]
+    for one in result["chosen"]:
+        timed = measured.contender(one["contender"])
+        assert len(timed.samples) == 2 * 2  # rounds x prompts
+        assert one["free_running"]["prompts"] == 2
+        assert one["characters_per_token"] > 0
+    assert {NEVER, GENERATE} <= {one.name for one in measured.contenders}
+    assert result["characters_per_token"] > 0
+    forecasts = {one.policy: one for one in measured.forecasts}
+    assert forecasts
+    assert all(one.predicted is not None and one.predicted > 0 for one in forecasts.values())
+    assert all(one.measured_agreement is not None for one in forecasts.values())
+
+
+def test_a_floor_without_a_policy_is_said(
+    bench: Bench, traced: Path, profiled: Path, local_league: Path
+) -> None:
+    inputs = {"trace": traced, "profile": profiled, "league": local_league}
+    with pytest.raises(OfframpError, match="no policy of the league exits at a floor of 0"):
+        bench.run(decode_task(bench, floor=0.97), inputs, name="nothing")
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_accelerations_are_combined(bench: Bench) -> None:
+    task = planned(
+        "combine",
+        {
+            **bench.common(),
+            "machine": machine_facts(1),
+            "workload": bench.workload_recipe(),
+            "accelerations": ["prune:drop=2", "exits"],
+            "policy": "static:exit=3",
+            "new_tokens": 6,
+            "prompts": 1,
+            "rounds": 2,
+            "seconds": 60,
+            "seed": SEED,
+        },
+        exclusive=True,
+        sources=bench.sources(),
+    )
+    combined = combined_from_json(result_of(bench.run(task))["combined"])
+    assert [one.name for one in combined.combinations] == [
+        *("plain", "prune", "exits"),
+        "prune + exits",
+    ]
+
+
+def test_what_was_not_planned_with_is_refused(bench: Bench, traced: Path, tmp_path: Path) -> None:
+    refused = "is not what the study was planned with"
+    task = bench.trace_task()
+    with pytest.raises(OfframpError, match=f"the workload .* {refused}"):
+        bench.run(with_recipe(task, workload={"fingerprint": "0" * 64}), name="refused")
+    other = write_llama(tmp_path / "other", initializer_range=0.1)
+    elsewhere = Bench(bench.root, other, bench.workload)
+    with pytest.raises(OfframpError, match=f"the model {refused}"):
+        elsewhere.run(dataclasses.replace(task, sources=elsewhere.sources()), name="refused")
+    slow = dataclasses.replace(on_machine("league", floors=FLOORS), sources={"machine": "l4"})
+    with pytest.raises(OfframpError, match=f"the machine .* {refused}"):
+        bench.run(slow, {"trace": traced}, name="refused")
+    for change, what in (
+        ({"code": "0" * 64}, "the code"),
+        ({"versions": {"numpy": "0.1"}}, "the library numpy"),
+    ):
+        with pytest.raises(OfframpError, match=f"{what}.* {refused}"):
+            bench.run(with_recipe(task, **change), name="refused")
+    assert not files_of(bench.root / "refused")
+
+
+def test_other_machines_time_nothing(bench: Bench, traced: Path, profiled: Path, local_league: Path) -> None:
+    """Neither a profile nor decoding of a study that was planned or timed on another processor."""
+    facts = {**machine_facts(1), "processor": "Z80"}
+    task = planned("profile", {**bench.common(), "machine": facts, "seconds": 0.1}, sources=bench.sources())
+    with pytest.raises(OfframpError, match=r"this machine \(processor\) is not what .* not Z80"):
+        bench.run(task, name="refused")
+    other = Path(shutil.copytree(profiled, bench.root / "other machine"))
+    value = _profile(profiled).to_json()
+    value["details"]["machine"] = facts
+    write_sealed_json(other / "profile.json", value)
+    inputs = {"trace": traced, "profile": other, "league": local_league}
+    with pytest.raises(OfframpError, match="not Z80"):
+        bench.run(decode_task(bench), inputs, name="refused")
+
+
+def test_a_task_without_what_it_needs_says_so(bench: Bench) -> None:
+    with pytest.raises(OfframpError, match="was not given the trace it needs"):
+        bench.run(planned("score", {"draws": 50, "seed": 0}), name="without")
+
+
+def test_the_model_is_loaded_once_for_tasks_that_share_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offramp.tracing import transformed
+
+    loads: list[object] = []
+    load = transformed.load_transformed
+    task = bench.trace_task(tokens=40)
+    pruned = with_recipe(task, model={**task.recipe["model"], "transforms": ["prune:drop=1"]})
+
+    def counted(source: Any, **options: Any) -> Any:
+        loads.append(options["transforms"])
+        return load(source, **options)
+
+    monkeypatch.setattr(transformed, "load_transformed", counted)
+    bench.models.clear()
+    for name in ("one", "two"):
+        bench.run(task, name=name)
+    assert len(loads) == 1
+    bench.run(pruned, name="three")
+    assert loads[1:] == [(parse_transform("prune:drop=1"),)]
+    bench.models.clear()
+
+
+def test_layers_may_stay_on_disk(bench: Bench, traced: Path) -> None:
+    streamed = bench.run(bench.trace_task(stream=True, memory=200_000), name="streamed")
+    one, other = (offramp.Trace.load(folder / "trace") for folder in (streamed, traced))
+    assert np.array_equal(one.top1, other.top1)
+    assert read_text_sizes(streamed) == read_text_sizes(traced)
+
+
+def test_prompts_cannot_be_answered_from_disk(bench: Bench) -> None:
+    chat = Bench(bench.root, Path(bench.model), "chat")
+    with pytest.raises(ModelError, match="need answers"):
+        chat.run(chat.trace_task(stream=True), name="chat")
