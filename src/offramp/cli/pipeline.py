@@ -228,7 +228,9 @@ def _run_stages(
     decoding = "decoding for real"
     tracing = [f"tracing {workload.name}" for workload in workloads]
     writer.so_far("timing this machine and fitting exit heads", [*tracing, decoding])
-    writer.prepared = prepared = prepare(model, workloads, given, options.hardware, folder)
+    writer.prepared = prepared = prepare(
+        model, workloads, given, options.hardware, folder, exits=options.exits
+    )
     for place, workload in enumerate(workloads):
         writer.so_far(tracing[place], [*tracing[place + 1 :], decoding])
         writer.results.append(_one_workload(model, workload, options, prepared, folder))

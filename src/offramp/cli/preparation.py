@@ -49,11 +49,17 @@ class Prepared:
 
 
 def prepare(
-    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, hardware: str, folder: Path
+    model: Model,
+    workloads: Sequence[Workload],
+    given: ExitHeads | None,
+    hardware: str,
+    folder: Path,
+    *,
+    exits: str = "all",
 ) -> Prepared:
-    """Measure the machine and fit heads, as far as the model allows."""
+    """Measure the machine and fit heads for the exits that are traced, as far as the model allows."""
     machine, no_machine = machine_of(model, hardware)
-    heads, no_heads = heads_of(model, workloads, given, folder)
+    heads, no_heads = heads_of(model, workloads, given, folder, exits=exits)
     missing = {"machine_not_timed": no_machine, "heads_not_fitted": no_heads}
     return Prepared(machine, heads, {name: why for name, why in missing.items() if why is not None})
 
@@ -81,7 +87,7 @@ def machine_of(model: Model, hardware: str) -> tuple[Machine | None, str | None]
 
 
 def heads_of(
-    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, folder: Path
+    model: Model, workloads: Sequence[Workload], given: ExitHeads | None, folder: Path, *, exits: str = "all"
 ) -> tuple[ExitHeads | None, str | None]:
     """The exit heads of a run, or None and the reason why there are none.
 
@@ -95,7 +101,13 @@ def heads_of(
     try:
         with stage("fitting classifiers on documents of their own"):
             heads = fit_heads(
-                model, list(workloads), tokens=FITTING_TOKENS, lens=False, classifiers=FITTED, progress=False
+                model,
+                list(workloads),
+                tokens=FITTING_TOKENS,
+                exits=exits,
+                lens=False,
+                classifiers=FITTED,
+                progress=False,
             )
     except (ModelError, InputError) as error:  # too few documents, or a model of several hidden states
         return None, error.what
