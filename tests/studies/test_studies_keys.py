@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from study_files import plan_of, small_world, write_model
 
 from offramp.errors import OfframpError
+from offramp.models import source_code
+from offramp.models.source_code import PACKAGE, rooms_fingerprint
 from offramp.policies import registry as policies
-from offramp.studies import fingerprints
 from offramp.studies.computing import ROOMS, SHARED_WORK, code_of
-from offramp.studies.fingerprints import PACKAGE, rooms_fingerprint
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
 from offramp.studies.task import Plan
@@ -243,10 +243,10 @@ def test_a_changed_file_changes_the_keys(tmp_path: Path) -> None:
 def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "offramp"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprints, "PACKAGE", copy)
+    monkeypatch.setattr(source_code, "PACKAGE", copy)
 
     def codes() -> dict[str, str]:
-        for cached in (code_of, fingerprints._sources):
+        for cached in (code_of, source_code._sources):
             cached.cache_clear()
         return {kind: code_of(kind) for kind in ROOMS}
 
@@ -268,7 +268,7 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
             assert {kind for kind in ROOMS if before[kind] != after[kind]} == kinds
             before = after
     finally:
-        for cached in (code_of, fingerprints._sources):
+        for cached in (code_of, source_code._sources):
             cached.cache_clear()
 
 

@@ -15,6 +15,7 @@ from streamed_models import streamed
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import ModelError
+from offramp.models import source_code
 from offramp.models.recording import Recorder
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed.layers import BatchCalls
@@ -126,7 +127,8 @@ def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.Monk
         read.append("/".join(path.parts[-3:]))
         return "its SHA-256"
 
-    monkeypatch.setattr("offramp.tracing.request.sha256_of_file", noted)
+    monkeypatch.setattr(source_code, "sha256_of_file", noted)
+    monkeypatch.setattr(source_code, "_sources", source_code._sources.__wrapped__)
     code_fingerprint.__wrapped__()
     assert {"tracing/streamed/layers.py", "models/streaming/shards.py", "offramp/models/stack.py"} <= set(
         read

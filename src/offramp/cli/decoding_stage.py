@@ -26,8 +26,9 @@ from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompt
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import OfframpError
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.files import canonical_json, sha256_of_text
 from offramp.models.model import Model
+from offramp.models.source_code import rooms_fingerprint
 from offramp.report.decoded import Decoded
 from offramp.report.run_result import WorkloadResult
 from offramp.tracing.request import library_versions
@@ -176,9 +177,6 @@ def _plain_seconds(model: Model, machine: Machine | None, tasks: Sequence[Task])
 
 def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
     """SHA-256 of everything that a measurement depends on, sizes that follow from the profile included."""
-    package = Path(__file__).parents[1]
-    rooms = ("models", "tracing", "costs", "policies", "decoding", "cli")
-    sources = sorted(path for room in rooms for path in (package / room).rglob("*.py"))
     machine = prepared.machine
     return sha256_of_text(
         canonical_json(
@@ -198,7 +196,7 @@ def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
                 "machine": machine_facts(torch.get_num_threads()),
                 "profile": None if machine is None else canonical_json(machine.to_json()),
                 "versions": library_versions(model.identity.transforms),
-                "code": [sha256_of_file(path) for path in sources],
+                "code": rooms_fingerprint("models", "tracing", "costs", "policies", "decoding", "cli"),
             }
         )
     )

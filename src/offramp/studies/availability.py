@@ -14,10 +14,11 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import processor_name
 from offramp.errors import InputError, WorkloadError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.models.source_code import rooms_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import FILE_SOURCES, LOCAL, WorkloadEntry
-from offramp.studies.fingerprints import Fingerprints, evidence_of, rooms_fingerprint
+from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
 from offramp.studies.places import placed, resolved

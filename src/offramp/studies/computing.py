@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from offramp.files import sha256_of_file
-from offramp.studies.fingerprints import rooms_fingerprint
+from offramp.models.source_code import rooms_fingerprint
 from offramp.tracing.request import library_versions
 
 WORK = "studies/work"

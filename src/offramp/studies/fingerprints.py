@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text, write_json_atomically
+from offramp.files import canonical_json, sha256_of_text, write_json_atomically
 
 FILE = "fingerprints.json"
-PACKAGE = Path(__file__).parents[1]
 
 Evidence = list[list[str | int]]
 """Path, size, time of the last change (ns) and inode of some files."""
@@ -59,20 +57,6 @@ def evidence_of(paths: Iterable[Path]) -> Evidence:
                 facts = file.stat()
                 found.append([str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino])
     return found
-
-
-def rooms_fingerprint(*places: str) -> str:
-    """SHA-256 of the source in some rooms or files of the package: "tracing", "studies/work/score.py"."""
-    files = {name: digest for place in places for name, digest in _sources(place)}
-    return sha256_of_text(canonical_json(sorted(files.items())))
-
-
-@functools.cache
-def _sources(place: str) -> tuple[tuple[str, str], ...]:
-    """Name and SHA-256 of every source file of one room or file."""
-    path = PACKAGE / place
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return tuple((file.relative_to(PACKAGE).as_posix(), sha256_of_file(file)) for file in files)
 
 
 def _digest(evidence: Any) -> str:

@@ -17,9 +17,10 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.memory_size import shown_size
 from offramp.models.registry import BUNDLED
 from offramp.models.source import Source
+from offramp.models.source_code import rooms_fingerprint
 from offramp.models.weight_files import read_headers
 from offramp.studies.entries import ModelEntry
-from offramp.studies.fingerprints import Fingerprints, evidence_of, rooms_fingerprint
+from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import FoundModel
 from offramp.studies.places import placed
 from offramp.studies.study import Study

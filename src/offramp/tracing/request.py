@@ -6,11 +6,11 @@ import functools
 import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import InputError
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.files import canonical_json, sha256_of_text
+from offramp.models.source_code import rooms_fingerprint
 from offramp.models.transforms.layouts import PACKAGE
 from offramp.models.transforms.quantise import is_quantisation
 from offramp.tracing.recording import Recording
@@ -63,12 +63,7 @@ class TraceRequest:
 @functools.cache
 def code_fingerprint() -> str:
     """SHA-256 of the source of the rooms that make a trace."""
-    package = Path(__file__).parents[1]
-    files = sorted(
-        path for room in ("models", "workloads", "tracing") for path in (package / room).rglob("*.py")
-    )
-    named = [[path.relative_to(package).as_posix(), sha256_of_file(path)] for path in files]
-    return sha256_of_text(canonical_json(named))
+    return rooms_fingerprint("models", "workloads", "tracing")
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:

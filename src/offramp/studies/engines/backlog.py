@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from offramp.errors import DiskFullError, OfframpError
 from offramp.models.memory_size import shown_size
+from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -29,6 +31,20 @@ class MemoryLimit:
     said: str
     where: str | None = None
     fix: str = "use a machine with more memory"
+
+
+class Workers(Protocol):
+    """What an engine runs jobs with."""
+
+    @property
+    def running(self) -> Collection[str]:
+        """Keys of the jobs that were started and have not ended."""
+
+    def start(self, job: Job) -> None:
+        """Start a job."""
+
+    def wait(self, seconds: float) -> Sequence[tuple[Job, Ending]]:
+        """Wait until a job ends, or for so many seconds; the jobs that have ended, and how."""
 
 
 class Backlog:
@@ -56,6 +72,20 @@ class Backlog:
         for task in self._tasks.values():
             if self.folder.failure(task) is not None:
                 self.folder.forget_failure(task)
+
+    def work_off(
+        self, workers: Workers, may_start: Callable[[Job], bool], on_change: Callable[[], None]
+    ) -> None:
+        """Start what is ready and may start, and wait, until every task is settled and no job runs."""
+        while workers.running or not self.finished():
+            for job in self.ready(workers.running):
+                if may_start(job):
+                    workers.start(job)
+            on_change()
+            for job, ending in workers.wait(POLL_SECONDS):
+                self.ended(job, ending)
+            self.refresh()
+        on_change()
 
     def finished(self) -> bool:
         """Whether every task is settled."""

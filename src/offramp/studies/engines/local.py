@@ -11,7 +11,7 @@ from types import TracebackType
 
 from offramp.models.available_memory import available_memory, machine_memory
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
-from offramp.studies.engines.engine import POLL_SECONDS, EngineOptions
+from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.process import WORKER, Ending, WorkerProcess
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Job
@@ -36,15 +36,7 @@ class LocalEngine:
         room = Room.of_machine(options)
         backlog.fail_unfit(lambda job: room.limit)
         with Crew(folder, self.program) as crew:
-            while crew.running or not backlog.finished():
-                for job in backlog.ready(crew.running):
-                    if room.fits(job, crew.workers):
-                        crew.start(job)
-                on_change()
-                for job, ending in crew.wait(POLL_SECONDS):
-                    backlog.ended(job, ending)
-                backlog.refresh()
-        on_change()
+            backlog.work_off(crew, lambda job: room.fits(job, crew.workers), on_change)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
-from offramp.studies.engines.engine import POLL_SECONDS, EngineOptions
+from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.process import WORKER, Ending, WorkerProcess
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Job
@@ -53,15 +53,11 @@ class RayEngine:
             nodes = Nodes.of_cluster(ray)
             backlog.fail_unfit(nodes.limit)
             with Submissions(ray, nodes, folder, self.program) as submissions:
-                while submissions.running or not backlog.finished():
-                    for job in backlog.ready(submissions.running):
-                        if options.workers is None or len(submissions.running) < options.workers:
-                            submissions.add(job)
-                    on_change()
-                    for job, ending in submissions.wait(POLL_SECONDS):
-                        backlog.ended(job, ending)
-                    backlog.refresh()
-            on_change()
+                backlog.work_off(
+                    submissions,
+                    lambda job: options.workers is None or len(submissions.running) < options.workers,
+                    on_change,
+                )
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Submissions:
         """Keys of the jobs that Ray has."""
         return {job.key for job in self._waiting.values()}
 
-    def add(self, job: Job) -> None:
+    def start(self, job: Job) -> None:
         """Hand a job to Ray."""
         remote = self._remote.options(**self._nodes.options(job))
         self._waiting[remote.remote(job.to_json(), *self._arguments, self._program)] = job

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.request import code_fingerprint, library_versions
 from offramp.workloads.workload import Workload
@@ -25,17 +23,10 @@ def describe_fitting(
         "classifiers": _describe_rows(classifiers),
         "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
         "threads": torch.get_num_threads(),
-        "code": fitting_code_fingerprint(),
+        "code": code_fingerprint(),
         "versions": library_versions()
         | {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")},
     }
-
-
-def fitting_code_fingerprint() -> str:
-    """SHA-256 of the source that fits, and of the rooms that a trace is made with."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    own = [[path.name, sha256_of_file(path)] for path in files]
-    return sha256_of_text(canonical_json([code_fingerprint(), own]))
 
 
 def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
