@@ -178,15 +178,16 @@ def test_a_task_out_of_memory_fails_alone(folder: StudyFolder) -> None:
 
 
 def test_a_full_disk_stops_the_study_which_a_later_run_goes_on_with(folder: StudyFolder) -> None:
-    first, full, long = task_of(1), task_of(2, deed="disk full"), task_of(3, seconds=60)
+    first, long = task_of(1), task_of(3, seconds=60)
+    full, mended = (task_of(2, deed=deed, needs={"first": first}) for deed in ("disk full", "nothing"))
     with pytest.raises(DiskFullError, match="the disk is full"):
         run(folder, job_of(first), job_of(full), job_of(long), workers=2)
     assert not is_held(folder.lock_path(long))
     conditions = [folder.condition(task) for task in (first, full, long)]
     assert conditions == ["done", "unfinished", "unfinished"]
-    run(folder, job_of(first), job_of(task_of(2)), job_of(task_of(3)), workers=2)
+    run(folder, job_of(first), job_of(mended), job_of(task_of(3)), workers=2)
     assert events_of(folder, first) == ["started", "finished"]
-    assert value(folder, full) == 2
+    assert value(folder, full) == 3
 
 
 # --- what runs beside what
