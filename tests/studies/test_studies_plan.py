@@ -12,9 +12,11 @@ import pytest
 from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, write_model, write_study
 
 from offramp.costs.hardware import PROFILES, find_machine
+from offramp.decoding.bench import turns
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.finding import find_source
+from offramp.studies import estimates
 from offramp.studies.plan import make_plan
 from offramp.studies.plan_file import plan_from_json, plan_to_json
 from offramp.studies.study import read_study
@@ -316,6 +318,48 @@ def test_estimates_grow_with_what_there_is_to_do(tmp_path: Path) -> None:
     assert plain[2] == 5 * fewer_exits[2]
     answers = trace("threads = 1\ntokens = 2000\n", text.replace("txt:one.txt", "chat"))
     assert answers[0] > plain[0]
+
+
+def test_decoding_is_estimated_from_its_turns(tmp_path: Path) -> None:
+    small_world(tmp_path)
+    axes = """workloads = ["txt:one.txt"]
+machines = ["local"]
+[[models]]
+name = "nobody/x"
+parameters = 1e9
+layers = 10
+hidden = 2048
+vocabulary = 50_000
+[decode]
+best = 2
+prompts = 3
+new_tokens = 10
+rounds = {rounds}
+seconds = {seconds}
+[combine]
+accelerations = ["int8", "prune:drop=2", "prompt_lookup"]
+prompts = 3
+new_tokens = 10
+rounds = 2
+"""
+
+    def seconds(kind: str, rounds: int, budget: float) -> float:
+        text = axes.format(rounds=rounds, seconds=budget)
+        found = tasks_of(plan_of(tmp_path, text, 'name = "s"'), kind)[0].estimate.seconds
+        assert found is not None
+        return found
+
+    # Four billion bytes at ten a second, ten layers at 0.3 ms; six seconds and four billion bytes to load.
+    step, loading = 0.403, 10.0
+    assert estimates.FEWEST_ROUNDS == turns.FEWEST_ROUNDS
+    turn = (2 + 3) * 10 * step
+    assert seconds("decode", 5, 1.0) == pytest.approx(loading + turn * (1 + 3 * 2))
+    assert seconds("decode", 5, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 5))
+    assert seconds("decode", 5, turn * 3 * 4) == pytest.approx(loading + turn * (1 + 3 * 4))
+    assert seconds("decode", 1, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 2))
+    # Four models, each decoded plainly and by lookup, less the plain one that is among the plain ones.
+    together = (4 * 2 - 1 + 3) * 10 * step
+    assert seconds("combine", 1, 1.0) == pytest.approx(loading + together * (1 + 3 * 2))
 
 
 def test_planning_imports_no_torch(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from offramp.models.available_memory import WORKING_SHARE
 from offramp.models.memory_size import parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.entries import HeadsEntry
+from offramp.studies.entries import Combine, Decode, HeadsEntry
 from offramp.studies.found import FoundModel, FoundWorkload
 from offramp.studies.study import Study
 from offramp.studies.task import Estimate
@@ -29,6 +29,10 @@ ANSWERED_TOGETHER = 8
 """Prompts, about."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
+FEWEST_ROUNDS = 2
+"""Of decoding in turns, that are made whatever the seconds are (`offramp.decoding.bench.turns`)."""
+PLAIN_CONTENDERS = 3
+"""That take turns with the others: never exit, the same again, and `generate()`."""
 SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5, "pair": 5e-5}
 """Of one token at one exit, by the kind of task that reads a trace."""
 
@@ -108,7 +112,22 @@ def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> 
     return Estimate(_with_loading(sizes, seconds), memory, 4 * square + RESULT_BYTES)
 
 
-def timing_estimate(study: Study, sizes: Sizes, seconds: float, *, models: int = 1) -> Estimate:
+def decoding_estimate(
+    study: Study, sizes: Sizes, table: Decode | Combine, contenders: int, *, models: int = 1
+) -> Estimate:
+    """Of a task that decodes prompts in turns: one of them untimed, then all in as many rounds as fit.
+
+    contenders: beside the plain ones. models: that it has in memory.
+    """
+    seconds = None
+    if sizes.weights is not None:
+        turn = (contenders + PLAIN_CONTENDERS) * table.new_tokens * _step(sizes)
+        rounds = max(FEWEST_ROUNDS, min(table.rounds, table.seconds / (turn * table.prompts)))
+        seconds = turn * (1 + table.prompts * rounds)
+    return timing_estimate(study, sizes, seconds, models=models)
+
+
+def timing_estimate(study: Study, sizes: Sizes, seconds: float | None, *, models: int = 1) -> Estimate:
     """Of a task that takes timings for so long. models: that it has in memory."""
     memory = None if sizes.weights is None else round(TORCH_BYTES + models * WORKING_SHARE * sizes.weights)
     return Estimate(_with_loading(sizes, seconds), memory, RESULT_BYTES)
@@ -133,8 +152,12 @@ def _reading(sizes: Sizes, tokens: int, exits: int | None) -> float | None:
 
 def _answering(sizes: Sizes, tokens: int) -> float:
     """Seconds to write so many tokens of answers, some of them side by side."""
-    step = (sizes.weights or 0.0) / BYTES_PER_SECOND + LAYER_SECONDS * (sizes.layers or 0)
-    return tokens / ANSWERED_TOGETHER * step
+    return tokens / ANSWERED_TOGETHER * _step(sizes)
+
+
+def _step(sizes: Sizes) -> float:
+    """Seconds of one step of plain decoding."""
+    return (sizes.weights or 0.0) / BYTES_PER_SECOND + LAYER_SECONDS * (sizes.layers or 0)
 
 
 def _with_loading(sizes: Sizes, seconds: float | None) -> float | None:

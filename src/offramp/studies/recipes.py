@@ -13,6 +13,7 @@ from offramp.scoring.paired import PAIRED_DRAWS
 from offramp.studies.computing import code_of, plug_ins_of, versions_of
 from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TransformEntry
 from offramp.studies.estimates import (
+    decoding_estimate,
     exit_list,
     heads_estimate,
     reading_estimate,
@@ -147,7 +148,7 @@ class Recipes:
         return self._task(
             "decode",
             recipe,
-            timing_estimate(self.study, variant.sizes, table.seconds),
+            decoding_estimate(self.study, variant.sizes, table, table.best),
             needs={role: task.key for role, task in needs.items()},
             variant=variant,
             workload=workload,
@@ -160,6 +161,8 @@ class Recipes:
         assert table is not None, "asked for with a table [combine] only"
         steps = combined_steps(table)
         texts = [step.text for step in steps]
+        models = 2 ** len(texts)
+        contenders = models * (1 + len(table.accelerations) - len(texts)) - 1
         policy = None if table.policy is None else parse_policy(table.policy)
         recipe = {
             **table.model_dump(),
@@ -175,7 +178,7 @@ class Recipes:
         return self._task(
             "combine",
             recipe,
-            timing_estimate(self.study, variant.sizes, table.seconds, models=2 ** len(texts)),
+            decoding_estimate(self.study, variant.sizes, table, contenders, models=models),
             variant=variant,
             workload=workload,
             exclusive=True,
