@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, write_model, write_study
 
+from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
 from offramp.decoding.bench import turns
 from offramp.errors import InputError
@@ -345,20 +346,24 @@ rounds = 2
 
     def seconds(kind: str, rounds: int, budget: float) -> float:
         text = axes.format(rounds=rounds, seconds=budget)
-        found = tasks_of(plan_of(tmp_path, text, 'name = "s"'), kind)[0].estimate.seconds
+        found = tasks_of(plan_of(tmp_path, text, 'name = "s"\nthreads = 1'), kind)[0].estimate.seconds
         assert found is not None
         return found
 
     # Four billion bytes at ten a second, ten layers at 0.3 ms; six seconds and four billion bytes to load.
     step, loading = 0.403, 10.0
+    # Two operations a weight, and at the last exit some more for each of its elements; 40 billion a second.
+    head = 2048 * 50_000
+    prompt = 64 * (2 * 1e9 + head * (2 + REDUCTION_FLOPS / 2048)) / 4e10
+    once = prompt + 10 * step
     assert estimates.FEWEST_ROUNDS == turns.FEWEST_ROUNDS
-    turn = (2 + 3) * 10 * step
+    turn = (2 + 3) * once
     assert seconds("decode", 5, 1.0) == pytest.approx(loading + turn * (1 + 3 * 2))
     assert seconds("decode", 5, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 5))
     assert seconds("decode", 5, turn * 3 * 4) == pytest.approx(loading + turn * (1 + 3 * 4))
     assert seconds("decode", 1, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 2))
     # Four models, each decoded plainly and by lookup, less the plain one that is among the plain ones.
-    together = (4 * 2 - 1 + 3) * 10 * step
+    together = (4 * 2 - 1 + 3) * once
     assert seconds("combine", 1, 1.0) == pytest.approx(loading + together * (1 + 3 * 2))
 
 

@@ -27,6 +27,8 @@ STARTING_SECONDS = 6.0
 """Imports of torch and transformers, and a model's checks."""
 ANSWERED_TOGETHER = 8
 """Prompts, about."""
+PROMPT_TOKENS = 64
+"""Of a prompt, about."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
 FEWEST_ROUNDS = 2
@@ -120,8 +122,9 @@ def decoding_estimate(
     contenders: beside the plain ones. models: that it has in memory.
     """
     seconds = None
-    if sizes.weights is not None:
-        turn = (contenders + PLAIN_CONTENDERS) * table.new_tokens * _step(sizes)
+    prompt = _reading(sizes, PROMPT_TOKENS, 1)
+    if prompt is not None:
+        turn = (contenders + PLAIN_CONTENDERS) * (prompt + table.new_tokens * _step(sizes))
         rounds = max(FEWEST_ROUNDS, min(table.rounds, table.seconds / (turn * table.prompts)))
         seconds = turn * (1 + table.prompts * rounds)
     return timing_estimate(study, sizes, seconds, models=models)
