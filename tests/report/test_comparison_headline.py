@@ -13,10 +13,12 @@ from offramp.report.comparison_answers import (
     decision_on,
     fastest,
     floor_kept,
+    is_no_answer,
     keeps_floor,
     overall_decision,
 )
 from offramp.report.comparison_headline import best_sentences, headline, lacking, left_over, not_claimed
+from offramp.report.sections.compare_verdict import verdict_section
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
 
@@ -203,6 +205,28 @@ def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_miss
     assert [floor_kept(one) for one in (below, above)] == ["perhaps", "kept"]
     assert fastest([below, above]) is above
     assert fastest([below]) is below
+
+
+def test_what_is_no_answer_is_counted_with_its_reason():
+    plain = strategy(Estimate(1.0), policy="never", validity="INVALID: busy")
+    invalid = strategy(Estimate(1.4), policy="static:exit=1", validity="INVALID: busy")
+    missed = strategy(Estimate(1.3), policy="static:exit=2", validity="VALID", agreement=Estimate(0.8))
+    silent = strategy(
+        Estimate(None, undefined="it failed"), policy="static:exit=3", validity="left out: it failed"
+    )
+    kept = strategy(Estimate(1.2), policy="static:exit=4", validity="VALID", agreement=Estimate(0.99))
+    replayed = strategy(Estimate(1.5), "predicted", agreement=Estimate(0.1))
+    all_of_them = (plain, invalid, missed, silent, kept, replayed)
+    said = "1 INVALID, 1 below their floor, 1 without a speed"
+    assert is_no_answer(all_of_them) == said
+    assert f"Of 4 measurements of policies decoded for real, left out: {said}." in left_over(
+        compared(nothing(), strategies=all_of_them)
+    )
+    assert is_no_answer((plain, kept, replayed)) == ""
+    without = compared(nothing(), strategies=(plain, invalid, missed, silent))
+    # In its card, and among what is not claimed.
+    assert verdict_section(without).count(said) == 2
+    assert said not in verdict_section(compared(nothing(), strategies=(kept,)))
 
 
 def test_an_interval_without_width_is_no_precision():

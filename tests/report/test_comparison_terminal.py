@@ -88,5 +88,5 @@ def test_accelerations_together_are_an_answer_too():
     invalid = {**found, "validity": "INVALID", "reasons": ["the machine was busy"]}
     text = printed(Comparison("compose", "", rows, combined=(found, invalid)), 300)
     assert "in 2 measurements, 1 of them INVALID" in text
-    assert "1 measurement is INVALID, not to be believed" in text
+    assert "Of 2 measurements of accelerations together, INVALID and not to be believed: 1." in text
     assert "No advice: this measurement is not to be believed, since the machine was busy." in text

@@ -173,6 +173,21 @@ def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
     ]
 
 
+def decoded(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Policies that were decoded for real, to be believed or not; plain decoding is none."""
+    return [one for one in strategies if one.basis == "measured" and one.policy != NEVER]
+
+
+def is_no_answer(strategies: Sequence[Strategy]) -> str:
+    """How many of the policies decoded for real are no answer, and why: "5 INVALID, 3 below their floor"."""
+    known = believed(decoded(strategies))
+    invalid = sum(map(is_invalid, decoded(strategies)))
+    missed = sum(floor_kept(one) == "missed" for one in known)
+    silent = len(decoded(strategies)) - invalid - len(known)
+    reasons = {"INVALID": invalid, "below their floor": missed, "without a speed": silent}
+    return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+
+
 def is_invalid(one: Strategy) -> bool:
     """Whether a measurement must not be believed."""
     return one.validity.startswith("INVALID")

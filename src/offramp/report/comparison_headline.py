@@ -12,8 +12,10 @@ from offramp.report.comparison_answers import (
     best_certified,
     cell_decisions,
     decision_on,
+    decoded,
     fastest,
     is_invalid,
+    is_no_answer,
     overall_decision,
     replayed,
 )
@@ -113,10 +115,19 @@ def left_over(comparison: Comparison) -> list[str]:
             f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} not "
             f"certifiable: {lacking(unknown)}."
         )
-    invalid = sum(is_invalid(one) for one in comparison.strategies) + invalid_combined(comparison)
+    no_answer = is_no_answer(comparison.strategies)
+    if no_answer:
+        count = len(decoded(comparison.strategies))
+        said.append(
+            f"Of {counted(count, 'measurement')} of policies decoded for real, left out: {no_answer}."
+        )
+    invalid = invalid_combined(comparison)
     if invalid:
-        verb = "is" if invalid == 1 else "are"
-        said.append(f"{counted(invalid, 'measurement')} {verb} INVALID, not to be believed, and left out.")
+        count = len(comparison.combined)
+        said.append(
+            f"Of {counted(count, 'measurement')} of accelerations together, INVALID and not to be believed: "
+            f"{invalid:,}."
+        )
     return said
 
 

@@ -9,6 +9,7 @@ from offramp.report.comparison_answers import (
     believed,
     best_certified,
     fastest,
+    is_no_answer,
     overall_decision,
     replayed,
 )
@@ -67,7 +68,7 @@ def _cards(comparison: Comparison) -> str:
     if any(one.basis == "measured" for one in strategies):
         measured = fastest(believed(strategies))
         if measured is None:
-            nothing = "every measurement is INVALID, or decoded plainly"
+            nothing = is_no_answer(strategies) or "no policy that exits was decoded"
             cards += _card("Fastest decoded for real", "measured", "none", nothing)
         else:
             cards += _strategy_card("Fastest decoded for real", "measured", measured)
