@@ -39,7 +39,7 @@ from offramp.policies.replay_intervals import replay_intervals
 from offramp.scoring.finite import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
-from offramp.studies.work.decode import best_policies
+from offramp.studies.work.decode import NOTHING, best_policies
 from offramp.studies.work.inputs import fingerprint_of
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
@@ -426,12 +426,12 @@ def test_the_best_of_the_league_are_decoded(
     assert all(one.measured_agreement is not None for one in forecasts.values())
 
 
-def test_a_floor_without_a_policy_is_said(
+def test_where_no_policy_exits_that_is_the_result(
     bench: Bench, traced: Path, profiled: Path, local_league: Path
 ) -> None:
     inputs = {"trace": traced, "profile": profiled, "league": local_league}
-    with pytest.raises(OfframpError, match="no policy of the league exits at a floor of 0"):
-        bench.run(decode_task(bench, floor=0.97), inputs, name="nothing")
+    assert best_policies(result_of(local_league)["entries"], floor=0.97, count=2) == []
+    assert result_of(bench.run(decode_task(bench, floor=0.97), inputs, name="nothing")) == NOTHING
 
 
 @pytest.mark.usefixtures("uncollected")

@@ -22,6 +22,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work import inputs, league, pair, replay, score, tune
 from offramp.studies.work.context import Context
+from offramp.studies.work.decode import NOTHING
 from offramp.studies.work.model_cache import ModelCache
 from offramp.studies.work.registry import WORKS
 from offramp.studies.work.text_size import TextSize, write_text_sizes
@@ -200,6 +201,8 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     case.finish(
         case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), decode_result()
     )
+    nothing = case.task("decode", {"floor": 0.95}, needs={"trace": traces["alpha", "code"]})
+    case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), NOTHING)
     combined = combined_to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})
     case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})

@@ -50,7 +50,8 @@ def test_a_study_is_compared_with_everything(case: StudyCase) -> None:
         "claims nothing: 1 independently trained model, 12 needed"
     }
     assert len(found.failures) == 4
-    assert [note.split()[0:2] for note in found.notes] == [["Pairs:", "400"], ["On", "prose"], ["On", "code"]]
+    started = [" ".join(note.split()[:2]) for note in found.notes]
+    assert started == ["Pairs: 400", "alpha ·", "On prose", "On code"]
     assert found.provenance["offramp"] == offramp_version()
     assert found.provenance["comparison_key"][:16] in found.citation
 

@@ -163,6 +163,16 @@ def test_an_invalid_measurement_is_shown_and_counts_for_nothing(content: Content
     assert validity == {"INVALID: the A/A interval is 0.9 to 1.1", "left out: there was no time"}
 
 
+def test_where_no_policy_exits_nothing_was_decoded_and_that_is_said(content: Content) -> None:
+    row = row_of(content, "alpha", "code")
+    assert (row.measured_speedup, strategies_of(content, row, "measured")) == ({}, [])
+    (note,) = (note for note in content.notes if "decode" in note)
+    assert note == (
+        "alpha · code · decode · local: no policy of the league exits at a floor of 0.95, nothing to decode."
+    )
+    assert not any("decode" in name for name in content.failures)
+
+
 def test_pairs_are_paired_differences(case: StudyCase, content: Content) -> None:
     sides = [trace_of(case, row_of(content, name, "code")) for name in ("alpha", "alpha-it")]
     expected = {one.figure: one for one in paired_differences(*sides, draws=400).figures}
@@ -178,9 +188,9 @@ def test_pairs_are_paired_differences(case: StudyCase, content: Content) -> None
 
 def test_draws_that_are_too_few_for_holm_are_said(case: StudyCase, content: Content) -> None:
     """Of 20 differences each with 400 draws, the smallest p-value, 2/401, is not below 0.05/20."""
-    assert content.notes == (
+    assert content.notes[0] == (
         "Pairs: 400 draws are too few for 20 differences: no p-value can be small enough after Holm; "
-        "800 draws can.",
+        "800 draws can."
     )
     reader = StudyReader(case.folder)
     assert 2 / 401 * 20 > 0.05 >= 2 / 801 * 20
@@ -205,7 +215,7 @@ def test_every_cell_without_a_result_says_why(content: Content) -> None:
 
 def test_provenance_names_the_study_by_what_it_says(case: StudyCase, content: Content) -> None:
     assert content.provenance["study_fingerprint"] == sha256_of_text(canonical_json(case.study()))
-    assert content.provenance["cells"] == "11 of 15 done"
+    assert content.provenance["cells"] == "12 of 16 done"
     assert content.provenance["versions"] == f"numpy {np.__version__}"
 
 

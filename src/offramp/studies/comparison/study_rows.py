@@ -82,7 +82,7 @@ class StudyReader:
             pairs=pairs,
             combined=tuple(self.combined(cell) for cell in self.done if cell.kind == "combine"),
             failures=self.failures(),
-            notes=tuple(self.pair_notes(pairs)),
+            notes=(*self.pair_notes(pairs), *self.undecoded()),
             provenance=self.provenance(),
             local=self.local(),
         )
@@ -169,6 +169,14 @@ class StudyReader:
                 f"Pairs: {min(draws):,} draws are too few for {judged} differences: no p-value can be small "
                 f"enough after Holm; {needed:,} draws can."
             )
+
+    def undecoded(self) -> Iterator[str]:
+        """Where nothing was decoded, since no policy of the league exits."""
+        found = [self.finished(cell) for cell in self.done if cell.kind == "decode"]
+        for one in found:
+            if one.result["bench"] is None:
+                floor = f"a floor of {one.recipe['floor']:g}"
+                yield f"{one.cell.name}: no policy of the league exits at {floor}, nothing to decode."
 
     def combined(self, cell: Cell) -> Mapping[str, Any]:
         """Accelerations together, under the names that the study gives."""

@@ -84,8 +84,13 @@ def replayed_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
 
 
 def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
-    """Plain decoding and the best policies of the league, for real; the league's fastest is its choice."""
+    """Plain decoding and the best policies of the league, for real; the league's fastest is its choice.
+
+    Nothing if no policy of the league exits.
+    """
     bench = found.result["bench"]
+    if bench is None:
+        return
     contenders = {contender["name"]: contender for contender in bench["contenders"]}
     yield _plain_strategy(row, found, contenders[bench["plain"]])
     for place, choice in enumerate(found.result["chosen"]):
@@ -132,6 +137,8 @@ def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Stra
 def measured_speedups(found: Finished) -> dict[str, float]:
     """Net speedup of the league's fastest policy that exits, by floor and machine; nothing if not VALID."""
     bench, choices = found.result["bench"], found.result["chosen"]
+    if bench is None:
+        return {}
     speedups = {contender["name"]: contender["speedup"] for contender in bench["contenders"]}
     fastest = speedups[choices[0]["contender"]] if choices else None
     if bench["validity"] != "VALID" or fastest is None:

@@ -42,6 +42,9 @@ DRAFT_LENGTH = 1
 PARTS_OF = 1
 """Prompts on which the parts of a policy's tokens are timed."""
 
+NOTHING: Mapping[str, Any] = {"bench": None, "chosen": [], "characters_per_token": None}
+"""The result where no policy of the league exits: at its floor plain decoding is best."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -53,7 +56,8 @@ class Choice:
 
 
 class DecodeWork:
-    """Leaves the measurement with every sample and forecast, and which policies it was of.
+    """Leaves the measurement with every sample and forecast, and which policies it was of; neither if no
+    policy of the league exits.
 
     Takes timings, so that it runs alone on the machine.
     """
@@ -61,8 +65,8 @@ class DecodeWork:
     kind = "decode"
 
     def run(self, task: Task, context: Context) -> None:
-        """Decode. Raises OfframpError if the league has no policy that exits, the model cannot be decoded
-        layer by layer, or inputs are not the recipe's; and what `offramp.decoding.bench` raises.
+        """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
+        recipe's; and what `offramp.decoding.bench` raises.
         """
         require_planned(task)
         machine = profile_in(context.input("profile"))
@@ -72,11 +76,8 @@ class DecodeWork:
             result_of(context, "league")["entries"], floor=recipe["floor"], count=recipe["best"]
         )
         if not choices:
-            raise OfframpError(
-                f"no policy of the league exits at a floor of {recipe['floor']:g}: there is none to decode",
-                where=task.sources["workload"],
-                fix="lower the floor of [decode], or leave this workload out with [[exclude]]",
-            )
+            context.write_result(NOTHING)
+            return
         workload, model = workload_of(task), model_of(task, context)
         trace, heads = trace_of(context), heads_of(task, context)
         measured = _decode(model, workload, trace, heads, machine, choices, recipe)
