@@ -13,9 +13,9 @@ from offramp.report.comparison_answers import (
     decision_on,
     fastest,
     floor_kept,
-    is_no_answer,
     keeps_floor,
     overall_decision,
+    why_no_answer,
 )
 from offramp.report.comparison_headline import best_sentences, headline, lacking, left_over, not_claimed
 from offramp.report.sections.compare_verdict import verdict_section
@@ -105,7 +105,7 @@ def test_too_few_documents_are_no_answer():
     assert best_sentences(found) == []
 
 
-def test_a_test_that_every_policy_failed_is_no_answer():
+def test_a_test_that_every_policy_failed_why_no_answer():
     found = compared(nothing("evidence", documents=50))
     assert overall_decision(found) == "not certifiable"
     assert headline(found).endswith("not certifiable here: every faster policy failed the test of its floor.")
@@ -207,7 +207,7 @@ def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_miss
     assert fastest([below]) is below
 
 
-def test_what_is_no_answer_is_counted_with_its_reason():
+def test_what_why_no_answer_is_counted_with_its_reason():
     plain = strategy(Estimate(1.0), policy="never", validity="INVALID: busy")
     invalid = strategy(Estimate(1.4), policy="static:exit=1", validity="INVALID: busy")
     missed = strategy(Estimate(1.3), policy="static:exit=2", validity="VALID", agreement=Estimate(0.8))
@@ -218,11 +218,11 @@ def test_what_is_no_answer_is_counted_with_its_reason():
     replayed = strategy(Estimate(1.5), "predicted", agreement=Estimate(0.1))
     all_of_them = (plain, invalid, missed, silent, kept, replayed)
     said = "1 INVALID, 1 below their floor, 1 without a speed"
-    assert is_no_answer(all_of_them) == said
+    assert why_no_answer(all_of_them) == said
     assert f"Of 4 measurements of policies decoded for real, left out: {said}." in left_over(
         compared(nothing(), strategies=all_of_them)
     )
-    assert is_no_answer((plain, kept, replayed)) == ""
+    assert why_no_answer((plain, kept, replayed)) == ""
     without = compared(nothing(), strategies=(plain, invalid, missed, silent))
     # In its card, and among what is not claimed.
     assert verdict_section(without).count(said) == 2

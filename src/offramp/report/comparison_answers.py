@@ -178,7 +178,7 @@ def decoded(strategies: Sequence[Strategy]) -> list[Strategy]:
     return [one for one in strategies if one.basis == "measured" and one.policy != NEVER]
 
 
-def is_no_answer(strategies: Sequence[Strategy]) -> str:
+def why_no_answer(strategies: Sequence[Strategy]) -> str:
     """How many of the policies decoded for real are no answer, and why: "5 INVALID, 3 below their floor"."""
     known = believed(decoded(strategies))
     invalid = sum(map(is_invalid, decoded(strategies)))

@@ -15,9 +15,9 @@ from offramp.report.comparison_answers import (
     decoded,
     fastest,
     is_invalid,
-    is_no_answer,
     overall_decision,
     replayed,
+    why_no_answer,
 )
 from offramp.report.comparison_words import distinct, floor_shown, limits_text, place_of, row_name
 from offramp.report.formats import counted, decimal, listed, times, whole_percent
@@ -115,7 +115,7 @@ def left_over(comparison: Comparison) -> list[str]:
             f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} not "
             f"certifiable: {lacking(unknown)}."
         )
-    no_answer = is_no_answer(comparison.strategies)
+    no_answer = why_no_answer(comparison.strategies)
     if no_answer:
         count = len(decoded(comparison.strategies))
         said.append(

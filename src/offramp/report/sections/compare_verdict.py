@@ -9,9 +9,9 @@ from offramp.report.comparison_answers import (
     believed,
     best_certified,
     fastest,
-    is_no_answer,
     overall_decision,
     replayed,
+    why_no_answer,
 )
 from offramp.report.comparison_headline import headline, left_over, not_claimed
 from offramp.report.comparison_words import (
@@ -68,7 +68,7 @@ def _cards(comparison: Comparison) -> str:
     if any(one.basis == "measured" for one in strategies):
         measured = fastest(believed(strategies))
         if measured is None:
-            nothing = is_no_answer(strategies) or "no policy that exits was decoded"
+            nothing = why_no_answer(strategies) or "no policy that exits was decoded"
             cards += _card("Fastest decoded for real", "measured", "none", nothing)
         else:
             cards += _strategy_card("Fastest decoded for real", "measured", measured)
