@@ -18,6 +18,7 @@ from offramp.report.comparison_answers import (
     why_no_answer,
 )
 from offramp.report.comparison_headline import best_sentences, headline, lacking, left_over, not_claimed
+from offramp.report.sections.compare_certified import certified_section
 from offramp.report.sections.compare_verdict import verdict_section
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
@@ -161,6 +162,43 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     assert overall_decision(compared(saving(speed), strategies=(otherwise,))) == "pays"
     left_out = replace(slow, validity="left out: no time", net_speedup=Estimate(None, undefined="no time"))
     assert overall_decision(compared(saving(speed), strategies=(left_out,))) == "pays"
+
+
+def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pay():
+    speed = Estimate(1.2, 1.18, 1.22)
+    missed = strategy(Estimate(1.3, 1.25, 1.35), validity="VALID", agreement=Estimate(0.80, 0.75, 0.85))
+    found = compared(saving(speed), strategies=(missed,))
+    assert overall_decision(found) == "too close to call"
+    assert headline(found).endswith("certified, it is at best 1.200 × plain decoding (1.180 to 1.220).")
+    said = "Of 1 answer, certified on given text and below the floor when decoded, and so not said to pay: 1."
+    assert said in left_over(found)
+    assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)
+    # Measured at a looser floor, which it kept: the stricter one it did not.
+    looser = replace(missed, floor="agreement=0.75")
+    assert overall_decision(compared(saving(speed), strategies=(looser,))) == "too close to call"
+    kept = compared(saving(speed, floor="agreement=0.75"), strategies=(missed,))
+    assert headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
+    assert "it kept" not in certified_section(kept)
+    # Too slow although it kept less than it may.
+    slow = replace(missed, net_speedup=Estimate(0.98, 0.97, 0.99))
+    assert overall_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
+
+
+def test_cells_that_pay_by_the_stopwatch_are_counted_apart_from_predicted_ones():
+    speed, quick = Estimate(1.2, 1.18, 1.22), strategy(Estimate(1.3, 1.25, 1.35), validity="VALID")
+    elsewhere = [saving(speed, machine=name) for name in ("h100", "a100")]
+    slow = saving(Estimate(1.0), policy="never", machine="cpu")
+    found = compared(saving(speed), *elsewhere, slow, strategies=(quick,))
+    assert headline(found).startswith(
+        "Early exit pays in 1 of 4 cells, and is predicted to pay in 2 more: certified, it is at best 1.300 ×"
+    )
+    faster = saving(Estimate(1.5, 1.4, 1.6), machine="h100")
+    assert headline(compared(saving(speed), faster, slow, strategies=(quick,))).startswith(
+        "Early exit pays in 1 of 3 cells, and is predicted to pay in 1 more: certified, it is at best 1.500 ×"
+    )
+    assert headline(compared(saving(speed), slow, strategies=(quick,))).startswith(
+        "Early exit pays in 1 of 2 cells: "
+    )
 
 
 def test_one_that_surely_pays_comes_before_a_faster_one_that_may():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offramp.report.comparison_words import SHARE_FLOORS, floor_shown, machine_shown, row_name
 from offramp.scoring.estimate import Estimate
@@ -26,18 +26,32 @@ class Answer:
     def decision(self) -> str:
         """Whether it pays: not where nothing faster was found, open where nothing could be certified.
 
-        What was measured beats what was predicted.
+        What was measured beats what was predicted. A policy that missed its floor when decoded does not pay
+        for sure, whatever its certificate says of given text.
         """
         if self.saving.lacks:
             return NOT_CERTIFIABLE
         if not self.saving.certified or self.saving.policy == NEVER:
             return "does not pay"
-        return decision_on(self.net_speedup)
+        decision = decision_on(self.net_speedup)
+        return "too close to call" if decision == "pays" and self.missed else decision
+
+    @property
+    def missed(self) -> bool:
+        """Whether the policy was decoded and kept less than this floor."""
+        return self.measured is not None and _missed(self.measured, self.saving.floor)
+
+    @property
+    def timed(self) -> Strategy | None:
+        """The measurement that answers. One that missed the floor only shows that the policy is too slow."""
+        if self.measured is None or not self.missed:
+            return self.measured
+        return self.measured if decision_on(self.measured.net_speedup) == "does not pay" else None
 
     @property
     def net_speedup(self) -> Estimate:
-        """As measured where it was, else as predicted."""
-        return (self.measured or self.saving).net_speedup
+        """As measured where that answers, else as predicted."""
+        return (self.timed or self.saving).net_speedup
 
     @property
     def exits(self) -> bool:
@@ -77,6 +91,13 @@ def cell_decisions(answers: Iterable[Answer]) -> dict[tuple[str, str, str], str]
     for answer in answers:
         by_cell.setdefault(answer.cell, []).append(answer)
     return {cell: _cell_decision(here) for cell, here in by_cell.items()}
+
+
+def paying_cells(answers: Iterable[Answer]) -> tuple[int, int]:
+    """In how many cells it pays: as measured at any floor, and as predicted alone."""
+    paying = [answer for answer in answers if answer.decision == "pays"]
+    timed = {answer.cell for answer in paying if answer.timed is not None}
+    return len(timed), len({answer.cell for answer in paying} - timed)
 
 
 def _cell_decision(answers: Sequence[Answer]) -> str:
@@ -157,6 +178,11 @@ def floor_kept(one: Strategy) -> str:
     if agreement.value >= float(value):
         return "kept"
     return "perhaps" if agreement.high is not None and agreement.high >= float(value) else "missed"
+
+
+def _missed(one: Strategy, floor: str) -> bool:
+    """Whether a strategy misses a floor, be it its own or another."""
+    return floor_kept(replace(one, floor=floor)) == "missed"
 
 
 def keeps_floor(one: Strategy) -> bool:

@@ -16,6 +16,7 @@ from offramp.report.comparison_answers import (
     fastest,
     is_invalid,
     overall_decision,
+    paying_cells,
     replayed,
     why_no_answer,
 )
@@ -36,13 +37,11 @@ def headline(comparison: Comparison) -> str:
         return _uncertified_headline(comparison)
     decision, decisions = overall_decision(comparison), list(cell_decisions(answers).values())
     best = best_certified(comparison)
-    timed = best is not None and best.measured is not None
+    timed = best is not None and best.timed is not None
     at_best = "" if best is None else f"certified, it is at best {_speed(best.net_speedup)}"
     at_best += ", decoded for real" if timed else ""
     if decision == "pays":
-        paying = decisions.count("pays")
-        where = f"in {paying:,} of {counted(len(decisions), 'cell')}" if len(decisions) > 1 else "here"
-        return f"Early exit {'pays' if timed else 'is predicted to pay'} {where}: {at_best}."
+        return f"Early exit {_where_it_pays(*paying_cells(answers), len(decisions))}: {at_best}."
     if decision == "too close to call":
         why = at_best or "what is certified has no speed on documents that it has not seen"
         return f"Whether early exit pays is too close to call: {why}."
@@ -51,6 +50,15 @@ def headline(comparison: Comparison) -> str:
     if best is None:
         return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
+
+
+def _where_it_pays(measured: int, predicted: int, cells: int) -> str:
+    """ "pays in 1 of 4 cells, and is predicted to pay in 2 more". predicted: cells without a measurement."""
+    verb = "pays" if measured else "is predicted to pay"
+    if cells == 1:
+        return f"{verb} here"
+    more = f", and is predicted to pay in {predicted:,} more" if measured and predicted else ""
+    return f"{verb} in {measured or predicted:,} of {counted(cells, 'cell')}{more}"
 
 
 def _open_headline(decisions: Sequence[str], answers: Sequence[Answer]) -> str:
@@ -86,7 +94,7 @@ def best_sentences(comparison: Comparison) -> list[str]:
     if best is not None:
         how = (
             "predicted on documents that neither search nor certificate saw"
-            if best.measured is None
+            if best.timed is None
             else f"decoded for real; predicted were {_speed(best.saving.net_speedup)}"
         )
         said.append(f"The best certified speed is {_speed(best.net_speedup)}: {best.place}, {how}.")
@@ -120,6 +128,13 @@ def left_over(comparison: Comparison) -> list[str]:
         count = len(decoded(comparison.strategies))
         said.append(
             f"Of {counted(count, 'measurement')} of policies decoded for real, left out: {no_answer}."
+        )
+    missed = sum(answer.missed for answer in answers if answer.exits)
+    if missed:
+        count = len(answers)
+        said.append(
+            f"Of {counted(count, 'answer')}, certified on given text and below the floor when decoded, and "
+            f"so not said to pay: {missed:,}."
         )
     invalid = invalid_combined(comparison)
     if invalid:

@@ -7,7 +7,7 @@ from offramp.report.comparison_answers import NEVER, NOT_CERTIFIABLE, Answer, an
 from offramp.report.comparison_headline import lacking
 from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
 from offramp.report.data_table import NOTHING, DataCell, DataColumn, DataTable, estimate_cell, facet_cell
-from offramp.report.formats import counted, times
+from offramp.report.formats import counted, percent, times
 from offramp.report.markup import bullets, element, policy_code, text
 from offramp.studies.comparison.results import Comparison
 
@@ -68,5 +68,14 @@ def _row(answer: Answer) -> list[DataCell]:
         DataCell(decision_pill(answer.decision)),
         estimate_cell(saving.net_speedup, times) if saving.certified else DataCell(NOTHING),
         DataCell(NOTHING) if measured is None else estimate_cell(measured.net_speedup, times),
-        DataCell(policy + element("p", text(saving.answer))),
+        DataCell(policy + element("p", text(saving.answer)) + _missed(answer)),
     ]
+
+
+def _missed(answer: Answer) -> str:
+    """What a policy kept of its floor when it was decoded, if less; "" else."""
+    if answer.measured is None or not answer.missed:
+        return ""
+    kept = percent(answer.measured.agreement.value or 0.0)
+    said = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
+    return element("p", text(said), class_="invalid")

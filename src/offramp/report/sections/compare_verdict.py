@@ -87,7 +87,7 @@ def _certified_card(best: Answer | None, asked: int) -> str:
         "machine": machine_shown(saving.machine),
         "keeps": floor_shown(saving.floor),
     }
-    kind: Kind = "predicted" if best.measured is None else "measured"
+    kind: Kind = "predicted" if best.timed is None else "measured"
     return _card(title, kind, *_speed(best.net_speedup), facts, saving.policy)
 
 
