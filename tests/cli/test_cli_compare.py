@@ -14,6 +14,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
+from offramp.errors import DamagedFileError
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -129,6 +130,20 @@ def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Pa
         assert what in error["what"]
         assert str(folder) in error["where"]
         assert error["fix"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_incomplete_summary_is_a_clear_error(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "summary.json").write_text('{"schema_version": 4}')
+    command = ["compare", finished_run, run, "-o", tmp_path / "out", "--json"]
+    outcome = run_offramp(*command).require(DamagedFileError.exit_code)
+    error = outcome.json["error"]
+    assert "not what offramp writes" in error["what"]
+    assert error["where"] == str(run / "summary.json")
+    assert error["fix"]
+    assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
 

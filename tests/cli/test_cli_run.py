@@ -22,6 +22,7 @@ PROVENANCE = (
     *("offramp", "code_fingerprint", "model", "model_source", "model_fingerprint", "tokenizer_fingerprint"),
     *("dtype", "bos", "readout", "layers", "python", "torch", "transformers", "numpy", "pyarrow"),
     *(
+        "hardware_fingerprint",
         "processor",
         "cores",
         "threads",

@@ -14,6 +14,7 @@ import pytest
 
 from offramp.costs import local_store
 from offramp.costs.local_store import (
+    RECIPE,
     STEPS,
     list_local_profiles,
     load_local_profile,
@@ -83,6 +84,25 @@ def test_measuring_again_takes_the_older_ones_place() -> None:
     assert save_local_profile(profile()) == save_local_profile(profile(head=5.0))
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [5.0]
     assert len(list_local_profiles()) == 1
+
+
+def test_a_study_s_profile_is_asked_for_by_its_recipe_and_replaces_no_other() -> None:
+    recipe = {"code": "c", "versions": {"numpy": "2"}, "seconds": 12.0, "texts": ("a",)}
+    by_hand = profile()
+
+    def of_study(head: float, **changes: Any) -> TimingsProfile:
+        made = profile(head=head, at="2026-01-02")
+        return dataclasses.replace(made, details={**made.details, RECIPE: {**recipe, **changes}})
+
+    save_local_profile(of_study(2.0))
+    assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [2.0]  # the only one
+    save_local_profile(by_hand)
+    assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
+    assert load_local_profile(FINGERPRINT, "float32", threads=2, recipe=recipe).head_seconds == [2.0]
+    save_local_profile(of_study(3.0, code="newer"))
+    assert len(list_local_profiles()) == 2
+    with pytest.raises(InputError, match="no timings of this model"):
+        load_local_profile(FINGERPRINT, "float32", threads=2, recipe=recipe)
 
 
 def test_each_thread_count_has_its_own_profile() -> None:

@@ -138,6 +138,51 @@ def test_only_documents_that_both_have_are_compared(pair: tuple[Trace, Trace]) -
     assert found.documents == DOCUMENTS - 2
 
 
+def uneven_pair(lengths: tuple[int, int], seed: int = 5) -> tuple[Trace, Trace]:
+    """Traces of equally many tokens: 24 common documents, whose first 12 have other lengths on each side.
+
+    One document more on each side, which the other lacks, makes up the total.
+    """
+    traces = []
+    for side, length in enumerate(lengths):
+        more = DOCUMENTS + side
+        rest = 12 * (max(lengths) - length) + 1
+        rows = np.repeat(np.append(np.arange(DOCUMENTS), more), [length] * 12 + [LENGTH] * 12 + [rest])
+        logits = np.random.default_rng(seed + side).normal(size=(len(rows), EXITS, 5))
+        logits[:, 1:] += 1.5 * np.cumsum(logits[:, :-1], axis=1)
+        traces.append(logits_trace(logits, document=rows, seed=seed + side))
+    return traces[0], traces[1]
+
+
+def test_figures_with_r_0_have_no_difference_where_common_documents_hold_other_token_counts() -> None:
+    first, second = uneven_pair((LENGTH, 4))
+    assert first.token_count == second.token_count
+    found = paired_differences(first, second, draws=50)
+    assert found.documents == DOCUMENTS
+    for one in found.figures:
+        assert one.first is not None
+        assert one.second is not None
+        if one.figure in ("increment", "composite"):
+            assert one.difference.value is None
+            assert one.p_value is None
+            assert one.difference.undefined == (
+                "the common documents hold 216 and 156 tokens, and R_0 depends on how many"
+            )
+        else:
+            assert one.difference.value == pytest.approx(one.second - one.first)
+            assert one.difference.undefined is None
+            assert one.p_value is not None
+
+
+def test_common_documents_with_equally_many_tokens_lose_no_difference() -> None:
+    """The documents that only one side has go; every figure of what is left is compared."""
+    found = paired_differences(*uneven_pair((4, 4)), draws=50)
+    assert found.documents == DOCUMENTS
+    for one in found.figures:
+        assert one.difference.value is not None, one.figure
+        assert one.p_value is not None
+
+
 def test_bits_per_byte_by_hand(pair: tuple[Trace, Trace]) -> None:
     sizes = [{one.id: 30 + 2 * place for place, one in enumerate(pair[0].documents)} for _ in pair]
     sizes[1] = {name: size + 3 for name, size in sizes[1].items()}

@@ -17,6 +17,7 @@ from offramp.decoding.bench.result_file import from_json
 from offramp.decoding.hardware import measure_hardware
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import fingerprint_of, model_of
+from offramp.studies.work.profile import stating
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
@@ -43,14 +44,11 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
 
     traced = bench.run(bench.trace_task(tokens=TOKENS, document_tokens=TOKENS // DOCUMENTS, threads=threads))
     # Of one batch size only, and kept: timing all of them takes a minute on a busy machine.
-    model = model_of(planned("profile", common, sources=bench.sources()), Context(tmp_path, {}, bench.models))
-    save_local_profile(measure_hardware(model, batches=[1], budget_seconds=0.1))
-    profile = run(
-        "profile",
-        {**common, "machine": machine_facts(threads), "seconds": 1.0},
-        {},
-        sources=bench.sources(),
-    )
+    recipe = {**common, "machine": machine_facts(threads), "seconds": 1.0}
+    timing = planned("profile", recipe, exclusive=True, sources=bench.sources())
+    model = model_of(timing, Context(tmp_path, {}, bench.models))
+    save_local_profile(stating(measure_hardware(model, batches=[1], budget_seconds=0.1), timing))
+    profile = bench.run(timing)
     here = {"trace": traced, "profile": profile}
     score = result_of(run("score", {"draws": 50}, {"trace": traced}))
     assert len(score["documents"]) == DOCUMENTS

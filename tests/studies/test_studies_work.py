@@ -9,6 +9,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,7 +28,13 @@ from work_cases import (
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import machine_facts, save_local_profile
+from offramp.costs.local_store import (
+    RECIPE,
+    list_local_profiles,
+    load_local_profile,
+    machine_facts,
+    save_local_profile,
+)
 from offramp.decoding.bench.combined_file import combined_from_json
 from offramp.decoding.bench.contenders import GENERATE, NEVER
 from offramp.decoding.bench.result_file import from_json
@@ -331,29 +338,58 @@ def test_heads_are_fitted_used_and_copied(bench: Bench, tmp_path: Path) -> None:
         bench.run(with_recipe(given, file="0" * 64), name="other heads")
 
 
-def test_a_profile_is_measured_once_per_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = planned(
-        "profile",
-        {**bench.common(), "machine": machine_facts(1), "seconds": 0.1},
-        sources={"model": bench.model},
-    )
-    monkeypatch.setattr("offramp.studies.work.profile.load_local_profile", _none_kept)
-    kept: list[Any] = []
-    monkeypatch.setattr("offramp.studies.work.profile.save_local_profile", kept.append)
-    folder = bench.run(task, name="measured")
-    monkeypatch.undo()
-    assert _profile(folder).to_json() == kept[0].to_json()
-    save_local_profile(kept[0])
-    monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", _must_not_run)
-    assert files_of(bench.run(task, name="kept")) == files_of(folder)
+@pytest.fixture
+def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """Measuring that takes no time, with no profile kept yet; tasks may state other code than runs here."""
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
+    measuring = mock.Mock(return_value=_profile(profiled))
+    monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", measuring)
+    return measuring
 
 
-def _none_kept(*_: Any, **__: Any) -> Any:
-    raise InputError("none")
+def profile_task(bench: Bench) -> Task:
+    recipe = {**bench.common(), "machine": machine_facts(1), "seconds": 0.1}
+    return planned("profile", recipe, sources={"model": bench.model})
 
 
-def _must_not_run(*_: Any, **__: Any) -> Any:
-    pytest.fail("measured again")
+def test_a_profile_is_measured_once_for_a_recipe(bench: Bench, measured: mock.Mock) -> None:
+    folder = bench.run(profile_task(bench), name="measured")
+    assert files_of(bench.run(profile_task(bench), name="kept")) == files_of(folder)
+    assert measured.call_count == 1
+    (kept,) = list_local_profiles()
+    assert _profile(folder).to_json() == kept.to_json()
+    assert kept.details[RECIPE] == profile_task(bench).recipe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"code": "0" * 64}, {"versions": {"numpy": "0.1"}}, {"seconds": 0.2}],
+    ids=lambda one: next(iter(one)),
+)
+def test_a_profile_of_another_recipe_is_not_taken(
+    bench: Bench, measured: mock.Mock, changes: dict[str, Any]
+) -> None:
+    """Or timings of older code would be filed under a recipe that states the code of now."""
+    bench.run(profile_task(bench), name="older")
+    changed = with_recipe(profile_task(bench), **changes)
+    folder = bench.run(changed, name="newer")
+    assert measured.call_count == 2
+    assert _profile(folder).details[RECIPE] == changed.recipe
+    assert files_of(bench.run(changed, name="kept newer")) == files_of(folder)
+    assert measured.call_count == 2
+
+
+def test_a_profile_that_states_no_recipe_is_not_taken_and_stays(
+    bench: Bench, profiled: Path, measured: mock.Mock
+) -> None:
+    by_hand = _profile(profiled)
+    save_local_profile(by_hand)
+    bench.run(profile_task(bench), name="beside one by hand")
+    assert measured.call_count == 1
+    assert len(list_local_profiles()) == 2
+    fingerprint = by_hand.details["model"]["fingerprint"]
+    assert load_local_profile(fingerprint, "float32", threads=1).to_json() == by_hand.to_json()
 
 
 def test_the_best_policies_are_distinct_reachable_and_exit() -> None:

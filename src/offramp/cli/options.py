@@ -98,7 +98,7 @@ Mixed = Annotated[
     bool,
     typer.Option(
         "--mixed",
-        help="Compare nevertheless what was measured on other token counts or another text, and say so.",
+        help="Compare nevertheless what was measured on other tokens or texts, or in other ways, and say so.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]

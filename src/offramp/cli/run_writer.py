@@ -15,7 +15,7 @@ from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import COMBINED_FILE, SUMMARY_FILE
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import read_combined
-from offramp.files import write_json_atomically
+from offramp.files import canonical_json, sha256_of_text, write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.charging import mean_position
 from offramp.report.decoded import Progress
@@ -83,6 +83,7 @@ class Writer:
             provenance={
                 **describe_run(self.model),
                 **describe_request({result.name: result.trace for result in self.results}),
+                **self.hardware_fingerprint(),
                 **({} if self.prepared is None else self.prepared.missing),
                 **self.missing,
             },
@@ -95,6 +96,13 @@ class Writer:
             progress=progress,
             combined=self.combined(),
         )
+
+    def hardware_fingerprint(self) -> dict[str, str]:
+        """SHA-256 of the figures of the machine that speed is predicted for, as studies have it."""
+        machine = None if self.prepared is None else self.prepared.machine
+        if machine is None:
+            return {}
+        return {"hardware_fingerprint": sha256_of_text(canonical_json(machine.to_json()))}
 
     def combined(self) -> CombineResult | None:
         """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.

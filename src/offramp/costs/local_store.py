@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ LOCAL = "local"
 FOLDER = "hardware"
 STEPS = "steps"
 """The detail that says whose steps were timed; a profile without it is from before the decoder's own loop."""
+RECIPE = "recipe"
+"""The detail that holds the recipe of the study's task that measured a profile; others lack it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
@@ -46,11 +48,14 @@ def processor_name() -> str:
 def save_local_profile(profile: TimingsProfile) -> Path:
     """Keep a profile of this machine, in one step, in place of an older one of the same kind.
 
-    profile: as `measure_hardware` gives it, with the model's fingerprint and the machine in its details.
+    profile: as `measure_hardware` gives it, with the model's fingerprint and the machine in its details. One
+    that states the recipe of a study's task is kept beside one that does not.
     Returns the file.
     """
     details = profile.details
-    key = sha256_of_text(canonical_json(details["machine"]))[:12]
+    # A study measures briefly: it must not take the place of a profile that was measured with more care.
+    facts = [details["machine"], RECIPE] if RECIPE in details else details["machine"]
+    key = sha256_of_text(canonical_json(facts))[:12]
     path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed_json(path, profile.to_json())
@@ -64,12 +69,14 @@ def load_local_profile(
     threads: int | None = None,
     model: str = "MODEL",
     transforms: Iterable[str] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> TimingsProfile:
     """The profile of a model measured on this machine, with this version of torch.
 
     threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
     those of the profile measured last. model, transforms: its name and what was done to it, for the error's
-    command.
+    command. recipe: if given, only a profile will do that a study's task of this very recipe measured; if
+    not, one that no study measured comes first.
 
     Profiles of older versions, which timed other steps than the decoder's, are passed over.
 
@@ -86,6 +93,7 @@ def load_local_profile(
         profile
         for profile in profiles
         if STEPS in profile.details
+        and (recipe is None or _states(profile, recipe))
         and profile.details["machine"]
         == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
     ]
@@ -98,7 +106,7 @@ def load_local_profile(
             fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}, "
             "or choose from: offramp list hardware",
         )
-    return max(fitting, key=lambda profile: str(profile.details["measured_at"]))
+    return max(fitting, key=lambda one: (RECIPE not in one.details, str(one.details["measured_at"])))
 
 
 def list_local_profiles() -> list[TimingsProfile]:
@@ -116,6 +124,11 @@ def threads_in_use() -> int | None:
         return int(torch.get_num_threads())
     stated = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
     return int(stated) if stated.isdecimal() else None
+
+
+def _states(profile: TimingsProfile, recipe: Mapping[str, Any]) -> bool:
+    """Whether a profile was measured by a study's task of a recipe, which may not have been JSON yet."""
+    return canonical_json(profile.details.get(RECIPE)) == canonical_json(dict(recipe))
 
 
 def _folder() -> Path:

@@ -20,6 +20,9 @@ from offramp.tracing.trace import Trace
 PER_TOKEN = ("nll",)
 """Figures per token, which say nothing between models that cut texts into other tokens: left out."""
 
+OF_EQUAL_COUNTS = ("increment", "composite")
+"""Figures that hold R_0, which grows with the number of tokens: no difference where the counts differ."""
+
 BITS_PER_BYTE = "bits_per_byte"
 
 PAIRED_DRAWS = 10_000
@@ -65,7 +68,9 @@ def paired_differences(
 ) -> Paired:
     """Second less first in every figure of `offramp.scoring.scoring.drawn_figures` but those per token.
 
-    Documents with rows in both traces are compared; a draw takes the same documents of both. text_bytes:
+    Documents with rows in both traces are compared; a draw takes the same documents of both. Where these give
+    the two other numbers of tokens (answers that stop), the differences of `OF_EQUAL_COUNTS` are undefined.
+    text_bytes:
     bytes of the observed text by document id, of each trace; bits per byte of the full models are then
     compared too, but not on answers that each model wrote itself.
 
@@ -89,9 +94,13 @@ def paired_differences(
     if text_bytes is not None and not own_text:
         bits = [_bits_per_byte(side, sizes, bootstrap) for side, sizes in zip(sides, text_bytes, strict=True)]
         figures[BITS_PER_BYTE] = (bits[0], bits[1])
+    unequal = _unequal_counts(*sides)
     return Paired(
         documents=len(common),
-        figures=tuple(_paired(name, *pair, bootstrap) for name, pair in figures.items()),
+        figures=tuple(
+            _paired(name, *pair, bootstrap, undefined=unequal if name in OF_EQUAL_COUNTS else None)
+            for name, pair in figures.items()
+        ),
     )
 
 
@@ -112,6 +121,20 @@ def require_comparable(first: Trace, second: Trace) -> None:
             where=names,
             fix="trace both models with the same --tokens, on a workload that has as many for both",
         )
+
+
+def _unequal_counts(first: Trace, second: Trace) -> str | None:
+    """Why figures that grow with the number of tokens have no difference, None where the counts are equal.
+
+    Equal counts of whole traces do not make those of the common documents equal: one model may fill every
+    answer where the other stops early, and reach the total with more documents.
+    """
+    if first.token_count == second.token_count:
+        return None
+    return (
+        f"the common documents hold {first.token_count:,} and {second.token_count:,} tokens, and R_0 depends "
+        "on how many"
+    )
 
 
 def _restricted(trace: Trace, common: set[str]) -> Trace:
@@ -144,10 +167,18 @@ def _bits_per_byte(trace: Trace, sizes: Mapping[str, int], bootstrap: DocumentBo
         return DrawnFigure(bootstrap.totals(nats) / bootstrap.totals(total) / math.log(2.0))
 
 
-def _paired(name: str, first: DrawnFigure, second: DrawnFigure, bootstrap: DocumentBootstrap) -> PairedFigure:
-    if first.values is None or second.values is None:
-        undefined = Estimate(None, undefined=first.undefined or second.undefined)
-        return PairedFigure(name, _value(first), _value(second), undefined, None)
+def _paired(
+    name: str,
+    first: DrawnFigure,
+    second: DrawnFigure,
+    bootstrap: DocumentBootstrap,
+    *,
+    undefined: str | None = None,
+) -> PairedFigure:
+    """One figure's difference. undefined: why the two may not be compared, None if they may."""
+    if first.values is None or second.values is None or undefined:
+        why = Estimate(None, undefined=first.undefined or second.undefined or undefined)
+        return PairedFigure(name, _value(first), _value(second), why, None)
     drawn = second.values - first.values
     difference = bootstrap.estimate(drawn)
     p_value = None if difference.low is None else two_sided(drawn, bootstrap.weights.shape[1])

@@ -182,6 +182,18 @@ def decode_result(validity: str = "VALID") -> dict[str, Any]:
     return {"bench": to_json(bench_result(validity)), "chosen": chosen, "characters_per_token": 3.0}
 
 
+def league_entry(floor: float, policy: str, *, chosen: bool = True) -> dict[str, Any]:
+    """What decoding reads of an entry of a league."""
+    return {"floor": floor, "policy": policy, "chosen": chosen}
+
+
+def league_task(case: StudyCase, floor: float, policy: str) -> Task:
+    """A league on this machine that is done and chose a policy at a floor. No cell shows it."""
+    task = case.add(None, case.task("league", {"floors": [floor], "chose": policy}))
+    case.finish(task, {"entries": [league_entry(floor, policy)]})
+    return task
+
+
 def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     """Two models on two workloads, one row with everything, and four cells that have no result."""
     case = StudyCase(path, patch)
@@ -197,11 +209,13 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
         needs = {"first": traces["alpha", workload], "second": traces["alpha-it", workload]}
         cell = Cell("pair", "", "alpha ↔ alpha-it", workload=workload)
         case.finish(case.add(cell, case.task("pair", {"draws": 400, "seed": 0}, needs=needs)))
-    decode = case.task("decode", {"floor": 0.9}, needs={"trace": traces["alpha", "prose"]})
+    needs = {"trace": traces["alpha", "prose"], "league": league_task(case, 0.9, POLICY)}
+    decode = case.task("decode", {"floor": 0.9}, needs=needs)
     case.finish(
         case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), decode_result()
     )
-    nothing = case.task("decode", {"floor": 0.95}, needs={"trace": traces["alpha", "code"]})
+    needs = {"trace": traces["alpha", "code"], "league": league_task(case, 0.95, "never")}
+    nothing = case.task("decode", {"floor": 0.95}, needs=needs)
     case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), NOTHING)
     combined = combined_to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})

@@ -45,6 +45,75 @@ def test_other_token_counts_and_texts_are_refused_unless_asked_for(row: Row, wha
     assert "a of study one and b of run two" in note
 
 
+SETTINGS = {"dtype": "float32", "context": 512, "document_tokens": None}
+
+
+def alike(row: Row, **changes: object) -> Row:
+    return replace(row, settings={**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "fix"),
+    [
+        ({"dtype": "bfloat16"}, "prose was traced with --dtype float32 and bfloat16", "dtype"),
+        ({"context": 128}, "prose was traced with --context 512 and 128", "context"),
+        (
+            {"document_tokens": 32},
+            "prose was traced with --document-tokens by default and 32",
+            "document_tokens",
+        ),
+    ],
+)
+def test_other_ways_of_tracing_are_refused_unless_asked_for(
+    changes: dict[str, object], what: str, fix: str
+) -> None:
+    rows = [alike(A), alike(B, **changes)]
+    with pytest.raises(InputError) as refused:
+        require_equal(rows, mixed=False)
+    assert refused.value.what == f"{what}: scores depend on it"
+    assert f"(in a study file: {fix})" in refused.value.fix
+    assert refused.value.where == "a of study one and b of run two"
+    (note,) = require_equal(rows, mixed=True)
+    assert note.startswith(f"Not of equals: {what}")
+
+
+def test_settings_are_held_together_on_one_text_and_only_where_they_are_known() -> None:
+    assert require_equal([alike(A), alike(B)], mixed=False) == ()
+    assert require_equal([alike(A), alike(bare_row("b", "code"), dtype="bfloat16")], mixed=False) == ()
+    assert require_equal([alike(A), replace(B, settings={"dtype": "float32"})], mixed=False) == ()
+    unknown = bare_row("c", "prose")  # it comes first, and hides no difference of those behind it
+    with pytest.raises(InputError, match="--context 512 and 256"):
+        require_equal([unknown, alike(A), alike(B, context=256)], mixed=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3)),  # all, of a model and of one with a layer less
+        ((2, 4, 6), (2, 4, 5)),  # 2 and 4, of models of 6 and 5 layers
+        ((2, 4, 6), (2, 4)),
+    ],
+)
+def test_exits_that_were_asked_for_alike_are_equal(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    rows = [replace(A, exits=first), replace(B, exits=second)]
+    assert require_equal(rows, mixed=False) == ()
+    assert require_equal(rows[::-1], mixed=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("exits", "said"), [((2, 4, 6), "2, 4, 6"), ((1, 2, 3, 4, 6), "1, 2, 3, 4, 6"), ((3, 9, 12), "3, 9, 12")]
+)
+def test_other_exits_are_refused_unless_asked_for(exits: tuple[int, ...], said: str) -> None:
+    rows = [replace(A, exits=(1, 2, 3, 4, 5, 6)), replace(B, exits=exits)]
+    with pytest.raises(InputError) as refused:
+        require_equal(rows, mixed=False)
+    assert refused.value.what.startswith(f"prose was traced at the exits all and {said}: ")
+    assert "the same --exits" in refused.value.fix
+    assert len(require_equal(rows, mixed=True)) == 1
+    with pytest.raises(InputError, match="at the exits 3, 6, 9, 12 and 3, 6:"):
+        require_equal([replace(A, exits=(3, 6, 9, 12)), replace(B, exits=(3, 6))], mixed=False)
+
+
 def test_two_models_of_one_name_are_refused() -> None:
     first = replace(A, model_fingerprint="1" * 64)
     other = replace(bare_row("a", "code"), model_fingerprint="2" * 64)

@@ -17,12 +17,14 @@ from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.decoding.bench.combined_file import combined_to_json
 from offramp.errors import DamagedFileError, InputError
+from offramp.files import canonical_json, sha256_of_text
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.price_list import price_list
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.summary import SCHEMA_VERSION, summarise, summary_schema
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.run_rows import VERSION, is_run_folder, read_run_folder
+from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.tuning.league import league
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tune import tune
@@ -180,3 +182,61 @@ def test_damaged_summaries_are_said_to_be(tmp_path: Path, text: str) -> None:
     assert is_run_folder(tmp_path)
     with pytest.raises(DamagedFileError, match="the summary of the run is not what offramp writes"):
         read_run_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("provenance", {}),
+        ("provenance", None),
+        ("hardware", {"source": "its data sheet"}),
+        ("scores", [{}]),
+        ("scores", "text"),
+        ("league", [{"workload": "prose"}]),
+        ("tuned", [1]),
+        ("decoding", {"not_decoded": [], "workloads": []}),
+        ("decoding", None),
+    ],
+)
+def test_incomplete_summaries_are_said_to_be(tmp_path: Path, run: RunResult, part: str, value: Any) -> None:
+    folder = folder_of(tmp_path, run, **{part: value})
+    with pytest.raises(DamagedFileError, match="the summary of the run is not what offramp writes") as error:
+        read_run_folder(folder)
+    assert error.value.where == str(folder / "summary.json")
+    assert "offramp run" in error.value.fix
+
+
+def test_a_summary_of_only_a_version_lacks_a_named_part(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"schema_version": VERSION}))
+    with pytest.raises(DamagedFileError, match=r"\(no 'provenance'\)"):
+        read_run_folder(tmp_path)
+
+
+def test_a_run_says_what_its_machines_are(tmp_path: Path, run: RunResult) -> None:
+    built_in = sha256_of_text(canonical_json(find_machine("h100").to_json()))
+    assert read_run_folder(folder_of(tmp_path, run)).machines == {"h100": f"profile {built_in[:12]}"}
+    timed = {"processor": "fast", "threads": 2, "hardware_fingerprint": "a" * 64}
+    own = replace(run, provenance={**run.provenance, **timed})
+    assert read_run_folder(folder_of(tmp_path, own)).machines == {
+        "h100": "profile aaaaaaaaaaaa",
+        "local": "fast, 2 threads",
+    }
+    local = replace(own, hardware={**(run.hardware or {}), "name": "local"})
+    assert read_run_folder(folder_of(tmp_path, local)).machines == {"local": "fast, 2 threads"}
+    bare = replace(run, hardware=None)
+    assert read_run_folder(folder_of(tmp_path, bare)).machines == {}
+
+
+def test_a_profile_of_ones_own_is_not_the_built_in_one_of_its_name(tmp_path: Path, run: RunResult) -> None:
+    """Also in a run that has no fingerprint of it."""
+    own = replace(run, hardware={**(run.hardware or {}), "source": "my own data sheet"})
+    folders = [tmp_path / "built in", tmp_path / "own"]
+    for folder, one in zip(folders, (run, own), strict=True):
+        folder.mkdir()
+        folder_of(folder, one)
+    first, second = with_shared_names([read_run_folder(folder) for folder in folders])
+    machines = [{one.machine for one in content.strategies} - {"local"} for content in (first, second)]
+    assert [len(names) for names in machines] == [1, 1]
+    assert machines[0] != machines[1]
+    assert not first.rows[0].exit_speedup.keys() & second.rows[0].exit_speedup.keys()
+    assert "The machine h100 of" in first.notes[-1]

@@ -119,8 +119,8 @@ def test_local_is_one_machine() -> None:
         measured={"p | local": 1.1},
     )
     other = bare_row("b", "prose", measured={"p | local": 1.3})
-    one = content(row, strategies=(strategy("a", "prose"),), local="fast, 2 threads")
-    found, second = with_shared_names([one, content(other, local="slow, 2 threads")])
+    one = content(row, strategies=(strategy("a", "prose"),), machines={"local": "fast, 2 threads"})
+    found, second = with_shared_names([one, content(other, machines={"local": "slow, 2 threads"})])
     assert found.rows[0].exit_speedup == {"p | local (fast, 2 threads)": 1.2, "p | h100": 2.0}
     assert found.rows[0].measured_speedup == {"p | local (fast, 2 threads)": 1.1}
     assert found.rows[0].savings == (replace(saved, machine="local (fast, 2 threads)"),)
@@ -128,7 +128,7 @@ def test_local_is_one_machine() -> None:
     assert second.rows[0].measured_speedup == {"p | local (slow, 2 threads)": 1.3}
     scored = [replace(row, candidates={"composite": 0.1}) for row in (*found.rows, *second.rows)]
     assert list(transfer_tables(scored, ["composite"])) == []  # one machine's savings are not another's
-    same = with_shared_names([one, content(other, local="fast, 2 threads"), content(other)])
+    same = with_shared_names([one, content(other, machines={"local": "fast, 2 threads"}), content(other)])
     assert same[0] == one
     assert same[1].rows == same[2].rows == (other,)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from study_cases import FLOORS, MACHINE, WORKLOADS, StudyCase, decode_result
+from study_cases import FLOORS, MACHINE, POLICY, WORKLOADS, StudyCase, decode_result, league_entry
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError
@@ -25,6 +26,7 @@ from offramp.studies.comparison.study_rows import (
 )
 from offramp.studies.comparison.study_strategies import Finished, decoded_strategies, measured_speedups
 from offramp.studies.task import Cell, Task
+from offramp.studies.work.decode import NOTHING
 from offramp.tracing.trace import Trace
 from offramp.tuning.league import league
 from offramp.tuning.tune import tune
@@ -156,16 +158,51 @@ def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
 
 
 def test_an_invalid_measurement_is_shown_and_counts_for_nothing(content: Content) -> None:
-    cell = Cell("decode", "", "alpha", workload="prose", machine="local")
-    found = Finished(cell, {"floor": 0.9}, decode_result("INVALID"))
-    assert measured_speedups(found) == {}
+    found = decoded(decode_result("INVALID"))
+    for entries in ([], [league_entry(0.9, POLICY)]):
+        assert measured_speedups(found, entries) == {}
     validity = {one.validity for one in decoded_strategies(content.rows[0], found)}
     assert validity == {"INVALID: the A/A interval is 0.9 to 1.1", "left out: there was no time"}
 
 
+def decoded(result: dict[str, Any]) -> Finished:
+    """A decode cell at a floor of 0.9."""
+    cell = Cell("decode", "", "alpha", workload="prose", machine="local")
+    return Finished(cell, {"floor": 0.9}, result)
+
+
+@pytest.mark.parametrize("result", [decode_result(), decode_result("INVALID"), dict(NOTHING)])
+def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: dict[str, Any]) -> None:
+    """Whatever slower policies that exit were decoded: as by prediction, its choice is what counts."""
+    entries = [league_entry(0.9, "never"), league_entry(0.9, POLICY, chosen=False)]
+    assert measured_speedups(decoded(result), entries) == {"agreement=0.9 | local": 1.0}
+
+
+def test_what_the_league_chose_at_another_floor_does_not_matter() -> None:
+    entries = [league_entry(0.95, "never"), league_entry(0.9, "never", chosen=False)]
+    entries += [league_entry(0.9, POLICY)]
+    assert measured_speedups(decoded(decode_result()), entries) == {
+        "agreement=0.9 | local": pytest.approx(1.25)
+    }
+
+
+def test_a_league_that_chose_nothing_gives_no_saving() -> None:
+    """A trace too small for a league: nothing was predicted, and nothing decoded."""
+    assert measured_speedups(decoded(dict(NOTHING)), []) == {}
+
+
+def test_a_damaged_league_is_not_read_for_what_was_decoded(case: StudyCase) -> None:
+    reader = StudyReader(case.folder)
+    (cell,) = (one for one in reader.done if (one.kind, one.workload) == ("decode", "code"))
+    assert reader.league_of(cell) == [league_entry(0.95, "never")]
+    reader.conditions[reader.plan.tasks[cell.task].needs["league"]] = "damaged"
+    assert reader.league_of(cell) == ()
+
+
 def test_where_no_policy_exits_nothing_was_decoded_and_that_is_said(content: Content) -> None:
     row = row_of(content, "alpha", "code")
-    assert (row.measured_speedup, strategies_of(content, row, "measured")) == ({}, [])
+    assert row.measured_speedup == {"agreement=0.95 | local": 1.0}
+    assert strategies_of(content, row, "measured") == []
     (note,) = (note for note in content.notes if "decode" in note)
     assert note == (
         "alpha · code · decode · local: no policy of the league exits at a floor of 0.95, nothing to decode."

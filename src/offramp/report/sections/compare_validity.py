@@ -67,6 +67,7 @@ def validity_section(comparison: Comparison) -> str:
 INTRODUCTION = (
     "1 ranks models exactly as their savings do, 0 is chance, −1 is upside down. Models are resampled whole, "
     "and variants of one base count as one model. The saturation oracle is the score to beat. "
+    "Where the league chooses never to exit, the saving is 0: a study does not time it. "
     f"With fewer than {BASES_NEEDED} independently trained models nothing is claimed."
 )
 

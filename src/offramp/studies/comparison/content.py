@@ -23,7 +23,8 @@ FEW_SAMPLES = "too few samples for an interval"
 class Content:
     """What one folder holds. pairs: not adjusted yet. Everything else as in `Comparison`.
 
-    local: the machine that is called local in it, "" if nothing was timed.
+    machines: what each machine's name stands for, in words that differ where machines do, as
+    `machine_words` and `profile_words` give them; without the names of which that is not known.
     """
 
     title: str
@@ -35,13 +36,18 @@ class Content:
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    local: str = ""
+    machines: Mapping[str, str] = field(default_factory=dict)
 
 
 def machine_words(facts: Mapping[str, Any]) -> str:
     """A machine that was timed, in words. facts: with processor and torch's threads."""
     threads = facts["threads"]
     return f"{facts['processor']}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def profile_words(fingerprint: str) -> str:
+    """A machine that is priced by a profile, in words. fingerprint: SHA-256 of the profile's figures."""
+    return f"profile {fingerprint[:12]}"
 
 
 def card_fields(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What may be compared: one text and one number of tokens per workload, one model per name."""
+"""What may be compared: one text, token count and way of tracing per workload, one model per name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ SAME = 1e-3
 """By which scores of one cell may differ: two tokens of 1,920 may tip over with the order of a sum."""
 
 
+SETTINGS = ("dtype", "context", "document_tokens")
+"""Of a trace, besides its exits: scores depend on each. Named as options are, with _ for -."""
+
+
 @dataclass(frozen=True)
 class Mismatch:
     """Rows that are not of equals. where: names of two of them; fix: what to do instead of mixing them."""
@@ -31,8 +35,8 @@ def require_equal(rows: Sequence[Row], *, mixed: bool) -> tuple[str, ...]:
 
     Returns the sentences that must stand beside such a comparison; none where everything is equal.
 
-    Raises InputError for a workload name with several texts or token counts, and a model name with several
-    models, unless `mixed`.
+    Raises InputError for a workload name with several texts, token counts or ways of tracing, and a model
+    name with several models, unless `mixed`.
     """
     found = [mismatch for check in CHECKS for mismatch in check(rows)]
     if found and not mixed:
@@ -71,6 +75,36 @@ def other_token_counts(rows: Sequence[Row]) -> Iterator[Mismatch]:
             )
 
 
+def other_settings(rows: Sequence[Row]) -> Iterator[Mismatch]:
+    """Workloads that were traced in other ways; what is not known of a row is not held against it."""
+    for workload, group in _grouped(rows, lambda row: row.workload):
+        for name in SETTINGS:
+            known = [row for row in group if name in row.settings]
+            first, other = _two(known, _setting(name)) if known else (group[0], None)
+            if other is not None:
+                option = "--" + name.replace("_", "-")
+                yield Mismatch(
+                    f"{workload} was traced with {option} {_words(first.settings[name])} and "
+                    f"{_words(other.settings[name])}: scores depend on it",
+                    _places(first, other),
+                    f"trace all with the same {option} (in a study file: {name})",
+                )
+
+
+def other_exits(rows: Sequence[Row]) -> Iterator[Mismatch]:
+    """Workloads on which models were traced at other exits."""
+    for workload, group in _grouped(rows, lambda row: row.workload):
+        first = group[0]
+        other = next((row for row in group if not _same_exits(first, row)), None)
+        if other is not None:
+            yield Mismatch(
+                f"{workload} was traced at the exits {_exit_words(first)} and {_exit_words(other)}: areas "
+                "over depth depend on them",
+                _places(first, other),
+                "trace all with the same --exits (in a study file: exits)",
+            )
+
+
 def other_models(rows: Sequence[Row]) -> Iterator[Mismatch]:
     """Different models of one name."""
     for model, group in _grouped(rows, lambda row: row.model.shown):
@@ -88,6 +122,8 @@ def other_models(rows: Sequence[Row]) -> Iterator[Mismatch]:
 CHECKS: tuple[Callable[[Sequence[Row]], Iterator[Mismatch]], ...] = (
     other_texts,
     other_token_counts,
+    other_settings,
+    other_exits,
     other_models,
 )
 
@@ -157,7 +193,35 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> Iterator[tuple[s
     yield from groups.items()
 
 
-def _two(rows: Sequence[Row], key: Callable[[Row], str | int]) -> tuple[Row, Row | None]:
+def _same_exits(first: Row, other: Row) -> bool:
+    """Whether both have every exit, or the same ones but for the last layers, which are always traced.
+
+    So a model and a variant of it with fewer layers, traced alike, have the same.
+    """
+    if _every_exit(first) or _every_exit(other):
+        return _every_exit(first) and _every_exit(other)
+    return set(first.exits) ^ set(other.exits) <= {first.exits[-1], other.exits[-1]}
+
+
+def _every_exit(row: Row) -> bool:
+    return row.exits == tuple(range(1, len(row.exits) + 1))
+
+
+def _exit_words(row: Row) -> str:
+    return "all" if _every_exit(row) else ", ".join(map(str, row.exits))
+
+
+def _setting(name: str) -> Callable[[Row], object]:
+    """What reads a setting of a row that knows it."""
+    return lambda row: row.settings[name]
+
+
+def _words(setting: object) -> str:
+    """A setting; None is one that was not given."""
+    return "by default" if setting is None else str(setting)
+
+
+def _two(rows: Sequence[Row], key: Callable[[Row], object]) -> tuple[Row, Row | None]:
     """The first row, and the first that differs from it in the key; None if none does."""
     return rows[0], next((row for row in rows if key(row) != key(rows[0])), None)
 

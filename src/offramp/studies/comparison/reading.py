@@ -35,7 +35,7 @@ def read_comparison(
     """Compare what folders of studies and of `offramp run` hold.
 
     pairs: shown names of models to hold against each other, besides those that a study names. mixed: whether
-    to compare different texts or token counts under one name, and say so.
+    to compare different texts, token counts or ways of tracing under one name, and say so.
 
     Raises InputError for a folder that is neither, folders without a finished score, what may not be compared
     (see `offramp.studies.comparison.equality`), or a pair that names no model; DamagedFileError for files

@@ -76,8 +76,10 @@ class Row:
     savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
     did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
     stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement is
-    VALID. model_fingerprint: SHA-256 of what the model computes, "" if not known. source: where it comes
-    from, as shown. own_text: whether the text is the model's own answers, which no other model shares.
+    VALID; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
+    model computes, "" if not known. source: where it comes from, as shown. own_text: whether the text is the
+    model's own answers, which no other model shares. settings: what is known of how it was traced:
+    dtype, context, document_tokens (None: not given).
     """
 
     model: ModelFacts
@@ -104,6 +106,7 @@ class Row:
     measured_speedup: Mapping[str, float] = field(default_factory=dict)
     model_fingerprint: str = ""
     own_text: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from offramp.costs.hardware import PROFILES
 from offramp.costs.local_store import LOCAL
+from offramp.costs.profile_file import read_profile
 from offramp.errors import DamagedFileError, InputError
+from offramp.files import canonical_json, sha256_of_text
 from offramp.studies.comparison.content import (
     Content,
     card_fields,
@@ -16,10 +19,12 @@ from offramp.studies.comparison.content import (
     league_speedups,
     league_strategy,
     machine_words,
+    profile_words,
     saving_of,
     skipped,
     validity_text,
 )
+from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
 from offramp.studies.comparison.savings import floor_text, place_text
 from offramp.tuning.pricing import BYTES
@@ -31,6 +36,12 @@ VERSION = 4
 SHOWN = ("offramp", "code_fingerprint", "dtype", "processor", "threads", "date")
 """Of a run's provenance, where it has them."""
 
+HARDWARE_FINGERPRINT = "hardware_fingerprint"
+"""Of a run's provenance: SHA-256 of the profile's figures. Older runs have none."""
+
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading raises where a summary lacks a value or holds one of another kind."""
+
 
 def is_run_folder(path: Path) -> bool:
     """Whether `offramp run` finished in this folder."""
@@ -40,9 +51,13 @@ def is_run_folder(path: Path) -> bool:
 def read_run_folder(path: Path) -> Content:
     """What a run found on each of its workloads.
 
-    Raises InputError for a summary of another version, DamagedFileError for one that is none.
+    Raises InputError for a summary of another version, DamagedFileError for one that is none, or not whole.
     """
-    return RunReader(path, read_summary(path / SUMMARY)).content()
+    summary = read_summary(path / SUMMARY)
+    try:
+        return RunReader(path, summary).content()
+    except MISSHAPEN as error:
+        raise damaged(path / SUMMARY, error) from error
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -50,12 +65,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         version = summary["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(
-            f"the summary of the run is not what offramp writes ({type(error).__name__})",
-            where=str(path),
-            fix="run the same command again: offramp run",
-        ) from error
+    except MISSHAPEN as error:
+        raise damaged(path, error) from error
     if version != VERSION:
         raise InputError(
             f"the summary has schema version {version}; this offramp compares version {VERSION}",
@@ -63,6 +74,31 @@ def read_summary(path: Path) -> dict[str, Any]:
             fix="run the same command again with this offramp; the traces are kept",
         )
     return dict(summary)
+
+
+def damaged(path: Path, error: Exception) -> DamagedFileError:
+    """The error for a summary in which something is missing or of another kind. error: that met it."""
+    what = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
+    return DamagedFileError(
+        f"the summary of the run is not what offramp writes ({what})",
+        where=str(path),
+        fix="run the same command again: offramp run",
+    )
+
+
+def known_fingerprint(hardware: Mapping[str, Any]) -> str:
+    """A fingerprint for a profile of which only name and source are known. hardware: of a summary.
+
+    That of the built-in profile with this name and source. Any other profile gets one that no figures have:
+    better to show one machine under two names than two under one.
+    """
+    name, source = hardware["name"], hardware["source"]
+    built_in = PROFILES / f"{name}.toml"
+    if built_in.is_file():
+        profile = read_profile(built_in)
+        if profile.source == source:
+            return sha256_of_text(canonical_json(profile.to_json()))
+    return sha256_of_text(canonical_json([name, source]))
 
 
 class RunReader:
@@ -94,10 +130,20 @@ class RunReader:
                 "unless a study beside it does, its name counts as an independent training.",
             ),
             provenance={key: self.provenance[key] for key in SHOWN if key in self.provenance},
-            local=machine_words(self.provenance)
-            if {"processor", "threads"} <= self.provenance.keys()
-            else "",
+            machines=self.machines(),
         )
+
+    def machines(self) -> dict[str, str]:
+        """What the machine that time was predicted for is, and this one, by name."""
+        found: dict[str, str] = {}
+        hardware = self.summary["hardware"]
+        if hardware is not None and self.machine != LOCAL:
+            found[self.machine] = profile_words(
+                self.provenance.get(HARDWARE_FINGERPRINT) or known_fingerprint(hardware)
+            )
+        if {"processor", "threads"} <= self.provenance.keys():
+            found[LOCAL] = machine_words(self.provenance)
+        return found
 
     def facts(self) -> ModelFacts:
         """The model: its name, and what was done to it."""
@@ -132,7 +178,13 @@ class RunReader:
             source=f"run {self.path.name or self.path}",
             notes=tuple(scores["notes"]),
             own_text=traced["mode"] == "generation",
+            settings=self.settings(workload),
         )
+
+    def settings(self, workload: str) -> dict[str, Any]:
+        """How a workload was traced, as far as the summary says."""
+        facts = {**self.provenance, **self.provenance["traced"][workload]}
+        return {name: facts[name] for name in SETTINGS if name in facts}
 
     def of(
         self, workload: str, entries: Sequence[Mapping[str, Any]], key: str = "workload"

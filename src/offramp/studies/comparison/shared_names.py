@@ -1,4 +1,4 @@
-"""One name for one thing, before folders are put together: texts, models, and the machines called local."""
+"""One name for one thing, before folders are put together: texts, models and machines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from offramp.costs.local_store import LOCAL
 from offramp.studies.comparison.content import Content
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Strategy
 from offramp.studies.comparison.savings import floor_and_machine, place_text
@@ -22,20 +21,22 @@ def with_shared_names(contents: Sequence[Content]) -> list[Content]:
 
     A text (by fingerprint) gets the name that the first folder gives it, a model (by fingerprint) the facts
     of the first study that describes it, and with them its base: the same weights are one training, whatever
-    they are called. Where folders were timed on different machines, "local" names the processor. What was
-    renamed is said in the notes.
+    they are called. A machine's name that is not the same machine everywhere ("local" of two computers, a
+    profile of one's own called as a built-in one) says which it is. What was renamed is said in the notes.
     """
     if len(contents) < 2:
         return list(contents)
     rows = [row for content in contents for row in content.rows]
     texts, models = _first_names(rows), _best_facts(rows)
     bases = {row.model.name: row.model.base for row in rows if _is_described(row.model)}
-    several = len({content.local for content in contents if content.local}) > 1
+    shared = _shared_machine_names(contents)
     return [
         _Renaming(
             texts=_text_names(content, texts),
             models=_model_names(content, models, bases),
-            local=f"{LOCAL} ({content.local})" if several and content.local else LOCAL,
+            machines={
+                name: f"{name} ({words})" for name, words in content.machines.items() if name in shared
+            },
         ).applied(content)
         for content in contents
     ]
@@ -43,11 +44,11 @@ def with_shared_names(contents: Sequence[Content]) -> list[Content]:
 
 @dataclass(frozen=True)
 class _Renaming:
-    """New names for one folder. models: by shown name."""
+    """New names for one folder. models: by shown name. machines: only those that get another name."""
 
     texts: Mapping[str, str]
     models: Mapping[str, ModelFacts]
-    local: str
+    machines: Mapping[str, str]
 
     def applied(self, content: Content) -> Content:
         """The content under the new names, with what was renamed among its notes."""
@@ -95,7 +96,7 @@ class _Renaming:
         return self.models[shown].shown if shown in self.models else shown
 
     def _machine(self, machine: str) -> str:
-        return self.local if machine == LOCAL else machine
+        return self.machines.get(machine, machine)
 
     def _places(self, speedups: Mapping[str, float]) -> dict[str, float]:
         places = {place: floor_and_machine(place) for place in speedups}
@@ -109,6 +110,20 @@ class _Renaming:
         changed += [(f"model {old}", new.shown) for old, new in self.models.items() if old != new.shown]
         for old, new in changed:
             yield f"The {old} of {content.title} is the same as {new} of another folder, and is shown so."
+        for old, new in self.machines.items():
+            yield (
+                f"The machine {old} of {content.title} is not the {old} of another folder, and is shown as "
+                f"{new}."
+            )
+
+
+def _shared_machine_names(contents: Sequence[Content]) -> set[str]:
+    """Names of machines that stand for different ones in different folders."""
+    found: dict[str, set[str]] = {}
+    for content in contents:
+        for name, words in content.machines.items():
+            found.setdefault(name, set()).add(words)
+    return {name for name, words in found.items() if len(words) > 1}
 
 
 def _first_names(rows: Sequence[Row]) -> dict[str, str]:

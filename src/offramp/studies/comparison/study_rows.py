@@ -10,12 +10,22 @@ from typing import Any
 
 from offramp.files import canonical_json, sha256_of_text
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.content import Content, card_fields, league_speedups, machine_words, saving_of
+from offramp.studies.comparison.content import (
+    Content,
+    card_fields,
+    league_speedups,
+    machine_words,
+    profile_words,
+    saving_of,
+)
+from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.holm import LEVEL
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.study_strategies import STRATEGIES, Finished, machine_of, measured_speedups
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
+from offramp.tracing.sizes import DEFAULT_CONTEXT
+from offramp.tracing.storage import MANIFEST, read_manifest
 
 TRACE = "trace"
 FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
@@ -84,13 +94,21 @@ class StudyReader:
             failures=self.failures(),
             notes=(*self.pair_notes(pairs), *self.undecoded()),
             provenance=self.provenance(),
-            local=self.local(),
+            machines=self.machines(),
         )
 
-    def local(self) -> str:
-        """The machine that the study times, in words; "" if it times none."""
-        profiles = [task for task in self.plan.tasks.values() if task.kind == "profile"]
-        return machine_words(profiles[0].recipe["machine"]) if profiles else ""
+    def machines(self) -> dict[str, str]:
+        """What the machines of finished cells are, by the names that the study gives them."""
+        found: dict[str, str] = {}
+        for cell in self.done:
+            if cell.machine and cell.kind not in APART:
+                task = self.plan.tasks[cell.task]
+                if "profile" in task.needs:
+                    timed = self.plan.tasks[task.needs["profile"]]
+                    found[cell.machine] = machine_words(timed.recipe["machine"])
+                elif "machine" in task.recipe:
+                    found[cell.machine] = profile_words(task.recipe["machine"])
+        return found
 
     def finished(self, cell: Cell) -> Finished:
         """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
@@ -108,7 +126,7 @@ class StudyReader:
             if other.cell.kind == "league":
                 predicted |= league_speedups(other.result["entries"], machine_of(other))
             if other.cell.kind == "decode":
-                measured |= measured_speedups(other)
+                measured |= measured_speedups(other, self.league_of(other.cell))
         return Row(
             model=self.traced_facts(cell, result["card"]["curves"]["exits"][-1]),
             workload=cell.workload,
@@ -126,7 +144,25 @@ class StudyReader:
             source=f"study {self.settings['name']}",
             notes=(*result["notes"], *result["card"]["notes"]),
             own_text=result["own_text"],
+            settings=self.traced_settings(trace),
         )
+
+    def league_of(self, cell: Cell) -> Sequence[Mapping[str, Any]]:
+        """Entries of the league whose policies a cell decoded; none if its files are damaged or gone."""
+        key = self.plan.tasks[cell.task].needs["league"]
+        if self.conditions[key] != "done":
+            return ()
+        entries: Sequence[Mapping[str, Any]] = self.folder.result(self.plan.tasks[key])["entries"]
+        return entries
+
+    def traced_settings(self, trace: Task) -> dict[str, Any]:
+        """How a task traced, as its recipe says; a default context is the trace's own, where that is kept."""
+        found = {name: trace.recipe[name] for name in SETTINGS if name in trace.recipe}
+        if "context" in found and found["context"] is None:
+            folder = self.folder.task_folder(trace) / TRACE
+            kept = self.conditions[trace.key] == "done" and (folder / MANIFEST).is_file()
+            found["context"] = read_manifest(folder)["request"]["context"] if kept else DEFAULT_CONTEXT
+        return found
 
     def facts(self, name: str, transform: str = "") -> ModelFacts:
         """A model as the study's file describes it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from offramp.studies.task import Cell
 from offramp.tuning.league import FULL_MODEL
 
 TUNED = "tuned"
+NEVER = "never"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Stra
     return Strategy(
         **_where(row, found),
         family=FULL_MODEL,
-        policy="never",
+        policy=NEVER,
         kv="",
         floor=floor_text(found.recipe["floor"]),
         basis="measured",
@@ -134,8 +136,16 @@ def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Stra
     )
 
 
-def measured_speedups(found: Finished) -> dict[str, float]:
-    """Net speedup of the league's fastest policy that exits, by floor and machine; nothing if not VALID."""
+def measured_speedups(found: Finished, entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Net speedup that the stopwatch gives what the league chose, by floor and machine.
+
+    Where it chose never to exit, 1: plain decoding saves nothing of its own time, and no stopwatch need say
+    so. Else of the league's fastest policy that exits; nothing if that is not VALID or was not timed.
+    found: a decode cell. entries: of the league whose policies it decoded.
+    """
+    place = place_text(floor_text(found.recipe["floor"]), machine_of(found))
+    if _chooses_never(entries, found.recipe["floor"]):
+        return {place: 1.0}
     bench, choices = found.result["bench"], found.result["chosen"]
     if bench is None:
         return {}
@@ -143,7 +153,15 @@ def measured_speedups(found: Finished) -> dict[str, float]:
     fastest = speedups[choices[0]["contender"]] if choices else None
     if bench["validity"] != "VALID" or fastest is None:
         return {}
-    return {place_text(floor_text(found.recipe["floor"]), machine_of(found)): fastest["value"]}
+    return {place: fastest["value"]}
+
+
+def _chooses_never(entries: Sequence[Mapping[str, Any]], floor: float) -> bool:
+    """Whether the choice of a league at a floor is plain decoding; an empty league chose nothing."""
+    return any(
+        entry["chosen"] and entry["policy"] == NEVER and math.isclose(entry["floor"], floor)
+        for entry in entries
+    )
 
 
 def machine_of(found: Finished) -> str:

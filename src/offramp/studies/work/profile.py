@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
-from offramp.costs.local_store import load_local_profile, save_local_profile
+from offramp.costs.local_store import RECIPE, load_local_profile, save_local_profile
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
 from offramp.studies.task import Task
@@ -22,7 +23,9 @@ class ProfileWork:
     kind = "profile"
 
     def run(self, task: Task, context: Context) -> None:
-        """Take the profile that is kept for this model, dtype and thread count, or measure and keep one.
+        """Take the profile that a task of this very recipe measured and kept, or measure and keep one.
+
+        A profile of other code, libraries or budget would be filed under a recipe that it is not of.
 
         Raises ModelError for a model that cannot be timed, OfframpError if it or this machine are not the
         recipe's.
@@ -36,9 +39,17 @@ class ProfileWork:
 def _profile(model: Model, task: Task) -> TimingsProfile:
     from offramp.decoding.hardware import measure_hardware
 
+    recipe = task.recipe
     try:
-        return load_local_profile(model.identity.fingerprint, model.dtype, threads=task.recipe["threads"])
+        return load_local_profile(
+            model.identity.fingerprint, model.dtype, threads=recipe["threads"], recipe=recipe
+        )
     except InputError:  # none is kept yet
-        profile = measure_hardware(model, budget_seconds=task.recipe["seconds"])
+        profile = stating(measure_hardware(model, budget_seconds=recipe["seconds"]), task)
         save_local_profile(profile)
         return profile
+
+
+def stating(profile: TimingsProfile, task: Task) -> TimingsProfile:
+    """The profile with the recipe of the task that measured it among its details."""
+    return dataclasses.replace(profile, details={**profile.details, RECIPE: dict(task.recipe)})
