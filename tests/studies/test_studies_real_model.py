@@ -12,11 +12,12 @@ from work_cases import Bench, planned, result_of
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import machine_facts, save_local_profile
+from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.bench.contenders import GENERATE, NEVER
 from offramp.decoding.bench.result_file import from_json
 from offramp.decoding.hardware import measure_hardware
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import fingerprint_of, model_of
+from offramp.studies.work.inputs import model_of
 from offramp.studies.work.profile import stating
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
@@ -62,7 +63,7 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
     replayed = result_of(
         run(
             "replay",
-            {"policy": "static:exit=20", "kv": "propagate", "batch": 1, "machine": fingerprint_of(h100)},
+            {"policy": "static:exit=20", "kv": "propagate", "batch": 1, "machine": machine_fingerprint(h100)},
             {"trace": traced},
             sources={"machine": "h100"},
         )

@@ -35,6 +35,7 @@ from offramp.costs.local_store import (
     machine_facts,
     save_local_profile,
 )
+from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.bench.combined_file import combined_from_json
 from offramp.decoding.bench.contenders import GENERATE, NEVER
 from offramp.decoding.bench.result_file import from_json
@@ -47,7 +48,6 @@ from offramp.scoring.finite import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NOTHING, best_policies
-from offramp.studies.work.inputs import fingerprint_of
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
@@ -109,7 +109,7 @@ def on_this_machine(kind: str, **recipe: Any) -> Task:
 
 def on_machine(kind: str, name: str = "h100", **recipe: Any) -> Task:
     """A task without a model, priced on a built-in machine."""
-    fingerprint = fingerprint_of(find_machine(name))
+    fingerprint = machine_fingerprint(find_machine(name))
     return planned(
         kind,
         {"seed": SEED, "machine": fingerprint, **recipe},

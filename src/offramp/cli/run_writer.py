@@ -13,9 +13,10 @@ from offramp.cli.decoding_stage import DecodingResult
 from offramp.cli.preparation import Prepared, describe_heads, describe_machine
 from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import COMBINED_FILE, SUMMARY_FILE
+from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import read_combined
-from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.files import write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.charging import mean_position
 from offramp.report.decoded import Progress
@@ -102,7 +103,7 @@ class Writer:
         machine = None if self.prepared is None else self.prepared.machine
         if machine is None:
             return {}
-        return {"hardware_fingerprint": sha256_of_text(canonical_json(machine.to_json()))}
+        return {"hardware_fingerprint": machine_fingerprint(machine)}
 
     def combined(self) -> CombineResult | None:
         """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.

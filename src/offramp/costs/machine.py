@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.token import TokenCosts
+from offramp.files import canonical_json, sha256_of_text
 from offramp.models.shape import ModelShape
 
 
@@ -42,3 +43,8 @@ class Machine(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """The whole profile, to be kept beside every number made from it."""
+
+
+def machine_fingerprint(machine: Machine) -> str:
+    """SHA-256 of a machine's figures."""
+    return sha256_of_text(canonical_json(machine.to_json()))

@@ -206,10 +206,11 @@ def decoded(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 def why_no_answer(strategies: Sequence[Strategy]) -> str:
     """How many of the policies decoded for real are no answer, and why: "5 INVALID, 3 below their floor"."""
-    known = believed(decoded(strategies))
-    invalid = sum(map(is_invalid, decoded(strategies)))
+    all_decoded = decoded(strategies)
+    known = believed(all_decoded)
+    invalid = sum(map(is_invalid, all_decoded))
     missed = sum(floor_kept(one) == "missed" for one in known)
-    silent = len(decoded(strategies)) - invalid - len(known)
+    silent = len(all_decoded) - invalid - len(known)
     reasons = {"INVALID": invalid, "below their floor": missed, "without a speed": silent}
     return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import processor_name
+from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
-from offramp.files import canonical_json, sha256_of_text
 from offramp.models.source_code import rooms_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
@@ -116,7 +116,7 @@ def _find_machines(study: Study) -> dict[str, FoundMachine]:
         source = str(Path(path).absolute()) if Path(path).is_file() else path
         with placed(study, "machines", place):
             machine = find_machine(source)
-            figures = sha256_of_text(canonical_json(machine.to_json()))
+            figures = machine_fingerprint(machine)
         found[entry.name] = FoundMachine(source, figures, machine)
     return found
 

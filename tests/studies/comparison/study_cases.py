@@ -13,6 +13,7 @@ from comparison_traces import easy_documents, synthetic_trace
 
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
+from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.bench.combined_file import combined_to_json
 from offramp.decoding.bench.result_file import to_json
 from offramp.decoding.bench.results import BenchResult, Contender, Interval
@@ -110,7 +111,7 @@ class StudyCase:
     def add_row(self, model: str, workload: str, trace: Task, kinds: Sequence[str]) -> None:
         """Some of score, league, tuner and one policy of a row, done."""
         axes = {"model": model, "workload": workload}
-        priced = {"machine": inputs.fingerprint_of(find_machine(MACHINE)), "seed": 0}
+        priced = {"machine": machine_fingerprint(find_machine(MACHINE)), "seed": 0}
         recipes = {
             "score": ("", {"draws": 200, "seed": 0}),
             "league": ("league", {**priced, "floors": FLOORS}),

@@ -9,11 +9,11 @@ import pytest
 from study_cases import MACHINE, StudyCase
 
 from offramp.costs.hardware import find_machine
+from offramp.costs.machine import machine_fingerprint
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.study_rows import read_study_folder
 from offramp.studies.task import Cell
-from offramp.studies.work.inputs import fingerprint_of
 
 FAST = {"processor": "fast", "cores": 4, "threads": 2, "torch": "2.0"}
 SLOW = {**FAST, "processor": "slow"}
@@ -90,7 +90,7 @@ def test_computers_that_two_studies_call_alike_stay_apart(studies: Studies) -> N
 
 
 def test_profiles_that_two_studies_call_alike_stay_apart(studies: Studies) -> None:
-    built_in = fingerprint_of(find_machine(MACHINE))
+    built_in = machine_fingerprint(find_machine(MACHINE))
     folders = [studies.study("a", MACHINE, built_in, 1.2), studies.study("b", MACHINE, OWN_PROFILE, 1.5)]
     comparison = read_comparison(folders)
     assert speedups_of(comparison) == {
@@ -121,5 +121,5 @@ def test_one_machine_keeps_its_name(studies: Studies, machine: str | dict[str, A
 def test_a_study_says_what_its_machines_are(studies: Studies, case: StudyCase) -> None:
     timed = read_study_folder(studies.study("a", "lap", FAST, 1.2))
     assert timed.machines == {"lap": "fast, 2 threads"}
-    fingerprint = fingerprint_of(find_machine(MACHINE))
+    fingerprint = machine_fingerprint(find_machine(MACHINE))
     assert read_study_folder(case.folder.path).machines == {MACHINE: f"profile {fingerprint[:12]}"}

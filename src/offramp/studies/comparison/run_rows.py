@@ -9,6 +9,7 @@ from typing import Any
 
 from offramp.costs.hardware import PROFILES
 from offramp.costs.local_store import LOCAL
+from offramp.costs.machine import machine_fingerprint
 from offramp.costs.profile_file import read_profile
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
@@ -97,7 +98,7 @@ def known_fingerprint(hardware: Mapping[str, Any]) -> str:
     if built_in.is_file():
         profile = read_profile(built_in)
         if profile.source == source:
-            return sha256_of_text(canonical_json(profile.to_json()))
+            return machine_fingerprint(profile)
     return sha256_of_text(canonical_json([name, source]))
 
 

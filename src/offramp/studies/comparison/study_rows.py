@@ -58,6 +58,7 @@ class StudyReader:
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
         self.plan: Plan = folder.read_plan()
+        self._results: dict[str, Mapping[str, Any]] = {}
         self.models = {model["name"]: model for model in self.plan.study["models"]}
         self.conditions = {key: folder.condition(task) for key, task in self.plan.tasks.items()}
         self.done = [cell for cell in self.plan.cells if self.conditions[cell.task] == "done"]
@@ -113,7 +114,13 @@ class StudyReader:
     def finished(self, cell: Cell) -> Finished:
         """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
         task = self.plan.tasks[cell.task]
-        return Finished(cell, task.recipe, self.folder.result(task))
+        return Finished(cell, task.recipe, self.result(cell.task))
+
+    def result(self, key: str) -> Mapping[str, Any]:
+        """A task's result, read and verified once. Raises DamagedFileError if its bytes changed."""
+        if key not in self._results:
+            self._results[key] = self.folder.result(self.plan.tasks[key])
+        return self._results[key]
 
     def row(self, score: Finished, cells: Sequence[Finished]) -> Row:
         """The row of one score. cells: with the same axes; the tuner, the league, decoding."""
@@ -152,7 +159,7 @@ class StudyReader:
         key = self.plan.tasks[cell.task].needs["league"]
         if self.conditions[key] != "done":
             return ()
-        entries: Sequence[Mapping[str, Any]] = self.folder.result(self.plan.tasks[key])["entries"]
+        entries: Sequence[Mapping[str, Any]] = self.result(key)["entries"]
         return entries
 
     def traced_settings(self, trace: Task) -> dict[str, Any]:

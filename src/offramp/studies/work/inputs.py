@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import machine_facts
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import OfframpError
-from offramp.files import canonical_json, read_sealed_json, sha256_of_text
+from offramp.files import canonical_json, read_sealed_json
 from offramp.models.threads import use_threads
 from offramp.studies.computing import code_of, code_of_module
 from offramp.studies.manifest import RESULT, damaged
@@ -116,13 +116,8 @@ def machine_of(task: Task, context: Context) -> Machine:
         return profile_in(context.input("profile"))
     source = task.sources["machine"]
     machine = find_machine(source)
-    require_same(f"the machine {machine.name}", source, fingerprint_of(machine), task.recipe["machine"])
+    require_same(f"the machine {machine.name}", source, machine_fingerprint(machine), task.recipe["machine"])
     return machine
-
-
-def fingerprint_of(machine: Machine) -> str:
-    """SHA-256 of a machine's figures."""
-    return sha256_of_text(canonical_json(machine.to_json()))
 
 
 def profile_in(folder: Path) -> TimingsProfile:
