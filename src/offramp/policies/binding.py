@@ -39,8 +39,13 @@ def base_of(trace: Trace) -> dict[str, Any]:
 
 def document_digest(trace: Trace, place: int) -> str:
     """SHA-256 of a document's id and workload, by which a tuned policy knows what it was tuned on."""
+    return digest_of(trace, trace.documents[place].id)
+
+
+def digest_of(trace: Trace, document: str) -> str:
+    """The same of any document of the trace's workload, traced or not, by its id."""
     workload = trace.request.get("workload", {}).get("fingerprint")
-    return sha256_of_text(canonical_json([workload, trace.documents[place].id]))
+    return sha256_of_text(canonical_json([workload, document]))
 
 
 def heads_documents(trace: Trace) -> frozenset[str]:
