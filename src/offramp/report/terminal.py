@@ -22,9 +22,9 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.judgement import judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import Verdict
 
 DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
 
@@ -58,7 +58,7 @@ def answer_lines(run: RunResult) -> list[str]:
     """The best of the league, the certificates and the machines, one line each; only what was asked for."""
     answers: dict[str, Callable[[WorkloadResult], str | None]] = {
         "Best policy": league_answer,
-        "Guaranteed": certificate_answer,
+        "Certified": certificate_answer,
         "Where it would pay": machines_answer,
     }
     lines = []
@@ -73,28 +73,44 @@ def answer_lines(run: RunResult) -> list[str]:
 
 
 def floors_table(run: RunResult) -> Table:
-    """One row per workload and floor: speed is predicted, agreement and skipped layers are replayed.
-
-    The verdict is that after decoding, where the policy was decoded.
-    """
+    """One row per workload and floor: what is kept as executed and the speed, then what was replayed."""
     table = Table(title="At the quality you would keep", title_justify="left", box=None, pad_edge=False)
     for name in ("workload", "keep", "verdict and policy"):
         table.add_column(name, overflow="fold")
-    for name in ("speed\n(predicted)", "agreement\n(replayed)", "skipped\n(replayed)"):
+    for name in ("kept\n(executed)", "speed", "agreement\n(replayed)"):
         table.add_column(name, justify="right")
     for workload in run.workloads:
         for row, verdict in enumerate(workload.verdicts):
-            decision = judge_measured(run, workload, verdict).decision
-            style = DECISION_STYLES[decision]
+            style = DECISION_STYLES[verdict.decision]
             table.add_row(
                 escape(workload.name) if row == 0 else "",
                 whole_percent(verdict.floor),
-                f"[{style}]{decision}[/]\n[dim]{escape(verdict.policy)}[/]",
-                stacked(verdict.net_speedup, times),
+                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]",
+                kept(verdict),
+                speed(verdict),
                 stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
-                stacked(verdict.skip_ratio, percent),
             )
     return table
+
+
+def kept(verdict: Verdict) -> str:
+    """Executed agreement and whether it is certified."""
+    if verdict.policy == "never":
+        return "–"
+    if verdict.certificate is None or not verdict.certificate.executed:
+        return "[dim]not executed[/]"
+    agreement = verdict.executed_agreement
+    value = "not known" if agreement is None else stacked(agreement, percent)
+    return f"{value}\n[dim]{'certified' if verdict.certified else 'not certified'}[/]"
+
+
+def speed(verdict: Verdict) -> str:
+    """Speed over plain decoding, and how it is known."""
+    found = verdict.speed
+    if verdict.policy == "never" or found is None:
+        return "–"
+    limits = interval_text(found.low, found.high, times)
+    return f"{times(found.value)}\n[dim]{limits}{' ' if limits else ''}{found.how}[/]"
 
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:
@@ -171,7 +187,7 @@ def scores_table(run: RunResult) -> Table:
         ("information increment", "increment", decimal),
         ("calibration", "calibration", decimal),
         ("first-match oracle skips", "first_match_skip", percent),
-        ("saturation oracle skips", "saturation_skip", percent),
+        ("saturation oracle skips at 100 %", "saturation_skip", percent),
         ("composite", "composite", decimal),
     )
     for name, field, number in figures:

@@ -12,7 +12,7 @@ from offramp.tuning.held_out import measure
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, MachineAnswer
-from offramp.tuning.verdict import WORTH, choose, decide
+from offramp.tuning.verdict import WORTH, choose, decide_replayed
 
 
 def machine_answers(
@@ -54,7 +54,7 @@ def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: 
         batch=pricing.batch,
         floor=floor.value,
         policy=str(policy),
-        decision=decide(policy, held.net_speedup, held.agreement, floor.value, worth),
+        decision=decide_replayed(policy, held.net_speedup, pricing.machine, worth),
         net_speedup=held.net_speedup,
         agreement=held.agreement,
         plain_seconds_per_token=pricing.plain,

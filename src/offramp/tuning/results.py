@@ -14,33 +14,6 @@ FloorAnswer = Literal["holds", "broken", "not decided"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether early exit pays at one quality floor: chosen on one half of the documents, judged on the other.
-
-    policy: the chosen policy's text, "never" if no policy beat the full model on the first half.
-    agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name) and
-    reference_agreement (with the untransformed full model, None without transforms): on unseen documents.
-    documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
-    """
-
-    floor: float
-    decision: Decision
-    reason: str
-    policy: str
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    net_speedup_flops: Estimate
-    fit_agreement: float
-    fit_documents: int
-    report_documents: int
-    documents_needed: int
-    floor_held: bool
-    basis: str = "bytes moved"
-    reference_agreement: Estimate | None = None
-
-
-@dataclass(frozen=True)
 class Floor:
     """A quality floor: what the user will not give up.
 
@@ -100,6 +73,67 @@ class Certificate:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     stopped_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of the fastest plain decoder over a policy's.
+
+    low, high: the interval, None where there is none. how: "measured" by a stopwatch, or "predicted" from
+    exits and prices. machine: its name, "bytes moved" where no machine was given. at_hand: whether the
+    machine could have been asked: a prediction then only shows that something is too slow. seconds: that the
+    measurement took, None if not known.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    how: Literal["measured", "predicted"]
+    machine: str
+    at_hand: bool
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
+
+    worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
+    "too close to call". policy, kv: "never" if nothing is faster; kv is None where nothing was executed.
+    certificate: executed, or a replay bound, None if neither was asked for. executed_agreement: of documents
+    that did not choose the policy. speed: measured if it was, else predicted.
+    Beside it, replayed on one half of the documents a policy that was chosen on the other: replayed_policy,
+    its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
+    and reference_agreement (with the untransformed full model, None without transforms).
+    documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
+    """
+
+    floor: float
+    worth: float
+    decision: Decision
+    reason: str
+    missing: tuple[str, ...]
+    policy: str
+    kv: str | None
+    certificate: Certificate | None
+    executed_agreement: Estimate | None
+    speed: Speed | None
+    replayed_policy: str
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+    net_speedup_flops: Estimate
+    fit_agreement: float
+    fit_documents: int
+    report_documents: int
+    documents_needed: int
+    basis: str = "bytes moved"
+    reference_agreement: Estimate | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether what decodes is certified at the floor; a replay bound is no certificate."""
+        return self.certificate is not None and self.certificate.executed and self.certificate.holds
 
 
 @dataclass(frozen=True)
