@@ -53,8 +53,8 @@ def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
     assert "on 25 tokens of documents drawn like those of texts" in certificate.assumption
     assert not certificate.executed
     assert (
-        "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over documents "
-        "like these, at least 95 % of the tokens agree"
+        "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over "
+        "documents like these, at least 95 % of the tokens agree"
     ) in tuned.answer
     assert "This is a replay bound: nothing was decoded" in tuned.answer
     assert "certified" not in tuned.answer

@@ -129,14 +129,14 @@ def _not_certified(job: Job, certificate: Certificate, execution: Execution) -> 
         count = last[0].documents if last else 0
         return (
             f"not settled: the time was used up after {count} documents of the first of "
-            f"{len(execution.candidates)} candidates; what was decoded is kept: the same command goes on from "
-            f"there. {STAYS}"
+            f"{len(execution.candidates)} candidates; what was decoded is kept, and the same command goes on "
+            f"from there. {STAYS}"
         )
     kept = "" if last[0].executed is None else f", where it kept {100 * last[0].executed:.1f} %"
     return (
-        f"not certified: the most cautious of {len(execution.candidates)} faster candidates, {last[0].policy} "
-        f"with keys and values by {last[0].kv}, did not pass the test of {job.floor} ({last[0].outcome} after "
-        f"{last[0].documents} documents{kept}). {STAYS}"
+        f"not certified: the most cautious of {len(execution.candidates)} faster candidates, "
+        f"{last[0].policy} with keys and values by {last[0].kv}, did not pass the test of {job.floor} "
+        f"({last[0].outcome} after {last[0].documents} documents{kept}). {STAYS}"
     )
 
 
@@ -179,8 +179,8 @@ def _bounded(job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldO
     if certificate.delta is None:
         return f"{policy} keeps {job.floor} on average over draws of documents like these{gain}."
     return (
-        f"{policy} keeps its floor in replay (with probability {1.0 - certificate.delta:g} over the documents "
-        f"drawn): on average over documents like these, {_kept(job.floor)}{gain}."
+        f"{policy} keeps its floor in replay (with probability {1.0 - certificate.delta:g} over the "
+        f"documents drawn): on average over documents like these, {_kept(job.floor)}{gain}."
     )
 
 

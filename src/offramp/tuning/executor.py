@@ -37,27 +37,27 @@ class Rerun:
 
 
 class Executor(Protocol):
-    """A model at hand: what `offramp.decoding.execution.executor.ModelExecutor` does.
-
-    strategies: the K,V strategies to try, by name. documents: those at hand to certify on. prompt_tokens:
-    of an opening, None for whole prompts. new_tokens: of an answer, at most. left_out: documents that give
-    no prompt, in words, empty if there are none.
-    """
+    """A model at hand: what `offramp.decoding.execution.executor.ModelExecutor` does."""
 
     @property
-    def strategies(self) -> tuple[str, ...]: ...
+    def strategies(self) -> tuple[str, ...]:
+        """K,V strategies to try."""
 
     @property
-    def documents(self) -> int: ...
+    def documents(self) -> int:
+        """Documents at hand to certify on."""
 
     @property
-    def prompt_tokens(self) -> int | None: ...
+    def prompt_tokens(self) -> int | None:
+        """Tokens of an opening, None for whole prompts."""
 
     @property
-    def new_tokens(self) -> int: ...
+    def new_tokens(self) -> int:
+        """Tokens of an answer, at most."""
 
     @property
-    def left_out(self) -> str: ...
+    def left_out(self) -> str:
+        """Documents that give no prompt, in words; empty if there are none."""
 
     def certified_on(self, documents: int) -> tuple[str, ...]:
         """Ids of the first certify documents, in the drawn order."""

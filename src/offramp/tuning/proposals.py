@@ -1,4 +1,4 @@
-"""Candidates for a certificate: the search's policies, re-calibrated and re-ordered by what they do when rerun."""
+"""Candidates for a certificate: what the search found, re-calibrated and re-ordered by reruns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RERUNS_OF_A_LADDER = 4
 """Of these on the thresholds of one signal and set of exits, about."""
 
 AIMS = (0.5, 1.0)
-"""Shares of the allowed risk at which thresholds are sought, as rerun: what is well below is soon certified."""
+"""Shares of the allowed risk at which thresholds are sought, as rerun: well below is soon certified."""
 
 TARGETS = 8
 """Steps of the rerun risk, from 0 to the allowed one, at which the fastest becomes a candidate."""
@@ -113,9 +113,7 @@ class Proposals:
     def _decodable(self, kv: str) -> Iterator[Scored]:
         """What is faster than plain in the search, and can be decoded so."""
         plain = self.pool.pricing.plain
-        return (
-            one for one in self.pool.found if one.cost < plain and self.executor.can(one.policy, kv)
-        )
+        return (one for one in self.pool.found if one.cost < plain and self.executor.can(one.policy, kv))
 
     def _rerun_front(self, kv: str) -> None:
         """Exact K and V: replayed risks hold, and only prices differ."""
@@ -131,9 +129,9 @@ class Proposals:
         """
         ladders = self._ladders(kv, max(1, budget // RERUNS_OF_A_LADDER))
         known: list[dict[int, Proposal]] = [{} for _ in ladders]
-        last = self.reruns
+        before = self.reruns
         for number, share in enumerate(AIMS, start=1):
-            aim, last = share * self.risk, last + budget * number // len(AIMS) - budget * (number - 1) // len(AIMS)
+            aim, last = share * self.risk, before + budget * number // len(AIMS)
             while self.reruns < last and not self.clock.over:
                 place = _most_promising(ladders, known, aim)
                 if place is None:
@@ -182,9 +180,7 @@ def _bracket(ladder: Ladder, known: dict[int, Proposal], aim: float) -> tuple[in
     return low, high
 
 
-def _most_promising(
-    ladders: list[Ladder], known: list[dict[int, Proposal]], aim: float
-) -> int | None:
+def _most_promising(ladders: list[Ladder], known: list[dict[int, Proposal]], aim: float) -> int | None:
     """The ladder whose rungs in question reach lowest in cost, None if no rung could be the fastest."""
     best = min(
         (one.cost for found in known for one in found.values() if one.risk <= aim + ROUNDING), default=np.inf

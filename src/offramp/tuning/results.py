@@ -201,7 +201,8 @@ class Tuned:
     replayed; of the exits taken in lockstep at a batch above 1, where bound and front are of each token
     alone. executed_agreement: share of the tokens it generates that are the full model's choice on the same
     prefix, of documents that did not choose the policy, mean over documents; None if nothing was decoded.
-    candidates: what was to be certified, in the order of the tests, the lossless contender last. plain_seconds_per_token: the full model on
+    candidates: what was to be certified, in the order of the tests, the lossless contender last.
+    plain_seconds_per_token: the full model on
     the same machine. probe_share: probes' share of the policy's seconds. front: on the search documents.
     documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
     the ids and workload of the search and certify documents, by role. model: what the policy is bound to, as

@@ -45,7 +45,7 @@ def settle(losses: Losses, risk: float, delta: float, planned: int) -> Settled |
 
     None if it goes on. "certified": K_t has reached 1/delta, and the mean so far does not exceed the risk.
     Given up, which costs power and never validity, is a candidate
-    - "out of reach": K could not reach 1/delta even if no document to come lost anything, at the largest bets;
+    - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
     - "documents used up": all `planned` ones were looked at.
     """
@@ -61,9 +61,7 @@ def settle(losses: Losses, risk: float, delta: float, planned: int) -> Settled |
         "too much lost": (against >= wanted - math.log(GIVING_UP)) & (mean > risk),
         "documents used up": seen >= planned,
     }
-    first = [
-        Settled(outcome, int(np.flatnonzero(met)[0]) + 1) for outcome, met in ends.items() if met.any()
-    ]
+    first = [Settled(outcome, int(np.flatnonzero(met)[0]) + 1) for outcome, met in ends.items() if met.any()]
     return min(first, key=lambda one: one.documents, default=None)
 
 

@@ -60,7 +60,7 @@ class StrategyCosts:
         return cost / trace.token_count, plain / trace.token_count
 
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
-        """The cheapest way to verify a policy's outputs as drafts: cost of a token, plain cost, draft length."""
+        """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
         found = []
         for length in DRAFT_LENGTHS:
             bill = replay(trace, policy, machine=self.machine, kv=kv, draft_length=length).bill

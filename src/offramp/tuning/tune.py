@@ -8,7 +8,7 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.charging import machine_for
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import find_method
+from offramp.tuning.bounds import Method, find_method
 from offramp.tuning.certify import require_delta
 from offramp.tuning.executed import Limits, tune_by_execution
 from offramp.tuning.executor import Executor
@@ -21,7 +21,10 @@ from offramp.tuning.results import Floor, Tuned
 from offramp.tuning.splits import require_seed, split_roles
 
 AUTO = "auto"
-"""The K,V strategy is chosen like the policy."""
+"""The K,V strategy is chosen like the policy; without a model it is "propagate"."""
+
+EXECUTED = "agreement"
+"""The kind of floor that is executed."""
 
 
 def tune(
@@ -56,24 +59,32 @@ def tune(
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
     lacks what the floor needs or that has no exits below L.
     """
-    floor = make_floor(floor, clip)
-    rule = find_method(method)
-    require_delta(delta)
-    require_seed(seed)
+    floor, rule = check_settings(floor, method, delta, clip, seed)
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
-    executed = executor is not None and floor.kind == "agreement"
+    executed = executor is not None and floor.kind == EXECUTED
     if executed and batch != 1:
         raise InputError(
             f"what is decoded is one sequence at a time, not a batch of {batch}",
             where="--batch",
             fix="leave --batch out, or give --model none: a replay bound",
         )
-    # The search itself is priced as one of these; every candidate is then charged as its strategy runs.
-    searched = kv if kv in KEY_VALUE or not executed else KEY_VALUE[0]
-    pricing = pricing_of(trace, machine, batch, searched)
+    if kv == AUTO or (executed and kv not in KEY_VALUE):
+        # The search is priced as one of these; every candidate is then charged as its own strategy runs.
+        kv = KEY_VALUE[0]
+    pricing = pricing_of(trace, machine, batch, kv)
     job = Job(trace, floor, pricing, machine, rule, delta, seed, split_roles(trace, seed))
     if executed:
         assert executor is not None
         return tune_by_execution(job, executor, limits or Limits())
     return tune_by_replay(job, kv)
+
+
+def check_settings(
+    floor: Mapping[str, float] | Floor, method: str, delta: float, clip: float | None, seed: int
+) -> tuple[Floor, Method]:
+    """The floor and the method that are meant. Raises InputError for what is out of range."""
+    wanted, rule = make_floor(floor, clip), find_method(method)
+    require_delta(delta)
+    require_seed(seed)
+    return wanted, rule

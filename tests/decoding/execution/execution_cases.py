@@ -1,4 +1,4 @@
-"""What the tests of executions share: tiny models that now and then agree with themselves, and a slow judge."""
+"""What the tests of executions share: tiny models that now and then agree, and a slow judge."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def agreeable_llama(eos: int | None = None, **config: Any) -> Model:
     """A random Llama of 4 layers; those after the second change little."""
     hf = llama(num_hidden_layers=4, eos_token_id=eos, **config)
     tokenizer = NumberTokenizer(eos=eos)
-    return tiny_model(hf, name=f"agreeable {eos} {config}", head_scale=3.0, change=agreeable, tokenizer=tokenizer)
+    return tiny_model(
+        hf, name=f"agreeable {eos} {config}", head_scale=3.0, change=agreeable, tokenizer=tokenizer
+    )
 
 
 def options_of(policy: str = POLICY, kv: str = "propagate", **more: Any) -> Options:

@@ -48,9 +48,7 @@ def test_losses_are_those_of_the_naive_loop(kv: str, lengths: tuple[int, ...]) -
 
 def test_a_policy_that_never_leaves_loses_nothing() -> None:
     model = agreeable_llama()
-    found = execute(
-        model, openings_of(6, 6, 6), options_of("never"), Judge(model), new_tokens=NEW, rows=3
-    )
+    found = execute(model, openings_of(6, 6, 6), options_of("never"), Judge(model), new_tokens=NEW, rows=3)
     assert [one.loss for one in found] == [0.0, 0.0, 0.0]
     assert all(one.layers_executed == 4 * (NEW - 1) for one in found)
 

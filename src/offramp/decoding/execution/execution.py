@@ -56,7 +56,10 @@ class Execution:
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Execution:
         """The record that `to_json` gave."""
-        return cls(**{key: tuple(part) if isinstance(part, list) else part for key, part in value.items()})
+        fields: dict[str, Any] = {
+            key: tuple(part) if isinstance(part, list) else part for key, part in value.items()
+        }
+        return cls(**fields)
 
 
 def rows_together(model: Model, options: Options, tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""What is decoded to certify a policy: openings of documents, or whole prompts, that shaped nothing before."""
+"""What is decoded to certify a policy: openings of documents, or whole prompts, that shaped nothing."""
 
 from __future__ import annotations
 

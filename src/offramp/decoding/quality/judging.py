@@ -1,4 +1,4 @@
-"""The full model as a judge of token sequences: one teacher-forced forward per sequence, or per few of them."""
+"""The full model as a judge of token sequences: one teacher-forced forward for one or several of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 64
 """Positions whose logits are in memory together."""
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2.0**-6}
-"""Of the largest logit: what a sequence's logits may differ by between a forward of its own and a shared one."""
+"""Of the largest logit: what a sequence's logits may differ by between its own forward and a shared one."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """A prompt and its answer, token ids."""
