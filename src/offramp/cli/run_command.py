@@ -62,6 +62,10 @@ def run(
             help="The machine to predict for: local (timed first), one of offramp list hardware, or a .toml.",
         ),
     ] = "local",
+    worth: Annotated[
+        float,
+        typer.Option("--worth", help="The gain in speed from which on early exit is worth its trouble."),
+    ] = 0.05,
     decode: Annotated[
         bool,
         typer.Option(
@@ -84,9 +88,11 @@ def run(
     """
     from offramp.models.memory_size import parse_size
     from offramp.tracing.model_request import read_transforms
+    from offramp.tuning.verdict import require_worth
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
+    require_worth(worth)
     require_options(
         tokens=tokens,
         context=context,
@@ -113,6 +119,7 @@ def run(
         trust_remote_code=trust_remote_code,
         heads=heads,
         hardware=hardware,
+        worth=worth,
         overwrite=overwrite,
         repair=repair,
         decode=decode,
