@@ -27,7 +27,7 @@ DELTA = 0.1
 
 NEW_TOKENS = 16
 DOCUMENTS = 120
-"""That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes as many as there are."""
+"""That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes all that it needs."""
 
 MAIN_SECONDS, OTHER_SECONDS = 24.0, 8.0
 """For reruns and decoding at the main floor, and at each other one."""

@@ -30,8 +30,8 @@ def floors_block(run: RunResult) -> str:
     bodies = "".join(floor_rows(run, workload, labels) for workload in run.workloads)
     note = (
         "Kept: the share of the tokens that the policy generates which are the full model's choice on the "
-        "same prefix, certified on documents that it decoded freely. Speed is against the fastest plain decoder: "
-        "measured where the policy was timed, else predicted from "
+        "same prefix, certified on documents that it decoded freely. Speed is against the fastest plain "
+        "decoder: measured where the policy was timed, else predicted from "
         f"{listed([basis_words(basis) for basis in bases(run)])}. What is replayed reads the full model's "
         "own keys and values: it proposes, and promises nothing. Agreement counts tokens, not answers: the "
         f"share of {ANSWER_TOKENS}-token answers left unchanged is what the floor to the power "

@@ -49,21 +49,28 @@ TERMS: dict[str, str] = {
     ),
     "Decoded for real": (
         "Text was generated with the policy and the layers it skipped were not executed; the time is the "
-        "stopwatch's. What was measured beats what was predicted: a policy predicted to pay but measured not "
-        "to is not called paying. A measurement on a few prompts cannot make a promise by itself."
+        "stopwatch's, taken in short blocks that alternate with plain decoding."
     ),
-    "VALID, INVALID": (
-        "Whether a timing may be believed. INVALID: the machine was busy, two identical contenders came out "
-        "unequal, an output differs that must not, or other layers ran than were claimed. It changes no "
-        "verdict."
+    "Faster, slower, equivalent, unresolved, defect": (
+        "What a timing answers. Equivalent: the difference is shown to be smaller than what counts as worth "
+        "it. Unresolved: the interval is still too wide, and is named. Defect: an output differs that must "
+        "not, other layers ran than were claimed, or the same decoder twice came out unequal: no answer."
     ),
-    "Agreement on given text, on its own text": (
-        "Replayed: at every token of a given text, whatever came before it is the text's. Own text: of the "
-        "tokens the policy generated, those the full model would have said after the same generated ones."
+    "Replayed, rerun, executed": (
+        "Replayed: decisions on a given text with the full model's own keys and values, from the measurement "
+        "alone. Rerun: the same with the keys and values that the policy leaves. Executed: the policy's own "
+        "text, decoded freely; each token is judged by the full model on the same prefix. Only executed "
+        "agreement is certified."
     ),
-    "Propagate, recompute, speculate": (
+    "Short list": (
+        "A list of frequent tokens. Reading an exit, or the last layer, off their columns of the output head "
+        "alone is far cheaper than the whole head, and can never say another token. Plain decoding can use "
+        "it too: early exit is credited only with what it adds to that."
+    ),
+    "Propagate, mapped, recompute, speculate": (
         "Ways to supply keys and values of skipped layers. Propagate projects them from the state at the "
-        "exit (approximate). Recompute runs the layers later (exact for deep tokens). Speculate treats "
+        "exit (approximate). Mapped first maps that state to what each skipped layer would have been given "
+        "(approximate, closer). Recompute runs the layers later (exact for deep tokens). Speculate treats "
         "early answers as drafts that the full model verifies: the output is the full model's."
     ),
     "Repair of keys and values": (
@@ -73,9 +80,11 @@ TERMS: dict[str, str] = {
         "One text, or one prompt with its answer. Tokens of one document depend on each other, so documents "
         "are what intervals and guarantees count."
     ),
-    "Certificate": (
-        "A guarantee that a policy's mean loss on documents like these stays within the floor, from "
-        "documents that the search never saw. Too few documents: not certifiable, whatever the policy."
+    "Certificate, replay bound": (
+        "A certificate guarantees that the policy, decoding freely, keeps the floor on average over documents "
+        "like these; it rests on documents that were really decoded and that the search never saw. Too few "
+        "documents: not certifiable, whatever the policy. The same test on replayed losses is a replay bound: "
+        "it says nothing of what the policy's own keys, values and tokens do."
     ),
     "δ (delta)": "The chance that a certificate is wrong. 10 % means 90 % confidence.",
     "Betting bound, Hoeffding–Bentkus, conformal risk control": (
@@ -115,9 +124,10 @@ TERMS: dict[str, str] = {
         "95 % interval from resampling whole documents, because tokens of one document depend on each other."
     ),
     "Pays, does not pay, too close to call": (
-        "The lower limit of the net speedup is above 1.05; its upper limit is below that, or the "
-        "choice was never to exit; neither, or too few documents for an interval. Where the policy was "
-        "decoded, see “Decoded for real”."
+        "Pays: executed agreement is certified at the floor, and the lower limit of the measured speed lies "
+        "above what counts as worth it (5 % unless you say otherwise). Does not pay: the upper limit lies "
+        "below that, or nothing faster than plain decoding can be certified. Too close to call: else; what "
+        "would settle it is named."
     ),
 }
 
