@@ -146,7 +146,7 @@ def test_maps_are_fitted_alone_and_added_to_other_heads(
     outcome = run_offramp(*arguments, *maps, "--no-lens", "--no-classifiers", "-o", alone).require(0)
     assert "the sums of K,V maps at exits 1, 2 take" in outcome.out
     found = read_heads(alone)
-    assert found.gives_nothing
+    assert found.holds_maps_alone
     assert found.kv_maps is not None
     assert found.kv_maps.ranks == {1: 5, 2: 5}
     added = run_offramp(*arguments, *maps, "--add-to", fitted, "-o", both, "--json").require(0)

@@ -61,7 +61,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, rank: int | None, beside: 
     assert found.kv_maps is not None
     assert found.kv_maps.ranks == {1: rank}
     assert found.reads_exits == beside
-    assert found.gives_nothing == (not beside)
+    assert found.holds_maps_alone == (not beside)
 
 
 def test_maps_do_not_change_what_exits_are_read_by() -> None:

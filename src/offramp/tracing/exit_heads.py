@@ -109,14 +109,15 @@ class ExitHeads:
         return seal_of(self.header(), self.arrays())
 
     @property
-    def gives_nothing(self) -> bool:
-        """Whether exits are read, and decided on, as without heads: there are K,V maps at most."""
-        return not (self.reads_exits or self.classifiers or self.shortlist is not None)
+    def holds_maps_alone(self) -> bool:
+        """Whether exits are read, and decided on, as without heads."""
+        others = self.reads_exits or self.classifiers or self.shortlist is not None
+        return self.kv_maps is not None and not others
 
     @property
     def reading_fingerprint(self) -> str | None:
         """The fingerprint without the K,V maps: what exits are read by. None if they are as without heads."""
-        return None if self.gives_nothing else replace(self, kv_maps=None).fingerprint
+        return None if self.holds_maps_alone else replace(self, kv_maps=None).fingerprint
 
     @property
     def seen_documents(self) -> dict[str, tuple[str, ...]]:

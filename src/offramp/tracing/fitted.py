@@ -58,7 +58,7 @@ class FittedHeads:
         """
         _require_whole(heads)
         below = exits[:-1]
-        if heads.gives_nothing:
+        if heads.holds_maps_alone:
             return cls(heads, (0,) * len(below), None)
         missing = [exit for exit in below if exit not in heads.exits]
         if missing:
@@ -95,6 +95,9 @@ class FittedHeads:
         sizes = {name: classifier.mean.shape[-1] for name, classifier in self.heads.classifiers.items()}
         if self.heads.lens is not None:
             given["lens"], sizes["lens"] = features, self.heads.lens.weight.shape[-1]
+        if self.heads.kv_maps is not None:
+            maps = next(iter(self.heads.kv_maps.maps.values()))
+            given["K,V maps"], sizes["K,V maps"] = features, len(maps.centre)
         if self.heads.output is not None:
             _, tokens, sizes["output head"] = self.heads.output.weight.shape
             given["output head"] = features
