@@ -1,7 +1,8 @@
-"""`offramp heads`: fit a linear lens and exit classifiers to a model, or import exit heads of others."""
+"""`offramp heads`: fit a linear lens, exit classifiers and K,V maps to a model, or import others' heads."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 heads = typer.Typer(
-    help="Fit exit heads (a linear lens and classifiers), or import those of others.", no_args_is_help=True
+    help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
+    no_args_is_help=True,
 )
 
 
@@ -61,6 +64,29 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    kv_maps: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-maps",
+            help="Exits that get maps to deeper layers' inputs, for --kv mapped: 8,15,20. By default none.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_rank: Annotated[
+        str,
+        typer.Option(
+            "--kv-rank",
+            help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
+        ),
+    ] = "auto",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--add-to",
+            help="A file of exit heads that the K,V maps are added to; nothing else is fitted then.",
+            show_default=False,
+        ),
+    ] = None,
     context: ContextLength = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = 0,
     dtype: Precision = "float32",
@@ -69,7 +95,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a linear lens and classifiers per exit on the later half of each workload's documents."""
+    """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
     from offramp.tracing.model_request import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
@@ -78,32 +104,48 @@ def fit(
         tokens=tokens, context=context, document_tokens=None, exits=exits, dtype=dtype, output=None
     )
     _require_file(output, overwrite=overwrite)
-    if not lens and not classifiers:
+    if not lens and not classifiers and kv_maps is None:
         raise InputError(
             "neither a lens nor classifiers are to be fitted", where="--no-lens", fix="leave one of them on"
         )
+    map_exits, rank = _map_exits(kv_maps), _rank(kv_rank)
+    if add_to is not None and map_exits is None:
+        raise InputError("there are no maps to add", where="--add-to", fix="name their exits: --kv-maps 8,15")
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
 
     from offramp.tracing.fitting.fit import fit_heads
-    from offramp.tracing.heads_file import write_heads
+    from offramp.tracing.heads_file import read_heads, require_base, write_heads
 
+    whole = None if add_to is None else read_heads(add_to)
     with stage("loading the model and checking its exits"):
         loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+    if whole is not None:
+        require_base(whole, {"name": loaded.shown_name, **loaded.identity.to_json()}, str(add_to))
     fitted = fit_heads(
         loaded,
         works,
         tokens=tokens,
         exits=exits,
-        lens=lens,
-        classifiers=classifiers,
+        lens=lens and whole is None,
+        classifiers=classifiers and whole is None,
         candidate_exit=candidate_exit,
+        kv_maps=map_exits,
+        kv_rank=rank,
         context=context,
         seed=seed,
+        on_memory=lambda memory: [
+            out.console.print(part, markup=False, soft_wrap=True) for part in memory.parts
+        ],
     )
+    if whole is not None:
+        fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_heads(fitted, output)
-    out.console.print(_table(fitted))
+    if fitted.exits:
+        out.console.print(_table(fitted))
+    if fitted.kv_maps is not None:
+        out.console.print(_maps_table(fitted.kv_maps))
     for line in [*_notes(fitted), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(fitted, output))
@@ -196,6 +238,23 @@ def _import_notes(imported: ExitHeads) -> list[str]:
     ]
 
 
+def _map_exits(text: str | None) -> tuple[int, ...] | None:
+    """The exits of --kv-maps."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.replace("+", ",").split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise InputError(f"{text!r} is not a list of exits", where="--kv-maps", fix="write 8,15,20")
+    return tuple(int(word) for word in words)
+
+
+def _rank(text: str) -> int | str:
+    """The rank of --kv-rank."""
+    from offramp.tracing.fitting.maps import check_rank
+
+    return check_rank(int(text) if text.isdecimal() else text)
+
+
 def _require_file(path: Path, *, overwrite: bool) -> None:
     """Refuse an output that is a folder, is there already or cannot be written."""
     if path.is_dir():
@@ -224,14 +283,44 @@ def _table(fitted: ExitHeads) -> Table:
         cells = [str(exit)]
         if fitted.lens is not None:
             explained = fitted.lens.explained
-            assert explained is not None, "of a lens that was fitted here"
-            cells.append(decimal(float(explained[index])))
+            cells.append("?" if explained is None else decimal(float(explained[index])))
         for classifier in fitted.classifiers.values():
             auroc = float(classifier.auroc[index])
             text = "rare" if math.isnan(auroc) else decimal(auroc)
             cells.append(text if classifier.better_than_chance[index] else f"({text})")
         table.add_row(*cells)
     return table
+
+
+def _maps_table(maps: KeyValueMaps) -> Table:
+    """Rank, size and explained variance of each exit's K,V maps, mean over its deeper layers."""
+    from rich.table import Table
+
+    from offramp.report.formats import decimal
+
+    title = "K,V maps, held-out documents: variance explained of what deeper layers add to the exit's state"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in ("exit", "rank", "layers", "MB", "explained", "next layer", "last layer"):
+        table.add_column(column, justify="right")
+    for exit, one in maps.maps.items():
+        explained = one.explained[-1]
+        table.add_row(
+            str(exit),
+            "full" if one.rank is None else str(one.rank),
+            str(len(explained)),
+            f"{one.bytes / 1e6:,.1f}",
+            *[decimal(float(value)) for value in (explained.mean(), explained[0], explained[-1])],
+        )
+    return table
+
+
+def _describe_maps(maps: ExitMaps) -> dict[str, Any]:
+    return {
+        "rank": maps.rank,
+        "bytes": maps.bytes,
+        "explained": maps.explained[-1].tolist(),
+        "penalty": maps.penalty,
+    }
 
 
 def _notes(fitted: ExitHeads) -> list[str]:
@@ -254,7 +343,7 @@ def _notes(fitted: ExitHeads) -> list[str]:
         lines.append(
             "(0.70): not shown to beat the base rate on held-out documents; rare: too few tokens of one class"
         )
-    seen = sum(len(ids) for ids in fitted.documents.values())
+    seen = sum(len(ids) for ids in fitted.seen_documents.values())
     lines.append(f"fitting read {seen} documents; tuning on a trace made with these heads leaves them out")
     return lines
 
@@ -278,7 +367,10 @@ def _summary(fitted: ExitHeads, output: Path) -> dict[str, Any]:
             }
             for name, classifier in fitted.classifiers.items()
         },
-        "documents": {workload: list(ids) for workload, ids in fitted.documents.items()},
+        "kv_maps": None
+        if fitted.kv_maps is None
+        else {str(exit): _describe_maps(maps) for exit, maps in fitted.kv_maps.maps.items()},
+        "documents": {workload: list(ids) for workload, ids in fitted.seen_documents.items()},
         "provenance": dict(fitted.provenance),
     }
 

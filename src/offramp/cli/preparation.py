@@ -144,7 +144,7 @@ def describe_heads(heads: ExitHeads | None) -> dict[str, Any] | None:
         for name, classifier in heads.classifiers.items()
     }
     return {
-        "documents": sum(len(documents) for documents in heads.documents.values()),
+        "documents": sum(len(documents) for documents in heads.seen_documents.values()),
         "exits": len(heads.exits),
         "lens": heads.lens is not None,
         "lens_explained": None if explained is None else float(np.mean(explained)),

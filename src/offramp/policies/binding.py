@@ -11,6 +11,7 @@ from offramp.errors import PolicyError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
+from offramp.tracing.described_heads import reading_of
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
 
@@ -27,13 +28,15 @@ def base_of(trace: Trace) -> dict[str, Any]:
     """What a policy that is tuned on a trace is bound to, in JSON values.
 
     The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, "output" if exits have
-    output heads of their own, None without any.
+    output heads of their own, "reading" and "kv_maps" if there are K,V maps, None without any.
     """
     request = trace.request
     heads = request.get("heads")
     kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
     if kept and heads and heads.get("output"):
         kept["output"] = True
+    if kept and heads and "kv_maps" in heads:
+        kept |= {name: heads.get(name) for name in ("reading", "kv_maps")}
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
 
 
@@ -91,7 +94,7 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
             fix="tune a policy on a trace of this model",
         )
     before, now = tuned_for.get("heads") or {}, base["heads"] or {}
-    if before.get("fingerprint") == now.get("fingerprint"):
+    if reading_of(before) == reading_of(now):
         return
     own = policy.for_task(task_of(trace))
     needs = own.needs(trace.layers)
@@ -104,10 +107,26 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
         )
 
 
+def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, where: str) -> None:
+    """Refuse other K,V maps than those that a policy with mapped K and V was tuned with.
+
+    before, now: described exit heads. No maps now are no other maps. Raises PolicyError.
+    """
+    tuned, given = ((heads or {}).get("kv_maps") for heads in (before, now))
+    if tuned and given and tuned["fingerprint"] != given["fingerprint"]:
+        raise PolicyError(
+            f"the policy was tuned with the K,V maps {tuned['fingerprint'][:12]}, and these are "
+            f"{given['fingerprint'][:12]}",
+            where=where,
+            fix="give the file of exit heads that it was tuned with, or tune it again with these",
+        )
+
+
 def reads_exits(heads: Mapping[str, Any]) -> bool:
     """Whether exits are read through the lens or the output heads of described exit heads."""
     return bool(heads.get("lens") or heads.get("output"))
 
 
 def _with(heads: Mapping[str, Any]) -> str:
-    return f"with the exit heads {str(heads['fingerprint'])[:12]}" if heads else "without exit heads"
+    reading = reading_of(heads)
+    return f"with the exit heads {reading[:12]}" if reading else "without exit heads"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.files import canonical_json
+from offramp.tracing.key_value_maps import KeyValueMaps
 
 Weights = NDArray[np.float32]
 
@@ -77,12 +78,13 @@ class ExitHeads:
     """A whole file of fitted heads.
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
-    ascending, below L; every array's first axis. lens, output: how exits are read, at most one of them; by
-    the logit lens if both are None. classifiers: by the fact they give (see
+    ascending, below L; the first axis of every array but the K,V maps'. lens, output: how exits are read, at
+    most one of them; by the logit lens if both are None. classifiers: by the fact they give (see
     `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
     None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
     classifier. documents: ids of the documents that fitting saw, by workload fingerprint. provenance: how it
-    was fitted; or, under "imported", where it came from.
+    was fitted; or, under "imported", where it came from. kv_maps: for the KV strategy "mapped", with exits,
+    documents and provenance of their own: heads may hold nothing else, and then have no `exits`.
     """
 
     model: Mapping[str, Any]
@@ -94,6 +96,7 @@ class ExitHeads:
     documents: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
+    kv_maps: KeyValueMaps | None = None
 
     @property
     def reads_exits(self) -> bool:
@@ -105,9 +108,29 @@ class ExitHeads:
         """SHA-256 of everything in the heads, in hexadecimal: what a file of them is sealed with."""
         return seal_of(self.header(), self.arrays())
 
+    @property
+    def holds_maps_alone(self) -> bool:
+        """Whether exits are read, and decided on, as without heads."""
+        others = self.reads_exits or self.classifiers or self.shortlist is not None
+        return self.kv_maps is not None and not others
+
+    @property
+    def reading_fingerprint(self) -> str | None:
+        """The fingerprint without the K,V maps: what exits are read by. None if they are as without heads."""
+        return None if self.holds_maps_alone else replace(self, kv_maps=None).fingerprint
+
+    @property
+    def seen_documents(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the documents that any part's fitting saw, by workload fingerprint."""
+        seen = dict(self.documents)
+        for workload, ids in ({} if self.kv_maps is None else self.kv_maps.documents).items():
+            seen[workload] = tuple(dict.fromkeys((*seen.get(workload, ()), *ids)))
+        return seen
+
     def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values; output heads only if there are any."""
+        """All that is not an array, as JSON values; output heads and K,V maps only if there are any."""
         output = {} if self.output is None else {"output": _describe_output(self.output)}
+        maps = {} if self.kv_maps is None else {"kv_maps": self.kv_maps.header()}
         return {
             "model": dict(self.model),
             "exits": list(self.exits),
@@ -117,6 +140,7 @@ class ExitHeads:
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
             **output,
+            **maps,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -134,6 +158,8 @@ class ExitHeads:
                 arrays |= {f"{fact}.weights.{number}": weights, f"{fact}.biases.{number}": biases}
         if self.shortlist is not None:
             arrays["shortlist"] = self.shortlist
+        if self.kv_maps is not None:
+            arrays |= self.kv_maps.arrays()
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, write_atomically
 from offramp.models.identity import command_name, shown_name
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads, seal_of
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
-SCHEMA_VERSION = 2
-"""2: output heads, and a lens whose fit is not known. A file of version 1 is one without them."""
+SCHEMA_VERSION = 3
+"""3: K,V maps. 2: output heads, and a lens whose fit is not known. Older files are those without them."""
 
 HEADER = "offramp_heads"
 SCHEMA = "schema_version"
@@ -76,7 +78,7 @@ def read_heads(path: str | Path) -> ExitHeads:
             where=str(path),
             fix="update offramp, or fit the heads again with this version",
         )
-    if version not in (1, SCHEMA_VERSION) or seal != seal_of(header, arrays):
+    if version not in range(1, SCHEMA_VERSION + 1) or seal != seal_of(header, arrays):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
         return _build(header, arrays, str(path))
@@ -173,6 +175,7 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
         documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
         provenance=header["provenance"],
         output=_output(reader, header),
+        kv_maps=_maps(reader, header),
     )
     if heads.lens is not None and heads.output is not None:
         raise reader.refused("they read exits both through a lens and through output heads")
@@ -206,6 +209,44 @@ def _output(reader: _Reader, header: dict[str, Any]) -> OutputHeads | None:
     )
 
 
+def _maps(reader: _Reader, header: dict[str, Any]) -> KeyValueMaps | None:
+    """The K,V maps that a header speaks of."""
+    described = header.get("kv_maps")
+    if described is None:
+        return None
+    hidden, layers = (int(header["model"][name]) for name in ("hidden_size", "layers"))
+    exits = [int(one["exit"]) for one in described["maps"]]
+    if not exits or exits != sorted({exit for exit in exits if 1 <= exit < layers - 1}):
+        raise reader.refused(f"the exits {exits} of the K,V maps are not ascending layers below {layers - 1}")
+    return KeyValueMaps(
+        maps={
+            exit: _exit_maps(reader, one, f"kv_maps.{exit}.", hidden, layers - 1 - exit)
+            for exit, one in zip(exits, described["maps"], strict=True)
+        },
+        documents={workload: tuple(ids) for workload, ids in described["documents"].items()},
+        provenance=described["provenance"],
+    )
+
+
+def _exit_maps(reader: _Reader, described: dict[str, Any], prefix: str, hidden: int, layers: int) -> ExitMaps:
+    """The maps of one exit to so many layers."""
+    rank, penalty = described["rank"], described["penalty"]
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= hidden):
+        raise reader.refused(f"K,V maps of rank {rank!r}, which is not 1 to {hidden}")
+    if not (isinstance(penalty, float) and 0 <= penalty < math.inf):
+        raise reader.refused(f"the penalty of K,V maps is {penalty!r}, not a number of 0 or more")
+    shapes = {"centre": (hidden,), "bias": (layers, hidden)}
+    if rank is None:
+        shapes["change"] = (layers, hidden, hidden)
+    else:
+        shapes |= {"inward": (rank, hidden), "outward": (layers, hidden, rank)}
+    return ExitMaps(
+        explained=reader.take_whole(prefix + "explained", (rank or 1, layers), np.float64),
+        penalty=penalty,
+        **{name: reader.take_whole(prefix + name, shape) for name, shape in shapes.items()},
+    )
+
+
 def _classifier(reader: _Reader, fact: str, layers: int) -> ExitClassifier:
     features = reader.width(f"{fact}.mean")
     widths = [features]
@@ -230,7 +271,7 @@ def _classifier(reader: _Reader, fact: str, layers: int) -> ExitClassifier:
 
 
 class _Reader:
-    """Takes arrays of known shapes, the exits' axis first."""
+    """Takes arrays of known shapes, most of them with the exits' axis first."""
 
     def __init__(self, arrays: Arrays, exits: int, where: str) -> None:
         self.arrays = arrays
@@ -241,9 +282,15 @@ class _Reader:
         self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
     ) -> NDArray[Any]:
         """The array [exits, *shape], refused if it is missing, of another shape or type, or not finite."""
+        return self.take_whole(name, (self.exits, *shape), dtype, finite=finite)
+
+    def take_whole(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
+    ) -> NDArray[Any]:
+        """The same of an array without the exits' axis."""
         array = self._require(name)
-        if array.shape != (self.exits, *shape) or array.dtype != dtype:
-            wanted = f"{np.dtype(dtype)} {[self.exits, *shape]}"
+        if array.shape != shape or array.dtype != dtype:
+            wanted = f"{np.dtype(dtype)} {list(shape)}"
             raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
         if finite and not np.isfinite(array).all():
             raise self.refused(f"{name} holds a number that is not finite")

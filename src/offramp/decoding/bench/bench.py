@@ -146,5 +146,5 @@ def _cell(model: Model, policy: PolicySource, kv: str, heads: ExitHeads | None, 
     decides, tuned = read_policy_source(policy)
     own = decides.for_task(task)
     check_policy(own, model.layers, heads)
-    check_model(tuned, own, heads, model)
+    check_model(tuned, own, heads, model, kv)
     return Cell(own, kv)

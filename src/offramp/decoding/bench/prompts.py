@@ -31,7 +31,7 @@ def prompts_of(
     not so many prompts.
     """
     room = None if model.context_length is None else model.context_length - new_tokens
-    fitted = {id for one in heads for id in one.documents.get(workload.fingerprint, ())}
+    fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
     whole = workload.mode == "generation"
     if not whole and room is not None and prompt_tokens > room:
         least = f"lower --prompt-tokens to {room}, or " if room > 0 else ""

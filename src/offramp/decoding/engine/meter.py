@@ -14,6 +14,7 @@ PART_OF_ITEM: Mapping[str, str] = {
     "layers": "layers",
     "probe": "probes",
     "K,V projection": "K,V repair",
+    "K,V map": "K,V repair",
     "exit head": "heads",
     "final head": "heads",
     "overhead": "overhead",

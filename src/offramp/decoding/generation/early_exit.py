@@ -29,6 +29,7 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.strategies.draft_length import check_draft_length
 from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import BATCHINGS
@@ -150,6 +151,8 @@ class EarlyExit:
             processors=tuple(logits_processor),
             forced=self._forced is not None,
             padded=mask is not None and not bool(mask.all()),
+            heads=self.options.heads,
+            dtype=engine.dtype,
         )
         self.options.check(engine, request)
         answers = Answers(
@@ -192,6 +195,7 @@ class EarlyExit:
             end_tokens=frozenset() if ends is None else frozenset(ends.tolist()),
             decode=self._decode,
             timing=self._timing,
+            maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
         )
 
 
@@ -219,7 +223,7 @@ def early_exit(
 
     def check(engine: Engine) -> None:
         if tuned is not None:
-            check_tuned_heads(tuned, own, fitted, engine.layers)
+            check_tuned_heads(tuned, own, fitted, engine.layers, options.kv)
 
     options = Options(own, strategy_of(kv, tuned), fitted, draft_length, batching)
     warn_of_strategy(options.kv, tuned)

@@ -162,7 +162,7 @@ def generate_batch(
     options = Options(decides.for_task(task), strategy_of(kv, tuned), fitted, draft_length, batching)
     warn_of_strategy(options.kv, tuned)
     check_policy(options.policy, model.layers, fitted)
-    check_model(tuned, options.policy, fitted, model)
+    check_model(tuned, options.policy, fitted, model, options.kv)
     _refuse_options(sampling)
     check_sampling(sampling)
     check_context(model, ids.shape[1], max_new_tokens)

@@ -20,6 +20,7 @@ from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
 from offramp.decoding.generation.problems import describe_problem, prompt_entropy
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.reading.reader import Reader
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.policies.policy import ExitPolicy
 
@@ -28,7 +29,8 @@ from offramp.policies.policy import ExitPolicy
 class Plan:
     """How a batch is to be decoded.
 
-    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
+    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts. maps: as in
+    `Work`.
     """
 
     engine: Engine
@@ -41,6 +43,7 @@ class Plan:
     end_tokens: frozenset[int]
     decode: Callable[[list[int]], str]
     timing: bool = False
+    maps: StateMaps | None = None
 
 
 class Loop:
@@ -106,6 +109,7 @@ class Loop:
             tokens=lambda: self.answers.ids,
             batching=plan.batching,
             draft_length=plan.draft_length,
+            maps=plan.maps,
             limit=plan.limit,
             # Forced tokens go on whatever they say.
             end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
