@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 
 Decision = Literal["pays", "does not pay", "too close to call"]
@@ -21,6 +22,7 @@ class Verdict:
     agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name) and
     reference_agreement (with the untransformed full model, None without transforms): on unseen documents.
     documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
+    gain: what each part of a step saves on the unseen documents, None where nothing was judged.
     """
 
     floor: float
@@ -38,6 +40,7 @@ class Verdict:
     floor_held: bool
     basis: str = "bytes moved"
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Tuned:
     documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
     the ids and workload of the search and certify documents, by role. model: what the policy is bound to, as
     `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
-    profile (None without a machine) and the fingerprint of the trace.
+    profile (None without a machine) and the fingerprint of the trace. gain: what each part of a step saves on
+    the report documents, None without any.
     """
 
     floor: Floor
@@ -158,6 +162,7 @@ class Tuned:
     workload: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
 
     @property
     def policy(self) -> Any:
@@ -176,7 +181,10 @@ class LeagueEntry:
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
     token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
     empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
-    the verdict's policy; the fastest on the other half may be another by luck.
+    the verdict's policy; the fastest on the other half may be another by luck. gain: what each part of a step
+    saves on the other half, None where not kept. full_depth: whether it leaves no layer out: what it gains,
+    plain decoding could gain. rank: its place among the families by speed on the half that chose, from 1;
+    None for oracles and the full model, which nobody chose.
     """
 
     family: str
@@ -192,6 +200,9 @@ class LeagueEntry:
     parts: Mapping[str, float] = field(default_factory=dict)
     chosen: bool = False
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
+    full_depth: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -274,6 +285,7 @@ class Prediction:
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
     of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
+    gain: what each part of a step saves, None where that is not known of a batch.
     """
 
     policy: str
@@ -298,3 +310,4 @@ class Prediction:
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None

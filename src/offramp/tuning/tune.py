@@ -138,6 +138,7 @@ class _Job:
                 "trace": self.trace.provenance.get("request_fingerprint"),
             },
             reference_agreement=held.reference_agreement,
+            gain=held.gain,
         )
 
     def _search(self) -> Pool | None:

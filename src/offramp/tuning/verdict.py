@@ -90,6 +90,7 @@ def judge(
                 floor_held=_value(held.agreement) >= floor,
                 basis=pricing.machine,
                 reference_agreement=held.reference_agreement,
+                gain=held.gain,
             )
         )
     return tuple(verdicts)

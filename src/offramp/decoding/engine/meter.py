@@ -15,6 +15,7 @@ PART_OF_ITEM: Mapping[str, str] = {
     "probe": "probes",
     "K,V projection": "K,V repair",
     "exit head": "heads",
+    "short head": "heads",
     "final head": "heads",
     "overhead": "overhead",
 }

@@ -118,7 +118,7 @@ def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None
     """Refuse a policy that was tuned for another model or other heads, and heads of another model.
 
     Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through
-    them, or if it reads a fact that comes with heads.
+    them, or if it reads a fact, or the short list, that comes with heads.
 
     Raises InputError for heads of another model, PolicyError for the rest.
     """
@@ -152,7 +152,8 @@ def check_tuned_heads(tuned: Tuned, policy: ExitPolicy, heads: ExitHeads | None,
     if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
         return
     read_through = reads_exits(before) or (heads is not None and heads.reads_exits)
-    if (policy.needs(layers) and read_through) or facts_read(policy, layers) & OF_HEADS:
+    of_heads = policy.short_list or bool(facts_read(policy, layers) & OF_HEADS)
+    if of_heads or (policy.needs(layers) and read_through):
         given = "without exit heads" if heads is None else f"with the exit heads {heads.fingerprint[:12]}"
         tuned_with = f"with the exit heads {str(before['fingerprint'])[:12]}" if before else "without any"
         raise PolicyError(
