@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from generation_cases import tiny_llama
+from reading_cases import random_heads
 
 import offramp
 from combine_cases import combined_result
@@ -56,6 +57,11 @@ def test_combinations_hold_one_of_each_group() -> None:
         "prune + int8 + exits",
     ]
     assert names(["exits", "speculate", "prompt_lookup"]) == ["plain", "exits", "speculate", "prompt_lookup"]
+    assert names(["exits", "prune:drop=2", "shortlist"])[1:] == [
+        *("prune", "shortlist", "exits"),
+        *("prune + shortlist", "prune + exits", "shortlist + exits"),
+        "prune + shortlist + exits",
+    ]
     assert "prune + speculate" in names(["speculate", "prune:drop=2", "exits"])
 
 
@@ -69,7 +75,55 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
         == "prune:drop=2 and prune:drop=2+3 are not combined with each other: a transform is applied once"
     )
     assert second.startswith("exits and speculate are not combined with each other: each is a decoding loop")
-    assert excluded_of(read_accelerations(["prune:drop=2", "exits"])) == ()
+    assert excluded_of(read_accelerations(["prune:drop=2", "exits", "shortlist"])) == ()
+    drafting = ["prompt_lookup", "shortlist", "speculate"]
+    assert names(drafting) == ["plain", "shortlist", "prompt_lookup", "speculate"]
+    assert excluded_of(read_accelerations(drafting))[0] == (
+        "shortlist is not combined with prompt_lookup or speculate: drafts are verified with the whole "
+        "output head"
+    )
+
+
+def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
+    """Beside exits and a pruned model; without heads the list is the first ids, here all of them."""
+    asked = ("shortlist", "exits", "prune:drop=2")
+    found = combine(tiny_llama(), asked, prompts=PROMPTS[:1], policy=POLICY, new_tokens=7, rounds=2)
+    policies = {one.name: one.policy for one in found.combinations}
+    assert policies["shortlist"] == policies["prune + shortlist"] == "shortlist:policy=[never],at=all"
+    assert policies["shortlist + exits"] == f"shortlist:policy=[{POLICY}],at=all"
+    assert policies["prune + shortlist + exits"] == "shortlist:policy=[static:exit=2],at=all"
+    assert policies["exits"] == POLICY
+    for one in found.combinations:
+        assert one.contender.left_out is None
+        assert one.quality is not None
+    for cut, whole in (("shortlist", "plain"), ("shortlist + exits", "exits")):
+        first, second = (found.combination(*name.split(" + ")) for name in (cut, whole))
+        if whole == "plain":
+            second = found.combinations[0]
+        assert first is not None
+        assert second is not None
+        assert first.quality == second.quality
+        assert first.contender.layers_per_token == second.contender.layers_per_token
+        assert not first.contender.output_must_match
+    together = found.combination("shortlist", "exits")
+    assert together is not None
+    assert together.interaction is not None
+    size = tiny_llama().shape.vocabulary_size
+    assert f"shortlist: its tokens are the first {size} ids of the vocabulary" in found.notes
+
+
+def test_a_short_list_that_heads_bring(uncollected: None) -> None:
+    model = tiny_llama()
+    listed = range(0, model.shape.vocabulary_size, 2)
+    heads = random_heads(model, (3,), lens=False, facts=(), shortlist=tuple(listed))
+    found = combine(model, ["shortlist"], prompts=PROMPTS[:1], heads=[heads], new_tokens=7, rounds=2)
+    alone = found.combination("shortlist")
+    assert alone is not None
+    assert alone.quality is not None
+    assert f"shortlist: its tokens are the {len(listed):,} of the heads" in found.notes
+    whole = offramp.generate(model, [PROMPTS[0]], max_new_tokens=7, eos_token_id=None)[0].tokens
+    kept = np.mean([token % 2 == 0 for token in whole])
+    assert alone.quality.forced_agreement.value == pytest.approx(kept)
 
 
 def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:

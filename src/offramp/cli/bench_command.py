@@ -28,7 +28,7 @@ def bench(
         typer.Option(
             "--combine",
             help="Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of "
-            "--policy), speculate, prompt_lookup.",
+            "--policy), speculate, shortlist, prompt_lookup.",
             show_default=False,
         ),
     ] = None,

@@ -13,8 +13,8 @@ from offramp.models.shape import ModelShape
 class ProbeSizes:
     """Sizes that probes have beside the model's own.
 
-    shortlist: tokens of a restricted vocabulary. hidden: units of a small network. candidates: tokens whose
-    logits alone are computed.
+    shortlist: tokens of a restricted vocabulary, or all where a model has fewer. hidden: units of a small
+    network. candidates: tokens whose logits alone are computed.
     """
 
     shortlist: int = 2048
@@ -56,14 +56,20 @@ def _product_bytes(shape: ModelShape, columns: int) -> float:
     return float(shape.element_bytes * shape.hidden_size * columns)
 
 
+def _listed(shape: ModelShape, sizes: ProbeSizes) -> int:
+    return min(sizes.shortlist, shape.vocabulary_size)
+
+
 def _restricted_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
-    product = 2.0 * (shape.tail_parameters + shape.hidden_size * sizes.shortlist)
-    return product + counting.REDUCTION_FLOPS * sizes.shortlist
+    listed = _listed(shape, sizes)
+    product = 2.0 * (shape.tail_parameters + shape.hidden_size * listed)
+    return product + counting.REDUCTION_FLOPS * listed
 
 
 def _restricted_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
-    weights = _product_bytes(shape, sizes.shortlist) + shape.element_bytes * shape.tail_parameters
-    return weights + counting.REDUCTION_BYTES * sizes.shortlist
+    listed = _listed(shape, sizes)
+    weights = _product_bytes(shape, listed) + shape.element_bytes * shape.tail_parameters
+    return weights + counting.REDUCTION_BYTES * listed
 
 
 def _candidate_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
@@ -104,7 +110,7 @@ PROBES: dict[str, ProbeKind] = {
             "final norm and the head's columns of a short list of tokens",
             _restricted_flops,
             _restricted_bytes,
-            lambda shape, sizes: counting.REDUCTION_BYTES * sizes.shortlist,
+            lambda shape, sizes: counting.REDUCTION_BYTES * _listed(shape, sizes),
             launches=4,
         ),
         ProbeKind(

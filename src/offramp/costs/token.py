@@ -42,6 +42,16 @@ class TokenCosts:
         """The full model: every layer and the head once, no probe."""
         return self.overhead + float(self.until_exit[-1]) + self.head
 
+    @property
+    def short_exit_head(self) -> float:
+        """The final norm and the head's columns of the short list at an exit below L, a lens included."""
+        return self.probes["restricted head"]
+
+    @property
+    def short_head(self) -> float:
+        """The same at exit L, which is read through no lens."""
+        return self.short_exit_head - (self.exit_head - self.head)
+
     @cached_property
     def until_exit(self) -> NDArray[np.float64]:
         """Layers 1..l run and the repair of layers l+1..L, for every exit l = 1..L: float64 [layers]."""

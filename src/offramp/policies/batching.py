@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def in_lockstep(walk: Walk, steps: Steps) -> Walk:
         asked = np.zeros(len(deepest), dtype=np.bool_)
         asked[steps[walk.probed_at(place)]] = True
         probed[:, place] = asked[steps]
-    return Walk(deepest[steps], walk.needs, probed)
+    return replace(walk, exits=deepest[steps], probed=probed)
 
 
 BATCHINGS: dict[str, Callable[[Walk, Steps], Walk]] = {"lockstep": in_lockstep, "rebatch": as_it_is}
@@ -88,7 +89,7 @@ def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool) -> Usage
         if gives_output(facts):
             answered |= probed & (walk.exits == exit)
     for exit in np.unique(walk.exits):
-        part = "final head" if exit == layers else "exit head"
+        part = walk.head(final=bool(exit == layers))
         _count(usage, part, int(exit), (walk.exits == exit) & ~answered, steps)
     return usage
 

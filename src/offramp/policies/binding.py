@@ -81,8 +81,8 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
     """Refuse a trace of another model than a policy was tuned for, or one read through other exit heads.
 
     tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace's exits
-    were read through them, or if the policy reads a fact that comes with heads; a policy that never leaves
-    early reads nothing.
+    were read through them, or if the policy reads a fact, or the short list, that comes with heads; another
+    policy that never leaves early reads nothing.
 
     Raises PolicyError.
     """
@@ -99,7 +99,8 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
     own = policy.for_task(task_of(trace))
     needs = own.needs(trace.layers)
     read = {fact for facts in needs.values() for fact in facts} | set(own.final_facts)
-    if (needs and (reads_exits(before) or reads_exits(now))) or read & OF_HEADS:
+    of_heads = own.short_list or bool(read & OF_HEADS)
+    if of_heads or (needs and (reads_exits(before) or reads_exits(now))):
         raise PolicyError(
             f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
             where=str(trace.folder or "the trace"),

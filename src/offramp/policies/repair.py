@@ -74,12 +74,23 @@ def _recompute(run: Run) -> Usage:
 
 
 def _speculate(run: Run) -> Usage:
+    require_full_head(run.policy)
     trace = run.trace
     columns = np.searchsorted(trace.exits, run.walk.exits)
     agrees = trace.agreement[np.arange(trace.token_count), columns]
     rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
     usage = count_rounds(run.walk, rounds, trace.layers)
     return _one_by_one(usage, trace.shape)
+
+
+def require_full_head(policy: ExitPolicy) -> None:
+    """Raise PolicyError for a policy whose last exit is cut to a short list: it would verify nothing."""
+    if policy.short_head:
+        raise PolicyError(
+            f"{policy} never computes the full model's head, which speculation verifies drafts with",
+            where='kv "speculate"',
+            fix="choose another strategy for K and V, or write at=exits instead of at=all",
+        )
 
 
 def _one_by_one(usage: Usage, shape: ModelShape) -> Usage:

@@ -24,13 +24,14 @@ from offramp.policies.charging import (
     seconds_at,
     untimed_notes,
 )
+from offramp.policies.gain import split_gain
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
 from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.short_list import seen_by
 from offramp.policies.signals import suggest
-from offramp.policies.walk import Walk, task_of, walk
+from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
@@ -75,8 +76,8 @@ def replay(
     trace, own, walked, steps = run.trace, run.policy, run.walk, run.steps
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
-    unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
-    at = prices_for(own, in_bytes if machine is None else seconds_at(trace, machine, position, batch=batch))
+    unchecked = strategy.count(dataclasses.replace(run, walk=walked.unchecked()))
+    at = in_bytes if machine is None else seconds_at(trace, machine, position, batch=batch)
     bill = make_bill(usage, plain, at, trace.token_count)
     unprobed = make_bill(unchecked, plain, at, trace.token_count)
     quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)
@@ -87,7 +88,7 @@ def replay(
         probes=probes_made(walked),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
         predicted_speedup=bill.speedup,
-        predicted_speedup_flops=make_bill(usage, plain, prices_for(own, in_flops), trace.token_count).speedup,
+        predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / bill.total,
         agreement=quality.agreement,
@@ -102,6 +103,7 @@ def replay(
         batching=batching,
         reachable=own.reachable,
         bill=bill,
+        gain=split_gain(bill),
         notes=(
             *untimed_notes(machine, bill.batches),
             *derived_notes(machine, bill, lens=has_lens(trace)),

@@ -103,6 +103,7 @@ class Job:
                 **(provenance or {}),
             },
             reference_agreement=held.reference_agreement,
+            gain=held.gain,
             **executed,
         )
 

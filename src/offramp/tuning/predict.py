@@ -112,6 +112,7 @@ def predict(
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
         reference_agreement=held.reference_agreement,
+        gain=held.gain,
     )
 
 

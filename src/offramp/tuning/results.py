@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 
 Decision = Literal["pays", "does not pay", "too close to call"]
@@ -106,6 +107,7 @@ class Verdict:
     its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
     and reference_agreement (with the untransformed full model, None without transforms).
     documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
+    gain: what each part of a step saves in the speed that is shown, None where that is not known.
     """
 
     floor: float
@@ -129,6 +131,7 @@ class Verdict:
     documents_needed: int
     basis: str = "bytes moved"
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
 
     @property
     def certified(self) -> bool:
@@ -207,7 +210,8 @@ class Tuned:
     documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
     the ids and workload of the search and certify documents, by role. model: what the policy is bound to, as
     `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
-    profile (None without a machine) and the fingerprint of the trace.
+    profile (None without a machine) and the fingerprint of the trace. gain: what each part of a step saves on
+    the report documents, None without any.
     """
 
     floor: Floor
@@ -233,6 +237,7 @@ class Tuned:
     reference_agreement: Estimate | None = None
     executed_agreement: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
+    gain: Gain | None = None
 
     @property
     def policy(self) -> Any:
@@ -251,7 +256,10 @@ class LeagueEntry:
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
     token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
     empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
-    the verdict's policy; the fastest on the other half may be another by luck.
+    the verdict's policy; the fastest on the other half may be another by luck. gain: what each part of a step
+    saves on the other half, None where not kept. full_depth: whether it leaves no layer out: what it gains,
+    plain decoding could gain. rank: its place among the families by speed on the half that chose, from 1;
+    None for oracles and the full model, which nobody chose.
     """
 
     family: str
@@ -267,6 +275,9 @@ class LeagueEntry:
     parts: Mapping[str, float] = field(default_factory=dict)
     chosen: bool = False
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
+    full_depth: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -349,6 +360,7 @@ class Prediction:
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
     of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
+    gain: what each part of a step saves, None where that is not known of a batch.
     """
 
     policy: str
@@ -373,3 +385,4 @@ class Prediction:
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None

@@ -117,6 +117,7 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
         executed_agreement=tuned.executed_agreement,
         speed=speed,
         documents_needed=certificate.documents_needed,
+        gain=tuned.gain,
     )
     return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
 
@@ -285,6 +286,7 @@ def _replayed(
         documents_needed=documents_needed(floor, delta),
         basis=pricing.machine,
         reference_agreement=held.reference_agreement,
+        gain=held.gain,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from offramp.decoding.bench.acceleration import (
     EXITS,
+    SHORT_LIST,
     SPECULATE,
     Acceleration,
     combinations_of,
@@ -66,9 +67,10 @@ def combine(
     """Time a model decoding with each acceleration alone and with every sensible combination of them.
 
     model: untransformed, in memory. accelerations: texts of transforms, "exits", "speculate" (both by the
-    policy), "prompt_lookup". prompts: token ids, decoded one at a time, `new_tokens` each whatever end tokens
-    come. policy, kv, draft_length: as `offramp.generate` takes them; on a pruned model exit k is the one
-    after as many of the first k layers as are left. heads: each on the model that it was fitted on.
+    policy), "shortlist" (the output head cut to a short list of tokens), "prompt_lookup". prompts: token ids,
+    decoded one at a time, `new_tokens` each whatever end tokens come. policy, kv, draft_length: as
+    `offramp.generate` takes them; on a pruned model exit k is the one after as many of the first k layers as
+    are left. heads: each on the model that it was fitted on.
     All models stay in memory, and all contenders take turns in every round. Quality is always held against
     the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
     for a combination to be advised. progress: decodings done and in all.
@@ -134,9 +136,11 @@ def require_policy(
         raise InputError(
             "a policy means nothing without exits", where="--policy", fix="add --combine exits or speculate"
         )
-    if heads and not using:
+    if heads and not using and all(one.text != SHORT_LIST for one in asked):
         raise InputError(
-            "exit heads mean nothing without exits", where="--heads", fix="add --combine exits or speculate"
+            "exit heads mean nothing without exits or a short list",
+            where="--heads",
+            fix="add --combine exits, speculate or shortlist",
         )
     if kv is not None and EXITS not in using:
         raise InputError("--kv means nothing without exits", where="--kv", fix="add --combine exits")

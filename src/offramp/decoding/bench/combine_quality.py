@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from offramp.decoding.bench.acceleration import EXITS, decoder_of
 from offramp.decoding.bench.combine_contenders import Planned
 from offramp.decoding.bench.combine_summary import Timed
 from offramp.decoding.bench.combined import PLAIN_NAME, Quality
-from offramp.decoding.bench.contenders import GENERATE, Setting
+from offramp.decoding.bench.contenders import GENERATE, Cell, Setting
 from offramp.decoding.bench.generating import own_config, plain_config
 from offramp.decoding.bench.results import Interval
 from offramp.decoding.bench.variants import Key
@@ -23,6 +22,7 @@ from offramp.decoding.quality.free_running import (
     full_models_choices,
 )
 from offramp.decoding.quality.judging import judge
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.scoring.bootstrap import document_bootstrap
 
 Tokens = Sequence[int]
@@ -43,14 +43,16 @@ def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Qua
         return Quality(judged, _share(agreeing, seed))
 
     found = {PLAIN_NAME: quality(timed.fastest_plain, [1.0] * len(prompts))}
-    forced: dict[tuple[Key, bool], list[float]] = {}
+    forced: dict[tuple[Key, Cell | None], list[float]] = {}
     for one in timed.planned:
         if one.name not in timed.trials:
             continue
-        leaves = decoder_of(one.parts) == EXITS
-        key = one.key, leaves
+        lossless = one.cell is None or STRATEGIES[one.cell.kv].lossless
+        key = one.key, None if lossless else one.cell
         if key not in forced:
-            agreement: Callable[[Planned, Tokens, Tokens], float] = _with_exits if leaves else _at_full_depth
+            agreement: Callable[[Planned, Tokens, Tokens], float] = (
+                _at_full_depth if lossless else _as_decoded
+            )
             forced[key] = [agreement(one, *pair) for pair in zip(prompts, answers, strict=True)]
         found[one.name] = quality(one.name, forced[key])
     return found
@@ -67,9 +69,10 @@ def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
     return float(full_models_choices(judge(model, prompt, answer), 0, model.dtype).mean())
 
 
-def _with_exits(one: Planned, prompt: Tokens, answer: Tokens) -> float:
-    """Share of an answer's tokens that the policy's exits choose when it is fed instead of their choices."""
-    setting, cell = one.setting, one.setting.cells[0]
+def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
+    setting, cell = one.setting, one.cell
+    assert cell is not None  # or it decodes at full depth
     with own_config(setting.model.hf, plain_config(len(answer))):
         found = generate(
             setting.model,

@@ -79,7 +79,8 @@ Source = Callable[[Setting], Candidates]
 def policies(setting: Setting) -> Candidates:
     """Every cell, in our loop."""
     for place, cell in enumerate(setting.cells):
-        lossless = STRATEGIES[cell.kv].lossless or not cell.policy.needs(setting.model.layers)
+        exits = cell.policy.needs(setting.model.layers)
+        lossless = STRATEGIES[cell.kv].lossless or not (exits or cell.policy.short_head)
         yield Entrant(
             cell.name, "policy", _in_our_loop(setting, cell), setting.exact and lossless, required=not place
         )

@@ -14,10 +14,10 @@ from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.bill import lines_of
 from offramp.policies.charging import has_lens, prices_by_rows
+from offramp.policies.gain import gain_of_parts, totals_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
 from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import prices_for
 from offramp.tracing.trace import Trace
 
 
@@ -116,15 +116,16 @@ def forecast(
         plain_measured = median([seconds_per_token(run) for run in plain]).value
     if predicted is None and trace is not None:
         predicted = predict(trace, setting, machine, mean_position(ran))
+    priced, plain_priced = _priced(ran, machine, shape, setting), _priced(plain, machine, shape)
     return Forecast(
         policy=str(setting.policy),
         kv=setting.kv,
         dtype=setting.dtype,
         workload=setting.workload,
         predicted=None if predicted is None else predicted.seconds_per_token,
-        priced=sum(price_parts(ran, machine, shape, setting).values()),
+        priced=sum(priced.values()),
         measured=measured,
-        plain_predicted=sum(price_parts(plain, machine, shape).values()),
+        plain_predicted=sum(plain_priced.values()),
         plain_measured=plain_measured,
         fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
         predicted_skip=None if predicted is None else predicted.skip_ratio,
@@ -133,6 +134,7 @@ def forecast(
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
         batch=setting.batch,
+        gain=gain_of_parts(priced, plain_priced).to_json(),
     )
 
 
@@ -144,14 +146,22 @@ def price_parts(
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
     seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
+    for part, price in _priced(runs, machine, shape, setting).items():
+        seconds[PART_OF_ITEM[part]] += price
+    return seconds
+
+
+def _priced(
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting | None = None
+) -> dict[str, float]:
+    """The same by part of the bill (`offramp.policies.bill.PARTS`)."""
+    totals: dict[str, float] = {}
     for run in runs:
         at = prices_by_rows(machine, shape, mean_position([run]), lens=setting is not None and setting.lens)
-        if setting is not None:
-            at = prices_for(setting.policy, at)
-        for line in lines_of(run.usage, at):
-            seconds[PART_OF_ITEM[line.part]] += line.total
+        for part, total in totals_of(lines_of(run.usage, at)).items():
+            totals[part] = totals.get(part, 0.0) + total
     tokens = sum(decoded_tokens(run) for run in runs)
-    return {part: total / tokens for part, total in seconds.items()}
+    return {part: total / tokens for part, total in totals.items()}
 
 
 def _parts(

@@ -74,7 +74,8 @@ class Forecast:
     fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
     predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong.
     predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens with the
-    full model on the same prefix.
+    full model on the same prefix. gain: what each part of a step saved of the full model's price, by the cost
+    model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head", "probes"}.
     """
 
     policy: str
@@ -93,6 +94,7 @@ class Forecast:
     predicted_agreement: float | None = None
     measured_agreement: float | None = None
     batch: int = 1
+    gain: Mapping[str, float] | None = None
 
     @property
     def predicted_change(self) -> float | None:

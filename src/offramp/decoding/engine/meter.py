@@ -16,6 +16,7 @@ PART_OF_ITEM: Mapping[str, str] = {
     "K,V projection": "K,V repair",
     "K,V map": "K,V repair",
     "exit head": "heads",
+    "short head": "heads",
     "final head": "heads",
     "overhead": "overhead",
 }

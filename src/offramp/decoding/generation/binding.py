@@ -125,8 +125,8 @@ def check_model(
     """Refuse a policy that was tuned for another model or other heads, and heads of another model.
 
     Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through
-    them, or if it reads a fact that comes with heads; their K,V maps if K and V are mapped. kv: the strategy
-    for these, None as tuned.
+    them, or if it reads a fact, or the short list, that comes with heads; their K,V maps if K and V are
+    mapped. kv: the strategy for these, None as tuned.
 
     Raises InputError for heads of another model, PolicyError for the rest.
     """
@@ -168,7 +168,8 @@ def check_tuned_heads(
     if tuned_reading == reading:
         return
     read_through = reads_exits(before) or (heads is not None and heads.reads_exits)
-    if (policy.needs(layers) and read_through) or facts_read(policy, layers) & OF_HEADS:
+    of_heads = policy.short_list or bool(facts_read(policy, layers) & OF_HEADS)
+    if of_heads or (policy.needs(layers) and read_through):
         given = "without exit heads" if reading is None else f"with the exit heads {reading[:12]}"
         tuned_with = "without any" if tuned_reading is None else f"with the exit heads {tuned_reading[:12]}"
         raise PolicyError(

@@ -89,7 +89,11 @@ class Loop:
         sequences, layers = self.sequences, self.plan.engine.layers
         inputs = sequences.inputs(0, sequences.length)
         hidden = sequences.run(inputs.hidden, inputs, 0, layers)
-        choice = self.chooser.choose(sequences.ids, sequences.read_out(hidden))
+        if self.plan.policy.short_head:
+            logits = self.plan.reader.logits(layers, hidden[:, -1:])
+        else:
+            logits = sequences.read_out(hidden)
+        choice = self.chooser.choose(sequences.ids, logits)
         facts = {}
         if self.plan.policy.document_facts:
             facts = prompt_entropy(self.plan.engine.stack, hidden, self.mask, self.plan.policy.document_facts)

@@ -97,7 +97,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         )
         model, options = self._offramp, self._options
         check_model(arguments.tuned, options.policy, options.heads, model, options.kv)
-        self._exits = bool(options.policy.needs(model.layers))
+        self._exits = bool(options.policy.needs(model.layers)) or options.policy.short_head
         self._depths = Depths(model.layers)
         self._now = ("", "")
         if self._exits:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offramp.decoding.engine.inputs import Inputs
 from offramp.decoding.engine.sequences import States
+from offramp.decoding.strategies.descent import read_final
 from offramp.decoding.strategies.strategy import Advance, Work
 
 
@@ -82,7 +83,7 @@ class RowsApart:
                 self._leave(exit, leaving)
         if len(self.rows):
             self._run_to(layers)
-            logits = self.work.sequences.read_out(self.hidden)
+            logits = read_final(self.work, self.hidden)
             self._keep_logits(self.rows, logits)
             asking.end(logits, self.hidden, self.before, self.rows)
         else:
