@@ -22,7 +22,7 @@ from offramp.workloads.workload import Workload
 
 LAYERS = 5
 LENGTHS = (30, 12, 21, 30, 2)
-THRESHOLD = "threshold:signal=margin,value=0.1,exits=1+2+4"
+THRESHOLD = "threshold:signal=max_prob,value=0.5,exits=1+2+3+4"
 COSINE = "threshold:signal=hidden_cosine,value=0.9,exits=2+3"
 LOOKING_BACK = "threshold:signal=kl_to_previous,value=0.5,exits=1+2+4"
 SHORT = "shortlist:policy=[threshold:signal=restricted_margin,value=0.05,exits=1+3]"
@@ -107,7 +107,7 @@ def test_the_figures_are_those_of_the_rows() -> None:
     replayed = offramp.replay(trace, THRESHOLD)
     decided = trace.position >= 4
     assert found.drift.exits_moved == np.mean(replayed.exits[decided] != found.exits[decided])
-    assert found.drift.exits_moved > 0
+    assert found.drift.tokens_changed > 0  # else nothing here would tell propagate from exact K and V
 
 
 def test_speculation_is_lossless_and_leaves_where_drafts_do() -> None:
