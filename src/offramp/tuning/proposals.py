@@ -24,10 +24,10 @@ RERUNS_OF_A_LADDER = 4
 AIMS = (0.5, 1.0)
 """Shares of the allowed risk at which thresholds are sought, as rerun: well below is soon certified."""
 
-TARGETS = 8
+TARGETS = 6
 """Steps of the rerun risk, from 0 to the allowed one, at which the fastest becomes a candidate."""
 
-WORTH_A_TEST = 0.005
+WORTH_A_TEST = 0.01
 """A candidate saves at least this share of the seconds of a more cautious one: a test takes documents."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.charging import machine_for
+from offramp.policies.repair import STRATEGIES
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method, find_method
 from offramp.tuning.certify import require_delta
@@ -69,9 +70,17 @@ def tune(
             where="--batch",
             fix="leave --batch out, or give --model none: a replay bound",
         )
-    if kv == AUTO or (executed and kv not in KEY_VALUE):
-        # The search is priced as one of these; every candidate is then charged as its own strategy runs.
+    if executed or kv == AUTO:
+        # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = KEY_VALUE[0]
+    elif kv not in KEY_VALUE:
+        raise InputError(
+            f"tuning does not search with the K,V strategy {kv!r} without a model"
+            if kv in STRATEGIES
+            else f"unknown K,V strategy {kv!r}",
+            where="--kv",
+            fix="choose one of: " + ", ".join(KEY_VALUE),
+        )
     pricing = pricing_of(trace, machine, batch, kv)
     job = Job(trace, floor, pricing, machine, rule, delta, seed, split_roles(trace, seed))
     if executed:

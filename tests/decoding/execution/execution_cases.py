@@ -26,7 +26,7 @@ from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.workloads.workload import Workload
 
-__all__ = ["NumberTokenizer", "build_family", "llama", "tiny_model", "workload_of"]
+__all__ = ["NumberTokenizer", "agreeable", "build_family", "llama", "tiny_model", "workload_of"]
 
 POLICY = "threshold:signal=margin,value=0.05,exits=1+2+3"
 
