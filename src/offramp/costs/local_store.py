@@ -55,7 +55,7 @@ def disturbed(profile: TimingsProfile) -> str | None:
 
     profile: as `measure_hardware` gives it, with the machine and the load by others in its details.
     """
-    machine, load = profile.details["machine"], profile.details[OTHER_LOAD]
+    machine, load = profile.details["machine"], profile.details.get(OTHER_LOAD, 0.0)
     free = max(0, (machine["cores"] or 1) - machine["threads"])
     if load <= free + TOLERABLE_LOAD:
         return None
@@ -145,9 +145,11 @@ def list_local_profiles() -> list[TimingsProfile]:
     return [_read(path) for path in sorted(_folder().glob("*.json"))]
 
 
-def kept_facts(profile: TimingsProfile) -> str:
-    """When and under what load a profile was timed, for where no model is at hand to hold it against."""
-    details = profile.details
+def kept_notes(machine: object) -> tuple[str, ...]:
+    """What must be said of kept timings where no model is at hand to hold them against; nothing of others."""
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    if OTHER_LOAD not in details:
+        return ()
     measured = datetime.datetime.fromisoformat(str(details["measured_at"]))
     age = datetime.datetime.now(datetime.UTC) - measured.replace(tzinfo=measured.tzinfo or datetime.UTC)
     hours = max(age.total_seconds() / 3600, 0.0)
@@ -155,7 +157,7 @@ def kept_facts(profile: TimingsProfile) -> str:
     return (
         f"the timings are {old} old, of {_machine_text(details['machine'])}, while other work kept "
         f"{details[OTHER_LOAD]:.1f} processors busy; without the model they are not held against this "
-        "machine as it is now"
+        "machine as it is now",
     )
 
 
