@@ -43,7 +43,7 @@ class Outcome:
 
 def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
-    from offramp.cli import preparation
+    from offramp.cli import local_profile
     from offramp.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -51,7 +51,7 @@ def run_offramp(*arguments: object) -> Outcome:
     with (
         mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="80"),
-        mock.patch.object(preparation, "MEASURING_SECONDS", TIMING_SECONDS),
+        mock.patch.object(local_profile, "MEASURING_SECONDS", TIMING_SECONDS),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

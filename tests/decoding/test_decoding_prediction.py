@@ -57,6 +57,19 @@ def test_good_predictions_count() -> None:
     assert verdict.figures[0].value == pytest.approx(np.polyfit(predicted, CHANGES, 1)[0])
     assert verdict.figures[2].value == pytest.approx(1 / 30)
     assert json.loads(json.dumps(verdict.to_json()))["rule"][0]["holds"] is True
+    assert len(verdict.figures) == 3  # what the profile's own seconds were is not kept in these
+
+
+def test_the_profile_s_own_seconds_stand_beside_and_decide_nothing() -> None:
+    """A profile of a machine that was twice as fast: every ratio is right."""
+    forecasts = [
+        made_up(change, change, predicted_by_profile=(PLAIN + change) / 2, plain_predicted=PLAIN / 2)
+        for change in CHANGES
+    ]
+    verdict = when_it_counts(forecasts, EQUAL)
+    assert verdict.counts
+    assert failed(verdict) == ["median error of the profile's own seconds"]
+    assert verdict.figures[-1].value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

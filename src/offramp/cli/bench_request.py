@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.local_profile import kept_profile
 from offramp.cli.options import require_options
 from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import LOCAL, load_local_profile
+from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.bench import require_sizes, settle
 from offramp.decoding.bench.beside import expected_position, predict_cells
@@ -83,26 +84,37 @@ class BenchRequest:
             task=self.workload.name,
         )
 
-    def machine_for(self, setting: Setting) -> tuple[Machine | None, tuple[str, ...]]:
-        """The profile that this setting's time is predicted with, or None and why there is none.
+    def machines_for(self, settings: Sequence[Setting]) -> list[tuple[Machine | None, tuple[str, ...]]]:
+        """The profile that each setting's time is predicted with, or None; and what must be said of it.
+
+        settings: of one model. Kept timings are held against a few plain tokens first, once for all.
 
         Raises InputError if there is none though it, or a prediction from a trace, was asked for.
         """
-        model = setting.model
+        model = settings[0].model
+        notes: tuple[str, ...] = ()
         try:
-            machine = self.machine or load_local_profile(
-                model.identity.fingerprint,
-                model.dtype,
-                model=model.name,
-                transforms=model.identity.transforms,
-            )
-            batch = len(setting.prompts[0].ids)
-            machine.token_costs(model.shape, expected_position(setting), batch=batch)
+            machine = self.machine
+            if machine is None:
+                timed = kept_profile(model)
+                machine, notes = timed.profile, (f"the machine: {timed.note}",)
         except InputError as error:
-            if self.hardware is not None or self.trace is not None:
-                raise
-            return None, (f"nothing is predicted: {error.what} ({error.fix})",)
-        return machine, ()
+            return [(None, self._nothing_predicted(error))] * len(settings)
+        found: list[tuple[Machine | None, tuple[str, ...]]] = []
+        for setting in settings:
+            try:
+                batch = len(setting.prompts[0].ids)
+                machine.token_costs(model.shape, expected_position(setting), batch=batch)
+                found.append((machine, notes))
+            except InputError as error:
+                found.append((None, self._nothing_predicted(error)))
+        return found
+
+    def _nothing_predicted(self, error: InputError) -> tuple[str, ...]:
+        """Why, as a note; raises the error if a prediction was asked for."""
+        if self.hardware is not None or self.trace is not None:
+            raise error
+        return (f"nothing is predicted: {error.what} ({error.fix})",)
 
     def predictions(self, setting: Setting, machine: Machine | None) -> Mapping[str, ReplayResult]:
         """What the trace predicts, by the cell's name; nothing without a trace.

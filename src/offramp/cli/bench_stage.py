@@ -30,7 +30,7 @@ def measured_results(model: Model, request: BenchRequest, out: Output) -> list[B
         heads=() if request.heads is None else (request.heads,),
     )
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
-    machines = [request.machine_for(setting) for setting in settings]
+    machines = request.machines_for(settings)
     predictions = [
         request.predictions(setting, machine)
         for setting, (machine, _) in zip(settings, machines, strict=True)

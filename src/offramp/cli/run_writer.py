@@ -84,7 +84,7 @@ class Writer:
         if self.prepared is not None:
             heads = describe_heads(self.prepared.heads)
             position = mean_position(self.results[0].trace) if self.results else FIRST_POSITION
-            hardware = describe_machine(self.prepared.machine, self.model.shape, position)
+            hardware = describe_machine(self.prepared, self.model.shape, position)
         return RunResult(
             model_name=self.model.shown_name,
             layers=self.model.layers,

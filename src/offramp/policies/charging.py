@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import kept_notes
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import LENS, TimingsProfile
@@ -164,6 +165,11 @@ def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, .
     """What must be said of a machine's prices at batch sizes that were not timed on it."""
     note = machine.untimed_note(sizes) if isinstance(machine, TimingsProfile) else None
     return () if note is None else (note,)
+
+
+def lookup_notes(given: Machine | str | None, machine: Machine | None) -> tuple[str, ...]:
+    """What must be said of a machine that was looked up by its name, without its model at hand."""
+    return kept_notes(machine) if isinstance(given, str) else ()
 
 
 def derived_notes(machine: Machine | None, bill: Bill, *, lens: bool) -> tuple[str, ...]:

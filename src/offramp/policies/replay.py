@@ -18,6 +18,7 @@ from offramp.policies.charging import (
     counted_at,
     derived_notes,
     has_lens,
+    lookup_notes,
     machine_for,
     mean_position,
     probes_made,
@@ -67,7 +68,7 @@ def replay(
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     mean_position(trace)  # refuses a trace without tokens
-    machine = None if machine is None else machine_for(trace, machine)
+    given, machine = machine, None if machine is None else machine_for(trace, machine)
     if costs is None:
         in_bytes, in_flops = counted_at(trace, "bytes"), counted_at(trace, "flops")
     else:
@@ -105,6 +106,7 @@ def replay(
         bill=bill,
         gain=split_gain(bill),
         notes=(
+            *lookup_notes(given, machine),
             *untimed_notes(machine, bill.batches),
             *derived_notes(machine, bill, lens=has_lens(trace)),
             *seen_notes(trace, tuned_on(source) if isinstance(source, str) else {}),

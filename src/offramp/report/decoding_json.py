@@ -61,6 +61,8 @@ def policy_json(decoded: Decoded, policy: DecodedPolicy) -> dict[str, Any]:
         worst = forecast.worst_part
         value["error"] = {
             "priced_seconds_per_token": forecast.priced,
+            "predicted_seconds_by_profile": forecast.predicted_by_profile,
+            "priced_seconds_by_profile": forecast.priced_by_profile,
             "predicted_plain_seconds_per_token": forecast.plain_predicted,
             "never_exit_seconds_per_token": forecast.plain_measured,
             "predicted_change": forecast.predicted_change,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import heads_documents, require_base
-from offramp.policies.charging import machine_for, untimed_notes
+from offramp.policies.charging import lookup_notes, machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
@@ -109,6 +109,7 @@ def predict(
         shift=shift,
         notes=(
             *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
+            *lookup_notes(hardware, machine),
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
         reference_agreement=held.reference_agreement,

@@ -14,7 +14,7 @@ from offramp.policies.charging import counted_at, seconds_at
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
 from offramp.policies.replay import replay
-from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -74,7 +74,7 @@ class StrategyCosts:
         own = policy.for_task(task_of(trace))
         steps = np.arange(trace.token_count, dtype=np.int64)
         run = Run(seen_by(own, trace), own, walk, steps, draft_length=1)
-        at, count = prices_for(own, self._at), STRATEGIES[kv].count
+        at, count = self._at, STRATEGIES[kv].count
         usage, plain = count(run), count_plain(steps, trace.layers)
         unprobed = count(replace(run, walk=Walk(walk.exits, {})))
         bill = make_bill(usage, plain, at, trace.token_count)

@@ -104,7 +104,8 @@ def forecast(
     """What decoding with a policy took beside what it was predicted to take.
 
     ran, plain: generations with the policy, and with the full model by the same loop, on the same prompts.
-    All prices are those of the machine at the mean position of each generation's decoded tokens.
+    All prices are those of the machine at the mean position of each generation's decoded tokens, as ratios to
+    its price of plain decoding there, times what plain decoding took.
     trace: replayed for the prediction; predicted: a prediction that was made before, instead. timed:
     generations with the policy that timed their parts. measured, plain_measured, fastest_plain: seconds per
     token of the interleaved timing, by default those of the generations themselves.
@@ -116,26 +117,42 @@ def forecast(
         plain_measured = median([seconds_per_token(run) for run in plain]).value
     if predicted is None and trace is not None:
         predicted = predict(trace, setting, machine, mean_position(ran))
-    priced, plain_priced = _priced(ran, machine, shape, setting), _priced(plain, machine, shape)
+    parts, plain_parts = _priced(ran, machine, shape, setting), _priced(plain, machine, shape)
+    priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
+    pace = plain_measured / plain_priced
     return Forecast(
         policy=str(setting.policy),
         kv=setting.kv,
         dtype=setting.dtype,
         workload=setting.workload,
-        predicted=None if predicted is None else predicted.seconds_per_token,
-        priced=sum(priced.values()),
+        predicted=None if predicted is None else plain_measured * ratio_of(predicted),
+        priced=priced * pace,
         measured=measured,
-        plain_predicted=sum(plain_priced.values()),
+        plain_predicted=plain_priced,
         plain_measured=plain_measured,
         fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
         predicted_skip=None if predicted is None else predicted.skip_ratio,
         measured_skip=measured_skip(ran),
-        parts=_parts(timed, machine, shape, setting),
+        parts=_parts(timed, machine, shape, setting, pace),
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
         batch=setting.batch,
-        gain=gain_of_parts(priced, plain_priced).to_json(),
+        gain=gain_of_parts(parts, plain_parts).to_json(),
+        predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
+        priced_by_profile=priced,
     )
+
+
+def ratio_of(predicted: ReplayResult) -> float:
+    """Predicted seconds per token over those of the full model, both by the profile at the same position.
+
+    Raises InputError for a replay that was not priced in seconds.
+    """
+    if predicted.seconds_per_token is None or predicted.plain_seconds_per_token is None:
+        raise InputError(
+            "the replay was priced in bytes, not in seconds", where="predicted=", fix="replay with a machine="
+        )
+    return predicted.seconds_per_token / predicted.plain_seconds_per_token
 
 
 def price_parts(
@@ -165,9 +182,9 @@ def _priced(
 
 
 def _parts(
-    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting, pace: float
 ) -> tuple[PartError, ...]:
-    """Priced beside measured seconds of the parts of the same generations."""
+    """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
     if not timed:
         return ()
     priced = price_parts(timed, machine, shape, setting)
@@ -175,7 +192,7 @@ def _parts(
     measured = {
         part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
     }
-    return tuple(PartError(part, priced[part], measured[part]) for part in PARTS_OF_TIME)
+    return tuple(PartError(part, priced[part] * pace, measured[part]) for part in PARTS_OF_TIME)
 
 
 def decoded_tokens(run: BatchGeneration) -> int:

@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PredictionVerdict:
-    """Whether predictions count, judged on changes: seconds per token less the full model's.
+    """Whether predictions count, judged on changes: seconds per token less the full model's of that moment.
 
     counts: whether every check of the rule holds. rule: the checks that decide it. figures: further ones, of
     raw seconds per token and of the slope. policies: how many forecasts. median_error, median_change: medians
@@ -63,7 +63,7 @@ def when_it_counts(
     valid: bool = True,
     given_exits: bool = False,
 ) -> PredictionVerdict:
-    """Judge predicted changes against measured ones.
+    """Judge predicted changes against measured ones: predicted as ratios to plain decoding (see `Forecast`).
 
     The rule: the median |predicted - measured change| is at most 0.2 of the median |measured change|, the
     predictions are better than "nothing changes" (a smaller sum of errors), and the ratio of two identical
@@ -81,8 +81,8 @@ def when_it_counts(
         )
     totals = np.array([one.priced if given_exits else one.predicted for one in forecasts], dtype=np.float64)
     measured = np.array([one.measured.value for one in forecasts])
-    predicted_change = totals - np.array([one.plain_predicted for one in forecasts])
-    change = measured - np.array([one.plain_measured for one in forecasts])
+    plain = np.array([one.plain_measured for one in forecasts])
+    predicted_change, change = totals - plain, measured - plain
     error, raw = np.abs(predicted_change - change), np.abs(totals / measured - 1.0)
     median_error, median_change = float(np.median(error)), float(np.median(np.abs(change)))
     rule = [
@@ -99,6 +99,7 @@ def when_it_counts(
         _within("slope of measured on predicted change", _slope(predicted_change, change), SLOPE),
         _within("median error of seconds per token", float(np.median(raw)), (0.0, RAW_MEDIAN)),
         _within("worst error of seconds per token", float(raw.max()), (0.0, RAW_WORST)),
+        *_by_profile(forecasts, given_exits),
     )
     return PredictionVerdict(
         counts=all(check.holds for check in rule),
@@ -108,6 +109,20 @@ def when_it_counts(
         median_error=median_error,
         median_change=median_change,
         worst_part=worst_part(forecasts),
+    )
+
+
+def _by_profile(forecasts: Sequence[Forecast], given_exits: bool) -> tuple[Check, ...]:
+    """The error of the profile's own seconds, which a machine that has become slower adds to; where kept."""
+    pairs = [
+        (one.priced_by_profile if given_exits else one.predicted_by_profile, one.measured.value)
+        for one in forecasts
+    ]
+    errors = [abs(seconds / measured - 1.0) for seconds, measured in pairs if seconds is not None]
+    if len(errors) < len(forecasts):
+        return ()
+    return (
+        _within("median error of the profile's own seconds", float(np.median(errors)), (0.0, RAW_MEDIAN)),
     )
 
 

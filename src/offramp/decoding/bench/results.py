@@ -55,8 +55,8 @@ class Contender:
 class PartError:
     """One part of a token's time (see `offramp.decoding.engine.meter.PARTS_OF_TIME`), in seconds per token.
 
-    priced: what the cost model says of the items that really ran. measured: by a stopwatch within the
-    decoding loop, in runs apart from those that were timed as a whole.
+    priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
+    within the decoding loop, in runs apart from those that were timed as a whole.
     """
 
     part: str
@@ -68,14 +68,19 @@ class PartError:
 class Forecast:
     """A policy's predicted time beside its measured one, all in seconds per token.
 
-    predicted: replayed on the trace, from a hardware profile that was measured before and has timed no
-    policy; None without a trace. priced: the cost model on what really ran. measured: the stopwatch, with its
-    interval. plain_predicted, plain_measured: of the full model (never exit, the same loop).
+    What is predicted is a ratio to the plain decoder, from a hardware profile that was measured before and
+    has timed no policy; in seconds it is that ratio times what plain decoding took at the moment of timing
+    (`plain_measured`), so that a machine that is slower than when it was profiled is no error of the policy.
+    predicted: replayed on the trace; None without a trace. priced: the cost model on what really ran.
+    predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
+    kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
+    loop), in the profile's own seconds; plain_measured: by the stopwatch.
     fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
-    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong.
-    predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens with the
-    full model on the same prefix. gain: what each part of a step saved of the full model's price, by the cost
-    model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head", "probes"}.
+    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong, priced
+    at the moment of timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the
+    generated tokens with the full model on the same prefix. gain: what each part of a step saved of the full
+    model's price, by the cost model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head",
+    "probes"}.
     """
 
     policy: str
@@ -95,11 +100,13 @@ class Forecast:
     measured_agreement: float | None = None
     batch: int = 1
     gain: Mapping[str, float] | None = None
+    predicted_by_profile: float | None = None
+    priced_by_profile: float | None = None
 
     @property
     def predicted_change(self) -> float | None:
-        """Predicted seconds per token less the predicted plain ones."""
-        return None if self.predicted is None else self.predicted - self.plain_predicted
+        """Predicted seconds per token less the plain ones of the same moment."""
+        return None if self.predicted is None else self.predicted - self.plain_measured
 
     @property
     def measured_change(self) -> float:
@@ -108,8 +115,8 @@ class Forecast:
 
     @property
     def cost_model_error(self) -> float:
-        """Priced less measured change: what is wrong given what really ran."""
-        return (self.priced - self.plain_predicted) - self.measured_change
+        """Priced less measured: what is wrong given what really ran."""
+        return self.priced - self.measured.value
 
     @property
     def trace_error(self) -> float | None:

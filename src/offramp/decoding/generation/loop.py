@@ -49,15 +49,22 @@ class Plan:
 class Loop:
     """One generation of a batch, from its prompt on.
 
-    mask: int64 [batch, length] with 0 for padding, None without any.
+    mask: int64 [batch, length] with 0 for padding, None without any. meter: None for one of the loop's own.
     """
 
-    def __init__(self, plan: Plan, answers: Answers, mask: Tensor | None, chooser: Chooser) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        answers: Answers,
+        mask: Tensor | None,
+        chooser: Chooser,
+        meter: Meter | None = None,
+    ) -> None:
         self.plan = plan
         self.answers = answers
         self.mask = mask
         self.chooser = chooser
-        self.meter = Meter(plan.timing)
+        self.meter = Meter(plan.timing) if meter is None else meter
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
@@ -73,8 +80,9 @@ class Loop:
             first = time.perf_counter()
             self.meter.start()
             if not self.answers.done:
-                strategy = self.plan.strategy(self._work(facts))
-                self._run_steps(strategy)
+                strategy = self.plan.strategy(self.work(facts))
+                while not self.answers.done:
+                    self.step(strategy)
         except NonFiniteLogits as broken:
             self._note_problem(broken.row)
         finally:
@@ -101,7 +109,8 @@ class Loop:
         self._add(Advance(choice.fed[:, None], choice.chosen[:, None], exits, choice.scores[:, None]))
         return facts
 
-    def _work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+    def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+        """What a strategy works with. facts: of the documents, as the policy reads them."""
         plan, batch = self.plan, self.sequences.batch
         asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
         return Work(
@@ -119,23 +128,23 @@ class Loop:
             end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
         )
 
-    def _run_steps(self, strategy: Strategy) -> None:
-        batch = self.sequences.batch
-        while not self.answers.done:
-            running = (~self.answers.finished).cpu().numpy()
-            strategy.work.asking.finished[:] = ~running
-            self.chooser.finished = None if running.all() else self.answers.finished
-            if self.drops and int(running.sum()) < self.sequences.batch:
-                self._drop(strategy, running)
-            executed = self.meter.executed
-            advance = strategy.advance(self.answers.last)
-            shares = advance.layers
-            if shares is None:
-                share = (self.meter.executed - executed) // self.sequences.batch
-                shares = np.full(batch, share, dtype=np.int64)
-            self.answers.add_layers(shares, running)
-            self._add(advance)
-            self.meter.lap("overhead")
+    @torch.no_grad()
+    def step(self, strategy: Strategy) -> None:
+        """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
+        running = (~self.answers.finished).cpu().numpy()
+        strategy.work.asking.finished[:] = ~running
+        self.chooser.finished = None if running.all() else self.answers.finished
+        if self.drops and int(running.sum()) < self.sequences.batch:
+            self._drop(strategy, running)
+        executed = self.meter.executed
+        advance = strategy.advance(self.answers.last)
+        shares = advance.layers
+        if shares is None:
+            share = (self.meter.executed - executed) // self.sequences.batch
+            shares = np.full(len(running), share, dtype=np.int64)
+        self.answers.add_layers(shares, running)
+        self._add(advance)
+        self.meter.lap("overhead")
 
     def _drops(self) -> bool:
         """Whether rows leave the batch as soon as they are over, unless they go on or are scored."""
