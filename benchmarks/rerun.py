@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 
 import offramp
@@ -72,7 +73,7 @@ def main() -> None:
         signals=("restricted",),
         progress=False,
     )
-    some = trace.subset(trace.document[: 16 * options.tokens])
+    some = trace.subset(np.unique(trace.document)[:16].astype(np.int64))
     single = policies(10)[4]
     seconds: dict[str, list[float]] = {"rerun": [], "forward": []}
     order = random.Random(0)

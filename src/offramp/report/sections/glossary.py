@@ -81,10 +81,10 @@ TERMS: dict[str, str] = {
         "are what intervals and guarantees count."
     ),
     "Certificate, replay bound": (
-        "A certificate guarantees that the policy, decoding freely, keeps the floor on average over documents "
-        "like these; it rests on documents that were really decoded and that the search never saw. Too few "
-        "documents: not certifiable, whatever the policy. The same test on replayed losses is a replay bound: "
-        "it says nothing of what the policy's own keys, values and tokens do."
+        "A certificate guarantees that the policy, decoding freely, keeps the floor on average over "
+        "documents like these; it rests on documents that were really decoded and that the search never "
+        "saw. Too few documents: not certifiable, whatever the policy. The same test on replayed losses is "
+        "a replay bound: it says nothing of what the policy's own keys, values and tokens do."
     ),
     "δ (delta)": "The chance that a certificate is wrong. 10 % means 90 % confidence.",
     "Betting bound, Hoeffding–Bentkus, conformal risk control": (
