@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "naive": "none: the floor was only met on the documents searched",
 }
 NAIVE = "naive"
+REPLAY_BOUND = "replay bound"
 
 
 def method_name(method: str) -> str:
@@ -61,12 +62,15 @@ def risk_text(floor: Floor, risk: float | None) -> str:
 
 
 def status(tuned: Tuned) -> str:
-    """In a word: "not certifiable" means that so few documents could certify no policy."""
+    """In a word: "not certifiable" means that so few documents could certify no policy.
+
+    Certified is what was decoded; what holds in replay only is a replay bound.
+    """
     certificate = tuned.certificate
     if certificate.method == NAIVE:
         return "no guarantee"
     if certificate.holds:
-        return "certified"
+        return "certified" if certificate.executed else REPLAY_BOUND
     if too_few(certificate):
         return "not certifiable"
     return "not certified" if certificate.tested else "nothing to certify"
@@ -84,8 +88,14 @@ def certificate_sentence(tuned: Tuned) -> str:
     match status(tuned):
         case "certified":
             return (
-                f"With {documents} tested, this policy {loss_words(floor)}, {confidence(certificate)}, on "
-                "documents like these."
+                f"Decoded from {counted(decoded(certificate), 'document')}, this policy {loss_words(floor)} "
+                f"that it generates, {confidence(certificate)}, on documents like these."
+            )
+        case "replay bound":
+            return (
+                f"With {documents} replayed, this policy {loss_words(floor)}, {confidence(certificate)}, on "
+                "documents like these, as long as later tokens read the full model's own keys and values: "
+                "nothing was decoded."
             )
         case "not certifiable":
             needed = f"{certificate.documents_needed:,} needed"
@@ -102,6 +112,11 @@ def certificate_sentence(tuned: Tuned) -> str:
     return (
         f"No guarantee: on {documents} this policy kept {floor_words(floor)}, but nothing follows for others."
     )
+
+
+def decoded(certificate: Certificate) -> int:
+    """Documents after which an executed test was settled."""
+    return certificate.documents if certificate.stopped_after is None else certificate.stopped_after
 
 
 def confidence(certificate: Certificate) -> str:
@@ -126,11 +141,12 @@ def best_possible(tuned: Tuned) -> str:
 def short_certificate(tuned: Tuned) -> str:
     """One floor's certificate in a few words."""
     certificate, state = tuned.certificate, status(tuned)
-    documents = counted(certificate.documents, "document")
+    documents = counted(decoded(certificate), "document")
     what = f"{floor_words(tuned.floor)}: {state}"
     if state == "not certifiable":
+        documents = counted(certificate.documents, "document")
         return f"{what} ({documents}, {certificate.documents_needed:,} needed)"
-    if state == "certified":
+    if state in ("certified", REPLAY_BOUND):
         speed = tuned.net_speedup.value
         return f"{what} on {documents}" + ("" if speed is None else f", {faster(speed)}")
     return what

@@ -64,12 +64,8 @@ def tune(
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
     executed = executor is not None and floor.kind == EXECUTED
-    if executed and batch != 1:
-        raise InputError(
-            f"what is decoded is one sequence at a time, not a batch of {batch}",
-            where="--batch",
-            fix="leave --batch out, or give --model none: a replay bound",
-        )
+    if executed:
+        require_single(batch)
     if executed or kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = KEY_VALUE[0]
@@ -97,3 +93,13 @@ def check_settings(
     require_delta(delta)
     require_seed(seed)
     return wanted, rule
+
+
+def require_single(batch: int) -> None:
+    """Raise InputError for a batch that waits for its deepest row, which is not what is executed."""
+    if batch != 1:
+        raise InputError(
+            f"what is decoded is one sequence at a time, not a batch of {batch}",
+            where="--batch",
+            fix="leave --batch out, or give --model none: a replay bound",
+        )

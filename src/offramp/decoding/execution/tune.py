@@ -67,12 +67,7 @@ def tune(
     Raises InputError for a model, heads or documents that are not those of the trace, sizes below 1, and as
     `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
     """
-    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "documents": documents}
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name} cannot be {size}", where=f"{name}=", fix="give 1 or more")
-    if seconds is not None and not seconds > 0.0:
-        raise InputError(f"{seconds} seconds are no time", where="seconds=", fix="give more than 0")
+    require_sizes(prompt_tokens, new_tokens, documents, seconds)
     wanted, _ = check_settings(floor, method, delta, clip, seed)
     settings: dict[str, Any] = {"method": method, "delta": delta, "batch": batch, "seed": seed}
     kv = AUTO if kv is None else kv
@@ -93,3 +88,13 @@ def tune(
     ) as executor:
         limits = Limits(documents, seconds, progress or (lambda done, planned: None))
         return tune_trace(trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings)
+
+
+def require_sizes(prompt_tokens: int, new_tokens: int, documents: int | None, seconds: float | None) -> None:
+    """Raise InputError for sizes below 1, or no time at all."""
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "documents": documents}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise InputError(f"{name} cannot be {size}", where=f"{name}=", fix="give 1 or more")
+    if seconds is not None and not seconds > 0.0:
+        raise InputError(f"{seconds} seconds are no time", where="seconds=", fix="give more than 0")

@@ -80,11 +80,14 @@ TERMS: dict[str, str] = {
         "One text, or one prompt with its answer. Tokens of one document depend on each other, so documents "
         "are what intervals and guarantees count."
     ),
-    "Certificate, replay bound": (
-        "A certificate guarantees that the policy, decoding freely, keeps the floor on average over "
-        "documents like these; it rests on documents that were really decoded and that the search never "
-        "saw. Too few documents: not certifiable, whatever the policy. The same test on replayed losses is "
-        "a replay bound: it says nothing of what the policy's own keys, values and tokens do."
+    "Certificate": (
+        "A policy decoded documents that the search never saw, and the share of generated tokens that are "
+        "not the full model's choice on the same prefix stays within the floor, for documents like these. "
+        "Too few documents: not certifiable, whatever the policy."
+    ),
+    "Replay bound": (
+        "The same statement of a replay, where later tokens read the full model's own keys and values: it "
+        "says nothing of decoding, where they read what the policy leaves."
     ),
     "δ (delta)": "The chance that a certificate is wrong. 10 % means 90 % confidence.",
     "Betting bound, Hoeffding–Bentkus, conformal risk control": (
