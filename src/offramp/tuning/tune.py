@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.costs.machine import Machine
+from offramp.errors import InputError
 from offramp.policies.binding import base_of
 from offramp.policies.charging import machine_for
+from offramp.policies.map_ranks import exits_without, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
@@ -58,13 +60,14 @@ def tune(
     {"reference_agreement": 0.95}, agreement with the untransformed one. clip: nats at which a token's loss is
     cut.
     hardware: a machine or its name ("local": this machine's profile of the trace's model); None counts bytes
-    moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the certificate is wrong.
+    moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the certificate is wrong. kv:
+    "propagate", "recompute", or "mapped", for which all exits of the trace need K,V maps.
 
     The policy is "never", and the answer says why, if nothing beats the full model, nothing passes, or the
     documents are too few to certify anything.
 
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
-    lacks what the floor needs or that has no exits below L.
+    lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
     floor = make_floor(floor, clip)
     rule = find_method(method)
@@ -73,9 +76,26 @@ def tune(
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
     pricing = pricing_of(trace, machine, batch, kv)
+    _require_mapped_exits(trace, kv)
     roles = split_roles(trace, seed)
-    job = _Job(trace, floor, pricing, rule, delta, seed, roles)
-    return job.result(machine, kv)
+    job = _Job(trace, floor, pricing, rule, delta, seed, roles, kv)
+    return job.result(machine)
+
+
+def _require_mapped_exits(trace: Trace, kv: str) -> None:
+    """Refuse a trace with exits that have no K,V maps: what is searched could not be decoded there.
+
+    Raises InputError.
+    """
+    maps = maps_charged(trace, kv)
+    missing = exits_without(maps, trace.exits.tolist(), trace.layers) if maps else []
+    if missing:
+        listed = ",".join(str(exit) for exit, _ in maps)
+        raise InputError(
+            f"exit {missing[0]} of the trace has no K,V maps, which start at {listed}",
+            where='--kv "mapped"',
+            fix=f"trace these only (offramp trace ... --exits {listed}), or fit maps of all traced exits",
+        )
 
 
 @dataclass
@@ -89,8 +109,9 @@ class _Job:
     delta: float
     seed: int
     roles: Roles
+    kv: str
 
-    def result(self, machine: Machine | None, kv: str) -> Tuned:
+    def result(self, machine: Machine | None) -> Tuned:
         """Search, certify, measure."""
         pool = self._search()
         candidates = ordered_candidates(pool, self.floor.risk) if pool else []
@@ -121,7 +142,7 @@ class _Job:
             probe_share=held.probe_share,
             machine=self.pricing.machine,
             batch=self.pricing.batch,
-            kv=kv,
+            kv=self.kv,
             front=self._front(pool) if pool else (),
             shift=self._shift(policy),
             documents=self.roles.counts(),
@@ -177,7 +198,7 @@ class _Job:
             why = f"{count} report documents do not fill a batch of {batch}"
             return unmeasured(why, self.pricing.plain, transformed=transformed)
         lockstep = walk_in_lockstep(held, policy, batch, self.seed)
-        return measure_in_lockstep(held, lockstep, machine, self.floor, self.seed)
+        return measure_in_lockstep(held, lockstep, machine, self.floor, self.seed, self.kv)
 
     def _shift(self, policy: ExitPolicy) -> tuple[Shift, ...]:
         """What the policy read on the documents that shaped it."""
