@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offramp.costs.timings import MAPS
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.timed_probes import LENS
 from offramp.decoding.timing_tables import PLAIN, PROBED, Samples, build_tables
@@ -35,7 +36,7 @@ def made_up_samples(noise: float = 0.0) -> Samples:
             attended = np.array([position, position, 0, min(position, 4)])
             layers = np.array([1.0, 2.0, 3.0, 4.0]) + 0.01 * attended
             noisy = layers + noise * random.standard_cauchy(4) ** 2
-            probes = {"cosine": 0.5, LENS: 0.25} if position % 2 else {"cosine": 0.7}
+            probes = {"cosine": 0.5, LENS: 0.25, MAPS: 0.125} if position % 2 else {"cosine": 0.7}
             for kind, times, cut in (
                 (PLAIN, noisy, frozenset[int]()),
                 (PROBED, layers, frozenset[int]()),
@@ -64,6 +65,7 @@ def test_tables_from_made_up_samples_by_hand(noise: float) -> None:
     assert tables.arrays["overhead_seconds"] == close([0.5])
     assert tables.arrays["probe_seconds"] == {"cosine": [pytest.approx(0.5, abs=0.21)]}
     assert tables.arrays["lens_seconds"] == [0.25]
+    assert tables.arrays["map_seconds"] == [0.125]
     assert tables.notes == [
         "1 recurrent layers are charged whole when skipped: their state moves only by running"
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
-from offramp.costs.timings import attended_before
+from offramp.costs.timings import MAPS, attended_before
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.timed_probes import LENS
 from offramp.models.shape import ModelShape
@@ -94,6 +94,7 @@ def build_tables(samples: Samples) -> Tables:
             "head_seconds": _medians(samples, lambda step: step.head),
             "overhead_seconds": _medians(samples, lambda step: max(step.overhead, 0.0)),
             "lens_seconds": by_name.pop(LENS, None),
+            "map_seconds": by_name.pop(MAPS, None),
             "probe_seconds": by_name,
         },
         notes=_notes(samples),
