@@ -17,7 +17,7 @@ import offramp.decoding.hardware
 import offramp.decoding.session
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import MAPS, TimingsProfile
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.decoding.hardware import BUSY, FORWARD, OWN_LOOP, measure_hardware, timing_positions
 from offramp.decoding.loop_probes import CANDIDATES, CHOICE
@@ -71,6 +71,8 @@ def test_a_tiny_model_end_to_end() -> None:
     assert profile.layers_count == model.layers
     assert set(profile.probe_seconds) == set(PROBES)
     assert profile.lens_seconds is not None
+    assert profile.map_seconds is not None
+    assert profile.sizes.map_rank == min(64, model.shape.hidden_size)
     # What the profile itself says of batch sizes that were not timed stands before what the measurement says.
     assert profile.notes[0].startswith("timed at batch 1, 2;")
     assert all(note == BUSY or "not kept" in note for note in profile.notes[1:])
@@ -308,8 +310,9 @@ def test_every_kind_of_probe_is_read_by_the_decoder_itself(layers: int) -> None:
         assert sum(times.layers) + times.head + sum(times.probes.values()) < times.whole
         assert cut == frozenset()
         seen |= set(times.probes)
-    expected = {1: set[str](), 2: {*PROBES, LENS} - {CANDIDATES}}
-    assert seen == expected.get(layers, {*PROBES, LENS})
+    every = {*PROBES, LENS, MAPS}
+    expected = {1: set[str](), 2: every - {CANDIDATES}}
+    assert seen == expected.get(layers, every)
 
 
 def test_steps_of_the_loop_are_those_that_generation_makes() -> None:

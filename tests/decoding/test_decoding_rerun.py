@@ -113,8 +113,8 @@ def test_mapped_states_are_carried_as_decoding_carries_them(policy: str, bos: in
     exits, top1 = forced(model(bos), texts(bos), policy, "mapped", heads=heads)
     assert found.exits.tolist() == exits.tolist()
     assert found.top1.tolist() == top1.tolist()
-    propagated = offramp.rerun(model(bos), texts(bos), policy)
-    if policy != "static:exit=2":  # whose deeper layers nobody reads
+    if policy == THRESHOLD:  # others may leave too seldom for it to show
+        propagated = offramp.rerun(model(bos), texts(bos), policy)
         assert found.top1.tolist() != propagated.top1.tolist()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import MAPS, TimingsProfile
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.timed_probes import LENS
 from offramp.decoding.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
@@ -41,7 +41,7 @@ def made_up_samples(noise: float = 0.0, clock: float = 1.0) -> Samples:
             attended = np.array([position, position, 0, min(position, 4)])
             layers = np.array([1.0, 2.0, 3.0, 4.0]) + 0.01 * attended
             noisy = layers + noise * random.standard_cauchy(4) ** 2
-            probes = {"cosine": 0.5, LENS: 0.25} if position % 2 else {"cosine": 0.7}
+            probes = {"cosine": 0.5, LENS: 0.25, MAPS: 0.125} if position % 2 else {"cosine": 0.7}
             for kind, times, cut in (
                 (PLAIN, noisy, frozenset[int]()),
                 (PROBED, layers, frozenset[int]()),

@@ -21,7 +21,6 @@ from offramp.decoding.strategies.descent import Landing, choose, feed, land, run
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.decoding.stream import Stream, failing_clearly
-from offramp.decoding.timed_probes import LENS
 from offramp.models.model import Model
 
 
@@ -126,11 +125,9 @@ class _Cut(Propagate):
 
 
 def _by_kind(kinds: Mapping[int, str], meter: StepMeter, reader: PlacedReader) -> dict[str, float]:
-    """Seconds by kind of probe, the lens's own in its place."""
+    """Seconds by kind of probe, those of lens and maps without what was asked in their place."""
     seconds = {kind: meter.by_exit[exit] for exit, kind in kinds.items() if kind != CHOICE}
-    if reader.lens_seconds is not None:
-        seconds[LENS] = reader.lens_seconds
-    return seconds
+    return seconds | reader.seconds_alone
 
 
 def _unchanged(ids: Tensor, scores: Tensor) -> Tensor:

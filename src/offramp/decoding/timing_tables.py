@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
-from offramp.costs.timings import attended_before
+from offramp.costs.timings import MAPS, attended_before
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.timed_probes import LENS
 from offramp.models.shape import ModelShape
@@ -117,6 +117,7 @@ def build_tables(samples: Samples) -> Tables:
             "head_seconds": [one.head for one in by_batch],
             "overhead_seconds": [one.overhead for one in by_batch],
             "lens_seconds": probes.pop(LENS, None),
+            "map_seconds": probes.pop(MAPS, None),
             "probe_seconds": probes,
         },
         notes=_notes(samples),

@@ -67,11 +67,12 @@ BATCHINGS: dict[str, Callable[[Walk, Steps], Walk]] = {"lockstep": in_lockstep, 
 """What becomes of a walk when its tokens are decoded in batches, by name."""
 
 
-def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool) -> Usage:
+def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool, maps: bool = False) -> Usage:
     """What the steps of a walk run: layers, probes and heads with the rows that need them.
 
     repair: whether K and V of skipped layers are projected from the exit's hidden state; the rows of a step
-    that skip a layer are then projected together.
+    that skip a layer are then projected together. maps: whether that state is mapped first, for the rows of a
+    step that leave at one exit together; from exit L - 1 on there is nothing to map.
     """
     usage: Usage = Usage()
     everybody = np.ones(len(walk.exits), dtype=np.bool_)
@@ -91,6 +92,8 @@ def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool) -> Usage
     for exit in np.unique(walk.exits):
         part = walk.head(final=bool(exit == layers))
         _count(usage, part, int(exit), (walk.exits == exit) & ~answered, steps)
+        if maps and exit < layers - 1:
+            _count(usage, "K,V map", int(exit), walk.exits == exit, steps)
     return usage
 
 

@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
     "overhead": lambda at, item: at(item.rows).overhead,
     "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
     "K,V projection": lambda at, item: float(at(item.rows).key_value[item.place - 1]),
+    "K,V map": lambda at, item: at(item.rows).maps[item.place],
     "probe": lambda at, item: at(item.rows).probes[item.probe],
     "exit head": lambda at, item: at(item.rows).exit_head,
     "short head": lambda at, item: _short_head(at(item.rows), item.place),

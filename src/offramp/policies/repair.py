@@ -13,6 +13,7 @@ from offramp.errors import PolicyError
 from offramp.models.shape import ModelShape
 from offramp.policies.batching import Steps, count_steps
 from offramp.policies.bill import Item, Usage
+from offramp.policies.map_ranks import MAPPED, maps_of, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.speculation import count_rounds, find_rounds
 from offramp.policies.walk import Walk
@@ -51,6 +52,12 @@ class KeyValueStrategy:
 
 def _propagate(run: Run) -> Usage:
     return count_steps(run.walk, run.steps, run.trace.layers, repair=True)
+
+
+def _mapped(run: Run) -> Usage:
+    exits = set(run.policy.needs(run.trace.layers)) if run.policy.reachable else set(run.walk.exits.tolist())
+    require_exits(maps_of(run.trace), exits, run.trace.layers, str(run.policy))
+    return count_steps(run.walk, run.steps, run.trace.layers, repair=True, maps=True)
 
 
 def _recompute(run: Run) -> Usage:
@@ -132,6 +139,11 @@ STRATEGIES: dict[str, KeyValueStrategy] = {
             "propagate",
             "K and V of skipped layers are projected from the exit's hidden state (CALM, arXiv 2207.07061)",
             _propagate,
+        ),
+        KeyValueStrategy(
+            MAPPED,
+            "K and V of skipped layers are projected from what fitted maps make of the exit's hidden state",
+            _mapped,
         ),
         KeyValueStrategy(
             "recompute",

@@ -13,6 +13,7 @@ from offramp.policies.batching import count_plain
 from offramp.policies.bill import PARTS, PriceAt, Usage
 from offramp.policies.charging import counted_at, machine_for, seconds_at
 from offramp.policies.grammar import parse_policy_for
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import KeyValueStrategy, Run, executed_layers
 from offramp.policies.replay import check_options, run_of
@@ -55,7 +56,10 @@ def replay_intervals(
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     machine = None if machine is None else machine_for(trace, machine)
-    at = counted_at(trace, "bytes") if machine is None else seconds_at(trace, machine, batch=batch)
+    maps = maps_charged(trace, kv)
+    at = counted_at(trace, "bytes", maps)
+    if machine is not None:
+        at = seconds_at(trace, machine, batch=batch, maps=maps)
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
     sums = np.array([_sums(one, strategy, at) for one in _units(run)])
     tokens, agreeing, executed, cost, plain = sums.T

@@ -12,6 +12,7 @@ from offramp.policies.batching import Steps, count_plain, count_steps, group_int
 from offramp.policies.bill import PriceAt, Usage, lines_of
 from offramp.policies.charging import layers_executed, seconds_at
 from offramp.policies.gain import gain_of_usage
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
@@ -84,11 +85,11 @@ def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.f
 
 
 def measure_in_lockstep(
-    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int
+    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int, kv: str = "propagate"
 ) -> HeldOut:
     """A walked policy's figures, its steps priced by their rows; intervals need 20 groups.
 
-    Raises InputError for what the machine cannot price.
+    kv: "propagate" or "mapped". Raises InputError for what the machine cannot price.
     """
     exits, trace = lockstep.walk.exits, seen_by(lockstep.policy, trace)
     bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
@@ -99,8 +100,9 @@ def measure_in_lockstep(
     reference = trace.reference_agreement
     risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
     skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
-    at = seconds_at(trace, machine)
-    charged, unprobed, plain = _charges(trace, lockstep, at)
+    maps = maps_charged(trace, kv)
+    at = seconds_at(trace, machine, maps=maps)
+    charged, unprobed, plain = _charges(trace, lockstep, at, mapped=bool(maps))
     cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
     probes = float((charged - unprobed).sum())
 
@@ -133,7 +135,7 @@ def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.flo
     return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
 
 
-def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt) -> NDArray[np.float64]:
+def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt, *, mapped: bool) -> NDArray[np.float64]:
     """What each group costs, what it would without a check, and with the full model: float64 [3, groups]."""
 
     def total(usage: Usage) -> float:
@@ -144,8 +146,8 @@ def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt) -> NDArray[np.float6
         walked, steps = lockstep.of_group(group)
         charges.append(
             (
-                total(count_steps(walked, steps, trace.layers, repair=True)),
-                total(count_steps(walked.unchecked(), steps, trace.layers, repair=True)),
+                total(count_steps(walked, steps, trace.layers, repair=True, maps=mapped)),
+                total(count_steps(walked.unchecked(), steps, trace.layers, repair=True, maps=mapped)),
                 total(count_plain(steps, trace.layers)),
             )
         )

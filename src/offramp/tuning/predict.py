@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.binding import heads_documents, require_base
+from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
 from offramp.policies.charging import lookup_notes, machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
+from offramp.policies.map_ranks import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
@@ -78,8 +79,9 @@ def predict(
     batch = (as_tuned.batch if as_tuned else 1) if batch is None else batch
     kv = (as_tuned.kv if as_tuned else "propagate") if kv is None else kv
     pricing = pricing_of(judged, machine, batch, kv)
+    _require_maps(tuned, decides, judged, kv)
     floor = None if tuned is None else tuned.floor
-    held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed)
+    held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed, kv)
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
@@ -129,6 +131,21 @@ def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:
     return parse_policy(policy)
 
 
+def _require_maps(tuned: Tuned | None, policy: ExitPolicy, trace: Trace, kv: str) -> None:
+    """Refuse to map K and V from exits without maps, or with others than a policy was tuned with.
+
+    Raises PolicyError.
+    """
+    maps = maps_charged(trace, kv)
+    if maps:
+        own = policy.for_task(task_of(trace))
+        require_exits(maps, own.needs(trace.layers), trace.layers, str(own))
+        if tuned is not None and tuned.kv == kv:
+            check_same_maps(
+                tuned.model.get("heads"), base_of(trace)["heads"], str(trace.folder or "the trace")
+            )
+
+
 def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
     """The trace's documents that neither heads were fitted on nor tuning used; how many were left out."""
     spoilt = set(heads_documents(trace))
@@ -148,14 +165,20 @@ def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
 
 
 def _judged(
-    trace: Trace, policy: ExitPolicy, pricing: Pricing, machine: Machine | None, floor: Floor, seed: int
+    trace: Trace,
+    policy: ExitPolicy,
+    pricing: Pricing,
+    machine: Machine | None,
+    floor: Floor,
+    seed: int,
+    kv: str,
 ) -> tuple[HeldOut, NDArray[np.float64]]:
     """A policy's figures, and the mean loss of each independent unit: a document, or a group of a batch."""
     if machine is None or pricing.batch == 1:
         held = measure(trace, policy, pricing, floor, seed)
         return held, policy_losses(trace, policy, floor)
     lockstep = walk_in_lockstep(trace, policy, pricing.batch, seed)
-    held = measure_in_lockstep(trace, lockstep, machine, floor, seed)
+    held = measure_in_lockstep(trace, lockstep, machine, floor, seed, kv)
     return held, group_losses(trace, lockstep, floor)
 
 

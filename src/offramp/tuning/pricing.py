@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from offramp.policies.charging import (
     walk_costs,
 )
 from offramp.policies.gain import Gain, gain_of_parts
+from offramp.policies.map_ranks import MAPPED, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.short_list import costs_for
@@ -61,8 +63,8 @@ class WalkCounts:
         """Mean over tokens of what depends on the exit alone: at_exits float64 [layers]."""
         return float(self.leaving @ at_exits) / self.tokens
 
-    def usage(self) -> Usage:
-        """The same as items of a bill, at batch 1 with K and V propagated."""
+    def usage(self, mapped: Collection[int] = ()) -> Usage:
+        """The same as items of a bill, at batch 1 with K and V propagated, or mapped from some exits."""
         layers = len(self.leaving)
         skipping = np.append(0, np.cumsum(self.leaving)[:-1])
         outputs = self.leaving.copy()
@@ -76,6 +78,8 @@ class WalkCounts:
             usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
             usage[Item("K,V projection", layer)] = int(skipping[layer - 1])
             usage[Item(self.heads[layer == layers], layer)] = int(outputs[layer - 1])
+        for exit in mapped:
+            usage[Item("K,V map", exit)] = int(self.leaving[exit - 1])
         return usage
 
 
@@ -165,7 +169,7 @@ class Pricing:
     def parts(self, counts: WalkCounts) -> dict[str, float]:
         """Mean cost of a token by part of the bill (see `offramp.policies.bill.PARTS`), at batch 1."""
         parts: dict[str, float] = {}
-        for line in lines_of(counts.usage(), lambda rows: self.listed):
+        for line in lines_of(counts.usage(self.costs.maps), lambda rows: self.listed):
             parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens
         return parts
 
@@ -184,6 +188,7 @@ class Pricing:
             (self.machine, mine.unit, mine.batch) == (other.machine, others.unit, others.batch)
             and (mine.overhead, mine.head, mine.exit_head) == (others.overhead, others.head, others.exit_head)
             and dict(mine.probes) == dict(others.probes)
+            and dict(mine.maps) == dict(others.maps)
             and np.array_equal(mine.layers, others.layers)
             and np.array_equal(mine.key_value, others.key_value)
         )
@@ -207,7 +212,7 @@ class Pricing:
         return self.of_walk(walk.unchecked())
 
 
-KEY_VALUE = ("propagate", "recompute")
+KEY_VALUE = ("propagate", MAPPED, "recompute")
 """Strategies for the K and V of skipped layers that any policy can be searched with, token by token."""
 
 PRICED = (*KEY_VALUE, "monotone")
@@ -217,19 +222,20 @@ PRICED = (*KEY_VALUE, "monotone")
 def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = "propagate") -> Pricing:
     """Seconds of a trace's tokens on a machine; bytes moved at batch 1 if there is none.
 
-    kv: "propagate"; "recompute": every skipped layer is then charged as one row more of a later step, a
-    little too much for a document's last tokens, whose layers may never be needed; or "monotone", which
-    leaves nothing behind.
+    kv: "propagate"; "mapped", with the K,V maps of the trace's exit heads; or "recompute": every skipped
+    layer is then charged as one row more of a later step, a little too much for a document's last tokens,
+    whose layers may never be needed; or "monotone", which leaves nothing behind.
 
     Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
-    strategy, or what the machine cannot price.
+    strategy, or what the machine cannot price; PolicyError for mapping without maps.
     """
     if batch < 1:
         raise InputError(f"a batch of {batch} decodes nothing", where="--batch", fix="choose 1 or more")
     _require_strategy(kv, machine, batch)
+    maps = maps_charged(trace, kv)
     if machine is None:
-        return Pricing(prices_of(trace).bytes, BYTES, "counted from the model's shape, batch 1")
-    costs = seconds_of(trace, machine, batch)
+        return Pricing(prices_of(trace, maps).bytes, BYTES, "counted from the model's shape, batch 1")
+    costs = seconds_of(trace, machine, batch, maps)
     if kv == "recompute":
         more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
         # A recurrent layer runs for one token after the other.
@@ -249,9 +255,9 @@ def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
             where="--kv",
             fix="choose one of: " + ", ".join(PRICED),
         )
-    if machine is None and (batch != 1 or kv != "propagate"):
+    if machine is None and (batch != 1 or kv == "recompute"):
         raise InputError(
-            "bytes moved are counted at batch 1 with K and V propagated",
+            "bytes moved are counted at batch 1 with K and V propagated or mapped",
             where="--batch" if batch != 1 else "--kv",
             fix="name a machine with --hardware",
         )

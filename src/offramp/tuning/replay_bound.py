@@ -27,7 +27,7 @@ def tune_by_replay(job: Job, kv: str) -> Tuned:
     tested, certificate = _test(job, candidates)
     chosen = None if tested.chosen is None else candidates[tested.chosen]
     policy: ExitPolicy = Never() if chosen is None else chosen.policy
-    held = measure_report(job, policy)
+    held = measure_report(job, policy, kv)
     answer = replayed_answer(job, len(candidates), certificate, policy, held)
     return job.tuned(policy, kv, answer=answer, certificate=certificate, held=held, pool=pool)
 
@@ -45,7 +45,7 @@ def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
     )
 
 
-def measure_report(job: Job, policy: ExitPolicy) -> HeldOut:
+def measure_report(job: Job, policy: ExitPolicy, kv: str = "propagate") -> HeldOut:
     """The policy replayed on documents that nothing was chosen on, in lockstep if batched."""
     count, batch = len(job.roles.report), job.pricing.batch
     transformed = job.trace.reference_top1 is not None
@@ -59,7 +59,7 @@ def measure_report(job: Job, policy: ExitPolicy) -> HeldOut:
         why = f"{count} report documents do not fill a batch of {batch}"
         return unmeasured(why, job.pricing.plain, transformed=transformed)
     lockstep = walk_in_lockstep(held, policy, batch, job.seed)
-    return measure_in_lockstep(held, lockstep, job.machine, job.floor, job.seed)
+    return measure_in_lockstep(held, lockstep, job.machine, job.floor, job.seed, kv)
 
 
 def assumption_of_replay(job: Job) -> str:

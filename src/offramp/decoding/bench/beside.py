@@ -12,7 +12,9 @@ from offramp.decoding.bench.results import Forecast, FreeRunning
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.quality.free_running import Judgements, free_running
+from offramp.decoding.strategies.mapped import Mapped
 from offramp.policies.results import ReplayResult
+from offramp.tracing.described_heads import with_maps
 from offramp.tracing.trace import Trace
 
 DRAFTING = "speculate"
@@ -27,11 +29,15 @@ def predict_cells(
 
     Raises PolicyError and InputError as `offramp.decoding.bench.forecast.predict` does.
     """
-    return {
-        cell.name: predict(trace, _described(setting, cell, workload), machine, expected_position(setting))
-        for cell in setting.cells
-        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING
-    }
+    position = expected_position(setting)
+    found = {}
+    for cell in setting.cells:
+        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING:
+            described = _described(setting, cell, workload)
+            # The decoder's maps, which the trace need not have been made with: its facts are the same.
+            seen = trace if not described.maps or setting.heads is None else with_maps(trace, setting.heads)
+            found[cell.name] = predict(seen, described, machine, position)
+    return found
 
 
 def expected_position(setting: Setting) -> float:
@@ -102,6 +108,7 @@ def free_running_of(
 
 
 def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
+    maps = None if setting.heads is None or cell.kv != Mapped.name else setting.heads.kv_maps
     return ForecastSetting(
         policy=cell.policy,
         kv=cell.kv,
@@ -112,6 +119,7 @@ def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
         draft_length=setting.draft_length if isinstance(setting.draft_length, int) else 1,
         lens=setting.heads is not None and setting.heads.lens is not None,
         own_heads=setting.heads is not None and setting.heads.output is not None,
+        maps=() if maps is None else tuple(maps.ranks.items()),
     )
 
 

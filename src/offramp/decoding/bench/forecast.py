@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
+from offramp.costs.probes import MapRanks
 from offramp.decoding.bench.ratios import median
 from offramp.decoding.bench.results import Forecast, Interval, PartError
 from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
@@ -26,7 +27,7 @@ class Setting:
     """What was decoded: policy, strategy for K and V, and how, as `offramp.generate` takes them.
 
     lens: whether exits below L are read through a linear lens. own_heads: whether they have output heads of
-    their own. workload: of the prompts.
+    their own. workload: of the prompts. maps: K,V maps of the decoder's heads, where K and V are mapped.
     """
 
     policy: ExitPolicy
@@ -38,6 +39,7 @@ class Setting:
     draft_length: int | str = 4
     lens: bool = False
     own_heads: bool = False
+    maps: MapRanks = ()
 
 
 def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -> ReplayResult:
@@ -173,8 +175,9 @@ def _priced(
 ) -> dict[str, float]:
     """The same by part of the bill (`offramp.policies.bill.PARTS`)."""
     totals: dict[str, float] = {}
+    lens, maps = (False, ()) if setting is None else (setting.lens, setting.maps)
     for run in runs:
-        at = prices_by_rows(machine, shape, mean_position([run]), lens=setting is not None and setting.lens)
+        at = prices_by_rows(machine, shape, mean_position([run]), lens=lens, maps=maps)
         for part, total in totals_of(lines_of(run.usage, at)).items():
             totals[part] = totals.get(part, 0.0) + total
     tokens = sum(decoded_tokens(run) for run in runs)

@@ -16,7 +16,7 @@ from offramp.decoding.execution.store import ExecutionStore, request_of
 from offramp.decoding.generation.binding import HeadsSource, read_heads_source
 from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.quality.judging import Judge
-from offramp.decoding.rerun.rerunner import Rerunner, require_heads
+from offramp.decoding.rerun.rerunner import Rerunner, require_heads, with_maps_of
 from offramp.decoding.rerun.sequences import require_model
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
@@ -201,6 +201,7 @@ def opened_executor(
     fitted = read_heads_source(heads)
     require_heads(trace, fitted)
     _require_facts(trace, fitted)
+    trace = with_maps_of(trace, fitted)
     strategies = strategies_of(kv)
     work = traced_workload(trace, workload)
     engine_of(model)  # refuses a model that cannot be driven layer by layer

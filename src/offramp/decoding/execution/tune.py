@@ -87,7 +87,9 @@ def tune(
         seed=seed,
     ) as executor:
         limits = Limits(documents, seconds, progress or (lambda done, planned: None))
-        return tune_trace(trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings)
+        return tune_trace(
+            executor.trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings
+        )
 
 
 def require_sizes(prompt_tokens: int, new_tokens: int, documents: int | None, seconds: float | None) -> None:

@@ -37,6 +37,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
+from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
@@ -90,11 +91,11 @@ class Rerunner:
                 f"a prompt of {prompt_tokens} tokens is none", where="prompt_tokens=", fix="give 1 or more"
             )
         self.model = model
-        self.trace = trace
         self.heads = read_heads_source(heads)
+        require_heads(trace, self.heads)
+        self.trace = with_maps_of(trace, self.heads)
         self.prompt_tokens = prompt_tokens
         self.sequences = traced_sequences(model, trace, workload)
-        require_heads(trace, self.heads)
         self.engine = engine_of(model)
         device = next(model.hf.parameters()).device
         self.batches = make_batches(self.sequences, prompt_tokens, device)
@@ -283,7 +284,7 @@ class Rerunner:
 def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
     """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
     before = base_of(trace)["heads"] or {}
-    if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
+    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
         return
     if reads_exits(before) or (heads is not None and heads.reads_exits):
         made = "with other exit heads" if before else "without exit heads"
@@ -292,3 +293,8 @@ def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
             where=f"heads= for {trace.folder or 'the trace'}",
             fix="give the file that the trace was made with, or trace again with these",
         )
+
+
+def with_maps_of(trace: Trace, heads: ExitHeads | None) -> Trace:
+    """The trace as if made with these heads, whose K,V maps are priced; itself if they hold none."""
+    return trace if heads is None or heads.kv_maps is None else with_maps(trace, heads)

@@ -55,8 +55,8 @@ class Mapped(Propagate):
         missing = heads.kv_maps.missing(exits, request.layers)
         if missing:
             raise PolicyError(
-                f"{request.policy} leaves at exit {missing[0]}, from which there are no K,V maps; they start "
-                f"at: {', '.join(map(str, heads.kv_maps.exits))}",
+                f"{request.policy} leaves at exit {missing[0]}, which has no K,V maps; they start at: "
+                + ", ".join(map(str, heads.kv_maps.exits)),
                 where='kv "mapped"',
                 fix=f"choose a policy whose exits are among these, or fit maps of its exits: {fix}",
             )
