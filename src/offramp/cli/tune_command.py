@@ -46,7 +46,7 @@ def tune(
     delta: Annotated[float, typer.Option("--delta", help="Chance that the certificate is wrong.")] = 0.1,
     batch: Annotated[int, typer.Option("--batch", help="Sequences decoded side by side.")] = 1,
     kv: Annotated[
-        str, typer.Option("--kv", help="Keys and values of skipped layers: propagate or recompute.")
+        str, typer.Option("--kv", help="Keys and values of skipped layers: propagate, mapped or recompute.")
     ] = "propagate",
     seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")] = Path(
