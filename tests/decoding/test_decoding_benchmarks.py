@@ -139,3 +139,26 @@ def test_decisions_drift_only_where_states_are_propagated(
     assert found[1]["tokens_differ"] > 0
     # A static exit reads no state that was propagated; one that comes and goes does.
     assert found[2]["tokens_differ"] == 0 < found[5]["exits_differ"]
+
+
+def test_mapped_beside_propagate(
+    model_and_text: tuple[str, str], documents: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module, maps = benchmark("mapped"), str(tmp_path / "maps")
+    given = ["--model", model_and_text[0], "--workload", f"jsonl:{documents}#text", "--exits", "1,2"]
+    sizes = ["--fit-tokens", "600", "--documents", "9", "--prompt-tokens", "5", "--new-tokens", "12"]
+    module.main([*given, *sizes, "--ranks", "4,full,auto", "--replayed", "0.7", "--timed", "1", "-o", maps])
+    found = last_line(capsys)
+    assert [row["exit"] for row in found["exits"]] == [1, 2]
+    for row in found["exits"]:
+        assert row["replayed"] >= 0.7
+        assert row["drift"] == pytest.approx(row["replayed"] - row["propagate"])
+        four, full, auto = row["mapped"]
+        assert (four["columns"], full["columns"]) == (4, None)
+        assert 1 <= auto["columns"] <= 32
+        assert four["bytes_over_propagate"] < full["bytes_over_propagate"]
+        assert full["flops_over_propagate"] > 1
+        assert all(one["seconds_over_propagate"] > 0 for one in row["mapped"])
+    module.main([*given, *sizes, "--ranks", "4", "--replayed", "0.7", "--timed", "1", "-o", maps])
+    again = last_line(capsys)["exits"][0]["mapped"][0]
+    assert again["agreement"] == found["exits"][0]["mapped"][0]["agreement"]
