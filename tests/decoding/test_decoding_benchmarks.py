@@ -181,3 +181,26 @@ def test_the_draws_break_a_floor_where_candidates_lose_more_than_their_search_sa
     assert found["replay bound"]["0.1"]["broken"] == 50  # in replay nothing is lost
     assert world.order(world.reruns, 0.05) == [0, 1]
     assert world.order(world.reruns, 0.035) == [0]
+
+
+def test_mapped_beside_propagate(
+    model_and_text: tuple[str, str], documents: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module, maps = benchmark("mapped"), str(tmp_path / "maps")
+    given = ["--model", model_and_text[0], "--workload", f"jsonl:{documents}#text", "--exits", "1,2"]
+    sizes = ["--fit-tokens", "600", "--documents", "9", "--prompt-tokens", "5", "--new-tokens", "12"]
+    module.main([*given, *sizes, "--ranks", "4,full,auto", "--replayed", "0.7", "--timed", "1", "-o", maps])
+    found = last_line(capsys)
+    assert [row["exit"] for row in found["exits"]] == [1, 2]
+    for row in found["exits"]:
+        assert row["replayed"] >= 0.7
+        assert row["drift"] == pytest.approx(row["replayed"] - row["propagate"])
+        four, full, auto = row["mapped"]
+        assert (four["columns"], full["columns"]) == (4, None)
+        assert 1 <= auto["columns"] <= 32
+        assert four["bytes_over_propagate"] < full["bytes_over_propagate"]
+        assert full["flops_over_propagate"] > 1
+        assert all(one["seconds_over_propagate"] > 0 for one in row["mapped"])
+    module.main([*given, *sizes, "--ranks", "4", "--replayed", "0.7", "--timed", "1", "-o", maps])
+    again = last_line(capsys)["exits"][0]["mapped"][0]
+    assert again["agreement"] == found["exits"][0]["mapped"][0]["agreement"]

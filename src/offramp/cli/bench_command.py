@@ -45,7 +45,8 @@ def bench(
         str | None,
         typer.Option(
             "--kv",
-            help="Skipped layers' K and V: propagate (default unless tuned), recompute, speculate, monotone.",
+            help="Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), "
+            "recompute, speculate, monotone.",
             show_default=False,
         ),
     ] = None,

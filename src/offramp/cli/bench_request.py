@@ -24,6 +24,7 @@ from offramp.decoding.generation.binding import (
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Task
 from offramp.decoding.strategies.draft_length import check_draft_length
+from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.models.identity import command_name
@@ -186,7 +187,10 @@ def read_request(
         task.questions(asked, plain["seed"])
     fitted = None if heads is None else read_heads(heads)
     loaded_workload = load_workload(workload)
-    check_tuned_early(tuned, decides.for_task(loaded_workload.name), fitted)
+    own = decides.for_task(loaded_workload.name)
+    check_tuned_early(tuned, own, fitted, kv)
+    if kv == Mapped.name:
+        check_maps(own, fitted, dtype=dtype)
     return BenchRequest(
         policy=policy,
         kv=kv,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.fitting.memory import FittingMemory
     from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 heads = typer.Typer(
@@ -122,6 +123,11 @@ def fit(
         loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
     if whole is not None:
         require_base(whole, {"name": loaded.shown_name, **loaded.identity.to_json()}, str(add_to))
+
+    def tell(memory: FittingMemory) -> None:
+        for part in memory.parts:
+            out.console.print(part, markup=False, soft_wrap=True)
+
     fitted = fit_heads(
         loaded,
         works,
@@ -134,9 +140,7 @@ def fit(
         kv_rank=rank,
         context=context,
         seed=seed,
-        on_memory=lambda memory: [
-            out.console.print(part, markup=False, soft_wrap=True) for part in memory.parts
-        ],
+        on_memory=tell,
     )
     if whole is not None:
         fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)

@@ -48,7 +48,7 @@ def predict(
         str | None,
         typer.Option(
             "--kv",
-            help="Keys and values of skipped layers: propagate or recompute. By default as tuned.",
+            help="Keys and values of skipped layers: propagate, mapped or recompute. By default as tuned.",
             show_default=False,
         ),
     ] = None,

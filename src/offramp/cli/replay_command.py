@@ -42,7 +42,10 @@ def replay(
         ),
     ] = None,
     kv: Annotated[
-        str, typer.Option("--kv", help="Skipped layers' K and V: propagate, recompute, speculate, monotone.")
+        str,
+        typer.Option(
+            "--kv", help="Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."
+        ),
     ] = "propagate",
     batch: Annotated[int, typer.Option("--batch", help="Sequences decoded together.")] = 1,
     batching: Annotated[

@@ -18,6 +18,7 @@ from offramp.decoding.generation.binding import (
     read_policy_source,
 )
 from offramp.decoding.generation.prompts import check_context, check_ids
+from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
@@ -147,4 +148,6 @@ def _cell(model: Model, policy: PolicySource, kv: str, heads: ExitHeads | None, 
     own = decides.for_task(task)
     check_policy(own, model.layers, heads)
     check_model(tuned, own, heads, model, kv)
+    if kv == Mapped.name:
+        check_maps(own, heads, model.layers, model.dtype)
     return Cell(own, kv)

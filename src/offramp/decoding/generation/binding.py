@@ -144,14 +144,16 @@ def check_model(
     check_tuned_heads(tuned, policy, heads, model.layers, kv)
 
 
-def check_tuned_early(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None) -> None:
+def check_tuned_early(
+    tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, kv: str | None = None
+) -> None:
     """`check_tuned_heads` for heads of the model that a policy was tuned for, which need no model to compare.
 
     Raises PolicyError.
     """
     if tuned is None or heads is None or heads.model["fingerprint"] != tuned.model.get("fingerprint"):
         return
-    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]))
+    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]), kv)
 
 
 def check_tuned_heads(

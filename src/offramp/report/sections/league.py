@@ -25,6 +25,7 @@ PARTS: Mapping[str, tuple[str, int]] = {
     "final head": ("output head", 2),
     "overhead": ("program around", 5),
     "K,V projection": (REPAIR, 3),
+    "K,V map": (REPAIR, 3),
     "probe": (PROBES, 1),
 }
 ON_TOP = (REPAIR, PROBES)
