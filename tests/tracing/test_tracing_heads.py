@@ -139,6 +139,7 @@ def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> 
         "imported": False,
         "candidate_exit": 2,
         "documents": {"a workload": ["document 0", "document 1"]},
+        "texts": False,
         "facts": sorted(ALL_FACTS),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.files import canonical_json
+from offramp.workloads.shared_text import Sketch
 
 Weights = NDArray[np.float32]
 
@@ -81,8 +82,9 @@ class ExitHeads:
     the logit lens if both are None. classifiers: by the fact they give (see
     `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
     None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
-    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. provenance: how it
-    was fitted; or, under "imported", where it came from.
+    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of
+    these documents' texts, in the same order over all workloads; None where they are not known. provenance:
+    how it was fitted; or, under "imported", where it came from.
     """
 
     model: Mapping[str, Any]
@@ -94,6 +96,7 @@ class ExitHeads:
     documents: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
+    texts: tuple[Sketch, ...] | None = None
 
     @property
     def reads_exits(self) -> bool:
@@ -106,8 +109,9 @@ class ExitHeads:
         return seal_of(self.header(), self.arrays())
 
     def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values; output heads only if there are any."""
+        """All that is not an array, as JSON values; output heads and texts only if there are any."""
         output = {} if self.output is None else {"output": _describe_output(self.output)}
+        texts = {} if self.texts is None else {"texts": True}
         return {
             "model": dict(self.model),
             "exits": list(self.exits),
@@ -117,6 +121,7 @@ class ExitHeads:
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
             **output,
+            **texts,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -134,6 +139,9 @@ class ExitHeads:
                 arrays |= {f"{fact}.weights.{number}": weights, f"{fact}.biases.{number}": biases}
         if self.shortlist is not None:
             arrays["shortlist"] = self.shortlist
+        if self.texts is not None:
+            arrays["texts.hashes"] = np.concatenate([np.empty(0, dtype=np.uint32), *self.texts])
+            arrays["texts.sizes"] = np.array([len(sketch) for sketch in self.texts], dtype=np.int64)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

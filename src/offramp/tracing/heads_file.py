@@ -14,9 +14,11 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, write_atomically
 from offramp.models.identity import command_name, shown_name
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads, seal_of
+from offramp.workloads.shared_text import WHOLE, Sketch
 
-SCHEMA_VERSION = 2
-"""2: output heads, and a lens whose fit is not known. A file of version 1 is one without them."""
+SCHEMA_VERSION = 3
+"""2: output heads, and a lens whose fit is not known. 3: sketches of the texts that fitting read. A file of
+version 1 is one without any of this."""
 
 HEADER = "offramp_heads"
 SCHEMA = "schema_version"
@@ -76,7 +78,7 @@ def read_heads(path: str | Path) -> ExitHeads:
             where=str(path),
             fix="update offramp, or fit the heads again with this version",
         )
-    if version not in (1, SCHEMA_VERSION) or seal != seal_of(header, arrays):
+    if version not in range(1, SCHEMA_VERSION + 1) or seal != seal_of(header, arrays):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
         return _build(header, arrays, str(path))
@@ -173,6 +175,7 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
         documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
         provenance=header["provenance"],
         output=_output(reader, header),
+        texts=_texts(reader, header),
     )
     if heads.lens is not None and heads.output is not None:
         raise reader.refused("they read exits both through a lens and through output heads")
@@ -180,6 +183,18 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     return heads
+
+
+def _texts(reader: _Reader, header: dict[str, Any]) -> tuple[Sketch, ...] | None:
+    """The sketches of the texts that fitting read, if there are any."""
+    if not header.get("texts"):
+        return None
+    hashes, sizes = (reader.array(f"texts.{name}") for name in ("hashes", "sizes"))
+    documents = sum(len(ids) for ids in header["documents"].values())
+    right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
+    if not right or len(sizes) != documents or sizes.sum() != len(hashes) or (sizes < WHOLE).any():
+        raise reader.refused("the sketches of their texts do not belong to their documents")
+    return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
 
 
 def _output(reader: _Reader, header: dict[str, Any]) -> OutputHeads | None:
@@ -241,7 +256,7 @@ class _Reader:
         self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
     ) -> NDArray[Any]:
         """The array [exits, *shape], refused if it is missing, of another shape or type, or not finite."""
-        array = self._require(name)
+        array = self.array(name)
         if array.shape != (self.exits, *shape) or array.dtype != dtype:
             wanted = f"{np.dtype(dtype)} {[self.exits, *shape]}"
             raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
@@ -257,9 +272,10 @@ class _Reader:
 
     def width(self, name: str) -> int:
         """The last axis of an array."""
-        return int(self._require(name).shape[-1])
+        return int(self.array(name).shape[-1])
 
-    def _require(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> NDArray[Any]:
+        """An array of any shape, refused if it is missing."""
         if name not in self.arrays:
             raise self.refused(f"the array {name} is missing")
         return self.arrays[name]

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.workloads.workload import Document
+from offramp.workloads.workload import Document, Workload
 
 SHINGLE = 7
 WINDOW = 6
@@ -40,9 +40,6 @@ FORM_SHARE = 0.02
 FORM_LEAST = 3
 FORM_DOCUMENTS = 2000
 """The form of a workload is learned from so many of its documents at most, the first ones."""
-
-RULE = "winnowed hashes, version 1"
-"""Sketches are comparable if they were made by the same rule."""
 
 Sketch = NDArray[np.uint32]
 """Hashes of one text: that of all its words, in two numbers, then those kept of its shingles, in the order of
@@ -96,6 +93,12 @@ class Sketcher:
             new = itertools.islice(places, len(self._hashes), None)
             self._hashes = np.concatenate([self._hashes, _digests(new)])
         return self._hashes[found]
+
+
+def sketches_of(workload: Workload, ids: Sequence[str]) -> tuple[Sketch, ...]:
+    """The hashes of some of a workload's documents, which have these ids."""
+    by_id = {document.id: document for document in workload.documents}
+    return Sketcher.of(workload.documents).sketches(by_id[id] for id in ids)
 
 
 def sharing(left: Sequence[Sketch], right: Sequence[Sketch]) -> list[tuple[int, int]]:

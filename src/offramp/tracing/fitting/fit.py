@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from offramp.tracing.fitting.classifier import (
     fit_classifier,
     stack_exits,
 )
-from offramp.tracing.fitting.documents import CLASSIFIER_SHARE, FittingRows, plan_rows, split_documents
+from offramp.tracing.fitting.documents import (
+    CLASSIFIER_SHARE,
+    FittingRows,
+    plan_rows,
+    split_documents,
+    without_text_of,
+)
 from offramp.tracing.fitting.kinds import ClassifierKind, choose_kinds
 from offramp.tracing.fitting.lens import fit_lens, require_memory
 from offramp.tracing.fitting.provenance import describe_fitting
@@ -35,6 +42,7 @@ from offramp.tracing.progress import token_bar
 from offramp.tracing.request import parse_exits
 from offramp.workloads.packing import require_sizes
 from offramp.workloads.registry import load_workload
+from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
 
@@ -129,6 +137,7 @@ class _Job:
                 work.fingerprint: tuple(id for rows in used for id in rows.ids[work.fingerprint])
                 for work in self.workloads
             },
+            texts=self._texts(used),
             provenance={
                 "seed": self.seed,
                 "context": usable_context(self.model, self.context),
@@ -136,23 +145,33 @@ class _Job:
             },
         )
 
+    def _texts(self, used: Sequence[FittingRows]) -> tuple[Sketch, ...]:
+        """Sketches of all documents used, in the order of `ExitHeads.documents`."""
+        by_workload: dict[str, list[Sketch]] = {work.fingerprint: [] for work in self.workloads}
+        for rows in used:
+            texts = iter(rows.texts)
+            for workload, ids in rows.ids.items():
+                by_workload[workload] += itertools.islice(texts, len(ids))
+        return tuple(text for texts in by_workload.values() for text in texts)
+
     def _plan(
         self, tokens: int, lens: bool, classifiers: bool
     ) -> tuple[FittingRows | None, FittingRows | None]:
-        """Rows for the lens and rows for the classifiers, of different documents."""
+        """Rows for the lens and rows for the classifiers, of different documents that share no text."""
         share = CLASSIFIER_SHARE if lens else 1.0
         shares = [*([share] if classifiers else []), *([1.0 - share] if lens else [])]
         parts = [split_documents(work, shares, self.seed) for work in self.workloads]
         classifier_tokens = min(CLASSIFIER_TOKENS, tokens // 4 if lens else tokens) if classifiers else 0
 
-        def rows(place: int, count: int) -> FittingRows:
+        def rows(place: int, count: int, others: Sequence[Sketch] = ()) -> FittingRows:
             named = [(work, part[place]) for work, part in zip(self.workloads, parts, strict=True)]
+            if others:
+                named = [(work, without_text_of(work, documents, others)) for work, documents in named]
             return plan_rows(self.model, named, count, context=self.context, shown=self.shown)
 
-        return (
-            rows(-1, tokens - classifier_tokens) if lens else None,
-            rows(0, classifier_tokens) if classifiers else None,
-        )
+        lens_rows = rows(-1, tokens - classifier_tokens) if lens else None
+        seen = () if lens_rows is None else lens_rows.texts
+        return lens_rows, rows(0, classifier_tokens, seen) if classifiers else None
 
     def _classifiers(
         self,
