@@ -17,6 +17,7 @@ from rounding import (
 from tracing_models import build_family, llama, tiny_model, workload_of
 
 from offramp.models.model import Model
+from offramp.tracing.reductions import can_compile
 from offramp.tracing.statistics import CANDIDATES
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -173,6 +174,8 @@ def rounded_product_top1(model: Model, after: np.ndarray) -> np.ndarray:
 
 
 def test_compiled_reductions_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_compile():
+        pytest.skip("torch cannot compile for this processor")
     model = tiny_model(build_family("llama"), head_scale=20.0)
     _, sequences = trace_numbers(model, 503)
     monkeypatch.setattr("offramp.tracing.tracer.choose_reductions", lambda elements: "compiled")

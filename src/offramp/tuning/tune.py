@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.costs.machine import Machine
-from offramp.policies.binding import base_of
+from offramp.policies.binding import base_of, text_caveat
 from offramp.policies.charging import machine_for
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -34,7 +34,7 @@ from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
 from offramp.tuning.searching import search_pool
 from offramp.tuning.shift import shift_of
-from offramp.tuning.splits import Roles, digests, require_seed, split_roles
+from offramp.tuning.splits import Roles, digests, require_seed, split_roles, texts
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -129,6 +129,10 @@ class _Job:
                 "search": digests(self.trace, self.roles.search),
                 "certify": digests(self.trace, self.roles.certify),
             },
+            document_texts={
+                "search": texts(self.trace, self.roles.search),
+                "certify": texts(self.trace, self.roles.certify),
+            },
             model=base_of(self.trace),
             workload=dict(request.get("workload", {})),
             provenance={
@@ -192,11 +196,8 @@ class _Job:
         lengths = document_rows(self.trace).lengths
         tokens = " to ".join(dict.fromkeys((str(lengths.min()), str(lengths.max()))))
         said = f"{forced}, on {tokens} tokens of documents drawn like those of {name}, each counting once"
-        if unknown := _fitted_elsewhere(self.trace):
-            said += (
-                f"; the exit heads were fitted on {unknown} documents of other workloads, taken to share no "
-            )
-            said += "text with these"
+        if caveat := text_caveat(self.trace):
+            said += f"; {caveat}"
         if self.floor.clip is not None:
             said += f"; a token's loss is cut to 0 to {self.floor.clip:g} nats"
         if self.pricing.batch > 1:
@@ -221,11 +222,3 @@ class _Job:
             )
             for scored in kept
         )
-
-
-def _fitted_elsewhere(trace: Trace) -> int:
-    """Documents of other workloads that the trace's exit heads were fitted on."""
-    request = trace.request
-    own = request.get("workload", {}).get("fingerprint")
-    by_workload = (request.get("heads") or {}).get("documents", {})
-    return sum(len(ids) for workload, ids in by_workload.items() if workload != own)
