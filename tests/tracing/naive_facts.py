@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from rounding import (
+    DEVIATIONS,
+    TRIALS,
+    UNIT,
+    assert_best,
+    assert_ranks,
+    assert_within,
+    fact_bounds,
+    gram_bounds,
+    logit_bounds,
+    signal_bounds,
+    spread,
+    state_bounds,
+    state_fact_bounds,
+)
 from tracing_models import independent_readout
 
 from offramp.models.model import Model
+from offramp.tracing.facts import FACT_BY_NAME, FACTS
+from offramp.tracing.trace import Trace
 
 PROBABILITY_FACTS = ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_logprob")
 COSINES = (
@@ -114,17 +132,114 @@ def logits_of(model: Model, ids: list[int], exits: Sequence[int] | None = None) 
     return torch.stack([logits.double().reshape(len(ids), -1) for logits in exits]).numpy()
 
 
-def naive_facts(
-    model: Model, sequences: list[list[int]], exits: Sequence[int] | None = None
-) -> tuple[dict[str, np.ndarray], float]:
-    """Facts [rows, exits] of sequences of ids, whose last ids are next tokens only, and the largest logit."""
-    following = np.concatenate([np.array(ids[1:]) for ids in sequences])
-    logits = np.concatenate([logits_of(model, ids[:-1], exits) for ids in sequences], axis=1)
-    states = [states_of(model, ids[:-1]) for ids in sequences]
+@dataclass(frozen=True)
+class Readings:
+    """What a model says of some rows at some exits, the last of them L, and how far float32 may be from it.
+
+    logits: float64 [exits, rows, vocabulary]; before, after: states [exits, rows, features]. error: of any
+    logit, came, left: of a state's norm, [exits, rows] each. gram: what the cosines may be off besides.
+    """
+
+    logits: np.ndarray
+    error: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    came: np.ndarray
+    left: np.ndarray
+    gram: Mapping[str, np.ndarray]
+
+    def facts(self, following: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The facts of every trace [rows, exits], and the bounds of those that are no whole numbers."""
+        facts = facts_of_logits(self.logits, following)
+        bounds = fact_bounds(self.logits, self.error, facts, self.gram)
+        bounds |= state_fact_bounds(self.before, self.after, self.came, self.left)
+        return facts | facts_of_states(self.before, self.after), bounds
+
+
+def readings_of(
+    model: Model,
+    sequences: list[list[int]],
+    exits: Sequence[int] | None = None,
+    logits: Callable[[np.ndarray], np.ndarray] | None = None,
+    seen: Callable[[np.ndarray], np.ndarray] | None = None,
+    trials: int = TRIALS,
+) -> Readings:
+    """Readings of sequences of ids, whose last ids are next tokens only.
+
+    logits: makes logits [exits, rows, vocabulary] of the outputs of all layers, by default the model's own.
+    seen: makes of them what the model's own norm takes, if they do not go there as they are. trials: draws of
+    rounding errors.
+    """
     layers = [number - 1 for number in exits or range(1, model.layers + 1)]
-    before, after = (np.concatenate([pair[i][layers] for pair in states], axis=1) for i in (0, 1))
-    facts = {**facts_of_logits(logits, following), **facts_of_states(before, after)}
-    return facts, float(np.abs(logits[np.isfinite(logits)]).max())
+
+    def read() -> tuple[np.ndarray, ...]:
+        pairs = [states_of(model, ids[:-1]) for ids in sequences]
+        before, after = (np.concatenate([pair[i] for pair in pairs], axis=1) for i in (0, 1))
+        if logits is None:
+            z = np.concatenate([logits_of(model, ids[:-1], exits) for ids in sequences], axis=1)
+        else:
+            z = logits(after)
+        return z, before[layers], after[layers]
+
+    z, before, after = read()
+    of_logits, of_before, of_after = spread(model, read, trials)
+    # The readout by a hand-made product has no module to round in.
+    error = logit_bounds(of_logits) + DEVIATIONS * UNIT * np.abs(np.where(np.isfinite(z), z, 0)).max(-1)
+    own_head = logits is None or seen is not None
+    gram = gram_of(model, after if seen is None else seen(after)) if own_head else {}
+    return Readings(z, error, before, after, state_bounds(of_before), state_bounds(of_after), gram)
+
+
+def gram_of(model: Model, after: np.ndarray) -> dict[str, np.ndarray]:
+    """What x^T G y may be off for a model with a linear head."""
+    stack = model.stack
+    if stack.readout_kind != "fast" or stack.head_weight is None or stack.transform is None:
+        return {}
+    if stack.head_weight.shape[1] != after.shape[-1]:  # several streams, which the tail brings together
+        return {}
+    bias = torch.zeros(len(stack.head_weight)) if stack.head_bias is None else stack.head_bias
+    if stack.transform.kind == "softcap" or not torch.isfinite(bias).all():
+        return {}
+    with torch.no_grad():
+        states = stack.tail_forward(torch.tensor(after).float()).double()
+    scale = stack.transform.value if stack.transform.kind == "scale" else 1.0
+    weight = torch.cat([stack.head_weight.double(), bias.double()[:, None]], dim=1) * scale
+    states = torch.cat([states, torch.ones(*states.shape[:-1], 1)], dim=-1)
+    return gram_bounds(states.numpy(), weight.numpy())
+
+
+def assert_facts(found: Trace, readings: Readings, following: np.ndarray, but: Sequence[str] = ()) -> None:
+    """The facts of every trace, but for some, are the naive ones, but for rounding."""
+    expected, bounds = readings.facts(following)
+    assert set(expected) == {fact.name for fact in FACTS}
+    for fact in FACTS:
+        column = found.fact(fact.name)
+        assert column.dtype == fact.dtype
+        if fact.name in bounds and fact.name not in but:
+            assert_within(column, expected[fact.name], bounds[fact.name], fact.name)
+    assert_best(found.top1, readings.logits, readings.error, "top1")
+    assert_ranks(found.final_rank, readings.logits, readings.error)
+
+
+def assert_signals(found: Trace, z: np.ndarray, error: np.ndarray, shortlist: Sequence[int]) -> None:
+    """The facts on request are the naive ones of logits z [exits, rows, vocabulary], but for rounding.
+
+    error: of any logit, [exits, rows].
+    """
+    bounds = signal_bounds(z, error, shortlist)
+    for name, column in signals_of_logits(z, shortlist).items():
+        if name in found.fact_names:
+            assert found.fact(name).dtype == FACT_BY_NAME[name].dtype
+            if name in bounds:
+                assert_within(found.fact(name), column, bounds[name], name)
+    places = np.searchsorted(shortlist, found.restricted_top1)
+    assert np.array_equal(np.asarray(shortlist)[places], found.restricted_top1), "restricted_top1"
+    assert_best(places, z[..., list(shortlist)], error, "restricted_top1")
+
+
+def following_of(sequences: list[list[int]]) -> np.ndarray:
+    """The observed next token of every row of `readings_of`."""
+    return np.concatenate([np.array(ids[1:]) for ids in sequences])
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ small_parts = trace_fixtures.small_parts
 
 def test_a_newer_schema_is_refused(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 9'))
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 9'))
     for attempt in (lambda: Trace.load(folder), lambda: run(folder)):
         with pytest.raises(InputError, match="schema version 9") as caught:
             attempt()

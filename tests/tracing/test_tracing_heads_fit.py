@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from offramp.tracing.fitting.shortlist import choose_shortlist
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.tracer import trace
 from offramp.workloads.packing import Context
+from offramp.workloads.shared_text import sketches_of
 from offramp.workloads.workload import Workload
 
 DOCUMENTS = 48
@@ -282,7 +284,11 @@ def test_a_sequence_with_a_number_that_is_not_finite_is_left_out() -> None:
     bad = dataclasses.replace(clean.documents[-1], text="5 60 7 8")
     poisoned = dataclasses.replace(clean, documents=(*clean.documents[:-1], bad))
     everything = dataclasses.replace(
-        clean, documents=tuple(dataclasses.replace(document, text="5 60 7") for document in clean.documents)
+        clean,
+        documents=tuple(
+            dataclasses.replace(document, text=f"5 60 {place}")
+            for place, document in enumerate(clean.documents)
+        ),
     )
     model.hf.model.embed_tokens.register_forward_hook(
         lambda module, arguments, output: output.masked_fill(arguments[0][..., None] == 60, torch.inf)
@@ -357,3 +363,84 @@ def test_layers_with_several_streams_are_refused() -> None:
     model = tiny_model(build_family("gemma3n_text"), tokenizer=NumberTokenizer(bos=2))
     with pytest.raises(ModelError, match="not one hidden state"):
         fit_heads(model, texts(), progress=False)
+
+
+# -- documents that share text
+
+
+def repeated(workload: Workload, *places: tuple[int, int]) -> Workload:
+    """The workload with some documents' texts put in place of others'."""
+    documents = list(workload.documents)
+    for source, place in places:
+        documents[place] = dataclasses.replace(documents[place], text=documents[source].text)
+    return dataclasses.replace(workload, documents=tuple(documents))
+
+
+def test_the_lens_and_the_classifiers_share_no_text() -> None:
+    """Every document twice: neither the parts nor what is held out of them repeats what the other read."""
+    clean = texts(40)
+    doubled = repeated(clean, *((place, place + 10) for place in range(20, 30)))
+    heads = fit_heads(tiny_llama(), doubled, tokens=1000, classifiers=["correctness"], progress=False)
+    read = {document.id: document.text for document in doubled.documents}
+    (ids,) = heads.documents.values()
+    lens = heads.provenance["lens"]["documents"]
+    parts = [{read[id] for id in ids[:lens]}, {read[id] for id in ids[lens:]}]
+    assert not parts[0] & parts[1]
+    assert parts[1]
+
+
+def test_what_is_held_out_shares_no_text_with_what_is_fitted() -> None:
+    workload = repeated(texts(9), (0, 1), (2, 4))
+    model, parts = tiny_llama(), [(workload, workload.documents)]
+    planned = plan_rows(model, parts, 500, context=None, shown=False)
+    # Groups 0+1, 2+4, 3, 5, 6, 7, 8: the second and the fifth.
+    assert np.flatnonzero(planned.held_out).tolist() == [2, 4, 6]
+    other = workload_of(workload.documents[2].text, workload.documents[8].text, "4 5 6 7", "8 9 10 11")
+    planned = plan_rows(model, [*parts, (other, other.documents)], 1000, context=None, shown=False)
+    # Of the other workload two documents are known, so its second group is its last document.
+    assert np.flatnonzero(planned.held_out).tolist() == [2, 4, 6, 9, 12]
+    with pytest.raises(InputError, match="the 2 documents share text with each other"):
+        plan_rows(model, [(workload, workload.documents[:2])], 500, context=None, shown=False)
+
+
+def test_documents_that_all_repeat_each_other_leave_none_for_the_classifiers() -> None:
+    clean = texts(12)
+    of_classifiers, of_lens = split_documents(clean, [0.5, 0.5], 0)
+    places = {document.id: place for place, document in enumerate(clean.documents)}
+    pairs = [(places[one.id], places[other.id]) for one, other in zip(of_lens, of_classifiers, strict=True)]
+    workload = repeated(clean, *pairs)
+    with pytest.raises(InputError, match="so none can be judged on"):
+        fit_heads(tiny_llama(), repeated(texts(6), *((5, n) for n in range(5))), tokens=300, progress=False)
+    with pytest.raises(InputError, match="share text with documents for the lens"):
+        fit_heads(tiny_llama(), workload, tokens=300, progress=False)
+
+
+def test_heads_keep_what_they_read_and_say_so_in_their_file(fitted: ExitHeads, tmp_path: Path) -> None:
+    workload = texts()
+    (ids,) = fitted.documents.values()
+    assert fitted.texts is not None
+    for sketch, expected in zip(fitted.texts, sketches_of(workload, ids), strict=True):
+        assert np.array_equal(sketch, expected)
+    write_heads(fitted, tmp_path / "heads")
+    again = read_heads(tmp_path / "heads")
+    assert again.texts is not None
+    assert [one.tolist() for one in again.texts] == [one.tolist() for one in fitted.texts]
+    assert again.fingerprint == fitted.fingerprint
+    broken = dataclasses.replace(fitted, texts=fitted.texts[:-1])
+    with pytest.raises(InputError, match="sketches of their texts do not belong"):
+        write_heads(broken, tmp_path / "broken")
+
+
+def test_a_trace_knows_the_documents_that_share_text_with_what_heads_read(fitted: ExitHeads) -> None:
+    """Of another workload: the documents have other ids, and lie inside longer ones."""
+    workload = texts()
+    (ids,) = fitted.documents.values()
+    read = next(document.text for document in workload.documents if document.id == ids[0])
+    unread = next(document.text for document in workload.documents if document.id not in ids)
+    other = workload_of(f"1 2 3 4 5 6 7 8 {read} 9 9 9", unread, "60 59 58 57", read)
+    found = trace(tiny_llama(), other, tokens=500, heads=fitted, progress=False)
+    assert [document.heads_saw for document in found.documents] == [True, False, False, True]
+    assert found.request["heads"]["texts"] is True
+    plain = trace(tiny_llama(), other, tokens=500, progress=False)
+    assert not any(document.heads_saw for document in plain.documents)
+    assert [document.text for document in plain.documents] == [document.text for document in found.documents]

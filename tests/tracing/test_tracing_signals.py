@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from naive_facts import log_softmax, logits_of, signals_of_logits
-from test_tracing_facts import rounded_logits
+from naive_facts import assert_signals, readings_of
+from rounding import assert_within
+from test_tracing_facts import rounded_readings
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.features import SHORTLIST
 from offramp.tracing.recording import parse_signals
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -36,23 +38,12 @@ def strengthen_layers(hf: Any) -> None:
             parameter.mul_(5)
 
 
-def logits(model: Model, sequences: list[list[int]], exits: Any = None) -> np.ndarray:
-    return np.concatenate([logits_of(model, ids[:-1], exits) for ids in sequences], axis=1)
-
-
-def assert_signals(found: Trace, z: np.ndarray, shortlist: Any = None, tolerance: float = 2e-5) -> None:
-    size = z.shape[-1]
-    expected = signals_of_logits(z, list(range(min(2048, size))) if shortlist is None else shortlist)
-    tolerance = max(tolerance, 2e-6 * float(np.abs(z[np.isfinite(z)]).max()))
-    assert set(expected) == {fact.name for fact in EXTRA_FACTS}
-    for fact in EXTRA_FACTS:
-        column, wanted = found.fact(fact.name), expected[fact.name]
-        assert column.dtype == fact.dtype
-        assert column.shape == wanted.shape, fact.name
-        if fact.dtype == "int32":
-            assert np.array_equal(column, wanted), fact.name
-        else:
-            np.testing.assert_allclose(column, wanted, rtol=tolerance, atol=tolerance, err_msg=fact.name)
+def assert_equals(found: Trace, model: Model, sequences: list[list[int]], exits: Any = None) -> None:
+    """The signals are the naive ones, with the shortlist of a trace without heads."""
+    vocabulary = model.shape.vocabulary_size
+    readings = readings_of(model, sequences, exits)
+    shortlist = list(range(min(SHORTLIST, vocabulary)))
+    assert_signals(found, readings.logits, readings.error, shortlist)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def assert_signals(found: Trace, z: np.ndarray, shortlist: Any = None, tolerance
 def test_signals_equal_the_naive_reference(family: str, head_scale: float) -> None:
     model = tiny_model(build_family(family), name=family, head_scale=head_scale, change=strengthen_layers)
     found, sequences = trace_signals(model, 503)
-    assert_signals(found, logits(model, sequences))
+    assert_equals(found, model, sequences)
     assert np.median(found.js_to_previous[:, 1:]) > 2e-4, "the exits hardly differ: this tests little"
 
 
@@ -70,14 +61,14 @@ def test_a_model_that_is_read_out_by_its_own_forward() -> None:
     model = tiny_model(build_family("gemma3n_text"), head_scale=5.0)
     assert model.stack.readout_kind == "swap"
     found, sequences = trace_signals(model, 503)
-    assert_signals(found, logits(model, sequences))
+    assert_equals(found, model, sequences)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 9, 11, 64, 65, 2100])
 def test_odd_vocabularies(vocabulary: int) -> None:
     model = tiny_model(llama(vocabulary), head_scale=3.0)
     found, sequences = trace_signals(model, vocabulary)
-    assert_signals(found, logits(model, sequences))
+    assert_equals(found, model, sequences)
 
 
 def test_a_masked_vocabulary() -> None:
@@ -85,31 +76,34 @@ def test_a_masked_vocabulary() -> None:
     model.hf.lm_head.bias[[0, 7, 100, 301]] = -np.inf
     found, sequences = trace_signals(model, 503)
     sequences = [ids for ids, record in zip(sequences, found.documents, strict=True) if record.valid]
-    assert_signals(found, logits(model, sequences))
+    assert_equals(found, model, sequences)
 
 
 @pytest.mark.parametrize(("family", "head_scale"), [("llama", 20.0), ("gemma2", 60.0)])
-def test_signals_are_float32_accurate_in_bfloat16(family: str, head_scale: float) -> None:
+def test_signals_are_float32_accurate_in_bfloat16(
+    family: str, head_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)  # the shapes of the reference
     model = tiny_model(build_family(family), head_scale=head_scale, dtype="bfloat16")
-    softcap = getattr(model.hf.config, "final_logit_softcapping", None)
     found, sequences = trace_signals(model, 503)
-    assert_signals(found, rounded_logits(model, sequences, softcap), tolerance=2e-4)
+    readings = rounded_readings(model, sequences)
+    assert_signals(found, readings.logits, readings.error, list(range(503)))
 
 
-def test_cheap_signals_do_not_need_a_float32_product() -> None:
+def test_cheap_signals_do_not_need_a_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a comparison of exits the product stays in bfloat16; its best logits are taken again."""
+    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)
     model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
     found, sequences = trace_signals(model, 503, signals=("restricted", "logit_gap"))
-    expected = signals_of_logits(rounded_logits(model, sequences, None), list(range(503)))
-    for name in ("logit_gap", "restricted_top1", "restricted_max_prob", "restricted_margin"):
-        np.testing.assert_allclose(found.fact(name), expected[name], atol=2e-4, rtol=2e-4, err_msg=name)
+    readings = rounded_readings(model, sequences)
+    assert_signals(found, readings.logits, readings.error, list(range(503)))
 
 
 def test_the_previous_exit_is_the_previous_traced_one() -> None:
     model = tiny_llama()
     found, sequences = trace_signals(model, 61, exits="1")
     assert found.exits.tolist() == [1, 3]
-    assert_signals(found, logits(model, sequences, [1, 3]))
+    assert_equals(found, model, sequences, [1, 3])
     last, _ = trace_signals(model, 61, exits="3")
     assert np.all(np.isposinf(last.kl_to_previous))
     assert np.all(last.js_to_previous == np.float32(np.log(2)))
@@ -121,7 +115,7 @@ def test_rows_in_several_chunks_give_the_same_signals(monkeypatch: pytest.Monkey
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     monkeypatch.setattr("offramp.tracing.recorders.EAGER_ELEMENTS", 3 * 61)
     found, sequences = trace_signals(tiny_llama(), 61)
-    assert_signals(found, logits(tiny_llama(), sequences))
+    assert_equals(found, tiny_llama(), sequences)
 
 
 def test_the_facts_of_every_trace_stay_the_same() -> None:
@@ -169,9 +163,11 @@ def test_prompt_entropy_is_the_mean_over_the_end_of_the_prompt(monkeypatch: pyte
     assert column.shape == found.document.shape
     for number, record in enumerate(found.documents):
         prompt = prompts[int(record.id.split()[1])]
-        log_p = log_softmax(logits_of(model, [int(word) for word in prompt.split()], [3])[0][-4:])
-        expected = -(np.exp(log_p) * log_p).sum(-1).mean()
-        np.testing.assert_allclose(column[found.document == number], expected, rtol=1e-5)
+        ids = [int(word) for word in prompt.split()]
+        facts, bounds = readings_of(model, [[*ids, 0]]).facts(np.zeros(len(ids), dtype=np.int64))
+        expected, bound = (values["entropy"][-4:, -1].mean() for values in (facts, bounds))
+        rows = column[found.document == number]
+        assert_within(rows, np.full_like(rows, expected), bound)
     assert found.subset(np.array([1])).document_fact("prompt_entropy").tolist() == (
         column[found.document == 1].tolist()
     )

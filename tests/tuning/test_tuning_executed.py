@@ -58,8 +58,8 @@ class Scripted:
     decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
     fresh: list[tuple[int, int]] = field(default_factory=list)
 
-    def certified_on(self, documents: int) -> tuple[str, ...]:
-        return tuple(f"opening {number}" for number in range(documents))
+    def certified_on(self, documents: int) -> dict[str, str]:
+        return {f"opening {number}": f"text {number}" for number in range(documents)}
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         return (str(policy), kv) not in self.refused and (kv != "monotone" or policy.never_deepens)

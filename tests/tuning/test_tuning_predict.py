@@ -26,7 +26,8 @@ from offramp.tuning.results import Floor, Tuned
 from offramp.tuning.shift import shift_of
 from offramp.tuning.splits import digests, traced
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned_file import write_tuned
+from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.workloads.shared_text import Sketcher, write_sketch
 from policy_traces import make_shape, make_trace
 
 POLICY = Threshold("max_prob", 0.8, (3, 5))
@@ -241,6 +242,30 @@ def test_a_large_shift_is_said_in_words() -> None:
     found = predict(tuned_policy(), other)
     (said,) = (note for note in found.notes if "The texts differ" in note)
     assert "agrees with the full model in 0.0 % of the tokens here" in said
+
+
+def test_documents_of_another_workload_that_share_text_are_refused_or_left_out(tmp_path: Path) -> None:
+    """Known from the tuned policy's own file."""
+    said = [
+        " ".join(f"word{n}" for n in np.random.default_rng(place).integers(9999, size=60))
+        for place in range(80)
+    ]
+    sketches = [write_sketch(Sketcher().sketch(text)) for text in said]
+    write_tuned(tmp_path / "p.json", replace(tuned_policy(), document_texts={"search": tuple(sketches[:15])}))
+    trace = a_trace(seed=1, workload="other")
+    texts = [*sketches[10:15], *sketches[40:75]]
+    trace.documents = tuple(
+        replace(record, text=text) for record, text in zip(trace.documents, texts, strict=True)
+    )
+    policy = str(tmp_path / "p.json")
+    assert read_tuned(policy).document_texts == {"search": tuple(sketches[:15])}
+    with pytest.raises(InputError, match="5 of the trace's documents were used to tune the policy, or share"):
+        predict(policy, trace)
+    found = predict(policy, trace, unseen=True)
+    assert found.documents == 35
+    assert any("5 documents were left out" in note for note in found.notes)
+    assert not any("by their ids alone" in note for note in found.notes)
+    assert any("by their ids alone" in note for note in predict(tuned_policy(), trace).notes)
 
 
 def test_documents_that_tuning_used_are_refused_or_left_out() -> None:

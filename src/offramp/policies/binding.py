@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from offramp.policies.walk import task_of
 from offramp.tracing.described_heads import reading_of
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
+from offramp.workloads.shared_text import read_sketch, shares_text
 
 # Facts that fitted heads give, or whose short list of tokens comes with them.
 OF_HEADS = frozenset(fact.name for fact in (*HEAD_FACTS, *SIGNAL_FACTS["restricted"]))
@@ -40,6 +42,32 @@ def base_of(trace: Trace) -> dict[str, Any]:
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
 
 
+@dataclass(frozen=True)
+class TunedOn:
+    """The documents that shaped a policy, by role ("search", "certify").
+
+    digests: what `document_digest` says of each. texts: sketches of their texts as traces keep them, by which
+    documents of any workload that share text with one are known; none where they were not kept.
+    """
+
+    digests: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def places(self, trace: Trace) -> dict[str, list[int]]:
+        """Places of the trace's documents that are these, or share text with one, by role."""
+        traced = np.unique(trace.document).tolist()
+        kept = [place for place in traced if trace.documents[place].text is not None]
+        own = [read_sketch(str(trace.documents[place].text)) for place in kept]
+        found = {}
+        for role, digests in self.digests.items():
+            known = set(digests)
+            seen = {place for place in traced if document_digest(trace, place) in known}
+            shared = shares_text(own, [read_sketch(text) for text in self.texts.get(role, ())])
+            seen.update(place for place, shares in zip(kept, shared, strict=True) if shares)
+            found[role] = sorted(seen)
+        return found
+
+
 def document_digest(trace: Trace, place: int) -> str:
     """SHA-256 of a document's id and workload, by which a tuned policy knows what it was tuned on."""
     return digest_of(trace, trace.documents[place].id)
@@ -52,26 +80,41 @@ def digest_of(trace: Trace, document: str) -> str:
 
 
 def heads_documents(trace: Trace) -> frozenset[str]:
-    """Ids of this workload's documents that the trace's exit heads were fitted on."""
+    """Ids of the trace's documents that its exit heads were fitted on, or that share text with such."""
     documents = (trace.request.get("heads") or {}).get("documents") or {}
-    return frozenset(documents.get(trace.request.get("workload", {}).get("fingerprint"), ()))
+    own = documents.get(trace.request.get("workload", {}).get("fingerprint"), ())
+    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
 
 
-def seen_notes(trace: Trace, tuned_on: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """What must be said of a trace with documents that a policy was tuned on, or its heads fitted on.
+def text_caveat(trace: Trace) -> str | None:
+    """What is not known about text that the trace's documents share, None if all is."""
+    heads = trace.request.get("heads") or {}
+    own = trace.request.get("workload", {}).get("fingerprint")
+    others = sum(len(ids) for workload, ids in (heads.get("documents") or {}).items() if workload != own)
+    if others and not heads.get("texts"):
+        return (
+            f"the exit heads were fitted on {others} documents of other workloads, taken to share no text "
+            "with these"
+        )
+    if trace.request and any(document.text is None for document in trace.documents):
+        return (
+            "documents of the trace, which an older offramp made, are taken to share no text with each other"
+        )
+    return None
 
-    tuned_on: the documents' digests by role; see `document_digest`.
-    """
+
+def seen_notes(trace: Trace, tuned_on: TunedOn) -> tuple[str, ...]:
+    """What must be said of a trace with documents that a policy was tuned on, or its heads fitted on."""
     places = np.unique(trace.document).tolist()
-    known = {digest for digests in tuned_on.values() for digest in digests}
     fitted = heads_documents(trace)
     counts = {
-        "the policy was tuned on": sum(document_digest(trace, place) in known for place in places),
+        "the policy was tuned on": len({place for seen in tuned_on.places(trace).values() for place in seen}),
         "the exit heads were fitted on": sum(trace.documents[place].id in fitted for place in places),
     }
     unknown = (HEADS_OF_OTHERS,) if (trace.request.get("heads") or {}).get("imported") else ()
     return unknown + tuple(
-        f"{what} {count} of the trace's {len(places)} documents: on these it looks better than on new text"
+        f"{what} {count} of the trace's {len(places)} documents, or on text that they share: on these it "
+        "looks better than on new text"
         for what, count in counts.items()
         if count
     )

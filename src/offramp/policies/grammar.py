@@ -15,7 +15,7 @@ from typing import Any
 
 from offramp.errors import PolicyError
 from offramp.files import SEAL, seal_of, write_json_atomically
-from offramp.policies.binding import require_base
+from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.policy import ExitPolicy, ParameterError, text_of
 from offramp.policies.reading import require_balanced, split_outside_brackets
 from offramp.policies.registry import policy_kinds
@@ -53,12 +53,12 @@ def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
     return policy
 
 
-def tuned_on(text: str) -> Mapping[str, list[str]]:
-    """SHA-256 of the documents that shaped a policy, by role, where its text names a tuner's file."""
-    if not text.endswith(".json"):
-        return {}
-    value = _read_json(Path(text))
-    return value.get("document_digests") or {} if value.get("kind") == "tuned" else {}
+def tuned_on(text: str) -> TunedOn:
+    """The documents that shaped a policy where its text names a tuner's file; else none."""
+    value = _read_json(Path(text)) if text.endswith(".json") else {}
+    if value.get("kind") != "tuned":
+        return TunedOn()
+    return TunedOn(value.get("document_digests") or {}, value.get("document_texts") or {})
 
 
 def read_text(text: str) -> ExitPolicy:

@@ -14,7 +14,7 @@ from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import BATCHINGS, count_plain, group_into_steps
 from offramp.policies.bill import PriceAt, make_bill
-from offramp.policies.binding import seen_notes
+from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.charging import (
     counted_at,
     derived_notes,
@@ -113,7 +113,7 @@ def replay(
             *lookup_notes(given, machine),
             *untimed_notes(machine, bill.batches),
             *derived_notes(machine, bill, lens=has_lens(trace)),
-            *seen_notes(trace, tuned_on(source) if isinstance(source, str) else {}),
+            *seen_notes(trace, tuned_on(source) if isinstance(source, str) else TunedOn()),
         ),
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from offramp.errors import InputError
 from offramp.tracing.exit_heads import ExitHeads, seal_of
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import KeyValueMaps
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.workloads.shared_text import read_sketch, shares_text
 
 
 def describe_heads(heads: ExitHeads) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
         "imported": "imported" in heads.provenance,
         "candidate_exit": heads.candidate_exit,
         "documents": {workload: list(ids) for workload, ids in heads.seen_documents.items()},
+        "texts": heads.seen_texts is not None,
         "facts": sorted(heads.classifiers),
         **reading,
         **maps,
@@ -70,5 +73,18 @@ def with_maps(trace: Trace, heads: ExitHeads) -> Trace:
             fix="add the maps to the heads that the trace was made with (offramp heads fit --add-to FILE)",
         )
     changed = copy.copy(trace)
+    changed.documents = _seen_by(trace.documents, heads)
     changed.provenance = {**trace.provenance, "request": {**request, "heads": now}}
     return changed
+
+
+def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[DocumentRecord, ...]:
+    """The documents, those known that share text with one that the heads' fitting saw."""
+    kept = [place for place, document in enumerate(documents) if document.text is not None]
+    sketches = [read_sketch(str(documents[place].text)) for place in kept]
+    seen = shares_text(sketches, heads.seen_texts or ())
+    saw = {place for place, shares in zip(kept, seen, strict=True) if shares}
+    return tuple(
+        replace(document, heads_saw=document.heads_saw or place in saw)
+        for place, document in enumerate(documents)
+    )

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.files import canonical_json
-from offramp.tracing.key_value_maps import KeyValueMaps
+from offramp.tracing.key_value_maps import KeyValueMaps, text_arrays
+from offramp.workloads.shared_text import Sketch
 
 Weights = NDArray[np.float32]
 
@@ -82,9 +83,11 @@ class ExitHeads:
     most one of them; by the logit lens if both are None. classifiers: by the fact they give (see
     `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
     None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
-    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. provenance: how it
-    was fitted; or, under "imported", where it came from. kv_maps: for the KV strategy "mapped", with exits,
-    documents and provenance of their own: heads may hold nothing else, and then have no `exits`.
+    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of
+    these documents' texts, in the same order over all workloads; None where they are not known. provenance:
+    how it was fitted; or, under "imported", where it came from. kv_maps: for the KV strategy "mapped", with
+    exits, documents, texts and provenance of their own: heads may hold nothing else, and then have no
+    `exits`.
     """
 
     model: Mapping[str, Any]
@@ -97,6 +100,7 @@ class ExitHeads:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
     kv_maps: KeyValueMaps | None = None
+    texts: tuple[Sketch, ...] | None = None
 
     @property
     def reads_exits(self) -> bool:
@@ -127,10 +131,19 @@ class ExitHeads:
             seen[workload] = tuple(dict.fromkeys((*seen.get(workload, ()), *ids)))
         return seen
 
+    @property
+    def seen_texts(self) -> tuple[Sketch, ...] | None:
+        """Sketches of all these documents' texts, None where those of some are not known."""
+        if self.kv_maps is None:
+            return self.texts
+        own = self.texts if self.documents or self.texts else ()
+        return None if own is None or self.kv_maps.texts is None else (*own, *self.kv_maps.texts)
+
     def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values; output heads and K,V maps only if there are any."""
+        """All that is not an array, as JSON values; those only that there are."""
         output = {} if self.output is None else {"output": _describe_output(self.output)}
         maps = {} if self.kv_maps is None else {"kv_maps": self.kv_maps.header()}
+        texts = {} if self.texts is None else {"texts": True}
         return {
             "model": dict(self.model),
             "exits": list(self.exits),
@@ -141,6 +154,7 @@ class ExitHeads:
             "provenance": dict(self.provenance),
             **output,
             **maps,
+            **texts,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -160,6 +174,8 @@ class ExitHeads:
             arrays["shortlist"] = self.shortlist
         if self.kv_maps is not None:
             arrays |= self.kv_maps.arrays()
+        if self.texts is not None:
+            arrays |= text_arrays(self.texts, "texts.")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

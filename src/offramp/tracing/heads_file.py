@@ -16,9 +16,11 @@ from offramp.files import canonical_json, write_atomically
 from offramp.models.identity import command_name, shown_name
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads, seal_of
 from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+from offramp.workloads.shared_text import WHOLE, Sketch
 
 SCHEMA_VERSION = 3
-"""3: K,V maps. 2: output heads, and a lens whose fit is not known. Older files are those without them."""
+"""3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a lens whose fit is not
+known. Older files are those without them."""
 
 HEADER = "offramp_heads"
 SCHEMA = "schema_version"
@@ -175,6 +177,7 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
         documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
         provenance=header["provenance"],
         output=_output(reader, header),
+        texts=_texts(reader, header, "texts."),
         kv_maps=_maps(reader, header),
     )
     if heads.lens is not None and heads.output is not None:
@@ -183,6 +186,18 @@ def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     return heads
+
+
+def _texts(reader: _Reader, header: dict[str, Any], prefix: str) -> tuple[Sketch, ...] | None:
+    """The sketches of the texts that fitting read, if there are any."""
+    if not header.get("texts"):
+        return None
+    hashes, sizes = (reader.array(f"{prefix}{name}") for name in ("hashes", "sizes"))
+    documents = sum(len(ids) for ids in header["documents"].values())
+    right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
+    if not right or len(sizes) != documents or sizes.sum() != len(hashes) or (sizes < WHOLE).any():
+        raise reader.refused("the sketches of their texts do not belong to their documents")
+    return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
 
 
 def _output(reader: _Reader, header: dict[str, Any]) -> OutputHeads | None:
@@ -224,6 +239,7 @@ def _maps(reader: _Reader, header: dict[str, Any]) -> KeyValueMaps | None:
             for exit, one in zip(exits, described["maps"], strict=True)
         },
         documents={workload: tuple(ids) for workload, ids in described["documents"].items()},
+        texts=_texts(reader, described, "kv_maps.texts."),
         provenance=described["provenance"],
     )
 
@@ -288,7 +304,7 @@ class _Reader:
         self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
     ) -> NDArray[Any]:
         """The same of an array without the exits' axis."""
-        array = self._require(name)
+        array = self.array(name)
         if array.shape != shape or array.dtype != dtype:
             wanted = f"{np.dtype(dtype)} {list(shape)}"
             raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
@@ -304,9 +320,10 @@ class _Reader:
 
     def width(self, name: str) -> int:
         """The last axis of an array."""
-        return int(self._require(name).shape[-1])
+        return int(self.array(name).shape[-1])
 
-    def _require(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> NDArray[Any]:
+        """An array of any shape, refused if it is missing."""
         if name not in self.arrays:
             raise self.refused(f"the array {name} is missing")
         return self.arrays[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.workloads.shared_text import Sketch
 
 Weights = NDArray[np.float32]
 
@@ -77,12 +78,13 @@ class KeyValueMaps:
     """The maps of some exits: what skipped layers are given where K and V are not to come from h_e itself.
 
     maps: by exit, ascending, each below L - 1: layer L is given h_{L-1} itself by a token that left at L - 1.
-    documents: ids of the documents that fitting saw, by workload fingerprint. provenance: how they were
-    fitted.
+    documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of their texts
+    in the same order, None where they are not known. provenance: how they were fitted.
     """
 
     maps: Mapping[int, ExitMaps]
     documents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: tuple[Sketch, ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,25 +111,36 @@ class KeyValueMaps:
 
     def header(self) -> dict[str, Any]:
         """All that is not an array, as JSON values."""
+        texts = {} if self.texts is None else {"texts": True}
         return {
             "maps": [
                 {"exit": exit, "rank": maps.rank, "penalty": maps.penalty} for exit, maps in self.maps.items()
             ],
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
+            **texts,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array under the name it has in a file: "kv_maps.8.bias", ..."""
-        return {
+        maps = {
             f"kv_maps.{exit}.{name}": array
             for exit, maps in self.maps.items()
             for name in MAP_ARRAYS
             if (array := getattr(maps, name)) is not None
         }
+        return maps if self.texts is None else maps | text_arrays(self.texts, "kv_maps.texts.")
 
 
 MAP_ARRAYS = ("centre", "bias", "explained", "change", "inward", "outward")
+
+
+def text_arrays(texts: Sequence[Sketch], prefix: str) -> dict[str, NDArray[Any]]:
+    """Sketches as arrays: all numbers one after the other, and how many each has."""
+    return {
+        f"{prefix}hashes": np.concatenate([np.empty(0, dtype=np.uint32), *texts]),
+        f"{prefix}sizes": np.array([len(sketch) for sketch in texts], dtype=np.int64),
+    }
 
 
 def map_elements(hidden: int, layers: int, rank: int | None) -> int:

@@ -15,9 +15,10 @@ from offramp.models.transforms.layouts import PACKAGE
 from offramp.models.transforms.quantise import is_quantisation
 from offramp.tracing.recording import Recording
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: extra facts on request. 3: of a transformed model the untransformed one's top-1, and layers with their
-own size of an element. A trace of version 1 is one without any of this."""
+own size of an element. 4: sketches of the documents' texts. A trace of version 1 is one without any of
+this."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TraceRequest:
     tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
     fitted heads {"fingerprint", "lens": whether there is one, "candidate_exit", "documents": ids of those
-    that fitting saw by workload fingerprint, "facts": what they give}.
+    that fitting saw by workload fingerprint, "texts": whether these documents' texts are known, "facts":
+    what they give}.
     """
 
     model: dict[str, Any]

@@ -20,6 +20,7 @@ from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
+from offramp.tracing.texts import DocumentText
 from offramp.tracing.trace import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,
@@ -41,10 +42,18 @@ def write_manifest(
     shape: ModelShape,
     notes: Sequence[str],
     seconds: float,
+    texts: Sequence[DocumentText] = (),
 ) -> None:
-    """Describe the whole parts of a trace; from now on the folder is a trace."""
+    """Describe the whole parts of a trace; from now on the folder is a trace.
+
+    texts: what is kept of the documents' texts, one each, or nothing.
+    """
     documents = [
-        {**record_json(document_ids, document), "block": block_of(document.index, len(document_ids))}
+        {
+            **record_json(document_ids, document),
+            "block": block_of(document.index, len(document_ids)),
+            **(_text_json(texts[document.index]) if texts else {}),
+        }
         for part in parts
         for document in part.documents
     ]
@@ -83,6 +92,10 @@ def record_json(document_ids: Sequence[str], document: Any) -> dict[str, Any]:
         "valid": document.valid,
         "reason": document.reason,
     }
+
+
+def _text_json(text: DocumentText) -> dict[str, Any]:
+    return {"text": text.sketch, "heads_saw": text.heads_saw}
 
 
 def block_of(document: int, documents: int) -> int:
@@ -211,7 +224,14 @@ def _document_facts(tokens: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, N
 
 def _records(manifest: dict[str, Any]) -> tuple[DocumentRecord, ...]:
     return tuple(
-        DocumentRecord(entry["id"], entry["tokens"], entry["valid"], entry["reason"])
+        DocumentRecord(
+            entry["id"],
+            entry["tokens"],
+            entry["valid"],
+            entry["reason"],
+            entry.get("text"),
+            entry.get("heads_saw", False),
+        )
         for entry in manifest["documents"]
     )
 
@@ -234,6 +254,7 @@ def trace_from_parts(
     document_ids: Sequence[str],
     shape: ModelShape,
     notes: Sequence[str],
+    texts: Sequence[DocumentText],
 ) -> Trace:
     """A trace held in memory."""
     sums: NDArray[np.float64] = np.zeros((MARGINAL_BLOCKS, shape.vocabulary_size))
@@ -251,7 +272,17 @@ def trace_from_parts(
         facts=lambda name: np.concatenate([part.facts[name] for part in parts]),
         fact_names=[fact.name for fact in request.recording.facts],
         document_facts=_document_facts([part.tokens for part in parts]),
-        documents=tuple(DocumentRecord(document_ids[d.index], d.rows, d.valid, d.reason) for d in documents),
+        documents=tuple(
+            DocumentRecord(
+                document_ids[d.index],
+                d.rows,
+                d.valid,
+                d.reason,
+                texts[d.index].sketch,
+                texts[d.index].heads_saw,
+            )
+            for d in documents
+        ),
         marginal=lambda: marginal,
         shape=shape,
         provenance={

@@ -22,12 +22,18 @@ FactArray = NDArray[np.float32] | NDArray[np.int32]
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """One traced document: its id, traced tokens, and why it was left out if it was."""
+    """One traced document: its id, traced tokens, and why it was left out if it was.
+
+    text: the sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from
+    before schema version 4. heads_saw: it shares text with one that the trace's exit heads were fitted on.
+    """
 
     id: str
     tokens: int
     valid: bool = True
     reason: str | None = None
+    text: str | None = None
+    heads_saw: bool = False
 
 
 @dataclass(frozen=True)

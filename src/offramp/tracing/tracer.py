@@ -46,6 +46,7 @@ from offramp.tracing.storage import (
 from offramp.tracing.streamed.sizes import require_room
 from offramp.tracing.streamed.source import needed_bytes, require_given_text, streamed_capture
 from offramp.tracing.streamed.states_folder import remove_states
+from offramp.tracing.texts import DocumentText, document_texts
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -154,7 +155,9 @@ class _Run:
         parts: list[Part] = []
         self._measure(plan, range(len(plan.parts)), parts.append, None)
         _require_rows(parts, plan)
-        return trace_from_parts(parts, self.request, plan.document_ids, self.model.shape, plan.notes)
+        return trace_from_parts(
+            parts, self.request, plan.document_ids, self.model.shape, plan.notes, self.texts(plan)
+        )
 
     def in_folder(self, folder: Path, plan: TracePlan | None, *, repair: bool) -> Trace:
         """The trace in a prepared folder: what is whole there is kept, the rest is measured."""
@@ -189,6 +192,7 @@ class _Run:
             self.model.shape,
             plan.notes,
             time.monotonic() - started,
+            self.texts(plan),
         )
         remove_states(folder)
         return read_trace(folder)
@@ -210,6 +214,11 @@ class _Run:
                 context=self.request.context,
                 document_tokens=self.request.document_tokens,
             )
+
+    def texts(self, plan: TracePlan) -> tuple[DocumentText, ...]:
+        """What is kept of the texts that were traced."""
+        heads = None if self.fitted is None else self.fitted.heads
+        return document_texts(self.workload, plan.document_ids, heads)
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that cannot be read is measured again."""

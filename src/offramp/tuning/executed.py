@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.binding import digest_of
+from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.rules.fixed import Never
@@ -19,7 +19,7 @@ from offramp.tuning.answers import Execution, executed_answer
 from offramp.tuning.bounds import Losses, best_certifiable
 from offramp.tuning.executor import Executor
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
-from offramp.tuning.job import Job, elsewhere_fitted
+from offramp.tuning.job import Job
 from offramp.tuning.losses import loss_text, risk_to_quality
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, WalkCounts
@@ -93,7 +93,7 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         certificate=certificate,
         held=held,
         pool=pool,
-        certify_digests=[digest_of(job.trace, one) for one in executor.certified_on(looked_at)],
+        certified_on=executor.certified_on(looked_at),
         provenance={"left_out": executor.left_out},
         executed_agreement=agreement,
         candidates=(*candidates, *(() if contender is None else (contender,))),
@@ -151,9 +151,10 @@ def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
         else f"the first {executor.prompt_tokens} tokens of documents drawn like those of {name}"
     )
     decoded = "" if kv is None else f", keys and values of skipped layers by {kv}"
+    caveat = text_caveat(job.trace)
     return (
         f"decoded greedily and freely from {prompt}, at most {executor.new_tokens} new tokens of each"
-        f"{decoded}, one sequence at a time, each document counting once{elsewhere_fitted(job.trace)}"
+        f"{decoded}, one sequence at a time, each document counting once" + (f"; {caveat}" if caveat else "")
     )
 
 

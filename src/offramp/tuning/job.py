@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from offramp.costs.machine import Machine
-from offramp.policies.binding import base_of
+from offramp.policies.binding import base_of, digest_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
@@ -23,7 +23,7 @@ from offramp.tuning.pricing import Pricing
 from offramp.tuning.results import Certificate, Floor, FrontPoint, Tuned
 from offramp.tuning.searching import search_pool
 from offramp.tuning.shift import shift_of
-from offramp.tuning.splits import Roles, digests
+from offramp.tuning.splits import Roles, digests, texts
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -61,17 +61,18 @@ class Job:
         certificate: Certificate,
         held: HeldOut,
         pool: Pool | None,
-        certify_digests: Iterable[str] = (),
+        certified_on: Mapping[str, str] | None = None,
         provenance: dict[str, Any] | None = None,
         **executed: Any,
     ) -> Tuned:
         """The answer as it is kept.
 
-        held: the policy on the report documents. certify_digests: of documents beyond the trace that shaped
-        the choice. executed: further fields of `Tuned`.
+        held: the policy on the report documents. certified_on: documents that shaped the choice, of the
+        trace or beyond it: sketches of their texts by their ids. executed: further fields of `Tuned`.
         """
         seen = np.concatenate([self.roles.search, self.roles.certify])
-        certify = {*digests(self.trace, self.roles.certify), *certify_digests}
+        further = {} if certified_on is None else certified_on
+        certify = {*digests(self.trace, self.roles.certify), *(digest_of(self.trace, one) for one in further)}
         return Tuned(
             floor=self.floor,
             policy_text=str(policy),
@@ -92,6 +93,10 @@ class Job:
             document_digests={
                 "search": digests(self.trace, self.roles.search),
                 "certify": tuple(sorted(certify)),
+            },
+            document_texts={
+                "search": texts(self.trace, self.roles.search),
+                "certify": tuple(sorted({*texts(self.trace, self.roles.certify), *further.values()})),
             },
             model=base_of(self.trace),
             workload=dict(self.trace.request.get("workload", {})),
@@ -125,17 +130,3 @@ class Job:
             )
             for scored in kept
         )
-
-
-def elsewhere_fitted(trace: Trace) -> str:
-    """What must be assumed of documents of other workloads that the trace's exit heads were fitted on."""
-    request = trace.request
-    own = request.get("workload", {}).get("fingerprint")
-    by_workload = (request.get("heads") or {}).get("documents", {})
-    unknown = sum(len(ids) for workload, ids in by_workload.items() if workload != own)
-    if not unknown:
-        return ""
-    return (
-        f"; the exit heads were fitted on {unknown} documents of other workloads, taken to share no text "
-        "with these"
-    )

@@ -71,7 +71,7 @@ def predict(
     if tuned is not None:
         require_base(tuned.model, decides, trace)
         if not unseen:
-            require_disjoint(trace, tuned.document_digests)
+            require_disjoint(trace, tuned.tuned_on)
     judged, left_out = _usable(trace, tuned)
     machine = None if hardware is None else machine_for(trace, hardware)
     # Bytes are counted one way only.
@@ -150,7 +150,7 @@ def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
     """The trace's documents that neither heads were fitted on nor tuning used; how many were left out."""
     spoilt = set(heads_documents(trace))
     if tuned is not None:
-        spoilt.update(*seen_documents(trace, tuned.document_digests).values())
+        spoilt.update(*seen_documents(trace, tuned.tuned_on).values())
     places = traced(trace)
     kept = [int(place) for place in places if trace.documents[int(place)].id not in spoilt]
     if len(kept) == len(places):

@@ -39,8 +39,8 @@ def prediction_notes(
         notes.append("An oracle: it looks at what no decoder knows before it decides; nothing can reach it.")
     if left_out:
         notes.append(
-            f"{left_out} documents were left out: exit heads were fitted on them, or the policy was tuned on "
-            "them."
+            f"{left_out} documents were left out: exit heads were fitted or the policy was tuned on them, or "
+            "on text that they share."
         )
     if batch > 1:
         notes.append(
@@ -57,10 +57,21 @@ def prediction_notes(
     if tuned is None:
         notes.append("The policy was not tuned by offramp: it has no floor to hold.")
         return tuple(notes)
+    if not _texts_known(tuned, trace):
+        notes.append(
+            "The policy's documents are told from these by their ids alone: the file of one of them is of an "
+            "offramp that kept no texts."
+        )
     notes += _origin(tuned, trace, pricing, kv)
     if answer == "not decided":
         notes.append(_undecided(tuned.floor, units, noun, delta))
     return (*notes, *_largest_shift(shift))
+
+
+def _texts_known(tuned: Tuned, trace: Trace) -> bool:
+    """Whether text that the policy's documents share with the trace's would have been found."""
+    kept = any(tuned.document_texts.values()) or not any(tuned.document_digests.values())
+    return kept and all(trace.documents[place].text is not None for place in traced(trace).tolist())
 
 
 def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[str]:

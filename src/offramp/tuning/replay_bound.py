@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
@@ -14,7 +15,7 @@ from offramp.tuning.certify import (
     run_sequence,
 )
 from offramp.tuning.held_out import HeldOut, measure, unmeasured
-from offramp.tuning.job import Job, elsewhere_fitted
+from offramp.tuning.job import Job
 from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.pool import Scored
 from offramp.tuning.results import Certificate, Tuned
@@ -71,7 +72,9 @@ def assumption_of_replay(job: Job) -> str:
     lengths = document_rows(trace).lengths
     tokens = " to ".join(dict.fromkeys((str(lengths.min()), str(lengths.max()))))
     said = f"{forced}, later tokens reading the full model's own keys and values, on {tokens} tokens of "
-    said += f"documents drawn like those of {name}, each counting once{elsewhere_fitted(trace)}"
+    said += f"documents drawn like those of {name}, each counting once"
+    if caveat := text_caveat(trace):
+        said += f"; {caveat}"
     if job.floor.clip is not None:
         said += f"; a token's loss is cut to 0 to {job.floor.clip:g} nats"
     if job.pricing.batch > 1:

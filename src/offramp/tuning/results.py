@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from offramp.policies.binding import TunedOn
 from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 
@@ -208,7 +209,8 @@ class Tuned:
     plain_seconds_per_token: the full model on
     the same machine. probe_share: probes' share of the policy's seconds. front: on the search documents.
     documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
-    the ids and workload of the search and certify documents, by role. model: what the policy is bound to, as
+    the ids and workload of the search and certify documents, by role; document_texts: sketches of their texts
+    (`offramp.workloads.shared_text`), by role. model: what the policy is bound to, as
     `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
     profile (None without a machine) and the fingerprint of the trace. gain: what each part of a step saves on
     the report documents, None without any.
@@ -238,6 +240,12 @@ class Tuned:
     executed_agreement: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
     gain: Gain | None = None
+    document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def tuned_on(self) -> TunedOn:
+        """The documents that shaped the policy."""
+        return TunedOn(self.document_digests, self.document_texts)
 
     @property
     def policy(self) -> Any:

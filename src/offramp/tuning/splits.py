@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.policies.binding import document_digest, heads_documents
+from offramp.policies.binding import TunedOn, document_digest, heads_documents
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
+from offramp.workloads.shared_text import read_sketch, text_groups
 
 Places = NDArray[np.int64]
 
@@ -53,10 +55,11 @@ class Roles:
 def split_roles(
     trace: Trace, seed: int, *, search_share: float = SEARCH_SHARE, report_share: float = REPORT_SHARE
 ) -> Roles:
-    """Roles of a trace's documents, drawn by `seed` from their ids alone; most certify.
+    """Roles of a trace's documents, drawn by `seed` from their ids and texts alone; most certify.
 
-    With three documents or more each of search, certify and report has one. The certify documents are in the
-    drawn order, in which a sequential test may look at them; the others ascend.
+    Documents that share text (`offramp.workloads.shared_text`) have one role, so a role may have a few more
+    documents than its share. With three such groups or more each of search, certify and report has one. The
+    certify documents are in the drawn order, in which a sequential test may look at them; the others ascend.
 
     Raises InputError for a trace without tokens, or a negative seed.
     """
@@ -65,15 +68,44 @@ def split_roles(
     used = heads_documents(trace)
     fitted = np.array([trace.documents[place].id in used for place in documents], dtype=np.bool_)
     free = documents[~fitted]
-    drawn = np.random.default_rng(seed).permutation(free)
-    count = len(drawn)
-    search, report = role_sizes(count, search_share, report_share)
+    groups = _grouped(trace, np.random.default_rng(seed).permutation(free))
+    to_search, to_report = role_sizes(len(free), search_share, report_share)
+    search, groups = _take(groups, to_search, leave=2)
+    report, groups = _take(groups[::-1], to_report, leave=1)
     return Roles(
         heads=np.sort(documents[fitted]),
-        search=np.sort(drawn[:search]),
-        certify=drawn[search : count - report],
-        report=np.sort(drawn[count - report :]),
+        search=np.sort(_joined(search)),
+        certify=_joined(groups[::-1]),
+        report=np.sort(_joined(report)),
     )
+
+
+def _grouped(trace: Trace, drawn: Places) -> list[Places]:
+    """Documents in drawn order, those that share text together in the place of the first of them."""
+    group = _text_groups(tuple(document.text for document in trace.documents))[drawn]
+    _, first, of = np.unique(group, return_index=True, return_inverse=True)
+    return [drawn[of == place] for place in np.argsort(first)]
+
+
+@functools.lru_cache(maxsize=8)
+def _text_groups(texts: tuple[str | None, ...]) -> Places:
+    """The group of every document of a trace by its text; one whose text is not known is one of its own."""
+    groups = np.arange(len(texts))
+    known = np.array([place for place, text in enumerate(texts) if text is not None], dtype=np.int64)
+    groups[known] = known[text_groups([read_sketch(text) for text in texts if text is not None])]
+    return groups
+
+
+def _take(groups: Sequence[Places], documents: int, *, leave: int) -> tuple[list[Places], list[Places]]:
+    """The first groups until there are so many documents, and the others, of which some are left."""
+    taken = 0
+    while sum(map(len, groups[:taken])) < documents and len(groups) - taken > leave:
+        taken += 1
+    return list(groups[:taken]), list(groups[taken:])
+
+
+def _joined(groups: Sequence[Places]) -> Places:
+    return np.concatenate([np.empty(0, dtype=np.int64), *groups])
 
 
 def role_sizes(
@@ -101,17 +133,18 @@ def require_seed(seed: int) -> None:
 
 
 def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:
-    """Two disjoint halves of the documents (places in `Trace.documents`), the same for the same ids and seed.
+    """Two halves of the documents (places in `Trace.documents`) that share no text.
 
-    The first is for choosing and the smaller one of an odd number; the second for judging. Documents that the
-    trace's exit heads were fitted on are in neither.
+    They are the same for the same ids, texts and seed. The first is for choosing and the smaller one of an
+    odd number, but for documents that share text with it; the second for judging. Documents that the trace's
+    exit heads were fitted on are in neither.
     """
     used = heads_documents(trace)
     documents = document_rows(trace).index
     documents = documents[[trace.documents[place].id not in used for place in documents]]
-    shuffled = np.random.default_rng(seed).permutation(documents)
-    half = len(documents) // 2
-    return np.sort(shuffled[:half]), np.sort(shuffled[half:])
+    groups = _grouped(trace, np.random.default_rng(seed).permutation(documents))
+    choosing, judging = _take(groups, len(documents) // 2, leave=1)
+    return np.sort(_joined(choosing)), np.sort(_joined(judging))
 
 
 def digests(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
@@ -119,14 +152,17 @@ def digests(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
     return tuple(sorted(document_digest(trace, int(place)) for place in places))
 
 
-def seen_documents(trace: Trace, document_digests: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-    """Ids of the trace's documents that tuning used, by role (see `Tuned.document_digests`)."""
-    by_digest = {
-        document_digest(trace, int(place)): trace.documents[int(place)].id for place in traced(trace)
-    }
+def texts(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
+    """The sketches of some documents' texts that the trace holds, sorted."""
+    found = (trace.documents[int(place)].text for place in places)
+    return tuple(sorted(text for text in found if text is not None))
+
+
+def seen_documents(trace: Trace, tuned_on: TunedOn) -> dict[str, list[str]]:
+    """Ids of the trace's documents that tuning used, or that share text with one that it used, by role."""
     return {
-        role: [by_digest[digest] for digest in known if digest in by_digest]
-        for role, known in document_digests.items()
+        role: [trace.documents[place].id for place in places]
+        for role, places in tuned_on.places(trace).items()
     }
 
 
@@ -135,15 +171,13 @@ def traced(trace: Trace) -> Places:
     return np.unique(trace.document).astype(np.int64)
 
 
-def require_disjoint(trace: Trace, document_digests: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InputError if the trace holds documents that a policy was tuned on, with their number and one id.
-
-    document_digests: see `Tuned.document_digests`.
-    """
-    shared = [identity for ids in seen_documents(trace, document_digests).values() for identity in ids]
+def require_disjoint(trace: Trace, tuned_on: TunedOn) -> None:
+    """Raise InputError if the trace holds documents that a policy was tuned on, or text that they share."""
+    shared = {identity: None for ids in seen_documents(trace, tuned_on).values() for identity in ids}
     if shared:
         raise InputError(
-            f"{len(shared)} of the trace's documents were used to tune the policy",
-            where=f"document {shared[0]} of {trace.folder or 'the trace'}",
+            f"{len(shared)} of the trace's documents were used to tune the policy, or share text with one "
+            "that was",
+            where=f"document {next(iter(shared))} of {trace.folder or 'the trace'}",
             fix="add --unseen to judge it on the other documents of the trace, or trace others",
         )

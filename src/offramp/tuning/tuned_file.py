@@ -104,7 +104,6 @@ def _from_json(value: dict[str, Any]) -> Tuned:
     fields["shift"] = tuple(
         Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]
     )
-    fields["document_digests"] = {
-        role: tuple(digests) for role, digests in fields["document_digests"].items()
-    }
+    for name in ("document_digests", "document_texts"):
+        fields[name] = {role: tuple(values) for role, values in fields.get(name, {}).items()}
     return Tuned(**fields)

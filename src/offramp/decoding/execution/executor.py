@@ -33,6 +33,7 @@ from offramp.tuning.bounds import Losses
 from offramp.tuning.executor import Rerun
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import AUTO
+from offramp.workloads.shared_text import sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 
 REPLAYED = "replay, exact K and V"
@@ -80,9 +81,10 @@ class ModelExecutor:
         """Documents that give no opening, in words."""
         return ", ".join(f"{count} left out: {why}" for why, count in self.openings.left_out.items())
 
-    def certified_on(self, documents: int) -> tuple[str, ...]:
-        """Ids of the first certify documents, in the drawn order."""
-        return tuple(opening.document for opening in self.openings.certify[:documents])
+    def certified_on(self, documents: int) -> dict[str, str]:
+        """The first certify documents, in the drawn order: sketches of their texts by their ids."""
+        ids = [opening.document for opening in self.openings.certify[:documents]]
+        return dict(zip(ids, map(write_sketch, sketches_of(self.workload, ids)), strict=True))
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         """Whether the model can decode with a policy and a strategy, and its price is known."""
@@ -213,6 +215,7 @@ def opened_executor(
         seed=seed,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
+        heads=fitted,
     )
     with ExecutionStore.open(folder) as store:
         yield ModelExecutor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import heads_documents
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles
 from offramp.workloads.registry import load_workload
+from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
 TOO_SHORT = "too short for the opening and one token more"
@@ -72,13 +74,15 @@ def choose_openings(
     seed: int,
     prompt_tokens: int,
     new_tokens: int,
+    heads: ExitHeads | None = None,
     most: int | None = None,
 ) -> Openings:
     """Openings of the trace's certify documents in their order, then of documents that were not traced.
 
     The latter come in an order drawn by `seed`. Searching, reporting and fitting heads saw none of them, and
     each document comes once. prompt_tokens: of a text, BOS included if the model puts it there; a prompt of
-    generation mode is taken whole, through the chat template if the workload's is one. most: to certify on.
+    generation mode is taken whole, through the chat template if the workload's is one. heads: those of the
+    trace. most: to certify on.
 
     Raises InputError for an opening that leaves no room for the answer, whatever the document.
     """
@@ -119,16 +123,24 @@ def choose_openings(
 
     certify = [texts[trace.documents[int(place)].id] for place in roles.certify]
     report = [texts[trace.documents[int(place)].id] for place in roles.report]
-    certify += further_documents(trace, workload, seed)
+    certify += further_documents(trace, workload, seed, heads, [*roles.search, *roles.report])
     return Openings(openings(certify, most), openings(report, None), dict(left_out))
 
 
-def further_documents(trace: Trace, workload: Workload, seed: int) -> list[Document]:
+def further_documents(
+    trace: Trace, workload: Workload, seed: int, heads: ExitHeads | None = None, apart: Sequence[int] = ()
+) -> list[Document]:
     """Documents of the workload that were neither traced nor used to fit heads, in an order drawn by `seed`.
 
-    This is the place to leave out documents that share text with those of another role.
+    They share no text either with what heads were fitted on or with the trace's documents at the places
+    `apart`, as far as texts are known.
     """
     used = {record.id for record in trace.documents} | heads_documents(trace)
     free = [document for document in workload.documents if document.id not in used]
+    texts = (trace.documents[int(place)].text for place in apart)
+    seen = [read_sketch(text) for text in texts if text is not None]
+    seen += () if heads is None else heads.seen_texts or ()
+    if seen:
+        free = list(without_shared_text(free, seen, Sketcher.of(workload.documents)))
     order = np.random.default_rng(seed).permutation(len(free))
     return [free[int(place)] for place in order]

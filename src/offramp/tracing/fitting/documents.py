@@ -16,10 +16,11 @@ from offramp.tracing.answers import Answerer
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.workloads.packing import Context
+from offramp.workloads.shared_text import Sketch, Sketcher, sketches_of, text_groups, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
 HELD_OUT_EVERY = 3
-"""One document of so many is held out."""
+"""One document of so many is held out, with those that share text with it."""
 
 FEWEST = 2
 """Documents of a part: one to fit and one held out."""
@@ -33,12 +34,14 @@ that it is as good there as on new text and no better."""
 class FittingRows:
     """Contexts of several workloads; their documents are numbered through.
 
-    held_out: bool [documents]. ids: of the documents, by workload fingerprint.
+    held_out: bool [documents]. ids: of the documents, by workload fingerprint. texts: sketches of the
+    documents' texts.
     """
 
     contexts: tuple[Context, ...]
     held_out: NDArray[np.bool_]
     ids: dict[str, tuple[str, ...]]
+    texts: tuple[Sketch, ...]
 
     @property
     def tokens(self) -> int:
@@ -71,6 +74,23 @@ def split_documents(
     return tuple(tuple(order[a:b]) for a, b in itertools.pairwise(bounds))
 
 
+def without_text_of(
+    workload: Workload, documents: Sequence[Document], others: Sequence[Sketch]
+) -> tuple[Document, ...]:
+    """Those of a workload's documents that share no text with others.
+
+    Raises InputError if fewer than FEWEST are left.
+    """
+    kept = without_shared_text(documents, others, Sketcher.of(workload.documents))
+    if len(kept) < FEWEST:
+        raise InputError(
+            f"all but {len(kept)} of {len(documents)} documents of {workload.name} for the classifiers share "
+            "text with documents for the lens",
+            fix="give more documents, or such as do not repeat each other",
+        )
+    return kept
+
+
 def plan_rows(
     model: Model,
     parts: Sequence[tuple[Workload, tuple[Document, ...]]],
@@ -81,13 +101,16 @@ def plan_rows(
 ) -> FittingRows:
     """Up to `tokens` rows, from every workload equally many.
 
-    parts: each workload with those of its documents that may be read. shown: show bars.
+    parts: each workload with those of its documents that may be read. shown: show bars. Documents
+    that share text are held out together or not at all.
 
-    Raises InputError if so few tokens are asked for that they are all of one document.
+    Raises InputError if so few tokens are asked for that they are all of one document, or if all of them
+    share text.
     """
     contexts: list[Context] = []
-    held_out: list[bool] = []
+    counts: list[int] = []
     ids: dict[str, tuple[str, ...]] = {}
+    texts: list[Sketch] = []
     for workload, documents in parts:
         share = max(1, tokens // len(parts))
         planned, names = plan_contexts(model, replace(workload, documents=documents), share, context, shown)
@@ -97,10 +120,31 @@ def plan_rows(
                 where="--tokens",
                 fix="raise --tokens",
             )
-        contexts += [replace(one, document=one.document + len(held_out)) for one in planned]
-        held_out += [number % HELD_OUT_EVERY == 1 for number in range(len(names))]
+        contexts += [replace(one, document=one.document + sum(counts)) for one in planned]
+        counts.append(len(names))
         ids[workload.fingerprint] = names
-    return FittingRows(tuple(contexts), np.array(held_out), ids)
+        texts += sketches_of(workload, names)
+    return FittingRows(tuple(contexts), _held_out(counts, texts), ids, tuple(texts))
+
+
+def _held_out(counts: Sequence[int], texts: Sequence[Sketch]) -> NDArray[np.bool_]:
+    """One group of documents that share text of every HELD_OUT_EVERY: bool [documents].
+
+    counts: documents of each workload, which is counted by itself.
+    """
+    groups = text_groups(texts)
+    held_out = np.zeros(len(texts), dtype=np.bool_)
+    for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
+        own = np.arange(start, start + count)
+        held_out[own[groups[own] == own][1::HELD_OUT_EVERY]] = True
+    found: NDArray[np.bool_] = held_out[groups]
+    if not found.any() or found.all():
+        raise InputError(
+            f"the {len(texts)} documents share text with each other, so none can be judged on that is not "
+            "also fitted on",
+            fix="give more documents, or such as do not repeat each other",
+        )
+    return found
 
 
 def plan_contexts(

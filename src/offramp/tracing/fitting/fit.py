@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from offramp.tracing.fitting.classifier import (
     fit_classifier,
     stack_exits,
 )
-from offramp.tracing.fitting.documents import CLASSIFIER_SHARE, FittingRows, plan_rows, split_documents
+from offramp.tracing.fitting.documents import (
+    CLASSIFIER_SHARE,
+    FittingRows,
+    plan_rows,
+    split_documents,
+    without_text_of,
+)
 from offramp.tracing.fitting.kinds import ClassifierKind, choose_kinds
 from offramp.tracing.fitting.lens import lens_sums, solve_lens
 from offramp.tracing.fitting.maps import (
@@ -45,6 +52,7 @@ from offramp.tracing.progress import token_bar
 from offramp.tracing.request import parse_exits
 from offramp.workloads.packing import require_sizes
 from offramp.workloads.registry import load_workload
+from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
 
@@ -155,6 +163,7 @@ class _Job:
             shortlist=shortlist,
             candidate_exit=self.candidate_exit,
             documents=self._documents(used),
+            texts=self._texts(used),
             provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows),
             kv_maps=maps,
         )
@@ -173,6 +182,7 @@ class _Job:
             maps = KeyValueMaps(
                 maps=solve_maps(of_maps, self.kv_rank),
                 documents=self._documents([rows]),
+                texts=self._texts([rows]),
                 provenance=self._provenance(kv_maps=rows) | {"rank": self.kv_rank},
             )
         return None if of_lens is None else solve_lens(of_lens), maps
@@ -186,6 +196,15 @@ class _Job:
             for work in self.workloads
         }
 
+    def _texts(self, used: Sequence[FittingRows]) -> tuple[Sketch, ...]:
+        """Sketches of the texts of some rows' documents, in the order of `_documents`."""
+        by_workload: dict[str, list[Sketch]] = {work.fingerprint: [] for work in self.workloads}
+        for rows in used:
+            texts = iter(rows.texts)
+            for workload, ids in rows.ids.items():
+                by_workload[workload] += itertools.islice(texts, len(ids))
+        return tuple(text for texts in by_workload.values() for text in texts)
+
     def _provenance(self, **rows: FittingRows | None) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -194,21 +213,22 @@ class _Job:
         }
 
     def _plan(self, tokens: int) -> tuple[FittingRows | None, FittingRows | None]:
-        """Rows for lens and maps, and rows for the classifiers, of different documents."""
+        """Rows for lens and maps, and rows for the classifiers, of different documents that share no text."""
         linear, classifiers = self.lens or bool(self.map_exits), bool(self.kinds)
         share = CLASSIFIER_SHARE if linear else 1.0
         shares = [*([share] if classifiers else []), *([1.0 - share] if linear else [])]
         parts = [split_documents(work, shares, self.seed) for work in self.workloads]
         classifier_tokens = min(CLASSIFIER_TOKENS, tokens // 4 if linear else tokens) if classifiers else 0
 
-        def rows(place: int, count: int) -> FittingRows:
+        def rows(place: int, count: int, others: Sequence[Sketch] = ()) -> FittingRows:
             named = [(work, part[place]) for work, part in zip(self.workloads, parts, strict=True)]
+            if others:
+                named = [(work, without_text_of(work, documents, others)) for work, documents in named]
             return plan_rows(self.model, named, count, context=self.context, shown=self.shown)
 
-        return (
-            rows(-1, tokens - classifier_tokens) if linear else None,
-            rows(0, classifier_tokens) if classifiers else None,
-        )
+        linear_rows = rows(-1, tokens - classifier_tokens) if linear else None
+        seen = () if linear_rows is None else linear_rows.texts
+        return linear_rows, rows(0, classifier_tokens, seen) if classifiers else None
 
     def _classifiers(
         self,
