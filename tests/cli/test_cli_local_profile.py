@@ -13,6 +13,7 @@ import offramp
 from offramp.cli import local_profile
 from offramp.cli.local_profile import kept_profile
 from offramp.costs.local_store import OTHER_LOAD, list_local_profiles, save_local_profile
+from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.profile_check import ProfileCheck
 from offramp.errors import InputError
@@ -64,6 +65,17 @@ def test_kept_timings_that_hold_are_used(
         assert heads(found.profile) == heads(profile)
         assert found.note == HOLDS.sentence
     assert measuring.call_count == 0
+
+
+def test_timings_that_predicted_what_was_decoded_before_are_not_held_against_now(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, OFF)
+    found = local_profile.local_profile(loaded, used_before=machine_fingerprint(profile))
+    assert heads(found.profile) == heads(profile)
+    other = local_profile.local_profile(loaded, used_before=machine_fingerprint(measuring.return_value))
+    assert heads(other.profile) == heads(measuring.return_value)
 
 
 def test_kept_timings_that_are_off_are_measured_again_and_replaced(

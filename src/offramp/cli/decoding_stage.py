@@ -21,7 +21,7 @@ from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL, machine_facts
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.plain import time_plain_decoding
@@ -71,7 +71,8 @@ def decode_workloads(
         measured = _measured(model, tasks, prepared)
         if isinstance(measured, str):
             return DecodingResult((), {**missing, **{task.result.name: measured for task in tasks}})
-        kept = Kept(key, measured.decoded, measured.missing)
+        machine = None if prepared.machine is None else machine_fingerprint(prepared.machine)
+        kept = Kept(key, measured.decoded, measured.missing, machine)
         write_kept(folder, kept)
     return DecodingResult(kept.decoded, {**missing, **kept.missing})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from offramp.cli.console import stage
 from offramp.costs.local_store import disturbed, load_local_profile, save_local_profile
+from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.hardware import BATCHES, measure_hardware
 from offramp.decoding.profile_check import check_profile
@@ -32,12 +33,20 @@ def kept_profile(model: Model) -> LocalProfile:
     return _held(model, _load(model))
 
 
-def local_profile(model: Model) -> LocalProfile:
-    """The same, measured if none are kept. Raises ModelError if the model cannot be timed."""
+def local_profile(model: Model, *, used_before: str | None = None) -> LocalProfile:
+    """The same, measured if none are kept.
+
+    used_before: fingerprint of timings that predicted what need not be decoded again: they are not held
+    against this moment.
+
+    Raises ModelError if the model cannot be timed.
+    """
     try:
         kept = _load(model)
     except InputError:  # none are kept yet
         return measured_profile(model)
+    if machine_fingerprint(kept) == used_before:
+        return LocalProfile(kept, "those that what was decoded before was predicted with")
     return _held(model, kept)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from offramp.cli.console import stage
+from offramp.cli.decoding_file import read_kept
 from offramp.cli.local_profile import local_profile
 from offramp.cli.run_folder import HEADS_FILE
 from offramp.costs.hardware import find_machine
@@ -58,18 +59,22 @@ def prepare(
     exits: str = "all",
 ) -> Prepared:
     """Measure the machine and fit heads for the exits that are traced, as far as the model allows."""
-    machine, note, no_machine = machine_of(model, hardware)
+    decoded = read_kept(folder)
+    used_before = None if decoded is None else decoded.machine
+    machine, note, no_machine = machine_of(model, hardware, used_before)
     heads, no_heads = heads_of(model, workloads, given, folder, exits=exits)
     missing = {"machine_not_timed": no_machine, "heads_not_fitted": no_heads}
     stated = {name: why for name, why in missing.items() if why is not None}
     return Prepared(machine, heads, stated, note)
 
 
-def machine_of(model: Model, hardware: str) -> tuple[Machine | None, str | None, str | None]:
+def machine_of(
+    model: Model, hardware: str, used_before: str | None = None
+) -> tuple[Machine | None, str | None, str | None]:
     """The machine that speed is predicted for, how its timings were come by, and why there is none.
 
     "local" is this machine: its profile is measured unless one of this model, dtype and thread count is kept
-    that holds at this moment.
+    that holds at this moment. used_before: as of `local_profile`.
 
     Raises InputError for an unknown machine.
     """
@@ -77,7 +82,7 @@ def machine_of(model: Model, hardware: str) -> tuple[Machine | None, str | None,
         found = find_machine(hardware, model_fingerprint=model.identity.fingerprint, dtype=model.dtype)
         return found, None, None
     try:
-        timed = local_profile(model)
+        timed = local_profile(model, used_before=used_before)
     except ModelError as error:  # what can be traced still has its answer, in bytes moved
         return None, None, error.what
     return timed.profile, timed.note, None

@@ -15,6 +15,7 @@ from offramp.decoding.generation.answers import Answers
 from offramp.decoding.generation.choosing import Chooser
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.loop_probes import CHOICE, PlacedReader, Probing
+from offramp.decoding.reading.reader import Reader
 from offramp.decoding.step_meter import HEADS, StepMeter
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.strategies.descent import Landing, choose, feed, land, run_to
@@ -22,6 +23,7 @@ from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.decoding.stream import Stream, failing_clearly
 from offramp.models.model import Model
+from offramp.policies.policy import ExitPolicy
 
 
 class LoopSteps:
@@ -74,26 +76,7 @@ class LoopSteps:
         return times, frozenset(layer - 1 for layer in meter.left)
 
     def _loop(self, stream: Stream, meter: Meter, kinds: Mapping[int, str], reader: PlacedReader) -> Loop:
-        """A loop that has decoded what the stream holds."""
-        plan = Plan(
-            engine=self.engine,
-            policy=self.probing.asks(kinds),
-            reader=reader,
-            strategy=Propagate,
-            batching="lockstep",
-            draft_length=1,
-            limit=1,
-            end_tokens=frozenset(),
-            decode=lambda tokens: "",
-        )
-        # Only the tokens that are fed now are looked up.
-        past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
-        answers = Answers(past, stops=_never, pad=None, streamer=None, keep_scores=False)
-        loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
-        answers.ids = torch.cat([past, stream.tokens], 1)
-        loop.sequences.cache = stream.cache
-        loop.sequences.lengths = [stream.length] * self.engine.layers
-        return loop
+        return loop_after(stream, self.engine, self.probing.asks(kinds), reader, meter)
 
     def _advance(self, stream: Stream, loop: Loop, strategy: Strategy) -> float:
         """Seconds of one step, which the stream then has made."""
@@ -105,6 +88,32 @@ class LoopSteps:
         stream.cache, stream.tokens = loop.sequences.cache, loop.answers.last
         stream.length += 1
         return ended - began
+
+
+def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reader, meter: Meter) -> Loop:
+    """The decoder's loop with a policy, K and V propagated, as if it had decoded what a stream holds.
+
+    It stops at no token; its steps move the stream's cache, and nothing else of the stream.
+    """
+    plan = Plan(
+        engine=engine,
+        policy=policy,
+        reader=reader,
+        strategy=Propagate,
+        batching="lockstep",
+        draft_length=1,
+        limit=1,
+        end_tokens=frozenset(),
+        decode=lambda tokens: "",
+    )
+    # Only the tokens that are fed now are looked up.
+    past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
+    answers = Answers(past, stops=_never, pad=None, streamer=None, keep_scores=False)
+    loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
+    answers.ids = torch.cat([past, stream.tokens], 1)
+    loop.sequences.cache = stream.cache
+    loop.sequences.lengths = [stream.length] * engine.layers
+    return loop
 
 
 class _Cut(Propagate):
