@@ -196,7 +196,7 @@ def _lossless(job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | N
     """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone."""
     found = []
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.exact):
-        front = front_of(one for one in (pool.found if pool else ()) if executor.can(one.policy, kv))
+        front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
             cost, plain, length = costs.of_drafts(job.trace.subset(job.roles.search), scored.policy, kv)
             found.append((cost / plain, str(scored.policy), kv, length))

@@ -175,7 +175,7 @@ def test_a_kill_costs_nothing_but_the_group_at_hand(tmp_path: Path) -> None:
     time.sleep(0.06)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    kept = {path.name: path.read_bytes() for path in folder.glob("[!.]*.json")}
     assert 3 <= len(kept) < 10
     model, options, openings = agreeable_llama(), options_of(POLICY), openings_of(*(5,) * 40)
     judge = Judge(model)

@@ -140,11 +140,11 @@ def test_a_certificate_that_was_killed_goes_on_to_the_same_answer(tmp_path: Path
     folder = tmp_path / "executions"
     command = [sys.executable, "-c", SCRIPT, str(folder), ":".join(sys.path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while process.poll() is None and len(list(folder.glob("*.json"))) < 2:
+    while process.poll() is None and len(list(folder.glob("[!.]*.json"))) < 2:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path.name for path in folder.glob("*.json")}
+    kept = {path.name for path in folder.glob("[!.]*.json")}
     assert len(kept) >= 2
     model, found, work = traced(40, 100)
     resumed = offramp.tune(found, FLOOR, None, model, workload=work, folder=folder, **SIZES)

@@ -69,6 +69,7 @@ class ModelExecutor:
         self.new_tokens = new_tokens
         self._judge = Judge(model)
         self._rerunners: dict[tuple[int, ...], Rerunner] = {}
+        self._reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = {}
         self._rows: dict[tuple[str, str], int | None] = {}
 
     @property
@@ -91,8 +92,17 @@ class ModelExecutor:
         return kv in CHARGED and self._rows_of(policy, kv) is not None
 
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
-        """The policy on some of the trace's documents, their prompts (BOS, or what is asked) run whole."""
+        """The policy on some of the trace's documents, their prompts (BOS, or what is asked) run whole.
+
+        Kept, so that several floors share what they rerun.
+        """
         places = tuple(sorted(int(place) for place in documents))
+        key = (str(policy), kv, places)
+        if key not in self._reruns:
+            self._reruns[key] = self._rerun(policy, kv, places)
+        return self._reruns[key]
+
+    def _rerun(self, policy: ExitPolicy, kv: str, places: tuple[int, ...]) -> Rerun:
         if places not in self._rerunners:
             held = self.trace.subset(np.array(places, dtype=np.int64))
             self._rerunners[places] = Rerunner(self.model, held, heads=self.heads, workload=self.workload)
