@@ -84,6 +84,22 @@ def test_the_rule(predicted, measured, decision):
         assert judgement.why is not None
 
 
+@pytest.mark.parametrize(("measured", "decision"), [(1.09, "does not pay"), (1.18, "pays")])
+def test_a_measured_speed_counts_over_a_head_that_is_cut(measured, decision):
+    """Of a predicted 12 % the cut head alone has 6: so much less does a measurement of both say."""
+    short = "shortlist:policy=[never],at=all"
+    made = replace(PAYS, without=short, credit=Estimate(1.12 / 1.06, 1.05, 1.06))
+    run = run_of(made, measured_at(measured, measured - 0.01, measured + 0.01))
+    judgement = judge_measured(run, run.workloads[0], made)
+    assert judgement.decision == decision
+    assert judgement.speed == measured  # what was measured is shown as it was
+    plain = replace(made, without="never", credit=PAYS.net_speedup)
+    assert (
+        judge_measured(run_of(plain, measured_at(1.11, 1.1, 1.12)), run.workloads[0], plain).decision
+        == "pays"
+    )
+
+
 def test_an_invalid_measurement_of_this_policy_changes_nothing():
     run = run_of(PAYS, measured_at(0.9, 0.89, 0.91, valid=False))
     judgement = judge_measured(run, run.workloads[0], PAYS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from offramp.report.basis import cheaper, how_obtained
-from offramp.report.formats import counted, faster, interval_text, listed, percent, whole_percent
+from offramp.report.credit import CUT
+from offramp.report.formats import counted, faster, gain_text, interval_text, listed, percent, whole_percent
 from offramp.report.judgement import Judgement, judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import transform_sentence
@@ -65,9 +66,10 @@ def refusal(found: list[Judgement]) -> str:
     floor = whole_percent(found[0].verdict.floor)
     if all(judgement.verdict.policy == "never" for judgement in found):
         words = listed(list(dict.fromkeys(cheaper(judgement.verdict.basis) for judgement in found)))
+        cut = any(judgement.verdict.without != "never" for judgement in found)
         return (
-            f"at {floor} agreement no policy replayed on the measurement {words} than the full model, so the "
-            "best choice is never to exit"
+            f"at {floor} agreement no policy replayed on the measurement {words} than "
+            f"{CUT if cut else 'the full model'}, so the best choice is never to exit"
         )
     chosen = best(found)
     value = chosen.speed
@@ -75,16 +77,19 @@ def refusal(found: list[Judgement]) -> str:
         return missing_speed(chosen.verdict)
     where = f" ({chosen.name})" if len(found) > 1 else ""
     if chosen.measured is not None:
-        return f"at {floor} agreement the best policy{where}, {measured_refusal(chosen, value)}"
+        return (
+            f"at {floor} agreement the best policy{where}, {measured_refusal(chosen, value)}{saved(chosen)}"
+        )
     if value <= 1:
         return (
             f"at {floor} agreement even the best policy{where} is predicted to be {faster(value)} than "
-            "plain decoding"
+            f"plain decoding{saved(chosen)}"
         )
+    only = "" if value > 1 + WORTH else "only "
     return (
-        f"at {floor} agreement the best policy{where} is predicted to decode only {faster(value)}, less "
-        "than the "
-        f"{whole_percent(WORTH)} that would make it worth the trouble"
+        f"at {floor} agreement the best policy{where} is predicted to decode {only}{faster(value)}"
+        + (f", less than the {whole_percent(WORTH)} that would make it worth the trouble" if only else "")
+        + saved(chosen)
     )
 
 
@@ -109,10 +114,11 @@ def promise(found: list[Judgement]) -> str:
     limits = f" ({weakest.interval})" if weakest.interval else ""
     even = f"even on {weakest.name}, the weakest of them, " if len(found) > 1 else ""
     if weakest.measured is not None:
-        return f"at {floor} agreement the best policy was {even}measured to decode {faster(value)}{limits}"
+        words = f"at {floor} agreement the best policy was {even}measured to decode {faster(value)}{limits}"
+        return words + saved(weakest)
     return (
         f"at {floor} agreement, replayed on unseen documents, the best policy is {even}predicted to "
-        f"decode {faster(value)}{limits}"
+        f"decode {faster(value)}{limits}{saved(weakest)}"
     )
 
 
@@ -141,8 +147,18 @@ def doubt(found: list[Judgement]) -> str:
         )
     found_text = f"at {floor} agreement the best policy{where} is predicted to decode {faster(value)}"
     if interval:
-        return f"{found_text}, but anything from {interval} fits the documents seen"
+        return f"{found_text}, but anything from {interval} fits the documents seen{saved(chosen)}"
     return f"{found_text}, without an interval: {limits.no_interval or 'no reason recorded'}"
+
+
+def saved(judgement: Judgement) -> str:
+    """Where the predicted gain comes from, and what of it early exit adds to a smaller head alone."""
+    verdict = judgement.verdict
+    parts = gain_text(verdict.gain)
+    said = f"; predicted savings of plain decoding: {parts}" if parts else ""
+    if verdict.without != "never" and verdict.credit is not None and verdict.credit.value is not None:
+        said += f"; beside {CUT} it is {faster(verdict.credit.value)}"
+    return said
 
 
 def missing_speed(verdict: Verdict) -> str:

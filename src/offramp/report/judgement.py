@@ -3,6 +3,8 @@
 The rule, for the policy that a verdict names and its net speedup over the fastest plain decoder:
 
 - a measurement that is INVALID, or of another policy, changes nothing; nor a verdict for another machine;
+- where the output head cut to the short list, at full depth, is the faster plain decoder, a measured speed
+  counts over that one, as far as it was predicted;
 - "does not pay" as soon as the measured upper limit lies below 1 + worth, whatever was predicted;
 - "pays" only if prediction and measurement both say so: the measured lower limit lies above 1 + worth, and
   the agreement of the generated text is not wholly below the floor;
@@ -98,6 +100,7 @@ def _combined(
     verdict: Verdict, speedup: Interval, answers: FreeRunning | None
 ) -> tuple[Decision, str | None]:
     words = f"it was measured to decode {measured_words(speedup)}"
+    speedup = credited(verdict, speedup)
     if speedup.high is not None and speedup.high < 1 + WORTH:
         contradicts = verdict.decision != "does not pay"
         return "does not pay", words if contradicts else None
@@ -114,6 +117,16 @@ def _combined(
     predicted = verdict.net_speedup.value
     said = "undefined" if predicted is None else faster(predicted)
     return "too close to call", f"{words}, but the prediction, on more documents, is {said}"
+
+
+def credited(verdict: Verdict, speedup: Interval) -> Interval:
+    """A measured speed over plain decoding as one over the fastest that leaves no layer out, as predicted."""
+    net = verdict.net_speedup.value
+    if verdict.credit is None or verdict.credit.value is None or not net:
+        return speedup
+    share = verdict.credit.value / net
+    low, high = (None if limit is None else limit * share for limit in (speedup.low, speedup.high))
+    return Interval(speedup.value * share, low, high)
 
 
 def _overlooked(plain: Judgement, decoded: Decoded) -> Judgement:

@@ -13,6 +13,7 @@ import numpy as np
 from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
+from offramp.report.credit import credit_json, credits_of
 from offramp.report.decoding_json import decoding_json
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.judgement import judge_measured, measured_seconds
@@ -22,7 +23,7 @@ from offramp.scoring.finite import finite_json, number
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -53,6 +54,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "frontier": [frontier_json(w.name, frontier) for w in run.workloads for frontier in w.frontiers],
         "predicted": [predicted_json(run, w, v) for w in run.workloads for v in w.verdicts],
         "league": [result_json(w.name, entry) for w in run.workloads for entry in w.league],
+        "credit": [credit_json(w.name, one) for w in run.workloads for one in credits_of(w.league)],
         "tuned": [tuned_json(w.name, tuned) for w in run.workloads for tuned in w.tuned],
         "machines": [result_json(w.name, answer) for w in run.workloads for answer in w.machines],
         "break_even": [result_json(w.name, lever) for w in run.workloads for lever in w.break_even],
@@ -89,9 +91,9 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
     return {**value, **{name: number(value[name]) for name in ("value", "low", "high")}}
 
 
-def reference_json(reference: Estimate | None) -> dict[str, Any] | None:
-    """Agreement with the untransformed full model, null for a model without transforms."""
-    return None if reference is None else estimate_json(reference)
+def optional_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate that there may not be: null then."""
+    return None if estimate is None else estimate_json(estimate)
 
 
 def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
@@ -109,12 +111,15 @@ def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
         "policy": verdict.policy,
         "basis": verdict.basis,
         **{name: estimate_json(getattr(verdict, name)) for name in estimates},
-        "reference_agreement": reference_json(verdict.reference_agreement),
+        "reference_agreement": optional_json(verdict.reference_agreement),
         "fit_agreement": number(verdict.fit_agreement),
         "fit_documents": verdict.fit_documents,
         "report_documents": verdict.report_documents,
         "documents_needed": verdict.documents_needed,
         "floor_held": verdict.floor_held,
+        "gain": None if verdict.gain is None else finite_json(verdict.gain.to_json()),
+        "without": verdict.without,
+        "credit": optional_json(verdict.credit),
     }
 
 
@@ -170,7 +175,8 @@ def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
         "policy": tuned.policy_text,
         **{name: finite_json(getattr(tuned, name)) for name in names},
         **{name: estimate_json(getattr(tuned, name)) for name in estimates},
-        "reference_agreement": reference_json(tuned.reference_agreement),
+        "reference_agreement": optional_json(tuned.reference_agreement),
+        "gain": None if tuned.gain is None else finite_json(tuned.gain.to_json()),
         "certificate": finite_json(asdict(tuned.certificate)),
         "documents": finite_json(tuned.documents),
         "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],

@@ -22,7 +22,9 @@ class Verdict:
     agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name) and
     reference_agreement (with the untransformed full model, None without transforms): on unseen documents.
     documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
-    gain: what each part of a step saves on the unseen documents, None where nothing was judged.
+    gain: what each part of a step saves on the unseen documents, None where nothing was judged. without: the
+    fastest policy at this floor that leaves no layer out ("never", or the short list at full depth). credit:
+    the policy's speed over that one, by which it is decided; None where nothing was judged.
     """
 
     floor: float
@@ -41,6 +43,8 @@ class Verdict:
     basis: str = "bytes moved"
     reference_agreement: Estimate | None = None
     gain: Gain | None = None
+    without: str = "never"
+    credit: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,12 @@ class LeagueEntry:
     oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
     token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
-    empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
-    the verdict's policy; the fastest on the other half may be another by luck. gain: what each part of a step
-    saves on the other half, None where not kept. full_depth: whether it leaves no layer out: what it gains,
-    plain decoding could gain. rank: its place among the families by speed on the half that chose, from 1;
-    None for oracles and the full model, which nobody chose.
+    empty where not kept. chosen: whether it was the fastest early exit on the half that chose (the full model
+    if none beat what leaves no layer out), and so is the verdict's policy; the fastest on the other half may
+    be another by luck. gain: what each part of a step saves on the other half, None where not kept.
+    full_depth: whether it leaves no layer out: what it gains, plain decoding could gain. rank: its place
+    among the families by speed on the half that chose, from 1; None for oracles and the full model, which
+    nobody chose.
     """
 
     family: str
@@ -210,7 +215,7 @@ class MachineAnswer:
     """The best policy at one floor on one machine and batch size, judged on unseen documents.
 
     decision, reference_agreement: as a verdict's. source: where the machine's numbers come from.
-    plain_seconds_per_token: of the full model there.
+    plain_seconds_per_token: of the full model there. without: as a verdict's.
     """
 
     machine: str
@@ -223,6 +228,7 @@ class MachineAnswer:
     agreement: Estimate
     plain_seconds_per_token: float
     reference_agreement: Estimate | None = None
+    without: str = "never"
 
 
 @dataclass(frozen=True)

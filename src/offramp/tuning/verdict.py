@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -15,7 +15,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
 from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.held_out import HeldOut, measure
+from offramp.tuning.held_out import HeldOut, measure, speed_over
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
@@ -40,10 +40,11 @@ def judge(
 
     The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
     (split by `seed`; halves: the trace's, if they were searched before); it is judged on the other, with 95 %
-    bootstrap intervals over documents. "pays": the net speedup's lower limit exceeds 1 + worth and the
-    interval of agreement does not lie wholly below the floor; "does not pay": the upper limit stays below
-    1 + worth, or nothing beat the full model; else, and for a policy with under 20 documents to judge it on,
-    "too close to call".
+    bootstrap intervals over documents. It is credited only with what it adds to the fastest decoder at that
+    floor which leaves no layer out: the full model, or the full model with its output head cut to the short
+    list. "pays": the lower limit of its speed over that exceeds 1 + worth and the interval of agreement does
+    not lie wholly below the floor; "does not pay": the upper limit stays below 1 + worth, or nothing beat
+    that decoder; else, and for a policy with under 20 documents to judge it on, "too close to call".
 
     Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
     """
@@ -69,21 +70,23 @@ def judge(
     verdicts = []
     for floor in floors:
         checked = make_floor({"agreement": floor})
-        policy, risk = choose(halves.searched(checked, pricing), checked)
+        choice = choose(halves.searched(checked, pricing), checked)
+        policy, without = choice.policy, choice.without
         held = measure(halves.judging, policy, pricing, checked, seed)
         flops = measure(halves.judging, policy, in_flops, checked, seed).net_speedup
-        decision = decide(policy, held.net_speedup, held.agreement, floor, worth)
+        credit = speed_over(halves.judging, policy, without, pricing, seed)
+        decision = decide(policy, credit, held.agreement, floor, worth)
         verdicts.append(
             Verdict(
                 floor=floor,
                 decision=decision,
-                reason=_reason(floor, worth, policy, held, documents, pricing.machine),
+                reason=_reason(floor, worth, choice, held, credit, documents, pricing.machine),
                 policy=str(policy),
                 agreement=held.agreement,
                 skip_ratio=held.skip_ratio,
                 net_speedup=held.net_speedup,
                 net_speedup_flops=flops,
-                fit_agreement=1.0 - risk,
+                fit_agreement=1.0 - choice.risk,
                 fit_documents=documents[0],
                 report_documents=documents[1],
                 documents_needed=documents_needed(floor, delta),
@@ -91,6 +94,8 @@ def judge(
                 basis=pricing.machine,
                 reference_agreement=held.reference_agreement,
                 gain=held.gain,
+                without=str(without),
+                credit=credit,
             )
         )
     return tuple(verdicts)
@@ -104,18 +109,39 @@ def documents_needed(floor: float, delta: float) -> int:
     return bounds.documents_needed(1.0 - floor, delta)
 
 
-def choose(pool: Pool, floor: Floor) -> tuple[ExitPolicy, float]:
-    """The fastest policy of a search within a floor, the full model if nothing beats it; its mean loss."""
-    best = pool.fastest(floor.risk)
-    if best is None or best.cost >= pool.pricing.plain:
-        return Never(), 0.0
-    return best.policy, best.risk
+@dataclass(frozen=True)
+class Choice:
+    """What a search chose within a floor.
+
+    policy: the fastest early exit, the full model if none beats what can be had without one; its mean loss is
+    `risk`. without: the fastest policy that leaves no layer out: the full model, or its head cut to the short
+    list.
+    """
+
+    policy: ExitPolicy
+    risk: float
+    without: ExitPolicy
+
+
+def choose(pool: Pool, floor: Floor) -> Choice:
+    """The fastest early exit of a search within a floor, credited only with what it adds to the rest."""
+    without, cost = pool.fastest(floor.risk, full_depth=True), pool.pricing.plain
+    cut = without is not None and without.cost < cost
+    baseline: ExitPolicy = without.policy if without is not None and cut else Never()
+    cost = without.cost if without is not None and cut else cost
+    best = pool.fastest(floor.risk, full_depth=False)
+    if best is None or best.cost >= cost:
+        return Choice(Never(), 0.0, baseline)
+    return Choice(best.policy, best.risk, baseline)
 
 
 def decide(
     policy: ExitPolicy, speedup: Estimate, agreement: Estimate, floor: float, worth: float
 ) -> Decision:
-    """The decision on a policy that was judged on unseen documents (see `judge`)."""
+    """The decision on a policy that was judged on unseen documents (see `judge`).
+
+    speedup: over the fastest decoder that leaves no layer out.
+    """
     if isinstance(policy, Never):
         return "does not pay"
     if speedup.low is None or speedup.high is None or agreement.high is None:
@@ -129,17 +155,19 @@ def decide(
 def _reason(
     floor: float,
     worth: float,
-    policy: ExitPolicy,
+    choice: Choice,
     held: HeldOut,
+    credit: Estimate,
     documents: tuple[int, int],
     basis: str,
 ) -> str:
     """Why it was decided so, in a few sentences."""
-    if isinstance(policy, Never):
+    cut = not isinstance(choice.without, Never)
+    if isinstance(choice.policy, Never):
         few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
         return (
             f"On {documents[0]} documents, no policy of any family that keeps {_percent(floor)} "
-            f"agreement {_better(basis)} once every probe is charged."
+            f"agreement {_better(basis, CUT if cut else 'the full model')} once every probe is charged."
         ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
     speedup, agreement = held.net_speedup, held.agreement
     quality = _quality(floor, agreement)
@@ -149,18 +177,22 @@ def _reason(
         return (
             f"{gain}; fewer than {DOCUMENTS_NEEDED} allow no interval, so chance is not ruled out. {quality}"
         )
-    gain += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}; worth it above {1 + worth:.2f})."
-    missed = speedup.low > 1.0 + worth and agreement.high < floor
+    gain += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
+    gain += ")." if cut else f"; worth it above {1 + worth:.2f})."
+    low = speedup.low if credit.low is None else credit.low
+    if cut:
+        gain += f" Over {CUT}: {_value(credit):.3f} ({low:.3f} to {credit.high:.3f}; worth it above "
+        gain += f"{1 + worth:.2f})."
+    missed = low > 1.0 + worth and agreement.high < floor
     return f"{gain} {'Fast enough, but the floor was missed. ' if missed else ''}{quality}"
 
 
-def _better(basis: str) -> str:
-    """How a policy would have beaten the full model."""
-    return (
-        "moves fewer bytes than the full model"
-        if basis == BYTES
-        else f"is faster than the full model on {basis}"
-    )
+CUT = "the full model with its output head cut to the short list"
+
+
+def _better(basis: str, baseline: str) -> str:
+    """How a policy would have beaten what can be had without early exit."""
+    return f"moves fewer bytes than {baseline}" if basis == BYTES else f"is faster than {baseline} on {basis}"
 
 
 def _quality(floor: float, agreement: Estimate) -> str:
