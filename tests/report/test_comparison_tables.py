@@ -98,7 +98,7 @@ def test_words():
     assert sorted(floors, key=floor_order) == ["agreement=0.99", "agreement=0.9", "kl=0.1"]
     assert [parameters_text(size) for size in (135e6, 8.2e9, None)] == ["135 M", "8.2 B", "–"]
     assert heads_name("") == heads_name("none") == "logit lens"
-    assert figure_name("saturation_skip") == "Saturation oracle skips"
+    assert figure_name("saturation_skip") == "Saturation oracle skips at 100 % agreement"
     assert figure_name("my_own_figure") == "My own figure"
     assert named("composite falls by 0.1", "composite") == "Composite falls by 0.1."
     assert named("nothing is claimed.", "composite") == "Nothing is claimed."
@@ -213,7 +213,7 @@ def test_pairs_say_what_is_sure_and_what_is_not(comparison):
         "qwen3-8b → qwen3-8b-it (base ↔ tuned): 4 of 6 differences sure: composite on prose"
     )
     assert "falls by 0.070" in first
-    assert "saturation oracle skips on prose falls by 4.0 points" in first
+    assert "saturation oracle skips at 100 % agreement on prose falls by 4.0 points" in first
     assert second.endswith("nothing can be said, too few documents.")
     unsure = tuple(replace(pair, adjusted=0.4) for pair in comparison.pairs[:6])
     assert said(unsure) == ["qwen3-8b → qwen3-8b-it (base ↔ tuned): no difference is sure."]
@@ -222,7 +222,9 @@ def test_pairs_say_what_is_sure_and_what_is_not(comparison):
 
 def test_trends_claim_only_what_holds(comparison):
     text = Page(trends_section(comparison)).text
-    assert re.search(r"On prose[^:]*: Saturation oracle skips falls by 0\.08 per generation", text)
+    assert re.search(
+        r"On prose[^:]*: Saturation oracle skips at 100 % agreement falls by 0\.08 per generation", text
+    )
     assert "Nothing is claimed of the other 2 of 3 trends." in text
     saved = replace(comparison.trends[0], figure="saving, agreement=0.95 | h100")
     html = trends_section(replace(comparison, trends=(saved,)))
@@ -235,7 +237,7 @@ def test_trends_claim_only_what_holds(comparison):
 def test_validity_claims_only_with_models_enough(comparison):
     lines = claims(comparison.validity)
     assert lines[0].startswith(
-        "Saturation oracle skips against predicted savings (95 % agreement, h100): ranks"
+        "Saturation oracle skips at 100 % agreement against predicted savings (95 % agreement, h100): ranks"
     )
     assert (
         lines[-1] == "Nothing is claimed against measured savings: 5 independently trained models, 12 needed."

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from report_examples import example_run
 
+from offramp.policies.gain import Gain
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Certificate, Speed, Verdict
@@ -51,6 +52,22 @@ def verdict(
         documents_needed=45,
     )
     return replace(made, **changes)
+
+
+def test_a_gain_is_split_and_a_smaller_head_is_not_early_exits():
+    """Speed over plain decoding, its parts, and what of it early exit adds to the cut head."""
+    changes = {
+        "gain": Gain(0.006, 0.047, -0.0001),
+        "without": "shortlist:policy=[never],at=all",
+        "credit": Estimate(1.006, 1.001, 1.011),
+    }
+    refused = headline(run_with(verdict("does not pay", 1.056, 1.05, 1.06, **changes)))
+    assert refused.endswith(
+        "; saves of plain decoding: layers +0.6 %, head +4.7 %, probes 0.0 %; beside plain decoding with its "
+        "output head cut to the short list it is 0.6 % faster."
+    )
+    own = headline(run_with(verdict("pays", 1.12, 1.1, 1.14, gain=Gain(0.11, 0.0, -0.003))))
+    assert own.endswith("; saves of plain decoding: layers +11.0 %, head 0.0 %, probes −0.3 %.")
 
 
 def run_with(*verdicts: Verdict):

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
+from offramp.policies.results import ReplayResult
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.scoring.estimate import Estimate
@@ -23,6 +26,7 @@ from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.evidence import Evidence
 from offramp.tuning.exit_sets import exit_sets, recorded_signals
 from offramp.tuning.losses import make_floor
+from offramp.tuning.machines import machine_answers
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.results import Candidate, Certificate, Floor, Speed, Tuned
@@ -59,6 +63,61 @@ def informative_trace(*, seed: int = 0, documents: int = 80, head: int = 20, unl
         entropy=(1 - sure).astype(np.float32),
         hidden_cosine_to_previous=np.zeros((tokens, 6), dtype=np.float32),
     )
+
+
+@pytest.mark.parametrize("listed", [1.0, 0.9])
+def test_early_exit_is_credited_with_what_it_adds_to_a_cut_head(listed: float) -> None:
+    """A dear head, and a list that costs no agreement, or too much of it."""
+    plain = informative_trace(head=100_000)
+    on_list = np.random.default_rng(0).random(plain.token_count) < listed
+    trace = with_facts(
+        plain,
+        restricted_top1=np.where(on_list[:, None], plain.fact("top1"), 5).astype(np.int32),
+        hidden_cosine_to_previous=plain.fact("max_prob"),
+    )
+    verdict = judge(trace, (0.95,))[0]
+    assert verdict.credit is not None
+    assert verdict.net_speedup.value is not None
+    policy = parse_policy(verdict.policy)
+    assert not policy.full_depth
+    # Prices of the half are at its own mean position.
+    replayed = replay_on_judging(trace, policy).predicted_speedup
+    assert verdict.net_speedup.value == pytest.approx(replayed, rel=1e-4)
+    without = replay_on_judging(trace, parse_policy(verdict.without)).predicted_speedup
+    assert verdict.credit.value == pytest.approx(verdict.net_speedup.value / without, rel=1e-4)
+    if listed == 1.0:
+        assert verdict.without == "shortlist:policy=[never],at=all"
+        assert policy.short_head
+        assert without > 1.2
+        assert "with its output head cut to the short list 1." in verdict.reason
+    else:
+        assert verdict.without == "never"
+        assert verdict.credit == verdict.net_speedup
+    assert verdict.gain is not None
+    assert verdict.gain.total == pytest.approx(1.0 - 1.0 / verdict.net_speedup.value)
+
+
+def with_facts(trace: Trace, **further: Any) -> Trace:
+    facts = {name: trace.fact(name) for name in trace.fact_names} | further
+    return Trace.from_facts(facts, document=trace.document, shape=trace.shape, position=trace.position)
+
+
+def replay_on_judging(trace: Trace, policy: ExitPolicy) -> ReplayResult:
+    return replay(trace.subset(split_documents(trace, 0)[1]), policy)
+
+
+def test_nothing_pays_that_a_cut_head_gives_alone() -> None:
+    """No token may leave early, and the list is as good as the whole vocabulary."""
+    never_right = np.tile(np.arange(6), (800, 1)).astype(np.int32)
+    plain = make_trace(tokens=800, documents=40, shape=make_shape(head=100_000), top1=never_right)
+    trace = with_facts(plain, restricted_top1=never_right)
+    verdict = judge(trace, (0.9999,))[0]
+    assert (verdict.policy, verdict.decision) == ("never", "does not pay")
+    assert verdict.without == "shortlist:policy=[never],at=all"
+    assert verdict.net_speedup.value == 1.0
+    assert "than the full model with its output head cut to the short list" in verdict.reason
+    answer = machine_answers(trace, [find_machine("h100")], (1,), 0.9999)[0]
+    assert (answer.policy, answer.decision) == ("never", "does not pay")
 
 
 def test_documents_needed() -> None:

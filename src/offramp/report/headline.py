@@ -8,7 +8,7 @@ from offramp.report.basis import how_obtained
 from offramp.report.formats import counted, listed, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import transform_sentence
-from offramp.report.verdict_words import executed_words, speed_words, worth_words
+from offramp.report.verdict_words import executed_words, saved_words, speed_words, worth_words
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.tuning.results import Decision, Verdict
 from offramp.workloads.packing import SHORTEST_CAP
@@ -87,8 +87,8 @@ def doubt(found: list[Named]) -> str:
 
 
 def figures(verdict: Verdict) -> str:
-    """What is kept as executed, and the speed against the worth."""
-    return f"{executed_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}"
+    """What is kept as executed, the speed against the worth, and where it comes from."""
+    return f"{executed_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
 
 
 def mixed_sentence(model: str, found: list[Named]) -> str:

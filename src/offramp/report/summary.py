@@ -13,6 +13,7 @@ import numpy as np
 from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
+from offramp.report.credit import credit_json, credits_of
 from offramp.report.decoding_json import decoding_json
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -52,6 +53,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "frontier": [frontier_json(w.name, frontier) for w in run.workloads for frontier in w.frontiers],
         "predicted": [predicted_json(run, w, v) for w in run.workloads for v in w.verdicts],
         "league": [result_json(w.name, entry) for w in run.workloads for entry in w.league],
+        "credit": [credit_json(w.name, one) for w in run.workloads for one in credits_of(w.league)],
         "tuned": [tuned_json(w.name, tuned) for w in run.workloads for tuned in w.tuned],
         "machines": [result_json(w.name, answer) for w in run.workloads for answer in w.machines],
         "break_even": [result_json(w.name, lever) for w in run.workloads for lever in w.break_even],
@@ -89,7 +91,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def optional_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """A figure that not every policy has; null without it."""
+    """An estimate that there may not be: null then."""
     return None if estimate is None else estimate_json(estimate)
 
 
@@ -122,6 +124,9 @@ def verdict_json(workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
         "fit_documents": verdict.fit_documents,
         "report_documents": verdict.report_documents,
         "documents_needed": verdict.documents_needed,
+        "gain": None if verdict.gain is None else finite_json(verdict.gain.to_json()),
+        "without": verdict.without,
+        "credit": optional_json(verdict.credit),
     }
 
 
@@ -180,6 +185,7 @@ def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
         "reference_agreement": optional_json(tuned.reference_agreement),
         "executed_agreement": optional_json(tuned.executed_agreement),
         "candidates": [finite_json(asdict(one)) for one in tuned.candidates],
+        "gain": None if tuned.gain is None else finite_json(tuned.gain.to_json()),
         "certificate": finite_json(asdict(tuned.certificate)),
         "documents": finite_json(tuned.documents),
         "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],

@@ -15,6 +15,7 @@ from offramp.report.formats import (
     NumberFormat,
     decimal,
     estimate_text,
+    gain_text,
     interval_text,
     milliseconds,
     percent,
@@ -85,7 +86,7 @@ def floors_table(run: RunResult) -> Table:
             table.add_row(
                 escape(workload.name) if row == 0 else "",
                 whole_percent(verdict.floor),
-                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]",
+                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]" + saved(verdict),
                 kept(verdict),
                 speed(verdict),
                 stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
@@ -121,6 +122,12 @@ def stacked(estimate: Estimate, number: NumberFormat) -> str:
     if not limits or estimate.low == estimate.high:
         return number(estimate.value)
     return f"{number(estimate.value)}\n[dim]{limits}[/]"
+
+
+def saved(verdict: Verdict) -> str:
+    """Where a policy's gain comes from, on a line of its own; nothing for the full model."""
+    parts = "" if verdict.policy == "never" else gain_text(verdict.gain)
+    return f"\n[dim]saves: {parts}[/]" if parts else ""
 
 
 def reference(estimate: Estimate | None) -> str:
@@ -186,8 +193,8 @@ def scores_table(run: RunResult) -> Table:
         ("representation quality", "representation", decimal),
         ("information increment", "increment", decimal),
         ("calibration", "calibration", decimal),
-        ("first-match oracle skips", "first_match_skip", percent),
-        ("saturation oracle skips at 100 %", "saturation_skip", percent),
+        ("first-match oracle skips\n(at 100 % agreement)", "first_match_skip", percent),
+        ("saturation oracle skips\n(at 100 % agreement)", "saturation_skip", percent),
         ("composite", "composite", decimal),
     )
     for name, field, number in figures:

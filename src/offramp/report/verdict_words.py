@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from offramp.report.basis import machine_name
-from offramp.report.formats import counted, interval_text, percent, times, whole_percent
+from offramp.report.credit import CUT
+from offramp.report.formats import counted, faster, gain_text, interval_text, percent, times, whole_percent
 from offramp.tuning.results import Speed, Verdict
 from offramp.tuning.verdict import percent_down
 
@@ -57,3 +58,13 @@ def worth_words(verdict: Verdict) -> str:
         return f"; {counts}"
     change = interval_text(speed.low, speed.high, lambda value: percent(value - 1))
     return f": {change} faster; {counts}"
+
+
+def saved_words(verdict: Verdict) -> str:
+    """Where the gain comes from, and what of it early exit adds to a smaller head alone."""
+    parts = gain_text(verdict.gain)
+    said = f"; saves of plain decoding: {parts}" if parts else ""
+    credit = verdict.credit
+    if verdict.without != "never" and credit is not None and credit.value is not None:
+        said += f"; beside {CUT} it is {faster(credit.value)}"
+    return said

@@ -39,7 +39,7 @@ def league(
     for floor in checked:
         pool = halves.searched(floor, pricing)
         best = pool.fastest_of_families(floor.risk)
-        chosen, _ = choose(pool, floor)
+        chosen = choose(pool, floor).policy
         ranked = [(scored, rank) for rank, scored in enumerate(best, start=1)]
         fixed = [(scored, None) for scored in _fixed(pool)]
         judged = [_judged(halves, floor, pricing, scored, chosen, rank) for scored, rank in [*ranked, *fixed]]

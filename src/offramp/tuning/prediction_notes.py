@@ -36,7 +36,10 @@ def prediction_notes(
     noun = "documents" if batch == 1 else f"groups of {batch} documents"
     notes = []
     if not reachable:
-        notes.append("An oracle: it looks at what no decoder knows before it decides; nothing can reach it.")
+        notes.append(
+            "An oracle, at 100 % agreement: it looks at what no decoder knows before it decides; nothing can "
+            "reach it."
+        )
     if left_out:
         notes.append(
             f"{left_out} documents were left out: exit heads were fitted or the policy was tuned on them, or "

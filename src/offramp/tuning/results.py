@@ -108,7 +108,9 @@ class Verdict:
     its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
     and reference_agreement (with the untransformed full model, None without transforms).
     documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
-    gain: what each part of a step saves in the speed that is shown, None where that is not known.
+    gain: what each part of a step saves in the speed that is shown, None where that is not known. without:
+    the fastest policy at this floor that leaves no layer out, as replayed ("never", or the short list at full
+    depth). credit: the speed over that one, by which it is decided; None where there is no speed.
     """
 
     floor: float
@@ -133,6 +135,8 @@ class Verdict:
     basis: str = "bytes moved"
     reference_agreement: Estimate | None = None
     gain: Gain | None = None
+    without: str = "never"
+    credit: Estimate | None = None
 
     @property
     def certified(self) -> bool:
@@ -263,11 +267,12 @@ class LeagueEntry:
     oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
     token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
-    empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
-    the verdict's policy; the fastest on the other half may be another by luck. gain: what each part of a step
-    saves on the other half, None where not kept. full_depth: whether it leaves no layer out: what it gains,
-    plain decoding could gain. rank: its place among the families by speed on the half that chose, from 1;
-    None for oracles and the full model, which nobody chose.
+    empty where not kept. chosen: whether it was the fastest early exit on the half that chose (the full model
+    if none beat what leaves no layer out), and so is the verdict's policy; the fastest on the other half may
+    be another by luck. gain: what each part of a step saves on the other half, None where not kept.
+    full_depth: whether it leaves no layer out: what it gains, plain decoding could gain. rank: its place
+    among the families by speed on the half that chose, from 1; None for oracles and the full model, which
+    nobody chose.
     """
 
     family: str
@@ -293,7 +298,7 @@ class MachineAnswer:
     """The best policy at one floor on one machine and batch size, judged on unseen documents.
 
     decision, reference_agreement: as a verdict's. source: where the machine's numbers come from.
-    plain_seconds_per_token: of the full model there.
+    plain_seconds_per_token: of the full model there. without: as a verdict's.
     """
 
     machine: str
@@ -306,6 +311,7 @@ class MachineAnswer:
     agreement: Estimate
     plain_seconds_per_token: float
     reference_agreement: Estimate | None = None
+    without: str = "never"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -15,7 +15,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
 from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.held_out import HeldOut, measure
+from offramp.tuning.held_out import HeldOut, measure, speed_over
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
@@ -61,7 +61,9 @@ def judge(
 
     The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
     (split by `seed`; halves: the trace's, if they were searched before); its replay is measured on the other,
-    with 95 % bootstrap intervals over documents. A replay only proposes: by `decide` it can show that early
+    with 95 % bootstrap intervals over documents. It is credited only with what it adds to the fastest decoder
+    at that floor which leaves no layer out: the full model, or the full model with its output head cut to the
+    short list. A replay only proposes: by `decide` it can show that early
     exit does not pay, never that it pays; `settle` adds what was executed and measured.
 
     Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
@@ -82,13 +84,13 @@ def judge(
     verdicts = []
     for floor in floors:
         checked = make_floor({"agreement": floor})
-        policy, risk = choose(halves.searched(checked, pricing), checked)
-        held = measure(halves.judging, policy, pricing, checked, seed)
+        choice = choose(halves.searched(checked, pricing), checked)
+        held = measure(halves.judging, choice.policy, pricing, checked, seed)
         verdicts.append(
             _replayed(
-                floor, worth, delta, policy, held, pricing,
-                flops=measure(halves.judging, policy, in_flops, checked, seed).net_speedup,
-                fit_agreement=1.0 - risk,
+                floor, worth, delta, choice, held, pricing,
+                flops=measure(halves.judging, choice.policy, in_flops, checked, seed).net_speedup,
+                credit=speed_over(halves.judging, choice.policy, choice.without, pricing, seed),
                 documents=documents,
             )
         )  # fmt: skip
@@ -105,7 +107,9 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
     exits = tuned.policy_text != NEVER
     speed = measured if exits and measured is not None else _predicted(tuned) if exits else None
     refuted = certificate.executed and not exits and _is_refuted(tuned)
-    decision = decide(worth=verdict.worth, speed=speed, certified=certified, refuted=refuted)
+    refuted |= certified and exits and tuned.policy.full_depth  # early exit adds nothing to the rest
+    credit = None if speed is None else credited(verdict, speed)
+    decision = decide(worth=verdict.worth, speed=credit, certified=certified, refuted=refuted)
     if decision == "too close to call" and not exits and verdict.decision == "does not pay":
         decision = "does not pay"  # nothing was executed, and replay already says that nothing is faster
     settled = replace(
@@ -118,8 +122,19 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
         speed=speed,
         documents_needed=certificate.documents_needed,
         gain=tuned.gain,
+        credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
     )
     return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
+
+
+def credited(verdict: Verdict, speed: Speed) -> Speed:
+    """A speed over plain decoding as one over the fastest that leaves no layer out, as far as predicted."""
+    net, credit = verdict.net_speedup.value, verdict.credit
+    if verdict.without == NEVER or credit is None or credit.value is None or not net:
+        return speed
+    share = credit.value / net
+    low, high = (None if limit is None else limit * share for limit in (speed.low, speed.high))
+    return replace(speed, value=speed.value * share, low=low, high=high)
 
 
 def _predicted(tuned: Tuned) -> Speed | None:
@@ -146,7 +161,13 @@ def _reason(verdict: Verdict, tuned: Tuned) -> str:
     speed = verdict.speed
     if verdict.policy == NEVER or speed is None:
         return tuned.answer
-    return f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
+    said = f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
+    if tuned.policy.full_depth:
+        return f"{said} It leaves no layer out: what it gains is the shorter output head's."
+    credit = verdict.credit
+    if verdict.without == NEVER or credit is None or credit.value is None:
+        return said
+    return f"{said} Over {CUT}, which needs no early exit, it is {credit.value:.3f} ×, and that decides."
 
 
 def kept_words(verdict: Verdict) -> str:
@@ -216,16 +237,37 @@ def documents_needed(floor: float, delta: float) -> int:
     return bounds.documents_needed(1.0 - floor, delta)
 
 
-def choose(pool: Pool, floor: Floor) -> tuple[ExitPolicy, float]:
-    """The fastest policy of a search within a floor, the full model if nothing beats it; its mean loss."""
-    best = pool.fastest(floor.risk)
-    if best is None or best.cost >= pool.pricing.plain:
-        return Never(), 0.0
-    return best.policy, best.risk
+@dataclass(frozen=True)
+class Choice:
+    """What a search chose within a floor.
+
+    policy: the fastest early exit, the full model if none beats what can be had without one; its mean loss is
+    `risk`. without: the fastest policy that leaves no layer out: the full model, or its head cut to the short
+    list.
+    """
+
+    policy: ExitPolicy
+    risk: float
+    without: ExitPolicy
+
+
+def choose(pool: Pool, floor: Floor) -> Choice:
+    """The fastest early exit of a search within a floor, credited only with what it adds to the rest."""
+    without, cost = pool.fastest(floor.risk, full_depth=True), pool.pricing.plain
+    cut = without is not None and without.cost < cost
+    baseline: ExitPolicy = without.policy if without is not None and cut else Never()
+    cost = without.cost if without is not None and cut else cost
+    best = pool.fastest(floor.risk, full_depth=False)
+    if best is None or best.cost >= cost:
+        return Choice(Never(), 0.0, baseline)
+    return Choice(best.policy, best.risk, baseline)
 
 
 def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
-    """The decision that a replay on unseen documents allows: it may refuse, and never promises."""
+    """The decision that a replay on unseen documents allows: it may refuse, and never promises.
+
+    speedup: over the fastest decoder that leaves no layer out.
+    """
     if isinstance(policy, Never):
         return "does not pay"
     speed = None if speedup.value is None else predicted_speed(speedup, machine)
@@ -252,15 +294,15 @@ def _replayed(
     floor: float,
     worth: float,
     delta: float,
-    policy: ExitPolicy,
+    choice: Choice,
     held: HeldOut,
     pricing: Pricing,
     *,
     flops: Estimate,
-    fit_agreement: float,
+    credit: Estimate,
     documents: tuple[int, int],
 ) -> Verdict:
-    decision = decide_replayed(policy, held.net_speedup, pricing.machine, worth)
+    decision = decide_replayed(choice.policy, credit, pricing.machine, worth)
     missing = () if decision == "does not pay" else (
         f"an executed certificate: offramp tune TRACE --floor agreement={floor:g}",
     )  # fmt: skip
@@ -268,36 +310,48 @@ def _replayed(
         floor=floor,
         worth=worth,
         decision=decision,
-        reason=_replay_reason(floor, worth, policy, held, documents, pricing.machine),
+        reason=_replay_reason(floor, worth, choice, held, credit, documents, pricing.machine),
         missing=missing,
-        policy=str(policy),
+        policy=str(choice.policy),
         kv=None,
         certificate=None,
         executed_agreement=None,
         speed=None if held.net_speedup.value is None else predicted_speed(held.net_speedup, pricing.machine),
-        replayed_policy=str(policy),
+        replayed_policy=str(choice.policy),
         agreement=held.agreement,
         skip_ratio=held.skip_ratio,
         net_speedup=held.net_speedup,
         net_speedup_flops=flops,
-        fit_agreement=fit_agreement,
+        fit_agreement=1.0 - choice.risk,
         fit_documents=documents[0],
         report_documents=documents[1],
         documents_needed=documents_needed(floor, delta),
         basis=pricing.machine,
         reference_agreement=held.reference_agreement,
         gain=held.gain,
+        without=str(choice.without),
+        credit=credit,
     )
 
 
+CUT = "the full model with its output head cut to the short list"
+
+
 def _replay_reason(
-    floor: float, worth: float, policy: ExitPolicy, held: HeldOut, documents: tuple[int, int], basis: str
+    floor: float,
+    worth: float,
+    choice: Choice,
+    held: HeldOut,
+    credit: Estimate,
+    documents: tuple[int, int],
+    basis: str,
 ) -> str:
     """Why a replay says so, in a few sentences."""
-    if isinstance(policy, Never):
+    cut = not isinstance(choice.without, Never)
+    if isinstance(choice.policy, Never):
         few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
-        better = "moves fewer bytes than the full model"
-        better = better if basis == BYTES else f"is faster than the full model on {basis}"
+        plain = CUT if cut else "the full model"
+        better = f"moves fewer bytes than {plain}" if basis == BYTES else f"is faster than {plain} on {basis}"
         return (
             f"On {documents[0]} documents, no policy of any family that keeps {percent_down(floor)} "
             f"agreement in replay {better} once every probe is charged."
@@ -308,9 +362,13 @@ def _replay_reason(
     if speedup.value is not None:
         said += f", predicted net speedup {unit} {speedup.value:.3f}"
     if speedup.low is not None and speedup.high is not None:
-        said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}; worth it above {1 + worth:.2f})"
+        said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
+        said += ")" if cut else f"; worth it above {1 + worth:.2f})"
     else:
         said += f", without an interval: {speedup.no_interval or speedup.undefined or 'too few documents'}"
+    if cut and credit.value is not None and credit.low is not None:
+        said += f"; over {CUT} {credit.value:.3f} ({credit.low:.3f} to {credit.high:.3f}; worth it above "
+        said += f"{1 + worth:.2f})"
     kept = "" if agreement.value is None else f"; agreement {percent_down(agreement.value)}"
     return f"{said}{kept}. Nothing was executed: decoding may keep less."
 

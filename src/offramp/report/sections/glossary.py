@@ -40,8 +40,16 @@ TERMS: dict[str, str] = {
         "Cosine: how little the layer changed the hidden state. Classifier and network: a fitted guess from "
         "the hidden state whether the exit agrees."
     ),
+    "Where a gain comes from": (
+        "What a policy saves of plain decoding's cost of a token, in three parts: layers (less the repair of "
+        "keys and values), output head, probes. They sum to 1 − policy / plain. Early exit is credited only "
+        "with what it adds to the fastest decoder at the same floor that leaves no layer out."
+    ),
     "Family": "All policies of one signal or rule on one kind of exit set; only its fastest member is shown.",
-    "Oracle": "A policy that knows the full model's answer. No decoder can follow it; it shows the limit.",
+    "Oracle": (
+        "A policy that knows the full model's answer. No decoder can follow it; it shows the limit at 100 % "
+        "agreement. A policy that may change some answers can skip more."
+    ),
     "Skip ratio": "The share of decoder layers not executed.",
     "Net speedup": (
         "Plain cost over the policy's cost per token: layers, probes, repair of keys and values, and head "
@@ -63,9 +71,11 @@ TERMS: dict[str, str] = {
         "agreement is certified."
     ),
     "Short list": (
-        "A list of frequent tokens. Reading an exit, or the last layer, off their columns of the output head "
-        "alone is far cheaper than the whole head, and can never say another token. Plain decoding can use "
-        "it too: early exit is credited only with what it adds to that."
+        "Some 2,048 frequent tokens: those that follow most often in the documents that exit heads were "
+        "fitted on, or without such heads the first ids of the vocabulary. An output read off it costs that "
+        "many columns of the output head instead of all, and is wrong where the full model's token is not on "
+        "it. That needs no early exit: “shortlist:policy=[never],at=all” is plain decoding with a smaller "
+        "head, and early exit is credited only with what it adds to that."
     ),
     "Propagate, mapped, recompute, speculate": (
         "Ways to supply keys and values of skipped layers. Propagate projects them from the state at the "
@@ -105,10 +115,11 @@ TERMS: dict[str, str] = {
     "Break-even": "The price of one part of a step at which early exit would just be worth its trouble.",
     "First-match oracle": (
         "Stops at the first layer that agrees with the full model. It overstates what can be saved, "
-        "since later layers may disagree again."
+        "since later layers may disagree again. At 100 % agreement."
     ),
     "Saturation oracle": (
-        "Stops at the first layer from which all later layers agree. No policy can know this."
+        "Stops at the first layer from which all later layers agree, at 100 % agreement. No policy can know "
+        "this."
     ),
     "Representation quality": (
         "Area under agreement over the share of layer work done. High: early layers are already right."

@@ -160,7 +160,7 @@ def oracle_card(run: RunResult) -> str:
     lines = [(name, estimate_text(estimate, percent)) for name, estimate in estimates]
     what = (
         "of the layers could be skipped at 100 % agreement by an oracle that knows when each answer is "
-        "settled; no policy knows that"
+        "settled; no policy knows that, and one that may change answers can skip more"
     )
     return key_card("measured", span_text(values, percent) or "undefined", what, lines)
 

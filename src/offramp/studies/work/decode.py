@@ -94,6 +94,7 @@ def best_policies(entries: Sequence[Mapping[str, Any]], *, floor: float, count: 
         for entry in entries
         if entry["reachable"]
         and entry["policy"] != "never"
+        and not entry.get("full_depth")
         and math.isclose(entry["floor"], floor)
         and entry["net_speedup"]["value"] is not None
     ]
