@@ -23,12 +23,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from offramp.decoding.bench.ratios import SAMPLES_NEEDED, median_ratio
+
 import offramp
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.bench.bench import measure
 from offramp.decoding.bench.contenders import GENERATE, NEVER, STATIC_CACHE, Cell
 from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.ratios import SAMPLES_NEEDED, median_ratio
 from offramp.decoding.bench.results import BenchResult, Interval
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.hardware import measure_hardware

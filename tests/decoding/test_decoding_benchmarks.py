@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_modules import benchmark
 
 import offramp
 from tiny_models import LINES, write_llama
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHORT = ["--new-tokens", "5", "--rounds", "1", "--prompts", "1", "--profile-seconds", "0.01"]
-
-
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their names
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
