@@ -4,10 +4,10 @@
     python benchmarks/timing.py --parts simulation
     python benchmarks/timing.py --parts machine --seconds 30,60,120
 
-simulation: blocks of two contenders in random order on a machine whose speed wanders, at pair spreads of 2, 3,
-5.5 and 10 %, through the very statistics of `offramp bench`: how often equal contenders are called faster or
-slower, how often contenders that differ by exactly the worth are called equivalent, and how often the right
-answer is given. machine: the same decoder twice as policy and as baseline, for several budgets: half-width
+simulation: blocks of two contenders in random order on a machine whose speed wanders, at pair spreads of 2,
+3, 5.5 and 10 %, through the very statistics of `offramp bench`: how often equal contenders are called faster
+or slower, how often contenders that differ by exactly the worth are called equivalent, and how often the
+right answer is given. machine: the same decoder twice as policy and as baseline, for several budgets: half-width
 against seconds spent. The last line is one JSON object.
 """
 

@@ -47,7 +47,7 @@ NEVER = verdict("does not pay", 1.0, 1.0, 1.0, policy="never")
 def measured_at(value: float, low: float | None, high: float | None, policy: str = POLICY, **options):
     """A measurement of the policy with this net speedup."""
     made = decoded("prose", policy, grid=False, **options)
-    own = contender(f"{policy} (propagate)", "policy", PLAIN / value, speedup=Interval(value, low, high))
+    own = contender(f"{policy} (propagate)", "policy", PLAIN / value, ratio=Interval(value, low, high))
     others = [c for c in made.bench.contenders if c.name != own.name]
     return replace(made, bench=replace(made.bench, contenders=(own, *others)))
 
@@ -84,12 +84,12 @@ def test_the_rule(predicted, measured, decision):
         assert judgement.why is not None
 
 
-def test_an_invalid_measurement_of_this_policy_changes_nothing():
-    run = run_of(PAYS, measured_at(0.9, 0.89, 0.91, valid=False))
+def test_a_measurement_with_a_defect_changes_nothing():
+    run = run_of(PAYS, measured_at(0.9, 0.89, 0.91, sound=False))
     judgement = judge_measured(run, run.workloads[0], PAYS)
     assert (judgement.decision, judgement.measured) == ("pays", None)
     assert "predicted to decode 12.0 % faster" in headline(run)
-    assert any(note.startswith("The measurement on prose is INVALID") for note in caveats(run))
+    assert any(note.startswith("The measurement on prose has a defect") for note in caveats(run))
 
 
 @pytest.mark.parametrize("change", [{"policy": "static:exit=3"}, {"basis": "h100"}])

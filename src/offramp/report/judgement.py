@@ -2,7 +2,7 @@
 
 The rule, for the policy that a verdict names and its net speedup over the fastest plain decoder:
 
-- a measurement that is INVALID, or of another policy, changes nothing; nor a verdict for another machine;
+- a measurement with a defect, or of another policy, changes nothing; nor a verdict for another machine;
 - "does not pay" as soon as the measured upper limit lies below 1 + worth, whatever was predicted;
 - "pays" only if prediction and measurement both say so: the measured lower limit lies above 1 + worth, and
   the agreement of the generated text is not wholly below the floor;
@@ -36,7 +36,7 @@ CHARGED_KV = "propagate"
 class Judgement:
     """A verdict with what decoding said of it.
 
-    decision: after the measurement. measured: net speedup of this very policy by a VALID measurement, None
+    decision: after the measurement. measured: net speedup of this very policy by a sound measurement, None
     without one. why: what the measurement changed, in a clause; None if nothing.
     """
 
@@ -67,7 +67,7 @@ def judge_measured(run: RunResult, workload: WorkloadResult, verdict: Verdict) -
     """The verdict by the rule of this file."""
     decoded = run.decoded(workload.name)
     plain = Judgement(workload.name, verdict, verdict.decision)
-    if decoded is None or not decoded.valid or verdict.basis not in HERE:
+    if decoded is None or not decoded.sound or verdict.basis not in HERE:
         return plain
     if verdict.policy == "never":
         return _overlooked(plain, decoded)
@@ -88,7 +88,7 @@ def decoded_policy(decoded: Decoded, verdict: Verdict) -> DecodedPolicy | None:
 
 
 def measured_seconds(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> Interval | None:
-    """Measured seconds per token of a verdict's policy, VALID or not; None if it was not decoded."""
+    """Measured seconds per token of a verdict's policy; None if it was not decoded."""
     decoded = run.decoded(workload.name) if verdict.basis in HERE else None
     policy = None if decoded is None else decoded_policy(decoded, verdict)
     return None if decoded is None or policy is None else decoded.timed(policy).seconds_per_token

@@ -22,7 +22,7 @@ from offramp.scoring.finite import finite_json, number
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -142,7 +142,9 @@ def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -
     """What one verdict predicts, in seconds where plain decoding's are known, and what was measured."""
     measured = measured_seconds(run, workload, verdict)
     decoded = run.decoded(workload.name)
-    timed = "not timed" if measured is None or decoded is None else f"timed, {decoded.bench.validity}"
+    timed = "not timed" if measured is None or decoded is None else "timed"
+    if measured is not None and decoded is not None and not decoded.sound:
+        timed = "timed with a defect"
     return {
         "workload": workload.name,
         "floor": verdict.floor,

@@ -52,10 +52,12 @@ TERMS: dict[str, str] = {
         "stopwatch's. What was measured beats what was predicted: a policy predicted to pay but measured not "
         "to is not called paying. A measurement on a few prompts cannot make a promise by itself."
     ),
-    "VALID, INVALID": (
-        "Whether a timing may be believed. INVALID: the machine was busy, two identical contenders came out "
-        "unequal, an output differs that must not, or other layers ran than were claimed. It changes no "
-        "verdict."
+    "Faster, slower, equivalent, unresolved": (
+        "What a timing answers of a policy against the fastest plain decoder. Equivalent: within the gain "
+        "that counts as worth it, either way. Unresolved at ± x %: the interval is too wide to say. All "
+        "contenders take turns in blocks of a few tokens, so that a busy machine slows all of them alike; "
+        "intervals are over prompts, and hold however the timing was stopped. Defect: a wrong output, other "
+        "layers than were claimed, or the same decoder twice that comes out unequal; it changes no verdict."
     ),
     "Agreement on given text, on its own text": (
         "Replayed: at every token of a given text, whatever came before it is the text's. Own text: of the "

@@ -141,12 +141,12 @@ def span_text(values: list[float], number: NumberFormat) -> str:
 def decoded_card(run: RunResult) -> str:
     """The measured gain of the policies that were decoded for real."""
     lines = []
-    values: dict[bool, list[float]] = {True: [], False: []}
+    values: list[float] = []
     for decoded in run.decoding:
         chosen = decoded.chosen
         speedup = None if chosen is None else decoded.speedup(chosen)
-        if speedup is not None:
-            values[decoded.valid].append(speedup.value)
+        if speedup is not None and decoded.sound:
+            values.append(speedup.value)
         words = "no policy was chosen" if chosen is None else decoded_words(decoded, speedup)
         lines.append((decoded.workload, words))
     lines += [(name, "not decoded") for name in run.not_decoded]
@@ -156,16 +156,14 @@ def decoded_card(run: RunResult) -> str:
         "faster decoding, by the stopwatch, with the skipped layers not executed; plain decoding takes "
         f"{seconds or 'an unknown time'} per token on this machine"
     )
-    return key_card(
-        "measured", span_text(values[True] or values[False], signed_change) or "not timed", what, lines
-    )
+    return key_card("measured", span_text(values, signed_change) or "not timed", what, lines)
 
 
 def decoded_words(decoded: Decoded, speedup: Interval | None) -> str:
-    """One workload's measured gain in words; INVALID where it is not to be believed."""
+    """One workload's measured gain in words; nothing of it where the measurement has a defect."""
     if speedup is None:
         return "not timed"
-    return measured_words(speedup) + ("" if decoded.valid else ", INVALID")
+    return measured_words(speedup) if decoded.sound else "not known: the measurement has a defect"
 
 
 def oracle_card(run: RunResult) -> str:
