@@ -17,7 +17,7 @@ from offramp.files import read_sealed_json, write_sealed_json
 from offramp.report.decoded import Decoded
 from offramp.scoring.finite import finite_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
