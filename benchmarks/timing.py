@@ -7,16 +7,18 @@
 simulation: blocks of two contenders in random order on a machine whose speed wanders, at pair spreads of 2,
 3, 5.5 and 10 %, through the very statistics of `offramp bench`: how often equal contenders are called faster
 or slower, how often contenders that differ by exactly the worth are called equivalent, and how often the
-right answer is given. machine: the same decoder twice as policy and as baseline, for several budgets: half-width
-against seconds spent. The last line is one JSON object.
+right answer is given. machine: the full model in our loop against itself, once for each budget, on this
+machine: the half-width against the seconds spent. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,3 +137,84 @@ def simulation(options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{row['interval_misses']:.2%}; half-width {row['half_width']:.2%}"
         )
     return rows
+
+
+def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Equal contenders timed for real: what `offramp bench` resolves in so many seconds here."""
+    import offramp
+    from offramp.decoding.bench.bench import run, settle
+    from offramp.decoding.bench.budget import Limits
+    from offramp.decoding.bench.contenders import NEVER, Extent
+    from offramp.decoding.bench.prompts import prompts_of
+    from offramp.workloads.registry import load_workload
+
+    model = offramp.load_model(options.model)
+    prompts = prompts_of(
+        model, load_workload(options.workload), 1, most=options.prompts, new_tokens=options.new_tokens
+    )
+    setting = settle(model, "never", prompts=prompts, new_tokens=options.new_tokens)
+    rows = []
+    for budget in map(float, options.seconds.split(",")):
+        extent = Extent(peers=False, static_cache=False, plain=NEVER)
+        result = run(setting, limits=Limits(budget, worth=options.worth), extent=extent).result
+        ratio = result.main.ratio
+        assert ratio is not None  # it was timed
+        row = {
+            "budget_seconds": budget,
+            "seconds_spent": result.seconds_spent,
+            "stopped": result.stopped,
+            "prompts": result.prompts,
+            "answer": result.answer,
+            "ratio": ratio.value,
+            "low": ratio.low,
+            "high": ratio.high,
+            "half_width": result.resolution,
+            "pair_spread": _pair_spread(result.contender(f"{NEVER} again").clusters),
+            "other_load": result.circumstances["other_load"],
+            "defects": list(result.defects),
+        }
+        rows.append(row)
+        print(
+            f"{result.seconds_spent:.0f} of {budget:.0f} s ({result.stopped}): {result.prompts} prompts, "
+            f"{result.answer}, {ratio.value:.4f} ± {result.resolution or math.nan:.2%}"
+        )
+    return rows
+
+
+def _pair_spread(clusters: Sequence[Any]) -> float | None:
+    """Of one pair, from the spread of clusters of equal contenders: theirs times the root of their pairs."""
+    if len(clusters) < 2:
+        return None
+    logs = np.array([one.log_ratio for one in clusters])
+    return float(logs.std(ddof=1) * math.sqrt(np.mean([one.pairs for one in clusters])))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "simulation": simulation,
+    "machine": machine,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are asked for."""
+    options = _options(arguments)
+    names = list(PARTS) if options.parts == "all" else options.parts.split(",")
+    print(json.dumps({"settings": vars(options), **{name: PARTS[name](options) for name in names}}))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--parts", default="all", help=f"of {', '.join(PARTS)}, or all")
+    parser.add_argument("--runs", type=int, default=4000, help="of each simulated case")
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=8, help="of blocks, on each simulated prompt")
+    parser.add_argument("--worth", type=float, default=0.05)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--workload", default="prose")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--seconds", default="30,60,120", help="budgets on this machine")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -186,6 +186,8 @@ def bench(
             rounds=rounds,
             seconds=seconds,
             worth=worth,
+            looks=not to_the_end,
+            plain=plain,
             draft_length=draft_length,
             floor=floor,
             output=output,

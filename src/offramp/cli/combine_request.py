@@ -43,6 +43,8 @@ class CombineRequest:
     rounds: int | None
     seconds: float
     worth: float
+    looks: bool
+    plain: str | None
     draft_length: int | str
     floor: float
     output: Path | None

@@ -59,6 +59,8 @@ def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) ->
             rounds=request.rounds,
             budget_seconds=request.seconds,
             worth=request.worth,
+            looks=request.looks,
+            plain=request.plain,
             draft_length=request.draft_length,
             workload=request.workload.name,
             floor=request.floor,

@@ -43,6 +43,7 @@ def measure(
     rounds: int | None = None,
     worth: float = WORTH,
     peers: bool = True,
+    never: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -56,7 +57,8 @@ def measure(
     answered whether each policy is faster, or the seconds are spent. Ratios are of blocks side by side, their
     intervals over prompts.
     budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
-    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. seed: of the
+    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. never: whether
+    the full model in our loop is timed even if it is not the fastest, as forecasts need it. seed: of the
     order of turns. options: what `settle` takes.
 
     Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
@@ -65,7 +67,7 @@ def measure(
     return run(
         setting,
         limits=Limits(budget_seconds, rounds, worth),
-        extent=Extent(peers=peers),
+        extent=Extent(peers=peers, never=never),
         seed=seed,
         progress=progress,
     )

@@ -24,7 +24,7 @@ from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.contenders import Setting, again
 from offramp.decoding.bench.entrant import Entrant
 from offramp.decoding.bench.groups import Group, time_groups
-from offramp.decoding.bench.pilot import choose_plain
+from offramp.decoding.bench.pilot import choose_plain, given_plain
 from offramp.decoding.bench.together import Progress
 from offramp.decoding.bench.trials import Trial, try_out
 from offramp.decoding.bench.variants import Key, Variant, heads_for, load_variants, require_base
@@ -52,6 +52,8 @@ def combine(
     rounds: int | None = None,
     budget_seconds: float | None = BUDGET_SECONDS,
     worth: float = WORTH,
+    looks: bool = True,
+    plain: str | None = None,
     draft_length: int | str = 4,
     workload: str = "",
     floor: float = FLOOR,
@@ -68,11 +70,12 @@ def combine(
     All models stay in memory, and all contenders take turns on every prompt. Quality is always held against
     the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
     for a combination to be advised. rounds, budget_seconds, worth, seed: as
-    `offramp.decoding.bench.bench.measure` takes them.
+    `offramp.decoding.bench.bench.measure` takes them. looks: whether it may end before the seconds are over.
+    plain: the plain decoder that all are held against, None for the fastest of a pilot.
 
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
-    limits = Limits(budget_seconds, rounds, worth)
+    limits = Limits(budget_seconds, rounds, worth, looks)
     check_limits(limits)
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
@@ -94,7 +97,7 @@ def combine(
     variants = load_variants(base, combinations, heads=heads, trust_remote_code=trust_remote_code)
     notes = [] if tuned is None or len(variants) == 1 else [OF_ANOTHER_MODEL]
     with quiet_transformers():
-        timed = _timed(base, combinations, variants, limits, seed, progress)
+        timed = _timed(base, combinations, variants, limits, plain, seed, progress)
         qualities = qualities_of(base, timed, seed=seed)
     return summarise_combined(
         base,
@@ -169,10 +172,11 @@ def _timed(
     combinations: Sequence[Parts],
     variants: Mapping[Key, Variant],
     limits: Limits,
+    against: str | None,
     seed: int,
     progress: Progress | None,
 ) -> Timed:
-    """Everybody tried out on a model of its own, then all of them in the same turns."""
+    """Everybody tried out on a model of its own, then all of them in the same turns. against: a plain one."""
     load, budget = Load(), Budget(limits.seconds)
 
     def visited() -> None:
@@ -198,7 +202,11 @@ def _timed(
         left_out += failed
         visited()
     plain = [one for one in plain if one.name in trials]
-    pilot = choose_plain(plain, base.prompts[0], base.new_tokens, seed=seed)
+    pilot = (
+        choose_plain(plain, base.prompts[0], base.new_tokens, seed=seed)
+        if against is None
+        else given_plain(plain, against)
+    )
     baseline = next(one for one in plain if one.name == pilot.plain)
     taking = [one for own in entrants.values() for one in own if one.name in trials and one not in plain]
     group = Group(

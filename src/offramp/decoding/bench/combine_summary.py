@@ -118,7 +118,7 @@ def _figures(base: Setting, timed: Timed) -> list[Figures]:
         part = Part(base, entrant, timed.trials[entrant.name], full, trial)
         if entrant.name in taking:
             found.append(figures_of(part, group))
-        else:
+        elif entrant.name in timed.pilot.seconds:
             found.append(only_piloted(part, timed.pilot))
     for entrant in group.entrants:
         if entrant.role == "a/a":
