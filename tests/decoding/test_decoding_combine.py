@@ -16,11 +16,11 @@ from combine_cases import combined_result
 from offramp.decoding.bench import combine_quality
 from offramp.decoding.bench.acceleration import combinations_of, excluded_of, name_of, read_accelerations
 from offramp.decoding.bench.combine import combine
+from offramp.decoding.bench.combine_summary import interaction_of, product_of
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import KIND, SCHEMA_VERSION, read_combined, write_combined
-from offramp.decoding.bench.contenders import GENERATE, NEVER, NEVER_AGAIN, STATIC_CACHE
-from offramp.decoding.bench.gains import gains_of
-from offramp.decoding.bench.ratios import median_ratio
+from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.decoding.bench.results import Cluster, Interval
 from offramp.decoding.bench.variants import kept_layers
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
@@ -132,33 +132,68 @@ def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
         *("prune", "exits", "speculate", "prompt_lookup"),
         *("prune + exits", "prune + speculate", "prune + prompt_lookup"),
     ]
-    assert [one.name for one in result.others] == [NEVER, GENERATE, STATIC_CACHE, NEVER_AGAIN]
+    plain_ones = [NEVER, GENERATE, STATIC_CACHE, ONE_CALL]
+    assert [one.name for one in result.others] == [*plain_ones, f"{result.plain} again"]
     assert {len(one.contender.samples) for one in result.combinations} == {3 * len(PROMPTS)}
     assert (result.prompts, result.rounds, result.new_tokens, result.workload) == (2, 3, 7, "numbers")
-    assert result.plain in (NEVER, GENERATE, STATIC_CACHE)
+    assert result.plain in plain_ones
     plain = result.combinations[0]
     assert plain.contender.samples == next(one for one in result.others if one.name == result.plain).samples
-    assert plain.speedup is not None
-    assert plain.speedup.value == 1.0
+    assert plain.speedup == Interval(1.0, 1.0, 1.0)
+    assert (result.stopped, result.defects) == ("rounds", ())
 
 
-def test_ratios_are_paired_and_taken_over_the_fastest_plain_decoder(result: CombineResult) -> None:
-    def samples(*parts: str) -> tuple[float, ...]:
-        found = result.combination(*parts)
-        assert found is not None
-        return found.contender.samples
+def clusters_of(result: CombineResult, *parts: str) -> tuple[Cluster, ...]:
+    found = result.combination(*parts)
+    assert found is not None
+    return found.contender.clusters
 
+
+def test_combinations_are_held_against_each_other_prompt_by_prompt(result: CombineResult) -> None:
     together = result.combination("exits", "prune")
     assert together is not None
-    assert together.speedup == median_ratio(samples(), samples("prune", "exits"))
-    gains = gains_of(samples(), [samples("prune"), samples("exits")], samples("prune", "exits"))
-    assert (together.product, together.interaction) == (gains.product, gains.interaction)
-    added = {one.part: one.speedup for one in together.on_top}
-    assert added["exits"] == median_ratio(samples("prune"), samples("prune", "exits"))
-    assert added["prune"] == median_ratio(samples("exits"), samples("prune", "exits"))
+    pruned, left, both = (clusters_of(result, *parts) for parts in (["prune"], ["exits"], ["prune", "exits"]))
+    assert [one.prompt for one in both] == [0, 1]
+    assert together.product == product_of([pruned, left])
+    assert together.interaction == interaction_of([pruned, left], both)
+    added = {one.part: one.speedup.value for one in together.on_top}
+    logs = {
+        name: np.array([one.log_ratio for one in of])
+        for name, of in (("p", pruned), ("e", left), ("b", both))
+    }
+    assert added["exits"] == pytest.approx(np.exp((logs["b"] - logs["p"]).mean()))
+    assert added["prune"] == pytest.approx(np.exp((logs["b"] - logs["e"]).mean()))
     alone = result.combination("exits")
     assert alone is not None
     assert (alone.product, alone.interaction, alone.on_top) == (None, None, ())
+
+
+def single(value: float) -> list[Cluster]:
+    """Six prompts on which a part is so many times as fast."""
+    return [Cluster(0, prompt, float(np.log(value)), 8) for prompt in range(6)]
+
+
+def test_a_hand_worked_interaction() -> None:
+    # Alone 2 and 1.25 times as fast: together 2.5 times if nothing got in the way. Measured: 100 / 44.
+    first, second, together = single(2.0), single(1.25), single(100 / 44)
+    assert product_of([first, second]) == Interval(*[pytest.approx(2.5)] * 3)
+    found = interaction_of([first, second], together)
+    assert found.value == pytest.approx((100 / 44) / 2.5)
+    assert found.high is not None
+    assert found.high < 1.0
+    assert product_of([single(2.0), single(3.0), single(1.5)]).value == pytest.approx(9.0)
+
+
+def test_a_prompt_on_which_plain_decoding_was_slow_cancels_in_the_interaction() -> None:
+    slow = [0.3, -0.2, 0.5, 0.0, -0.4, 0.1]
+
+    def parts(value: float, times: float) -> list[Cluster]:
+        logs = [np.log(value) + times * shift for shift in slow]
+        return [Cluster(0, prompt, float(log), 8) for prompt, log in enumerate(logs)]
+
+    # With two parts the noise of the plain decoder is in each of the three ratios.
+    found = interaction_of([parts(2.0, 0.5), parts(1.25, 0.5)], parts(2.5, 1.0))
+    assert found == Interval(*[pytest.approx(1.0)] * 3)
 
 
 def test_layers_are_counted_on_each_model(result: CombineResult) -> None:
@@ -178,7 +213,7 @@ def test_lossless_decoders_give_their_models_own_tokens(result: CombineResult) -
     assert lossless <= must
     for one in result.combinations:
         assert one.name not in lossless or one.contender.same_output == 1.0
-    assert not any("must give" in reason for reason in result.reasons)
+    assert not any("must give" in reason for reason in result.defects)
     for decoder in ("speculate", "prompt_lookup"):
         alone, pruned = result.combination(decoder), result.combination("prune", decoder)
         assert alone is not None
@@ -263,7 +298,7 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     assert together.transforms == ("int8",)
     assert together.contender.left_out is None
     assert not together.contender.output_must_match
-    assert found.validity == "INVALID"  # one sample has no interval
+    assert together.contender.answer == "unresolved"  # one prompt has no interval
 
 
 def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
@@ -331,6 +366,7 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
         (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
         (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
         (["exits"], {"policy": POLICY, "rounds": 0}, "rounds: 0 is too few"),
+        (["exits"], {"policy": POLICY, "worth": 2.0}, "a worth of 2 is no share"),
         (["prune:drop=9"], {}, "leaves out layer 9"),
         (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
     ],
@@ -341,7 +377,7 @@ def test_bad_input_is_refused_before_anything_is_timed(
     def timed(*_: object, **__: object) -> None:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("offramp.decoding.bench.combine.take_turns", timed)
+    monkeypatch.setattr("offramp.decoding.bench.combine.time_groups", timed)
     with pytest.raises(InputError, match=what):
         combine(tiny_llama(), asked, prompts=PROMPTS, **options)
 

@@ -153,11 +153,11 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
     assert re.findall(r">(\d+) of 1<", html) == ["0", "1", "0"]  # who asked for no floor wins nothing
 
 
-def test_what_is_invalid_has_no_speed_to_be_ranked_by(comparison):
+def test_what_has_a_defect_has_no_speed_to_be_ranked_by(comparison):
     measured = next(one for one in comparison.strategies if one.basis == "measured")
-    invalid = replace(measured, net_speedup=Estimate(9.0), validity="INVALID: busy")
-    valid = replace(measured, net_speedup=Estimate(0.9), validity="VALID")
-    assert Standing(None, valid).rank < Standing(None, invalid).rank
+    broken = replace(measured, net_speedup=Estimate(9.0), answer="defect: a wrong output")
+    sound = replace(measured, net_speedup=Estimate(0.9), answer="slower")
+    assert Standing(None, sound).rank < Standing(None, broken).rank
 
 
 def test_what_was_not_asked_is_not_called_uncertified(comparison):

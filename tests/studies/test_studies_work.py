@@ -478,6 +478,7 @@ def test_the_best_of_the_league_are_decoded(
     for one in result["chosen"]:
         timed = measured.contender(one["contender"])
         assert len(timed.samples) == 2 * 2  # rounds x prompts
+        assert len(timed.clusters) == 2  # prompts
         assert one["free_running"]["prompts"] == 2
         assert one["characters_per_token"] > 0
     assert {NEVER, GENERATE} <= {one.name for one in measured.contenders}

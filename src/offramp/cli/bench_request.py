@@ -12,9 +12,10 @@ from offramp.cli.options import require_options
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import require_sizes, settle
+from offramp.decoding.bench.bench import check_limits, require_sizes, settle
 from offramp.decoding.bench.beside import expected_position, predict_cells
-from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.budget import Limits
+from offramp.decoding.bench.contenders import Extent, Setting
 from offramp.decoding.generation.binding import (
     check_reachable,
     check_tuned_early,
@@ -39,6 +40,7 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 DRAFT_LENGTH = 4
+PROMPTS = 16
 QUESTIONS = 32
 
 
@@ -46,7 +48,9 @@ QUESTIONS = 32
 class BenchRequest:
     """The options of the command, read and checked as far as possible without the model.
 
-    hardware: None for the local profile if there is one. machine: the profile, if it needs no model.
+    hardware: None for the local profile if there is one. machine: the profile, if it needs no model. plain:
+    the plain decoder to hold against, None for a pilot to choose. fewest_prompts: that the workload must
+    have.
     """
 
     policy: str
@@ -54,10 +58,12 @@ class BenchRequest:
     heads: ExitHeads | None
     workload: Workload
     prompts: int
+    fewest_prompts: int
     prompt_tokens: int
     new_tokens: int
-    rounds: int
-    seconds: float | None
+    limits: Limits
+    processes: int
+    plain: str | None
     batches: tuple[int, ...]
     batching: str
     draft_length: int | str
@@ -68,14 +74,18 @@ class BenchRequest:
     hardware: str | None
     machine: Machine | None
     quality: bool
+    forecasts: bool
     seed: int
 
     def setting(self, model: Model, prompts: list[list[int]], batch: int) -> Setting:
-        """What is timed at one batch size. Raises InputError for what does not fit the model."""
+        """What is timed at one batch size: so many batches of prompts as were asked for, if there are enough.
+
+        Raises InputError for what does not fit the model.
+        """
         return settle(
             model,
             self.policy,
-            prompts=prompts,
+            prompts=prompts[: self.prompts * batch],
             kv=self.kv,
             heads=self.heads,
             new_tokens=self.new_tokens,
@@ -84,6 +94,10 @@ class BenchRequest:
             draft_length=self.draft_length,
             task=self.workload.name,
         )
+
+    def extent(self, machine: Machine | None) -> Extent:
+        """Who takes part; forecasts need the full model in our loop beside the policy."""
+        return Extent(peers=self.peers, never=machine is not None, plain=self.plain)
 
     def machines_for(self, settings: Sequence[Setting]) -> list[tuple[Machine | None, tuple[str, ...]]]:
         """The profile that each setting's time is predicted with, or None; and what must be said of it.
@@ -94,6 +108,8 @@ class BenchRequest:
         """
         model = settings[0].model
         notes: tuple[str, ...] = ()
+        if not self.forecasts:
+            return [(None, ())] * len(settings)
         try:
             machine = self.machine
             if machine is None:
@@ -140,6 +156,7 @@ def read_request(
     kv: str | None,
     heads: Path | None,
     workload: str,
+    prompts: int | None,
     batches: tuple[int, ...],
     batching: str | None,
     draft_length: str | None,
@@ -158,11 +175,13 @@ def read_request(
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
-    sizes = ("prompts", "prompt_tokens", "new_tokens", "rounds")
+    sizes = ("prompt_tokens", "new_tokens", "processes")
     asked = QUESTIONS if questions is None else questions
-    require_sizes(**{name: plain[name] for name in sizes}, questions=asked)
+    wanted = PROMPTS if prompts is None else prompts
+    require_sizes(**{name: plain[name] for name in sizes}, questions=asked, prompts=wanted)
     for batch in batches:
         require_sizes(batch=batch)
+    check_limits(plain["limits"])
     if policy is None:
         raise InputError(
             "no --policy is given: there is nothing to time",
@@ -196,6 +215,8 @@ def read_request(
         kv=kv,
         heads=fitted,
         workload=loaded_workload,
+        prompts=wanted,
+        fewest_prompts=max(prompts or 1, *batches),
         batches=batches,
         batching=batching or "lockstep",
         draft_length=read_draft_length(draft_length),

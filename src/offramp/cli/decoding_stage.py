@@ -11,10 +11,12 @@ import torch
 
 from offramp.cli.console import stage
 from offramp.cli.decoding_choice import (
+    BUDGET_SECONDS,
     LIMIT_SECONDS,
     chosen_policy,
     grid,
     new_tokens_for,
+    seconds_after,
     seconds_for,
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
@@ -86,9 +88,11 @@ def _measured(model: Model, tasks: Sequence[Task], prepared: Prepared) -> Decodi
     if not fitting:
         return DecodingResult((), missing)
     names = ", ".join(task.result.name for task in fitting)
-    count = sum(len(task.choices) for task in fitting)
-    with stage(f"decoding {count} policies beside plain decoding on {names}"):
-        found = decode_together(model, fitting, prepared, new_tokens)
+    cells = [len(task.choices) for task in fitting]
+    whole = max(BUDGET_SECONDS, seconds_for(cells, plain, new_tokens))
+    seconds = whole - seconds_after(cells, plain, new_tokens)
+    with stage(f"decoding {sum(cells)} policies beside plain decoding on {names}"):
+        found = decode_together(model, fitting, prepared, new_tokens, seconds)
     decoded = tuple(one for one in found if isinstance(one, Decoded))
     failed = {
         task.result.name: one.what

@@ -25,7 +25,6 @@ from offramp.cli.run_folder import (
 from offramp.cli.run_writer import FinishedRun, Writer
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
-from offramp.decoding.bench.contenders import GENERATE
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files
@@ -267,10 +266,10 @@ def _with_left_out(decoding: DecodingResult, left_out: Sequence[Workload]) -> De
 
 
 def _time_plain(model: Model, writer: Writer) -> None:
-    """Seconds per token of plain `generate()`, of the decoding's own measurement if there is one."""
+    """Seconds per token of plain decoding, of the decoding's own measurement if there is one."""
     name = "plain_seconds_per_token"
     for decoded in writer.decoding.decoded:
-        timed = decoded.bench.contender(GENERATE).seconds_per_token
+        timed = decoded.bench.contender(decoded.bench.plain).seconds_per_token
         around = decoded.bench.circumstances
         if timed is not None:
             load = float(around["load_average"][0])

@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.costs.local_store import STEPS
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.bench.generating import own_config, plain_config
-from offramp.decoding.bench.ratios import median
+from offramp.decoding.bench.medians import median
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.hardware import FORWARD
 from offramp.decoding.stream import cache_keyword, prefill, prompt_ids

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from offramp.report.comparison_words import SHARE_FLOORS, floor_shown, machine_shown, row_name
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
 from offramp.tuning.verdict import WORTH
 
@@ -191,33 +192,33 @@ def keeps_floor(one: Strategy) -> bool:
 
 
 def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """What was measured in decoding and may be believed."""
+    """What was measured in decoding, without a defect."""
     return [
         one
         for one in strategies
-        if one.basis == "measured" and not is_invalid(one) and one.net_speedup.value is not None
+        if one.basis == "measured" and not has_defect(one) and one.net_speedup.value is not None
     ]
 
 
 def decoded(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """Policies that were decoded for real, to be believed or not; plain decoding is none."""
+    """Policies that were decoded for real, with a defect or without; plain decoding is none."""
     return [one for one in strategies if one.basis == "measured" and one.policy != NEVER]
 
 
 def why_no_answer(strategies: Sequence[Strategy]) -> str:
-    """How many of the policies decoded for real are no answer, and why: "5 INVALID, 3 below their floor"."""
+    """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
     all_decoded = decoded(strategies)
     known = believed(all_decoded)
-    invalid = sum(map(is_invalid, all_decoded))
+    broken = sum(map(has_defect, all_decoded))
     missed = sum(floor_kept(one) == "missed" for one in known)
-    silent = len(all_decoded) - invalid - len(known)
-    reasons = {"INVALID": invalid, "below their floor": missed, "without a speed": silent}
+    silent = len(all_decoded) - broken - len(known)
+    reasons = {"with a defect": broken, "below their floor": missed, "without a speed": silent}
     return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
 
 
-def is_invalid(one: Strategy) -> bool:
-    """Whether a measurement must not be believed."""
-    return one.validity.startswith("INVALID")
+def has_defect(one: Strategy) -> bool:
+    """Whether something is wrong with a timing."""
+    return one.answer.startswith(DEFECT)
 
 
 def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:

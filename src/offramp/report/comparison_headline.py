@@ -14,7 +14,7 @@ from offramp.report.comparison_answers import (
     decision_on,
     decoded,
     fastest,
-    is_invalid,
+    has_defect,
     overall_decision,
     paying_cells,
     replayed,
@@ -136,12 +136,11 @@ def left_over(comparison: Comparison) -> list[str]:
             f"Of {counted(count, 'answer')}, certified on given text and below the floor when decoded, and "
             f"so not said to pay: {missed:,}."
         )
-    invalid = invalid_combined(comparison)
-    if invalid:
+    broken = combined_with_defects(comparison)
+    if broken:
         count = len(comparison.combined)
         said.append(
-            f"Of {counted(count, 'measurement')} of accelerations together, INVALID and not to be believed: "
-            f"{invalid:,}."
+            f"Of {counted(count, 'measurement')} of accelerations together, with a defect: {broken:,}."
         )
     return said
 
@@ -186,8 +185,8 @@ def _timed(strategies: Sequence[Strategy]) -> str:
     """What the stopwatch adds to predicted speeds."""
     if believed(strategies):
         return "only what is marked measured was timed"
-    invalid = any(is_invalid(one) for one in strategies)
-    return "what was timed here is INVALID" if invalid else "none was timed here"
+    broken = any(has_defect(one) for one in strategies)
+    return "what was timed here has a defect" if broken else "none was timed here"
 
 
 def _uncertified_headline(comparison: Comparison) -> str:
@@ -210,16 +209,15 @@ def _uncertified_headline(comparison: Comparison) -> str:
 
 def _combined_headline(comparison: Comparison) -> str:
     """The answer where accelerations were timed together, and nothing else was asked."""
-    count, invalid = len(comparison.combined), invalid_combined(comparison)
+    count, broken = len(comparison.combined), combined_with_defects(comparison)
     said = f"Early exit was timed beside other accelerations only, in {counted(count, 'measurement')}"
-    return (
-        f"{said}, {'none' if not invalid else f'{invalid:,}'} of them INVALID: what to use is said of each."
-    )
+    wrong = f"{broken:,}" if broken else "none"
+    return f"{said}, {wrong} of them with a defect: what to use is said of each."
 
 
-def invalid_combined(comparison: Comparison) -> int:
-    """Measurements of accelerations together that must not be believed."""
-    return sum(one["validity"] != "VALID" for one in comparison.combined)
+def combined_with_defects(comparison: Comparison) -> int:
+    """Measurements of accelerations together with something wrong."""
+    return sum(bool(one["defects"]) for one in comparison.combined)
 
 
 def _speed(speedup: Estimate) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from offramp.decoding.bench.combined_file import combined_from_json
 from offramp.report.combined_words import advice
-from offramp.report.comparison_answers import NEVER, is_invalid, overall_decision
+from offramp.report.comparison_answers import NEVER, has_defect, overall_decision
 from offramp.report.comparison_headline import best_sentences, headline, left_over, not_claimed
 from offramp.report.comparison_words import (
     distinct,
@@ -124,8 +124,8 @@ def _cells(standing: Standing) -> list[str]:
     where = " · ".join(distinct([line_name(one.model, one.heads), one.workload, machine_shown(one.machine)]))
     note = floor_note(one)
     timed = "–" if measured is None else stacked(measured.net_speedup, times)
-    if measured is not None and is_invalid(measured):
-        timed = "[red]INVALID[/]"
+    if measured is not None and has_defect(measured):
+        timed = "[red]DEFECT[/]"
     return [
         escape(one.family),
         escape(where),

@@ -153,17 +153,21 @@ def frontier_json(workload: str, frontier: Frontier) -> dict[str, Any]:
 def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
     """What one verdict predicts, in seconds where plain decoding's are known, and what was measured."""
     plain, speed = plain_seconds(run, workload, verdict.basis), verdict.speed
-    timed = speed is not None and speed.how == "measured"
+    decoded = run.decoded(workload.name)
+    timed = "timed" if speed is not None and speed.how == "measured" else "not timed"
+    if decoded is not None and not decoded.sound:
+        timed = "timed with a defect"
     return {
         "workload": workload.name,
         "floor": verdict.floor,
         "policy": verdict.policy,
-        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; "
-        + ("timed" if timed else "not timed"),
+        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; " + timed,
         "predicted_speedup": estimate_json(verdict.net_speedup),
         "plain_seconds_per_token": number(plain),
         "predicted_seconds_per_token": number(predicted_seconds(run, workload, verdict)),
-        "measured_seconds_per_token": number(plain / speed.value) if timed and plain and speed else None,
+        "measured_seconds_per_token": number(plain / speed.value)
+        if timed == "timed" and plain and speed
+        else None,
     }
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
+from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import error_sentence, short_name
 from offramp.report.formats import (
     NumberFormat,
@@ -24,6 +25,7 @@ from offramp.report.formats import (
 )
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.timing_words import contender_answer
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Verdict
 
@@ -143,20 +145,24 @@ def decoded_table(run: RunResult) -> Table:
     for name in ("ms a token\n(predicted)", "ms a token\n(measured)", "net speed\n(measured)"):
         table.add_column(name, justify="right")
     for decoded in run.decoding:
-        style = "green" if decoded.valid else "red"
         for row, policy in enumerate(decoded.policies):
             timed, forecast = decoded.timed(policy), policy.forecast
             predicted = None if forecast is None else forecast.predicted
-            name = f"{escape(decoded.workload)}\n[{style}]{decoded.bench.validity}[/]" if row == 0 else ""
-            seconds, speedup = timed.seconds_per_token, timed.speedup
+            broken = "" if decoded.sound else "\n[red]DEFECT[/]"
+            name = f"{escape(decoded.workload)}{broken}" if row == 0 else ""
+            seconds, speedup = timed.seconds_per_token, timed.ratio
             table.add_row(
                 name,
                 escape(short_name(policy)),
                 "–" if predicted is None else decimal(1000 * predicted, 1),
                 "not timed" if seconds is None else decimal(1000 * seconds.value, 1),
-                "–" if speedup is None else times(speedup.value),
+                "–" if speedup is None else f"{times(speedup.value)}\n[dim]{_answer(decoded, policy)}[/]",
             )
     return table
+
+
+def _answer(decoded: Decoded, policy: DecodedPolicy) -> str:
+    return contender_answer(decoded.timed(policy), decoded.bench.worth)
 
 
 def decoded_lines(run: RunResult) -> list[str]:

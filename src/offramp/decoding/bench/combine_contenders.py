@@ -24,7 +24,6 @@ from offramp.decoding.bench.contenders import (
     PLAIN,
     Cell,
     Setting,
-    again,
     policies,
     seconds_in_trial,
     why,
@@ -71,8 +70,8 @@ class Planned:
 
 
 def plain_entrants(setting: Setting) -> tuple[list[Entrant], list[Contender]]:
-    """Every plain decoder of the untransformed model, and the first of them once more; those left out."""
-    found = [one for source in (*PLAIN.values(), again) for one in source(setting)]
+    """Every plain decoder of the untransformed model, and those left out."""
+    found = [one for source in PLAIN.values() for one in source(setting)]
     return (
         [one for one in found if isinstance(one, Entrant)],
         [one for one in found if isinstance(one, Contender)],

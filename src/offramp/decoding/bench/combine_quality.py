@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from offramp.decoding.bench.combine_contenders import Planned
 from offramp.decoding.bench.combine_summary import Timed
 from offramp.decoding.bench.combined import PLAIN_NAME, Quality
-from offramp.decoding.bench.contenders import GENERATE, Cell, Setting
+from offramp.decoding.bench.contenders import Cell, Setting
 from offramp.decoding.bench.generating import own_config, plain_config
 from offramp.decoding.bench.results import Interval
 from offramp.decoding.bench.variants import Key
@@ -33,16 +33,17 @@ def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Qua
 
     Intervals: 95 % bootstrap over prompts, absent under 20 of them.
     """
-    prompts = _rows(base, [batch.ids.tolist() for batch in base.prompts])
-    answers = _rows(base, timed.answers(GENERATE, len(base.prompts)))
+    plain = timed.pilot.plain
+    answers = _rows(base, timed.answers(plain))
+    prompts = _rows(base, dict(enumerate(batch.ids.tolist() for batch in base.prompts)))[: len(answers)]
     known: Judgements = {}
 
     def quality(name: str, agreeing: Sequence[float]) -> Quality:
-        own = _rows(base, timed.answers(name, len(base.prompts)))
+        own = _rows(base, timed.answers(name))
         judged = free_running(base.model, prompts, own, answers, seed=seed, known=known)
         return Quality(judged, _share(agreeing, seed))
 
-    found = {PLAIN_NAME: quality(timed.fastest_plain, [1.0] * len(prompts))}
+    found = {PLAIN_NAME: quality(plain, [1.0] * len(prompts))}
     forced: dict[tuple[Key, Cell | None], list[float]] = {}
     for one in timed.planned:
         if one.name not in timed.trials:
@@ -58,9 +59,9 @@ def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Qua
     return found
 
 
-def _rows(base: Setting, batches: Sequence[Sequence[Tokens]]) -> list[Tokens]:
-    """One row for each distinct prompt."""
-    return [row for batch in batches for row in batch][: base.distinct]
+def _rows(base: Setting, batches: Mapping[int, Sequence[Tokens]]) -> list[Tokens]:
+    """One row for each distinct prompt, in order."""
+    return [row for place in sorted(batches) for row in batches[place]][: base.distinct]
 
 
 def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:

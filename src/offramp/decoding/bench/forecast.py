@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
-from offramp.decoding.bench.ratios import median
+from offramp.decoding.bench.medians import median
 from offramp.decoding.bench.results import Forecast, Interval, PartError
 from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.result import BatchGeneration

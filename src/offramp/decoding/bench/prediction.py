@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.decoding.bench.results import Forecast, Interval
-from offramp.decoding.bench.validity import UNEQUAL
+from offramp.decoding.bench.results import Forecast
 from offramp.errors import InputError
 
 LARGEST_RATIO = 0.2
 """Of the median error of the change to the median change."""
 SLOPE = (0.9, 1.1)
 RAW_MEDIAN, RAW_WORST = 0.05, 0.10
-INVALID = "the measurement is INVALID"
+DEFECT = "the measurement has no defect"
 
 Values = NDArray[np.float64]
 
@@ -57,18 +56,14 @@ class PredictionVerdict:
 
 
 def when_it_counts(
-    forecasts: Sequence[Forecast],
-    a_a: Interval | None = None,
-    *,
-    valid: bool = True,
-    given_exits: bool = False,
+    forecasts: Sequence[Forecast], *, defect: bool = False, given_exits: bool = False
 ) -> PredictionVerdict:
     """Judge predicted changes against measured ones: predicted as ratios to plain decoding (see `Forecast`).
 
-    The rule: the median |predicted - measured change| is at most 0.2 of the median |measured change|, the
-    predictions are better than "nothing changes" (a smaller sum of errors), and the ratio of two identical
-    contenders (`a_a`), interval included, is within 2 % of 1. Nothing counts beside an INVALID measurement.
-    valid: whether every measurement is VALID. given_exits: judge the cost model alone, on what really ran,
+    The rule: the median |predicted - measured change| is at most 0.2 of the median |measured change|, and the
+    predictions are better than "nothing changes" (a smaller sum of errors). Nothing counts beside a
+    measurement with a defect.
+    defect: whether any measurement has one. given_exits: judge the cost model alone, on what really ran,
     instead of the replayed predictions.
 
     Raises InputError without forecasts that hold a prediction.
@@ -91,10 +86,8 @@ def when_it_counts(
         _below_one("sum of errors over that of the prediction that nothing changes",
                    _over(float(error.sum()), float(np.abs(change).sum()))),
     ]  # fmt: skip
-    if a_a is not None:
-        rule.append(_equal_twins(a_a))
-    if not valid:
-        rule.append(Check(INVALID, None, (1.0, 1.0), False))
+    if defect:
+        rule.append(Check(DEFECT, None, (1.0, 1.0), False))
     figures = (
         _within("slope of measured on predicted change", _slope(predicted_change, change), SLOPE),
         _within("median error of seconds per token", float(np.median(raw)), (0.0, RAW_MEDIAN)),
@@ -162,12 +155,3 @@ def _within(rule: str, value: float | None, limit: tuple[float, float]) -> Check
 
 def _below_one(rule: str, value: float | None) -> Check:
     return Check(rule, value, (0.0, 1.0), value is not None and value < 1.0)
-
-
-def _equal_twins(a_a: Interval) -> Check:
-    """The bound of the interval that is further from 1, the value itself without an interval."""
-    bounds = [bound for bound in (a_a.low, a_a.high) if bound is not None] or [a_a.value]
-    further: Callable[[float], float] = lambda bound: abs(bound - 1.0)  # noqa: E731
-    return _within(
-        "ratio of two identical contenders", max(bounds, key=further), (1.0 - UNEQUAL, 1.0 + UNEQUAL)
-    )

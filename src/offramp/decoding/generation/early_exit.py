@@ -91,7 +91,8 @@ class EarlyExit:
     loop would give: int64 [batch, length], or `GenerateDecoderOnlyOutput` with `return_dict_in_generate`.
     last: the whole result of the last call that ended, None before. forced: int64 [batch, new], fed instead
     of what is chosen. streamer: for callers that hand theirs over, since transformers does not. random: where
-    samples come from, None for torch's global generator.
+    samples come from, None for torch's global generator. held: the loop is made and not run, and the prompt
+    comes back alone; `loop` is the one of the last call.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class EarlyExit:
         decode: Callable[[list[int]], str] | None = None,
         before: Callable[[Engine], None] | None = None,
         random: torch.Generator | None = None,
+        held: bool = False,
     ) -> None:
         self.options = options
         self.last: BatchGeneration | None = None
@@ -116,6 +118,8 @@ class EarlyExit:
         self._decode = decode or (lambda tokens: "")
         self._before = before
         self._random = random
+        self._held = held
+        self.loop: Loop | None = None
 
     def __call__(
         self,
@@ -171,7 +175,10 @@ class EarlyExit:
         )
         plan = self._plan(engine, limit, generation_config)
         self.started = True
-        self.last = Loop(plan, answers, mask, chooser).run()
+        self.loop = Loop(plan, answers, mask, chooser)
+        if self._held:
+            return input_ids
+        self.last = self.loop.run()
         answers.end()
         return _as_transformers(answers, generation_config)
 

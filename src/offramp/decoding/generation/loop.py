@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +47,10 @@ class Plan:
 
 
 class Loop:
-    """One generation of a batch, from its prompt on.
+    """One generation of a batch, from its prompt on: at a stretch by `run`, or step by step.
 
     mask: int64 [batch, length] with 0 for padding, None without any. meter: None for one of the loop's own.
+    first_seconds: until the first new token; seconds: of the steps after it.
     """
 
     def __init__(
@@ -68,29 +69,50 @@ class Loop:
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
+        self.strategy: Strategy | None = None
+        self.first_seconds = self.seconds = 0.0
 
-    @torch.no_grad()
     def run(self) -> BatchGeneration:
         """Decode until every row has ended or a logit is not finite."""
-        started = time.perf_counter()
-        strategy: Strategy | None = None
-        first = started
+        for _ in self.steps():
+            pass
+        return self.result()
+
+    @torch.no_grad()
+    def steps(self) -> Iterator[int]:
+        """Decode step by step: gives how many new tokens there are, after the prompt and after each step.
+
+        The time between two steps is nobody's. Closed early it lets go of the cache, as at the end.
+        """
+        resumed = time.perf_counter()
         try:
             facts = self._run_prompt()
-            first = time.perf_counter()
+            self.first_seconds = time.perf_counter() - resumed
+            yield self.new_tokens
+            resumed = time.perf_counter()
             self.meter.start()
-            if not self.answers.done:
-                strategy = self.plan.strategy(self.work(facts))
-                while not self.answers.done:
-                    self.step(strategy)
+            if self.answers.done:
+                return
+            strategy = self.strategy = self.plan.strategy(self.work(facts))
+            while not self.answers.done:
+                self.step(strategy)
+                self.seconds += time.perf_counter() - resumed
+                yield self.new_tokens
+                resumed = time.perf_counter()
+                self.meter.start()
         except NonFiniteLogits as broken:
             self._note_problem(broken.row)
+            if self.strategy is not None:
+                self.seconds += time.perf_counter() - resumed
         finally:
             # A traceback may outlive this; the cache shall not.
             self.sequences.cache = None
             self.sequences.unfeed(0)
-        seconds = time.perf_counter() - first if strategy else 0.0
-        return self._result(strategy, seconds, first - started)
+
+    @property
+    def new_tokens(self) -> int:
+        """New tokens of each row so far, those after a row's end included."""
+        return self.answers.ids.shape[1] - self.answers.prompt
 
     def _run_prompt(self) -> Mapping[str, NDArray[np.float64]]:
         """The prompt through every layer, and the first new token; document facts that the policy reads."""
@@ -176,8 +198,9 @@ class Loop:
         for other in (~self.answers.finished).nonzero().flatten().tolist():
             self.problems[other] = problem if other == row else f"stopped with row {row}: {problem}"
 
-    def _result(self, strategy: Strategy | None, seconds: float, first_token: float) -> BatchGeneration:
-        meter, batch = self.meter, len(self.answers.rows)
+    def result(self) -> BatchGeneration:
+        """What came out and what ran for it, once the steps have ended."""
+        meter, strategy, batch = self.meter, self.strategy, len(self.answers.rows)
         length = self.answers.prompt
         lengths = [length] * batch if self.mask is None else self.mask.sum(1).tolist()
         about = About(
@@ -193,8 +216,8 @@ class Loop:
             rows=self.answers.generations(about),
             usage=meter.usage,
             steps=sum(count for item, count in meter.usage.items() if item.part == "overhead"),
-            seconds=seconds,
-            first_token_seconds=first_token,
+            seconds=self.seconds,
+            first_token_seconds=self.first_seconds,
             part_seconds=dict(meter.seconds) if meter.timing else None,
             drafted=strategy.drafted if strategy else 0,
             accepted=strategy.accepted if strategy else 0,

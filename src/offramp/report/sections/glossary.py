@@ -60,9 +60,11 @@ TERMS: dict[str, str] = {
         "stopwatch's, taken in short blocks that alternate with plain decoding."
     ),
     "Faster, slower, equivalent, unresolved, defect": (
-        "What a timing answers. Equivalent: the difference is shown to be smaller than what counts as worth "
-        "it. Unresolved: the interval is still too wide, and is named. Defect: an output differs that must "
-        "not, other layers ran than were claimed, or the same decoder twice came out unequal: no answer."
+        "What a timing answers of a policy against the fastest plain decoder. Equivalent: within the gain "
+        "that counts as worth it, either way. Unresolved at ± x %: the interval is too wide to say. All "
+        "contenders take turns in blocks of a few tokens, so that a busy machine slows all of them alike; "
+        "intervals are over prompts, and hold however the timing was stopped. Defect: a wrong output, other "
+        "layers than were claimed, or the same decoder twice that comes out unequal; it changes no verdict."
     ),
     "Replayed, rerun, executed": (
         "Replayed: decisions on a given text with the full model's own keys and values, from the measurement "

@@ -75,8 +75,8 @@ class Row:
     if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
     savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
     did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
-    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement is
-    VALID; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
+    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement has no
+    defect; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
     model computes, "" if not known. source: where it comes from, as shown. own_text: whether the text is the
     model's own answers, which no other model shares. settings: what is known of how it was traced:
     dtype, context, document_tokens (None: not given).
@@ -116,8 +116,8 @@ class Strategy:
     family: of the league, or the policy's kind. basis: "predicted" or "measured". floor: "" for a policy that
     was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
     seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
-    unknown. validity: of a measurement ("VALID", "INVALID" and why), "" for a prediction. chosen: whether the
-    league chose it, on documents that it is not judged on.
+    unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
+    chosen: whether the league chose it, on documents that it is not judged on.
     """
 
     model: str
@@ -136,7 +136,7 @@ class Strategy:
     seconds_per_token: float | None = None
     characters_per_second: float | None = None
     reachable: bool = True
-    validity: str = ""
+    answer: str = ""
     chosen: bool = False
 
 

@@ -112,7 +112,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     "strategies": (
         _schema(
             (TEXT, ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis")),
-            (TEXT, ("validity",)),
+            (TEXT, ("answer",)),
             (TRUTH, ("reachable", "chosen")),
             (NUMBER, _limits_of("agreement", "skip_ratio", "net_speedup")),
             (NUMBER, ("probe_share", "seconds_per_token", "characters_per_second")),
@@ -148,7 +148,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     ),
     "combined": (
         _schema(
-            (TEXT, ("model", "workload", "combination", "policy", "validity", "left_out")),
+            (TEXT, ("model", "workload", "combination", "policy", "answer", "left_out")),
             (NUMBER, ("seconds_per_token", *_limits_of("speedup", "product", "interaction"))),
             (NUMBER, limits("forced_agreement")),
         ),
