@@ -93,7 +93,7 @@ def settled(
 
 def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:
     """What the stopwatch said of a tuned policy with its strategy for K and V; None if it was not timed."""
-    if decoded is None:
+    if decoded is None or not decoded.sound:
         return None
     for policy in decoded.policies:
         ratio = decoded.timed(policy).ratio

@@ -9,10 +9,10 @@ from offramp.decoding.bench.contenders import SHORT
 from offramp.decoding.bench.groups import BRIEF_VISITS
 from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
 from offramp.decoding.bench.trials import TRIAL_TOKENS
-from offramp.report.answers import fastest_exiting, nearest_floor
+from offramp.report.answers import fastest_exiting
 from offramp.report.decoded import Origin
 from offramp.report.formats import whole_percent
-from offramp.report.headline import main_verdict
+from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
@@ -49,21 +49,24 @@ class Choice:
 
 
 def chosen_policy(result: WorkloadResult) -> Choice | None:
-    """The policy of a workload's main verdict, else the tuner's, else the fastest that exits at all.
+    """The policy of a workload's main verdict, else of the nearest floor that has one, else a candidate.
 
-    None if no policy of the league exits.
+    The latter is the most cautious one that certifying came to, which the floor may have refused; where
+    nothing was executed, the fastest of the league that exits. None if no policy of the league exits.
     """
-    verdict = main_verdict(result)
-    if verdict is not None and verdict.policy != "never":
-        why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
-        return Choice(verdict.policy, CHARGED_KV, "chosen", why, verdict.floor)
-    on_agreement = [tuned for tuned in result.tuned if tuned.floor.kind == "agreement"]
-    if on_agreement:
-        floor = nearest_floor([tuned.floor.value for tuned in on_agreement])
-        tuned = next(tuned for tuned in on_agreement if tuned.floor.value == floor)
-        if tuned.policy_text != "never":
-            why = f"the tuner's policy at {whole_percent(floor)} agreement"
-            return Choice(tuned.policy_text, tuned.kv, "chosen", why, floor)
+    verdicts = sorted(result.verdicts, key=lambda one: abs(one.floor - HEADLINE_FLOOR))
+    for verdict in verdicts:
+        if verdict.policy != "never":
+            why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
+            return Choice(verdict.policy, verdict.kv or CHARGED_KV, "chosen", why, verdict.floor)
+    for tuned in sorted(result.tuned, key=lambda one: abs(one.floor.value - HEADLINE_FLOOR)):
+        tried = next((one for one in tuned.candidates if one.draft_length is None), None)
+        if tried is not None:
+            why = (
+                f"nothing is certified at {whole_percent(tuned.floor.value)} agreement; this is the most "
+                "cautious policy that was a candidate for it"
+            )
+            return Choice(tried.policy, tried.kv, "chosen", why, tuned.floor.value)
     entry = fastest_exiting(result.league)
     if entry is None:
         return None
