@@ -122,7 +122,7 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
         "time, each document counting once"
     )
     # Only documents that no test looked at say what is kept.
-    assert executor.fresh == [(23, 32)]
+    assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]
     assert tuned.executed_agreement is not None
     assert tuned.executed_agreement.value == 1.0
 
@@ -213,7 +213,7 @@ def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen
     assert (untested.outcome, untested.executed) == ("a candidate before it failed", None)
     assert (tuned.certificate.tested, tuned.certificate.passed) == (2, 1)
     # Fresh documents begin after the last that any test looked at.
-    assert executor.fresh == [(23, 32)]
+    assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]
 
 
 def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:

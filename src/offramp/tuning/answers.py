@@ -29,15 +29,14 @@ NOT_EXECUTED = (
 
 
 @dataclass(frozen=True)
-class Execution:
+class Decoded:
     """What the answer says of what was decoded.
 
-    available: documents at hand to certify on; limited: whether fewer were asked for; left_out: documents
-    without a prompt, in words. candidates: in the order of the tests. contender: the lossless one, by price.
-    agreement: executed, on documents that chose nothing. out_of_time: whether the time was used up.
+    limited: whether fewer documents were allowed than are at hand. left_out: documents without a prompt, in
+    words. candidates: in the order of the tests. contender: the lossless one, by price. agreement: executed,
+    on documents that chose nothing. out_of_time: whether the time was used up.
     """
 
-    available: int
     limited: bool
     left_out: str
     candidates: tuple[Candidate, ...]
@@ -69,14 +68,14 @@ def replayed_answer(
 
 
 def executed_answer(
-    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, execution: Execution
+    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
 ) -> str:
     """What came out of decoding, and why."""
     if isinstance(policy, Never):
-        said = _not_certified(job, certificate, execution)
+        said = _not_certified(job, certificate, decoded)
     else:
-        said = _certified(job, certificate, policy, held, execution)
-    contender = execution.contender
+        said = _certified(job, certificate, policy, held, decoded)
+    contender = decoded.contender
     if contender is not None and contender.predicted_speed > max(1.0, held.net_speedup.value or 1.0):
         said += (
             f" Without losing anything {contender.kv} with {contender.policy} as drafts is predicted to be "
@@ -86,7 +85,7 @@ def executed_answer(
 
 
 def _certified(
-    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, execution: Execution
+    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
 ) -> str:
     """The policy that passed, what it keeps and how fast it is."""
     kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the full model's choice on "
@@ -101,40 +100,40 @@ def _certified(
             f"{policy}, {kv}, is certified after {how}: {kept} (with probability {1.0 - certificate.delta:g} "
             "over the documents drawn), on average over documents like these"
         )
-    agreement = execution.agreement
+    agreement = decoded.agreement
     if agreement is not None and agreement.value is not None:
         said += f"; executed agreement {_share(agreement)} on documents that chose nothing"
     return f"{said}{_gain(job, held)}."
 
 
-def _not_certified(job: Job, certificate: Certificate, execution: Execution) -> str:
+def _not_certified(job: Job, certificate: Certificate, decoded: Decoded) -> str:
     """Why the full model stays."""
     documents, needed = certificate.documents, certificate.documents_needed
     if documents < needed:
         why = (
             "as many as were allowed"
-            if execution.limited
-            else f"at hand to certify on{execution.left_out and '; ' + execution.left_out}"
+            if decoded.limited
+            else f"at hand to certify on{decoded.left_out and '; ' + decoded.left_out}"
         )
-        fix = "allow more" if execution.limited else "choose a workload of more documents, or a looser floor"
+        fix = "allow more" if decoded.limited else "choose a workload of more documents, or a looser floor"
         return f"not certifiable: {documents} documents, {needed} needed ({why}); {fix}. {STAYS}"
     if not job.roles.counts()["search"]:
         return f"not certifiable: no document is left to search on; trace at least 3. {STAYS}"
-    if not execution.candidates:
-        if execution.out_of_time:
+    if not decoded.candidates:
+        if decoded.out_of_time:
             return f"not settled: the time was used up before anything could be decoded. {STAYS}"
         return _nothing_faster(job, "as rerun")
-    last = [one for one in execution.candidates if one.passed is not None][-1:]
+    last = [one for one in decoded.candidates if one.passed is not None][-1:]
     if not last or last[0].outcome == "time used up":
         count = last[0].documents if last else 0
         return (
             f"not settled: the time was used up after {count} documents of the first of "
-            f"{len(execution.candidates)} candidates; what was decoded is kept, and the same command goes on "
+            f"{len(decoded.candidates)} candidates; what was decoded is kept, and the same command goes on "
             f"from there. {STAYS}"
         )
     kept = "" if last[0].executed is None else f", where it kept {100 * last[0].executed:.1f} %"
     return (
-        f"not certified: the most cautious of {len(execution.candidates)} faster candidates, "
+        f"not certified: the most cautious of {len(decoded.candidates)} faster candidates, "
         f"{last[0].policy} with keys and values by {last[0].kv}, did not pass the test of {job.floor} "
         f"({last[0].outcome} after {last[0].documents} documents{kept}). {STAYS}"
     )

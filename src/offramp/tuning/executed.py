@@ -15,7 +15,7 @@ from offramp.policies.rules.fixed import Never
 from offramp.scoring.bootstrap import document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.answers import Execution, executed_answer
+from offramp.tuning.answers import Decoded, executed_answer
 from offramp.tuning.bounds import Losses, best_certifiable
 from offramp.tuning.executor import Executor
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
@@ -26,7 +26,13 @@ from offramp.tuning.pricing import KEY_VALUE, WalkCounts
 from offramp.tuning.proposals import Clock, Proposal, Proposals
 from offramp.tuning.replay_bound import measure_report
 from offramp.tuning.results import Candidate, Certificate, Tuned
-from offramp.tuning.sequence import FixedSequence, OnDocuments, Trial, chosen_trial
+from offramp.tuning.sequence import (
+    DOCUMENTS_AT_ONCE,
+    FixedSequence,
+    OnDocuments,
+    Trial,
+    chosen_trial,
+)
 from offramp.tuning.sequential import fewest_documents
 from offramp.tuning.strategy_costs import StrategyCosts
 
@@ -34,7 +40,7 @@ PER_NEEDED = 4
 """Documents that a candidate may be decoded on, over those that are needed if none loses anything."""
 
 FRESH = 32
-"""Documents that the chosen policy is decoded on once more, which did not choose it."""
+"""Documents that the chosen policy is decoded on once more, which did not choose it, if time allows."""
 
 DRAFTERS = 12
 """Policies whose outputs are tried as drafts, spread over the front."""
@@ -67,6 +73,7 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
     )
     trials = sequence.run(proposals)
+    out_of_time = clock.over
     chosen = chosen_trial(trials)
     policy: ExitPolicy = Never() if chosen is None else chosen.proposal.policy
     looked_at = max((trial.documents for trial in trials), default=0)
@@ -77,19 +84,18 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
     candidates = _candidates(proposals, trials)
     contender = _lossless(job, executor, costs, pool)
     held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
-    execution = Execution(
-        available=executor.documents,
+    decoded = Decoded(
         limited=limits.documents is not None and planned == limits.documents < executor.documents,
         left_out=executor.left_out,
         candidates=candidates,
         contender=contender,
         agreement=agreement,
-        out_of_time=clock.over,
+        out_of_time=out_of_time,
     )
     return job.tuned(
         policy,
         KEY_VALUE[0] if chosen is None else chosen.proposal.kv,
-        answer=executed_answer(job, certificate, policy, held, execution),
+        answer=executed_answer(job, certificate, policy, held, decoded),
         certificate=certificate,
         held=held,
         pool=pool,
@@ -164,7 +170,11 @@ def _executed_agreement(
     """Mean executed agreement of documents that chose nothing, with an interval over them."""
     if clock.over:
         return Estimate(None, undefined="the time was used up")
-    losses = executor.fresh_losses(chosen.policy, chosen.kv, looked_at, FRESH)
+    losses = np.zeros(0)
+    for most in range(DOCUMENTS_AT_ONCE, FRESH + 1, DOCUMENTS_AT_ONCE):
+        losses = executor.fresh_losses(chosen.policy, chosen.kv, looked_at, most)
+        if clock.over or len(losses) < most:
+            break
     if not len(losses):
         return Estimate(None, undefined="no documents are left that chose nothing")
     bootstrap = document_bootstrap(len(losses), draws=DRAWS, seed=job.seed)
