@@ -74,7 +74,7 @@ def bench(
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Tokens of each document's start that make a prompt.")
     ] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="New tokens after each prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="New tokens after each prompt.")] = 32,
     rounds: Annotated[
         int | None,
         typer.Option(

@@ -37,9 +37,11 @@ GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
 ONE_CALL = "generate() in one call"
 """The other two take its steps one by one, so that they can take turns."""
 
+DECODINGS_OF_A_TRIAL = 2
+"""A warm-up, and what is counted."""
 DRAFT_LENGTHS = (1, 2, 4)
 LOOKUP_LENGTHS = (2, 5, 10)
-SEARCHED_TOKENS, SEARCH_REPEATS = 16, 2
+SEARCHED_TOKENS = 16
 
 FAILURES = (OfframpError, *UNFIT_ERRORS)
 """What a decoder that does not fit a model or a batch raises."""
@@ -182,7 +184,7 @@ class Extent:
     static_cache: bool = True
     never: bool = False
     plain: str | None = None
-    warm_up_tokens: int = 4
+    warm_up_tokens: int = 2
 
 
 SHORT = Extent(peers=False, static_cache=False, never=True)
@@ -190,10 +192,24 @@ SHORT = Extent(peers=False, static_cache=False, never=True)
 
 
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
-    """All that are tried, and those that cannot be."""
+    """Policies and plain decoders, and those that cannot be tried."""
     plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
-    for source in [policies, *plain, *(PEERS.values() if extent.peers else ())]:
+    for source in [policies, *plain]:
         yield from source(setting)
+
+
+def peers_of(setting: Setting, seconds: float, most: float) -> Candidates:
+    """What users would pick instead, searched for its best draft length, or why there was no time for that.
+
+    seconds: that a short decoding takes, about. most: that all of it may take.
+    """
+    tried = [(len(setting.cells), len(DRAFT_LENGTHS)), (1, len(LOOKUP_LENGTHS))]
+    decodings = sum(many * (lengths + DECODINGS_OF_A_TRIAL) for many, lengths in tried)
+    for name, source in PEERS.items():
+        if seconds * decodings > most:
+            yield left_out(name, "peer", "there was no time for it beside the policy: give more seconds")
+        else:
+            yield from source(setting)
 
 
 def why(error: Exception) -> str:
@@ -288,9 +304,8 @@ def _at_best(
 
 
 def seconds_in_trial(setting: Setting, decode: Decode) -> float:
-    """Seconds per token in a short run on the first prompts, the better of a few."""
-    tokens = searched_tokens(setting)
-    return min(decode(setting.prompts[0], tokens).seconds_per_token for _ in range(SEARCH_REPEATS))
+    """Seconds per token in a short run on the first prompts."""
+    return decode(setting.prompts[0], searched_tokens(setting)).seconds_per_token
 
 
 def searched_tokens(setting: Setting) -> int:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import NEVER, ONE_CALL, Extent, Setting, again, candidates_of
+from offramp.decoding.bench.budget import Budget, Limits
+from offramp.decoding.bench.contenders import (
+    NEVER,
+    ONE_CALL,
+    Extent,
+    Setting,
+    again,
+    candidates_of,
+    peers_of,
+)
 from offramp.decoding.bench.entrant import Entrant
 from offramp.decoding.bench.groups import Group
-from offramp.decoding.bench.pilot import Pilot, choose_plain, given_plain
+from offramp.decoding.bench.pilot import PILOT_VISITS, Pilot, choose_plain, given_plain
 from offramp.decoding.bench.results import Contender
 from offramp.decoding.bench.summary import Figures, Part, figures_of, only_piloted
 from offramp.decoding.bench.trials import Trial, try_out
 from offramp.errors import OfframpError
+
+PEERS_SHARE = 0.15
+"""Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""
+PILOT_FROM = 0.25
+"""A pilot that begins when more than this share of the seconds is spent is short."""
 
 
 @dataclass
@@ -49,10 +63,23 @@ class Entry:
 
     def try_out(self, warm_up_tokens: int) -> None:
         """One untimed decoding by everyone; who fails is left out, or ends the entry."""
+        self._try(self.entrants, warm_up_tokens)
+
+    def invite_peers(self, budget: Budget, warm_up_tokens: int) -> None:
+        """Try out what users would pick instead, if that takes no more than a share of the seconds."""
+        took = [one.decoded.first_seconds + one.decoded.seconds for one in self.trials.values()]
+        most = math.inf if budget.seconds is None else PEERS_SHARE * budget.seconds
+        found = list(peers_of(self.setting, sum(took) / len(took), most))
+        self.missing += [one for one in found if isinstance(one, Contender)]
+        peers = [one for one in found if isinstance(one, Entrant)]
+        self.entrants += peers
+        self._try(peers, warm_up_tokens)
+
+    def _try(self, entrants: Sequence[Entrant], warm_up_tokens: int) -> None:
         setting = self.setting
         try:
-            self.trials, failed = try_out(
-                self.entrants,
+            trials, failed = try_out(
+                entrants,
                 setting.prompts[0],
                 setting.new_tokens,
                 setting.model.stack,
@@ -61,10 +88,13 @@ class Entry:
         except OfframpError as error:
             self.error = error
             return
+        self.trials |= trials
         self.missing += failed
         self.entrants = [entrant for entrant in self.entrants if entrant.name in self.trials]
 
-    def take_part(self, extent: Extent, limits: Limits, pilot: Pilot | None, seed: int) -> Pilot | None:
+    def take_part(
+        self, extent: Extent, limits: Limits, budget: Budget, pilot: Pilot | None, seed: int
+    ) -> Pilot | None:
         """Choose the plain decoder, unless a pilot has, and line up the others beside it."""
         setting = self.setting
         plain = [one for one in self.entrants if one.role == "plain"]
@@ -72,7 +102,8 @@ class Entry:
             if extent.plain is not None:
                 pilot = given_plain(plain, extent.plain)
             elif pilot is None:
-                pilot = choose_plain(plain, setting.prompts[0], setting.new_tokens, seed=seed)
+                visits = PILOT_VISITS if budget.used < PILOT_FROM else 1
+                pilot = choose_plain(plain, setting.prompts[0], setting.new_tokens, visits=visits, seed=seed)
             else:
                 given_plain(plain, pilot.plain)
         except OfframpError as error:

@@ -55,11 +55,13 @@ def run_together(
         for place, entry in enumerate(entries):
             # Settings share a model, and what is set up once.
             entry.try_out(0 if place else extent.warm_up_tokens)
+            if extent.peers and entry.error is None:
+                entry.invite_peers(budget, extent.warm_up_tokens)
             visited()
         pilot = None
         for entry in entries:
             if entry.error is None:
-                pilot = entry.take_part(extent, limits, pilot, seed)
+                pilot = entry.take_part(extent, limits, budget, pilot, seed)
         groups = [entry.group for entry in entries if entry.group is not None]
         time_groups(groups, budget=budget, looks=limits.looks, seed=seed, visited=visited)
         figures = {place: entry.figures() for place, entry in enumerate(entries) if entry.failure is None}

@@ -15,7 +15,7 @@ from offramp.decoding.bench.results import Contender
 from offramp.errors import ModelError, OfframpError
 from offramp.models.stack import ExitStack
 
-TRIAL_TOKENS = 16
+TRIAL_TOKENS = 12
 """New tokens of a trial, at most."""
 
 
