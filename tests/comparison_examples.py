@@ -199,6 +199,7 @@ def saving(floor: float, machine: str, ease: float) -> Saving:
         estimate(gain, 0.015),
         True,
         f"certified: {gain:.2f} times as fast",
+        executed=True,
     )
 
 

@@ -27,7 +27,7 @@ def test_a_static_exit_by_hand(kv: str, batch: int) -> None:
         run = generate_batch(
             model, prompts.ids, policy=policy, kv=kv, max_new_tokens=NEW_TOKENS, eos_token_id=None
         )
-    found = counted_policy([run], model.shape, policy, lens=False)
+    found = counted_policy([run], model.shape, lens=False)
     assert (found.layers, found.heads, found.probes) == (3.0, 1.0, 0.0)
     for unit, value in (("flops", found.flops), ("bytes", found.bytes)):
         costs = token_costs(model.shape, POSITION, unit, batch=batch)
@@ -51,7 +51,7 @@ def test_plain_decoding_is_a_policy_that_never_leaves() -> None:
     never = parse_policy("never")
     prompts = batches_of([PROMPT], 1)
     run = generate_batch(model, prompts[0].ids, policy=never, max_new_tokens=NEW_TOKENS, eos_token_id=None)
-    found = counted_policy([run], model.shape, never, lens=False)
+    found = counted_policy([run], model.shape, lens=False)
     plain = counted_plain(prompts, NEW_TOKENS, model.shape)
     assert (found.layers, found.heads, found.probes) == (plain.layers, plain.heads, plain.probes)
     assert (found.flops, found.bytes) == (pytest.approx(plain.flops), pytest.approx(plain.bytes))

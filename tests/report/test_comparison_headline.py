@@ -36,7 +36,8 @@ def saving(
     machine: str = "local",
     **fields: object,
 ) -> Saving:
-    return replace(Saving(floor, machine, policy, speed, certified, "as found"), **fields)
+    made = Saving(floor, machine, policy, speed, certified, "as found", executed=certified)
+    return replace(made, **fields)
 
 
 def nothing(lacks: str = "", documents: int = 12, needed: int = 45, **fields: object) -> Saving:
@@ -59,16 +60,23 @@ def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Stra
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "decision"),
+    ("low", "high", "certified", "decision"),
     [
-        (1.06, 1.2, "pays"),
-        (0.9, 1.04, "does not pay"),
-        (1.0, 1.1, "too close to call"),
-        (None, None, "too close to call"),
+        (1.06, 1.2, True, "pays"),
+        (1.06, 1.2, False, "too close to call"),
+        (0.9, 1.04, True, "does not pay"),
+        (0.9, 1.04, False, "does not pay"),
+        (1.0, 1.1, True, "too close to call"),
+        (None, None, True, "too close to call"),
     ],
 )
-def test_a_decision_is_the_intervals(low, high, decision):
-    assert decision_on(Estimate(1.1, low, high)) == decision
+def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, decision):
+    assert decision_on(Estimate(1.1, low, high), certified=certified, measured=True) == decision
+
+
+def test_a_replay_bound_never_pays():
+    found = compared(saving(Estimate(1.2, 1.15, 1.25), executed=False))
+    assert [answer.decision for answer in answers_of(found)] == ["too close to call"]
 
 
 def test_it_pays_in_so_many_cells():

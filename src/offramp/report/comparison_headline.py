@@ -198,11 +198,8 @@ def _uncertified_headline(comparison: Comparison) -> str:
     if best is None:
         return "These are scores alone: whether early exit pays in time was not asked."
     how = "decoded for real" if measured else "by replay and without a certificate"
-    answer = {
-        "pays": "Early exit pays somewhere here",
-        "does not pay": NOWHERE,
-        "too close to call": "Whether early exit pays is too close to call",
-    }[decision_on(best.net_speedup)]
+    too_slow = decision_on(best.net_speedup, certified=False, measured=best is measured) == "does not pay"
+    answer = NOWHERE if too_slow else "Whether early exit pays is too close to call"
     speed = _speed(best.net_speedup)
     return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
 

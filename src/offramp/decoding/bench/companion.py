@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from offramp.costs.probes import PROBES
+from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
 from offramp.costs.token import token_costs
 from offramp.decoding.bench.entrant import Decoded, PromptBatch
 from offramp.decoding.bench.forecast import decoded_tokens, mean_position
@@ -13,20 +13,18 @@ from offramp.decoding.bench.results import Counted
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.models.shape import ModelShape
 from offramp.policies.bill import PriceAt, lines_of
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import prices_for
 
-HEADS = ("exit head", "final head")
+HEADS = ("exit head", "short head", "final head")
 UNITS = ("flops", "bytes")
 
 
 def counted_policy(
-    runs: Sequence[BatchGeneration], shape: ModelShape, policy: ExitPolicy, *, lens: bool
+    runs: Sequence[BatchGeneration], shape: ModelShape, *, lens: bool, maps: MapRanks = ()
 ) -> Counted:
     """Of what a policy's decodings ran, priced in FLOPs and bytes at the mean position of each.
 
     A probe that reads the whole head makes the output too: it counts as a head and as a probe. lens: whether
-    exits below L are read through a linear lens.
+    exits below L are read through a linear lens. maps: K,V maps, where K and V are mapped.
 
     Raises InputError if no token was decoded after the first one.
     """
@@ -40,7 +38,7 @@ def counted_policy(
         )
         probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
         for unit in UNITS:
-            at = prices_for(policy, _prices(shape, mean_position([run]), unit, lens))
+            at = _prices(shape, mean_position([run]), unit, lens, maps)
             totals[unit] += sum(line.total for line in lines_of(run.usage, at))
     return Counted(
         layers / tokens, heads / tokens, probes / tokens, totals["flops"] / tokens, totals["bytes"] / tokens
@@ -65,5 +63,6 @@ def _is_head(part: str, probe: str) -> bool:
     return part in HEADS or (part == "probe" and PROBES[probe].gives_output)
 
 
-def _prices(shape: ModelShape, position: float, unit: str, lens: bool) -> PriceAt:
-    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens))
+def _prices(shape: ModelShape, position: float, unit: str, lens: bool, maps: MapRanks) -> PriceAt:
+    sizes = ProbeSizes(kv_maps=maps)
+    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens, sizes=sizes))

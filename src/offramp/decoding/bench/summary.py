@@ -18,7 +18,6 @@ from offramp.decoding.bench.pilot import Pilot
 from offramp.decoding.bench.results import Cluster, Contender, Counted, Interval
 from offramp.decoding.bench.trials import Trial
 from offramp.decoding.bench.visits import Timed
-from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 
 Answers = Mapping[int, tuple[tuple[int, ...], ...]]
@@ -165,9 +164,14 @@ def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | 
     records = records_of(decoded)
     if not records:
         return None
-    lens = setting.heads is not None and setting.heads.lens is not None
-    policy = part.policy or parse_policy("never")
-    return counted_policy(records, setting.model.shape, policy, lens=lens)
+    heads = setting.heads
+    maps = None if heads is None else heads.kv_maps
+    return counted_policy(
+        records,
+        setting.model.shape,
+        lens=heads is not None and heads.lens is not None,
+        maps=() if maps is None else tuple(maps.ranks.items()),
+    )
 
 
 def _compared(part: Part, timed: Sequence[tuple[int, Timed]]) -> tuple[float, Difference | None]:

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.report.cells import decision_pill
-from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, decision_on, floor_kept, has_defect
+from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, floor_kept, has_defect
 from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
 from offramp.report.data_table import (
     NOTHING,
@@ -264,9 +263,7 @@ def _measured_cell(measured: Strategy | None) -> DataCell:
     if has_defect(measured):
         badge = element("span", text(measured.answer), class_="invalid")
         return DataCell(element("s", cell.html.split("<small>", 1)[0]) + badge)
-    known = measured.net_speedup.low is not None
-    pill = decision_pill(decision_on(measured.net_speedup)) if known else ""
-    return DataCell(cell.html + small(measured.answer) + pill, cell.value)
+    return DataCell(cell.html + small(measured.answer), cell.value)
 
 
 def _beside(predicted: float | None, measured: float | None) -> DataCell:

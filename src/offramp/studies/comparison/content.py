@@ -87,6 +87,7 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
         documents=certificate["documents"],
         documents_needed=needed,
         documents_in_all=fewest_documents(needed) + tuned["documents"]["heads"],
+        executed=certificate["executed"],
     )
 
 

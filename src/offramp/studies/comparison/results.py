@@ -45,10 +45,11 @@ class Saving:
     """The best certified answer of the tuner at one floor on one machine.
 
     policy: "never" if nothing was certified or nothing is faster. net_speedup: on documents that neither
-    search nor certificate saw. certified: whether a certificate of this floor holds. answer: the tuner's
-    sentence. lacks: what a certificate lacked, "" where one holds or nothing faster was there to certify.
-    documents: left to certify on; documents_needed: fewest that the floor takes; documents_in_all: fewest
-    traced ones of which so many are left.
+    search nor certificate saw. certified: whether a certificate, or a replay bound, of this floor holds.
+    executed: whether it is of texts that were really decoded. answer: the tuner's sentence. lacks: what a
+    certificate lacked, "" where one holds or nothing faster was there to certify. documents: left to certify
+    on; documents_needed: fewest that the floor takes; documents_in_all: fewest traced ones of which so many
+    are left.
     """
 
     floor: str
@@ -62,6 +63,7 @@ class Saving:
     documents: int = 0
     documents_needed: int = 0
     documents_in_all: int = 0
+    executed: bool = False
 
 
 @dataclass(frozen=True)

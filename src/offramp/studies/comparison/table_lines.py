@@ -77,7 +77,7 @@ def certified_lines(comparison: Comparison) -> Iterator[Line]:
     """One line for each answer of the tuner."""
     for row in comparison.rows:
         for saving in row.savings:
-            names = ("floor", "machine", "policy", "certified", "lacks", "answer")
+            names = ("floor", "machine", "policy", "certified", "executed", "lacks", "answer")
             counts = ("documents", "documents_needed", "documents_in_all")
             yield {
                 **_where(row),

@@ -95,7 +95,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     "certified": (
         _schema(
             (TEXT, (*WHERE, "floor", "machine", "policy", "answer", "lacks")),
-            (TRUTH, ("certified",)),
+            (TRUTH, ("certified", "executed")),
             (COUNT, ("documents", "documents_needed", "documents_in_all")),
             (NUMBER, limits("net_speedup")),
         ),
