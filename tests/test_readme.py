@@ -14,6 +14,7 @@ import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli import preparation
 from offramp.models.model import Model
+from offramp.models.registry import BUNDLED
 
 README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
@@ -141,3 +142,12 @@ def test_links_lead_somewhere() -> None:
     assert links
     missing = [link for link in links if not (README.parent / link).exists()]
     assert missing == []
+
+
+def test_how_the_bundled_weights_were_stored_is_said_wherever_their_figures_are() -> None:
+    """In the words of the registry, which `list models`, traces and runs print too."""
+    pages = [README, *sorted((README.parent / "docs" / "results").glob("*.md"))]
+    assert len(pages) > 4
+    for page in pages:
+        words = " ".join(page.read_text(encoding="utf-8").replace("`", "").split())
+        assert BUNDLED["smollm2"].weights in words.replace("The weights", "the weights"), page

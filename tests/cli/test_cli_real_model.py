@@ -36,6 +36,7 @@ def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # An untrained model of this vocabulary would be at ln(49152) = 10.8.
     assert scores["curves"]["values"]["nll"][-1] < 5
     assert summary["provenance"]["model_licence"] == "Apache-2.0"
+    assert "Q4_1" in summary["provenance"]["model_weights"]
     page = (folder / "report.html").read_text()
     assert summary["verdict"]["headline"].split(":")[0] in page
 

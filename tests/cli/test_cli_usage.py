@@ -81,6 +81,12 @@ def test_lists_fit_80_columns(what: str, names: list[str]) -> None:
     assert all(any(row["name"].startswith(name) for row in rows) for name in names)
 
 
+def test_how_the_bundled_weights_were_stored_is_listed() -> None:
+    assert "Q4_1" in run_offramp("list", "models").require(0).out
+    (row,) = run_offramp("list", "models", "--json").require(0).json["models"]
+    assert "dequantised from 4 bits (GGUF Q4_1" in row["weights"]
+
+
 def test_brackets_in_texts_are_shown() -> None:
     """An extra such as [math] must not be taken for markup."""
     assert "offramp[math]" in " ".join(run_offramp("list", "workloads").out.split())

@@ -171,6 +171,14 @@ def test_caveats_name_what_is_missing_lost_documents_and_notes():
     assert "On prose the verdict is open; missing: documents." in notes
     assert "document 3 is left out: NaN logit at layer 7, position 12" in notes
     assert "prose: fewer tokens than asked" in notes
+    two = (
+        replace(run.workloads[0], notes=("of all", "of one")),
+        replace(workload, name="code", notes=("of all",)),
+    )
+    said = caveats(replace(run, workloads=two))
+    assert said.count("Of all.") == 1, "what all workloads say is said once"
+    assert "prose: of one" in said
+    assert not any("of all" in one for one in said)
 
 
 def test_a_headline_over_two_texts_says_what_chance_it_spends():

@@ -26,3 +26,12 @@ def test_the_published_scores_on_the_page_are_the_reference_data():
     for published in PUBLISHED_EAS:
         assert f"| {published.model} | {published.eas:.2f} |" in PAGE
         assert published.source in PAGE
+
+
+def test_what_the_published_values_contradict_is_named() -> None:
+    eas = {published.model: published.eas for published in PUBLISHED_EAS}
+    assert eas["Qwen3-8B"] > eas["Qwen2-7B"]
+    assert max(eas, key=lambda model: eas[model]) == "GPT-OSS-20B"
+    newer = f"Qwen2-7B {eas['Qwen2-7B']} → Qwen3-8B {eas['Qwen3-8B']} is higher"
+    assert newer in PAGE
+    assert f"the only mixture, GPT-OSS-20B, has the highest value of all, {eas['GPT-OSS-20B']}" in PAGE

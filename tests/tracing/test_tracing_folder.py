@@ -14,7 +14,9 @@ from tracing_models import llama, tiny_model, workload_of
 
 from offramp.errors import InputError
 from offramp.files import TEMPORARY_PREFIX, locked_folder
+from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.trace import Trace
+from offramp.workloads.shared_text import read_sketch
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = trace_fixtures.finished
@@ -30,6 +32,18 @@ def test_a_newer_schema_is_refused(folder: Path) -> None:
         with pytest.raises(InputError, match="schema version 9") as caught:
             attempt()
         assert "upgrade" in caught.value.fix
+
+
+def test_a_trace_of_an_older_schema_holds_no_texts(folder: Path) -> None:
+    texts = [document.text for document in Trace.load(folder).documents]
+    assert all(text is not None and len(read_sketch(text)) for text in texts)
+    manifest = read_sealed_json(folder / "manifest.json")
+    for document in manifest["documents"]:
+        del document["text"], document["heads_saw"]
+    write_sealed_json(folder / "manifest.json", {**manifest, "schema_version": 3})
+    found = Trace.load(folder)
+    assert [document.text for document in found.documents] == [None] * len(texts)
+    assert not any(document.heads_saw for document in found.documents)
 
 
 @pytest.mark.parametrize(

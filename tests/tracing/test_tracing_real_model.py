@@ -6,6 +6,7 @@ import pytest
 from naive_facts import assert_facts, following_of, readings_of
 
 from offramp.models.model import Model
+from offramp.models.registry import BUNDLED
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 
@@ -24,5 +25,6 @@ def test_smollm2_on_prose(smollm2: Model) -> None:
         if record.id == document.id
     ]
     assert_facts(found, readings_of(model, sequences, exits, trials=2), following_of(sequences))
+    assert found.provenance["notes"] == [BUNDLED["smollm2"].weights]
     agreement = found.agreement.mean(0)
     assert agreement[0] < 0.3 < agreement[2] < agreement[3] == 1

@@ -28,6 +28,7 @@ def _models() -> Rows:
         {
             "name": model.name,
             "what it is": model.description,
+            "weights": model.weights,
             "licence": model.licence,
             "install": model.install,
         }

@@ -15,17 +15,20 @@ import torch
 import offramp
 from offramp.costs.local_store import processor_name
 from offramp.models.model import Model
+from offramp.models.registry import weights_note
 from offramp.tracing.request import code_fingerprint, library_versions
 from offramp.tracing.trace import Trace
 
 
 def describe_run(model: Model) -> dict[str, Any]:
     """Versions, fingerprints and the machine, as JSON values."""
+    about_weights = weights_note(model.identity.weights)
     return {
         "offramp": offramp.__version__,
         "code_fingerprint": code_fingerprint(),
         "model_source": model.identity.source,
         "model_licence": model.identity.licence,
+        **({} if about_weights is None else {"model_weights": about_weights}),
         "model_fingerprint": model.identity.fingerprint,
         "transforms": list(model.identity.transforms),
         "tokenizer_fingerprint": model.identity.tokenizer,

