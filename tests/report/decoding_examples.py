@@ -17,6 +17,7 @@ from offramp.decoding.bench.results import (
 )
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.run_result import RunResult
+from offramp.tuning.results import Speed
 
 PLAIN = 0.0583
 NEVER, GENERATE = "never exit", "generate()"
@@ -168,8 +169,12 @@ def with_decoding(run: RunResult, *decodings: Decoded, **not_decoded: str) -> Ru
 
 
 def decoded_run(run: RunResult, **options) -> RunResult:
-    """The run with the main verdict's policy of its first workload decoded, and a grid."""
+    """The run with the main verdict's policy of its first workload decoded and timed, and a grid."""
     workload = run.workloads[0]
+    speed = Speed(1.014, 1.008, 1.020, "measured", "local", True, 64.0)
+    verdicts = tuple(replace(v, speed=speed) if v.floor == 0.95 else v for v in workload.verdicts)
+    workload = replace(workload, verdicts=verdicts)
+    run = replace(run, workloads=(workload, *run.workloads[1:]))
     policy = next(v.policy for v in workload.verdicts if v.floor == 0.95)
     if policy == "never":
         policy = "threshold:signal=correctness,value=0.91,exits=20+24+27"

@@ -49,7 +49,7 @@ SHARED = (
     "Skip ratio",
     "Net speedup",
     "Probe",
-    "Faster, slower, equivalent, unresolved",
+    "Faster, slower, equivalent, unresolved, defect",
     "Document",
     "Certificate",
     "First-match oracle",
