@@ -149,10 +149,11 @@ def batch(bench: Bench) -> dict[str, Any]:
         f"+{late}" if late > middle else ""
     )
     found: dict[str, Any] = {"policy": policy}
-    # All rows together make one sample.
-    further = {"batch": ROWS, "prompts": bench.prompts}
     for batching in ("lockstep", "rebatch"):
-        result = bench.measure([(policy, "propagate")], batching=batching, **further).result
+        # All rows together make one sample.
+        result = bench.measure(
+            [(policy, "propagate")], batching=batching, batch=ROWS, prompts=bench.prompts
+        ).result
         main, plain = result.main, result.contender(result.plain)
         found[batching] = {
             **_circumstances(result),
