@@ -182,8 +182,9 @@ def timed(model: Model, seconds: float) -> dict[str, tuple[Contender, Contender,
         name: (fresh(policy), fresh(parse_policy("never")), list[float](), list[float]())
         for name, policy in grid(model.layers).items()
     }
+    most = ((model.context_length or 4096) - PROMPT) // BLOCK - 1
     began, rounds = time.monotonic(), 0
-    while rounds < 2 or time.monotonic() - began < seconds:
+    while rounds < 2 or (rounds < most and time.monotonic() - began < seconds):
         for name in source.sample(sorted(pairs), k=len(pairs)):
             policy, plain, policy_seconds, plain_seconds = pairs[name]
             for turn in source.sample((0, 1), k=2):

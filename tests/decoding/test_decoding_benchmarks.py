@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmark_modules import benchmark
 
 import offramp
+from offramp.policies.policy import Tokens
 from tiny_models import LINES, write_llama
 
 SHORT = ["--new-tokens", "5", "--rounds", "1", "--prompts", "1", "--profile-seconds", "0.01"]
@@ -71,12 +73,70 @@ def test_predictions_are_written_down_before_they_are_judged(
     assert written["profile_measured_at"] < found["benches"]["float32"]["circumstances"]["date"]
     for one in found["forecasts"]:
         name = f"{one['policy']} ({one['kv']})"
-        assert one["predicted"] == written["predicted_seconds_per_token"][name]
+        assert one["predicted_by_profile"] == written["predicted_seconds_per_token"][name]
+        ratio = one["predicted_by_profile"] / written["plain_seconds_per_token"]
+        assert one["predicted"] == pytest.approx(ratio * one["plain_measured"])
         assert one["plain_predicted"] == pytest.approx(written["plain_seconds_per_token"])
         assert len(one["parts"]) == 5
         if one["kv"] != "speculate" and one["policy"].startswith("static"):
             assert one["predicted"] == pytest.approx(one["priced"])
     assert found["predictions"]["policies"] == found["cost_model"]["policies"] == 16
+
+
+PRICES = ["--profile-seconds", "0.01", "--seconds", "0.01"]
+
+
+def test_prices_on_any_model(model_and_text: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    module = benchmark("prices")
+    module.main(["--shapes", model_and_text[0], "--instruction-sets", "native", *PRICES])
+    found = last_line(capsys)
+    (cell,) = found["instruction_sets"]["native"]["shapes"].values()
+    assert found["worst_error_over_change"] == cell["error_over_change"] > 0
+    assert found["holds"] == (cell["error_over_change"] <= 0.2)
+    rows = {row["policy"]: row for row in cell["policies"]}
+    assert list(rows) == list(module.grid(4))
+    assert all(row["pairs"] == 2 and row["predicted"] > 0 < row["measured"] for row in rows.values())
+    # Priced from what ran: probes on top of everything else.
+    assert rows["full head probes, never"]["predicted"] > 1.0
+    assert cell["plain_by_profile_over_measured"] > 0
+
+
+def test_policies_of_the_prices_benchmark_leave_at_their_rate() -> None:
+    module = benchmark("prices")
+    for name, policy in module.grid(12).items():
+        decider, left = policy.decider(12, 1), []
+        for token in range(20):
+            decider.begin(Tokens(np.array([token])))
+            asked = [(exit, facts) for exit, facts in policy.needs(12).items()]
+            leaves = [decider.decide(exit, dict.fromkeys(facts, np.zeros(1)))[0] for exit, facts in asked]
+            left.append(any(leaves))
+            decider.end(np.array([12]), {})
+        expected = 0.0 if "never" in name else 1.0 if "static" in name else 0.5
+        assert np.mean(left) >= expected
+        # Several exits leave more often than one.
+        exactly = any(word in name for word in ("never", "static", "full head"))
+        assert (np.mean(left) == expected) == exactly
+
+
+def test_errors_of_ratios_by_hand() -> None:
+    rows = [{"predicted": p, "measured": m} for p, m in ((0.5, 0.6), (0.9, 0.8), (1.5, 1.1))]
+    found = benchmark("prices").errors(rows)
+    assert found["median_error"] == pytest.approx(0.1)
+    assert found["median_change"] == pytest.approx(0.2)
+    assert found["error_over_change"] == pytest.approx(0.5)
+    assert found["raw_median"] == pytest.approx(0.1 / 0.6)
+    assert found["raw_worst"] == pytest.approx(0.4 / 1.1)
+
+
+@pytest.mark.slow
+def test_prices_under_another_instruction_set(
+    model_and_text: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("prices").main(["--shapes", model_and_text[0], "--instruction-sets", "avx2", *PRICES])
+    found = last_line(capsys)["instruction_sets"]
+    assert list(found) == ["avx2"]
+    # A processor without AVX2 has less.
+    assert found["avx2"]["capability"] in ("AVX2", "DEFAULT", "NO AVX")
 
 
 @pytest.fixture(scope="module")

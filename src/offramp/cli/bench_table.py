@@ -183,8 +183,8 @@ def _forecast(found: Forecast) -> list[str]:
     )
     lines = [
         f"a token of {found.policy} ({found.kv}): {predicted}, priced from what ran "
-        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: predicted "
-        f"{duration(found.plain_predicted)}, measured {duration(found.plain_measured)}"
+        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: "
+        f"{duration(found.plain_predicted)} by the profile, measured {duration(found.plain_measured)}"
     ]
     if found.parts:
         parts = ", ".join(
