@@ -225,7 +225,9 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     assert said.startswith("Early exit does not pay anywhere here: decoded for real")
     assert "0.970 ×" in said
     said = headline(compared(strategies=(oracle, quick)))
-    assert said.startswith("Whether early exit pays is too close to call: by replay and without a certificate")
+    assert said.startswith(
+        "Whether early exit pays is too close to call: by replay and without a certificate"
+    )
 
 
 @pytest.mark.parametrize(
