@@ -28,7 +28,8 @@ from offramp.cli.options import (
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
-DEFAULT_WORKLOADS = ("prose", "code", "chat")
+DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
+"""The short items: enough documents of each to certify a floor on."""
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
         typer.Option(
             "--workload",
             "-w",
-            help="May be given several times. By default prose, code and chat.",
+            help="May be given several times. By default prose:short, code:short and chat.",
             show_default=False,
         ),
     ] = None,
