@@ -66,7 +66,7 @@ def test_every_part_is_there_in_the_order_a_reader_needs(page):
         "2 cells failed or did not runllama3",
         "Leaderboard of models",
         "League of strategies",
-        "What can be guaranteed",
+        "What was held against a floor",
         "Layer by layer",
         "Matched pairs",
         "Nothing is claimed of the other 2 of 3 trends",

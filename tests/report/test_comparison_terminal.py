@@ -23,7 +23,7 @@ def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
     text = printed(examples.example_comparison(), 300)
     order = [
         "Early exit is predicted to pay in 12 of 36 cells",
-        "The best certified speed is 1.124 ×",
+        "The best speed that passed its floor is 1.124 ×",
         "Models, 12 of 18; the page has all",
         "Fastest strategies, 12 of",
         "qwen3-8b → qwen3-8b-it (base ↔ tuned): 4 of 6 differences sure",

@@ -38,7 +38,7 @@ def headline(comparison: Comparison) -> str:
     decision, decisions = overall_decision(comparison), list(cell_decisions(answers).values())
     best = best_certified(comparison)
     timed = best is not None and best.timed is not None
-    at_best = "" if best is None else f"certified, it is at best {_speed(best.net_speedup)}"
+    at_best = "" if best is None else f"{passed_how(best)}, it is at best {_speed(best.net_speedup)}"
     at_best += ", decoded for real" if timed else ""
     if decision == "pays":
         return f"Early exit {_where_it_pays(*paying_cells(answers), len(decisions))}: {at_best}."
@@ -97,7 +97,10 @@ def best_sentences(comparison: Comparison) -> list[str]:
             if best.timed is None
             else f"decoded for real; predicted were {_speed(best.saving.net_speedup)}"
         )
-        said.append(f"The best certified speed is {_speed(best.net_speedup)}: {best.place}, {how}.")
+        said.append(
+            f"The best speed that passed its floor is {_speed(best.net_speedup)} ({passed_how(best)}): "
+            f"{best.place}, {how}."
+        )
     found = fastest(replayed(comparison.strategies))
     if found is not None:
         said.append(
@@ -110,6 +113,11 @@ def best_sentences(comparison: Comparison) -> list[str]:
         where = f"{place_of(found)}, at {floor_shown(found.floor)}"
         said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
     return said
+
+
+def passed_how(answer: Answer) -> str:
+    """What a policy passed its floor by: decoding, or a replay alone."""
+    return "certified" if answer.saving.executed else "by a replay bound, nothing decoded"
 
 
 def left_over(comparison: Comparison) -> list[str]:
@@ -165,11 +173,14 @@ def not_claimed(comparison: Comparison) -> list[str]:
         said.append(
             "The best of many is chosen with hindsight, and its own interval does not account for that."
         )
-    if any(answer.saving.certified for answer in answers):
+    passed = [answer.saving for answer in answers if answer.saving.certified]
+    if any(not saving.executed for saving in passed):
         said.append(
-            "A certificate speaks of given text, on documents like those traced, not of a policy's own text; "
-            "each has its own chance of being wrong."
+            "A replay bound speaks of given text with the full model's keys and values: what a policy keeps "
+            "when it decodes may be less, so nothing pays by it. Only what was decoded is certified."
         )
+    if passed:
+        said.append("Each statement about a floor has its own chance of being wrong.")
     few = [row for row in comparison.rows if all(one.low is None for one in row.scores.values())]
     if few:
         names = distinct([f"{row_name(row)} on {row.workload}" for row in few])

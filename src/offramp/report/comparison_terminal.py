@@ -79,7 +79,7 @@ def models_table(rows: Sequence[Row]) -> Table:
     for name in ("model", "workload"):
         table.add_column(name, overflow="fold")
     for floor in floors:
-        table.add_column(f"certified speed\n{floor_shown(floor)}", justify="right")
+        table.add_column(f"speed at\n{floor_shown(floor)}", justify="right")
     for _, name, _ in SCORES:
         table.add_column(name, justify="right")
     for row in rows[:SHOWN]:
