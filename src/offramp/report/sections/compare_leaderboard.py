@@ -53,8 +53,8 @@ def introduction(rows: Sequence[Row]) -> str:
     """How to read it."""
     said = (
         "From 0 to 1, higher is more suitable for early exit. Intervals are 95 %, over documents. EAS stands "
-        "with the range that it can reach. Net speed, over plain decoding, is that of the fastest policy that "
-        "passed the test of the floor."
+        "with the range that it can reach. Net speed, over plain decoding, is that of the fastest policy "
+        "that passed the test of the floor."
     )
     if not any(row.savings for row in rows):
         return f"{said} No policy was tuned here, so there is no speed at a floor."
