@@ -59,6 +59,10 @@ class Limits:
     on_documents: OnDocuments = lambda done, planned: None
 
 
+RERUN_SHARE = 0.5
+"""Of the time given, reruns take so much at most: the rest is for decoding."""
+
+
 def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
     """Search on the trace, rerun what it proposes, and test that on documents that are really decoded."""
     clock = Clock(limits.seconds)
@@ -68,7 +72,8 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
     proposals: list[Proposal] = []
     if pool is not None and planned >= needed:
         search = job.roles.search
-        proposals = Proposals(pool, executor, costs, search, job.floor.risk, clock).propose()
+        reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
+        proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns).propose()
     sequence = FixedSequence(
         executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
     )
