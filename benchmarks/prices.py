@@ -53,7 +53,6 @@ from offramp.policies.charging import prices_by_rows
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.rules.shortlist import ShortList
-from offramp.policies.short_list import prices_for
 from random_checkpoint import Size, write_checkpoint
 
 BUNDLED = "smollm2"
@@ -165,7 +164,7 @@ class Contender:
     def price(self, model: Model, profile: TimingsProfile) -> float:
         """Seconds per token of what ran so far, by the profile."""
         position = self.start + (self.tokens - 1) / 2
-        at = prices_for(self.policy, prices_by_rows(profile, model.shape, position))
+        at = prices_by_rows(profile, model.shape, position)
         return sum(line.total for line in lines_of(self.loop.meter.usage, at)) / self.tokens
 
 
