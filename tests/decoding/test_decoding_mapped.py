@@ -322,24 +322,24 @@ def test_a_policy_tuned_with_mapped_states_wants_the_same_maps() -> None:
     """Maps do not change what exits are read by, so that all else may be decoded with others or without."""
     others, policy = maps_for(tiny_llama(), seed=1), parse_policy(SHALLOW)
     same, mapped = TunedWith(heads()), "mapped"
-    check_tuned_heads(same, policy, heads(), LAYERS)  # type: ignore[arg-type]
-    check_tuned_heads(same, policy, others, LAYERS, "propagate")  # type: ignore[arg-type]
-    check_tuned_heads(same, policy, None, LAYERS, "recompute")  # type: ignore[arg-type]
+    check_tuned_heads(same, policy, heads(), LAYERS)
+    check_tuned_heads(same, policy, others, LAYERS, "propagate")
+    check_tuned_heads(same, policy, None, LAYERS, "recompute")
     for tuned in (TunedWith(None, "propagate"), TunedWith(others, "propagate")):
-        check_tuned_heads(tuned, policy, heads(), LAYERS, mapped)  # type: ignore[arg-type]
+        check_tuned_heads(tuned, policy, heads(), LAYERS, mapped)
     with pytest.raises(PolicyError, match="tuned with the K,V maps"):
-        check_tuned_heads(same, policy, others, LAYERS, mapped)  # type: ignore[arg-type]
+        check_tuned_heads(same, policy, others, LAYERS, mapped)
 
 
 def test_maps_beside_a_lens_leave_the_lens_what_it_is() -> None:
     lens = random_heads(tiny_llama(), [1, 2, 3], facts=())
     both, policy = dataclasses.replace(lens, kv_maps=heads().kv_maps), parse_policy(POLICY)
-    check_tuned_heads(TunedWith(lens, "propagate"), policy, both, LAYERS)  # type: ignore[arg-type]
-    check_tuned_heads(TunedWith(both), policy, both, LAYERS)  # type: ignore[arg-type]
+    check_tuned_heads(TunedWith(lens, "propagate"), policy, both, LAYERS)
+    check_tuned_heads(TunedWith(both), policy, both, LAYERS)
     with pytest.raises(PolicyError, match="tuned with the exit heads"):
-        check_tuned_heads(TunedWith(both), policy, heads(), LAYERS)  # type: ignore[arg-type]
+        check_tuned_heads(TunedWith(both), policy, heads(), LAYERS)
     with pytest.raises(PolicyError, match="tuned without any"):
-        check_tuned_heads(TunedWith(heads()), policy, both, LAYERS)  # type: ignore[arg-type]
+        check_tuned_heads(TunedWith(heads()), policy, both, LAYERS)
     given: dict[str, Any] = {"policy": POLICY, "max_new_tokens": NEW}
     plain = offramp.generate(tiny_llama(), PROMPTS[0], heads=lens, **given)
     assert_same(plain, offramp.generate(tiny_llama(), PROMPTS[0], heads=both, **given))

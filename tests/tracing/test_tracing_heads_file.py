@@ -277,7 +277,7 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
     assert not path.exists()
     # A well-sealed file that another program wrote is checked just the same.
     with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.heads_file._build", lambda *arguments: None)
+        patch.setattr("offramp.tracing.heads_file.build_heads", lambda *arguments: None)
         write_heads(heads, path)
     with pytest.raises(InputError, match=why):
         read_heads(path)

@@ -134,7 +134,7 @@ def test_maps_that_do_not_fit_are_neither_written_nor_read(
         write_heads(heads, path)
     assert not path.exists()
     with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.heads_file._build", lambda *arguments: None)
+        patch.setattr("offramp.tracing.heads_file.build_heads", lambda *arguments: None)
         write_heads(heads, path)
     with pytest.raises(InputError, match=why):
         read_heads(path)

@@ -104,7 +104,7 @@ def test_low_rank_is_the_best_of_its_rank_for_all_layers_together() -> None:
         """Of the best maps with the row space of columns [rank, hidden]."""
         total = 0.0
         for place, variance in enumerate(variances):
-            whole = full.change[place].T.astype(float)  # type: ignore[index]
+            whole = full.change[place].T.astype(float)
             inner = columns @ metric @ columns.T
             best = columns.T @ np.linalg.solve(inner, columns @ metric @ whole)
             total += np.trace((whole - best).T @ metric @ (whole - best)) / variance
@@ -118,7 +118,7 @@ def test_low_rank_is_the_best_of_its_rank_for_all_layers_together() -> None:
         assert loss(chosen) < loss(other)
     for place in range(3):
         inner = chosen @ metric @ chosen.T
-        whole = full.change[place].T.astype(float)  # type: ignore[index]
+        whole = full.change[place].T.astype(float)
         best = chosen.T @ np.linalg.solve(inner, chosen @ metric @ whole)
         np.testing.assert_allclose(change_of(fitted, place), best.T, rtol=1e-2, atol=2e-4)
 
