@@ -54,9 +54,9 @@ from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.transformed import load_model
+from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.tuned_file import read_tuned, to_json
-from offramp.tuning.verdict import judge
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 

@@ -25,6 +25,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.evidence import Evidence
 from offramp.tuning.exit_sets import exit_sets, recorded_signals
+from offramp.tuning.judging import documents_needed, judge
 from offramp.tuning.losses import make_floor
 from offramp.tuning.machines import machine_answers
 from offramp.tuning.pool import Pool
@@ -32,7 +33,7 @@ from offramp.tuning.pricing import pricing_of
 from offramp.tuning.results import Candidate, Certificate, Floor, Speed, Tuned
 from offramp.tuning.searching import add_exact, targets_around
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import decide, documents_needed, judge, percent_down, settle
+from offramp.tuning.verdict import decide, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)

@@ -9,11 +9,11 @@ from offramp.policies.rules.oracle import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import measure
+from offramp.tuning.judging import choose
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, LeagueEntry
-from offramp.tuning.verdict import choose
 
 FULL_MODEL = "full model"
 

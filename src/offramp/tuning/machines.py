@@ -9,10 +9,11 @@ from offramp.policies.charging import untimed_notes
 from offramp.tracing.trace import Trace
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import measure, speed_over
+from offramp.tuning.judging import choose, decide_replayed
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, MachineAnswer
-from offramp.tuning.verdict import WORTH, choose, decide_replayed
+from offramp.tuning.verdict import WORTH
 
 
 def machine_answers(

@@ -25,10 +25,10 @@ from offramp.report.summary import SCHEMA_VERSION, summarise, summary_schema
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.run_rows import VERSION, is_run_folder, read_run_folder
 from offramp.studies.comparison.shared_names import with_shared_names
+from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tune import tune
-from offramp.tuning.verdict import judge
 
 FLOORS = (0.9, 0.5)
 HEADS = {
