@@ -38,6 +38,7 @@ from offramp.decoding.hardware import measure_hardware
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
+from offramp.policies.map_ranks import MAPPED
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.results import ReplayResult
 from offramp.policies.signals import find_signal
@@ -56,7 +57,7 @@ def exits_of(model: Model) -> list[int]:
 
 def fixed_set(model: Model, trace: Trace, signals: Sequence[str]) -> list[tuple[str, str]]:
     """Policies with their strategies."""
-    cells = [(f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES]
+    cells = [(f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES if kv != MAPPED]
     checked = exits_of(model)[-2:]
     for name in signals:
         signal = find_signal(name)

@@ -96,11 +96,11 @@ def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searching the same trace again gives the same answers; with this, runs in this process do it once."""
     from offramp.cli.answers import answers_of
 
-    def answers(trace: Trace, machine: Machine | None) -> Answers:
+    def answers(trace: Trace, machine: Machine | None, worth: float) -> Answers:
         name = None if machine is None else machine.name
-        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name)
+        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name, worth)
         if key not in ANSWERS:
-            ANSWERS[key] = answers_of(trace, machine)
+            ANSWERS[key] = answers_of(trace, machine, worth)
         return ANSWERS[key]
 
     monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)

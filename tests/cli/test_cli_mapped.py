@@ -89,6 +89,7 @@ def test_replaying_and_predicting_with_maps(trace: Path) -> None:
 
 def test_tuning_with_maps(trace: Path, tmp_path: Path) -> None:
     tune = ["tune", trace, "--floor", "agreement=0.5", "--hardware", "h100", "--kv", "mapped"]
+    tune += ["--model", "none"]
     run_offramp(*tune, "-o", tmp_path / "policy.json").require(0)
     assert '"kv": "mapped"' in (tmp_path / "policy.json").read_text()
 

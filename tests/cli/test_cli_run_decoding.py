@@ -390,23 +390,31 @@ def test_texts_too_short_for_a_prompt_are_refused(tiny_model: Path, text_result:
 
 def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
-    from offramp.tuning.results import LeagueEntry, Verdict
+    from offramp.tuning.judging import judge
+    from offramp.tuning.results import LeagueEntry, Tuned, Verdict
 
     one = Estimate(1.0)
-    verdict = Verdict(0.95, "pays", "", "static:exit=3", one, one, one, one, 1.0, 1, 1, 1, True)
+    (folder,) = [path for path in (finished_run / "traces").glob("*/*") if path.name != "chat"]
+    judged = judge(Trace.load(folder), (0.95,))[0]
+    verdict = replace(judged, policy="static:exit=3", kv="recompute")
 
     def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> LeagueEntry:
         return LeagueEntry(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
 
     class Stub:
         verdicts: tuple[Verdict, ...] = (replace(verdict, floor=0.9, policy="static:exit=1"), verdict)
-        tuned = ()
+        tuned: tuple[Tuned, ...] = ()
         league: tuple[LeagueEntry, ...] = ()
 
     result: Any = Stub()
     chosen = chosen_policy(result)
     assert chosen is not None
-    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "propagate", 0.95)
+    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "recompute", 0.95)
+    # A looser floor's policy where the main one has none.
+    result.verdicts = (replace(verdict, floor=0.9, policy="static:exit=1"), replace(verdict, policy="never"))
+    chosen = chosen_policy(result)
+    assert chosen is not None
+    assert (chosen.policy, chosen.floor) == ("static:exit=1", 0.9)
     result.verdicts = (replace(verdict, policy="never"),)
     assert chosen_policy(result) is None
     result.league = (

@@ -68,7 +68,7 @@ def test_predictions_are_written_down_before_they_are_judged(
     )
     found = last_line(capsys)
     written = json.loads((tmp_path / "predictions-float32.json").read_text(encoding="utf-8"))
-    # 3 static exits with 4 strategies, 2 thresholds on 2 signals.
+    # 3 static exits with 4 strategies that need no maps, 2 thresholds on 2 signals.
     assert len(found["forecasts"]) == len(written["predicted_seconds_per_token"]) == 16
     assert written["profile_measured_at"] < found["benches"]["float32"]["circumstances"]["date"]
     for one in found["forecasts"]:

@@ -118,7 +118,7 @@ def test_a_forecast_by_hand() -> None:
     }
     plain_price = 4 * 1.12 + 3 + 0.5
     assert found.gain == pytest.approx({"layers": 2 * (1.12 - 0.1) / plain_price, "head": 0.0, "probes": 0.0})
-    assert sum(found.gain.values()) == pytest.approx(1.0 - found.priced / found.plain_predicted)
+    assert sum(found.gain.values()) == pytest.approx(1.0 - found.priced_by_profile / found.plain_predicted)
     worst = found.worst_part
     assert worst is not None
     assert worst.part == "K,V repair"

@@ -119,7 +119,8 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
     assert certificate.assumption == (
         "decoded greedily and freely from the first 32 tokens of documents drawn like those of texts, at "
         f"most 16 new tokens of each, keys and values of skipped layers by {tuned.kv}, one sequence at a "
-        "time, each document counting once"
+        "time, each document counting once; documents of the trace, which an older offramp made, are taken "
+        "to share no text with each other"
     )
     # Only documents that no test looked at say what is kept.
     assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]

@@ -29,15 +29,19 @@ NEW_TOKENS = 16
 DOCUMENTS = 120
 """That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes all that it needs."""
 
-MAIN_SECONDS, OTHER_SECONDS = 24.0, 8.0
+MAIN_SECONDS, OTHER_SECONDS = 40.0, 8.0
 """For reruns and decoding at the main floor, and at each other one."""
+
+
+CANDIDATES = 2
+"""That are tested: in so short a time a longer sequence would end at its cautious beginning."""
 
 
 @dataclass(frozen=True)
 class Certifying:
-    """What all texts of a run share. texts: that the headline is about."""
+    """What all texts of a run share. model: None to decode nothing. texts: that the headline is about."""
 
-    model: Model
+    model: Model | None
     machine: Machine | None
     heads: ExitHeads | None
     folder: Path
@@ -51,7 +55,7 @@ def certify(run: Certifying, workload: Workload, trace: Trace) -> tuple[Tuned, .
     found = []
     for floor in FLOORS:
         seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
-        with stage(f"{workload.name}: certifying {floor:.0%} agreement by decoding"):
+        with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
             found.append(_tuned(run, workload, trace, floor, seconds))
     return tuple(found)
 
@@ -70,6 +74,7 @@ def _tuned(run: Certifying, workload: Workload, trace: Trace, floor: float, seco
             documents=DOCUMENTS,
             folder=run.folder / EXECUTIONS,
             seconds=seconds,
+            candidates=CANDIDATES,
             delta=delta,
         )
     except OfframpError as error:  # a family that is only traced, or prompts that are too few

@@ -178,8 +178,10 @@ def _one_workload(
     with stage(f"{workload.name}: scoring, and searching policies"):
         answers = answers_of(trace, prepared.machine, options.worth)
         card, frontiers = score(trace), _frontiers(trace)
-    certifying = Certifying(model, prepared.machine, prepared.heads, folder, texts)
-    tuned = certify(certifying, workload, trace) if options.decode else ()
+    certifying = Certifying(
+        model if options.decode else None, prepared.machine, prepared.heads, folder, texts
+    )
+    tuned = certify(certifying, workload, trace)
     verdicts = settled(answers.verdicts, tuned)
     _write_policies(verdicts, tuned, folder / POLICIES, safe_name(workload.name))
     return WorkloadResult(

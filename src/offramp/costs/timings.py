@@ -294,7 +294,7 @@ class TimingsProfile:
             "schema_version": SCHEMA_VERSION,
             "batches": list(self.batches),
             "probe_seconds": {name: table.tolist() for name, table in self.probe_seconds.items()},
-            "sizes": vars(self.sizes),
+            "sizes": {**vars(self.sizes), "kv_maps": [list(one) for one in self.sizes.kv_maps]},
             "details": dict(self.details),
         }
 

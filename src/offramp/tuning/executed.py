@@ -23,7 +23,7 @@ from offramp.tuning.job import Job
 from offramp.tuning.losses import loss_text, risk_to_quality
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, WalkCounts
-from offramp.tuning.proposals import Clock, Proposal, Proposals
+from offramp.tuning.proposals import TARGETS, Clock, Proposal, Proposals
 from offramp.tuning.replay_bound import measure_report
 from offramp.tuning.results import Candidate, Certificate, Tuned
 from offramp.tuning.sequence import (
@@ -51,11 +51,13 @@ class Limits:
     """How much may be decoded.
 
     documents: for one candidate's certificate, at most; None for four times the fewest. seconds: for reruns
-    and decoding together; None for as long as it takes. on_documents: told of each candidate's progress.
+    and decoding together; None for as long as it takes. candidates: tested at most, spread from cautious to
+    bold over the allowed risk; None for six. on_documents: told of each candidate's progress.
     """
 
     documents: int | None = None
     seconds: float | None = None
+    candidates: int | None = None
     on_documents: OnDocuments = lambda done, planned: None
 
 
@@ -73,7 +75,8 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
     if pool is not None and planned >= needed:
         search = job.roles.search
         reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
-        proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns).propose()
+        steps = limits.candidates or TARGETS
+        proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns, steps).propose()
     sequence = FixedSequence(
         executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
     )
