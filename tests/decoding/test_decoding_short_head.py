@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from generation_cases import PROMPTS, counted_layers, reference_logits, tiny_llama
-from reading_cases import random_heads
+from reading_cases import build_family, random_heads, tiny_model
 from torch import Tensor
 
 import offramp
@@ -160,6 +160,50 @@ def test_forced_decoding_is_replay(policy: str, kv: str, lens: bool) -> None:
         agrees += (said == traced.top1[rows, -1]).tolist()
     assert expected.agreement == pytest.approx(np.mean(agrees))
     assert 0.0 < expected.agreement < 1.0
+
+
+@pytest.mark.parametrize(("policy", "kv"), [(NEVER, "propagate"), (f"monotone:policy=[{EARLY}]", "monotone")])
+def test_forced_rows_that_leave_one_by_one_are_replay(policy: str, kv: str) -> None:
+    """Every document side by side, where K and V of a shrinking batch are exact."""
+    model, traced = tiny_llama(), trace()
+    places = [np.flatnonzero(traced.document == document) for document in np.unique(traced.document)]
+    count = min(map(len, places))
+    texts = [[*traced.token[rows[:count]].tolist(), 5] for rows in places]
+    found = offramp.generate(
+        model, [[0]] * len(texts), policy=policy, kv=kv, heads=heads(), force_tokens=texts, batching="rebatch"
+    )
+    expected = offramp.replay(traced, policy, kv=kv).exits
+    assert policy == NEVER or len(set(expected.tolist())) > 1
+    for rows, row in zip(places, found, strict=True):
+        assert row.exits[1:].tolist() == expected[rows[:count]].tolist()
+        said = traced.fact("restricted_top1")[rows[:count], row.exits[1:] - 1]
+        assert row.chosen[1:] == said.tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite", "mixtral", "mamba", "bamba"])
+def test_families(name: str) -> None:
+    """Logits that are scaled or capped after the head, experts, recurrent layers."""
+    model = tiny_model(build_family(name), name=name, head_scale=20.0)
+    layers = model.stack.layers
+    listed = torch.arange(0, model.shape.vocabulary_size, 3)
+    given = random_heads(model, (2,), lens=False, facts=(), shortlist=tuple(listed.tolist()))
+    ids = torch.randint(3, 59, (1, 9), generator=torch.Generator().manual_seed(4))
+    for policy, exit in ((NEVER, len(layers)), ("shortlist:policy=[static:exit=2],at=all", 2)):
+        early = offramp.early_exit(policy, heads=given)
+        out = model.hf.generate(
+            ids,
+            custom_generate=early,
+            max_new_tokens=NEW,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )[0].tolist()
+        exits = [len(layers)] * ids.shape[1] + [exit] * (NEW - 1)
+        logits = reference_logits(model.hf, layers, out[:-1], exits)[ids.shape[1] - 1 :]
+        assert out[ids.shape[1] :] == listed[logits[:, listed].argmax(-1)].tolist()
+        assert early.last is not None
+        assert not {"exit head", "final head"} & {item.part for item in early.last.usage}
 
 
 def test_the_list_costs_agreement_with_the_whole_vocabulary() -> None:

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
-from offramp.policies.charging import counted_at, prices_of
+from offramp.policies.charging import counted_at, prices_of, seconds_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
@@ -103,6 +104,16 @@ def test_a_short_head_answers_and_costs_the_list_everywhere(inner: ExitPolicy, l
     assert np.isnan(result.kl)
 
 
+def test_an_output_off_the_list_waits_for_no_decision_of_its_own() -> None:
+    """On a card a check waits until the host knows its answer; an output does so once, whatever its head."""
+    trace, machine = short_trace(), find_machine("h100")
+    costs = seconds_of(trace, machine)
+    assert costs.decision > 0
+    assert costs.short_head == pytest.approx(costs.probes["restricted head"] - costs.decision)
+    result = replay(trace, ShortList(Never(), "all"), machine=machine)
+    assert result.seconds_per_token == pytest.approx(costs.plain - costs.head + costs.short_head)
+
+
 def test_agreement_with_the_untransformed_model_is_that_of_the_list() -> None:
     trace = short_trace()
     other = Trace.from_facts(
@@ -196,8 +207,6 @@ def test_no_short_list_under_a_floor_in_nats_or_without_the_list() -> None:
 
 
 def test_lockstep_reads_the_list_too() -> None:
-    from offramp.costs.hardware import find_machine
-
     trace, machine = short_trace(), find_machine("cpu-2core")
     for at in ("exits", "all"):
         policy = ShortList(CHEAP, at)

@@ -112,6 +112,7 @@ class Roofline:
             key_value=self._seconds(flops.key_value, moved.key_value, rate, key_value_launches(shape)),
             overhead=STEP_LAUNCHES * self.launch_seconds + self.decision_seconds,
             batch=batch,
+            decision=self.decision_seconds,
             maps={
                 exit: self._second(
                     flops.maps[exit], moved.maps[exit], rate, MAP_LAUNCHES + int(rank is not None)

@@ -35,6 +35,7 @@ class TokenCosts:
     key_value: float64 [layers], leaving behind what later tokens need of a skipped layer.
     overhead: what a step costs whatever it runs (embedding, choosing the token, the program around).
     maps: by exit, the K,V maps of tokens that leave there, where K and V are mapped; empty elsewhere.
+    decision: how much of every probe is waiting until the host knows its answer, 0 where that is not apart.
     """
 
     unit: str
@@ -46,6 +47,7 @@ class TokenCosts:
     overhead: float = 0.0
     batch: int = 1
     maps: Mapping[int, float] = field(default_factory=dict)
+    decision: float = 0.0
 
     @property
     def plain(self) -> float:
@@ -54,8 +56,11 @@ class TokenCosts:
 
     @property
     def short_exit_head(self) -> float:
-        """The final norm and the head's columns of the short list at an exit below L, a lens included."""
-        return self.probes["restricted head"]
+        """The final norm and the head's columns of the short list at an exit below L, a lens included.
+
+        The same work as a probe of the list; an output, whole or short, is waited for once, in `overhead`.
+        """
+        return self.probes["restricted head"] - self.decision
 
     @property
     def short_head(self) -> float:
@@ -88,6 +93,7 @@ def add_costs(one: TokenCosts, other: TokenCosts) -> TokenCosts:
         probes={name: price + other.probes[name] for name, price in one.probes.items()},
         key_value=one.key_value + other.key_value,
         overhead=one.overhead + other.overhead,
+        decision=one.decision + other.decision,
         batch=one.batch + other.batch,
         maps={exit: price + other.maps[exit] for exit, price in one.maps.items()},
     )

@@ -204,7 +204,8 @@ def derived_notes(machine: Machine | None, bill: Bill, *, lens: bool) -> tuple[s
     """What must be said of prices in a bill that were derived instead of timed; lens: whether it has one."""
     if not isinstance(machine, TimingsProfile):
         return ()
-    used = {line.probe or line.part for line in bill.lines}
+    priced_as = {"short head": "restricted head"}
+    used = {line.probe or priced_as.get(line.part, line.part) for line in bill.lines}
     return machine.derived_notes(used | {LENS} if lens else used)
 
 
