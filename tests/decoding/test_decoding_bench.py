@@ -137,6 +137,22 @@ def test_prompts_are_the_clusters_and_the_plain_decoder_is_the_pilots(measured: 
     assert (result.rounds, result.prompts, result.stopped) == (3, 2, "rounds")
 
 
+def test_seconds_are_the_plain_decoders_over_the_ratio(measured: Measurement) -> None:
+    result = measured.result
+    plain = result.contender(result.plain).seconds_per_token
+    assert plain is not None
+    assert plain.low is not None
+    for one in result.contenders:
+        if one.ratio is None or one.name == result.plain:
+            continue
+        seconds = one.seconds_per_token
+        assert seconds is not None
+        assert seconds.value == pytest.approx(plain.value / one.ratio.value)
+        if one.ratio.low is not None:
+            assert seconds.high == pytest.approx(plain.value / one.ratio.low)
+            assert seconds.low < seconds.value < seconds.high  # type: ignore[operator]
+
+
 def test_the_answer_is_the_main_policys(measured: Measurement) -> None:
     result = measured.result
     assert result.main.name == f"{POLICY} (propagate)"

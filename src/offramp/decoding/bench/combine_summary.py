@@ -119,7 +119,7 @@ def _figures(base: Setting, timed: Timed) -> list[Figures]:
         if entrant.name in taking:
             found.append(figures_of(part, group))
         elif entrant.name in timed.pilot.seconds:
-            found.append(only_piloted(part, timed.pilot))
+            found.append(only_piloted(part, timed.pilot, group))
     for entrant in group.entrants:
         if entrant.role == "a/a":
             found.append(figures_of(Part(base, entrant, timed.trials[plain], full, trial), group))

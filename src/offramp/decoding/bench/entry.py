@@ -133,7 +133,7 @@ class Entry:
         seen = {name for _, found in group.visits for name in found}
         timed = [figures_of(self._part(one, reference), group) for one in group.entrants if one.name in seen]
         aside = [one for one in self.entrants if one.name not in seen and one.name in pilot.seconds]
-        return [*timed, *(only_piloted(self._part(one, {}), pilot) for one in aside)]
+        return [*timed, *(only_piloted(self._part(one, {}), pilot, group) for one in aside)]
 
     def _part(self, entrant: Entrant, reference: Mapping[int, tuple[tuple[int, ...], ...]]) -> Part:
         _, pilot = self.timed

@@ -65,9 +65,10 @@ class Contender:
     where it was timed in the pilot only. resolution: half-width of the interval, as a share.
     clusters: what the ratio is the mean of, by prompt. samples: seconds per new token (of all rows together)
     after the first, one per visit, in order.
-    seconds_per_token: geometric mean over prompts, with a 95 % interval. first_token_seconds: median time to
-    the first new token. tokens_per_second: of the whole batch. peak_memory_bytes: above what the process held
-    before, None if unknown. counted: what a token of the timed decodings runs, None where nothing says it.
+    seconds_per_token: of the plain decoder the geometric mean over prompts, with a 95 % interval; of others
+    that over their ratio, so that the machine's load cancels between them. first_token_seconds: median time
+    to the first new token. tokens_per_second: of the whole batch. peak_memory_bytes: above what the process
+    held before, None if unknown. counted: what a token of the timed decodings runs, None where nothing says.
     layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
     claimed_layers_per_token: what the decoder says of the same trial.
     same_output: share of prompts whose output equals the full model's, token for token; output_must_match:

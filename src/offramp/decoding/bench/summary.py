@@ -65,7 +65,7 @@ def figures_of(part: Part, group: Group) -> Figures:
     series = group.series.get(entrant.name)
     ratio = Interval(1.0, 1.0, 1.0) if series is None else series.ratio
     assert ratio is not None  # it was visited
-    seconds = seconds_per_token(timed)
+    seconds = seconds_over(plain_seconds(group), ratio)
     contender = Contender(
         name=entrant.name,
         role=entrant.role,
@@ -87,7 +87,7 @@ def figures_of(part: Part, group: Group) -> Figures:
     return Figures(contender, tuple(defects))
 
 
-def only_piloted(part: Part, pilot: Pilot) -> Figures:
+def only_piloted(part: Part, pilot: Pilot, group: Group) -> Figures:
     """A plain decoder that was not the fastest of the pilot, and was timed no further."""
     name, trial = part.entrant.name, part.trial
     _, difference = _compared(part, [])
@@ -96,14 +96,15 @@ def only_piloted(part: Part, pilot: Pilot) -> Figures:
             name, part.entrant.output_must_match, difference, trial.decoded.claimed_layers, trial.counted
         )
     )
-    seconds = pilot.seconds[name]
+    ratio = Interval(pilot.seconds[pilot.plain] / pilot.seconds[name])
+    seconds = seconds_over(plain_seconds(group), ratio)
     contender = Contender(
         name=name,
         role=part.entrant.role,
         answer="defect" if defects else "unresolved",
-        ratio=Interval(pilot.seconds[pilot.plain] / seconds),
-        seconds_per_token=Interval(seconds),
-        tokens_per_second=1.0 / seconds,
+        ratio=ratio,
+        seconds_per_token=seconds,
+        tokens_per_second=1.0 / seconds.value,
         peak_memory_bytes=trial.peak_memory_bytes,
         layers_per_token=layers_per_token(part.setting, trial.decoded, trial.counted),
         claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, trial.decoded.claimed_layers),
@@ -135,14 +136,27 @@ def judge_twins(
     return contenders, defects, a_a
 
 
-def seconds_per_token(timed: Sequence[tuple[int, Timed]]) -> Interval:
-    """Geometric mean over prompts of the trimmed mean of blocks, with a 95 % interval over prompts."""
+def plain_seconds(group: Group) -> Interval:
+    """Of the plain decoder, per token: geometric mean over prompts of trimmed means of blocks."""
     seconds: dict[int, list[float]] = {}
-    for place, one in timed:
+    for place, found in group.visits:
+        one = found[group.plain]
         seconds.setdefault(place, []).extend(one.blocks or (one.decoded.seconds_per_token,))
     return ratio_of(
         [cluster_of(0, place, [math.log(value) for value in values]) for place, values in seconds.items()]
     )
+
+
+def seconds_over(plain: Interval, ratio: Interval) -> Interval:
+    """What takes so many times less than the plain decoder, which took that on average.
+
+    So contenders that were timed at different times are on one scale: the load of the machine cancels.
+    """
+    if ratio == Interval(1.0, 1.0, 1.0):  # the plain decoder itself
+        return plain
+    low = None if ratio.high is None else plain.value / ratio.high
+    high = None if ratio.low is None else plain.value / ratio.low
+    return Interval(plain.value / ratio.value, low, high)
 
 
 def layers_per_token(setting: Setting, decoded: Decoded, layers: int | None) -> float | None:
@@ -158,12 +172,11 @@ def layers_per_token(setting: Setting, decoded: Decoded, layers: int | None) -> 
 
 
 def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | None:
-    setting = part.setting
-    if part.entrant.role in ("plain", "a/a"):
-        return counted_plain(setting.prompts, group.new_tokens, setting.model.shape)
-    records = records_of(decoded)
+    setting, records = part.setting, records_of(decoded)
     if not records:
-        return None
+        # Who claims anything without a record runs the whole model for every token.
+        claims = part.trial.decoded.claimed_layers is not None
+        return counted_plain(setting.prompts, group.new_tokens, setting.model.shape) if claims else None
     heads = setting.heads
     maps = None if heads is None else heads.kv_maps
     return counted_policy(
