@@ -15,6 +15,7 @@ from offramp.decoding.bench.clusters import (
     TRIMMED,
     cluster_of,
     combined_clusters,
+    freedom_of,
     ratio_of,
     trimmed_mean,
 )
@@ -47,6 +48,13 @@ def test_one_prompt_has_no_interval_however_often_it_is_decoded() -> None:
     assert ratio_of([cluster_of(0, 0, [0.1] * 1000)]) == Interval(pytest.approx(math.exp(0.1)))
     with pytest.raises(ValueError, match="needs a cluster"):
         ratio_of([])
+
+
+def test_the_degrees_of_freedom_are_those_of_the_fewer() -> None:
+    assert freedom_of([]) == freedom_of(clusters([0.1])) == 0
+    assert freedom_of(clusters([0.1, 0.2, 0.3])) == 2
+    assert freedom_of([*clusters([0.1, 0.2, 0.3]), *clusters([0.1, 0.2, 0.3], 1)]) == 1
+    assert freedom_of([Cluster(process, 0, 0.1, 8) for process in range(5)]) == 4
 
 
 def test_processes_count_as_their_own_unit() -> None:

@@ -51,11 +51,12 @@ def test_the_twins_are_judged_over_all_processes() -> None:
     sound = merged([process(logs) for logs in LOGS])
     assert (sound.defects, sound.contender(sound.plain).answer) == ((), "equivalent")
     slowed = []
-    for place, logs in enumerate(LOGS):
-        one = process(logs)
-        twins = tuple(Cluster(0, prompt, 0.5 + 0.001 * (prompt + place), 8) for prompt in range(3))
+    for place in range(4):
+        one = process(LOGS[0])
+        twins = tuple(Cluster(0, prompt, 0.5 + 0.001 * (prompt + place), 8) for prompt in range(4))
         contenders = tuple(replace(c, clusters=twins) if c.role == "a/a" else c for c in one.contenders)
         slowed.append(replace(one, contenders=contenders))
+    assert merged(slowed[:3]).defects == ()  # of so few anything may come
     found = merged(slowed)
     assert "the same decoder twice comes out unequal" in found.defects[0]
     assert found.answer == "defect"

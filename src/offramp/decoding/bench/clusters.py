@@ -52,9 +52,18 @@ def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Interval:
     if len(several) > 1:
         cells = _variance(values - mean, list(range(len(values))))
         variance = max(parts[0] + parts[1] - cells, *parts)
-    freedom = min(len(set(groups)) for groups in several) - 1
+    freedom = freedom_of(clusters)
     half = _quantile(level, freedom) * math.sqrt(variance)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def freedom_of(clusters: Sequence[Cluster]) -> int:
+    """Degrees of freedom of their mean's interval, 0 without one.
+
+    One less than prompts, or than processes where those are several and fewer.
+    """
+    processes, prompts = ({getattr(one, name) for one in clusters} for name in ("process", "prompt"))
+    return min((len(groups) for groups in (processes, prompts) if len(groups) > 1), default=1) - 1
 
 
 @cache

@@ -10,6 +10,8 @@ from offramp.decoding.bench.results import Interval
 
 TWIN_LEVEL = 0.99
 """Of the interval of two identical contenders: a sound timing leaves out 1 once in a hundred times."""
+TWIN_FREEDOM = 3
+"""Degrees of freedom that it takes: of two or three prompts a chance agreement makes the interval narrow."""
 OTHER_LOAD = 0.3
 """Processors that others may keep busy beyond those that our threads leave free, before it is said."""
 PASSIVE = "passive"
@@ -70,9 +72,12 @@ CHECKS: Sequence[Callable[[Evidence], str | None]] = (_output, _layers)
 """What every contender is held to: one entry each."""
 
 
-def twin_defect(a_a: Interval) -> str | None:
-    """Whether the same decoder twice came out unequal: its ratio at `TWIN_LEVEL`, as a sentence."""
-    if a_a.low is None or a_a.high is None or a_a.low <= 1.0 <= a_a.high:
+def twin_defect(a_a: Interval, freedom: int = TWIN_FREEDOM) -> str | None:
+    """Whether the same decoder twice came out unequal: its ratio at `TWIN_LEVEL`, as a sentence.
+
+    freedom: degrees of freedom of the interval.
+    """
+    if a_a.low is None or a_a.high is None or a_a.low <= 1.0 <= a_a.high or freedom < TWIN_FREEDOM:
         return None
     return (
         f"the same decoder twice comes out unequal: ratio {a_a.value:.3f} [{a_a.low:.3f}, {a_a.high:.3f}] at "

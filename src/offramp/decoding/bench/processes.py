@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from offramp.decoding.bench.answers import answer_of, resolution_of
-from offramp.decoding.bench.clusters import ratio_of
+from offramp.decoding.bench.clusters import freedom_of, ratio_of
 from offramp.decoding.bench.defects import TWIN_LEVEL, twin_defect
 from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Interval
 
@@ -27,7 +27,7 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
     defects = list(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
     twins = next((one.clusters for one in contenders if one.role == "a/a"), ())
     a_a = ratio_of(twins, TWIN_LEVEL) if twins else first.a_a
-    unequal = twin_defect(a_a)
+    unequal = twin_defect(a_a, freedom_of(twins))
     if unequal is not None:
         defects.append(unequal)
         contenders = tuple(replace(one, answer="defect") for one in contenders)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from offramp.decoding.bench.answers import answer_of, resolution_of
-from offramp.decoding.bench.clusters import cluster_of, ratio_of
+from offramp.decoding.bench.clusters import cluster_of, freedom_of, ratio_of
 from offramp.decoding.bench.companion import counted_plain, counted_policy, records_of
 from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.defects import TWIN_LEVEL, Difference, Evidence, defects_of, twin_defect
@@ -129,7 +129,7 @@ def judge_twins(
     a_a = ratio_of(twins, TWIN_LEVEL) if twins else Interval(1.0)
     defects = [sentence for one in figures for sentence in one.defects]
     contenders = [one.contender for one in figures]
-    unequal = twin_defect(a_a)
+    unequal = twin_defect(a_a, freedom_of(twins))
     if unequal is not None:
         defects.append(unequal)
         contenders = [replace(one, answer="defect") for one in contenders]
