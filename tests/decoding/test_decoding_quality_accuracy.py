@@ -85,7 +85,14 @@ def test_accuracy_and_paired_loss_by_hand(monkeypatch: pytest.MonkeyPatch, model
     assert result.skip_ratio == pytest.approx(0.25)
     assert seen == [(8, 30), (16, 30), (24, 30), (30, 30)]
     assert [size for size, _ in calls] == [8, 8, 8, 8, 8, 8, 6, 6]
-    # Paired: 6 of 30 differ by one. Their spread, not that of two accuracies drawn apart, makes the interval.
+    assert (result.loss.low, result.loss.high) == (None, None), "four batches: their rows leave together"
+
+
+def test_the_interval_of_a_loss_is_paired(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """6 of 30 differ by one. Their spread, not that of two accuracies drawn apart, makes the interval."""
+    hand_made(monkeypatch, model, {"plain": set(range(15)), "policy": {*range(10), 20}})
+    result = task_score(model, "static:exit=3", Words(words(30)), questions=30)
+    assert result.loss.value == pytest.approx(4 / 30)
     assert result.loss.low is not None
     assert result.loss.high is not None
     spread = np.std([1] * 5 + [-1] + [0] * 24) / np.sqrt(30)
@@ -96,6 +103,18 @@ def test_equal_answers_lose_nothing(monkeypatch: pytest.MonkeyPatch, model: Mode
     hand_made(monkeypatch, model, {"plain": {1, 2}, "policy": {1, 2}})
     result = task_score(model, "static:exit=3", Words(words(20)), questions=20)
     assert (result.loss.value, result.loss.low, result.loss.high) == (0.0, 0.0, 0.0)
+
+
+def test_questions_of_one_batch_are_drawn_together(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """Of 40 batches of two the policy answers both or none: as wide as of 40 questions, not of 80."""
+    right = {number for number in range(80) if (number // 2) % 2}
+    hand_made(monkeypatch, model, {"plain": set(range(80)), "policy": right})
+    together = task_score(model, "static:exit=3", Words(words(80)), questions=80, batch=2)
+    assert together.accuracy.value == 0.5
+    assert together.accuracy.low is not None
+    assert together.accuracy.high is not None
+    spread = 0.5 / np.sqrt(40)
+    assert together.accuracy.high - together.accuracy.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
 
 
 def test_few_questions_have_no_interval(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from offramp.decoding.bench.results import Interval
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.quality import free_running as module
 from offramp.decoding.quality.drift import drift, drift_of
@@ -87,6 +88,29 @@ def test_it_equals_the_naive_reference(model: Model, cases: list[tuple[list[int]
     matches = np.mean([one == other for one, other in zip(answers, plains, strict=True)])
     assert result.sequence_match.value == pytest.approx(matches)
     assert (result.prompts, result.new_tokens) == (len(cases), new)
+
+
+def test_what_depends_on_each_other_is_drawn_together(model: Model) -> None:
+    """Three prompts in ten rounds are three, and rows of a batch are one."""
+    prompts = [[0, number + 2, 2 * number + 3] for number in range(40)]
+    plains = [own_greedy(model, prompt, 4) for prompt in prompts]
+    wrong = [[(token + 1) % 61 for token in plain] if n % 4 < 2 else plain for n, plain in enumerate(plains)]
+
+    def match(places: list[int], **options: int) -> Interval:
+        asked = [[values[place] for place in places] for values in (prompts, wrong, plains)]
+        return free_running(model, *asked, **options).sequence_match
+
+    repeated = match([0, 2, 5] * 10)
+    assert repeated == Interval(repeated.value, None, None)
+    assert repeated.value == pytest.approx(1 / 3)
+    alone, paired = match(list(range(40))), match(list(range(40)), batch=2)
+    assert alone.value == paired.value == 0.5
+    assert alone.low is not None
+    assert paired.low is not None
+    assert (0.5 - paired.low) / (0.5 - alone.low) == pytest.approx(np.sqrt(2), rel=0.25)
+    assert match(list(range(40)), batch=4).low is None, "ten batches"
+    # A prompt that comes again joins the batches that it is in.
+    assert match([*range(19), 0, *range(19, 38), 30], batch=2).low is None
 
 
 def test_the_full_models_own_answers_are_perfect(model: Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def task_score(
     drafts that an option's text rejects are run all the same, and count in the skip ratio.
 
     Intervals: 95 % bootstrap over questions, both models' scores of a question drawn together; absent under
-    20 questions.
+    20 questions. Questions that were decoded in one batch leave when the others do, so batches are drawn.
 
     Raises InputError for an unknown task, for one that runs code without leave, and for what
     `offramp.decoding.generation.generate.generate` refuses.
@@ -89,13 +89,7 @@ def task_score(
     }
     room = loaded.max_new_tokens if max_new_tokens is None else max_new_tokens
     parts = [_ask(model, loaded, group, decoding, room) for group in _groups(asked, batch, progress)]
-    scores = Asked(
-        np.concatenate([part.plain for part in parts]),
-        np.concatenate([part.policy for part in parts]),
-        sum(part.executed for part in parts),
-        sum(part.full for part in parts),
-    )
-    return _summary(loaded.name, scores, seed)
+    return _summary(loaded.name, parts, seed)
 
 
 def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Iterable[list[Question]]:
@@ -178,20 +172,22 @@ def _layers(generations: list[Generation]) -> tuple[int, int]:
     return executed, sum((len(one.tokens) - 1) * one.layers for one in generations)
 
 
-def _summary(name: str, asked: Asked, seed: int) -> TaskScore:
-    resampled = document_bootstrap(len(asked.plain), draws=DRAWS, seed=seed)
-    each = np.ones(len(asked.plain))
+def _summary(name: str, parts: Sequence[Asked], seed: int) -> TaskScore:
+    """parts: of the questions that were decoded together."""
+    resampled = document_bootstrap(len(parts), draws=DRAWS, seed=seed)
+    questions = np.array([len(part.plain) for part in parts], dtype=np.float64)
 
-    def mean(values: Values) -> Interval:
-        means = resampled.means(values, each)
+    def mean(scores: Callable[[Asked], Values]) -> Interval:
+        means = resampled.means(np.array([scores(part).sum() for part in parts]), questions)
         estimate = resampled.estimate(means)
         return Interval(float(means[0]), estimate.low, estimate.high)
 
+    executed, full = (sum(getattr(part, what) for part in parts) for what in ("executed", "full"))
     return TaskScore(
         task=name,
-        questions=len(asked.plain),
-        accuracy=mean(asked.policy),
-        plain_accuracy=mean(asked.plain),
-        loss=mean(asked.plain - asked.policy),
-        skip_ratio=1.0 - asked.executed / asked.full if asked.full else 0.0,
+        questions=int(questions.sum()),
+        accuracy=mean(lambda part: part.policy),
+        plain_accuracy=mean(lambda part: part.plain),
+        loss=mean(lambda part: part.plain - part.policy),
+        skip_ratio=1.0 - executed / full if full else 0.0,
     )

@@ -30,6 +30,7 @@ def free_running(
     answers: Sequence[Tokens],
     plain_answers: Sequence[Tokens],
     *,
+    batch: int = 1,
     seed: int = 0,
     known: Judgements | None = None,
 ) -> FreeRunning:
@@ -42,9 +43,11 @@ def free_running(
     but for `TIE` or one rounding step of the model's dtype, whichever is more: such ties fall either way with
     the order of the sums.
     Divergence, match: means over prompts; agreement, NLL: over all generated tokens. Intervals: 95 %
-    bootstrap over prompts, absent under 20 of them.
+    bootstrap over prompts, absent under 20 of them. What depends on each other is drawn together: prompts of
+    one batch, and a prompt that comes again.
 
-    known: what the model said of answers before; new judgements are added.
+    batch: so many prompts were decoded together, in this order. known: what the model said of answers before;
+    new judgements are added.
 
     Raises InputError if the three lists differ in length or are empty, or if a prompt or an answer is empty.
     """
@@ -57,9 +60,11 @@ def free_running(
         )
     known = {} if known is None else known
     columns = [_one(model, known, *triple) for triple in zip(prompts, answers, plain_answers, strict=True)]
-    diverged, same, agreeing, nll, plain_nll, new, plain_new = np.array(columns, dtype=np.float64).T
-    resampled = document_bootstrap(len(prompts), draws=DRAWS, seed=seed)
-    each = np.ones(len(prompts))
+    units = _units(prompts, batch)
+    sums = [np.bincount(units, weights=column) for column in np.array(columns, dtype=np.float64).T]
+    diverged, same, agreeing, nll, plain_nll, new, plain_new = sums
+    resampled = document_bootstrap(len(new), draws=DRAWS, seed=seed)
+    each = np.bincount(units).astype(np.float64)
     return FreeRunning(
         tokens_before_divergence=_mean(resampled, diverged, each),
         sequence_match=_mean(resampled, same, each),
@@ -69,6 +74,17 @@ def free_running(
         prompts=len(prompts),
         new_tokens=int(new.sum()),
     )
+
+
+def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
+    """Numbers from 0 of what is drawn together: int64 [prompts]."""
+    unit = [place // batch for place in range(len(prompts))]
+    first: dict[tuple[int, ...], int] = {}
+    for place, prompt in enumerate(prompts):
+        old, new = unit[place], first.setdefault(tuple(prompt), unit[place])
+        unit = [new if one == old else one for one in unit]
+        first = {key: new if one == old else one for key, one in first.items()}
+    return np.unique(unit, return_inverse=True)[1].astype(np.int64)
 
 
 def tokens_before_divergence(answer: Tokens, plain: Tokens) -> int:
