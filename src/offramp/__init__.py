@@ -35,6 +35,8 @@ _HOMES = {
     "measure_hardware": "offramp.decoding.hardware",
     "bench": "offramp.decoding.bench.bench",
     "generate": "offramp.decoding.generation.generate",
+    "rerun": "offramp.decoding.rerun.rerunner",
+    "RerunResult": "offramp.decoding.rerun.result",
     "early_exit": "offramp.decoding.generation.early_exit",
     "Study": "offramp.studies.study",
     "read_study": "offramp.studies.study",
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.generate import generate
     from offramp.decoding.generation.result import Generation
     from offramp.decoding.hardware import measure_hardware
+    from offramp.decoding.rerun.rerunner import rerun
+    from offramp.decoding.rerun.result import RerunResult
     from offramp.errors import InputError, OfframpError
     from offramp.models.model import Model
     from offramp.policies.frontier import frontier
@@ -83,6 +87,7 @@ __all__ = [
     "InputError",
     "Model",
     "OfframpError",
+    "RerunResult",
     "ScoreCard",
     "Study",
     "Trace",
@@ -105,6 +110,7 @@ __all__ = [
     "predict",
     "read_study",
     "replay",
+    "rerun",
     "score",
     "trace",
     "tune",

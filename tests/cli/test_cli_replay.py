@@ -173,3 +173,30 @@ def test_the_list_of_hardware_shows_rates_and_its_help_the_keys_of_a_profile() -
     text = run_offramp("list", "--help").require(0).out
     for key in set(re.findall(r"\w+", " ".join(KEYS.values()))) - {"with", "has"}:
         assert key in text
+
+
+def test_execute_says_what_later_tokens_make_of_it(trace: Path, tiny_model: Path) -> None:
+    command = ["replay", trace, "--policy", POLICY, "--execute", "--model", tiny_model]
+    value = run_offramp(*command, "--json").require(0).json
+    found = offramp.rerun(offramp.load_model(str(tiny_model)), offramp.Trace.load(trace), POLICY)
+    assert found.drift is not None
+    assert value["rerun"]["agreement"] == found.agreement
+    assert value["rerun"]["drift"]["tokens_changed"] == found.drift.tokens_changed
+    assert "rerun (one parallel forward)" in run_offramp(*command).require(0).out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "smollm2"], "--model means nothing without --execute"),
+        (["--heads", "heads.safetensors"], "--heads means nothing without --execute"),
+        (["--execute", "--batch", "2"], "one sequence at a time"),
+        (["--execute", "--model", "smollm2"], "another model than the one that was traced"),
+        (["--execute", "--model", "no/such-folder"], "the trace's model cannot be had"),
+    ],
+)
+def test_an_execution_that_cannot_be_is_refused(trace: Path, options: list[str], said: str) -> None:
+    """Before a model is loaded, with what can still be answered."""
+    refused = run_offramp("replay", trace, "--policy", POLICY, *options).require(2)
+    assert said in refused.err
+    assert "means nothing" in said or "--batch" in options or "a replay still answers" in refused.err

@@ -28,6 +28,7 @@ class NumberTokenizer:
 
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    pad_token_id: int | None = None
 
     def __init__(self, *, bos: int | None = None, eos: int | None = None, chat: bool = False) -> None:
         self.bos_token_id = bos

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.console import Output
+from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, TraceFolder
 from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from offramp.policies.bill import Bill
     from offramp.policies.results import ReplayResult
+    from offramp.tracing.trace import Trace
 
 COUNTED = {"bytes": "B", "flops": "FLOP"}
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -60,6 +62,24 @@ def replay(
         ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every line of the bill.")] = False,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute",
+            help="Also run the model on the same text, later tokens reading the K and V that the policy "
+            "leaves: what decoding would do.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="With --execute: the model, by default the trace's.", show_default=False
+        ),
+    ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option("--heads", help="With --execute: the exit heads of the trace.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
@@ -68,10 +88,12 @@ def replay(
     from offramp.tracing.trace import Trace
 
     _refuse_idle_options(kv, batch, batching, draft_length)
+    _refuse_idle_execution(execute, batch, model, heads)
     batching = batching or "lockstep"
     out = Output(as_json)
+    loaded = Trace.load(find_trace(trace))
     result = replay_policy(
-        Trace.load(find_trace(trace)),
+        loaded,
         policy,
         machine=hardware,
         kv=kv,
@@ -92,7 +114,56 @@ def replay(
     if explain:
         out.console.print(_bill_table(result.bill))
     bill = {"bill": result.bill.to_json()} if explain else {}
-    out.finish({**_as_json(result), **bill})
+    rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads)} if execute else {}
+    out.finish({**_as_json(result), **bill, **rerun})
+
+
+def _execute(
+    out: Output, trace: Trace, policy: str, kv: str, name: str | None, heads: Path | None
+) -> dict[str, object]:
+    """The same policy with the keys and values that it leaves; shown, and as JSON."""
+    from offramp.cli.traced_model import load_traced_model, read_traced_heads
+
+    fitted = read_traced_heads(trace, heads)
+    model = load_traced_model(trace, name, fitted, instead="a replay still answers: leave --execute out")
+    from offramp.decoding.rerun.rerunner import rerun
+    from offramp.report.formats import percent
+
+    with stage("running the text again"):
+        found = rerun(model, trace, policy, kv, heads=fitted)
+    out.console.print(f"rerun ({found.how}): K and V as {kv} leaves them", markup=False)
+    out.console.print(f"  agreement with the full model  {percent(found.agreement)}", markup=False)
+    out.console.print(f"  layers skipped                 {percent(found.skip_ratio)}", markup=False)
+    if found.drift is not None:
+        out.console.print(
+            f"  drift: {percent(found.drift.exits_moved)} of the tokens leave elsewhere than in the replay, "
+            f"{percent(found.drift.tokens_changed)} come out as another token",
+            markup=False,
+        )
+    layers, counts = exit_counts(found.exits.tolist())
+    return {
+        "how": found.how,
+        "kv": found.kv,
+        "agreement": found.agreement,
+        "skip_ratio": found.skip_ratio,
+        "drift": None if found.drift is None else vars(found.drift),
+        "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
+    }
+
+
+def _refuse_idle_execution(execute: bool, batch: int, model: str | None, heads: Path | None) -> None:
+    """Raise InputError for options of a rerun without one, and for a rerun in a batch."""
+    for option, given in (("--model", model), ("--heads", heads)):
+        if given is not None and not execute:
+            raise InputError(
+                f"{option} means nothing without --execute",
+                where=option,
+                fix=f"add --execute, or leave {option} out",
+            )
+    if execute and batch > 1:
+        raise InputError(
+            "a rerun follows one sequence at a time", where="--execute", fix="leave --batch or --execute out"
+        )
 
 
 def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length: int | None) -> None:

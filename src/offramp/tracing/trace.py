@@ -266,12 +266,24 @@ class Trace:
 
         documents: int64, indices into `documents`.
         """
-        rows = np.flatnonzero(np.isin(self.document, documents))
+        return self.at_rows(np.flatnonzero(np.isin(self.document, documents)))
+
+    def at_rows(
+        self,
+        rows: NDArray[np.int64],
+        document: NDArray[np.int32] | None = None,
+        documents: tuple[DocumentRecord, ...] | None = None,
+    ) -> Trace:
+        """Some rows, int64, in this order; the marginal stays that of the whole trace.
+
+        document, documents: other documents for them, int32 [rows] and what it indexes; None for their own.
+        """
+        columns = {name: column[rows] for name, column in self.token_columns.items()}
         return Trace(
             exits=self.exits,
-            tokens={name: column[rows] for name, column in self.token_columns.items()},
+            tokens=columns if document is None else {**columns, "document": document},
             facts=lambda name: self.fact(name)[rows],
-            documents=self.documents,
+            documents=self.documents if documents is None else documents,
             marginal=lambda: self.marginal,
             shape=self.shape,
             provenance=self.provenance,

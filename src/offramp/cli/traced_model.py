@@ -1,0 +1,76 @@
+"""The model that a trace was made of, loaded again for what a trace alone cannot tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from offramp.cli.console import stage
+from offramp.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from offramp.models.model import Model
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.trace import Trace
+
+
+def load_traced_model(
+    trace: Trace, name: str | None, heads: ExitHeads | None, *, instead: str, trust_remote_code: bool = False
+) -> Model:
+    """The trace's own model, in its dtype and with its transforms; another copy of it by another name.
+
+    name: what to load, None for the name in the trace. heads: checked against the model's files before a
+    weight is loaded. instead: what can still be answered where the model is gone, for the error.
+
+    Raises InputError for a model that is gone or another one, or for heads of another model.
+    """
+    from offramp.tracing.model_request import find_model, read_transforms
+
+    traced: dict[str, Any] = dict(trace.request.get("model") or {})
+    wanted = name or traced.get("name")
+    where = str(trace.folder or "the trace")
+    if not wanted:
+        raise InputError(
+            "the trace does not say which model it is of", where=where, fix="name it with --model"
+        )
+    dtype = str(trace.request.get("dtype", "float32"))
+    transforms = read_transforms(list(traced.get("transforms", ())), dtype)
+    try:
+        asked = find_model(str(wanted), transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (InputError, ModelError) as error:
+        raise InputError(
+            f"the trace's model cannot be had: {error.what}",
+            where=f"--model {wanted}, for {where}",
+            fix=f"name a copy of it with --model; without it, {instead}",
+        ) from error
+    found = asked.identity
+    if found is not None and found.fingerprint != traced.get("fingerprint"):
+        raise InputError(
+            f"{wanted} is another model than the one that was traced, {traced.get('name', 'no name')}",
+            where=f"--model {wanted}, for {where}",
+            fix=f"name a copy of the traced model, or trace this one; without it, {instead}",
+        )
+    if heads is not None:
+        asked.require_heads(heads, "--heads")
+    with stage("loading the model and checking its exits"):
+        return asked.load()
+
+
+def read_traced_heads(trace: Trace, path: Path | None) -> ExitHeads | None:
+    """The exit heads given with `--heads`, None without.
+
+    Raises InputError for a file that is none, and where the trace was read through heads that are not given.
+    """
+    from offramp.policies.binding import base_of, reads_exits
+    from offramp.tracing.heads_file import read_heads
+
+    heads = None if path is None else read_heads(path)
+    before = base_of(trace)["heads"] or {}
+    if heads is None and reads_exits(before):
+        raise InputError(
+            f"the trace's exits were read through the exit heads {str(before['fingerprint'])[:12]}",
+            where=str(trace.folder or "the trace"),
+            fix="give their file with --heads",
+        )
+    return heads

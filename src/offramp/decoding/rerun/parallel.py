@@ -1,0 +1,246 @@
+"""One forward pass of all positions in which each layer's output is kept only for tokens that have not left.
+
+Layers go in order and attention is causal: when a layer runs, every earlier token already is as the policy
+and its strategy for K and V left it, so that the decisions are those of decoding one token at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.inputs import Inputs
+from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.generation.choosing import is_broken
+from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.rerun.batches import Batch
+from offramp.decoding.rerun.carried import Carried, InputsAfter
+from offramp.errors import OfframpError
+from offramp.policies.charging import gives_output
+from offramp.policies.policy import ExitPolicy, Tokens
+from offramp.policies.signals import looks_back
+from offramp.policies.walk import probed_facts
+
+ROWS = 256
+"""Tokens whose exits are read together: the logits of so many are in memory at once."""
+
+
+class NotParallel(Exception):
+    """Decisions of one token depend on checks that differ from token to token: only decoding follows them."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What became of the decided tokens of a batch, in its order.
+
+    exits, top1: int64 [decided]. probed: bool [decided, checked exits].
+    """
+
+    exits: NDArray[np.int64]
+    top1: NDArray[np.int64]
+    probed: NDArray[np.bool_]
+
+
+class Prefixes:
+    """States after the first layers, which no policy has touched yet; shared by policies that exit later.
+
+    most_bytes: kept at most; what comes later is computed again.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def deepest(self, batch: int, depth: int) -> tuple[int, Tensor | None]:
+        """The deepest states of a batch that are kept, up to a depth; 0 and None without any."""
+        depths = [kept for number, kept in self._kept if number == batch and kept <= depth]
+        return (max(depths), self._kept[batch, max(depths)]) if depths else (0, None)
+
+    def keep(self, batch: int, depth: int, hidden: Tensor) -> None:
+        """Keep states [batch, positions, hidden] if there is room."""
+        size = hidden.numel() * hidden.element_size()
+        if (batch, depth) not in self._kept and size <= self._left:
+            self._kept[batch, depth] = hidden
+            self._left -= size
+
+
+class ParallelPass:
+    """One policy on batches of given sequences.
+
+    inputs_after: of its strategy for K and V. reader: of its exits. prefixes: shared with other policies,
+    None where a layer attends to the K and V of one before it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: ExitPolicy,
+        reader: ExitReader,
+        inputs_after: InputsAfter,
+        prefixes: Prefixes | None,
+    ) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.reader = reader
+        self.inputs_after = inputs_after
+        self.prefixes = prefixes
+        self.needs = dict(policy.needs(engine.layers))
+        self.checked = tuple(probed_facts(policy, engine.layers))
+
+    @torch.no_grad()
+    def run(self, batch: Batch, number: int, facts: Mapping[str, NDArray[np.float64]]) -> Decided:
+        """Decide a batch. number: its place among all batches. facts: of documents, float64 [decided].
+
+        Raises NotParallel, and OfframpError for a logit that is not finite.
+        """
+        groups = self._groups(batch, facts)
+        sequences = Sequences(self.engine, batch.ids, None, Meter())
+        inputs = sequences.inputs(0, batch.ids.shape[1])
+        carried = Carried(self.inputs_after)
+        depth, hidden = self._begin(sequences, inputs, number)
+        for exit in self.needs:
+            if not any(group.running.any() for group in groups):
+                break
+            before = None
+            if self.reader.wants_before(exit):
+                depth, before = self._run_to(exit - 1, depth, hidden, sequences, inputs, carried)
+                hidden = before
+            depth, hidden = self._run_to(exit, depth, hidden, sequences, inputs, carried)
+            for group in groups:
+                group.ask(exit, hidden, before, carried)
+        if any(group.running.any() for group in groups):
+            _, hidden = self._run_to(self.engine.layers, depth, hidden, sequences, inputs, carried)
+            for group in groups:
+                group.end(hidden)
+        return Decided(
+            exits=np.concatenate([group.exits for group in groups]),
+            top1=np.concatenate([group.top1 for group in groups]),
+            probed=np.concatenate([group.probed for group in groups]),
+        )
+
+    def _groups(self, batch: Batch, facts: Mapping[str, NDArray[np.float64]]) -> list[_Asked]:
+        pieces = [slice(start, start + ROWS) for start in range(0, max(len(batch.places), 1), ROWS)]
+        return [
+            _Asked(
+                self,
+                batch.places[piece],
+                Tokens(batch.index[piece], {name: fact[piece] for name, fact in facts.items()}),
+            )
+            for piece in pieces
+        ]
+
+    def _begin(self, sequences: Sequences, inputs: Inputs, number: int) -> tuple[int, Tensor]:
+        """How deep all policies share the states, and these."""
+        first = next(iter(self.needs), self.engine.layers)
+        shared = first - 1 if self.reader.wants_before(first) else first
+        if self.prefixes is None or shared >= self.engine.layers:
+            return 0, inputs.hidden
+        depth, kept = self.prefixes.deepest(number, shared)
+        hidden = sequences.run(inputs.hidden if kept is None else kept, inputs, depth, shared)
+        self.prefixes.keep(number, shared, hidden)
+        return shared, hidden
+
+    def _run_to(
+        self, last: int, depth: int, hidden: Tensor, sequences: Sequences, inputs: Inputs, carried: Carried
+    ) -> tuple[int, Tensor]:
+        """Run layers depth+1..last; after each, tokens that left are given what the next layer is to see."""
+        for layer in range(depth, last):
+            hidden = sequences.run(hidden, inputs, layer, layer + 1)
+            if layer + 1 < self.engine.layers:
+                hidden = carried.put_back(layer + 1, hidden)
+        return max(depth, last), hidden
+
+
+class _Asked:
+    """Some decided tokens of a batch that are asked together, each a stream of its own.
+
+    places: int64 [tokens], where they lie among all states. running: bool [tokens], those that have not left.
+    """
+
+    def __init__(self, owner: ParallelPass, places: NDArray[np.int64], tokens: Tokens) -> None:
+        layers, count = owner.engine.layers, len(places)
+        self.owner = owner
+        self.places = torch.from_numpy(places).to(next(owner.engine.hf.parameters()).device)
+        self.reader = copy.copy(owner.reader)
+        self.reader.begin()
+        self.decider = owner.policy.decider(layers, count)
+        self.decider.begin(tokens)
+        self.running = np.ones(count, dtype=np.bool_)
+        self.exits = np.full(count, layers, dtype=np.int64)
+        self.top1 = np.zeros(count, dtype=np.int64)
+        self.probed = np.zeros((count, len(owner.checked)), dtype=np.bool_)
+
+    def ask(self, exit: int, hidden: Tensor, before: Tensor | None, carried: Carried) -> None:
+        """Ask at one exit, given the output and the input of its layer [batch, positions, hidden]."""
+        asked = self.running & self.decider.checks(exit)
+        if not asked.any():
+            return
+        names, present = self.owner.needs[exit], np.flatnonzero(self.running)
+        states, facts = self._rows(hidden, present), {}
+        if names:
+            if any(map(looks_back, names)) and len(present) > asked.sum():
+                raise NotParallel
+            befores = None if before is None else self._rows(before, present)
+            for name, values in self.reader.read(exit, names, states, befores).items():
+                facts[name] = np.zeros(len(asked), dtype=values.dtype)
+                facts[name][present] = values
+            self.probed[asked, self.owner.checked.index(exit)] = True
+        leaving = asked & self.decider.decide(exit, facts)
+        if leaving.any():
+            self._leave(exit, present, leaving[present], states, carried)
+        self.running &= ~leaving
+
+    def _leave(
+        self,
+        exit: int,
+        present: NDArray[np.int64],
+        leaving: NDArray[np.bool_],
+        states: Tensor,
+        carried: Carried,
+    ) -> None:
+        """Some of the present tokens leave, bool [present]; states: of all present [present, 1, hidden]."""
+        chosen = torch.from_numpy(leaving).to(states.device)
+        names, gone = self.owner.needs[exit], present[leaving]
+        if names and gives_output(names):
+            logits = self.reader.logits(exit, states)[chosen]
+        else:
+            logits = self.reader.logits(exit, states[chosen])
+        self.exits[gone] = exit
+        self.top1[gone] = best_tokens(logits)
+        carried.leave(exit, self.places[torch.from_numpy(gone).to(self.places.device)], states[chosen])
+        self.reader.keep_rows(np.flatnonzero(~leaving))
+
+    def end(self, hidden: Tensor) -> None:
+        """Those that ran all layers are read by the full model, given states after layer L."""
+        present = np.flatnonzero(self.running)
+        if len(present):
+            logits = self.owner.engine.logits(self._rows(hidden, present))[:, -1]
+            self.top1[present] = best_tokens(logits)
+
+    def _rows(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """States of some tokens [rows, 1, hidden]."""
+        places = self.places[torch.from_numpy(rows).to(self.places.device)]
+        return hidden.reshape(-1, hidden.shape[-1])[places].unsqueeze(1)
+
+
+def best_tokens(logits: Tensor) -> NDArray[np.int64]:
+    """The greedy choice, int64 [rows], of logits [rows, vocabulary].
+
+    Raises OfframpError for a logit that is not finite.
+    """
+    logits = logits.float()
+    if bool(is_broken(logits).any()):
+        raise OfframpError(
+            "a logit of a rerun is not finite",
+            where="an exit that the policy takes",
+            fix="load the model in float32, or leave this document out",
+        )
+    return np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)

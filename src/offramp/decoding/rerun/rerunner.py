@@ -1,0 +1,278 @@
+"""`offramp.rerun`: what a policy does to given texts when later tokens read the K and V that it leaves."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.generation.binding import (
+    HeadsSource,
+    PolicySource,
+    read_heads_source,
+    read_policy_source,
+)
+from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.generation.problems import prompt_entropy
+from offramp.decoding.generation.scoring import single_request
+from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.rerun.batches import Batch, first_decided, make_batches
+from offramp.decoding.rerun.carried import InputsAfter, unchanged
+from offramp.decoding.rerun.forced import decode_forced
+from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Prefixes
+from offramp.decoding.rerun.result import Drift, How, RerunResult
+from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.errors import InputError, PolicyError
+from offramp.models.model import Model
+from offramp.policies.binding import base_of, reads_exits
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.repair import STRATEGIES, Run, executed_layers
+from offramp.policies.short_list import seen_by
+from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.trace import Trace
+from offramp.workloads.workload import Workload
+
+SHARED_BYTES = 1 << 30
+"""States that policies share may take so much memory."""
+
+DRAFT_LENGTH = 4
+"""Drafts before a verification, as `offramp.replay` counts them by default."""
+
+Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
+
+
+def rerun(
+    model: Model,
+    trace: Trace,
+    policy: PolicySource,
+    kv: str = "propagate",
+    *,
+    heads: HeadsSource = None,
+    prompt_tokens: int = 1,
+    workload: Workload | None = None,
+) -> RerunResult:
+    """A policy on the texts of a trace, keys and values as the policy and its strategy leave them.
+
+    For every sequence the exits are those of `offramp.generate(..., force_tokens=...)` whose prompt is what
+    runs whole here: a sequence's first position, what stands in front of its first row (BOS, a prompt), and
+    its first `prompt_tokens` positions. heads: those that the trace was made with. workload: where prompts of
+    a generation trace are read again, by default loaded by its name.
+
+    Raises InputError for a trace of another model or other heads, and PolicyError and InputError as
+    `offramp.generate` does.
+    """
+    return Rerunner(model, trace, heads=heads, prompt_tokens=prompt_tokens, workload=workload).run(policy, kv)
+
+
+class Rerunner:
+    """Reruns of several policies on one trace, which share its sequences and the states that none touches."""
+
+    def __init__(
+        self,
+        model: Model,
+        trace: Trace,
+        *,
+        heads: HeadsSource = None,
+        prompt_tokens: int = 1,
+        workload: Workload | None = None,
+    ) -> None:
+        if prompt_tokens < 1:
+            raise InputError(
+                f"a prompt of {prompt_tokens} tokens is none", where="prompt_tokens=", fix="give 1 or more"
+            )
+        self.model = model
+        self.trace = trace
+        self.heads = read_heads_source(heads)
+        self.prompt_tokens = prompt_tokens
+        self.sequences = traced_sequences(model, trace, workload)
+        require_heads(trace, self.heads)
+        self.engine = engine_of(model)
+        device = next(model.hf.parameters()).device
+        self.batches = make_batches(self.sequences, prompt_tokens, device)
+        self._prefixes = Prefixes(SHARED_BYTES) if all(self.engine.keeps) else None
+
+    @functools.cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The trace's rows that policies are asked about, ascending: int64 [decided]."""
+        return np.sort(np.concatenate([batch.rows for batch in self.batches]))
+
+    @functools.cached_property
+    def decided_trace(self) -> Trace:
+        """The decided rows alone, each sequence a document of its own, as a decoder meets them."""
+        owner = np.zeros(self.trace.token_count, dtype=np.int32)
+        for number, sequence in enumerate(self.sequences):
+            owner[sequence.rows] = number
+        records = tuple(self.trace.documents[sequence.document] for sequence in self.sequences)
+        return self.trace.at_rows(self.rows, owner[self.rows], records)
+
+    @functools.cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Rows that predict a new token: the decided ones, and the last of what runs whole: bool [tokens]."""
+        answered = np.zeros(self.trace.token_count, dtype=np.bool_)
+        for sequence in self.sequences:
+            first = first_decided(sequence, self.prompt_tokens)
+            answered[sequence.rows[max(first - 1 - sequence.first_row, 0) :]] = True
+        return answered
+
+    def run(self, policy: PolicySource, kv: str = "propagate") -> RerunResult:
+        """One policy with one strategy for K and V. Raises as `rerun` does."""
+        decides, _ = read_policy_source(policy)
+        own = decides.for_task(task_of(self.trace))
+        options = Options(own, kv, self.heads)
+        options.check(self.engine, single_request(options, self.engine.layers))
+        how, (exits, top1, probed) = self._decided(own, kv)
+        return self._result(own, kv, how, exits, top1, probed)
+
+    def _decided(self, policy: ExitPolicy, kv: str) -> tuple[How, Columns]:
+        """Exits, outputs and probes of the decided rows, and how they were had."""
+        after = self._inputs_after(kv)
+        if after is None and self._holds(policy):
+            return "replay, exact K and V", self._replayed(policy, lossless=STRATEGIES[kv].exact)
+        if after is not None and not policy.remembers:
+            try:
+                return "one parallel forward", self._parallel(policy, after)
+            except NotParallel:  # some of its tokens skip checks that others compare with
+                pass
+        return "forced decoding", self._forced(policy, kv)
+
+    def _inputs_after(self, kv: str) -> InputsAfter | None:
+        """What skipped layers are given, None for a strategy whose K and V are the full model's."""
+        return unchanged(self.engine.layers) if kv == "propagate" else None
+
+    def _holds(self, policy: ExitPolicy) -> bool:
+        """Whether the trace holds all that the policy reads and says."""
+        facts = {name for names in policy.needs(self.trace.layers).values() for name in names}
+        facts |= {*policy.final_facts, *(("restricted_top1",) if policy.short_list else ())}
+        exits = set(policy.needs(self.trace.layers)) <= {int(exit) for exit in self.trace.exits}
+        return exits and facts <= set(self.trace.fact_names) and self._compares(policy)
+
+    def _compares(self, policy: ExitPolicy) -> bool:
+        """Whether facts that compare exits were recorded against those that the policy compares with."""
+        try:
+            require_comparisons(probed_facts(policy, self.trace.layers), self.trace)
+        except PolicyError:
+            return False
+        return True
+
+    def _replayed(self, policy: ExitPolicy, *, lossless: bool = False) -> Columns:
+        """The same from the trace alone, with the full model's K and V."""
+        trace = seen_by(policy, self.decided_trace)
+        walked = walk(policy, trace)
+        columns = np.searchsorted(trace.exits, walked.exits)
+        columns = np.full_like(columns, len(trace.exits) - 1) if lossless else columns
+        top1 = trace.fact("top1")[np.arange(trace.token_count), columns].astype(np.int64)
+        probed = [walked.probed_at(place) for place in range(len(walked.needs))]
+        return walked.exits, top1, np.stack(probed, 1) if probed else np.zeros((len(top1), 0), np.bool_)
+
+    def _parallel(self, policy: ExitPolicy, after: InputsAfter) -> Columns:
+        reader = ExitReader(
+            self.engine, self.heads, policy.needs(self.engine.layers), short_list=policy.short_list
+        )
+        forward = ParallelPass(self.engine, policy, reader, after, self._prefixes)
+        found = []
+        for number, batch in enumerate(self.batches):
+            facts = self._prompt_facts(batch, policy.document_facts) if policy.document_facts else {}
+            found.append(forward.run(batch, number, facts))
+        order = np.argsort(np.concatenate([batch.rows for batch in self.batches]))
+        exits, top1, probed = (
+            np.concatenate([getattr(one, name) for one in found])[order]
+            for name in ("exits", "top1", "probed")
+        )
+        return exits, top1, probed
+
+    @torch.no_grad()
+    def _prompt_facts(self, batch: Batch, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+        """Facts of what runs whole, which no policy touches: float64 [decided], by name."""
+        columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+        for row, (sequence, first) in enumerate(zip(batch.sequences, batch.first, strict=True)):
+            sequences = Sequences(self.engine, batch.ids[row : row + 1, :first], None, Meter())
+            inputs = sequences.inputs(0, first)
+            hidden = sequences.run(inputs.hidden, inputs, 0, self.engine.layers)
+            for name, value in prompt_entropy(self.engine.stack, hidden, None, names).items():
+                columns[name].append(np.repeat(value, sequence.length - first))
+        return {name: np.concatenate(values) for name, values in columns.items()}
+
+    def _forced(self, policy: ExitPolicy, kv: str) -> Columns:
+        rows, exits, top1 = decode_forced(
+            self.model, self.engine, policy, kv, self.heads, self.sequences, self.prompt_tokens
+        )
+        order = np.argsort(rows)
+        exits, top1 = exits[order], top1[order]
+        # Decoding does not say which checks a policy left out: all up to the exit are charged.
+        checked = np.array(list(probed_facts(policy, self.engine.layers)), dtype=np.int64)
+        return exits, top1, exits[:, None] >= checked
+
+    def _result(
+        self,
+        policy: ExitPolicy,
+        kv: str,
+        how: How,
+        exits: NDArray[np.int64],
+        top1: NDArray[np.int64],
+        probed: NDArray[np.bool_],
+    ) -> RerunResult:
+        full = self.trace.fact("top1")[:, -1].astype(np.int64)
+        all_exits = np.full(len(full), self.engine.layers, dtype=np.int64)
+        said, decided = full.copy(), np.zeros(len(full), dtype=np.bool_)
+        all_exits[self.rows], said[self.rows], decided[self.rows] = exits, top1, True
+        all_probed = np.zeros((len(full), probed.shape[1]), dtype=np.bool_)
+        all_probed[self.rows] = probed
+        needs = probed_facts(policy, self.engine.layers)
+        agrees = said == full
+        return RerunResult(
+            policy=str(policy),
+            kv=kv,
+            how=how,
+            exits=all_exits,
+            top1=said,
+            agrees=agrees,
+            answered=self.answered,
+            decided=decided,
+            agreement=float(agrees[self.answered].mean()),
+            skip_ratio=self._skip_ratio(policy, kv, Walk(exits, needs, probed)),
+            walk=Walk(all_exits, needs, all_probed),
+            drift=self._drift(policy, exits, top1),
+        )
+
+    def _skip_ratio(self, policy: ExitPolicy, kv: str, walked: Walk) -> float:
+        """Share of the layers of the decided tokens that are not executed, sooner or later."""
+        trace = self.decided_trace
+        if not trace.token_count:
+            return 0.0
+        steps = np.arange(trace.token_count, dtype=np.int64)
+        usage = STRATEGIES[kv].count(Run(trace, policy, walked, steps, DRAFT_LENGTH))
+        return 1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers)
+
+    def _drift(self, policy: ExitPolicy, exits: NDArray[np.int64], top1: NDArray[np.int64]) -> Drift | None:
+        """The same beside the plain replay, None where the trace cannot replay the policy."""
+        if not len(exits) or not self._holds(policy):
+            return None
+        replayed_exits, replayed_top1, _ = self._replayed(policy)
+        said = self.trace.fact("top1")[:, -1].astype(np.int64)
+        full = said.copy()
+        said[self.rows] = replayed_top1
+        return Drift(
+            agreement=float((said == full)[self.answered].mean()),
+            exits_moved=float(np.mean(exits != replayed_exits)),
+            tokens_changed=float(np.mean(top1 != replayed_top1)),
+        )
+
+
+def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
+    """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
+    before = base_of(trace)["heads"] or {}
+    if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
+        return
+    if reads_exits(before) or (heads is not None and heads.reads_exits):
+        made = "with other exit heads" if before else "without exit heads"
+        raise InputError(
+            f"the trace was made {made} than those given",
+            where=f"heads= for {trace.folder or 'the trace'}",
+            fix="give the file that the trace was made with, or trace again with these",
+        )

@@ -1,0 +1,111 @@
+"""The token sequences that a trace was made of, prompts included, from the trace and its workload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.models.identity import command_name
+from offramp.models.model import Model
+from offramp.tracing.trace import Trace
+from offramp.workloads.registry import load_workload
+from offramp.workloads.workload import Workload
+
+
+@dataclass(frozen=True)
+class TracedSequence:
+    """One sequence that the model saw.
+
+    document: its place in `Trace.documents`. ids: all tokens, what stands in front (BOS, a prompt) included;
+    the last one is that of the last row. next_token: the token observed after it. first_row: position of the
+    first row. rows: int64 [length - first_row], the trace's rows of the positions from there on.
+    """
+
+    document: int
+    ids: tuple[int, ...]
+    next_token: int
+    first_row: int
+    rows: NDArray[np.int64]
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        return len(self.ids)
+
+
+def traced_sequences(
+    model: Model, trace: Trace, workload: Workload | None = None
+) -> tuple[TracedSequence, ...]:
+    """Every sequence of a trace, in the order of its rows; a document longer than a context has several.
+
+    workload: where prompts are read again (generation mode); by default it is loaded by its name.
+
+    Raises InputError for a trace of another model, and for prompts that can no longer be had.
+    """
+    require_model(model, trace)
+    if not trace.token_count:
+        return ()
+    starts = _starts(trace)
+    prompts = _prompts(model, trace, workload) if bool(trace.generated.any()) else {}
+    bos = model.bos_policy.token_id
+    found = []
+    for start, end in zip(starts, np.append(starts[1:], trace.token_count), strict=True):
+        document, first = int(trace.document[start]), int(trace.position[start])
+        front: tuple[int, ...] = () if bos is None else (bos,)
+        if bool(trace.generated[start]):
+            front = prompts[trace.documents[document].id]
+        if len(front) != first:
+            raise _changed(trace, document)
+        rows = np.arange(start, end, dtype=np.int64)
+        ids = (*front, *trace.token[rows].tolist())
+        found.append(TracedSequence(document, ids, int(trace.next_token[end - 1]), first, rows))
+    return tuple(found)
+
+
+def require_model(model: Model, trace: Trace) -> None:
+    """Raise InputError for a trace of another model, or of the same one with other transforms."""
+    traced = trace.request.get("model") or {}
+    if traced.get("fingerprint") != model.identity.fingerprint:
+        raise InputError(
+            f"the trace is of another model, {traced.get('name', 'without a name')}",
+            where=str(trace.folder or "the trace"),
+            fix=f"trace this one: offramp trace {command_name(model.name, model.identity.transforms)}",
+        )
+
+
+def _starts(trace: Trace) -> NDArray[np.int64]:
+    """The first row of every sequence: where the document changes or positions begin again."""
+    goes_on = (np.diff(trace.document) == 0) & (np.diff(trace.position) == 1)
+    return np.flatnonzero(np.concatenate([[True], ~goes_on])).astype(np.int64)
+
+
+def _prompts(model: Model, trace: Trace, workload: Workload | None) -> Mapping[str, tuple[int, ...]]:
+    """The prompt of every traced document, as token ids, by the document's id."""
+    described = trace.request.get("workload") or {}
+    if workload is None:
+        workload = load_workload(str(described.get("name", "")))
+    if workload.fingerprint != described.get("fingerprint"):
+        raise InputError(
+            f"the prompts of {described.get('name', 'the workload')} are not those that were traced",
+            where=str(trace.folder or "the trace"),
+            fix="give the workload as it was then, or trace again",
+        )
+    encode = model.encode_chat if workload.chat else model.encode
+    wanted = {trace.documents[int(place)].id for place in np.unique(trace.document)}
+    return {
+        document.id: tuple(int(token) for token in encode(document.text))
+        for document in workload.documents
+        if document.id in wanted
+    }
+
+
+def _changed(trace: Trace, document: int) -> InputError:
+    return InputError(
+        "what stands in front of a traced document is another length now",
+        where=f"{trace.documents[document].id} in {trace.folder or 'the trace'}",
+        fix="trace again with this tokenizer",
+    )

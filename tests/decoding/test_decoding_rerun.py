@@ -1,0 +1,222 @@
+"""A rerun in one parallel forward against forced decoding, one token at a time."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from strategy_cases import agreeable, build_windowed, llama, tiny_model
+from tracing_models import NumberTokenizer, workload_of
+
+import offramp
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.rerun.parallel import best_tokens
+from offramp.decoding.rerun.rerunner import Rerunner
+from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.models.model import Model
+from offramp.tracing.trace import Trace
+from offramp.workloads.workload import Workload
+
+LAYERS = 5
+LENGTHS = (30, 12, 21, 30, 2)
+THRESHOLD = "threshold:signal=max_prob,value=0.5,exits=1+2+3+4"
+COSINE = "threshold:signal=hidden_cosine,value=0.9,exits=2+3"
+LOOKING_BACK = "threshold:signal=kl_to_previous,value=0.5,exits=1+2+4"
+SHORT = "shortlist:policy=[threshold:signal=restricted_margin,value=0.05,exits=1+3]"
+DECAYING = "decaying:signal=max_prob,value=0.3,length=8,exits=1+2+4"
+PATIENCE = "patience:times=1,exits=1+2+3+4"
+ADAPTIVE = "adaptive:signal=max_prob,target=0.2,warmup=2,exits=1+2+3"
+FAMILIES = ("gpt2", "gemma2", "mixtral", "deepseek_v3", "opt", "mamba", "jamba", "bamba", "qwen3", "falcon")
+
+
+@functools.cache
+def model(bos: int | None = None) -> Model:
+    hf = llama(num_hidden_layers=LAYERS)
+    return tiny_model(hf, tokenizer=NumberTokenizer(bos=bos), head_scale=3.0, change=agreeable)
+
+
+@functools.cache
+def texts(bos: int | None = None, context: int = 64) -> Trace:
+    work = workload_of(lengths=LENGTHS)
+    return offramp.trace(
+        model(bos), work, tokens=sum(LENGTHS), signals="all", context=context, progress=False
+    )
+
+
+def forced(model: Model, trace: Trace, policy: str, kv: str, prompt: int = 1, workload: Any = None) -> Any:
+    """Exits and outputs of every row by forced decoding; rows before the first new token keep L."""
+    exits = np.full(trace.token_count, model.layers)
+    top1 = trace.top1[:, -1].astype(np.int64).copy()
+    for sequence in traced_sequences(model, trace, workload):
+        first = max(1, sequence.first_row, prompt)
+        if first >= sequence.length:
+            continue
+        found = offramp.generate(
+            model,
+            torch.tensor([sequence.ids[:first]]),
+            policy=policy,
+            kv=kv,
+            force_tokens=[[*sequence.ids[first:], sequence.next_token]],
+        )
+        rows = sequence.rows[first - sequence.first_row :]
+        exits[rows], top1[rows] = found.exits[1:], found.chosen[1:]
+    return exits, top1
+
+
+@pytest.mark.parametrize("prompt", [1, 6])
+@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+@pytest.mark.parametrize(
+    "policy",
+    ["never", "static:exit=2", THRESHOLD, COSINE, LOOKING_BACK, SHORT, DECAYING, PATIENCE, ADAPTIVE],
+)
+def test_a_rerun_is_forced_decoding(policy: str, kv: str, bos: int | None, prompt: int) -> None:
+    found = offramp.rerun(model(bos), texts(bos), policy, kv, prompt_tokens=prompt)
+    exits, top1 = forced(model(bos), texts(bos), policy, kv, prompt)
+    assert found.exits.tolist() == exits.tolist()
+    assert found.top1.tolist() == top1.tolist()
+    if policy not in ("never", "static:exit=2"):
+        assert len(set(exits[found.decided].tolist())) > 1
+
+
+def test_how_each_was_had() -> None:
+    def how(policy: str, kv: str) -> str:
+        return offramp.rerun(model(), texts(), policy, kv).how
+
+    assert how(THRESHOLD, "propagate") == "one parallel forward"
+    assert how(ADAPTIVE, "propagate") == "forced decoding"
+    assert how(THRESHOLD, "recompute") == "replay, exact K and V"
+    assert how("static:exit=2", "monotone") == "replay, exact K and V"
+
+
+def test_the_figures_are_those_of_the_rows() -> None:
+    trace = texts()
+    found = offramp.rerun(model(), trace, THRESHOLD, prompt_tokens=4)
+    agrees = found.top1 == trace.top1[:, -1]
+    # The last document has one row: it runs whole, and what it predicts is new all the same.
+    answered = (trace.position >= 3) | (trace.document == len(LENGTHS) - 1)
+    assert found.answered.tolist() == answered.tolist()
+    assert found.decided.tolist() == (trace.position >= 4).tolist()
+    assert found.agreement == agrees[answered].mean()
+    assert found.skip_ratio == pytest.approx(1 - found.exits[trace.position >= 4].mean() / LAYERS)
+    assert (found.exits[trace.position < 4] == LAYERS).all()
+    assert found.drift is not None
+    replayed = offramp.replay(trace, THRESHOLD)
+    decided = trace.position >= 4
+    assert found.drift.exits_moved == np.mean(replayed.exits[decided] != found.exits[decided])
+    assert found.drift.tokens_changed > 0  # else nothing here would tell propagate from exact K and V
+
+
+def test_speculation_is_lossless_and_leaves_where_drafts_do() -> None:
+    found = offramp.rerun(model(), texts(), THRESHOLD, "speculate")
+    assert found.agreement == 1.0
+    assert (found.exits < LAYERS).any()
+
+
+def test_a_document_longer_than_its_context_begins_anew() -> None:
+    trace = texts(None, 8)
+    found = offramp.rerun(model(), trace, "static:exit=2")
+    assert found.exits.tolist() == np.where(trace.position == 0, LAYERS, 2).tolist()
+    exits, top1 = forced(model(), trace, "static:exit=2", "propagate")
+    assert found.top1.tolist() == top1.tolist()
+    assert found.exits.tolist() == exits.tolist()
+
+
+def test_prompts_are_read_again_from_their_workload() -> None:
+    work = workload_of("1 2 3 4 5 6", "9 8 7", "4 4 4 4 4 4 4 4 4", mode="generation")
+    trace = offramp.trace(model(), work, tokens=24, document_tokens=8, progress=False)
+    found = offramp.rerun(model(), trace, THRESHOLD, workload=work)
+    exits, top1 = forced(model(), trace, THRESHOLD, "propagate", workload=work)
+    assert found.exits.tolist() == exits.tolist()
+    assert found.top1.tolist() == top1.tolist()
+    assert found.decided.all()
+    other = Workload("numbers", "generation", work.documents[:2], licence="none", source="a test")
+    with pytest.raises(offramp.InputError, match="not those that were traced"):
+        offramp.rerun(model(), trace, THRESHOLD, workload=other)
+
+
+def test_policies_share_what_none_of_them_touches() -> None:
+    """With states of the first layers shared, and in any order, each policy comes out as alone."""
+    together = Rerunner(model(), texts())
+    for policy in ("static:exit=4", THRESHOLD, COSINE, "static:exit=2", "static:exit=4"):
+        alone = offramp.rerun(model(), texts(), policy)
+        shared = together.run(policy)
+        assert shared.exits.tolist() == alone.exits.tolist()
+        assert shared.top1.tolist() == alone.top1.tolist()
+
+
+def test_shared_states_save_layers() -> None:
+    runs = Rerunner(model(), texts())
+    counted: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, index=index: counted.append(index))
+        for index, layer in enumerate(model().stack.layers)
+    ]
+    try:
+        runs.run("threshold:signal=margin,value=0.99,exits=4")
+        first = len(counted)
+        runs.run("threshold:signal=margin,value=0.98,exits=4")
+    finally:
+        for handle in handles:
+            handle.remove()
+    batches = len(runs.batches)
+    assert first == LAYERS * batches
+    assert len(counted) - first == batches  # only the layer behind the exit
+
+
+@pytest.mark.parametrize("policy", ["static:exit=1", "threshold:signal=margin,value=0.05,exits=1+2"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(name: str, policy: str) -> None:
+    hf = build_windowed(name)
+    family = tiny_model(hf, name=name, head_scale=3.0)
+    if engine_of(hf).abilities.propagate is not None:
+        pytest.skip("this family does not propagate")
+    work = workload_of(lengths=(17, 11, 17), vocabulary=50)
+    trace = offramp.trace(family, work, tokens=45, context=48, progress=False)
+    found = offramp.rerun(family, trace, policy)
+    exits, top1 = forced(family, trace, policy, "propagate")
+    assert found.how == "one parallel forward"
+    assert found.exits.tolist() == exits.tolist()
+    assert found.top1.tolist() == top1.tolist()
+
+
+def test_a_trace_of_another_model_is_refused() -> None:
+    with pytest.raises(offramp.InputError, match="another model"):
+        offramp.rerun(tiny_model(llama(), name="other"), texts(), "never")
+
+
+def test_a_prompt_of_no_tokens_is_refused() -> None:
+    with pytest.raises(offramp.InputError, match="a prompt of 0 tokens"):
+        offramp.rerun(model(), texts(), "never", prompt_tokens=0)
+
+
+def test_an_oracle_is_refused() -> None:
+    with pytest.raises(offramp.InputError, match="oracle"):
+        offramp.rerun(model(), texts(), "oracle:kind=saturation")
+
+
+def test_a_policy_beyond_the_model_is_refused() -> None:
+    with pytest.raises(offramp.InputError, match="exit 9"):
+        offramp.rerun(model(), texts(), "static:exit=9")
+
+
+def test_a_logit_that_is_not_finite_is_an_error() -> None:
+    assert best_tokens(torch.tensor([[-torch.inf, 1.0, 2.0]])).tolist() == [2]
+    with pytest.raises(offramp.OfframpError, match="not finite"):
+        best_tokens(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_the_default_model(smollm2: Model) -> None:
+    """Two documents of 40 tokens; exits and tokens are those of forced decoding."""
+    trace = offramp.trace(smollm2, "prose", tokens=80, document_tokens=40, progress=False)
+    policy = "threshold:signal=margin,value=0.6,exits=15+25"
+    found = offramp.rerun(smollm2, trace, policy)
+    exits, top1 = forced(smollm2, trace, policy, "propagate")
+    assert found.exits.tolist() == exits.tolist()
+    assert found.top1.tolist() == top1.tolist()
+    assert 0 < (exits < 30).mean() < 1
