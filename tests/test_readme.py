@@ -37,6 +37,7 @@ LESS = {
     "trace": FEW,
     "hardware": ["--seconds", "4"],
     "generate": ["--max-new-tokens", "8"],
+    "tune": ["--seconds", "5", "--new-tokens", "4"],
     "bench": ["--new-tokens", "8", "--rounds", "1", "--prompts", "1", "--no-peers"],
 }
 
@@ -117,7 +118,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < value < 1
     assert 0 < speedup < 2
     assert decision in ("pays", "does not pay", "too close to call")
-    assert "not certifiable" in answer  # so few documents support no floor of 90 %
+    # It decodes, with the documents of prose that were not traced; whether anything passes is not known.
+    assert "replay bound" not in answer
+    assert "certified after" in answer or "The full model stays" in answer or "Nothing beats" in answer
     assert decoded == "[30 25 25 25 25 25 25 25] 17% of the layers skipped"
 
 

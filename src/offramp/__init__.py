@@ -26,7 +26,9 @@ _HOMES = {
     "frontier": "offramp.policies.frontier",
     "judge": "offramp.tuning.verdict",
     "league": "offramp.tuning.league",
-    "tune": "offramp.tuning.tune",
+    "tune": "offramp.decoding.execution.tune",
+    "tune_tasks": "offramp.decoding.execution.tasks",
+    "TunedTasks": "offramp.decoding.execution.tasks",
     "Tuned": "offramp.tuning.results",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
@@ -50,6 +52,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from offramp.costs.hardware import find_machine
     from offramp.decoding.bench.bench import bench
+    from offramp.decoding.execution.tasks import TunedTasks, tune_tasks
+    from offramp.decoding.execution.tune import tune
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
     from offramp.decoding.generation.result import Generation
@@ -75,7 +79,6 @@ if TYPE_CHECKING:
     from offramp.tuning.league import league
     from offramp.tuning.predict import predict
     from offramp.tuning.results import Tuned
-    from offramp.tuning.tune import tune
     from offramp.tuning.verdict import judge
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
@@ -92,6 +95,7 @@ __all__ = [
     "Study",
     "Trace",
     "Tuned",
+    "TunedTasks",
     "Workload",
     "bench",
     "compare",
@@ -114,6 +118,7 @@ __all__ = [
     "score",
     "trace",
     "tune",
+    "tune_tasks",
 ]
 
 

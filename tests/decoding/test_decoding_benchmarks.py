@@ -139,3 +139,45 @@ def test_decisions_drift_only_where_states_are_propagated(
     assert found[1]["tokens_differ"] > 0
     # A static exit reads no state that was propagated; one that comes and goes does.
     assert found[2]["tokens_differ"] == 0 < found[5]["exits_differ"]
+
+
+def test_an_executed_guarantee_is_held_against_what_was_decoded(
+    tiny_model: Path, documents: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = benchmark("executed_guarantee")
+    model, text = offramp.load_model(str(tiny_model)), f"jsonl:{documents}#text"
+    offramp.trace(model, text, tokens=384, document_tokens=8, output=tmp_path / "trace", progress=False)
+    sizes = ["--prompts", "20", "--candidates", "4", "--search", "8", "--documents", "60", "--draws", "10"]
+    lengths = ["--prompt-tokens", "6", "--new-tokens", "4", "--executions", str(tmp_path / "kept")]
+    module.main([str(tmp_path / "trace"), *sizes, *lengths])
+    found = last_line(capsys)
+    assert found["prompts"] == 20
+    assert found["limits"] == {"0.1": 27, "0.05": 15}
+    assert 1 <= len(found["candidates"]) <= 4
+    for floor in ("agreement=0.95", "agreement=0.9"):
+        for name in ("wsr sequential", "hb", "naive", "replay bound"):
+            for entry in found[floor][name].values():
+                assert 0 <= entry["broken"] <= entry["certified"] <= 10
+    # Decoded once: the second time all is read.
+    module.main([str(tmp_path / "trace"), *sizes, *lengths])
+    assert capsys.readouterr().out.count("  0 documents decoded") == len(found["candidates"])
+
+
+def test_the_draws_break_a_floor_where_candidates_lose_more_than_their_search_says() -> None:
+    import numpy as np
+
+    module = benchmark("executed_guarantee")
+    proposal = benchmark("executed_guarantee").Proposal
+    candidates = [
+        proposal(None, "propagate", 0.01, 0.03, 0.9, 1.0, False),
+        proposal(None, "propagate", 0.02, 0.04, 0.8, 1.0, False),
+    ]
+    rng = np.random.default_rng(0)
+    executed = np.stack([rng.binomial(32, 0.02, 400), rng.binomial(32, 0.12, 400)], axis=1) / 32
+    world = module.Population(candidates, executed, np.zeros((400, 2)))
+    found = module.count_broken(world, 0.95, 300, 50, 0)
+    assert found["wsr sequential"]["0.1"]["broken"] <= 5
+    assert found["wsr sequential"]["0.1"]["certified"] > 40
+    assert found["replay bound"]["0.1"]["broken"] == 50  # in replay nothing is lost
+    assert world.order(world.reruns, 0.05) == [0, 1]
+    assert world.order(world.reruns, 0.035) == [0]

@@ -104,7 +104,7 @@ def test_machines_in_words_without_a_yes():
 
 def test_every_floor_tried_is_named():
     assert certificate_answer(example_run().workloads[0]) == (
-        "99 % agreement: not certifiable (15 documents, 230 needed); 90 % agreement: certified on 300 "
+        "99 % agreement: not certifiable (15 documents, 230 needed); 90 % agreement: replay bound on 300 "
         "documents, 3.4 % faster"
     )
     assert certificate_answer(workload(tuned=())) is None

@@ -19,11 +19,20 @@ KL = Floor("kl", 0.1, clip=2.0)
     [
         (
             AGREEMENT,
-            answers.certificate(True, 300, 230),
+            answers.certificate(True, 300, 230, executed=True, stopped_after=261),
             {},
             "certified",
-            "With 300 documents tested, this policy loses at most 1 % of tokens, with 90 % confidence, on "
-            "documents like these.",
+            "Decoded from 261 documents, this policy loses at most 1 % of tokens that it generates, with "
+            "90 % confidence, on documents like these.",
+        ),
+        (
+            AGREEMENT,
+            answers.certificate(True, 300, 230),
+            {},
+            "replay bound",
+            "With 300 documents replayed, this policy loses at most 1 % of tokens, with 90 % confidence, on "
+            "documents like these, as long as later tokens read the full model's own keys and values: "
+            "nothing was decoded.",
         ),
         (
             AGREEMENT,
@@ -67,9 +76,10 @@ KL = Floor("kl", 0.1, clip=2.0)
             NLL,
             answers.certificate(True, 1, 1, method="hb", delta=0.05),
             {},
-            "certified",
-            "With 1 document tested, this policy loses at most 0.050 nats of log-likelihood a token, each "
-            "token's counted up to 4.000 nats, with 95 % confidence, on documents like these.",
+            "replay bound",
+            "With 1 document replayed, this policy loses at most 0.050 nats of log-likelihood a token, each "
+            "token's counted up to 4.000 nats, with 95 % confidence, on documents like these, as long as "
+            "later tokens read the full model's own keys and values: nothing was decoded.",
         ),
         (
             KL,
@@ -84,9 +94,10 @@ KL = Floor("kl", 0.1, clip=2.0)
             AGREEMENT,
             answers.certificate(True, 300, 100, method="crc", delta=None),
             {},
-            "certified",
-            "With 300 documents tested, this policy loses at most 1 % of tokens, on average over such "
-            "calibrations, on documents like these.",
+            "replay bound",
+            "With 300 documents replayed, this policy loses at most 1 % of tokens, on average over such "
+            "calibrations, on documents like these, as long as later tokens read the full model's own keys "
+            "and values: nothing was decoded.",
         ),
     ],
 )
@@ -97,10 +108,15 @@ def test_sentences(floor, made, changes, state, sentence):
 
 
 def test_short_forms():
-    certified = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
-    assert short_certificate(certified) == "99 % agreement: certified on 300 documents, 3.4 % faster"
+    made = answers.certificate(True, 300, 230, executed=True, stopped_after=261)
+    certified = answers.tuned(AGREEMENT, made)
+    assert short_certificate(certified) == "99 % agreement: certified on 261 documents, 3.4 % faster"
     unseen = replace(certified, net_speedup=Estimate(None, undefined="no documents are left"))
-    assert short_certificate(unseen) == "99 % agreement: certified on 300 documents"
+    assert short_certificate(unseen) == "99 % agreement: certified on 261 documents"
+    replayed = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
+    assert short_certificate(replayed) == "99 % agreement: replay bound on 300 documents, 3.4 % faster"
+    gave_up = answers.certificate(False, 300, 230, executed=True, stopped_after=3)
+    assert short_certificate(answers.tuned(AGREEMENT, gave_up)) == "99 % agreement: not certified"
     few = answers.tuned(AGREEMENT, answers.certificate(False, 15, 230))
     assert short_certificate(few) == "99 % agreement: not certifiable (15 documents, 230 needed)"
     lost = answers.tuned(AGREEMENT, answers.certificate(False, 300, 230))
@@ -111,3 +127,34 @@ def test_a_risk_is_a_share_of_tokens_or_nats():
     assert risk_text(AGREEMENT, 0.0088) == "0.88 % of tokens"
     assert risk_text(NLL, 0.0125) == "0.050 nats"
     assert risk_text(NLL, None) == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "short"),
+    [
+        (
+            {"document_tokens": (16, 16, 16)},
+            "With 300 documents of 16 tokens replayed",
+            "documents of 16 tokens",
+        ),
+        (
+            {"document_tokens": (9, 14, 1600)},
+            "With 300 documents of 9 to 1,600 tokens (median 14) replayed",
+            "300 documents of 9 to 1,600 tokens (median 14)",
+        ),
+        (
+            {"executed": True, "stopped_after": 61, "new_tokens": 32, "document_tokens": (16, 16, 16)},
+            "Decoded from 61 documents of up to 32 new tokens",
+            "61 documents of up to 32 new tokens",
+        ),
+    ],
+)
+def test_short_documents_are_called_that_beside_a_certificate(changes, words, short):
+    made = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
+    made = replace(made, certificate=replace(made.certificate, **changes))
+    assert words in certificate_sentence(made)
+    assert short in short_certificate(made)
+    few = replace(made.certificate, holds=False, documents=15)
+    said = certificate_sentence(replace(made, certificate=few))
+    length = made.certificate.of_tokens.strip()
+    assert f"Not certifiable: 15 documents, 230 needed ({length} each); with so few" in said

@@ -187,12 +187,12 @@ def test_the_answer_comes_first(page):
     text = page.text
     order = [
         "Early exit would",
-        "What is guaranteed",
+        "Certificates",
         "At the quality you would keep",
         "What a check costs on this machine",
         "What was fitted for the checks",
         "Which policy wins, and why",
-        "What can be guaranteed",
+        "What is kept on documents like these",
         "What a loss buys",
         "On which machine it would pay",
         "What would have to change for it to pay",

@@ -50,7 +50,7 @@ def test_one_line_each_for_league_certificate_and_machines():
     lines = printed(run, 2000).splitlines()
     for name, words in {
         "Best policy: ": "code correctness, 3 exits",
-        "Guaranteed: ": "prose 99 % agreement: not certifiable (15 documents, 230 needed)",
+        "Certificates: ": "prose 99 % agreement: not certifiable (15 documents, 230 needed)",
         "Where it would pay: ": "prose on this machine no; yes on a100 and h100 at batch 1",
     }.items():
         found = [line for line in lines if line.startswith(name)]
@@ -58,4 +58,4 @@ def test_one_line_each_for_league_certificate_and_machines():
         assert words in found[0]
     bare = replace(run, workloads=tuple(replace(w, league=(), tuned=(), machines=()) for w in run.workloads))
     text = printed(bare, 2000)
-    assert not any(word in text for word in ("Best policy:", "Guaranteed:", "Where it would pay:"))
+    assert not any(word in text for word in ("Best policy:", "Certificates:", "Where it would pay:"))

@@ -13,13 +13,13 @@ from offramp.tuning.bounds import (
     BET_LIMIT,
     METHODS,
     Losses,
-    _bets,
-    _log_capital,
     best_certifiable,
+    bets,
     crc_p_values,
     documents_needed,
     find_method,
     hb_p_values,
+    log_capital,
     naive_p_values,
     two_sided_limits,
     upper_limit,
@@ -170,7 +170,7 @@ def test_betting_is_fair_in_every_order(losses: list[float]) -> None:
     sample = np.array(losses)
     risk = float(sample.mean())
     pairs = np.array([[one, other] for one in sample for other in sample]).T
-    capital = np.exp(_log_capital(pairs, _bets(pairs, 0.1), risk))
+    capital = np.exp(log_capital(pairs, bets(pairs, 0.1), risk))
     assert capital[0].mean() == pytest.approx(1.0)
     assert capital[1].mean() == pytest.approx(1.0)
 

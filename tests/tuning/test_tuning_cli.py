@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from command_line import run_offramp
-from offramp.cli.tune_command import front_table
+from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.facts import FACTS
 from offramp.tracing.part import Part, PartDocument, write_part
@@ -22,6 +22,7 @@ from offramp.tuning.tuned_file import read_tuned
 from policy_traces import make_shape, make_trace
 
 DOCUMENTS, TOKENS, LAYERS = 60, 20, 6
+REPLAYED = ("--floor", "agreement=0.9", "--hardware", "h100", "--model", "none")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "policy.json"
-    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", output)
+    options = (*REPLAYED, "-o", output)
     outcome = run_offramp("tune", folder, *options, "--json").require(0)
     tuned = read_tuned(output)
     assert outcome.json["policy"] == tuned.policy_text == str(parse_policy(str(output)))
@@ -82,32 +83,54 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     assert tuned.certificate.holds
     said = " ".join(run_offramp("tune", folder, *options).require(0).out.split())
     for words in (
-        "is certified (with probability 0.9 over the documents drawn): on average over documents like "
-        "these, at least 90 % of the tokens agree with the full model; ",
-        "on 12 report documents: agreement",
+        "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over "
+        "documents like these, at least 90 % of the tokens agree with the full model; ",
+        "This is a replay bound: nothing was decoded",
+        "on 12 report documents, replayed: agreement",
         "(no interval: 12 documents; an interval needs 20)",
         "documents: 12 search, 36 certify, 12 report",
-        "with probability 0.9 over the documents drawn",
+        "replay bound (wsr): with probability 0.9 over the documents drawn",
         "assumed: teacher-forced",
         "agreement=0.9 needs 22 at least",
         "0.9^64 = 0.12 % of 64-token answers unchanged",
         "fastest policies on the search documents",
         "written:",
+        f"next: offramp bench tiny --policy {output} --workload texts",
     ):
         assert words in said, said
+    assert "certified" not in said
+    assert "certificate" not in said
 
 
 def test_a_batch_is_said_to_run_in_lockstep(folder: Path, tmp_path: Path) -> None:
-    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", tmp_path / "policy.json")
+    options = (
+        "--floor",
+        "agreement=0.9",
+        "--hardware",
+        "h100",
+        "--model",
+        "none",
+        "-o",
+        tmp_path / "policy.json",
+    )
     said = " ".join(run_offramp("tune", folder, *options, "--batch", 4).require(0).out.split())
-    assert "on 12 report documents, in lockstep at batch 4: agreement" in said
+    assert "on 12 report documents, replayed, in lockstep at batch 4: agreement" in said
     assert "(no interval: 3 groups of 4 documents; an interval needs 20, 80 documents)" in said
     assert said.count("agreement and skip of each token alone; in lockstep tokens leave later") >= 1
     assert "layers skipped" not in said
 
 
 def test_naive_says_nothing_of_documents_that_certify(folder: Path, tmp_path: Path) -> None:
-    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", tmp_path / "policy.json")
+    options = (
+        "--floor",
+        "agreement=0.9",
+        "--hardware",
+        "h100",
+        "--model",
+        "none",
+        "-o",
+        tmp_path / "policy.json",
+    )
     said = " ".join(run_offramp("tune", folder, *options, "--method", "naive").require(0).out.split())
     assert "no guarantee: the mean loss of these documents is at most 0.1, other documents" in said
     assert "best floor" not in said
@@ -136,7 +159,9 @@ def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
 
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "policy.json"
-    outcome = run_offramp("tune", folder, "--floor", "agreement=0.99", "--hardware", "h100", "-o", output)
+    outcome = run_offramp(
+        "tune", folder, "--floor", "agreement=0.99", "--hardware", "h100", "--model", "none", "-o", output
+    )
     assert "not certifiable: 36 documents, 230 needed (left to certify, of 60 traced)" in " ".join(
         outcome.require(0).out.split()
     )
@@ -162,7 +187,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
     folder: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     output = tmp_path / "policy.json"
-    hardware = () if "--hardware" in options else ("--hardware", "h100")
+    hardware = ("--model", "none") if "--hardware" in options else ("--model", "none", "--hardware", "h100")
     outcome = run_offramp("tune", folder, *hardware, *options, "-o", output, "--json").require(2)
     assert message in outcome.json["error"]["what"]
     assert outcome.json["error"]["fix"]
@@ -170,11 +195,24 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_outputs_that_cannot_be_a_policy_file_are_refused(folder: Path, tmp_path: Path) -> None:
-    floor = ("--floor", "agreement=0.9", "--hardware", "h100")
     for output, message in (
         (tmp_path / "policy.txt", "ends in .json"),
         (tmp_path / "nowhere" / "policy.json", "in a folder that does not exist"),
     ):
-        outcome = run_offramp("tune", folder, *floor, "-o", output, "--json").require(2)
+        outcome = run_offramp("tune", folder, *REPLAYED, "-o", output, "--json").require(2)
         assert message in json.dumps(outcome.json)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_whose_model_or_text_is_gone_says_what_can_still_be_answered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--floor", "agreement=0.9", "--hardware", "h100", "-o", tmp_path / "policy.json", "--json")
+    text = run_offramp("tune", folder, *options).require(2).json["error"]
+    assert "texts" in text["what"]
+    assert text["fix"].endswith("--model none still answers with a replay bound")
+    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: None)
+    model = run_offramp("tune", folder, *options).require(2).json["error"]
+    assert model["what"].startswith("the trace's model cannot be had")
+    assert model["fix"].endswith("--model none still answers with a replay bound")
     assert list(tmp_path.iterdir()) == []

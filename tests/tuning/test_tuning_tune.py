@@ -51,10 +51,13 @@ def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
     assert "teacher-forced" in certificate.assumption
     # A certificate of 25 tokens of each document says nothing of what comes after them.
     assert "on 25 tokens of documents drawn like those of texts" in certificate.assumption
+    assert not certificate.executed
     assert (
-        "is certified (with probability 0.9 over the documents drawn): on average over documents like these, "
-        "at least 95 % of the tokens agree"
+        "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over "
+        "documents like these, at least 95 % of the tokens agree"
     ) in tuned.answer
+    assert "This is a replay bound: nothing was decoded" in tuned.answer
+    assert "certified" not in tuned.answer
     assert tuned.net_speedup.low is not None
     assert tuned.net_speedup.low > 1.0
     assert tuned.machine == "h100"
@@ -288,6 +291,23 @@ def test_a_tuned_file_is_read_back_whole(tuned: Tuned, tmp_path: Path) -> None:
     assert parse_policy(str(path)) == tuned.policy
 
 
+def test_a_file_from_before_executed_certificates_is_read_as_a_replay_bound(
+    tuned: Tuned, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.json"
+    write_tuned(path, tuned)
+    older = json.loads(path.read_text()) | {"schema_version": 2}
+    for name in ("executed_agreement", "candidates", "sha256"):
+        del older[name]
+    for name in ("executed", "kv", "prompt_tokens", "new_tokens", "stopped_after"):
+        del older["certificate"][name]
+    path.write_text(json.dumps({**older, "sha256": seal_of(older)}))
+    found = read_tuned(path)
+    assert found == replace(tuned, provenance=json.loads(json.dumps(tuned.provenance)))
+    assert not found.certificate.executed
+    assert parse_policy(str(path)) == tuned.policy
+
+
 def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     write_tuned(path, tuned)
@@ -302,8 +322,8 @@ def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: 
     refused(json.dumps({**whole, "policy": "static:exit=1"}), "was edited since it was written")
     certificate = {**whole["certificate"], "risk_bound": 0.0}
     refused(json.dumps({**whole, "certificate": certificate}), "was edited since it was written")
-    newer = {**whole, "schema_version": 3}
-    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 3; this offramp reads up to 2")
+    newer = {**whole, "schema_version": 4}
+    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 4; this offramp reads up to 3")
     refused(json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy")
     refused("{", "is no JSON")
     refused("[]", "holds no JSON object")

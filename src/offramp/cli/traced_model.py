@@ -20,15 +20,15 @@ def load_traced_model(
 ) -> Model:
     """The trace's own model, in its dtype and with its transforms; another copy of it by another name.
 
-    name: what to load, None for the name in the trace. heads: checked against the model's files before a
-    weight is loaded. instead: what can still be answered where the model is gone, for the error.
+    name: what to load, None for where the trace says that it came from. heads: checked against the model's
+    files before a weight is loaded. instead: what can still be answered where the model is gone.
 
     Raises InputError for a model that is gone or another one, or for heads of another model.
     """
     from offramp.tracing.model_request import find_model, read_transforms
 
     traced: dict[str, Any] = dict(trace.request.get("model") or {})
-    wanted = name or traced.get("name")
+    wanted = name or _name_of(traced)
     where = str(trace.folder or "the trace")
     if not wanted:
         raise InputError(
@@ -55,6 +55,18 @@ def load_traced_model(
         asked.require_heads(heads, "--heads")
     with stage("loading the model and checking its exits"):
         return asked.load()
+
+
+def _name_of(traced: dict[str, Any]) -> str | None:
+    """What the traced model is loaded by: its folder or file while that is there, else its name."""
+    from pathlib import Path
+
+    source = traced.get("source")
+    if source and Path(str(source)).exists():
+        return str(source)
+    name = traced.get("name")
+    transforms = "".join(f" + {transform}" for transform in traced.get("transforms", ()))
+    return None if name is None else str(name).removesuffix(transforms)
 
 
 def read_traced_heads(trace: Trace, path: Path | None) -> ExitHeads | None:

@@ -1,36 +1,48 @@
-"""`offramp tune`: the fastest policy that keeps a quality floor, with a certificate."""
+"""`offramp tune`: the fastest policy that keeps a quality floor, certified by what it decodes."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, TraceFolder
-from offramp.cli.run_folder import find_trace
+from offramp.cli.console import Output, progress_bar, stage
+from offramp.cli.options import AsJson, HeadsFile, RemoteCode
+from offramp.cli.run_folder import find_trace, require_writable
+from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from offramp.decoding.execution.tasks import TunedTasks
     from offramp.scoring.estimate import Estimate
+    from offramp.tracing.trace import Trace
     from offramp.tuning.results import Tuned
 
-# Points of the front that the terminal shows.
-SHOWN_POINTS = 8
+NO_MODEL = "none"
+"""As `--model`: nothing is decoded."""
+
+INSTEAD = f"--model {NO_MODEL} still answers with a replay bound"
 
 
 def tune(
-    trace: TraceFolder,
+    traces: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TRACE...",
+            help="A folder that offramp trace or offramp run wrote. Several, each of another workload: one "
+            "policy with an entry for each.",
+        ),
+    ],
     floor: Annotated[
         str,
         typer.Option(
             "--floor",
-            help="What to keep: agreement=0.99, nll=0.02 or kl=0.02 (nats); of a transformed model also "
-            "reference_agreement=0.95, with the untransformed one.",
+            help="What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also "
+            "reference_agreement=0.95, with the untransformed one. Only agreement is executed.",
         ),
     ],
     floor_clip: Annotated[
@@ -40,49 +52,176 @@ def tune(
     hardware: Annotated[
         str, typer.Option("--hardware", help="local, a name of offramp list hardware, or a .toml profile.")
     ] = "local",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="The traced model, to decode with: by default where the trace says it came from. none: a "
+            "replay bound from the trace alone.",
+            show_default=False,
+        ),
+    ] = None,
+    heads: HeadsFile = None,
+    kv: Annotated[
+        str,
+        typer.Option(
+            "--kv",
+            help="Keys and values of skipped layers: auto tries all that the model can; or one of propagate, "
+            "recompute, monotone, ...",
+        ),
+    ] = "auto",
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", help="Of a text's opening. Prompts of a workload are whole.")
+    ] = 32,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Of each decoded answer, at most.")] = 32,
+    documents: Annotated[
+        int | None,
+        typer.Option(
+            "--documents",
+            help="To decode per candidate, at most. By default four times the fewest that the floor needs.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", help="For reruns and decoding together, at most.", show_default=False),
+    ] = None,
+    executions: Annotated[
+        Path | None,
+        typer.Option(
+            "--executions",
+            help="Where decoded documents are kept and never decoded again. By default the folder executions "
+            "beside the policy file.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option("--method", help="wsr, hb or crc; naive gives no guarantee.")
     ] = "wsr",
     delta: Annotated[float, typer.Option("--delta", help="Chance that the certificate is wrong.")] = 0.1,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences decoded side by side.")] = 1,
-    kv: Annotated[
-        str, typer.Option("--kv", help="Keys and values of skipped layers: propagate or recompute.")
-    ] = "propagate",
+    batch: Annotated[
+        int, typer.Option("--batch", help="Sequences decoded side by side; above 1 with --model none only.")
+    ] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")] = Path(
         "policy.json"
     ),
+    trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the policy that takes the fewest seconds at a quality floor, and certify it. Needs no model."""
+    """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
+    from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.decoding.execution.tasks import tune_tasks
+    from offramp.decoding.execution.tune import require_sizes
+    from offramp.decoding.execution.tune import tune as tune_policy
+    from offramp.policies.charging import machine_for
     from offramp.tracing.trace import Trace
-    from offramp.tuning.bounds import find_method
-    from offramp.tuning.certify import require_delta
     from offramp.tuning.losses import parse_floor
-    from offramp.tuning.splits import require_seed
-    from offramp.tuning.tune import tune as tune_policy
-    from offramp.tuning.tuned_file import to_json, write_tuned
+    from offramp.tuning.tune import EXECUTED, check_settings
 
     out = Output(as_json)
-    wanted = parse_floor(floor, floor_clip)
-    find_method(method)
-    require_delta(delta)
-    require_seed(seed)
+    wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
+    require_sizes(prompt_tokens, new_tokens, documents, seconds)
     _require_file(output)
-    with stage("tuning"):
-        tuned = tune_policy(
-            Trace.load(find_trace(trace)),
-            wanted,
-            hardware,
-            method=method,
-            delta=delta,
-            batch=batch,
-            kv=kv,
-            seed=seed,
+    kept = executions or output.absolute().parent / "executions"
+    require_writable(kept)
+    loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
+    machine = machine_for(loaded[0], hardware)
+    decodes = None
+    if model != NO_MODEL and wanted.kind == EXECUTED:
+        fitted = read_traced_heads(loaded[0], heads)
+        for one in loaded:
+            _require_executable(one, kv, batch)
+        decodes = load_traced_model(
+            loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
         )
+    title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
+    settings: dict[str, Any] = {
+        "kv": kv,
+        "heads": heads,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "documents": documents,
+        "folder": kept,
+        "seconds": seconds,
+        "method": method,
+        "delta": delta,
+        "batch": batch,
+        "seed": seed,
+    }
+    with stage(title) if decodes is None else progress_bar(title) as progress:
+        settings["progress"] = progress
+        if len(loaded) > 1:
+            several = tune_tasks(loaded, wanted, machine, decodes, **settings)
+        else:
+            tuned = tune_policy(loaded[0], wanted, machine, decodes, **settings)
+    if len(loaded) > 1:
+        out.finish(show_tasks(out, several, output, heads))
+    else:
+        out.finish(show_tuned(out, tuned, output, heads))
+
+
+def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> dict[str, Any]:
+    """Write a tuned policy and show it; its JSON object."""
+    from offramp.tuning.tuned_file import to_json, write_tuned
+
     write_tuned(output, tuned)
     _show(out, tuned, output)
-    out.finish({**to_json(tuned), "file": str(output)})
+    following = next_command(tuned, output, heads)
+    if following is not None:
+        out.console.print(f"next: {following}", markup=False, soft_wrap=True)
+    return {**to_json(tuned), "file": str(output), "next": following}
+
+
+def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
+    """Write the policy of all workloads, and beside it each one's own with its certificate."""
+    from offramp.policies.grammar import write_policy
+
+    answers = {}
+    for place, (name, tuned) in enumerate(found.tuned.items(), start=1):
+        own = output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}.json")
+        out.console.print(f"{name}:", markup=False, style="bold")
+        answers[name] = show_tuned(out, tuned, own, heads)
+    write_policy(found.policy, output)
+    out.console.print(
+        f"written: {output}, one policy with an entry for each of {len(answers)} workloads and the full "
+        f"model for all others; each answer is wrong with a chance of {found.delta / len(answers):g}, any "
+        f"of them with {found.delta:g}",
+        markup=False,
+    )
+    return {"policy": str(found.policy), "file": str(output), "delta": found.delta, "workloads": answers}
+
+
+def _require_executable(trace: Trace, kv: str, batch: int) -> None:
+    """Refuse, before the model is loaded, what could not be decoded with it. Raises InputError."""
+    from offramp.decoding.execution.executor import strategies_of
+    from offramp.decoding.execution.prompts import traced_workload
+    from offramp.tuning.tune import require_single
+
+    strategies_of(kv)
+    require_single(batch)
+    try:
+        traced_workload(trace)
+    except InputError as error:
+        fix = f"{error.fix}; {INSTEAD}" if error.fix else INSTEAD
+        raise InputError(error.what, where=error.where, fix=fix) from error
+
+
+def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:
+    """The command that times what was tuned, or that certifies it; None for the full model."""
+    from offramp.models.identity import command_name
+
+    if tuned.policy_text == "never":
+        return None
+    model = dict(tuned.model)
+    transforms = model.get("transforms", ())
+    name = str(model.get("name", "MODEL")).removesuffix("".join(f" + {text}" for text in transforms))
+    with_heads = "" if heads is None else f" --heads {shlex.quote(str(heads))}"
+    workload = shlex.quote(str(tuned.workload.get("name", "prose")))
+    return (
+        f"offramp bench {command_name(name, transforms)} --policy {shlex.quote(str(output))}{with_heads} "
+        f"--workload {workload}"
+    )
 
 
 def _require_file(path: Path) -> None:
@@ -95,14 +234,16 @@ def _require_file(path: Path) -> None:
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
-    """The answer, what it rests on, and the front."""
+    """The answer, what it rests on, and the candidates, or the front of a replay."""
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)
     for line in (*report_lines(tuned), *certificate_lines(tuned)):
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
-    if len(tuned.front) > 1:
+    if tuned.candidates:
+        out.console.print(candidates_table(tuned))
+    elif len(tuned.front) > 1:
         out.console.print(front_table(tuned))
     out.console.print(f"written: {output}", markup=False)
 
@@ -117,11 +258,12 @@ def certificate_lines(tuned: Tuned) -> list[str]:
     roles = ", ".join(f"{count} {role}" for role, count in tuned.documents.items() if count)
     lines = [f"documents: {roles}"]
     if certificate.holds or certificate.passed:
-        said = certificate.guarantee
-        lines.append(said if rule.name == "naive" else f"certificate ({rule.name}): {said}")
+        said, count = certificate.guarantee, certificate.stopped_after or certificate.documents
+        what = "certificate" if certificate.executed else "replay bound"
+        lines.append(said if rule.name == "naive" else f"{what} ({rule.name}): {said}")
         if certificate.empirical_risk is not None:
             lost = loss_text(tuned.floor, certificate.empirical_risk, ".4f")
-            lines.append(f"mean loss on {certificate.documents} documents: {lost}")
+            lines.append(f"mean loss on {count} documents{certificate.of_tokens}: {lost}")
         lines.append(f"assumed: {certificate.assumption}")
     if rule.name != "naive":
         lines.append(
@@ -141,41 +283,13 @@ def report_lines(tuned: Tuned) -> list[str]:
         why = f" (no interval: {estimate.no_interval})" if estimate.no_interval else ""
         return estimate_text(estimate, number) + why
 
-    lockstep = f", in lockstep at batch {tuned.batch}" if tuned.batch > 1 else ""
-    lines = [f"on {counted(tuned.documents['report'], 'report document')}{lockstep}:"]
+    how = f", in lockstep at batch {tuned.batch}" if tuned.batch > 1 else ""
+    how = ", rerun" if tuned.certificate.executed else f", replayed{how}"
+    lines = [f"on {counted(tuned.documents['report'], 'report document')}{how}:"]
     if tuned.floor.kind == "agreement":
         lines.append(f"  agreement {said(tuned.quality, percent)}")
     elif tuned.floor.clip is not None:
-        lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, _nats)}")
+        lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, nats)}")
     if tuned.reference_agreement is not None:
         lines.append(f"  agreement with the untransformed model {said(tuned.reference_agreement, percent)}")
     return [*lines, f"  speed over the full model {said(tuned.net_speedup, times)}"]
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f} nats"
-
-
-def front_table(tuned: Tuned) -> Table:
-    """A few points of the Pareto front, from cautious to bold."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from offramp.report.formats import percent, times
-    from offramp.tuning.answers import ALONE
-
-    batched = tuned.batch > 1
-    title = "fastest policies on the search documents"
-    caption = f"batch {tuned.batch} in lockstep: {ALONE}" if batched else None
-    table = Table(title=title, caption=caption, box=None, padding=(0, 1))
-    # A skip of each token alone would contradict the speed in lockstep.
-    kept = tuned.floor.kind.replace("_", " ")
-    for name in (kept, "speed", *(() if batched else ("layers skipped",)), "policy"):
-        table.add_column(name, overflow="fold")
-    step = max(1, -(-len(tuned.front) // SHOWN_POINTS))
-    for point in tuned.front[::step]:
-        quality = percent(point.quality) if tuned.floor.clip is None else _nats(point.quality)
-        skip = () if batched else (percent(point.skip_ratio),)
-        # Brackets of a policy are no markup.
-        table.add_row(quality, times(point.net_speedup), *skip, Text(point.policy))
-    return table

@@ -67,8 +67,13 @@ class TunedOn:
 
 def document_digest(trace: Trace, place: int) -> str:
     """SHA-256 of a document's id and workload, by which a tuned policy knows what it was tuned on."""
+    return digest_of(trace, trace.documents[place].id)
+
+
+def digest_of(trace: Trace, document: str) -> str:
+    """The same of any document of the trace's workload, traced or not, by its id."""
     workload = trace.request.get("workload", {}).get("fingerprint")
-    return sha256_of_text(canonical_json([workload, trace.documents[place].id]))
+    return sha256_of_text(canonical_json([workload, document]))
 
 
 def heads_documents(trace: Trace) -> frozenset[str]:
@@ -88,7 +93,8 @@ def text_caveat(trace: Trace) -> str | None:
             f"the exit heads were fitted on {others} documents of other workloads, taken to share no text "
             "with these"
         )
-    if trace.request and any(document.text is None for document in trace.documents):
+    traced = "request_fingerprint" in trace.provenance  # one made of facts alone has no texts to speak of
+    if traced and any(document.text is None for document in trace.documents):
         return (
             "documents of the trace, which an older offramp made, are taken to share no text with each other"
         )

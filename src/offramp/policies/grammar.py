@@ -23,8 +23,9 @@ from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
 
 SCHEMA_VERSION = 1
-TUNED_SCHEMA_VERSION = 2
-"""That of a file of the tuner, which holds a policy among other things."""
+TUNED_SCHEMA_VERSION = 3
+"""That of a file of the tuner, which holds a policy among other things. 3: certificates may be executed."""
+FIRST_TUNED_SCHEMA_VERSION = 2
 
 
 def parse_policy(text: str) -> ExitPolicy:
@@ -139,7 +140,8 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
             where=where,
             fix="upgrade offramp",
         )
-    if version == TUNED_SCHEMA_VERSION and value.get("kind") == "tuned":
+    tuned = isinstance(version, int) and version >= FIRST_TUNED_SCHEMA_VERSION
+    if tuned and value.get("kind") == "tuned":
         if value.get(SEAL) != seal_of(value):
             raise PolicyError(
                 "the tuned policy was edited since it was written (SHA-256 differs)",

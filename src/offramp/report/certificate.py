@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "naive": "none: the floor was only met on the documents searched",
 }
 NAIVE = "naive"
+REPLAY_BOUND = "replay bound"
 
 
 def method_name(method: str) -> str:
@@ -61,12 +62,15 @@ def risk_text(floor: Floor, risk: float | None) -> str:
 
 
 def status(tuned: Tuned) -> str:
-    """In a word: "not certifiable" means that so few documents could certify no policy."""
+    """In a word: "not certifiable" means that so few documents could certify no policy.
+
+    Certified is what was decoded; what holds in replay only is a replay bound.
+    """
     certificate = tuned.certificate
     if certificate.method == NAIVE:
         return "no guarantee"
     if certificate.holds:
-        return "certified"
+        return "certified" if certificate.executed else REPLAY_BOUND
     if too_few(certificate):
         return "not certifiable"
     return "not certified" if certificate.tested else "nothing to certify"
@@ -80,16 +84,24 @@ def too_few(certificate: Certificate) -> bool:
 def certificate_sentence(tuned: Tuned) -> str:
     """What is certified, or why nothing is."""
     certificate, floor = tuned.certificate, tuned.floor
-    documents = counted(certificate.documents, "document")
+    documents = counted(certificate.documents, "document") + certificate.of_tokens
     match status(tuned):
         case "certified":
+            settled = counted(decoded(certificate), "document") + certificate.of_tokens
             return (
-                f"With {documents} tested, this policy {loss_words(floor)}, {confidence(certificate)}, on "
-                "documents like these."
+                f"Decoded from {settled}, this policy {loss_words(floor)} that it generates, "
+                f"{confidence(certificate)}, on documents like these."
+            )
+        case "replay bound":
+            return (
+                f"With {documents} replayed, this policy {loss_words(floor)}, {confidence(certificate)}, on "
+                "documents like these, as long as later tokens read the full model's own keys and values: "
+                "nothing was decoded."
             )
         case "not certifiable":
             needed = f"{certificate.documents_needed:,} needed"
-            return f"Not certifiable: {documents}, {needed}; {best_possible(tuned)}."
+            found = counted(certificate.documents, "document")
+            return f"Not certifiable: {found}, {needed}{_each(certificate)}; {best_possible(tuned)}."
         case "not certified":
             return (
                 f"Not certified: on {documents}, none of the candidates tested ({certificate.tested:,}) "
@@ -102,6 +114,16 @@ def certificate_sentence(tuned: Tuned) -> str:
     return (
         f"No guarantee: on {documents} this policy kept {floor_words(floor)}, but nothing follows for others."
     )
+
+
+def _each(certificate: Certificate) -> str:
+    """How long its documents are, after a count."""
+    return f" ({certificate.of_tokens.strip()} each)" if certificate.of_tokens else ""
+
+
+def decoded(certificate: Certificate) -> int:
+    """Documents after which an executed test was settled."""
+    return certificate.documents if certificate.stopped_after is None else certificate.stopped_after
 
 
 def confidence(certificate: Certificate) -> str:
@@ -126,11 +148,12 @@ def best_possible(tuned: Tuned) -> str:
 def short_certificate(tuned: Tuned) -> str:
     """One floor's certificate in a few words."""
     certificate, state = tuned.certificate, status(tuned)
-    documents = counted(certificate.documents, "document")
+    documents = counted(decoded(certificate), "document") + certificate.of_tokens
     what = f"{floor_words(tuned.floor)}: {state}"
     if state == "not certifiable":
+        documents = counted(certificate.documents, "document")
         return f"{what} ({documents}, {certificate.documents_needed:,} needed)"
-    if state == "certified":
+    if state in ("certified", REPLAY_BOUND):
         speed = tuned.net_speedup.value
         return f"{what} on {documents}" + ("" if speed is None else f", {faster(speed)}")
     return what

@@ -10,6 +10,7 @@ from offramp.report.judgement import Judgement, judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import transform_sentence
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Decision, Verdict
 from offramp.tuning.verdict import WORTH
 from offramp.workloads.packing import SHORTEST_CAP
@@ -204,12 +205,14 @@ def caveats(run: RunResult) -> list[str]:
 def verdict_caveats(run: RunResult) -> list[str]:
     """Few documents, and floors that did not hold."""
     notes = []
+    traces = {workload.name: workload.trace for workload in run.workloads}
     for judgement in main_judgements(run):
         name, verdict = judgement.name, judgement.verdict
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(
-                f"On {name} the verdict rests on {counted(verdict.report_documents, 'document')}; "
-                f"{DOCUMENTS_NEEDED} are needed for an interval, and as many to choose a policy on: give "
+                f"On {name} the verdict rests on {counted(verdict.report_documents, 'document')}"
+                f"{lengths_text(lengths_of(traces[name]))}; {DOCUMENTS_NEEDED} are needed for an interval, "
+                "and as many to choose a policy on: give "
                 f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
             )
         if not verdict.floor_held and verdict.policy != "never":

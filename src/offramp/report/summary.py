@@ -89,9 +89,9 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
     return {**value, **{name: number(value[name]) for name in ("value", "low", "high")}}
 
 
-def reference_json(reference: Estimate | None) -> dict[str, Any] | None:
-    """Agreement with the untransformed full model, null for a model without transforms."""
-    return None if reference is None else estimate_json(reference)
+def optional_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    """A figure that not every policy has; null without it."""
+    return None if estimate is None else estimate_json(estimate)
 
 
 def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
         "policy": verdict.policy,
         "basis": verdict.basis,
         **{name: estimate_json(getattr(verdict, name)) for name in estimates},
-        "reference_agreement": reference_json(verdict.reference_agreement),
+        "reference_agreement": optional_json(verdict.reference_agreement),
         "fit_agreement": number(verdict.fit_agreement),
         "fit_documents": verdict.fit_documents,
         "report_documents": verdict.report_documents,
@@ -170,7 +170,9 @@ def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
         "policy": tuned.policy_text,
         **{name: finite_json(getattr(tuned, name)) for name in names},
         **{name: estimate_json(getattr(tuned, name)) for name in estimates},
-        "reference_agreement": reference_json(tuned.reference_agreement),
+        "reference_agreement": optional_json(tuned.reference_agreement),
+        "executed_agreement": optional_json(tuned.executed_agreement),
+        "candidates": [finite_json(asdict(one)) for one in tuned.candidates],
         "certificate": finite_json(asdict(tuned.certificate)),
         "documents": finite_json(tuned.documents),
         "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],

@@ -58,7 +58,7 @@ def answer_lines(run: RunResult) -> list[str]:
     """The best of the league, the certificates and the machines, one line each; only what was asked for."""
     answers: dict[str, Callable[[WorkloadResult], str | None]] = {
         "Best policy": league_answer,
-        "Guaranteed": certificate_answer,
+        "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
     }
     lines = []

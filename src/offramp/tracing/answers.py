@@ -104,7 +104,7 @@ def masks_padding(model: Model) -> bool:
 
 def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, **options: bool) -> Any:
     try:
-        with torch.no_grad(), _plain_greedy(model, max_new_tokens):
+        with torch.no_grad(), plain_greedy(model, max_new_tokens):
             return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
     except UNFIT_ERRORS as error:
         raise cannot_generate(model, error) from error
@@ -136,7 +136,7 @@ def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple
 
 
 @contextmanager
-def _plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
+def plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
     """Generate the most probable tokens whatever the model's own generation config says.
 
     `generate` fills what a given config leaves open from the model's own (a repetition penalty, say), so the

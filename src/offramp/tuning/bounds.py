@@ -43,15 +43,18 @@ def wsr_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.float6
     A document that loses nothing multiplies the capital by 1 + c m / (1 - m) at most, and c below 1 leaves a
     hundredth of it after one that loses everything.
     """
-    capital = _log_capital(losses, _bets(losses, delta), risk)
+    capital = log_capital(losses, bets(losses, delta), risk)
     p_values = np.exp(-np.maximum(capital.max(axis=0, initial=0.0), 0.0))
     return np.where(losses.mean(axis=0) > risk, 1.0, p_values)
 
 
-def _bets(losses: Losses, delta: float) -> Losses:
-    """The bets of `wsr_p_values` before their limit: float64 [documents, candidates]."""
-    count = len(losses)
-    seen = np.arange(1, count + 1, dtype=np.float64)[:, None]
+def bets(losses: Losses, delta: float, planned: int | None = None) -> Losses:
+    """The bets of `wsr_p_values` before their limit: float64 [documents, candidates].
+
+    planned: n of the formula, by default the documents that there are.
+    """
+    count = len(losses) if planned is None else planned
+    seen = np.arange(1, len(losses) + 1, dtype=np.float64)[:, None]
     # A running mean that knows the loss it is compared with is fine here: the bet looks one document back.
     means = np.cumsum(losses, axis=0) / seen
     variance = np.zeros_like(losses)
@@ -60,10 +63,10 @@ def _bets(losses: Losses, delta: float) -> Losses:
         return np.asarray(np.sqrt(2.0 * math.log(1.0 / delta) / (count * variance)))
 
 
-def _log_capital(losses: Losses, bets: Losses, risk: float) -> Losses:
-    """ln K_t: float64 [documents, candidates]; rises with `risk`."""
+def log_capital(losses: Losses, wanted: Losses, risk: float) -> Losses:
+    """ln K_t of bets up to their limit: float64 [documents, candidates]; rises with `risk`."""
     # A risk of 1 would allow bets without limit.
-    limited = np.minimum(bets, BET_LIMIT / max(1.0 - risk, SMALLEST))
+    limited = np.minimum(wanted, BET_LIMIT / max(1.0 - risk, SMALLEST))
     with np.errstate(divide="ignore"):
         return np.asarray(np.cumsum(np.log(np.maximum(1.0 + limited * (risk - losses), 0.0)), axis=0))
 
@@ -223,11 +226,11 @@ def upper_limit(losses: Losses, delta: float, method: str = "wsr") -> float:
     if not chosen.confident:
         raise InputError(f"{method} gives no confidence limit", fix="choose wsr or hb")
     sample = losses[:, None]
-    bets = _bets(sample, delta)
+    wanted = bets(sample, delta)
 
     def rejected(risk: float) -> bool:
         if chosen.name == "wsr":  # the bets are made once, not at every halving
-            capital = float(_log_capital(sample, bets, risk).max(initial=0.0))
+            capital = float(log_capital(sample, wanted, risk).max(initial=0.0))
             return bool(losses.mean() <= risk) and capital >= math.log(1.0 / delta)
         return float(chosen.p_values(sample, risk, delta)[0]) <= delta
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import task_of, walk
-from offramp.scoring.documents import document_rows
+from offramp.scoring.documents import Lengths, document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
 from offramp.tuning.losses import document_losses, loss_text, risk_to_quality, token_losses
@@ -35,21 +36,27 @@ def ordered_candidates(pool: Pool, risk: float) -> list[Scored]:
 
 
 def order_places(
-    risks: NDArray[np.float64], costs: NDArray[np.float64], plain: float, risk: float
+    risks: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    plain: float,
+    risk: float,
+    *,
+    targets: Sequence[float] | None = None,
+    step: float = 0.0,
 ) -> list[int]:
     """The candidates of the fixed sequence, from cautious to bold, each faster than all before it: places.
 
     risks, costs: float64 [policies], on the search documents. At every target of the search risk the fastest
-    policy; dropped are those that are not faster than a more cautious one, or than the full model (`plain`).
-    The order depends on the search documents alone.
+    policy; dropped are those that are not faster than a more cautious one, or than the full model (`plain`),
+    by a share `step` of its cost. The order depends on the search documents alone.
     """
     ordered: list[int] = []
-    for target in search_targets(risk):
+    for target in search_targets(risk) if targets is None else targets:
         within = np.flatnonzero(risks <= target + 1e-12)
         if not within.size:
             continue
         best = int(within[np.lexsort((risks[within], costs[within]))[0]])
-        if costs[best] < (costs[ordered[-1]] if ordered else plain):
+        if costs[best] < (1.0 - step) * (costs[ordered[-1]] if ordered else plain):
             ordered.append(best)
     return ordered
 
@@ -106,7 +113,13 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
 
 
 def make_certificate(
-    floor: Floor, method: str, delta: float, losses: Losses, tested: Tested, assumption: str
+    floor: Floor,
+    method: str,
+    delta: float,
+    losses: Losses,
+    tested: Tested,
+    assumption: str,
+    document_tokens: Lengths | None = None,
 ) -> Certificate:
     """The certificate of a sequence's choice on the certify documents: losses [documents, candidates].
 
@@ -131,6 +144,7 @@ def make_certificate(
         tested=tested.tested,
         passed=tested.passed,
         assumption=assumption,
+        document_tokens=document_tokens,
     )
 
 

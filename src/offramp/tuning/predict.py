@@ -14,6 +14,7 @@ from offramp.policies.charging import machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
+from offramp.scoring.documents import lengths_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.certify import policy_losses
@@ -112,6 +113,7 @@ def predict(
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
         reference_agreement=held.reference_agreement,
+        document_tokens=lengths_of(judged),
     )
 
 

@@ -23,6 +23,7 @@ from offramp.policies.charging import (
     walk_costs,
 )
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.repair import STRATEGIES
 from offramp.policies.short_list import short_costs
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
@@ -189,14 +190,18 @@ class Pricing:
 
 
 KEY_VALUE = ("propagate", "recompute")
-"""Strategies for the K and V of skipped layers whose price falls on each token alone."""
+"""Strategies for the K and V of skipped layers that any policy can be searched with, token by token."""
+
+PRICED = (*KEY_VALUE, "monotone")
+"""Those whose price falls on each token alone."""
 
 
 def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = "propagate") -> Pricing:
     """Seconds of a trace's tokens on a machine; bytes moved at batch 1 if there is none.
 
-    kv: "propagate", or "recompute": every skipped layer is then charged as one row more of a later step, a
-    little too much for a document's last tokens, whose layers may never be needed.
+    kv: "propagate"; "recompute": every skipped layer is then charged as one row more of a later step, a
+    little too much for a document's last tokens, whose layers may never be needed; or "monotone", which
+    leaves nothing behind.
 
     Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
     strategy, or what the machine cannot price.
@@ -211,19 +216,20 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
         more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
         # A recurrent layer runs for one token after the other.
         costs = replace(costs, key_value=np.where(is_recurrent(trace.shape), costs.layers, more))
+    if kv == "monotone":
+        costs = replace(costs, key_value=np.zeros_like(costs.key_value))
     return Pricing(costs, machine.name, machine.source)
 
 
 def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
     """Raise InputError for what cannot be charged to each token alone."""
-    if kv not in KEY_VALUE:
-        known = kv in ("speculate", "monotone")
+    if kv not in PRICED:
         raise InputError(
-            f"tuning does not search with the K,V strategy {kv!r}"
-            if known
+            f"the price of the K,V strategy {kv!r} does not fall on each token alone"
+            if kv in STRATEGIES
             else f"unknown K,V strategy {kv!r}",
             where="--kv",
-            fix="choose one of: " + ", ".join(KEY_VALUE),
+            fix="choose one of: " + ", ".join(PRICED),
         )
     if machine is None and (batch != 1 or kv != "propagate"):
         raise InputError(

@@ -11,7 +11,7 @@ from offramp.errors import InputError
 from offramp.files import SEAL, canonical_json, seal_of, write_sealed_json
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Certificate, Floor, FrontPoint, Shift, Tuned
+from offramp.tuning.results import Candidate, Certificate, Floor, FrontPoint, Shift, Tuned
 
 KIND = "tuned"
 
@@ -91,10 +91,15 @@ def _from_json(value: dict[str, Any]) -> Tuned:
     fields = {key: part for key, part in value.items() if key not in ("schema_version", "kind", SEAL)}
     fields["policy_text"] = fields.pop("policy")
     fields["floor"] = Floor(**fields["floor"])
-    fields["certificate"] = Certificate(**fields["certificate"])
+    certificate = fields["certificate"]
+    if certificate.get("document_tokens") is not None:
+        certificate = {**certificate, "document_tokens": tuple(certificate["document_tokens"])}
+    fields["certificate"] = Certificate(**certificate)
     fields |= {name: Estimate(**fields[name]) for name in ESTIMATES}
-    if fields.get("reference_agreement") is not None:
-        fields["reference_agreement"] = Estimate(**fields["reference_agreement"])
+    for name in ("reference_agreement", "executed_agreement"):
+        if fields.get(name) is not None:
+            fields[name] = Estimate(**fields[name])
+    fields["candidates"] = tuple(Candidate(**one) for one in fields.get("candidates", ()))
     fields["front"] = tuple(FrontPoint(**point) for point in fields["front"])
     fields["shift"] = tuple(
         Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]

@@ -10,6 +10,7 @@ from offramp.report.judgement import Judgement, judge_measured, measured_seconds
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import reference_line
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Verdict
 
 ANSWER_TOKENS = 64
@@ -86,7 +87,8 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     if not verdict.floor_held and verdict.policy != "never":
         agreement += element("small", "below the floor", class_="warning")
     documents = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
-    needed = f"a certificate needs {verdict.documents_needed} or more"
+    length = lengths_text(lengths_of(workload.trace)).strip()
+    needed = f"{length and length + ' each; '}a certificate needs {verdict.documents_needed} or more"
     cells = [
         text(whole_percent(verdict.floor)) + small(f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"),
         decision_pill(judgement.decision) + why(judgement),

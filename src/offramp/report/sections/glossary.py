@@ -74,8 +74,13 @@ TERMS: dict[str, str] = {
         "are what intervals and guarantees count."
     ),
     "Certificate": (
-        "A guarantee that a policy's mean loss on documents like these stays within the floor, from "
-        "documents that the search never saw. Too few documents: not certifiable, whatever the policy."
+        "A policy decoded documents that the search never saw, and the share of generated tokens that are "
+        "not the full model's choice on the same prefix stays within the floor, for documents like these. "
+        "Too few documents: not certifiable, whatever the policy."
+    ),
+    "Replay bound": (
+        "The same statement of a replay, where later tokens read the full model's own keys and values: it "
+        "says nothing of decoding, where they read what the policy leaves."
     ),
     "δ (delta)": "The chance that a certificate is wrong. 10 % means 90 % confidence.",
     "Betting bound, Hoeffding–Bentkus, conformal risk control": (

@@ -27,7 +27,7 @@ STATUS_STYLES = {
 ROLES = {
     "heads": "fitting heads",
     "search": "searching",
-    "certify": "the certificate",
+    "certify": "the test",
     "report": "the report",
 }
 
@@ -37,8 +37,11 @@ def tuned_section(workload: WorkloadResult) -> str:
     if not workload.tuned:
         return ""
     cards = "".join(tuned_card(tuned) for tuned in workload.tuned)
+    executed = any(tuned.certificate.executed for tuned in workload.tuned)
     return (
-        element("h3", "What can be guaranteed " + kind_chip("replayed"))
+        element(
+            "h3", "What is kept on documents like these " + kind_chip("measured" if executed else "replayed")
+        )
         + element("div", cards, class_="keys certificates")
         + front_figures(workload)
     )
@@ -90,7 +93,11 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     if certificate.delta is not None:
         found.append(("chance that it is wrong (δ)", whole_percent(certificate.delta)))
     needed = f"{certificate.documents_needed:,} needed at least"
-    found.append(("documents to certify on", f"{certificate.documents:,} ({needed})"))
+    found.append(("documents to test on", f"{certificate.documents:,}{certificate.of_tokens} ({needed})"))
+    if certificate.stopped_after is not None:
+        found.append(("settled after", counted(certificate.stopped_after, "document")))
+    if tuned.executed_agreement is not None:
+        found.append(("executed agreement", estimate_text(tuned.executed_agreement, percent)))
     found.append(("largest loss allowed", risk_text(floor, floor.risk)))
     if certificate.empirical_risk is not None:
         found.append(("loss on those documents", risk_text(floor, certificate.empirical_risk)))
@@ -135,7 +142,7 @@ def small_print(tuned: Tuned) -> str:
     ]
     lines = [
         f"The tuner's answer: {tuned.answer}",
-        f"Guaranteed: {certificate.guarantee}",
+        f"{'Certificate' if certificate.executed else 'Replay bound'}: {certificate.guarantee}",
         f"Assumed: {certificate.assumption}",
         f"Disjoint sets: {', '.join(roles)}" if roles else "",
         f"Keys and values of skipped layers: {tuned.kv}",

@@ -61,7 +61,7 @@ def in_short(run: RunResult) -> str:
     """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
     columns: dict[str, Callable[[WorkloadResult], str | None]] = {
         "Fastest policy": league_answer,
-        "What is guaranteed": certificate_answer,
+        "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
     }
     asked = {name: answer for name, answer in columns.items() if any(map(answer, run.workloads))}

@@ -48,7 +48,7 @@ class Saving:
     search nor certificate saw. certified: whether a certificate of this floor holds. answer: the tuner's
     sentence. lacks: what a certificate lacked, "" where one holds or nothing faster was there to certify.
     documents: left to certify on; documents_needed: fewest that the floor takes; documents_in_all: fewest
-    traced ones of which so many are left.
+    traced ones of which so many are left. of_tokens: how long they are, to follow "documents".
     """
 
     floor: str
@@ -62,6 +62,7 @@ class Saving:
     documents: int = 0
     documents_needed: int = 0
     documents_in_all: int = 0
+    of_tokens: str = ""
 
 
 @dataclass(frozen=True)

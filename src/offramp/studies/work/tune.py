@@ -1,4 +1,4 @@
-"""The tuner's answers on a trace: the fastest certified policy per floor."""
+"""The tuner's answers on a trace: per floor the fastest policy that keeps it in replay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from offramp.studies.work.inputs import machine_of, require_planned, trace_of
 
 
 class TuneWork:
-    """Leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read.
+    """Leaves the tuner's replay bounds, and each as a file that `offramp predict` and `generate` read.
 
     Needs no model. A trace of too few documents gives the full model and the reason, as the tuner does.
     """

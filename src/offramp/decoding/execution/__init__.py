@@ -1,0 +1,1 @@
+"""Executions: documents decoded freely with a policy, each token judged, kept on disk, and certified on."""

@@ -1,0 +1,274 @@
+"""A model at hand for the tuner: reruns on the trace's texts, and documents decoded and judged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
+from offramp.decoding.execution.prompts import Opening, Openings, choose_openings, traced_workload
+from offramp.decoding.execution.store import ExecutionStore, request_of
+from offramp.decoding.generation.binding import HeadsSource, read_heads_source
+from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.quality.judging import Judge
+from offramp.decoding.rerun.rerunner import Rerunner, require_heads
+from offramp.decoding.rerun.sequences import require_model
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.policies.binding import OF_HEADS
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.repair import STRATEGIES as CHARGED
+from offramp.policies.signals import suggest
+from offramp.policies.walk import Walk, task_of
+from offramp.scoring.documents import document_rows
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import Losses
+from offramp.tuning.executor import Rerun
+from offramp.tuning.splits import split_roles
+from offramp.tuning.tune import AUTO
+from offramp.workloads.shared_text import sketches_of, write_sketch
+from offramp.workloads.workload import Workload
+
+REPLAYED = "replay, exact K and V"
+
+
+class ModelExecutor:
+    """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions.
+
+    strategies: K,V strategies to try. prompt_tokens: of an opening, None for whole prompts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        trace: Trace,
+        openings: Openings,
+        store: ExecutionStore,
+        *,
+        workload: Workload,
+        heads: ExitHeads | None,
+        strategies: Sequence[str],
+        prompt_tokens: int | None,
+        new_tokens: int,
+    ) -> None:
+        self.model = model
+        self.trace = trace
+        self.openings = openings
+        self.store = store
+        self.workload = workload
+        self.heads = heads
+        self.strategies = tuple(strategies)
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = new_tokens
+        self._judge = Judge(model)
+        self._rerunners: dict[tuple[int, ...], Rerunner] = {}
+        self._reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = {}
+        self._rows: dict[tuple[str, str], int | None] = {}
+
+    @property
+    def documents(self) -> int:
+        """Documents at hand to certify on."""
+        return len(self.openings.certify)
+
+    @property
+    def left_out(self) -> str:
+        """Documents that give no opening, in words."""
+        return ", ".join(f"{count} left out: {why}" for why, count in self.openings.left_out.items())
+
+    def certified_on(self, documents: int) -> tuple[str, ...]:
+        """Ids of the first certify documents, in the drawn order."""
+        return tuple(opening.document for opening in self.openings.certify[:documents])
+
+    def certified_texts(self, documents: int) -> tuple[str, ...]:
+        """Sketches of their texts, as traces keep them."""
+        return tuple(write_sketch(one) for one in sketches_of(self.workload, self.certified_on(documents)))
+
+    def can(self, policy: ExitPolicy, kv: str) -> bool:
+        """Whether the model can decode with a policy and a strategy, and its price is known."""
+        return kv in CHARGED and self._rows_of(policy, kv) is not None
+
+    def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
+        """The policy on some of the trace's documents, their prompts (BOS, or what is asked) run whole.
+
+        Kept, so that several floors share what they rerun.
+        """
+        places = tuple(sorted(int(place) for place in documents))
+        key = (str(policy), kv, places)
+        if key not in self._reruns:
+            self._reruns[key] = self._rerun(policy, kv, places)
+        return self._reruns[key]
+
+    def _rerun(self, policy: ExitPolicy, kv: str, places: tuple[int, ...]) -> Rerun:
+        if places not in self._rerunners:
+            held = self.trace.subset(np.array(places, dtype=np.int64))
+            self._rerunners[places] = Rerunner(self.model, held, heads=self.heads, workload=self.workload)
+        rerunner = self._rerunners[places]
+        held, found = rerunner.trace, rerunner.run(policy, kv)
+        rows = np.flatnonzero(found.decided)
+        walk = found.walk
+        probed = None if walk.probed is None else walk.probed[rows]
+        reference = held.reference_top1
+        return Rerun(
+            trace=held.at_rows(rows),
+            walk=Walk(walk.exits[rows], walk.needs, probed),
+            losses=_mean_loss(held, ~found.agrees, found.answered),
+            free=found.how == REPLAYED,
+            reference_losses=None
+            if reference is None
+            else _mean_loss(held, found.top1 != reference, found.answered),
+        )
+
+    def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
+        """Executed losses of the certify documents number first .. last - 1: float64 [last - first]."""
+        return _losses(self.executions(policy, kv, self.openings.certify, first, last))
+
+    def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
+        """Executed losses of report documents, and of certify documents after those that were looked at."""
+        report = self.executions(policy, kv, self.openings.report, 0, most)
+        last = min(seen + most - len(report), self.documents)
+        return _losses([*report, *self.executions(policy, kv, self.openings.certify, seen, last)])
+
+    def executions(
+        self, policy: ExitPolicy, kv: str, openings: Sequence[Opening], first: int, last: int
+    ) -> list[Execution]:
+        """Documents number first .. last - 1 of some openings decoded, or read where that was done before.
+
+        They are decoded in groups that do not depend on which of them are asked for.
+        """
+        found: list[Execution] = []
+        last = min(last, len(openings))
+        for start in range(first - first % ROWS_TOGETHER, last, ROWS_TOGETHER):
+            group = self._group(policy, kv, openings[start : start + ROWS_TOGETHER])
+            found += group[max(first - start, 0) : last - start]
+        return found
+
+    def _group(self, policy: ExitPolicy, kv: str, openings: Sequence[Opening]) -> tuple[Execution, ...]:
+        options = self._options(policy, kv)
+        rows = self._rows_of(policy, kv)
+        assert rows is not None, "asked whether it can"
+        request = request_of(self.model, options, openings, new_tokens=self.new_tokens, rows=rows)
+        return self.store.get_or_make(
+            request,
+            lambda: execute(
+                self.model, openings, options, self._judge, new_tokens=self.new_tokens, rows=rows
+            ),
+        )
+
+    def _options(self, policy: ExitPolicy, kv: str) -> Options:
+        return Options(policy.for_task(task_of(self.trace)), kv, self.heads)
+
+    def _rows_of(self, policy: ExitPolicy, kv: str) -> int | None:
+        """Documents decoded side by side, None for what cannot be decoded."""
+        key = (str(policy), kv)
+        if key not in self._rows:
+            longest = max((len(one.ids) for one in self.openings.certify), default=1) + self.new_tokens
+            try:
+                self._rows[key] = rows_together(self.model, self._options(policy, kv), longest)
+            except InputError:
+                self._rows[key] = None
+        return self._rows[key]
+
+
+def _losses(executions: Sequence[Execution]) -> Losses:
+    return np.array([one.loss for one in executions], dtype=np.float64)
+
+
+def _mean_loss(trace: Trace, lost: NDArray[np.bool_], answered: NDArray[np.bool_]) -> Losses:
+    """Share of each document's new tokens that were lost: float64 [documents], those that have any."""
+    rows = document_rows(trace)
+    count = rows.sums(answered)
+    some = count > 0
+    return np.asarray(rows.sums(lost & answered)[some] / count[some], dtype=np.float64)
+
+
+@contextlib.contextmanager
+def opened_executor(
+    model: Model,
+    trace: Trace,
+    *,
+    kv: str,
+    heads: HeadsSource,
+    workload: Workload | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    folder: Path | None,
+    seed: int,
+) -> Iterator[ModelExecutor]:
+    """What the tuner asks a model by; arguments as `offramp.decoding.execution.tune.tune` takes them.
+
+    Raises InputError for what does not belong to the trace, or a strategy that is unknown.
+    """
+    model.require_loaded("executing policies")
+    require_model(model, trace)
+    if trace.request.get("dtype") != model.dtype:
+        raise InputError(
+            f"the trace is of this model in {trace.request.get('dtype')}, not in {model.dtype}",
+            where=f"model= for {trace.folder or 'the trace'}",
+            fix="load the model in the trace's dtype, or trace again",
+        )
+    fitted = read_heads_source(heads)
+    require_heads(trace, fitted)
+    _require_facts(trace, fitted)
+    strategies = strategies_of(kv)
+    work = traced_workload(trace, workload)
+    engine_of(model)  # refuses a model that cannot be driven layer by layer
+    openings = choose_openings(
+        model,
+        trace,
+        work,
+        split_roles(trace, seed),
+        seed=seed,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        heads=fitted,
+    )
+    with ExecutionStore.open(folder) as store:
+        yield ModelExecutor(
+            model,
+            trace,
+            openings,
+            store,
+            workload=work,
+            heads=fitted,
+            strategies=strategies,
+            prompt_tokens=None if work.mode == "generation" else prompt_tokens,
+            new_tokens=new_tokens,
+        )
+
+
+def strategies_of(kv: str) -> tuple[str, ...]:
+    """The K,V strategies to choose from: all that have a price and may lose something, or the one named.
+
+    Raises InputError for one that is unknown, and for a lossless one, which needs no certificate.
+    """
+    able = tuple(name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless)
+    if kv == AUTO:
+        return able
+    if kv in STRATEGIES and STRATEGIES[kv].lossless:
+        raise InputError(
+            f"{kv} is lossless: its output is the full model's, so there is no floor to tune for",
+            where="--kv",
+            fix="leave --kv out: its best drafts are named beside the answer; offramp bench --kv "
+            f"{kv} times them",
+        )
+    if kv not in able:
+        raise InputError(f"unknown K,V strategy {kv!r}", where="--kv", fix=suggest(kv, (AUTO, *able)))
+    return (kv,)
+
+
+def _require_facts(trace: Trace, heads: ExitHeads | None) -> None:
+    """Raise InputError for a trace with facts that come with heads, where none are given."""
+    needed = sorted(OF_HEADS & set(trace.fact_names))
+    if heads is None and trace.request.get("heads") and needed:
+        raise InputError(
+            f"the trace holds {', '.join(needed[:3])}, which comes with its exit heads",
+            where="heads=",
+            fix="give heads=FILE (--heads FILE), the file that the trace was made with",
+        )

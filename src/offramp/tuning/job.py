@@ -1,0 +1,137 @@
+"""One tuning, its inputs checked: what a replay bound and an executed certificate share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.costs.machine import Machine
+from offramp.policies.binding import base_of, text_caveat
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never
+from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import Method
+from offramp.tuning.held_out import HeldOut
+from offramp.tuning.losses import risk_to_quality, token_losses
+from offramp.tuning.pool import Pool, Scored, front_of
+from offramp.tuning.pricing import Pricing
+from offramp.tuning.results import Certificate, Floor, FrontPoint, Tuned
+from offramp.tuning.searching import search_pool
+from offramp.tuning.shift import shift_of
+from offramp.tuning.splits import Roles, digests, texts
+
+# Points of the front that are kept, spread over its risks.
+FRONT_POINTS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked: of which trace, at which floor, on which machine (None: bytes moved)."""
+
+    trace: Trace
+    floor: Floor
+    pricing: Pricing
+    machine: Machine | None
+    rule: Method
+    delta: float
+    seed: int
+    roles: Roles
+
+    def search(self) -> Pool | None:
+        """The pool of policies on the search documents, None without any."""
+        # Refused here, before anything is searched, if the trace lacks what the floor needs.
+        if not len(self.roles.search):
+            token_losses(self.trace, self.floor)
+            return None
+        pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
+        search_pool(pool, self.floor.risk)
+        return pool
+
+    def tuned(
+        self,
+        policy: ExitPolicy,
+        kv: str,
+        *,
+        answer: str,
+        certificate: Certificate,
+        held: HeldOut,
+        pool: Pool | None,
+        certify_digests: Iterable[str] = (),
+        certify_texts: Iterable[str] = (),
+        provenance: dict[str, Any] | None = None,
+        **executed: Any,
+    ) -> Tuned:
+        """The answer as it is kept.
+
+        held: the policy on the report documents. certify_digests, certify_texts: of documents beyond the
+        trace that shaped the choice. executed: further fields of `Tuned`.
+        """
+        seen = np.concatenate([self.roles.search, self.roles.certify])
+        certify = {*digests(self.trace, self.roles.certify), *certify_digests}
+        return Tuned(
+            floor=self.floor,
+            policy_text=str(policy),
+            answer=answer,
+            certificate=certificate,
+            quality=held.quality,
+            skip_ratio=held.skip_ratio,
+            net_speedup=held.net_speedup,
+            seconds_per_token=held.cost,
+            plain_seconds_per_token=held.plain_cost,
+            probe_share=held.probe_share,
+            machine=self.pricing.machine,
+            batch=self.pricing.batch,
+            kv=kv,
+            front=self._front(pool) if pool else (),
+            shift=shift_of(self.trace.subset(seen), policy) if len(seen) else (),
+            documents=self.roles.counts(),
+            document_digests={
+                "search": digests(self.trace, self.roles.search),
+                "certify": tuple(sorted(certify)),
+            },
+            document_texts={
+                "search": texts(self.trace, self.roles.search),
+                "certify": tuple(sorted({*texts(self.trace, self.roles.certify), *certify_texts})),
+            },
+            model=base_of(self.trace),
+            workload=dict(self.trace.request.get("workload", {})),
+            provenance={
+                "seed": self.seed,
+                "offramp": importlib.metadata.version("offramp"),
+                "machine": None if self.machine is None else self.machine.to_json(),
+                "trace": self.trace.provenance.get("request_fingerprint"),
+                **(provenance or {}),
+            },
+            reference_agreement=held.reference_agreement,
+            **executed,
+        )
+
+    def _front(self, pool: Pool) -> tuple[FrontPoint, ...]:
+        """The Pareto front on the search documents, the full model first, thinned to some places."""
+        whole = np.full(pool.trace.token_count, pool.trace.layers, dtype=np.int64)
+        plain = Scored("full model", Never(), pool.evidence.risk_of(whole), self.pricing.plain, 0.0)
+        front = front_of([plain, *pool.found])
+        step = max(1, math.ceil(len(front) / FRONT_POINTS))
+        kept = front[::step] if (len(front) - 1) % step == 0 else [*front[::step], front[-1]]
+        return tuple(
+            FrontPoint(
+                policy=str(scored.policy),
+                risk=scored.risk,
+                quality=risk_to_quality(self.floor, scored.risk),
+                seconds_per_token=scored.cost,
+                net_speedup=self.pricing.plain / scored.cost,
+                skip_ratio=scored.skip_ratio,
+            )
+            for scored in kept
+        )
+
+
+def assumed_of_text(trace: Trace) -> str:
+    """What a statement takes for granted of text that documents share, as the end of its sentence."""
+    caveat = text_caveat(trace)
+    return "" if caveat is None else f"; {caveat}"

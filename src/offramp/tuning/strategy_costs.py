@@ -1,0 +1,87 @@
+"""What policies take on one machine at batch 1, each charged as its own K,V strategy runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs.machine import Machine
+from offramp.policies.batching import count_plain
+from offramp.policies.bill import PriceAt, make_bill
+from offramp.policies.charging import counted_at, seconds_at
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.repair import STRATEGIES, Run, executed_layers
+from offramp.policies.replay import replay
+from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.walk import Walk, task_of
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+
+DRAFT_LENGTHS = (1, 2, 4)
+"""Drafts before a verification that are tried."""
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What the tokens of each document take: float64 [documents] each, in the order of `document_rows`.
+
+    cost: with the policy; without_probes: with checks for free; plain: of the full model. layers: that are
+    executed, sooner or later.
+    """
+
+    cost: NDArray[np.float64]
+    without_probes: NDArray[np.float64]
+    plain: NDArray[np.float64]
+    layers: NDArray[np.float64]
+
+
+class StrategyCosts:
+    """Prices of one token after the other of a trace's model: seconds on a machine, bytes without one."""
+
+    def __init__(self, trace: Trace, machine: Machine | None) -> None:
+        self.machine = machine
+        self._at: PriceAt = counted_at(trace, "bytes") if machine is None else seconds_at(trace, machine)
+
+    def of_documents(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Charged:
+        """What a trace's documents take. walk: where their tokens leave."""
+        rows = document_rows(trace)
+        each = []
+        for start, length in zip(rows.starts, rows.lengths, strict=True):
+            taken = np.arange(start, start + length)
+            each.append(self._charge(trace.at_rows(taken), policy, kv, _at_rows(walk, taken)))
+        columns = np.array(each, dtype=np.float64)[rows.order].T
+        return Charged(*columns)
+
+    def of_token(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> tuple[float, float]:
+        """Mean cost of a token, with the policy and plainly."""
+        cost, _, plain, _ = self._charge(trace, policy, kv, walk)
+        return cost / trace.token_count, plain / trace.token_count
+
+    def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
+        """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
+        found = []
+        for length in DRAFT_LENGTHS:
+            bill = replay(trace, policy, machine=self.machine, kv=kv, draft_length=length).bill
+            found.append((bill.total / bill.tokens, bill.plain / bill.tokens, length))
+        return min(found)
+
+    def _charge(
+        self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
+    ) -> tuple[float, float, float, float]:
+        """The columns of `Charged`, of all tokens together."""
+        own = policy.for_task(task_of(trace))
+        steps = np.arange(trace.token_count, dtype=np.int64)
+        run = Run(seen_by(own, trace), own, walk, steps, draft_length=1)
+        at, count = prices_for(own, self._at), STRATEGIES[kv].count
+        usage, plain = count(run), count_plain(steps, trace.layers)
+        unprobed = count(replace(run, walk=Walk(walk.exits, {})))
+        bill = make_bill(usage, plain, at, trace.token_count)
+        free = make_bill(unprobed, plain, at, trace.token_count)
+        return bill.total, free.total, bill.plain, executed_layers(usage, trace.shape)
+
+
+def _at_rows(walk: Walk, rows: NDArray[np.int64]) -> Walk:
+    probed = None if walk.probed is None else walk.probed[rows]
+    return Walk(walk.exits[rows], walk.needs, probed)

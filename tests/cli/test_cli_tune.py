@@ -1,0 +1,119 @@
+"""`offramp tune` with the trace's own model: what it decodes, shows, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import offramp
+from command_line import run_offramp
+from offramp.tuning.tuned_file import read_tuned
+from tiny_models import write_documents
+
+FLOOR = ("--floor", "agreement=0.6", "--hardware", "cpu-2core", "--prompt-tokens", "8", "--new-tokens", "6")
+
+
+@pytest.fixture(scope="module")
+def trace(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the documents of a file, traced."""
+    folder = tmp_path_factory.mktemp("tune")
+    documents = write_documents(folder / "texts.jsonl", documents=80, words=24)
+    command = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400, "--document-tokens", 10]
+    run_offramp(*command, "-o", folder / "trace").require(0)
+    return folder / "trace"
+
+
+def test_what_is_certified_was_decoded(trace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "policy.json"
+    value = run_offramp("tune", trace, *FLOOR, "-o", output, "--json").require(0).json
+    tuned = read_tuned(output)
+    assert tuned.certificate.executed
+    assert value["certificate"] == json.loads(json.dumps(value["certificate"]))
+    assert value["answer"] == tuned.answer
+    assert tuned.certificate.prompt_tokens == 8
+    assert tuned.certificate.new_tokens == 6
+    assert list((tmp_path / "executions").glob("*.json"))
+    # The same from Python, and with what was kept nothing is decoded again.
+    model = offramp.load_model(str(Path(offramp.Trace.load(trace).request["model"]["source"])))
+    same = offramp.tune(
+        offramp.Trace.load(trace), {"agreement": 0.6}, "cpu-2core", model, prompt_tokens=8, new_tokens=6
+    )
+    assert same.answer == tuned.answer
+    assert same.candidates == tuned.candidates
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "executions").glob("*.json")}
+    shown = run_offramp("tune", trace, *FLOOR, "-o", output).require(0).out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "executions").glob("*.json")} == kept
+    said = " ".join(shown.split())
+    assert "candidates, from cautious to bold" in said
+    assert "replay bound" not in said
+    if tuned.policy_text != "never":
+        assert "certificate (wsr):" in said
+        assert f"next: offramp bench {model.name} --policy {output}" in said
+        assert value["next"] in said
+    assert max(map(len, (line for line in shown.splitlines() if "next:" not in line)), default=0) <= 80
+
+
+def test_another_copy_another_folder_and_one_strategy(trace: Path, tiny_model: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    more = ("--model", tiny_model, "--kv", "propagate", "--executions", kept, "--documents", "12")
+    run_offramp("tune", trace, *FLOOR, *more, "-o", tmp_path / "policy.json").require(0)
+    tuned = read_tuned(tmp_path / "policy.json")
+    assert {one.kv for one in tuned.candidates} <= {"propagate", "speculate"}
+    assert tuned.certificate.documents == 12
+    assert kept.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--new-tokens", "0"], "new_tokens cannot be 0"),
+        (["--documents", "0"], "documents cannot be 0"),
+        (["--seconds", "0"], "0.0 seconds are no time"),
+        (["--batch", "2"], "not a batch of 2"),
+        (["--kv", "speculate"], "speculate is lossless"),
+        (["--kv", "copy"], "unknown K,V strategy"),
+        (["--hardware", "h1000"], "unknown hardware"),
+        (["--model", "smollm2"], "another model than the one that was traced"),
+        (["--model", "no/such-folder"], "the trace's model cannot be had"),
+        (["--heads", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--prompt-tokens", "1000"], "do not leave room"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    trace: Path, tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if options[0] != "--prompt-tokens":  # which takes the model's context to know
+        monkeypatch.setattr(
+            "offramp.tracing.model_request.ModelRequest.load", lambda self: pytest.fail("loaded")
+        )
+    refused = run_offramp("tune", trace, *FLOOR, *options, "-o", tmp_path / "policy.json").require(2)
+    assert said in refused.err
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_several_traces_give_one_policy_with_an_entry_for_each(
+    trace: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    documents = write_documents(tmp_path / "others.jsonl", documents=60, words=20)
+    command = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 300, "--document-tokens", 10]
+    run_offramp(*command, "-o", tmp_path / "others").require(0)
+    output, more = tmp_path / "policy.json", ("--model", "none")
+    outcome = run_offramp("tune", trace, tmp_path / "others", *FLOOR, *more, "-o", output, "--json").require(
+        0
+    )
+    names = [
+        offramp.Trace.load(folder).request["workload"]["name"] for folder in (trace, tmp_path / "others")
+    ]
+    assert list(outcome.json["workloads"]) == names
+    policy = offramp.parse_policy(str(output))
+    for name, answer in outcome.json["workloads"].items():
+        tuned = read_tuned(answer["file"])
+        assert Path(answer["file"]).parent == tmp_path
+        assert tuned.certificate.delta == 0.05
+        assert str(policy.for_task(name)) == tuned.policy_text == answer["policy"]
+        assert tuned.answer in " ".join(outcome.out.split())
+    assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.out.split())
+    twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
+    assert "entry for each" not in twice.out, "one trace named twice is one"

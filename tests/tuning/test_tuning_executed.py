@@ -1,0 +1,436 @@
+"""The tuner by execution, with a scripted model: what it reruns and decodes is known exactly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tuning_traces import easy_and_hard
+
+from offramp.errors import InputError
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.replay import replay
+from offramp.policies.walk import walk
+from offramp.scoring.documents import document_rows
+from offramp.tracing.trace import Trace
+from offramp.tuning import proposals as proposals_module
+from offramp.tuning.bounds import METHODS, Losses
+from offramp.tuning.certify import policy_losses
+from offramp.tuning.executed import Limits
+from offramp.tuning.executor import Rerun
+from offramp.tuning.losses import make_floor
+from offramp.tuning.proposals import RERUNS, Clock, Proposal
+from offramp.tuning.results import Tuned
+from offramp.tuning.sequence import FixedSequence, chosen_trial
+from offramp.tuning.sequential import settle
+from offramp.tuning.strategy_costs import StrategyCosts
+from offramp.tuning.tune import tune
+from offramp.tuning.tuned_file import read_tuned, write_tuned
+
+AGREEMENT = make_floor({"agreement": 0.9})
+
+
+@dataclass
+class Scripted:
+    """A model whose approximate K and V multiply a policy's replayed losses by `drift`.
+
+    executed: (policy, kv) to the mean loss that its decoded documents have.
+    """
+
+    trace: Trace
+    executed: Callable[[ExitPolicy, str], float]
+    drift: float = 2.0
+    strategies: tuple[str, ...] = ("propagate", "recompute", "monotone")
+    documents: int = 400
+    prompt_tokens: int | None = 32
+    new_tokens: int = 16
+    left_out: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+    reruns: list[tuple[str, str]] = field(default_factory=list)
+    decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
+    fresh: list[tuple[int, int]] = field(default_factory=list)
+
+    def certified_on(self, documents: int) -> tuple[str, ...]:
+        return tuple(f"opening {number}" for number in range(documents))
+
+    def certified_texts(self, documents: int) -> tuple[str, ...]:
+        return tuple(f"text {number}" for number in range(documents))
+
+    def can(self, policy: ExitPolicy, kv: str) -> bool:
+        return (str(policy), kv) not in self.refused and (kv != "monotone" or policy.never_deepens)
+
+    def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
+        held = self.trace.subset(documents)
+        losses = policy_losses(held, policy, AGREEMENT)
+        free = kv in ("recompute", "monotone")
+        if not free:
+            self.reruns.append((str(policy), kv))
+            losses = np.minimum(self.drift * losses, 1.0)
+        return Rerun(held, walk(policy, held), losses, free)
+
+    def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
+        self.decoded.append((str(policy), kv, first, last))
+        rng = np.random.default_rng(len(str(policy)))
+        mean = self.executed(policy, kv)
+        return (rng.binomial(16, mean, 1000) / 16)[first:last]
+
+    def fresh_losses(self, policy: ExitPolicy, kv: str, seen: int, most: int) -> Losses:
+        self.fresh.append((seen, most))
+        return np.full(most, self.executed(policy, kv))
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return easy_and_hard(100, wrong=0.02)
+
+
+def lossless(policy: ExitPolicy, kv: str) -> float:
+    return 0.0
+
+
+@pytest.fixture(scope="module")
+def passing(trace: Trace) -> tuple[Tuned, Scripted]:
+    executor = Scripted(trace, lossless)
+    return tune(trace, {"agreement": 0.9}, "h100", executor=executor), executor
+
+
+def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -> None:
+    tuned, executor = passing
+    certificate = tuned.certificate
+    assert certificate.holds
+    assert certificate.executed
+    assert tuned.kv == certificate.kv
+    # By hand: with every bet at its limit 23 documents without a loss certify 0.1 at 0.1, and no fewer.
+    assert certificate.stopped_after == 23
+    assert (certificate.documents, certificate.documents_needed) == (88, 22)
+    assert (certificate.prompt_tokens, certificate.new_tokens) == (32, 16)
+    assert (certificate.empirical_risk, certificate.risk_bound) == (0.0, pytest.approx(0.1))
+    assert (
+        f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents: at least 90 % "
+        "of the tokens it generates are the full model's choice on the same prefix (with probability 0.9 "
+        "over the documents drawn)"
+    ) in tuned.answer
+    assert "executed agreement 100.0 % (100.0 to 100.0) on documents that chose nothing" in tuned.answer
+    assert certificate.assumption == (
+        "decoded greedily and freely from the first 32 tokens of documents drawn like those of texts, at "
+        f"most 16 new tokens of each, keys and values of skipped layers by {tuned.kv}, one sequence at a "
+        "time, each document counting once"
+    )
+    # Only documents that no test looked at say what is kept.
+    assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]
+    assert tuned.executed_agreement is not None
+    assert tuned.executed_agreement.value == 1.0
+
+
+def test_candidates_go_from_cautious_to_bold_and_get_faster(passing: tuple[Tuned, Scripted]) -> None:
+    tuned, executor = passing
+    *tested, contender = tuned.candidates
+    speeds = [one.predicted_speed for one in tested]
+    assert speeds == sorted(speeds)
+    assert speeds[0] > 1.01
+    assert all(later > 1.009 * before for before, later in itertools.pairwise(speeds))
+    assert [one.rerun for one in tested] == sorted((one.rerun for one in tested), reverse=True)
+    assert all(one.passed and one.outcome == "certified" and one.documents == 23 for one in tested)
+    assert (tuned.policy_text, tuned.kv) == (tested[-1].policy, tested[-1].kv)
+    assert all(one.rerun >= 0.9 - 1e-12 for one in tested)
+    # The lossless contender is priced, and not tested.
+    assert (contender.kv, contender.executed, contender.documents) == ("speculate", None, 0)
+    assert contender.draft_length in (1, 2, 4)
+    assert ("speculate", contender.kv) not in [(kv, kv) for _, kv, _, _ in executor.decoded]
+    # Documents came in groups, in the drawn order, none beyond what settled it.
+    by_candidate = [(first, last) for policy, kv, first, last in executor.decoded[:3]]
+    assert by_candidate == [(0, 8), (8, 16), (16, 24)]
+    assert len(executor.decoded) == 3 * len(tested)
+
+
+def test_thresholds_are_calibrated_by_reruns_within_the_budget(passing: tuple[Tuned, Scripted]) -> None:
+    tuned, executor = passing
+    assert 8 < len(executor.reruns) <= RERUNS + 1  # one of the report documents
+    assert {kv for _, kv in executor.reruns} == {"propagate"}
+    assert len(set(executor.reruns)) >= len(executor.reruns) - 2
+    # What drifts twofold is found where its rerun, not its replay, keeps the floor.
+    drifted = [one for one in tuned.candidates if one.kv == "propagate"]
+    for one in drifted:
+        assert 1 - one.rerun == pytest.approx(2 * (1 - one.replayed))
+
+
+def test_the_report_is_of_the_rerun_and_of_the_strategys_own_price(trace: Trace) -> None:
+    tuned = tune(
+        trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless, strategies=("recompute",))
+    )
+    assert tuned.kv == "recompute"
+    held = trace.subset(document_rows(trace).index[np.isin(document_rows(trace).index, _report(trace))])
+    found = replay(held, tuned.policy, machine="h100", kv="recompute")
+    assert tuned.skip_ratio.value == pytest.approx(found.skip_ratio, abs=1e-3)
+    assert tuned.quality.value == pytest.approx(found.agreement)
+    assert tuned.net_speedup.value == pytest.approx(found.predicted_speedup, rel=2e-3)
+    assert tuned.probe_share == pytest.approx(found.probe_share, rel=0.02)
+
+
+def _report(trace: Trace) -> NDArray[np.int64]:
+    from offramp.tuning.splits import split_roles
+
+    return split_roles(trace, 0).report
+
+
+def test_the_strategy_that_drifts_too_much_is_not_chosen(trace: Trace) -> None:
+    # Under propagation nothing of the trace's policies keeps the floor; exact K and V do.
+    executor = Scripted(trace, lossless, drift=1000.0)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert tuned.kv in ("recompute", "monotone")
+    clean = Scripted(trace, lossless, drift=1000.0, strategies=("propagate",))
+    alone = tune(trace, {"agreement": 0.9}, "h100", executor=clean)
+    for one in alone.candidates[:-1]:
+        assert one.rerun >= 0.9 - 1e-12
+        assert one.replayed > 0.99
+
+
+def test_a_policy_that_never_deepens_is_tried_as_monotone(trace: Trace) -> None:
+    executor = Scripted(trace, lossless, strategies=("monotone",))
+    tuned = tune(trace, {"agreement": 0.3}, "h100", executor=executor)
+    assert tuned.kv == "monotone"
+    assert tuned.policy.never_deepens
+
+
+def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen(trace: Trace) -> None:
+    bold = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless))
+    order = [(one.policy, one.kv) for one in bold.candidates[:-1]]
+    assert len(order) > 2
+    executor = Scripted(trace, lambda policy, kv: 0.5 if (str(policy), kv) == order[1] else 0.0)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert (tuned.policy_text, tuned.kv) == order[0]
+    assert [one.passed for one in tuned.candidates[:-1]] == [True, False, *[None] * (len(order) - 2)]
+    failed, untested = tuned.candidates[1], tuned.candidates[2]
+    assert failed.outcome == "too much lost"
+    assert failed.documents < 6
+    assert failed.executed is not None
+    assert failed.executed < 0.9
+    assert (untested.outcome, untested.executed) == ("a candidate before it failed", None)
+    assert (tuned.certificate.tested, tuned.certificate.passed) == (2, 1)
+    # Fresh documents begin after the last that any test looked at.
+    assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]
+
+
+def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
+    executor = Scripted(trace, lambda policy, kv: 0.4)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert tuned.policy_text == "never"
+    assert not tuned.certificate.holds
+    assert tuned.certificate.executed
+    assert tuned.certificate.risk_bound is None
+    assert tuned.executed_agreement is None
+    assert tuned.answer.startswith("not certified: the most cautious of ")
+    assert "(too much lost after " in tuned.answer
+    assert "The full model stays." in tuned.answer
+    assert tuned.certificate.stopped_after is not None
+
+
+@pytest.mark.parametrize(
+    ("documents", "limit", "answer"),
+    [
+        (12, None, "not certifiable: 12 documents, 22 needed (at hand to certify on); choose a workload of"),
+        (12, 400, "not certifiable: 12 documents, 22 needed (at hand to certify on); choose a workload of"),
+        (400, 10, "not certifiable: 10 documents, 22 needed (as many as were allowed); allow more"),
+        # The betting bound needs one more than any test must.
+        (22, None, "not certifiable: 22 documents, 23 needed"),
+    ],
+)
+def test_too_few_prompts_are_said_before_anything_runs(
+    trace: Trace, documents: int, limit: int | None, answer: str
+) -> None:
+    executor = Scripted(trace, lossless, documents=documents)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, limits=Limits(documents=limit))
+    assert tuned.answer.startswith(answer)
+    assert (executor.reruns, executor.decoded, executor.fresh) == ([], [], [])
+    assert tuned.policy_text == "never"
+    assert tuned.certificate.stopped_after is None
+
+
+def test_documents_without_a_prompt_are_named(trace: Trace) -> None:
+    executor = Scripted(trace, lossless, documents=12, left_out="30 left out: too short")
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert "22 needed (at hand to certify on; 30 left out: too short)" in tuned.answer
+    assert tuned.provenance["left_out"] == "30 left out: too short"
+
+
+def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
+    executor = Scripted(trace, lambda policy, kv: 0.09)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, limits=Limits(documents=30))
+    assert max(last for *_, last in executor.decoded) <= 30
+    assert tuned.certificate.documents == 30
+    told: list[tuple[int, int]] = []
+    watched = Limits(documents=30, on_documents=lambda done, planned: told.append((done, planned)))
+    tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless), limits=watched)
+    assert told[:3] == [(8, 30), (16, 30), (24, 30)]
+
+
+def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = tune(
+        trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless), limits=Limits(seconds=1e-9)
+    )
+    assert none.answer.startswith("not settled: the time was used up before anything could be decoded.")
+    assert none.policy_text == "never"
+
+    executor = Scripted(trace, lossless)
+
+    class After(Clock):
+        @property
+        def over(self) -> bool:
+            return len(executor.decoded) >= self.documents
+
+    monkeypatch.setattr(After, "documents", 2, raising=False)
+    monkeypatch.setattr("offramp.tuning.executed.Clock", After)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert tuned.answer.startswith("not settled: the time was used up after 16 documents of the first of ")
+    assert not tuned.certificate.holds
+    # What had passed before is certified.
+    monkeypatch.setattr(After, "documents", 5)
+    executor.decoded.clear()
+    partly = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert partly.certificate.holds
+    assert [one.outcome for one in partly.candidates[:2]] == ["certified", "time used up"]
+    assert partly.executed_agreement is not None
+    assert partly.executed_agreement.undefined == "the time was used up"
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_decides_on_executed_losses(trace: Trace, method: str) -> None:
+    executor = Scripted(trace, lambda policy, kv: 0.02)
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, method=method)
+    assert tuned.policy_text != "never"
+    assert tuned.certificate.holds == (method != "naive")
+    stopped = tuned.certificate.stopped_after
+    planned = 4 * METHODS[method].needed(0.1, 0.1)
+    # Only bets may be looked at before all documents are in.
+    assert stopped == planned if method != "wsr" else stopped is not None and stopped < planned
+    if method == "naive":
+        assert "without a guarantee" in tuned.answer
+        assert "certified" not in tuned.answer
+
+
+def test_the_sequence_is_that_of_the_losses_by_hand(trace: Trace) -> None:
+    losses = {
+        "a": np.tile([0.0, 0.125], 100),
+        "b": np.tile([0.25, 0.0, 0.0, 0.0], 50),
+        "c": np.tile([0.5, 0.0], 100),
+    }
+
+    class Known(Scripted):
+        def losses(self, policy: Any, kv: str, first: int, last: int) -> Losses:
+            return losses[policy][first:last]
+
+    proposals = [
+        Proposal(name, "propagate", 0.0, 0.0, 1.0 - place / 10, 1.0, False)
+        for place, name in enumerate("abc")
+    ]  # type: ignore[arg-type]
+    sequence = FixedSequence(
+        Known(trace, lossless), 0.15, 0.1, METHODS["wsr"], 120, Clock(None), lambda done, planned: None
+    )
+    trials = sequence.run(proposals)
+    for trial in trials:
+        ended = settle(losses[trial.proposal.policy], 0.15, 0.1, 120)  # type: ignore[index]
+        assert ended is not None
+        assert (trial.outcome, trial.documents) == (ended.outcome, ended.documents)
+    assert [trial.passed for trial in trials] == [True, True, False]
+    chosen = chosen_trial(trials)
+    assert chosen is not None
+    assert chosen.proposal.policy == "b"
+    assert chosen_trial(trials[2:]) is None
+
+
+def test_a_rung_is_sought_where_the_rerun_risk_meets_the_aim(trace: Trace) -> None:
+    from offramp.tuning.pool import Scored
+    from offramp.tuning.proposals import _bracket, _most_promising, _next_rung
+
+    policy = parse_policy("never")
+    ladder = tuple(Scored("f", policy, 0.01 * n, 1.0 - 0.01 * n, 0.0) for n in range(11))
+
+    def known(*pairs: tuple[int, float]) -> dict[int, Proposal]:
+        return {
+            n: Proposal(policy, "k", ladder[n].risk, risk, ladder[n].cost, 1.0, False) for n, risk in pairs
+        }
+
+    assert _next_rung(ladder, {}, 0.08) == 4  # as if a rerun doubled the risk
+    assert _next_rung(ladder, known((4, 0.16)), 0.08) == 2  # it quadrupled it
+    assert _next_rung(ladder, known((4, 0.04)), 0.08) == 8  # it did not change it
+    assert _next_rung(ladder, known((4, 0.0)), 0.08) == 8  # nothing is known but that more is possible
+    assert _bracket(ladder, known((2, 0.05), (6, 0.2)), 0.08) == (2, 6)
+    assert _bracket(ladder, {}, 0.08) == (-1, 11)
+    # The ladder that may still reach lowest is next; none where nothing could beat what is known.
+    short = ladder[:5]
+    assert _most_promising([short, ladder], [{}, {}], 0.08) == 1
+    assert _most_promising([short, ladder], [{}, known((2, 0.05), (3, 0.2))], 0.08) == 0
+    assert _most_promising([short, ladder], [{}, known((9, 0.05), (10, 0.2))], 0.08) is None
+
+
+def test_reruns_stop_at_their_budget(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals_module, "RERUNS", 5)
+    executor = Scripted(trace, lossless, strategies=("propagate",))
+    tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    assert len(executor.reruns) <= 5 + 1
+
+
+def test_what_the_model_cannot_decode_is_no_candidate(trace: Trace) -> None:
+    first = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless))
+    refused = tuple((one.policy, one.kv) for one in first.candidates)
+    again = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless, refused=refused))
+    assert not set(refused) & {(one.policy, one.kv) for one in again.candidates}
+    nothing = Scripted(trace, lossless, strategies=())
+    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=nothing)
+    assert tuned.policy_text == "never"
+    assert "no policy that keeps agreement=0.9 as rerun is faster on h100" in tuned.answer
+
+
+def test_floors_in_nats_are_not_executed(trace: Trace) -> None:
+    executor = Scripted(trace, lossless)
+    tuned = tune(trace, {"kl": 0.9}, None, clip=2.0, executor=executor)
+    assert not tuned.certificate.executed
+    assert executor.decoded == []
+    assert "This is a replay bound" in tuned.answer
+    assert "Only a floor on agreement is executed." in tuned.answer
+
+
+def test_a_batch_is_not_executed(trace: Trace) -> None:
+    with pytest.raises(InputError, match="one sequence at a time, not a batch of 4"):
+        tune(trace, {"agreement": 0.9}, "h100", batch=4, executor=Scripted(trace, lossless))
+
+
+def test_executed_answers_are_read_back_whole(passing: tuple[Tuned, Scripted], tmp_path: Path) -> None:
+    tuned, _ = passing
+    write_tuned(tmp_path / "policy.json", tuned)
+    found = read_tuned(tmp_path / "policy.json")
+    assert found == replace(tuned, provenance=json.loads(json.dumps(tuned.provenance)))
+    assert found.certificate.executed
+    assert "opening 3" not in str(found.document_digests)
+    assert len(found.document_digests["certify"]) == 60 + 23
+
+
+def test_every_strategy_pays_its_own_price(trace: Trace) -> None:
+    policy = parse_policy("threshold:signal=max_prob,value=0.5,exits=2+4")
+    costs = StrategyCosts(trace, None)
+    walked = walk(policy, trace)
+    each = {}
+    for kv in ("propagate", "recompute"):
+        charged = costs.of_documents(trace, policy, kv, walked)
+        cost, plain = costs.of_token(trace, policy, kv, walked)
+        found = replay(trace, policy, kv=kv)
+        assert plain / cost == pytest.approx(found.predicted_speedup)
+        assert charged.plain.sum() / charged.cost.sum() == pytest.approx(found.predicted_speedup, rel=1e-3)
+        assert len(charged.cost) == document_rows(trace).count
+        each[kv] = cost
+    assert each["propagate"] != each["recompute"]
+    cost, plain, length = costs.of_drafts(trace, policy, "speculate")
+    speeds = {
+        drafts: replay(trace, policy, kv="speculate", draft_length=drafts).predicted_speedup
+        for drafts in (1, 2, 4)
+    }
+    assert plain / cost == pytest.approx(max(speeds.values()))
+    assert speeds[length] == max(speeds.values())
