@@ -3,13 +3,13 @@
     python benchmarks/decoding.py                            smollm2, float32 and bfloat16, all parts
     python benchmarks/decoding.py --parts never-exit,static --dtypes float32
 
-never-exit: the project's own loop over the faster of `generate()` with a dynamic and a static cache. static:
+never-exit: the project's own loop over the steps of `generate()`. static:
 exits at 1/4, 1/2, 3/4 over their ideal: the run's own never-exit time, times what the cost model says of the
 exit's layers, head and K,V projections over what it says of the whole model. speculate: over
 `generate(assistant_early_exit=k)` at the same k and its best draft length, and over plain. batch: tokens per
-second of 8 sequences in lockstep and rebatched, over plain batched `generate()`. All contenders take turns
-(see `offramp.decoding.bench.bench.measure`); ratios are paired, with a 95 % interval. The last line is one
-JSON object.
+second of 8 sequences in lockstep and rebatched, over plain batched decoding. All contenders take turns in
+blocks of a few tokens (see `offramp.decoding.bench.bench.measure`); ratios have a 95 % interval over prompts.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.bench import measure
-from offramp.decoding.bench.contenders import GENERATE, NEVER, STATIC_CACHE, Cell
+from offramp.decoding.bench.bench import run, settle
+from offramp.decoding.bench.budget import Limits
+from offramp.decoding.bench.clusters import combined_clusters, ratio_of
+from offramp.decoding.bench.contenders import GENERATE, NEVER, Cell, Extent
 from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.ratios import SAMPLES_NEEDED, median_ratio
-from offramp.decoding.bench.results import BenchResult, Interval
+from offramp.decoding.bench.results import BenchResult, Cluster, Interval
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.hardware import measure_hardware
 from offramp.models.model import Model
@@ -50,12 +51,16 @@ class Bench:
     prompts: list[list[int]]
     options: argparse.Namespace
 
-    def measure(self, cells: Sequence[tuple[str, str]], **further: Any) -> Measurement:
-        """Policies and strategies beside plain decoding."""
+    def measure(
+        self, cells: Sequence[tuple[str, str]], extent: dict[str, Any] | None = None, **further: Any
+    ) -> Measurement:
+        """Policies and strategies beside plain decoding. extent: who else takes part."""
         (policy, kv), *others = cells
-        settings = {"new_tokens": self.options.new_tokens, "rounds": self.options.rounds, "peers": False}
         prompts = self.prompts[: self.options.prompts]
-        return measure(self.model, policy, kv=kv, cells=others, **{"prompts": prompts, **settings, **further})
+        values = {"prompts": prompts, "new_tokens": self.options.new_tokens, **further}
+        setting = settle(self.model, policy, kv=kv, cells=others, **values)
+        limits = Limits(self.options.seconds, self.options.rounds)
+        return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False, "never": True})))
 
     @property
     def exits(self) -> list[int]:
@@ -65,15 +70,16 @@ class Bench:
 
 
 def never_exit(bench: Bench) -> dict[str, Any]:
-    """Our loop over the faster `generate()`."""
-    result = bench.measure([("never", "propagate")]).result
-    library = _fastest(result, (GENERATE, STATIC_CACHE))
+    """Our loop over the steps of `generate()`."""
+    result = bench.measure([("never", "propagate")], {"peers": False, "plain": GENERATE}).result
+    loop = result.main.name
     return {
         **_circumstances(result),
-        "over": library,
-        "never_exit_seconds_per_token": _seconds(result, NEVER),
-        "generate_seconds_per_token": _seconds(result, library),
-        "never_exit_over_generate": asdict(_ratio(result, NEVER, library)),
+        "answer": result.answer,
+        "over": GENERATE,
+        "never_exit_seconds_per_token": _seconds(result, loop),
+        "generate_seconds_per_token": _seconds(result, GENERATE),
+        "never_exit_over_generate": asdict(_ratio(result, loop, GENERATE)),
     }
 
 
@@ -98,7 +104,7 @@ def static(bench: Bench) -> dict[str, Any]:
 
 
 def _over_ideal(result: BenchResult, name: str, share: float) -> dict[str, float | None]:
-    """Paired with never exit of the same round and prompts, whose `share` is the ideal."""
+    """Beside never exit on the same prompts, whose `share` is the ideal."""
     ratio = _ratio(result, name, NEVER)
     return {bound: None if value is None else value / share for bound, value in asdict(ratio).items()}
 
@@ -120,7 +126,7 @@ def speculate(bench: Bench) -> dict[str, Any]:
     draft = bench.options.draft_length
     cells = [(f"static:exit={exit}", "speculate") for exit in exits]
     length = int(draft) if draft.isdecimal() else draft
-    result = bench.measure(cells, peers=True, draft_length=length).result
+    result = bench.measure(cells, {"peers": True}, draft_length=length).result
     rows = []
     for exit in exits:
         name, peer = (
@@ -143,23 +149,18 @@ def batch(bench: Bench) -> dict[str, Any]:
         f"+{late}" if late > middle else ""
     )
     found: dict[str, Any] = {"policy": policy}
-    further = {
-        "batch": ROWS,
-        "prompts": bench.prompts[:ROWS],
-        # All rows together make one sample.
-        "rounds": max(bench.options.rounds, SAMPLES_NEEDED),
-    }
     for batching in ("lockstep", "rebatch"):
-        result = bench.measure([(policy, "propagate")], batching=batching, **further).result
-        name, library = (
-            Cell(parse_policy(policy), "propagate").name,
-            _fastest(result, (GENERATE, STATIC_CACHE)),
-        )
+        # All rows together make one sample.
+        result = bench.measure(
+            [(policy, "propagate")], batching=batching, batch=ROWS, prompts=bench.prompts
+        ).result
+        main, plain = result.main, result.contender(result.plain)
         found[batching] = {
             **_circumstances(result),
-            "tokens_per_second": result.contender(name).tokens_per_second,
-            "generate_tokens_per_second": result.contender(library).tokens_per_second,
-            "generate_over_policy": asdict(_ratio(result, library, name)),
+            "answer": result.answer,
+            "tokens_per_second": main.tokens_per_second,
+            "plain_tokens_per_second": plain.tokens_per_second,
+            "plain_over_policy": asdict(_ratio(result, result.plain, main.name)),
         }
     return found
 
@@ -179,19 +180,23 @@ def _seconds(result: BenchResult, name: str) -> float:
     return found.value
 
 
-def _fastest(result: BenchResult, names: Sequence[str]) -> str:
-    timed = [name for name in names if result.contender(name).seconds_per_token is not None]
-    return min(timed, key=lambda name: _seconds(result, name))
-
-
 def _ratio(result: BenchResult, above: str, below: str) -> Interval:
-    return median_ratio(result.contender(above).samples, result.contender(below).samples)
+    """Seconds of the one over seconds of the other, prompt by prompt."""
+    return ratio_of(combined_clusters((1.0, _clusters(result, below)), (-1.0, _clusters(result, above))))
+
+
+def _clusters(result: BenchResult, name: str) -> Sequence[Cluster]:
+    """Over the plain decoder, which is as fast as itself on every prompt."""
+    own = result.contender(name).clusters
+    plain = [replace(cluster, log_ratio=0.0) for cluster in result.main.clusters]
+    return plain if name == result.plain else own
 
 
 def _circumstances(result: BenchResult) -> dict[str, Any]:
     return {
-        "validity": result.validity,
-        "reasons": list(result.reasons),
+        "defects": list(result.defects),
+        "stopped": result.stopped,
+        "seconds_spent": result.seconds_spent,
         "a_a": asdict(result.a_a),
         "notes": list(result.notes),
         "circumstances": dict(result.circumstances),
@@ -208,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profile = measure_hardware(model, budget_seconds=options.profile_seconds)
         workload = load_workload(options.workload)
         count = max(options.prompts, ROWS) if "batch" in names else options.prompts
-        prompts = prompts_of(model, workload, count, new_tokens=options.new_tokens)
+        most = options.prompts * ROWS if "batch" in names else count
+        prompts = prompts_of(model, workload, count, most=most, new_tokens=options.new_tokens)
         bench = Bench(model, profile, prompts, options)
         found[dtype] = {"profile_check": profile.details["check"]}
         for name in names:
@@ -225,9 +231,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--parts", default="all", help=f"of {', '.join(PARTS)}, or all")
     parser.add_argument("--workload", default="prose")
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=None, help="at most; by default as the seconds allow")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of each measurement")
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--draft-exits", default="", help="for speculate, by default 3/4 of the layers")
     parser.add_argument("--draft-length", default="4", help='a number, or "auto"')
     parser.add_argument("--batch-policy", default="", help="by default a threshold at 1/2 and 3/4")

@@ -3,9 +3,9 @@
     python benchmarks/drift.py prose-trace --heads prose.safetensors --policies "static:exit=20"
 
 Documents of a trace are decoded with their own tokens forced, and every decision is held against the
-replay's: under recompute and speculate (float32) they must be equal for every token; propagate changes the
-states that later tokens attend to, and how much that moves decisions and tokens is its drift. The last
-line is one JSON object.
+replay's: under recompute and speculate (float32) they must be equal for every token; propagate, and mapped
+with heads that hold K,V maps, change the states that later tokens attend to, and how much that moves
+decisions and tokens is their drift. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: list[dict[str, Any]] = []
     for policy in options.policies.split(";"):
         seen, replayed = seen_by(parse_policy(policy), trace), offramp.replay(trace, policy)
-        for kv in STRATEGIES:
+        maps = heads is not None and heads.kv_maps is not None
+        for kv in (*STRATEGIES, *["mapped"] * maps):
             generations = {one: forced(model, trace, one, policy, kv, heads) for one in documents}
             row = {"policy": policy, "kv": kv, **asdict(drift(seen, replayed, generations))}
             found.append(row)

@@ -27,7 +27,8 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.capture import captured_states
 from offramp.tracing.fitting.documents import plan_rows
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.fitting.lens import LensSums
+from offramp.tracing.fitting.lens import lens_sums, solve_lens
+from offramp.tracing.fitting.sums import ExitSums
 from offramp.tracing.trace import Trace
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Workload
@@ -40,11 +41,12 @@ def unseen_by_fitting(name: str, heads: ExitHeads) -> Workload:
     return replace(workload, documents=tuple(one for one in workload.documents if one.id not in seen))
 
 
-def run_model(model: Model, contexts: tuple[Context, ...], sums: LensSums | None) -> None:
+def run_model(model: Model, contexts: tuple[Context, ...], sums: ExitSums | None) -> None:
     """Forward passes that hand every exit's states over, with or without adding them up."""
-    for rows, states in captured_states(model, contexts, range(1, model.layers + 1)):
+    layers = range(1, model.layers + 1)
+    for rows, states in captured_states(model, contexts, layers):
         if sums is not None:
-            sums.add(states, rows.document % 3 == 1)
+            sums.add(dict(zip(layers, states, strict=True)), rows.document % 3 == 1)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -59,7 +61,7 @@ def accumulation(
 ) -> tuple[dict[str, object], Trace]:
     """Interleaved times of tracing and of forward passes with and without sums, and the trace."""
     contexts = plan_rows(model, [(workload, workload.documents)], tokens, context=None, shown=False).contexts
-    sums = LensSums(model.shape.hidden_size, model.layers - 1)
+    sums = lens_sums(model.shape.hidden_size, model.layers, range(1, model.layers))
     traces: list[Trace] = []
 
     def trace_once() -> None:
@@ -76,7 +78,7 @@ def accumulation(
     extra = median["forward_with_sums"] - median["forward"]
     found = {
         "accumulation_over_tracing": extra / median["trace"],
-        "solve_seconds": seconds(sums.solve),
+        "solve_seconds": seconds(lambda: solve_lens(sums)),
         "seconds": times,
     }
     return found, traces[0]

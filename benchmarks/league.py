@@ -73,8 +73,9 @@ def decoded(options: argparse.Namespace) -> dict[str, Any]:
     measurement_of = {"prompts": prompts, "heads": heads, "new_tokens": options.new_tokens}
     (first, *others) = [(entry.policy, options.kv) for entry in entries]
     measurement = measure(
-        model, first[0], kv=first[1], cells=others, rounds=options.rounds, peers=False, **measurement_of
-    )
+        model, first[0], kv=first[1], cells=others, rounds=options.rounds, budget_seconds=options.seconds,
+        peers=False, never=True, **measurement_of,
+    )  # fmt: skip
     predicted = predict_cells(measurement.setting, trace, profile, workload.name)
     forecasts = {
         one.policy: one for one in forecasts_of(measurement, profile, predicted=predicted, parts_of=1)
@@ -84,8 +85,9 @@ def decoded(options: argparse.Namespace) -> dict[str, Any]:
     ranks = [[row["predicted_seconds_per_token"], row["measured_seconds_per_token"]] for row in rows]
     tau = float(kendalltau(*np.array(ranks).T).statistic) if len(rows) > 1 else float("nan")
     return {
-        "validity": result.validity,
-        "reasons": list(result.reasons),
+        "defects": list(result.defects),
+        "stopped": result.stopped,
+        "seconds_spent": result.seconds_spent,
         "a_a": asdict(result.a_a),
         "plain": result.plain,
         "plain_contenders": [asdict(one) for one in result.contenders if one.role in ("plain", "a/a")],
@@ -111,13 +113,14 @@ def _row(entry: LeagueEntry, measurement: Any, forecast: Any, kv: str) -> dict[s
         "priced_seconds_per_token": forecast.priced,
         "plain_seconds_per_token": forecast.fastest_plain,
         "predicted_net_speedup": entry.net_speedup.value,
-        "measured_net_speedup": asdict(contender.speedup),
+        "answer": contender.answer,
+        "measured_net_speedup": asdict(contender.ratio),
         "predicted_skip": forecast.predicted_skip,
         "measured_skip": forecast.measured_skip,
     }
     print(
         f"{entry.floor:g} {entry.family}: predicted {entry.net_speedup.value:.3f} measured "
-        f"{contender.speedup.value:.3f} [{contender.speedup.low}, {contender.speedup.high}], agreement "
+        f"{contender.ratio.value:.3f} [{contender.ratio.low}, {contender.ratio.high}], agreement "
         f"{entry.agreement.value:.3f} and {quality.agreement.value:.3f}: {entry.policy}"
     )
     return row
@@ -138,9 +141,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kv", default="propagate")
     parser.add_argument("--floors", default="0.99,0.95,0.9")
     parser.add_argument("--families", type=int, default=4, help="the fastest families at each floor")
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=16, help="of a text's start")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at most")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the measurement")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--profile-seconds", type=float, default=45.0)
     return parser.parse_args(arguments)

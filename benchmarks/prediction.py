@@ -33,11 +33,12 @@ from offramp.decoding.bench.contenders import Cell
 from offramp.decoding.bench.forecast import Setting, predict
 from offramp.decoding.bench.prediction import PredictionVerdict, when_it_counts
 from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.results import BenchResult, Forecast, Interval
+from offramp.decoding.bench.results import BenchResult, Forecast
 from offramp.decoding.hardware import measure_hardware
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
+from offramp.policies.map_ranks import MAPPED
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.results import ReplayResult
 from offramp.policies.signals import find_signal
@@ -56,7 +57,7 @@ def exits_of(model: Model) -> list[int]:
 
 def fixed_set(model: Model, trace: Trace, signals: Sequence[str]) -> list[tuple[str, str]]:
     """Policies with their strategies."""
-    cells = [(f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES]
+    cells = [(f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES if kv != MAPPED]
     checked = exits_of(model)[-2:]
     for name in signals:
         signal = find_signal(name)
@@ -123,9 +124,10 @@ def one_dtype(dtype: str, options: argparse.Namespace) -> tuple[BenchResult, tup
     (policy, kv), *others = cells
     measurement = measure(
         model, policy, kv=kv, cells=others, prompts=prompts, heads=options.heads,
-        new_tokens=options.new_tokens, rounds=options.rounds, draft_length=options.draft_length, peers=False,
+        new_tokens=options.new_tokens, rounds=options.rounds, budget_seconds=options.seconds,
+        draft_length=options.draft_length, peers=False, never=True,
     )  # fmt: skip
-    forecasts = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload)
+    forecasts = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload, parts_of=2)
     for one in forecasts:
         _print(one)
     return measurement.result, forecasts
@@ -141,25 +143,15 @@ def _print(one: Forecast) -> None:
     )
 
 
-def worst_twins(results: Sequence[BenchResult]) -> Interval:
-    """The A/A interval that reaches furthest from 1."""
-    return max((result.a_a for result in results), key=_reach)
-
-
-def _reach(a_a: Interval) -> float:
-    return max(abs(bound - 1.0) for bound in (a_a.value, a_a.low, a_a.high) if bound is not None)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict, time and judge in every dtype, then all together."""
     options = _options(arguments)
     found = {dtype: one_dtype(dtype, options) for dtype in options.dtypes.split(",")}
-    twins = worst_twins([result for result, _ in found.values()])
     together = [one for _, forecasts in found.values() for one in forecasts]
-    valid = all(result.validity == "VALID" for result, _ in found.values())
+    defect = any(result.defects for result, _ in found.values())
     verdicts: dict[str, PredictionVerdict] = {
-        "predictions": when_it_counts(together, twins, valid=valid),
-        "cost_model": when_it_counts(together, twins, valid=valid, given_exits=True),
+        "predictions": when_it_counts(together, defect=defect),
+        "cost_model": when_it_counts(together, defect=defect, given_exits=True),
     }
     for name, verdict in verdicts.items():
         print(f"{name}: {'count' if verdict.counts else 'do not count'}; {verdict.worst_part}")
@@ -172,8 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "forecasts": [asdict(one) for one in together],
         "benches": {
             dtype: {
-                "validity": result.validity,
-                "reasons": list(result.reasons),
+                "defects": list(result.defects),
+                "stopped": result.stopped,
+                "seconds_spent": result.seconds_spent,
                 "a_a": asdict(result.a_a),
                 "circumstances": dict(result.circumstances),
             }
@@ -190,9 +183,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workload", default="chat")
     parser.add_argument("--signals", default="hidden_cosine,max_prob")
     parser.add_argument("--heads", default=None, help="fitted exit heads, for signals that need them")
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=None, help="at most; by default as the seconds allow")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the measurement in each dtype")
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--trace-tokens", type=int, default=1024)
     parser.add_argument("--profile-seconds", type=float, default=45.0)

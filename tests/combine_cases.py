@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from offramp.decoding.bench.answers import answer_of, resolution_of
+from offramp.decoding.bench.clusters import combined_clusters, ratio_of
+from offramp.decoding.bench.combine_summary import interaction_of, product_of
 from offramp.decoding.bench.combined import Combination, CombineResult, OnTop, Quality
-from offramp.decoding.bench.gains import gains_of
-from offramp.decoding.bench.ratios import median, median_ratio
-from offramp.decoding.bench.results import Contender, FreeRunning, Interval
+from offramp.decoding.bench.results import Cluster, Contender, FreeRunning, Interval
+
+WORTH = 0.05
 
 NOISE = (0.99, 1.0, 1.01, 1.0, 0.995, 1.005)
 CIRCUMSTANCES: dict[str, Any] = {
@@ -51,27 +55,43 @@ def combined_result(
         new_tokens=20,
         prompts=6,
         rounds=1,
-        validity="VALID",
-        reasons=(),
+        worth=WORTH,
         plain="generate()",
         combinations=tuple(combinations),
         others=(replace(combinations[0].contender, name="generate()"),),
+        defects=(),
         a_a=Interval(1.0, 0.99, 1.01),
+        stopped="answered",
+        seconds_spent=61.0,
         floor=0.95,
         circumstances=CIRCUMSTANCES,
     )
     return replace(result, **changes)
 
 
+def _clusters(samples: Mapping[str, Sequence[float]], name: str) -> list[Cluster]:
+    """One for each sample, over the plain decoder's."""
+    return [
+        Cluster(0, place, math.log(plain / own), 8)
+        for place, (plain, own) in enumerate(zip(samples["plain"], samples[name], strict=True))
+    ]
+
+
 def _combination(name: str, samples: Mapping[str, Sequence[float]], share: float) -> Combination:
-    own, plain = samples[name], samples["plain"]
+    own = samples[name]
     parts = () if name == "plain" else tuple(name.split(" + "))
+    clusters = _clusters(samples, name)
+    ratio = ratio_of(clusters)
+    seconds = ratio_of([Cluster(0, place, math.log(value), 8) for place, value in enumerate(own)])
     contender = Contender(
         name,
         "combination" if parts else "plain",
+        answer=answer_of(ratio, WORTH),
+        ratio=ratio,
+        resolution=resolution_of(ratio),
+        clusters=tuple(clusters) if parts else (),
         samples=tuple(own),
-        seconds_per_token=median(own),
-        speedup=median_ratio(plain, own),
+        seconds_per_token=seconds,
         first_token_seconds=0.1,
         tokens_per_second=1 / own[0],
         layers_per_token=4.0,
@@ -80,7 +100,12 @@ def _combination(name: str, samples: Mapping[str, Sequence[float]], share: float
     found = Combination(name, parts, contender, quality=quality(share))
     if len(parts) < 2:
         return found
-    gains = gains_of(plain, [samples[part] for part in parts], own)
+    singles = [_clusters(samples, part) for part in parts]
     rests = {part: " + ".join(one for one in parts if one != part) for part in parts}
-    on_top = tuple(OnTop(part, median_ratio(samples[rest], own)) for part, rest in rests.items())
-    return replace(found, product=gains.product, interaction=gains.interaction, on_top=on_top)
+    on_top = tuple(
+        OnTop(part, ratio_of(combined_clusters((1.0, clusters), (-1.0, _clusters(samples, rest)))))
+        for part, rest in rests.items()
+    )
+    return replace(
+        found, product=product_of(singles), interaction=interaction_of(singles, clusters), on_top=on_top
+    )

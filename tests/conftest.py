@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 import tempfile
@@ -41,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(own))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def any_load() -> Iterator[None]:
+    """Profiles are kept whatever else the machine does: tests share it with each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", math.inf)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -71,12 +80,13 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
-    from offramp.cli import decoding_choice
+    from offramp.cli import decoding_choice, decoding_measurement
     from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
+        patch.setattr(decoding_measurement, "MOST_ROUNDS", 1)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
 
@@ -86,11 +96,11 @@ def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searching the same trace again gives the same answers; with this, runs in this process do it once."""
     from offramp.cli.answers import answers_of
 
-    def answers(trace: Trace, machine: Machine | None) -> Answers:
+    def answers(trace: Trace, machine: Machine | None, worth: float) -> Answers:
         name = None if machine is None else machine.name
-        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name)
+        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name, worth)
         if key not in ANSWERS:
-            ANSWERS[key] = answers_of(trace, machine)
+            ANSWERS[key] = answers_of(trace, machine, worth)
         return ANSWERS[key]
 
     monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)

@@ -169,6 +169,7 @@ def test_one_grammar_for_texts_and_files(
 ) -> None:
     if text == "policy.json":
         text = str(next((finished_run / "policies").glob("*.json")))
+        trace = offramp.Trace.load(next((finished_run / "traces").rglob("manifest.json")).parent)
     policy = offramp.parse_policy(text)
     assert isinstance(policy, offramp.ExitPolicy)
     assert offramp.parse_policy(str(policy)) == policy

@@ -24,7 +24,7 @@ _HOMES = {
     "parse_policy": "offramp.policies.grammar",
     "replay": "offramp.policies.replay",
     "frontier": "offramp.policies.frontier",
-    "judge": "offramp.tuning.verdict",
+    "judge": "offramp.tuning.judging",
     "league": "offramp.tuning.league",
     "tune": "offramp.decoding.execution.tune",
     "tune_tasks": "offramp.decoding.execution.tasks",
@@ -76,10 +76,10 @@ if TYPE_CHECKING:
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
     from offramp.tracing.transformed import load_model
+    from offramp.tuning.judging import judge
     from offramp.tuning.league import league
     from offramp.tuning.predict import predict
     from offramp.tuning.results import Tuned
-    from offramp.tuning.verdict import judge
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
 

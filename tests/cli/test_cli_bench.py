@@ -66,8 +66,26 @@ def test_the_file_and_the_last_line_hold_the_same_results(measured: tuple[Outcom
     assert [from_json(result) for result in outcome.json["results"]] == list(results)
     assert outcome.json["file"] == str(output)
     assert [result.batch for result in results] == [1, 2]
-    assert outcome.json["validity"] == "INVALID"  # so few samples have no interval
+    assert outcome.json["answer"] == results[0].answer
+    assert results[0].answer in ("faster", "slower", "equivalent", "unresolved")
     assert list(output.parent.glob(".writing-*")) == []
+
+
+def test_the_last_line_has_every_contender_with_its_answer(measured: tuple[Outcome, Path, Path]) -> None:
+    first = read_results(measured[1])[0]
+    found = {one["name"]: one for one in measured[0].json["contenders"]}
+    policy = found[f"{POLICY} (propagate)"]
+    assert {"answer", "ratio", "low", "high", "executed_agreement", "gain", "counted", "resolution"} <= set(
+        policy
+    )
+    assert policy["low"] < policy["ratio"] < policy["high"]
+    assert policy["counted"]["layers"] == 2.0
+    assert first.free_running is not None
+    assert policy["executed_agreement"] == first.free_running.agreement.value
+    plain = found[first.plain]
+    assert (plain["ratio"], plain["answer"], plain["executed_agreement"]) == (1.0, "equivalent", 1.0)
+    assert found[f"{first.plain} again"]["role"] == "a/a"
+    assert not any(one["answer"] == "defect" for one in found.values())
 
 
 def test_predicted_stands_beside_measured(measured: tuple[Outcome, Path, Path]) -> None:
@@ -93,6 +111,9 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
     shown = measured[0].err  # with --json people read standard error
     for part in (
         f"{POLICY} (propagate) on tiny: 2 prompts, 8 new tokens, 2 rounds",
+        f"{POLICY} (propagate) is ",
+        "the speed of ",
+        "counted, a token: 2.0 of 4 layers, 1.0 heads; ",
         "batch 2 in lockstep",
         "speed over ",
         "layers ran / said",
@@ -100,8 +121,10 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
         "4.0 / 4.0",
         "tokens a second",
         "peak memory",
-        "INVALID: the same decoder twice came out as ",
-        "too few samples for an interval",
+        "the rounds were over after ",
+        "the plain decoder against itself: ",
+        "note: ",
+        "was the fastest plain decoder of a pilot",
         "free running, 2 answers:",
         "predicted ",
         "its parts: layers ",
@@ -119,7 +142,7 @@ def test_a_policy_within_another_is_shown_whole(measured: tuple[Outcome, Path, P
     named = tuple(replace(one, name=name) if one.role == "policy" else one for one in result.contenders)
     console = Console(file=io.StringIO(), width=200)
     show(console, replace(result, contenders=named))
-    assert console.file.getvalue().count(name) == 2  # type: ignore[attr-defined]
+    assert console.file.getvalue().count(name) == 4  # type: ignore[attr-defined]
 
 
 def test_without_timings_of_the_machine_nothing_is_predicted(tmp_path: Path, workload: str) -> None:
@@ -145,6 +168,61 @@ def test_a_trace_without_timings_is_refused_before_anything_is_timed(
         assert "the trace is of another model" in outcome.err
 
 
+def test_too_few_seconds_for_an_answer_give_the_honest_one(tiny_model: Path, workload: str) -> None:
+    sizes = ["--new-tokens", 5, "--prompt-tokens", 8, "--no-peers", "--no-quality", "--json"]
+    outcome = run_offramp("bench", tiny_model, "-p", "never", "-w", workload, "--seconds", 0, *sizes)
+    found = outcome.require(0).json
+    (policy,) = [one for one in found["contenders"] if one["role"] == "policy"]
+    assert found["answer"] == policy["answer"] in ("unresolved", "slower", "equivalent")
+    assert found["results"][0]["stopped"] == "seconds"
+    assert found["results"][0]["prompts"] == 2  # the fewest that have an interval
+    assert policy["low"] < 1.02
+
+
+def test_one_prompt_has_no_interval_and_says_so(tiny_model: Path, workload: str) -> None:
+    sizes = ["--new-tokens", 5, "--prompts", 1, "--rounds", 1, "--no-peers", "--no-quality"]
+    outcome = run_offramp("bench", tiny_model, "-p", "never", "-w", workload, *sizes).require(0)
+    assert "unresolved: one prompt has no interval" in " ".join(outcome.out.split())
+
+
+def test_a_tuned_policy_is_held_to_its_floor(
+    measured: tuple[Outcome, Path, Path], model: Path, workload: str, tmp_path: Path
+) -> None:
+    from offramp.tuning.tuned_file import write_tuned
+
+    trace = offramp.Trace.load(measured[2])
+    tuned = offramp.tune(trace, floor={"agreement": 0.5}, hardware="h100")
+    promised = replace(
+        tuned,
+        policy_text=POLICY,
+        floor=replace(tuned.floor, value=0.999),
+        certificate=replace(tuned.certificate, holds=True),
+    )
+    write_tuned(tmp_path / "policy.json", promised)
+    sizes = ["--new-tokens", 8, "--prompt-tokens", 8, "--rounds", 1, "--prompts", 2, "--no-peers"]
+    arguments = ["bench", model, "-p", tmp_path / "policy.json", "-w", workload, *sizes, "--json"]
+    outcome = run_offramp(*arguments).require(0)
+    (result,) = outcome.json["results"]
+    assert result["floor"]["floor"] == "agreement=0.999"
+    assert result["floor"]["kept"]["value"] < 0.999
+    assert "BELOW ITS FLOOR: " in outcome.err
+    assert "under the policy's certified floor agreement=0.999" in " ".join(outcome.err.split())
+
+
+@pytest.mark.slow
+def test_fresh_processes_are_one_measurement(tiny_model: Path, workload: str, tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    sizes = ["--new-tokens", 5, "--prompt-tokens", 8, "--prompts", 2, "--rounds", 1, "--no-peers"]
+    command = ["bench", tiny_model, "-p", POLICY, "-w", workload, *sizes, "--processes", 2, "-o", output]
+    run_offramp(*command).require(0)
+    (result,) = read_results(output)
+    assert result.processes == 2
+    assert [(one.process, one.prompt) for one in result.main.clusters] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert result.free_running is not None  # by the first
+    failed = run_offramp(*command, "--plain", "none").require(1)
+    assert "a fresh process failed: there is no plain decoder 'none' here" in failed.err
+
+
 BAD: list[tuple[list[object], str, str]] = [
     (["--policy", "statik:exit=2"], "unknown policy 'statik'", "static"),
     (["--policy", "nowhere.json"], "nowhere.json", ""),
@@ -155,6 +233,8 @@ BAD: list[tuple[list[object], str, str]] = [
     (["--kv", "speculate", "--draft-length", "long"], "draft length of 'long'", "auto"),
     (["--batch", 0], "batch: 0 is too few", "1 or more"),
     (["--rounds", 0], "rounds: 0 is too few", "1 or more"),
+    (["--worth", 0], "a worth of 0 is no share", "0.05"),
+    (["--processes", 0], "processes: 0 is too few", "1 or more"),
     (["--prompts", 0], "prompts: 0 is too few", "1 or more"),
     (["--prompt-tokens", 0], "prompt tokens: 0 is too few", "1 or more"),
     (["--new-tokens", 1], "new tokens: 1 is too few", "4 or more"),

@@ -134,3 +134,42 @@ def test_a_file_is_replaced_when_asked_for(
     run_offramp(*arguments, "--no-classifiers").require(2)
     run_offramp(*arguments, "--no-classifiers", "--overwrite").require(0)
     assert read_heads(path).classifiers == {}
+
+
+def test_maps_are_fitted_alone_and_added_to_other_heads(
+    fitted: Path, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    """What they take is said before they are fitted."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    arguments = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400]
+    maps = ["--kv-maps", "1,2", "--kv-rank", "5"]
+    outcome = run_offramp(*arguments, *maps, "--no-lens", "--no-classifiers", "-o", alone).require(0)
+    assert "the sums of K,V maps at exits 1, 2 take" in outcome.out
+    found = read_heads(alone)
+    assert found.holds_maps_alone
+    assert found.kv_maps is not None
+    assert found.kv_maps.ranks == {1: 5, 2: 5}
+    added = run_offramp(*arguments, *maps, "--add-to", fitted, "-o", both, "--json").require(0)
+    assert added.json["kv_maps"]["1"]["rank"] == 5
+    whole = read_heads(both)
+    assert whole.reading_fingerprint == read_heads(fitted).fingerprint
+    assert whole.kv_maps is not None
+    np.testing.assert_array_equal(whole.kv_maps.maps[1].inward, found.kv_maps.maps[1].inward)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["--kv-maps", "eight"], "--kv-maps"),
+        (["--kv-maps", "3"], "--kv-maps"),
+        (["--kv-maps", "1", "--kv-rank", "half"], "--kv-rank"),
+        (["--add-to", "heads"], "--add-to"),
+    ],
+)
+def test_maps_that_cannot_be_are_refused(
+    tiny_model: Path, documents: Path, tmp_path: Path, arguments: list[str], where: str
+) -> None:
+    command = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400]
+    outcome = run_offramp(*command, *arguments, "-o", tmp_path / "heads").require(2)
+    assert where in outcome.err
+    assert not (tmp_path / "heads").exists()

@@ -67,6 +67,7 @@ def test_what_is_shown(tuned_file: Path, traces: tuple[Path, Path]) -> None:
     for part in (
         POLICY.split(",")[0],
         "speed over the full model",
+        "saved of plain decoding",
         "full model",
         "the floor agreement=0.5",
         "delta 0.1",

@@ -36,8 +36,11 @@ def test_a_machine_gives_seconds_and_the_function_the_same(trace: Path) -> None:
     assert value["plain_seconds_per_token"] == result.plain_seconds_per_token
     assert value["predicted_speedup"] == result.predicted_speedup
     assert (value["basis"], value["kv"], value["batch"]) == ("h100", "recompute", 1)
+    assert value["gain"] == result.gain.to_json()
+    assert sum(value["gain"].values()) == pytest.approx(1.0 - 1.0 / value["predicted_speedup"])
     shown = run_offramp(*command).require(0).out
     assert "predicted speed (h100)" in shown
+    assert re.search(r"saved of plain decoding +layers .* %, head .* %, probes .* %", shown)
     assert "predicted time per token" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -128,7 +131,9 @@ def test_hardware_that_was_not_measured_names_the_command(
 def test_an_oracle_is_marked(trace: Path) -> None:
     command = ["replay", trace, "--policy", "oracle:which=saturation"]
     assert run_offramp(*command, "--json").require(0).json["reachable"] is False
-    assert "oracle: it looks at what no decoder knows" in " ".join(run_offramp(*command).out.split())
+    assert "oracle, at 100 % agreement: it looks at what no decoder knows" in " ".join(
+        run_offramp(*command).out.split()
+    )
 
 
 def test_the_lists_of_hardware_and_signals() -> None:

@@ -24,11 +24,13 @@ from offramp.cli.decoding_choice import (
     chosen_policy,
     grid,
     new_tokens_for,
+    seconds_after,
     seconds_for,
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task
 from offramp.decoding.bench.contenders import SHORT
+from offramp.decoding.bench.groups import BRIEF_VISITS
 from offramp.decoding.bench.traced_prompts import (
     FEWEST_NEW_TOKENS,
     PROMPT_TOKENS,
@@ -102,11 +104,20 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
             assert set(parts) == {"layers", "probes", "K,V repair", "heads", "overhead"}
             assert 0 < sum(parts.values()) < 60
         by_name = {contender["name"]: contender for contender in measurement["contenders"]}
-        assert {"never exit", "generate()", "never exit again"} <= set(by_name)
-        assert not any("too few samples" in reason for reason in measurement["reasons"])
+        assert {"never exit", "generate()", f"{measurement['plain']} again"} <= set(by_name)
+        assert measurement["stopped"] == "rounds"
+        count = measurement["prompts"]
+        assert BRIEF_VISITS < count <= PROMPTS
+        assert not any("layers" in sentence for sentence in measurement["defects"])
         for contender in by_name.values():
-            assert len(contender["samples"]) >= PROMPTS
             assert contender["claimed_layers_per_token"] == contender["layers_per_token"]
+        for policy in measurement["policies"]:
+            timed = by_name[policy["contender"]]
+            prompts = count if policy["origin"] == "chosen" else BRIEF_VISITS
+            assert len(timed["samples"]) == len(timed["clusters"]) == prompts
+            assert policy["answer"] == timed["answer"]
+            assert policy["executed_agreement"]["value"] == policy["free_running"]["agreement"]["value"]
+            assert policy["counted"]["layers"] > 0
         assert by_name["never exit"]["same_output"] == 1.0
         assert by_name["never exit"]["layers_per_token"] == LAYERS
     for policy in text["policies"]:
@@ -115,7 +126,7 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
         elif policy["origin"] == "grid":
             layers = int(policy["policy"].removeprefix("static:exit="))
             assert policy["error"]["measured_skip"] == pytest.approx(1 - layers / LAYERS)
-    assert text["a_a"] == chat["a_a"], "the identical contenders of both texts are compared together"
+    assert text["a_a"] == chat["a_a"], "the plain decoder of both texts is compared to itself together"
     assert all("a static cache was not tried" in " ".join(one["notes"]) for one in (text, chat))
     page = (finished_run / "report.html").read_text()
     assert "Decoded for real" in page
@@ -152,7 +163,7 @@ def test_overwriting_times_again_and_another_policy_does_too(
     kept = kept_in(run_folder)
     timed: list[list[int]] = []
 
-    def decode(model: object, tasks: Any, prepared: object, new_tokens: int) -> Any:
+    def decode(model: object, tasks: Any, prepared: object, new_tokens: int, seconds: float) -> Any:
         timed.append([len(task.choices) for task in tasks])
         return [replace(one, measured_on="2026-02-03T04:05:06+00:00") for one in kept.decoded]
 
@@ -280,26 +291,34 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
 
 
 def test_sizes_follow_the_budget() -> None:
-    # (7 + 3) + (1 + 3) contenders, each decoding six prompts and one before, and 8 prompts for the parts.
-    decodings = 14 * 7 + 8
-    # Beside these prompts, 10 warm-ups and (8 + 2) x 6 readings of answers.
-    fixed = 0.05 * decodings + 0.06 * (2.5 * (decodings + 10 + 60) + 10 * SHORT.warm_up_tokens)
-    assert seconds_for([7, 1], 0.06, 0) == pytest.approx(fixed)
-    assert seconds_for([7, 1], 0.06, 9) == pytest.approx(fixed + 9 * 0.06 * decodings)
+    # Two times 1 + 3 contenders on five prompts and the grid's six on three; 14 trials, 10 warm-ups, and
+    # 2 x 3 decodings of the pilot.
+    visits = 5 * 8 + 3 * 6
+    decodings = visits + 14 + 10 + 6
+    # The parts of 8 policies; (8 + 2) x 5 answers are read.
+    after = 0.05 * 8 + 0.06 * (8 * (2.5 + 9) + 2.5 * 50)
+    assert seconds_after([7, 1], 0.06, 9) == pytest.approx(after)
+    tokens = 9 * (visits + 14 + 6) + 10 * SHORT.warm_up_tokens
+    timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
+    assert seconds_for([7, 1], 0.06, 9) == pytest.approx(timing + after)
+    # Trials and the pilot are never longer than they need be.
+    more = seconds_for([7, 1], 0.06, 25) - seconds_for([7, 1], 0.06, 24)
+    assert more == pytest.approx(0.06 * (visits + 8))
     assert new_tokens_for([7], 0.001) == MOST_NEW_TOKENS
     assert new_tokens_for([7], 10.0) == 0
-    assert new_tokens_for([7, 1, 1], 0.06) == 9
-    assert seconds_for([7, 1, 1], 0.06, 9) <= BUDGET_SECONDS < seconds_for([7, 1, 1], 0.06, 10)
+    found = new_tokens_for([7, 1, 1], 0.06)
+    assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
+    assert seconds_for([7, 1, 1], 0.06, found) <= BUDGET_SECONDS < seconds_for([7, 1, 1], 0.06, found + 1)
 
 
 @pytest.mark.parametrize(
     ("plain", "names", "choices", "new_tokens"),
     [
         (0.002, ["a", "b", "c"], [7, 1, 1], MOST_NEW_TOKENS),
-        (0.06, ["a", "b", "c"], [7, 1, 1], 9),
-        (0.1, ["a", "b", "c"], [1, 1, 1], 9),
+        (0.06, ["a", "b", "c"], [7, 1, 1], 12),
+        (0.1, ["a", "b", "c"], [1, 1, 1], 10),
         (0.3, ["a"], [1], 8),
-        (0.8, ["a"], [1], FEWEST_NEW_TOKENS),
+        (0.7, ["a"], [1], FEWEST_NEW_TOKENS),
         (3.0, [], [], 0),
     ],
 )
@@ -371,23 +390,31 @@ def test_texts_too_short_for_a_prompt_are_refused(tiny_model: Path, text_result:
 
 def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
-    from offramp.tuning.results import LeagueEntry, Verdict
+    from offramp.tuning.judging import judge
+    from offramp.tuning.results import LeagueEntry, Tuned, Verdict
 
     one = Estimate(1.0)
-    verdict = Verdict(0.95, "pays", "", "static:exit=3", one, one, one, one, 1.0, 1, 1, 1, True)
+    (folder,) = [path for path in (finished_run / "traces").glob("*/*") if path.name != "chat"]
+    judged = judge(Trace.load(folder), (0.95,))[0]
+    verdict = replace(judged, policy="static:exit=3", kv="recompute")
 
     def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> LeagueEntry:
         return LeagueEntry(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
 
     class Stub:
         verdicts: tuple[Verdict, ...] = (replace(verdict, floor=0.9, policy="static:exit=1"), verdict)
-        tuned = ()
+        tuned: tuple[Tuned, ...] = ()
         league: tuple[LeagueEntry, ...] = ()
 
     result: Any = Stub()
     chosen = chosen_policy(result)
     assert chosen is not None
-    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "propagate", 0.95)
+    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "recompute", 0.95)
+    # A looser floor's policy where the main one has none.
+    result.verdicts = (replace(verdict, floor=0.9, policy="static:exit=1"), replace(verdict, policy="never"))
+    chosen = chosen_policy(result)
+    assert chosen is not None
+    assert (chosen.policy, chosen.floor) == ("static:exit=1", 0.9)
     result.verdicts = (replace(verdict, policy="never"),)
     assert chosen_policy(result) is None
     result.league = (

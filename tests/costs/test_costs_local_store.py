@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 
 from offramp.costs import local_store
 from offramp.costs.local_store import (
+    OTHER_LOAD,
     RECIPE,
     STEPS,
+    disturbed,
+    kept_notes,
     list_local_profiles,
     load_local_profile,
     machine_facts,
@@ -40,6 +44,7 @@ def profile(
     threads: int = 2,
     head: float = 1.0,
     at: str = "2026-01-01",
+    other_load: float = 0.0,
     **machine: Any,
 ) -> TimingsProfile:
     return TimingsProfile(
@@ -60,24 +65,91 @@ def profile(
             "machine": machine_facts(threads) | machine,
             "measured_at": at,
             STEPS: "decoding loop",
+            OTHER_LOAD: other_load,
         },
     )
 
 
+def saved(one: TimingsProfile) -> Path:
+    path = save_local_profile(one)
+    assert path is not None
+    return path
+
+
 def test_what_is_saved_is_loaded() -> None:
-    path = save_local_profile(profile())
+    path = saved(profile())
     assert path.name.startswith(f"{FINGERPRINT[:16]}-float32-")
     assert load_local_profile(FINGERPRINT, "float32", threads=2).to_json() == profile().to_json()
     assert [found.to_json() for found in list_local_profiles()] == [profile().to_json()]
 
 
-def test_a_profile_of_an_older_version_timed_other_steps_and_is_not_used() -> None:
+def test_a_profile_of_an_older_version_notes_no_load_and_is_not_used() -> None:
     older = profile()
-    details = {name: value for name, value in older.details.items() if name != STEPS}
+    details = {name: value for name, value in older.details.items() if name != OTHER_LOAD}
     save_local_profile(dataclasses.replace(older, details=details))
-    with pytest.raises(InputError, match="or of an older offramp"):
+    with pytest.raises(InputError, match="of an older offramp"):
         load_local_profile(FINGERPRINT, "float32", threads=2)
     assert len(list_local_profiles()) == 1
+
+
+CORES = machine_facts(2)["cores"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "kept"),
+    [
+        (CORES, 0.2, True),
+        (CORES, 0.4, False),
+        (CORES, 3.9, False),
+        # One processor is left to others.
+        (CORES - 1, 1.2, True),
+        (CORES - 1, 1.4, False),
+        # More threads than processors leave none, and no less than none.
+        (CORES + 4, 0.2, True),
+        (CORES + 4, 0.4, False),
+    ],
+)
+def test_a_profile_timed_under_load_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, threads: int, load: float, kept: bool
+) -> None:
+    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    made = profile(threads=threads, other_load=load)
+    path = save_local_profile(made)
+    assert (path is not None) == kept == (disturbed(made) is None) == bool(list_local_profiles())
+    if not kept:
+        assert f"other work kept {load:.1f} of {CORES} processors busy" in str(disturbed(made))
+        with pytest.raises(InputError, match="no timings of this model"):
+            load_local_profile(FINGERPRINT, "float32", threads=threads)
+
+
+def test_a_profile_timed_under_load_takes_no_other_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    save_local_profile(profile(head=5.0))
+    save_local_profile(profile(head=9.0, other_load=CORES + 1.0))
+    assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [5.0]
+
+
+def test_a_kept_profile_that_was_timed_under_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a version, or a limit, that still kept it."""
+    saved(profile(other_load=3.9 + CORES))
+    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    with pytest.raises(InputError, match="or were timed under load"):
+        load_local_profile(FINGERPRINT, "float32", threads=2)
+    assert len(list_local_profiles()) == 1
+
+
+@pytest.mark.parametrize(("hours", "said"), [(0.5, "under 2 hours"), (5.0, "5 hours"), (72.0, "3 days")])
+def test_facts_of_kept_timings(hours: float, said: str) -> None:
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
+    (note,) = kept_notes(profile(at=then.isoformat(timespec="milliseconds"), other_load=0.12))
+    assert f"{said} old" in note
+    assert "2 threads" in note
+    assert "0.1 processors busy" in note
+
+
+def test_other_machines_have_no_such_facts() -> None:
+    assert kept_notes(None) == ()
+    assert kept_notes(dataclasses.replace(profile(), details={})) == ()
 
 
 def test_measuring_again_takes_the_older_ones_place() -> None:
@@ -139,7 +211,7 @@ def test_a_profile_of_another_model_or_dtype_is_not_used() -> None:
 
 @pytest.mark.parametrize("edit", ["value", "space", "no seal", "cut short", "not text"])
 def test_a_changed_file_is_refused(edit: str) -> None:
-    path = save_local_profile(profile())
+    path = saved(profile())
     text = path.read_text()
     value = json.loads(text)
     if edit == "value":

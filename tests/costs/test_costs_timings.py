@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.costs import counting
-from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes
+from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
 from offramp.costs.timings import TimingsProfile, attended_before
 from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
@@ -34,6 +34,7 @@ def profile(**changes: Any) -> TimingsProfile:
         "head_seconds": [10.0, 16.0, 20.0],
         "probe_seconds": {name: [1.0 + place, 2.0 + place, 2.0 + place] for place, name in enumerate(PROBES)},
         "lens_seconds": [0.5, 0.8, 1.6],
+        "map_seconds": [0.7, 0.9, 1.1],
         "key_value_seconds": [[0.2, 0.3], [0.5, 0.6], [0.9, 1.0]],
         "key_value_seconds_per_position": [[0.0, 0.01]] * 3,
         "overhead_seconds": [3.0, 3.0, 5.0],
@@ -133,6 +134,40 @@ def test_a_lens_and_a_repair_that_were_not_timed_are_derived() -> None:
     assert len(machine.notes) == 3
 
 
+def test_the_price_of_maps_scales_with_their_size() -> None:
+    """Timed: maps of rank 64 to half of the layers."""
+    wide = ModelShape((LAYER,) * 6, 10, 5000, 10, 50_000, 4)
+    deep = profile(layers_count=6, **six_layers())
+    priced = deep.token_costs(wide, 0, sizes=ProbeSizes(kv_maps=((2, 64), (4, None))))
+    assert priced.maps[2] == pytest.approx(0.7)  # to layers 3 to 5 of 6: half of them
+    assert priced.maps[4] == pytest.approx(0.7 * map_bytes(wide, 1, None) / map_bytes(wide, 3, 64))
+    assert priced.until_exit[1] == pytest.approx(deep.token_costs(wide, 0).until_exit[1] + 0.7)
+    assert deep.token_costs(wide, 0).maps == {}
+
+
+def test_maps_that_were_not_timed_are_derived_from_the_lens_and_said_so() -> None:
+    machine = profile(map_seconds=None, layers_count=6, **six_layers())
+    wide = ModelShape((LAYER,) * 6, 10, 5000, 10, 50_000, 4)
+    costs = machine.token_costs(wide, 0, batch=8, sizes=ProbeSizes(kv_maps=((2, 3),)))
+    ratio = max(map_bytes(wide, 3, 3) / lens_bytes(wide), map_flops(wide, 3, 3) / lens_flops(wide))
+    assert costs.maps[2] == pytest.approx(1.6 * ratio)
+    (note,) = machine.derived_notes({"K,V map"})
+    assert note == "K,V maps are not timed: a linear lens's time by their FLOPs and bytes"
+    assert note in machine.notes
+    assert profile().derived_notes({"K,V map"}) == ()
+
+
+def six_layers() -> dict[str, Any]:
+    """Tables of a model of six layers."""
+    ones = np.ones((3, 6))
+    return {
+        "layer_seconds": ones,
+        "layer_seconds_per_position": 0.1 * ones,
+        "key_value_seconds": 0.2 * ones,
+        "key_value_seconds_per_position": 0 * ones,
+    }
+
+
 def test_batch_sizes_that_were_not_timed_are_named() -> None:
     assert profile().untimed_note((1, 8, 4)) is None
     note = profile().untimed_note((32, 8, 2))
@@ -158,11 +193,11 @@ def test_earlier_positions_attended_to() -> None:
 
 
 def test_json_gives_the_same_profile_back() -> None:
-    machine = profile(details={"rounds": 3}, sizes=ProbeSizes(shortlist=100))
+    machine = profile(details={"rounds": 3}, sizes=ProbeSizes(shortlist=100, kv_maps=((1, None),)))
     value = json.loads(json.dumps(machine.to_json()))
     again = TimingsProfile.from_json(value)
     assert again.to_json() == machine.to_json()
-    assert again.sizes.shortlist == 100
+    assert again.sizes == machine.sizes
     for position in (0, 77):
         first, second = (m.token_costs(SHAPE, position, batch=5, lens=True) for m in (machine, again))
         assert (first.layers == second.layers).all()
@@ -217,7 +252,10 @@ def test_a_batch_that_the_timings_do_not_reach_is_refused(batch: int) -> None:
 
 def test_one_timed_batch_size_gives_no_line_to_larger_ones() -> None:
     names = ("layer_seconds", "layer_seconds_per_position", "head_seconds", "overhead_seconds")
-    one = {name: getattr(profile(), name)[:1] for name in (*names, "lens_seconds", "key_value_seconds")}
+    one = {
+        name: getattr(profile(), name)[:1]
+        for name in (*names, "lens_seconds", "map_seconds", "key_value_seconds")
+    }
     machine = profile(batches=(1,), probe_seconds={}, key_value_seconds_per_position=None, **one)
     assert machine.token_costs(SHAPE, 0, batch=1).head == 10.0
     with pytest.raises(InputError, match="reach from 1 to 1"):

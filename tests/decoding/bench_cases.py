@@ -1,33 +1,26 @@
-"""What tests of the bench share: fake contenders whose seconds and tokens are given, and tiny models."""
+"""What tests of the bench share: fake contenders on their own clock, made-up results, and tiny models."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
-from offramp.decoding.bench.contenders import GENERATE, NEVER, NEVER_AGAIN, Cell, Setting
-from offramp.decoding.bench.entrant import Decoded, Entrant, batches_of
-from offramp.decoding.bench.results import BenchResult
-from offramp.decoding.bench.summary import summarise
-from offramp.decoding.bench.turns import Trial
+from offramp.decoding.bench import budget, entrant, visits
+from offramp.decoding.bench.contenders import GENERATE
+from offramp.decoding.bench.entrant import Decoded, Entrant, PromptBatch, Running, decoding_in_steps
+from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Counted, Interval
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
-
-LAYERS, NEW_TOKENS = 6, 5
-QUIET: dict[str, Any] = {"cores": 2, "threads": 2, "other_load": 0.05, "omp_wait_policy": "passive"}
-PROMPT_LENGTHS = (2, 3)
-TOKENS = ((1, 2, 3, 4, 5),), ((6, 7, 8, 9, 10),)
-"""Of each batch of one prompt."""
 
 
 class Padding(NumberTokenizer):
@@ -41,80 +34,100 @@ def family_model(name: str) -> Model:
     return tiny_model(build_family(name), name=name, tokenizer=Padding())
 
 
-def fake_setting(policy: str = "static:exit=3") -> Setting:
-    """Two prompts, one after the other, for a model that is only a number of layers."""
-    model: Any = SimpleNamespace(name="fake", shown_name="fake", layers=LAYERS, dtype="float32")
-    prompts = batches_of([[1] * length for length in PROMPT_LENGTHS], 1)
-    return Setting(model, prompts, NEW_TOKENS, (Cell(parse_policy(policy)),), distinct=2)
+class Clock:
+    """Time that passes only when a fake contender lets it. log: whose turn it was, and how many tokens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.log: list[tuple[str, int]] = []
+        fake = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
+        for module in (budget, entrant, visits):
+            monkeypatch.setattr(module, "time", fake)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fake:
-    """A contender: seconds per token of each timed decoding, what it says that it ran, and what ran."""
+@dataclass
+class FakeRunning(Running):
+    """Decodes `at_once` tokens a step, each of `seconds` by the clock."""
 
+    clock: Clock
     name: str
-    role: str
-    seconds: Sequence[float]
-    claimed: float | None = LAYERS
-    counted: float = LAYERS
-    tokens: Sequence[tuple[tuple[int, ...], ...]] = TOKENS
-    must_match: bool = False
-
-    def decoded(self, place: int, seconds: float) -> Decoded:
-        rows = self.tokens[place % len(self.tokens)]
-        claimed = None if self.claimed is None else rows_times_layers(place, self.claimed)
-        return Decoded(rows, 0.5, seconds * (NEW_TOKENS - 1), claimed_layers=claimed)
+    prompts: PromptBatch
+    seconds: Callable[[Clock], float]
+    at_once: int
+    new_tokens: int
+    made: int = 1
 
     @property
-    def trial(self) -> Trial:
-        counted = tuple(rows_times_layers(place, self.counted) for place in range(2))
-        return Trial((self.decoded(0, 9.0), self.decoded(1, 9.0)), counted, 2**20)
+    def count(self) -> int:
+        return self.made
+
+    def step(self) -> None:
+        new = min(self.at_once, self.new_tokens - self.made)
+        self.clock.now += new * self.seconds(self.clock)
+        self.clock.log.append((self.name, new))
+        self.made += new
+
+    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+        rows = tuple(tuple(range(self.new_tokens)) for _ in self.prompts.ids)
+        return Decoded(rows, first_seconds, seconds)
 
 
-def rows_times_layers(place: int, layers: float) -> int:
-    """The prompt at full depth, then so many layers for each fed new token."""
-    return round(PROMPT_LENGTHS[place % 2] * LAYERS + (NEW_TOKENS - 1) * layers)
+@dataclass
+class Fake:
+    """A contender whose token takes so many seconds. prompt: seconds that a prompt takes."""
+
+    clock: Clock
+    name: str
+    seconds: float | Callable[[Clock], float]
+    at_once: int = 1
+    prompt: float = 0.0
+    role: str = "policy"
+    stepping: bool = True
+    note: str | None = None
+    prompts_seen: list[int] = field(default_factory=list)
+
+    def start(self, prompts: PromptBatch, new_tokens: int) -> Running:
+        self.clock.now += self.prompt
+        self.prompts_seen.append(prompts.ids.shape[1])
+        given = self.seconds
+        each = given if callable(given) else lambda clock: float(given)  # type: ignore[arg-type]
+        return FakeRunning(self.clock, self.name, prompts, each, self.at_once, new_tokens)
+
+    @property
+    def entrant(self) -> Entrant:
+        start = self.start if self.stepping else None
+        return Entrant(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
 
 
-def fakes(*further: Fake, seconds: float = 0.1, again: Sequence[float] | None = None) -> list[Fake]:
-    """A quiet run of three rounds on two prompts, in which the policy takes half the time."""
-    same = [seconds] * 6
-    return [
-        Fake("static:exit=3 (propagate)", "policy", [seconds / 2] * 6, claimed=3, counted=3),
-        Fake(NEVER, "plain", same, must_match=True),
-        Fake(GENERATE, "plain", [1.1 * seconds] * 6, must_match=True),
-        Fake(NEVER_AGAIN, "a/a", same if again is None else again, must_match=True),
-        *further,
-    ]
-
-
-def result_of(contenders: Sequence[Fake], **circumstances: Any) -> BenchResult:
-    """What is made of them."""
-    entrants = [Entrant(fake.name, fake.role, _undecodable, fake.must_match) for fake in contenders]
-    return summarise(
-        fake_setting(),
-        entrants,
-        {fake.name: fake.trial for fake in contenders},
-        {fake.name: [fake.decoded(*pair) for pair in enumerate(fake.seconds)] for fake in contenders},
-        QUIET | circumstances,
+def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
+    """A sound result of a policy that is twice as fast as plain decoding."""
+    clusters = tuple(Cluster(0, prompt, 0.69, 8) for prompt in range(3))
+    policy = Contender(
+        name="static:exit=3 (propagate)", role="policy", answer="faster", ratio=Interval(2.0, 1.9, 2.1),
+        resolution=0.05, clusters=clusters, samples=(0.05, 0.05, 0.05),
+        seconds_per_token=Interval(0.05, 0.049, 0.051), first_token_seconds=0.5, tokens_per_second=20.0,
+        counted=Counted(3.0, 1.0, 0.0, 1e6, 2e6), layers_per_token=3.0, claimed_layers_per_token=3.0,
+        same_output=0.5, executed_agreement=Interval(0.9), gain={"layers": 0.4, "head": 0.1, "probes": 0.0},
+    )  # fmt: skip
+    plain = Contender(
+        GENERATE, "plain", "equivalent", Interval(1.0, 1.0, 1.0), 0.0, seconds_per_token=Interval(0.1)
     )
-
-
-def _undecodable(prompts: Any, new_tokens: int) -> Decoded:
-    raise AssertionError("it has decoded already")
-
-
-def recording(name: str, log: list[tuple[str, int]], decoded: Callable[[], Decoded] | None = None) -> Entrant:
-    """A contender that notes its turn and the length of the prompts."""
-
-    def decode(prompts: Any, new_tokens: int) -> Decoded:
-        log.append((name, prompts.ids.shape[1]))
-        return decoded() if decoded is not None else Decoded(((0,) * new_tokens,), 0.1, 0.3)
-
-    return Entrant(name, "plain", decode)
+    twin = Contender(f"{GENERATE} again", "a/a", "equivalent", Interval(1.0, 0.99, 1.01), 0.01, clusters)
+    values: dict[str, Any] = {
+        "model": "fake", "policy": "static:exit=3", "kv": "propagate", "batch": 1, "batching": "lockstep",
+        "new_tokens": 5, "prompts": 3, "rounds": 1, "worth": 0.05, "plain": GENERATE,
+        "contenders": (policy, plain, twin, *further), "defects": (), "a_a": Interval(1.0, 0.98, 1.02),
+        "stopped": "answered", "seconds_spent": 41.5, "circumstances": {"cores": 2, "threads": 2},
+    }  # fmt: skip
+    return BenchResult(**{**values, **changes})
 
 
 def hook_count(hf: torch.nn.Module) -> int:
     """Hooks of all kinds on all modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in hf.modules() for kind in kinds)
+
+
+def names_of(log: Sequence[tuple[str, int]]) -> list[str]:
+    """Whose turns those were, each turn of several steps once."""
+    return [name for place, (name, _) in enumerate(log) if place == 0 or log[place - 1][0] != name]

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bench_cases import family_model, hook_count
 from generation_cases import tiny_llama
 
-from offramp.decoding.bench import contenders, generating
+from offramp.decoding.bench import contenders, steps
 from offramp.decoding.bench.bench import bench, measure, run, settle
+from offramp.decoding.bench.beside import judged_answers, with_agreement
+from offramp.decoding.bench.budget import Limits
 from offramp.decoding.bench.contenders import (
     GENERATE,
     NEVER,
-    NEVER_AGAIN,
+    ONE_CALL,
     SHORT,
     STATIC_CACHE,
     Extent,
     candidates_of,
 )
 from offramp.decoding.bench.entrant import Entrant
-from offramp.decoding.bench.ratios import median, paired_ratios
-from offramp.decoding.bench.results import (
-    BenchResult,
-    Interval,
-)
+from offramp.decoding.bench.results import BenchResult, Contender, Interval
 from offramp.decoding.bench.together import Measurement, run_together
+from offramp.decoding.quality.judging import judge
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
 
@@ -49,7 +50,12 @@ def measured(uncollected: None) -> Measurement:
     """The tiny Llama with every strategy, one prompt at a time."""
     others = [(POLICY, kv) for kv in ("recompute", "speculate")]
     cells = [*others, ("static:exit=2", "monotone"), ("static:exit=2", "speculate")]
-    return measure(tiny_llama(), POLICY, prompts=PROMPTS, cells=cells, new_tokens=8, rounds=3)
+    return measure(tiny_llama(), POLICY, prompts=PROMPTS, cells=cells, new_tokens=9, rounds=3)
+
+
+def timed(result: BenchResult, *roles: str) -> list[Contender]:
+    """Contenders that took turns, all of them or those of some roles."""
+    return [one for one in result.contenders if one.clusters and (not roles or one.role in roles)]
 
 
 def assert_counted(measured: Measurement) -> None:
@@ -57,14 +63,14 @@ def assert_counted(measured: Measurement) -> None:
         if contender.role != "peer":
             assert contender.left_out is None, contender
             assert contender.claimed_layers_per_token == contender.layers_per_token, contender.name
-    assert not any("layers a token" in reason for reason in measured.result.reasons)
+    assert not any("layers" in sentence for sentence in measured.result.defects)
 
 
 def test_claims_equal_what_hooks_count(measured: Measurement) -> None:
     assert_counted(measured)
     result = measured.result
     assert result.contender("static:exit=2 (monotone)").layers_per_token == 2.0
-    for name in (NEVER, NEVER_AGAIN, GENERATE, STATIC_CACHE):
+    for name in (NEVER, GENERATE, STATIC_CACHE, ONE_CALL, f"{result.plain} again"):
         assert result.contender(name).layers_per_token == 4.0
     assert 1.0 < float(result.contender(f"{POLICY} (propagate)").layers_per_token or 0) < 4.0
 
@@ -90,34 +96,61 @@ def test_claims_equal_what_hooks_count_in_padded_batches() -> None:
 
 
 def test_outputs_that_must_match_do(measured: Measurement) -> None:
-    must = {one.name for one in measured.result.contenders if one.output_must_match}
+    result = measured.result
+    must = {one.name for one in result.contenders if one.output_must_match}
     lossless = {f"{POLICY} (speculate)", "static:exit=2 (speculate)"}
-    assert must == {NEVER, NEVER_AGAIN, GENERATE, *lossless}
-    assert all(measured.result.contender(name).same_output == 1.0 for name in must)
-    assert measured.result.contender("static:exit=2 (monotone)").same_output == 0.0
+    assert must - {f"{result.plain} again"} == {NEVER, GENERATE, ONE_CALL, *lossless}
+    assert all(result.contender(name).same_output == 1.0 for name in must)
+    assert result.contender("static:exit=2 (monotone)").same_output == 0.0
+    assert not any("must give" in sentence for sentence in result.defects)
 
 
 def test_everybody_decodes_as_many_tokens_as_generate_does(measured: Measurement) -> None:
     for decoded in measured.decoded.values():
-        assert [len(row) for batch in decoded for row in batch.tokens] == [8, 8]
+        assert [len(row) for batch in decoded.values() for row in batch.tokens] == [9] * len(decoded)
     hf = tiny_llama().hf
     ids = torch.tensor([PROMPTS[0]])
     own = hf.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, eos_token_id=-1
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, eos_token_id=-1
     )
-    assert measured.decoded[NEVER][0].tokens == (tuple(own[0, 4:].tolist()),)
+    assert measured.decoded[measured.result.plain][0].tokens == (tuple(own[0, 4:].tolist()),)
 
 
-def test_all_take_as_many_turns_and_the_plain_one_is_the_fastest(measured: Measurement) -> None:
+def test_prompts_are_the_clusters_and_the_plain_decoder_is_the_pilots(measured: Measurement) -> None:
     result = measured.result
-    timed = [one for one in result.contenders if one.left_out is None]
-    assert {len(one.samples) for one in timed} == {3 * len(PROMPTS)}
-    plain = {one.name: one.seconds_per_token for one in timed if one.role == "plain"}
-    assert result.plain == min(plain, key=lambda name: plain[name].value if plain[name] else 0.0)  # type: ignore[union-attr]
-    assert result.contender(result.plain).speedup == Interval(1.0, 1.0, 1.0)
-    for one in timed:
+    assert result.plain in (NEVER, GENERATE, STATIC_CACHE, ONE_CALL)
+    plain = result.contender(result.plain)
+    assert (plain.ratio, plain.answer, plain.clusters) == (Interval(1.0, 1.0, 1.0), "equivalent", ())
+    for one in timed(result):
+        assert [cluster.prompt for cluster in one.clusters] == [0, 1], one.name
+        assert one.ratio is not None
+        assert one.ratio.value == pytest.approx(np.exp(np.mean([c.log_ratio for c in one.clusters])))
+        assert one.ratio.low is not None
         assert one.first_token_seconds is not None
         assert 0 < one.first_token_seconds < 60
+    assert {len(one.samples) for one in timed(result, "policy", "a/a")} == {6}
+    assert {len(one.samples) for one in timed(result, "peer")} == {3}  # of one prompt in each round
+    aside = [one for one in result.contenders if one.role == "plain" and one.name != result.plain]
+    for one in aside:  # of the pilot only: a figure, and no answer
+        assert (one.answer, one.samples, one.ratio and one.ratio.low) == ("unresolved", (), None)
+        assert one.seconds_per_token is not None
+    assert (result.rounds, result.prompts, result.stopped) == (3, 2, "rounds")
+
+
+def test_the_answer_is_the_main_policys(measured: Measurement) -> None:
+    result = measured.result
+    assert result.main.name == f"{POLICY} (propagate)"
+    assert (result.answer, result.resolution) == (result.main.answer, result.main.resolution)
+    assert result.resolution is not None
+    assert 0.0 < result.seconds_spent < 600.0
+    assert result.a_a.low is not None
+
+
+def test_the_same_decoder_twice_is_compared_at_99_percent(measured: Measurement) -> None:
+    twin = measured.result.contender(f"{measured.result.plain} again")
+    assert twin.ratio is not None
+    assert measured.result.a_a.value == twin.ratio.value
+    assert measured.result.a_a.high > twin.ratio.high  # type: ignore[operator]
 
 
 def test_the_circumstances_are_recorded(measured: Measurement) -> None:
@@ -138,43 +171,114 @@ def test_drafts_are_tried_and_the_best_length_is_said(measured: Measurement) -> 
     assert measured.result.contender(assistant(2)).same_output == 1.0
 
 
+def test_the_companion_counts_what_ran(measured: Measurement) -> None:
+    result = measured.result
+    plain = result.contender(result.plain).counted
+    half = result.contender("static:exit=2 (monotone)").counted
+    asked = result.contender(f"{POLICY} (propagate)").counted
+    drafted = result.contender(f"{POLICY} (speculate)").counted
+    assert plain is not None
+    assert half is not None
+    assert asked is not None
+    assert drafted is not None
+    assert (plain.layers, plain.heads, plain.probes) == (4.0, 1.0, 0.0)
+    assert (half.layers, half.heads, half.probes) == (2.0, 1.0, 0.0)
+    assert half.flops < plain.flops
+    assert half.bytes < plain.bytes
+    # A full-head probe is a head; a token that passes none of three pays for four.
+    assert 1.0 <= asked.probes <= 3.0
+    assert asked.probes <= asked.heads <= asked.probes + 1.0
+    assert drafted.layers >= 4.0  # every draft runs all layers in the end
+    assert result.contender(assistant(2)).counted is None
+
+
+def test_the_executed_agreement_is_judged_on_each_answers_own_prefix(measured: Measurement) -> None:
+    quality = judged_answers(measured)
+    result = with_agreement(measured.result, measured.setting, quality)
+    model = tiny_llama()
+    for name in (f"{POLICY} (propagate)", "static:exit=2 (monotone)"):
+        right = []
+        for place, decoded in measured.decoded[name].items():
+            judged = judge(model, PROMPTS[place], list(decoded.tokens[0]))
+            right += (judged.chosen == np.array(decoded.tokens[0])).tolist()
+        found = result.contender(name).executed_agreement
+        assert found is not None
+        assert found.value == pytest.approx(np.mean(right))
+        assert found.low is None  # two prompts have no interval
+    for name in (result.plain, NEVER, f"{POLICY} (speculate)", LOOKUP):
+        assert result.contender(name).executed_agreement == Interval(1.0)
+    assert result.floor is None  # the policy was not tuned
+
+
 def lying(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> BenchResult:
     """The result of a decoder whose records are changed."""
-    honest = contenders.generate_batch
+    honest = steps.LoopRunning.finish
 
-    def generate(*arguments: Any, **keywords: Any) -> Any:
-        ran = honest(*arguments, **keywords)
-        if keywords["policy"] is None:
-            return ran
-        row = ran.rows[0]
-        tokens = [*row.tokens[:-1], (row.tokens[-1] + changes.get("last", 0)) % 320]
-        rows = (dataclasses.replace(row, tokens=tokens),)
-        return dataclasses.replace(
-            ran, rows=rows, layers_executed=ran.layers_executed - changes.get("layers", 0)
-        )
+    def finish(running: steps.LoopRunning, *seconds: float) -> Any:
+        decoded = honest(running, *seconds)
+        if not running._loop.plan.policy.needs(4):
+            return decoded
+        row = list(decoded.tokens[0])
+        row[-1] = (row[-1] + changes.get("last", 0)) % 320
+        claimed = (decoded.claimed_layers or 0) - changes.get("layers", 0)
+        return dataclasses.replace(decoded, tokens=(tuple(row),), claimed_layers=claimed)
 
-    monkeypatch.setattr(contenders, "generate_batch", generate)
+    monkeypatch.setattr(steps.LoopRunning, "finish", finish)
     return bench(
         tiny_llama(),
         "static:exit=2",
         kv="speculate",
-        prompts=PROMPTS[:1],
+        prompts=PROMPTS,
         new_tokens=6,
         rounds=1,
         peers=False,
     )
 
 
-def test_a_decoder_that_claims_less_than_ran_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_claims_less_than_ran_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     result = lying(monkeypatch, layers=5)
-    assert result.validity == "INVALID"
-    assert any("(speculate) says that it ran" in reason for reason in result.reasons)
+    assert result.answer == "defect"
+    assert any("(speculate) says that it ran" in sentence for sentence in result.defects)
+    assert result.contender(result.plain).answer == "equivalent"  # nothing is wrong with that
 
 
-def test_a_lossless_decoder_that_loses_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lossless_decoder_that_loses_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     result = lying(monkeypatch, last=1)
-    assert result.validity == "INVALID"
-    assert "but new token 6 of prompt 1 is" in result.reasons[0]
+    assert result.answer == "defect"
+    assert "but new token 6 of prompt 1 is" in result.defects[0]
+
+
+def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two decoders that are said to be the same, of which one takes twice as long."""
+    honest = contenders.again
+
+    def slowed(entrant: Entrant) -> Entrant:
+        twin = honest(entrant)
+        start = twin.start
+        assert start is not None
+
+        def twice(prompts: Any, new_tokens: int) -> Any:
+            running = start(prompts, new_tokens)
+            step = running.step
+
+            def slow() -> None:
+                time.sleep(0.02)
+                step()
+
+            running.step = slow  # type: ignore[method-assign]
+            return running
+
+        return dataclasses.replace(twin, start=twice)
+
+    monkeypatch.setattr("offramp.decoding.bench.entry.again", slowed)
+    prompts = [[1 + place, 2, 3] for place in range(6)]
+    setting = settle(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=17)
+    extent = Extent(peers=False, plain=GENERATE)
+    result = run(setting, limits=Limits(rounds=1), extent=extent).result
+    assert result.a_a.high is not None
+    assert result.a_a.high < 1.0
+    assert "the same decoder twice comes out unequal" in result.defects[-1]
+    assert {one.answer for one in timed(result)} == {"defect"}
 
 
 def test_in_bfloat16_no_output_must_match() -> None:
@@ -190,7 +294,7 @@ def test_a_family_that_ignores_the_number_of_layers_has_no_assistant() -> None:
     result = bench(model, "static:exit=2", prompts=PROMPTS, new_tokens=6, rounds=1)
     peer = result.contender(assistant(2))
     assert peer.left_out == "this family ignores num_hidden_layers: it runs 4 layers where 2 are asked for"
-    assert (peer.samples, peer.speedup) == ((), None)
+    assert (peer.samples, peer.ratio) == ((), None)
     assert result.contender(LOOKUP).left_out is None
 
 
@@ -202,18 +306,28 @@ def test_a_recurrent_family_is_timed_without_the_peers_that_cannot() -> None:
 
 
 def test_what_fails_beside_the_policy_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = generating.generate
+    works = steps.PlainRunning.__init__
 
-    def generate(*arguments: Any, **keywords: Any) -> Any:
+    def start(running: Any, *arguments: Any, **keywords: Any) -> None:
         if keywords.get("cache_implementation") == "static":
             raise ValueError("no cache of fixed size")
-        return fails(*arguments, **keywords)
+        works(running, *arguments, **keywords)
 
-    monkeypatch.setattr(contenders, "generate", generate)
+    monkeypatch.setattr(steps.PlainRunning, "__init__", start)
     result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
     assert result.contender(STATIC_CACHE).left_out == "ValueError: no cache of fixed size"
-    assert result.plain in (NEVER, GENERATE)
+    assert result.plain in (NEVER, GENERATE, ONE_CALL)
     assert [one.name for one in result.contenders if one.left_out] == [STATIC_CACHE]
+
+
+def test_a_library_whose_steps_cannot_be_taken_is_still_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: Any, **keywords: Any) -> None:
+        raise TypeError("prepare_inputs_for_generation() has other arguments")
+
+    monkeypatch.setattr(steps.PlainRunning, "__init__", start)
+    result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
+    assert result.contender(GENERATE).left_out is not None
+    assert result.contender(ONE_CALL).seconds_per_token is not None
 
 
 def test_without_generate_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +336,7 @@ def test_without_generate_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(contenders, "generate", fails)
     with pytest.raises(
-        ModelError, match=r"generate\(\) fails on this model: ValueError: no generation today"
+        ModelError, match=r"generate\(\) in one call fails on this model: ValueError: no generation today"
     ):
         bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
 
@@ -245,9 +359,9 @@ def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, failing: b
             "transformers.generation.candidate_generator.AssistedCandidateGenerator.get_candidates", fails
         )
         with pytest.raises(KeyboardInterrupt):
-            run(setting, rounds=1)
+            run(setting, limits=Limits(rounds=1), extent=Extent())
     else:
-        run(setting, rounds=1)
+        run(setting, limits=Limits(rounds=1), extent=Extent())
     assert hf.generation_config is config
     assert hf.generation_config.to_dict() == entries
     assert hf.config.num_hidden_layers == 4
@@ -265,8 +379,11 @@ def test_a_config_of_the_models_own_changes_nothing() -> None:
         found = measure(model, "static:exit=2", prompts=PROMPTS, new_tokens=6, rounds=1, peers=False)
     finally:
         model.hf.generation_config = before
-    for name, decoded in expected.decoded.items():
-        assert [one.tokens for one in found.decoded[name]] == [one.tokens for one in decoded]
+    for name in ("static:exit=2 (propagate)", expected.result.plain):
+        own, other = (one.decoded[name] for one in (expected, found)) if name in found.decoded else ({}, {})
+        assert {place: one.tokens for place, one in own.items()} == {
+            place: one.tokens for place, one in other.items()
+        }
 
 
 BAD: list[tuple[dict[str, Any], type[OfframpError], str]] = [
@@ -281,6 +398,9 @@ BAD: list[tuple[dict[str, Any], type[OfframpError], str]] = [
     ({"prompts": [[1] * 125]}, InputError, "exceed the context of 128"),
     ({"new_tokens": 3}, InputError, "new tokens: 3 is too few"),
     ({"rounds": 0}, InputError, "rounds: 0 is too few"),
+    ({"rounds": None, "budget_seconds": None}, InputError, "neither seconds nor rounds"),
+    ({"budget_seconds": -1.0}, InputError, "a budget of -1 seconds"),
+    ({"worth": 0.0}, InputError, "is no share"),
     ({"batch": 0}, InputError, "batch: 0 is too few"),
     ({"draft_length": 0, "kv": "speculate"}, InputError, "draft length"),
     ({"batching": "lokstep"}, PolicyError, "batching"),
@@ -304,7 +424,7 @@ def test_a_strategy_that_the_family_cannot_have_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()), raising=True
     )
-    result = run(setting, rounds=1, peers=False).result
+    result = run(setting, limits=Limits(rounds=1), extent=Extent(peers=False)).result
     assert result.contender("static:exit=2 (recompute)").left_out == "not on this family"
 
 
@@ -317,38 +437,36 @@ def test_every_contender_has_a_name_of_its_own(measured: Measurement) -> None:
     assert len(names) == len(set(names)) == len(measured.result.contenders)
 
 
-def test_texts_measured_together_share_the_identical_contenders_and_little_else() -> None:
+def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else() -> None:
     model = tiny_llama()
     settings = [
         settle(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
         settle(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
     ]
-    first, second = run_together(settings, rounds=[3, 2], extent=SHORT)
+    first, second = run_together(settings, limits=Limits(rounds=2), extent=SHORT)
     assert isinstance(first, Measurement)
     assert isinstance(second, Measurement)
-    for found, rounds in ((first, 3), (second, 2)):
+    assert first.result.plain == second.result.plain
+    for found in (first, second):
         assert_counted(found)
         names = {one.name for one in found.result.contenders}
-        assert {NEVER, NEVER_AGAIN, GENERATE} < names
+        assert {NEVER, GENERATE, ONE_CALL, f"{found.result.plain} again"} < names
         assert STATIC_CACHE not in names
-        assert {len(one.samples) for one in found.result.contenders} == {2 * rounds}
+        assert {len(one.samples) for one in timed(found.result)} == {4}
+        assert found.result.contender(NEVER).seconds_per_token is not None  # forecasts need it
         assert found.result.contender(NEVER).same_output == 1.0
-        assert all(len(decoded) == len(PROMPTS) for decoded in found.decoded.values())
-    assert len(first.result.contenders) == 5
-    assert len(second.result.contenders) == 4
-    ratios = [
-        paired_ratios(found.result.contender(NEVER).samples, found.result.contender(NEVER_AGAIN).samples)
-        for found in (first, second)
-    ]
-    assert first.result.a_a == second.result.a_a == median([*ratios[0], *ratios[1]])
-    assert "the two identical contenders are compared on all texts together: 10 pairs" in first.result.notes
-    assert any("too few samples for an interval: 4" in reason for reason in second.result.reasons)
-    assert not any("too few samples" in reason for reason in first.result.reasons)
+        assert all(sorted(decoded) == [0, 1] for decoded in found.decoded.values())
+    assert len(timed(first.result, "policy")) == 2
+    assert len(timed(second.result, "policy")) == 1
+    logs = [c.log_ratio for one in (first, second) for c in timed(one.result, "a/a")[0].clusters]
+    assert first.result.a_a == second.result.a_a
+    assert first.result.a_a.value == pytest.approx(np.exp(np.mean(logs)))
+    assert "the same decoder twice is compared on all texts together: 4 prompts" in first.result.notes
     alone = measure(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5, rounds=1, peers=False)
-    for name, decoded in second.decoded.items():
-        assert [one.tokens for one in decoded] == [one.tokens for one in alone.decoded[name]]
-    layers = second.result.contender("static:exit=1 (propagate)").layers_per_token
-    assert layers == alone.result.contender("static:exit=1 (propagate)").layers_per_token
+    name = "static:exit=1 (propagate)"
+    for place, decoded in second.decoded[name].items():
+        assert decoded.tokens == alone.decoded[name][place].tokens
+    assert second.result.contender(name).layers_per_token == alone.result.contender(name).layers_per_token
 
 
 def test_one_text_whose_policy_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +476,7 @@ def test_one_text_whose_policy_fails_leaves_the_others(monkeypatch: pytest.Monke
         for exit, kv in ((1, "propagate"), (2, "recompute"))
     ]
     monkeypatch.setattr(STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()))
-    first, second = run_together(settings, rounds=[1, 1], extent=SHORT)
+    first, second = run_together(settings, limits=Limits(rounds=1), extent=SHORT)
     assert isinstance(first, Measurement)
     assert isinstance(second, InputError)
     assert second.what == "not on this family"

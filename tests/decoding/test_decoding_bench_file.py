@@ -7,10 +7,25 @@ import json
 from pathlib import Path
 
 import pytest
-from bench_cases import fakes, result_of
+from bench_cases import made_up_result
 
-from offramp.decoding.bench.result_file import from_json, read_results, to_json, write_results
-from offramp.decoding.bench.results import BenchResult, Forecast, FreeRunning, Interval, PartError, TaskScore
+from offramp.decoding.bench.result_file import (
+    contenders_json,
+    from_json,
+    read_results,
+    to_json,
+    write_results,
+)
+from offramp.decoding.bench.results import (
+    BenchResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    FreeRunning,
+    Interval,
+    PartError,
+    TaskScore,
+)
 from offramp.errors import DamagedFileError
 
 
@@ -24,22 +39,57 @@ def full_result() -> BenchResult:
     quality = FreeRunning(interval, Interval(0.5), interval, interval, interval, 2, 16)
     task = TaskScore("a task", 9, interval, interval, Interval(0.1), 0.5)
     return dataclasses.replace(
-        result_of(fakes()), forecasts=(forecast,), free_running=quality, tasks=(task, task), notes=("a", "b")
-    )
+        made_up_result(Contender("a peer", "peer", left_out="it cannot")),
+        forecasts=(forecast,), free_running=quality, tasks=(task, task), notes=("a", "b"),
+        floor=FloorCheck("agreement=0.95", True, 0.95, interval), processes=3, defects=("something",),
+    )  # fmt: skip
 
 
 def test_results_survive_json(tmp_path: Path) -> None:
-    plain, full = result_of(fakes()), full_result()
+    plain, full = made_up_result(), full_result()
     for result in (plain, full):
         assert from_json(json.loads(json.dumps(to_json(result)))) == result
     path = tmp_path / "bench.json"
     write_results(path, [plain, full])
     assert read_results(path) == (plain, full)
-    assert len(json.loads(path.read_text())["results"][0]["contenders"][0]["samples"]) == 6
+    kept = json.loads(path.read_text())["results"][0]
+    assert len(kept["contenders"][0]["samples"]) == len(kept["contenders"][0]["clusters"]) == 3
+    assert (kept["answer"], kept["resolution"]) == ("faster", 0.05)
+
+
+def test_contenders_in_one_line_each() -> None:
+    policy, plain, twin = contenders_json(full_result())  # what was left out has no answer
+    assert {
+        name: policy[name] for name in ("name", "answer", "ratio", "low", "high", "executed_agreement")
+    } == {
+        "name": "static:exit=3 (propagate)",
+        "answer": "faster",
+        "ratio": 2.0,
+        "low": 1.9,
+        "high": 2.1,
+        "executed_agreement": 0.9,
+    }
+    assert policy["gain"] == {"layers": 0.4, "head": 0.1, "probes": 0.0}
+    assert policy["counted"] == {"layers": 3.0, "heads": 1.0, "probes": 0.0, "flops": 1e6, "bytes": 2e6}
+    assert (plain["gain"], plain["counted"], twin["role"]) == (None, None, "a/a")
+
+
+@pytest.mark.parametrize(("kept", "missed"), [(0.96, False), (0.95, False), (0.78, True), (None, None)])
+def test_a_floor_is_missed_by_what_was_kept(kept: float | None, missed: bool | None) -> None:
+    found = FloorCheck("agreement=0.95", True, 0.95, None if kept is None else Interval(kept))
+    assert found.missed is missed
+
+
+def test_a_file_of_the_older_schema_says_how_it_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text('{"schema_version": 1, "results": []}')
+    with pytest.raises(DamagedFileError, match="its schema is version 1") as caught:
+        read_results(path)
+    assert "offramp bench MODEL --policy P -o FILE" in caught.value.fix
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"schema_version": 9}', '{"schema_version": 1, "results": [{}]}']
+    "content", ["", "[]", "{}", '{"schema_version": 9}', '{"schema_version": 2, "results": [{}]}']
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bench.json"
@@ -49,7 +99,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
 
 
 def test_a_not_a_number_is_not_written(tmp_path: Path) -> None:
-    broken = dataclasses.replace(result_of(fakes()), a_a=Interval(float("nan")))
+    broken = dataclasses.replace(made_up_result(), a_a=Interval(float("nan")))
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(tmp_path / "bench.json", [broken])
     assert list(tmp_path.iterdir()) == []

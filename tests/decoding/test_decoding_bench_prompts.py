@@ -50,9 +50,9 @@ def test_prompts_are_the_starts_of_the_last_documents() -> None:
 def test_prompts_leave_room_and_avoid_what_heads_were_fitted_on() -> None:
     model = tiny_llama()
     workload = text_workload("the cat sat", "deep layers change", "numbers such as 12", mode="generation")
-    heads: Any = type("Heads", (), {"documents": {workload.fingerprint: ("d2",)}})()
+    heads: Any = type("Heads", (), {"seen_documents": {workload.fingerprint: ("d2",)}})()
     assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads]) == [model.encode("deep layers change")]
-    others: Any = type("Heads", (), {"documents": {workload.fingerprint: ("d1",), "another": ("d0",)}})()
+    others: Any = type("Heads", (), {"seen_documents": {workload.fingerprint: ("d1",), "another": ("d0",)}})()
     assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads, others]) == [
         model.encode("the cat sat")
     ]

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from generation_cases import tiny_llama
+from reading_cases import random_heads
 
 import offramp
 from combine_cases import combined_result
 from offramp.decoding.bench import combine_quality
 from offramp.decoding.bench.acceleration import combinations_of, excluded_of, name_of, read_accelerations
 from offramp.decoding.bench.combine import combine
+from offramp.decoding.bench.combine_summary import interaction_of, product_of
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import KIND, SCHEMA_VERSION, read_combined, write_combined
-from offramp.decoding.bench.contenders import GENERATE, NEVER, NEVER_AGAIN, STATIC_CACHE
-from offramp.decoding.bench.gains import gains_of
-from offramp.decoding.bench.ratios import median_ratio
+from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.decoding.bench.results import Cluster, Interval
 from offramp.decoding.bench.variants import kept_layers
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
@@ -56,6 +57,11 @@ def test_combinations_hold_one_of_each_group() -> None:
         "prune + int8 + exits",
     ]
     assert names(["exits", "speculate", "prompt_lookup"]) == ["plain", "exits", "speculate", "prompt_lookup"]
+    assert names(["exits", "prune:drop=2", "shortlist"])[1:] == [
+        *("prune", "shortlist", "exits"),
+        *("prune + shortlist", "prune + exits", "shortlist + exits"),
+        "prune + shortlist + exits",
+    ]
     assert "prune + speculate" in names(["speculate", "prune:drop=2", "exits"])
 
 
@@ -69,7 +75,55 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
         == "prune:drop=2 and prune:drop=2+3 are not combined with each other: a transform is applied once"
     )
     assert second.startswith("exits and speculate are not combined with each other: each is a decoding loop")
-    assert excluded_of(read_accelerations(["prune:drop=2", "exits"])) == ()
+    assert excluded_of(read_accelerations(["prune:drop=2", "exits", "shortlist"])) == ()
+    drafting = ["prompt_lookup", "shortlist", "speculate"]
+    assert names(drafting) == ["plain", "shortlist", "prompt_lookup", "speculate"]
+    assert excluded_of(read_accelerations(drafting))[0] == (
+        "shortlist is not combined with prompt_lookup or speculate: drafts are verified with the whole "
+        "output head"
+    )
+
+
+def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
+    """Beside exits and a pruned model; without heads the list is the first ids, here all of them."""
+    asked = ("shortlist", "exits", "prune:drop=2")
+    found = combine(tiny_llama(), asked, prompts=PROMPTS[:1], policy=POLICY, new_tokens=7, rounds=2)
+    policies = {one.name: one.policy for one in found.combinations}
+    assert policies["shortlist"] == policies["prune + shortlist"] == "shortlist:policy=[never],at=all"
+    assert policies["shortlist + exits"] == f"shortlist:policy=[{POLICY}],at=all"
+    assert policies["prune + shortlist + exits"] == "shortlist:policy=[static:exit=2],at=all"
+    assert policies["exits"] == POLICY
+    for one in found.combinations:
+        assert one.contender.left_out is None
+        assert one.quality is not None
+    for cut, whole in (("shortlist", "plain"), ("shortlist + exits", "exits")):
+        first, second = (found.combination(*name.split(" + ")) for name in (cut, whole))
+        if whole == "plain":
+            second = found.combinations[0]
+        assert first is not None
+        assert second is not None
+        assert first.quality == second.quality
+        assert first.contender.layers_per_token == second.contender.layers_per_token
+        assert not first.contender.output_must_match
+    together = found.combination("shortlist", "exits")
+    assert together is not None
+    assert together.interaction is not None
+    size = tiny_llama().shape.vocabulary_size
+    assert f"shortlist: its tokens are the first {size} ids of the vocabulary" in found.notes
+
+
+def test_a_short_list_that_heads_bring(uncollected: None) -> None:
+    model = tiny_llama()
+    listed = range(0, model.shape.vocabulary_size, 2)
+    heads = random_heads(model, (3,), lens=False, facts=(), shortlist=tuple(listed))
+    found = combine(model, ["shortlist"], prompts=PROMPTS[:1], heads=[heads], new_tokens=7, rounds=2)
+    alone = found.combination("shortlist")
+    assert alone is not None
+    assert alone.quality is not None
+    assert f"shortlist: its tokens are the {len(listed):,} of the heads" in found.notes
+    whole = offramp.generate(model, [PROMPTS[0]], max_new_tokens=7, eos_token_id=None)[0].tokens
+    kept = np.mean([token % 2 == 0 for token in whole])
+    assert alone.quality.forced_agreement.value == pytest.approx(kept)
 
 
 def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
@@ -78,33 +132,68 @@ def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
         *("prune", "exits", "speculate", "prompt_lookup"),
         *("prune + exits", "prune + speculate", "prune + prompt_lookup"),
     ]
-    assert [one.name for one in result.others] == [NEVER, GENERATE, STATIC_CACHE, NEVER_AGAIN]
+    plain_ones = [NEVER, GENERATE, STATIC_CACHE, ONE_CALL]
+    assert [one.name for one in result.others] == [*plain_ones, f"{result.plain} again"]
     assert {len(one.contender.samples) for one in result.combinations} == {3 * len(PROMPTS)}
     assert (result.prompts, result.rounds, result.new_tokens, result.workload) == (2, 3, 7, "numbers")
-    assert result.plain in (NEVER, GENERATE, STATIC_CACHE)
+    assert result.plain in plain_ones
     plain = result.combinations[0]
     assert plain.contender.samples == next(one for one in result.others if one.name == result.plain).samples
-    assert plain.speedup is not None
-    assert plain.speedup.value == 1.0
+    assert plain.speedup == Interval(1.0, 1.0, 1.0)
+    assert (result.stopped, result.defects) == ("rounds", ())
 
 
-def test_ratios_are_paired_and_taken_over_the_fastest_plain_decoder(result: CombineResult) -> None:
-    def samples(*parts: str) -> tuple[float, ...]:
-        found = result.combination(*parts)
-        assert found is not None
-        return found.contender.samples
+def clusters_of(result: CombineResult, *parts: str) -> tuple[Cluster, ...]:
+    found = result.combination(*parts)
+    assert found is not None
+    return found.contender.clusters
 
+
+def test_combinations_are_held_against_each_other_prompt_by_prompt(result: CombineResult) -> None:
     together = result.combination("exits", "prune")
     assert together is not None
-    assert together.speedup == median_ratio(samples(), samples("prune", "exits"))
-    gains = gains_of(samples(), [samples("prune"), samples("exits")], samples("prune", "exits"))
-    assert (together.product, together.interaction) == (gains.product, gains.interaction)
-    added = {one.part: one.speedup for one in together.on_top}
-    assert added["exits"] == median_ratio(samples("prune"), samples("prune", "exits"))
-    assert added["prune"] == median_ratio(samples("exits"), samples("prune", "exits"))
+    pruned, left, both = (clusters_of(result, *parts) for parts in (["prune"], ["exits"], ["prune", "exits"]))
+    assert [one.prompt for one in both] == [0, 1]
+    assert together.product == product_of([pruned, left])
+    assert together.interaction == interaction_of([pruned, left], both)
+    added = {one.part: one.speedup.value for one in together.on_top}
+    logs = {
+        name: np.array([one.log_ratio for one in of])
+        for name, of in (("p", pruned), ("e", left), ("b", both))
+    }
+    assert added["exits"] == pytest.approx(np.exp((logs["b"] - logs["p"]).mean()))
+    assert added["prune"] == pytest.approx(np.exp((logs["b"] - logs["e"]).mean()))
     alone = result.combination("exits")
     assert alone is not None
     assert (alone.product, alone.interaction, alone.on_top) == (None, None, ())
+
+
+def single(value: float) -> list[Cluster]:
+    """Six prompts on which a part is so many times as fast."""
+    return [Cluster(0, prompt, float(np.log(value)), 8) for prompt in range(6)]
+
+
+def test_a_hand_worked_interaction() -> None:
+    # Alone 2 and 1.25 times as fast: together 2.5 times if nothing got in the way. Measured: 100 / 44.
+    first, second, together = single(2.0), single(1.25), single(100 / 44)
+    assert product_of([first, second]) == Interval(*[pytest.approx(2.5)] * 3)
+    found = interaction_of([first, second], together)
+    assert found.value == pytest.approx((100 / 44) / 2.5)
+    assert found.high is not None
+    assert found.high < 1.0
+    assert product_of([single(2.0), single(3.0), single(1.5)]).value == pytest.approx(9.0)
+
+
+def test_a_prompt_on_which_plain_decoding_was_slow_cancels_in_the_interaction() -> None:
+    slow = [0.3, -0.2, 0.5, 0.0, -0.4, 0.1]
+
+    def parts(value: float, times: float) -> list[Cluster]:
+        logs = [np.log(value) + times * shift for shift in slow]
+        return [Cluster(0, prompt, float(log), 8) for prompt, log in enumerate(logs)]
+
+    # With two parts the noise of the plain decoder is in each of the three ratios.
+    found = interaction_of([parts(2.0, 0.5), parts(1.25, 0.5)], parts(2.5, 1.0))
+    assert found == Interval(*[pytest.approx(1.0)] * 3)
 
 
 def test_layers_are_counted_on_each_model(result: CombineResult) -> None:
@@ -124,7 +213,7 @@ def test_lossless_decoders_give_their_models_own_tokens(result: CombineResult) -
     assert lossless <= must
     for one in result.combinations:
         assert one.name not in lossless or one.contender.same_output == 1.0
-    assert not any("must give" in reason for reason in result.reasons)
+    assert not any("must give" in reason for reason in result.defects)
     for decoder in ("speculate", "prompt_lookup"):
         alone, pruned = result.combination(decoder), result.combination("prune", decoder)
         assert alone is not None
@@ -209,7 +298,7 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     assert together.transforms == ("int8",)
     assert together.contender.left_out is None
     assert not together.contender.output_must_match
-    assert found.validity == "INVALID"  # one sample has no interval
+    assert together.contender.answer == "unresolved"  # one prompt has no interval
 
 
 def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
@@ -277,6 +366,7 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
         (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
         (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
         (["exits"], {"policy": POLICY, "rounds": 0}, "rounds: 0 is too few"),
+        (["exits"], {"policy": POLICY, "worth": 2.0}, "a worth of 2 is no share"),
         (["prune:drop=9"], {}, "leaves out layer 9"),
         (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
     ],
@@ -287,7 +377,7 @@ def test_bad_input_is_refused_before_anything_is_timed(
     def timed(*_: object, **__: object) -> None:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("offramp.decoding.bench.combine.take_turns", timed)
+    monkeypatch.setattr("offramp.decoding.bench.combine.time_groups", timed)
     with pytest.raises(InputError, match=what):
         combine(tiny_llama(), asked, prompts=PROMPTS, **options)
 

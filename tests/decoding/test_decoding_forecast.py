@@ -19,6 +19,7 @@ from offramp.decoding.bench.forecast import (
     measured_skip,
     predict,
     price_parts,
+    ratio_of,
     seconds_per_token,
 )
 from offramp.decoding.bench.results import Interval
@@ -94,23 +95,30 @@ def test_a_forecast_by_hand() -> None:
     found = forecast(
         [ran], [plain], by_hand(), SHAPE, Setting(parse_policy("static:exit=2")), trace=trace, timed=[timed]
     )
-    assert found.priced == pytest.approx(2 * 1.12 + 2 * 0.1 + 3 + 0.5)
+    # By the profile a plain token takes 7.98 s; at the moment of timing it took 8.2 s.
+    by_profile, pace = 2 * 1.12 + 2 * 0.1 + 3 + 0.5, 8.2 / 7.98
+    assert found.priced_by_profile == pytest.approx(by_profile)
+    assert found.priced == pytest.approx(by_profile * pace)
     assert found.predicted == pytest.approx(found.priced)  # a static exit is the same on any trace
+    assert found.predicted_by_profile == pytest.approx(by_profile)
     assert found.trace_error == pytest.approx(0.0)
     assert found.measured == Interval(6.0)
     assert found.plain_predicted == pytest.approx(4 * 1.12 + 3 + 0.5)
     assert found.plain_measured == found.fastest_plain == pytest.approx(8.2)
-    assert found.predicted_change == pytest.approx(-2 * 1.02)
+    assert found.predicted_change == pytest.approx(-2 * 1.02 * pace)
     assert found.measured_change == pytest.approx(-2.2)
-    assert found.cost_model_error == pytest.approx(-2.04 + 2.2)
+    assert found.cost_model_error == pytest.approx(-2.04 * pace + 2.2)
     assert found.predicted_skip == found.measured_skip == pytest.approx(0.5)
     assert {part.part: (part.priced, part.measured) for part in found.parts} == {
-        "layers": (pytest.approx(2.24), pytest.approx(2.2)),
+        "layers": (pytest.approx(2.24 * pace), pytest.approx(2.2)),
         "probes": (0.0, 0.0),
-        "K,V repair": (pytest.approx(0.2), 0.5),
-        "heads": (pytest.approx(3.0), 3.0),
-        "overhead": (pytest.approx(0.5), 0.5),
+        "K,V repair": (pytest.approx(0.2 * pace), 0.5),
+        "heads": (pytest.approx(3.0 * pace), 3.0),
+        "overhead": (pytest.approx(0.5 * pace), 0.5),
     }
+    plain_price = 4 * 1.12 + 3 + 0.5
+    assert found.gain == pytest.approx({"layers": 2 * (1.12 - 0.1) / plain_price, "head": 0.0, "probes": 0.0})
+    assert sum(found.gain.values()) == pytest.approx(1.0 - found.priced_by_profile / found.plain_predicted)
     worst = found.worst_part
     assert worst is not None
     assert worst.part == "K,V repair"
@@ -125,7 +133,30 @@ def test_without_a_trace_only_what_ran_is_priced() -> None:
     assert (found.measured.low, found.plain_measured, found.fastest_plain) == (3.9, 8.0, 7.5)
     assert found.parts == ()
     assert found.measured_agreement == 0.25
-    assert found.cost_model_error == pytest.approx(-3 * (1.11 - 0.1) - (4.0 - 8.0))
+    plain = 4 * 1.11 + 3 + 0.5
+    assert found.cost_model_error == pytest.approx(-3 * (1.11 - 0.1) * 8.0 / plain - (4.0 - 8.0))
+    assert found.predicted_by_profile is None
+
+
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.7])
+def test_a_machine_that_became_slower_is_no_error_of_the_policy(slower: float) -> None:
+    """Everything takes `slower` times what the profile says: the prediction is right all the same."""
+    by_profile, plain = 2 * 1.12 + 2 * 0.1 + 3 + 0.5, 4 * 1.12 + 3 + 0.5
+    ran = static_at(2, 5, seconds=5 * by_profile * slower)
+    whole = static_at(LAYERS, 5, seconds=5 * plain * slower)
+    trace = make_trace(layers=LAYERS, shape=SHAPE)
+    setting = Setting(parse_policy("static:exit=2"))
+    found = forecast([ran], [whole], by_hand(), SHAPE, setting, trace=trace)
+    assert found.predicted == pytest.approx(found.measured.value)
+    assert found.predicted_change == pytest.approx(found.measured_change)
+    assert found.cost_model_error == pytest.approx(0.0)
+    assert (found.plain_predicted, found.predicted_by_profile) == pytest.approx((plain, by_profile))
+
+
+def test_a_replay_in_bytes_is_no_prediction_of_seconds() -> None:
+    predicted = replay(make_trace(layers=LAYERS, shape=SHAPE), parse_policy("static:exit=2"))
+    with pytest.raises(InputError, match="priced in bytes"):
+        ratio_of(predicted)
 
 
 def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:

@@ -163,6 +163,8 @@ FIRST_OF_SHORT_LIST = "threshold:signal=restricted_margin,value=0.5,exits=1"
 class TunedFor:
     """As much of a tuned policy as the check reads."""
 
+    kv = "propagate"
+
     def __init__(self, **model: Any) -> None:
         self.model = model
 

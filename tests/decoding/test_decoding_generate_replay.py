@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from generation_cases import POLICY, PROMPTS, tiny_llama
+from map_cases import maps_for
+from reading_cases import random_heads
 
 import offramp
+from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
+from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import count_steps
+from offramp.policies.bill import Usage, lines_of
+from offramp.policies.charging import counted_at, seconds_at
+from offramp.policies.map_ranks import maps_of
 from offramp.policies.walk import Walk, probed_facts
+from offramp.tracing.described_heads import with_maps
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.workloads.workload import Document, Workload
 from tiny_models import LAYERS, write_documents
 
@@ -85,19 +96,93 @@ def test_forced_choices_are_the_traced_tokens() -> None:
     assert found.chosen[1:] == traced.top1[rows, found.exits[1:] - 1].tolist()
 
 
-@pytest.mark.parametrize("policy", [POLICY, PATIENCE, "static:exit=3", "never"])
+@functools.cache
+def maps() -> ExitHeads:
+    return maps_for(tiny_llama(), rank=3)
+
+
+@pytest.mark.parametrize("policy", [POLICY, PATIENCE, "static:exit=3", "static:exit=1", "never"])
 @pytest.mark.parametrize(("batch", "batching"), [(1, "lockstep"), (4, "lockstep"), (4, "rebatch")])
-def test_what_runs_is_what_replay_charges(policy: str, batch: int, batching: str) -> None:
+@pytest.mark.parametrize("kv", ["propagate", "mapped"])
+def test_what_runs_is_what_replay_charges(policy: str, batch: int, batching: str, kv: str) -> None:
     model = tiny_llama()
     prompts = prompt_batch(model, list(PROMPTS[:batch]), chat=False)
     found = generate_batch(
-        model, prompts.ids, prompts.mask, policy=policy, batching=batching, max_new_tokens=NEW
+        model,
+        prompts.ids,
+        prompts.mask,
+        policy=policy,
+        batching=batching,
+        max_new_tokens=NEW,
+        kv=kv,
+        heads=maps(),
     )
     exits = np.concatenate([row.exits[1:] for row in found.rows])
     needs = probed_facts(offramp.parse_policy(policy), LAYERS)
     steps = np.tile(np.arange(NEW - 1), batch)
-    assert found.usage == count_steps(Walk(exits, needs), steps, LAYERS, repair=True)
+    mapped = kv == "mapped"
+    assert found.usage == count_steps(Walk(exits, needs), steps, LAYERS, repair=True, maps=mapped)
     assert found.steps == NEW - 1
+
+
+@pytest.mark.parametrize("machine", [None, "h100"])
+def test_a_forced_generation_costs_what_its_replay_is_charged(machine: str | None) -> None:
+    """The exits that decoding took, on a trace that knows the maps' ranks: item by item, and in price."""
+    model, policy = tiny_llama(), "static:exit=1"
+    traced = with_maps(trace(), maps())
+    result = offramp.replay(traced, policy, machine=machine, kv="mapped")
+    assert np.array_equal(result.exits, offramp.replay(traced, policy).exits)
+    assert result.agreement == offramp.replay(traced, policy).agreement
+    usage: Usage = Usage()
+    for document in np.unique(traced.document):
+        rows = np.flatnonzero(traced.document == document)
+        text = [*traced.token[rows].tolist(), int(traced.next_token[rows[-1]])]
+        forced = torch.tensor([text])
+        ids = torch.tensor([[0]])
+        usage += generate_batch(
+            model,
+            ids,
+            policy=policy,
+            kv="mapped",
+            heads=maps(),
+            force_tokens=forced,
+            max_new_tokens=len(text),
+        ).usage
+    charged = maps_of(traced)
+    at = counted_at(traced, "bytes", charged)
+    if machine is not None:
+        at = seconds_at(traced, find_machine(machine), maps=charged)
+    lines = lines_of(usage, at)
+    assert [(line.part, line.places, line.count, line.price) for line in lines] == [
+        (line.part, line.places, line.count, line.price) for line in result.bill.lines
+    ]
+    maps_paid = [line for line in lines if line.part == "K,V map"]
+    assert [(line.where, line.count) for line in maps_paid] == [("exit 1", traced.token_count)]
+    propagated = offramp.replay(traced, policy, machine=machine)
+    assert result.bill.total == pytest.approx(propagated.bill.total + maps_paid[0].total)
+
+
+def test_a_replay_without_maps_names_the_command_that_fits_them() -> None:
+    with pytest.raises(PolicyError, match="hold no K,V maps") as caught:
+        offramp.replay(trace(), POLICY, kv="mapped")
+    assert "offramp heads fit MODEL --workload W --kv-maps" in caught.value.fix
+    few = with_maps(trace(), maps_for(tiny_llama(), [2]))
+    with pytest.raises(PolicyError, match="exit 1, which has no K,V maps; they start at: 2"):
+        offramp.replay(few, POLICY, kv="mapped")
+    offramp.replay(few, "static:exit=2", kv="mapped")
+    offramp.replay(few, "static:exit=3", kv="mapped")
+    assert offramp.replay(few, POLICY).bill.to_json() == offramp.replay(trace(), POLICY).bill.to_json()
+
+
+def test_a_trace_takes_maps_that_read_its_exits_alike_only() -> None:
+    lens = random_heads(tiny_llama(), [1, 2, 3], facts=())
+    with pytest.raises(InputError, match="read in another way"):
+        with_maps(trace(), dataclasses.replace(lens, kv_maps=maps().kv_maps))
+    with pytest.raises(InputError, match="hold no K,V maps"):
+        with_maps(trace(), lens)
+    with pytest.raises(InputError, match="fitted on"):
+        with_maps(trace(), dataclasses.replace(maps(), model={**maps().model, "fingerprint": "b" * 64}))
+    assert trace().request["heads"] is None
 
 
 def test_monotone_writes_nothing_for_skipped_layers() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ import offramp.decoding.hardware
 import offramp.decoding.session
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
+from offramp.costs.timings import MAPS, TimingsProfile
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.decoding.hardware import BUSY, FORWARD, OWN_LOOP, measure_hardware, timing_positions
 from offramp.decoding.loop_probes import CANDIDATES, CHOICE
@@ -23,7 +25,7 @@ from offramp.decoding.session import KindOfStep, Session
 from offramp.decoding.stopwatch import StepTimes, Stopwatch, note_cost
 from offramp.decoding.stream import cache_keyword, prefill, widen
 from offramp.decoding.timed_probes import LENS, build_probes, probe_sizes
-from offramp.decoding.timing_tables import PLAIN, PROBED
+from offramp.decoding.timing_tables import PLAIN, PROBED, WHOLE, Samples, Tables, build_tables
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 
@@ -69,9 +71,11 @@ def test_a_tiny_model_end_to_end() -> None:
     assert profile.layers_count == model.layers
     assert set(profile.probe_seconds) == set(PROBES)
     assert profile.lens_seconds is not None
+    assert profile.map_seconds is not None
+    assert profile.sizes.map_rank == min(64, model.shape.hidden_size)
     # What the profile itself says of batch sizes that were not timed stands before what the measurement says.
     assert profile.notes[0].startswith("timed at batch 1, 2;")
-    assert set(profile.notes[1:]) <= {BUSY}
+    assert all(note == BUSY or "not kept" in note for note in profile.notes[1:])
     assert 1e-6 < costs.layers.min() < costs.layers.max() < 1.0
     assert costs.probes["full head"] > 0
     assert all(seconds > 0 for seconds in costs.probes.values())
@@ -83,11 +87,12 @@ def test_a_tiny_model_end_to_end() -> None:
     assert details["machine"]["threads"] == torch.get_num_threads()
     assert details["model"]["fingerprint"] == model.identity.fingerprint
     assert details["samples"]["2"]["head"]["count"] == 2 * details["rounds"]
+    assert details["other_load"] >= 0
     assert details["check"]["parts_over_step"]["1"] == pytest.approx(1.0, abs=0.9)
     assert left_behind(model) == 0
 
 
-@pytest.mark.parametrize("name", [PLAIN, PROBED])
+@pytest.mark.parametrize("name", [WHOLE, PLAIN, PROBED])
 def test_every_step_runs_each_layer_once_and_probes_add_none(name: str) -> None:
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     seen, remove = counted_layers(model)
@@ -97,7 +102,8 @@ def test_every_step_runs_each_layer_once_and_probes_add_none(name: str) -> None:
     for step in range(5):
         times, cut = session._run(stream, KindOfStep(name))
         assert seen == list(range(model.layers))
-        assert len(times.layers) == model.layers
+        assert len(times.layers) == (0 if name == WHOLE else model.layers)
+        assert times.whole > 0
         assert (times.position, cut) == (8 + step, frozenset())
         assert bool(times.probes) == (name == PROBED)
         seen.clear()
@@ -177,15 +183,47 @@ def test_a_stream_that_grew_is_filled_anew_within_the_context() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "said"), [(1.05, False), (0.8, True), (1.3, True)])
-def test_a_profile_from_a_busy_machine_says_so(
+def test_parts_that_do_not_add_up_are_said_so(
     monkeypatch: pytest.MonkeyPatch, ratio: float, said: bool
 ) -> None:
-    check = {"parts_over_step": {"1": 1.0, "2": ratio}}
-    monkeypatch.setattr(offramp.decoding.hardware, "_self_check", lambda *arguments: check)
+    build = offramp.decoding.hardware.build_tables
+
+    def tables(samples: Samples) -> Tables:
+        return dataclasses.replace(build(samples), parts_over_step={1: 1.0, 2: ratio})
+
+    monkeypatch.setattr(offramp.decoding.hardware, "build_tables", tables)
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
     assert (BUSY in profile.notes) == said
-    assert profile.details["check"] == check
+    assert profile.details["check"]["parts_over_step"] == {"1": 1.0, "2": ratio}
+
+
+@pytest.mark.parametrize(("other_load", "said"), [(0.1, False), (0.9, True)])
+def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch, other_load: float, said: bool) -> None:
+    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.local_store.os.cpu_count", lambda: torch.get_num_threads())
+    load = {"load_average": [0.2, 0.3], "other_load": other_load}
+    monkeypatch.setattr(offramp.decoding.hardware.Load, "describe", lambda self: load)
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
+    assert any("used now, and not kept" in note for note in profile.notes) == said
+    assert profile.details["other_load"] == other_load
+
+
+def test_a_plain_step_costs_what_whole_steps_took() -> None:
+    model = tiny_model(llama(num_hidden_layers=LAYERS))
+    session = Session(model, (1, 2), (4, 8))
+    session.warm_up()
+    for _ in range(3):
+        session.round()
+    tables = build_tables(session.samples)
+    profile = TimingsProfile(
+        "local", "a test", "float32", model.layers, session.batches, sizes=session.sizes, **tables.arrays
+    )
+    for batch in session.batches:
+        wholes = [session.samples.whole_step(batch, at) for at in session.positions]
+        prices = [profile.token_costs(model.shape, at, batch=batch).plain for at, _ in wholes]
+        assert np.mean(prices) == pytest.approx(np.mean([seconds for _, seconds in wholes]), rel=1e-9)
 
 
 def in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +310,9 @@ def test_every_kind_of_probe_is_read_by_the_decoder_itself(layers: int) -> None:
         assert sum(times.layers) + times.head + sum(times.probes.values()) < times.whole
         assert cut == frozenset()
         seen |= set(times.probes)
-    expected = {1: set[str](), 2: {*PROBES, LENS} - {CANDIDATES}}
-    assert seen == expected.get(layers, {*PROBES, LENS})
+    every = {*PROBES, LENS, MAPS}
+    expected = {1: set[str](), 2: every - {CANDIDATES}}
+    assert seen == expected.get(layers, every)
 
 
 def test_steps_of_the_loop_are_those_that_generation_makes() -> None:

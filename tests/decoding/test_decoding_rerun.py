@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from map_cases import maps_for
 from strategy_cases import agreeable, build_windowed, llama, tiny_model
 from tracing_models import NumberTokenizer, workload_of
 
@@ -22,6 +23,7 @@ from offramp.workloads.workload import Workload
 
 LAYERS = 5
 LENGTHS = (30, 12, 21, 30, 2)
+SHORT_HEAD = "shortlist:policy=[threshold:signal=restricted_margin,value=0.05,exits=1+3],at=all"
 THRESHOLD = "threshold:signal=max_prob,value=0.5,exits=1+2+3+4"
 COSINE = "threshold:signal=hidden_cosine,value=0.9,exits=2+3"
 LOOKING_BACK = "threshold:signal=kl_to_previous,value=0.5,exits=1+2+4"
@@ -46,7 +48,15 @@ def texts(bos: int | None = None, context: int = 64) -> Trace:
     )
 
 
-def forced(model: Model, trace: Trace, policy: str, kv: str, prompt: int = 1, workload: Any = None) -> Any:
+def forced(
+    model: Model,
+    trace: Trace,
+    policy: str,
+    kv: str,
+    prompt: int = 1,
+    workload: Any = None,
+    heads: Any = None,
+) -> Any:
     """Exits and outputs of every row by forced decoding; rows before the first new token keep L."""
     exits = np.full(trace.token_count, model.layers)
     top1 = trace.top1[:, -1].astype(np.int64).copy()
@@ -59,10 +69,12 @@ def forced(model: Model, trace: Trace, policy: str, kv: str, prompt: int = 1, wo
             torch.tensor([sequence.ids[:first]]),
             policy=policy,
             kv=kv,
+            heads=heads,
             force_tokens=[[*sequence.ids[first:], sequence.next_token]],
         )
-        rows = sequence.rows[first - sequence.first_row :]
-        exits[rows], top1[rows] = found.exits[1:], found.chosen[1:]
+        # The first new token comes out of the prompt, whose last position may be a row too.
+        rows = sequence.rows[max(first - 1 - sequence.first_row, 0) :]
+        exits[rows], top1[rows] = found.exits[-len(rows) :], found.chosen[-len(rows) :]
     return exits, top1
 
 
@@ -71,7 +83,18 @@ def forced(model: Model, trace: Trace, policy: str, kv: str, prompt: int = 1, wo
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])
 @pytest.mark.parametrize(
     "policy",
-    ["never", "static:exit=2", THRESHOLD, COSINE, LOOKING_BACK, SHORT, DECAYING, PATIENCE, ADAPTIVE],
+    [
+        "never",
+        "static:exit=2",
+        THRESHOLD,
+        COSINE,
+        LOOKING_BACK,
+        SHORT,
+        DECAYING,
+        PATIENCE,
+        ADAPTIVE,
+        SHORT_HEAD,
+    ],
 )
 def test_a_rerun_is_forced_decoding(policy: str, kv: str, bos: int | None, prompt: int) -> None:
     found = offramp.rerun(model(bos), texts(bos), policy, kv, prompt_tokens=prompt)
@@ -80,6 +103,24 @@ def test_a_rerun_is_forced_decoding(policy: str, kv: str, bos: int | None, promp
     assert found.top1.tolist() == top1.tolist()
     if policy not in ("never", "static:exit=2"):
         assert len(set(exits[found.decided].tolist())) > 1
+
+
+@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("policy", ["static:exit=2", THRESHOLD, SHORT, SHORT_HEAD, PATIENCE, ADAPTIVE])
+def test_mapped_states_are_carried_as_decoding_carries_them(policy: str, bos: int | None) -> None:
+    heads = maps_for(model(bos), scale=0.5)
+    found = offramp.rerun(model(bos), texts(bos), policy, "mapped", heads=heads)
+    exits, top1 = forced(model(bos), texts(bos), policy, "mapped", heads=heads)
+    assert found.exits.tolist() == exits.tolist()
+    assert found.top1.tolist() == top1.tolist()
+    if policy == THRESHOLD:  # others may leave too seldom for it to show
+        propagated = offramp.rerun(model(bos), texts(bos), policy)
+        assert found.top1.tolist() != propagated.top1.tolist()
+
+
+def test_mapped_needs_its_maps() -> None:
+    with pytest.raises(offramp.InputError, match="--kv-maps 2"):
+        offramp.rerun(model(), texts(), "static:exit=2", "mapped")
 
 
 def test_how_each_was_had() -> None:

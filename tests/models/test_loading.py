@@ -340,7 +340,7 @@ def test_an_unknown_dtype(llama_folder: Path) -> None:
 
 
 def test_a_bundled_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = BundledModel("absent", "", "offramp-no-such-package", "1.0", "a.gguf", "", "MIT")
+    absent = BundledModel("absent", "", "offramp-no-such-package", "1.0", "a.gguf", "", "MIT", "")
     monkeypatch.setitem(BUNDLED, "absent", absent)
     with pytest.raises(ModelError, match="not installed") as error:
         load_model("absent")

@@ -88,7 +88,7 @@ def test_a_file_may_leave_defaults_out() -> None:
         ("{", "the policy file is not JSON"),
         ("[]", "not a policy file"),
         ("{}", "not a policy file"),
-        ('{"schema_version": 3, "kind": "never", "parameters": {}}', "schema version 3, newer than 2"),
+        ('{"schema_version": 4, "kind": "never", "parameters": {}}', "schema version 4, newer than 3"),
         ('{"schema_version": 2, "kind": "never", "parameters": {}}', "not a policy file"),
         ('{"schema_version": true, "kind": "never", "parameters": {}}', "not a policy file"),
         ('{"schema_version": 1.5, "kind": "never", "parameters": {}}', "not a policy file"),

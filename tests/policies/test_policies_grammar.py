@@ -23,7 +23,7 @@ from offramp.policies.rules.dynamic import Dynamic
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.oracle import Oracle
 from offramp.policies.rules.patience import Patience, Sustained
-from offramp.policies.rules.shortlist import ShortList
+from offramp.policies.rules.shortlist import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.tasks import Tasks
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.policies.rules.votes import Votes
@@ -73,15 +73,21 @@ SIMPLE = st.one_of(
 def around(inner: Any) -> Any:
     """Policies made of others."""
     lists = st.lists(inner, min_size=1, max_size=3).map(tuple)
-    voters = lists.flatmap(
+    tasks = lists.flatmap(
+        lambda of: inner.map(lambda fallback: Tasks(("code", "chat", "txt")[: len(of)], of, fallback))
+    )
+    listed = st.builds(ShortList, inner, st.sampled_from((AT_EXITS, AT_ALL)))
+    voters = lists.map(without_lists).flatmap(
         lambda of: st.one_of(st.sampled_from(("all", "any")), st.integers(1, len(of))).map(
             lambda need: Votes(need, of)
         )
     )
-    tasks = lists.flatmap(
-        lambda of: inner.map(lambda fallback: Tasks(("code", "chat", "txt")[: len(of)], of, fallback))
-    )
-    return st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), voters, tasks)
+    return st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), listed, voters, tasks)
+
+
+def without_lists(policies: tuple[ExitPolicy, ...]) -> tuple[ExitPolicy, ...]:
+    """Those that may vote: what an exit is read off is no voter's to choose."""
+    return tuple(policy for policy in policies if not policy.short_list) or (Never(),)
 
 
 POLICIES = st.one_of(
@@ -116,6 +122,7 @@ def test_every_kind_is_read_from_its_text() -> None:
         "minimum:exit=12,policy=[never]": Minimum(12, Never()),
         "monotone:policy=[static:exit=3]": Monotone(StaticExit(3)),
         "shortlist:policy=[static:exit=3]": ShortList(StaticExit(3)),
+        "shortlist:policy=[never],at=all": ShortList(Never(), "all"),
         VOTES: Votes(2, (Threshold("margin", 0.9, (10, 15)), Patience(2, (10, 15, 20)))),
         "tasks:names=code+chat,policies=[static:exit=3]+[never],fallback=[static:exit=9]": Tasks(
             ("code", "chat"), (StaticExit(3), Never()), StaticExit(9)
@@ -130,6 +137,18 @@ def test_every_kind_is_read_from_its_text() -> None:
 
 def test_what_is_left_out_is_written_in_the_text() -> None:
     assert str(parse_policy("patience:times=2,exits=3+4+5")) == "patience:times=2,exits=3+4+5,fact=top1"
+
+
+def test_a_short_lists_text_is_what_it_was_where_it_is_read_at_exits() -> None:
+    """Texts of earlier versions name the same policies, and are written as they were."""
+    text = "shortlist:policy=[static:exit=3]"
+    assert parse_policy(f"{text},at=exits") == parse_policy(text) == ShortList(StaticExit(3), "exits")
+    assert str(parse_policy(f"{text},at=exits")) == text
+    assert policy_from_json(
+        {"schema_version": 1, "kind": "shortlist", "parameters": {"policy": "[static:exit=3]"}}, "a file"
+    ) == parse_policy(text)
+    with pytest.raises(PolicyError, match="exits, all"):
+        parse_policy(f"{text},at=last")
 
 
 def test_policies_nest_several_times() -> None:

@@ -10,17 +10,19 @@ from offramp.policies.charging import counted_at, prices_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
-from offramp.policies.rules.fixed import StaticExit
-from offramp.policies.rules.shortlist import ShortList
+from offramp.policies.replay_intervals import replay_intervals
+from offramp.policies.rules.fixed import Never, StaticExit
+from offramp.policies.rules.shortlist import ShortList, with_short_head
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.short_list import read_short, short_costs
+from offramp.policies.short_list import read_short
 from offramp.tracing.trace import Trace
+from offramp.tuning.break_even import break_even
 from offramp.tuning.certify import policy_losses
 from offramp.tuning.held_out import measure
 from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
-from offramp.tuning.losses import make_floor
+from offramp.tuning.losses import make_floor, token_losses
 from offramp.tuning.pool import Pool
-from offramp.tuning.pricing import pricing_of
+from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.searching import search_pool
 from policy_traces import make_shape, make_trace
 
@@ -36,10 +38,11 @@ def short_trace(**given: object) -> Trace:
     return make_trace(tokens=200, documents=40, shape=SHAPE, **{"restricted_top1": listed, **given})
 
 
-def agreement_by_hand(trace: Trace, exits: np.ndarray) -> np.ndarray:
+def agreement_by_hand(trace: Trace, exits: np.ndarray, *, head: bool = False) -> np.ndarray:
+    """Against the full model's token of the whole vocabulary. head: the list is read at the last exit too."""
     final = trace.fact("top1")[:, -1]
     said = [
-        final[row] if exit == trace.layers else trace.fact("restricted_top1")[row, exit - 1]
+        final[row] if exit == trace.layers and not head else trace.fact("restricted_top1")[row, exit - 1]
         for row, exit in enumerate(exits)
     ]
     return np.array(said) == final
@@ -69,13 +72,66 @@ def test_an_exit_pays_the_short_lists_product_instead_of_the_whole_heads() -> No
 
 def test_a_static_exit_through_the_short_list() -> None:
     trace = short_trace()
-    costs = short_costs(counted_at(trace, "bytes")(1))
+    costs = counted_at(trace, "bytes")(1)
     result = replay(trace, ShortList(StaticExit(3)))
     expected = costs.overhead + costs.until_exit[2] + costs.probes["restricted head"]
     assert result.bill.total == pytest.approx(expected * trace.token_count)
 
 
-@pytest.mark.parametrize("policy", [ShortList(CHEAP), CHEAP])
+@pytest.mark.parametrize("inner", [Never(), CHEAP, StaticExit(3)])
+@pytest.mark.parametrize("lens", [False, True])
+def test_a_short_head_answers_and_costs_the_list_everywhere(inner: ExitPolicy, lens: bool) -> None:
+    trace = short_trace()
+    if lens:
+        trace.provenance["request"] = {"heads": {"lens": True}}
+    result, whole = replay(trace, ShortList(inner, "all")), replay(trace, inner)
+    np.testing.assert_array_equal(result.exits, whole.exits)
+    assert result.agreement == pytest.approx(agreement_by_hand(trace, result.exits, head=True).mean())
+    assert result.agreement < 0.7
+    costs = counted_at(trace, "bytes")(1)
+    left = np.count_nonzero(result.exits < trace.layers)
+    short = costs.probes["restricted head"]  # behind the lens, which exit L has none of
+    saved = left * (costs.exit_head - short) + (trace.token_count - left) * (
+        costs.head - (short - (costs.exit_head - costs.head))
+    )
+    assert result.bill.total == pytest.approx(whole.bill.total - saved)
+    assert result.bill.plain == whole.bill.plain
+    assert {line.part for line in result.bill.lines} & {"exit head", "final head"} == set()
+    assert result.gain.head == pytest.approx(saved / whole.bill.plain + whole.gain.head)
+    assert result.skip_ratio == whole.skip_ratio
+    assert np.isnan(result.nll_increase)
+    assert np.isnan(result.kl)
+
+
+def test_agreement_with_the_untransformed_model_is_that_of_the_list() -> None:
+    trace = short_trace()
+    other = Trace.from_facts(
+        {name: trace.fact(name) for name in trace.fact_names},
+        document=trace.document,
+        shape=trace.shape,
+        reference_top1=np.full(trace.token_count, 5, dtype=np.int32),
+    )
+    result = replay(other, ShortList(Never(), "all"))
+    assert result.reference_agreement == pytest.approx(np.mean(other.fact("restricted_top1")[:, -1] == 5))
+    assert result.agreement == replay(trace, ShortList(Never(), "all")).agreement
+
+
+def test_what_is_seen_through_a_short_head_is_held_against_the_full_model() -> None:
+    trace = short_trace()
+    seen = read_short(trace, head=True)
+    again = read_short(read_short(trace, head=True).subset(np.arange(10)), head=True)
+    for view, whole in ((seen, trace), (again, trace.subset(np.arange(10)))):
+        np.testing.assert_array_equal(view.full_top1, whole.fact("top1")[:, -1])
+        listed = whole.fact("restricted_top1") == whole.fact("top1")[:, -1:]
+        np.testing.assert_array_equal(view.agreement, listed)
+        np.testing.assert_array_equal(token_losses(view, FLOOR), ~listed)
+    assert not seen.agreement[:, -1].all()
+    np.testing.assert_array_equal(read_short(trace).agreement[:, -1], True)
+
+
+@pytest.mark.parametrize(
+    "policy", [ShortList(CHEAP), CHEAP, ShortList(CHEAP, "all"), ShortList(Never(), "all")]
+)
 def test_tuning_measures_what_replay_says(policy: ExitPolicy) -> None:
     trace = short_trace()
     pricing = pricing_of(trace, None)
@@ -83,6 +139,12 @@ def test_tuning_measures_what_replay_says(policy: ExitPolicy) -> None:
     assert held.agreement.value == pytest.approx(result.agreement)
     assert held.net_speedup.value == pytest.approx(result.predicted_speedup)
     assert 1.0 - policy_losses(trace, policy, FLOOR).mean() == pytest.approx(result.agreement)
+    assert held.plain_cost == pytest.approx(result.bill.plain / trace.token_count)
+    assert held.gain is not None
+    assert held.gain.to_json() == pytest.approx(result.gain.to_json())
+    intervals = replay_intervals(trace, policy)
+    assert intervals.agreement.value == pytest.approx(result.agreement)
+    assert intervals.net_speedup.value == pytest.approx(result.predicted_speedup)
 
 
 def test_a_search_finds_short_lists_with_their_own_risk_and_cost() -> None:
@@ -95,10 +157,16 @@ def test_a_search_finds_short_lists_with_their_own_risk_and_cost() -> None:
     best = pool.fastest(FLOOR.risk)
     assert best is not None
     assert isinstance(best.policy, ShortList)
-    result = replay(trace, best.policy)
-    assert best.risk == pytest.approx(1.0 - result.agreement)
-    assert best.cost == pytest.approx(result.bill.total / trace.token_count)
-    assert parse_policy(str(best.policy)) == best.policy
+    families = {scored.family.partition(":")[0] for scored in pool.found if scored.policy.short_list}
+    assert families == {"short list at full depth", "short list", "short list everywhere"}
+    for scored in [best, *(one for one in pool.found if one.policy.short_list)][::7]:
+        result = replay(trace, scored.policy)
+        assert scored.risk == pytest.approx(1.0 - result.agreement)
+        assert scored.cost == pytest.approx(result.bill.total / trace.token_count)
+        assert parse_policy(str(scored.policy)) == scored.policy
+        assert scored.family.startswith("short list everywhere") == (
+            scored.policy.short_head and not scored.policy.full_depth
+        )
 
 
 def test_a_search_leaves_out_what_needs_the_whole_head() -> None:
@@ -131,11 +199,17 @@ def test_lockstep_reads_the_list_too() -> None:
     from offramp.costs.hardware import find_machine
 
     trace, machine = short_trace(), find_machine("cpu-2core")
-    walked = walk_in_lockstep(trace, ShortList(CHEAP), 4, 0)
-    held = measure_in_lockstep(trace, walked, machine, FLOOR, 0)
-    assert held.agreement.value == pytest.approx(agreement_by_hand(trace, walked.walk.exits).mean())
-    result = replay(trace, ShortList(CHEAP), machine=machine, batch=4)
-    assert held.cost.value == pytest.approx(result.seconds_per_token)
+    for at in ("exits", "all"):
+        policy = ShortList(CHEAP, at)
+        walked = walk_in_lockstep(trace, policy, 4, 0)
+        held = measure_in_lockstep(trace, walked, machine, FLOOR, 0)
+        said = agreement_by_hand(trace, walked.walk.exits, head=at == "all")
+        assert held.agreement.value == pytest.approx(said.mean())
+        result = replay(trace, policy, machine=machine, batch=4)
+        assert held.cost.value == pytest.approx(result.seconds_per_token)
+        assert held.plain_cost == pytest.approx(result.plain_seconds_per_token)
+        assert held.gain is not None
+        assert held.gain.to_json() == pytest.approx(result.gain.to_json())
 
 
 def test_what_cannot_be_read_off_a_short_list_is_refused() -> None:
@@ -143,7 +217,44 @@ def test_what_cannot_be_read_off_a_short_list_is_refused() -> None:
         parse_policy("shortlist:policy=[patience:times=1,exits=1+2+3]").needs(6)
     with pytest.raises(PolicyError, match="voter"):
         parse_policy("votes:need=1,of=[shortlist:policy=[static:exit=2]]")
-    with pytest.raises(InputError, match="restricted"):
-        replay(make_trace(), ShortList(CHEAP))
+    for policy in (ShortList(CHEAP), ShortList(Never(), "all")):
+        with pytest.raises(InputError, match="restricted"):
+            replay(make_trace(), policy)
+    learning = "bandit:signal=margin,value=0.5,exits=1+2"
+    assert parse_policy(f"shortlist:policy=[{learning}]").needs(6)
+    with pytest.raises(PolicyError, match="learns from margin at exit 6"):
+        parse_policy(f"shortlist:policy=[{learning}],at=all").needs(6)
+    with pytest.raises(PolicyError, match="verifies drafts"):
+        replay(short_trace(), ShortList(CHEAP, "all"), kv="speculate")
     assert read_short(short_trace()).subset(np.array([0])).agreement[:, -1].all()
     assert dataclasses.replace(ShortList(CHEAP), policy=StaticExit(2)).never_deepens
+
+
+@pytest.mark.parametrize(("inner", "target"), [(Never(), 1.5), (CHEAP, 10.0)])
+def test_a_break_even_of_a_short_head_is_held_against_the_whole_one(inner: ExitPolicy, target: float) -> None:
+    trace, policy = short_trace(), ShortList(inner, "all")
+    costs = counted_at(trace, "bytes")(1)
+    for row in break_even(trace, policy, costs, target):
+        if row.lever != "layer" or row.factor is None:
+            continue
+        dearer = dataclasses.replace(costs, layers=row.factor * costs.layers)
+        held = measure(trace, policy, Pricing(dearer, "bytes moved", "a test"), FLOOR, 0)
+        assert held.net_speedup.value == pytest.approx(target)
+        break
+    else:
+        pytest.fail("no price of a layer was found")
+
+
+def test_the_short_head_of_a_policy_is_cut_once() -> None:
+    everywhere = ShortList(CHEAP, "all")
+    assert with_short_head(CHEAP) == with_short_head(ShortList(CHEAP)) == everywhere
+    assert with_short_head(everywhere) is everywhere
+    around = parse_policy(f"monotone:policy=[{everywhere}]")
+    assert around.short_head
+    assert with_short_head(around) is around
+    assert [policy.full_depth for policy in (Never(), ShortList(Never(), "all"), CHEAP, everywhere)] == [
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import (
     BreakEven,
@@ -119,10 +122,14 @@ def league_entry(
     }
     seconds = sum(parts.values())
     speed = HARDWARE["plain_seconds_per_token"] / seconds
+    layers = 30 * HARDWARE["layer_seconds"] - parts["layers"] - parts["K,V projection"]
+    plain = HARDWARE["plain_seconds_per_token"]
     return LeagueEntry(
         family=family,
         policy=policy,
         reachable=reachable,
+        gain=Gain(layers / plain, 0.0, -probes / plain),
+        full_depth=policy == "never",
         floor=floor,
         agreement=around(1.0 if not reachable or policy == "never" else floor + 0.004, 0.005),
         skip_ratio=around(skip, 0.1 * skip),
@@ -138,7 +145,9 @@ def league(extra: float = 0.0) -> tuple[LeagueEntry, ...]:
     """extra: share of layers that this text lets policies skip beside."""
     entries = []
     for floor in (0.99, 0.95, 0.9):
-        entries += [league_entry(f, p, floor, s + (extra if s else 0.0), t) for f, p, s, t in FAMILIES]
+        families = [league_entry(f, p, floor, s + (extra if s else 0.0), t) for f, p, s, t in FAMILIES]
+        families.sort(key=lambda entry: entry.seconds_per_token)
+        entries += [replace(entry, rank=rank) for rank, entry in enumerate(families, start=1)]
         entries += [league_entry(f, p, floor, s + extra, 0.0, reachable=False) for f, p, s in ORACLES]
     return tuple(entries)
 
@@ -189,6 +198,7 @@ def tuned(floor: Floor, made: Certificate, **changes) -> Tuned:
         "front": front(),
         "shift": (),
         "documents": {"heads": 40, "search": 60, "certify": made.documents, "report": 60},
+        "gain": Gain(0.034, 0.0, -0.001) if made.holds else Gain(0.0, 0.0, 0.0),
         "document_digests": {"search": ("ab" * 32,), "certify": ("cd" * 32,)},
     }
     return Tuned(**{**fields, **changes})

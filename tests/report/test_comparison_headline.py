@@ -36,7 +36,8 @@ def saving(
     machine: str = "local",
     **fields: object,
 ) -> Saving:
-    return replace(Saving(floor, machine, policy, speed, certified, "as found"), **fields)
+    made = Saving(floor, machine, policy, speed, certified, "as found", executed=certified)
+    return replace(made, **fields)
 
 
 def nothing(lacks: str = "", documents: int = 12, needed: int = 45, **fields: object) -> Saving:
@@ -59,16 +60,23 @@ def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Stra
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "decision"),
+    ("low", "high", "certified", "decision"),
     [
-        (1.06, 1.2, "pays"),
-        (0.9, 1.04, "does not pay"),
-        (1.0, 1.1, "too close to call"),
-        (None, None, "too close to call"),
+        (1.06, 1.2, True, "pays"),
+        (1.06, 1.2, False, "too close to call"),
+        (0.9, 1.04, True, "does not pay"),
+        (0.9, 1.04, False, "does not pay"),
+        (1.0, 1.1, True, "too close to call"),
+        (None, None, True, "too close to call"),
     ],
 )
-def test_a_decision_is_the_intervals(low, high, decision):
-    assert decision_on(Estimate(1.1, low, high)) == decision
+def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, decision):
+    assert decision_on(Estimate(1.1, low, high), certified=certified, measured=True) == decision
+
+
+def test_a_replay_bound_never_pays():
+    found = compared(saving(Estimate(1.2, 1.15, 1.25), executed=False))
+    assert [answer.decision for answer in answers_of(found)] == ["too close to call"]
 
 
 def test_it_pays_in_so_many_cells():
@@ -144,7 +152,7 @@ def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, 
 
 def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     speed = Estimate(1.2, 1.18, 1.22)
-    slow = strategy(Estimate(0.98, 0.97, 0.99), validity="VALID")
+    slow = strategy(Estimate(0.98, 0.97, 0.99), answer="slower")
     assert overall_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
     assert headline(compared(saving(speed), strategies=(slow,))).startswith(
         "Early exit does not pay anywhere here: certified, it is at best 0.980 × plain decoding (0.970 to "
@@ -154,19 +162,19 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     timed = compared(saving(speed), strategies=(quick,))
     assert headline(timed).startswith("Early exit pays here: certified, it is at best 1.100 ×")
     assert "decoded for real; predicted were 1.200 ×" in best_sentences(timed)[0]
-    invalid = replace(slow, validity="INVALID: the machine was busy")
+    invalid = replace(slow, answer="defect: a wrong output")
     assert overall_decision(compared(saving(speed), strategies=(invalid,))) == "pays"
     elsewhere = replace(slow, machine="h100")
     assert overall_decision(compared(saving(speed), strategies=(elsewhere,))) == "pays"
     otherwise = replace(slow, kv="recompute")
     assert overall_decision(compared(saving(speed), strategies=(otherwise,))) == "pays"
-    left_out = replace(slow, validity="left out: no time", net_speedup=Estimate(None, undefined="no time"))
+    left_out = replace(slow, answer="left out: no time", net_speedup=Estimate(None, undefined="no time"))
     assert overall_decision(compared(saving(speed), strategies=(left_out,))) == "pays"
 
 
 def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pay():
     speed = Estimate(1.2, 1.18, 1.22)
-    missed = strategy(Estimate(1.3, 1.25, 1.35), validity="VALID", agreement=Estimate(0.80, 0.75, 0.85))
+    missed = strategy(Estimate(1.3, 1.25, 1.35), answer="slower", agreement=Estimate(0.80, 0.75, 0.85))
     found = compared(saving(speed), strategies=(missed,))
     assert overall_decision(found) == "too close to call"
     assert headline(found).endswith("certified, it is at best 1.200 × plain decoding (1.180 to 1.220).")
@@ -185,7 +193,7 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
 
 
 def test_cells_that_pay_by_the_stopwatch_are_counted_apart_from_predicted_ones():
-    speed, quick = Estimate(1.2, 1.18, 1.22), strategy(Estimate(1.3, 1.25, 1.35), validity="VALID")
+    speed, quick = Estimate(1.2, 1.18, 1.22), strategy(Estimate(1.3, 1.25, 1.35), answer="slower")
     elsewhere = [saving(speed, machine=name) for name in ("h100", "a100")]
     slow = saving(Estimate(1.0), policy="never", machine="cpu")
     found = compared(saving(speed), *elsewhere, slow, strategies=(quick,))
@@ -217,7 +225,9 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     assert said.startswith("Early exit does not pay anywhere here: decoded for real")
     assert "0.970 ×" in said
     said = headline(compared(strategies=(oracle, quick)))
-    assert said.startswith("Early exit pays somewhere here: by replay and without a certificate")
+    assert said.startswith(
+        "Whether early exit pays is too close to call: by replay and without a certificate"
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,16 +256,16 @@ def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_miss
 
 
 def test_what_why_no_answer_is_counted_with_its_reason():
-    plain = strategy(Estimate(1.0), policy="never", validity="INVALID: busy")
-    invalid = strategy(Estimate(1.4), policy="static:exit=1", validity="INVALID: busy")
-    missed = strategy(Estimate(1.3), policy="static:exit=2", validity="VALID", agreement=Estimate(0.8))
+    plain = strategy(Estimate(1.0), policy="never", answer="defect: a wrong output")
+    invalid = strategy(Estimate(1.4), policy="static:exit=1", answer="defect: a wrong output")
+    missed = strategy(Estimate(1.3), policy="static:exit=2", answer="slower", agreement=Estimate(0.8))
     silent = strategy(
-        Estimate(None, undefined="it failed"), policy="static:exit=3", validity="left out: it failed"
+        Estimate(None, undefined="it failed"), policy="static:exit=3", answer="left out: it failed"
     )
-    kept = strategy(Estimate(1.2), policy="static:exit=4", validity="VALID", agreement=Estimate(0.99))
+    kept = strategy(Estimate(1.2), policy="static:exit=4", answer="slower", agreement=Estimate(0.99))
     replayed = strategy(Estimate(1.5), "predicted", agreement=Estimate(0.1))
     all_of_them = (plain, invalid, missed, silent, kept, replayed)
-    said = "1 INVALID, 1 below their floor, 1 without a speed"
+    said = "1 with a defect, 1 below their floor, 1 without a speed"
     assert why_no_answer(all_of_them) == said
     assert f"Of 4 measurements of policies decoded for real, left out: {said}." in left_over(
         compared(nothing(), strategies=all_of_them)
@@ -273,16 +283,16 @@ def test_an_interval_without_width_is_no_precision():
 
 
 @pytest.mark.parametrize(
-    ("validity", "said"),
+    ("answer", "said"),
     [
-        ("VALID", "only what is marked measured was timed"),
-        ("INVALID: busy", "what was timed here is INVALID"),
+        ("faster", "only what is marked measured was timed"),
+        ("defect: a wrong output", "what was timed here has a defect"),
         (None, "none was timed here"),
     ],
 )
-def test_what_was_timed(validity, said):
-    measured = strategy(Estimate(1.1, 1.0, 1.2), validity=validity or "")
-    found = compared(nothing(), strategies=(measured,) if validity else ())
+def test_what_was_timed(answer, said):
+    measured = strategy(Estimate(1.1, 1.0, 1.2), answer=answer or "")
+    found = compared(nothing(), strategies=(measured,) if answer else ())
     assert f"not over these prices; {said}." in " ".join(not_claimed(found))
 
 

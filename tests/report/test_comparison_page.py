@@ -66,7 +66,7 @@ def test_every_part_is_there_in_the_order_a_reader_needs(page):
         "2 cells failed or did not runllama3",
         "Leaderboard of models",
         "League of strategies",
-        "What can be guaranteed",
+        "What was held against a floor",
         "Layer by layer",
         "Matched pairs",
         "Nothing is claimed of the other 2 of 3 trends",
@@ -81,7 +81,7 @@ def test_every_part_is_there_in_the_order_a_reader_needs(page):
     assert places == sorted(places)
     assert "llama3-8b · code · tune · h100 the memory is too small" in page.text
     assert "oracle, out of reach" in page.text
-    assert "INVALID: the A/A interval" in page.text
+    assert "defect: the same decoder twice" in page.text
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_hostile_text_stays_text(small):
         description=HOSTILE,
         rows=rows,
         strategies=tuple(
-            replace(one, **names, family=HOSTILE, policy=HOSTILE, floor=HOSTILE, validity=HOSTILE)
+            replace(one, **names, family=HOSTILE, policy=HOSTILE, floor=HOSTILE, answer=HOSTILE)
             for one in comparison.strategies
         ),
         pairs=tuple(

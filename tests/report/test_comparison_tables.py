@@ -98,7 +98,7 @@ def test_words():
     assert sorted(floors, key=floor_order) == ["agreement=0.99", "agreement=0.9", "kl=0.1"]
     assert [parameters_text(size) for size in (135e6, 8.2e9, None)] == ["135 M", "8.2 B", "–"]
     assert heads_name("") == heads_name("none") == "logit lens"
-    assert figure_name("saturation_skip") == "Saturation oracle skips"
+    assert figure_name("saturation_skip") == "Saturation oracle skips at 100 % agreement"
     assert figure_name("my_own_figure") == "My own figure"
     assert named("composite falls by 0.1", "composite") == "Composite falls by 0.1."
     assert named("nothing is claimed.", "composite") == "Nothing is claimed."
@@ -153,11 +153,11 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
     assert re.findall(r">(\d+) of 1<", html) == ["0", "1", "0"]  # who asked for no floor wins nothing
 
 
-def test_what_is_invalid_has_no_speed_to_be_ranked_by(comparison):
+def test_what_has_a_defect_has_no_speed_to_be_ranked_by(comparison):
     measured = next(one for one in comparison.strategies if one.basis == "measured")
-    invalid = replace(measured, net_speedup=Estimate(9.0), validity="INVALID: busy")
-    valid = replace(measured, net_speedup=Estimate(0.9), validity="VALID")
-    assert Standing(None, valid).rank < Standing(None, invalid).rank
+    broken = replace(measured, net_speedup=Estimate(9.0), answer="defect: a wrong output")
+    sound = replace(measured, net_speedup=Estimate(0.9), answer="slower")
+    assert Standing(None, sound).rank < Standing(None, broken).rank
 
 
 def test_what_was_not_asked_is_not_called_uncertified(comparison):
@@ -213,7 +213,7 @@ def test_pairs_say_what_is_sure_and_what_is_not(comparison):
         "qwen3-8b → qwen3-8b-it (base ↔ tuned): 4 of 6 differences sure: composite on prose"
     )
     assert "falls by 0.070" in first
-    assert "saturation oracle skips on prose falls by 4.0 points" in first
+    assert "saturation oracle skips at 100 % agreement on prose falls by 4.0 points" in first
     assert second.endswith("nothing can be said, too few documents.")
     unsure = tuple(replace(pair, adjusted=0.4) for pair in comparison.pairs[:6])
     assert said(unsure) == ["qwen3-8b → qwen3-8b-it (base ↔ tuned): no difference is sure."]
@@ -222,7 +222,9 @@ def test_pairs_say_what_is_sure_and_what_is_not(comparison):
 
 def test_trends_claim_only_what_holds(comparison):
     text = Page(trends_section(comparison)).text
-    assert re.search(r"On prose[^:]*: Saturation oracle skips falls by 0\.08 per generation", text)
+    assert re.search(
+        r"On prose[^:]*: Saturation oracle skips at 100 % agreement falls by 0\.08 per generation", text
+    )
     assert "Nothing is claimed of the other 2 of 3 trends." in text
     saved = replace(comparison.trends[0], figure="saving, agreement=0.95 | h100")
     html = trends_section(replace(comparison, trends=(saved,)))
@@ -235,7 +237,7 @@ def test_trends_claim_only_what_holds(comparison):
 def test_validity_claims_only_with_models_enough(comparison):
     lines = claims(comparison.validity)
     assert lines[0].startswith(
-        "Saturation oracle skips against predicted savings (95 % agreement, h100): ranks"
+        "Saturation oracle skips at 100 % agreement against predicted savings (95 % agreement, h100): ranks"
     )
     assert (
         lines[-1] == "Nothing is claimed against measured savings: 5 independently trained models, 12 needed."
@@ -259,7 +261,7 @@ def test_a_models_own_answers_have_no_bits_per_byte(comparison):
 def test_floors_are_summed_up(comparison):
     lines = by_floor(answers_of(comparison))
     assert lines[0] == (
-        "99 % agreement: no policy that exits early is certified, in 36 answers. "
+        "99 % agreement: no policy that exits early passed, in 36 answers. "
         "36 not certifiable: 12 documents to certify on, 230 needed for 99 % agreement (trace at least 460 "
         "in all)."
     )

@@ -31,13 +31,13 @@ def test_one_alone_where_the_other_changes_nothing() -> None:
     said = advice(combined_result(ADDS_NOTHING, {"int8": 0.98, "int8 + exits": 0.97}))
     assert said.startswith("Use int8 alone, 1.50 × (1.4")
     assert "at 98.0 % of the full model's tokens (6 answers, too few for an interval)" in said
-    assert said.endswith(": exits on top change nothing (1.00, 0.98 to 1.01).")
+    assert said.endswith(": exits on top change nothing (1.00, 0.99 to 1.01).")
 
 
 def test_both_where_each_adds() -> None:
     said = advice(combined_result(MULTIPLIES))
     assert said.startswith("Use int8 + exits together, 1.80 × (")
-    assert "they multiply (1.01, 0.98 to 1.02 of the product of their gains)." in said
+    assert "they multiply (1.00, 0.98 to 1.02 of the product of their gains)." in said
     said = advice(combined_result(IN_THE_WAY))
     assert said.startswith("Use int8 + exits together, 1.67 × (")
     assert "they get in each other's way (0.93, 0." in said
@@ -69,12 +69,10 @@ def test_nothing_pays_is_an_answer() -> None:
     )
 
 
-def test_an_invalid_measurement_gives_no_advice() -> None:
-    result = combined_result(
-        MULTIPLIES, validity="INVALID", reasons=("the machine is noisy (stop other work)",)
-    )
+def test_a_measurement_with_a_defect_gives_no_advice() -> None:
+    result = combined_result(MULTIPLIES, defects=("int8 must give the full model's output",))
     assert advice(result) == (
-        "No advice: this measurement is not to be believed, since the machine is noisy (stop other work)."
+        "No advice: this measurement has a defect: int8 must give the full model's output."
     )
 
 
@@ -111,7 +109,7 @@ def test_the_interaction_in_words(interaction: Interval, said: str) -> None:
     changed = replace(found, combinations=(*others, replace(together, interaction=interaction)))
     (sentence,) = effect_sentences(changed)
     assert sentence.startswith(said)
-    assert effect_sentences(replace(changed, validity="INVALID")) == []
+    assert effect_sentences(replace(changed, defects=("wrong",))) == []
 
 
 @pytest.fixture
@@ -131,7 +129,8 @@ def test_the_section_shows_every_combination(result: CombineResult) -> None:
     assert page.faults == []
     for part in (
         "Beside other accelerations",
-        "VALID",
+        "every question was answered after 61 s",
+        "faster",
         advice(result),
         "In each other's way: int8 + exits (0.93, ",
         "1.67 ×, product 1.80",

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.policies.gain import Gain
 from offramp.report.formats import (
     counted,
     decimal,
     duration,
     estimate_text,
     faster,
+    gain_text,
     interval_text,
     listed,
     milliseconds,
@@ -41,6 +43,12 @@ from offramp.scoring.estimate import Estimate
         (faster(1.013), "1.3 % faster"),
         (faster(0.97), "3.0 % slower"),
         (faster(1.0), "no faster"),
+        (gain_text(Gain(0.031, 0.019, -0.002)), "layers +3.1 %, head +1.9 %, probes −0.2 %"),
+        (
+            gain_text({"layers": 0.0, "head": -0.00004, "probes": 0.1234}, 2),
+            "layers 0.00 %, head 0.00 %, probes +12.34 %",
+        ),
+        (gain_text(None), ""),
         (counted(1, "document"), "1 document"),
         (counted(4096, "token"), "4,096 tokens"),
         (listed(["a"]), "a"),

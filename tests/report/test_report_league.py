@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from report_examples import example_run
 
 from offramp.policies import bill
+from offramp.policies.gain import Gain
 from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
+from offramp.report.credit import credit_json, credit_sentence, credits_of
 from offramp.report.sections.league import PARTS, balance_of, league_section, parts_of, summary_of
 from offramp.scoring.estimate import Estimate
 
@@ -131,6 +133,58 @@ def test_the_summary_names_the_best_the_slowest_and_their_probes():
     )
     never = replace(best, policy="never", net_speedup=Estimate(1.0))
     assert "no family has a policy that beats the full model" in summary_of([never], 0.95, "time")
+
+
+SHORT = "shortlist:policy=[never],at=all"
+
+
+def short_entries():
+    """A short list at full depth, and an early exit that rides on it."""
+    made = answers.league_entry("short list at full depth", SHORT, 0.95, 0.0, 0.0)
+    alone = replace(
+        made,
+        net_speedup=Estimate(1.05, 1.05, 1.05),
+        gain=Gain(0.0, 0.047, 0.0),
+        full_depth=True,
+        rank=2,
+    )
+    policy = "shortlist:policy=[static:exit=28],at=all"
+    exits = replace(
+        alone,
+        family="short list everywhere: static exit",
+        policy=policy,
+        net_speedup=Estimate(1.056, 1.05, 1.06),
+        gain=Gain(0.006, 0.047, -0.0001),
+        full_depth=False,
+        rank=1,
+    )
+    return exits, alone
+
+
+def test_a_smaller_head_is_no_early_exit_and_is_set_against_it():
+    exits, alone = short_entries()
+    html = section(exits, alone)
+    shown = re.sub("<[^>]*>", " ", html).replace("\u00a0", " ")
+    assert "At 95 % agreement the one family that exits is faster than plain decoding." in shown
+    assert (
+        "Without any early exit, plain decoding with its output head cut to the short list is 5.0 % faster. "
+        "The best early exit, 5.6 % faster than plain decoding, is credited with what it adds to that: 0.6 % "
+        "faster."
+    ) in shown
+    assert "layers +0.6 %, head +4.7 %, probes 0.0 %" in shown
+    alone_too = re.sub("<[^>]*>", " ", section(alone)).replace("\u00a0", " ")
+    assert "No early exit holds 95 % agreement" in alone_too
+    assert "no family has a policy that beats the full model" in alone_too
+    assert "credited" not in section(replace(exits, rank=None), replace(alone, rank=None))
+
+
+def test_without_a_smaller_head_the_gain_is_early_exits_own():
+    exits, _ = short_entries()
+    (credit,) = credits_of([replace(exits, policy="static:exit=28", net_speedup=Estimate(1.02))])
+    assert "is its own: 2.0 % faster" in credit_sentence(credit)
+    value = credit_json("prose", credits_of(short_entries())[0])
+    assert value["ratio"] == pytest.approx(1.056 / 1.05)
+    assert (value["without"], value["without_speedup"], value["workload"]) == (SHORT, 1.05, "prose")
 
 
 def test_rows_are_ranked_and_oracles_stand_apart():

@@ -186,7 +186,7 @@ def test_everything_is_there_without_scripts(html, page):
 def test_the_answer_comes_first(page):
     text = page.text
     order = [
-        "Early exit would",
+        "arly exit",
         "Certificates",
         "At the quality you would keep",
         "What a check costs on this machine",
@@ -212,7 +212,8 @@ def test_measured_replayed_and_predicted_are_told_apart(page):
     kinds = [
         values["class"] for _, values, _ in page.elements if "kind" in (values.get("class") or "").split()
     ]
-    assert {"kind measured", "kind replayed", "kind predicted"} == set(kinds)
+    assert {"kind executed", "kind measured", "kind replayed", "kind predicted"} >= set(kinds)
+    assert {"kind measured", "kind replayed", "kind predicted"} <= set(kinds)
 
 
 def test_undefined_figures_show_their_reason_and_no_number():

@@ -40,7 +40,7 @@ COSTS = TokenCosts(
 
 
 def test_prices_by_hand():
-    prices = price_list(Bench(), COSTS, self_check_ratio=0.98, threads=2, load=0.3)
+    prices = price_list(Bench(), COSTS, self_check_ratio=0.98, threads=2, load=0.3, note="just now")
     assert prices == {
         "name": "local",
         "source": "a bench",
@@ -53,6 +53,7 @@ def test_prices_by_hand():
         "self_check_ratio": 0.98,
         "threads": 2,
         "load": 0.3,
+        "note": "just now",
     }
 
 

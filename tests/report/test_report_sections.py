@@ -142,4 +142,4 @@ def test_a_run_without_the_new_answers_has_none_of_their_sections():
     ):
         assert words not in page.text
     assert not any(values.get("href") == "#machine" for _, values, _ in page.elements)
-    assert "Early exit would" in page.text
+    assert "Early exit does not pay" in page.text

@@ -41,6 +41,7 @@ def test_top_level_keys(summary):
         "frontier",
         "predicted",
         "league",
+        "credit",
         "tuned",
         "machines",
         "break_even",

@@ -36,12 +36,12 @@ def test_markup_in_names_and_undefined_figures():
     run = example_run()
     workload = run.workloads[0]
     card = replace(workload.card, calibration=Estimate(None, undefined="constant confidence"))
-    verdicts = tuple(replace(v, net_speedup=Estimate(None, undefined="no tokens")) for v in workload.verdicts)
+    verdicts = tuple(replace(v, speed=None) for v in workload.verdicts)
     workload = replace(workload, name="[red]x[/]", card=card, verdicts=verdicts)
     text = printed(replace(run, workloads=(workload,), measured=None), 140)
     assert "[red]x[/]" in text
     assert "undefined: constant confidence" in text
-    assert "undefined: no tokens" in text
+    assert "is faster than plain decoding" in text
     assert "Plain decoding was not timed." in text
 
 

@@ -29,6 +29,7 @@ from work_cases import (
 import offramp
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import (
+    OTHER_LOAD,
     RECIPE,
     list_local_profiles,
     load_local_profile,
@@ -40,6 +41,7 @@ from offramp.decoding.bench.combined_file import combined_from_json
 from offramp.decoding.bench.contenders import GENERATE, NEVER
 from offramp.decoding.bench.result_file import from_json
 from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.profile_check import ProfileCheck
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
@@ -52,9 +54,9 @@ from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.transformed import load_model
+from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.tuned_file import read_tuned, to_json
-from offramp.tuning.verdict import judge
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 
@@ -345,6 +347,8 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
     monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", measuring)
+    found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
+    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
     return measuring
 
 
@@ -390,6 +394,28 @@ def test_a_profile_that_states_no_recipe_is_not_taken_and_stays(
     assert len(list_local_profiles()) == 2
     fingerprint = by_hand.details["model"]["fingerprint"]
     assert load_local_profile(fingerprint, "float32", threads=1).to_json() == by_hand.to_json()
+
+
+def test_a_kept_profile_that_is_off_is_measured_again(
+    bench: Bench, measured: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(profile_task(bench), name="before")
+    found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
+    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
+    bench.run(profile_task(bench), name="after")
+    assert measured.call_count == 2
+
+
+def test_a_profile_timed_under_load_serves_its_study_and_is_not_kept(
+    bench: Bench, measured: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = measured.return_value
+    details = {**busy.details, OTHER_LOAD: busy.details["machine"]["cores"] + 1.0}
+    measured.return_value = dataclasses.replace(busy, details=details)
+    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
+    folder = bench.run(profile_task(bench), name="busy")
+    assert _profile(folder).details[OTHER_LOAD] == details[OTHER_LOAD]
+    assert list_local_profiles() == []
 
 
 def test_the_best_policies_are_distinct_reachable_and_exit() -> None:
@@ -452,6 +478,7 @@ def test_the_best_of_the_league_are_decoded(
     for one in result["chosen"]:
         timed = measured.contender(one["contender"])
         assert len(timed.samples) == 2 * 2  # rounds x prompts
+        assert len(timed.clusters) == 2  # prompts
         assert one["free_running"]["prompts"] == 2
         assert one["characters_per_token"] > 0
     assert {NEVER, GENERATE} <= {one.name for one in measured.contenders}

@@ -55,7 +55,7 @@ def test_every_fact_comes_back_from_disk(extended: Path) -> None:
     assert_same_trace(loaded, run(None, **everything()))
     manifest = read_sealed_json(extended / "manifest.json")
     assert [fact["name"] for fact in manifest["facts"]] == list(ALL_NAMES)
-    assert manifest["schema_version"] == 3
+    assert manifest["schema_version"] == 4
 
 
 def test_a_finished_trace_is_read_and_another_request_is_told(

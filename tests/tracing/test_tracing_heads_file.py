@@ -130,16 +130,20 @@ def test_the_fingerprint_covers_everything(change: dict[str, Any]) -> None:
     assert dataclasses.replace(example(), **change).fingerprint != example().fingerprint
 
 
-def test_a_file_of_version_1_is_read_and_has_the_fingerprint_that_it_had(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_version_is_read_and_has_the_fingerprint_that_it_had(
+    path: Path, version: int
+) -> None:
     """Traces and policies know heads by their fingerprint: it must not change with the file's version."""
 
     def older(header: dict[str, Any], description: dict[str, Any]) -> None:
-        header["schema_version"] = 1
+        header["schema_version"] = version
 
     rewrite(path, older)
     of_version_1 = "fd5d9645ab8d08475d74a0ef5d2a624d9ebd7fbabd1790b74de042ce34632445"
     assert read_heads(path).fingerprint == of_version_1 == example().fingerprint
     assert read_heads(path).output is None
+    assert read_heads(path).kv_maps is None
 
 
 def test_a_lens_whose_fit_is_not_known_is_read_back(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
     assert not path.exists()
     # A well-sealed file that another program wrote is checked just the same.
     with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.heads_file._build", lambda *arguments: None)
+        patch.setattr("offramp.tracing.heads_file.build_heads", lambda *arguments: None)
         write_heads(heads, path)
     with pytest.raises(InputError, match=why):
         read_heads(path)

@@ -353,7 +353,7 @@ def test_too_few_documents_are_refused() -> None:
 
 
 def test_sums_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.fitting.lens.MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("offramp.tracing.fitting.memory.MEMORY_SHARE", 1e-9)
     with pytest.raises(InputError, match="sums of a linear lens at 2 exits take") as caught:
         fit_heads(tiny_llama(), texts(), progress=False)
     assert "--no-lens" in caught.value.fix

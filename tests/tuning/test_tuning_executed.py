@@ -58,11 +58,8 @@ class Scripted:
     decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
     fresh: list[tuple[int, int]] = field(default_factory=list)
 
-    def certified_on(self, documents: int) -> tuple[str, ...]:
-        return tuple(f"opening {number}" for number in range(documents))
-
-    def certified_texts(self, documents: int) -> tuple[str, ...]:
-        return tuple(f"text {number}" for number in range(documents))
+    def certified_on(self, documents: int) -> dict[str, str]:
+        return {f"opening {number}": f"text {number}" for number in range(documents)}
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         return (str(policy), kv) not in self.refused and (kv != "monotone" or policy.never_deepens)
@@ -122,7 +119,8 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
     assert certificate.assumption == (
         "decoded greedily and freely from the first 32 tokens of documents drawn like those of texts, at "
         f"most 16 new tokens of each, keys and values of skipped layers by {tuned.kv}, one sequence at a "
-        "time, each document counting once"
+        "time, each document counting once; documents of the trace, which an older offramp made, are taken "
+        "to share no text with each other"
     )
     # Only documents that no test looked at say what is kept.
     assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]

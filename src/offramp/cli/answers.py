@@ -1,4 +1,4 @@
-"""What `offramp run` asks of one trace: verdicts, league, tuned policies, other machines, break-even."""
+"""What `offramp run` asks of one text: verdicts, league, tuned policies, other machines, break-even."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from offramp.report.answers import fastest_exiting
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.halves import Halves, halves_of
+from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.machines import machine_answers
-from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.splits import split_documents
-from offramp.tuning.tune import tune
-from offramp.tuning.verdict import judge
+from offramp.tuning.verdict import WORTH
 
 FLOORS = (0.99, 0.95, 0.90)
 
@@ -34,36 +34,41 @@ class Answers:
 
     verdicts: tuple[Verdict, ...]
     league: tuple[LeagueEntry, ...] = ()
-    tuned: tuple[Tuned, ...] = ()
     machines: tuple[MachineAnswer, ...] = ()
     break_even: tuple[BreakEven, ...] = ()
 
 
-def answers_of(trace: Trace, machine: Machine | None) -> Answers:
-    """Every answer that the trace allows; speed is in bytes moved without a machine."""
-    if len(trace.exits) < 2 or not len(split_documents(trace, 0)[0]):
-        # Nothing can be searched, or nothing would be left to judge it on.
-        return Answers(judge(trace, FLOORS, machine=machine))
+def answers_of(trace: Trace, machine: Machine | None, worth: float = WORTH) -> Answers:
+    """Every answer that the trace alone allows; speed is in bytes moved without a machine."""
+    if not searchable(trace):
+        return Answers(judge(trace, FLOORS, worth, machine=machine))
     # Searched once for all who choose, so that they cannot contradict each other.
     halves = halves_of(trace)
-    verdicts = judge(trace, FLOORS, machine=machine, halves=halves)
+    verdicts = judge(trace, FLOORS, worth, machine=machine, halves=halves)
     entries = league(trace, machine, FLOORS, halves=halves)
     closest = fastest_exiting(entries)
     costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
     return Answers(
         verdicts=verdicts,
         league=entries,
-        tuned=tuple(tune(trace, {"agreement": floor}, machine) for floor in FLOORS),
-        machines=_on_machines(trace, machine, halves),
+        machines=_on_machines(trace, machine, halves, worth),
         break_even=break_even(trace, "never" if closest is None else closest.policy, costs),
     )
 
 
-def _on_machines(trace: Trace, machine: Machine | None, halves: Halves) -> tuple[MachineAnswer, ...]:
+def searchable(trace: Trace) -> bool:
+    """Whether a policy can be searched on some documents and judged on others."""
+    return len(trace.exits) > 1 and len(split_documents(trace, 0)[0]) > 0
+
+
+def _on_machines(
+    trace: Trace, machine: Machine | None, halves: Halves, worth: float
+) -> tuple[MachineAnswer, ...]:
     others = [find_machine(name) for name in OTHER_MACHINES if machine is None or name != machine.name]
-    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR, halves=halves)
+    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR, worth=worth, halves=halves)
     if machine is None:
         return answers
     # A profile answers for the batch sizes it was timed at, and not far beyond.
     batches = getattr(machine, "batches", BATCHES)
-    return (*machine_answers(trace, [machine], batches, MAIN_FLOOR, halves=halves), *answers)
+    own = machine_answers(trace, [machine], batches, MAIN_FLOOR, worth=worth, halves=halves)
+    return (*own, *answers)

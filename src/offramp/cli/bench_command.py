@@ -28,7 +28,7 @@ def bench(
         typer.Option(
             "--combine",
             help="Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of "
-            "--policy), speculate, prompt_lookup.",
+            "--policy), speculate, shortlist, prompt_lookup.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,8 @@ def bench(
         str | None,
         typer.Option(
             "--kv",
-            help="Skipped layers' K and V: propagate (default unless tuned), recompute, speculate, monotone.",
+            help="Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), "
+            "recompute, speculate, monotone.",
             show_default=False,
         ),
     ] = None,
@@ -61,16 +62,47 @@ def bench(
     workload: Annotated[
         str, typer.Option("--workload", "-w", help="Where prompts come from: the starts of its documents.")
     ] = "prose",
-    prompts: Annotated[int, typer.Option("--prompts", help="How many prompts.")] = 2,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            "--prompts",
+            help="How many prompts (batches of them, with --batch) to decode, as far as the seconds allow; "
+            "each is one sample of an interval. 16 by default, or as many as there are.",
+            show_default=False,
+        ),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Tokens of each document's start that make a prompt.")
     ] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="New tokens after each prompt.")] = 128,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often each contender decodes a prompt.")] = 6,
-    seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", help="Stop the rounds about then.", min=0.0, show_default=False),
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="New tokens after each prompt.")] = 32,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            help="How often each prompt is decoded, at most. By default as long as the seconds last.",
+            show_default=False,
+        ),
     ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", help="Stop about then, or as soon as the question is answered.", min=0.0),
+    ] = 120.0,
+    worth: Annotated[
+        float,
+        typer.Option(
+            "--worth", help="Share of the time whose gain matters; within it contenders are equivalent."
+        ),
+    ] = 0.05,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            help="Measure in so many fresh processes, which share the seconds.",
+        ),
+    ] = 1,
+    plain: Annotated[str | None, typer.Option("--plain", hidden=True)] = None,
+    to_the_end: Annotated[bool, typer.Option("--to-the-end", hidden=True)] = False,
+    timing_only: Annotated[bool, typer.Option("--timing-only", hidden=True)] = False,
     batch: Annotated[
         list[int] | None,
         typer.Option("--batch", help="Prompts decoded side by side; may be given again. [default: 1]"),
@@ -138,7 +170,7 @@ def bench(
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time a policy's decoding beside plain generate() and others, and say whether the timing is valid."""
+    """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
     out = Output(as_json)
     if combine:
         _combine(
@@ -154,6 +186,9 @@ def bench(
             new_tokens=new_tokens,
             rounds=rounds,
             seconds=seconds,
+            worth=worth,
+            looks=not to_the_end,
+            plain=plain,
             draft_length=draft_length,
             floor=floor,
             output=output,
@@ -169,11 +204,13 @@ def bench(
                 "--trace": trace is not None,
                 "--hardware": hardware is not None,
                 "--no-quality": not quality,
+                "--processes": processes != 1,
                 "--transform": bool(transform),
             },
         )
         return
     from offramp.cli.bench_request import read_request
+    from offramp.decoding.bench.budget import Limits
     from offramp.tracing.model_request import find_model, read_transforms
 
     request = read_request(
@@ -185,36 +222,44 @@ def bench(
         prompts=prompts,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        rounds=rounds,
-        seconds=seconds,
+        limits=Limits(seconds, rounds, worth, looks=not to_the_end),
+        processes=processes,
+        plain=plain,
         batches=tuple(batch or [1]),
         batching=batching,
         draft_length=draft_length,
         peers=not no_peers,
-        tasks=tuple(task or ()),
-        questions=questions,
+        tasks=() if timing_only else tuple(task or ()),
+        questions=None if timing_only else questions,
         allow_code=allow_code,
         trace=trace,
         hardware=hardware,
-        quality=quality,
+        quality=quality and not timing_only,
+        forecasts=not timing_only,
         output=output,
         seed=seed,
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.cli.bench_stage import measured_results
-    from offramp.decoding.bench.result_file import to_json, write_results
+    from offramp.decoding.bench.result_file import contenders_json, to_json, write_results
 
-    with stage("loading the model and checking its exits"):
-        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
-    results = measured_results(loaded, request, out)
+    if processes > 1:
+        from offramp.cli.bench_processes import measured_in_processes
+
+        results = measured_in_processes(request, out)
+    else:
+        from offramp.cli.bench_stage import measured_results
+
+        with stage("loading the model and checking its exits"):
+            loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+        results = measured_results(loaded, request, out)
     if output is not None:
         write_results(output, results)
         out.console.print(f"written: {output}", markup=False, soft_wrap=True)
-    valid = all(result.validity == "VALID" for result in results)
     out.finish(
         {
-            "validity": "VALID" if valid else "INVALID",
+            "answer": results[0].answer,
+            "contenders": contenders_json(results[0]),
             "results": [to_json(result) for result in results],
             "file": None if output is None else str(output),
         }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.local_profile import kept_profile
 from offramp.cli.options import require_options
 from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import LOCAL, load_local_profile
+from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import require_sizes, settle
+from offramp.decoding.bench.bench import check_limits, require_sizes, settle
 from offramp.decoding.bench.beside import expected_position, predict_cells
-from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.budget import Limits
+from offramp.decoding.bench.contenders import Extent, Setting
 from offramp.decoding.generation.binding import (
     check_reachable,
     check_tuned_early,
@@ -23,6 +25,7 @@ from offramp.decoding.generation.binding import (
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Task
 from offramp.decoding.strategies.draft_length import check_draft_length
+from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.models.identity import command_name
@@ -37,6 +40,7 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 DRAFT_LENGTH = 4
+PROMPTS = 16
 QUESTIONS = 32
 
 
@@ -44,7 +48,9 @@ QUESTIONS = 32
 class BenchRequest:
     """The options of the command, read and checked as far as possible without the model.
 
-    hardware: None for the local profile if there is one. machine: the profile, if it needs no model.
+    hardware: None for the local profile if there is one. machine: the profile, if it needs no model. plain:
+    the plain decoder to hold against, None for a pilot to choose. fewest_prompts: that the workload must
+    have.
     """
 
     policy: str
@@ -52,10 +58,12 @@ class BenchRequest:
     heads: ExitHeads | None
     workload: Workload
     prompts: int
+    fewest_prompts: int
     prompt_tokens: int
     new_tokens: int
-    rounds: int
-    seconds: float | None
+    limits: Limits
+    processes: int
+    plain: str | None
     batches: tuple[int, ...]
     batching: str
     draft_length: int | str
@@ -66,14 +74,18 @@ class BenchRequest:
     hardware: str | None
     machine: Machine | None
     quality: bool
+    forecasts: bool
     seed: int
 
     def setting(self, model: Model, prompts: list[list[int]], batch: int) -> Setting:
-        """What is timed at one batch size. Raises InputError for what does not fit the model."""
+        """What is timed at one batch size: so many batches of prompts as were asked for, if there are enough.
+
+        Raises InputError for what does not fit the model.
+        """
         return settle(
             model,
             self.policy,
-            prompts=prompts,
+            prompts=prompts[: self.prompts * batch],
             kv=self.kv,
             heads=self.heads,
             new_tokens=self.new_tokens,
@@ -83,26 +95,43 @@ class BenchRequest:
             task=self.workload.name,
         )
 
-    def machine_for(self, setting: Setting) -> tuple[Machine | None, tuple[str, ...]]:
-        """The profile that this setting's time is predicted with, or None and why there is none.
+    def extent(self, machine: Machine | None) -> Extent:
+        """Who takes part; forecasts need the full model in our loop beside the policy."""
+        return Extent(peers=self.peers, never=machine is not None, plain=self.plain)
+
+    def machines_for(self, settings: Sequence[Setting]) -> list[tuple[Machine | None, tuple[str, ...]]]:
+        """The profile that each setting's time is predicted with, or None; and what must be said of it.
+
+        settings: of one model. Kept timings are held against a few plain tokens first, once for all.
 
         Raises InputError if there is none though it, or a prediction from a trace, was asked for.
         """
-        model = setting.model
+        model = settings[0].model
+        notes: tuple[str, ...] = ()
+        if not self.forecasts:
+            return [(None, ())] * len(settings)
         try:
-            machine = self.machine or load_local_profile(
-                model.identity.fingerprint,
-                model.dtype,
-                model=model.name,
-                transforms=model.identity.transforms,
-            )
-            batch = len(setting.prompts[0].ids)
-            machine.token_costs(model.shape, expected_position(setting), batch=batch)
+            machine = self.machine
+            if machine is None:
+                timed = kept_profile(model)
+                machine, notes = timed.profile, (f"the machine: {timed.note}",)
         except InputError as error:
-            if self.hardware is not None or self.trace is not None:
-                raise
-            return None, (f"nothing is predicted: {error.what} ({error.fix})",)
-        return machine, ()
+            return [(None, self._nothing_predicted(error))] * len(settings)
+        found: list[tuple[Machine | None, tuple[str, ...]]] = []
+        for setting in settings:
+            try:
+                batch = len(setting.prompts[0].ids)
+                machine.token_costs(model.shape, expected_position(setting), batch=batch)
+                found.append((machine, notes))
+            except InputError as error:
+                found.append((None, self._nothing_predicted(error)))
+        return found
+
+    def _nothing_predicted(self, error: InputError) -> tuple[str, ...]:
+        """Why, as a note; raises the error if a prediction was asked for."""
+        if self.hardware is not None or self.trace is not None:
+            raise error
+        return (f"nothing is predicted: {error.what} ({error.fix})",)
 
     def predictions(self, setting: Setting, machine: Machine | None) -> Mapping[str, ReplayResult]:
         """What the trace predicts, by the cell's name; nothing without a trace.
@@ -127,6 +156,7 @@ def read_request(
     kv: str | None,
     heads: Path | None,
     workload: str,
+    prompts: int | None,
     batches: tuple[int, ...],
     batching: str | None,
     draft_length: str | None,
@@ -145,11 +175,13 @@ def read_request(
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
-    sizes = ("prompts", "prompt_tokens", "new_tokens", "rounds")
+    sizes = ("prompt_tokens", "new_tokens", "processes")
     asked = QUESTIONS if questions is None else questions
-    require_sizes(**{name: plain[name] for name in sizes}, questions=asked)
+    wanted = PROMPTS if prompts is None else prompts
+    require_sizes(**{name: plain[name] for name in sizes}, questions=asked, prompts=wanted)
     for batch in batches:
         require_sizes(batch=batch)
+    check_limits(plain["limits"])
     if policy is None:
         raise InputError(
             "no --policy is given: there is nothing to time",
@@ -174,12 +206,17 @@ def read_request(
         task.questions(asked, plain["seed"])
     fitted = None if heads is None else read_heads(heads)
     loaded_workload = load_workload(workload)
-    check_tuned_early(tuned, decides.for_task(loaded_workload.name), fitted)
+    own = decides.for_task(loaded_workload.name)
+    check_tuned_early(tuned, own, fitted, kv)
+    if kv == Mapped.name:
+        check_maps(own, fitted, dtype=dtype)
     return BenchRequest(
         policy=policy,
         kv=kv,
         heads=fitted,
         workload=loaded_workload,
+        prompts=wanted,
+        fewest_prompts=max(prompts or 1, *batches),
         batches=batches,
         batching=batching or "lockstep",
         draft_length=read_draft_length(draft_length),

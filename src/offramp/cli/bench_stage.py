@@ -10,7 +10,7 @@ from offramp.cli.bench_table import show
 from offramp.cli.console import Output, progress_bar, stage
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.bench import run
-from offramp.decoding.bench.beside import forecasts_of, free_running_of
+from offramp.decoding.bench.beside import forecasts_of, judged_answers, with_agreement
 from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.prompts import prompts_of
 from offramp.decoding.bench.results import BenchResult, TaskScore
@@ -18,19 +18,23 @@ from offramp.decoding.quality.accuracy import task_score
 from offramp.models.model import Model
 from offramp.policies.results import ReplayResult
 
+PARTS_OF = 2
+"""Batches of prompts on which the parts of a policy's tokens are timed."""
+
 
 def measured_results(model: Model, request: BenchRequest, out: Output) -> list[BenchResult]:
     """One result per batch size, each shown as soon as it is there; tasks belong to the first."""
     prompts = prompts_of(
         model,
         request.workload,
-        max(request.prompts, *request.batches),
+        request.fewest_prompts,
+        most=request.prompts * max(request.batches),
         new_tokens=request.new_tokens,
         prompt_tokens=request.prompt_tokens,
         heads=() if request.heads is None else (request.heads,),
     )
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
-    machines = [request.machine_for(setting) for setting in settings]
+    machines = request.machines_for(settings)
     predictions = [
         request.predictions(setting, machine)
         for setting, (machine, _) in zip(settings, machines, strict=True)
@@ -53,9 +57,8 @@ def _measured(
     with progress_bar(f"timing, batch {len(setting.prompts[0].ids)}") as progress:
         measured = run(
             setting,
-            rounds=request.rounds,
-            peers=request.peers,
-            budget_seconds=request.seconds,
+            limits=request.limits,
+            extent=request.extent(machine),
             seed=request.seed,
             progress=progress,
         )
@@ -63,13 +66,18 @@ def _measured(
     agreement = {}
     if request.quality:
         with stage("judging the answers by the full model"):
-            quality = free_running_of(measured, cell, seed=request.seed)
-        result = replace(result, free_running=quality)
-        agreement[cell.name] = quality.agreement.value
+            quality = judged_answers(measured, seed=request.seed)
+        result = replace(with_agreement(result, setting, quality), free_running=quality[cell.name])
+        agreement[cell.name] = quality[cell.name].agreement.value
     if machine is not None:
         with stage("timing the parts of a token"):
             forecasts = forecasts_of(
-                measured, machine, predicted=predicted, workload=request.workload.name, agreement=agreement
+                measured,
+                machine,
+                predicted=predicted,
+                workload=request.workload.name,
+                agreement=agreement,
+                parts_of=PARTS_OF,
             )
         result = replace(result, forecasts=forecasts)
     return result

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.bench.results import BenchResult, Contender, Forecast, Interval
 from offramp.report.formats import counted, decimal, duration, interval_text, percent
+from offramp.report.timing_words import (
+    contender_answer,
+    counted_text,
+    defect_lines,
+    floor_text,
+    gain_text,
+    headline_of,
+    stopped_text,
+    twins_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,16 +26,18 @@ MIB = 2.0**20
 
 
 def show(console: Console, result: BenchResult) -> None:
-    """The table, the verdict with its reasons, quality, forecasts and notes."""
+    """The answer, the tables beside it, quality, forecasts and notes."""
     side_by_side = f", batch {result.batch} in {result.batching}" if result.batch > 1 else ""
+    fresh = f" in {result.processes} processes" if result.processes > 1 else ""
     console.print(
         f"{result.policy} ({result.kv}) on {result.model}: {counted(result.prompts, 'prompt')}, "
-        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}{side_by_side}",
+        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}{side_by_side}{fresh}",
         markup=False,
     )
     console.print(_speed_table(result))
+    console.print(_counted_table(result))
     console.print(_rate_table(result))
-    judged = verdict_lines(result.validity, result.a_a, result.reasons)
+    judged = answer_lines(result)
     for line in (*judged, *_left_out(result), *_quality(result), *_tasks(result)):
         console.print(line, markup=False)
     for forecast in result.forecasts:
@@ -35,20 +47,48 @@ def show(console: Console, result: BenchResult) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def answer_lines(result: BenchResult) -> list[str]:
+    """The answer, what it stands on, and what is wrong with it."""
+    main = result.main
+    beside = counted_text(main, result.contender(result.plain))
+    return [
+        headline_of(result),
+        *([] if beside is None else [f"counted, a token: {beside}"]),
+        *([] if main.gain is None else [f"its gain: {gain_text(main.gain)} of the plain decoder's time"]),
+        *([] if result.floor is None else [floor_text(result.floor, result.prompts)]),
+        f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
+        f"{twins_text(result.a_a)}",
+        *defect_lines(result.defects),
+    ]
+
+
 def _speed_table(result: BenchResult) -> Table:
-    """Seconds per token, the ratio that they are about, and what was run for it."""
+    """Seconds per token, the ratio, and what it answers."""
     rows = [
         [
             contender.name,
             or_dash(contender.seconds_per_token, lambda seconds: duration(seconds.value)),
-            or_dash(contender.speedup, lambda speedup: _interval(speedup, ratio)),
-            or_dash(contender.layers_per_token, layers)
-            + or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
-            or_dash(contender.same_output, lambda share: percent(share, 0)),
+            or_dash(contender.ratio, lambda speedup: _interval(speedup, ratio)),
+            contender_answer(contender, result.worth),
         ]
         for contender in _timed(result)
     ]
-    return table(["", "a token", f"speed over {result.plain}", "layers ran / said", "same output"], rows)
+    return table(["", "a token", f"speed over {result.plain}", "answer"], rows)
+
+
+def _counted_table(result: BenchResult) -> Table:
+    """What was run for it, and what came out."""
+    rows = [
+        [
+            contender.name,
+            or_dash(contender.layers_per_token, layers)
+            + or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
+            or_dash(contender.same_output, lambda share: percent(share, 0)),
+            or_dash(contender.executed_agreement, lambda kept: percent(kept.value)),
+        ]
+        for contender in _timed(result)
+    ]
+    return table(["", "layers ran / said", "same output", "agreement"], rows)
 
 
 def _rate_table(result: BenchResult) -> Table:
@@ -98,15 +138,6 @@ def or_dash(value: Any, text: Callable[[Any], str], dash: str = "–") -> str:
     return dash if value is None else text(value)
 
 
-def verdict_lines(validity: str, a_a: Interval, reasons: Sequence[str]) -> list[str]:
-    """Whether the measurement may be believed, and why not."""
-    equal = _interval(a_a, ratio)
-    return [
-        f"{validity}: the same decoder twice came out as {equal}",
-        *(f"  {reason}" for reason in reasons),
-    ]
-
-
 def _left_out(result: BenchResult) -> list[str]:
     return [
         f"left out: {contender.name}: {contender.left_out}"
@@ -152,8 +183,8 @@ def _forecast(found: Forecast) -> list[str]:
     )
     lines = [
         f"a token of {found.policy} ({found.kv}): {predicted}, priced from what ran "
-        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: predicted "
-        f"{duration(found.plain_predicted)}, measured {duration(found.plain_measured)}"
+        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: "
+        f"{duration(found.plain_predicted)} by the profile, measured {duration(found.plain_measured)}"
     ]
     if found.parts:
         parts = ", ".join(

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.bench_request import read_draft_length
+from offramp.cli.bench_request import PROMPTS, read_draft_length
 from offramp.cli.options import require_options
 from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
 from offramp.decoding.bench.acceleration import SPECULATE, read_accelerations
-from offramp.decoding.bench.bench import require_sizes
+from offramp.decoding.bench.bench import check_limits, require_sizes
+from offramp.decoding.bench.budget import Limits
 from offramp.decoding.bench.combine import FLOOR, require_floor, require_policy
 from offramp.decoding.generation.binding import check_reachable, read_policy_source
 from offramp.decoding.strategies.registry import STRATEGIES
@@ -25,7 +26,10 @@ from offramp.workloads.workload import Workload
 
 @dataclass(frozen=True)
 class CombineRequest:
-    """The options of the command, read and checked as far as possible without the model."""
+    """The options of the command, read and checked as far as possible without the model.
+
+    prompts: at most; fewest_prompts: that the workload must have.
+    """
 
     accelerations: tuple[str, ...]
     policy: str | None
@@ -33,10 +37,14 @@ class CombineRequest:
     heads: tuple[ExitHeads, ...]
     workload: Workload
     prompts: int
+    fewest_prompts: int
     prompt_tokens: int
     new_tokens: int
-    rounds: int
-    seconds: float | None
+    rounds: int | None
+    seconds: float
+    worth: float
+    looks: bool
+    plain: str | None
     draft_length: int | str
     floor: float
     output: Path | None
@@ -50,6 +58,7 @@ def read_combine_request(
     kv: str | None,
     heads: Sequence[Path],
     workload: str,
+    prompts: int | None,
     draft_length: str | None,
     floor: float | None,
     output: Path | None,
@@ -64,7 +73,9 @@ def read_combine_request(
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
-    require_sizes(**{name: plain[name] for name in ("prompts", "prompt_tokens", "new_tokens", "rounds")})
+    wanted = PROMPTS if prompts is None else prompts
+    require_sizes(**{name: plain[name] for name in ("prompt_tokens", "new_tokens")}, prompts=wanted)
+    check_limits(Limits(plain["seconds"], plain["rounds"], plain["worth"]))
     floor = FLOOR if floor is None else floor
     require_floor(floor)
     for option, given in meaningless.items():
@@ -91,6 +102,8 @@ def read_combine_request(
         kv=kv,
         heads=fitted,
         workload=load_workload(workload),
+        prompts=wanted,
+        fewest_prompts=prompts or 1,
         draft_length=read_draft_length(draft_length),
         floor=floor,
         output=None if output is None else _file_of(output),

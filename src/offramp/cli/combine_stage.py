@@ -28,8 +28,8 @@ def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trus
             out.console.print(f"written: {path}", markup=False, soft_wrap=True)
     out.finish(
         {
-            "validity": result.validity,
             "advice": advice(result),
+            "defects": list(result.defects),
             "result": combined_to_json(result),
             "file": None if request.output is None else str(request.output),
             "page": None if page is None else str(page),
@@ -41,7 +41,8 @@ def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) ->
     prompts = prompts_of(
         model,
         request.workload,
-        request.prompts,
+        request.fewest_prompts,
+        most=request.prompts,
         new_tokens=request.new_tokens,
         prompt_tokens=request.prompt_tokens,
         heads=request.heads,
@@ -57,6 +58,9 @@ def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) ->
             new_tokens=request.new_tokens,
             rounds=request.rounds,
             budget_seconds=request.seconds,
+            worth=request.worth,
+            looks=request.looks,
+            plain=request.plain,
             draft_length=request.draft_length,
             workload=request.workload.name,
             floor=request.floor,

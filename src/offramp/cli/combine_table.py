@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from offramp.cli.bench_table import or_dash, ratio, table, verdict_lines
+from offramp.cli.bench_table import or_dash, ratio, table
 from offramp.decoding.bench.combined import Combination, CombineResult
 from offramp.report.combined_words import advice, interval, shared_text
 from offramp.report.formats import counted, decimal, duration, percent
+from offramp.report.timing_words import contender_answer, defect_lines, stopped_text, twins_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_combined(console: Console, result: CombineResult) -> None:
-    """Speed and quality of every combination, the verdict with its reasons, notes, and the advice last."""
+    """Speed and quality of every combination, defects and notes, and the advice last."""
     on = f" on {result.workload}" if result.workload else ""
     console.print(
         f"{', '.join(result.accelerations.values())} of {result.model}{on}: "
@@ -24,25 +25,39 @@ def show_combined(console: Console, result: CombineResult) -> None:
         markup=False,
     )
     timed = [one for one in result.combinations if one.speedup is not None]
-    console.print(_speed_table(timed, result.plain))
+    console.print(_speed_table(timed, result))
+    console.print(_together_table(timed))
     console.print(_quality_table(timed))
-    lines = [*verdict_lines(result.validity, result.a_a, result.reasons), *_details(result)]
+    ended = (
+        f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
+        f"{twins_text(result.a_a)}"
+    )
+    lines = [ended, *defect_lines(result.defects), *_details(result)]
     for line in (*lines, advice(result)):
         console.print(line, markup=False)
 
 
-def _speed_table(timed: list[Combination], plain: str) -> Table:
+def _speed_table(timed: list[Combination], result: CombineResult) -> Table:
     rows = [
         [
             one.name,
             or_dash(one.contender.seconds_per_token, lambda seconds: duration(seconds.value)),
             interval(one.speedup),
-            "–" if one.product is None else decimal(one.product.value),
-            interval(one.interaction),
+            contender_answer(one.contender, result.worth),
         ]
         for one in timed
     ]
-    return table(["", "a token", f"speed over {plain}", "product", "of the product"], rows)
+    return table(["", "a token", f"speed over {result.plain}", "answer"], rows)
+
+
+def _together_table(timed: list[Combination]) -> Table:
+    """What several parts come to, beside the product of what each brings alone."""
+    rows = [
+        [one.name, decimal(one.product.value), interval(one.interaction)]
+        for one in timed
+        if one.product is not None
+    ]
+    return table(["", "product", "of the product"], rows)
 
 
 def _quality_table(timed: list[Combination]) -> Table:

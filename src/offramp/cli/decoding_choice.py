@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.traced_prompts import PROMPTS
-from offramp.report.answers import fastest_exiting, nearest_floor
+from offramp.decoding.bench.groups import BRIEF_VISITS
+from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
+from offramp.decoding.bench.trials import TRIAL_TOKENS
+from offramp.report.answers import fastest_exiting
 from offramp.report.decoded import Origin
 from offramp.report.formats import whole_percent
-from offramp.report.headline import main_verdict
+from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
@@ -21,8 +22,14 @@ DRAFT_LENGTH = 1
 GRID_STRATEGIES = ("propagate", "recompute", "speculate")
 
 MOST_NEW_TOKENS = 32
-PLAIN_CONTENDERS = 3
-"""Never exit and its twin, and `generate()`: beside every text's policies."""
+MOST_ROUNDS = 3
+"""On a fast model every prompt is decoded so often, and no more."""
+BESIDE = 3
+"""The fastest plain decoder, the same again, and never exit: beside every text's policies."""
+PLAIN_TRIED = 3
+"""Never exit and `generate()`, in steps and in one call: tried on every text, and in the pilot."""
+FEWEST_PROMPTS = 5
+"""Of each text, that there should be time for: with fewer, intervals are wide."""
 BUDGET_SECONDS, LIMIT_SECONDS = 118.0, 300.0
 """Of the whole measurement; of the smallest there is, beyond which nothing is timed."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
@@ -42,21 +49,24 @@ class Choice:
 
 
 def chosen_policy(result: WorkloadResult) -> Choice | None:
-    """The policy of a workload's main verdict, else the tuner's, else the fastest that exits at all.
+    """The policy of a workload's main verdict, else of the nearest floor that has one, else a candidate.
 
-    None if no policy of the league exits.
+    The latter is the most cautious one that certifying came to, which the floor may have refused; where
+    nothing was executed, the fastest of the league that exits. None if no policy of the league exits.
     """
-    verdict = main_verdict(result)
-    if verdict is not None and verdict.policy != "never":
-        why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
-        return Choice(verdict.policy, CHARGED_KV, "chosen", why, verdict.floor)
-    on_agreement = [tuned for tuned in result.tuned if tuned.floor.kind == "agreement"]
-    if on_agreement:
-        floor = nearest_floor([tuned.floor.value for tuned in on_agreement])
-        tuned = next(tuned for tuned in on_agreement if tuned.floor.value == floor)
-        if tuned.policy_text != "never":
-            why = f"the tuner's policy at {whole_percent(floor)} agreement"
-            return Choice(tuned.policy_text, tuned.kv, "chosen", why, floor)
+    verdicts = sorted(result.verdicts, key=lambda one: abs(one.floor - HEADLINE_FLOOR))
+    for verdict in verdicts:
+        if verdict.policy != "never":
+            why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
+            return Choice(verdict.policy, verdict.kv or CHARGED_KV, "chosen", why, verdict.floor)
+    for tuned in sorted(result.tuned, key=lambda one: abs(one.floor.value - HEADLINE_FLOOR)):
+        tried = next((one for one in tuned.candidates if one.draft_length is None), None)
+        if tried is not None:
+            why = (
+                f"nothing is certified at {whole_percent(tuned.floor.value)} agreement; this is the most "
+                "cautious policy that was a candidate for it"
+            )
+            return Choice(tried.policy, tried.kv, "chosen", why, tuned.floor.value)
     entry = fastest_exiting(result.league)
     if entry is None:
         return None
@@ -78,25 +88,39 @@ def grid(layers: int) -> list[Choice]:
 
 
 def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:
-    """New tokens per prompt with which measuring so many policies on each text takes BUDGET_SECONDS.
+    """New tokens per prompt with which so many policies on each text are timed within BUDGET_SECONDS.
 
     plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
     """
-    fixed = seconds_for(cells, plain_seconds, 0)
-    each = seconds_for(cells, plain_seconds, 1) - fixed
-    return max(0, min(math.floor((BUDGET_SECONDS - fixed) / each), MOST_NEW_TOKENS))
+    for new_tokens in range(MOST_NEW_TOKENS, 0, -1):
+        if seconds_for(cells, plain_seconds, new_tokens) <= BUDGET_SECONDS:
+            return new_tokens
+    return 0
 
 
 def seconds_for(cells: Sequence[int], plain_seconds: float, new_tokens: int) -> float:
-    """About how long measuring so many policies on each text takes.
+    """About how long measuring so many policies on each text takes on FEWEST_PROMPTS prompts of it.
 
-    Every contender decodes each prompt once in turns, and one prompt before, untimed; the parts of a policy's
-    tokens are timed on one prompt more. Contenders of the first text warm up. The full model reads every
-    answer of a policy, and its own.
+    The first one of each, and what stands beside it, decodes each prompt once in turns, the others a few; all
+    decode one prompt before, untimed, after a warm-up on the first text; the pilot finds the fastest plain
+    decoder. What comes after the times: see `seconds_after`.
     """
-    contenders = [count + PLAIN_CONTENDERS for count in cells]
-    decodings = sum(contenders) * (PROMPTS + 1) + sum(cells)
-    warm_ups, read = sum(contenders[:1]), (sum(cells) + len(cells)) * PROMPTS
-    prompts = PROMPT_WORTH * (decodings + warm_ups + read)
-    tokens = decodings * new_tokens + warm_ups * SHORT.warm_up_tokens
-    return decodings * PAUSE_SECONDS + plain_seconds * (prompts + tokens)
+    trial = min(new_tokens, TRIAL_TOKENS)
+    visits = FEWEST_PROMPTS * sum(min(count, 1) + BESIDE for count in cells)
+    visits += BRIEF_VISITS * sum(max(count - 1, 0) for count in cells)
+    trials = sum(count + PLAIN_TRIED for count in cells)
+    warm_ups = sum(count + PLAIN_TRIED for count in cells[:1])
+    piloted = PILOT_VISITS * PLAIN_TRIED
+    tokens = visits * new_tokens + trials * trial + warm_ups * SHORT.warm_up_tokens
+    tokens += piloted * min(new_tokens, PILOT_TOKENS)
+    decodings = visits + trials + warm_ups + piloted
+    timing = decodings * PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH * decodings + tokens)
+    return timing + seconds_after(cells, plain_seconds, new_tokens)
+
+
+def seconds_after(cells: Sequence[int], plain_seconds: float, new_tokens: int) -> float:
+    """About how long it takes to time the parts of each policy's tokens on one prompt, and to let the full
+    model read every answer of a policy, and its own."""
+    read = (sum(cells) + len(cells)) * FEWEST_PROMPTS
+    parts = sum(cells) * (PROMPT_WORTH + new_tokens)
+    return plain_seconds * (parts + PROMPT_WORTH * read) + sum(cells) * PAUSE_SECONDS

@@ -17,16 +17,20 @@ from offramp.files import read_sealed_json, write_sealed_json
 from offramp.report.decoded import Decoded
 from offramp.scoring.finite import finite_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One run's measurement. key: SHA-256 of everything that it depends on. missing: why, by workload."""
+    """One run's measurement. key: SHA-256 of everything that it depends on. missing: why, by workload.
+
+    machine: fingerprint of the timings that it was predicted with, None without any.
+    """
 
     key: str
     decoded: tuple[Decoded, ...]
     missing: Mapping[str, str]
+    machine: str | None = None
 
 
 def read_kept(folder: Path) -> Kept | None:
@@ -41,13 +45,19 @@ def read_kept(folder: Path) -> Kept | None:
         return None
     if value["schema_version"] != SCHEMA_VERSION:
         return None
-    return Kept(value["key"], from_json(tuple[Decoded, ...], value["decoded"]), value["missing"])
+    decoded = from_json(tuple[Decoded, ...], value["decoded"])
+    return Kept(value["key"], decoded, value["missing"], value["machine"])
 
 
 def write_kept(folder: Path, kept: Kept) -> None:
     """Write all of it in one step."""
     decoded = [finite_json(dataclasses.asdict(one)) for one in kept.decoded]
-    content = {"schema_version": SCHEMA_VERSION, "key": kept.key, "decoded": decoded}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "key": kept.key,
+        "decoded": decoded,
+        "machine": kept.machine,
+    }
     write_sealed_json(folder / DECODING_FILE, {**content, "missing": dict(kept.missing)})
 
 

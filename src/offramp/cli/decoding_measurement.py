@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from offramp.cli.decoding_choice import DRAFT_LENGTH, Choice
+from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.bench import settle
+from offramp.decoding.bench.budget import Limits
 from offramp.decoding.bench.contenders import SHORT, Cell, Setting
 from offramp.decoding.bench.judged import (
     NO_STATIC_CACHE,
@@ -46,9 +46,11 @@ class Task:
 
 
 def decode_together(
-    model: Model, tasks: Sequence[Task], prepared: Prepared, new_tokens: int
+    model: Model, tasks: Sequence[Task], prepared: Prepared, new_tokens: int, seconds: float
 ) -> list[Decoded | OfframpError]:
     """Every task's measurement, or what made it fail; all contenders of all texts take turns.
+
+    seconds: that they are timed for, unless every question is answered before.
 
     Raises InputError or PolicyError for a policy that does not fit the model.
     """
@@ -58,9 +60,7 @@ def decode_together(
         {} if machine is None else predict_unseen(setting, task.result.trace, machine, task.result.name)
         for task, setting in zip(tasks, settings, strict=True)
     ]
-    measured = run_together(
-        settings, rounds=[math.ceil(PROMPTS / len(task.prompts.ids)) for task in tasks], extent=SHORT
-    )
+    measured = run_together(settings, extent=SHORT, limits=Limits(seconds, MOST_ROUNDS))
     found: list[Decoded | OfframpError] = []
     for task, one, predictions in zip(tasks, measured, predicted, strict=True):
         try:
@@ -74,7 +74,7 @@ def decode_together(
 
 def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> Setting:
     first, *others = [(choice.policy, choice.kv) for choice in task.choices]
-    return settle(
+    setting = settle(
         model,
         first[0],
         kv=first[1],
@@ -85,6 +85,14 @@ def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> S
         draft_length=DRAFT_LENGTH,
         task=task.workload.name,
     )
+    # The grid is there to hold predictions against; the question is about what was chosen.
+    brief = {_name(task, choice) for choice in task.choices if choice.origin == "grid"}
+    return replace(setting, brief=frozenset(brief - {setting.cells[0].name}))
+
+
+def _name(task: Task, choice: Choice) -> str:
+    """Of a choice, in the measurement."""
+    return Cell(parse_policy(choice.policy).for_task(task.workload.name), choice.kv).name
 
 
 def _room(model: Model, task: Task, new_tokens: int) -> int:
@@ -108,7 +116,7 @@ def _decoded(
 
 def _policy(task: Task, choice: Choice, judged: Judged) -> DecodedPolicy:
     """One choice; a contender that was left out has neither forecast nor answers."""
-    name = Cell(parse_policy(choice.policy).for_task(task.workload.name), choice.kv).name
+    name = _name(task, choice)
     return DecodedPolicy(
         contender=name,
         forecast=judged.forecasts.get(name),

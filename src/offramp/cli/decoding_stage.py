@@ -11,17 +11,19 @@ import torch
 
 from offramp.cli.console import stage
 from offramp.cli.decoding_choice import (
+    BUDGET_SECONDS,
     LIMIT_SECONDS,
     chosen_policy,
     grid,
     new_tokens_for,
+    seconds_after,
     seconds_for,
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL, machine_facts
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.plain import time_plain_decoding
@@ -71,7 +73,8 @@ def decode_workloads(
         measured = _measured(model, tasks, prepared)
         if isinstance(measured, str):
             return DecodingResult((), {**missing, **{task.result.name: measured for task in tasks}})
-        kept = Kept(key, measured.decoded, measured.missing)
+        machine = None if prepared.machine is None else machine_fingerprint(prepared.machine)
+        kept = Kept(key, measured.decoded, measured.missing, machine)
         write_kept(folder, kept)
     return DecodingResult(kept.decoded, {**missing, **kept.missing})
 
@@ -85,9 +88,11 @@ def _measured(model: Model, tasks: Sequence[Task], prepared: Prepared) -> Decodi
     if not fitting:
         return DecodingResult((), missing)
     names = ", ".join(task.result.name for task in fitting)
-    count = sum(len(task.choices) for task in fitting)
-    with stage(f"decoding {count} policies beside plain decoding on {names}"):
-        found = decode_together(model, fitting, prepared, new_tokens)
+    cells = [len(task.choices) for task in fitting]
+    whole = max(BUDGET_SECONDS, seconds_for(cells, plain, new_tokens))
+    seconds = whole - seconds_after(cells, plain, new_tokens)
+    with stage(f"decoding {sum(cells)} policies beside plain decoding on {names}"):
+        found = decode_together(model, fitting, prepared, new_tokens, seconds)
     decoded = tuple(one for one in found if isinstance(one, Decoded))
     failed = {
         task.result.name: one.what

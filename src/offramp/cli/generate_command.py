@@ -77,7 +77,8 @@ def generate(
         str | None,
         typer.Option(
             "--kv",
-            help="Skipped layers' K and V: propagate (default unless tuned), recompute, speculate, monotone.",
+            help="Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), "
+            "recompute, speculate, monotone.",
             show_default=False,
         ),
     ] = None,
@@ -136,6 +137,7 @@ def generate(
     out = Output(as_json)
 
     from offramp.decoding.generation import binding
+    from offramp.decoding.strategies.mapped import Mapped, check_maps
 
     exits, tuned = binding.read_policy_source(policy)
     binding.check_reachable(exits)
@@ -160,7 +162,9 @@ def generate(
         if wanted.heads is not None:
             asked.require_heads(wanted.heads, str(heads))
             binding.check_policy(exits, int(wanted.heads.model["layers"]), wanted.heads)
-            binding.check_tuned_early(tuned, exits, wanted.heads)
+            binding.check_tuned_early(tuned, exits, wanted.heads, kv)
+        if kv == Mapped.name:
+            check_maps(exits, wanted.heads, dtype=dtype)
         loaded = asked.load()
     _answer(out, loaded, wanted, check)
 

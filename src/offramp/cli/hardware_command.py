@@ -87,7 +87,8 @@ def measure(
     out.console.print(_table(profile))
     for line in _sentences(profile, path):
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
+    file = None if path is None else str(path)
+    out.finish({"profile": profile.to_json(), "file": file, "notes": list(profile.notes)})
 
 
 def _read_batches(text: str) -> tuple[int, ...]:
@@ -124,19 +125,22 @@ def _table(profile: TimingsProfile) -> Any:
     return table
 
 
-def _sentences(profile: TimingsProfile, path: Path) -> list[str]:
+def _sentences(profile: TimingsProfile, path: Path | None) -> list[str]:
     details = profile.details
     machine, check = details["machine"], details["check"]
     near = " and ".join(map(str, details["positions"]))
     lines = [
         f"medians [quartiles] of {details['rounds']} rounds at positions near {near}, in "
         f"{details['seconds']:.0f} s; {machine['processor']}, {machine['threads']} of {machine['cores']} "
-        f"cores, torch {machine['torch']}, {profile.dtype}, load {details['load_average'][0]}"
+        f"cores, torch {machine['torch']}, {profile.dtype}; other work kept {details['other_load']:.1f} busy"
     ]
     parts = ", ".join(
         f"{100 * share:.0f} % at batch {batch}" for batch, share in check["parts_over_step"].items()
     )
-    lines.append(f"the parts add up to {parts} of a plain step")
+    lines.append(
+        f"the parts were timed to add up to {parts} of a plain step without a clock in it; prices are scaled "
+        "to that"
+    )
     if "generate_not_timed" in check:
         lines.append(f"generate() has no time of its own to compare with: {check['generate_not_timed']}")
     else:
@@ -145,4 +149,5 @@ def _sentences(profile: TimingsProfile, path: Path) -> list[str]:
             f"{100 * check['plain_step_over_generate']:.0f} % of generate()'s "
             f"{1e3 * check['generate_seconds_per_token']:.3g} ms per token"
         )
-    return [*lines, *profile.notes, f"kept as the hardware profile local: {path}"]
+    kept = "nothing was kept" if path is None else f"kept as the hardware profile local: {path}"
+    return [*lines, *profile.notes, kept]

@@ -1,14 +1,15 @@
-"""`offramp heads`: fit a linear lens and exit classifiers to a model, or import exit heads of others."""
+"""`offramp heads`: fit a linear lens, exit classifiers and K,V maps to a model, or import others' heads."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli.console import Output, stage
+from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, maps_table
 from offramp.cli.options import (
     AsJson,
     ContextLength,
@@ -24,14 +25,12 @@ from offramp.errors import InputError
 from offramp.tracing.fitting.sizes import FITTING_TOKENS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from rich.table import Table
-
     from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.fitting.memory import FittingMemory
 
 heads = typer.Typer(
-    help="Fit exit heads (a linear lens and classifiers), or import those of others.", no_args_is_help=True
+    help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
+    no_args_is_help=True,
 )
 
 
@@ -61,6 +60,29 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    kv_maps: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-maps",
+            help="Exits that get maps to deeper layers' inputs, for --kv mapped: 8,15,20. By default none.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_rank: Annotated[
+        str,
+        typer.Option(
+            "--kv-rank",
+            help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
+        ),
+    ] = "auto",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--add-to",
+            help="A file of exit heads that the K,V maps are added to; nothing else is fitted then.",
+            show_default=False,
+        ),
+    ] = None,
     context: ContextLength = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = 0,
     dtype: Precision = "float32",
@@ -69,7 +91,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a linear lens and classifiers per exit on the later half of each workload's documents."""
+    """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
     from offramp.tracing.model_request import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
@@ -78,35 +100,54 @@ def fit(
         tokens=tokens, context=context, document_tokens=None, exits=exits, dtype=dtype, output=None
     )
     _require_file(output, overwrite=overwrite)
-    if not lens and not classifiers:
+    if not lens and not classifiers and kv_maps is None:
         raise InputError(
             "neither a lens nor classifiers are to be fitted", where="--no-lens", fix="leave one of them on"
         )
+    map_exits, rank = _map_exits(kv_maps), _rank(kv_rank)
+    if add_to is not None and map_exits is None:
+        raise InputError("there are no maps to add", where="--add-to", fix="name their exits: --kv-maps 8,15")
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
 
     from offramp.tracing.fitting.fit import fit_heads
-    from offramp.tracing.heads_file import write_heads
+    from offramp.tracing.heads_file import read_heads, require_base, write_heads
 
+    whole = None if add_to is None else read_heads(add_to)
     with stage("loading the model and checking its exits"):
         loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+    if whole is not None:
+        require_base(whole, {"name": loaded.shown_name, **loaded.identity.to_json()}, str(add_to))
+
+    def tell(memory: FittingMemory) -> None:
+        for part in memory.parts:
+            out.console.print(part, markup=False, soft_wrap=True)
+
     fitted = fit_heads(
         loaded,
         works,
         tokens=tokens,
         exits=exits,
-        lens=lens,
-        classifiers=classifiers,
+        lens=lens and whole is None,
+        classifiers=classifiers and whole is None,
         candidate_exit=candidate_exit,
+        kv_maps=map_exits,
+        kv_rank=rank,
         context=context,
         seed=seed,
+        on_memory=tell,
     )
+    if whole is not None:
+        fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_heads(fitted, output)
-    out.console.print(_table(fitted))
-    for line in [*_notes(fitted), f"written: {output}"]:
+    if fitted.exits:
+        out.console.print(heads_table(fitted))
+    if fitted.kv_maps is not None:
+        out.console.print(maps_table(fitted.kv_maps))
+    for line in [*heads_notes(fitted), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(_summary(fitted, output))
+    out.finish(heads_summary(fitted, output))
 
 
 @heads.command("import")
@@ -170,7 +211,7 @@ def import_(
     write_heads(imported, output)
     for line in [*_import_notes(imported), *found.left_out(loaded.layers), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(_summary(imported, output))
+    out.finish(heads_summary(imported, output))
 
 
 def _base_of_import(file: Path, model: str | None) -> str:
@@ -196,6 +237,23 @@ def _import_notes(imported: ExitHeads) -> list[str]:
     ]
 
 
+def _map_exits(text: str | None) -> tuple[int, ...] | None:
+    """The exits of --kv-maps."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.replace("+", ",").split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise InputError(f"{text!r} is not a list of exits", where="--kv-maps", fix="write 8,15,20")
+    return tuple(int(word) for word in words)
+
+
+def _rank(text: str) -> int | str:
+    """The rank of --kv-rank."""
+    from offramp.tracing.fitting.maps import check_rank
+
+    return check_rank(int(text) if text.isdecimal() else text)
+
+
 def _require_file(path: Path, *, overwrite: bool) -> None:
     """Refuse an output that is a folder, is there already or cannot be written."""
     if path.is_dir():
@@ -205,84 +263,3 @@ def _require_file(path: Path, *, overwrite: bool) -> None:
             "the output file is there already", where=str(path), fix="choose another, or add --overwrite"
         )
     require_writable(path.parent)
-
-
-def _table(fitted: ExitHeads) -> Table:
-    """Explained variance and each classifier's AUROC per exit; in brackets where it does not beat chance."""
-    from rich.table import Table
-
-    from offramp.report.formats import decimal
-
-    title = "held-out documents: variance explained by the lens, AUROC of the classifiers"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("exit", justify="right")
-    if fitted.lens is not None:
-        table.add_column("lens", justify="right")
-    for name in fitted.classifiers:
-        table.add_column(name.replace("_", " "), justify="right")
-    for index, exit in enumerate(fitted.exits):
-        cells = [str(exit)]
-        if fitted.lens is not None:
-            explained = fitted.lens.explained
-            assert explained is not None, "of a lens that was fitted here"
-            cells.append(decimal(float(explained[index])))
-        for classifier in fitted.classifiers.values():
-            auroc = float(classifier.auroc[index])
-            text = "rare" if math.isnan(auroc) else decimal(auroc)
-            cells.append(text if classifier.better_than_chance[index] else f"({text})")
-        table.add_row(*cells)
-    return table
-
-
-def _notes(fitted: ExitHeads) -> list[str]:
-    """What each classifier is worth, in words."""
-    lines = []
-    for name, classifier in fitted.classifiers.items():
-        worse = [
-            exit
-            for exit, better in zip(fitted.exits, classifier.better_than_chance, strict=True)
-            if not better
-        ]
-        if len(worse) == len(fitted.exits):
-            lines.append(
-                f"{name} is not shown to beat the base rate at any exit: do not build a policy on it"
-            )
-        elif worse:
-            listed = ", ".join(str(exit) for exit in worse)
-            lines.append(f"{name} is not shown to beat the base rate at exits {listed}")
-    if fitted.classifiers:
-        lines.append(
-            "(0.70): not shown to beat the base rate on held-out documents; rare: too few tokens of one class"
-        )
-    seen = sum(len(ids) for ids in fitted.documents.values())
-    lines.append(f"fitting read {seen} documents; tuning on a trace made with these heads leaves them out")
-    return lines
-
-
-def _summary(fitted: ExitHeads, output: Path) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "heads": str(output),
-        "fingerprint": fitted.fingerprint,
-        "exits": list(fitted.exits),
-        "candidate_exit": fitted.candidate_exit,
-        "lens": None
-        if fitted.lens is None
-        else {"explained": _listed(fitted.lens.explained), "penalty": _listed(fitted.lens.penalty)},
-        "output": None if fitted.output is None else {"norm": fitted.output.norm},
-        "classifiers": {
-            name: {
-                "auroc": classifier.auroc.tolist(),
-                "base_rate": classifier.base_rate.tolist(),
-                "better_than_chance": classifier.better_than_chance.tolist(),
-            }
-            for name, classifier in fitted.classifiers.items()
-        },
-        "documents": {workload: list(ids) for workload, ids in fitted.documents.items()},
-        "provenance": dict(fitted.provenance),
-    }
-
-
-def _listed(numbers: NDArray[np.float64] | None) -> list[float] | None:
-    """JSON values, None for what is not known."""
-    return None if numbers is None else [float(number) for number in numbers]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from offramp.cli.answers import Answers, answers_of
+from offramp.cli.answers import answers_of
+from offramp.cli.certificates import Certifying, certify, settled
 from offramp.cli.console import stage
 from offramp.cli.decoding_stage import DecodingResult, decode_workloads
 from offramp.cli.preparation import RUN_SIGNALS, Prepared, prepare
@@ -24,7 +25,6 @@ from offramp.cli.run_folder import (
 from offramp.cli.run_writer import FinishedRun, Writer
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
-from offramp.decoding.bench.contenders import GENERATE
 from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files
@@ -44,6 +44,7 @@ from offramp.tracing.request import code_fingerprint, library_versions, parse_ex
 from offramp.tracing.streamed.loading import load_for_tracing
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
+from offramp.tuning.results import Tuned, Verdict
 from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
@@ -70,6 +71,7 @@ class RunOptions:
     trust_remote_code: bool
     heads: Path | None
     hardware: str
+    worth: float
     overwrite: bool
     repair: bool
     decode: bool
@@ -149,8 +151,9 @@ def _stand_in_answers(planned: Sequence[PlannedAnswer]) -> list[list[int]]:
 
 
 def _one_workload(
-    model: Model, workload: Workload, options: RunOptions, prepared: Prepared, folder: Path
+    model: Model, workload: Workload, options: RunOptions, prepared: Prepared, folder: Path, texts: int
 ) -> WorkloadResult:
+    """One text traced, scored, searched, and what the search proposes certified by decoding."""
     started = time.monotonic()
     trace_folder = folder / TRACES / safe_name(model.shown_name) / safe_name(workload.name)
     trace = trace_model(
@@ -173,35 +176,40 @@ def _one_workload(
         return model.decode([token])
 
     with stage(f"{workload.name}: scoring, and searching policies"):
-        answers = answers_of(trace, prepared.machine)
+        answers = answers_of(trace, prepared.machine, options.worth)
         card, frontiers = score(trace), _frontiers(trace)
-    _write_policies(answers, folder / POLICIES, safe_name(workload.name))
+    certifying = Certifying(
+        model if options.decode else None, prepared.machine, prepared.heads, folder, texts
+    )
+    tuned = certify(certifying, workload, trace)
+    verdicts = settled(answers.verdicts, tuned)
+    _write_policies(verdicts, tuned, folder / POLICIES, safe_name(workload.name))
     return WorkloadResult(
         name=workload.name,
         mode=workload.mode,
         trace=trace,
         card=card,
         frontiers=frontiers,
-        verdicts=answers.verdicts,
+        verdicts=verdicts,
         passage=passage_from_trace(trace, decode, document),
         grid=grid_from_trace(trace, decode, document),
         notes=tuple(trace.provenance["notes"]),
         trace_folder=str(trace_folder.relative_to(folder)),
         seconds=time.monotonic() - started,
         league=answers.league,
-        tuned=answers.tuned,
+        tuned=tuned,
         machines=answers.machines,
         break_even=answers.break_even,
     )
 
 
-def _write_policies(answers: Answers, folder: Path, workload: str) -> None:
+def _write_policies(verdicts: Sequence[Verdict], tuned: Sequence[Tuned], folder: Path, workload: str) -> None:
     """The policy of every verdict, and the tuner's answer with its certificate, one file each."""
     folder.mkdir(exist_ok=True)
-    for verdict in answers.verdicts:
+    for verdict in verdicts:
         write_policy(parse_policy(verdict.policy), folder / f"{workload}-agreement-{verdict.floor:g}.json")
-    for tuned in answers.tuned:
-        write_tuned(folder / f"{workload}-tuned-{tuned.floor.value:g}.json", tuned)
+    for one in tuned:
+        write_tuned(folder / f"{workload}-tuned-{one.floor.value:g}.json", one)
 
 
 def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
@@ -233,7 +241,8 @@ def _run_stages(
     )
     for place, workload in enumerate(workloads):
         writer.so_far(tracing[place], [*tracing[place + 1 :], decoding])
-        writer.results.append(_one_workload(model, workload, options, prepared, folder))
+        result = _one_workload(model, workload, options, prepared, folder, len(workloads))
+        writer.results.append(result)
     writer.so_far(decoding, [])
     if options.decode:
         writer.decoding = decode_workloads(
@@ -244,6 +253,7 @@ def _run_stages(
             (), {workload.name: "--no-decode was given" for workload in workloads}
         )
     writer.decoding = _with_left_out(writer.decoding, [one for one in asked if one not in workloads])
+    writer.settle()
     _time_plain(model, writer)
     return writer.finished()
 
@@ -258,10 +268,10 @@ def _with_left_out(decoding: DecodingResult, left_out: Sequence[Workload]) -> De
 
 
 def _time_plain(model: Model, writer: Writer) -> None:
-    """Seconds per token of plain `generate()`, of the decoding's own measurement if there is one."""
+    """Seconds per token of plain decoding, of the decoding's own measurement if there is one."""
     name = "plain_seconds_per_token"
     for decoded in writer.decoding.decoded:
-        timed = decoded.bench.contender(GENERATE).seconds_per_token
+        timed = decoded.bench.contender(decoded.bench.plain).seconds_per_token
         around = decoded.bench.circumstances
         if timed is not None:
             load = float(around["load_average"][0])

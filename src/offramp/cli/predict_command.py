@@ -48,7 +48,7 @@ def predict(
         str | None,
         typer.Option(
             "--kv",
-            help="Keys and values of skipped layers: propagate or recompute. By default as tuned.",
+            help="Keys and values of skipped layers: propagate, mapped or recompute. By default as tuned.",
             show_default=False,
         ),
     ] = None,
@@ -140,7 +140,7 @@ def _predict_from_score(
 def _show(out: Output, found: Prediction) -> None:
     from rich.table import Table
 
-    from offramp.report.formats import counted, decimal, duration, estimate_text, percent, times
+    from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
     from offramp.scoring.documents import lengths_text
     from offramp.tuning.losses import NATS, loss_text
     from offramp.tuning.pricing import BYTES
@@ -160,6 +160,7 @@ def _show(out: Output, found: Prediction) -> None:
     table = Table.grid(padding=(0, 2))
     rows = {
         "speed over the full model": estimate_text(found.net_speedup, times),
+        **({} if found.gain is None else {"saved of plain decoding": gain_text(found.gain)}),
         "a token takes": f"{cost(found.seconds_per_token)}, full model {cost(found.plain_seconds_per_token)}",
         "probes' share of it": percent(found.probe_share),
         "layers skipped": estimate_text(found.skip_ratio, percent),

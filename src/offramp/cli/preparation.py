@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from offramp.cli.console import stage
+from offramp.cli.decoding_file import read_kept
+from offramp.cli.local_profile import local_profile
 from offramp.cli.run_folder import HEADS_FILE
 from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import load_local_profile, save_local_profile
+from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.hardware import measure_hardware
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.models.shape import ModelShape
@@ -32,20 +33,20 @@ FITTING_TOKENS = 600
 FITTED = ("correctness",)
 """What a run fits by itself: a classifier of the hidden state, whose probe is the cheapest of all."""
 
-MEASURING_SECONDS = 12.0
-
 
 @dataclass(frozen=True)
 class Prepared:
     """What every workload of a run shares.
 
     machine: that speed is predicted for, None if its parts could not be timed. heads: None if none could be
-    fitted. missing: why something is missing, by name, for the report's provenance.
+    fitted. missing: why something is missing, by name, for the report's provenance. machine_note: how its
+    timings were come by, None for a machine that was not timed here.
     """
 
     machine: Machine | None
     heads: ExitHeads | None
     missing: Mapping[str, str]
+    machine_note: str | None = None
 
 
 def prepare(
@@ -58,32 +59,33 @@ def prepare(
     exits: str = "all",
 ) -> Prepared:
     """Measure the machine and fit heads for the exits that are traced, as far as the model allows."""
-    machine, no_machine = machine_of(model, hardware)
+    decoded = read_kept(folder)
+    used_before = None if decoded is None else decoded.machine
+    machine, note, no_machine = machine_of(model, hardware, used_before)
     heads, no_heads = heads_of(model, workloads, given, folder, exits=exits)
     missing = {"machine_not_timed": no_machine, "heads_not_fitted": no_heads}
-    return Prepared(machine, heads, {name: why for name, why in missing.items() if why is not None})
+    stated = {name: why for name, why in missing.items() if why is not None}
+    return Prepared(machine, heads, stated, note)
 
 
-def machine_of(model: Model, hardware: str) -> tuple[Machine | None, str | None]:
-    """The machine that speed is predicted for, or None and the reason why there is none.
+def machine_of(
+    model: Model, hardware: str, used_before: str | None = None
+) -> tuple[Machine | None, str | None, str | None]:
+    """The machine that speed is predicted for, how its timings were come by, and why there is none.
 
-    "local" is this machine: its profile is measured unless one of this model, dtype and thread count is kept.
+    "local" is this machine: its profile is measured unless one of this model, dtype and thread count is kept
+    that holds at this moment. used_before: as of `local_profile`.
 
     Raises InputError for an unknown machine.
     """
-    if hardware != "local":
-        return find_machine(hardware, model_fingerprint=model.identity.fingerprint, dtype=model.dtype), None
+    if hardware != LOCAL:
+        found = find_machine(hardware, model_fingerprint=model.identity.fingerprint, dtype=model.dtype)
+        return found, None, None
     try:
-        return load_local_profile(model.identity.fingerprint, model.dtype), None
-    except InputError:  # none is kept yet
-        pass
-    try:
-        with stage("timing layers, head and probes on this machine"):
-            profile = measure_hardware(model, budget_seconds=MEASURING_SECONDS)
+        timed = local_profile(model, used_before=used_before)
     except ModelError as error:  # what can be traced still has its answer, in bytes moved
-        return None, error.what
-    save_local_profile(profile)
-    return profile, None
+        return None, None, error.what
+    return timed.profile, timed.note, None
 
 
 def heads_of(
@@ -115,8 +117,9 @@ def heads_of(
     return heads, None
 
 
-def describe_machine(machine: Machine | None, shape: ModelShape, position: float) -> dict[str, Any] | None:
+def describe_machine(prepared: Prepared, shape: ModelShape, position: float) -> dict[str, Any] | None:
     """What the report shows of a machine: its prices of one token at this position."""
+    machine = prepared.machine
     if machine is None:
         return None
     details = machine.details if isinstance(machine, TimingsProfile) else {}
@@ -127,6 +130,7 @@ def describe_machine(machine: Machine | None, shape: ModelShape, position: float
         self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
         threads=details.get("machine", {}).get("threads"),
         load=load[0] if load else None,
+        note=prepared.machine_note,
     )
 
 
@@ -144,7 +148,7 @@ def describe_heads(heads: ExitHeads | None) -> dict[str, Any] | None:
         for name, classifier in heads.classifiers.items()
     }
     return {
-        "documents": sum(len(documents) for documents in heads.documents.values()),
+        "documents": sum(len(documents) for documents in heads.seen_documents.values()),
         "exits": len(heads.exits),
         "lens": heads.lens is not None,
         "lens_explained": None if explained is None else float(np.mean(explained)),

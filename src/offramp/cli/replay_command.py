@@ -42,7 +42,10 @@ def replay(
         ),
     ] = None,
     kv: Annotated[
-        str, typer.Option("--kv", help="Skipped layers' K and V: propagate, recompute, speculate, monotone.")
+        str,
+        typer.Option(
+            "--kv", help="Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."
+        ),
     ] = "propagate",
     batch: Annotated[int, typer.Option("--batch", help="Sequences decoded together.")] = 1,
     batching: Annotated[
@@ -108,7 +111,9 @@ def replay(
     )
     out.console.print(_summary_table(result))
     if not result.reachable:
-        out.console.print("  This is an oracle: it looks at what no decoder knows before it decides.")
+        out.console.print(
+            "  This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
+        )
     for note in result.notes:
         out.console.print(f"  note: {note}", markup=False)
     if explain:
@@ -185,7 +190,7 @@ def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length
 def _summary_table(result: ReplayResult) -> Table:
     from rich.table import Table
 
-    from offramp.report.formats import decimal, duration, percent, times
+    from offramp.report.formats import decimal, duration, gain_text, percent, times
 
     layers, counts = exit_counts(result.exits.tolist())
     shares = [
@@ -203,6 +208,7 @@ def _summary_table(result: ReplayResult) -> Table:
         "layers skipped": percent(result.skip_ratio),
         "K and V of skipped layers": result.kv,
         f"predicted speed ({result.basis})": times(result.predicted_speedup),
+        "saved of plain decoding": gain_text(result.gain),
         "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
         "speed if probes were free": times(result.speedup_without_probes),
         "probes' share of the cost": percent(result.probe_share),
@@ -268,6 +274,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "predicted_speedup_flops": result.predicted_speedup_flops,
         "predicted_seconds_per_token": result.seconds_per_token,
         "plain_seconds_per_token": result.plain_seconds_per_token,
+        "gain": result.gain.to_json(),
         "speedup_without_probes": result.speedup_without_probes,
         "probe_share": result.probe_share,
         "probes_per_token": result.bill.probes_per_token,

@@ -28,7 +28,8 @@ from offramp.cli.options import (
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
-DEFAULT_WORKLOADS = ("prose", "code", "chat")
+DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
+"""The short items: enough documents of each to certify a floor on."""
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
         typer.Option(
             "--workload",
             "-w",
-            help="May be given several times. By default prose, code and chat.",
+            help="May be given several times. By default prose:short, code:short and chat.",
             show_default=False,
         ),
     ] = None,
@@ -62,6 +63,10 @@ def run(
             help="The machine to predict for: local (timed first), one of offramp list hardware, or a .toml.",
         ),
     ] = "local",
+    worth: Annotated[
+        float,
+        typer.Option("--worth", help="The gain in speed from which on early exit is worth its trouble."),
+    ] = 0.05,
     decode: Annotated[
         bool,
         typer.Option(
@@ -84,9 +89,11 @@ def run(
     """
     from offramp.models.memory_size import parse_size
     from offramp.tracing.model_request import read_transforms
+    from offramp.tuning.verdict import require_worth
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
+    require_worth(worth)
     require_options(
         tokens=tokens,
         context=context,
@@ -113,6 +120,7 @@ def run(
         trust_remote_code=trust_remote_code,
         heads=heads,
         hardware=hardware,
+        worth=worth,
         overwrite=overwrite,
         repair=repair,
         decode=decode,

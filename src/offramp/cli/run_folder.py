@@ -24,6 +24,8 @@ SUMMARY_FILE = "summary.json"
 TRACES = "traces"
 HEADS_FILE = "heads.safetensors"
 POLICIES = "policies"
+EXECUTIONS = "executions"
+"""Documents that were decoded for certificates."""
 DECODING_FILE = "decoding.json"
 COMBINED_FILE, COMBINED_PAGE = "combined.json", "combined.html"
 """What `offramp bench --combine -o` that folder adds."""
@@ -113,7 +115,7 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
         return
     for name in (HEADS_FILE, COMBINED_FILE, COMBINED_PAGE):
         (folder / name).unlink(missing_ok=True)
-    for name in (TRACES, POLICIES):
+    for name in (TRACES, POLICIES, EXECUTIONS):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     write_text_atomically(folder / RUN_FILE, pretty_json(request))

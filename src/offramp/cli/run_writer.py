@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.certificates import settled
 from offramp.cli.decoding_stage import DecodingResult
 from offramp.cli.preparation import Prepared, describe_heads, describe_machine
 from offramp.cli.provenance import describe_request, describe_run
@@ -52,6 +53,13 @@ class Writer:
     decoding: DecodingResult = field(default_factory=DecodingResult)
     missing: dict[str, str] = field(default_factory=dict)
 
+    def settle(self) -> None:
+        """Every verdict again, with what was timed of its policy."""
+        for place, result in enumerate(self.results):
+            decoded = next((one for one in self.decoding.decoded if one.workload == result.name), None)
+            verdicts = settled(result.verdicts, result.tuned, decoded)
+            self.results[place] = replace(result, verdicts=verdicts)
+
     def so_far(self, running: str, to_come: Sequence[str]) -> None:
         """Write the page of an unfinished run: what is done, what is running now, what is to come."""
         if (self.folder / SUMMARY_FILE).exists():
@@ -76,7 +84,7 @@ class Writer:
         if self.prepared is not None:
             heads = describe_heads(self.prepared.heads)
             position = mean_position(self.results[0].trace) if self.results else FIRST_POSITION
-            hardware = describe_machine(self.prepared.machine, self.model.shape, position)
+            hardware = describe_machine(self.prepared, self.model.shape, position)
         return RunResult(
             model_name=self.model.shown_name,
             layers=self.model.layers,

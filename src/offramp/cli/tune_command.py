@@ -276,7 +276,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
-    from offramp.report.formats import counted, estimate_text, percent, times
+    from offramp.report.formats import counted, estimate_text, gain_text, percent, times
     from offramp.tuning.losses import NATS
 
     def said(estimate: Estimate, number: Callable[[float], str]) -> str:
@@ -292,4 +292,6 @@ def report_lines(tuned: Tuned) -> list[str]:
         lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, nats)}")
     if tuned.reference_agreement is not None:
         lines.append(f"  agreement with the untransformed model {said(tuned.reference_agreement, percent)}")
-    return [*lines, f"  speed over the full model {said(tuned.net_speedup, times)}"]
+    lines.append(f"  speed over the full model {said(tuned.net_speedup, times)}")
+    saved = gain_text(tuned.gain)
+    return [*lines, f"  saved of plain decoding: {saved}"] if saved else lines

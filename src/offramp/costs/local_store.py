@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -19,7 +20,11 @@ from offramp.models.identity import command_name
 LOCAL = "local"
 FOLDER = "hardware"
 STEPS = "steps"
-"""The detail that says whose steps were timed; a profile without it is from before the decoder's own loop."""
+"""The detail that says whose steps were timed."""
+OTHER_LOAD = "other_load"
+"""The detail that says how many processors anything else kept busy meanwhile; older profiles lack it."""
+TOLERABLE_LOAD = 0.3
+"""Processors that others may keep busy during a timing, beside those that torch's threads leave free."""
 RECIPE = "recipe"
 """The detail that holds the recipe of the study's task that measured a profile; others lack it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
@@ -45,13 +50,30 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def save_local_profile(profile: TimingsProfile) -> Path:
+def disturbed(profile: TimingsProfile) -> str | None:
+    """Why a profile is not kept: what else kept the machine busy while it was timed; None if nothing did.
+
+    profile: as `measure_hardware` gives it, with the machine and the load by others in its details.
+    """
+    machine, load = profile.details["machine"], profile.details.get(OTHER_LOAD, 0.0)
+    free = max(0, (machine["cores"] or 1) - machine["threads"])
+    if load <= free + TOLERABLE_LOAD:
+        return None
+    return (
+        f"other work kept {load:.1f} of {machine['cores']} processors busy during the timing, "
+        f"{free + TOLERABLE_LOAD:g} are tolerable beside {machine['threads']} threads of ours"
+    )
+
+
+def save_local_profile(profile: TimingsProfile) -> Path | None:
     """Keep a profile of this machine, in one step, in place of an older one of the same kind.
 
-    profile: as `measure_hardware` gives it, with the model's fingerprint and the machine in its details. One
-    that states the recipe of a study's task is kept beside one that does not.
-    Returns the file.
+    profile: as `measure_hardware` gives it, with the model's fingerprint, the machine and the load in its
+    details. One that states the recipe of a study's task is kept beside one that does not.
+    Returns the file; None if nothing was kept, because it was timed under load (see `disturbed`).
     """
+    if disturbed(profile) is not None:
+        return None
     details = profile.details
     # A study measures briefly: it must not take the place of a profile that was measured with more care.
     facts = [details["machine"], RECIPE] if RECIPE in details else details["machine"]
@@ -78,7 +100,8 @@ def load_local_profile(
     command. recipe: if given, only a profile will do that a study's task of this very recipe measured; if
     not, one that no study measured comes first.
 
-    Profiles of older versions, which timed other steps than the decoder's, are passed over.
+    Profiles of older versions, which timed something else or noted no load, and those timed under load are
+    passed over.
 
     Raises InputError, naming the command that measures one, if there is none; DamagedFileError if the file
     was changed.
@@ -92,7 +115,8 @@ def load_local_profile(
     fitting = [
         profile
         for profile in profiles
-        if STEPS in profile.details
+        if OTHER_LOAD in profile.details
+        and disturbed(profile) is None
         and (recipe is None or _states(profile, recipe))
         and profile.details["machine"]
         == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
@@ -101,7 +125,11 @@ def load_local_profile(
         others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
         raise InputError(
             "there are no timings of this model on this machine"
-            + (f" as it is now; those kept are of {others}, or of an older offramp" if others else ""),
+            + (
+                f" as it is now; those kept are of {others}, of an older offramp, or were timed under load"
+                if others
+                else ""
+            ),
             where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
             fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}, "
             "or choose from: offramp list hardware",
@@ -115,6 +143,22 @@ def list_local_profiles() -> list[TimingsProfile]:
     Raises DamagedFileError if a file was changed.
     """
     return [_read(path) for path in sorted(_folder().glob("*.json"))]
+
+
+def kept_notes(machine: object) -> tuple[str, ...]:
+    """What must be said of kept timings where no model is at hand to hold them against; nothing of others."""
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    if OTHER_LOAD not in details:
+        return ()
+    measured = datetime.datetime.fromisoformat(str(details["measured_at"]))
+    age = datetime.datetime.now(datetime.UTC) - measured.replace(tzinfo=measured.tzinfo or datetime.UTC)
+    hours = max(age.total_seconds() / 3600, 0.0)
+    old = f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} hours" if hours >= 2 else "under 2 hours"
+    return (
+        f"the timings are {old} old, of {_machine_text(details['machine'])}, while other work kept "
+        f"{details[OTHER_LOAD]:.1f} processors busy; without the model they are not held against this "
+        "machine as it is now",
+    )
 
 
 def threads_in_use() -> int | None:

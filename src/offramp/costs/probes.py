@@ -8,18 +8,28 @@ from dataclasses import dataclass
 from offramp.costs import counting
 from offramp.models.shape import ModelShape
 
+MapRanks = tuple[tuple[int, int | None], ...]
+"""Exits that have K,V maps, ascending, each with the rank of its maps; None where they are whole."""
+
 
 @dataclass(frozen=True)
 class ProbeSizes:
-    """Sizes that probes have beside the model's own.
+    """Sizes that probes, and other parts that are fitted, have beside the model's own.
 
-    shortlist: tokens of a restricted vocabulary. hidden: units of a small network. candidates: tokens whose
-    logits alone are computed.
+    shortlist: tokens of a restricted vocabulary, or all where a model has fewer. hidden: units of a small
+    network. candidates: tokens whose logits alone are computed. map_rank: of the K,V maps that a machine is
+    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced.
     """
 
     shortlist: int = 2048
     hidden: int = 64
     candidates: int = 8
+    map_rank: int = 64
+    kv_maps: MapRanks = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists for tuples.
+        object.__setattr__(self, "kv_maps", tuple((exit, rank) for exit, rank in self.kv_maps))
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,20 @@ def _product_bytes(shape: ModelShape, columns: int) -> float:
     return float(shape.element_bytes * shape.hidden_size * columns)
 
 
+def _listed(shape: ModelShape, sizes: ProbeSizes) -> int:
+    return min(sizes.shortlist, shape.vocabulary_size)
+
+
 def _restricted_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
-    product = 2.0 * (shape.tail_parameters + shape.hidden_size * sizes.shortlist)
-    return product + counting.REDUCTION_FLOPS * sizes.shortlist
+    listed = _listed(shape, sizes)
+    product = 2.0 * (shape.tail_parameters + shape.hidden_size * listed)
+    return product + counting.REDUCTION_FLOPS * listed
 
 
 def _restricted_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
-    weights = _product_bytes(shape, sizes.shortlist) + shape.element_bytes * shape.tail_parameters
-    return weights + counting.REDUCTION_BYTES * sizes.shortlist
+    listed = _listed(shape, sizes)
+    weights = _product_bytes(shape, listed) + shape.element_bytes * shape.tail_parameters
+    return weights + counting.REDUCTION_BYTES * listed
 
 
 def _candidate_flops(shape: ModelShape, sizes: ProbeSizes) -> float:
@@ -104,7 +120,7 @@ PROBES: dict[str, ProbeKind] = {
             "final norm and the head's columns of a short list of tokens",
             _restricted_flops,
             _restricted_bytes,
-            lambda shape, sizes: counting.REDUCTION_BYTES * sizes.shortlist,
+            lambda shape, sizes: counting.REDUCTION_BYTES * _listed(shape, sizes),
             launches=4,
         ),
         ProbeKind(
@@ -150,6 +166,28 @@ PROBES: dict[str, ProbeKind] = {
         ),
     )
 }
+
+
+def map_flops(shape: ModelShape, layers: int, rank: int | None, batch: int = 1) -> float:
+    """FLOPs of an exit's K,V maps to so many layers, for `batch` hidden states; rank None: whole maps."""
+    return batch * 2.0 * _map_elements(shape.hidden_size, layers, rank)
+
+
+def map_bytes(shape: ModelShape, layers: int, rank: int | None) -> float:
+    """Bytes of such maps, kept in float32 and read once for any number of tokens."""
+    return 4.0 * _map_elements(shape.hidden_size, layers, rank)
+
+
+def _map_elements(hidden: int, layers: int, rank: int | None) -> int:
+    """D and a bias of each layer; in low rank V, which the layers share, and U and a bias of each."""
+    if rank is None:
+        return layers * (hidden * hidden + hidden)
+    return hidden * rank + layers * (hidden * rank + hidden)
+
+
+def timed_map_layers(shape: ModelShape) -> int:
+    """The layers that the K,V maps which a machine is timed with map to."""
+    return max(1, len(shape.layers) // 2)
 
 
 def lens_flops(shape: ModelShape, batch: int = 1) -> float:

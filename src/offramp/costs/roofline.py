@@ -29,6 +29,8 @@ EXPERT_LAUNCHES = 3
 KEY_VALUE_LAUNCHES = 3
 # Norm and product.
 HEAD_LAUNCHES = 2
+# Subtraction of the centre, products (two in low rank), addition of the state.
+MAP_LAUNCHES = 3
 # Embedding, choice of the token.
 STEP_LAUNCHES = 2
 
@@ -110,6 +112,12 @@ class Roofline:
             key_value=self._seconds(flops.key_value, moved.key_value, rate, key_value_launches(shape)),
             overhead=STEP_LAUNCHES * self.launch_seconds + self.decision_seconds,
             batch=batch,
+            maps={
+                exit: self._second(
+                    flops.maps[exit], moved.maps[exit], rate, MAP_LAUNCHES + int(rank is not None)
+                )
+                for exit, rank in (sizes.kv_maps if sizes else ())
+            },
         )
 
     def _flops_per_second(self, shape: ModelShape) -> float:

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from offramp.costs import counting
-from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops
+from offramp.costs.probes import (
+    PROBES,
+    ProbeSizes,
+    lens_bytes,
+    lens_flops,
+    map_bytes,
+    map_flops,
+    timed_map_layers,
+)
 from offramp.costs.token import TokenCosts
 from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
@@ -25,9 +33,9 @@ LARGEST_EXTRAPOLATION = 4
 # Seconds until the program knows the answer of a check that has no time of its own: a launch and a wait.
 ASSUMED_WAIT = 1e-5
 UNTIMED = "read off a straight line through timed sizes, which can be off by tens of percent"
-LENS, REPAIR = "lens", "K,V projection"
+LENS, REPAIR, MAPS = "lens", "K,V projection", "K,V map"
 """Names of parts, beside the kinds of probe, that may be derived instead of timed."""
-OPTIONAL = ("lens_seconds", "key_value_seconds", "key_value_seconds_per_position")
+OPTIONAL = ("lens_seconds", "map_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
 Table = NDArray[np.float64]
 
@@ -41,9 +49,10 @@ class TimingsProfile:
     [batches, L] at position 0 and layer_seconds_per_position [batches, L] for every position after it (within
     the window of a layer that has one); head_seconds [batches], final norm, output head and choice of the
     token; probe_seconds [batches] by kind of probe (see `offramp.costs.probes.PROBES`), the lens left out;
-    lens_seconds [batches], one linear lens; key_value_seconds [batches, L], leaving behind what later tokens
-    need of a skipped layer, and key_value_seconds_per_position [batches, L] (None: the position does not
-    matter); overhead_seconds [batches], what a step costs whatever it runs. lens_seconds and
+    lens_seconds [batches], one linear lens; map_seconds [batches], the K,V maps of one exit (to
+    `timed_map_layers`, of rank sizes.map_rank); key_value_seconds [batches, L], leaving behind what later
+    tokens need of a skipped layer, and key_value_seconds_per_position [batches, L] (None: the position does
+    not matter); overhead_seconds [batches], what a step costs whatever it runs. lens_seconds, map_seconds and
     key_value_seconds may be None, and kinds of probe may be missing: their times are then derived from the
     FLOPs and bytes of what was timed, with a wait for a check's answer, which `notes` says. details: JSON
     values on how it was measured. sizes: of the timed probes.
@@ -67,6 +76,7 @@ class TimingsProfile:
     details: Mapping[str, Any] = field(default_factory=dict)
     sizes: ProbeSizes = field(default_factory=ProbeSizes)
     key_value_seconds_per_position: Table | None = None
+    map_seconds: Table | None = None
     kind: str = KIND
 
     def __post_init__(self) -> None:
@@ -83,6 +93,7 @@ class TimingsProfile:
             ("layer_seconds_per_position", by_layer),
             ("head_seconds", by_batch),
             ("lens_seconds", by_batch),
+            ("map_seconds", by_batch),
             ("key_value_seconds", by_layer),
             ("key_value_seconds_per_position", by_layer),
             ("overhead_seconds", by_batch),
@@ -111,13 +122,13 @@ class TimingsProfile:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the profile is derived instead of measured, in sentences."""
-        notes = list(self.derived_notes({*PROBES, LENS, REPAIR}))
+        notes = list(self.derived_notes({*PROBES, LENS, REPAIR, MAPS}))
         if len(self.batches) > 1:
             notes.append(f"timed at batch {self._timed_batches}; any other size is {UNTIMED}")
         return (*notes, *self.details.get("notes", ()))
 
     def derived_notes(self, used: Collection[str]) -> tuple[str, ...]:
-        """What must be said where some parts are used: kinds of probe, LENS and REPAIR."""
+        """What must be said where some parts are used: kinds of probe, LENS, REPAIR and MAPS."""
         missing = [name for name in PROBES if name in used and name not in self.probe_seconds]
         if LENS in used and self.lens_seconds is None:
             missing.append(LENS)
@@ -130,6 +141,8 @@ class TimingsProfile:
             )
         if REPAIR in used and self.key_value_seconds is None:
             notes.append("K,V repair is not timed: a layer's time by the share of its weights that make K,V")
+        if MAPS in used and self.map_seconds is None:
+            notes.append("K,V maps are not timed: a linear lens's time by their FLOPs and bytes")
         return tuple(notes)
 
     @property
@@ -174,10 +187,8 @@ class TimingsProfile:
         layers = self._at(self.layer_seconds + self.layer_seconds_per_position * attended, batch)
         head = float(self._at(self.head_seconds, batch))
         timed = self._timed(shape, batch)
-        lens_seconds = 0.0
-        if lens:
-            work = Work(lens_flops(shape), lens_bytes(shape))
-            lens_seconds = self._price(self.lens_seconds, work, work, timed, batch)
+        of_lens = Work(lens_flops(shape), lens_bytes(shape))
+        lens_seconds = self._price(self.lens_seconds, of_lens, of_lens, timed, batch) if lens else 0.0
         probes = {}
         # The wait is a guess: it never outweighs the head that a check replaces.
         wait = min(ASSUMED_WAIT, head)
@@ -200,6 +211,10 @@ class TimingsProfile:
             key_value=self._key_value(shape, attended, layers, batch),
             overhead=float(self._at(self.overhead_seconds, batch)),
             batch=batch,
+            maps={
+                exit: self._map(shape, len(shape.layers) - 1 - exit, rank, timed, batch)
+                for exit, rank in sizes.kv_maps
+            },
         )
 
     def _check(self, shape: ModelShape, batch: int) -> None:
@@ -250,6 +265,18 @@ class TimingsProfile:
         work, seconds = min(timed, key=lambda part: abs(math.log(part[0].flops / wanted.flops)))
         return seconds * work_ratio(wanted, work)
 
+    def _map(
+        self, shape: ModelShape, layers: int, rank: int | None, timed: list[tuple[Work, float]], batch: int
+    ) -> float:
+        """The K,V maps of one exit to so many layers; by the lens where no maps were timed."""
+        wanted = Work(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
+        if self.map_seconds is None:
+            lens = Work(lens_flops(shape), lens_bytes(shape))
+            return self._price(self.lens_seconds, lens, wanted, timed, batch)
+        known = timed_map_layers(shape), self.sizes.map_rank
+        measured = Work(map_flops(shape, *known), map_bytes(shape, *known))
+        return self._price(self.map_seconds, measured, wanted, timed, batch)
+
     def _key_value(self, shape: ModelShape, attended: Table, layers: Table, batch: int) -> Table:
         if self.key_value_seconds is None:
             return layers * counting.key_value_bytes(shape, 0.0) / counting.layer_bytes(shape, 0.0)
@@ -267,7 +294,7 @@ class TimingsProfile:
             "schema_version": SCHEMA_VERSION,
             "batches": list(self.batches),
             "probe_seconds": {name: table.tolist() for name, table in self.probe_seconds.items()},
-            "sizes": vars(self.sizes),
+            "sizes": {**vars(self.sizes), "kv_maps": [list(one) for one in self.sizes.kv_maps]},
             "details": dict(self.details),
         }
 

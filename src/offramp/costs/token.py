@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
-from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, lens_bytes, lens_flops
+from offramp.costs.probes import (
+    PROBES,
+    ProbeKind,
+    ProbeSizes,
+    lens_bytes,
+    lens_flops,
+    map_bytes,
+    map_flops,
+)
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 
@@ -26,6 +34,7 @@ class TokenCosts:
     probes: one check at an exit, by probe kind (see `offramp.costs.probes.PROBES`), the lens included.
     key_value: float64 [layers], leaving behind what later tokens need of a skipped layer.
     overhead: what a step costs whatever it runs (embedding, choosing the token, the program around).
+    maps: by exit, the K,V maps of tokens that leave there, where K and V are mapped; empty elsewhere.
     """
 
     unit: str
@@ -36,16 +45,29 @@ class TokenCosts:
     key_value: NDArray[np.float64]
     overhead: float = 0.0
     batch: int = 1
+    maps: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def plain(self) -> float:
         """The full model: every layer and the head once, no probe."""
         return self.overhead + float(self.until_exit[-1]) + self.head
 
+    @property
+    def short_exit_head(self) -> float:
+        """The final norm and the head's columns of the short list at an exit below L, a lens included."""
+        return self.probes["restricted head"]
+
+    @property
+    def short_head(self) -> float:
+        """The same at exit L, which is read through no lens."""
+        return self.short_exit_head - (self.exit_head - self.head)
+
     @cached_property
     def until_exit(self) -> NDArray[np.float64]:
         """Layers 1..l run and the repair of layers l+1..L, for every exit l = 1..L: float64 [layers]."""
         repair_of_all_above = np.append(np.cumsum(self.key_value[::-1])[::-1][1:], 0.0)
+        for exit, price in self.maps.items():
+            repair_of_all_above[exit - 1] += price
         return np.asarray(np.cumsum(self.layers) + repair_of_all_above, dtype=np.float64)
 
     @cached_property
@@ -67,6 +89,7 @@ def add_costs(one: TokenCosts, other: TokenCosts) -> TokenCosts:
         key_value=one.key_value + other.key_value,
         overhead=one.overhead + other.overhead,
         batch=one.batch + other.batch,
+        maps={exit: price + other.maps[exit] for exit, price in one.maps.items()},
     )
 
 
@@ -80,6 +103,7 @@ class Unit:
     probe: Callable[[ProbeKind, ModelShape, ProbeSizes, int], float]
     key_value: Callable[[ModelShape, float, int], NDArray[np.float64]]
     lens: Callable[[ModelShape, int], float]
+    map: Callable[[ModelShape, int, int | None, int], float]
 
 
 UNITS: dict[str, Unit] = {
@@ -92,6 +116,7 @@ UNITS: dict[str, Unit] = {
             ProbeKind.batch_bytes,
             counting.key_value_bytes,
             lambda shape, batch: lens_bytes(shape),
+            lambda shape, layers, rank, batch: map_bytes(shape, layers, rank),
         ),
         Unit(
             "flops",
@@ -100,6 +125,7 @@ UNITS: dict[str, Unit] = {
             ProbeKind.batch_flops,
             counting.key_value_flops,
             lens_flops,
+            map_flops,
         ),
     )
 }
@@ -137,7 +163,8 @@ def token_costs(
 ) -> TokenCosts:
     """The prices of a step that decodes `batch` tokens at `position`, in "bytes" moved or in "flops".
 
-    lens: whether exits below L are read through a linear lens. sizes: of the probes.
+    lens: whether exits below L are read through a linear lens. sizes: of the probes, and of K,V maps that are
+    to be priced too.
 
     Raises InputError for another unit, a position that is negative or not finite, or a batch below 1.
     """
@@ -157,4 +184,7 @@ def token_costs(
         },
         key_value=price.key_value(shape, position, batch),
         batch=batch,
+        maps={
+            exit: price.map(shape, len(shape.layers) - 1 - exit, rank, batch) for exit, rank in sizes.kv_maps
+        },
     )

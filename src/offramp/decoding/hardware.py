@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.local_store import LOCAL, STEPS, machine_facts
+from offramp.costs.local_store import LOCAL, STEPS, disturbed, machine_facts
 from offramp.costs.timings import TimingsProfile
+from offramp.decoding.bench.circumstances import Load
 from offramp.decoding.plain import PlainTiming, time_plain_decoding
 from offramp.decoding.session import Session
 from offramp.decoding.stream import prompt_ids
@@ -32,7 +33,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 64
 GENERATE_PROMPT, GENERATED = 32, 16
 # Budgets from this one on time plain `generate()` at the end too; shorter ones once, on half as many tokens.
 LONG_BUDGET = 30.0
-# How far the medians of the parts may add up to something else than the median of the whole.
+# How far timed parts may add up to something else than whole steps without a clock inside them.
 ROUGH = 0.1
 OWN_LOOP, FORWARD = "decoding loop", "forward pass"
 BUSY = (
@@ -52,9 +53,11 @@ def measure_hardware(
 
     Every step is one of the decoder's own loop, one token per sequence with a cache of a realistic length, so
     that each layer finds the weights of all others in the processor's caches, as in decoding; where that loop
-    cannot run the model, its own forward pass is timed, and a note says so. No policy is timed: plain steps,
-    steps with probes where nobody leaves, and steps whose upper layers only leave K and V. Configurations
-    (batch sizes, positions, kinds of step) take turns in random order; a figure is the median of its samples.
+    cannot run the model, its own forward pass is timed, and a note says so. No policy is timed: plain steps
+    with and without a clock inside them, steps with probes where nobody leaves, and steps whose upper layers
+    only leave K and V. Configurations (batch sizes, positions, kinds of step) take turns in random order; a
+    price is a mean over the middle half of its samples, scaled so that the parts add up to whole steps
+    (`offramp.decoding.timing_tables.build_tables`). A note says if the machine was busy with something else.
     budget_seconds: how long it may take; a slow model takes longer, for the fewest rounds that give a median.
     progress: called with the share of the budget used.
 
@@ -75,7 +78,7 @@ def measure_hardware(
         return time.monotonic() - began
 
     session = Session(model, batches, timing_positions(model.context_length))
-    load = os.getloadavg()[0]
+    load = Load()
     ready = used()
     long = budget_seconds >= LONG_BUDGET
     generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
@@ -120,7 +123,7 @@ def _time_generate(model: Model, new_tokens: int) -> PlainTiming | str:
 
 
 def _profile(
-    session: Session, generate: Sequence[PlainTiming | str], *, rounds: int, seconds: float, load: float
+    session: Session, generate: Sequence[PlainTiming | str], *, rounds: int, seconds: float, load: Load
 ) -> TimingsProfile:
     model = session.model
     machine = machine_facts(torch.get_num_threads())
@@ -135,7 +138,7 @@ def _profile(
         "machine": machine,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
+        **load.describe(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "positions": list(session.positions),
         "rounds": rounds,
@@ -155,36 +158,30 @@ def _profile(
         details=details,
         **tables.arrays,
     )
-    check = _self_check(profile, session, generate)
-    if any(abs(ratio - 1.0) > ROUGH for ratio in check["parts_over_step"].values()):
-        details["notes"] = [*notes, BUSY]
-    return dataclasses.replace(profile, details={**details, "check": check})
+    check = {
+        "parts_over_step": {str(batch): ratio for batch, ratio in tables.parts_over_step.items()},
+        **_beside_generate(profile, model, generate),
+    }
+    if any(abs(ratio - 1.0) > ROUGH for ratio in tables.parts_over_step.values()):
+        notes.append(BUSY)
+    busy = disturbed(profile)
+    if busy is not None:
+        notes.append(f"{busy}: these timings are used now, and not kept")
+    return dataclasses.replace(profile, details={**details, "check": check, "notes": notes})
 
 
-def _self_check(
-    profile: TimingsProfile, session: Session, generate: Sequence[PlainTiming | str]
+def _beside_generate(
+    profile: TimingsProfile, model: Model, generate: Sequence[PlainTiming | str]
 ) -> dict[str, Any]:
-    """The profile's plain step beside the steps it was made from, and beside `generate()` at batch 1.
-
-    parts_over_step: by batch size, the parts' sum over the median of whole plain steps.
-    """
-    by_batch = {}
-    for batch in session.batches:
-        ratios = []
-        for asked in session.positions:
-            at, whole = session.samples.whole_step(batch, asked)
-            ratios.append(profile.token_costs(session.model.shape, at, batch=batch).plain / whole)
-        by_batch[str(batch)] = float(np.mean(ratios))
-    check: dict[str, Any] = {"parts_over_step": by_batch}
+    """The profile's plain step beside transformers' own `generate()`, at batch 1."""
     timed = [timing for timing in generate if isinstance(timing, PlainTiming)]
     if not timed:
-        return {**check, "generate_not_timed": generate[0]}
+        return {"generate_not_timed": generate[0]}
     samples = [sample for timing in timed for sample in timing.samples]
     position = GENERATE_PROMPT + timed[0].new_tokens / 2
-    plain = profile.token_costs(session.model.shape, position, batch=1).plain
+    plain = profile.token_costs(model.shape, position, batch=1).plain
     seconds = float(np.median(samples))
     return {
-        **check,
         "generate_seconds_per_token": seconds,
         "generate_samples": samples,
         "plain_step_seconds": plain,

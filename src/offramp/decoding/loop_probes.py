@@ -6,8 +6,9 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,17 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.costs.probes import ProbeSizes
+from offramp.costs.probes import ProbeSizes, timed_map_layers
+from offramp.costs.timings import MAPS
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.reading.fitted import PreparedLens
 from offramp.decoding.reading.reader import FactValues
 from offramp.decoding.reading.shapes import rows_of
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.timed_probes import LENS
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.signals import OPENING_FACT
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 FACTS: Mapping[str, str] = {
     "full head": "margin",
@@ -71,9 +75,9 @@ class Asks(ExitPolicy):
 
 
 class Probing:
-    """Readers with random heads at some exits, and the lens, ready to be placed anew in every step.
+    """Readers with random heads at some exits, lens and K,V maps, ready to be placed anew in every step.
 
-    exits: where probes can be placed, ascending, below L. kinds: of probe, and the lens.
+    exits: where probes can be placed, ascending, below L. kinds: of probe, the lens and the maps.
     """
 
     def __init__(self, model: Model, engine: Engine, sizes: ProbeSizes) -> None:
@@ -84,7 +88,7 @@ class Probing:
         kinds = [kind for kind in FACTS if linear or kind not in OF_COLUMNS]
         if len(self.exits) < 2 and CANDIDATES in kinds:
             kinds.remove(CANDIDATES)  # chosen at one exit and looked at again at a later one
-        self.kinds = (*kinds, LENS) if self.exits else ()
+        self.kinds = (*kinds, LENS, MAPS) if self.exits else ()
         heads = _random_heads(model, self.exits, sizes)
         self.reader = ExitReader(
             engine,
@@ -96,7 +100,9 @@ class Probing:
             later = dict.fromkeys(self.exits[1:], (FACTS[CANDIDATES],))
             self.candidates = ExitReader(engine, heads, {self.exits[0]: (OPENING_FACT,), **later})
         device, lens = next(engine.hf.parameters()).device, _random_lens(model, len(self.exits))
-        self.lenses = {exit: PreparedLens.of(lens, place, device) for place, exit in enumerate(self.exits)}
+        lenses = {exit: PreparedLens.of(lens, place, device) for place, exit in enumerate(self.exits)}
+        maps = {exit: _maps_of(model, exit, sizes) for exit in self.exits}
+        self.alone: Mapping[str, Mapping[int, Callable[[Tensor], object]]] = {LENS: lenses, MAPS: maps}
         self.position_axis = engine.stack.position_axis
 
     def draw(self, source: random.Random, waiting: list[str]) -> dict[int, str]:
@@ -118,21 +124,21 @@ class Probing:
 
     @staticmethod
     def asks(kinds: Mapping[int, str]) -> Asks:
-        """What asks for kinds by exit; in the lens's place for something whose time is not kept."""
+        """What asks for kinds by exit; in the place of lens and maps for something whose time is not kept."""
         return Asks({exit: (FACTS.get(kind, OPENING_FACT),) for exit, kind in sorted(kinds.items())})
 
 
 class PlacedReader:
-    """Reads as `ExitReader` does, candidates by a reader of their own, and the lens alone.
+    """Reads as `ExitReader` does, candidates by a reader of their own, lens and maps alone.
 
-    kinds: of probe by exit, as `Probing.draw` gives them. lens_seconds: of the lens in this step, None if it
-    had no turn.
+    kinds: of probe by exit, as `Probing.draw` gives them. seconds_alone: of lens and maps in this step, as
+    far as they had a turn.
     """
 
     def __init__(self, probing: Probing, kinds: Mapping[int, str]) -> None:
         self._probing = probing
         self._kinds = kinds
-        self.lens_seconds: float | None = None
+        self.seconds_alone: dict[str, float] = {}
 
     def begin(self) -> None:
         """A new token."""
@@ -146,11 +152,11 @@ class PlacedReader:
     def read(self, exit: int, facts: tuple[str, ...], hidden: Tensor, before: Tensor | None) -> FactValues:
         """The fact that was placed at this exit."""
         kind, probing = self._kinds[exit], self._probing
-        if kind == LENS:
+        if kind in probing.alone:
             rows = rows_of(hidden, probing.position_axis)
             began = time.perf_counter()
-            probing.lenses[exit](rows)
-            self.lens_seconds = time.perf_counter() - began
+            probing.alone[kind][exit](rows)
+            self.seconds_alone[kind] = time.perf_counter() - began
             return {fact: np.zeros(len(rows), np.float32) for fact in facts}
         reader = probing.candidates if kind in (CANDIDATES, CHOICE) else probing.reader
         return reader.read(exit, facts, hidden, before)
@@ -206,6 +212,22 @@ def _random_lens(model: Model, exits: int) -> LinearLens:
     width = model.shape.hidden_size
     none = np.zeros(exits)
     return LinearLens(_random(exits, width, width), _random(exits, width), none, none)
+
+
+def _maps_of(model: Model, exit: int, sizes: ProbeSizes) -> Callable[[Tensor], object]:
+    """What maps states of an exit to as many layers as are timed, whichever exit it is."""
+    width, layers = model.shape.hidden_size, timed_map_layers(model.shape)
+    rank = min(sizes.map_rank, width)
+    maps = ExitMaps(
+        centre=_random(width),
+        bias=_random(layers, width),
+        explained=np.zeros((rank, layers)),
+        penalty=0.0,
+        inward=_random(rank, width),
+        outward=_random(layers, width, rank),
+    )
+    device = next(model.hf.parameters()).device
+    return partial(StateMaps(KeyValueMaps({exit: maps}), exit + 1 + layers, device).inputs_after, exit)
 
 
 def _random(*shape: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from offramp.decoding.bench.ratios import SAMPLES_NEEDED, median
+from offramp.decoding.bench.medians import SAMPLES_NEEDED, median
 from offramp.errors import ModelError
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model

@@ -11,19 +11,22 @@ from offramp.decoding.loop_steps import LoopSteps
 from offramp.decoding.stopwatch import Probe, StepTimes, Stopwatch
 from offramp.decoding.stream import Stream, cache_keyword, prefill, widen
 from offramp.decoding.timed_probes import build_probes, probe_sizes
-from offramp.decoding.timing_tables import PLAIN, PROBED, Samples
+from offramp.decoding.timing_tables import PLAIN, PROBED, WHOLE, Samples
 from offramp.errors import ModelError
 from offramp.models.model import Model
 
-# One sequence is what most decoding runs: its median is to be the surest.
-TURNS_OF_ONE_SEQUENCE = 2
+# One sequence is what most decoding runs: its times are to be the surest.
+TURNS_OF_THE_FEWEST = 3
 # Steps of one cache before it is filled anew, so that its position stays near the one asked for.
 GROWTH = 128
 
 
 @dataclass(frozen=True)
 class KindOfStep:
-    """plain, probed, or cut: layers from `cut_from` on (0 = the first) run only until their K and V."""
+    """whole, plain, probed, or cut: layers from `cut_from` on (0 = the first) run only until their K and V.
+
+    Whole steps are plain ones without a clock inside them.
+    """
 
     name: str
     cut_from: int | None = None
@@ -49,6 +52,7 @@ class Session:
         self.probed_layers = range(model.layers // 4, max(model.layers - 1, model.layers // 4 + 1))
         self.random = random.Random(0)
         self.waiting: dict[int, list[str]] = {}
+        self.rounds = 0
         self.samples = Samples(model.shape, batches, positions)
         self.singles = {position: prefill(model, self.keyword, 1, position) for position in positions}
         self.streams = {
@@ -66,7 +70,8 @@ class Session:
     def kinds(self) -> list[KindOfStep]:
         """The kinds of step of one round."""
         cuts = sorted({0, self.model.layers // 2}) if self.cuttable else []
-        return [KindOfStep(PLAIN), KindOfStep(PROBED), *[KindOfStep(f"cut {cut}", cut) for cut in cuts]]
+        names = (WHOLE, PLAIN, PROBED)
+        return [*map(KindOfStep, names), *[KindOfStep(f"cut {cut}", cut) for cut in cuts]]
 
     def warm_up(self) -> None:
         """One probed step of every stream, not kept."""
@@ -74,20 +79,32 @@ class Session:
             self._run(self._fresh(key), KindOfStep(PROBED))
 
     def round(self) -> None:
-        """One step of every kind in every stream, in random order."""
+        """Steps of every kind at every batch size, in random order.
+
+        Several sequences cut layers at one of the positions only, which take turns.
+        """
         turns = [
             (key, kind)
             for key in self.streams
             for kind in self.kinds()
-            for _ in range(TURNS_OF_ONE_SEQUENCE if key[0] == 1 else 1)
+            for _ in range(self._turns(*key, kind))
         ]
         self.random.shuffle(turns)
         for (batch, position), kind in turns:
             times, cut = self._run(self._fresh((batch, position)), kind)
             self.samples.add(batch, position, kind.name, times, cut)
+        self.rounds += 1
+
+    def _turns(self, batch: int, position: int, kind: KindOfStep) -> int:
+        """How often a kind of step has its turn in this round."""
+        if batch == self.batches[0]:
+            return TURNS_OF_THE_FEWEST
+        return int(kind.cut_from is None or self.positions[self.rounds % 2] == position)
 
     def _run(self, stream: Stream, kind: KindOfStep) -> tuple[StepTimes, frozenset[int]]:
         """One step, and which of its layers (0 = the first) were cut."""
+        if kind.name == WHOLE:
+            return (stream.whole_step() if self.loop is None else self.loop.whole(stream)), frozenset()
         if self.loop is not None:
             waiting = self.waiting.setdefault(stream.batch, [])
             kinds = self.loop.probing.draw(self.random, waiting) if kind.name == PROBED else {}

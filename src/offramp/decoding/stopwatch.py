@@ -24,8 +24,9 @@ CALIBRATION_CALLS = 400
 class StepTimes:
     """Seconds of the parts of one decoding step, timed while it ran.
 
-    position: of the decoded token (0 = first). layers: one entry per layer executed, in order. head: from
-    the last layer's end to the chosen token. probes: by name. whole: the step from its token to the next.
+    position: of the decoded token (0 = first). layers: one entry per layer executed, in order; none of a step
+    that was timed only as a whole. head: from the last layer's end to the chosen token. probes: by name.
+    whole: the step from its token to the next.
     """
 
     position: int
@@ -35,9 +36,14 @@ class StepTimes:
     whole: float
 
     @property
+    def unprobed(self) -> float:
+        """The step without its probes."""
+        return self.whole - sum(self.probes.values())
+
+    @property
     def overhead(self) -> float:
         """What is left of the step: embedding, masks, positions, and the program around the layers."""
-        return self.whole - sum(self.layers) - self.head - sum(self.probes.values())
+        return self.unprobed - sum(self.layers) - self.head
 
 
 class Stopwatch:

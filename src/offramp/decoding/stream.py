@@ -49,6 +49,22 @@ class Stream:
 
         Raises ModelError if the model fails, or if not every layer runs once.
         """
+        started, returned, chosen, ended = self._decode()
+        if stopwatch.executed != self.model.layers:
+            raise ModelError(
+                f"a decoding step ran {stopwatch.executed} layers instead of {self.model.layers}",
+                where=self.model.name,
+                fix="this model's layers cannot be timed within a step",
+            )
+        return stopwatch.times(self.length - 1, started, returned, chosen, ended)
+
+    def whole_step(self) -> StepTimes:
+        """The same without a clock inside it, timed as a whole. Raises ModelError if the model fails."""
+        started, _, _, ended = self._decode()
+        return StepTimes(self.length - 1, (), 0.0, {}, ended - started)
+
+    def _decode(self) -> tuple[float, float, float, float]:
+        """One token of every sequence: when it began, returned its logits, had its token, and ended."""
         with torch.no_grad(), failing_clearly(self.model, self.length):
             started = time.perf_counter()
             output = self.model.hf(input_ids=self.tokens, use_cache=True, **{self.keyword: self.cache})
@@ -57,16 +73,9 @@ class Stream:
             chosen = time.perf_counter()
             tokens.tolist()  # a loop looks for end tokens
             ended = time.perf_counter()
-        if stopwatch.executed != self.model.layers:
-            raise ModelError(
-                f"a decoding step ran {stopwatch.executed} layers instead of {self.model.layers}",
-                where=self.model.name,
-                fix="this model's layers cannot be timed within a step",
-            )
-        times = stopwatch.times(self.length, started, returned, chosen, ended)
         self.cache, self.tokens = output[self.keyword], tokens
         self.length += 1
-        return times
+        return started, returned, chosen, ended
 
 
 def cache_keyword(model: Model) -> str:

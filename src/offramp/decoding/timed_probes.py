@@ -25,6 +25,7 @@ def probe_sizes(model: Model) -> ProbeSizes:
         shortlist=min(usual.shortlist, vocabulary),
         hidden=usual.hidden,
         candidates=min(usual.candidates, vocabulary),
+        map_rank=min(usual.map_rank, model.shape.hidden_size),
     )
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
-from offramp.costs.timings import attended_before
+from offramp.costs.timings import MAPS, attended_before
 from offramp.decoding.stopwatch import StepTimes
 from offramp.decoding.timed_probes import LENS
 from offramp.models.shape import ModelShape
 
-PLAIN, PROBED = "plain", "probed"
+WHOLE, PLAIN, PROBED = "whole", "plain", "probed"
 
 Array = NDArray[np.float64]
+Lines = tuple[Array, Array]
+"""Seconds at position 0 and per attended position: [layers] each."""
 Key = tuple[int, int, str]
 
 
@@ -41,10 +43,20 @@ class Samples:
         keys = [(batch, position, kind) for kind in kinds for position in self.positions]
         return [step for key in keys for step in self.steps.get(key, [])]
 
+    def typical(self, batch: int, position: int, kind: str) -> list[StepTimes]:
+        """The middle half of some steps by their time without probes.
+
+        Means over the same steps add up: those of the parts to that of the whole. Medians do not, since a
+        part that is held up now and then has a median below its mean.
+        """
+        ranked = sorted(self.steps[batch, position, kind], key=lambda step: step.unprobed)
+        out = len(ranked) // 4
+        return ranked[out : len(ranked) - out]
+
     def whole_step(self, batch: int, position: int) -> tuple[float, float]:
-        """Mean position and median seconds of plain steps."""
-        steps = self.steps[batch, position, PLAIN]
-        return float(np.mean([step.position for step in steps])), _median([step.whole for step in steps])
+        """Mean position and mean seconds of typical plain steps, timed as a whole."""
+        steps = self.typical(batch, position, WHOLE)
+        return _mean_position(steps), float(np.mean([step.whole for step in steps]))
 
     def summary(self) -> dict[str, Any]:
         """Medians, quartiles and counts of every part by batch size, as JSON values."""
@@ -58,64 +70,124 @@ class Samples:
             for name in sorted({name for step in probed for name in step.probes}):
                 parts[name] = _probe_times(probed, name)
             for position in self.positions:
-                steps = self.steps[batch, position, PLAIN]
-                parts[f"all layers at {position}"] = [sum(step.layers) for step in steps]
-                parts[f"whole step at {position}"] = [step.whole for step in steps]
+                timed = self.steps[batch, position, PLAIN]
+                parts[f"all layers at {position}"] = [sum(step.layers) for step in timed]
+                wholes = self.steps[batch, position, WHOLE]
+                parts[whole_at(position)] = [step.whole for step in wholes]
             found[str(batch)] = {name: _spread(values) for name, values in parts.items()}
         return found
 
 
+def whole_at(position: int) -> str:
+    """The name of whole steps near a position in a summary."""
+    return f"whole step at {position}"
+
+
 @dataclass(frozen=True)
 class Tables:
-    """The arrays of a `TimingsProfile` by the constructor's names, and what must be said about them."""
+    """The arrays of a `TimingsProfile` by the constructor's names, and what must be said about them.
+
+    parts_over_step: by batch size, what timed parts added up to over the whole step, before they were scaled
+    to it.
+    """
 
     arrays: Mapping[str, Any]
     notes: list[str]
+    parts_over_step: dict[int, float]
 
 
 def build_tables(samples: Samples) -> Tables:
-    """Medians at every batch size; layers and K,V repair as straight lines in the position."""
-    layers = [_layer_lines(samples, batch, PLAIN, PROBED) for batch in samples.batches]
-    repairs = [
-        _repair_lines(samples, batch, lines) for batch, lines in zip(samples.batches, layers, strict=True)
-    ]
-    probed = [samples.of(batch, PROBED) for batch in samples.batches]
+    """Means over typical steps at every batch size; layers and K,V repair as straight lines in the position.
+
+    All prices of a batch size are scaled by one factor, so that layers, head and overhead add up to a plain
+    step that was timed as a whole; and the layers' slopes so that this holds at both positions (where the
+    longer one took no more time, and where no layer depends on the position: at their mean).
+    """
+    by_batch = [_of_batch(samples, batch) for batch in samples.batches]
     # A model of one layer has room for one probe in a step: one that never had its turn is left to be
     # derived.
-    names = {name for steps in probed for step in steps for name in step.probes}
-    names = {name for name in names if all(_probe_times(steps, name) for steps in probed)}
-    by_name = {name: [_median(_probe_times(steps, name)) for steps in probed] for name in sorted(names)}
+    names = set.intersection(*[set(one.probes) for one in by_batch])
+    probes = {name: [one.probes[name] for one in by_batch] for name in sorted(names)}
     return Tables(
         arrays={
-            "layer_seconds": [line[0] for line in layers],
-            "layer_seconds_per_position": [line[1] for line in layers],
-            "key_value_seconds": [line[0] for line in repairs],
-            "key_value_seconds_per_position": [line[1] for line in repairs],
-            "head_seconds": _medians(samples, lambda step: step.head),
-            "overhead_seconds": _medians(samples, lambda step: max(step.overhead, 0.0)),
-            "lens_seconds": by_name.pop(LENS, None),
-            "probe_seconds": by_name,
+            "layer_seconds": [one.layers[0] for one in by_batch],
+            "layer_seconds_per_position": [one.layers[1] for one in by_batch],
+            "key_value_seconds": [one.repair[0] for one in by_batch],
+            "key_value_seconds_per_position": [one.repair[1] for one in by_batch],
+            "head_seconds": [one.head for one in by_batch],
+            "overhead_seconds": [one.overhead for one in by_batch],
+            "lens_seconds": probes.pop(LENS, None),
+            "map_seconds": probes.pop(MAPS, None),
+            "probe_seconds": probes,
         },
         notes=_notes(samples),
+        parts_over_step={
+            batch: 1.0 / one.scale for batch, one in zip(samples.batches, by_batch, strict=True)
+        },
     )
 
 
-def _layer_lines(
-    samples: Samples, batch: int, *kinds: str, among: frozenset[int] | None = None
-) -> tuple[Array, Array]:
-    """Seconds at position 0 and per attended position after it, of every layer: two arrays [layers].
+@dataclass(frozen=True)
+class _Prices:
+    """The prices at one batch size. layers, repair: levels and slopes, [layers] each. scale: of all."""
+
+    layers: Lines
+    repair: Lines
+    head: float
+    overhead: float
+    probes: dict[str, float]
+    scale: float
+
+
+def _of_batch(samples: Samples, batch: int) -> _Prices:
+    shape = samples.shape
+    lines = _layer_lines(samples, batch, PLAIN)
+    head = _mean_part(samples, batch, lambda step: step.head)
+    overhead = max(_mean_part(samples, batch, lambda step: step.overhead), 0.0)
+    wholes = [samples.whole_step(batch, position) for position in samples.positions]
+    parts = [float((lines[0] + lines[1] * _attended(shape, at)).sum()) + head + overhead for at, _ in wholes]
+    scale = float(np.mean([seconds for _, seconds in wholes]) / np.mean(parts))
+    probed = samples.of(batch, PROBED)
+    names = {name for step in probed for name in step.probes}
+    layers = _growing(shape, (lines[0] * scale, lines[1] * scale), wholes)
+    return _Prices(
+        layers=layers,
+        repair=_repair_lines(samples, batch, layers, scale),
+        head=head * scale,
+        overhead=overhead * scale,
+        probes={name: _middle(_probe_times(probed, name)) * scale for name in names},
+        scale=scale,
+    )
+
+
+def _growing(shape: ModelShape, lines: Lines, wholes: Sequence[tuple[float, float]]) -> Lines:
+    """The same prices on average over both positions, which together grow as whole steps do.
+
+    wholes: mean position and seconds of whole steps, at both positions.
+    """
+    levels, slopes = lines
+    (near, sooner), (far, later) = wholes
+    attended = np.array([_attended(shape, near), _attended(shape, far)])
+    distance, middle = attended[1] - attended[0], attended.mean(axis=0)
+    growth = float(slopes @ distance)
+    wanted = max(later - sooner, 0.0) if distance.any() else 0.0
+    steeper = slopes * (wanted / growth) if growth > 0 else (distance > 0) * (wanted / max(distance.sum(), 1))
+    values = levels + slopes * middle
+    # No layer takes less than nothing at position 0.
+    steeper = np.minimum(steeper, np.divide(values, middle, out=np.zeros_like(values), where=middle > 0))
+    return np.maximum(values - steeper * middle, 0.0), steeper
+
+
+def _layer_lines(samples: Samples, batch: int, kind: str, *, among: frozenset[int] | None = None) -> Lines:
+    """Seconds at position 0 and per attended position after it, of every layer.
 
     Layers of one shape share the slope; each has its own level. among: the layers (0 = the first) that did
     the same in these steps, None for all; the others have no line.
     """
     shape = samples.shape
-    medians, attended = [], []
-    for position in samples.positions:
-        steps = [step for kind in kinds for step in samples.steps[batch, position, kind]]
-        medians.append(np.median([step.layers for step in steps], axis=0))
-        mean_position = float(np.mean([step.position for step in steps]))
-        attended.append([attended_before(layer, mean_position) for layer in shape.layers])
-    seconds, x = np.array(medians), np.array(attended)
+    typical = [samples.typical(batch, position, kind) for position in samples.positions]
+    seconds = np.array([np.mean([step.layers for step in steps], axis=0) for steps in typical])
+    x = np.array([_attended(shape, _mean_position(steps)) for steps in typical])
     levels, slopes = np.zeros(len(shape.layers)), np.zeros(len(shape.layers))
     for layer in dict.fromkeys(shape.layers):
         alike = [
@@ -132,8 +204,8 @@ def _layer_lines(
     return levels, slopes
 
 
-def _repair_lines(samples: Samples, batch: int, layers: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The same of leaving behind what later tokens need of a skipped layer.
+def _repair_lines(samples: Samples, batch: int, layers: Lines, scale: float) -> Lines:
+    """The same of leaving behind what later tokens need of a skipped layer. scale: of what was timed.
 
     A cut layer has its own time. A recurrent layer is run whole; a layer that keeps nothing costs nothing; an
     attention layer that could not be cut takes its time's share of weights that make K and V.
@@ -146,8 +218,13 @@ def _repair_lines(samples: Samples, batch: int, layers: tuple[Array, Array]) -> 
         cut = sorted(samples.cut[kind])
         if cut:
             lines = _layer_lines(samples, batch, kind, among=samples.cut[kind])
-            levels[cut], slopes[cut] = lines[0][cut], lines[1][cut]
+            levels[cut], slopes[cut] = scale * lines[0][cut], scale * lines[1][cut]
     return levels, slopes
+
+
+def _attended(shape: ModelShape, position: float) -> Array:
+    """Earlier positions that each layer attends to: [layers]."""
+    return np.array([attended_before(layer, position) for layer in shape.layers])
 
 
 def _notes(samples: Samples) -> list[str]:
@@ -175,23 +252,20 @@ def _probe_times(steps: Sequence[StepTimes], name: str) -> list[float]:
     return [step.probes[name] for step in steps if name in step.probes]
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
+def _mean_part(samples: Samples, batch: int, part: Callable[[StepTimes], float]) -> float:
+    """Mean over typical plain steps at both positions, each with the same weight."""
+    typical = [samples.typical(batch, position, PLAIN) for position in samples.positions]
+    return float(np.mean([np.mean([part(step) for step in steps]) for steps in typical]))
 
 
-def _medians(samples: Samples, part: Callable[[StepTimes], float]) -> list[float]:
-    """Medians over plain steps by batch size, the mean of both positions."""
-    return [
-        float(
-            np.mean(
-                [
-                    _median([part(step) for step in samples.steps[batch, position, PLAIN]])
-                    for position in samples.positions
-                ]
-            )
-        )
-        for batch in samples.batches
-    ]
+def _mean_position(steps: Sequence[StepTimes]) -> float:
+    return float(np.mean([step.position for step in steps]))
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Mean of the middle half."""
+    ranked, out = sorted(values), len(values) // 4
+    return float(np.mean(ranked[out : len(ranked) - out]))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

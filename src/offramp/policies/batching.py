@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +60,19 @@ def in_lockstep(walk: Walk, steps: Steps) -> Walk:
         asked = np.zeros(len(deepest), dtype=np.bool_)
         asked[steps[walk.probed_at(place)]] = True
         probed[:, place] = asked[steps]
-    return Walk(deepest[steps], walk.needs, probed)
+    return replace(walk, exits=deepest[steps], probed=probed)
 
 
 BATCHINGS: dict[str, Callable[[Walk, Steps], Walk]] = {"lockstep": in_lockstep, "rebatch": as_it_is}
 """What becomes of a walk when its tokens are decoded in batches, by name."""
 
 
-def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool) -> Usage:
+def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool, maps: bool = False) -> Usage:
     """What the steps of a walk run: layers, probes and heads with the rows that need them.
 
     repair: whether K and V of skipped layers are projected from the exit's hidden state; the rows of a step
-    that skip a layer are then projected together.
+    that skip a layer are then projected together. maps: whether that state is mapped first, for the rows of a
+    step that leave at one exit together; from exit L - 1 on there is nothing to map.
     """
     usage: Usage = Usage()
     everybody = np.ones(len(walk.exits), dtype=np.bool_)
@@ -88,8 +90,10 @@ def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool) -> Usage
         if gives_output(facts):
             answered |= probed & (walk.exits == exit)
     for exit in np.unique(walk.exits):
-        part = "final head" if exit == layers else "exit head"
+        part = walk.head(final=bool(exit == layers))
         _count(usage, part, int(exit), (walk.exits == exit) & ~answered, steps)
+        if maps and exit < layers - 1:
+            _count(usage, "K,V map", int(exit), walk.exits == exit, steps)
     return usage
 
 

@@ -33,12 +33,18 @@ Usage = Counter[Item]
 """How often each item is paid."""
 
 
+def _short_head(costs: TokenCosts, exit: int) -> float:
+    return costs.short_head if exit == len(costs.layers) else costs.short_exit_head
+
+
 PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
     "overhead": lambda at, item: at(item.rows).overhead,
     "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
     "K,V projection": lambda at, item: float(at(item.rows).key_value[item.place - 1]),
+    "K,V map": lambda at, item: at(item.rows).maps[item.place],
     "probe": lambda at, item: at(item.rows).probes[item.probe],
     "exit head": lambda at, item: at(item.rows).exit_head,
+    "short head": lambda at, item: _short_head(at(item.rows), item.place),
     "final head": lambda at, item: at(item.rows).head,
 }
 """Price of an item by its part."""
@@ -85,18 +91,24 @@ class Bill:
     """What a policy is charged for a whole trace, and what the full model costs on the same tokens.
 
     unit: "bytes", "flops" or "seconds", of every price and total. lines: in the order of PARTS; their sum is
-    `total`. plain: the full model's total, in the same steps. tokens: that the bill is for.
+    `total`. plain_lines: what the full model costs in the same steps; their sum is `plain`. tokens: that the
+    bill is for.
     """
 
     unit: str
     tokens: int
     lines: tuple[Line, ...]
-    plain: float
+    plain_lines: tuple[Line, ...]
 
     @property
     def total(self) -> float:
         """Sum of all lines."""
         return math.fsum(line.total for line in self.lines)
+
+    @property
+    def plain(self) -> float:
+        """The full model's total."""
+        return math.fsum(line.total for line in self.plain_lines)
 
     @property
     def speedup(self) -> float:
@@ -127,8 +139,7 @@ class Bill:
 
 def make_bill(usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int) -> Bill:
     """The bill of some usage, and of the full model's usage on the same tokens."""
-    total = math.fsum(line.total for line in lines_of(plain, at))
-    return Bill(unit=at(1).unit, tokens=tokens, lines=lines_of(usage, at), plain=total)
+    return Bill(at(1).unit, tokens, lines=lines_of(usage, at), plain_lines=lines_of(plain, at))
 
 
 def lines_of(usage: Mapping[Item, int], at: PriceAt) -> tuple[Line, ...]:

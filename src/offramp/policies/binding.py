@@ -12,6 +12,7 @@ from offramp.errors import PolicyError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
+from offramp.tracing.described_heads import reading_of
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text
@@ -29,13 +30,15 @@ def base_of(trace: Trace) -> dict[str, Any]:
     """What a policy that is tuned on a trace is bound to, in JSON values.
 
     The model, "dtype", and "heads": the "fingerprint" and "lens" of the exit heads, "output" if exits have
-    output heads of their own, None without any.
+    output heads of their own, "reading" and "kv_maps" if there are K,V maps, None without any.
     """
     request = trace.request
     heads = request.get("heads")
     kept = {name: heads.get(name) for name in ("fingerprint", "lens")} if heads else None
     if kept and heads and heads.get("output"):
         kept["output"] = True
+    if kept and heads and "kv_maps" in heads:
+        kept |= {name: heads.get(name) for name in ("reading", "kv_maps")}
     return {**(request.get("model") or {}), "dtype": request.get("dtype"), "heads": kept}
 
 
@@ -122,8 +125,8 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
     """Refuse a trace of another model than a policy was tuned for, or one read through other exit heads.
 
     tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace's exits
-    were read through them, or if the policy reads a fact that comes with heads; a policy that never leaves
-    early reads nothing.
+    were read through them, or if the policy reads a fact, or the short list, that comes with heads; another
+    policy that never leaves early reads nothing.
 
     Raises PolicyError.
     """
@@ -135,16 +138,32 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
             fix="tune a policy on a trace of this model",
         )
     before, now = tuned_for.get("heads") or {}, base["heads"] or {}
-    if before.get("fingerprint") == now.get("fingerprint"):
+    if reading_of(before) == reading_of(now):
         return
     own = policy.for_task(task_of(trace))
     needs = own.needs(trace.layers)
     read = {fact for facts in needs.values() for fact in facts} | set(own.final_facts)
-    if (needs and (reads_exits(before) or reads_exits(now))) or read & OF_HEADS:
+    of_heads = own.short_list or bool(read & OF_HEADS)
+    if of_heads or (needs and (reads_exits(before) or reads_exits(now))):
         raise PolicyError(
             f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
             where=str(trace.folder or "the trace"),
             fix="trace again with the same --heads FILE, or tune a policy on a trace made with these",
+        )
+
+
+def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, where: str) -> None:
+    """Refuse other K,V maps than those that a policy with mapped K and V was tuned with.
+
+    before, now: described exit heads. No maps now are no other maps. Raises PolicyError.
+    """
+    tuned, given = ((heads or {}).get("kv_maps") for heads in (before, now))
+    if tuned and given and tuned["fingerprint"] != given["fingerprint"]:
+        raise PolicyError(
+            f"the policy was tuned with the K,V maps {tuned['fingerprint'][:12]}, and these are "
+            f"{given['fingerprint'][:12]}",
+            where=where,
+            fix="give the file of exit heads that it was tuned with, or tune it again with these",
         )
 
 
@@ -154,4 +173,5 @@ def reads_exits(heads: Mapping[str, Any]) -> bool:
 
 
 def _with(heads: Mapping[str, Any]) -> str:
-    return f"with the exit heads {str(heads['fingerprint'])[:12]}" if heads else "without exit heads"
+    reading = reading_of(heads)
+    return f"with the exit heads {reading[:12]}" if reading else "without exit heads"

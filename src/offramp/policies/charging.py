@@ -9,6 +9,7 @@ the final norm or the lens, both pay for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine
+from offramp.costs.local_store import kept_notes
 from offramp.costs.machine import Machine
-from offramp.costs.probes import PROBES
+from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
@@ -109,42 +111,51 @@ def mean_position(trace: Trace) -> float:
     return float(np.mean(trace.position, dtype=np.float64))
 
 
-def prices_of(trace: Trace) -> Prices:
+def prices_of(trace: Trace, maps: MapRanks = ()) -> Prices:
     """What a token of this trace costs in bytes and FLOPs, at its mean position.
 
-    Raises InputError for a trace without tokens.
+    maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
     """
-    return token_prices(trace.shape, mean_position(trace), lens=has_lens(trace))
+    sizes = ProbeSizes(kv_maps=maps)
+    return token_prices(trace.shape, mean_position(trace), lens=has_lens(trace), sizes=sizes)
 
 
-def seconds_of(trace: Trace, machine: Machine, batch: int = 1) -> TokenCosts:
+def seconds_of(trace: Trace, machine: Machine, batch: int = 1, maps: MapRanks = ()) -> TokenCosts:
     """What a step of `batch` tokens of this trace takes on a machine, at the mean position.
+
+    maps: the K,V maps that are charged.
 
     Raises InputError for a trace without tokens, or one that the machine's profile cannot price.
     """
-    return machine.token_costs(trace.shape, mean_position(trace), batch=batch, lens=has_lens(trace))
+    return _seconds(machine, trace.shape, mean_position(trace), batch, has_lens(trace), maps)
 
 
-def counted_at(trace: Trace, unit: str) -> PriceAt:
+def counted_at(trace: Trace, unit: str, maps: MapRanks = ()) -> PriceAt:
     """Prices in "bytes" or "flops" of a step of this trace by its rows, at the mean position.
 
-    Raises InputError for a trace without tokens.
+    maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
     """
-    position, lens = mean_position(trace), has_lens(trace)
-    return cache(lambda rows: token_costs(trace.shape, position, unit, batch=rows, lens=lens))
+    position, lens, sizes = mean_position(trace), has_lens(trace), ProbeSizes(kv_maps=maps)
+    return cache(lambda rows: token_costs(trace.shape, position, unit, batch=rows, lens=lens, sizes=sizes))
 
 
-def seconds_at(trace: Trace, machine: Machine, position: float | None = None, *, batch: int = 1) -> PriceAt:
+def seconds_at(
+    trace: Trace, machine: Machine, position: float | None = None, *, batch: int = 1, maps: MapRanks = ()
+) -> PriceAt:
     """Seconds of a step of this trace on a machine by its rows, at a position, by default the mean one.
+
+    maps: the K,V maps that are charged.
 
     Raises InputError for a batch that the machine cannot price, and as `seconds_of` does.
     """
-    seconds_of(trace, machine, batch=batch)
+    seconds_of(trace, machine, batch=batch, maps=maps)
     at = mean_position(trace) if position is None else position
-    return prices_by_rows(machine, trace.shape, at, lens=has_lens(trace))
+    return prices_by_rows(machine, trace.shape, at, lens=has_lens(trace), maps=maps)
 
 
-def prices_by_rows(machine: Machine, shape: ModelShape, position: float, *, lens: bool = False) -> PriceAt:
+def prices_by_rows(
+    machine: Machine, shape: ModelShape, position: float, *, lens: bool = False, maps: MapRanks = ()
+) -> PriceAt:
     """Seconds of a step on a machine by its rows.
 
     More rows than timings reach (tokens that waited for a layer) are charged as several steps.
@@ -154,16 +165,39 @@ def prices_by_rows(machine: Machine, shape: ModelShape, position: float, *, lens
     @cache
     def at(rows: int) -> TokenCosts:
         if largest is None or rows <= largest:
-            return machine.token_costs(shape, position, batch=rows, lens=lens)
+            return _seconds(machine, shape, position, rows, lens, maps)
         return add_costs(at(largest), at(rows - largest))
 
     return at
+
+
+def _seconds(
+    machine: Machine, shape: ModelShape, position: float, batch: int, lens: bool, maps: MapRanks
+) -> TokenCosts:
+    """The machine's prices of a step, K,V maps included."""
+    if not maps:
+        return machine.token_costs(shape, position, batch=batch, lens=lens)
+    sizes = machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes()
+    sizes = replace(sizes, kv_maps=maps)
+    costs = machine.token_costs(shape, position, batch=batch, lens=lens, sizes=sizes)
+    if set(costs.maps) != {exit for exit, _ in maps}:
+        raise InputError(
+            "the machine does not price K,V maps",
+            where=f"machine {machine.name}",
+            fix="price `sizes.kv_maps` in its token_costs, or choose another machine",
+        )
+    return costs
 
 
 def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, ...]:
     """What must be said of a machine's prices at batch sizes that were not timed on it."""
     note = machine.untimed_note(sizes) if isinstance(machine, TimingsProfile) else None
     return () if note is None else (note,)
+
+
+def lookup_notes(given: Machine | str | None, machine: Machine | None) -> tuple[str, ...]:
+    """What must be said of a machine that was looked up by its name, without its model at hand."""
+    return kept_notes(machine) if isinstance(given, str) else ()
 
 
 def derived_notes(machine: Machine | None, bill: Bill, *, lens: bool) -> tuple[str, ...]:

@@ -117,6 +117,16 @@ class ExitPolicy(ABC):
         return False
 
     @property
+    def short_head(self) -> bool:
+        """Whether a token that runs to exit L gets the best token of the short list too, as then all do."""
+        return False
+
+    @property
+    def full_depth(self) -> bool:
+        """Whether every token runs every layer, whatever is saved elsewhere: no early exit at all."""
+        return False
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """Facts at exit L that `Decider.end` is given, of tokens that ran so far.
 

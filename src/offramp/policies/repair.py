@@ -13,6 +13,7 @@ from offramp.errors import PolicyError
 from offramp.models.shape import ModelShape
 from offramp.policies.batching import Steps, count_steps
 from offramp.policies.bill import Item, Usage
+from offramp.policies.map_ranks import MAPPED, maps_of, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.speculation import count_rounds, find_rounds
 from offramp.policies.walk import Walk
@@ -53,6 +54,12 @@ def _propagate(run: Run) -> Usage:
     return count_steps(run.walk, run.steps, run.trace.layers, repair=True)
 
 
+def _mapped(run: Run) -> Usage:
+    exits = set(run.policy.needs(run.trace.layers)) if run.policy.reachable else set(run.walk.exits.tolist())
+    require_exits(maps_of(run.trace), exits, run.trace.layers, str(run.policy))
+    return count_steps(run.walk, run.steps, run.trace.layers, repair=True, maps=True)
+
+
 def _recompute(run: Run) -> Usage:
     """A token that runs a layer takes along all those before it that skipped the layer and wait for it.
 
@@ -74,12 +81,23 @@ def _recompute(run: Run) -> Usage:
 
 
 def _speculate(run: Run) -> Usage:
+    require_full_head(run.policy)
     trace = run.trace
     columns = np.searchsorted(trace.exits, run.walk.exits)
     agrees = trace.agreement[np.arange(trace.token_count), columns]
     rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
     usage = count_rounds(run.walk, rounds, trace.layers)
     return _one_by_one(usage, trace.shape)
+
+
+def require_full_head(policy: ExitPolicy) -> None:
+    """Raise PolicyError for a policy whose last exit is cut to a short list: it would verify nothing."""
+    if policy.short_head:
+        raise PolicyError(
+            f"{policy} never computes the full model's head, which speculation verifies drafts with",
+            where='kv "speculate"',
+            fix="choose another strategy for K and V, or write at=exits instead of at=all",
+        )
 
 
 def _one_by_one(usage: Usage, shape: ModelShape) -> Usage:
@@ -121,6 +139,11 @@ STRATEGIES: dict[str, KeyValueStrategy] = {
             "propagate",
             "K and V of skipped layers are projected from the exit's hidden state (CALM, arXiv 2207.07061)",
             _propagate,
+        ),
+        KeyValueStrategy(
+            MAPPED,
+            "K and V of skipped layers are projected from what fitted maps make of the exit's hidden state",
+            _mapped,
         ),
         KeyValueStrategy(
             "recompute",

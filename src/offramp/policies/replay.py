@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
+from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import BATCHINGS, count_plain, group_into_steps
@@ -18,19 +19,22 @@ from offramp.policies.charging import (
     counted_at,
     derived_notes,
     has_lens,
+    lookup_notes,
     machine_for,
     mean_position,
     probes_made,
     seconds_at,
     untimed_notes,
 )
+from offramp.policies.gain import split_gain
 from offramp.policies.grammar import parse_policy_for, tuned_on
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
 from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.short_list import seen_by
 from offramp.policies.signals import suggest
-from offramp.policies.walk import Walk, task_of, walk
+from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
@@ -53,7 +57,8 @@ def replay(
     policy: a policy, or the text of one (see `parse_policy`), tuned on this model if it names a tuner's file.
     costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
     mean position. machine: prices in seconds too: a machine, or the name or TOML file of one ("local",
-    "h100"). kv: "propagate", "recompute", "speculate" or "monotone" (see `offramp.policies.repair`). batch:
+    "h100"). kv: "propagate", "mapped", "recompute", "speculate" or "monotone" (see
+    `offramp.policies.repair`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
     sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.batching`), grouped at random
     by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length: tokens
     drafted before a verification, for "speculate".
@@ -66,28 +71,29 @@ def replay(
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     mean_position(trace)  # refuses a trace without tokens
-    machine = None if machine is None else machine_for(trace, machine)
+    given, machine = machine, None if machine is None else machine_for(trace, machine)
+    maps = maps_charged(trace, kv)
     if costs is None:
-        in_bytes, in_flops = counted_at(trace, "bytes"), counted_at(trace, "flops")
+        in_bytes, in_flops = counted_at(trace, "bytes", maps), counted_at(trace, "flops", maps)
     else:
-        in_bytes, in_flops = _only_one_row(costs.bytes), _only_one_row(costs.flops)
+        in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
     trace, own, walked, steps = run.trace, run.policy, run.walk, run.steps
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
-    unchecked = strategy.count(dataclasses.replace(run, walk=Walk(walked.exits, {})))
-    at = prices_for(own, in_bytes if machine is None else seconds_at(trace, machine, position, batch=batch))
+    unchecked = strategy.count(dataclasses.replace(run, walk=walked.unchecked()))
+    seconds = None if machine is None else seconds_at(trace, machine, position, batch=batch, maps=maps)
+    at = seconds or in_bytes
     bill = make_bill(usage, plain, at, trace.token_count)
     unprobed = make_bill(unchecked, plain, at, trace.token_count)
     quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)
-    seconds = machine is not None
     return ReplayResult(
         policy=str(policy),
         exits=walked.exits,
         probes=probes_made(walked),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
         predicted_speedup=bill.speedup,
-        predicted_speedup_flops=make_bill(usage, plain, prices_for(own, in_flops), trace.token_count).speedup,
+        predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / bill.total,
         agreement=quality.agreement,
@@ -102,7 +108,9 @@ def replay(
         batching=batching,
         reachable=own.reachable,
         bill=bill,
+        gain=split_gain(bill),
         notes=(
+            *lookup_notes(given, machine),
             *untimed_notes(machine, bill.batches),
             *derived_notes(machine, bill, lens=has_lens(trace)),
             *seen_notes(trace, tuned_on(source) if isinstance(source, str) else TunedOn()),
@@ -164,7 +172,13 @@ def _quality(trace: Trace, exits: NDArray[np.int64]) -> _Quality:
     )
 
 
-def _only_one_row(costs: TokenCosts) -> PriceAt:
+def _only_one_row(costs: TokenCosts, maps: MapRanks) -> PriceAt:
+    if set(costs.maps) < {exit for exit, _ in maps}:
+        raise InputError(
+            "the given prices are without those of the K,V maps",
+            fix="make them with these, or leave the prices out",
+        )
+
     def at(rows: int) -> TokenCosts:
         if rows != costs.batch:
             raise InputError(

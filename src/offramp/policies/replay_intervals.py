@@ -13,11 +13,10 @@ from offramp.policies.batching import count_plain
 from offramp.policies.bill import PARTS, PriceAt, Usage
 from offramp.policies.charging import counted_at, machine_for, seconds_at
 from offramp.policies.grammar import parse_policy_for
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import KeyValueStrategy, Run, executed_layers
 from offramp.policies.replay import check_options, run_of
-from offramp.policies.short_list import prices_for
-from offramp.policies.walk import Walk
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
@@ -57,9 +56,11 @@ def replay_intervals(
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     machine = None if machine is None else machine_for(trace, machine)
-    at = counted_at(trace, "bytes") if machine is None else seconds_at(trace, machine, batch=batch)
+    maps = maps_charged(trace, kv)
+    at = counted_at(trace, "bytes", maps)
+    if machine is not None:
+        at = seconds_at(trace, machine, batch=batch, maps=maps)
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
-    at = prices_for(run.policy, at)
     sums = np.array([_sums(one, strategy, at) for one in _units(run)])
     tokens, agreeing, executed, cost, plain = sums.T
     bootstrap = document_bootstrap(len(sums), draws=draws, seed=seed)
@@ -91,7 +92,7 @@ def _units(run: Run) -> Iterator[Run]:
         yield replace(
             run,
             trace=trace.subset(documents),
-            walk=Walk(run.walk.exits[taken], run.walk.needs, probed),
+            walk=replace(run.walk, exits=run.walk.exits[taken], probed=probed),
             steps=np.unique(run.steps[taken], return_inverse=True)[1].astype(np.int64),
         )
 

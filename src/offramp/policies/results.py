@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.bill import Bill
+from offramp.policies.gain import Gain
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ReplayResult:
     seconds_per_token, plain_seconds_per_token: on the machine, None without one.
     kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
     reachable: whether a decoder could follow the policy; an oracle it could not.
-    bill: every line of the cost, in bytes or seconds. notes: what to bear in mind of its prices, and of
-    documents that the policy or the exit heads have seen.
+    bill: every line of the cost, in bytes or seconds. gain: what each of its parts saves. notes: what to bear
+    in mind of its prices, and of documents that the policy or the exit heads have seen.
     """
 
     policy: str
@@ -52,6 +53,7 @@ class ReplayResult:
     batching: str
     reachable: bool
     bill: Bill
+    gain: Gain
     notes: tuple[str, ...]
     reference_agreement: float | None = None
 

@@ -1,4 +1,4 @@
-"""A trace and prices as a policy sees them whose exits are read off the short list of tokens."""
+"""A trace and prices as a policy sees them whose outputs are read off the short list of tokens."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from dataclasses import replace
 import numpy as np
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.bill import PriceAt
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import FactArray, Trace
 
-# Below L these are of the whole head: a token outside the list has no probability on it.
+# These are of the whole head: a token outside the list has no probability on it.
 OF_WHOLE_HEAD = ("nll", "kl_to_final")
 
 
-def read_short(trace: Trace) -> Trace:
-    """The same trace whose `top1` below exit L is the best token of the short list; L stays as it is.
+def read_short(trace: Trace, *, head: bool = False) -> Trace:
+    """The same trace whose `top1` below exit L is the best token of the short list; with `head`, at L too.
 
-    Losses in nats are not a number there. Raises InputError if the short list was not recorded, with the
-    option that records it.
+    What outputs are compared with stays the full model's own token. Losses in nats are not a number where the
+    list is read. Raises InputError if the short list was not recorded, with the option that records it.
     """
     fact_of(trace, "restricted_top1")
+    below = slice(None) if head else slice(None, -1)
+    full = trace.full_top1
 
     def facts(name: str) -> FactArray:
         whole = trace.fact(name)
         if name == "top1":
-            return np.concatenate([trace.fact("restricted_top1")[:, :-1], whole[:, -1:]], axis=1)
-        if name in OF_WHOLE_HEAD:
-            return np.concatenate([np.full_like(whole[:, :-1], np.nan), whole[:, -1:]], axis=1)
+            whole = whole.copy()
+            whole[:, below] = trace.fact("restricted_top1")[:, below]
+        elif name in OF_WHOLE_HEAD:
+            whole = whole.copy()
+            whole[:, below] = np.nan
         return whole
 
-    return trace.with_facts(facts)
+    return trace.with_facts(facts, full_top1=full)
 
 
 def seen_by(policy: ExitPolicy, trace: Trace) -> Trace:
     """The trace as the policy's outputs make it: through the short list if it reads that."""
-    return read_short(trace) if policy.short_list else trace
-
-
-def short_costs(costs: TokenCosts) -> TokenCosts:
-    """The price list whose output at an exit below L is a product with the short list's columns."""
-    return replace(costs, exit_head=costs.probes["restricted head"])
+    return read_short(trace, head=policy.short_head) if policy.short_list else trace
 
 
 def costs_for(policy: ExitPolicy, costs: TokenCosts) -> TokenCosts:
-    """The price list that the policy pays."""
-    return short_costs(costs) if policy.short_list else costs
+    """The price list that the policy pays, whose `plain` is then not the full model's.
 
-
-def prices_for(policy: ExitPolicy, at: PriceAt) -> PriceAt:
-    """The prices that the policy pays, by the number of rows."""
-    return (lambda rows: short_costs(at(rows))) if policy.short_list else at
+    costs: as they were counted or timed.
+    """
+    return replace(
+        costs,
+        exit_head=costs.short_exit_head if policy.short_list else costs.exit_head,
+        head=costs.short_head if policy.short_head else costs.head,
+    )

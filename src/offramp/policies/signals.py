@@ -19,6 +19,9 @@ Direction = Literal["at least", "at most"]
 ROUNDING = 1e-4
 """How far a recorded fact may lie outside its signal's range, having been summed in float32."""
 
+FULL_HEAD = "full head"
+"""The kind of probe whose product is the whole head's."""
+
 OPENING_FACT = "top1"
 """What the first check of a signal that compares exits reads: the output to compare with."""
 
@@ -218,7 +221,7 @@ _PROBE_OF_FACT = {signal.fact: signal.probe for signal in SIGNALS.values()} | OT
 _LOOKS_BACK = {signal.fact for signal in SIGNALS.values() if signal.looks_back}
 _OPENED = {signal.fact for signal in SIGNALS.values() if signal.opens}
 # At exit L the full head's product is at hand, and what a fitted head tells of it is 1 by definition.
-_AT_HAND_AT_LAST = {fact for fact, probe in _PROBE_OF_FACT.items() if probe == "full head"} | {
+_AT_HAND_AT_LAST = {fact for fact, probe in _PROBE_OF_FACT.items() if probe == FULL_HEAD} | {
     fact.name for fact in HEAD_FACTS
 }
 
@@ -243,6 +246,14 @@ def probed_at_last(facts: Iterable[str]) -> tuple[str, ...]:
     Raises PolicyError for one that no decoder could compute.
     """
     return tuple(fact for fact in facts if probe_of(fact) and fact not in _AT_HAND_AT_LAST)
+
+
+def needs_full_head_at_last(facts: Iterable[str]) -> tuple[str, ...]:
+    """Those of some facts at exit L that come out of the full model's own head.
+
+    Raises PolicyError for one that no decoder could compute.
+    """
+    return tuple(fact for fact in facts if probe_of(fact) == FULL_HEAD)
 
 
 def looks_back(fact: str) -> bool:

@@ -6,7 +6,7 @@ output comes from the full model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +80,10 @@ def count_rounds(walk: Walk, rounds: Rounds, layers: int) -> Usage:
     # Wherever the policy lets a closing row leave, it runs to exit L and needs no exit's head.
     exits = np.where(np.arange(len(rows)) < len(drafted), walk.exits[rows], layers)
     probed = [walk.probed_at(place)[rows] for place in range(len(walk.needs))]
-    shallow = Walk(exits, walk.needs, np.stack(probed, axis=1) if probed else None)
+    shallow = replace(walk, exits=exits, probed=np.stack(probed, axis=1) if probed else None)
     alone = count_steps(shallow, np.arange(len(rows), dtype=np.int64), layers, repair=False)
     usage: Usage = Usage(
-        {item: count for item, count in alone.items() if item.part in ("probe", "exit head")}
+        {item: count for item, count in alone.items() if item.part in ("probe", "exit head", "short head")}
     )
     usage[Item("overhead")] += len(drafted)
     for size, count in enumerate(np.bincount(rounds.drafts + rounds.closed).tolist()):

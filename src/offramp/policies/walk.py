@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
-from offramp.policies.signals import looks_back, probed_at_last, probes_of
+from offramp.policies.signals import FULL_HEAD, looks_back, probed_at_last, probes_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
 # Rows walked at once, so that the columns of a block stay in the processor's cache.
 ROWS = 8192
 
-FULL_HEAD = "full head"
 CANDIDATES = "candidate_score"
 
 
@@ -28,11 +27,25 @@ class Walk:
     exits: int64 [tokens]. needs: the facts probed for at every checked exit, by exit, ascending; L is among
     them where the policy learns from facts at L that the full model's own head does not give.
     probed: bool [tokens, checked exits], None if every token was probed at each checked exit up to its own.
+    short_list, short_head: whether outputs below L, and at L, are read off the short list, as the policy
+    says.
     """
 
     exits: NDArray[np.int64]
     needs: dict[int, tuple[str, ...]]
     probed: NDArray[np.bool_] | None = None
+    short_list: bool = False
+    short_head: bool = False
+
+    def head(self, *, final: bool) -> str:
+        """The part of a bill that an output is, at exit L or below (`offramp.policies.bill.PARTS`)."""
+        if self.short_head if final else self.short_list:
+            return "short head"
+        return "final head" if final else "exit head"
+
+    def unchecked(self) -> Walk:
+        """The same exits without a single check."""
+        return replace(self, needs={}, probed=None)
 
     def probed_at(self, place: int) -> NDArray[np.bool_]:
         """Which tokens were probed at one of the checked exits (its place among them): bool [tokens]."""
@@ -108,7 +121,13 @@ class _Walker:
                 streams = rows.stop - start
                 decider = self.policy.decider(self.trace.layers, streams)
                 self._step(decider, rows, np.ones(streams, dtype=np.bool_))
-        return Walk(self.exits, self.checked, None if self.everywhere else self.probed)
+        return Walk(
+            self.exits,
+            self.checked,
+            None if self.everywhere else self.probed,
+            short_list=self.policy.short_list,
+            short_head=self.policy.short_head,
+        )
 
     def _step(self, decider: Decider, rows: slice | NDArray[np.int64], live: Rows) -> None:
         """One token of every stream; streams that are not live have ended and are only carried along."""

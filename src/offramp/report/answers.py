@@ -47,12 +47,17 @@ def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
     return next((entry for entry in able if entry.chosen), able[0] if able else None)
 
 
+def exits_early(entry: LeagueEntry) -> bool:
+    """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
+    return entry.policy != "never" and not entry.full_depth
+
+
 def fastest_exiting(entries: Sequence[LeagueEntry]) -> LeagueEntry | None:
     """The fastest reachable policy at the main floor that exits at all; None if there is none."""
     if not entries:
         return None
     floor = nearest_floor([entry.floor for entry in entries])
-    able = [entry for entry in ranked(entries, floor) if entry.reachable and entry.policy != "never"]
+    able = [entry for entry in ranked(entries, floor) if entry.reachable and exits_early(entry)]
     return able[0] if able else None
 
 

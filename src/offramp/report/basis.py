@@ -57,15 +57,15 @@ def how_obtained(run: RunResult) -> list[str]:
         "Under “Decoded for real” stand the policies that were decoded and timed, on a few prompts of "
         f"{texts}. Of all others {replayed}"
     ]
-    notes += [invalid_note(decoded) for decoded in run.decoding if not decoded.valid]
+    notes += [defect_note(decoded) for decoded in run.decoding if not decoded.sound]
     notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
     return notes + ([repair_note(run)] if exits else [])
 
 
-def invalid_note(decoded: Decoded) -> str:
-    """That a measurement must not be believed, and why."""
-    why = "; ".join(decoded.bench.reasons) or "no reason recorded"
-    return f"The measurement on {decoded.workload} is INVALID and changes no verdict: {why}."
+def defect_note(decoded: Decoded) -> str:
+    """That a measurement has a defect, and which."""
+    why = "; ".join(decoded.bench.defects)
+    return f"The measurement on {decoded.workload} has a defect and changes no verdict: {why}."
 
 
 def repair_note(run: RunResult) -> str:

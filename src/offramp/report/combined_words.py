@@ -23,8 +23,8 @@ def advice(result: CombineResult) -> str:
     Of what is surely faster than plain decoding and keeps the floor, the fastest is taken, and every part
     that does not surely add to the others is left out of it.
     """
-    if not result.valid:
-        return f"No advice: this measurement is not to be believed, since {result.reasons[0]}."
+    if result.defects:
+        return f"No advice: this measurement has a defect: {result.defects[0]}."
     timed = [one for one in result.combinations if one.parts and one.speedup is not None]
     if not timed:
         return "No advice: none of these accelerations could be timed on this model."
@@ -50,10 +50,10 @@ def advice(result: CombineResult) -> str:
 def effect_sentences(result: CombineResult) -> list[str]:
     """What the interactions say, one sentence for each effect that there is, with its combinations.
 
-    Nothing of a measurement that is not to be believed.
+    Nothing of a measurement with a defect.
     """
     found: list[str] = []
-    if not result.valid:
+    if result.defects:
         return found
     for effect, words in EFFECTS.items():
         names = [
@@ -120,7 +120,7 @@ def surely_below(found: Interval | None, line: float = 1.0) -> bool:
 
 
 def speed(one: Combination) -> float:
-    """The speedup's median."""
+    """The speedup's value."""
     return 0.0 if one.speedup is None else one.speedup.value
 
 

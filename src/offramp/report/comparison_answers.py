@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from offramp.report.comparison_words import SHARE_FLOORS, floor_shown, machine_shown, row_name
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
-from offramp.tuning.verdict import WORTH
+from offramp.tuning.results import Decision, Speed
+from offramp.tuning.verdict import WORTH, decide
 
 NEVER = "never"
 NOT_CERTIFIABLE = "not certifiable"
@@ -26,15 +29,16 @@ class Answer:
     def decision(self) -> str:
         """Whether it pays: not where nothing faster was found, open where nothing could be certified.
 
-        What was measured beats what was predicted. A policy that missed its floor when decoded does not pay
-        for sure, whatever its certificate says of given text.
+        By the one rule (`offramp.tuning.verdict.decide`): it pays only if what was decoded is certified, and
+        a replay bound never says so. What was measured beats what was predicted. A policy that missed its
+        floor when decoded does not pay for sure, whatever its certificate says.
         """
         if self.saving.lacks:
             return NOT_CERTIFIABLE
         if not self.saving.certified or self.saving.policy == NEVER:
             return "does not pay"
-        decision = decision_on(self.net_speedup)
-        return "too close to call" if decision == "pays" and self.missed else decision
+        certified = self.saving.executed and not self.missed
+        return decision_on(self.net_speedup, certified=certified, measured=self.timed is not None)
 
     @property
     def missed(self) -> bool:
@@ -46,7 +50,8 @@ class Answer:
         """The measurement that answers. One that missed the floor only shows that the policy is too slow."""
         if self.measured is None or not self.missed:
             return self.measured
-        return self.measured if decision_on(self.measured.net_speedup) == "does not pay" else None
+        slow = decision_on(self.measured.net_speedup, certified=False, measured=True) == "does not pay"
+        return self.measured if slow else None
 
     @property
     def net_speedup(self) -> Estimate:
@@ -74,11 +79,13 @@ class Answer:
         return (row_name(self.row), self.row.workload, self.saving.machine)
 
 
-def decision_on(speedup: Estimate) -> str:
-    """A decision from the interval of a net speedup; none is possible without one."""
-    if speedup.low is not None and speedup.low > 1 + WORTH:
-        return "pays"
-    return "does not pay" if speedup.high is not None and speedup.high < 1 + WORTH else "too close to call"
+def decision_on(speedup: Estimate, *, certified: bool, measured: bool) -> Decision:
+    """A decision on one policy by the rule of the verdict. A machine of a comparison is not at hand."""
+    speed = None
+    if speedup.value is not None:
+        how: Literal["measured", "predicted"] = "measured" if measured else "predicted"
+        speed = Speed(speedup.value, speedup.low, speedup.high, how, machine="", at_hand=measured)
+    return decide(worth=WORTH, speed=speed, certified=certified, refuted=False)
 
 
 def cell_decisions(answers: Iterable[Answer]) -> dict[tuple[str, str, str], str]:
@@ -191,33 +198,33 @@ def keeps_floor(one: Strategy) -> bool:
 
 
 def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """What was measured in decoding and may be believed."""
+    """What was measured in decoding, without a defect."""
     return [
         one
         for one in strategies
-        if one.basis == "measured" and not is_invalid(one) and one.net_speedup.value is not None
+        if one.basis == "measured" and not has_defect(one) and one.net_speedup.value is not None
     ]
 
 
 def decoded(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """Policies that were decoded for real, to be believed or not; plain decoding is none."""
+    """Policies that were decoded for real, with a defect or without; plain decoding is none."""
     return [one for one in strategies if one.basis == "measured" and one.policy != NEVER]
 
 
 def why_no_answer(strategies: Sequence[Strategy]) -> str:
-    """How many of the policies decoded for real are no answer, and why: "5 INVALID, 3 below their floor"."""
+    """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
     all_decoded = decoded(strategies)
     known = believed(all_decoded)
-    invalid = sum(map(is_invalid, all_decoded))
+    broken = sum(map(has_defect, all_decoded))
     missed = sum(floor_kept(one) == "missed" for one in known)
-    silent = len(all_decoded) - invalid - len(known)
-    reasons = {"INVALID": invalid, "below their floor": missed, "without a speed": silent}
+    silent = len(all_decoded) - broken - len(known)
+    reasons = {"with a defect": broken, "below their floor": missed, "without a speed": silent}
     return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
 
 
-def is_invalid(one: Strategy) -> bool:
-    """Whether a measurement must not be believed."""
-    return one.validity.startswith("INVALID")
+def has_defect(one: Strategy) -> bool:
+    """Whether something is wrong with a timing."""
+    return one.answer.startswith(DEFECT)
 
 
 def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
@@ -226,10 +233,12 @@ def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 
 def overall_decision(comparison: Comparison) -> str:
-    """Whether early exit pays anywhere by what was certified, else by the fastest strategy."""
+    """Whether early exit pays anywhere by what was certified, else whether the fastest is too slow."""
     decisions = set(cell_decisions(answers_of(comparison)).values())
     if decisions:
         order = ("pays", "too close to call", NOT_CERTIFIABLE, "does not pay")
         return next(decision for decision in order if decision in decisions)
     found = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
-    return "undefined" if found is None else decision_on(found.net_speedup)
+    if found is None:
+        return "undefined"
+    return decision_on(found.net_speedup, certified=False, measured=found.basis == "measured")

@@ -14,7 +14,7 @@ from offramp.report.comparison_answers import (
     decision_on,
     decoded,
     fastest,
-    is_invalid,
+    has_defect,
     overall_decision,
     paying_cells,
     replayed,
@@ -38,7 +38,7 @@ def headline(comparison: Comparison) -> str:
     decision, decisions = overall_decision(comparison), list(cell_decisions(answers).values())
     best = best_certified(comparison)
     timed = best is not None and best.timed is not None
-    at_best = "" if best is None else f"certified, it is at best {_speed(best.net_speedup)}"
+    at_best = "" if best is None else f"{passed_how(best)}, it is at best {_speed(best.net_speedup)}"
     at_best += ", decoded for real" if timed else ""
     if decision == "pays":
         return f"Early exit {_where_it_pays(*paying_cells(answers), len(decisions))}: {at_best}."
@@ -98,7 +98,10 @@ def best_sentences(comparison: Comparison) -> list[str]:
             if best.timed is None
             else f"decoded for real; predicted were {_speed(best.saving.net_speedup)}"
         )
-        said.append(f"The best certified speed is {_speed(best.net_speedup)}: {best.place}, {how}.")
+        said.append(
+            f"The best speed that passed its floor is {_speed(best.net_speedup)} ({passed_how(best)}): "
+            f"{best.place}, {how}."
+        )
     found = fastest(replayed(comparison.strategies))
     if found is not None:
         said.append(
@@ -111,6 +114,11 @@ def best_sentences(comparison: Comparison) -> list[str]:
         where = f"{place_of(found)}, at {floor_shown(found.floor)}"
         said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
     return said
+
+
+def passed_how(answer: Answer) -> str:
+    """What a policy passed its floor by: decoding, or a replay alone."""
+    return "certified" if answer.saving.executed else "by a replay bound, nothing decoded"
 
 
 def left_over(comparison: Comparison) -> list[str]:
@@ -137,12 +145,11 @@ def left_over(comparison: Comparison) -> list[str]:
             f"Of {counted(count, 'answer')}, certified on given text and below the floor when decoded, and "
             f"so not said to pay: {missed:,}."
         )
-    invalid = invalid_combined(comparison)
-    if invalid:
+    broken = combined_with_defects(comparison)
+    if broken:
         count = len(comparison.combined)
         said.append(
-            f"Of {counted(count, 'measurement')} of accelerations together, INVALID and not to be believed: "
-            f"{invalid:,}."
+            f"Of {counted(count, 'measurement')} of accelerations together, with a defect: {broken:,}."
         )
     return said
 
@@ -167,11 +174,14 @@ def not_claimed(comparison: Comparison) -> list[str]:
         said.append(
             "The best of many is chosen with hindsight, and its own interval does not account for that."
         )
-    if any(answer.saving.certified for answer in answers):
+    passed = [answer.saving for answer in answers if answer.saving.certified]
+    if any(not saving.executed for saving in passed):
         said.append(
-            "A certificate speaks of given text, on documents like those traced, not of a policy's own text; "
-            "each has its own chance of being wrong."
+            "A replay bound speaks of given text with the full model's keys and values: what a policy keeps "
+            "when it decodes may be less, so nothing pays by it. Only what was decoded is certified."
         )
+    if passed:
+        said.append("Each statement about a floor has its own chance of being wrong.")
     few = [row for row in comparison.rows if all(one.low is None for one in row.scores.values())]
     if few:
         names = distinct([f"{row_name(row)} on {row.workload}" for row in few])
@@ -187,8 +197,8 @@ def _timed(strategies: Sequence[Strategy]) -> str:
     """What the stopwatch adds to predicted speeds."""
     if believed(strategies):
         return "only what is marked measured was timed"
-    invalid = any(is_invalid(one) for one in strategies)
-    return "what was timed here is INVALID" if invalid else "none was timed here"
+    broken = any(has_defect(one) for one in strategies)
+    return "what was timed here has a defect" if broken else "none was timed here"
 
 
 def _uncertified_headline(comparison: Comparison) -> str:
@@ -200,27 +210,23 @@ def _uncertified_headline(comparison: Comparison) -> str:
     if best is None:
         return "These are scores alone: whether early exit pays in time was not asked."
     how = "decoded for real" if measured else "by replay and without a certificate"
-    answer = {
-        "pays": "Early exit pays somewhere here",
-        "does not pay": NOWHERE,
-        "too close to call": "Whether early exit pays is too close to call",
-    }[decision_on(best.net_speedup)]
+    too_slow = decision_on(best.net_speedup, certified=False, measured=best is measured) == "does not pay"
+    answer = NOWHERE if too_slow else "Whether early exit pays is too close to call"
     speed = _speed(best.net_speedup)
     return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
 
 
 def _combined_headline(comparison: Comparison) -> str:
     """The answer where accelerations were timed together, and nothing else was asked."""
-    count, invalid = len(comparison.combined), invalid_combined(comparison)
+    count, broken = len(comparison.combined), combined_with_defects(comparison)
     said = f"Early exit was timed beside other accelerations only, in {counted(count, 'measurement')}"
-    return (
-        f"{said}, {'none' if not invalid else f'{invalid:,}'} of them INVALID: what to use is said of each."
-    )
+    wrong = f"{broken:,}" if broken else "none"
+    return f"{said}, {wrong} of them with a defect: what to use is said of each."
 
 
-def invalid_combined(comparison: Comparison) -> int:
-    """Measurements of accelerations together that must not be believed."""
-    return sum(one["validity"] != "VALID" for one in comparison.combined)
+def combined_with_defects(comparison: Comparison) -> int:
+    """Measurements of accelerations together with something wrong."""
+    return sum(bool(one["defects"]) for one in comparison.combined)
 
 
 def _speed(speedup: Estimate) -> str:

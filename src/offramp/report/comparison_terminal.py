@@ -10,7 +10,7 @@ from rich.table import Table
 
 from offramp.decoding.bench.combined_file import combined_from_json
 from offramp.report.combined_words import advice
-from offramp.report.comparison_answers import NEVER, is_invalid, overall_decision
+from offramp.report.comparison_answers import NEVER, has_defect, overall_decision
 from offramp.report.comparison_headline import best_sentences, headline, left_over, not_claimed
 from offramp.report.comparison_words import (
     distinct,
@@ -36,7 +36,7 @@ SHOWN = 12
 """Rows of a table; the page has them all."""
 
 SCORES: tuple[tuple[str, str, NumberFormat], ...] = (
-    ("saturation_skip", "oracle\nskips", percent),
+    ("saturation_skip", "oracle skips\nat 100 %", percent),
     ("composite", "composite", thousandths),
 )
 
@@ -79,7 +79,7 @@ def models_table(rows: Sequence[Row]) -> Table:
     for name in ("model", "workload"):
         table.add_column(name, overflow="fold")
     for floor in floors:
-        table.add_column(f"certified speed\n{floor_shown(floor)}", justify="right")
+        table.add_column(f"speed at\n{floor_shown(floor)}", justify="right")
     for _, name, _ in SCORES:
         table.add_column(name, justify="right")
     for row in rows[:SHOWN]:
@@ -124,8 +124,8 @@ def _cells(standing: Standing) -> list[str]:
     where = " · ".join(distinct([line_name(one.model, one.heads), one.workload, machine_shown(one.machine)]))
     note = floor_note(one)
     timed = "–" if measured is None else stacked(measured.net_speedup, times)
-    if measured is not None and is_invalid(measured):
-        timed = "[red]INVALID[/]"
+    if measured is not None and has_defect(measured):
+        timed = "[red]DEFECT[/]"
     return [
         escape(one.family),
         escape(where),

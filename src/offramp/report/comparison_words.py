@@ -19,10 +19,10 @@ FIGURES: dict[str, str] = {
     "composite": "Composite",
     "literal_calibration": "Calibration, as the study words it",
     "initial_information": "Information in the final layer",
-    "first_match_skip": "First-match oracle skips",
-    "saturation_skip": "Saturation oracle skips",
-    "time_ceiling_first_match": "First-match oracle, as time",
-    "time_ceiling_saturation": "Saturation oracle, as time",
+    "first_match_skip": "First-match oracle skips at 100 % agreement",
+    "saturation_skip": "Saturation oracle skips at 100 % agreement",
+    "time_ceiling_first_match": "First-match oracle at 100 % agreement, as time",
+    "time_ceiling_saturation": "Saturation oracle at 100 % agreement, as time",
     "eas_logit": "EAS, logits",
     "eas_centred_logit": "EAS, centred logits",
     "eas_hidden": "EAS, hidden state",
@@ -39,7 +39,7 @@ SHARES = ("first_match_skip", "saturation_skip", "time_ceiling_first_match", "ti
 
 
 def figure_name(key: str) -> str:
-    """A figure as shown: "saturation_skip" -> "Saturation oracle skips"."""
+    """A figure as shown: "composite" -> "Composite"."""
     if key in FIGURES:
         return FIGURES[key]
     if key.startswith(SAVING):
@@ -74,7 +74,7 @@ def limits_text(low: float | None, high: float | None, number: NumberFormat) -> 
 
 
 def in_sentence(name: str) -> str:
-    """A figure's name within a sentence: "saturation oracle skips"; abbreviations keep their letters."""
+    """A figure's name within a sentence: "composite"; abbreviations keep their letters."""
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 

@@ -42,9 +42,9 @@ class Decoded:
     measured_on: str
 
     @property
-    def valid(self) -> bool:
-        """Whether the measurement may be believed."""
-        return self.bench.validity == "VALID"
+    def sound(self) -> bool:
+        """Whether the measurement has no defect: noise is none, it makes intervals wide."""
+        return not self.bench.defects
 
     @property
     def chosen(self) -> DecodedPolicy | None:
@@ -57,7 +57,7 @@ class Decoded:
 
     def speedup(self, policy: DecodedPolicy) -> Interval | None:
         """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
-        return self.timed(policy).speedup
+        return self.timed(policy).ratio
 
     @property
     def plain_seconds(self) -> float | None:

@@ -20,14 +20,18 @@ def decoding_json(run: RunResult) -> dict[str, Any]:
 
 
 def measurement_json(decoded: Decoded) -> dict[str, Any]:
-    """One workload: whether to believe it, every contender with its raw samples, every policy's forecast."""
+    """One workload: what it answers, every contender with its raw samples, every policy's forecast."""
     bench = decoded.bench
     verdict = prediction_verdict(decoded)
     value = {
         "workload": decoded.workload,
         "measured_on": decoded.measured_on,
-        "validity": bench.validity,
-        "reasons": bench.reasons,
+        "answer": bench.answer,
+        "resolution": bench.resolution,
+        "worth": bench.worth,
+        "defects": bench.defects,
+        "stopped": bench.stopped,
+        "seconds_spent": bench.seconds_spent,
         "plain": bench.plain,
         "a_a": asdict(bench.a_a),
         **{name: getattr(bench, name) for name in ("prompts", "rounds", "new_tokens", "batch", "batching")},
@@ -47,13 +51,17 @@ def policy_json(decoded: Decoded, policy: DecodedPolicy) -> dict[str, Any]:
     seconds = timed.seconds_per_token
     value = {name: getattr(policy, name) for name in ("policy", "kv", "origin", "why", "floor", "contender")}
     value |= {
-        "validity": decoded.bench.validity,
+        "answer": timed.answer,
+        "resolution": timed.resolution,
+        "executed_agreement": None if timed.executed_agreement is None else asdict(timed.executed_agreement),
+        "gain": None if timed.gain is None else dict(timed.gain),
+        "counted": None if timed.counted is None else asdict(timed.counted),
         "left_out": timed.left_out,
         "predicted_seconds_per_token": None if forecast is None else forecast.predicted,
         "measured_seconds_per_token": None if seconds is None else seconds.value,
         "plain_seconds_per_token": decoded.plain_seconds,
         "measured_interval": None if seconds is None else asdict(seconds),
-        "net_speedup": None if timed.speedup is None else asdict(timed.speedup),
+        "net_speedup": None if timed.ratio is None else asdict(timed.ratio),
         "free_running": None if policy.free_running is None else asdict(policy.free_running),
         "error": None,
     }
@@ -61,6 +69,8 @@ def policy_json(decoded: Decoded, policy: DecodedPolicy) -> dict[str, Any]:
         worst = forecast.worst_part
         value["error"] = {
             "priced_seconds_per_token": forecast.priced,
+            "predicted_seconds_by_profile": forecast.predicted_by_profile,
+            "priced_seconds_by_profile": forecast.priced_by_profile,
             "predicted_plain_seconds_per_token": forecast.plain_predicted,
             "never_exit_seconds_per_token": forecast.plain_measured,
             "predicted_change": forecast.predicted_change,

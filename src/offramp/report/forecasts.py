@@ -55,7 +55,7 @@ def change_words(decoded: Decoded, policy: DecodedPolicy) -> str:
     timed = decoded.timed(policy)
     if timed.left_out is not None:
         return f"not timed: {timed.left_out}"
-    return "not timed" if timed.speedup is None else faster(timed.speedup.value)
+    return "not timed" if timed.ratio is None else faster(timed.ratio.value)
 
 
 def error_sentence(forecast: Forecast) -> str:
@@ -104,7 +104,7 @@ def prediction_verdict(decoded: Decoded) -> PredictionVerdict | None:
     found = [forecast for forecast in found if forecast.predicted is not None]
     if len(found) < 3:
         return None
-    return when_it_counts(found, decoded.bench.a_a, valid=decoded.valid)
+    return when_it_counts(found, defect=not decoded.sound)
 
 
 def counts_sentence(verdict: PredictionVerdict) -> str:

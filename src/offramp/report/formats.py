@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from offramp.policies.gain import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
 
 MINUS = "−"
@@ -80,6 +81,21 @@ def faster(speedup: float) -> str:
     if change == 0:
         return "no faster"
     return f"{abs(change):.1f} % {'faster' if change > 0 else 'slower'}"
+
+
+def gain_text(gain: Gain | Mapping[str, float] | None, digits: int = 1) -> str:
+    """Where a gain comes from, in shares of plain decoding's time or bytes: "layers +3.1 %, head +1.9 %,
+    probes −0.2 %"; "" where it is not known."""
+    if gain is None:
+        return ""
+    parts = gain.to_json() if isinstance(gain, Gain) else gain
+    return ", ".join(f"{name} {signed_percent(parts[name], digits)}" for name in (LAYERS, HEAD, PROBES))
+
+
+def signed_percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage with its sign, none for 0: 0.031 -> "+3.1 %"."""
+    rounded = percent(value, digits)
+    return f"+{rounded}" if round(100 * value, digits) > 0 else rounded
 
 
 def moment(when: str) -> str:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-Kind = Literal["measured", "replayed", "predicted"]
+Kind = Literal["measured", "executed", "replayed", "predicted"]
 
 KIND_MEANING: dict[Kind, str] = {
     "measured": "read off the model itself, layer by layer, or off the stopwatch",
+    "executed": "of text that the policy itself generated, skipped layers not run, judged by the full model",
     "replayed": "a policy's choices applied to that measurement, without running the model again",
     "predicted": "computed, part by part, from what layers, probes and head cost, before a policy is timed",
 }

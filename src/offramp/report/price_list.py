@@ -16,10 +16,12 @@ def price_list(
     self_check_ratio: float | None = None,
     threads: int | None = None,
     load: float | None = None,
+    note: str | None = None,
 ) -> dict[str, Any]:
     """`RunResult.hardware` of a machine whose prices of one token are `costs`, in seconds.
 
     self_check_ratio: predicted over measured seconds of plain decoding. threads, load: when it was measured.
+    note: how the timings were come by, None where nothing needs to be said.
 
     Raises InputError for prices in another unit, or of a step of several sequences.
     """
@@ -41,4 +43,5 @@ def price_list(
         "self_check_ratio": self_check_ratio,
         "threads": threads,
         "load": load,
+        "note": note,
     }

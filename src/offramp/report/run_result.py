@@ -114,7 +114,7 @@ class RunResult:
 
     provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order. The names
     model, layers, command and workloads are the summary's own and are replaced there.
-    measured: stopwatch figures by name; "plain_seconds_per_token" is seconds per token of plain `generate()`.
+    measured: stopwatch figures by name; "plain_seconds_per_token" is that of plain decoding.
     command: the command line that repeats the run.
     hardware: the machine that speed is predicted for, made by `offramp.report.price_list.price_list`; None if
     no profile was at hand.

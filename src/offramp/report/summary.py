@@ -13,16 +13,16 @@ import numpy as np
 from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
+from offramp.report.credit import credit_json, credits_of
 from offramp.report.decoding_json import decoding_json
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.judgement import judge_measured, measured_seconds
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.finite import finite_json, number
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -45,14 +45,15 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "headline": headline(run),
             "decision": overall_decision(run),
             "batch_size": BATCH_SIZE,
-            "worth": WORTH,
-            "by_workload": [verdict_json(run, w, v) for w in run.workloads for v in w.verdicts],
+            "worth": worth_of(run),
+            "by_workload": [verdict_json(w, v) for w in run.workloads for v in w.verdicts],
             "caveats": caveats(run),
         },
         "scores": [scores_json(workload) for workload in run.workloads],
         "frontier": [frontier_json(w.name, frontier) for w in run.workloads for frontier in w.frontiers],
         "predicted": [predicted_json(run, w, v) for w in run.workloads for v in w.verdicts],
         "league": [result_json(w.name, entry) for w in run.workloads for entry in w.league],
+        "credit": [credit_json(w.name, one) for w in run.workloads for one in credits_of(w.league)],
         "tuned": [tuned_json(w.name, tuned) for w in run.workloads for tuned in w.tuned],
         "machines": [result_json(w.name, answer) for w in run.workloads for answer in w.machines],
         "break_even": [result_json(w.name, lever) for w in run.workloads for lever in w.break_even],
@@ -90,23 +91,32 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def optional_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """A figure that not every policy has; null without it."""
+    """An estimate that there may not be: null then."""
     return None if estimate is None else estimate_json(estimate)
 
 
-def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
-    """One verdict at one floor; its decision is that after decoding, where its policy was decoded."""
-    judgement = judge_measured(run, workload, verdict)
+def worth_of(run: RunResult) -> float:
+    """The gain in speed from which on the run counts early exit as paying."""
+    return next((verdict.worth for w in run.workloads for verdict in w.verdicts), WORTH)
+
+
+def verdict_json(workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
+    """One verdict at one floor: what was executed and timed, and what was replayed beside it."""
+    executed = verdict.executed_agreement
     estimates = ("agreement", "skip_ratio", "net_speedup", "net_speedup_flops")
     return {
         "workload": workload.name,
         "floor": verdict.floor,
-        "decision": judgement.decision,
-        "predicted_decision": verdict.decision,
-        "measured_net_speedup": None if judgement.measured is None else asdict(judgement.measured),
-        "measured_reason": judgement.why,
+        "decision": verdict.decision,
         "reason": verdict.reason,
+        "missing": list(verdict.missing),
         "policy": verdict.policy,
+        "kv": verdict.kv,
+        "certified": verdict.certified,
+        "certificate": None if verdict.certificate is None else finite_json(asdict(verdict.certificate)),
+        "executed_agreement": None if executed is None else estimate_json(executed),
+        "speed": None if verdict.speed is None else finite_json(asdict(verdict.speed)),
+        "replayed_policy": verdict.replayed_policy,
         "basis": verdict.basis,
         **{name: estimate_json(getattr(verdict, name)) for name in estimates},
         "reference_agreement": optional_json(verdict.reference_agreement),
@@ -114,7 +124,9 @@ def verdict_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
         "fit_documents": verdict.fit_documents,
         "report_documents": verdict.report_documents,
         "documents_needed": verdict.documents_needed,
-        "floor_held": verdict.floor_held,
+        "gain": None if verdict.gain is None else finite_json(verdict.gain.to_json()),
+        "without": verdict.without,
+        "credit": optional_json(verdict.credit),
     }
 
 
@@ -140,18 +152,22 @@ def frontier_json(workload: str, frontier: Frontier) -> dict[str, Any]:
 
 def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
     """What one verdict predicts, in seconds where plain decoding's are known, and what was measured."""
-    measured = measured_seconds(run, workload, verdict)
+    plain, speed = plain_seconds(run, workload, verdict.basis), verdict.speed
     decoded = run.decoded(workload.name)
-    timed = "not timed" if measured is None or decoded is None else f"timed, {decoded.bench.validity}"
+    timed = "timed" if speed is not None and speed.how == "measured" else "not timed"
+    if decoded is not None and not decoded.sound:
+        timed = "timed with a defect"
     return {
         "workload": workload.name,
         "floor": verdict.floor,
         "policy": verdict.policy,
-        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; {timed}",
+        "basis": f"predicted from {basis_words(verdict.basis)}, batch size 1; " + timed,
         "predicted_speedup": estimate_json(verdict.net_speedup),
-        "plain_seconds_per_token": number(plain_seconds(run, workload, verdict.basis)),
+        "plain_seconds_per_token": number(plain),
         "predicted_seconds_per_token": number(predicted_seconds(run, workload, verdict)),
-        "measured_seconds_per_token": None if measured is None else number(measured.value),
+        "measured_seconds_per_token": number(plain / speed.value)
+        if timed == "timed" and plain and speed
+        else None,
     }
 
 
@@ -173,6 +189,7 @@ def tuned_json(workload: str, tuned: Tuned) -> dict[str, Any]:
         "reference_agreement": optional_json(tuned.reference_agreement),
         "executed_agreement": optional_json(tuned.executed_agreement),
         "candidates": [finite_json(asdict(one)) for one in tuned.candidates],
+        "gain": None if tuned.gain is None else finite_json(tuned.gain.to_json()),
         "certificate": finite_json(asdict(tuned.certificate)),
         "documents": finite_json(tuned.documents),
         "front": [finite_json(asdict(point)) for point in spread(tuned.front, FRONT_POINTS)],

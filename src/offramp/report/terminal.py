@@ -10,11 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
+from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import error_sentence, short_name
 from offramp.report.formats import (
     NumberFormat,
     decimal,
     estimate_text,
+    gain_text,
     interval_text,
     milliseconds,
     percent,
@@ -22,9 +24,10 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.judgement import judge_measured
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.timing_words import contender_answer
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.results import Verdict
 
 DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
 
@@ -73,28 +76,44 @@ def answer_lines(run: RunResult) -> list[str]:
 
 
 def floors_table(run: RunResult) -> Table:
-    """One row per workload and floor: speed is predicted, agreement and skipped layers are replayed.
-
-    The verdict is that after decoding, where the policy was decoded.
-    """
+    """One row per workload and floor: what is kept as executed and the speed, then what was replayed."""
     table = Table(title="At the quality you would keep", title_justify="left", box=None, pad_edge=False)
     for name in ("workload", "keep", "verdict and policy"):
         table.add_column(name, overflow="fold")
-    for name in ("speed\n(predicted)", "agreement\n(replayed)", "skipped\n(replayed)"):
+    for name in ("kept\n(executed)", "speed", "agreement\n(replayed)"):
         table.add_column(name, justify="right")
     for workload in run.workloads:
         for row, verdict in enumerate(workload.verdicts):
-            decision = judge_measured(run, workload, verdict).decision
-            style = DECISION_STYLES[decision]
+            style = DECISION_STYLES[verdict.decision]
             table.add_row(
                 escape(workload.name) if row == 0 else "",
                 whole_percent(verdict.floor),
-                f"[{style}]{decision}[/]\n[dim]{escape(verdict.policy)}[/]",
-                stacked(verdict.net_speedup, times),
+                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]" + saved(verdict),
+                kept(verdict),
+                speed(verdict),
                 stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
-                stacked(verdict.skip_ratio, percent),
             )
     return table
+
+
+def kept(verdict: Verdict) -> str:
+    """Executed agreement and whether it is certified."""
+    if verdict.policy == "never":
+        return "–"
+    if verdict.certificate is None or not verdict.certificate.executed:
+        return "[dim]not executed[/]"
+    agreement = verdict.executed_agreement
+    value = "not known" if agreement is None else stacked(agreement, percent)
+    return f"{value}\n[dim]{'certified' if verdict.certified else 'not certified'}[/]"
+
+
+def speed(verdict: Verdict) -> str:
+    """Speed over plain decoding, and how it is known."""
+    found = verdict.speed
+    if verdict.policy == "never" or found is None:
+        return "–"
+    limits = interval_text(found.low, found.high, times)
+    return f"{times(found.value)}\n[dim]{limits}{' ' if limits else ''}{found.how}[/]"
 
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:
@@ -105,6 +124,12 @@ def stacked(estimate: Estimate, number: NumberFormat) -> str:
     if not limits or estimate.low == estimate.high:
         return number(estimate.value)
     return f"{number(estimate.value)}\n[dim]{limits}[/]"
+
+
+def saved(verdict: Verdict) -> str:
+    """Where a policy's gain comes from, on a line of its own; nothing for the full model."""
+    parts = "" if verdict.policy == "never" else gain_text(verdict.gain)
+    return f"\n[dim]saves: {parts}[/]" if parts else ""
 
 
 def reference(estimate: Estimate | None) -> str:
@@ -120,20 +145,24 @@ def decoded_table(run: RunResult) -> Table:
     for name in ("ms a token\n(predicted)", "ms a token\n(measured)", "net speed\n(measured)"):
         table.add_column(name, justify="right")
     for decoded in run.decoding:
-        style = "green" if decoded.valid else "red"
         for row, policy in enumerate(decoded.policies):
             timed, forecast = decoded.timed(policy), policy.forecast
             predicted = None if forecast is None else forecast.predicted
-            name = f"{escape(decoded.workload)}\n[{style}]{decoded.bench.validity}[/]" if row == 0 else ""
-            seconds, speedup = timed.seconds_per_token, timed.speedup
+            broken = "" if decoded.sound else "\n[red]DEFECT[/]"
+            name = f"{escape(decoded.workload)}{broken}" if row == 0 else ""
+            seconds, speedup = timed.seconds_per_token, timed.ratio
             table.add_row(
                 name,
                 escape(short_name(policy)),
                 "–" if predicted is None else decimal(1000 * predicted, 1),
                 "not timed" if seconds is None else decimal(1000 * seconds.value, 1),
-                "–" if speedup is None else times(speedup.value),
+                "–" if speedup is None else f"{times(speedup.value)}\n[dim]{_answer(decoded, policy)}[/]",
             )
     return table
+
+
+def _answer(decoded: Decoded, policy: DecodedPolicy) -> str:
+    return contender_answer(decoded.timed(policy), decoded.bench.worth)
 
 
 def decoded_lines(run: RunResult) -> list[str]:
@@ -170,8 +199,8 @@ def scores_table(run: RunResult) -> Table:
         ("representation quality", "representation", decimal),
         ("information increment", "increment", decimal),
         ("calibration", "calibration", decimal),
-        ("first-match oracle skips", "first_match_skip", percent),
-        ("saturation oracle skips", "saturation_skip", percent),
+        ("first-match oracle skips\n(at 100 % agreement)", "first_match_skip", percent),
+        ("saturation oracle skips\n(at 100 % agreement)", "saturation_skip", percent),
         ("composite", "composite", decimal),
     )
     for name, field, number in figures:

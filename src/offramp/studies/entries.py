@@ -190,24 +190,28 @@ class Pair(Table):
 class Decode(Table):
     """Decoding for real with the best policies of the league on this machine.
 
-    best: how many policies. floor: of the league that they are taken from. seconds: of timing in one cell.
+    best: how many policies. floor: of the league that they are taken from. prompts: each is one sample of an
+    interval. rounds: how often each is decoded, at most. seconds: of timing in one cell; it stops sooner
+    where every policy's question is answered.
     """
 
     best: Count = 5
     floor: Share = 0.95
     new_tokens: Count = 32
-    prompts: Count = 4
+    prompts: Count = 8
     rounds: Count = 3
     seconds: Positive = 120.0
 
 
 class Combine(Table):
-    """Accelerations alone and together. policy: by which `exits` and `speculate` leave."""
+    """Accelerations alone and together. policy: by which `exits` and `speculate` leave. prompts, rounds,
+    seconds: as of `Decode`.
+    """
 
     accelerations: tuple[Text, ...] = Field(min_length=1)
     policy: Text | None = None
     new_tokens: Count = 32
-    prompts: Count = 4
+    prompts: Count = 8
     rounds: Count = 3
     seconds: Positive = 120.0
 

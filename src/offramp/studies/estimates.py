@@ -31,10 +31,10 @@ PROMPT_TOKENS = 64
 """Of a prompt, about."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
-FEWEST_ROUNDS = 2
-"""Of decoding in turns, that are made whatever the seconds are (`offramp.decoding.bench.turns`)."""
+FEWEST_VISITS = 2
+"""Prompts that are decoded whatever the seconds are (`offramp.decoding.bench.groups`)."""
 PLAIN_CONTENDERS = 3
-"""That take turns with the others: never exit, the same again, and `generate()`."""
+"""That take turns with the others: the fastest plain decoder, the same again, and never exit."""
 SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5, "pair": 5e-5}
 """Of one token at one exit, by the kind of task that reads a trace."""
 
@@ -117,7 +117,7 @@ def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> 
 def decoding_estimate(
     study: Study, sizes: Sizes, table: Decode | Combine, contenders: int, *, models: int = 1
 ) -> Estimate:
-    """Of a task that decodes prompts in turns: one of them untimed, then all in as many rounds as fit.
+    """Of a task that decodes prompts in turns: one of them untimed, then as many as fit into the seconds.
 
     contenders: beside the plain ones. models: that it has in memory.
     """
@@ -125,8 +125,8 @@ def decoding_estimate(
     prompt = _reading(sizes, PROMPT_TOKENS, 1)
     if prompt is not None:
         turn = (contenders + PLAIN_CONTENDERS) * (prompt + table.new_tokens * _step(sizes))
-        rounds = max(FEWEST_ROUNDS, min(table.rounds, table.seconds / (turn * table.prompts)))
-        seconds = turn * (1 + table.prompts * rounds)
+        visits = min(table.rounds * table.prompts, table.seconds / turn - 1)
+        seconds = turn * (1 + max(FEWEST_VISITS, visits))
     return timing_estimate(study, sizes, seconds, models=models)
 
 

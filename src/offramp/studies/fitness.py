@@ -76,6 +76,7 @@ class Fitness:
         recorded = {fact.name for fact in (*recording.facts, *recording.document_facts)}
         needs = {} if variant.sizes.layers is None else policy.needs(variant.sizes.layers)
         read = {fact for facts in needs.values() for fact in facts}
+        read |= {"restricted_top1"} if policy.short_list else set()
         self._check_facts(policy, {*read, *policy.final_facts, *policy.document_facts} - recorded, location)
 
     def check_combine(self, variant: Variant) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.files import canonical_json
+from offramp.tracing.key_value_maps import KeyValueMaps, text_arrays
 from offramp.workloads.shared_text import Sketch
 
 Weights = NDArray[np.float32]
@@ -78,13 +79,15 @@ class ExitHeads:
     """A whole file of fitted heads.
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
-    ascending, below L; every array's first axis. lens, output: how exits are read, at most one of them; by
-    the logit lens if both are None. classifiers: by the fact they give (see
+    ascending, below L; the first axis of every array but the K,V maps'. lens, output: how exits are read, at
+    most one of them; by the logit lens if both are None. classifiers: by the fact they give (see
     `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
     None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
     classifier. documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of
     these documents' texts, in the same order over all workloads; None where they are not known. provenance:
-    how it was fitted; or, under "imported", where it came from.
+    how it was fitted; or, under "imported", where it came from. kv_maps: for the KV strategy "mapped", with
+    exits, documents, texts and provenance of their own: heads may hold nothing else, and then have no
+    `exits`.
     """
 
     model: Mapping[str, Any]
@@ -96,6 +99,7 @@ class ExitHeads:
     documents: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
+    kv_maps: KeyValueMaps | None = None
     texts: tuple[Sketch, ...] | None = None
 
     @property
@@ -108,9 +112,37 @@ class ExitHeads:
         """SHA-256 of everything in the heads, in hexadecimal: what a file of them is sealed with."""
         return seal_of(self.header(), self.arrays())
 
+    @property
+    def holds_maps_alone(self) -> bool:
+        """Whether exits are read, and decided on, as without heads."""
+        others = self.reads_exits or self.classifiers or self.shortlist is not None
+        return self.kv_maps is not None and not others
+
+    @property
+    def reading_fingerprint(self) -> str | None:
+        """The fingerprint without the K,V maps: what exits are read by. None if they are as without heads."""
+        return None if self.holds_maps_alone else replace(self, kv_maps=None).fingerprint
+
+    @property
+    def seen_documents(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the documents that any part's fitting saw, by workload fingerprint."""
+        seen = dict(self.documents)
+        for workload, ids in ({} if self.kv_maps is None else self.kv_maps.documents).items():
+            seen[workload] = tuple(dict.fromkeys((*seen.get(workload, ()), *ids)))
+        return seen
+
+    @property
+    def seen_texts(self) -> tuple[Sketch, ...] | None:
+        """Sketches of all these documents' texts, None where those of some are not known."""
+        if self.kv_maps is None:
+            return self.texts
+        own = self.texts if self.documents or self.texts else ()
+        return None if own is None or self.kv_maps.texts is None else (*own, *self.kv_maps.texts)
+
     def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values; output heads and texts only if there are any."""
+        """All that is not an array, as JSON values; those only that there are."""
         output = {} if self.output is None else {"output": _describe_output(self.output)}
+        maps = {} if self.kv_maps is None else {"kv_maps": self.kv_maps.header()}
         texts = {} if self.texts is None else {"texts": True}
         return {
             "model": dict(self.model),
@@ -121,6 +153,7 @@ class ExitHeads:
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
             **output,
+            **maps,
             **texts,
         }
 
@@ -139,9 +172,10 @@ class ExitHeads:
                 arrays |= {f"{fact}.weights.{number}": weights, f"{fact}.biases.{number}": biases}
         if self.shortlist is not None:
             arrays["shortlist"] = self.shortlist
+        if self.kv_maps is not None:
+            arrays |= self.kv_maps.arrays()
         if self.texts is not None:
-            arrays["texts.hashes"] = np.concatenate([np.empty(0, dtype=np.uint32), *self.texts])
-            arrays["texts.sizes"] = np.array([len(sketch) for sketch in self.texts], dtype=np.int64)
+            arrays |= text_arrays(self.texts, "texts.")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,6 @@ from offramp.tracing.features import CANDIDATES, apply_lens, classifier_probabil
 
 HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "short_correctness")
 """Facts whose classifier looks at the hidden state as the layer gave it."""
-
-
-def describe_heads(heads: ExitHeads) -> dict[str, Any]:
-    """What a trace's request keeps of the heads it was made with."""
-    return {
-        "fingerprint": heads.fingerprint,
-        "lens": heads.lens is not None,
-        "output": heads.output is not None,
-        "imported": "imported" in heads.provenance,
-        "candidate_exit": heads.candidate_exit,
-        "documents": {workload: list(ids) for workload, ids in heads.documents.items()},
-        "texts": heads.texts is not None,
-        "facts": sorted(heads.classifiers),
-    }
 
 
 def describe_base(model: Model) -> dict[str, Any]:
@@ -53,7 +39,11 @@ def _refused(why: str) -> InputError:
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """The heads of some traced exits. places: of each exit below L on the first axis of the heads' arrays."""
+    """The heads of some traced exits.
+
+    places: of each exit below L on the first axis of the heads' arrays; of no meaning if these hold K,V maps
+    alone.
+    """
 
     heads: ExitHeads
     places: tuple[int, ...]
@@ -68,6 +58,8 @@ class FittedHeads:
         """
         _require_whole(heads)
         below = exits[:-1]
+        if heads.holds_maps_alone:
+            return cls(heads, (0,) * len(below), None)
         missing = [exit for exit in below if exit not in heads.exits]
         if missing:
             raise InputError(
@@ -103,6 +95,9 @@ class FittedHeads:
         sizes = {name: classifier.mean.shape[-1] for name, classifier in self.heads.classifiers.items()}
         if self.heads.lens is not None:
             given["lens"], sizes["lens"] = features, self.heads.lens.weight.shape[-1]
+        if self.heads.kv_maps is not None:
+            maps = next(iter(self.heads.kv_maps.maps.values()))
+            given["K,V maps"], sizes["K,V maps"] = features, len(maps.centre)
         if self.heads.output is not None:
             _, tokens, sizes["output head"] = self.heads.output.weight.shape
             given["output head"] = features
@@ -143,7 +138,7 @@ def _require_whole(heads: ExitHeads) -> None:
     unknown = sorted(set(heads.classifiers) - {fact.name for fact in HEAD_FACTS})
     if unknown:
         raise _refused(f"they give a fact that is not known: {unknown[0]}")
-    for name, array in heads.arrays().items():
+    for name, array in replace(heads, kv_maps=None).arrays().items():
         if name == "shortlist" or name.startswith("texts."):  # of no exit
             continue
         if len(array) != len(heads.exits):

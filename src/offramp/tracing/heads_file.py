@@ -7,34 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, write_atomically
 from offramp.models.identity import command_name, shown_name
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads, seal_of
-from offramp.workloads.shared_text import WHOLE, Sketch
+from offramp.tracing.exit_heads import ExitHeads, seal_of
+from offramp.tracing.heads_build import MADE_BY, Arrays, build_heads
 
 SCHEMA_VERSION = 3
-"""2: output heads, and a lens whose fit is not known. 3: sketches of the texts that fitting read. A file of
-version 1 is one without any of this."""
+"""3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a lens whose fit is not
+known. Older files are those without them."""
 
 HEADER = "offramp_heads"
 SCHEMA = "schema_version"
 SEAL = "sha256"
-
-NORM_ARRAYS: dict[str, tuple[str, ...]] = {
-    "model": (),
-    "rms": ("norm_weight",),
-    "layer": ("norm_weight", "norm_bias"),
-    "none": (),
-}
-"""Arrays that a norm may bring with it, the first of which it must."""
-
-Arrays = dict[str, NDArray[Any]]
-
-_MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
 
 
 def write_heads(heads: ExitHeads, path: str | Path) -> None:
@@ -45,7 +30,7 @@ def write_heads(heads: ExitHeads, path: str | Path) -> None:
     from safetensors.numpy import save
 
     arrays, header = heads.arrays(), heads.header()
-    _build(header, arrays, str(path))  # what could not be read back is not written
+    build_heads(header, arrays, str(path))  # what could not be read back is not written
     kept = {SCHEMA: SCHEMA_VERSION, SEAL: seal_of(header, arrays), **header}
     # One entry only: safetensors writes several in no fixed order, and equal heads give equal bytes.
     data = save(arrays, metadata={HEADER: canonical_json(kept)})
@@ -66,7 +51,7 @@ def read_heads(path: str | Path) -> ExitHeads:
     data = _read_bytes(path)
     metadata, arrays = _parse(data, path)
     if HEADER not in metadata:
-        raise InputError("the safetensors file holds no exit heads", where=str(path), fix=_MADE_BY)
+        raise InputError("the safetensors file holds no exit heads", where=str(path), fix=MADE_BY)
     try:
         header = json.loads(metadata[HEADER])
         version, seal = header.pop(SCHEMA), header.pop(SEAL)
@@ -81,7 +66,7 @@ def read_heads(path: str | Path) -> ExitHeads:
     if version not in range(1, SCHEMA_VERSION + 1) or seal != seal_of(header, arrays):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
-        return _build(header, arrays, str(path))
+        return build_heads(header, arrays, str(path))
     except (KeyError, TypeError, AttributeError) as error:  # sealed, but by another program
         raise _damaged(path, f"its header is not what offramp writes ({error})") from error
 
@@ -114,13 +99,13 @@ def _made(heads: ExitHeads) -> str:
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         what = "is a folder, not a file of exit heads" if path.is_dir() else "does not exist"
-        raise InputError(f"{path.name} {what}", where=str(path), fix=_MADE_BY)
+        raise InputError(f"{path.name} {what}", where=str(path), fix=MADE_BY)
     data = path.read_bytes()
     if is_pickle(data[:9]):
         raise InputError(
             "the file is a pickle, which can run code when it is read; exit heads are safetensors",
             where=str(path),
-            fix=_MADE_BY,
+            fix=MADE_BY,
         )
     return data
 
@@ -142,147 +127,13 @@ def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     except SafetensorError as error:
         raise InputError(
-            f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=_MADE_BY
+            f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=MADE_BY
         ) from error
     except KeyError as error:  # a type of numbers that numpy lacks
         raise InputError(
-            f"the file holds arrays of the type {error}", where=str(path), fix=_MADE_BY
+            f"the file holds arrays of the type {error}", where=str(path), fix=MADE_BY
         ) from error
     return dict(metadata), arrays
-
-
-def _build(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
-    """Heads from a header and arrays, every shape, type and number checked."""
-    reader = _Reader(arrays, len(header["exits"]), where)
-    hidden = int(header["model"]["hidden_size"])
-    lens = None
-    if header["lens"]:
-        lens = LinearLens(
-            weight=reader.take("lens.weight", (hidden, hidden)),
-            bias=reader.take("lens.bias", (hidden,)),
-            explained=reader.take_if_there("lens.explained", (), np.float64),
-            penalty=reader.take_if_there("lens.penalty", (), np.float64),
-        )
-    heads = ExitHeads(
-        model=header["model"],
-        exits=tuple(header["exits"]),
-        lens=lens,
-        classifiers={
-            fact: _classifier(reader, fact, layers) for fact, layers in header["classifiers"].items()
-        },
-        shortlist=reader.arrays.get("shortlist"),
-        candidate_exit=header["candidate_exit"],
-        documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
-        provenance=header["provenance"],
-        output=_output(reader, header),
-        texts=_texts(reader, header),
-    )
-    if heads.lens is not None and heads.output is not None:
-        raise reader.refused("they read exits both through a lens and through output heads")
-    layers = int(header["model"]["layers"])
-    if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
-        raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
-    return heads
-
-
-def _texts(reader: _Reader, header: dict[str, Any]) -> tuple[Sketch, ...] | None:
-    """The sketches of the texts that fitting read, if there are any."""
-    if not header.get("texts"):
-        return None
-    hashes, sizes = (reader.array(f"texts.{name}") for name in ("hashes", "sizes"))
-    documents = sum(len(ids) for ids in header["documents"].values())
-    right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
-    if not right or len(sizes) != documents or sizes.sum() != len(hashes) or (sizes < WHOLE).any():
-        raise reader.refused("the sketches of their texts do not belong to their documents")
-    return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
-
-
-def _output(reader: _Reader, header: dict[str, Any]) -> OutputHeads | None:
-    """The output heads that a header speaks of."""
-    described = header.get("output")
-    if described is None:
-        return None
-    hidden, vocabulary = (int(header["model"][name]) for name in ("hidden_size", "vocabulary_size"))
-    shapes = {"bias": (vocabulary,), "norm_weight": (hidden,), "norm_bias": (hidden,)}
-    norm, epsilon = described["norm"], described["epsilon"]
-    if norm not in NORM_ARRAYS:
-        raise reader.refused(f"no norm {norm!r}; there are: {', '.join(NORM_ARRAYS)}")
-    if NORM_ARRAYS[norm] and not (isinstance(epsilon, float) and 0 <= epsilon < 1):
-        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number from 0 up to 1")
-    given = {name: shape for name, shape in shapes.items() if name not in described["absent"]}
-    stray = [name for name in given if name != "bias" and name not in NORM_ARRAYS[norm]]
-    if stray or ("norm_weight" in NORM_ARRAYS[norm] and "norm_weight" not in given):
-        raise reader.refused(f"a {norm} norm takes {', '.join(NORM_ARRAYS[norm]) or 'no weights'}")
-    return OutputHeads(
-        weight=reader.take("output.weight", (vocabulary, hidden)),
-        norm=norm,
-        epsilon=epsilon,
-        **{name: reader.take(f"output.{name}", shape) for name, shape in given.items()},
-    )
-
-
-def _classifier(reader: _Reader, fact: str, layers: int) -> ExitClassifier:
-    features = reader.width(f"{fact}.mean")
-    widths = [features]
-    weights, biases = [], []
-    for number in range(layers):
-        outputs = 1 if number == layers - 1 else reader.width(f"{fact}.biases.{number}")
-        weights.append(reader.take(f"{fact}.weights.{number}", (widths[-1], outputs)))
-        biases.append(reader.take(f"{fact}.biases.{number}", (outputs,)))
-        widths.append(outputs)
-    scale = reader.take(f"{fact}.scale", (features,))
-    if not (scale > 0).all():
-        raise reader.refused(f"{fact}.scale holds a number that is not positive")
-    return ExitClassifier(
-        mean=reader.take(f"{fact}.mean", (features,)),
-        scale=scale,
-        weights=tuple(weights),
-        biases=tuple(biases),
-        auroc=reader.take(f"{fact}.auroc", (), np.float64, finite=False),
-        base_rate=reader.take(f"{fact}.base_rate", (), np.float64),
-        better_than_chance=reader.take(f"{fact}.better_than_chance", (), np.bool_),
-    )
-
-
-class _Reader:
-    """Takes arrays of known shapes, the exits' axis first."""
-
-    def __init__(self, arrays: Arrays, exits: int, where: str) -> None:
-        self.arrays = arrays
-        self.exits = exits
-        self.where = where
-
-    def take(
-        self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
-    ) -> NDArray[Any]:
-        """The array [exits, *shape], refused if it is missing, of another shape or type, or not finite."""
-        array = self.array(name)
-        if array.shape != (self.exits, *shape) or array.dtype != dtype:
-            wanted = f"{np.dtype(dtype)} {[self.exits, *shape]}"
-            raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
-        if finite and not np.isfinite(array).all():
-            raise self.refused(f"{name} holds a number that is not finite")
-        return array
-
-    def take_if_there(
-        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
-    ) -> NDArray[Any] | None:
-        """The same, or None if there is no such array."""
-        return self.take(name, shape, dtype) if name in self.arrays else None
-
-    def width(self, name: str) -> int:
-        """The last axis of an array."""
-        return int(self.array(name).shape[-1])
-
-    def array(self, name: str) -> NDArray[Any]:
-        """An array of any shape, refused if it is missing."""
-        if name not in self.arrays:
-            raise self.refused(f"the array {name} is missing")
-        return self.arrays[name]
-
-    def refused(self, why: str) -> InputError:
-        """The error for heads whose arrays do not belong together."""
-        return InputError(f"the exit heads cannot be used: {why}", where=self.where, fix=_MADE_BY)
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

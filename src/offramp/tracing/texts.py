@@ -24,7 +24,7 @@ def document_texts(
 ) -> tuple[DocumentText, ...]:
     """What is kept of the documents with these ids."""
     sketches = sketches_of(workload, ids)
-    saw = shares_text(sketches, heads.texts if heads is not None and heads.texts is not None else ())
+    saw = shares_text(sketches, (heads.seen_texts if heads is not None else None) or ())
     return tuple(
         DocumentText(write_sketch(sketch), bool(seen)) for sketch, seen in zip(sketches, saw, strict=True)
     )

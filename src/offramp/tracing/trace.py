@@ -77,6 +77,7 @@ class Trace:
         folder: Path | None = None,
         document_facts: Mapping[str, NDArray[np.float64]] | None = None,
         fact_names: Iterable[str] | None = None,
+        full_top1: FactArray | None = None,
     ) -> None:
         self.fact_names = tuple(fact.name for fact in FACTS) if fact_names is None else tuple(fact_names)
         self._document_facts = dict(document_facts or {})
@@ -87,6 +88,7 @@ class Trace:
         self.position: NDArray[np.int32] = tokens["position"]
         self.generated: NDArray[np.bool_] = tokens["generated"]
         self.reference_top1: NDArray[np.int32] | None = tokens.get(REFERENCE_TOP1)
+        self._full_top1 = full_top1
         self.documents = documents
         self.shape = shape
         self.provenance = dict(provenance)
@@ -170,10 +172,14 @@ class Trace:
         return self._marginal
 
     @property
+    def full_top1(self) -> FactArray:
+        """The full model's top-1 over its whole vocabulary, which every output is held against: [tokens]."""
+        return self.fact("top1")[:, -1] if self._full_top1 is None else self._full_top1
+
+    @property
     def agreement(self) -> NDArray[np.bool_]:
         """Whether the exit's top-1 equals the full model's: bool [tokens, exits]."""
-        top1 = self.fact("top1")
-        return cast("NDArray[np.bool_]", top1 == top1[:, -1:])
+        return cast("NDArray[np.bool_]", self.fact("top1") == self.full_top1[:, None])
 
     @property
     def reference_agreement(self) -> NDArray[np.bool_] | None:
@@ -246,8 +252,11 @@ class Trace:
         documents = sum(document.valid for document in self.documents)
         return f"Trace({self.token_count:,} tokens of {documents:,} documents at {len(self.exits)} exits)"
 
-    def with_facts(self, facts: Callable[[str], FactArray]) -> Trace:
-        """The same rows and exits with other facts of the same names."""
+    def with_facts(self, facts: Callable[[str], FactArray], full_top1: FactArray | None = None) -> Trace:
+        """The same rows and exits with other facts of the same names.
+
+        full_top1: the full model's top-1 [tokens], where `top1` at exit L is another.
+        """
         return Trace(
             exits=self.exits,
             tokens=self.token_columns,
@@ -259,6 +268,7 @@ class Trace:
             folder=self.folder,
             document_facts=self._document_facts,
             fact_names=self.fact_names,
+            full_top1=full_top1,
         )
 
     def subset(self, documents: NDArray[np.int64]) -> Trace:
@@ -289,4 +299,5 @@ class Trace:
             provenance=self.provenance,
             document_facts={name: values[rows] for name, values in self._document_facts.items()},
             fact_names=self.fact_names,
+            full_top1=None if self._full_top1 is None else self._full_top1[rows],
         )

@@ -18,8 +18,9 @@ from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
 from offramp.tracing.capture import Capture
+from offramp.tracing.described_heads import describe_heads
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted import FittedHeads, describe_heads
+from offramp.tracing.fitted import FittedHeads
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of

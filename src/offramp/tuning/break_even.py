@@ -14,7 +14,6 @@ from offramp.errors import InputError
 from offramp.policies.charging import check_price
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import costs_for
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.tracing.trace import Trace
@@ -93,9 +92,9 @@ def break_even(
     require_target(target)
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     walked = walk(policy, trace)
-    costs = costs_for(policy.for_task(task_of(trace)), costs)
-    rows = [] if not walked.needs else [_probe_row(str(policy), walked, costs, target)]
-    return (*rows, *(_row(str(policy), lever, walked, costs, target) for lever in LEVERS))
+    pricing = _pricing(costs).paid_by(policy.for_task(task_of(trace)))
+    rows = [] if not walked.needs else [_probe_row(str(policy), walked, pricing, target)]
+    return (*rows, *(_row(str(policy), lever, walked, pricing, target) for lever in LEVERS))
 
 
 def require_target(target: float) -> None:
@@ -123,17 +122,22 @@ def _pricing(costs: TokenCosts) -> Pricing:
     return Pricing(costs, "the price list", "as given")
 
 
-def _margin(costs: TokenCosts, walked: Walk, target: float) -> float:
+def _margin(pricing: Pricing, walked: Walk, target: float) -> float:
     """P - target C: at least zero exactly where the policy reaches the target."""
-    pricing = _pricing(costs)
     return pricing.plain - target * pricing.of_walk(walked)
 
 
-def _probe_row(name: str, walked: Walk, costs: TokenCosts, target: float) -> BreakEven:
-    free = _pricing(costs).without_probes(walked)
+def _scaled(pricing: Pricing, lever: Lever, factor: float) -> Pricing:
+    """One price times a factor, for the policy and for the full model."""
+    full = None if pricing.full is None else lever.scaled(pricing.full, factor)
+    return replace(pricing, costs=lever.scaled(pricing.costs, factor), full=full)
+
+
+def _probe_row(name: str, walked: Walk, pricing: Pricing, target: float) -> BreakEven:
+    costs, free = pricing.costs, pricing.without_probes(walked)
     one_each, silent = checked_at_one_price(costs, walked, 1.0)
     per_unit = _pricing(one_each).of_walk(silent) - free
-    needed = (_pricing(costs).plain / target - free) / per_unit if per_unit > 0.0 else -1.0
+    needed = (pricing.plain / target - free) / per_unit if per_unit > 0.0 else -1.0
     now = _mean_check(costs, walked)
     if needed < 0.0:
         sentence = f"Even free checks would not make the policy {target:g} times as fast as the full model."
@@ -156,15 +160,15 @@ def _mean_check(costs: TokenCosts, walked: Walk) -> float:
     return float(np.average(prices, weights=weights))
 
 
-def _row(name: str, lever: Lever, walked: Walk, costs: TokenCosts, target: float) -> BreakEven:
-    now = lever.now(costs)
-    free = _margin(lever.scaled(costs, 0.0), walked, target)
-    slope = _margin(costs, walked, target) - free
+def _row(name: str, lever: Lever, walked: Walk, pricing: Pricing, target: float) -> BreakEven:
+    now, unit = lever.now(pricing.listed), pricing.costs.unit
+    free = _margin(_scaled(pricing, lever, 0.0), walked, target)
+    slope = _margin(pricing, walked, target) - free
     # Sums of prices are rounded: a slope of a few last digits is none.
-    flat = abs(slope) <= 1e-12 * _pricing(costs).plain
+    flat = abs(slope) <= 1e-12 * pricing.plain
     factor = None if flat or -free / slope < 0.0 else -free / slope
     part, faster = lever.part, f"{target:g} times as fast as the full model"
-    now_text = amount(now, costs.unit)
+    now_text = amount(now, unit)
     if factor is None:
         holds = free >= 0.0 and (flat or slope > 0.0)
         sentence = (
@@ -176,7 +180,7 @@ def _row(name: str, lever: Lever, walked: Walk, costs: TokenCosts, target: float
     needed = factor * now
     bound = "or more" if slope > 0.0 else "or less"
     sentence = (
-        f"{part[0].upper()}{part[1:]} costs {now_text}; at {amount(needed, costs.unit)} {bound} "
+        f"{part[0].upper()}{part[1:]} costs {now_text}; at {amount(needed, unit)} {bound} "
         f"({factor:.3g} times today's) the policy would be {faster}."
     )
     return BreakEven(name, lever.name, now, needed, factor, target, sentence)

@@ -97,6 +97,11 @@ class Evidence:
         return Evidence(read_short(self.trace), self.floor)
 
     @cached_property
+    def short_head(self) -> Evidence:
+        """The same documents with every exit read off the short list."""
+        return Evidence(read_short(self.trace, head=True), self.floor)
+
+    @cached_property
     def screening(self) -> Evidence:
         """On the first documents, in the order of their ids, that hold enough tokens; all if they are few."""
         rows = document_rows(self.trace)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.binding import digest_of
+from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.rules.fixed import Never
@@ -19,11 +19,11 @@ from offramp.tuning.answers import Decoded, executed_answer
 from offramp.tuning.bounds import Losses, best_certifiable
 from offramp.tuning.executor import Executor
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
-from offramp.tuning.job import Job, assumed_of_text
+from offramp.tuning.job import Job
 from offramp.tuning.losses import loss_text, risk_to_quality
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, WalkCounts
-from offramp.tuning.proposals import Clock, Proposal, Proposals
+from offramp.tuning.proposals import TARGETS, Clock, Proposal, Proposals
 from offramp.tuning.replay_bound import measure_report
 from offramp.tuning.results import Candidate, Certificate, Tuned
 from offramp.tuning.sequence import (
@@ -51,12 +51,18 @@ class Limits:
     """How much may be decoded.
 
     documents: for one candidate's certificate, at most; None for four times the fewest. seconds: for reruns
-    and decoding together; None for as long as it takes. on_documents: told of each candidate's progress.
+    and decoding together; None for as long as it takes. candidates: tested at most, spread from cautious to
+    bold over the allowed risk; None for six. on_documents: told of each candidate's progress.
     """
 
     documents: int | None = None
     seconds: float | None = None
+    candidates: int | None = None
     on_documents: OnDocuments = lambda done, planned: None
+
+
+RERUN_SHARE = 0.5
+"""Of the time given, reruns take so much at most: the rest is for decoding."""
 
 
 def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
@@ -68,7 +74,9 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
     proposals: list[Proposal] = []
     if pool is not None and planned >= needed:
         search = job.roles.search
-        proposals = Proposals(pool, executor, costs, search, job.floor.risk, clock).propose()
+        reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
+        steps = limits.candidates or TARGETS
+        proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns, steps).propose()
     sequence = FixedSequence(
         executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
     )
@@ -99,8 +107,7 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         certificate=certificate,
         held=held,
         pool=pool,
-        certify_digests=[digest_of(job.trace, one) for one in executor.certified_on(looked_at)],
-        certify_texts=executor.certified_texts(looked_at),
+        certified_on=executor.certified_on(looked_at),
         provenance={"left_out": executor.left_out},
         executed_agreement=agreement,
         candidates=(*candidates, *(() if contender is None else (contender,))),
@@ -158,9 +165,10 @@ def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
         else f"the first {executor.prompt_tokens} tokens of documents drawn like those of {name}"
     )
     decoded = "" if kv is None else f", keys and values of skipped layers by {kv}"
+    caveat = text_caveat(job.trace)
     return (
         f"decoded greedily and freely from {prompt}, at most {executor.new_tokens} new tokens of each"
-        f"{decoded}, one sequence at a time, each document counting once{assumed_of_text(job.trace)}"
+        f"{decoded}, one sequence at a time, each document counting once" + (f"; {caveat}" if caveat else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,11 +60,8 @@ class Executor(Protocol):
     def left_out(self) -> str:
         """Documents that give no prompt, in words; empty if there are none."""
 
-    def certified_on(self, documents: int) -> tuple[str, ...]:
-        """Ids of the first certify documents, in the drawn order."""
-
-    def certified_texts(self, documents: int) -> tuple[str, ...]:
-        """Sketches of their texts, as traces keep them (`offramp.workloads.shared_text`)."""
+    def certified_on(self, documents: int) -> Mapping[str, str]:
+        """The first certify documents, in the drawn order: sketches of their texts by their ids."""
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         """Whether the model can decode with a policy and a strategy."""

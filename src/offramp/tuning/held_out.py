@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.charging import layers_executed
+from offramp.policies.gain import Gain
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
@@ -31,7 +32,8 @@ class HeldOut:
     reference_agreement too, None for a model without transforms. net_speedup,
     cost: of a token on the pricing's machine, plain_cost: of one of the full model. probe_share: probes'
     share of the cost; probe_cost: of a token.
-    counts: what is charged, on no tokens where there are no documents.
+    counts: what is charged, on no tokens where there are no documents. gain: what each part of a step saves,
+    None where that is not known of a batch, or without documents.
     """
 
     quality: Estimate
@@ -44,6 +46,7 @@ class HeldOut:
     probe_cost: float
     counts: WalkCounts
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
 
 
 @lru_cache(maxsize=4)
@@ -61,7 +64,7 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     trace, pricing = seen_by(own, trace), pricing.paid_by(own)
     rows = document_rows(trace)
     walked = walk(policy, trace)
-    exits = walked.exits
+    exits, counts = walked.exits, count_walk(walked, trace.layers)
     bootstrap = _drawn(rows.count, seed)
     weights = bootstrap.weights
     taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
@@ -69,7 +72,8 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     risk = (weights @ document_losses(trace, token_losses(trace, floor), exits)) / weights.sum(axis=1)
     cost = pricing.of_documents(walked, rows, weights)
     # The full model's cost takes the same way through the sums, so that its own speedup is exactly 1.
-    plain = pricing.of_documents(Walk(np.full_like(exits, trace.layers), {}), rows, weights)
+    never = Walk(np.full_like(exits, trace.layers), {})
+    plain = pricing.of_full_model.of_documents(never, rows, weights)
     charged = float(cost[0])
     probes = charged - pricing.without_probes(walked)
 
@@ -85,9 +89,23 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
         plain_cost=pricing.plain,
         probe_share=max(0.0, probes / charged),
         probe_cost=max(0.0, probes),
-        counts=count_walk(walked, trace.layers),
+        counts=counts,
         reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
+        gain=pricing.gain(counts),
     )
+
+
+def speed_over(trace: Trace, policy: ExitPolicy, other: ExitPolicy, pricing: Pricing, seed: int) -> Estimate:
+    """One policy's speed over another's on the same documents, paired; the interval needs 20 of them."""
+    rows = document_rows(trace)
+    bootstrap = _drawn(rows.count, seed)
+
+    def cost(one: ExitPolicy) -> NDArray[np.float64]:
+        own = one.for_task(task_of(trace))
+        walked = walk(own, seen_by(own, trace))
+        return pricing.paid_by(own).of_documents(walked, rows, bootstrap.weights)
+
+    return bootstrap.estimate(cost(other) / cost(policy))
 
 
 def unmeasured(why: str, plain_cost: float, *, transformed: bool = False) -> HeldOut:

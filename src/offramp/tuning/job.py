@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from offramp.costs.machine import Machine
-from offramp.policies.binding import base_of, text_caveat
+from offramp.policies.binding import base_of, digest_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
@@ -61,18 +61,18 @@ class Job:
         certificate: Certificate,
         held: HeldOut,
         pool: Pool | None,
-        certify_digests: Iterable[str] = (),
-        certify_texts: Iterable[str] = (),
+        certified_on: Mapping[str, str] | None = None,
         provenance: dict[str, Any] | None = None,
         **executed: Any,
     ) -> Tuned:
         """The answer as it is kept.
 
-        held: the policy on the report documents. certify_digests, certify_texts: of documents beyond the
-        trace that shaped the choice. executed: further fields of `Tuned`.
+        held: the policy on the report documents. certified_on: documents that shaped the choice, of the
+        trace or beyond it: sketches of their texts by their ids. executed: further fields of `Tuned`.
         """
         seen = np.concatenate([self.roles.search, self.roles.certify])
-        certify = {*digests(self.trace, self.roles.certify), *certify_digests}
+        further = {} if certified_on is None else certified_on
+        certify = {*digests(self.trace, self.roles.certify), *(digest_of(self.trace, one) for one in further)}
         return Tuned(
             floor=self.floor,
             policy_text=str(policy),
@@ -96,7 +96,7 @@ class Job:
             },
             document_texts={
                 "search": texts(self.trace, self.roles.search),
-                "certify": tuple(sorted({*texts(self.trace, self.roles.certify), *certify_texts})),
+                "certify": tuple(sorted({*texts(self.trace, self.roles.certify), *further.values()})),
             },
             model=base_of(self.trace),
             workload=dict(self.trace.request.get("workload", {})),
@@ -108,6 +108,7 @@ class Job:
                 **(provenance or {}),
             },
             reference_agreement=held.reference_agreement,
+            gain=held.gain,
             **executed,
         )
 
@@ -129,9 +130,3 @@ class Job:
             )
             for scored in kept
         )
-
-
-def assumed_of_text(trace: Trace) -> str:
-    """What a statement takes for granted of text that documents share, as the end of its sentence."""
-    caveat = text_caveat(trace)
-    return "" if caveat is None else f"; {caveat}"

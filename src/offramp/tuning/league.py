@@ -9,11 +9,11 @@ from offramp.policies.rules.oracle import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import measure
+from offramp.tuning.judging import choose
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, LeagueEntry
-from offramp.tuning.verdict import choose
 
 FULL_MODEL = "full model"
 
@@ -39,8 +39,10 @@ def league(
     for floor in checked:
         pool = halves.searched(floor, pricing)
         best = pool.fastest_of_families(floor.risk)
-        chosen, _ = choose(pool, floor)
-        judged = [_judged(halves, floor, pricing, scored, chosen) for scored in [*best, *_fixed(pool)]]
+        chosen = choose(pool, floor).policy
+        ranked = [(scored, rank) for rank, scored in enumerate(best, start=1)]
+        fixed = [(scored, None) for scored in _fixed(pool)]
+        judged = [_judged(halves, floor, pricing, scored, chosen, rank) for scored, rank in [*ranked, *fixed]]
         entries += sorted(judged, key=lambda entry: -(entry.net_speedup.value or 0.0))
     return tuple(entries)
 
@@ -54,7 +56,7 @@ def _fixed(pool: Pool) -> list[Scored]:
 
 
 def _judged(
-    halves: Halves, floor: Floor, pricing: Pricing, scored: Scored, chosen: ExitPolicy
+    halves: Halves, floor: Floor, pricing: Pricing, scored: Scored, chosen: ExitPolicy, rank: int | None
 ) -> LeagueEntry:
     held = measure(halves.judging, scored.policy, pricing, floor, halves.seed)
     return LeagueEntry(
@@ -68,7 +70,10 @@ def _judged(
         seconds_per_token=pricing.plain if held.cost.value is None else held.cost.value,
         probe_share=held.probe_share,
         probe_seconds=held.probe_cost,
-        parts=pricing.paid_by(scored.policy).parts(held.counts),
+        parts=pricing.parts(held.counts),
         chosen=scored.policy == chosen,
         reference_agreement=held.reference_agreement,
+        gain=held.gain,
+        full_depth=scored.policy.full_depth,
+        rank=rank,
     )

@@ -11,8 +11,10 @@ from offramp.costs.machine import Machine
 from offramp.policies.batching import Steps, count_plain, count_steps, group_into_steps, in_lockstep
 from offramp.policies.bill import PriceAt, Usage, lines_of
 from offramp.policies.charging import layers_executed, seconds_at
+from offramp.policies.gain import gain_of_usage
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
@@ -54,7 +56,7 @@ class Lockstep:
         rows = self.group_of_row == group
         probed = None if self.walk.probed is None else self.walk.probed[rows]
         steps = np.unique(self.steps[rows], return_inverse=True)[1].astype(np.int64)
-        return Walk(self.walk.exits[rows], self.walk.needs, probed), steps
+        return replace(self.walk, exits=self.walk.exits[rows], probed=probed), steps
 
 
 def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:
@@ -83,11 +85,11 @@ def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.f
 
 
 def measure_in_lockstep(
-    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int
+    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int, kv: str = "propagate"
 ) -> HeldOut:
     """A walked policy's figures, its steps priced by their rows; intervals need 20 groups.
 
-    Raises InputError for what the machine cannot price.
+    kv: "propagate" or "mapped". Raises InputError for what the machine cannot price.
     """
     exits, trace = lockstep.walk.exits, seen_by(lockstep.policy, trace)
     bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
@@ -98,9 +100,9 @@ def measure_in_lockstep(
     reference = trace.reference_agreement
     risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
     skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
-    charged, unprobed, plain = _charges(
-        trace, lockstep, prices_for(lockstep.policy, seconds_at(trace, machine))
-    )
+    maps = maps_charged(trace, kv)
+    at = seconds_at(trace, machine, maps=maps)
+    charged, unprobed, plain = _charges(trace, lockstep, at, mapped=bool(maps))
     cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
     probes = float((charged - unprobed).sum())
 
@@ -118,6 +120,12 @@ def measure_in_lockstep(
         probe_cost=max(0.0, probes / len(exits)),
         counts=count_walk(lockstep.walk, trace.layers),
         reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
+        gain=gain_of_usage(
+            count_steps(lockstep.walk, lockstep.steps, trace.layers, repair=True),
+            count_plain(lockstep.steps, trace.layers),
+            at,
+            len(exits),
+        ),
     )
 
 
@@ -127,7 +135,7 @@ def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.flo
     return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
 
 
-def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt) -> NDArray[np.float64]:
+def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt, *, mapped: bool) -> NDArray[np.float64]:
     """What each group costs, what it would without a check, and with the full model: float64 [3, groups]."""
 
     def total(usage: Usage) -> float:
@@ -138,8 +146,8 @@ def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt) -> NDArray[np.float6
         walked, steps = lockstep.of_group(group)
         charges.append(
             (
-                total(count_steps(walked, steps, trace.layers, repair=True)),
-                total(count_steps(Walk(walked.exits, {}), steps, trace.layers, repair=True)),
+                total(count_steps(walked, steps, trace.layers, repair=True, maps=mapped)),
+                total(count_steps(walked.unchecked(), steps, trace.layers, repair=True, maps=mapped)),
                 total(count_plain(steps, trace.layers)),
             )
         )

@@ -117,7 +117,7 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
     """
     if floor.clip is None:
         top1 = fact_of(trace, "top1")
-        wanted = top1[:, -1] if floor.kind == "agreement" else _reference(trace)
+        wanted = trace.full_top1 if floor.kind == "agreement" else _reference(trace)
         return np.asarray(top1 != wanted[:, None], dtype=np.float32)
     if floor.kind == "nll":
         values = _numbers(trace, "nll", finite=True)

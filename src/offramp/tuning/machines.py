@@ -8,11 +8,12 @@ from offramp.costs.machine import Machine
 from offramp.policies.charging import untimed_notes
 from offramp.tracing.trace import Trace
 from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.held_out import measure
+from offramp.tuning.held_out import measure, speed_over
+from offramp.tuning.judging import choose, decide_replayed
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.results import Floor, MachineAnswer
-from offramp.tuning.verdict import WORTH, choose, decide
+from offramp.tuning.verdict import WORTH
 
 
 def machine_answers(
@@ -46,17 +47,20 @@ def machine_answers(
 
 
 def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: float) -> MachineAnswer:
-    policy, _ = choose(halves.searched(floor, pricing), floor)
+    choice = choose(halves.searched(floor, pricing), floor)
+    policy = choice.policy
     held = measure(halves.judging, policy, pricing, floor, halves.seed)
+    credit = speed_over(halves.judging, policy, choice.without, pricing, halves.seed)
     return MachineAnswer(
         machine=pricing.machine,
         source=source,
         batch=pricing.batch,
         floor=floor.value,
         policy=str(policy),
-        decision=decide(policy, held.net_speedup, held.agreement, floor.value, worth),
+        decision=decide_replayed(policy, credit, pricing.machine, worth),
         net_speedup=held.net_speedup,
         agreement=held.agreement,
         plain_seconds_per_token=pricing.plain,
         reference_agreement=held.reference_agreement,
+        without=str(choice.without),
     )

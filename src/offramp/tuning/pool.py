@@ -80,9 +80,14 @@ class Pool:
         """Keep one."""
         self.found.append(scored)
 
-    def fastest(self, risk: float) -> Scored | None:
-        """The cheapest with at most this risk; of equally cheap ones the most cautious, then the first."""
+    def fastest(self, risk: float, *, full_depth: bool | None = None) -> Scored | None:
+        """The cheapest with at most this risk; of equally cheap ones the most cautious, then the first.
+
+        full_depth: only of policies that leave no layer out, or only of those that do.
+        """
         allowed = (scored for scored in self.found if scored.risk <= risk + ROUNDING)
+        if full_depth is not None:
+            allowed = (scored for scored in allowed if scored.policy.full_depth == full_depth)
         return min(allowed, key=_by_cost, default=None)
 
     def fastest_of_families(self, risk: float) -> list[Scored]:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.binding import heads_documents, require_base
-from offramp.policies.charging import machine_for, untimed_notes
+from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
+from offramp.policies.charging import lookup_notes, machine_for, untimed_notes
 from offramp.policies.grammar import parse_policy
+from offramp.policies.map_ranks import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
 from offramp.scoring.documents import lengths_of
@@ -79,8 +80,9 @@ def predict(
     batch = (as_tuned.batch if as_tuned else 1) if batch is None else batch
     kv = (as_tuned.kv if as_tuned else "propagate") if kv is None else kv
     pricing = pricing_of(judged, machine, batch, kv)
+    _require_maps(tuned, decides, judged, kv)
     floor = None if tuned is None else tuned.floor
-    held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed)
+    held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed, kv)
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
@@ -110,9 +112,11 @@ def predict(
         shift=shift,
         notes=(
             *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
+            *lookup_notes(hardware, machine),
             *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
         reference_agreement=held.reference_agreement,
+        gain=held.gain,
         document_tokens=lengths_of(judged),
     )
 
@@ -127,6 +131,21 @@ def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:
     if policy.endswith(".json") and is_tuned_file(Path(policy)):
         return read_tuned(policy)
     return parse_policy(policy)
+
+
+def _require_maps(tuned: Tuned | None, policy: ExitPolicy, trace: Trace, kv: str) -> None:
+    """Refuse to map K and V from exits without maps, or with others than a policy was tuned with.
+
+    Raises PolicyError.
+    """
+    maps = maps_charged(trace, kv)
+    if maps:
+        own = policy.for_task(task_of(trace))
+        require_exits(maps, own.needs(trace.layers), trace.layers, str(own))
+        if tuned is not None and tuned.kv == kv:
+            check_same_maps(
+                tuned.model.get("heads"), base_of(trace)["heads"], str(trace.folder or "the trace")
+            )
 
 
 def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
@@ -148,14 +167,20 @@ def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:
 
 
 def _judged(
-    trace: Trace, policy: ExitPolicy, pricing: Pricing, machine: Machine | None, floor: Floor, seed: int
+    trace: Trace,
+    policy: ExitPolicy,
+    pricing: Pricing,
+    machine: Machine | None,
+    floor: Floor,
+    seed: int,
+    kv: str,
 ) -> tuple[HeldOut, NDArray[np.float64]]:
     """A policy's figures, and the mean loss of each independent unit: a document, or a group of a batch."""
     if machine is None or pricing.batch == 1:
         held = measure(trace, policy, pricing, floor, seed)
         return held, policy_losses(trace, policy, floor)
     lockstep = walk_in_lockstep(trace, policy, pricing.batch, seed)
-    held = measure_in_lockstep(trace, lockstep, machine, floor, seed)
+    held = measure_in_lockstep(trace, lockstep, machine, floor, seed, kv)
     return held, group_losses(trace, lockstep, floor)
 
 

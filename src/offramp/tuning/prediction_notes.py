@@ -12,6 +12,9 @@ from offramp.tuning.pricing import BYTES, Pricing
 from offramp.tuning.results import Floor, FloorAnswer, ShiftRow, Tuned
 from offramp.tuning.splits import traced
 
+APPROXIMATE = {"propagate": "propagated", "mapped": "mapped"}
+"""KV strategies that change what later tokens see, and what they do to K and V."""
+
 NOTABLE_SHIFT = 0.02
 """A change of an exit's agreement that is pointed out."""
 
@@ -33,7 +36,10 @@ def prediction_notes(
     noun = "documents" if batch == 1 else f"groups of {batch} documents"
     notes = []
     if not reachable:
-        notes.append("An oracle: it looks at what no decoder knows before it decides; nothing can reach it.")
+        notes.append(
+            "An oracle, at 100 % agreement: it looks at what no decoder knows before it decides; nothing can "
+            "reach it."
+        )
     if left_out:
         notes.append(
             f"{left_out} documents were left out: exit heads were fitted or the policy was tuned on them, or "
@@ -46,10 +52,10 @@ def prediction_notes(
         )
     if (found := math.ceil(documents / batch)) < DOCUMENTS_NEEDED:
         notes.append(f"{found} {noun} give no interval; {DOCUMENTS_NEEDED} are needed.")
-    if kv == "propagate":
+    if kv in APPROXIMATE:
         notes.append(
-            "Replayed with the full model's states: with propagated K and V, later tokens see others in "
-            "decoding."
+            f"Replayed with the full model's states: with {APPROXIMATE[kv]} K and V, later tokens see others "
+            "in decoding."
         )
     if tuned is None:
         notes.append("The policy was not tuned by offramp: it has no floor to hold.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,9 +23,11 @@ from offramp.policies.charging import (
     seconds_of,
     walk_costs,
 )
+from offramp.policies.gain import Gain, gain_of_parts
+from offramp.policies.map_ranks import MAPPED, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES
-from offramp.policies.short_list import short_costs
+from offramp.policies.short_list import costs_for
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.scoring.documents import DocumentRows
@@ -41,13 +44,15 @@ class WalkCounts:
     """What a walk is charged for, counted over its tokens.
 
     leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
-    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there.
+    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. heads: the
+    part of a bill that the output is below L, and at L.
     """
 
     leaving: NDArray[np.int64]
     needs: Needs
     probed: NDArray[np.int64]
     answered: NDArray[np.int64]
+    heads: tuple[str, str] = ("exit head", "final head")
 
     @property
     def tokens(self) -> int:
@@ -58,21 +63,23 @@ class WalkCounts:
         """Mean over tokens of what depends on the exit alone: at_exits float64 [layers]."""
         return float(self.leaving @ at_exits) / self.tokens
 
-    def usage(self) -> Usage:
-        """The same as items of a bill, at batch 1 with K and V propagated."""
+    def usage(self, mapped: Collection[int] = ()) -> Usage:
+        """The same as items of a bill, at batch 1 with K and V propagated, or mapped from some exits."""
         layers = len(self.leaving)
         skipping = np.append(0, np.cumsum(self.leaving)[:-1])
-        heads = self.leaving.copy()
+        outputs = self.leaving.copy()
         usage = Usage({Item("overhead"): self.tokens})
         for place, (exit, facts) in enumerate(self.needs.items()):
             for kind in probes_of(facts):
                 usage[Item("probe", exit, probe=kind)] = int(self.probed[place])
             if gives_output(facts):
-                heads[exit - 1] -= self.answered[place]
+                outputs[exit - 1] -= self.answered[place]
         for layer in range(1, layers + 1):
             usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
             usage[Item("K,V projection", layer)] = int(skipping[layer - 1])
-            usage[Item("final head" if layer == layers else "exit head", layer)] = int(heads[layer - 1])
+            usage[Item(self.heads[layer == layers], layer)] = int(outputs[layer - 1])
+        for exit in mapped:
+            usage[Item("K,V map", exit)] = int(self.leaving[exit - 1])
         return usage
 
 
@@ -87,6 +94,7 @@ def count_walk(walk: Walk, layers: int) -> WalkCounts:
             [(rows & (walk.exits == exit)).sum() for rows, exit in zip(probed, walk.needs, strict=True)],
             dtype=np.int64,
         ),
+        heads=(walk.head(final=False), walk.head(final=True)),
     )
 
 
@@ -95,7 +103,8 @@ class Pricing:
     """Prices of one step and how its cost falls on tokens.
 
     costs: of a step that decodes one token of each of `costs.batch` sequences. machine: its name. source:
-    where the prices come from.
+    where the prices come from. full: the whole price list, where `costs` is that of outputs read off a short
+    list.
 
     A batch runs in lockstep: a step leaves where the last of its tokens would. The others of a token's step
     are taken to be drawn at random from the same texts, so that a step leaves by exit l with the
@@ -105,6 +114,12 @@ class Pricing:
     costs: TokenCosts
     machine: str
     source: str
+    full: TokenCosts | None = None
+
+    @property
+    def listed(self) -> TokenCosts:
+        """The whole price list."""
+        return self.costs if self.full is None else self.full
 
     @property
     def batch(self) -> int:
@@ -114,16 +129,16 @@ class Pricing:
     @property
     def plain(self) -> float:
         """One token of the full model."""
-        return self.costs.plain / self.batch
+        return self.listed.plain / self.batch
 
     def paid_by(self, policy: ExitPolicy) -> Pricing:
         """The pricing of a policy's own outputs."""
-        return self.short_listed if policy.short_list else self
+        return replace(self, costs=costs_for(policy, self.listed), full=self.listed)
 
     @property
-    def short_listed(self) -> Pricing:
-        """The pricing where exits below L are read off the short list."""
-        return replace(self, costs=short_costs(self.costs))
+    def of_full_model(self) -> Pricing:
+        """The pricing of the full model's outputs."""
+        return replace(self, costs=self.listed, full=None)
 
     def at_exits(self, needs: Needs) -> NDArray[np.float64]:
         """One token of a step that leaves at exit l = 1..L, all checks up to it charged: float64 [layers]."""
@@ -154,9 +169,17 @@ class Pricing:
     def parts(self, counts: WalkCounts) -> dict[str, float]:
         """Mean cost of a token by part of the bill (see `offramp.policies.bill.PARTS`), at batch 1."""
         parts: dict[str, float] = {}
-        for line in lines_of(counts.usage(), lambda rows: self.costs):
+        for line in lines_of(counts.usage(self.costs.maps), lambda rows: self.listed):
             parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens
         return parts
+
+    def gain(self, counts: WalkCounts) -> Gain | None:
+        """Where the gain of the tokens that were counted comes from; None for a batch, or without tokens."""
+        if self.batch > 1 or not counts.tokens:
+            return None
+        never = Walk(np.full(1, len(self.costs.layers), dtype=np.int64), {})
+        plain = self.of_full_model.parts(count_walk(never, len(self.costs.layers)))
+        return gain_of_parts(self.parts(counts), plain)
 
     def same_prices(self, other: Pricing) -> bool:
         """Whether every price, and so every choice, is the same."""
@@ -165,6 +188,7 @@ class Pricing:
             (self.machine, mine.unit, mine.batch) == (other.machine, others.unit, others.batch)
             and (mine.overhead, mine.head, mine.exit_head) == (others.overhead, others.head, others.exit_head)
             and dict(mine.probes) == dict(others.probes)
+            and dict(mine.maps) == dict(others.maps)
             and np.array_equal(mine.layers, others.layers)
             and np.array_equal(mine.key_value, others.key_value)
         )
@@ -185,11 +209,10 @@ class Pricing:
 
     def without_probes(self, walk: Walk) -> float:
         """Mean cost of a walk's tokens with checks for free."""
-        free = Walk(walk.exits, {}, None)
-        return self.of_walk(free)
+        return self.of_walk(walk.unchecked())
 
 
-KEY_VALUE = ("propagate", "recompute")
+KEY_VALUE = ("propagate", MAPPED, "recompute")
 """Strategies for the K and V of skipped layers that any policy can be searched with, token by token."""
 
 PRICED = (*KEY_VALUE, "monotone")
@@ -199,19 +222,20 @@ PRICED = (*KEY_VALUE, "monotone")
 def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = "propagate") -> Pricing:
     """Seconds of a trace's tokens on a machine; bytes moved at batch 1 if there is none.
 
-    kv: "propagate"; "recompute": every skipped layer is then charged as one row more of a later step, a
-    little too much for a document's last tokens, whose layers may never be needed; or "monotone", which
-    leaves nothing behind.
+    kv: "propagate"; "mapped", with the K,V maps of the trace's exit heads; or "recompute": every skipped
+    layer is then charged as one row more of a later step, a little too much for a document's last tokens,
+    whose layers may never be needed; or "monotone", which leaves nothing behind.
 
     Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
-    strategy, or what the machine cannot price.
+    strategy, or what the machine cannot price; PolicyError for mapping without maps.
     """
     if batch < 1:
         raise InputError(f"a batch of {batch} decodes nothing", where="--batch", fix="choose 1 or more")
     _require_strategy(kv, machine, batch)
+    maps = maps_charged(trace, kv)
     if machine is None:
-        return Pricing(prices_of(trace).bytes, BYTES, "counted from the model's shape, batch 1")
-    costs = seconds_of(trace, machine, batch)
+        return Pricing(prices_of(trace, maps).bytes, BYTES, "counted from the model's shape, batch 1")
+    costs = seconds_of(trace, machine, batch, maps)
     if kv == "recompute":
         more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
         # A recurrent layer runs for one token after the other.
@@ -231,9 +255,9 @@ def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
             where="--kv",
             fix="choose one of: " + ", ".join(PRICED),
         )
-    if machine is None and (batch != 1 or kv != "propagate"):
+    if machine is None and (batch != 1 or kv == "recompute"):
         raise InputError(
-            "bytes moved are counted at batch 1 with K and V propagated",
+            "bytes moved are counted at batch 1 with K and V propagated or mapped",
             where="--batch" if batch != 1 else "--kv",
             fix="name a machine with --hardware",
         )

@@ -74,7 +74,8 @@ Ladder = tuple[Scored, ...]
 class Proposals:
     """Reruns of a pool's policies, of all strategies that the model can decode with.
 
-    documents: the search documents. reruns: forward passes made.
+    documents: the search documents. steps: of the rerun risk, each with one candidate at most. reruns:
+    forward passes made.
     """
 
     pool: Pool
@@ -83,6 +84,7 @@ class Proposals:
     documents: NDArray[np.int64]
     risk: float
     clock: Clock
+    steps: int = TARGETS
     reruns: int = field(default=0, init=False)
     found: list[Proposal] = field(default_factory=list, init=False)
 
@@ -106,7 +108,9 @@ class Proposals:
             self._calibrate(kv, (RERUNS - self.reruns) // (len(approximate) - number))
         risks = np.array([one.risk for one in self.found])
         costs = np.array([one.relative_cost for one in self.found])
-        targets = tuple(float(target) for target in np.linspace(0.0, self.risk, TARGETS + 1))
+        targets = tuple(
+            float(target) for target in np.linspace(0.0, self.risk, self.steps + 1)[-self.steps :]
+        )
         places = order_places(risks, costs, 1.0, self.risk, targets=targets, step=WORTH_A_TEST)
         return [self.found[place] for place in places]
 

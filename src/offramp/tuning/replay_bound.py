@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import lengths_of, lengths_text
@@ -14,7 +15,7 @@ from offramp.tuning.certify import (
     run_sequence,
 )
 from offramp.tuning.held_out import HeldOut, measure, unmeasured
-from offramp.tuning.job import Job, assumed_of_text
+from offramp.tuning.job import Job
 from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.pool import Scored
 from offramp.tuning.results import Certificate, Tuned
@@ -27,7 +28,7 @@ def tune_by_replay(job: Job, kv: str) -> Tuned:
     tested, certificate = _test(job, candidates)
     chosen = None if tested.chosen is None else candidates[tested.chosen]
     policy: ExitPolicy = Never() if chosen is None else chosen.policy
-    held = measure_report(job, policy)
+    held = measure_report(job, policy, kv)
     answer = replayed_answer(job, len(candidates), certificate, policy, held)
     return job.tuned(policy, kv, answer=answer, certificate=certificate, held=held, pool=pool)
 
@@ -51,7 +52,7 @@ def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
     )
 
 
-def measure_report(job: Job, policy: ExitPolicy) -> HeldOut:
+def measure_report(job: Job, policy: ExitPolicy, kv: str = "propagate") -> HeldOut:
     """The policy replayed on documents that nothing was chosen on, in lockstep if batched."""
     count, batch = len(job.roles.report), job.pricing.batch
     transformed = job.trace.reference_top1 is not None
@@ -65,7 +66,7 @@ def measure_report(job: Job, policy: ExitPolicy) -> HeldOut:
         why = f"{count} report documents do not fill a batch of {batch}"
         return unmeasured(why, job.pricing.plain, transformed=transformed)
     lockstep = walk_in_lockstep(held, policy, batch, job.seed)
-    return measure_in_lockstep(held, lockstep, job.machine, job.floor, job.seed)
+    return measure_in_lockstep(held, lockstep, job.machine, job.floor, job.seed, kv)
 
 
 def assumption_of_replay(job: Job) -> str:
@@ -76,7 +77,9 @@ def assumption_of_replay(job: Job) -> str:
     forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
     tokens = lengths_text(lengths_of(trace))
     said = f"{forced}, later tokens reading the full model's own keys and values, on documents{tokens} drawn "
-    said += f"like those of {name}, each counting once{assumed_of_text(trace)}"
+    said += f"like those of {name}, each counting once"
+    if caveat := text_caveat(trace):
+        said += f"; {caveat}"
     if job.floor.clip is not None:
         said += f"; a token's loss is cut to 0 to {job.floor.clip:g} nats"
     if job.pricing.batch > 1:

@@ -7,39 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from offramp.policies.binding import TunedOn
+from offramp.policies.gain import Gain
 from offramp.scoring.documents import Lengths, lengths_text
 from offramp.scoring.estimate import Estimate
 
 Decision = Literal["pays", "does not pay", "too close to call"]
 FloorKind = Literal["agreement", "reference_agreement", "nll", "kl"]
 FloorAnswer = Literal["holds", "broken", "not decided"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether early exit pays at one quality floor: chosen on one half of the documents, judged on the other.
-
-    policy: the chosen policy's text, "never" if no policy beat the full model on the first half.
-    agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name) and
-    reference_agreement (with the untransformed full model, None without transforms): on unseen documents.
-    documents_needed: documents without a loss that a certificate of this floor at delta = 0.1 needs at least.
-    """
-
-    floor: float
-    decision: Decision
-    reason: str
-    policy: str
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    net_speedup_flops: Estimate
-    fit_agreement: float
-    fit_documents: int
-    report_documents: int
-    documents_needed: int
-    floor_held: bool
-    basis: str = "bytes moved"
-    reference_agreement: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +93,73 @@ def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | N
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Seconds of the fastest plain decoder over a policy's.
+
+    low, high: the interval, None where there is none. how: "measured" by a stopwatch, or "predicted" from
+    exits and prices. machine: its name, "bytes moved" where no machine was given. at_hand: whether the
+    machine could have been asked: a prediction then only shows that something is too slow. seconds: that the
+    measurement took, None if not known.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    how: Literal["measured", "predicted"]
+    machine: str
+    at_hand: bool
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
+
+    worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
+    "too close to call". policy, kv: "never" if nothing is faster; kv is None where nothing was executed.
+    certificate: executed, or a replay bound, None if neither was asked for. executed_agreement: of documents
+    that did not choose the policy. speed: measured if it was, else predicted.
+    Beside it, replayed on one half of the documents a policy that was chosen on the other: replayed_policy,
+    its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
+    and reference_agreement (with the untransformed full model, None without transforms).
+    documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
+    gain: what each part of a step saves in the speed that is shown, None where that is not known. without:
+    the fastest policy at this floor that leaves no layer out, as replayed ("never", or the short list at full
+    depth). credit: the speed over that one, by which it is decided; None where there is no speed.
+    """
+
+    floor: float
+    worth: float
+    decision: Decision
+    reason: str
+    missing: tuple[str, ...]
+    policy: str
+    kv: str | None
+    certificate: Certificate | None
+    executed_agreement: Estimate | None
+    speed: Speed | None
+    replayed_policy: str
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+    net_speedup_flops: Estimate
+    fit_agreement: float
+    fit_documents: int
+    report_documents: int
+    documents_needed: int
+    basis: str = "bytes moved"
+    reference_agreement: Estimate | None = None
+    gain: Gain | None = None
+    without: str = "never"
+    credit: Estimate | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether what decodes is certified at the floor; a replay bound is no certificate."""
+        return self.certificate is not None and self.certificate.executed and self.certificate.holds
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One policy with a K,V strategy that was to be certified, or the lossless contender.
 
@@ -190,7 +231,8 @@ class Tuned:
     the ids and workload of the search and certify documents, by role; document_texts: sketches of their texts
     (`offramp.workloads.shared_text`), by role. model: what the policy is bound to, as
     `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
-    profile (None without a machine) and the fingerprint of the trace.
+    profile (None without a machine) and the fingerprint of the trace. gain: what each part of a step saves on
+    the report documents, None without any.
     """
 
     floor: Floor
@@ -216,6 +258,7 @@ class Tuned:
     reference_agreement: Estimate | None = None
     executed_agreement: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
+    gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -239,8 +282,12 @@ class LeagueEntry:
     oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
     token by part of the bill (the names of `offramp.policies.bill.PARTS`), summing to seconds_per_token;
-    empty where not kept. chosen: whether it was the fastest of all families on the half that chose, and so is
-    the verdict's policy; the fastest on the other half may be another by luck.
+    empty where not kept. chosen: whether it was the fastest early exit on the half that chose (the full model
+    if none beat what leaves no layer out), and so is the verdict's policy; the fastest on the other half may
+    be another by luck. gain: what each part of a step saves on the other half, None where not kept.
+    full_depth: whether it leaves no layer out: what it gains, plain decoding could gain. rank: its place
+    among the families by speed on the half that chose, from 1; None for oracles and the full model, which
+    nobody chose.
     """
 
     family: str
@@ -256,6 +303,9 @@ class LeagueEntry:
     parts: Mapping[str, float] = field(default_factory=dict)
     chosen: bool = False
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
+    full_depth: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +313,7 @@ class MachineAnswer:
     """The best policy at one floor on one machine and batch size, judged on unseen documents.
 
     decision, reference_agreement: as a verdict's. source: where the machine's numbers come from.
-    plain_seconds_per_token: of the full model there.
+    plain_seconds_per_token: of the full model there. without: as a verdict's.
     """
 
     machine: str
@@ -276,6 +326,7 @@ class MachineAnswer:
     agreement: Estimate
     plain_seconds_per_token: float
     reference_agreement: Estimate | None = None
+    without: str = "never"
 
 
 @dataclass(frozen=True)
@@ -338,6 +389,7 @@ class Prediction:
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
     of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
+    gain: what each part of a step saves, None where that is not known of a batch.
     document_tokens: fewest, median and most tokens of a document.
     """
 
@@ -363,4 +415,5 @@ class Prediction:
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
+    gain: Gain | None = None
     document_tokens: Lengths | None = None

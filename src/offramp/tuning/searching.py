@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from offramp.costs.probes import PROBES
-from offramp.policies.rules.shortlist import ShortList
+from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.shortlist import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.tuning.certify import search_targets
 from offramp.tuning.exit_sets import Exits, exit_sets, holds, recorded_signals
@@ -16,6 +17,10 @@ from offramp.tuning.walked import VARIED_SIGNALS, add_walked
 
 BEYOND = (1.5, 2.0, 3.0, 5.0, 10.0)
 """Targets of the search risk beyond what is allowed, in allowed risks, for the front."""
+
+SHORT_LIST = {AT_EXITS: "short list", AT_ALL: "short list everywhere"}
+"""Families whose outputs are read off the short list, by where."""
+SHORT_AT_FULL_DEPTH = "short list at full depth"
 
 
 def search_pool(pool: Pool, risk: float) -> None:
@@ -48,15 +53,29 @@ def add_exact(pool: Pool, targets: tuple[float, ...]) -> dict[str, ThresholdFami
 
 
 def add_short_list(pool: Pool, risk: float, targets: tuple[float, ...]) -> None:
-    """Thresholds of cheap signals with exits read off the short list, where that was recorded.
+    """Outputs read off the short list, where that was recorded: at exits below L, and at L too.
 
+    The full model with its head cut to the list, which is no early exit, and thresholds of cheap signals.
     Only under a floor on a share of tokens: the list gives no probability to what is not on it. Signals that
     need the whole head, if only to open, are left out: its product gives the whole head's token.
     """
     if pool.floor.clip is not None or not holds(pool.trace, "restricted_top1"):
         return
-    evidence = pool.evidence.short_list
-    short = Pool(evidence.trace, pool.floor, pool.pricing.short_listed, evidence)
+    never = ShortList(Never(), AT_ALL)
+    evidence, pricing = pool.evidence.short_head, pool.pricing.paid_by(never)
+    everywhere = Pool(evidence.trace, pool.floor, pricing, evidence)
+    pool.add(replace(everywhere.score(SHORT_AT_FULL_DEPTH, Never()), policy=never))
+    _add_thresholds_on_list(pool, everywhere, AT_ALL, risk, targets)
+    evidence, pricing = pool.evidence.short_list, pool.pricing.paid_by(ShortList(Never()))
+    _add_thresholds_on_list(
+        pool, Pool(evidence.trace, pool.floor, pricing, evidence), AT_EXITS, risk, targets
+    )
+
+
+def _add_thresholds_on_list(
+    pool: Pool, short: Pool, at: str, risk: float, targets: tuple[float, ...]
+) -> None:
+    """short: the pool's documents and prices where outputs are read off the list at such exits."""
     cheap = [
         signal
         for signal in recorded_signals(short.trace)
@@ -65,8 +84,8 @@ def add_short_list(pool: Pool, risk: float, targets: tuple[float, ...]) -> None:
     families = add_thresholds(short, cheap, targets)
     add_per_exit(short, families, risk)
     for scored in short.found:
-        family, policy = f"short list: {scored.family}", ShortList(scored.policy)
-        pool.add(replace(scored, family=family, policy=policy))
+        policy = ShortList(scored.policy, at)
+        pool.add(replace(scored, family=f"{SHORT_LIST[at]}: {scored.family}", policy=policy))
 
 
 def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) -> None:

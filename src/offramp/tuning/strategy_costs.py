@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
+from offramp.costs.probes import MapRanks
 from offramp.policies.batching import count_plain
 from offramp.policies.bill import PriceAt, make_bill
 from offramp.policies.charging import counted_at, seconds_at
+from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
 from offramp.policies.replay import replay
-from offramp.policies.short_list import prices_for, seen_by
+from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -42,7 +44,18 @@ class StrategyCosts:
 
     def __init__(self, trace: Trace, machine: Machine | None) -> None:
         self.machine = machine
-        self._at: PriceAt = counted_at(trace, "bytes") if machine is None else seconds_at(trace, machine)
+        self._trace = trace
+        self._by_maps: dict[MapRanks, PriceAt] = {}
+
+    def _at(self, kv: str) -> PriceAt:
+        """Prices of a step by its rows, with the K,V maps that a strategy is charged for."""
+        maps = maps_charged(self._trace, kv)
+        if maps not in self._by_maps:
+            machine, trace = self.machine, self._trace
+            self._by_maps[maps] = (
+                counted_at(trace, "bytes", maps) if machine is None else seconds_at(trace, machine, maps=maps)
+            )
+        return self._by_maps[maps]
 
     def of_documents(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Charged:
         """What a trace's documents take. walk: where their tokens leave."""
@@ -74,7 +87,7 @@ class StrategyCosts:
         own = policy.for_task(task_of(trace))
         steps = np.arange(trace.token_count, dtype=np.int64)
         run = Run(seen_by(own, trace), own, walk, steps, draft_length=1)
-        at, count = prices_for(own, self._at), STRATEGIES[kv].count
+        at, count = self._at(kv), STRATEGIES[kv].count
         usage, plain = count(run), count_plain(steps, trace.layers)
         unprobed = count(replace(run, walk=Walk(walk.exits, {})))
         bill = make_bill(usage, plain, at, trace.token_count)

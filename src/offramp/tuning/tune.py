@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.charging import machine_for
+from offramp.policies.map_ranks import exits_without, maps_charged
 from offramp.policies.repair import STRATEGIES
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method, find_method
@@ -58,7 +59,7 @@ def tune(
     documents are too few to show anything.
 
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
-    lacks what the floor needs or that has no exits below L.
+    lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
     floor, rule = check_settings(floor, method, delta, clip, seed)
     require_policies(trace)
@@ -82,7 +83,24 @@ def tune(
     if executed:
         assert executor is not None
         return tune_by_execution(job, executor, limits or Limits())
+    _require_mapped_exits(trace, kv)
     return tune_by_replay(job, kv)
+
+
+def _require_mapped_exits(trace: Trace, kv: str) -> None:
+    """Refuse a trace with exits that have no K,V maps: what is searched could not be decoded there.
+
+    Raises InputError.
+    """
+    maps = maps_charged(trace, kv)
+    missing = exits_without(maps, trace.exits.tolist(), trace.layers) if maps else []
+    if missing:
+        listed = ",".join(str(exit) for exit, _ in maps)
+        raise InputError(
+            f"exit {missing[0]} of the trace has no K,V maps, which start at {listed}",
+            where='--kv "mapped"',
+            fix=f"trace these only (offramp trace ... --exits {listed}), or fit maps of all traced exits",
+        )
 
 
 def check_settings(

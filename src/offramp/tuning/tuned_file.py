@@ -9,6 +9,7 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.files import SEAL, canonical_json, seal_of, write_sealed_json
+from offramp.policies.gain import Gain
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Candidate, Certificate, Floor, FrontPoint, Shift, Tuned
@@ -100,6 +101,8 @@ def _from_json(value: dict[str, Any]) -> Tuned:
         if fields.get(name) is not None:
             fields[name] = Estimate(**fields[name])
     fields["candidates"] = tuple(Candidate(**one) for one in fields.get("candidates", ()))
+    if fields.get("gain") is not None:
+        fields["gain"] = Gain(**fields["gain"])
     fields["front"] = tuple(FrontPoint(**point) for point in fields["front"])
     fields["shift"] = tuple(
         Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]

@@ -1,215 +1,184 @@
-"""The verdict at a quality floor: chosen on one half of the documents, judged on the other."""
+"""Whether early exit pays at a quality floor: one rule, for runs, tuning, predictions and studies alike."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
-from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.charging import prices_of
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.estimate import Estimate
-from offramp.tracing.trace import Trace
-from offramp.tuning import bounds
-from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.held_out import HeldOut, measure
-from offramp.tuning.losses import make_floor
-from offramp.tuning.pool import Pool
-from offramp.tuning.pricing import BYTES, Pricing, pricing_of
-from offramp.tuning.results import Decision, Floor, Verdict
-from offramp.tuning.splits import split_documents
+from offramp.tuning.results import Decision, Speed, Tuned, Verdict
 
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
 
+LOCAL = "local"
+NEVER = "never"
 
-def judge(
-    trace: Trace,
-    floors: tuple[float, ...] = (0.99, 0.95, 0.90),
-    worth: float = WORTH,
-    delta: float = 0.1,
-    seed: int = 0,
-    machine: Machine | None = None,
-    *,
-    halves: Halves | None = None,
-) -> tuple[Verdict, ...]:
-    """Whether early exit pays at each floor on agreement, at batch 1: seconds on a machine, else bytes moved.
 
-    The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
-    (split by `seed`; halves: the trace's, if they were searched before); it is judged on the other, with 95 %
-    bootstrap intervals over documents. "pays": the net speedup's lower limit exceeds 1 + worth and the
-    interval of agreement does not lie wholly below the floor; "does not pay": the upper limit stays below
-    1 + worth, or nothing beat the full model; else, and for a policy with under 20 documents to judge it on,
-    "too close to call".
+def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool) -> Decision:
+    """The rule of the verdict, for one model, text, machine, batch size and floor.
 
-    Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
+    speed: of the fastest candidate that is certified, or may yet be; None without one. certified: whether its
+    executed agreement is certified at the floor. refuted: whether nothing faster than plain decoding can be
+    certified, although the documents would have sufficed.
+
+    "pays": certified, and the lower limit of a measured speed exceeds 1 + worth, or of a predicted one where
+    the machine is not at hand. "does not pay": refuted, or the upper limit lies below 1 + worth. Else "too
+    close to call".
     """
-    for name, share in (*(("floor", floor) for floor in floors), ("delta", delta)):
-        if not 0.0 < share < 1.0:
-            raise InputError(f"a {name} of {share} is no share", fix="choose a number between 0 and 1")
+    if refuted or (speed is not None and speed.high is not None and speed.high < 1.0 + worth):
+        return "does not pay"
+    if not certified or speed is None or speed.low is None or speed.low <= 1.0 + worth:
+        return "too close to call"
+    return "pays" if speed.how == "measured" or not speed.at_hand else "too close to call"
+
+
+def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Verdict:
+    """A verdict with what was executed and timed: the tuner's answer at its floor, and the stopwatch's.
+
+    tuned: by execution (`offramp.tune` with a model). measured: of the tuned policy, None if not timed.
+    """
+    certificate = tuned.certificate
+    certified = certificate.executed and certificate.holds
+    exits = tuned.policy_text != NEVER
+    speed = measured if exits and measured is not None else _predicted(tuned) if exits else None
+    refuted = certificate.executed and not exits and _is_refuted(tuned)
+    refuted |= certified and exits and tuned.policy.full_depth  # early exit adds nothing to the rest
+    credit = None if speed is None else credited(verdict, speed)
+    decision = decide(worth=verdict.worth, speed=credit, certified=certified, refuted=refuted)
+    if decision == "too close to call" and not exits and verdict.decision == "does not pay":
+        decision = "does not pay"  # nothing was executed, and replay already says that nothing is faster
+    settled = replace(
+        verdict,
+        decision=decision,
+        policy=tuned.policy_text,
+        kv=tuned.kv if exits else None,
+        certificate=certificate,
+        executed_agreement=tuned.executed_agreement,
+        speed=speed,
+        documents_needed=certificate.documents_needed,
+        gain=tuned.gain,
+        credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
+    )
+    return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
+
+
+def credited(verdict: Verdict, speed: Speed) -> Speed:
+    """A speed over plain decoding as one over the fastest that leaves no layer out, as far as predicted."""
+    net, credit = verdict.net_speedup.value, verdict.credit
+    if verdict.without == NEVER or credit is None or credit.value is None or not net:
+        return speed
+    share = credit.value / net
+    low, high = (None if limit is None else limit * share for limit in (speed.low, speed.high))
+    return replace(speed, value=speed.value * share, low=low, high=high)
+
+
+def _predicted(tuned: Tuned) -> Speed | None:
+    found = tuned.net_speedup
+    if found.value is None:
+        return None
+    at_hand = tuned.machine == LOCAL
+    return Speed(found.value, found.low, found.high, "predicted", tuned.machine, at_hand)
+
+
+def _is_refuted(tuned: Tuned) -> bool:
+    """Whether enough documents showed that nothing faster keeps the floor, or there was nothing faster."""
+    enough = tuned.certificate.documents >= tuned.certificate.documents_needed
+    tested = [one for one in tuned.candidates if one.passed is not None and one.kv != "speculate"]
+    if not enough or not tuned.documents.get("search"):
+        return False
+    if not [one for one in tuned.candidates if one.kv != "speculate"]:
+        return True
+    return any(one.passed is False and one.outcome != "time used up" for one in tested)
+
+
+def _reason(verdict: Verdict, tuned: Tuned) -> str:
+    """Why it was decided so: what is kept as executed, and the speed."""
+    speed = verdict.speed
+    if verdict.policy == NEVER or speed is None:
+        return tuned.answer
+    said = f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
+    if tuned.policy.full_depth:
+        return f"{said} It leaves no layer out: what it gains is the shorter output head's."
+    credit = verdict.credit
+    if verdict.without == NEVER or credit is None or credit.value is None:
+        return said
+    return f"{said} Over {CUT}, which needs no early exit, it is {credit.value:.3f} ×, and that decides."
+
+
+def kept_words(verdict: Verdict) -> str:
+    """What a policy keeps as executed: "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)"."""
+    certificate, agreement = verdict.certificate, verdict.executed_agreement
+    floor = percent_down(verdict.floor)
+    if certificate is None or not certificate.executed:
+        return f"nothing was executed at {floor}"
+    if agreement is not None and agreement.value is not None:
+        kept = f"keeps {percent_down(agreement.value)} as executed"
+    elif certificate.empirical_risk is not None:
+        kept = f"kept {percent_down(1.0 - certificate.empirical_risk)} as executed where it was certified"
+    else:
+        kept = f"is not shown to keep {floor} as executed"
+    if not verdict.certified:
+        return f"{kept} (not certified)"
+    return f"{kept} (certified ≥ {floor}, {certificate.stopped_after} documents)"
+
+
+def speed_words(speed: Speed, worth: float) -> str:
+    """A speed with its interval, held against the worth."""
+    how = "measured" if speed.how == "measured" else f"predicted on {speed.machine} at"
+    said = f"{how} {speed.value:.3f} × the speed of plain decoding"
+    if speed.low is None or speed.high is None:
+        return f"{said}, without an interval"
+    low, high = 100 * (speed.low - 1.0), 100 * (speed.high - 1.0)
+    return f"{said}, {low:+.1f} to {high:+.1f} %; more than {100 * worth:g} % counts as worth it"
+
+
+def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
+    """What would settle it; nothing where it is settled."""
+    if verdict.decision != "too close to call":
+        return ()
+    certificate, speed, found = tuned.certificate, verdict.speed, []
+    if not certificate.executed:
+        found.append("an executed certificate: offramp tune TRACE --floor agreement=" + f"{verdict.floor:g}")
+    elif certificate.documents < certificate.documents_needed:
+        found.append(
+            f"documents: {certificate.documents} at hand, {certificate.documents_needed} needed if none loses"
+        )
+    elif not verdict.certified:
+        found.append("time to decode the documents that are at hand")
+    if speed is not None and (speed.how == "predicted" and speed.at_hand):
+        found.append("a timing of this policy: offramp bench MODEL --policy policy.json")
+    elif speed is not None and speed.low is not None and speed.high is not None:
+        found.append(f"a narrower interval of the speed{_longer(speed, verdict.worth)}")
+    elif speed is not None:
+        found.append("an interval of the speed: more prompts or documents")
+    return tuple(found)
+
+
+def _longer(speed: Speed, worth: float) -> str:
+    """About how long a timing would take that settles on which side of the worth a speed lies."""
+    assert speed.low is not None
+    assert speed.high is not None
+    half, distance = (speed.high - speed.low) / 2.0, abs(speed.value - 1.0 - worth)
+    if speed.seconds is None or distance <= 0.0:
+        return ""
+    return f", some {max(speed.seconds, speed.seconds * (half / distance) ** 2) / 60.0:.0f} minutes of timing"
+
+
+def require_worth(worth: float) -> None:
+    """Raise InputError for a worth that is no gain."""
     if not (math.isfinite(worth) and worth >= 0.0):
         raise InputError(
-            f"a worth of {worth} is no gain", fix="choose 0 or more; 0.05 asks for 5 % more speed"
+            f"a worth of {worth} is no gain",
+            where="--worth",
+            fix="choose 0 or more; 0.05 asks for 5 % more speed",
         )
-    pricing = pricing_of(trace, machine)
-    seed = seed if halves is None else halves.seed
-    in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")
-    fit, report = split_documents(trace, seed)
-    documents = (len(fit), len(report))
-    unjudged = _why_unjudged(trace, len(fit))
-    if unjudged is not None:
-        nothing = Estimate(None, undefined=unjudged)
-        reference = None if trace.reference_top1 is None else nothing
-        undecided = [_undecided(floor, delta, unjudged, documents, pricing.machine) for floor in floors]
-        return tuple(replace(verdict, reference_agreement=reference) for verdict in undecided)
-    halves = halves or halves_of(trace, seed)
-    verdicts = []
-    for floor in floors:
-        checked = make_floor({"agreement": floor})
-        policy, risk = choose(halves.searched(checked, pricing), checked)
-        held = measure(halves.judging, policy, pricing, checked, seed)
-        flops = measure(halves.judging, policy, in_flops, checked, seed).net_speedup
-        decision = decide(policy, held.net_speedup, held.agreement, floor, worth)
-        verdicts.append(
-            Verdict(
-                floor=floor,
-                decision=decision,
-                reason=_reason(floor, worth, policy, held, documents, pricing.machine),
-                policy=str(policy),
-                agreement=held.agreement,
-                skip_ratio=held.skip_ratio,
-                net_speedup=held.net_speedup,
-                net_speedup_flops=flops,
-                fit_agreement=1.0 - risk,
-                fit_documents=documents[0],
-                report_documents=documents[1],
-                documents_needed=documents_needed(floor, delta),
-                floor_held=_value(held.agreement) >= floor,
-                basis=pricing.machine,
-                reference_agreement=held.reference_agreement,
-            )
-        )
-    return tuple(verdicts)
 
 
-def documents_needed(floor: float, delta: float) -> int:
-    """Documents without a loss that a certificate of this floor at risk `delta` needs at least.
-
-    The smallest n with floor^n <= delta: ceil(ln delta / ln floor), 230 for 0.99 at 0.1.
-    """
-    return bounds.documents_needed(1.0 - floor, delta)
+CUT = "the full model with its output head cut to the short list"
 
 
-def choose(pool: Pool, floor: Floor) -> tuple[ExitPolicy, float]:
-    """The fastest policy of a search within a floor, the full model if nothing beats it; its mean loss."""
-    best = pool.fastest(floor.risk)
-    if best is None or best.cost >= pool.pricing.plain:
-        return Never(), 0.0
-    return best.policy, best.risk
-
-
-def decide(
-    policy: ExitPolicy, speedup: Estimate, agreement: Estimate, floor: float, worth: float
-) -> Decision:
-    """The decision on a policy that was judged on unseen documents (see `judge`)."""
-    if isinstance(policy, Never):
-        return "does not pay"
-    if speedup.low is None or speedup.high is None or agreement.high is None:
-        return "too close to call"
-    if speedup.high < 1.0 + worth:
-        return "does not pay"
-    # Speed bought with more disagreement than allowed is not what was asked for.
-    return "pays" if speedup.low > 1.0 + worth and agreement.high >= floor else "too close to call"
-
-
-def _reason(
-    floor: float,
-    worth: float,
-    policy: ExitPolicy,
-    held: HeldOut,
-    documents: tuple[int, int],
-    basis: str,
-) -> str:
-    """Why it was decided so, in a few sentences."""
-    if isinstance(policy, Never):
-        few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
-        return (
-            f"On {documents[0]} documents, no policy of any family that keeps {_percent(floor)} "
-            f"agreement {_better(basis)} once every probe is charged."
-        ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
-    speedup, agreement = held.net_speedup, held.agreement
-    quality = _quality(floor, agreement)
-    unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
-    gain = f"Predicted net speedup, {unit}: {_value(speedup):.3f} on {documents[1]} unseen documents"
-    if speedup.low is None or speedup.high is None or agreement.high is None:
-        return (
-            f"{gain}; fewer than {DOCUMENTS_NEEDED} allow no interval, so chance is not ruled out. {quality}"
-        )
-    gain += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}; worth it above {1 + worth:.2f})."
-    missed = speedup.low > 1.0 + worth and agreement.high < floor
-    return f"{gain} {'Fast enough, but the floor was missed. ' if missed else ''}{quality}"
-
-
-def _better(basis: str) -> str:
-    """How a policy would have beaten the full model."""
-    return (
-        "moves fewer bytes than the full model"
-        if basis == BYTES
-        else f"is faster than the full model on {basis}"
-    )
-
-
-def _quality(floor: float, agreement: Estimate) -> str:
-    """Whether the floor held on the unseen documents, in words."""
-    value = _value(agreement)
-    said = f"Agreement there is {_percent(value)}"
-    if agreement.low is not None and agreement.high is not None:
-        said += f" (95 % interval {_percent(agreement.low)} to {_percent(agreement.high)})"
-    if value >= floor:
-        return f"{said}, which holds the floor of {_percent(floor)}."
-    allowed = agreement.high is not None and agreement.high >= floor
-    doubt = "; the interval still allows it" if allowed else ""
-    return f"{said}, which misses the floor of {_percent(floor)}{doubt}."
-
-
-def _percent(share: float) -> str:
+def percent_down(share: float) -> str:
     """A share in percent, rounded down, so that 98.999 % never reads as a floor of 99 % reached."""
     return f"{math.floor(share * 1e4 + 1e-6) / 100:g} %"
-
-
-def _value(estimate: Estimate) -> float:
-    """The value of a figure that is always defined here: the held-out half has tokens."""
-    return math.nan if estimate.value is None else estimate.value
-
-
-def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
-    """Why no policy can be chosen and judged on this trace, None if one can."""
-    if not fit_documents:
-        return "one document cannot both choose a policy and judge it; trace at least 40"
-    if len(trace.exits) == 1 and trace.layers > 1:
-        return "no exit before the last was traced, so no policy could be replayed; trace more exits"
-    return None
-
-
-def _undecided(floor: float, delta: float, why: str, documents: tuple[int, int], basis: str) -> Verdict:
-    """The answer for a trace on which nothing can be judged."""
-    undefined = Estimate(None, undefined=why)
-    return Verdict(
-        floor=floor,
-        decision="too close to call",
-        reason=f"Nothing was judged: {why}.",
-        policy="never",
-        agreement=undefined,
-        skip_ratio=undefined,
-        net_speedup=undefined,
-        net_speedup_flops=undefined,
-        fit_agreement=math.nan,
-        fit_documents=documents[0],
-        report_documents=documents[1],
-        documents_needed=documents_needed(floor, delta),
-        floor_held=False,
-        basis=basis,
-    )

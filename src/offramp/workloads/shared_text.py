@@ -181,7 +181,7 @@ def _combined(hashes: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     places = max(0, len(hashes) - count + 1)
     combined = np.zeros(places, dtype=np.uint64)
     for offset in range(count if places else 0):
-        combined = combined * _MULTIPLIER + hashes[offset : offset + places]
+        combined = np.asarray(combined * _MULTIPLIER + hashes[offset : offset + places])
     return combined
 
 
@@ -191,7 +191,7 @@ def _winnowed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return hashes
     windows = np.lib.stride_tricks.sliding_window_view(hashes, min(WINDOW, len(hashes)))
     last = windows.shape[1] - 1 - windows[:, ::-1].argmin(axis=1)
-    return hashes[np.unique(np.arange(len(windows)) + last)]
+    return np.asarray(hashes[np.unique(np.arange(len(windows)) + last)])
 
 
 def _shortened(hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:
@@ -224,7 +224,7 @@ def _common(left: Sequence[Hashes], right: Sequence[Hashes]) -> dict[tuple[int, 
 
 def _flat(documents: Sequence[Hashes]) -> tuple[Hashes, NDArray[np.int64]]:
     """All hashes ascending, and the place of the document that each is of."""
-    hashes = np.concatenate(documents) if documents else np.empty(0, dtype=np.uint32)
+    hashes: Hashes = np.concatenate(list(documents)) if documents else np.empty(0, dtype=np.uint32)
     owner = np.repeat(np.arange(len(documents)), [len(one) for one in documents]).astype(np.int64)
     order = np.argsort(hashes, kind="stable")
     return hashes[order], owner[order]

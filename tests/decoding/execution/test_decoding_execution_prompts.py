@@ -60,7 +60,7 @@ def test_documents_that_heads_were_fitted_on_are_never_openings() -> None:
         model, found, work, split_roles(found, 0), seed=0, prompt_tokens=6, new_tokens=4
     )
     assert not set(fitted) & {one.document for one in (*openings.certify, *openings.report)}
-    assert "document 40" not in [one.id for one in further_documents(found, work, split_roles(found, 0), 0)]
+    assert "document 40" not in [one.id for one in further_documents(found, work, 0)]
 
 
 def test_documents_that_are_too_short_are_left_out_and_counted() -> None:

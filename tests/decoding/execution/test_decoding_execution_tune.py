@@ -91,7 +91,7 @@ def test_the_fresh_documents_are_others_than_the_certificates(tuned: Tuned) -> N
         report = [opening.document for opening in executor.openings.report]
         certify = [opening.document for opening in executor.openings.certify]
         assert len(fresh) == 32
-        assert executor.certified_on(seen) == tuple(certify[:seen])
+        assert tuple(executor.certified_on(seen)) == tuple(certify[:seen])
         assert not set(report) & set(certify)
         alone = executor.losses(tuned.policy, tuned.kv, seen, seen + 32 - len(report))
         assert np.array_equal(fresh[len(report) :], alone)

@@ -14,9 +14,10 @@ from comparison_traces import easy_documents, synthetic_trace
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
+from offramp.decoding.bench.answers import answer_of
 from offramp.decoding.bench.combined_file import combined_to_json
 from offramp.decoding.bench.result_file import to_json
-from offramp.decoding.bench.results import BenchResult, Contender, Interval
+from offramp.decoding.bench.results import BenchResult, Contender, Counted, Interval
 from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -129,17 +130,22 @@ class StudyCase:
             )
 
 
-def bench_result(validity: str = "VALID") -> BenchResult:
+BROKEN = ("the same decoder twice comes out unequal",)
+
+
+def bench_result(*defects: str) -> BenchResult:
     """A measurement of plain decoding, two policies, and one that was left out."""
 
     def timed(name: str, seconds: float, layers: float, role: str = "policy") -> Contender:
-        speedup = Interval(0.05 / seconds, 0.049 / seconds, 0.051 / seconds)
+        ratio = Interval(0.05 / seconds, 0.049 / seconds, 0.051 / seconds)
         return Contender(
             name,
             role,
+            answer="defect" if defects else answer_of(ratio, 0.05),
+            ratio=ratio,
+            resolution=0.02,
             seconds_per_token=Interval(seconds),
-            speedup=speedup,
-            layers_per_token=layers,
+            counted=Counted(layers, 1.0, 0.0, 1e6, 2e6),
         )
 
     return BenchResult(
@@ -151,8 +157,7 @@ def bench_result(validity: str = "VALID") -> BenchResult:
         new_tokens=16,
         prompts=4,
         rounds=3,
-        validity=validity,
-        reasons=() if validity == "VALID" else ("the A/A interval is 0.9 to 1.1",),
+        worth=0.05,
         plain="generate()",
         contenders=(
             timed("generate()", 0.05, 6.0, "plain"),
@@ -160,12 +165,15 @@ def bench_result(validity: str = "VALID") -> BenchResult:
             timed("slow", 0.0625, 5.0),
             Contender("none", "policy", left_out="there was no time"),
         ),
+        defects=defects,
         a_a=Interval(1.0, 0.99, 1.01),
+        stopped="answered",
+        seconds_spent=20.0,
         circumstances={"threads": 1, "load_average": [0.1, 0.2]},
     )
 
 
-def decode_result(validity: str = "VALID") -> dict[str, Any]:
+def decode_result(*defects: str) -> dict[str, Any]:
     """A decode task's result."""
     interval = {"value": 0.97, "low": None, "high": None}
     chosen = [
@@ -180,7 +188,7 @@ def decode_result(validity: str = "VALID") -> dict[str, Any]:
         }
         for name, exit_ in (("fast", 4), ("slow", 5), ("none", 3))
     ]
-    return {"bench": to_json(bench_result(validity)), "chosen": chosen, "characters_per_token": 3.0}
+    return {"bench": to_json(bench_result(*defects)), "chosen": chosen, "characters_per_token": 3.0}
 
 
 def league_entry(floor: float, policy: str, *, chosen: bool = True) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from comparison_traces import easy_documents, synthetic_trace
 from jsonschema import Draft202012Validator
-from study_cases import DOCUMENTS, LENGTH, bench_result
+from study_cases import BROKEN, DOCUMENTS, LENGTH, bench_result
 
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
@@ -25,10 +25,10 @@ from offramp.report.summary import SCHEMA_VERSION, summarise, summary_schema
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.run_rows import VERSION, is_run_folder, read_run_folder
 from offramp.studies.comparison.shared_names import with_shared_names
+from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tune import tune
-from offramp.tuning.verdict import judge
 
 FLOORS = (0.9, 0.5)
 HEADS = {
@@ -146,13 +146,11 @@ def test_league_tuner_and_decoding_are_those_of_the_run(tmp_path: Path, run: Run
     assert content.combined == (combined_to_json(run.combined),)
 
 
-def test_an_invalid_measurement_saves_nothing(tmp_path: Path, run: RunResult) -> None:
-    decoded = replace(run.decoding[0], bench=bench_result("INVALID"))
+def test_a_measurement_with_a_defect_saves_nothing(tmp_path: Path, run: RunResult) -> None:
+    decoded = replace(run.decoding[0], bench=bench_result(*BROKEN))
     content = read_run_folder(folder_of(tmp_path, replace(run, decoding=(decoded,))))
     assert content.rows[0].measured_speedup == {}
-    assert {one.validity for one in content.strategies if one.basis == "measured"} == {
-        "INVALID: the A/A interval is 0.9 to 1.1"
-    }
+    assert {one.answer for one in content.strategies if one.basis == "measured"} == {f"defect: {BROKEN[0]}"}
 
 
 def test_without_a_machine_bytes_are_no_seconds(tmp_path: Path, run: RunResult) -> None:

@@ -145,7 +145,7 @@ def test_local_is_one_machine() -> None:
 )
 def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
     tuned = {
-        "certificate": {**certificate, "documents_needed": 45},
+        "certificate": {**certificate, "documents_needed": 45, "executed": False},
         "floor": {"kind": "agreement", "value": 0.95},
         "policy": "never",
         "net_speedup": {"value": 1.0},

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study_cases import FLOORS, MACHINE, POLICY, WORKLOADS, StudyCase, decode_result, league_entry
+from study_cases import BROKEN, FLOORS, MACHINE, POLICY, WORKLOADS, StudyCase, decode_result, league_entry
 
 from offramp.costs.hardware import find_machine
-from offramp.errors import DamagedFileError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.scoring.paired import paired_differences
 from offramp.scoring.scoring import score
@@ -150,19 +150,29 @@ def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
     assert fast.net_speedup.value == pytest.approx(1.25)
     assert fast.skip_ratio.value == pytest.approx(1 - 4.5 / 6)
     assert fast.agreement.value == 0.97
-    assert fast.agreement.no_interval == "too few samples for an interval"
+    assert fast.agreement.no_interval == "too few prompts for an interval"
     assert slow.characters_per_second == pytest.approx(4.0 / 0.0625)
-    assert fast.validity == "VALID"
-    assert none.validity == "left out: there was no time"
+    assert (fast.answer, slow.answer) == ("faster", "slower")
+    assert none.answer == "left out: there was no time"
     assert none.net_speedup.undefined == "there was no time"
 
 
-def test_an_invalid_measurement_is_shown_and_counts_for_nothing(content: Content) -> None:
-    found = decoded(decode_result("INVALID"))
+def test_a_measurement_with_a_defect_is_shown_and_counts_for_nothing(content: Content) -> None:
+    found = decoded(decode_result(*BROKEN))
     for entries in ([], [league_entry(0.9, POLICY)]):
         assert measured_speedups(found, entries) == {}
-    validity = {one.validity for one in decoded_strategies(content.rows[0], found)}
-    assert validity == {"INVALID: the A/A interval is 0.9 to 1.1", "left out: there was no time"}
+    said = {one.answer for one in decoded_strategies(content.rows[0], found)}
+    assert said == {f"defect: {BROKEN[0]}", "left out: there was no time"}
+
+
+def test_timings_of_an_older_offramp_are_refused_with_what_to_do(case: StudyCase) -> None:
+    reader = StudyReader(case.folder)
+    for measured in ({"bench": {"validity": "VALID"}}, {"combined": {"validity": "VALID"}}):
+        with pytest.raises(InputError, match="timings are those of an older offramp") as caught:
+            reader._require_answers(measured)
+        assert "offramp study run" in caught.value.fix
+    reader._require_answers({"bench": None})  # nothing was decoded
+    reader._require_answers({"entries": []})
 
 
 def decoded(result: dict[str, Any]) -> Finished:
@@ -171,7 +181,7 @@ def decoded(result: dict[str, Any]) -> Finished:
     return Finished(cell, {"floor": 0.9}, result)
 
 
-@pytest.mark.parametrize("result", [decode_result(), decode_result("INVALID"), dict(NOTHING)])
+@pytest.mark.parametrize("result", [decode_result(), decode_result(*BROKEN), dict(NOTHING)])
 def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: dict[str, Any]) -> None:
     """Whatever slower policies that exit were decoded: as by prediction, its choice is what counts."""
     entries = [league_entry(0.9, "never"), league_entry(0.9, POLICY, chosen=False)]

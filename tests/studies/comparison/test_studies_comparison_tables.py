@@ -53,7 +53,7 @@ COMPARISONS = st.builds(
             **BOTH,
             floor=TEXTS,
             reachable=st.booleans(),
-            validity=TEXTS,
+            answer=TEXTS,
         ),
         max_size=3,
     ).map(tuple),
@@ -210,13 +210,17 @@ def test_every_curve_of_a_score_card_has_a_column() -> None:
     assert set(card.curves.values) <= set(CURVES)
 
 
-def test_an_invalid_measurement_says_why_in_the_table() -> None:
+def test_a_measurement_with_a_defect_says_which_in_the_table() -> None:
     comparison = example_comparison()
     (combined,) = comparison.combined
-    invalid = {**combined, "validity": "INVALID", "reasons": ["the machine was busy", "so it was"]}
-    tables = comparison_tables(replace(comparison, combined=(invalid,)))
-    said = set(tables["combined"].column("validity").to_pylist())
-    assert said == {"INVALID: the machine was busy; so it was"}
+    assert "faster" in comparison_tables(comparison)["combined"].column("answer").to_pylist()
+    contenders = [
+        {**one, "contender": {**one["contender"], "answer": "defect"}} for one in combined["combinations"]
+    ]
+    broken = {**combined, "defects": ["a wrong output", "and layers"], "combinations": contenders}
+    tables = comparison_tables(replace(comparison, combined=(broken,)))
+    said = set(tables["combined"].column("answer").to_pylist())
+    assert said == {"defect: a wrong output; and layers"}
 
 
 def test_empty_tables_have_their_columns(tmp_path: Path) -> None:

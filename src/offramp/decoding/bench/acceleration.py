@@ -16,8 +16,12 @@ from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest
 
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
-DECODERS = (EXITS, SPECULATE, PROMPT_LOOKUP)
-DECODER_GROUP, ROUNDING_GROUP = "decoder", "quantisation"
+SHORT_LIST = "shortlist"
+SHORT_LIST_WITH_EXITS = f"{SHORT_LIST} + {EXITS}"
+DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP)
+DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
+NEED_THE_HEAD = (SPECULATE, PROMPT_LOOKUP)
+"""Ways to decode that verify drafts with the whole output head, and so cannot be combined with a cut one."""
 FIRST = ("prune",)
 """Transforms that are applied before others: what importance says of layers, it says of exact ones."""
 
@@ -47,7 +51,7 @@ Parts = tuple[Acceleration, ...]
 
 
 def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[Acceleration, ...]:
-    """The accelerations of some texts: `exits`, `speculate`, `prompt_lookup`, or any transform's.
+    """The accelerations of some texts: any of DECODERS, or a transform's.
 
     dtype: that models are loaded in, None if it is not known.
 
@@ -70,7 +74,7 @@ def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[
 
 def _read(text: str, dtype: str | None) -> Acceleration:
     if text in DECODERS:
-        return Acceleration(text, text, DECODER_GROUP)
+        return Acceleration(text, text, HEAD_GROUP if text == SHORT_LIST else DECODER_GROUP)
     kind = text.partition(":")[0]
     if kind not in TRANSFORMS:
         raise InputError(
@@ -93,13 +97,14 @@ def combinations_of(accelerations: Sequence[Acceleration]) -> list[Parts]:
         groups.setdefault(one.group, []).append(one)
     chosen = itertools.product(*([None, *members] for members in groups.values()))
     found = [tuple(one for one in parts if one is not None) for parts in chosen]
+    found = [parts for parts in found if not _cuts_a_head_that_is_needed(parts)]
     places = {one.name: place for place, one in enumerate(ordered)}
     return sorted(found, key=lambda parts: (len(parts), [places[one.name] for one in parts]))
 
 
 def _place(one: Acceleration) -> int:
     if one.transform is None:
-        return 2
+        return 2 if one.text == SHORT_LIST else 3
     return 0 if one.transform.name in FIRST else 1
 
 
@@ -109,8 +114,13 @@ def transforms_of(parts: Parts) -> Parts:
 
 
 def decoder_of(parts: Parts) -> str | None:
-    """The way to decode, None for plain decoding."""
-    return next((one.text for one in parts if one.transform is None), None)
+    """The way to decode, as in "shortlist + exits"; None for plain decoding."""
+    return " + ".join(one.text for one in parts if one.transform is None) or None
+
+
+def _cuts_a_head_that_is_needed(parts: Parts) -> bool:
+    texts = {one.text for one in parts}
+    return SHORT_LIST in texts and not texts.isdisjoint(NEED_THE_HEAD)
 
 
 def name_of(parts: Sequence[Acceleration]) -> str:
@@ -123,7 +133,12 @@ def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:
     groups: dict[str, list[str]] = {}
     for one in accelerations:
         groups.setdefault(one.group, []).append(one.name)
+    needing = [one.text for one in accelerations if one.text in NEED_THE_HEAD]
+    cut = [SHORT_LIST] if needing and any(one.text == SHORT_LIST for one in accelerations) else []
     return tuple(
+        f"{name} is not combined with {' or '.join(needing)}: drafts are verified with the whole output head"
+        for name in cut
+    ) + tuple(
         f"{', '.join(names[:-1])} and {names[-1]} are not combined with each other: "
         + WHY_EXCLUDED.get(group, SAME_TRANSFORM)
         for group, names in groups.items()

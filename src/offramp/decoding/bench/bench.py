@@ -1,10 +1,12 @@
-"""Timing policies beside plain decoding and peers, with a verdict on the measurement itself."""
+"""Timing policies beside plain decoding and peers, until it is answered whether they are faster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from offramp.decoding.bench.answers import check_worth
+from offramp.decoding.bench.budget import BUDGET_SECONDS, Limits
 from offramp.decoding.bench.contenders import Cell, Extent, Setting
 from offramp.decoding.bench.entrant import batches_of
 from offramp.decoding.bench.results import BenchResult
@@ -18,11 +20,13 @@ from offramp.decoding.generation.binding import (
     read_policy_source,
 )
 from offramp.decoding.generation.prompts import check_context, check_ids
+from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.signals import suggest
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4
 
@@ -36,26 +40,37 @@ def measure(
     model: Model,
     policy: PolicySource,
     *,
-    rounds: int = 6,
+    budget_seconds: float | None = BUDGET_SECONDS,
+    rounds: int | None = None,
+    worth: float = WORTH,
     peers: bool = True,
-    budget_seconds: float | None = None,
+    never: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
 ) -> Measurement:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
 
-    Contenders: the policy and further `cells`, the full model in our loop (twice: what differs is noise),
-    `generate()` with dynamic and with static cache, and with `peers` what users would pick instead (see
-    `offramp.decoding.bench.contenders`). Each is first decoded once untimed, while hooks count layers and
-    memory is watched. Ratios are paired: same round, same prompts. seed: of the order of turns.
-    budget_seconds: of the timed rounds; two are always made. options: what `settle` takes.
+    Contenders: the policy and further `cells`, the fastest of several plain decoders (twice: what differs is
+    noise), and with `peers` what users would pick instead (see `offramp.decoding.bench.contenders`). Each is
+    first decoded once untimed, while hooks count layers and memory is watched; a pilot finds the fastest
+    plain decoder. Then all take turns, a block of a few tokens each, prompt after prompt, until it is
+    answered whether each policy is faster, or the seconds are spent. Ratios are of blocks side by side, their
+    intervals over prompts.
+    budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
+    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. never: whether
+    the full model in our loop is timed even if it is not the fastest, as forecasts need it. seed: of the
+    order of turns. options: what `settle` takes.
 
     Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
     """
     setting = settle(model, policy, **options)
     return run(
-        setting, rounds=rounds, peers=peers, budget_seconds=budget_seconds, seed=seed, progress=progress
+        setting,
+        limits=Limits(budget_seconds, rounds, worth),
+        extent=Extent(peers=peers, never=never),
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -89,6 +104,7 @@ def settle(
         check_ids(prompt, model.shape.vocabulary_size, f"prompts= [{place}]")
     check_context(model, max(map(len, prompts), default=0), new_tokens)
     asked = [_cell(model, *pair, heads=fitted, task=task) for pair in ((policy, kv), *cells)]
+    tuned = read_policy_source(policy)[1]
     return Setting(
         model,
         batches_of(prompts, batch, model.hf.device),
@@ -99,31 +115,39 @@ def settle(
         draft_length=draft_length,
         task=task,
         distinct=len(prompts),
+        tuned=tuned,
     )
 
 
 def run(
     setting: Setting,
     *,
-    rounds: int = 6,
-    peers: bool = True,
-    budget_seconds: float | None = None,
+    limits: Limits,
+    extent: Extent,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
-    """`measure` for what `settle` gave."""
-    require_sizes(rounds=rounds)
-    (found,) = run_together(
-        [setting],
-        rounds=[rounds],
-        extent=Extent(peers=peers),
-        budget_seconds=budget_seconds,
-        seed=seed,
-        progress=progress,
-    )
+    """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""
+    check_limits(limits)
+    (found,) = run_together([setting], extent=extent, limits=limits, seed=seed, progress=progress)
     if isinstance(found, OfframpError):
         raise found
     return found
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise InputError for no rounds, a negative budget, no limit at all, or a gain that is no share."""
+    if limits.rounds is not None:
+        require_sizes(rounds=limits.rounds)
+    check_worth(limits.worth)
+    if limits.seconds is None and limits.rounds is None:
+        raise InputError(
+            "neither seconds nor rounds are limited", where="budget_seconds=", fix="give one of them"
+        )
+    if limits.seconds is not None and limits.seconds < 0.0:
+        raise InputError(
+            f"a budget of {limits.seconds:g} seconds is not possible", where="--seconds", fix="give 0 or more"
+        )
 
 
 def require_sizes(**sizes: int) -> None:
@@ -146,5 +170,7 @@ def _cell(model: Model, policy: PolicySource, kv: str, heads: ExitHeads | None, 
     decides, tuned = read_policy_source(policy)
     own = decides.for_task(task)
     check_policy(own, model.layers, heads)
-    check_model(tuned, own, heads, model)
+    check_model(tuned, own, heads, model, kv)
+    if kv == Mapped.name:
+        check_maps(own, heads, model.layers, model.dtype)
     return Cell(own, kv)

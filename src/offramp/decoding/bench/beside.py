@@ -1,21 +1,33 @@
-"""Predicted beside measured: what a hardware profile says of the policies that a bench has timed."""
+"""Beside the times: what a hardware profile predicts of policies, and what the full model says of answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.contenders import GENERATE, NEVER, Cell, Setting, decode_timed
+from offramp.decoding.bench.companion import records_of
+from offramp.decoding.bench.contenders import NEVER, Cell, Setting, decode_timed
 from offramp.decoding.bench.forecast import Setting as ForecastSetting
 from offramp.decoding.bench.forecast import forecast, predict
-from offramp.decoding.bench.results import Forecast, FreeRunning
+from offramp.decoding.bench.results import (
+    BenchResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    FreeRunning,
+    Interval,
+)
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.quality.free_running import Judgements, free_running
+from offramp.decoding.strategies.mapped import Mapped
 from offramp.policies.results import ReplayResult
+from offramp.tracing.described_heads import with_maps
 from offramp.tracing.trace import Trace
 
 DRAFTING = "speculate"
+PLAIN_ROLES = ("plain", "a/a")
 
 
 def predict_cells(
@@ -27,11 +39,15 @@ def predict_cells(
 
     Raises PolicyError and InputError as `offramp.decoding.bench.forecast.predict` does.
     """
-    return {
-        cell.name: predict(trace, _described(setting, cell, workload), machine, expected_position(setting))
-        for cell in setting.cells
-        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING
-    }
+    position = expected_position(setting)
+    found = {}
+    for cell in setting.cells:
+        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING:
+            described = _described(setting, cell, workload)
+            # The decoder's maps, which the trace need not have been made with: its facts are the same.
+            seen = trace if not described.maps or setting.heads is None else with_maps(trace, setting.heads)
+            found[cell.name] = predict(seen, described, machine, position)
+    return found
 
 
 def expected_position(setting: Setting) -> float:
@@ -85,23 +101,62 @@ def free_running_of(
     measurement: Measurement, cell: Cell, *, seed: int = 0, known: Judgements | None = None
 ) -> FreeRunning:
     """How good a policy's answers are, judged by the full model. known: as `free_running` takes it."""
-    setting = measurement.setting
+    setting, decoded = measurement.setting, measurement.decoded
+    own, plain = decoded[cell.name], decoded[measurement.result.plain]
+    places = sorted(own)
     prompts = [
         ids[kept.bool()].tolist()
-        for batch in setting.prompts
-        for ids, kept in zip(batch.ids, batch.attention_mask, strict=True)
+        for place in places
+        for ids, kept in zip(setting.prompts[place].ids, setting.prompts[place].attention_mask, strict=True)
     ]
-    answers, plain = (
-        [tokens for decoded in measurement.decoded[name] for tokens in decoded.tokens]
-        for name in (cell.name, GENERATE)
+    answers, plain_answers = (
+        [tokens for place in places for tokens in one[place].tokens] for one in (own, plain)
     )
-    count = setting.distinct
+    # The last batch is filled up with prompts that were there before.
+    filled = len(setting.prompts) * len(setting.prompts[0].ids) - setting.distinct
+    count = len(prompts) - (filled if places[-1] == len(setting.prompts) - 1 else 0)
     return free_running(
-        setting.model, prompts[:count], answers[:count], plain[:count], seed=seed, known=known
+        setting.model, prompts[:count], answers[:count], plain_answers[:count], seed=seed, known=known
     )
+
+
+def judged_answers(measurement: Measurement, *, seed: int = 0) -> dict[str, FreeRunning]:
+    """`free_running_of` every policy that was timed, by the cell's name."""
+    known: Judgements = {}
+    return {
+        cell.name: free_running_of(measurement, cell, seed=seed, known=known)
+        for cell in measurement.setting.cells
+        if cell.name in measurement.decoded
+    }
+
+
+def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, FreeRunning]) -> BenchResult:
+    """The result with the executed agreement of every contender where it is known, and of its floor.
+
+    quality: of policies' answers, by name. It is 1 for plain decoders, and for peers that gave the full
+    model's output.
+    """
+
+    def agreement(contender: Contender) -> Interval | None:
+        if contender.name in quality:
+            return quality[contender.name].agreement
+        return Interval(1.0) if contender.role in PLAIN_ROLES or contender.same_output == 1.0 else None
+
+    contenders = tuple(
+        one if one.left_out is not None else replace(one, executed_agreement=agreement(one))
+        for one in result.contenders
+    )
+    result = replace(result, contenders=contenders)
+    tuned = setting.tuned
+    if tuned is None:
+        return result
+    kept = result.main.executed_agreement if tuned.floor.kind == "agreement" else None
+    floor = FloorCheck(str(tuned.floor), tuned.certificate.holds, tuned.floor.value, kept)
+    return replace(result, floor=floor)
 
 
 def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
+    maps = None if setting.heads is None or cell.kv != Mapped.name else setting.heads.kv_maps
     return ForecastSetting(
         policy=cell.policy,
         kv=cell.kv,
@@ -112,11 +167,12 @@ def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
         draft_length=setting.draft_length if isinstance(setting.draft_length, int) else 1,
         lens=setting.heads is not None and setting.heads.lens is not None,
         own_heads=setting.heads is not None and setting.heads.output is not None,
+        maps=() if maps is None else tuple(maps.ranks.items()),
     )
 
 
 def _records(measurement: Measurement, name: str) -> list[BatchGeneration]:
-    return [decoded.record for decoded in measurement.decoded[name]]
+    return records_of(list(measurement.decoded[name].values()))
 
 
 def _seconds(measurement: Measurement, name: str) -> float:

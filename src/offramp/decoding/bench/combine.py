@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from offramp.decoding.bench.acceleration import (
     EXITS,
+    SHORT_LIST,
     SPECULATE,
     Acceleration,
+    Parts,
     combinations_of,
     excluded_of,
     read_accelerations,
 )
-from offramp.decoding.bench.bench import require_sizes, settle
+from offramp.decoding.bench.bench import check_limits, settle
+from offramp.decoding.bench.budget import BUDGET_SECONDS, Budget, Limits
 from offramp.decoding.bench.circumstances import Load, describe
-from offramp.decoding.bench.combine_contenders import Planned, plain_entrants, planned_of
+from offramp.decoding.bench.combine_contenders import plain_entrants, planned_of
 from offramp.decoding.bench.combine_quality import qualities_of
 from offramp.decoding.bench.combine_summary import Timed, summarise_combined
 from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.contenders import Setting, again
 from offramp.decoding.bench.entrant import Entrant
-from offramp.decoding.bench.together import Progress, Turns
-from offramp.decoding.bench.turns import Group, Trial, take_turns, try_out
+from offramp.decoding.bench.groups import Group, time_groups
+from offramp.decoding.bench.pilot import choose_plain, given_plain
+from offramp.decoding.bench.together import Progress
+from offramp.decoding.bench.trials import Trial, try_out
 from offramp.decoding.bench.variants import Key, Variant, heads_for, load_variants, require_base
 from offramp.decoding.generation.binding import PolicySource, read_policy_source, strategy_of
-from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.models.gguf_file import quiet_transformers
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tuning.verdict import WORTH
 
 FLOOR = 0.95
-WARM_UP_TOKENS, UNTIMED_BATCHES = 8, 1
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is decoded. budget_seconds: of the timed rounds; two are always made."""
-
-    rounds: int = 6
-    budget_seconds: float | None = None
-    seed: int = 0
+WARM_UP_TOKENS = 4
 
 
 def combine(
@@ -54,8 +50,11 @@ def combine(
     kv: str | None = None,
     heads: Sequence[ExitHeads] = (),
     new_tokens: int = 64,
-    rounds: int = 6,
-    budget_seconds: float | None = None,
+    rounds: int | None = None,
+    budget_seconds: float | None = BUDGET_SECONDS,
+    worth: float = WORTH,
+    looks: bool = True,
+    plain: str | None = None,
     draft_length: int | str = 4,
     workload: str = "",
     floor: float = FLOOR,
@@ -66,16 +65,20 @@ def combine(
     """Time a model decoding with each acceleration alone and with every sensible combination of them.
 
     model: untransformed, in memory. accelerations: texts of transforms, "exits", "speculate" (both by the
-    policy), "prompt_lookup". prompts: token ids, decoded one at a time, `new_tokens` each whatever end tokens
-    come. policy, kv, draft_length: as `offramp.generate` takes them; on a pruned model exit k is the one
-    after as many of the first k layers as are left. heads: each on the model that it was fitted on.
-    All models stay in memory, and all contenders take turns in every round. Quality is always held against
+    policy), "shortlist" (the output head cut to a short list of tokens), "prompt_lookup". prompts: token ids,
+    decoded one at a time, `new_tokens` each whatever end tokens come. policy, kv, draft_length: as
+    `offramp.generate` takes them; on a pruned model exit k is the one after as many of the first k layers as
+    are left. heads: each on the model that it was fitted on.
+    All models stay in memory, and all contenders take turns on every prompt. Quality is always held against
     the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
-    for a combination to be advised. progress: decodings done and in all.
+    for a combination to be advised. rounds, budget_seconds, worth, seed: as
+    `offramp.decoding.bench.bench.measure` takes them. looks: whether it may end before the seconds are over.
+    plain: the plain decoder that all are held against, None for the fastest of a pilot.
 
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
-    require_sizes(rounds=rounds)
+    limits = Limits(budget_seconds, rounds, worth, looks)
+    check_limits(limits)
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
     require_policy(asked, policy, kv, heads)
@@ -95,9 +98,8 @@ def combine(
     combinations = combinations_of(asked)
     variants = load_variants(base, combinations, heads=heads, trust_remote_code=trust_remote_code)
     notes = [] if tuned is None or len(variants) == 1 else [OF_ANOTHER_MODEL]
-    sizes = Sizes(rounds, budget_seconds, seed)
     with quiet_transformers():
-        timed = _timed(base, planned_of(combinations, variants), variants, sizes, progress)
+        timed = _timed(base, combinations, variants, limits, plain, seed, progress)
         qualities = qualities_of(base, timed, seed=seed)
     return summarise_combined(
         base,
@@ -134,9 +136,11 @@ def require_policy(
         raise InputError(
             "a policy means nothing without exits", where="--policy", fix="add --combine exits or speculate"
         )
-    if heads and not using:
+    if heads and not using and all(one.text != SHORT_LIST for one in asked):
         raise InputError(
-            "exit heads mean nothing without exits", where="--heads", fix="add --combine exits or speculate"
+            "exit heads mean nothing without exits or a short list",
+            where="--heads",
+            fix="add --combine exits, speculate or shortlist",
         )
     if kv is not None and EXITS not in using:
         raise InputError("--kv means nothing without exits", where="--kv", fix="add --combine exits")
@@ -169,59 +173,76 @@ def require_floor(floor: float) -> None:
 
 def _timed(
     base: Setting,
-    planned: Sequence[Planned],
+    combinations: Sequence[Parts],
     variants: Mapping[Key, Variant],
-    sizes: Sizes,
+    limits: Limits,
+    against: str | None,
+    seed: int,
     progress: Progress | None,
 ) -> Timed:
-    """Everybody tried out on a model of its own, then all of them in the same turns."""
-    load = Load()
+    """Everybody tried out on a model of its own, then all of them in the same turns. against: a plain one."""
+    load, budget = Load(), Budget(limits.seconds)
+
+    def visited() -> None:
+        if progress is not None and limits.seconds is not None:
+            progress(min(round(100 * budget.used), 100), 100)
+
+    planned = planned_of(combinations, variants)
     plain, left_out = plain_entrants(base)
     entrants: dict[Key, list[Entrant]] = {(): list(plain)}
     for one in planned:
         if isinstance(one.found, Entrant):
             entrants.setdefault(one.key, []).append(one.found)
-    batches = len(base.prompts)
-    decodings = min(UNTIMED_BATCHES, batches) + batches * sizes.rounds
-    turns = Turns(progress, [len(own) * decodings for own in entrants.values()])
     trials: dict[str, Trial] = {}
     for key, own in entrants.items():
         found, failed = try_out(
             own,
-            base.prompts[:UNTIMED_BATCHES],
+            base.prompts[0],
             base.new_tokens,
             variants[key].setting.model.stack,
-            turns.done,
             warm_up_tokens=WARM_UP_TOKENS,
         )
         trials |= found
         left_out += failed
-    taking = [one for own in entrants.values() for one in own if one.name in trials]
-    (samples,) = take_turns(
-        [Group(taking, base.prompts, base.new_tokens, sizes.rounds)],
-        seed=sizes.seed,
-        budget_seconds=sizes.budget_seconds,
-        turn_done=turns.done,
+        visited()
+    plain = [one for one in plain if one.name in trials]
+    pilot = (
+        choose_plain(plain, base.prompts[0], base.new_tokens, seed=seed)
+        if against is None
+        else given_plain(plain, against)
     )
-    if isinstance(samples, OfframpError):
-        raise samples
+    baseline = next(one for one in plain if one.name == pilot.plain)
+    taking = [one for own in entrants.values() for one in own if one.name in trials and one not in plain]
+    group = Group(
+        [baseline, again(baseline), *taking],
+        pilot.plain,
+        [one.name for one in taking],
+        base.prompts,
+        base.new_tokens,
+        limits.worth,
+        limits.rounds,
+        together=True,
+    )
+    time_groups([group], budget=budget, looks=limits.looks, seed=seed, visited=visited)
+    if group.error is not None:
+        raise group.error
     return Timed(
         planned=tuple(planned),
-        plain=tuple(one for one in plain if one.name in trials),
+        plain=tuple(plain),
+        pilot=pilot,
         trials=trials,
-        samples=samples,
+        group=group,
         left_out=tuple(left_out),
-        rounds_asked=sizes.rounds,
-        budget_seconds=sizes.budget_seconds,
-        circumstances=describe(base.model, load, _further(base, variants, sizes)),
+        seconds_spent=budget.spent,
+        circumstances=describe(base.model, load, _further(base, variants, limits, seed)),
     )
 
 
-def _further(base: Setting, variants: Mapping[Key, Variant], sizes: Sizes) -> dict[str, Any]:
+def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, seed: int) -> dict[str, Any]:
     """Circumstances beside the machine's: seed, fingerprints, and every model that took part."""
     return {
-        "seed": sizes.seed,
-        "rounds_asked": sizes.rounds,
+        "seed": seed,
+        "budget_seconds": limits.seconds,
         "policy_fingerprint": sha256_of_text(str(base.cells[0].policy)),
         "heads_fingerprint": _fingerprint(base),
         "models": {

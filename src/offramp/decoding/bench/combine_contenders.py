@@ -10,6 +10,8 @@ import torch
 from offramp.decoding.bench.acceleration import (
     EXITS,
     PROMPT_LOOKUP,
+    SHORT_LIST,
+    SHORT_LIST_WITH_EXITS,
     SPECULATE,
     Parts,
     decoder_of,
@@ -20,8 +22,8 @@ from offramp.decoding.bench.contenders import (
     FAILURES,
     PEERS,
     PLAIN,
+    Cell,
     Setting,
-    again,
     policies,
     seconds_in_trial,
     why,
@@ -29,20 +31,32 @@ from offramp.decoding.bench.contenders import (
 from offramp.decoding.bench.entrant import Entrant, left_out
 from offramp.decoding.bench.results import Contender
 from offramp.decoding.bench.variants import Key, Variant
+from offramp.errors import PolicyError
 from offramp.models.model import Model
 from offramp.models.stored import is_wrapped
+from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.shortlist import with_short_head
+from offramp.tracing.features import SHORTLIST
 
 ROLE = "combination"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A combination that takes part, or why it does not. policy: that decides on its model, None without."""
+    """A combination that takes part, or why it does not.
+
+    cell: how our loop decodes it, None if another one does.
+    """
 
     parts: Parts
     setting: Setting
     found: Entrant | Contender
-    policy: str | None = None
+    cell: Cell | None = None
+
+    @property
+    def policy(self) -> str | None:
+        """The policy that decides on its model, None without."""
+        return None if self.cell is None else str(self.cell.policy)
 
     @property
     def name(self) -> str:
@@ -56,8 +70,8 @@ class Planned:
 
 
 def plain_entrants(setting: Setting) -> tuple[list[Entrant], list[Contender]]:
-    """Every plain decoder of the untransformed model, and the first of them once more; those left out."""
-    found = [one for source in (*PLAIN.values(), again) for one in source(setting)]
+    """Every plain decoder of the untransformed model, and those left out."""
+    found = [one for source in PLAIN.values() for one in source(setting)]
     return (
         [one for one in found if isinstance(one, Entrant)],
         [one for one in found if isinstance(one, Contender)],
@@ -72,16 +86,19 @@ def planned_of(combinations: Sequence[Parts], variants: Mapping[Key, Variant]) -
 def _planned(parts: Parts, variants: Mapping[Key, Variant]) -> Planned:
     variant = variants[tuple(one.name for one in transforms_of(parts))]
     setting, decoder, name = variant.setting, decoder_of(parts), name_of(parts)
-    if decoder in (EXITS, SPECULATE) and variant.refused is not None:
+    if variant.refused is not None and decoder in OF_THE_POLICY:
         return Planned(parts, setting, left_out(name, ROLE, variant.refused))
-    found = ENTRANTS[decoder](setting)
+    try:
+        cell = CELLS[decoder](setting) if decoder in CELLS else None
+        found = ENTRANTS[decoder](setting) if cell is None else _decoding(setting, cell)
+    except PolicyError as error:
+        return Planned(parts, setting, left_out(name, ROLE, error.what))
     if isinstance(found, Contender):
         return Planned(parts, setting, replace(found, name=name, role=ROLE))
     note = None if found.note is None else f"{name}: {found.note}"
     must = found.output_must_match and computes_exactly(setting.model)
     entrant = replace(found, name=name, role=ROLE, output_must_match=must, required=False, note=note)
-    policy = str(setting.cells[0].policy) if decoder in (EXITS, SPECULATE) else None
-    return Planned(parts, setting, entrant, policy)
+    return Planned(parts, setting, entrant, cell)
 
 
 def _plain(setting: Setting) -> Entrant | Contender:
@@ -102,13 +119,15 @@ def _plain(setting: Setting) -> Entrant | Contender:
     return replace(best, output_must_match=False, note=note)
 
 
-def _with_exits(setting: Setting) -> Entrant | Contender:
-    return _only(policies(setting))
-
-
-def _speculating(setting: Setting) -> Entrant | Contender:
-    cells = (replace(setting.cells[0], kv=SPECULATE),)
-    return _only(policies(replace(setting, cells=cells)))
+def _decoding(setting: Setting, cell: Cell) -> Entrant | Contender:
+    """A policy in our loop; of a cut head it is said to which tokens."""
+    found = _only(policies(replace(setting, cells=(cell,))))
+    if isinstance(found, Contender) or not cell.policy.short_head:
+        return found
+    listed = None if setting.heads is None else setting.heads.shortlist
+    first = f"first {min(SHORTLIST, setting.model.shape.vocabulary_size):,} ids of the vocabulary"
+    tokens = first if listed is None else f"{len(listed):,} of the heads"
+    return replace(found, note=f"its tokens are the {tokens}")
 
 
 def _prompt_lookup(setting: Setting) -> Entrant | Contender:
@@ -123,11 +142,25 @@ def _only(found: Iterator[Entrant | Contender]) -> Entrant | Contender:
 
 ENTRANTS: dict[str | None, Callable[[Setting], Entrant | Contender]] = {
     None: _plain,
-    EXITS: _with_exits,
-    SPECULATE: _speculating,
     PROMPT_LOOKUP: _prompt_lookup,
 }
-"""By the way to decode."""
+"""By the way to decode, where that is not our loop with a policy."""
+
+
+def _cut(cell: Cell) -> Cell:
+    return replace(cell, policy=with_short_head(cell.policy))
+
+
+CELLS: dict[str | None, Callable[[Setting], Cell]] = {
+    EXITS: lambda setting: setting.cells[0],
+    SPECULATE: lambda setting: replace(setting.cells[0], kv=SPECULATE),
+    SHORT_LIST: lambda setting: _cut(Cell(Never())),
+    SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.cells[0]),
+}
+"""Policy and strategy by the way to decode, where that is our loop."""
+
+OF_THE_POLICY = (EXITS, SPECULATE, SHORT_LIST_WITH_EXITS)
+"""Ways to decode that need the policy that was given."""
 
 
 def computes_exactly(model: Model) -> bool:

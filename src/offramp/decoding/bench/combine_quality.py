@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from offramp.decoding.bench.acceleration import EXITS, decoder_of
 from offramp.decoding.bench.combine_contenders import Planned
 from offramp.decoding.bench.combine_summary import Timed
 from offramp.decoding.bench.combined import PLAIN_NAME, Quality
-from offramp.decoding.bench.contenders import GENERATE, Setting
+from offramp.decoding.bench.contenders import Cell, Setting
 from offramp.decoding.bench.generating import own_config, plain_config
 from offramp.decoding.bench.results import Interval
 from offramp.decoding.bench.variants import Key
@@ -23,6 +22,7 @@ from offramp.decoding.quality.free_running import (
     full_models_choices,
 )
 from offramp.decoding.quality.judging import judge
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.scoring.bootstrap import document_bootstrap
 
 Tokens = Sequence[int]
@@ -33,32 +33,35 @@ def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Qua
 
     Intervals: 95 % bootstrap over prompts, absent under 20 of them.
     """
-    prompts = _rows(base, [batch.ids.tolist() for batch in base.prompts])
-    answers = _rows(base, timed.answers(GENERATE, len(base.prompts)))
+    plain = timed.pilot.plain
+    answers = _rows(base, timed.answers(plain))
+    prompts = _rows(base, dict(enumerate(batch.ids.tolist() for batch in base.prompts)))[: len(answers)]
     known: Judgements = {}
 
     def quality(name: str, agreeing: Sequence[float]) -> Quality:
-        own = _rows(base, timed.answers(name, len(base.prompts)))
+        own = _rows(base, timed.answers(name))
         judged = free_running(base.model, prompts, own, answers, seed=seed, known=known)
         return Quality(judged, _share(agreeing, seed))
 
-    found = {PLAIN_NAME: quality(timed.fastest_plain, [1.0] * len(prompts))}
-    forced: dict[tuple[Key, bool], list[float]] = {}
+    found = {PLAIN_NAME: quality(plain, [1.0] * len(prompts))}
+    forced: dict[tuple[Key, Cell | None], list[float]] = {}
     for one in timed.planned:
         if one.name not in timed.trials:
             continue
-        leaves = decoder_of(one.parts) == EXITS
-        key = one.key, leaves
+        lossless = one.cell is None or STRATEGIES[one.cell.kv].lossless
+        key = one.key, None if lossless else one.cell
         if key not in forced:
-            agreement: Callable[[Planned, Tokens, Tokens], float] = _with_exits if leaves else _at_full_depth
+            agreement: Callable[[Planned, Tokens, Tokens], float] = (
+                _at_full_depth if lossless else _as_decoded
+            )
             forced[key] = [agreement(one, *pair) for pair in zip(prompts, answers, strict=True)]
         found[one.name] = quality(one.name, forced[key])
     return found
 
 
-def _rows(base: Setting, batches: Sequence[Sequence[Tokens]]) -> list[Tokens]:
-    """One row for each distinct prompt."""
-    return [row for batch in batches for row in batch][: base.distinct]
+def _rows(base: Setting, batches: Mapping[int, Sequence[Tokens]]) -> list[Tokens]:
+    """One row for each distinct prompt, in order."""
+    return [row for place in sorted(batches) for row in batches[place]][: base.distinct]
 
 
 def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
@@ -67,9 +70,10 @@ def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
     return float(full_models_choices(judge(model, prompt, answer), 0, model.dtype).mean())
 
 
-def _with_exits(one: Planned, prompt: Tokens, answer: Tokens) -> float:
-    """Share of an answer's tokens that the policy's exits choose when it is fed instead of their choices."""
-    setting, cell = one.setting, one.setting.cells[0]
+def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
+    setting, cell = one.setting, one.cell
+    assert cell is not None  # or it decodes at full depth
     with own_config(setting.model.hf, plain_config(len(answer))):
         found = generate(
             setting.model,

@@ -1,4 +1,4 @@
-"""From what combinations decoded to their figures: speed, product, interaction, and a verdict on the run."""
+"""From what combinations decoded to their figures: speed, product and interaction."""
 
 from __future__ import annotations
 
@@ -6,52 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from offramp.decoding.bench.acceleration import decoder_of, transforms_of
+from offramp.decoding.bench.acceleration import EXITS, SPECULATE, decoder_of, transforms_of
+from offramp.decoding.bench.clusters import combined_clusters, ratio_of
 from offramp.decoding.bench.combine_contenders import Planned
 from offramp.decoding.bench.combined import PLAIN_NAME, Combination, CombineResult, OnTop, Quality
-from offramp.decoding.bench.contenders import GENERATE, Setting
+from offramp.decoding.bench.contenders import ONE_CALL, Setting
+from offramp.decoding.bench.defects import warnings_of
 from offramp.decoding.bench.entrant import Entrant
-from offramp.decoding.bench.gains import Seconds, gains_of
-from offramp.decoding.bench.ratios import median, median_ratio, spread
-from offramp.decoding.bench.results import Contender
-from offramp.decoding.bench.summary import answers_of, figures_of, twin_ratios
-from offramp.decoding.bench.turns import Samples, Trial
-from offramp.decoding.bench.validity import Difference, Evidence, judge
-
-Answers = tuple[tuple[int, ...], ...]
-"""New tokens of every prompt."""
+from offramp.decoding.bench.groups import Group
+from offramp.decoding.bench.pilot import Pilot
+from offramp.decoding.bench.results import Cluster, Contender, Interval
+from offramp.decoding.bench.summary import (
+    Answers,
+    Figures,
+    Part,
+    figures_of,
+    judge_twins,
+    only_piloted,
+    twins_of,
+)
+from offramp.decoding.bench.trials import Trial
 
 
 @dataclass(frozen=True)
 class Timed:
     """What took turns and what it decoded.
 
-    planned: every combination but the plain one. plain: plain decoders of the untransformed model, and one of
-    them once more. trials, samples: by contender's name. left_out: those that are not among them.
+    planned: every combination but the plain one. plain: plain decoders of the untransformed model, of which
+    the pilot chose one. trials: by contender's name. left_out: those that are not among them.
     """
 
     planned: tuple[Planned, ...]
     plain: tuple[Entrant, ...]
+    pilot: Pilot
     trials: Mapping[str, Trial]
-    samples: Samples
+    group: Group
     left_out: tuple[Contender, ...]
-    rounds_asked: int
-    budget_seconds: float | None
+    seconds_spent: float
     circumstances: Mapping[str, Any]
 
-    def seconds(self, name: str) -> Seconds:
-        """Seconds per token, in the order of rounds and prompts."""
-        return [one.seconds_per_token for one in self.samples[name]]
-
-    @property
-    def fastest_plain(self) -> str:
-        """The plain decoder of the untransformed model with the smallest median."""
-        names = [one.name for one in self.plain if one.role == "plain"]
-        return min(names, key=lambda name: median(self.seconds(name)).value)
-
-    def answers(self, name: str, batches: int) -> tuple[Answers, ...]:
+    def answers(self, name: str) -> Answers:
         """New tokens that a contender gave, by batch of prompts."""
-        return tuple(one.tokens for one in answers_of(self.trials[name], self.samples[name], batches))
+        visits = [(place, found[name]) for place, found in self.group.visits if name in found]
+        return {place: one.decoded.tokens for place, one in reversed(visits)}
 
     def contender(self, one: Planned) -> Entrant | Contender:
         """A combination's entrant, or why it was left out."""
@@ -71,51 +68,39 @@ def summarise_combined(
     floor: float,
     notes: tuple[str, ...],
 ) -> CombineResult:
-    """Figures and verdict. qualities: by combination's name."""
-    figures = _Figures(base, timed)
-    plain = timed.fastest_plain
+    """Figures and answers. qualities: by combination's name."""
+    figures = _figures(base, timed)
+    contenders, defects, a_a = judge_twins(figures, twins_of([one.contender for one in figures]))
+    by_name = {one.name: one for one in contenders}
+    group, plain, known = timed.group, timed.pilot.plain, {one.name for one in timed.planned}
     combinations = [
-        Combination(
-            PLAIN_NAME, (), replace(figures.contenders[plain], name=PLAIN_NAME), quality=qualities[PLAIN_NAME]
-        ),
-        *(_combination(one, figures, qualities.get(one.name)) for one in timed.planned),
+        Combination(PLAIN_NAME, (), replace(by_name[plain], name=PLAIN_NAME), quality=qualities[PLAIN_NAME]),
+        *(_combination(one, timed, by_name, qualities.get(one.name)) for one in timed.planned),
     ]
-    ratios = twin_ratios(timed.samples)
-    a_a, pairs = median(ratios.tolist()), len(ratios)
-    evidence = Evidence(
-        tuple(figures.contenders.values()),
-        a_a,
-        spread(ratios),
-        pairs,
-        figures.differences,
-        timed.circumstances,
-    )
-    validity, reasons, warnings = judge(evidence)
-    rounds = pairs // len(base.prompts)
-    said = [*notes, *warnings, *(one.note for one in _entrants(timed) if one.note is not None)]
-    if rounds < timed.rounds_asked:
-        said.append(f"{rounds} of {timed.rounds_asked} rounds fitted into {timed.budget_seconds:g} seconds")
-    known = {one.name for one in timed.planned}
+    batches = {place for place, _ in group.visits}
+    said = [one.note for one in _entrants(timed) if one.note is not None]
     return CombineResult(
         model=base.model.name,
         accelerations=dict(accelerations),
         workload=workload,
         new_tokens=base.new_tokens,
-        prompts=base.distinct,
-        rounds=rounds,
-        validity=validity,
-        reasons=reasons,
+        prompts=min(base.distinct, len(batches)),
+        rounds=-(-len(group.visits) // len(batches)),
+        worth=group.worth,
         plain=plain,
         combinations=tuple(combinations),
         others=(
-            *(figures.contenders[one.name] for one in timed.plain),
+            *(one for one in contenders if one.name not in known),
             *(one for one in timed.left_out if one.name not in known),
         ),
+        defects=tuple(defects),
         a_a=a_a,
+        stopped=group.stopped or "seconds",
+        seconds_spent=timed.seconds_spent,
         floor=floor,
         circumstances=timed.circumstances,
         excluded=excluded,
-        notes=tuple(said),
+        notes=(*notes, timed.pilot.note, *said, *warnings_of(timed.circumstances)),
     )
 
 
@@ -123,65 +108,80 @@ def _entrants(timed: Timed) -> list[Entrant]:
     return [one.found for one in timed.planned if isinstance(one.found, Entrant) and one.name in timed.trials]
 
 
-class _Figures:
-    """Contenders and differences of everyone that was timed, by name."""
-
-    def __init__(self, base: Setting, timed: Timed) -> None:
-        self.timed, self.plain = timed, timed.seconds(timed.fastest_plain)
-        self.contenders: dict[str, Contender] = {}
-        self.differences: dict[str, Difference] = {}
-        batches = len(base.prompts)
-        full = timed.answers(GENERATE, batches)
-        for entrant in timed.plain:
-            self._add(base, entrant, full)
-        own = {
-            one.key: timed.answers(one.name, batches)
-            for one in timed.planned
-            if decoder_of(one.parts) is None and one.name in timed.trials
-        }
-        for one in timed.planned:
-            if isinstance(one.found, Entrant) and one.name in timed.trials:
-                # What a lossless decoder must give is its own model's answer, whatever was done to the model.
-                self._add(one.setting, one.found, own.get(one.key, full))
-
-    def _add(self, setting: Setting, entrant: Entrant, full: Sequence[Answers]) -> None:
-        found, difference = figures_of(
-            setting,
-            entrant,
-            self.timed.trials[entrant.name],
-            self.timed.samples[entrant.name],
-            full=full,
-            plain=self.plain,
-        )
-        self.contenders[entrant.name] = found
-        if difference is not None:
-            self.differences[entrant.name] = difference
+def _figures(base: Setting, timed: Timed) -> list[Figures]:
+    """Of everyone that was tried, plain decoders first."""
+    group, plain = timed.group, timed.pilot.plain
+    full, trial = timed.answers(plain), timed.trials[ONE_CALL].decoded
+    taking = {one.name for one in group.entrants}
+    found = []
+    for entrant in timed.plain:
+        part = Part(base, entrant, timed.trials[entrant.name], full, trial)
+        if entrant.name in taking:
+            found.append(figures_of(part, group))
+        elif entrant.name in timed.pilot.seconds:
+            found.append(only_piloted(part, timed.pilot))
+    for entrant in group.entrants:
+        if entrant.role == "a/a":
+            found.append(figures_of(Part(base, entrant, timed.trials[plain], full, trial), group))
+    own = {
+        one.key: one.name
+        for one in timed.planned
+        if decoder_of(one.parts) is None and one.name in timed.trials
+    }
+    for one in timed.planned:
+        if isinstance(one.found, Entrant) and one.name in timed.trials:
+            # What a lossless decoder must give is its own model's answer, whatever was done to the model.
+            name = own.get(one.key)
+            reference = full if name is None else timed.answers(name)
+            trial_reference = trial if name is None else timed.trials[name].decoded
+            policy = one.setting.cells[0].policy if decoder_of(one.parts) in (EXITS, SPECULATE) else None
+            part = Part(one.setting, one.found, timed.trials[one.name], reference, trial_reference, policy)
+            found.append(figures_of(part, group))
+    return found
 
 
-def _combination(one: Planned, figures: _Figures, quality: Quality | None) -> Combination:
-    timed, names = figures.timed, [part.name for part in one.parts]
+def _combination(
+    one: Planned, timed: Timed, contenders: Mapping[str, Contender], quality: Quality | None
+) -> Combination:
+    names = [part.name for part in one.parts]
     transforms = one.setting.model.identity.transforms if transforms_of(one.parts) else ()
     found = timed.contender(one)
     if isinstance(found, Contender):
         return Combination(one.name, tuple(names), found, transforms, one.policy)
-    combination = Combination(
-        one.name, tuple(names), figures.contenders[one.name], transforms, one.policy, quality=quality
-    )
+    contender = contenders[one.name]
+    if quality is not None:
+        contender = replace(contender, executed_agreement=quality.free_running.agreement)
+    combination = Combination(one.name, tuple(names), contender, transforms, one.policy, quality=quality)
     if len(names) < 2:
         return combination
-    singles = [name for name in names if name in timed.samples]
-    together = timed.seconds(one.name)
+    clusters = {name: known.clusters for name, known in contenders.items()}
+    singles = [clusters[name] for name in names if name in clusters]
     if len(singles) == len(names):
-        gains = gains_of(figures.plain, [timed.seconds(name) for name in singles], together)
-        combination = replace(combination, product=gains.product, interaction=gains.interaction)
-    return replace(combination, on_top=tuple(_on_top(names, timed, together)))
+        combination = replace(
+            combination,
+            product=product_of(singles),
+            interaction=interaction_of(singles, contender.clusters),
+        )
+    return replace(combination, on_top=tuple(_on_top(names, clusters, contender.clusters)))
 
 
-def _on_top(names: Sequence[str], timed: Timed, together: Seconds) -> list[OnTop]:
+def product_of(singles: Sequence[Sequence[Cluster]]) -> Interval:
+    """Product of the speedups of single parts, prompt by prompt."""
+    return ratio_of(combined_clusters(*((1.0, single) for single in singles)))
+
+
+def interaction_of(singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]) -> Interval:
+    """Speedup of all parts together over the product of the single ones, prompt by prompt."""
+    return ratio_of(combined_clusters((1.0, together), *((-1.0, single) for single in singles)))
+
+
+def _on_top(
+    names: Sequence[str], clusters: Mapping[str, Sequence[Cluster]], together: Sequence[Cluster]
+) -> list[OnTop]:
     """What each part adds to the rest, where the rest was timed."""
     found = []
     for part in names:
         rest = " + ".join(name for name in names if name != part)
-        if rest in timed.samples:
-            found.append(OnTop(part, median_ratio(timed.seconds(rest), together)))
+        if rest in clusters:
+            found.append(OnTop(part, ratio_of(combined_clusters((1.0, together), (-1.0, clusters[rest])))))
     return found

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from offramp.decoding.bench.results import Contender, FreeRunning, Interval, Validity
+from offramp.decoding.bench.results import Contender, FreeRunning, Interval, Stopped
 
 PLAIN_NAME = "plain"
 
@@ -43,7 +43,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class OnTop:
-    """What one part adds to the others of a combination: their seconds over those of all, paired."""
+    """What one part adds to the others of a combination: their seconds over those of all, side by side."""
 
     part: str
     speedup: Interval
@@ -55,8 +55,9 @@ class Combination:
 
     name: its parts joined by " + ", "plain" without any. parts: names of accelerations. transforms: what the
     model's identity says was done to it. policy: that decides exits or drafts on this model. contender: its
-    timing; the speedup is over the fastest plain decoder of the untransformed model. product, interaction:
-    see `offramp.decoding.bench.gains.Gains`; None for fewer than two parts, or where a part was left out.
+    timing; the ratio is to the fastest plain decoder of the untransformed model. product: of the speedups of
+    each part alone; interaction: the speedup of all together over that, prompt by prompt, so that the plain
+    decoder's noise cancels as far as it can; None for fewer than two parts, or where a part was left out.
     on_top: of each part; empty under the same conditions. quality: None if it was not judged.
     """
 
@@ -73,7 +74,7 @@ class Combination:
     @property
     def speedup(self) -> Interval | None:
         """Over plain decoding of the untransformed model; None if it was left out."""
-        return self.contender.speedup
+        return self.contender.ratio
 
     @property
     def effect(self) -> Effect | None:
@@ -94,7 +95,7 @@ class CombineResult:
 
     accelerations: by name, as they were asked for. plain: the name of the fastest plain decoder of the
     untransformed model. combinations: "plain" first, then by number of parts. others: the further plain
-    decoders and the second of two identical contenders. excluded: combinations that make no sense, in
+    decoders, and the fastest a second time. excluded: combinations that make no sense, in
     sentences. floor: forced agreement below which nothing is advised. Everything else as in
     `offramp.decoding.bench.results.BenchResult`.
     """
@@ -105,21 +106,18 @@ class CombineResult:
     new_tokens: int
     prompts: int
     rounds: int
-    validity: Validity
-    reasons: tuple[str, ...]
+    worth: float
     plain: str
     combinations: tuple[Combination, ...]
     others: tuple[Contender, ...]
+    defects: tuple[str, ...]
     a_a: Interval
+    stopped: Stopped
+    seconds_spent: float
     floor: float
     circumstances: Mapping[str, Any]
     excluded: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def valid(self) -> bool:
-        """Whether the measurement may be believed."""
-        return self.validity == "VALID"
 
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""

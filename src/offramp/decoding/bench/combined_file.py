@@ -13,7 +13,7 @@ from offramp.decoding.bench.results import Contender, FreeRunning, Interval
 from offramp.errors import DamagedFileError
 from offramp.files import read_sealed_json, write_sealed_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "combined"
 
 PARTS_OF_COMBINED: dict[type, dict[str, type]] = {

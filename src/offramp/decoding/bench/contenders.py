@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from offramp.decoding.bench.entrant import Candidates, Decode, Decoded, Entrant, PromptBatch, left_out
-from offramp.decoding.bench.generating import (
-    FirstTokens,
-    generate,
-    layers_of_draft,
-    own_config,
-    plain_config,
+from offramp.decoding.bench.entrant import (
+    Candidates,
+    Decode,
+    Decoded,
+    Entrant,
+    PromptBatch,
+    Running,
+    Start,
+    decoding_in_steps,
+    left_out,
 )
+from offramp.decoding.bench.generating import generate, layers_of_draft, own_config, plain_config
+from offramp.decoding.bench.steps import LoopRunning, PlainRunning
+from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.strategies.registry import STRATEGIES
@@ -23,14 +28,20 @@ from offramp.errors import OfframpError
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tuning.results import Tuned
 
-NEVER, NEVER_AGAIN = "never exit", "never exit again"
+NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
+ONE_CALL = "generate() in one call"
+"""The other two take its steps one by one, so that they can take turns."""
 
+DECODINGS_OF_A_TRIAL = 2
+"""A warm-up, and what is counted."""
 DRAFT_LENGTHS = (1, 2, 4)
 LOOKUP_LENGTHS = (2, 5, 10)
-SEARCHED_TOKENS, SEARCH_REPEATS = 24, 2
+SEARCHED_TOKENS = 16
 
 FAILURES = (OfframpError, *UNFIT_ERRORS)
 """What a decoder that does not fit a model or a batch raises."""
@@ -54,7 +65,8 @@ class Setting:
     """What all contenders of a run share.
 
     prompts: by batch. cells: the policies, the main one first. distinct: how many prompts there are; the last
-    batch is filled up with them.
+    batch is filled up with them. tuned: what the tuner said of the main policy, None unless it was tuned.
+    brief: names of cells that no question is about: timed on a few prompts only.
     """
 
     model: Model
@@ -66,6 +78,8 @@ class Setting:
     draft_length: int | str = 4
     task: str | None = None
     distinct: int = 1
+    tuned: Tuned | None = None
+    brief: frozenset[str] = frozenset()
 
     @property
     def exact(self) -> bool:
@@ -79,30 +93,37 @@ Source = Callable[[Setting], Candidates]
 def policies(setting: Setting) -> Candidates:
     """Every cell, in our loop."""
     for place, cell in enumerate(setting.cells):
-        lossless = STRATEGIES[cell.kv].lossless or not cell.policy.needs(setting.model.layers)
-        yield Entrant(
-            cell.name, "policy", _in_our_loop(setting, cell), setting.exact and lossless, required=not place
-        )
+        exits = cell.policy.needs(setting.model.layers)
+        lossless = STRATEGIES[cell.kv].lossless or not (exits or cell.policy.short_head)
+        entrant = _in_steps(cell.name, "policy", _in_our_loop(setting, cell))
+        yield replace(entrant, output_must_match=setting.exact and lossless, required=not place)
 
 
 def _never_exit(setting: Setting) -> Candidates:
     """The full model in our loop."""
-    yield Entrant(NEVER, "plain", _in_our_loop(setting, None), setting.exact, required=True)
+    entrant = _in_steps(NEVER, "plain", _in_our_loop(setting, Cell(Never())))
+    yield replace(entrant, output_must_match=setting.exact, required=True)
 
 
 def _dynamic_cache(setting: Setting) -> Candidates:
-    """Plain `generate()`: by definition the full model's output."""
-    yield Entrant(GENERATE, "plain", _in_library(setting, full=True), setting.exact, required=True)
+    """The steps of plain `generate()`."""
+    entrant = _in_steps(GENERATE, "plain", _as_generate(setting))
+    yield replace(entrant, output_must_match=setting.exact)
 
 
 def _static_cache(setting: Setting) -> Candidates:
-    """`generate()` with a cache of fixed size, not compiled."""
-    yield Entrant(STATIC_CACHE, "plain", _in_library(setting, full=True, cache_implementation="static"))
+    """The steps of `generate()` with a cache of fixed size, not compiled."""
+    yield _in_steps(STATIC_CACHE, "plain", _as_generate(setting, cache_implementation="static"))
 
 
-def again(setting: Setting) -> Candidates:
-    """The never-exit loop a second time: whatever differs from the first is noise."""
-    yield Entrant(NEVER_AGAIN, "a/a", _in_our_loop(setting, None), setting.exact, required=True)
+def _one_call(setting: Setting) -> Candidates:
+    """Plain `generate()` itself: by definition the full model's output."""
+    yield Entrant(ONE_CALL, "plain", _all_layers(setting), output_must_match=setting.exact, required=True)
+
+
+def again(entrant: Entrant) -> Entrant:
+    """The same a second time: whatever differs from the first is noise, or a defect of the timing."""
+    return replace(entrant, name=f"{entrant.name} again", role="a/a", note=None)
 
 
 def _early_exit_assistant(setting: Setting) -> Candidates:
@@ -141,8 +162,9 @@ PLAIN: dict[str, Source] = {
     "never exit": _never_exit,
     "dynamic cache": _dynamic_cache,
     "static cache": _static_cache,
+    "one call": _one_call,
 }
-"""Decoders of the full model; the fastest is what every speedup is held against."""
+"""Decoders of the full model; the fastest of a pilot is what every other one is held against."""
 
 PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, "prompt lookup": _prompt_lookup}
 """What users would pick instead."""
@@ -150,29 +172,44 @@ PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, "prom
 
 @dataclass(frozen=True)
 class Extent:
-    """Who takes part beside the policies and the plain decoders, and how much is decoded untimed.
+    """Who takes part beside the policies and the fastest plain decoder.
 
-    peers: what users would pick instead, searched for their best draft length. static_cache: `generate()`
-    with one. untimed_batches: of prompts, that every contender decodes while its layers are counted; None for
-    all. warm_up_tokens: decoded by each before that.
+    peers: what users would pick instead, searched for their best draft length. static_cache: whether it is
+    among the plain decoders. never: whether the full model in our loop is timed even if it is not the
+    fastest, as forecasts need it. plain: the plain decoder that all are held against, None for the fastest of
+    a pilot. warm_up_tokens: decoded by each before anything is counted.
     """
 
     peers: bool = True
     static_cache: bool = True
-    untimed_batches: int | None = None
-    warm_up_tokens: int = 24
+    never: bool = False
+    plain: str | None = None
+    warm_up_tokens: int = 2
 
 
-SHORT = Extent(peers=False, static_cache=False, untimed_batches=1, warm_up_tokens=4)
-"""What intervals and a verdict need, and no more."""
+SHORT = Extent(peers=False, static_cache=False, never=True)
+"""What a verdict and forecasts need, and no more."""
 
 
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
-    """All that take part in a run, and those that cannot."""
+    """Policies and plain decoders, and those that cannot be tried."""
     plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
-    sources = [policies, *plain, again, *(PEERS.values() if extent.peers else ())]
-    for source in sources:
+    for source in [policies, *plain]:
         yield from source(setting)
+
+
+def peers_of(setting: Setting, seconds: float, most: float) -> Candidates:
+    """What users would pick instead, searched for its best draft length, or why there was no time for that.
+
+    seconds: that a short decoding takes, about. most: that all of it may take.
+    """
+    tried = [(len(setting.cells), len(DRAFT_LENGTHS)), (1, len(LOOKUP_LENGTHS))]
+    decodings = sum(many * (lengths + DECODINGS_OF_A_TRIAL) for many, lengths in tried)
+    for name, source in PEERS.items():
+        if seconds * decodings > most:
+            yield left_out(name, "peer", "there was no time for it beside the policy: give more seconds")
+        else:
+            yield from source(setting)
 
 
 def why(error: Exception) -> str:
@@ -181,64 +218,60 @@ def why(error: Exception) -> str:
     return " ".join(what.split())
 
 
-def _in_our_loop(setting: Setting, cell: Cell | None) -> Decode:
-    """Decoding with a policy, or the full model without one."""
+def _in_steps(name: str, role: str, start: Start) -> Entrant:
+    return Entrant(name, role, decoding_in_steps(start), start)
 
-    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
-        first = FirstTokens()
-        started = time.perf_counter()
-        ran = _generate_batch(setting, cell, prompts, new_tokens, streamer=first)
-        tokens = tuple(tuple(row.tokens) for row in ran.rows)
-        ended = time.perf_counter()
-        problems = [row.problem for row in ran.rows if row.problem is not None]
-        if problems:
-            raise OfframpError(problems[0], where=setting.model.name, fix="leave this policy or prompt out")
-        return Decoded(
-            tokens=tokens,
-            first_seconds=first.at - started,
-            seconds=ended - first.at,
-            first_tokens=first.count,
-            claimed_layers=ran.layers_executed,
-            record=ran,
-        )
 
-    return decode
+def _in_our_loop(setting: Setting, cell: Cell) -> Start:
+    """Decoding with a policy."""
+    options = Options(cell.policy, cell.kv, setting.heads, setting.draft_length, setting.batching)
+
+    def start(prompts: PromptBatch, new_tokens: int) -> Running:
+        return LoopRunning(setting.model, prompts, new_tokens, options)
+
+    return start
+
+
+def _as_generate(setting: Setting, **keywords: Any) -> Start:
+    """Plain decoding, step by step."""
+
+    def start(prompts: PromptBatch, new_tokens: int) -> Running:
+        return PlainRunning(setting.model, prompts, new_tokens, **keywords)
+
+    return start
 
 
 def decode_timed(setting: Setting, cell: Cell, prompts: PromptBatch) -> BatchGeneration:
     """One decoding of a batch of prompts with a policy that splits its seconds into parts."""
-    return _generate_batch(setting, cell, prompts, setting.new_tokens, timing=True)
-
-
-def _generate_batch(
-    setting: Setting, cell: Cell | None, prompts: PromptBatch, new_tokens: int, **options: Any
-) -> BatchGeneration:
-    with own_config(setting.model.hf, plain_config(new_tokens)):
+    with own_config(setting.model.hf, plain_config(setting.new_tokens)):
         return generate_batch(
             setting.model,
             prompts.ids,
             prompts.mask,
-            policy=None if cell is None else cell.policy,
-            kv="propagate" if cell is None else cell.kv,
+            policy=cell.policy,
+            kv=cell.kv,
             heads=setting.heads,
-            max_new_tokens=new_tokens,
+            max_new_tokens=setting.new_tokens,
             draft_length=setting.draft_length,
             batching=setting.batching,
             task=setting.task,
             eos_token_id=None,
-            **options,
+            timing=True,
         )
 
 
-def _in_library(setting: Setting, *, full: bool = False, **keywords: Any) -> Decode:
-    """`generate()`. full: it claims to run every layer once for each token that it is fed."""
+def _in_library(setting: Setting, **keywords: Any) -> Decode:
+    """`generate()`, which says nothing of the layers that it runs."""
+    return lambda prompts, new_tokens: generate(setting.model, prompts, new_tokens, **keywords)
+
+
+def _all_layers(setting: Setting) -> Decode:
+    """`generate()` that claims to run every layer once for each token that it is fed."""
 
     def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
-        found = generate(setting.model, prompts, new_tokens, **keywords)
-        if not full:
-            return found
         rows, positions = prompts.ids.shape
-        return found.claiming(rows * (positions + new_tokens - 1) * setting.model.layers)
+        layers = rows * (positions + new_tokens - 1) * setting.model.layers
+        return replace(generate(setting.model, prompts, new_tokens), claimed_layers=layers)
 
     return decode
 
@@ -271,9 +304,8 @@ def _at_best(
 
 
 def seconds_in_trial(setting: Setting, decode: Decode) -> float:
-    """Seconds per token in a short run on the first prompts, the better of a few."""
-    tokens = searched_tokens(setting)
-    return min(decode(setting.prompts[0], tokens).seconds_per_token for _ in range(SEARCH_REPEATS))
+    """Seconds per token in a short run on the first prompts."""
+    return decode(setting.prompts[0], searched_tokens(setting)).seconds_per_token
 
 
 def searched_tokens(setting: Setting) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,29 +86,70 @@ class Decoded:
         """Seconds per new token of all rows, those out at first left apart."""
         return self.seconds / (len(self.tokens) * (len(self.tokens[0]) - self.first_tokens))
 
-    def claiming(self, layers: int) -> Decoded:
-        """The same with a claim of layers run."""
-        return dataclasses.replace(self, claimed_layers=layers)
-
 
 Decode = Callable[[PromptBatch, int], Decoded]
 """Decodes so many new tokens after each prompt, greedily, whatever end tokens come."""
+
+
+class Running(ABC):
+    """One decoding under way, which stands still between two steps. The prompt has run."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """New tokens of each row so far."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Decode a token of each row, or several. Raises OfframpError if nothing sound comes of it."""
+
+    @abstractmethod
+    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+        """What came of it in so many seconds, once all new tokens are there."""
+
+
+Start = Callable[[PromptBatch, int], Running]
+"""Runs the prompts, to decode so many new tokens after each in steps, greedily, whatever end tokens come."""
 
 
 @dataclass(frozen=True)
 class Entrant:
     """One way to decode. name, role, output_must_match: as in `offramp.decoding.bench.results.Contender`.
 
-    required: whether nothing can be measured without it; others are left out where they fail. note: what must
-    be said of it beside its figures.
+    decode: at a stretch. start: in steps, None where that is not possible. required: whether nothing can be
+    measured without it; others are left out where they fail. note: what must be said of it beside its
+    figures.
     """
 
     name: str
     role: str
     decode: Decode
+    start: Start | None = None
     output_must_match: bool = False
     required: bool = False
     note: str | None = None
+
+
+def decoding_in_steps(start: Start) -> Decode:
+    """The steps of one decoding after each other."""
+
+    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
+        started = time.perf_counter()
+        running = start(prompts, new_tokens)
+        wait_for(prompts)
+        first = time.perf_counter()
+        while running.count < new_tokens:
+            running.step()
+        wait_for(prompts)
+        return running.finish(first - started, time.perf_counter() - first)
+
+    return decode
+
+
+def wait_for(prompts: PromptBatch) -> None:
+    """Until the accelerator that the prompts are on has done all that it was told."""
+    if prompts.ids.is_cuda:
+        torch.cuda.synchronize(prompts.ids.device)
 
 
 Candidates = Iterator[Entrant | Contender]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.ratios import median
+from offramp.costs.probes import MapRanks
+from offramp.decoding.bench.medians import median
 from offramp.decoding.bench.results import Forecast, Interval, PartError
 from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.result import BatchGeneration
@@ -14,10 +15,10 @@ from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.bill import lines_of
 from offramp.policies.charging import has_lens, prices_by_rows
+from offramp.policies.gain import gain_of_parts, totals_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
 from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import prices_for
 from offramp.tracing.trace import Trace
 
 
@@ -26,7 +27,7 @@ class Setting:
     """What was decoded: policy, strategy for K and V, and how, as `offramp.generate` takes them.
 
     lens: whether exits below L are read through a linear lens. own_heads: whether they have output heads of
-    their own. workload: of the prompts.
+    their own. workload: of the prompts. maps: K,V maps of the decoder's heads, where K and V are mapped.
     """
 
     policy: ExitPolicy
@@ -38,6 +39,7 @@ class Setting:
     draft_length: int | str = 4
     lens: bool = False
     own_heads: bool = False
+    maps: MapRanks = ()
 
 
 def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -> ReplayResult:
@@ -104,7 +106,8 @@ def forecast(
     """What decoding with a policy took beside what it was predicted to take.
 
     ran, plain: generations with the policy, and with the full model by the same loop, on the same prompts.
-    All prices are those of the machine at the mean position of each generation's decoded tokens.
+    All prices are those of the machine at the mean position of each generation's decoded tokens, as ratios to
+    its price of plain decoding there, times what plain decoding took.
     trace: replayed for the prediction; predicted: a prediction that was made before, instead. timed:
     generations with the policy that timed their parts. measured, plain_measured, fastest_plain: seconds per
     token of the interleaved timing, by default those of the generations themselves.
@@ -116,24 +119,42 @@ def forecast(
         plain_measured = median([seconds_per_token(run) for run in plain]).value
     if predicted is None and trace is not None:
         predicted = predict(trace, setting, machine, mean_position(ran))
+    parts, plain_parts = _priced(ran, machine, shape, setting), _priced(plain, machine, shape)
+    priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
+    pace = plain_measured / plain_priced
     return Forecast(
         policy=str(setting.policy),
         kv=setting.kv,
         dtype=setting.dtype,
         workload=setting.workload,
-        predicted=None if predicted is None else predicted.seconds_per_token,
-        priced=sum(price_parts(ran, machine, shape, setting).values()),
+        predicted=None if predicted is None else plain_measured * ratio_of(predicted),
+        priced=priced * pace,
         measured=measured,
-        plain_predicted=sum(price_parts(plain, machine, shape).values()),
+        plain_predicted=plain_priced,
         plain_measured=plain_measured,
         fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
         predicted_skip=None if predicted is None else predicted.skip_ratio,
         measured_skip=measured_skip(ran),
-        parts=_parts(timed, machine, shape, setting),
+        parts=_parts(timed, machine, shape, setting, pace),
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
         batch=setting.batch,
+        gain=gain_of_parts(parts, plain_parts).to_json(),
+        predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
+        priced_by_profile=priced,
     )
+
+
+def ratio_of(predicted: ReplayResult) -> float:
+    """Predicted seconds per token over those of the full model, both by the profile at the same position.
+
+    Raises InputError for a replay that was not priced in seconds.
+    """
+    if predicted.seconds_per_token is None or predicted.plain_seconds_per_token is None:
+        raise InputError(
+            "the replay was priced in bytes, not in seconds", where="predicted=", fix="replay with a machine="
+        )
+    return predicted.seconds_per_token / predicted.plain_seconds_per_token
 
 
 def price_parts(
@@ -144,20 +165,29 @@ def price_parts(
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
     seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
+    for part, price in _priced(runs, machine, shape, setting).items():
+        seconds[PART_OF_ITEM[part]] += price
+    return seconds
+
+
+def _priced(
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting | None = None
+) -> dict[str, float]:
+    """The same by part of the bill (`offramp.policies.bill.PARTS`)."""
+    totals: dict[str, float] = {}
+    lens, maps = (False, ()) if setting is None else (setting.lens, setting.maps)
     for run in runs:
-        at = prices_by_rows(machine, shape, mean_position([run]), lens=setting is not None and setting.lens)
-        if setting is not None:
-            at = prices_for(setting.policy, at)
-        for line in lines_of(run.usage, at):
-            seconds[PART_OF_ITEM[line.part]] += line.total
+        at = prices_by_rows(machine, shape, mean_position([run]), lens=lens, maps=maps)
+        for part, total in totals_of(lines_of(run.usage, at)).items():
+            totals[part] = totals.get(part, 0.0) + total
     tokens = sum(decoded_tokens(run) for run in runs)
-    return {part: total / tokens for part, total in seconds.items()}
+    return {part: total / tokens for part, total in totals.items()}
 
 
 def _parts(
-    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting, pace: float
 ) -> tuple[PartError, ...]:
-    """Priced beside measured seconds of the parts of the same generations."""
+    """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
     if not timed:
         return ()
     priced = price_parts(timed, machine, shape, setting)
@@ -165,7 +195,7 @@ def _parts(
     measured = {
         part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
     }
-    return tuple(PartError(part, priced[part], measured[part]) for part in PARTS_OF_TIME)
+    return tuple(PartError(part, priced[part] * pace, measured[part]) for part in PARTS_OF_TIME)
 
 
 def decoded_tokens(run: BatchGeneration) -> int:

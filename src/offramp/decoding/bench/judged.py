@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.beside import forecasts_of, free_running_of, predict_cells
+from offramp.decoding.bench.beside import forecasts_of, judged_answers, predict_cells, with_agreement
 from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.results import BenchResult, Forecast, FreeRunning
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.bench.traced_prompts import Prompts
-from offramp.decoding.quality.free_running import Judgements
 from offramp.errors import InputError
 from offramp.policies.results import ReplayResult
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents
 
 NO_STATIC_CACHE = (
-    "plain decoding is the faster of never exit and generate(); a static cache was not tried here"
+    "plain decoding is the fastest of never exit and generate(); a static cache was not tried here"
 )
 
 
@@ -66,14 +65,14 @@ def judge_measurement(
 
     Raises InputError if the machine cannot price what ran.
     """
-    known: Judgements = {}
+    quality = judged_answers(measured, seed=seed)
     cells = [cell for cell in measured.setting.cells if cell.name in measured.decoded]
-    quality = {cell.name: free_running_of(measured, cell, seed=seed, known=known) for cell in cells}
     agreement = {name: one.agreement.value for name, one in quality.items()}
     forecasts = () if machine is None else forecasts_of(
         measured, machine, predicted=predicted, workload=workload, agreement=agreement, parts_of=parts_of
     )  # fmt: skip
-    bench = replace(measured.result, notes=(*measured.result.notes, *notes), forecasts=forecasts)
+    bench = with_agreement(measured.result, measured.setting, quality)
+    bench = replace(bench, notes=(*bench.notes, *notes), forecasts=forecasts)
     held = dict(zip([cell.name for cell in cells], forecasts, strict=False))
     return Judged(bench, held, quality)
 

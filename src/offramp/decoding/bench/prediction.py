@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.decoding.bench.results import Forecast, Interval
-from offramp.decoding.bench.validity import UNEQUAL
+from offramp.decoding.bench.results import Forecast
 from offramp.errors import InputError
 
 LARGEST_RATIO = 0.2
 """Of the median error of the change to the median change."""
 SLOPE = (0.9, 1.1)
 RAW_MEDIAN, RAW_WORST = 0.05, 0.10
-INVALID = "the measurement is INVALID"
+DEFECT = "the measurement has no defect"
 
 Values = NDArray[np.float64]
 
@@ -34,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PredictionVerdict:
-    """Whether predictions count, judged on changes: seconds per token less the full model's.
+    """Whether predictions count, judged on changes: seconds per token less the full model's of that moment.
 
     counts: whether every check of the rule holds. rule: the checks that decide it. figures: further ones, of
     raw seconds per token and of the slope. policies: how many forecasts. median_error, median_change: medians
@@ -57,18 +56,14 @@ class PredictionVerdict:
 
 
 def when_it_counts(
-    forecasts: Sequence[Forecast],
-    a_a: Interval | None = None,
-    *,
-    valid: bool = True,
-    given_exits: bool = False,
+    forecasts: Sequence[Forecast], *, defect: bool = False, given_exits: bool = False
 ) -> PredictionVerdict:
-    """Judge predicted changes against measured ones.
+    """Judge predicted changes against measured ones: predicted as ratios to plain decoding (see `Forecast`).
 
-    The rule: the median |predicted - measured change| is at most 0.2 of the median |measured change|, the
-    predictions are better than "nothing changes" (a smaller sum of errors), and the ratio of two identical
-    contenders (`a_a`), interval included, is within 2 % of 1. Nothing counts beside an INVALID measurement.
-    valid: whether every measurement is VALID. given_exits: judge the cost model alone, on what really ran,
+    The rule: the median |predicted - measured change| is at most 0.2 of the median |measured change|, and the
+    predictions are better than "nothing changes" (a smaller sum of errors). Nothing counts beside a
+    measurement with a defect.
+    defect: whether any measurement has one. given_exits: judge the cost model alone, on what really ran,
     instead of the replayed predictions.
 
     Raises InputError without forecasts that hold a prediction.
@@ -81,8 +76,8 @@ def when_it_counts(
         )
     totals = np.array([one.priced if given_exits else one.predicted for one in forecasts], dtype=np.float64)
     measured = np.array([one.measured.value for one in forecasts])
-    predicted_change = totals - np.array([one.plain_predicted for one in forecasts])
-    change = measured - np.array([one.plain_measured for one in forecasts])
+    plain = np.array([one.plain_measured for one in forecasts])
+    predicted_change, change = totals - plain, measured - plain
     error, raw = np.abs(predicted_change - change), np.abs(totals / measured - 1.0)
     median_error, median_change = float(np.median(error)), float(np.median(np.abs(change)))
     rule = [
@@ -91,14 +86,13 @@ def when_it_counts(
         _below_one("sum of errors over that of the prediction that nothing changes",
                    _over(float(error.sum()), float(np.abs(change).sum()))),
     ]  # fmt: skip
-    if a_a is not None:
-        rule.append(_equal_twins(a_a))
-    if not valid:
-        rule.append(Check(INVALID, None, (1.0, 1.0), False))
+    if defect:
+        rule.append(Check(DEFECT, None, (1.0, 1.0), False))
     figures = (
         _within("slope of measured on predicted change", _slope(predicted_change, change), SLOPE),
         _within("median error of seconds per token", float(np.median(raw)), (0.0, RAW_MEDIAN)),
         _within("worst error of seconds per token", float(raw.max()), (0.0, RAW_WORST)),
+        *_by_profile(forecasts, given_exits),
     )
     return PredictionVerdict(
         counts=all(check.holds for check in rule),
@@ -108,6 +102,20 @@ def when_it_counts(
         median_error=median_error,
         median_change=median_change,
         worst_part=worst_part(forecasts),
+    )
+
+
+def _by_profile(forecasts: Sequence[Forecast], given_exits: bool) -> tuple[Check, ...]:
+    """The error of the profile's own seconds, which a machine that has become slower adds to; where kept."""
+    pairs = [
+        (one.priced_by_profile if given_exits else one.predicted_by_profile, one.measured.value)
+        for one in forecasts
+    ]
+    errors = [abs(seconds / measured - 1.0) for seconds, measured in pairs if seconds is not None]
+    if len(errors) < len(forecasts):
+        return ()
+    return (
+        _within("median error of the profile's own seconds", float(np.median(errors)), (0.0, RAW_MEDIAN)),
     )
 
 
@@ -147,12 +155,3 @@ def _within(rule: str, value: float | None, limit: tuple[float, float]) -> Check
 
 def _below_one(rule: str, value: float | None) -> Check:
     return Check(rule, value, (0.0, 1.0), value is not None and value < 1.0)
-
-
-def _equal_twins(a_a: Interval) -> Check:
-    """The bound of the interval that is further from 1, the value itself without an interval."""
-    bounds = [bound for bound in (a_a.low, a_a.high) if bound is not None] or [a_a.value]
-    further: Callable[[float], float] = lambda bound: abs(bound - 1.0)  # noqa: E731
-    return _within(
-        "ratio of two identical contenders", max(bounds, key=further), (1.0 - UNEQUAL, 1.0 + UNEQUAL)
-    )

@@ -17,11 +17,12 @@ def prompts_of(
     workload: Workload,
     count: int,
     *,
+    most: int | None = None,
     new_tokens: int,
     prompt_tokens: int = PROMPT_TOKENS,
     heads: Sequence[ExitHeads] = (),
 ) -> list[list[int]]:
-    """Token ids of `count` prompts that leave room for the new tokens.
+    """Token ids of `count` prompts that leave room for the new tokens; up to `most` if there are more.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
     to be judged on what they have not seen; documents that any of the heads were fitted on are passed over.
@@ -31,7 +32,7 @@ def prompts_of(
     not so many prompts.
     """
     room = None if model.context_length is None else model.context_length - new_tokens
-    fitted = {id for one in heads for id in one.documents.get(workload.fingerprint, ())}
+    fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
     whole = workload.mode == "generation"
     if not whole and room is not None and prompt_tokens > room:
         least = f"lower --prompt-tokens to {room}, or " if room > 0 else ""
@@ -51,8 +52,10 @@ def prompts_of(
             ids = ids[:prompt_tokens]
         if ids and (room is None or len(ids) <= room):
             found.append(ids)
-        if len(found) == count:
-            return found
+        if len(found) == max(count, most or 0):
+            break
+    if len(found) >= count:
+        return found
     raise WorkloadError(
         f"the workload has {len(found)} prompts that leave room for {new_tokens} new tokens, "
         f"{count} were asked for",

@@ -10,7 +10,10 @@ from typing import Any
 
 from offramp.decoding.bench.results import (
     BenchResult,
+    Cluster,
     Contender,
+    Counted,
+    FloorCheck,
     Forecast,
     FreeRunning,
     Interval,
@@ -20,11 +23,21 @@ from offramp.decoding.bench.results import (
 from offramp.errors import DamagedFileError
 from offramp.files import write_json_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+READ_OFF = ("answer", "resolution")
+"""In the file for its readers; no fields of their own."""
 
 # Which fields of a class hold one or several objects of another; all other fields are plain values.
 PARTS: dict[type, dict[str, type]] = {
-    Contender: {"seconds_per_token": Interval, "speedup": Interval},
+    Contender: {
+        "ratio": Interval,
+        "seconds_per_token": Interval,
+        "clusters": Cluster,
+        "counted": Counted,
+        "executed_agreement": Interval,
+    },
+    FloorCheck: {"kept": Interval},
     Forecast: {"measured": Interval, "parts": PartError},
     FreeRunning: dict.fromkeys(
         ("tokens_before_divergence", "sequence_match", "agreement", "nll", "plain_nll"), Interval
@@ -33,6 +46,7 @@ PARTS: dict[type, dict[str, type]] = {
     BenchResult: {
         "contenders": Contender,
         "a_a": Interval,
+        "floor": FloorCheck,
         "forecasts": Forecast,
         "free_running": FreeRunning,
         "tasks": TaskScore,
@@ -41,14 +55,36 @@ PARTS: dict[type, dict[str, type]] = {
 
 
 def to_json(result: BenchResult) -> dict[str, Any]:
-    """A result as a JSON object, tuples as lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result)))
+    """A result as a JSON object, tuples as lists, with what is read off it."""
+    read_off = {name: getattr(result, name) for name in READ_OFF}
+    plain: dict[str, Any] = json.loads(json.dumps({**dataclasses.asdict(result), **read_off}))
     return plain
+
+
+def contenders_json(result: BenchResult) -> list[dict[str, Any]]:
+    """Every contender that was timed in one line: its answer, with the figures that it is about."""
+    return [
+        {
+            "name": one.name,
+            "role": one.role,
+            "answer": one.answer,
+            "ratio": one.ratio.value,
+            "low": one.ratio.low,
+            "high": one.ratio.high,
+            "resolution": one.resolution,
+            "executed_agreement": None if one.executed_agreement is None else one.executed_agreement.value,
+            "gain": None if one.gain is None else dict(one.gain),
+            "seconds_per_token": None if one.seconds_per_token is None else one.seconds_per_token.value,
+            "counted": None if one.counted is None else dataclasses.asdict(one.counted),
+        }
+        for one in result.contenders
+        if one.ratio is not None
+    ]
 
 
 def from_json(value: dict[str, Any]) -> BenchResult:
     """The result that `to_json` made an object of. Raises KeyError or TypeError for any other object."""
-    found: BenchResult = built(BenchResult, value)
+    found: BenchResult = built(BenchResult, {k: v for k, v in value.items() if k not in READ_OFF})
     return found
 
 

@@ -1,4 +1,4 @@
-"""What timing policies gives: samples, ratios with intervals, a verdict on itself, the forecast's errors.
+"""What timing policies gives: samples, ratios with intervals and answers, the forecast's errors.
 
 Plain data without torch, for reports, files and machines.
 """
@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Validity = Literal["VALID", "INVALID"]
+Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
+"""Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
+
+Stopped = Literal["answered", "seconds", "rounds"]
+"""Why nothing more was timed: the questions are answered, or the budget or the rounds are over."""
 
 
 @dataclass(frozen=True)
@@ -22,32 +26,75 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """One prompt (or batch of prompts) in one process, timed side by side with plain decoding.
+
+    log_ratio: trimmed mean of log(plain seconds / its seconds) over the pairs. pairs: how many. More of them
+    make the figure better; they are no further prompts.
+    """
+
+    process: int
+    prompt: int
+    log_ratio: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one decoded token runs on average, counted and not timed: the same on every machine.
+
+    layers: executed. heads: products with the output head, the short list's included. probes: checks of the
+    policy. flops, bytes: of all of it, bytes as moved from memory at batch 1.
+    """
+
+    layers: float
+    heads: float
+    probes: float
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
 class Contender:
     """One way to decode, timed beside the others.
 
-    name: as shown. role: "policy", "plain" (the full model's output by definition), "peer" or "a/a".
-    samples: seconds per new token (of all rows together) after the first, one per batch of prompts and round,
-    in the order of the rounds.
-    seconds_per_token: their median. speedup: the fastest plain decoder's seconds over these, paired within
-    rounds. first_token_seconds: median time to the first new token. tokens_per_second: of the whole batch.
-    peak_memory_bytes: above what the process held before, None if unknown. layers_per_token: executed layers
-    of a fed new token, counted by hooks of their own; claimed_layers_per_token: what the decoder says.
+    name: as shown. role: "policy", "plain" (the full model's output by definition), "peer", "combination", or
+    "a/a" (the fastest plain decoder a second time).
+    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own, at the level of
+    the last look, so that it holds however the timing was stopped; without an interval for one prompt, or
+    where it was timed in the pilot only. resolution: half-width of the interval, as a share.
+    clusters: what the ratio is the mean of, by prompt. samples: seconds per new token (of all rows together)
+    after the first, one per visit, in order.
+    seconds_per_token: geometric mean over prompts, with a 95 % interval. first_token_seconds: median time to
+    the first new token. tokens_per_second: of the whole batch. peak_memory_bytes: above what the process held
+    before, None if unknown. counted: what a token of the timed decodings runs, None where nothing says it.
+    layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
+    claimed_layers_per_token: what the decoder says of the same trial.
     same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
-    whether it has to (lossless in float32). left_out: why it was not timed, None if it was.
+    whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
+    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token
+    that "layers", "head" and "probes" save (negative: cost), None if it was not split.
+    left_out: why it was not timed, None if it was.
     """
 
     name: str
     role: str
+    answer: Answer = "unresolved"
+    ratio: Interval | None = None
+    resolution: float | None = None
+    clusters: tuple[Cluster, ...] = ()
     samples: tuple[float, ...] = ()
     seconds_per_token: Interval | None = None
-    speedup: Interval | None = None
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
+    counted: Counted | None = None
     layers_per_token: float | None = None
     claimed_layers_per_token: float | None = None
     same_output: float | None = None
     output_must_match: bool = False
+    executed_agreement: Interval | None = None
+    gain: Mapping[str, float] | None = None
     left_out: str | None = None
 
 
@@ -55,8 +102,8 @@ class Contender:
 class PartError:
     """One part of a token's time (see `offramp.decoding.engine.meter.PARTS_OF_TIME`), in seconds per token.
 
-    priced: what the cost model says of the items that really ran. measured: by a stopwatch within the
-    decoding loop, in runs apart from those that were timed as a whole.
+    priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
+    within the decoding loop, in runs apart from those that were timed as a whole.
     """
 
     part: str
@@ -68,13 +115,19 @@ class PartError:
 class Forecast:
     """A policy's predicted time beside its measured one, all in seconds per token.
 
-    predicted: replayed on the trace, from a hardware profile that was measured before and has timed no
-    policy; None without a trace. priced: the cost model on what really ran. measured: the stopwatch, with its
-    interval. plain_predicted, plain_measured: of the full model (never exit, the same loop).
+    What is predicted is a ratio to the plain decoder, from a hardware profile that was measured before and
+    has timed no policy; in seconds it is that ratio times what plain decoding took at the moment of timing
+    (`plain_measured`), so that a machine that is slower than when it was profiled is no error of the policy.
+    predicted: replayed on the trace; None without a trace. priced: the cost model on what really ran.
+    predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
+    kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
+    loop), in the profile's own seconds; plain_measured: by the stopwatch.
     fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
-    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong.
-    predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens with the
-    full model on the same prefix.
+    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong, priced
+    at the moment of timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the
+    generated tokens with the full model on the same prefix. gain: what each part of a step saved of the full
+    model's price, by the cost model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head",
+    "probes"}.
     """
 
     policy: str
@@ -93,11 +146,14 @@ class Forecast:
     predicted_agreement: float | None = None
     measured_agreement: float | None = None
     batch: int = 1
+    gain: Mapping[str, float] | None = None
+    predicted_by_profile: float | None = None
+    priced_by_profile: float | None = None
 
     @property
     def predicted_change(self) -> float | None:
-        """Predicted seconds per token less the predicted plain ones."""
-        return None if self.predicted is None else self.predicted - self.plain_predicted
+        """Predicted seconds per token less the plain ones of the same moment."""
+        return None if self.predicted is None else self.predicted - self.plain_measured
 
     @property
     def measured_change(self) -> float:
@@ -106,8 +162,8 @@ class Forecast:
 
     @property
     def cost_model_error(self) -> float:
-        """Priced less measured change: what is wrong given what really ran."""
-        return (self.priced - self.plain_predicted) - self.measured_change
+        """Priced less measured: what is wrong given what really ran."""
+        return self.priced - self.measured.value
 
     @property
     def trace_error(self) -> float | None:
@@ -156,12 +212,34 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class BenchResult:
-    """One measurement: contenders that took turns, and whether it may be believed.
+class FloorCheck:
+    """The floor that a policy was tuned for, beside what it kept here.
 
-    validity, reasons: "VALID", or "INVALID" and why. plain: the name of the fastest plain decoder. a_a: ratio
-    of two identical contenders. circumstances: threads, load average before and after, dtype, governor,
-    processor, versions, date, seeds, fingerprints.
+    floor: as on the command line, "agreement=0.95". certified: whether the tuner certified it. value: of the
+    floor. kept: the executed agreement, None if nobody judged it or the floor is of another kind.
+    """
+
+    floor: str
+    certified: bool
+    value: float
+    kept: Interval | None = None
+
+    @property
+    def missed(self) -> bool | None:
+        """Whether less was kept; None if that is not known."""
+        return None if self.kept is None else self.kept.value < self.value
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One measurement: contenders that took turns, and what they answer.
+
+    plain: the name of the fastest plain decoder, chosen in a pilot. prompts: that were decoded; rounds: how
+    often, at most. worth: the gain that matters, as a share. defects: what is wrong with outputs, layer
+    counts or the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to
+    itself, with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to
+    the last block. processes: fresh ones that measured. circumstances: threads, load average before and
+    after, dtype, governor, processor, versions, date, seeds, fingerprints.
     """
 
     model: str
@@ -172,12 +250,16 @@ class BenchResult:
     new_tokens: int
     prompts: int
     rounds: int
-    validity: Validity
-    reasons: tuple[str, ...]
+    worth: float
     plain: str
     contenders: tuple[Contender, ...]
+    defects: tuple[str, ...]
     a_a: Interval
+    stopped: Stopped
+    seconds_spent: float
     circumstances: Mapping[str, Any]
+    processes: int = 1
+    floor: FloorCheck | None = None
     forecasts: tuple[Forecast, ...] = ()
     free_running: FreeRunning | None = None
     tasks: tuple[TaskScore, ...] = ()
@@ -186,3 +268,18 @@ class BenchResult:
     def contender(self, name: str) -> Contender:
         """The contender of that name."""
         return next(contender for contender in self.contenders if contender.name == name)
+
+    @property
+    def main(self) -> Contender:
+        """The policy that was asked about."""
+        return next(contender for contender in self.contenders if contender.role == "policy")
+
+    @property
+    def answer(self) -> Answer:
+        """What is answered of it."""
+        return self.main.answer
+
+    @property
+    def resolution(self) -> float | None:
+        """Half-width of its ratio, as a share; None without an interval."""
+        return self.main.resolution

@@ -1,155 +1,196 @@
-"""From what contenders decoded to their figures, and to the verdict on the measurement."""
+"""From what contenders decoded in turns to their figures and answers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
-from offramp.decoding.bench.contenders import GENERATE, NEVER, NEVER_AGAIN, Setting
+from offramp.decoding.bench.answers import answer_of, resolution_of
+from offramp.decoding.bench.clusters import cluster_of, ratio_of
+from offramp.decoding.bench.companion import counted_plain, counted_policy, records_of
+from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.bench.defects import TWIN_LEVEL, Difference, Evidence, defects_of, twin_defect
 from offramp.decoding.bench.entrant import Decoded, Entrant
-from offramp.decoding.bench.ratios import median, median_ratio, paired_ratios, spread
-from offramp.decoding.bench.results import BenchResult, Contender
-from offramp.decoding.bench.turns import Trial
-from offramp.decoding.bench.validity import Difference, Evidence, judge
+from offramp.decoding.bench.groups import Group
+from offramp.decoding.bench.pilot import Pilot
+from offramp.decoding.bench.results import Cluster, Contender, Counted, Interval
+from offramp.decoding.bench.trials import Trial
+from offramp.decoding.bench.visits import Timed
+from offramp.policies.policy import ExitPolicy
+
+Answers = Mapping[int, tuple[tuple[int, ...], ...]]
+"""The new tokens of every row, by batch of prompts."""
 
 
-def summarise(
-    setting: Setting,
-    entrants: Sequence[Entrant],
-    trials: Mapping[str, Trial],
-    samples: Mapping[str, Sequence[Decoded]],
-    circumstances: Mapping[str, Any],
-    twins: NDArray[np.float64] | None = None,
-) -> BenchResult:
-    """Figures and verdict of contenders that were tried out and took turns.
+@dataclass(frozen=True)
+class Part:
+    """One contender's part in a measurement, with what it is held to.
 
-    twins: ratios of the two identical contenders if others of the same run count too, float64 [pairs].
+    setting: of its own model. reference: what a lossless decoder must give; trial: the same of the trial.
+    policy: that it decodes with, None without.
     """
-    seconds = {name: [one.seconds_per_token for one in decoded] for name, decoded in samples.items()}
-    medians = {name: median(values) for name, values in seconds.items()}
-    plain = min(
-        (entrant.name for entrant in entrants if entrant.role == "plain"),
-        key=lambda name: medians[name].value,
-    )
-    batches = len(setting.prompts)
-    full = [decoded.tokens for decoded in answers_of(trials[GENERATE], samples[GENERATE], batches)]
-    contenders, differences = [], {}
-    for entrant in entrants:
-        contender, difference = figures_of(
-            setting, entrant, trials[entrant.name], samples[entrant.name], full=full, plain=seconds[plain]
+
+    setting: Setting
+    entrant: Entrant
+    trial: Trial
+    reference: Answers
+    trial_reference: Decoded
+    policy: ExitPolicy | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A contender with what is wrong with it, in sentences."""
+
+    contender: Contender
+    defects: tuple[str, ...]
+
+
+def figures_of(part: Part, group: Group) -> Figures:
+    """One contender of a group that was timed."""
+    entrant, trial = part.entrant, part.trial
+    timed = [(place, found[entrant.name]) for place, found in group.visits if entrant.name in found]
+    same, difference = _compared(part, timed)
+    defects = defects_of(
+        Evidence(
+            entrant.name,
+            entrant.output_must_match,
+            difference,
+            trial.decoded.claimed_layers,
+            trial.counted,
         )
-        contenders.append(contender)
-        if difference is not None:
-            differences[entrant.name] = difference
-    ratios = twin_ratios(samples) if twins is None else twins
-    a_a = median(ratios.tolist())
-    pairs = len(samples[NEVER])
-    evidence = Evidence(tuple(contenders), a_a, spread(ratios), pairs, differences, circumstances)
-    validity, reasons, warnings = judge(evidence)
-    main = setting.cells[0]
-    return BenchResult(
-        model=setting.model.shown_name,
-        policy=str(main.policy),
-        kv=main.kv,
-        batch=len(setting.prompts[0].ids),
-        batching=setting.batching,
-        new_tokens=setting.new_tokens,
-        prompts=setting.distinct,
-        rounds=pairs // batches,
-        validity=validity,
-        reasons=reasons,
-        plain=plain,
-        contenders=tuple(contenders),
-        a_a=a_a,
-        circumstances=circumstances,
-        notes=warnings,
     )
-
-
-def figures_of(
-    setting: Setting,
-    entrant: Entrant,
-    trial: Trial,
-    samples: Sequence[Decoded],
-    *,
-    full: Sequence[tuple[tuple[int, ...], ...]],
-    plain: Sequence[float],
-) -> tuple[Contender, Difference | None]:
-    """One contender's figures, and the first token in which it differs from the answers of `full`.
-
-    full: by batch, the tokens of each row. plain: seconds per token of the fastest plain decoder, sample by
-    sample as the contender's.
-    """
-    seconds = [one.seconds_per_token for one in samples]
-    middle = median(seconds)
-    batches = len(setting.prompts)
-    same, difference = _compared(full, [*enumerate(trial.decoded), *_places(samples, batches)])
-    claims = [decoded.claimed_layers for decoded in trial.decoded]
+    series = group.series.get(entrant.name)
+    ratio = Interval(1.0, 1.0, 1.0) if series is None else series.ratio
+    assert ratio is not None  # it was visited
+    seconds = seconds_per_token(timed)
     contender = Contender(
         name=entrant.name,
         role=entrant.role,
-        samples=tuple(seconds),
-        seconds_per_token=middle,
-        speedup=median_ratio(plain, seconds),
-        first_token_seconds=median([one.first_seconds for one in samples]).value,
-        tokens_per_second=1.0 / middle.value,
+        answer="defect" if defects else answer_of(ratio, group.worth),
+        ratio=ratio,
+        resolution=resolution_of(ratio),
+        clusters=() if series is None else series.clusters,
+        samples=tuple(one.decoded.seconds_per_token for _, one in timed),
+        seconds_per_token=seconds,
+        first_token_seconds=median(one.decoded.first_seconds for _, one in timed),
+        tokens_per_second=1.0 / seconds.value,
         peak_memory_bytes=trial.peak_memory_bytes,
-        layers_per_token=_per_token(setting, trial.counted),
-        claimed_layers_per_token=_per_token(setting, claims),
+        counted=_counted(part, group, [one.decoded for _, one in timed]),
+        layers_per_token=layers_per_token(part.setting, trial.decoded, trial.counted),
+        claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, trial.decoded.claimed_layers),
         same_output=same,
         output_must_match=entrant.output_must_match,
     )
-    return contender, difference
+    return Figures(contender, tuple(defects))
 
 
-def twin_ratios(samples: Mapping[str, Sequence[Decoded]]) -> NDArray[np.float64]:
-    """Seconds of the two identical contenders over each other: float64 [pairs]."""
-    first, second = ([one.seconds_per_token for one in samples[name]] for name in (NEVER, NEVER_AGAIN))
-    return paired_ratios(first, second)
+def only_piloted(part: Part, pilot: Pilot) -> Figures:
+    """A plain decoder that was not the fastest of the pilot, and was timed no further."""
+    name, trial = part.entrant.name, part.trial
+    _, difference = _compared(part, [])
+    defects = defects_of(
+        Evidence(
+            name, part.entrant.output_must_match, difference, trial.decoded.claimed_layers, trial.counted
+        )
+    )
+    seconds = pilot.seconds[name]
+    contender = Contender(
+        name=name,
+        role=part.entrant.role,
+        answer="defect" if defects else "unresolved",
+        ratio=Interval(pilot.seconds[pilot.plain] / seconds),
+        seconds_per_token=Interval(seconds),
+        tokens_per_second=1.0 / seconds,
+        peak_memory_bytes=trial.peak_memory_bytes,
+        layers_per_token=layers_per_token(part.setting, trial.decoded, trial.counted),
+        claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, trial.decoded.claimed_layers),
+        same_output=float(difference is None),
+        output_must_match=part.entrant.output_must_match,
+    )
+    return Figures(contender, tuple(defects))
 
 
-def answers_of(trial: Trial, samples: Sequence[Decoded], batches: int) -> tuple[Decoded, ...]:
-    """One decoding of every batch of prompts: the untimed ones, then those of the first round."""
-    return (*trial.decoded, *samples[len(trial.decoded) : batches])
+def twins_of(contenders: Sequence[Contender]) -> tuple[Cluster, ...]:
+    """The clusters of the plain decoder against itself; none if it was not timed twice."""
+    return next((one.clusters for one in contenders if one.role == "a/a"), ())
 
 
-def _places(samples: Sequence[Decoded], batches: int) -> list[tuple[int, Decoded]]:
-    """Timed decodings with the batch that each is of."""
-    return [(place % batches, one) for place, one in enumerate(samples)]
+def judge_twins(
+    figures: Sequence[Figures], twins: Sequence[Cluster]
+) -> tuple[list[Contender], list[str], Interval]:
+    """Contenders, all defects, and the ratio of the plain decoder to itself, at `TWIN_LEVEL`.
 
-
-def _compared(
-    full: Sequence[tuple[tuple[int, ...], ...]], decoded: Sequence[tuple[int, Decoded]]
-) -> tuple[float, Difference | None]:
-    """Share of rows that always equal the full model's, and the first token of any that does not.
-
-    full: by batch; decoded: with the batch that each is of, as often as they were decoded.
+    Where that is no 1, nothing is answered.
     """
-    rows = [row for batch in full for row in batch]
-    unequal: dict[int, Difference] = {}
-    for place, one in decoded:
-        first = sum(len(batch) for batch in full[:place])
-        for row, tokens in enumerate(one.tokens, start=first):
-            if tokens != rows[row] and row not in unequal:
-                at = next(
-                    i for i, pair in enumerate(zip(tokens, rows[row], strict=True)) if pair[0] != pair[1]
-                )
-                unequal[row] = Difference(row, at, tokens[at], rows[row][at])
-    return 1.0 - len(unequal) / len(rows), unequal[min(unequal)] if unequal else None
+    a_a = ratio_of(twins, TWIN_LEVEL) if twins else Interval(1.0)
+    defects = [sentence for one in figures for sentence in one.defects]
+    contenders = [one.contender for one in figures]
+    unequal = twin_defect(a_a)
+    if unequal is not None:
+        defects.append(unequal)
+        contenders = [replace(one, answer="defect") for one in contenders]
+    return contenders, defects, a_a
 
 
-def _per_token(setting: Setting, layers: Sequence[int | None]) -> float | None:
-    """Layers of a fed new token, from rows times layers of the first batches, the prompts' run taken away.
+def seconds_per_token(timed: Sequence[tuple[int, Timed]]) -> Interval:
+    """Geometric mean over prompts of the trimmed mean of blocks, with a 95 % interval over prompts."""
+    seconds: dict[int, list[float]] = {}
+    for place, one in timed:
+        seconds.setdefault(place, []).extend(one.blocks or (one.decoded.seconds_per_token,))
+    return ratio_of(
+        [cluster_of(0, place, [math.log(value) for value in values]) for place, values in seconds.items()]
+    )
+
+
+def layers_per_token(setting: Setting, decoded: Decoded, layers: int | None) -> float | None:
+    """Layers of a fed new token, from rows times layers of a trial, the prompt's run taken away.
 
     The last new token is never fed. An assistant's own run over the prompt counts as work on new tokens.
     """
-    known = [number for number in layers if number is not None]
-    if len(known) < len(layers):
+    if layers is None:
         return None
-    batches = setting.prompts[: len(known)]
-    prompts = sum(batch.ids.numel() for batch in batches) * setting.model.layers
-    fed = sum(len(batch.ids) for batch in batches) * (setting.new_tokens - 1)
-    return (sum(known) - prompts) / fed
+    prompt = setting.prompts[0].ids
+    fed = len(prompt) * (len(decoded.tokens[0]) - 1)
+    return (layers - prompt.numel() * setting.model.layers) / fed
+
+
+def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | None:
+    setting = part.setting
+    if part.entrant.role in ("plain", "a/a"):
+        return counted_plain(setting.prompts, group.new_tokens, setting.model.shape)
+    records = records_of(decoded)
+    if not records:
+        return None
+    heads = setting.heads
+    maps = None if heads is None else heads.kv_maps
+    return counted_policy(
+        records,
+        setting.model.shape,
+        lens=heads is not None and heads.lens is not None,
+        maps=() if maps is None else tuple(maps.ranks.items()),
+    )
+
+
+def _compared(part: Part, timed: Sequence[tuple[int, Timed]]) -> tuple[float, Difference | None]:
+    """Share of rows that always equal the full model's, and the first token of any that does not."""
+    rows = [row for place in sorted(part.reference) for row in part.reference[place]]
+    starts: dict[int, int] = {}
+    for place in sorted(part.reference):
+        starts[place] = sum(len(part.reference[before]) for before in starts)
+    unequal: dict[int, Difference] = {}
+
+    def hold(first: int, found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> None:
+        for row, (tokens, right) in enumerate(zip(found, expected, strict=True), start=first):
+            at = next(
+                (at for at, pair in enumerate(zip(tokens, right, strict=True)) if pair[0] != pair[1]), None
+            )
+            if at is not None:
+                unequal.setdefault(row, Difference(row, at, tokens[at], right[at]))
+
+    hold(0, part.trial.decoded.tokens, part.trial_reference.tokens)
+    for place, one in timed:
+        hold(starts[place], one.decoded.tokens, part.reference[place])
+    return 1.0 - len(unequal) / max(len(rows), 1), unequal[min(unequal)] if unequal else None

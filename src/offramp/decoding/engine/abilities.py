@@ -5,8 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-ABILITIES = ("never_exit", "propagate", "recompute", "speculate", "monotone", "lockstep", "rebatch", "drop")
+ABILITIES = (
+    "never_exit",
+    "propagate",
+    "mapped",
+    "recompute",
+    "speculate",
+    "monotone",
+    "lockstep",
+    "rebatch",
+    "drop",
+)
 """Whether the loop gives the model's own logits, the KV strategies, and what can be done with a batch."""
+
+SAME_AS = {"mapped": "propagate"}
+"""Abilities that a family has if it has another one: layers that leave K and V of one state do of any."""
 
 
 class Abilities:
@@ -24,6 +37,7 @@ class Abilities:
 
     def reason(self, ability: str) -> str | None:
         """Why the family cannot do one of ABILITIES, None if it can; tried when first asked for."""
+        ability = SAME_AS.get(ability, ability)
         with self._lock:
             if ability not in self._answers:
                 self._answers[ability] = self._trial(ability)
@@ -38,6 +52,11 @@ class Abilities:
     def propagate(self) -> str | None:
         """A skipped layer leaves the K and V (or the moved state) of its exit's hidden state."""
         return self.reason("propagate")
+
+    @property
+    def mapped(self) -> str | None:
+        """The same, each skipped layer of a state of its own."""
+        return self.reason("mapped")
 
     @property
     def recompute(self) -> str | None:

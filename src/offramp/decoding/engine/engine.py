@@ -42,6 +42,11 @@ class Engine:
         """L, the number of layers and of exits."""
         return len(self.stack)
 
+    @property
+    def dtype(self) -> str:
+        """Of the weights, as `offramp.models.model.Model.dtype` says it."""
+        return str(next(self.hf.parameters()).dtype).removeprefix("torch.")
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The full model's logits of states after layer L: [rows, n, hidden] -> [rows, n, vocabulary]."""
         if self.transposed:

@@ -14,7 +14,9 @@ PART_OF_ITEM: Mapping[str, str] = {
     "layers": "layers",
     "probe": "probes",
     "K,V projection": "K,V repair",
+    "K,V map": "K,V repair",
     "exit head": "heads",
+    "short head": "heads",
     "final head": "heads",
     "overhead": "overhead",
 }

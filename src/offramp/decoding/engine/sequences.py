@@ -27,6 +27,10 @@ OnPosition = Callable[[int, int], None]
 """Called with a layer's index and the position that a recurrent layer has just run."""
 
 
+States = Tensor | Sequence[Tensor]
+"""Hidden states [rows, positions, hidden] that several layers are given: the same ones, or one for each."""
+
+
 class PositionsMissing(IndexError):
     """A layer is to run at positions that do not follow those it holds."""
 
@@ -155,19 +159,20 @@ class Sequences:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.no_grad()
-    def write(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> None:
-        """Leave what later tokens need of layers first+1..last, given the state before them.
+    def write(self, hidden: States, inputs: Inputs, first: int, last: int) -> None:
+        """Leave what later tokens need of layers first+1..last, given the state before them, or before each.
 
         A layer whose K and V are all that it keeps runs only until they are written; another one that keeps
         anything runs whole, and is counted as executed. Several positions at once as in `run`.
         """
         layers, engine = self.engine.stack.layers, self.engine
-        rows = hidden.shape[0] * hidden.shape[1]
         for index in range(first, last):
             self._advance(index, inputs)
             if not engine.keeps[index]:
                 continue
-            arguments, keywords = inputs.calls[index].arguments(hidden)
+            state = hidden if isinstance(hidden, Tensor) else hidden[index - first]
+            rows = state.shape[0] * state.shape[1]
+            arguments, keywords = inputs.calls[index].arguments(state)
             self.meter.count("K,V projection", index + 1, rows)
             if engine.updates[index]:
                 with counting_updates(self.cache, stop_after=engine.updates[index]):
@@ -188,13 +193,14 @@ class Sequences:
 
     @torch.no_grad()
     def run_rows(
-        self, hidden: Tensor, left: Tensor, rows: NDArray[np.int64], start: int, first: int, last: int
+        self, hidden: Tensor, left: States, rows: NDArray[np.int64], start: int, first: int, last: int
     ) -> Tensor:
         """Run layers first+1..last at position `start` for some rows only; the others leave just K and V.
 
-        hidden: states before layer first+1 of the rows that go on [len(rows), 1, hidden]. left: of the others
-        [batch - len(rows), 1, hidden], in ascending order, where each of them left. rows: ascending, some but
-        not all. Returns the rows' states after layer `last`. Needs the ability "rebatch".
+        hidden: states before layer first+1 of the rows that go on [len(rows), 1, hidden]. left: what the
+        others give the layers [batch - len(rows), 1, hidden], in ascending order, or what they give each
+        layer. rows: ascending, some but not all. Returns the rows' states after layer `last`. Needs the
+        ability "rebatch".
         """
         others = np.setdiff1d(np.arange(self.batch), rows)
         going, gone = self._inputs_of(rows, start), self._inputs_of(others, start)
@@ -207,7 +213,8 @@ class Sequences:
             if self.engine.keeps[index]:
                 self.meter.count("K,V projection", index + 1, len(others))
                 with kept_aside(self.cache) as written:
-                    arguments, keywords = gone.calls[index].arguments(left)
+                    state = left if isinstance(left, Tensor) else left[index - first]
+                    arguments, keywords = gone.calls[index].arguments(state)
                     layer.forward(*arguments, **keywords)
                 self.meter.lap("K,V repair")
             arguments, keywords = going.calls[index].arguments(hidden)

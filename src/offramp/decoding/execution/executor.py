@@ -16,7 +16,7 @@ from offramp.decoding.execution.store import ExecutionStore, request_of
 from offramp.decoding.generation.binding import HeadsSource, read_heads_source
 from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.quality.judging import Judge
-from offramp.decoding.rerun.rerunner import Rerunner, require_heads
+from offramp.decoding.rerun.rerunner import Rerunner, require_heads, with_maps_of
 from offramp.decoding.rerun.sequences import require_model
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
@@ -82,13 +82,10 @@ class ModelExecutor:
         """Documents that give no opening, in words."""
         return ", ".join(f"{count} left out: {why}" for why, count in self.openings.left_out.items())
 
-    def certified_on(self, documents: int) -> tuple[str, ...]:
-        """Ids of the first certify documents, in the drawn order."""
-        return tuple(opening.document for opening in self.openings.certify[:documents])
-
-    def certified_texts(self, documents: int) -> tuple[str, ...]:
-        """Sketches of their texts, as traces keep them."""
-        return tuple(write_sketch(one) for one in sketches_of(self.workload, self.certified_on(documents)))
+    def certified_on(self, documents: int) -> dict[str, str]:
+        """The first certify documents, in the drawn order: sketches of their texts by their ids."""
+        ids = [opening.document for opening in self.openings.certify[:documents]]
+        return dict(zip(ids, map(write_sketch, sketches_of(self.workload, ids)), strict=True))
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         """Whether the model can decode with a policy and a strategy, and its price is known."""
@@ -216,6 +213,7 @@ def opened_executor(
     fitted = read_heads_source(heads)
     require_heads(trace, fitted)
     _require_facts(trace, fitted)
+    trace = with_maps_of(trace, fitted)
     strategies = strategies_of(kv)
     work = traced_workload(trace, workload)
     engine_of(model)  # refuses a model that cannot be driven layer by layer

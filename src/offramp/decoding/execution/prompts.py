@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles
 from offramp.workloads.registry import load_workload
-from offramp.workloads.shared_text import Sketcher, without_shared_text
+from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
 TOO_SHORT = "too short for the opening and one token more"
@@ -79,10 +79,10 @@ def choose_openings(
 ) -> Openings:
     """Openings of the trace's certify documents in their order, then of documents that were not traced.
 
-    The latter come in an order drawn by `seed`. Searching, reporting and fitting heads saw none of them nor
-    text that they share, and each document comes once. prompt_tokens: of a text, BOS included if the model
-    puts it there; a prompt of generation mode is taken whole, through the chat template if the workload's is
-    one. heads: those that the trace was made with. most: to certify on.
+    The latter come in an order drawn by `seed`. Searching, reporting and fitting heads saw none of them, and
+    each document comes once. prompt_tokens: of a text, BOS included if the model puts it there; a prompt of
+    generation mode is taken whole, through the chat template if the workload's is one. heads: those of the
+    trace. most: to certify on.
 
     Raises InputError for an opening that leaves no room for the answer, whatever the document.
     """
@@ -123,27 +123,24 @@ def choose_openings(
 
     certify = [texts[trace.documents[int(place)].id] for place in roles.certify]
     report = [texts[trace.documents[int(place)].id] for place in roles.report]
-    certify += further_documents(trace, workload, roles, seed, heads)
+    certify += further_documents(trace, workload, seed, heads, [*roles.search, *roles.report])
     return Openings(openings(certify, most), openings(report, None), dict(left_out))
 
 
 def further_documents(
-    trace: Trace, workload: Workload, roles: Roles, seed: int, heads: ExitHeads | None = None
+    trace: Trace, workload: Workload, seed: int, heads: ExitHeads | None = None, apart: Sequence[int] = ()
 ) -> list[Document]:
     """Documents of the workload that were neither traced nor used to fit heads, in an order drawn by `seed`.
 
-    None shares text with a document of another role, or with one that the heads were fitted on.
+    They share no text either with what heads were fitted on or with the trace's documents at the places
+    `apart`, as far as texts are known.
     """
     used = {record.id for record in trace.documents} | heads_documents(trace)
-    sketcher = Sketcher.of(workload.documents)
-    others = {
-        trace.documents[place].id for part in (roles.heads, roles.search, roles.report) for place in part
-    }
-    seen = sketcher.sketches(document for document in workload.documents if document.id in others)
-    if heads is not None and heads.texts is not None:
-        seen += heads.texts
-    free = without_shared_text(
-        [document for document in workload.documents if document.id not in used], seen, sketcher
-    )
+    free = [document for document in workload.documents if document.id not in used]
+    texts = (trace.documents[int(place)].text for place in apart)
+    seen = [read_sketch(text) for text in texts if text is not None]
+    seen += () if heads is None else heads.seen_texts or ()
+    if seen:
+        free = list(without_shared_text(free, seen, Sketcher.of(workload.documents)))
     order = np.random.default_rng(seed).permutation(len(free))
     return [free[int(place)] for place in order]

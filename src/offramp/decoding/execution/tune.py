@@ -39,6 +39,7 @@ def tune(
     documents: int | None = None,
     folder: str | Path | None = None,
     seconds: float | None = None,
+    candidates: int | None = None,
     method: str = "wsr",
     delta: float = 0.1,
     batch: int = 1,
@@ -61,13 +62,14 @@ def tune(
     given. prompt_tokens: of the openings of texts; prompts are taken whole. new_tokens: of an answer, at
     most. documents: that one candidate may be decoded on, by default four times the fewest that could certify
     the floor, or all there are. folder: where executions are kept and never repeated; in memory without one.
-    seconds: for reruns and decoding together. progress: told of the documents that the candidate at hand was
+    seconds: for reruns and decoding together. candidates: tested at most, spread from cautious to bold, by
+    default six. progress: told of the documents that the candidate at hand was
     decoded on, and of those planned.
 
     Raises InputError for a model, heads or documents that are not those of the trace, sizes below 1, and as
     `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
     """
-    require_sizes(prompt_tokens, new_tokens, documents, seconds)
+    require_sizes(prompt_tokens, new_tokens, documents, seconds, candidates)
     wanted, _ = check_settings(floor, method, delta, clip, seed)
     settings: dict[str, Any] = {"method": method, "delta": delta, "batch": batch, "seed": seed}
     kv = AUTO if kv is None else kv
@@ -86,13 +88,26 @@ def tune(
         folder=None if folder is None else Path(folder),
         seed=seed,
     ) as executor:
-        limits = Limits(documents, seconds, progress or (lambda done, planned: None))
-        return tune_trace(trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings)
+        limits = Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
+        return tune_trace(
+            executor.trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings
+        )
 
 
-def require_sizes(prompt_tokens: int, new_tokens: int, documents: int | None, seconds: float | None) -> None:
+def require_sizes(
+    prompt_tokens: int,
+    new_tokens: int,
+    documents: int | None,
+    seconds: float | None,
+    candidates: int | None = None,
+) -> None:
     """Raise InputError for sizes below 1, or no time at all."""
-    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "documents": documents}
+    sizes = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "documents": documents,
+        "candidates": candidates,
+    }
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(f"{name} cannot be {size}", where=f"{name}=", fix="give 1 or more")

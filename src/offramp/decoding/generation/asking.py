@@ -86,16 +86,17 @@ class Asking:
         return leaving
 
     def logits(self, exit: int, hidden: Tensor, leaving: Tensor | None = None) -> Tensor:
-        """The logits of an exit below L, charged as an exit head unless a probe there gave them.
+        """The logits of an exit below L, charged as its head unless a probe there gave them.
 
-        hidden: as it was given to `at`. leaving: bool [rows], those whose logits are wanted, None for all.
+        Of exit L too, where the policy reads that off the short list (`short_head`). hidden: as it was given
+        to `at`. leaving: bool [rows], those whose logits are wanted, None for all.
         """
         if exit in self._answered:
             found = self.reader.logits(exit, hidden)
             found = found if leaving is None else found[leaving]
         else:
             hidden = hidden if leaving is None else hidden[leaving]
-            self._meter.count("exit head", exit, len(hidden))
+            self._meter.count("short head" if self.policy.short_list else "exit head", exit, len(hidden))
             found = self.reader.logits(exit, hidden)
         self._meter.lap("heads")
         return found

@@ -9,11 +9,12 @@ from typing import Any
 
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
-from offramp.policies.binding import OF_HEADS, reads_exits
+from offramp.policies.binding import OF_HEADS, check_same_maps, reads_exits
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.dynamic import PROMPT_ENTROPY
 from offramp.policies.rules.fixed import Never
+from offramp.tracing.described_heads import describe_heads, reading_of
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_file import read_heads, require_base
@@ -25,6 +26,10 @@ PolicySource = ExitPolicy | Tuned | str | Path | None
 
 HeadsSource = ExitHeads | str | Path | None
 """Exit heads, the path of their file, or None for the logit lens."""
+
+
+MAPPED = "mapped"
+"""The strategy for K and V that takes the exit heads' K,V maps."""
 
 
 def read_policy_source(source: PolicySource) -> tuple[ExitPolicy, Tuned | None]:
@@ -114,11 +119,14 @@ def check_policy(policy: ExitPolicy, layers: int, heads: ExitHeads | None) -> No
         )
 
 
-def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, model: Model) -> None:
+def check_model(
+    tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, model: Model, kv: str | None = None
+) -> None:
     """Refuse a policy that was tuned for another model or other heads, and heads of another model.
 
     Heads matter if the policy leaves early at all and either its trace or the decoder reads exits through
-    them, or if it reads a fact that comes with heads.
+    them, or if it reads a fact, or the short list, that comes with heads; their K,V maps if K and V are
+    mapped. kv: the strategy for these, None as tuned.
 
     Raises InputError for heads of another model, PolicyError for the rest.
     """
@@ -133,33 +141,44 @@ def check_model(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None
             where=f"policy= for {model.shown_name}",
             fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
         )
-    check_tuned_heads(tuned, policy, heads, model.layers)
+    check_tuned_heads(tuned, policy, heads, model.layers, kv)
 
 
-def check_tuned_early(tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None) -> None:
+def check_tuned_early(
+    tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, kv: str | None = None
+) -> None:
     """`check_tuned_heads` for heads of the model that a policy was tuned for, which need no model to compare.
 
     Raises PolicyError.
     """
     if tuned is None or heads is None or heads.model["fingerprint"] != tuned.model.get("fingerprint"):
         return
-    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]))
+    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]), kv)
 
 
-def check_tuned_heads(tuned: Tuned, policy: ExitPolicy, heads: ExitHeads | None, layers: int) -> None:
-    """Refuse other heads than those that a policy was tuned with, where they matter. Raises PolicyError."""
+def check_tuned_heads(
+    tuned: Tuned, policy: ExitPolicy, heads: ExitHeads | None, layers: int, kv: str | None = None
+) -> None:
+    """Refuse other heads than those that a policy was tuned with, where they matter; see `check_model`.
+
+    Raises PolicyError.
+    """
     before: Mapping[str, Any] = tuned.model.get("heads") or {}
-    if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
+    if tuned.kv == MAPPED and (kv or tuned.kv) == MAPPED and heads is not None:
+        check_same_maps(before, describe_heads(heads), "heads=")
+    reading, tuned_reading = None if heads is None else heads.reading_fingerprint, reading_of(before)
+    if tuned_reading == reading:
         return
     read_through = reads_exits(before) or (heads is not None and heads.reads_exits)
-    if (policy.needs(layers) and read_through) or facts_read(policy, layers) & OF_HEADS:
-        given = "without exit heads" if heads is None else f"with the exit heads {heads.fingerprint[:12]}"
-        tuned_with = f"with the exit heads {str(before['fingerprint'])[:12]}" if before else "without any"
+    of_heads = policy.short_list or bool(facts_read(policy, layers) & OF_HEADS)
+    if of_heads or (policy.needs(layers) and read_through):
+        given = "without exit heads" if reading is None else f"with the exit heads {reading[:12]}"
+        tuned_with = "without any" if tuned_reading is None else f"with the exit heads {tuned_reading[:12]}"
         raise PolicyError(
             f"the policy was tuned {tuned_with}, but is to decode {given}",
             where="heads=",
             fix="give heads=FILE (--heads FILE), the file that its trace was made with"
-            if before
+            if tuned_reading is not None
             else "leave heads= (--heads) out, or tune on a trace that was made with these",
         )
 

@@ -29,6 +29,7 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.strategies.draft_length import check_draft_length
 from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import BATCHINGS
@@ -90,7 +91,8 @@ class EarlyExit:
     loop would give: int64 [batch, length], or `GenerateDecoderOnlyOutput` with `return_dict_in_generate`.
     last: the whole result of the last call that ended, None before. forced: int64 [batch, new], fed instead
     of what is chosen. streamer: for callers that hand theirs over, since transformers does not. random: where
-    samples come from, None for torch's global generator.
+    samples come from, None for torch's global generator. held: the loop is made and not run, and the prompt
+    comes back alone; `loop` is the one of the last call.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class EarlyExit:
         decode: Callable[[list[int]], str] | None = None,
         before: Callable[[Engine], None] | None = None,
         random: torch.Generator | None = None,
+        held: bool = False,
     ) -> None:
         self.options = options
         self.last: BatchGeneration | None = None
@@ -115,6 +118,8 @@ class EarlyExit:
         self._decode = decode or (lambda tokens: "")
         self._before = before
         self._random = random
+        self._held = held
+        self.loop: Loop | None = None
 
     def __call__(
         self,
@@ -150,6 +155,8 @@ class EarlyExit:
             processors=tuple(logits_processor),
             forced=self._forced is not None,
             padded=mask is not None and not bool(mask.all()),
+            heads=self.options.heads,
+            dtype=engine.dtype,
         )
         self.options.check(engine, request)
         answers = Answers(
@@ -168,7 +175,10 @@ class EarlyExit:
         )
         plan = self._plan(engine, limit, generation_config)
         self.started = True
-        self.last = Loop(plan, answers, mask, chooser).run()
+        self.loop = Loop(plan, answers, mask, chooser)
+        if self._held:
+            return input_ids
+        self.last = self.loop.run()
         answers.end()
         return _as_transformers(answers, generation_config)
 
@@ -192,6 +202,7 @@ class EarlyExit:
             end_tokens=frozenset() if ends is None else frozenset(ends.tolist()),
             decode=self._decode,
             timing=self._timing,
+            maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
         )
 
 
@@ -219,7 +230,7 @@ def early_exit(
 
     def check(engine: Engine) -> None:
         if tuned is not None:
-            check_tuned_heads(tuned, own, fitted, engine.layers)
+            check_tuned_heads(tuned, own, fitted, engine.layers, options.kv)
 
     options = Options(own, strategy_of(kv, tuned), fitted, draft_length, batching)
     warn_of_strategy(options.kv, tuned)

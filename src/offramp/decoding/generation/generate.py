@@ -22,6 +22,7 @@ from offramp.decoding.generation.binding import (
     warn_of_strategy,
 )
 from offramp.decoding.generation.early_exit import EarlyExit, Options
+from offramp.decoding.generation.loop import Loop
 from offramp.decoding.generation.memory import explain_out_of_memory
 from offramp.decoding.generation.prompts import (
     Prompt,
@@ -162,7 +163,7 @@ def generate_batch(
     options = Options(decides.for_task(task), strategy_of(kv, tuned), fitted, draft_length, batching)
     warn_of_strategy(options.kv, tuned)
     check_policy(options.policy, model.layers, fitted)
-    check_model(tuned, options.policy, fitted, model)
+    check_model(tuned, options.policy, fitted, model, options.kv)
     _refuse_options(sampling)
     check_sampling(sampling)
     check_context(model, ids.shape[1], max_new_tokens)
@@ -190,6 +191,24 @@ def generate_batch(
         if row.problem is not None:
             warnings.warn(f"the generation stopped: {row.problem}", RuntimeWarning, stacklevel=3)
     return early.last
+
+
+def hold_batch(
+    model: Model, ids: Tensor, mask: Tensor | None, options: Options, *, max_new_tokens: int
+) -> Loop:
+    """The loop that `generate_batch` would run, for a caller that takes its steps one by one.
+
+    Greedy, of exactly so many new tokens, whatever end tokens come. Everything else as there.
+
+    Raises what `generate_batch` raises before anything runs.
+    """
+    check_policy(options.policy, model.layers, options.heads)
+    check_context(model, ids.shape[1], max_new_tokens)
+    early = EarlyExit(options, engine=engine_of(model), decode=model.decode, held=True)
+    prepared = _prepared(model, ids, mask, max_new_tokens, {"eos_token_id": None})
+    model.hf.generate(ids, custom_generate=early, **prepared)
+    assert early.loop is not None  # transformers calls what it is given
+    return early.loop
 
 
 def _prepared(

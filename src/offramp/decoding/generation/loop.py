@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
 from offramp.decoding.generation.problems import describe_problem, prompt_entropy
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.reading.reader import Reader
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.policies.policy import ExitPolicy
 
@@ -28,7 +29,8 @@ from offramp.policies.policy import ExitPolicy
 class Plan:
     """How a batch is to be decoded.
 
-    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
+    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts. maps: as in
+    `Work`.
     """
 
     engine: Engine
@@ -41,52 +43,87 @@ class Plan:
     end_tokens: frozenset[int]
     decode: Callable[[list[int]], str]
     timing: bool = False
+    maps: StateMaps | None = None
 
 
 class Loop:
-    """One generation of a batch, from its prompt on.
+    """One generation of a batch, from its prompt on: at a stretch by `run`, or step by step.
 
-    mask: int64 [batch, length] with 0 for padding, None without any.
+    mask: int64 [batch, length] with 0 for padding, None without any. meter: None for one of the loop's own.
+    first_seconds: until the first new token; seconds: of the steps after it.
     """
 
-    def __init__(self, plan: Plan, answers: Answers, mask: Tensor | None, chooser: Chooser) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        answers: Answers,
+        mask: Tensor | None,
+        chooser: Chooser,
+        meter: Meter | None = None,
+    ) -> None:
         self.plan = plan
         self.answers = answers
         self.mask = mask
         self.chooser = chooser
-        self.meter = Meter(plan.timing)
+        self.meter = Meter(plan.timing) if meter is None else meter
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
+        self.strategy: Strategy | None = None
+        self.first_seconds = self.seconds = 0.0
 
-    @torch.no_grad()
     def run(self) -> BatchGeneration:
         """Decode until every row has ended or a logit is not finite."""
-        started = time.perf_counter()
-        strategy: Strategy | None = None
-        first = started
+        for _ in self.steps():
+            pass
+        return self.result()
+
+    @torch.no_grad()
+    def steps(self) -> Iterator[int]:
+        """Decode step by step: gives how many new tokens there are, after the prompt and after each step.
+
+        The time between two steps is nobody's. Closed early it lets go of the cache, as at the end.
+        """
+        resumed = time.perf_counter()
         try:
             facts = self._run_prompt()
-            first = time.perf_counter()
+            self.first_seconds = time.perf_counter() - resumed
+            yield self.new_tokens
+            resumed = time.perf_counter()
             self.meter.start()
-            if not self.answers.done:
-                strategy = self.plan.strategy(self._work(facts))
-                self._run_steps(strategy)
+            if self.answers.done:
+                return
+            strategy = self.strategy = self.plan.strategy(self.work(facts))
+            while not self.answers.done:
+                self.step(strategy)
+                self.seconds += time.perf_counter() - resumed
+                yield self.new_tokens
+                resumed = time.perf_counter()
+                self.meter.start()
         except NonFiniteLogits as broken:
             self._note_problem(broken.row)
+            if self.strategy is not None:
+                self.seconds += time.perf_counter() - resumed
         finally:
             # A traceback may outlive this; the cache shall not.
             self.sequences.cache = None
             self.sequences.unfeed(0)
-        seconds = time.perf_counter() - first if strategy else 0.0
-        return self._result(strategy, seconds, first - started)
+
+    @property
+    def new_tokens(self) -> int:
+        """New tokens of each row so far, those after a row's end included."""
+        return self.answers.ids.shape[1] - self.answers.prompt
 
     def _run_prompt(self) -> Mapping[str, NDArray[np.float64]]:
         """The prompt through every layer, and the first new token; document facts that the policy reads."""
         sequences, layers = self.sequences, self.plan.engine.layers
         inputs = sequences.inputs(0, sequences.length)
         hidden = sequences.run(inputs.hidden, inputs, 0, layers)
-        choice = self.chooser.choose(sequences.ids, sequences.read_out(hidden))
+        if self.plan.policy.short_head:
+            logits = self.plan.reader.logits(layers, hidden[:, -1:])
+        else:
+            logits = sequences.read_out(hidden)
+        choice = self.chooser.choose(sequences.ids, logits)
         facts = {}
         if self.plan.policy.document_facts:
             facts = prompt_entropy(self.plan.engine.stack, hidden, self.mask, self.plan.policy.document_facts)
@@ -94,7 +131,8 @@ class Loop:
         self._add(Advance(choice.fed[:, None], choice.chosen[:, None], exits, choice.scores[:, None]))
         return facts
 
-    def _work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+    def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+        """What a strategy works with. facts: of the documents, as the policy reads them."""
         plan, batch = self.plan, self.sequences.batch
         asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
         return Work(
@@ -106,28 +144,29 @@ class Loop:
             tokens=lambda: self.answers.ids,
             batching=plan.batching,
             draft_length=plan.draft_length,
+            maps=plan.maps,
             limit=plan.limit,
             # Forced tokens go on whatever they say.
             end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
         )
 
-    def _run_steps(self, strategy: Strategy) -> None:
-        batch = self.sequences.batch
-        while not self.answers.done:
-            running = (~self.answers.finished).cpu().numpy()
-            strategy.work.asking.finished[:] = ~running
-            self.chooser.finished = None if running.all() else self.answers.finished
-            if self.drops and int(running.sum()) < self.sequences.batch:
-                self._drop(strategy, running)
-            executed = self.meter.executed
-            advance = strategy.advance(self.answers.last)
-            shares = advance.layers
-            if shares is None:
-                share = (self.meter.executed - executed) // self.sequences.batch
-                shares = np.full(batch, share, dtype=np.int64)
-            self.answers.add_layers(shares, running)
-            self._add(advance)
-            self.meter.lap("overhead")
+    @torch.no_grad()
+    def step(self, strategy: Strategy) -> None:
+        """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
+        running = (~self.answers.finished).cpu().numpy()
+        strategy.work.asking.finished[:] = ~running
+        self.chooser.finished = None if running.all() else self.answers.finished
+        if self.drops and int(running.sum()) < self.sequences.batch:
+            self._drop(strategy, running)
+        executed = self.meter.executed
+        advance = strategy.advance(self.answers.last)
+        shares = advance.layers
+        if shares is None:
+            share = (self.meter.executed - executed) // self.sequences.batch
+            shares = np.full(len(running), share, dtype=np.int64)
+        self.answers.add_layers(shares, running)
+        self._add(advance)
+        self.meter.lap("overhead")
 
     def _drops(self) -> bool:
         """Whether rows leave the batch as soon as they are over, unless they go on or are scored."""
@@ -159,8 +198,9 @@ class Loop:
         for other in (~self.answers.finished).nonzero().flatten().tolist():
             self.problems[other] = problem if other == row else f"stopped with row {row}: {problem}"
 
-    def _result(self, strategy: Strategy | None, seconds: float, first_token: float) -> BatchGeneration:
-        meter, batch = self.meter, len(self.answers.rows)
+    def result(self) -> BatchGeneration:
+        """What came out and what ran for it, once the steps have ended."""
+        meter, strategy, batch = self.meter, self.strategy, len(self.answers.rows)
         length = self.answers.prompt
         lengths = [length] * batch if self.mask is None else self.mask.sum(1).tolist()
         about = About(
@@ -176,8 +216,8 @@ class Loop:
             rows=self.answers.generations(about),
             usage=meter.usage,
             steps=sum(count for item, count in meter.usage.items() if item.part == "overhead"),
-            seconds=seconds,
-            first_token_seconds=first_token,
+            seconds=self.seconds,
+            first_token_seconds=self.first_seconds,
             part_seconds=dict(meter.seconds) if meter.timing else None,
             drafted=strategy.drafted if strategy else 0,
             accepted=strategy.accepted if strategy else 0,

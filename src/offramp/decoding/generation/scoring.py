@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.generation.asking import Asking
@@ -21,6 +22,7 @@ from offramp.decoding.generation.problems import describe_problem, prompt_entrop
 from offramp.decoding.generation.prompts import check_ids
 from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Request, Strategy, Work
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
@@ -48,17 +50,19 @@ class Scored:
         return float(self.logprobs.sum())
 
 
-def single_request(options: Options, layers: int) -> Request:
+def single_request(options: Options, engine: Engine) -> Request:
     """What is asked of a strategy by one text whose tokens are given."""
     return Request(
         policy=options.policy,
-        layers=layers,
+        layers=engine.layers,
         batch=1,
         batching=options.batching,
         draft_length=options.draft_length,
         sampling=False,
         processors=(),
         forced=True,
+        heads=options.heads,
+        dtype=engine.dtype,
     )
 
 
@@ -79,7 +83,7 @@ class Scorer:
         self._engine = engine_of(model)
         self._options = options
         policy, layers = options.policy, self._engine.layers
-        options.check(self._engine, single_request(options, layers))
+        options.check(self._engine, single_request(options, self._engine))
         if policy.short_list:
             raise PolicyError(
                 f"{policy} reads outputs off a short list, which gives other tokens no probability",
@@ -147,6 +151,7 @@ class Scorer:
             meter=meter,
             tokens=lambda: sequences.ids,
             draft_length=options.draft_length,
+            maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
             limit=chooser.forced.shape[1],
         )
 

@@ -129,7 +129,7 @@ def _check_depth(
     layers = None if transforms else stated_layers(read_config(source.folder))
     if layers is not None:
         check_policy(options.policy, layers, options.heads)
-    check_tuned_early(tuned, options.policy, options.heads)
+    check_tuned_early(tuned, options.policy, options.heads, options.kv)
 
 
 def _transforms(given: Any) -> tuple[Transform, ...]:

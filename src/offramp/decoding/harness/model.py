@@ -96,13 +96,13 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             trust_remote_code=arguments.trust_remote_code,
         )
         model, options = self._offramp, self._options
-        check_model(arguments.tuned, options.policy, options.heads, model)
-        self._exits = bool(options.policy.needs(model.layers))
+        check_model(arguments.tuned, options.policy, options.heads, model, options.kv)
+        self._exits = bool(options.policy.needs(model.layers)) or options.policy.short_head
         self._depths = Depths(model.layers)
         self._now = ("", "")
         if self._exits:
             self._engine = engine_of(model)
-            options.check(self._engine, single_request(options, model.layers))
+            options.check(self._engine, single_request(options, self._engine))
 
     @functools.cached_property
     def _scorer(self) -> Scorer:

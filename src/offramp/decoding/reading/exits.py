@@ -26,8 +26,7 @@ class ExitReader:
 
     heads: exit heads of this model; every exit is then read through their linear lens or its own output head,
     if they have any. needs: facts that are read at each exit below L, ascending (`ExitPolicy.needs`).
-    final_facts: at L. short_list: whether outputs below L are read off the short list
-    (`ExitPolicy.short_list`).
+    final_facts: at L. short_list: whether outputs are read off the short list (`ExitPolicy.short_list`).
 
     A fact that compares with the check before compares with the last check with a full head that was made of
     the same token. With bfloat16 weights facts come from logits whose best are taken again in float32, as in

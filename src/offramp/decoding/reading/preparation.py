@@ -38,8 +38,8 @@ def make_tools(
 ) -> Tools:
     """What the exits of a policy are read with.
 
-    needs: its facts by exit below L. final_facts: those that it reads at L. short_list: whether outputs below
-    L are read off the short list.
+    needs: its facts by exit below L. final_facts: those that it reads at L. short_list: whether outputs are
+    read off the short list.
 
     Raises InputError for facts that only fitted heads give, heads that lack an exit or are of another size, a
     short list on a model whose head is not one linear layer, and PolicyError for a fact that no decoder could

@@ -30,6 +30,8 @@ class Reader(Protocol):
     def logits(self, exit: int, hidden: Tensor) -> Tensor:
         """The exit's logits, float32 [rows, vocabulary], through its lens or its own head if it has one.
 
+        Off the short list if that is what it reads, at exit L as well; else L is the full model's to read.
+
         Kept from `read` if that has computed them for the same hidden states.
         """
 

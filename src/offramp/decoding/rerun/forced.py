@@ -13,13 +13,15 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.rerun.batches import first_decided
 from offramp.decoding.rerun.sequences import TracedSequence
+from offramp.decoding.strategies.mapped import Mapped
+from offramp.decoding.strategies.propagate import Propagate
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.exit_heads import ExitHeads
 
 ROWS_AT_ONCE = 8
-APART = ("propagate", "mapped")
+APART = (Propagate.name, Mapped.name)
 """Strategies whose rows may leave one by one."""
 
 

@@ -222,8 +222,14 @@ class _Asked:
         """Those that ran all layers are read by the full model, given states after layer L."""
         present = np.flatnonzero(self.running)
         if len(present):
-            logits = self.owner.engine.logits(self._rows(hidden, present))[:, -1]
-            self.top1[present] = best_tokens(logits)
+            self.top1[present] = best_tokens(self._final_logits(self._rows(hidden, present)))
+
+    def _final_logits(self, states: Tensor) -> Tensor:
+        """Logits at exit L of states [rows, 1, hidden]: the full model's, or off the short list."""
+        engine = self.owner.engine
+        if self.owner.policy.short_head:
+            return self.reader.logits(engine.layers, states)
+        return engine.logits(states)[:, -1]
 
     def _rows(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """States of some tokens [rows, 1, hidden]."""

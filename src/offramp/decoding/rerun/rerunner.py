@@ -27,6 +27,9 @@ from offramp.decoding.rerun.forced import decode_forced
 from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Prefixes
 from offramp.decoding.rerun.result import Drift, How, RerunResult
 from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.decoding.strategies.mapped import Mapped
+from offramp.decoding.strategies.propagate import Propagate
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.binding import base_of, reads_exits
@@ -34,6 +37,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
+from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
@@ -87,11 +91,11 @@ class Rerunner:
                 f"a prompt of {prompt_tokens} tokens is none", where="prompt_tokens=", fix="give 1 or more"
             )
         self.model = model
-        self.trace = trace
         self.heads = read_heads_source(heads)
+        require_heads(trace, self.heads)
+        self.trace = with_maps_of(trace, self.heads)
         self.prompt_tokens = prompt_tokens
         self.sequences = traced_sequences(model, trace, workload)
-        require_heads(trace, self.heads)
         self.engine = engine_of(model)
         device = next(model.hf.parameters()).device
         self.batches = make_batches(self.sequences, prompt_tokens, device)
@@ -125,7 +129,7 @@ class Rerunner:
         decides, _ = read_policy_source(policy)
         own = decides.for_task(task_of(self.trace))
         options = Options(own, kv, self.heads)
-        options.check(self.engine, single_request(options, self.engine.layers))
+        options.check(self.engine, single_request(options, self.engine))
         how, (exits, top1, probed) = self._decided(own, kv)
         return self._result(own, kv, how, exits, top1, probed)
 
@@ -143,7 +147,16 @@ class Rerunner:
 
     def _inputs_after(self, kv: str) -> InputsAfter | None:
         """What skipped layers are given, None for a strategy whose K and V are the full model's."""
-        return unchanged(self.engine.layers) if kv == "propagate" else None
+        if kv == Mapped.name:
+            maps = self._maps
+            assert maps is not None, "the strategy has asked for them"
+            return maps.inputs_after
+        return unchanged(self.engine.layers) if kv == Propagate.name else None
+
+    @functools.cached_property
+    def _maps(self) -> StateMaps | None:
+        """The K,V maps of the heads."""
+        return StateMaps.of(self.heads, self.engine.layers, next(self.engine.hf.parameters()).device)
 
     def _holds(self, policy: ExitPolicy) -> bool:
         """Whether the trace holds all that the policy reads and says."""
@@ -217,9 +230,9 @@ class Rerunner:
         top1: NDArray[np.int64],
         probed: NDArray[np.bool_],
     ) -> RerunResult:
-        full = self.trace.fact("top1")[:, -1].astype(np.int64)
+        full = self.trace.full_top1.astype(np.int64)
         all_exits = np.full(len(full), self.engine.layers, dtype=np.int64)
-        said, decided = full.copy(), np.zeros(len(full), dtype=np.bool_)
+        said, decided = self._said_whole(policy), np.zeros(len(full), dtype=np.bool_)
         all_exits[self.rows], said[self.rows], decided[self.rows] = exits, top1, True
         all_probed = np.zeros((len(full), probed.shape[1]), dtype=np.bool_)
         all_probed[self.rows] = probed
@@ -240,6 +253,11 @@ class Rerunner:
             drift=self._drift(policy, exits, top1),
         )
 
+    def _said_whole(self, policy: ExitPolicy) -> NDArray[np.int64]:
+        """What comes out of positions that run whole: int64 [tokens]."""
+        name = "restricted_top1" if policy.short_head else "top1"
+        return self.trace.fact(name)[:, -1].astype(np.int64)
+
     def _skip_ratio(self, policy: ExitPolicy, kv: str, walked: Walk) -> float:
         """Share of the layers of the decided tokens that are not executed, sooner or later."""
         trace = self.decided_trace
@@ -254,8 +272,7 @@ class Rerunner:
         if not len(exits) or not self._holds(policy):
             return None
         replayed_exits, replayed_top1, _ = self._replayed(policy)
-        said = self.trace.fact("top1")[:, -1].astype(np.int64)
-        full = said.copy()
+        said, full = self._said_whole(policy), self.trace.full_top1
         said[self.rows] = replayed_top1
         return Drift(
             agreement=float((said == full)[self.answered].mean()),
@@ -267,7 +284,7 @@ class Rerunner:
 def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
     """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
     before = base_of(trace)["heads"] or {}
-    if before.get("fingerprint") == (None if heads is None else heads.fingerprint):
+    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
         return
     if reads_exits(before) or (heads is not None and heads.reads_exits):
         made = "with other exit heads" if before else "without exit heads"
@@ -276,3 +293,8 @@ def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
             where=f"heads= for {trace.folder or 'the trace'}",
             fix="give the file that the trace was made with, or trace again with these",
         )
+
+
+def with_maps_of(trace: Trace, heads: ExitHeads | None) -> Trace:
+    """The trace as if made with these heads, whose K,V maps are priced; itself if they hold none."""
+    return trace if heads is None or heads.kv_maps is None else with_maps(trace, heads)

@@ -62,12 +62,23 @@ def land(work: Work, landing: Landing) -> Tensor:
     """The logits at the exit, [batch, vocabulary]; the policy is told that the token is done."""
     asking = work.asking
     if landing.exit == asking.layers:
-        logits = work.sequences.read_out(landing.hidden)
+        logits = read_final(work, landing.hidden)
         asking.end(logits, landing.hidden, landing.before)
     else:
         logits = asking.logits(landing.exit, landing.hidden)
         asking.end()
     return logits
+
+
+def read_final(work: Work, hidden: Tensor) -> Tensor:
+    """The logits at exit L of states [rows, 1, hidden]: the full model's, or off the short list as it says.
+
+    float32 [rows, vocabulary]; read off the short list, the whole head is not computed.
+    """
+    asking = work.asking
+    return (
+        asking.logits(asking.layers, hidden) if asking.policy.short_head else work.sequences.read_out(hidden)
+    )
 
 
 def choose(work: Work, logits: Tensor, exit: int) -> Advance:

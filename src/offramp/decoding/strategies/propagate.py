@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from offramp.decoding.engine.sequences import States
 from offramp.decoding.strategies.descent import choose, descend, feed, land
-from offramp.decoding.strategies.rebatch import advance_apart
+from offramp.decoding.strategies.rebatch import LeftStates, advance_apart
 from offramp.decoding.strategies.strategy import Advance, Strategy
 
 
@@ -29,8 +30,17 @@ class Propagate(Strategy):
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
         work = self.work
         if work.batching == "rebatch" and work.sequences.batch > 1:
-            return advance_apart(work, feed(work, tokens))
+            return advance_apart(work, feed(work, tokens), left=self.left_states)
         landing = descend(work, feed(work, tokens))
         logits = land(work, landing)
-        work.sequences.write(landing.hidden, landing.inputs, landing.exit, work.engine.layers)
+        given = self.given(landing.exit, landing.hidden)
+        work.sequences.write(given, landing.inputs, landing.exit, work.engine.layers)
         return choose(work, logits, landing.exit)
+
+    def given(self, exit: int, hidden: Tensor) -> States:
+        """What the layers after an exit are given where all rows left, with states [batch, 1, hidden]."""
+        return hidden
+
+    def left_states(self, hidden: Tensor) -> LeftStates:
+        """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
+        return LeftStates(hidden)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from offramp.decoding.strategies.descent import choose, feed
+from offramp.decoding.strategies.descent import choose, feed, read_final
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.decoding.strategies.waiting import Waiting, descend, go_on
 from offramp.errors import InputError
@@ -48,7 +48,7 @@ class Recompute(Strategy):
         stop = descend(work, self._waiting)
         if asking.running.any():
             stop = go_on(work, self._waiting, stop, layers)
-            logits = work.sequences.read_out(stop.block.last)
+            logits = read_final(work, stop.block.last)
             asking.end(logits, stop.block.last, stop.before)
         else:
             self._waiting.leave(stop.exit, stop.block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.monotone import Monotone
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
@@ -9,6 +10,6 @@ from offramp.decoding.strategies.speculate import Speculate
 from offramp.decoding.strategies.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Propagate, Recompute, Speculate, Monotone)
+    strategy.name: strategy for strategy in (Propagate, Mapped, Recompute, Speculate, Monotone)
 }
 """Strategies by the name that `kv=` takes; see `Strategy.exact` for what each promises."""

@@ -18,6 +18,7 @@ from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Wor
 from offramp.decoding.strategies.verdict import Verdict, judge
 from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
 from offramp.errors import InputError
+from offramp.policies.repair import require_full_head
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ class Speculate(Strategy):
     @classmethod
     def check(cls, request: Request) -> None:
         """Raise InputError for rows that would not be verified together, an impossible draft length, or a
-        logits processor that keeps count of its calls, which drafts would upset."""
+        logits processor that keeps count of its calls, which drafts would upset; PolicyError for a policy
+        that never computes the full model's head."""
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
+        require_full_head(request.policy)
         refuse_rebatch(cls.name, request)
         check_draft_length(request.draft_length)
         for processor in request.processors:

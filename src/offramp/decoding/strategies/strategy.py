@@ -16,7 +16,9 @@ from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.generation.asking import Asking
 from offramp.decoding.generation.choosing import Chooser
+from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.policies.policy import ExitPolicy
+from offramp.tracing.exit_heads import ExitHeads
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Work:
     "lockstep" or "rebatch". tokens: of the whole batch so far, int64 [batch, length], also where sequences
     hold the rows that are not over only. draft_length: tokens drafted before a verification, at most; or
     "auto". limit: new tokens that are wanted in all, None for no limit; end_tokens: those that end a row:
-    both end a round of drafts early.
+    both end a round of drafts early. maps: what skipped layers are given, for the strategy that maps.
     """
 
     engine: Engine
@@ -41,6 +43,7 @@ class Work:
     draft_length: int | str = 4
     limit: int | None = None
     end_tokens: tuple[int, ...] = ()
+    maps: StateMaps | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Request:
     """What is asked of a strategy, before anything runs.
 
     batch: sequences. sampling: tokens are sampled, not the best ones taken. processors: transformers' logits
-    processors in their order. forced: the tokens are given. padded: some row has padding on its left.
+    processors in their order. forced: the tokens are given. padded: some row has padding on its left. heads:
+    exit heads, whose K,V maps a strategy may use. dtype: of the model's weights.
     """
 
     policy: ExitPolicy
@@ -60,6 +64,8 @@ class Request:
     processors: tuple[Any, ...]
     forced: bool
     padded: bool = False
+    heads: ExitHeads | None = None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

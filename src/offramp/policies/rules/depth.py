@@ -37,6 +37,16 @@ class Around(ExitPolicy):
         return self.policy.short_list
 
     @property
+    def short_head(self) -> bool:
+        """As the inner policy."""
+        return self.policy.short_head
+
+    @property
+    def full_depth(self) -> bool:
+        """As the inner policy."""
+        return self.policy.full_depth
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """As the inner policy."""
         return self.policy.final_facts

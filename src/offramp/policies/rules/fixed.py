@@ -27,6 +27,11 @@ class Never(ExitPolicy):
     never_deepens: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = ()
 
+    @property
+    def full_depth(self) -> bool:
+        """It is what it is for."""
+        return True
+
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """It is asked nowhere."""
         return {}

@@ -88,6 +88,11 @@ class Tasks(ExitPolicy):
         return self._unknown.short_list
 
     @property
+    def short_head(self) -> bool:
+        """As the fallback."""
+        return self._unknown.short_head
+
+    @property
     def final_facts(self) -> tuple[str, ...]:
         """As the fallback."""
         return self._unknown.final_facts

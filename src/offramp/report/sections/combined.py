@@ -28,6 +28,7 @@ from offramp.report.markup import (
     wide_table,
 )
 from offramp.report.sections.decoded_tables import circumstances_table, contender_rows_table
+from offramp.report.timing_words import contender_answer, stopped_text, twins_text
 
 TITLE = "Beside other accelerations"
 
@@ -36,12 +37,12 @@ def combined_section(result: CombineResult | None) -> str:
     """One measurement of combinations; nothing without one."""
     if result is None:
         return ""
-    badge = element("span", result.validity, class_=f"decision {'pays' if result.valid else 'does-not-pay'}")
+    badge = element("span", "DEFECT", class_="decision does-not-pay") if result.defects else ""
     content = (
         element("h2", f"{TITLE} " + kind_chip("measured"))
         + element("p", text(introduction(result)), class_="note")
         + element("h3", text(f"On {result.workload or 'the prompts'} ") + badge)
-        + bullets(result.reasons, "note reasons")
+        + bullets(result.defects, "note reasons")
         + element("p", text(advice(result)), class_="answer")
         + bullets(effect_sentences(result), "said-list")
         + element("div", speed_figure(result), class_="beside decoded-charts")
@@ -111,7 +112,7 @@ def combination_table(result: CombineResult) -> str:
     ]
     by_size: dict[int, list[list[str]]] = {}
     for one in result.combinations:
-        by_size.setdefault(len(one.parts), []).append(combination_row(one))
+        by_size.setdefault(len(one.parts), []).append(combination_row(one, result.worth))
     names = {0: "Plain decoding", 1: "Alone"}
     groups = [(names.get(size, f"{size} together"), rows) for size, rows in sorted(by_size.items())]
     caption = (
@@ -121,15 +122,17 @@ def combination_table(result: CombineResult) -> str:
     return wide_table(columns, groups, caption=caption, style="decoded")
 
 
-def combination_row(one: Combination) -> list[str]:
-    """One combination."""
+def combination_row(one: Combination, worth: float) -> list[str]:
+    """One combination. worth: the gain that matters, as a share."""
     head = text(one.name) + "".join(policy_code(name) for name in (*one.transforms, one.policy) if name)
     seconds, quality = one.contender.seconds_per_token, one.quality
     if seconds is None or one.speedup is None:
         return [head, *["–"] * 6, text(f"not timed: {one.contender.left_out or 'no reason recorded'}")]
     cells = [
         text(milliseconds(seconds.value)) + small(interval_text(seconds.low, seconds.high, milliseconds)),
-        text(f"{decimal(one.speedup.value)} ×") + small(interval_text(one.speedup.low, one.speedup.high)),
+        text(f"{decimal(one.speedup.value)} ×")
+        + small(interval_text(one.speedup.low, one.speedup.high))
+        + small(contender_answer(one.contender, worth)),
         "–"
         if one.interaction is None
         else text(decimal(one.interaction.value))
@@ -158,17 +161,16 @@ def _apart(result: CombineResult) -> str:
 def contender_tables(result: CombineResult) -> str:
     """Every contender as a row, and the circumstances."""
     everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
-    return contender_rows_table(everyone, "Everything that took turns") + circumstances_table(
+    return contender_rows_table(everyone, "Everything that took turns", result.worth) + circumstances_table(
         result.circumstances
     )
 
 
 def circumstances(result: CombineResult) -> str:
-    """What was run, when, and how equal two equal contenders came out."""
-    limits = interval_text(result.a_a.low, result.a_a.high, lambda value: decimal(value, 3))
-    equal = f"{decimal(result.a_a.value, 3)}{f' ({limits})' if limits else ''}"
+    """What was run, when, and how equal the plain decoder came out to itself."""
     return (
         f"Measured {moment(result.circumstances['date'])}: {counted(result.prompts, 'prompt')}, "
-        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}, all contenders in every round. "
-        f"Two identical contenders (A/A) came out at a ratio of {equal}. Plain decoding is {result.plain}."
+        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}, in turns of a few tokens; "
+        f"{stopped_text(result.stopped, result.seconds_spent)}. The plain decoder against itself came out at "
+        f"{twins_text(result.a_a)}. Plain decoding is {result.plain}."
     )

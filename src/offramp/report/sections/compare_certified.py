@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from offramp.report.cells import decision_pill
 from offramp.report.comparison_answers import NEVER, NOT_CERTIFIABLE, Answer, answers_of
-from offramp.report.comparison_headline import lacking
+from offramp.report.comparison_headline import lacking, passed_how
 from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
 from offramp.report.data_table import NOTHING, DataCell, DataColumn, DataTable, estimate_cell, facet_cell
 from offramp.report.formats import counted, percent, times
@@ -31,10 +31,20 @@ def certified_section(comparison: Comparison) -> str:
         return ""
     ranked = sorted(answers, key=lambda answer: (not answer.exits, -(answer.saving.net_speedup.value or 0.0)))
     table = DataTable(
-        "certified", "Certified answers, the fastest first", COLUMNS, [_row(one) for one in ranked], "answer"
+        "certified",
+        "Answers of the tuner, the fastest first",
+        COLUMNS,
+        [_row(one) for one in ranked],
+        "answer",
     )
-    content = element("h2", "What can be guaranteed") + bullets(by_floor(answers), "said-list") + table.html()
-    return element("section", content, id_="certified", class_="part", aria_label="What can be guaranteed")
+    content = (
+        element("h2", "What was held against a floor")
+        + bullets(by_floor(answers), "said-list")
+        + table.html()
+    )
+    return element(
+        "section", content, id_="certified", class_="part", aria_label="What was held against a floor"
+    )
 
 
 def by_floor(answers: list[Answer]) -> list[str]:
@@ -50,7 +60,7 @@ def by_floor(answers: list[Answer]) -> list[str]:
             f"{exits} of {counted(len(here), 'answer')} {'is' if exits == 1 else 'are'} a policy that exits "
             f"early, and {pays or 'none'} of these surely {'pays' if pays == 1 else 'pay'}."
             if exits
-            else f"no policy that exits early is certified, in {counted(len(here), 'answer')}."
+            else f"no policy that exits early passed, in {counted(len(here), 'answer')}."
         )
         said.append(f"{floor_shown(floor)}: {has}{tail}")
     return said
@@ -68,7 +78,7 @@ def _row(answer: Answer) -> list[DataCell]:
         DataCell(decision_pill(answer.decision)),
         estimate_cell(saving.net_speedup, times) if saving.certified else DataCell(NOTHING),
         DataCell(NOTHING) if measured is None else estimate_cell(measured.net_speedup, times),
-        DataCell(policy + element("p", text(saving.answer)) + _missed(answer)),
+        DataCell(policy + element("p", text(saving.answer)) + _missed(answer) + _how(answer)),
     ]
 
 
@@ -79,3 +89,8 @@ def _missed(answer: Answer) -> str:
     kept = percent(answer.measured.agreement.value or 0.0)
     said = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
     return element("p", text(said), class_="invalid")
+
+
+def _how(answer: Answer) -> str:
+    """Whether a policy that passed did so by decoding."""
+    return element("p", text(f"Passed: {passed_how(answer)}.")) if answer.exits else ""

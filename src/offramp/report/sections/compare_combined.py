@@ -37,10 +37,10 @@ INTRODUCTION = (
 
 def measurement(result: CombineResult) -> str:
     """One model on one workload: what to use, the chart, and the rest on request."""
-    badge = element("span", result.validity, class_=f"decision {'pays' if result.valid else 'does-not-pay'}")
+    badge = element("span", "DEFECT", class_="decision does-not-pay") if result.defects else ""
     return (
         element("h3", text(f"{result.model} on {result.workload or 'the prompts'} ") + badge)
-        + bullets(result.reasons, "note reasons")
+        + bullets(result.defects, "note reasons")
         + element("p", text(advice(result)), class_="answer")
         + bullets(effect_sentences(result), "said-list")
         + element("div", speed_figure(result), class_="beside decoded-charts")

@@ -105,7 +105,7 @@ def eas_figure(rows: Sequence[Row], colours: Mapping[str, int], key: str) -> str
 
 
 def oracle_figure(rows: Sequence[Row], colours: Mapping[str, int], key: str) -> str:
-    """What the saturation oracle would skip of every row."""
+    """What the saturation oracle would skip of every row, at 100 % agreement."""
     drawn, data = [], []
     for row in rows:
         estimate = score(row, "saturation_skip")
@@ -113,7 +113,9 @@ def oracle_figure(rows: Sequence[Row], colours: Mapping[str, int], key: str) -> 
         if estimate.value is not None:
             drawn.append((row, Dot(row.workload, estimate.value, estimate.low, estimate.high)))
     note = "Layers that could be skipped if the full model's answer were known. No policy can know it."
-    return dots_figure("Saturation oracle skips", note, drawn, data, colours, key, number=percent)
+    return dots_figure(
+        "Saturation oracle skips, at 100 % agreement", note, drawn, data, colours, key, number=percent
+    )
 
 
 def dots_figure(

@@ -49,7 +49,7 @@ SHARED = (
     "Skip ratio",
     "Net speedup",
     "Probe",
-    "VALID, INVALID",
+    "Faster, slower, equivalent, unresolved, defect",
     "Document",
     "Certificate",
     "First-match oracle",

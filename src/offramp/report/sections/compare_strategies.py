@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.report.cells import decision_pill
-from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, decision_on, floor_kept, is_invalid
+from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, floor_kept, has_defect
 from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
 from offramp.report.data_table import (
     NOTHING,
@@ -45,9 +44,9 @@ class Standing:
     def rank(self) -> tuple[bool, int, bool, float]:
         """Sorts what can be followed before oracles, what keeps its floor before the rest, then by speed.
 
-        What is INVALID has no speed.
+        What has a defect has no speed.
         """
-        both = [one for one in (self.predicted, self.measured) if one is not None and not is_invalid(one)]
+        both = [one for one in (self.predicted, self.measured) if one is not None and not has_defect(one)]
         known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
         place = FLOORS_KEPT.index(floor_kept(self.shown))
         return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
@@ -72,8 +71,7 @@ INTRODUCTION = (
     "Of every family the fastest policy that keeps the floor, chosen on one half of the documents and judged "
     "on the other, where some miss it. Net speed is over the fastest plain decoder: above 1 is faster. A "
     "speed that is the same for all documents stands without an interval. What is measured was decoded for "
-    "real, in turns with plain decoding; INVALID must not be believed. An oracle knows the full model's "
-    "answer: no decoder can follow it."
+    "real, in turns with plain decoding. An oracle knows the full model's answer: no decoder can follow it."
 )
 
 
@@ -258,16 +256,14 @@ def floor_note(one: Strategy) -> str:
 
 
 def _measured_cell(measured: Strategy | None) -> DataCell:
-    """The stopwatch's answer; an INVALID one is struck out and sorted last."""
+    """The stopwatch's answer; one with a defect is struck out and sorted last."""
     if measured is None:
         return DataCell(NOTHING)
     cell = estimate_cell(measured.net_speedup, times)
-    if is_invalid(measured):
-        badge = element("span", text(measured.validity), class_="invalid")
+    if has_defect(measured):
+        badge = element("span", text(measured.answer), class_="invalid")
         return DataCell(element("s", cell.html.split("<small>", 1)[0]) + badge)
-    known = measured.net_speedup.low is not None
-    pill = decision_pill(decision_on(measured.net_speedup)) if known else ""
-    return DataCell(cell.html + small(measured.validity) + pill, cell.value)
+    return DataCell(cell.html + small(measured.answer), cell.value)
 
 
 def _beside(predicted: float | None, measured: float | None) -> DataCell:

@@ -68,7 +68,7 @@ def claims_something(trend: Trend) -> bool:
 
 
 def heading(trend: Trend) -> str:
-    """ "Saturation oracle skips against generation, on prose"."""
+    """ "Composite against generation, on prose"."""
     return f"{figure_name(trend.figure)} against {AXES.get(trend.against, trend.against)}, {place(trend)}"
 
 

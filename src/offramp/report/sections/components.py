@@ -148,10 +148,10 @@ def oracle_figure(workload: WorkloadResult) -> str:
     """The oracles' skip ratios, the time they could save at most, and what the best policy skips."""
     card = workload.card
     figures = [
-        ("First-match oracle", card.first_match_skip),
-        ("Saturation oracle", card.saturation_skip),
-        ("First match, as time", card.time_ceiling_first_match),
-        ("Saturation, as time", card.time_ceiling_saturation),
+        ("First-match oracle at 100 %", card.first_match_skip),
+        ("Saturation oracle at 100 %", card.saturation_skip),
+        ("First match at 100 %, as time", card.time_ceiling_first_match),
+        ("Saturation at 100 %, as time", card.time_ceiling_saturation),
     ]
     verdict = main_verdict(workload)
     if verdict is not None:
@@ -161,11 +161,14 @@ def oracle_figure(workload: WorkloadResult) -> str:
         estimate_row(name, estimate, number, emphasis=name.startswith("Best")) for name, estimate in figures
     )
     note = (
-        "Share of layers skipped by an oracle that knows the full model's answer. First match is the most "
-        "that can be skipped without changing any answer; saturation leaves out matches that later layers "
-        f"undo. As time: less the output head's {percent(card.head_share)} of a token's work."
+        "Share of layers skipped by an oracle that knows the full model's answer, at 100 % agreement: a "
+        "policy that may change some answers can skip more. First match is the most that can be skipped "
+        "without changing any answer; saturation leaves out matches that later layers undo. "
+        f"As time: less the output head's {percent(card.head_share)} of a token's work."
     )
     found = nice_range([v for row in rows for v in (row.value, row.high) if v is not None], include=(0.0,))
     chart = IntervalChart("Oracles", note, rows, found or (0.0, 1.0), number=lambda v: percent(v, 0))
-    data = estimate_table("Layers skipped by the oracles and by the best policy", figures, number)
+    data = estimate_table(
+        "Layers skipped by the oracles, at 100 % agreement, and by the best policy", figures, number
+    )
     return figure("Oracles", note, chart.svg() + undefined_notes(figures), data, kind="measured")

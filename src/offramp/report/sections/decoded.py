@@ -6,11 +6,18 @@ from offramp.decoding.bench.results import Forecast
 from offramp.report.charts.beside_chart import BesideRow, beside_svg
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
-from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment, times
-from offramp.report.markup import disclosure, element, figure, kind_chip, table, text
+from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
+from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
 from offramp.report.run_result import RunResult
 from offramp.report.sections.decoded_tables import contender_tables, policy_table
 from offramp.report.sections.error_parts import error_figure
+from offramp.report.timing_words import (
+    DECISIONS,
+    contender_answer,
+    ratio_text,
+    stopped_text,
+    twins_text,
+)
 
 
 def decoded_section(run: RunResult) -> str:
@@ -41,18 +48,16 @@ def introduction(run: RunResult) -> str:
 
 
 def workload_block(decoded: Decoded) -> str:
-    """One workload: whether to believe it, the answer in words, chart, table, error by part, contenders."""
+    """One workload: the answer, in a word and in words, chart, table, error by part, contenders."""
     bench = decoded.bench
-    badge = element("span", bench.validity, class_=f"decision {'pays' if decoded.valid else 'does-not-pay'}")
+    answer = contender_answer(bench.main, bench.worth)
+    badge = element("span", text(answer), class_=f"decision {DECISIONS[bench.answer]}")
     heading = element("h3", text(f"On {decoded.workload} ") + badge)
-    answer = element("p", text(answer_of(decoded)), class_="answer")
-    why = "".join(element("li", text(reason)) for reason in bench.reasons)
-    reasons = element("ul", why, class_="note reasons") if why else ""
     figures = element("div", beside_figure(decoded) + error_figure(decoded), class_="beside decoded-charts")
     return (
         heading
-        + reasons
-        + answer
+        + bullets(bench.defects, "note reasons")
+        + element("p", text(answer_of(decoded)), class_="answer")
         + element("ul", "".join(element("li", text(line)) for line in sentences(decoded)), class_="said-list")
         + figures
         + policy_table(decoded)
@@ -67,16 +72,15 @@ def answer_of(decoded: Decoded) -> str:
     if chosen is None or plain is None:
         return "No policy was chosen for this text; what was timed is a grid of static exits."
     timed = decoded.timed(chosen)
-    if timed.seconds_per_token is None or timed.speedup is None:
+    if timed.seconds_per_token is None or timed.ratio is None:
         return f"The policy chosen for this text was not timed: {timed.left_out or 'no reason recorded'}."
-    speed = interval_text(timed.speedup.low, timed.speedup.high, times)
-    said = f"{times(timed.speedup.value)}{f' ({speed})' if speed else ''}"
     sentence = (
         f"{chosen.why[:1].upper()}{chosen.why[1:]}: {milliseconds(timed.seconds_per_token.value)} per token "
-        f"where plain decoding ({decoded.bench.plain}) took {milliseconds(plain)}, a net speed of {said}."
+        f"where plain decoding ({decoded.bench.plain}) took {milliseconds(plain)}, a net speed of "
+        f"{ratio_text(timed.ratio)}: {contender_answer(timed, decoded.bench.worth)}."
     )
-    if not decoded.valid:
-        sentence += " This measurement is not to be believed; it changes no verdict."
+    if not decoded.sound:
+        sentence += " This measurement has a defect; it changes no verdict."
     return sentence
 
 
@@ -155,12 +159,11 @@ def beside_text(forecast: Forecast) -> str:
 
 
 def circumstances(decoded: Decoded) -> str:
-    """What was run, when, and how equal two equal contenders came out."""
+    """What was run, when, and how equal the plain decoder came out to itself."""
     bench = decoded.bench
-    limits = interval_text(bench.a_a.low, bench.a_a.high, lambda value: decimal(value, 3))
-    equal = f"{decimal(bench.a_a.value, 3)}{f' ({limits})' if limits else ''}"
     return (
         f"Measured {moment(decoded.measured_on)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
-        f"new tokens, {counted(bench.rounds, 'round')}, all contenders in every round. Two identical "
-        f"contenders (A/A) came out at a ratio of {equal}."
+        f"new tokens, {counted(bench.rounds, 'round')}, in turns of a few tokens; "
+        f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
+        f"{twins_text(bench.a_a)}."
     )

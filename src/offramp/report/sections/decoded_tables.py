@@ -17,6 +17,7 @@ from offramp.report.formats import (
     times,
 )
 from offramp.report.markup import Column, element, policy_code, small, table, text, wide_table
+from offramp.report.timing_words import contender_answer
 
 
 def policy_table(decoded: Decoded) -> str:
@@ -53,12 +54,19 @@ def policy_row(decoded: Decoded, policy: DecodedPolicy) -> list[str]:
         head,
         "–" if predicted is None else text(milliseconds(predicted)),
         with_interval(timed.seconds_per_token, milliseconds),
-        "–" if timed.speedup is None else with_interval(timed.speedup, times),
+        net_speed(timed, decoded.bench.worth),
         skipped,
         "–" if replayed is None else text(percent(replayed)),
         "–" if answers is None else with_interval(answers.agreement, percent),
         "–" if answers is None else divergence(answers),
     ]
+
+
+def net_speed(timed: Contender, worth: float) -> str:
+    """The ratio to plain decoding with its interval, and what it answers."""
+    if timed.ratio is None:
+        return "–"
+    return with_interval(timed.ratio, times) + small(contender_answer(timed, worth))
 
 
 def divergence(answers: FreeRunning) -> str:
@@ -69,7 +77,7 @@ def divergence(answers: FreeRunning) -> str:
 
 
 def with_interval(interval: Interval, number: NumberFormat) -> str:
-    """A median with its interval below it."""
+    """A figure with its interval below it."""
     limits = interval_text(interval.low, interval.high, number)
     return text(number(interval.value)) + small(limits)
 
@@ -77,24 +85,27 @@ def with_interval(interval: Interval, number: NumberFormat) -> str:
 def contender_tables(decoded: Decoded) -> str:
     """Every contender as a row, and the circumstances."""
     bench = decoded.bench
-    timed = contender_rows_table(bench.contenders, f"Everything that took turns on {decoded.workload}")
+    caption = f"Everything that took turns on {decoded.workload}"
+    timed = contender_rows_table(bench.contenders, caption, bench.worth)
     notes = "".join(element("li", text(note)) for note in bench.notes)
     around = circumstances_table(bench.circumstances)
     return timed + (element("ul", notes, class_="note") if notes else "") + around
 
 
-def contender_rows_table(contenders: Sequence[Contender], caption: str) -> str:
-    """Contenders as rows."""
+def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: float) -> str:
+    """Contenders as rows. worth: the gain that matters, as a share."""
     header = [
         "Contender",
         "Role",
         "ms per token",
         "Net speed",
+        "Answer",
         "First token",
         "Layers per token",
+        "Heads per token",
         "Same output",
     ]
-    return table(header, [contender_row(one) for one in contenders], caption=caption, numeric_from=2)
+    return table(header, [contender_row(one, worth) for one in contenders], caption=caption, numeric_from=2)
 
 
 def circumstances_table(circumstances: Mapping[str, Any]) -> str:
@@ -103,25 +114,28 @@ def circumstances_table(circumstances: Mapping[str, Any]) -> str:
     return table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)
 
 
-def contender_row(contender: Contender) -> list[str]:
+def contender_row(contender: Contender, worth: float) -> list[str]:
     """One contender."""
     if contender.left_out is not None or contender.seconds_per_token is None:
         return [
             contender.name,
             contender.role,
             f"left out: {contender.left_out or 'no reason recorded'}",
-            *[""] * 4,
+            *[""] * 6,
         ]
     seconds, first = contender.seconds_per_token, contender.first_token_seconds
     limits = interval_text(seconds.low, seconds.high, lambda value: decimal(1000 * value, 1))
-    layers = "–" if contender.layers_per_token is None else decimal(contender.layers_per_token, 2)
+    count = contender.counted
+    layers = contender.layers_per_token if count is None else count.layers
     return [
         contender.name,
         contender.role,
         decimal(1000 * seconds.value, 2) + (f" ({limits})" if limits else ""),
-        "–" if contender.speedup is None else times(contender.speedup.value),
+        "–" if contender.ratio is None else times(contender.ratio.value),
+        contender_answer(contender, worth),
         "–" if first is None else duration(first),
-        layers,
+        "–" if layers is None else decimal(layers, 2),
+        "–" if count is None else decimal(count.heads, 2),
         "–" if contender.same_output is None else percent(contender.same_output, 0),
     ]
 

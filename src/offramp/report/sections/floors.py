@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.results import Interval
-from offramp.report.basis import bases, basis_words, predicted_seconds
+from offramp.report.basis import bases, basis_words, plain_seconds
 from offramp.report.cells import decision_pill, stacked
-from offramp.report.formats import NumberFormat, duration, listed, percent, times, whole_percent
-from offramp.report.judgement import Judgement, judge_measured, measured_seconds
+from offramp.report.formats import duration, interval_text, listed, percent, times, whole_percent
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import reference_line
+from offramp.report.verdict_words import how_words
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Verdict
 
@@ -22,17 +21,8 @@ def floors_block(run: RunResult) -> str:
         return element(
             "p", "No policy could be judged: there is no verdict at any quality floor.", class_="reason"
         )
-    names = [
-        "Keep",
-        "Verdict",
-        "Best policy",
-        "Speed",
-        "Agreement",
-        "Layers skipped",
-        "Time per token",
-        "Documents",
-    ]
-    kinds: list[Kind | None] = [None, None, None, "predicted", "replayed", "replayed", "predicted", None]
+    names = ["Keep", "Verdict", "Policy", "Kept", "Speed", "Beside it, replayed", "Documents"]
+    kinds: list[Kind | None] = [None, None, None, "executed", None, "replayed", None]
     labels = [f"{name}, {kind}" if kind else name for name, kind in zip(names, kinds, strict=True)]
     head = "".join(
         element("th", text(name) + (f"<br>{kind_chip(kind)}" if kind else ""), scope="col")
@@ -40,10 +30,12 @@ def floors_block(run: RunResult) -> str:
     )
     bodies = "".join(floor_rows(run, workload, labels) for workload in run.workloads)
     note = (
-        "The threshold is chosen on one half of the documents and judged on the other, which it never "
-        "saw. Speed is against plain decoding, predicted from "
-        f"{listed([basis_words(basis) for basis in bases(run)])}{beats(run)}. Agreement counts tokens, not "
-        f"answers: the share of {ANSWER_TOKENS}-token answers left unchanged is what the floor to the power "
+        "Kept: the share of the tokens that the policy generates which are the full model's choice on the "
+        "same prefix, certified on documents that it decoded freely. Speed is against the fastest plain "
+        "decoder: measured where the policy was timed, else predicted from "
+        f"{listed([basis_words(basis) for basis in bases(run)])}. What is replayed reads the full model's "
+        "own keys and values: it proposes, and promises nothing. Agreement counts tokens, not answers: the "
+        f"share of {ANSWER_TOKENS}-token answers left unchanged is what the floor to the power "
         f"{ANSWER_TOKENS} gives if misses were independent."
     )
     caption = element("caption", "Verdict by workload and quality floor, batch size 1")
@@ -55,13 +47,6 @@ def floors_block(run: RunResult) -> str:
         )
         + element("p", text(note), class_="note")
     )
-
-
-def beats(run: RunResult) -> str:
-    """The rule for a policy that was decoded too; nothing where none was."""
-    if not any(decoded.valid for decoded in run.decoding):
-        return ""
-    return "; where the policy was decoded and the measurement is valid, what was measured decides"
 
 
 def floor_rows(run: RunResult, workload: WorkloadResult, names: list[str]) -> str:
@@ -77,42 +62,77 @@ def floor_rows(run: RunResult, workload: WorkloadResult, names: list[str]) -> st
 
 def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names: list[str]) -> str:
     """One verdict; each cell carries its column's name for the stacked layout of a phone."""
-    seconds = predicted_seconds(run, workload, verdict)
-    judgement = judge_measured(run, workload, verdict)
-    measured = measured_seconds(run, workload, verdict)
     unchanged = percent(verdict.floor**ANSWER_TOKENS, 0 if verdict.floor > 0.96 else 1)
-    agreement = stacked(verdict.agreement, percent)
-    if verdict.reference_agreement is not None:
-        agreement += small(reference_line(verdict.reference_agreement))
-    if not verdict.floor_held and verdict.policy != "never":
-        agreement += element("small", "below the floor", class_="warning")
-    documents = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
-    length = lengths_text(lengths_of(workload.trace)).strip()
-    needed = f"{length and length + ' each; '}a certificate needs {verdict.documents_needed} or more"
     cells = [
         text(whole_percent(verdict.floor)) + small(f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"),
-        decision_pill(judgement.decision) + why(judgement),
-        policy_code(verdict.policy),
-        stacked(verdict.net_speedup, times) + measured_line(judgement.measured, times),
-        agreement,
-        stacked(verdict.skip_ratio, percent),
-        text("unknown" if seconds is None else duration(seconds)) + measured_line(measured, duration),
-        text(documents) + small(needed),
+        decision_pill(verdict.decision) + why(verdict),
+        policy_code(verdict.policy) + ("" if verdict.kv is None else small(f"K and V: {verdict.kv}")),
+        kept_cell(verdict),
+        speed_cell(run, workload, verdict),
+        replayed_cell(verdict),
+        documents_cell(workload, verdict),
     ]
     row = element("th", cells[0], scope="row", data_name=names[0])
     row += "".join(element("td", c, data_name=n) for c, n in zip(cells[1:], names[1:], strict=True))
     return element("tr", row)
 
 
-def measured_line(measured: Interval | None, number: NumberFormat) -> str:
-    """What the stopwatch said, below what was predicted; nothing if it was not asked."""
-    return "" if measured is None else small(f"measured {number(measured.value)}")
+def kept_cell(verdict: Verdict) -> str:
+    """Executed agreement and its certificate: one status a floor."""
+    certificate, agreement = verdict.certificate, verdict.executed_agreement
+    if verdict.policy == "never":
+        return text("100 %") + small("plain decoding")
+    if certificate is None or not certificate.executed:
+        return text("not executed")
+    value = text("not known") if agreement is None else stacked(agreement, percent)
+    if verdict.certified:
+        return value + small(f"certified ≥ {whole_percent(verdict.floor)}")
+    return value + small("not certified")
 
 
-def why(judgement: Judgement) -> str:
+def speed_cell(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> str:
+    """The speed with its interval, and how it is known."""
+    speed = verdict.speed
+    if verdict.policy == "never" or speed is None:
+        return text(times(1.0)) + small("plain decoding")
+    limits = interval_text(speed.low, speed.high, times)
+    seconds = plain_seconds(run, workload, verdict.basis)
+    token = "" if seconds is None else small(f"{duration(seconds / speed.value)} a token")
+    return text(times(speed.value)) + (small(limits) if limits else "") + small(how_words(speed)) + token
+
+
+def replayed_cell(verdict: Verdict) -> str:
+    """What the trace alone said of its own choice."""
+    if verdict.agreement.value is None:
+        return text("undefined") + small(verdict.agreement.undefined or "")
+    said = f"{percent(verdict.agreement.value)} agreement"
+    if verdict.net_speedup.value is not None:
+        said += f", {times(verdict.net_speedup.value)} predicted"
+    if verdict.skip_ratio.value is not None:
+        said += f", {percent(verdict.skip_ratio.value)} of the layers skipped"
+    cell = text(said)
+    if verdict.replayed_policy not in (verdict.policy, "never"):
+        cell += small("by another policy: ") + policy_code(verdict.replayed_policy)
+    if verdict.reference_agreement is not None:
+        cell += small(reference_line(verdict.reference_agreement))
+    return cell
+
+
+def documents_cell(workload: WorkloadResult, verdict: Verdict) -> str:
+    """What a certificate rests on, and what it needs."""
+    certificate = verdict.certificate
+    needed = small(f"a certificate needs {verdict.documents_needed} or more")
+    if certificate is None or not certificate.executed:
+        halves = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
+        return text(halves) + small(lengths_text(lengths_of(workload.trace)).strip()) + needed
+    decoded = certificate.stopped_after or 0
+    length = f"{certificate.new_tokens} new tokens each" if certificate.new_tokens else ""
+    return text(f"{decoded} decoded of {certificate.documents}") + small(length) + needed
+
+
+def why(verdict: Verdict) -> str:
     """The reason behind a decision, one click away."""
-    content = element("p", text(judgement.verdict.reason))
-    if judgement.why is not None:
-        predicted = f"Predicted: {judgement.verdict.decision}. Measured beats predicted: {judgement.why}."
-        content += element("p", text(predicted))
+    content = element("p", text(verdict.reason))
+    if verdict.missing:
+        content += element("p", text(f"Missing: {'; '.join(verdict.missing)}."))
     return element("details", element("summary", "why") + content, class_="why")

@@ -40,8 +40,16 @@ TERMS: dict[str, str] = {
         "Cosine: how little the layer changed the hidden state. Classifier and network: a fitted guess from "
         "the hidden state whether the exit agrees."
     ),
+    "Where a gain comes from": (
+        "What a policy saves of plain decoding's cost of a token, in three parts: layers (less the repair of "
+        "keys and values), output head, probes. They sum to 1 − policy / plain. Early exit is credited only "
+        "with what it adds to the fastest decoder at the same floor that leaves no layer out."
+    ),
     "Family": "All policies of one signal or rule on one kind of exit set; only its fastest member is shown.",
-    "Oracle": "A policy that knows the full model's answer. No decoder can follow it; it shows the limit.",
+    "Oracle": (
+        "A policy that knows the full model's answer. No decoder can follow it; it shows the limit at 100 % "
+        "agreement. A policy that may change some answers can skip more."
+    ),
     "Skip ratio": "The share of decoder layers not executed.",
     "Net speedup": (
         "Plain cost over the policy's cost per token: layers, probes, repair of keys and values, and head "
@@ -49,21 +57,32 @@ TERMS: dict[str, str] = {
     ),
     "Decoded for real": (
         "Text was generated with the policy and the layers it skipped were not executed; the time is the "
-        "stopwatch's. What was measured beats what was predicted: a policy predicted to pay but measured not "
-        "to is not called paying. A measurement on a few prompts cannot make a promise by itself."
+        "stopwatch's, taken in short blocks that alternate with plain decoding."
     ),
-    "VALID, INVALID": (
-        "Whether a timing may be believed. INVALID: the machine was busy, two identical contenders came out "
-        "unequal, an output differs that must not, or other layers ran than were claimed. It changes no "
-        "verdict."
+    "Faster, slower, equivalent, unresolved, defect": (
+        "What a timing answers of a policy against the fastest plain decoder. Equivalent: within the gain "
+        "that counts as worth it, either way. Unresolved at ± x %: the interval is too wide to say. All "
+        "contenders take turns in blocks of a few tokens, so that a busy machine slows all of them alike; "
+        "intervals are over prompts, and hold however the timing was stopped. Defect: a wrong output, other "
+        "layers than were claimed, or the same decoder twice that comes out unequal; it changes no verdict."
     ),
-    "Agreement on given text, on its own text": (
-        "Replayed: at every token of a given text, whatever came before it is the text's. Own text: of the "
-        "tokens the policy generated, those the full model would have said after the same generated ones."
+    "Replayed, rerun, executed": (
+        "Replayed: decisions on a given text with the full model's own keys and values, from the measurement "
+        "alone. Rerun: the same with the keys and values that the policy leaves. Executed: the policy's own "
+        "text, decoded freely; each token is judged by the full model on the same prefix. Only executed "
+        "agreement is certified."
     ),
-    "Propagate, recompute, speculate": (
+    "Short list": (
+        "Some 2,048 frequent tokens: those that follow most often in the documents that exit heads were "
+        "fitted on, or without such heads the first ids of the vocabulary. An output read off it costs that "
+        "many columns of the output head instead of all, and is wrong where the full model's token is not on "
+        "it. That needs no early exit: “shortlist:policy=[never],at=all” is plain decoding with a smaller "
+        "head, and early exit is credited only with what it adds to that."
+    ),
+    "Propagate, mapped, recompute, speculate": (
         "Ways to supply keys and values of skipped layers. Propagate projects them from the state at the "
-        "exit (approximate). Recompute runs the layers later (exact for deep tokens). Speculate treats "
+        "exit (approximate). Mapped first maps that state to what each skipped layer would have been given "
+        "(approximate, closer). Recompute runs the layers later (exact for deep tokens). Speculate treats "
         "early answers as drafts that the full model verifies: the output is the full model's."
     ),
     "Repair of keys and values": (
@@ -98,10 +117,11 @@ TERMS: dict[str, str] = {
     "Break-even": "The price of one part of a step at which early exit would just be worth its trouble.",
     "First-match oracle": (
         "Stops at the first layer that agrees with the full model. It overstates what can be saved, "
-        "since later layers may disagree again."
+        "since later layers may disagree again. At 100 % agreement."
     ),
     "Saturation oracle": (
-        "Stops at the first layer from which all later layers agree. No policy can know this."
+        "Stops at the first layer from which all later layers agree, at 100 % agreement. No policy can know "
+        "this."
     ),
     "Representation quality": (
         "Area under agreement over the share of layer work done. High: early layers are already right."
@@ -120,9 +140,10 @@ TERMS: dict[str, str] = {
         "95 % interval from resampling whole documents, because tokens of one document depend on each other."
     ),
     "Pays, does not pay, too close to call": (
-        "The lower limit of the net speedup is above 1.05; its upper limit is below that, or the "
-        "choice was never to exit; neither, or too few documents for an interval. Where the policy was "
-        "decoded, see “Decoded for real”."
+        "Pays: executed agreement is certified at the floor, and the lower limit of the measured speed lies "
+        "above what counts as worth it (5 % unless you say otherwise). Does not pay: the upper limit lies "
+        "below that, or nothing faster than plain decoding can be certified. Too close to call: else; what "
+        "would settle it is named."
     ),
 }
 

@@ -111,4 +111,6 @@ def sentences(hardware: Mapping[str, Any]) -> list[str]:
     if hardware.get("load") is not None:
         circumstances.append(f"load {decimal(hardware['load'], 1)} at the start")
     found.append(f"Source: {', '.join(circumstances)}.")
+    if hardware.get("note") is not None:
+        found.append(f"Timings: {hardware['note']}.")
     return found

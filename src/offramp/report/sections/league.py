@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.report.answers import nearest_floor, ranked
+from offramp.report.answers import exits_early, nearest_floor, ranked
 from offramp.report.cells import signed_change, stacked
 from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
-from offramp.report.formats import faster, interval_text, percent, times, whole_percent
+from offramp.report.credit import credit_sentence, credits_of
+from offramp.report.formats import faster, gain_text, interval_text, percent, times, whole_percent
 from offramp.report.markup import Column, element, kind_chip, policy_code, small, text, wide_table
 from offramp.report.run_result import WorkloadResult
 from offramp.report.untransformed import reference_line
@@ -22,12 +23,15 @@ PARTS: Mapping[str, tuple[str, int]] = {
     "layers": ("layers", 0),
     "rest": ("layers, head and the rest", 0),
     "exit head": ("output head", 2),
+    "short head": ("output head", 2),
     "final head": ("output head", 2),
     "overhead": ("program around", 5),
     "K,V projection": (REPAIR, 3),
+    "K,V map": (REPAIR, 3),
     "probe": (PROBES, 1),
 }
 ON_TOP = (REPAIR, PROBES)
+OUT_OF_REACH = "Out of reach: oracles that know the full model's answer, at 100 % agreement"
 SHOWN = 10
 MUCH_SLOWER = 0.67
 NO_SHARE = 1e-9
@@ -65,11 +69,12 @@ class Board:
         name = f"{rank}. {entry.family}" if rank else entry.family
         reference = reference_line(entry.reference_agreement)
         reference = small(reference) if reference else ""
+        saved = gain_text(entry.gain)
         share = "no probes" if entry.probe_share < NO_SHARE else f"probes {percent(entry.probe_share)}"
         return [
             text(name) + policy_code(entry.policy),
             balance.svg(self.reach) if balance is not None else "no speed to draw",
-            stacked(entry.net_speedup, times),
+            stacked(entry.net_speedup, times) + (small(saved) if saved else ""),
             *[self.other(entry.family, floor) for floor in self.other_floors],
             strip_svg(parts_of(entry)) + small(share),
             stacked(entry.skip_ratio, percent),
@@ -106,14 +111,16 @@ def league_section(workload: WorkloadResult) -> str:
     counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
     others = {(e.family, e.floor): e for e in workload.league if e.floor != main}
     board = Board(main, [floor for floor in floors if floor != main], others, reach_of(balances), counted)
+    credits = credits_of(workload.league)
     chips = kind_chip("replayed") + " " + kind_chip("predicted")
     content = (
         element("h3", "Which policy wins, and why " + chips)
         + element("p", text(summary_of(reachable, main, counted)), class_="answer")
+        + "".join(element("p", text(credit_sentence(one))) for one in credits if one.floor == main)
         + element("p", text(how_to_read(main, counted)), class_="note")
         + parts_legend(entries)
         + board.table(
-            [("", reachable[:SHOWN]), ("Out of reach: oracles that know the full model's answer", oracles)],
+            [("", reachable[:SHOWN]), (OUT_OF_REACH, oracles)],
             f"Families of policies at {whole_percent(main)} agreement, the fastest first",
         )
     )
@@ -169,7 +176,7 @@ def parts_legend(entries: Sequence[LeagueEntry]) -> str:
 
 def summary_of(reachable: Sequence[LeagueEntry], floor: float, counted: str) -> str:
     """Who wins, who loses, and what decides it."""
-    exiting = [e for e in reachable if e.policy != "never" and e.net_speedup.value is not None]
+    exiting = [e for e in reachable if exits_early(e) and e.net_speedup.value is not None]
     keep = f"At {whole_percent(floor)} agreement"
     if not exiting:
         return f"{keep} no family has a policy that beats the full model: the best choice is never to exit."
@@ -207,5 +214,7 @@ def how_to_read(floor: float, counted: str) -> str:
         f"Each family is shown with its fastest policy that keeps {whole_percent(floor)} agreement, chosen "
         "on one half of the documents and judged on the other. Left of the line: what leaving early saves "
         f"of plain decoding's {counted}. Right: what probes and repair cost. The dot is what remains, with "
-        "its 95 % interval; left is faster. A policy loses where its probes cost more than its exits save."
+        "its 95 % interval; left is faster. A policy loses where its probes cost more than its exits save. "
+        f"Below each speed: the shares of plain decoding's {counted} that layers (less the repair), the "
+        "output head and probes save (+) or cost (−)."
     )

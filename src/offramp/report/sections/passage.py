@@ -19,8 +19,8 @@ def passage_section(workload: WorkloadResult, layers: int, identity: str) -> str
     intro = (
         "Each token has the colour of the layer from which the model's prediction of it no longer "
         "changes. This is the oracle: it knows the full model's answer beforehand, which no policy does, so "
-        "it is a bound and not a promise. Point at a token, tap it, or move through the passage with the "
-        "arrow keys to see what each layer would have said."
+        "it is a bound, at 100 % agreement, and not a promise. Point at a token, tap it, or move through the "
+        "passage with the arrow keys to see what each layer would have said."
     )
     shown = (
         f"Document “{passage.document}”: its first {len(passage.tokens)} of {passage.document_tokens} "

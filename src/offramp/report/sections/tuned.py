@@ -10,7 +10,7 @@ from offramp.report.certificate import (
     risk_text,
     status,
 )
-from offramp.report.formats import counted, estimate_text, percent, times, whole_percent
+from offramp.report.formats import counted, estimate_text, gain_text, percent, times, whole_percent
 from offramp.report.markup import element, kind_chip, policy_code, text
 from offramp.report.run_result import WorkloadResult
 from offramp.report.sections.floors import ANSWER_TOKENS
@@ -125,6 +125,7 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
         ),
         ("plain decoding there", cost(tuned.plain_seconds_per_token)),
         ("probes' share of it", percent(tuned.probe_share)),
+        *([("saved of plain decoding", gain_text(tuned.gain))] if tuned.gain is not None else []),
         ("layers skipped", estimate_text(tuned.skip_ratio, percent)),
     ]
     if tuned.floor.kind == "agreement":

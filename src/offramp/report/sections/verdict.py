@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from offramp.decoding.bench.results import Interval
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.cells import decision_pill, signed_change
-from offramp.report.decoded import Decoded
 from offramp.report.formats import (
     NumberFormat,
     decimal,
     estimate_text,
-    faster,
     interval_text,
     listed,
     milliseconds,
@@ -20,8 +17,7 @@ from offramp.report.formats import (
     range_text,
     whole_percent,
 )
-from offramp.report.headline import caveats, headline, main_verdict, overall_decision
-from offramp.report.judgement import measured_words
+from offramp.report.headline import caveats, headline, main_verdicts, overall_decision
 from offramp.report.markup import (
     KIND_MEANING,
     Column,
@@ -34,6 +30,7 @@ from offramp.report.markup import (
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.floors import floors_block
 from offramp.report.untransformed import transform_sentence
+from offramp.report.verdict_words import executed_words, speed_words
 from offramp.tuning.results import Verdict
 
 
@@ -60,7 +57,7 @@ def verdict_section(run: RunResult) -> str:
 def in_short(run: RunResult) -> str:
     """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
     columns: dict[str, Callable[[WorkloadResult], str | None]] = {
-        "Fastest policy": league_answer,
+        "Fastest policy, replayed": league_answer,
         "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
     }
@@ -87,9 +84,10 @@ def kinds_legend() -> str:
 
 
 def key_numbers(run: RunResult) -> list[str]:
-    """Three figures: what a policy would gain, what an oracle could skip, what decoding really took."""
-    timed = decoded_card(run) if run.decoding else plain_card(run)
-    return [gain_card(run), oracle_card(run), timed]
+    """Three figures: what is kept as executed, the speed that it gives, and what an oracle could skip."""
+    if not any(verdict.certificate for _, verdict in main_verdicts(run)) and not run.decoding:
+        return [speed_card(run), oracle_card(run), plain_card(run)]
+    return [kept_card(run), speed_card(run), oracle_card(run)]
 
 
 def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> str:
@@ -107,27 +105,44 @@ def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> s
     )
 
 
-def gain_card(run: RunResult) -> str:
-    """The predicted gain of the best policy at the main floor."""
-    verdicts = [(workload.name, main_verdict(workload)) for workload in run.workloads]
-    values = [v.net_speedup.value for _, v in verdicts if v is not None and v.net_speedup.value is not None]
-    floors = [v.floor for _, v in verdicts if v is not None]
-    floor = whole_percent(floors[0]) if floors else "95 %"
-    lines = [(name, "no verdict" if verdict is None else gain_line(verdict)) for name, verdict in verdicts]
-    what = f"faster decoding with the best policy at {floor} agreement, every probe paid for"
-    return key_card("predicted", span_text(values, signed_change) or "undefined", what, lines)
+def kept_card(run: RunResult) -> str:
+    """Executed agreement at the main floor."""
+    found = main_verdicts(run)
+    agreements = [v.executed_agreement for _, v in found if v.policy != "never" and v.executed_agreement]
+    values = [agreement.value for agreement in agreements if agreement.value is not None]
+    floor = whole_percent(found[0][1].floor) if found else "95 %"
+    lines = [(name, kept_line(verdict)) for name, verdict in found]
+    what = (
+        "of the tokens that the policy generates are the full model's choice on the same prefix; the "
+        f"floor is {floor}"
+    )
+    return key_card("executed", span_text(values, percent) or "nothing certified", what, lines)
 
 
-def gain_line(verdict: Verdict) -> str:
-    """One workload's gain in words."""
-    if verdict.net_speedup.value is None:
-        return f"undefined: {verdict.net_speedup.undefined or verdict.reason}"
-    if verdict.policy == "never":
-        return "best never to exit"
-    interval = interval_text(verdict.net_speedup.low, verdict.net_speedup.high, signed_change)
-    if verdict.net_speedup.low == verdict.net_speedup.high:
-        return faster(verdict.net_speedup.value)
-    return f"{faster(verdict.net_speedup.value)}{f' ({interval})' if interval else ''}"
+def kept_line(verdict: Verdict) -> str:
+    """What one workload's policy keeps."""
+    if verdict.policy != "never":
+        return executed_words(verdict)
+    certificate = verdict.certificate
+    if certificate is None or not certificate.executed:
+        return "not executed"
+    if certificate.documents < certificate.documents_needed:
+        return f"not certifiable: {certificate.documents} documents, {certificate.documents_needed} needed"
+    return "nothing faster is certified: plain decoding stays"
+
+
+def speed_card(run: RunResult) -> str:
+    """Speed over the fastest plain decoder at the main floor."""
+    found = [(name, v, None if v.policy == "never" else v.speed) for name, v in main_verdicts(run)]
+    measured = any(speed is not None and speed.how == "measured" for _, _, speed in found)
+    values = [speed.value for _, _, speed in found if speed is not None]
+    lines = [(name, "best never to exit" if speed is None else speed_words(v)) for name, v, speed in found]
+    lines += [(name, f"not decoded: {why}") for name, why in run.not_decoded.items() if not measured]
+    plain = run.plain_seconds_per_token
+    token = "" if plain is None else f"; plain decoding takes {milliseconds(plain.value)} a token, measured"
+    what = f"faster decoding than the fastest plain decoder, every probe and repair paid for{token}"
+    kind: Kind = "measured" if measured else "predicted"
+    return key_card(kind, span_text(values, signed_change) or "nothing faster", what, lines)
 
 
 def span_text(values: list[float], number: NumberFormat) -> str:
@@ -138,44 +153,14 @@ def span_text(values: list[float], number: NumberFormat) -> str:
     return low if low == high else range_text(low, high)
 
 
-def decoded_card(run: RunResult) -> str:
-    """The measured gain of the policies that were decoded for real."""
-    lines = []
-    values: dict[bool, list[float]] = {True: [], False: []}
-    for decoded in run.decoding:
-        chosen = decoded.chosen
-        speedup = None if chosen is None else decoded.speedup(chosen)
-        if speedup is not None:
-            values[decoded.valid].append(speedup.value)
-        words = "no policy was chosen" if chosen is None else decoded_words(decoded, speedup)
-        lines.append((decoded.workload, words))
-    lines += [(name, "not decoded") for name in run.not_decoded]
-    plain = [decoded.plain_seconds for decoded in run.decoding]
-    seconds = span_text([value for value in plain if value is not None], milliseconds)
-    what = (
-        "faster decoding, by the stopwatch, with the skipped layers not executed; plain decoding takes "
-        f"{seconds or 'an unknown time'} per token on this machine"
-    )
-    return key_card(
-        "measured", span_text(values[True] or values[False], signed_change) or "not timed", what, lines
-    )
-
-
-def decoded_words(decoded: Decoded, speedup: Interval | None) -> str:
-    """One workload's measured gain in words; INVALID where it is not to be believed."""
-    if speedup is None:
-        return "not timed"
-    return measured_words(speedup) + ("" if decoded.valid else ", INVALID")
-
-
 def oracle_card(run: RunResult) -> str:
     """What an oracle that knows the final answer could skip."""
     estimates = [(workload.name, workload.card.saturation_skip) for workload in run.workloads]
     values = [estimate.value for _, estimate in estimates if estimate.value is not None]
     lines = [(name, estimate_text(estimate, percent)) for name, estimate in estimates]
     what = (
-        "of the layers could be skipped by an oracle that knows when each answer is settled; no policy "
-        "knows that"
+        "of the layers could be skipped at 100 % agreement by an oracle that knows when each answer is "
+        "settled; no policy knows that, and one that may change answers can skip more"
     )
     return key_card("measured", span_text(values, percent) or "undefined", what, lines)
 

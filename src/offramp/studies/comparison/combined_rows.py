@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from offramp.studies.comparison.content import answer_text
 from offramp.studies.comparison.results import Comparison
 
 
 def combined_lines(comparison: Comparison) -> Iterator[Mapping[str, Any]]:
     """One line for each combination of each measurement; figures as in `Combination`."""
     for result in comparison.combined:
-        said = result["validity"]
-        if result["reasons"]:
-            said += ": " + "; ".join(result["reasons"])
         for combination in result["combinations"]:
             contender, quality = combination["contender"], combination["quality"]
             seconds = contender["seconds_per_token"]
@@ -22,10 +20,12 @@ def combined_lines(comparison: Comparison) -> Iterator[Mapping[str, Any]]:
                 "workload": result["workload"],
                 "combination": combination["name"],
                 "policy": combination["policy"],
-                "validity": said,
+                "answer": answer_text(
+                    contender["answer"], contender["resolution"], result["defects"], contender["left_out"]
+                ),
                 "left_out": contender["left_out"],
                 "seconds_per_token": None if seconds is None else seconds["value"],
-                **_limits("speedup", contender["speedup"]),
+                **_limits("speedup", contender["ratio"]),
                 **_limits("product", combination["product"]),
                 **_limits("interaction", combination["interaction"]),
                 **_limits("forced_agreement", None if quality is None else quality["forced_agreement"]),

@@ -17,7 +17,9 @@ from offramp.tuning.splits import fewest_documents
 PROPAGATE = "propagate"
 """How the league charges keys and values of skipped layers."""
 
-FEW_SAMPLES = "too few samples for an interval"
+FEW_SAMPLES = "too few prompts for an interval"
+DEFECT = "defect"
+"""What stands instead of an answer of a timing where something is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
         documents=certificate["documents"],
         documents_needed=needed,
         documents_in_all=fewest_documents(needed) + tuned["documents"]["heads"],
+        executed=certificate["executed"],
         of_tokens=certified_lengths(certificate.get("document_tokens"), certificate.get("new_tokens")),
     )
 
@@ -150,8 +153,17 @@ def skipped(layers_per_token: float | None, layers: int) -> Estimate:
     return Estimate(1.0 - layers_per_token / layers, no_interval="counted, not resampled")
 
 
-def validity_text(validity: str, reasons: Sequence[str], left_out: str | None) -> str:
-    """Whether a measurement may be believed, in words: "VALID", "INVALID: ...", "left out: ..."."""
+def answer_text(
+    answer: str, resolution: float | None, defects: Sequence[str], left_out: str | None = None
+) -> str:
+    """What a timing answers, in words: "faster", "unresolved at ± 3.4 %", "defect: ...", "left out: ...".
+
+    resolution: half-width of the ratio's interval, as a share.
+    """
     if left_out is not None:
         return f"left out: {left_out}"
-    return f"{validity}: {'; '.join(reasons)}" if reasons and validity != "VALID" else validity
+    if answer == DEFECT:
+        return f"{DEFECT}: {'; '.join(defects)}" if defects else DEFECT
+    if answer == "unresolved" and resolution is not None:
+        return f"{answer} at ± {100 * resolution:.1f} %"
+    return answer

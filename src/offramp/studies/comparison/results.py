@@ -45,10 +45,11 @@ class Saving:
     """The best certified answer of the tuner at one floor on one machine.
 
     policy: "never" if nothing was certified or nothing is faster. net_speedup: on documents that neither
-    search nor certificate saw. certified: whether a certificate of this floor holds. answer: the tuner's
-    sentence. lacks: what a certificate lacked, "" where one holds or nothing faster was there to certify.
-    documents: left to certify on; documents_needed: fewest that the floor takes; documents_in_all: fewest
-    traced ones of which so many are left. of_tokens: how long they are, to follow "documents".
+    search nor certificate saw. certified: whether a certificate, or a replay bound, of this floor holds.
+    executed: whether it is of texts that were really decoded. answer: the tuner's sentence. lacks: what a
+    certificate lacked, "" where one holds or nothing faster was there to certify. documents: left to certify
+    on; documents_needed: fewest that the floor takes; documents_in_all: fewest traced ones of which so many
+    are left. of_tokens: how long they are, to follow "documents".
     """
 
     floor: str
@@ -62,6 +63,7 @@ class Saving:
     documents: int = 0
     documents_needed: int = 0
     documents_in_all: int = 0
+    executed: bool = False
     of_tokens: str = ""
 
 
@@ -76,8 +78,8 @@ class Row:
     if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
     savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
     did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
-    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement is
-    VALID; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
+    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement has no
+    defect; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
     model computes, "" if not known. source: where it comes from, as shown. own_text: whether the text is the
     model's own answers, which no other model shares. settings: what is known of how it was traced:
     dtype, context, document_tokens (None: not given).
@@ -117,8 +119,8 @@ class Strategy:
     family: of the league, or the policy's kind. basis: "predicted" or "measured". floor: "" for a policy that
     was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
     seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
-    unknown. validity: of a measurement ("VALID", "INVALID" and why), "" for a prediction. chosen: whether the
-    league chose it, on documents that it is not judged on.
+    unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
+    chosen: whether the league chose it, on documents that it is not judged on.
     """
 
     model: str
@@ -137,7 +139,7 @@ class Strategy:
     seconds_per_token: float | None = None
     characters_per_second: float | None = None
     reachable: bool = True
-    validity: str = ""
+    answer: str = ""
     chosen: bool = False
 
 

@@ -15,6 +15,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.studies.comparison.content import (
     Content,
+    answer_text,
     card_fields,
     interval_estimate,
     league_speedups,
@@ -23,7 +24,6 @@ from offramp.studies.comparison.content import (
     profile_words,
     saving_of,
     skipped,
-    validity_text,
 )
 from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
@@ -31,7 +31,7 @@ from offramp.studies.comparison.savings import floor_text, place_text
 from offramp.tuning.pricing import BYTES
 
 SUMMARY = "summary.json"
-VERSION = 4
+VERSION = 5
 """Of the summary's schema: the one that is read."""
 
 SHOWN = ("offramp", "code_fingerprint", "dtype", "processor", "threads", "date")
@@ -221,7 +221,7 @@ class RunReader:
     ) -> Strategy:
         """One policy of one measurement."""
         (timed,) = (one for one in decoded["contenders"] if one["name"] == policy["contender"])
-        counted, quality = timed["layers_per_token"], policy["free_running"]
+        counted, quality = timed["counted"], policy["free_running"]
         return Strategy(
             **where,
             machine=LOCAL,
@@ -231,22 +231,24 @@ class RunReader:
             floor="" if policy["floor"] is None else floor_text(policy["floor"]),
             basis="measured",
             agreement=interval_estimate(None if quality is None else quality["agreement"], "not judged"),
-            skip_ratio=skipped(counted, layers),
+            skip_ratio=skipped(None if counted is None else counted["layers"], layers),
             net_speedup=interval_estimate(policy["net_speedup"], policy["left_out"] or "not timed"),
             seconds_per_token=policy["measured_seconds_per_token"],
-            validity=validity_text(decoded["validity"], decoded["reasons"], policy["left_out"]),
+            answer=answer_text(
+                policy["answer"], policy["resolution"], decoded["defects"], policy["left_out"]
+            ),
             chosen=policy["origin"] == "chosen",
         )
 
     def measured(self, workload: str) -> dict[str, float]:
-        """Net speedup of the chosen policy by floor and machine, where it was decoded and is VALID.
+        """Net speedup of the chosen policy by floor and machine, where it was decoded without a defect.
 
         It is decoded on this machine, whichever one its time was predicted for.
         """
         return {
             place_text(floor_text(policy["floor"]), LOCAL): policy["net_speedup"]["value"]
             for decoded in self.of(workload, self.summary["decoding"]["workloads"])
-            if decoded["validity"] == "VALID"
+            if not decoded["defects"]
             for policy in decoded["policies"]
             if policy["origin"] == "chosen" and policy["floor"] is not None and policy["net_speedup"]
         }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
@@ -117,10 +118,25 @@ class StudyReader:
         return Finished(cell, task.recipe, self.result(cell.task))
 
     def result(self, key: str) -> Mapping[str, Any]:
-        """A task's result, read and verified once. Raises DamagedFileError if its bytes changed."""
+        """A task's result, read and verified once.
+
+        Raises DamagedFileError if its bytes changed, InputError for timings of an older offramp.
+        """
         if key not in self._results:
-            self._results[key] = self.folder.result(self.plan.tasks[key])
+            found = self.folder.result(self.plan.tasks[key])
+            self._require_answers(found)
+            self._results[key] = found
         return self._results[key]
+
+    def _require_answers(self, result: Mapping[str, Any]) -> None:
+        """Refuse timings of an older offramp, which gave no answers. Raises InputError."""
+        for measured in (result.get("bench"), result.get("combined")):
+            if isinstance(measured, Mapping) and "defects" not in measured:
+                raise InputError(
+                    "the study's timings are those of an older offramp, which gave no answers",
+                    where=str(self.folder.path),
+                    fix="run the study again with this offramp: offramp study run; all but timings is kept",
+                )
 
     def row(self, score: Finished, cells: Sequence[Finished]) -> Row:
         """The row of one score. cells: with the same axes; the tuner, the league, decoding."""

@@ -10,10 +10,10 @@ from typing import Any
 from offramp.costs.local_store import LOCAL
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
+    answer_text,
     interval_estimate,
     league_strategy,
     skipped,
-    validity_text,
 )
 from offramp.studies.comparison.per_byte import characters_per_second
 from offramp.studies.comparison.results import Row, Strategy
@@ -108,11 +108,13 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             floor=floor_text(found.recipe["floor"]),
             basis="measured",
             agreement=interval_estimate(None if quality is None else quality["agreement"], "not judged"),
-            skip_ratio=skipped(timed["layers_per_token"], row.exits[-1]),
-            net_speedup=interval_estimate(timed["speedup"], left_out or "not timed"),
+            skip_ratio=skipped(
+                None if timed["counted"] is None else timed["counted"]["layers"], row.exits[-1]
+            ),
+            net_speedup=interval_estimate(timed["ratio"], left_out or "not timed"),
             seconds_per_token=seconds,
             characters_per_second=characters_per_second(choice["characters_per_token"], seconds),
-            validity=validity_text(bench["validity"], bench["reasons"], left_out),
+            answer=answer_text(timed["answer"], timed["resolution"], bench["defects"], left_out),
             chosen=place == 0,
         )
 
@@ -132,7 +134,7 @@ def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Stra
         net_speedup=Estimate(1.0, no_interval="by definition"),
         seconds_per_token=seconds,
         characters_per_second=characters_per_second(found.result["characters_per_token"], seconds),
-        validity=validity_text(bench["validity"], bench["reasons"], None),
+        answer=answer_text(timed["answer"], timed["resolution"], bench["defects"]),
     )
 
 
@@ -140,7 +142,7 @@ def measured_speedups(found: Finished, entries: Sequence[Mapping[str, Any]]) -> 
     """Net speedup that the stopwatch gives what the league chose, by floor and machine.
 
     Where it chose never to exit, 1: plain decoding saves nothing of its own time, and no stopwatch need say
-    so. Else of the league's fastest policy that exits; nothing if that is not VALID or was not timed.
+    so. Else of the league's fastest policy that exits; nothing if the timing has a defect, or left it out.
     found: a decode cell. entries: of the league whose policies it decoded.
     """
     place = place_text(floor_text(found.recipe["floor"]), machine_of(found))
@@ -149,9 +151,9 @@ def measured_speedups(found: Finished, entries: Sequence[Mapping[str, Any]]) -> 
     bench, choices = found.result["bench"], found.result["chosen"]
     if bench is None:
         return {}
-    speedups = {contender["name"]: contender["speedup"] for contender in bench["contenders"]}
+    speedups = {contender["name"]: contender["ratio"] for contender in bench["contenders"]}
     fastest = speedups[choices[0]["contender"]] if choices else None
-    if bench["validity"] != "VALID" or fastest is None:
+    if bench["defects"] or fastest is None:
         return {}
     return {place: fastest["value"]}
 

@@ -77,7 +77,7 @@ def certified_lines(comparison: Comparison) -> Iterator[Line]:
     """One line for each answer of the tuner."""
     for row in comparison.rows:
         for saving in row.savings:
-            names = ("floor", "machine", "policy", "certified", "lacks", "answer")
+            names = ("floor", "machine", "policy", "certified", "executed", "lacks", "answer")
             counts = ("documents", "documents_needed", "documents_in_all")
             yield {
                 **_where(row),
@@ -101,7 +101,7 @@ def profiles_lines(comparison: Comparison) -> Iterator[Line]:
 
 def strategies_lines(comparison: Comparison) -> Iterator[Line]:
     """One line for each strategy, predicted or measured."""
-    texts = ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis", "validity")
+    texts = ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis", "answer")
     for strategy in comparison.strategies:
         line = {name: getattr(strategy, name) for name in (*texts, "reachable", "chosen")}
         for name in ("agreement", "skip_ratio", "net_speedup"):

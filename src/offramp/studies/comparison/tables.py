@@ -95,7 +95,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     "certified": (
         _schema(
             (TEXT, (*WHERE, "floor", "machine", "policy", "answer", "lacks")),
-            (TRUTH, ("certified",)),
+            (TRUTH, ("certified", "executed")),
             (COUNT, ("documents", "documents_needed", "documents_in_all")),
             (NUMBER, limits("net_speedup")),
         ),
@@ -112,7 +112,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     "strategies": (
         _schema(
             (TEXT, ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis")),
-            (TEXT, ("validity",)),
+            (TEXT, ("answer",)),
             (TRUTH, ("reachable", "chosen")),
             (NUMBER, _limits_of("agreement", "skip_ratio", "net_speedup")),
             (NUMBER, ("probe_share", "seconds_per_token", "characters_per_second")),
@@ -148,7 +148,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     ),
     "combined": (
         _schema(
-            (TEXT, ("model", "workload", "combination", "policy", "validity", "left_out")),
+            (TEXT, ("model", "workload", "combination", "policy", "answer", "left_out")),
             (NUMBER, ("seconds_per_token", *_limits_of("speedup", "product", "interaction"))),
             (NUMBER, limits("forced_agreement")),
         ),

@@ -94,6 +94,7 @@ def best_policies(entries: Sequence[Mapping[str, Any]], *, floor: float, count: 
         for entry in entries
         if entry["reachable"]
         and entry["policy"] != "never"
+        and not entry.get("full_depth")
         and math.isclose(entry["floor"], floor)
         and entry["net_speedup"]["value"] is not None
     ]
@@ -140,6 +141,7 @@ def _measure(
     setting: Setting, trace: Trace, machine: Machine, prompts: Prompts, recipe: Mapping[str, Any]
 ) -> tuple[Measurement, Judged]:
     """Predicted first, then timed in turns, then judged. Raises what made the timing fail."""
+    from offramp.decoding.bench.budget import Limits
     from offramp.decoding.bench.contenders import SHORT
     from offramp.decoding.bench.judged import (
         NO_STATIC_CACHE,
@@ -152,11 +154,7 @@ def _measure(
     seed, workload = recipe["seed"], str(setting.task)
     predicted = predict_unseen(setting, trace, machine, workload, seed=seed)
     (measured,) = run_together(
-        [setting],
-        rounds=[recipe["rounds"]],
-        extent=SHORT,
-        budget_seconds=recipe["seconds"],
-        seed=seed,
+        [setting], extent=SHORT, limits=Limits(recipe["seconds"], recipe["rounds"]), seed=seed
     )
     if isinstance(measured, OfframpError):
         raise measured
@@ -193,7 +191,7 @@ def _strategy(model: Model) -> str:
 def _result(
     model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
 ) -> dict[str, Any]:
-    from offramp.decoding.bench.contenders import GENERATE, Cell
+    from offramp.decoding.bench.contenders import Cell
     from offramp.decoding.bench.result_file import to_json
     from offramp.policies.grammar import parse_policy
 
@@ -217,13 +215,14 @@ def _result(
     return {
         "bench": to_json(bench),
         "chosen": chosen,
-        "characters_per_token": _characters_per_token(model, measured, GENERATE),
+        "characters_per_token": _characters_per_token(model, measured, measured.result.plain),
     }
 
 
 def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:
     """Characters of a contender's answers over their new tokens, special ones included; None without any."""
-    answers = [tokens for decoded in measured.decoded.get(name, ()) for tokens in decoded.tokens]
+    decoded = measured.decoded.get(name, {}).values()
+    answers = [tokens for one in decoded for tokens in one.tokens]
     tokens = sum(map(len, answers))
     characters = sum(len(model.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers)
     return characters / tokens if tokens else None

@@ -22,8 +22,8 @@ class LeagueWork:
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.
         """
         from offramp.tuning.halves import halves_of
+        from offramp.tuning.judging import judge
         from offramp.tuning.league import league
-        from offramp.tuning.verdict import judge
 
         require_planned(task)
         trace, machine = trace_of(context), machine_of(task, context)

@@ -23,9 +23,11 @@ class ProfileWork:
     kind = "profile"
 
     def run(self, task: Task, context: Context) -> None:
-        """Take the profile that a task of this very recipe measured and kept, or measure and keep one.
+        """Take the profile that a task of this very recipe measured and kept, or measure one and keep it.
 
-        A profile of other code, libraries or budget would be filed under a recipe that it is not of.
+        A kept one that is off from a few plain tokens of now is measured again; one that was timed under load
+        is used by this study, and not kept for others. A profile of other code, libraries or budget would be
+        filed under a recipe that it is not of.
 
         Raises ModelError for a model that cannot be timed, OfframpError if it or this machine are not the
         recipe's.
@@ -38,16 +40,25 @@ class ProfileWork:
 
 def _profile(model: Model, task: Task) -> TimingsProfile:
     from offramp.decoding.hardware import measure_hardware
+    from offramp.decoding.profile_check import check_profile
 
+    kept = _kept(model, task)
+    if kept is not None and check_profile(model, kept).holds:
+        return kept
+    profile = stating(measure_hardware(model, budget_seconds=task.recipe["seconds"]), task)
+    save_local_profile(profile)
+    return profile
+
+
+def _kept(model: Model, task: Task) -> TimingsProfile | None:
+    """What a task of this very recipe kept, None if none did."""
     recipe = task.recipe
     try:
         return load_local_profile(
             model.identity.fingerprint, model.dtype, threads=recipe["threads"], recipe=recipe
         )
-    except InputError:  # none is kept yet
-        profile = stating(measure_hardware(model, budget_seconds=recipe["seconds"]), task)
-        save_local_profile(profile)
-        return profile
+    except InputError:
+        return None
 
 
 def stating(profile: TimingsProfile, task: Task) -> TimingsProfile:

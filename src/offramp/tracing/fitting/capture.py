@@ -1,14 +1,16 @@
-"""Forward passes without any output head: hidden states of many sequences at some exits."""
+"""Forward passes without any output head: hidden states of many sequences, and sums over them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from offramp.errors import ModelError
 from offramp.models.model import Model
+from offramp.tracing.fitting.documents import FittingRows
+from offramp.tracing.fitting.sums import ExitSums
 from offramp.tracing.group import FORWARD_TOKENS
 from offramp.tracing.rows import Rows, equal_length_batches
 from offramp.tracing.states import StateShape
@@ -42,7 +44,7 @@ def require_one_stream(model: Model) -> None:
         )
 
 
-def require_both_sides(model: Model, fit_rows: int, held_out_rows: int) -> None:
+def require_both_sides(model: Model, fit_rows: float, held_out_rows: float) -> None:
     """Refuse to go on if no row, or none to judge on, had finite numbers only.
 
     Raises ModelError.
@@ -75,6 +77,23 @@ def captured_states(
             states = [layer[fine] for layer in states]
         if len(rows):
             yield rows, states
+
+
+def add_up(
+    model: Model, fitted_on: FittingRows, sums: Sequence[ExitSums], advance: Callable[[int], None]
+) -> None:
+    """Add all rows to several sums in one pass.
+
+    Raises ModelError as `require_both_sides` does.
+    """
+    layers = sorted({layer for one in sums for layer in one.captured})
+    of_document = torch.from_numpy(fitted_on.held_out)
+    for rows, states in captured_states(model, fitted_on.contexts, layers):
+        held_out = of_document[rows.document]
+        for one in sums:
+            one.add(dict(zip(layers, states, strict=True)), held_out)
+        advance(len(rows))
+    require_both_sides(model, sums[0].rows(held_out=False), sums[0].rows(held_out=True))
 
 
 def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> list[Tensor]:

@@ -1,10 +1,10 @@
-"""`fit_heads`: a linear lens and classifiers for the exits of a model, from documents of some workloads."""
+"""`fit_heads`: a linear lens, classifiers and K,V maps for the exits of a model, from some workloads."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
 from offramp.tracing.fitted import describe_base
-from offramp.tracing.fitting.capture import require_both_sides, require_one_stream
+from offramp.tracing.fitting.capture import add_up, require_both_sides, require_one_stream
 from offramp.tracing.fitting.classifier import (
     FittedClassifier,
     Samples,
@@ -32,11 +32,21 @@ from offramp.tracing.fitting.documents import (
     without_text_of,
 )
 from offramp.tracing.fitting.kinds import ClassifierKind, choose_kinds
-from offramp.tracing.fitting.lens import fit_lens, require_memory
+from offramp.tracing.fitting.lens import lens_sums, solve_lens
+from offramp.tracing.fitting.maps import (
+    AUTO,
+    Rank,
+    check_rank,
+    map_sums,
+    parse_map_exits,
+    solve_maps,
+)
+from offramp.tracing.fitting.memory import FittingMemory, fitting_memory
 from offramp.tracing.fitting.provenance import describe_fitting
 from offramp.tracing.fitting.readings import Readings, take_readings
 from offramp.tracing.fitting.shortlist import choose_shortlist
 from offramp.tracing.fitting.sizes import CLASSIFIER_TOKENS, FITTING_TOKENS
+from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import parse_exits
@@ -55,27 +65,34 @@ def fit_heads(
     lens: bool = True,
     classifiers: bool | Sequence[str] = True,
     candidate_exit: int | None = None,
+    kv_maps: Sequence[int] | None = None,
+    kv_rank: Rank = AUTO,
     context: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    on_memory: Callable[[FittingMemory], object] | None = None,
 ) -> ExitHeads:
-    """Fit a linear lens and classifiers per exit below L, on documents of the workloads' later half.
+    """Fit a linear lens, classifiers and K,V maps, on documents of the workloads' later half.
 
-    tokens: over all workloads; with a lens and classifiers, a quarter (CLASSIFIER_TOKENS at most) is for the
-    classifiers, from documents that the lens does not see. classifiers: all, none, or names of
-    `offramp.tracing.facts.HEAD_FACTS`. candidate_exit: where `candidate_score` takes its tokens; by default
-    the exit nearest to half of the depth. One document of three is held out: there the lens's penalty is
-    picked and the classifiers are judged.
-    Memory: 32 bytes x hidden^2 per exit for the lens, hidden states of the classifiers' tokens in a temporary
-    file beyond 64 MB.
+    tokens: over all workloads; with a lens or maps, and classifiers, a quarter (CLASSIFIER_TOKENS at most) is
+    for the classifiers, from documents that the others do not see. exits: of lens and classifiers.
+    classifiers: all, none, or names of `offramp.tracing.facts.HEAD_FACTS`. candidate_exit: where
+    `candidate_score` takes its tokens; by default the exit nearest to half of the depth. kv_maps: exits that
+    get K,V maps, for the KV strategy "mapped". kv_rank: of these, "full" for whole maps, "auto" for the
+    smallest rank that explains nearly as much (see `offramp.tracing.fitting.maps.solve_maps`). One document
+    of three is held out: there penalties and ranks are picked and the classifiers are judged.
+    Memory: 32 bytes x hidden^2 per exit for the lens, 16 x hidden^2 per mapped exit and each of its deeper
+    layers for the maps; hidden states of the classifiers' tokens in a temporary file beyond 64 MB. on_memory:
+    told what lens and maps take before anything is fitted.
 
-    Raises InputError for options that do not fit the model or the workloads, ModelError for a model whose
-    layers pass on more than one hidden state.
+    Raises InputError for options that do not fit the model or the workloads, or sums that do not fit into
+    memory; ModelError for a model whose layers pass on more than one hidden state.
     """
     kinds = choose_kinds(classifiers)
-    if not lens and not kinds:
+    if not lens and not kinds and kv_maps is None:
         raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
     require_sizes(tokens=tokens, context=context)
+    check_rank(kv_rank)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(
@@ -85,68 +102,102 @@ def fit_heads(
     job = _Job(
         model=model,
         workloads=_distinct(workloads),
-        exits=below,
+        exits=below if lens or kinds else (),
+        lens=lens,
+        kinds=kinds,
+        map_exits=() if kv_maps is None else parse_map_exits(kv_maps, model.layers),
+        kv_rank=kv_rank,
         candidate_exit=candidate,
         context=context,
         seed=seed,
         shown=sys.stderr.isatty() if progress is None else progress,
     )
     require_one_stream(model)
-    if lens:
-        require_memory(model, below)
-    return job.run(tokens, lens, kinds)
+    job.memory.require(model.name)
+    if on_memory is not None:
+        on_memory(job.memory)
+    return job.run(tokens)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Heads being fitted. exits: below L."""
+    """Heads being fitted. exits: below L, of lens and classifiers. map_exits: of the K,V maps."""
 
     model: Model
     workloads: tuple[Workload, ...]
     exits: tuple[int, ...]
+    lens: bool
+    kinds: tuple[ClassifierKind, ...]
+    map_exits: tuple[int, ...]
+    kv_rank: Rank
     candidate_exit: int | None
     context: int | None
     seed: int
     shown: bool
 
-    def run(self, tokens: int, lens: bool, kinds: Sequence[ClassifierKind]) -> ExitHeads:
-        """Plan, fit the lens, then the classifiers through it."""
-        lens_rows, classifier_rows = self._plan(tokens, lens, bool(kinds))
-        fitted_lens = None
-        if lens_rows is not None:
-            with self._bar("linear lens", lens_rows.tokens) as advance:
-                fitted_lens = fit_lens(
-                    self.model, lens_rows.contexts, lens_rows.held_out, self.exits, advance
-                )
+    @property
+    def memory(self) -> FittingMemory:
+        """What the sums of lens and maps take."""
+        shape = self.model.shape
+        return fitting_memory(
+            shape.hidden_size, self.model.layers, len(self.exits) * self.lens, self.map_exits, self.kv_rank
+        )
+
+    def run(self, tokens: int) -> ExitHeads:
+        """Plan, fit the lens and the maps, then the classifiers through the lens."""
+        linear_rows, classifier_rows = self._plan(tokens)
+        lens, maps = (None, None) if linear_rows is None else self._linear(linear_rows)
+        lens_rows = linear_rows if self.lens else None
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
-        assert listed is not None, "a lens or a classifier is fitted"
-        shortlist = choose_shortlist(listed, self.model.shape.vocabulary_size)
+        shortlist = None if listed is None else choose_shortlist(listed, self.model.shape.vocabulary_size)
         fitted: dict[str, ExitClassifier] = {}
-        if classifier_rows is not None:
-            fitted = self._classifiers(classifier_rows, fitted_lens, kinds, shortlist)
+        if classifier_rows is not None and shortlist is not None:
+            fitted = self._classifiers(classifier_rows, lens, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
         return ExitHeads(
             model=describe_base(self.model),
             exits=self.exits,
-            lens=fitted_lens,
+            lens=lens,
             classifiers=fitted,
             shortlist=shortlist,
             candidate_exit=self.candidate_exit,
-            documents={
-                work.fingerprint: tuple(id for rows in used for id in rows.ids[work.fingerprint])
-                for work in self.workloads
-            },
+            documents=self._documents(used),
             texts=self._texts(used),
-            provenance={
-                "seed": self.seed,
-                "context": usable_context(self.model, self.context),
-                **describe_fitting(self.workloads, lens_rows, classifier_rows),
-            },
+            provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows),
+            kv_maps=maps,
         )
 
+    def _linear(self, rows: FittingRows) -> tuple[LinearLens | None, KeyValueMaps | None]:
+        """The lens and the maps, from one pass over the same rows."""
+        hidden, layers = self.model.shape.hidden_size, self.model.layers
+        of_lens = lens_sums(hidden, layers, self.exits) if self.lens else None
+        of_maps = map_sums(hidden, layers, self.map_exits) if self.map_exits else None
+        sums = [one for one in (of_lens, of_maps) if one is not None]
+        title = " and ".join([*["linear lens"] * self.lens, *["K,V maps"] * bool(self.map_exits)])
+        with self._bar(title, rows.tokens) as advance:
+            add_up(self.model, rows, sums, advance)
+        maps = None
+        if of_maps is not None:
+            maps = KeyValueMaps(
+                maps=solve_maps(of_maps, self.kv_rank),
+                documents=self._documents([rows]),
+                texts=self._texts([rows]),
+                provenance=self._provenance(kv_maps=rows) | {"rank": self.kv_rank},
+            )
+        return None if of_lens is None else solve_lens(of_lens), maps
+
+    def _documents(self, used: Sequence[FittingRows]) -> dict[str, tuple[str, ...]]:
+        """Ids of the documents of some rows, by workload; none where there are no rows."""
+        if not used:
+            return {}
+        return {
+            work.fingerprint: tuple(id for rows in used for id in rows.ids[work.fingerprint])
+            for work in self.workloads
+        }
+
     def _texts(self, used: Sequence[FittingRows]) -> tuple[Sketch, ...]:
-        """Sketches of all documents used, in the order of `ExitHeads.documents`."""
+        """Sketches of the texts of some rows' documents, in the order of `_documents`."""
         by_workload: dict[str, list[Sketch]] = {work.fingerprint: [] for work in self.workloads}
         for rows in used:
             texts = iter(rows.texts)
@@ -154,14 +205,20 @@ class _Job:
                 by_workload[workload] += itertools.islice(texts, len(ids))
         return tuple(text for texts in by_workload.values() for text in texts)
 
-    def _plan(
-        self, tokens: int, lens: bool, classifiers: bool
-    ) -> tuple[FittingRows | None, FittingRows | None]:
-        """Rows for the lens and rows for the classifiers, of different documents that share no text."""
-        share = CLASSIFIER_SHARE if lens else 1.0
-        shares = [*([share] if classifiers else []), *([1.0 - share] if lens else [])]
+    def _provenance(self, **rows: FittingRows | None) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "context": usable_context(self.model, self.context),
+            **describe_fitting(self.workloads, rows),
+        }
+
+    def _plan(self, tokens: int) -> tuple[FittingRows | None, FittingRows | None]:
+        """Rows for lens and maps, and rows for the classifiers, of different documents that share no text."""
+        linear, classifiers = self.lens or bool(self.map_exits), bool(self.kinds)
+        share = CLASSIFIER_SHARE if linear else 1.0
+        shares = [*([share] if classifiers else []), *([1.0 - share] if linear else [])]
         parts = [split_documents(work, shares, self.seed) for work in self.workloads]
-        classifier_tokens = min(CLASSIFIER_TOKENS, tokens // 4 if lens else tokens) if classifiers else 0
+        classifier_tokens = min(CLASSIFIER_TOKENS, tokens // 4 if linear else tokens) if classifiers else 0
 
         def rows(place: int, count: int, others: Sequence[Sketch] = ()) -> FittingRows:
             named = [(work, part[place]) for work, part in zip(self.workloads, parts, strict=True)]
@@ -169,15 +226,14 @@ class _Job:
                 named = [(work, without_text_of(work, documents, others)) for work, documents in named]
             return plan_rows(self.model, named, count, context=self.context, shown=self.shown)
 
-        lens_rows = rows(-1, tokens - classifier_tokens) if lens else None
-        seen = () if lens_rows is None else lens_rows.texts
-        return lens_rows, rows(0, classifier_tokens, seen) if classifiers else None
+        linear_rows = rows(-1, tokens - classifier_tokens) if linear else None
+        seen = () if linear_rows is None else linear_rows.texts
+        return linear_rows, rows(0, classifier_tokens, seen) if classifiers else None
 
     def _classifiers(
         self,
         rows: FittingRows,
         lens: LinearLens | None,
-        kinds: Sequence[ClassifierKind],
         shortlist: NDArray[np.int32],
     ) -> dict[str, ExitClassifier]:
         place = None if self.candidate_exit is None else self.exits.index(self.candidate_exit)
@@ -186,11 +242,11 @@ class _Job:
             readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance)
         held_out = rows.held_out[readings.document]
         require_both_sides(self.model, int((~held_out).sum()), int(held_out.sum()))
-        found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in kinds}
+        found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in self.kinds}
         try:
             with self._bar("classifiers", rows.tokens) as advance:
                 for index in range(len(self.exits)):
-                    for kind in kinds:
+                    for kind in self.kinds:
                         found[kind.name].append(self._classifier(kind, readings, index, held_out))
                     advance(rows.tokens // len(self.exits))
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from offramp.tracing.request import code_fingerprint, library_versions
 from offramp.workloads.workload import Workload
 
 
-def describe_fitting(
-    workloads: Sequence[Workload], lens: FittingRows | None, classifiers: FittingRows | None
-) -> dict[str, Any]:
-    """Tokens, documents and workloads that fitting read; code, threads and libraries that it ran with."""
+def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRows | None]) -> dict[str, Any]:
+    """Tokens, documents and workloads that fitting read; code, threads and libraries that it ran with.
+
+    rows: that each part was fitted on, by its name; None for a part that is not there.
+    """
     keys = ("name", "fingerprint", "mode", "licence", "source")
     return {
-        "lens": _describe_rows(lens),
-        "classifiers": _describe_rows(classifiers),
+        **{part: _describe_rows(of_part) for part, of_part in rows.items()},
         "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
         "threads": torch.get_num_threads(),
         "code": code_fingerprint(),

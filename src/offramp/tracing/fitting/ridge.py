@@ -32,52 +32,78 @@ class AffineMap:
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """The penalty of least held-out error. explained: share of the held-out variance explained with it."""
+    """The penalty of least held-out error, of all targets together.
+
+    explained: float64 [targets], share of each target's held-out variance that is explained with it.
+    """
 
     penalty: float
-    explained: float
+    explained: Matrix
 
 
-def fit_ridge(sums: NormalEquations, penalty: float) -> AffineMap:
-    """The ridge solution; the intercept is not penalised. penalty: as in the module's formula, per token."""
-    from scipy.linalg import solve
+def fit_ridge(sums: NormalEquations, penalty: float) -> list[AffineMap]:
+    """The ridge solution of every target; the intercept is not penalised.
 
-    mean_x, mean_y = sums.means
-    centred = sums.moments(mean_x, mean_y)
-    system = centred.xx + penalty * np.eye(len(mean_x))
-    weight = solve(system, centred.xy, assume_a="pos").T
-    return AffineMap(weight, mean_y - weight @ mean_x)
+    penalty: as in the module's formula, per token.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    mean_x = sums.mean_x
+    system = cho_factor(sums.moments_xx(mean_x) + penalty * np.eye(len(mean_x)))
+    maps = []
+    for target, mean_y in enumerate(sums.mean_y):
+        weight = cho_solve(system, sums.moments_xy(target, mean_x, mean_y)).T
+        maps.append(AffineMap(weight, mean_y - weight @ mean_x))
+    return maps
 
 
 def candidate_penalties(sums: NormalEquations) -> Matrix:
     """Penalties to try, relative to the mean eigenvalue of the covariance of x: float64 [penalties]."""
-    mean_x, mean_y = sums.means
-    return np.asarray(PENALTIES * np.trace(sums.moments(mean_x, mean_y).xx) / len(mean_x))
+    mean = sums.mean_x
+    return np.asarray(PENALTIES * np.trace(sums.moments_xx(mean)) / len(mean))
 
 
 def held_out_errors(fit: NormalEquations, held_out: NormalEquations, penalties: Matrix) -> Matrix:
-    """Mean |y - b - A x|^2 over the held-out rows for the fit of each penalty: float64 [penalties]."""
+    """Mean held-out |y - b - A x|^2 for the fit of each penalty: float64 [targets, penalties]."""
     from scipy.linalg import eigh
 
-    mean_x, mean_y = fit.means
-    own, other = fit.moments(mean_x, mean_y), held_out.moments(mean_x, mean_y)
-    values, vectors = eigh(own.xx)
-    rotated = vectors.T @ own.xy
-    linear = (rotated * (vectors.T @ other.xy)).sum(1)
-    quadratic = (vectors.T @ other.xx @ vectors) * (rotated @ rotated.T)
+    mean_x = fit.mean_x
+    values, vectors = eigh(fit.moments_xx(mean_x))
     # Eigenvalues of a covariance are not negative; rounding makes some so.
     gains = 1.0 / (np.maximum(values, 0.0) + penalties[:, None])
-    return np.asarray(other.yy - 2.0 * gains @ linear + ((gains @ quadratic) * gains).sum(1))
+    other = vectors.T @ held_out.moments_xx(mean_x) @ vectors
+    errors = []
+    for target, mean_y in enumerate(fit.mean_y):
+        rotated = vectors.T @ fit.moments_xy(target, mean_x, mean_y)
+        linear = (rotated * (vectors.T @ held_out.moments_xy(target, mean_x, mean_y))).sum(1)
+        quadratic = other * (rotated @ rotated.T)
+        constant = held_out.moment_yy(target, mean_y)
+        errors.append(constant - 2.0 * gains @ linear + ((gains @ quadratic) * gains).sum(1))
+    return np.array(errors)
 
 
 def choose_penalty(fit: NormalEquations, held_out: NormalEquations) -> PenaltyChoice:
     """The candidate penalty of least held-out error, and the held-out variance it explains.
 
-    The variance is taken about the held-out mean. Where nothing varies on the held-out rows, it explains 0.
+    Of several targets, the least sum of their errors, each over its own variance, which is taken about the
+    held-out mean. Where nothing varies on the held-out rows, it explains 0.
     """
     penalties = candidate_penalties(fit)
     errors = held_out_errors(fit, held_out, penalties)
-    best = int(errors.argmin())
-    variance = held_out.moments(*held_out.means).yy
-    explained = 1.0 - errors[best] / variance if variance > 0 else 0.0
-    return PenaltyChoice(float(penalties[best]), float(explained))
+    variance = variances(held_out)
+    best = int((errors / np.where(variance > 0, variance, 1.0)[:, None]).sum(0).argmin())
+    return PenaltyChoice(float(penalties[best]), explained_by(errors[:, best], held_out))
+
+
+def variances(sums: NormalEquations) -> Matrix:
+    """Mean |y - mean y|^2 of every target: float64 [targets]."""
+    return np.array([sums.moment_yy(target, mean) for target, mean in enumerate(sums.mean_y)])
+
+
+def explained_by(errors: Matrix, held_out: NormalEquations) -> Matrix:
+    """Share of each target's held-out variance that is explained, 0 where nothing varies.
+
+    errors: mean squared errors there [..., targets].
+    """
+    variance = variances(held_out)
+    return np.where(variance > 0, 1.0 - errors / np.where(variance > 0, variance, 1.0), 0.0)

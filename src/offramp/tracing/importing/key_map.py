@@ -12,7 +12,7 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.tracing.exit_heads import NormKind
-from offramp.tracing.heads_file import NORM_ARRAYS
+from offramp.tracing.heads_build import NORM_ARRAYS
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""

@@ -1,4 +1,4 @@
-"""Medians of samples, and of ratios of samples taken side by side, with intervals."""
+"""Medians of independent samples, with intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offramp.decoding.bench.results import Interval
 
@@ -38,19 +37,3 @@ def _coverage(rank: int, count: int) -> float:
     """How often the median lies between the samples of this rank from below and from above."""
     outside = sum(math.comb(count, below) for below in range(rank))
     return 1.0 - float(2 * outside / 2**count)
-
-
-def paired_ratios(above: Sequence[float], below: Sequence[float]) -> NDArray[np.float64]:
-    """above over below, sample by sample: float64 [samples]. Both in the order of the rounds."""
-    return np.asarray(above, dtype=np.float64) / np.asarray(below, dtype=np.float64)
-
-
-def median_ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
-    """The median of the paired ratios, with its interval over pairs."""
-    return median(paired_ratios(above, below).tolist())
-
-
-def spread(ratios: NDArray[np.float64]) -> float:
-    """Distance of the quartiles of some ratios over their median."""
-    low, middle, high = np.percentile(ratios, [25.0, 50.0, 75.0])
-    return float((high - low) / middle)

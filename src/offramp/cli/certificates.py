@@ -1,0 +1,108 @@
+"""What `offramp run` certifies: per text and floor, by decoding documents that nothing was chosen on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from offramp.cli.answers import FLOORS, MAIN_FLOOR, searchable
+from offramp.cli.console import stage
+from offramp.cli.run_folder import EXECUTIONS
+from offramp.costs.local_store import LOCAL
+from offramp.costs.machine import Machine
+from offramp.decoding.execution.tune import tune
+from offramp.errors import OfframpError
+from offramp.models.model import Model
+from offramp.report.decoded import Decoded
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.trace import Trace
+from offramp.tuning.results import Speed, Tuned, Verdict
+from offramp.tuning.verdict import settle
+from offramp.workloads.workload import Workload
+
+DELTA = 0.1
+"""The chance that a headline is wrong: shared by the texts that it is about."""
+
+NEW_TOKENS = 16
+DOCUMENTS = 120
+"""That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes all that it needs."""
+
+MAIN_SECONDS, OTHER_SECONDS = 40.0, 8.0
+"""For reruns and decoding at the main floor, and at each other one."""
+
+
+CANDIDATES = 2
+"""That are tested: in so short a time a longer sequence would end at its cautious beginning."""
+
+
+@dataclass(frozen=True)
+class Certifying:
+    """What all texts of a run share. model: None to decode nothing. texts: that the headline is about."""
+
+    model: Model | None
+    machine: Machine | None
+    heads: ExitHeads | None
+    folder: Path
+    texts: int
+
+
+def certify(run: Certifying, workload: Workload, trace: Trace) -> tuple[Tuned, ...]:
+    """The tuner's answer at every floor: executed where the model can decode, else a replay bound."""
+    if not searchable(trace):
+        return ()
+    found = []
+    for floor in FLOORS:
+        seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
+        with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
+            found.append(_tuned(run, workload, trace, floor, seconds))
+    return tuple(found)
+
+
+def _tuned(run: Certifying, workload: Workload, trace: Trace, floor: float, seconds: float) -> Tuned:
+    wanted, delta = {"agreement": floor}, DELTA / run.texts
+    try:
+        return tune(
+            trace,
+            wanted,
+            run.machine,
+            run.model,
+            heads=run.heads,
+            workload=workload,
+            new_tokens=NEW_TOKENS,
+            documents=DOCUMENTS,
+            folder=run.folder / EXECUTIONS,
+            seconds=seconds,
+            candidates=CANDIDATES,
+            delta=delta,
+        )
+    except OfframpError as error:  # a family that is only traced, or prompts that are too few
+        said = f"offramp: {workload.name}: nothing was decoded for a certificate: {error.what}"
+        print(said, file=sys.stderr)
+        return tune(trace, wanted, run.machine, delta=delta)
+
+
+def settled(
+    verdicts: Sequence[Verdict], tuned: Sequence[Tuned], decoded: Decoded | None = None
+) -> tuple[Verdict, ...]:
+    """The verdicts with what was executed at their floors, and with what was timed of the same policies."""
+    by_floor = {one.floor.value: one for one in tuned}
+    return tuple(
+        settle(verdict, by_floor[verdict.floor], measured_speed(decoded, by_floor[verdict.floor]))
+        if verdict.floor in by_floor
+        else verdict
+        for verdict in verdicts
+    )
+
+
+def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:
+    """What the stopwatch said of a tuned policy with its strategy for K and V; None if it was not timed."""
+    if decoded is None or not decoded.sound:
+        return None
+    for policy in decoded.policies:
+        ratio = decoded.timed(policy).ratio
+        if (policy.policy, policy.kv) == (tuned.policy_text, tuned.kv) and ratio is not None:
+            seconds = decoded.bench.seconds_spent
+            return Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
+    return None

@@ -1,0 +1,81 @@
+"""K,V maps ready to be used: what every deeper layer is given, from the state that left, in few products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.features import tensor_of
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+
+
+@dataclass(frozen=True)
+class PreparedMaps:
+    """The maps of one exit, all deeper layers as one product, or as two of low rank.
+
+    centre: float32 [hidden]. bias: float32 [layers x hidden]. products: float32, applied to the rows one
+    after the other: [hidden, layers x hidden], or [hidden, rank] and [rank, layers x hidden].
+    """
+
+    centre: Tensor
+    bias: Tensor
+    products: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, maps: ExitMaps, device: torch.device) -> PreparedMaps:
+        """On a device; nothing is copied if it is the one where the arrays lie."""
+        if maps.inward is None or maps.outward is None:
+            assert maps.change is not None, "maps are whole or of low rank"
+            stacked = [maps.change.reshape(-1, maps.change.shape[-1])]
+        else:
+            stacked = [maps.inward, maps.outward.reshape(-1, maps.outward.shape[-1])]
+        return cls(
+            centre=tensor_of(maps.centre).to(device),
+            bias=tensor_of(maps.bias).to(device).flatten(),
+            products=tuple(tensor_of(array).to(device).t() for array in stacked),
+        )
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The output of each deeper layer [rows, hidden] for rows [rows, hidden], float32."""
+        values = rows - self.centre
+        for product in self.products[:-1]:
+            values = values @ product
+        changes = torch.addmm(self.bias, values, self.products[-1])
+        states = changes.view(len(rows), -1, rows.shape[-1]).transpose(0, 1) + rows
+        return states.contiguous().unbind()
+
+
+class StateMaps:
+    """What the layers after an exit are given by tokens that left there, through the maps of some heads.
+
+    layers: L. An exit's maps are brought to the device when they are first used.
+    """
+
+    def __init__(self, maps: KeyValueMaps, layers: int, device: torch.device) -> None:
+        self.layers = layers
+        self._maps = maps
+        self._device = device
+        self._prepared: dict[int, PreparedMaps] = {}
+
+    @classmethod
+    def of(cls, heads: ExitHeads | None, layers: int, device: torch.device) -> StateMaps | None:
+        """Those of some heads; None without maps."""
+        return None if heads is None or heads.kv_maps is None else cls(heads.kv_maps, layers, device)
+
+    @torch.no_grad()
+    def inputs_after(self, exit: int, hidden: Tensor) -> list[Tensor]:
+        """What layers exit + 1..L are given: L - exit tensors of the shape of hidden, itself the first.
+
+        hidden: states [..., hidden] after layer `exit`, in any dtype: maps are applied in float32. Raises
+        KeyError for an exit without maps, of which `KeyValueMaps.missing` tells before.
+        """
+        if exit >= self.layers - 1:
+            return [hidden] * (self.layers - exit)
+        if exit not in self._prepared:
+            self._prepared[exit] = PreparedMaps.of(self._maps.maps[exit], self._device)
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()
+        deeper = self._prepared[exit](rows)
+        return [hidden, *(state.to(hidden.dtype).view(hidden.shape) for state in deeper)]

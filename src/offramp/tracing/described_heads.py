@@ -1,0 +1,90 @@
+"""What a trace keeps of the exit heads that it was made with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.tracing.exit_heads import ExitHeads, seal_of
+from offramp.tracing.heads_file import require_base
+from offramp.tracing.key_value_maps import KeyValueMaps
+from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.workloads.shared_text import read_sketch, shares_text
+
+
+def describe_heads(heads: ExitHeads) -> dict[str, Any]:
+    """What a trace's request keeps of the heads it was made with, in JSON values.
+
+    Where there are K,V maps also "reading", the fingerprint without them, and `describe_maps`.
+    """
+    maps = {} if heads.kv_maps is None else describe_maps(heads.kv_maps)
+    reading = {} if heads.kv_maps is None else {"reading": heads.reading_fingerprint}
+    return {
+        "fingerprint": heads.fingerprint,
+        "lens": heads.lens is not None,
+        "output": heads.output is not None,
+        "imported": "imported" in heads.provenance,
+        "candidate_exit": heads.candidate_exit,
+        "documents": {workload: list(ids) for workload, ids in heads.seen_documents.items()},
+        "texts": heads.seen_texts is not None,
+        "facts": sorted(heads.classifiers),
+        **reading,
+        **maps,
+    }
+
+
+def describe_maps(maps: KeyValueMaps) -> dict[str, Any]:
+    """{"kv_maps": {"fingerprint": of the maps alone, "ranks": {exit: rank, None for whole maps}}}."""
+    ranks = {str(exit): rank for exit, rank in maps.ranks.items()}
+    return {"kv_maps": {"fingerprint": seal_of(maps.header(), maps.arrays()), "ranks": ranks}}
+
+
+def reading_of(heads: Mapping[str, Any] | None) -> str | None:
+    """What exits are read by: described heads' fingerprint without K,V maps, None as without heads."""
+    if not heads:
+        return None
+    reading = heads.get("reading") if "reading" in heads else heads.get("fingerprint")
+    return None if reading is None else str(reading)
+
+
+def with_maps(trace: Trace, heads: ExitHeads) -> Trace:
+    """The same trace as if it had been made with heads that hold K,V maps: its facts are the same without.
+
+    Raises InputError for heads without maps, of another model, or through which exits would be read in
+    another way than in the trace.
+    """
+    if heads.kv_maps is None:
+        raise InputError(
+            "the exit heads hold no K,V maps",
+            where="heads",
+            fix="fit some: offramp heads fit MODEL --workload W --kv-maps EXITS -o FILE",
+        )
+    request = trace.request
+    if request.get("model"):
+        require_base(heads, request["model"])
+    now = describe_heads(heads)
+    if reading_of(request.get("heads")) != reading_of(now):
+        raise InputError(
+            "the trace's exits were read in another way than through these exit heads",
+            where=str(trace.folder or "the trace"),
+            fix="add the maps to the heads that the trace was made with (offramp heads fit --add-to FILE)",
+        )
+    changed = copy.copy(trace)
+    changed.documents = _seen_by(trace.documents, heads)
+    changed.provenance = {**trace.provenance, "request": {**request, "heads": now}}
+    return changed
+
+
+def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[DocumentRecord, ...]:
+    """The documents, those known that share text with one that the heads' fitting saw."""
+    kept = [place for place, document in enumerate(documents) if document.text is not None]
+    sketches = [read_sketch(str(documents[place].text)) for place in kept]
+    seen = shares_text(sketches, heads.seen_texts or ())
+    saw = {place for place, shares in zip(kept, seen, strict=True) if shares}
+    return tuple(
+        replace(document, heads_saw=document.heads_saw or place in saw)
+        for place, document in enumerate(documents)
+    )

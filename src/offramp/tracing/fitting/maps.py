@@ -1,0 +1,150 @@
+"""K,V maps from the sums of their exits: ridge regressions of all deeper layers, whole or of low rank.
+
+What is predicted is how a layer's output differs from the exit's, so that the penalty draws towards
+propagating the exit's state. In low rank the layers of an exit share one V (the rows of their coefficients,
+beneath each other, are one matrix): the reduced-rank ridge regression of Mukherjee and Zhu ("Reduced Rank
+Ridge Regression and Its Kernel Extensions", Statistical Analysis and Data Mining 4, 2011, section 2). With
+S = covariance of x + penalty and C_l the cross covariances, each over the root of its layer's variance, the
+columns of V are S^(-1/2) times the leading eigenvectors of S^(-1/2) (sum C_l C_l^T) S^(-1/2), and
+U_l^T = V^T C_l: of full rank it is the ridge regression itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from offramp.errors import InputError
+from offramp.tracing.fitting.ridge import choose_penalty, explained_by, fit_ridge, variances
+from offramp.tracing.fitting.sums import ExitSums, Matrix, NormalEquations
+from offramp.tracing.key_value_maps import ExitMaps
+
+Rank = int | str
+"""A rank, "full" for whole maps, or "auto"."""
+
+AUTO, FULL = "auto", "full"
+
+AUTO_DISTANCE = 0.1
+"""How much less of the held-out variance, on average over an exit's layers, the rank that `auto` chooses may
+explain than full rank does."""
+
+
+def mapped_layers(exits: Iterable[int], layers: int) -> dict[int, range]:
+    """The layers whose outputs an exit is mapped to: e + 1..L - 1, of a model of L layers."""
+    return {exit: range(exit + 1, layers) for exit in exits}
+
+
+def map_sums(hidden: int, layers: int, exits: Iterable[int]) -> ExitSums:
+    """Sums of the maps of some exits of a model of so many layers."""
+    return ExitSums(hidden, mapped_layers(exits, layers), changes=True)
+
+
+def parse_map_exits(exits: Iterable[int], layers: int) -> tuple[int, ...]:
+    """The exits of K,V maps, ascending.
+
+    Raises InputError for one that has no deeper layer to map to.
+    """
+    chosen = tuple(sorted(set(exits)))
+    outside = [exit for exit in chosen if not 1 <= exit < layers - 1]
+    if outside or not chosen:
+        raise InputError(
+            f"there is nothing to map to from exit {outside[0]}: at most one layer follows"
+            if outside
+            else "there is no exit to fit K,V maps at",
+            where="--kv-maps",
+            fix=f"choose exits from 1 to {layers - 2}" if layers > 2 else "leave the maps out",
+        )
+    return chosen
+
+
+def check_rank(rank: Rank) -> Rank:
+    """Raise InputError unless it is "full", "auto", or a number of 1 or more."""
+    if rank in (AUTO, FULL) or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
+        return rank
+    raise InputError(
+        f"K,V maps cannot be of rank {rank!r}", where="--kv-rank", fix="give full, auto, or a number"
+    )
+
+
+def solve_maps(sums: ExitSums, rank: Rank) -> Mapping[int, ExitMaps]:
+    """The maps of every exit; `sums.fit` holds all rows afterwards.
+
+    sums: of changes. Penalties, and ranks if `rank` is "auto", are picked on the held-out sums; weights come
+    from all rows. "auto" is the smallest rank that explains, on average over the exit's layers, no more than
+    AUTO_DISTANCE less of the held-out variance than full rank.
+    """
+    maps: dict[int, ExitMaps] = {}
+    for exit, fit in sums.fit.items():
+        solve = _whole if rank == FULL else _low_rank
+        maps[exit] = solve(fit, sums.held_out[exit], rank)
+    return maps
+
+
+def _whole(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps:
+    choice = choose_penalty(fit, held_out)
+    fit += held_out
+    fitted = fit_ridge(fit, choice.penalty)
+    return ExitMaps(
+        centre=fit.mean_x.astype(np.float32),
+        bias=fit.mean_y.astype(np.float32),
+        explained=choice.explained[None],
+        penalty=choice.penalty,
+        change=np.stack([affine.weight.astype(np.float32) for affine in fitted]),
+    )
+
+
+def _low_rank(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps:
+    penalty = choose_penalty(fit, held_out).penalty
+    explained = explained_by_rank(fit, held_out, penalty)
+    if isinstance(rank, int):
+        kept = min(rank, len(explained))
+    else:
+        mean = explained.mean(1)
+        kept = int(np.flatnonzero(mean >= mean[-1] - AUTO_DISTANCE)[0]) + 1
+    fit += held_out
+    inward = shared_columns(fit, penalty)[:kept]
+    outward = [inward @ cross for cross in _cross_moments(fit)]
+    return ExitMaps(
+        centre=fit.mean_x.astype(np.float32),
+        bias=fit.mean_y.astype(np.float32),
+        explained=explained[:kept],
+        penalty=penalty,
+        inward=inward.astype(np.float32),
+        outward=np.stack([layer.T.astype(np.float32) for layer in outward]),
+    )
+
+
+def shared_columns(sums: NormalEquations, penalty: float) -> Matrix:
+    """V^T of full rank, the columns that explain the most first: float64 [hidden, hidden]."""
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(sums.moments_xx(sums.mean_x))
+    # Eigenvalues of a covariance are not negative; rounding makes some so.
+    root = (vectors / np.sqrt(np.maximum(values, 0.0) + penalty)) @ vectors.T
+    together = np.zeros_like(root)
+    for variance, cross in zip(variances(sums), _cross_moments(sums), strict=True):
+        half = root @ cross
+        together += half @ half.T / (variance if variance > 0 else 1.0)
+    return np.asarray(eigh(together)[1][:, ::-1].T @ root)
+
+
+def explained_by_rank(fit: NormalEquations, held_out: NormalEquations, penalty: float) -> Matrix:
+    """Share of each target's held-out variance that each rank explains: float64 [ranks, targets]."""
+    inward, mean_x = shared_columns(fit, penalty), fit.mean_x
+    inner = inward @ held_out.moments_xx(mean_x) @ inward.T
+    errors = []
+    for target, (mean_y, cross) in enumerate(zip(fit.mean_y, _cross_moments(fit), strict=True)):
+        outward = inward @ cross
+        linear = ((inward @ held_out.moments_xy(target, mean_x, mean_y)) * outward).sum(1)
+        quadratic = inner * (outward @ outward.T)
+        # The error of the first r columns takes the sum over the first r rows and columns.
+        squares = quadratic.cumsum(0).cumsum(1).diagonal()
+        errors.append(held_out.moment_yy(target, mean_y) - 2.0 * linear.cumsum() + squares)
+    return explained_by(np.stack(errors, axis=1), held_out)
+
+
+def _cross_moments(sums: NormalEquations) -> Iterable[Matrix]:
+    """Cross covariance of x with each target, one after the other: [hidden, hidden] each."""
+    mean_x = sums.mean_x
+    return (sums.moments_xy(target, mean_x, mean_y) for target, mean_y in enumerate(sums.mean_y))

@@ -1,0 +1,250 @@
+"""What a trace alone says: policies chosen on one half of its documents, replayed on the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from offramp.costs.machine import Machine
+from offramp.errors import InputError
+from offramp.policies.charging import prices_of
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.scoring.estimate import Estimate
+from offramp.tracing.trace import Trace
+from offramp.tuning import bounds
+from offramp.tuning.halves import Halves, halves_of
+from offramp.tuning.held_out import HeldOut, measure, speed_over
+from offramp.tuning.losses import make_floor
+from offramp.tuning.pool import Pool
+from offramp.tuning.pricing import BYTES, Pricing, pricing_of
+from offramp.tuning.results import Decision, Floor, Speed, Verdict
+from offramp.tuning.splits import split_documents
+from offramp.tuning.verdict import CUT, LOCAL, NEVER, WORTH, decide, percent_down, require_worth
+
+
+def judge(
+    trace: Trace,
+    floors: tuple[float, ...] = (0.99, 0.95, 0.90),
+    worth: float = WORTH,
+    delta: float = 0.1,
+    seed: int = 0,
+    machine: Machine | None = None,
+    *,
+    halves: Halves | None = None,
+) -> tuple[Verdict, ...]:
+    """What a trace alone says at each floor on agreement, at batch 1: seconds on a machine, else bytes moved.
+
+    The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
+    (split by `seed`; halves: the trace's, if they were searched before); its replay is measured on the other,
+    with 95 % bootstrap intervals over documents. It is credited only with what it adds to the fastest decoder
+    at that floor which leaves no layer out: the full model, or the full model with its output head cut to the
+    short list. A replay only proposes: by `decide` it can show that early
+    exit does not pay, never that it pays; `settle` adds what was executed and measured.
+
+    Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
+    """
+    for name, share in (*(("floor", floor) for floor in floors), ("delta", delta)):
+        if not 0.0 < share < 1.0:
+            raise InputError(f"a {name} of {share} is no share", fix="choose a number between 0 and 1")
+    require_worth(worth)
+    pricing = pricing_of(trace, machine)
+    seed = seed if halves is None else halves.seed
+    in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")
+    fit, report = split_documents(trace, seed)
+    documents = (len(fit), len(report))
+    unjudged = _why_unjudged(trace, len(fit))
+    if unjudged is not None:
+        return tuple(_unjudged(trace, floor, worth, delta, unjudged, documents, pricing) for floor in floors)
+    halves = halves or halves_of(trace, seed)
+    verdicts = []
+    for floor in floors:
+        checked = make_floor({"agreement": floor})
+        choice = choose(halves.searched(checked, pricing), checked)
+        held = measure(halves.judging, choice.policy, pricing, checked, seed)
+        verdicts.append(
+            _replayed(
+                floor, worth, delta, choice, held, pricing,
+                flops=measure(halves.judging, choice.policy, in_flops, checked, seed).net_speedup,
+                credit=speed_over(halves.judging, choice.policy, choice.without, pricing, seed),
+                documents=documents,
+            )
+        )  # fmt: skip
+    return tuple(verdicts)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search chose within a floor.
+
+    policy: the fastest early exit, the full model if none beats what can be had without one; its mean loss is
+    `risk`. without: the fastest policy that leaves no layer out: the full model, or its head cut to the short
+    list.
+    """
+
+    policy: ExitPolicy
+    risk: float
+    without: ExitPolicy
+
+
+def choose(pool: Pool, floor: Floor) -> Choice:
+    """The fastest early exit of a search within a floor, credited only with what it adds to the rest."""
+    without, cost = pool.fastest(floor.risk, full_depth=True), pool.pricing.plain
+    cut = without is not None and without.cost < cost
+    baseline: ExitPolicy = without.policy if without is not None and cut else Never()
+    cost = without.cost if without is not None and cut else cost
+    best = pool.fastest(floor.risk, full_depth=False)
+    if best is None or best.cost >= cost:
+        return Choice(Never(), 0.0, baseline)
+    return Choice(best.policy, best.risk, baseline)
+
+
+def documents_needed(floor: float, delta: float) -> int:
+    """Documents without a loss that a certificate of this floor at risk `delta` needs at least.
+
+    The smallest n with floor^n <= delta: ceil(ln delta / ln floor), 230 for 0.99 at 0.1.
+    """
+    return bounds.documents_needed(1.0 - floor, delta)
+
+
+def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
+    """The decision that a replay on unseen documents allows: it may refuse, and never promises.
+
+    speedup: over the fastest decoder that leaves no layer out.
+    """
+    if isinstance(policy, Never):
+        return "does not pay"
+    speed = None if speedup.value is None else predicted_speed(speedup, machine)
+    return decide(worth=worth, speed=speed, certified=False, refuted=False)
+
+
+def predicted_speed(speedup: Estimate, machine: str) -> Speed:
+    """A predicted net speedup, which must have a value."""
+    assert speedup.value is not None
+    return Speed(speedup.value, speedup.low, speedup.high, "predicted", machine, machine in (LOCAL, BYTES))
+
+
+def _replayed(
+    floor: float,
+    worth: float,
+    delta: float,
+    choice: Choice,
+    held: HeldOut,
+    pricing: Pricing,
+    *,
+    flops: Estimate,
+    credit: Estimate,
+    documents: tuple[int, int],
+) -> Verdict:
+    decision = decide_replayed(choice.policy, credit, pricing.machine, worth)
+    missing = () if decision == "does not pay" else (
+        f"an executed certificate: offramp tune TRACE --floor agreement={floor:g}",
+    )  # fmt: skip
+    return Verdict(
+        floor=floor,
+        worth=worth,
+        decision=decision,
+        reason=_replay_reason(floor, worth, choice, held, credit, documents, pricing.machine),
+        missing=missing,
+        policy=str(choice.policy),
+        kv=None,
+        certificate=None,
+        executed_agreement=None,
+        speed=None if held.net_speedup.value is None else predicted_speed(held.net_speedup, pricing.machine),
+        replayed_policy=str(choice.policy),
+        agreement=held.agreement,
+        skip_ratio=held.skip_ratio,
+        net_speedup=held.net_speedup,
+        net_speedup_flops=flops,
+        fit_agreement=1.0 - choice.risk,
+        fit_documents=documents[0],
+        report_documents=documents[1],
+        documents_needed=documents_needed(floor, delta),
+        basis=pricing.machine,
+        reference_agreement=held.reference_agreement,
+        gain=held.gain,
+        without=str(choice.without),
+        credit=credit,
+    )
+
+
+def _replay_reason(
+    floor: float,
+    worth: float,
+    choice: Choice,
+    held: HeldOut,
+    credit: Estimate,
+    documents: tuple[int, int],
+    basis: str,
+) -> str:
+    """Why a replay says so, in a few sentences."""
+    cut = not isinstance(choice.without, Never)
+    if isinstance(choice.policy, Never):
+        few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
+        plain = CUT if cut else "the full model"
+        better = f"moves fewer bytes than {plain}" if basis == BYTES else f"is faster than {plain} on {basis}"
+        return (
+            f"On {documents[0]} documents, no policy of any family that keeps {percent_down(floor)} "
+            f"agreement in replay {better} once every probe is charged."
+        ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
+    speedup, agreement = held.net_speedup, held.agreement
+    unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
+    said = f"Replayed on {documents[1]} unseen documents"
+    if speedup.value is not None:
+        said += f", predicted net speedup {unit} {speedup.value:.3f}"
+    if speedup.low is not None and speedup.high is not None:
+        said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
+        said += ")" if cut else f"; worth it above {1 + worth:.2f})"
+    else:
+        said += f", without an interval: {speedup.no_interval or speedup.undefined or 'too few documents'}"
+    if cut and credit.value is not None and credit.low is not None:
+        said += f"; over {CUT} {credit.value:.3f} ({credit.low:.3f} to {credit.high:.3f}; worth it above "
+        said += f"{1 + worth:.2f})"
+    kept = "" if agreement.value is None else f"; agreement {percent_down(agreement.value)}"
+    return f"{said}{kept}. Nothing was executed: decoding may keep less."
+
+
+def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
+    """Why no policy can be chosen and judged on this trace, None if one can."""
+    if not fit_documents:
+        return "one document cannot both choose a policy and judge it; trace at least 40"
+    if len(trace.exits) == 1 and trace.layers > 1:
+        return "no exit before the last was traced, so no policy could be replayed; trace more exits"
+    return None
+
+
+def _unjudged(
+    trace: Trace,
+    floor: float,
+    worth: float,
+    delta: float,
+    why: str,
+    documents: tuple[int, int],
+    pricing: Pricing,
+) -> Verdict:
+    """The answer for a trace on which nothing can be judged."""
+    undefined = Estimate(None, undefined=why)
+    return Verdict(
+        floor=floor,
+        worth=worth,
+        decision="too close to call",
+        reason=f"Nothing was judged: {why}.",
+        missing=(why,),
+        policy=NEVER,
+        kv=None,
+        certificate=None,
+        executed_agreement=None,
+        speed=None,
+        replayed_policy=NEVER,
+        agreement=undefined,
+        skip_ratio=undefined,
+        net_speedup=undefined,
+        net_speedup_flops=undefined,
+        fit_agreement=math.nan,
+        fit_documents=documents[0],
+        report_documents=documents[1],
+        documents_needed=documents_needed(floor, delta),
+        basis=pricing.machine,
+        reference_agreement=None if trace.reference_top1 is None else undefined,
+    )

@@ -1,0 +1,116 @@
+"""Which timings a command predicts with: kept ones that hold, or new ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import offramp
+from offramp.cli import local_profile
+from offramp.cli.local_profile import kept_profile
+from offramp.costs.local_store import OTHER_LOAD, list_local_profiles, save_local_profile
+from offramp.costs.machine import machine_fingerprint
+from offramp.costs.timings import TimingsProfile
+from offramp.decoding.profile_check import ProfileCheck
+from offramp.errors import InputError
+from offramp.models.model import Model
+
+HOLDS = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
+OFF = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Model:
+    return offramp.load_model(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def profile(loaded: Model) -> TimingsProfile:
+    return offramp.measure_hardware(loaded, budget_seconds=0.1, batches=(1, 2, 3))
+
+
+@pytest.fixture
+def measuring(profile: TimingsProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """An empty store, and measuring that takes no time and gives a dearer head."""
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    dearer = dataclasses.replace(profile, head_seconds=profile.head_seconds * 2)
+    made = mock.Mock(return_value=dearer)
+    monkeypatch.setattr(local_profile, "measure_hardware", made)
+    return made
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, answer: ProfileCheck | None) -> None:
+    def check(model: Model, profile: TimingsProfile) -> ProfileCheck:
+        assert answer is not None, "nothing is kept that could be checked"
+        return answer
+
+    monkeypatch.setattr(local_profile, "check_profile", check)
+
+
+def heads(found: TimingsProfile) -> Any:
+    return found.head_seconds.tolist()
+
+
+def test_kept_timings_that_hold_are_used(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, HOLDS)
+    for find in (local_profile.local_profile, kept_profile):
+        found = find(loaded)
+        assert heads(found.profile) == heads(profile)
+        assert found.note == HOLDS.sentence
+    assert measuring.call_count == 0
+
+
+def test_timings_that_predicted_what_was_decoded_before_are_not_held_against_now(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, OFF)
+    found = local_profile.local_profile(loaded, used_before=machine_fingerprint(profile))
+    assert heads(found.profile) == heads(profile)
+    other = local_profile.local_profile(loaded, used_before=machine_fingerprint(measuring.return_value))
+    assert heads(other.profile) == heads(measuring.return_value)
+
+
+def test_kept_timings_that_are_off_are_measured_again_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, OFF)
+    found = kept_profile(loaded)
+    assert heads(found.profile) == heads(measuring.return_value)
+    assert found.note == f"{OFF.sentence}; timed just now"
+    assert measuring.call_args.kwargs["batches"] == (1, 2, 3)  # those that were kept
+    assert [heads(kept) for kept in list_local_profiles()] == [heads(measuring.return_value)]
+
+
+def test_none_kept_are_measured_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, measuring: mock.Mock
+) -> None:
+    checked(monkeypatch, None)
+    with pytest.raises(InputError, match="no timings of this model"):
+        kept_profile(loaded)
+    assert measuring.call_count == 0
+    assert local_profile.local_profile(loaded).note == "timed just now"
+    assert measuring.call_count == len(list_local_profiles()) == 1
+
+
+def test_timings_under_load_are_used_with_a_note_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
+    quiet = dataclasses.replace(profile, details={**profile.details, OTHER_LOAD: 0.0})
+    busy = {**profile.details, OTHER_LOAD: profile.details["machine"]["cores"] + 2.9}
+    measuring.return_value = dataclasses.replace(measuring.return_value, details=busy)
+    save_local_profile(quiet)
+    checked(monkeypatch, OFF)
+    found = kept_profile(loaded)
+    assert heads(found.profile) == heads(measuring.return_value)
+    assert "timed just now and not kept: other work kept" in found.note
+    assert [heads(kept) for kept in list_local_profiles()] == [heads(quiet)]

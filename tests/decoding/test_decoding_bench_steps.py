@@ -1,0 +1,119 @@
+"""Decoding in steps: the same tokens, exits and counts as at a stretch, whatever decodes in between."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench_cases import family_model
+from generation_cases import POLICY, tiny_llama
+
+from offramp.decoding.bench.entrant import PromptBatch, Running, batches_of, decoding_in_steps
+from offramp.decoding.bench.generating import generate, own_config, plain_config
+from offramp.decoding.bench.steps import LoopRunning, PlainRunning
+from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.models.model import Model
+from offramp.policies.grammar import parse_policy
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [1, 2, 3, 4, 5, 6]]
+NEW_TOKENS = 12
+
+
+def whole(model: Model, prompts: PromptBatch, options: Options) -> Any:
+    with own_config(model.hf, plain_config(NEW_TOKENS)):
+        return generate_batch(
+            model, prompts.ids, prompts.mask, policy=options.policy, kv=options.kv,
+            batching=options.batching, draft_length=options.draft_length, max_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
+        )  # fmt: skip
+
+
+def taken_in_turns(*started: Running) -> list[Any]:
+    """One step of each after the other, to the end."""
+    while any(running.count < NEW_TOKENS for running in started):
+        for running in started:
+            if running.count < NEW_TOKENS:
+                running.step()
+    return [running.finish(0.5, 2.0) for running in started]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kv", [name for name in STRATEGIES if name != "mapped"])
+def test_every_strategy_in_steps_is_what_it_is_at_a_stretch(kv: str, batch: int) -> None:
+    model = tiny_llama()
+    policy = parse_policy("static:exit=2" if kv == "monotone" else POLICY)
+    options = [Options(policy, kv, draft_length=3)]
+    if batch > 1 and kv == "propagate":
+        options.append(Options(policy, kv, batching="rebatch"))
+    prompts = batches_of(PROMPTS[:batch], batch)[0]
+    started = [LoopRunning(model, prompts, NEW_TOKENS, one) for one in options for _ in range(2)]
+    found = taken_in_turns(*started)
+    for one, decoded in zip([one for one in options for _ in range(2)], found, strict=True):
+        expected = whole(model, prompts, one)
+        assert decoded.tokens == tuple(tuple(row.tokens) for row in expected.rows)
+        assert decoded.claimed_layers == expected.layers_executed
+        assert decoded.record.usage == expected.usage
+        assert (decoded.record.drafted, decoded.record.steps) == (expected.drafted, expected.steps)
+        for row, same in zip(decoded.record.rows, expected.rows, strict=True):
+            np.testing.assert_array_equal(row.exits, same.exits)
+        assert decoded.seconds_per_token == pytest.approx(2.0 / (batch * (NEW_TOKENS - 1)))
+
+
+def test_the_time_between_two_steps_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    options = Options(parse_policy("static:exit=2"))
+    running = LoopRunning(tiny_llama(), batches_of(PROMPTS[:1], 1)[0], 4, options)
+    loop = running._loop
+    monkeypatch.setattr("offramp.decoding.generation.loop.time.perf_counter", lambda: float(next(now)))
+    before = loop.seconds
+    while running.count < 4:
+        next(now), next(now)  # others decode
+        running.step()
+    record = running.finish(0.0, 0.0).record
+    # Each step reads the clock when it begins (the meter's own start lies in between) and when it ends.
+    assert record.seconds == before + 2.0 * 3
+    assert record.first_token_seconds == loop.first_seconds > 0.0
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mixtral", "mamba", "qwen3_next"])
+def test_plain_steps_are_what_generate_does(family: str, batch: int, static: bool) -> None:
+    if family in ("mamba", "qwen3_next") and (static or batch > 1):
+        pytest.skip("transformers has no static cache for it, or does not pad it")
+    model = tiny_llama() if family == "llama" else family_model(family)
+    keywords = {"cache_implementation": "static"} if static else {}
+    prompts = batches_of(PROMPTS[:batch], batch)[0]
+    expected = generate(model, prompts, NEW_TOKENS, **keywords)
+    first, second = (PlainRunning(model, prompts, NEW_TOKENS, **keywords) for _ in range(2))
+    options = Options(parse_policy("never"))
+    found = taken_in_turns(first, LoopRunning(model, prompts, NEW_TOKENS, options), second)
+    assert {one.tokens for one in found} == {expected.tokens}
+    assert {one.claimed_layers for one in found} == {
+        model.layers * len(prompts.ids) * (prompts.ids.shape[1] + NEW_TOKENS - 1)
+    }
+
+
+def test_a_decoding_at_a_stretch_is_its_steps() -> None:
+    model = tiny_llama()
+    prompts = batches_of(PROMPTS[:1], 1)[0]
+    decode = decoding_in_steps(lambda prompts, count: PlainRunning(model, prompts, count))
+    found = decode(prompts, NEW_TOKENS)
+    assert found.tokens == generate(model, prompts, NEW_TOKENS).tokens
+    assert 0.0 < found.first_seconds < 60.0
+    assert 0.0 < found.seconds < 60.0
+
+
+def test_the_models_own_config_is_back_between_two_steps() -> None:
+    model = tiny_llama()
+    config, names = model.hf.generation_config, set(model.hf.__dict__)
+    PlainRunning(model, batches_of(PROMPTS[:1], 1)[0], NEW_TOKENS, cache_implementation="static").step()
+    LoopRunning(model, batches_of(PROMPTS[:1], 1)[0], NEW_TOKENS, Options(parse_policy("never"))).step()
+    assert model.hf.generation_config is config
+    assert set(model.hf.__dict__) == names
+    assert torch.is_grad_enabled()
