@@ -21,12 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-
-from offramp.models.model import Model
 
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
@@ -40,8 +38,14 @@ AMPLIFIED = 64.0
 Array = np.ndarray
 
 
+class Rounded(Protocol):
+    """What has a transformers model: a model of offramp's, or its engine."""
+
+    hf: Any
+
+
 @contextmanager
-def rounding_errors(model: Model, seed: int) -> Iterator[None]:
+def rounding_errors(model: Rounded, seed: int) -> Iterator[None]:
     """Every module's output gets an error of the size that float32 makes, AMPLIFIED times."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,7 +80,9 @@ def _terms(module: Any, arguments: Any, value: torch.Tensor) -> torch.Tensor:
     return value.abs()
 
 
-def spread(model: Model, compute: Callable[[], tuple[Array, ...]], trials: int = TRIALS) -> tuple[Array, ...]:
+def spread(
+    model: Rounded, compute: Callable[[], tuple[Array, ...]], trials: int = TRIALS
+) -> tuple[Array, ...]:
     """Standard deviation of what `compute` makes of the model, by entry, when its modules round."""
     exact = compute()
     square = [np.zeros(part.shape) for part in exact]
