@@ -53,7 +53,8 @@ def main() -> None:
             )
     print(json.dumps({**_summary(errors), "seconds": seconds, "rounds": profile.details["rounds"],
         "dtype": model.dtype, "machine": profile.details["machine"], "check": profile.details["check"],
-        "load_average": profile.details["load_average"]}))  # fmt: skip
+        "load_average": profile.details["load_average"],
+        "other_load": profile.details["other_load"]}))  # fmt: skip
 
 
 def _options() -> argparse.Namespace:
@@ -91,7 +92,9 @@ def _errors(profile: TimingsProfile, held_out: Session) -> Iterator[Error]:
                     predicted,
                     statistics.median(step.probes[name] for step in probed),
                 )
-            yield "whole step", batch, position, costs.plain, statistics.median(step.whole for step in plain)
+            at, whole = held_out.samples.whole_step(batch, position)
+            plain_step = profile.token_costs(shape, at, batch=batch).plain
+            yield "whole step", batch, position, plain_step, whole
 
 
 def _lens(profile: TimingsProfile, held_out: Session, position: float, batch: int) -> float:

@@ -148,14 +148,9 @@ def test_the_same_request_elsewhere_gives_the_same_traces(
     summaries = [
         json.loads((folder / "summary.json").read_text()) for folder in (finished_run, tmp_path / "again")
     ]
-    for key in ("scores", "frontier", "league"):
+    # The rest is priced by this machine's times, which may have been taken again in between.
+    for key in ("scores", "frontier"):
         assert summaries[0][key] == summaries[1][key]
-    replayed = ("replayed_policy", "agreement", "skip_ratio", "net_speedup", "net_speedup_flops", "without")
-    verdicts = [
-        [{key: verdict[key] for key in replayed} for verdict in verdicts]
-        for verdicts in (summary["verdict"]["by_workload"] for summary in summaries)
-    ]
-    assert verdicts[0] == verdicts[1]
 
 
 def test_without_a_folder_the_same_request_finds_its_own(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.timings import MAPS, TimingsProfile
@@ -111,6 +111,7 @@ def test_a_clock_inside_a_step_costs_nothing() -> None:
 times = st.floats(1e-3, 10.0)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     layers=st.lists(st.tuples(times, times, times, times), min_size=4, max_size=9),
     wholes=st.lists(st.tuples(times, times), min_size=1, max_size=9),

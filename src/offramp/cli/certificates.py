@@ -12,19 +12,24 @@ from offramp.cli.console import stage
 from offramp.cli.run_folder import EXECUTIONS
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.execution.tune import tune
+from offramp.decoding.execution.executor import opened_executor
+from offramp.decoding.execution.tune import PROMPT_TOKENS
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.report.decoded import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
+from offramp.tuning.executed import Limits
 from offramp.tuning.results import Speed, Tuned, Verdict
+from offramp.tuning.tune import AUTO
+from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.verdict import settle
 from offramp.workloads.workload import Workload
 
 DELTA = 0.1
 """The chance that a headline is wrong: shared by the texts that it is about."""
 
+SEED = 0
 NEW_TOKENS = 16
 DOCUMENTS = 120
 """That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes all that it needs."""
@@ -52,35 +57,43 @@ def certify(run: Certifying, workload: Workload, trace: Trace) -> tuple[Tuned, .
     """The tuner's answer at every floor: executed where the model can decode, else a replay bound."""
     if not searchable(trace):
         return ()
-    found = []
-    for floor in FLOORS:
-        seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
-        with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
-            found.append(_tuned(run, workload, trace, floor, seconds))
-    return tuple(found)
+    if run.model is not None:
+        try:
+            return _executed(run, run.model, workload, trace)
+        except OfframpError as error:  # a family that is only traced, or prompts that are too few
+            said = f"offramp: {workload.name}: nothing was decoded for a certificate: {error.what}"
+            print(said, file=sys.stderr)
+    delta = DELTA / run.texts
+    return tuple(tune_trace(trace, {"agreement": floor}, run.machine, delta=delta) for floor in FLOORS)
 
 
-def _tuned(run: Certifying, workload: Workload, trace: Trace, floor: float, seconds: float) -> Tuned:
-    wanted, delta = {"agreement": floor}, DELTA / run.texts
-    try:
-        return tune(
-            trace,
-            wanted,
-            run.machine,
-            run.model,
-            heads=run.heads,
-            workload=workload,
-            new_tokens=NEW_TOKENS,
-            documents=DOCUMENTS,
-            folder=run.folder / EXECUTIONS,
-            seconds=seconds,
-            candidates=CANDIDATES,
-            delta=delta,
-        )
-    except OfframpError as error:  # a family that is only traced, or prompts that are too few
-        said = f"offramp: {workload.name}: nothing was decoded for a certificate: {error.what}"
-        print(said, file=sys.stderr)
-        return tune(trace, wanted, run.machine, delta=delta)
+def _executed(run: Certifying, model: Model, workload: Workload, trace: Trace) -> tuple[Tuned, ...]:
+    """The main floor first: its reruns and executions serve the others too."""
+    found: dict[float, Tuned] = {}
+    with opened_executor(
+        model,
+        trace,
+        kv=AUTO,
+        heads=run.heads,
+        workload=workload,
+        prompt_tokens=PROMPT_TOKENS,
+        new_tokens=NEW_TOKENS,
+        folder=run.folder / EXECUTIONS,
+        seed=SEED,
+    ) as executor:
+        for floor in sorted(FLOORS, key=lambda one: one != MAIN_FLOOR):
+            seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
+            with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
+                found[floor] = tune_trace(
+                    executor.trace,
+                    {"agreement": floor},
+                    run.machine,
+                    delta=DELTA / run.texts,
+                    seed=SEED,
+                    executor=executor,
+                    limits=Limits(DOCUMENTS, seconds, CANDIDATES),
+                )
+    return tuple(found[floor] for floor in FLOORS)
 
 
 def settled(

@@ -110,7 +110,9 @@ def mixed_sentence(model: str, found: list[Named]) -> str:
 def short_figures(verdict: Verdict) -> str:
     """One workload's figures in a few words."""
     if verdict.policy == "never":
-        return "nothing faster is certified" if verdict.decision == "does not pay" else "nothing yet"
+        if verdict.decision == "does not pay":
+            return "nothing faster is certified"
+        return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"
     return f"{executed_words(verdict)}, {speed_words(verdict)}"
 
 

@@ -61,7 +61,8 @@ def free_running(
     known = {} if known is None else known
     columns = [_one(model, known, *triple) for triple in zip(prompts, answers, plain_answers, strict=True)]
     units = _units(prompts, batch)
-    sums = [np.bincount(units, weights=column) for column in np.array(columns, dtype=np.float64).T]
+    by_figure = np.array(columns, dtype=np.float64).T
+    sums = [np.bincount(units, weights=column).astype(np.float64) for column in by_figure]
     diverged, same, agreeing, nll, plain_nll, new, plain_new = sums
     resampled = document_bootstrap(len(new), draws=DRAWS, seed=seed)
     each = np.bincount(units).astype(np.float64)

@@ -128,7 +128,14 @@ def kept_line(verdict: Verdict) -> str:
         return "not executed"
     if certificate.documents < certificate.documents_needed:
         return f"not certifiable: {certificate.documents} documents, {certificate.documents_needed} needed"
+    if verdict.decision == "too close to call":
+        return f"open: {certificate.stopped_after or 0} documents decoded, {certificate.documents} at hand"
     return "nothing faster is certified: plain decoding stays"
+
+
+def _without_speed(verdict: Verdict) -> str:
+    open_still = verdict.decision == "too close to call"
+    return "nothing is certified yet" if open_still else "best never to exit"
 
 
 def speed_card(run: RunResult) -> str:
@@ -136,7 +143,7 @@ def speed_card(run: RunResult) -> str:
     found = [(name, v, None if v.policy == "never" else v.speed) for name, v in main_verdicts(run)]
     measured = any(speed is not None and speed.how == "measured" for _, _, speed in found)
     values = [speed.value for _, _, speed in found if speed is not None]
-    lines = [(name, "best never to exit" if speed is None else speed_words(v)) for name, v, speed in found]
+    lines = [(name, _without_speed(v) if speed is None else speed_words(v)) for name, v, speed in found]
     lines += [(name, f"not decoded: {why}") for name, why in run.not_decoded.items() if not measured]
     plain = run.plain_seconds_per_token
     token = "" if plain is None else f"; plain decoding takes {milliseconds(plain.value)} a token, measured"
