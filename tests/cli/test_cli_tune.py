@@ -113,7 +113,7 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
         assert Path(answer["file"]).parent == tmp_path
         assert tuned.certificate.delta == 0.05
         assert str(policy.for_task(name)) == tuned.policy_text == answer["policy"]
-        assert tuned.answer in " ".join(outcome.out.split())
-    assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.out.split())
+        assert tuned.answer in " ".join(outcome.err.split())
+    assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
     twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
     assert "entry for each" not in twice.out, "one trace named twice is one"

@@ -195,7 +195,6 @@ def test_documents_that_heads_saw_by_their_text_have_no_other_role() -> None:
 def test_what_is_not_known_of_shared_text_is_said() -> None:
     old, new = traced(4), saying(traced(4), [said(number) for number in range(4)])
     assert text_caveat(new) is None
-    old.provenance["request_fingerprint"] = "of a trace"
     caveat = text_caveat(old)
     assert caveat is not None
     assert "which an older offramp made" in caveat

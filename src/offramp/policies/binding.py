@@ -96,8 +96,7 @@ def text_caveat(trace: Trace) -> str | None:
             f"the exit heads were fitted on {others} documents of other workloads, taken to share no text "
             "with these"
         )
-    traced = "request_fingerprint" in trace.provenance  # one made of facts alone has no texts to speak of
-    if traced and any(document.text is None for document in trace.documents):
+    if trace.request and any(document.text is None for document in trace.documents):
         return (
             "documents of the trace, which an older offramp made, are taken to share no text with each other"
         )

@@ -160,13 +160,13 @@ def _too_few_traced(certificate: Certificate, documents: dict[str, int]) -> str:
     certify, needed, fitted = certificate.documents, certificate.documents_needed, documents["heads"]
     usable = sum(documents.values()) - fitted
     heads = f", {fitted} more fitted the exit heads" if fitted else ""
-    long = certificate.of_tokens
+    these = f" (these are documents{certificate.of_tokens})" if certificate.of_tokens else ""
     if certify < needed:
-        said = f"{certify} documents, {needed} needed (left to certify, of {usable} traced{long}{heads})"
+        said = f"{certify} documents, {needed} needed (left to certify, of {usable} traced{heads})"
     else:
-        said = f"no document is left to search on (of {usable} traced{long}{heads})"
+        said = f"no document is left to search on (of {usable} traced{heads})"
     return (
-        f"not certifiable: {said}; trace at least {fewest_documents(needed) + fitted} in all. "
+        f"not certifiable: {said}; trace at least {fewest_documents(needed) + fitted} in all{these}. "
         "The full model stays."
     )
 
