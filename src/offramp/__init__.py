@@ -27,6 +27,8 @@ _HOMES = {
     "judge": "offramp.tuning.judging",
     "league": "offramp.tuning.league",
     "tune": "offramp.decoding.execution.tune",
+    "tune_tasks": "offramp.decoding.execution.tasks",
+    "TunedTasks": "offramp.decoding.execution.tasks",
     "Tuned": "offramp.tuning.results",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
@@ -50,6 +52,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from offramp.costs.hardware import find_machine
     from offramp.decoding.bench.bench import bench
+    from offramp.decoding.execution.tasks import TunedTasks, tune_tasks
     from offramp.decoding.execution.tune import tune
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
@@ -92,6 +95,7 @@ __all__ = [
     "Study",
     "Trace",
     "Tuned",
+    "TunedTasks",
     "Workload",
     "bench",
     "compare",
@@ -114,6 +118,7 @@ __all__ = [
     "score",
     "trace",
     "tune",
+    "tune_tasks",
 ]
 
 

@@ -91,3 +91,29 @@ def test_what_does_not_fit_is_refused(
     refused = run_offramp("tune", trace, *FLOOR, *options, "-o", tmp_path / "policy.json").require(2)
     assert said in refused.err
     assert list(tmp_path.glob("*.json")) == []
+
+
+def test_several_traces_give_one_policy_with_an_entry_for_each(
+    trace: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    documents = write_documents(tmp_path / "others.jsonl", documents=60, words=20)
+    command = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 300, "--document-tokens", 10]
+    run_offramp(*command, "-o", tmp_path / "others").require(0)
+    output, more = tmp_path / "policy.json", ("--model", "none")
+    outcome = run_offramp("tune", trace, tmp_path / "others", *FLOOR, *more, "-o", output, "--json").require(
+        0
+    )
+    names = [
+        offramp.Trace.load(folder).request["workload"]["name"] for folder in (trace, tmp_path / "others")
+    ]
+    assert list(outcome.json["workloads"]) == names
+    policy = offramp.parse_policy(str(output))
+    for name, answer in outcome.json["workloads"].items():
+        tuned = read_tuned(answer["file"])
+        assert Path(answer["file"]).parent == tmp_path
+        assert tuned.certificate.delta == 0.05
+        assert str(policy.for_task(name)) == tuned.policy_text == answer["policy"]
+        assert tuned.answer in " ".join(outcome.err.split())
+    assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
+    twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
+    assert "entry for each" not in twice.out, "one trace named twice is one"

@@ -127,3 +127,34 @@ def test_a_risk_is_a_share_of_tokens_or_nats():
     assert risk_text(AGREEMENT, 0.0088) == "0.88 % of tokens"
     assert risk_text(NLL, 0.0125) == "0.050 nats"
     assert risk_text(NLL, None) == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "short"),
+    [
+        (
+            {"document_tokens": (16, 16, 16)},
+            "With 300 documents of 16 tokens replayed",
+            "documents of 16 tokens",
+        ),
+        (
+            {"document_tokens": (9, 14, 1600)},
+            "With 300 documents of 9 to 1,600 tokens (median 14) replayed",
+            "300 documents of 9 to 1,600 tokens (median 14)",
+        ),
+        (
+            {"executed": True, "stopped_after": 61, "new_tokens": 32, "document_tokens": (16, 16, 16)},
+            "Decoded from 61 documents of up to 32 new tokens",
+            "61 documents of up to 32 new tokens",
+        ),
+    ],
+)
+def test_short_documents_are_called_that_beside_a_certificate(changes, words, short):
+    made = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
+    made = replace(made, certificate=replace(made.certificate, **changes))
+    assert words in certificate_sentence(made)
+    assert short in short_certificate(made)
+    few = replace(made.certificate, holds=False, documents=15)
+    said = certificate_sentence(replace(made, certificate=few))
+    length = made.certificate.of_tokens.strip()
+    assert f"Not certifiable: 15 documents, 230 needed ({length} each); with so few" in said

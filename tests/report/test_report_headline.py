@@ -187,7 +187,7 @@ def test_a_headline_over_two_texts_says_what_chance_it_spends():
 
 
 def test_a_verdict_on_few_documents_says_so():
-    few = "prose what is replayed rests on 19 documents; 20 are needed for an interval"
+    few = "prose what is replayed rests on 19 documents of 64 tokens; 20 are needed for an interval"
     made = verdict("does not pay", policy="never", report_documents=19)
     assert few in "\n".join(caveats(run_with(made)))
     assert "rests on" not in "\n".join(caveats(run_with(replace(made, report_documents=20))))

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-
-from offramp.models.model import Model
 
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
@@ -40,8 +38,14 @@ AMPLIFIED = 64.0
 Array = np.ndarray
 
 
+class Rounded(Protocol):
+    """What has a transformers model: a model of offramp's, or its engine."""
+
+    hf: Any
+
+
 @contextmanager
-def rounding_errors(model: Model, seed: int) -> Iterator[None]:
+def rounding_errors(model: Rounded, seed: int) -> Iterator[None]:
     """Every module's output gets an error of the size that float32 makes, AMPLIFIED times."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,7 +80,9 @@ def _terms(module: Any, arguments: Any, value: torch.Tensor) -> torch.Tensor:
     return value.abs()
 
 
-def spread(model: Model, compute: Callable[[], tuple[Array, ...]], trials: int = TRIALS) -> tuple[Array, ...]:
+def spread(
+    model: Rounded, compute: Callable[[], tuple[Array, ...]], trials: int = TRIALS
+) -> tuple[Array, ...]:
     """Standard deviation of what `compute` makes of the model, by entry, when its modules round."""
     exact = compute()
     square = [np.zeros(part.shape) for part in exact]
@@ -293,13 +299,14 @@ def signal_bounds(z: Array, error: Array, shortlist: Sequence[int], top_k: int =
 def bfloat16_bounds(z: Array, candidates: int) -> dict[str, Array]:
     """What facts [rows, exits] may be off besides, where only some best logits of a row are not rounded.
 
-    The others are rounded to bfloat16, 2^-9 of each at most; which they are is itself decided by rounded
-    ones, hence twice. A soft-cap moves none by more than that share of itself (x / cosh^2 x <= tanh x).
+    The others are rounded to bfloat16, 2^-8 of each at most. Which are best is itself decided by rounded
+    ones, so only the first half is taken to be among them. A soft-cap moves no logit by more than that share
+    of itself (x / cosh^2 x <= tanh x).
     """
     step = 2.0**-8
     log_p = _log_softmax(z)
     p = np.exp(log_p)
-    rest = np.where(z < -np.sort(-z, axis=-1)[..., candidates - 1 : candidates], p, 0.0)
+    rest = np.where(z < -np.sort(-z, axis=-1)[..., candidates // 2 - 1, None], p, 0.0)
     moved = step * _expected(rest, np.abs(z))
     entropy = -_expected(p, log_p)
     best = p.max(-1)
@@ -310,7 +317,7 @@ def bfloat16_bounds(z: Array, candidates: int) -> dict[str, Array]:
         "kl_to_final": moved + moved[-1],
         "nll": moved,
         "final_logprob": moved,
-        "logit_cosine": np.full_like(moved, step),
+        "logit_cosine": np.full_like(moved, 2 * step),
     }
     return {name: value.T for name, value in bounds.items()}
 

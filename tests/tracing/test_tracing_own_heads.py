@@ -121,8 +121,11 @@ def test_heads_equal_to_the_models_own_change_nothing() -> None:
     weight = np.broadcast_to(model.hf.lm_head.weight.numpy(), heads.output.weight.shape).copy()
     same = dataclasses.replace(heads, output=dataclasses.replace(heads.output, weight=weight))
     found, plain = run(model, same), run(model, None)
-    for fact in FACTS:
-        np.testing.assert_allclose(found.fact(fact.name), plain.fact(fact.name), atol=1e-5, err_msg=fact.name)
+    documents = workload_of(lengths=LENGTHS, vocabulary=61).documents
+    sequences = [[int(word) for word in document.text.split()] for document in documents]
+    readings, following = readings_of(model, sequences), following_of(sequences)
+    for one in (found, plain):
+        assert_facts(one, readings, following)
     assert not np.allclose(run(model, heads).max_prob[:, :-1], plain.max_prob[:, :-1], atol=1e-3)
 
 

@@ -238,3 +238,27 @@ def test_a_bad_logit_is_a_defect_and_never_a_token(head: str, bad: float) -> Non
     )
     assert set(found.defects) == {1}
     assert (found.defects[1].layer, found.defects[1].position) == (2, 0)
+
+
+def test_another_last_digit_of_the_reference_moves_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of different shapes may round differently: a column is never above its own logit."""
+    generator = np.random.default_rng(1)
+    z = torch.tensor(generator.normal(size=(3, 40, 130)) * 4).bfloat16().float().numpy()
+    z[0, :8, ::3] = 8.0  # more of the largest than are computed again
+    expected = measure(z, head="linear", dtype=torch.bfloat16)["final_rank"]
+    real = LinearHead.exact_logits
+
+    def lower(head: LinearHead, states: Tensor, columns: Tensor) -> Tensor:
+        found = real(head, states, columns)
+        return found - found.abs() * 2.0**-22 if columns.shape[1] == 2 else found
+
+    monkeypatch.setattr(LinearHead, "exact_logits", lower)
+    found = measure(z, head="linear", dtype=torch.bfloat16)["final_rank"]
+    tied = np.array(
+        [
+            [(row == row[best]).sum() > 1 for row, best in zip(rows, z[-1].argmax(-1), strict=True)]
+            for rows in z
+        ]
+    ).T
+    assert np.array_equal(found[~tied], expected[~tied])
+    assert (~tied).mean() > 0.4

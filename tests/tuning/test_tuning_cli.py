@@ -84,7 +84,7 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     said = " ".join(run_offramp("tune", folder, *options).require(0).out.split())
     for words in (
         "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over "
-        "documents like these, at least 90 % of the tokens agree with the full model; ",
+        "documents of 20 tokens like these, at least 90 % of the tokens agree with the full model; ",
         "This is a replay bound: nothing was decoded",
         "on 12 report documents, replayed: agreement",
         "(no interval: 12 documents; an interval needs 20)",
@@ -144,7 +144,7 @@ def test_a_floor_in_nats_is_said_in_nats_everywhere(folder: Path, tmp_path: Path
     assert "the KL to the full model is at most 1.5 nats (clipped at 5); " in said
     assert "the mean loss over all such documents is at most 1.5 nats (clipped at 5)" in said
     lost = 5 * float(read_tuned(tmp_path / "policy.json").certificate.empirical_risk or 0.0)
-    assert f"mean loss on 36 documents: {lost:.4f} nats (clipped at 5)" in said
+    assert f"mean loss on 36 documents of 20 tokens: {lost:.4f} nats (clipped at 5)" in said
     assert said.count("is at most 1.5 nats") == 2  # once promised, once in the certificate
 
 

@@ -111,9 +111,9 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
     assert (certificate.prompt_tokens, certificate.new_tokens) == (32, 16)
     assert (certificate.empirical_risk, certificate.risk_bound) == (0.0, pytest.approx(0.1))
     assert (
-        f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents: at least 90 % "
-        "of the tokens it generates are the full model's choice on the same prefix (with probability 0.9 "
-        "over the documents drawn)"
+        f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents of up to 16 "
+        "new tokens: at least 90 % of the tokens it generates are the full model's choice on the same prefix "
+        "(with probability 0.9 over the documents drawn)"
     ) in tuned.answer
     assert "executed agreement 100.0 % (100.0 to 100.0) on documents that chose nothing" in tuned.answer
     assert certificate.assumption == (

@@ -50,11 +50,11 @@ def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
     assert (1 + 0.99 * risk / (1 - risk)) ** 180 == pytest.approx(10)
     assert "teacher-forced" in certificate.assumption
     # A certificate of 25 tokens of each document says nothing of what comes after them.
-    assert "on 25 tokens of documents drawn like those of texts" in certificate.assumption
+    assert "on documents of 25 tokens drawn like those of texts" in certificate.assumption
     assert not certificate.executed
     assert (
         "keeps its floor in replay (with probability 0.9 over the documents drawn): on average over "
-        "documents like these, at least 95 % of the tokens agree"
+        "documents of 25 tokens like these, at least 95 % of the tokens agree"
     ) in tuned.answer
     assert "This is a replay bound: nothing was decoded" in tuned.answer
     assert "certified" not in tuned.answer

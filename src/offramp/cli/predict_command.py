@@ -141,6 +141,7 @@ def _show(out: Output, found: Prediction) -> None:
     from rich.table import Table
 
     from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
+    from offramp.scoring.documents import lengths_text
     from offramp.tuning.losses import NATS, loss_text
     from offramp.tuning.pricing import BYTES
 
@@ -152,8 +153,8 @@ def _show(out: Output, found: Prediction) -> None:
 
     batching = f" in {found.batching}" if found.batching else ""
     out.console.print(
-        f"{found.policy} on {found.workload}, {counted(found.documents, 'document')} (replayed, "
-        f"{found.machine}, batch {found.batch}{batching})",
+        f"{found.policy} on {found.workload}, {counted(found.documents, 'document')}"
+        f"{lengths_text(found.document_tokens)} (replayed, {found.machine}, batch {found.batch}{batching})",
         markup=False,
     )
     table = Table.grid(padding=(0, 2))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.cli.console import Output, progress_bar, stage
-from offramp.cli.options import AsJson, HeadsFile, RemoteCode, TraceFolder
+from offramp.cli.options import AsJson, HeadsFile, RemoteCode
 from offramp.cli.run_folder import find_trace, require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
+    from offramp.decoding.execution.tasks import TunedTasks
     from offramp.scoring.estimate import Estimate
     from offramp.tracing.trace import Trace
     from offramp.tuning.results import Tuned
@@ -27,7 +29,14 @@ INSTEAD = f"--model {NO_MODEL} still answers with a replay bound"
 
 
 def tune(
-    trace: TraceFolder,
+    traces: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TRACE...",
+            help="A folder that offramp trace or offramp run wrote. Several, each of another workload: one "
+            "policy with an entry for each.",
+        ),
+    ],
     floor: Annotated[
         str,
         typer.Option(
@@ -102,13 +111,13 @@ def tune(
 ) -> None:
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.decoding.execution.tasks import tune_tasks
     from offramp.decoding.execution.tune import require_sizes
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.charging import machine_for
     from offramp.tracing.trace import Trace
     from offramp.tuning.losses import parse_floor
     from offramp.tuning.tune import EXECUTED, check_settings
-    from offramp.tuning.tuned_file import to_json, write_tuned
 
     out = Output(as_json)
     wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
@@ -116,41 +125,71 @@ def tune(
     _require_file(output)
     kept = executions or output.absolute().parent / "executions"
     require_writable(kept)
-    loaded = Trace.load(find_trace(trace))
-    machine = machine_for(loaded, hardware)
+    loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
+    machine = machine_for(loaded[0], hardware)
     decodes = None
     if model != NO_MODEL and wanted.kind == EXECUTED:
-        fitted = read_traced_heads(loaded, heads)
-        _require_executable(loaded, kv, batch)
+        fitted = read_traced_heads(loaded[0], heads)
+        for one in loaded:
+            _require_executable(one, kv, batch)
         decodes = load_traced_model(
-            loaded, model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
+            loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
         )
     title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
+    settings: dict[str, Any] = {
+        "kv": kv,
+        "heads": heads,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "documents": documents,
+        "folder": kept,
+        "seconds": seconds,
+        "method": method,
+        "delta": delta,
+        "batch": batch,
+        "seed": seed,
+    }
     with stage(title) if decodes is None else progress_bar(title) as progress:
-        tuned = tune_policy(
-            loaded,
-            wanted,
-            machine,
-            decodes,
-            kv=kv,
-            heads=heads,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            documents=documents,
-            folder=kept,
-            seconds=seconds,
-            method=method,
-            delta=delta,
-            batch=batch,
-            seed=seed,
-            progress=progress,
-        )
+        settings["progress"] = progress
+        if len(loaded) > 1:
+            several = tune_tasks(loaded, wanted, machine, decodes, **settings)
+        else:
+            tuned = tune_policy(loaded[0], wanted, machine, decodes, **settings)
+    if len(loaded) > 1:
+        out.finish(show_tasks(out, several, output, heads))
+    else:
+        out.finish(show_tuned(out, tuned, output, heads))
+
+
+def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> dict[str, Any]:
+    """Write a tuned policy and show it; its JSON object."""
+    from offramp.tuning.tuned_file import to_json, write_tuned
+
     write_tuned(output, tuned)
     _show(out, tuned, output)
     following = next_command(tuned, output, heads)
     if following is not None:
         out.console.print(f"next: {following}", markup=False, soft_wrap=True)
-    out.finish({**to_json(tuned), "file": str(output), "next": following})
+    return {**to_json(tuned), "file": str(output), "next": following}
+
+
+def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
+    """Write the policy of all workloads, and beside it each one's own with its certificate."""
+    from offramp.policies.grammar import write_policy
+
+    answers = {}
+    for place, (name, tuned) in enumerate(found.tuned.items(), start=1):
+        own = output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}.json")
+        out.console.print(f"{name}:", markup=False, style="bold")
+        answers[name] = show_tuned(out, tuned, own, heads)
+    write_policy(found.policy, output)
+    out.console.print(
+        f"written: {output}, one policy with an entry for each of {len(answers)} workloads and the full "
+        f"model for all others; each answer is wrong with a chance of {found.delta / len(answers):g}, any "
+        f"of them with {found.delta:g}",
+        markup=False,
+    )
+    return {"policy": str(found.policy), "file": str(output), "delta": found.delta, "workloads": answers}
 
 
 def _require_executable(trace: Trace, kv: str, batch: int) -> None:
@@ -224,7 +263,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
         lines.append(said if rule.name == "naive" else f"{what} ({rule.name}): {said}")
         if certificate.empirical_risk is not None:
             lost = loss_text(tuned.floor, certificate.empirical_risk, ".4f")
-            lines.append(f"mean loss on {count} documents: {lost}")
+            lines.append(f"mean loss on {count} documents{certificate.of_tokens}: {lost}")
         lines.append(f"assumed: {certificate.assumption}")
     if rule.name != "naive":
         lines.append(

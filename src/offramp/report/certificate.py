@@ -84,12 +84,13 @@ def too_few(certificate: Certificate) -> bool:
 def certificate_sentence(tuned: Tuned) -> str:
     """What is certified, or why nothing is."""
     certificate, floor = tuned.certificate, tuned.floor
-    documents = counted(certificate.documents, "document")
+    documents = counted(certificate.documents, "document") + certificate.of_tokens
     match status(tuned):
         case "certified":
+            settled = counted(decoded(certificate), "document") + certificate.of_tokens
             return (
-                f"Decoded from {counted(decoded(certificate), 'document')}, this policy {loss_words(floor)} "
-                f"that it generates, {confidence(certificate)}, on documents like these."
+                f"Decoded from {settled}, this policy {loss_words(floor)} that it generates, "
+                f"{confidence(certificate)}, on documents like these."
             )
         case "replay bound":
             return (
@@ -99,7 +100,8 @@ def certificate_sentence(tuned: Tuned) -> str:
             )
         case "not certifiable":
             needed = f"{certificate.documents_needed:,} needed"
-            return f"Not certifiable: {documents}, {needed}; {best_possible(tuned)}."
+            found = counted(certificate.documents, "document")
+            return f"Not certifiable: {found}, {needed}{_each(certificate)}; {best_possible(tuned)}."
         case "not certified":
             return (
                 f"Not certified: on {documents}, none of the candidates tested ({certificate.tested:,}) "
@@ -112,6 +114,11 @@ def certificate_sentence(tuned: Tuned) -> str:
     return (
         f"No guarantee: on {documents} this policy kept {floor_words(floor)}, but nothing follows for others."
     )
+
+
+def _each(certificate: Certificate) -> str:
+    """How long its documents are, after a count."""
+    return f" ({certificate.of_tokens.strip()} each)" if certificate.of_tokens else ""
 
 
 def decoded(certificate: Certificate) -> int:
@@ -141,7 +148,7 @@ def best_possible(tuned: Tuned) -> str:
 def short_certificate(tuned: Tuned) -> str:
     """One floor's certificate in a few words."""
     certificate, state = tuned.certificate, status(tuned)
-    documents = counted(decoded(certificate), "document")
+    documents = counted(decoded(certificate), "document") + certificate.of_tokens
     what = f"{floor_words(tuned.floor)}: {state}"
     if state == "not certifiable":
         documents = counted(certificate.documents, "document")

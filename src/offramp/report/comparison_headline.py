@@ -80,7 +80,8 @@ def lacking(answers: Sequence[Answer]) -> str:
     if not short:
         return failed
     easiest = min(short, key=lambda saving: (saving.documents_needed, saving.documents_in_all))
-    said = f"{counted(easiest.documents, 'document')} to certify on, {easiest.documents_needed:,} needed"
+    said = f"{counted(easiest.documents, 'document')}{easiest.of_tokens} to certify on, "
+    said += f"{easiest.documents_needed:,} needed"
     if easiest.documents >= easiest.documents_needed:
         said = "no document is left to search on"
     said += f" for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"

@@ -10,6 +10,7 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import transform_sentence
 from offramp.report.verdict_words import executed_words, saved_words, speed_words, worth_words
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Decision, Verdict
 from offramp.workloads.packing import SHORTEST_CAP
 
@@ -139,13 +140,15 @@ def caveats(run: RunResult) -> list[str]:
 def verdict_caveats(run: RunResult) -> list[str]:
     """Few documents, and what would settle an open verdict."""
     notes = []
+    traces = {workload.name: workload.trace for workload in run.workloads}
     for name, verdict in main_verdicts(run):
         if verdict.missing:
             notes.append(f"On {name} the verdict is open; missing: {'; '.join(verdict.missing)}.")
         if verdict.report_documents < DOCUMENTS_NEEDED:
             notes.append(
-                f"On {name} what is replayed rests on {counted(verdict.report_documents, 'document')}; "
-                f"{DOCUMENTS_NEEDED} are needed for an interval, and as many to choose a policy on: give "
+                f"On {name} what is replayed rests on {counted(verdict.report_documents, 'document')}"
+                f"{lengths_text(lengths_of(traces[name]))}; {DOCUMENTS_NEEDED} are needed for an interval, "
+                "and as many to choose a policy on: give "
                 f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
             )
     cells = {v.certificate.delta for _, v in main_verdicts(run) if v.certificate and v.certificate.delta}

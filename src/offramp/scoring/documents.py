@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,28 @@ def document_rows(trace: Trace) -> DocumentRows:
         index=index[order],
         tokens=lengths[order].astype(np.float64),
     )
+
+
+Lengths = tuple[int, int, int]
+"""Fewest, median and most tokens of some documents."""
+
+
+def lengths_of(trace: Trace, places: NDArray[np.int64] | None = None) -> Lengths | None:
+    """How many tokens documents of a trace give, those at some places of `Trace.documents`; None of none."""
+    traced = trace if places is None else trace.subset(places)
+    counts = np.bincount(traced.document)
+    counts = np.sort(counts[counts > 0])
+    return (int(counts[0]), int(counts[len(counts) // 2]), int(counts[-1])) if len(counts) else None
+
+
+def lengths_text(lengths: Sequence[int] | None) -> str:
+    """To follow "documents": " of 16 tokens", " of 9 to 16 tokens (median 14)"; nothing if not known."""
+    if lengths is None:
+        return ""
+    fewest, median, most = lengths
+    if fewest == most:
+        return f" of {most:,} token{'' if most == 1 else 's'}"
+    return f" of {fewest:,} to {most:,} tokens (median {median:,})"
 
 
 def fact_of(trace: Trace, name: str) -> FactArray:

@@ -209,6 +209,7 @@ class LinearHead:
             output,
             self._sums(output, at_wanted[:, 0]),
             at_wanted[:, 0],
+            wanted[:, 0],
             lambda columns: self.exact_logits(states, columns),
             lambda rows: self._exact_rows(states[rows]),
             self.transform,

@@ -62,6 +62,7 @@ def corrected_row_statistics(
     output: Tensor,
     sums: RawSums,
     reference: Tensor,
+    own: Tensor,
     exact: Callable[[Tensor], Tensor],
     exact_output: Callable[[Tensor], Tensor],
     transform: Transform,
@@ -73,25 +74,32 @@ def corrected_row_statistics(
     candidates])` gives their float32 logits (transformed), and their rounded contributions are replaced in
     every sum. Where more columns share the largest rounded logit than are candidates, the whole row is taken
     from `exact_output(rows)`, the float32 head output of some rows.
+    own: int64 [rows], the column that the reference is the logit of. It is never above itself, although a
+    product of another shape may give it another last digit.
     """
     rows = torch.arange(len(output))[:, None]
     blocks = sums.block_maximum.topk(min(WINNING_BLOCKS, sums.block_maximum.shape[1]), dim=-1).indices
     inside = transform(output.view(len(output), -1, BLOCK)[rows, blocks]).flatten(1)
     rounded, where = inside.topk(min(CANDIDATES, inside.shape[1]), dim=-1)
     columns = blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK
-    statistics = _replace_candidates(sums, reference, rounded, columns, exact(columns))
+    others = _without_own(sums, output, own, reference, transform)
+    counted = columns != own[:, None]
+    statistics = _replace_candidates(others, reference, rounded, columns, exact(columns), counted)
     crowded = rounded[:, -1] == sums.maximum
     if sums.block_maximum.shape[1] > WINNING_BLOCKS:
         crowded |= sums.block_maximum.gather(1, blocks[:, -1:])[:, 0] == sums.maximum
     if not bool(crowded.any()):
         return statistics
-    return _with_exact_rows(statistics, torch.nonzero(crowded).flatten(), reference, exact_output, transform)
+    return _with_exact_rows(
+        statistics, torch.nonzero(crowded).flatten(), reference, own, exact_output, transform
+    )
 
 
 def _with_exact_rows(
     statistics: RowStatistics,
     rows: Tensor,
     reference: Tensor,
+    own: Tensor,
     exact_output: Callable[[Tensor], Tensor],
     transform: Transform,
 ) -> RowStatistics:
@@ -99,15 +107,25 @@ def _with_exact_rows(
     for some in torch.split(rows, _CROWDED_ROWS):
         output = exact_output(some)
         sums = EagerSums(transform, output.shape[1])(output, reference[some])
-        exact = row_statistics(output, sums, transform)
+        others = _without_own(sums, output, own[some], reference[some], transform)
+        exact = row_statistics(output, others, transform)
         for field in dataclasses.fields(RowStatistics):
             getattr(statistics, field.name)[some] = getattr(exact, field.name)
     return statistics
 
 
+def _without_own(
+    sums: RawSums, output: Tensor, own: Tensor, reference: Tensor, transform: Transform
+) -> RawSums:
+    """The sums of a pass over `output` that counts no column as above its own logit."""
+    itself = transform(output.gather(1, own[:, None]))[:, 0] > reference
+    return sums._replace(above=sums.above - itself.float())
+
+
 def _replace_candidates(
-    sums: RawSums, reference: Tensor, rounded: Tensor, columns: Tensor, value: Tensor
+    sums: RawSums, reference: Tensor, rounded: Tensor, columns: Tensor, value: Tensor, counted: Tensor
 ) -> RowStatistics:
+    """counted: bool [rows, candidates], whether a column may be above the reference."""
     value = torch.where(rounded < PADDING_LIMIT, rounded, value)  # padding columns stay padding
     maximum = value.amax(-1)
     shift = sums.maximum - maximum
@@ -120,7 +138,8 @@ def _replace_candidates(
     is_best = value == maximum[:, None]
     top1 = torch.where(is_best, columns, torch.iinfo(columns.dtype).max).amin(-1)
     others = torch.where(columns == top1[:, None], -torch.inf, value)
-    above = sums.above.long() - (rounded > reference[:, None]).sum(-1) + (value > reference[:, None]).sum(-1)
+    before, after = ((one > reference[:, None]) & counted for one in (rounded, value))
+    above = sums.above.long() - before.sum(-1) + after.sum(-1)
     return RowStatistics(
         top1=top1,
         maximum=maximum,

@@ -62,7 +62,7 @@ def replayed_answer(
     else:
         said = (
             f"not certifiable: none of {candidates} faster policies passed the test of {job.floor} on "
-            f"{certificate.documents} documents, in replay; the full model stays."
+            f"{certificate.documents} documents{certificate.of_tokens}, in replay; the full model stays."
         )
     return said + _transform_cost(job.floor, held)
 
@@ -90,7 +90,8 @@ def _certified(
     """The policy that passed, what it keeps and how fast it is."""
     kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the full model's choice on "
     kept += "the same prefix"
-    how, kv = f"{certificate.stopped_after} documents", f"keys and values by {certificate.kv}"
+    how = f"{certificate.stopped_after} documents{certificate.of_tokens}"
+    kv = f"keys and values by {certificate.kv}"
     if not certificate.holds:
         said = f"{policy}, {kv}, kept {job.floor} on {how}, executed, without a guarantee"
     elif certificate.delta is None:
@@ -159,12 +160,13 @@ def _too_few_traced(certificate: Certificate, documents: dict[str, int]) -> str:
     certify, needed, fitted = certificate.documents, certificate.documents_needed, documents["heads"]
     usable = sum(documents.values()) - fitted
     heads = f", {fitted} more fitted the exit heads" if fitted else ""
+    these = f" (these are documents{certificate.of_tokens})" if certificate.of_tokens else ""
     if certify < needed:
         said = f"{certify} documents, {needed} needed (left to certify, of {usable} traced{heads})"
     else:
         said = f"no document is left to search on (of {usable} traced{heads})"
     return (
-        f"not certifiable: {said}; trace at least {fewest_documents(needed) + fitted} in all. "
+        f"not certifiable: {said}; trace at least {fewest_documents(needed) + fitted} in all{these}. "
         "The full model stays."
     )
 
@@ -174,12 +176,14 @@ def _bounded(job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldO
     if job.pricing.batch > 1:
         gain += f". What is tested is {ALONE}"
     if not certificate.holds:
-        return f"{policy} kept {job.floor} on {certificate.documents} documents, without a guarantee{gain}."
+        on = f"on {certificate.documents} documents{certificate.of_tokens}"
+        return f"{policy} kept {job.floor} {on}, without a guarantee{gain}."
+    documents = f"documents{certificate.of_tokens} like these"
     if certificate.delta is None:
-        return f"{policy} keeps {job.floor} on average over draws of documents like these{gain}."
+        return f"{policy} keeps {job.floor} on average over draws of {documents}{gain}."
     return (
         f"{policy} keeps its floor in replay (with probability {1.0 - certificate.delta:g} over the "
-        f"documents drawn): on average over documents like these, {_kept(job.floor)}{gain}."
+        f"documents drawn): on average over {documents}, {_kept(job.floor)}{gain}."
     )
 
 

@@ -12,7 +12,7 @@ from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import task_of, walk
-from offramp.scoring.documents import document_rows
+from offramp.scoring.documents import Lengths, document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
 from offramp.tuning.losses import document_losses, loss_text, risk_to_quality, token_losses
@@ -113,7 +113,13 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
 
 
 def make_certificate(
-    floor: Floor, method: str, delta: float, losses: Losses, tested: Tested, assumption: str
+    floor: Floor,
+    method: str,
+    delta: float,
+    losses: Losses,
+    tested: Tested,
+    assumption: str,
+    document_tokens: Lengths | None = None,
 ) -> Certificate:
     """The certificate of a sequence's choice on the certify documents: losses [documents, candidates].
 
@@ -138,6 +144,7 @@ def make_certificate(
         tested=tested.tested,
         passed=tested.passed,
         assumption=assumption,
+        document_tokens=document_tokens,
     )
 
 

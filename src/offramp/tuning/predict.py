@@ -15,6 +15,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.map_ranks import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
+from offramp.scoring.documents import lengths_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.certify import policy_losses
@@ -116,6 +117,7 @@ def predict(
         ),
         reference_agreement=held.reference_agreement,
         gain=held.gain,
+        document_tokens=lengths_of(judged),
     )
 
 

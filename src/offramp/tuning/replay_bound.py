@@ -5,7 +5,7 @@ from __future__ import annotations
 from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
-from offramp.scoring.documents import document_rows
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.answers import replayed_answer
 from offramp.tuning.certify import (
     Tested,
@@ -42,7 +42,13 @@ def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
     costs = [candidate.cost for candidate in candidates]
     tested = run_sequence(losses, costs, job.floor.risk, job.delta, job.rule)
     return tested, make_certificate(
-        job.floor, job.rule.name, job.delta, losses, tested, assumption_of_replay(job)
+        job.floor,
+        job.rule.name,
+        job.delta,
+        losses,
+        tested,
+        assumption_of_replay(job),
+        lengths_of(job.trace, documents),
     )
 
 
@@ -69,10 +75,9 @@ def assumption_of_replay(job: Job) -> str:
     name = trace.request.get("workload", {}).get("name", "this workload")
     generated = bool(trace.generated.any())
     forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
-    lengths = document_rows(trace).lengths
-    tokens = " to ".join(dict.fromkeys((str(lengths.min()), str(lengths.max()))))
-    said = f"{forced}, later tokens reading the full model's own keys and values, on {tokens} tokens of "
-    said += f"documents drawn like those of {name}, each counting once"
+    tokens = lengths_text(lengths_of(trace))
+    said = f"{forced}, later tokens reading the full model's own keys and values, on documents{tokens} drawn "
+    said += f"like those of {name}, each counting once"
     if caveat := text_caveat(trace):
         said += f"; {caveat}"
     if job.floor.clip is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from offramp.policies.binding import TunedOn
 from offramp.policies.gain import Gain
+from offramp.scoring.documents import Lengths, lengths_text
 from offramp.scoring.estimate import Estimate
 
 Decision = Literal["pays", "does not pay", "too close to call"]
@@ -53,6 +54,7 @@ class Certificate:
     these documents chose the policy: the allowed risk; None without such a bound. best_floor: the floor that
     so many documents without one loss could certify at best. documents_needed: documents without one loss
     that the asked floor needs. tested, passed: how many candidates, in sequence. assumption: in words.
+    document_tokens: fewest, median and most tokens of a document that was replayed, None where none was.
     Of an executed one: kv: the strategy for K and V that was decoded with. prompt_tokens: of each text's
     opening, None for prompts taken whole. new_tokens: of an answer, at most. stopped_after: documents of the
     chosen candidate, or of the last one tested, after which its test was settled, None if none was tested.
@@ -75,6 +77,19 @@ class Certificate:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     stopped_after: int | None = None
+    document_tokens: Lengths | None = None
+
+    @property
+    def of_tokens(self) -> str:
+        """How long its documents are, to follow "documents": " of 16 tokens"; nothing if not known."""
+        return certified_lengths(self.document_tokens, self.new_tokens)
+
+
+def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | None) -> str:
+    """How long the documents of a certificate are, of these of its fields."""
+    if new_tokens is None:
+        return lengths_text(document_tokens)
+    return f" of up to {new_tokens:,} new token{'' if new_tokens == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -375,6 +390,7 @@ class Prediction:
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
     of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
     gain: what each part of a step saves, None where that is not known of a batch.
+    document_tokens: fewest, median and most tokens of a document.
     """
 
     policy: str
@@ -400,3 +416,4 @@ class Prediction:
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
     gain: Gain | None = None
+    document_tokens: Lengths | None = None

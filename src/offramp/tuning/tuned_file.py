@@ -92,7 +92,10 @@ def _from_json(value: dict[str, Any]) -> Tuned:
     fields = {key: part for key, part in value.items() if key not in ("schema_version", "kind", SEAL)}
     fields["policy_text"] = fields.pop("policy")
     fields["floor"] = Floor(**fields["floor"])
-    fields["certificate"] = Certificate(**fields["certificate"])
+    certificate = fields["certificate"]
+    if certificate.get("document_tokens") is not None:
+        certificate = {**certificate, "document_tokens": tuple(certificate["document_tokens"])}
+    fields["certificate"] = Certificate(**certificate)
     fields |= {name: Estimate(**fields[name]) for name in ESTIMATES}
     for name in ("reference_agreement", "executed_agreement"):
         if fields.get(name) is not None:

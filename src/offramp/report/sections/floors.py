@@ -9,6 +9,7 @@ from offramp.report.markup import Kind, element, kind_chip, policy_code, small, 
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import reference_line
 from offramp.report.verdict_words import how_words
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Verdict
 
 ANSWER_TOKENS = 64
@@ -69,7 +70,7 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
         kept_cell(verdict),
         speed_cell(run, workload, verdict),
         replayed_cell(verdict),
-        documents_cell(verdict),
+        documents_cell(workload, verdict),
     ]
     row = element("th", cells[0], scope="row", data_name=names[0])
     row += "".join(element("td", c, data_name=n) for c, n in zip(cells[1:], names[1:], strict=True))
@@ -117,12 +118,13 @@ def replayed_cell(verdict: Verdict) -> str:
     return cell
 
 
-def documents_cell(verdict: Verdict) -> str:
+def documents_cell(workload: WorkloadResult, verdict: Verdict) -> str:
     """What a certificate rests on, and what it needs."""
     certificate = verdict.certificate
     needed = small(f"a certificate needs {verdict.documents_needed} or more")
     if certificate is None or not certificate.executed:
-        return text(f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}") + needed
+        halves = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
+        return text(halves) + small(lengths_text(lengths_of(workload.trace)).strip()) + needed
     decoded = certificate.stopped_after or 0
     length = f"{certificate.new_tokens} new tokens each" if certificate.new_tokens else ""
     return text(f"{decoded} decoded of {certificate.documents}") + small(length) + needed

@@ -93,7 +93,7 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     if certificate.delta is not None:
         found.append(("chance that it is wrong (δ)", whole_percent(certificate.delta)))
     needed = f"{certificate.documents_needed:,} needed at least"
-    found.append(("documents to test on", f"{certificate.documents:,} ({needed})"))
+    found.append(("documents to test on", f"{certificate.documents:,}{certificate.of_tokens} ({needed})"))
     if certificate.stopped_after is not None:
         found.append(("settled after", counted(certificate.stopped_after, "document")))
     if tuned.executed_agreement is not None:

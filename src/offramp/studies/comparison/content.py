@@ -11,6 +11,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.per_byte import characters_per_second
 from offramp.studies.comparison.results import Lacks, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.tuning.results import certified_lengths
 from offramp.tuning.splits import fewest_documents
 
 PROPAGATE = "propagate"
@@ -88,6 +89,7 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
         documents_needed=needed,
         documents_in_all=fewest_documents(needed) + tuned["documents"]["heads"],
         executed=certificate["executed"],
+        of_tokens=certified_lengths(certificate.get("document_tokens"), certificate.get("new_tokens")),
     )
 
 

@@ -49,7 +49,7 @@ class Saving:
     executed: whether it is of texts that were really decoded. answer: the tuner's sentence. lacks: what a
     certificate lacked, "" where one holds or nothing faster was there to certify. documents: left to certify
     on; documents_needed: fewest that the floor takes; documents_in_all: fewest traced ones of which so many
-    are left.
+    are left. of_tokens: how long they are, to follow "documents".
     """
 
     floor: str
@@ -64,6 +64,7 @@ class Saving:
     documents_needed: int = 0
     documents_in_all: int = 0
     executed: bool = False
+    of_tokens: str = ""
 
 
 @dataclass(frozen=True)
