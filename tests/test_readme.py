@@ -83,7 +83,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "runs/prose/report.html").is_file()
     assert "128 tokens" in outcomes["trace"].out
     assert "representation quality" in outcomes["score"].out
-    assert "parts add up to" in outcomes["hardware"].out
+    assert "timed to add up to" in outcomes["hardware"].out
     assert "agreement with the full model" in outcomes["replay"].out
     assert "probe, restricted head" in outcomes["replay"].out
     assert "written: policy.json" in outcomes["tune"].out

@@ -34,7 +34,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pa
 
 def test_it_traces_scores_and_replays(run_folder: Path) -> None:
     summary = json.loads((run_folder / "summary.json").read_text())
-    assert [entry["workload"] for entry in summary["scores"]] == ["prose", "code"]
+    assert [entry["workload"] for entry in summary["scores"]] == ["prose:short", "code:short"]
     assert summary["verdict"]["by_workload"]
     assert summary["frontier"]
     assert summary["hardware"] is None
@@ -45,7 +45,7 @@ def test_it_traces_scores_and_replays(run_folder: Path) -> None:
 def test_what_is_left_out_is_named_with_its_reason(run_folder: Path) -> None:
     summary = json.loads((run_folder / "summary.json").read_text())
     reasons = summary["decoding"]["not_decoded"]
-    assert "its layers stay on disk" in reasons["prose"]
+    assert "its layers stay on disk" in reasons["prose:short"]
     assert reasons["chat"].startswith("it was not traced either: its prompts need answers")
     missing = summary["provenance"]
     assert "its layers stay on disk" in missing["machine_not_timed"]
