@@ -196,6 +196,20 @@ def test_rebatch_gives_each_row_what_it_has_alone(policy: str) -> None:
         assert_same(row, offramp.generate(model, prompt, policy=policy, max_new_tokens=NEW))
 
 
+@pytest.mark.parametrize("policy", [POLICY, "patience:times=1,exits=1+2+3", "static:exit=2"])
+def test_rows_that_wait_together_answer_as_each_does_alone(policy: str) -> None:
+    """And run what they would run in lockstep, or more: nothing that was computed counts as left out."""
+    model = tiny_llama()
+    given: dict[str, Any] = {"policy": policy, "kv": "recompute", "max_new_tokens": NEW}
+    together = offramp.generate(model, list(PROMPTS), batching="rebatch", **given)
+    alone = [offramp.generate(model, prompt, **given) for prompt in PROMPTS]
+    assert policy == "static:exit=2" or len({exit for row in alone for exit in row.exits.tolist()}) > 1
+    for row, other in zip(together, alone, strict=True):
+        assert row.tokens == other.tokens
+        assert row.exits.tolist() == other.exits.tolist()
+        assert row.layers_executed - row.prompt_layers >= max(row.exits[1:].sum() for row in alone)
+
+
 def test_lockstep_leaves_at_the_deepest_of_the_rows_own_exits() -> None:
     """Forced, so that all see the same tokens, and recomputed, so that going deeper changes nothing."""
     model = tiny_llama()
@@ -222,6 +236,7 @@ def test_lockstep_leaves_at_the_deepest_of_the_rows_own_exits() -> None:
         ("monotone", "lockstep"),
         ("monotone", "rebatch"),
         ("recompute", "lockstep"),
+        ("recompute", "rebatch"),
         ("speculate", "lockstep"),
     ],
 )
@@ -229,11 +244,10 @@ def test_executed_layers_are_what_hooks_count(kv: str, batching: str, batch: int
     model = tiny_llama()
     policy = f"monotone:policy=[{POLICY}]" if kv == "monotone" else POLICY
     prompts = prompt_batch(model, [*PROMPTS, *PROMPTS][:batch], chat=False)
-    offramp.generate(model, "a", max_new_tokens=2, policy=policy, kv=kv)  # tries abilities
+    given: dict[str, Any] = {"policy": policy, "kv": kv, "batching": batching}
+    generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=2, **given)  # tries abilities
     with counted_layers(model.hf, model.stack.layers) as counts:
-        result = generate_batch(
-            model, prompts.ids, prompts.mask, policy=policy, kv=kv, batching=batching, max_new_tokens=NEW
-        )
+        result = generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=NEW, **given)
     assert sum(counts) == result.layers_executed
     assert all(row.stopped == "length" for row in result.rows)
     assert sum(counts) == sum(row.layers_executed for row in result.rows)

@@ -15,14 +15,15 @@ from offramp.decoding.rerun.batches import first_decided
 from offramp.decoding.rerun.sequences import TracedSequence
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.propagate import Propagate
+from offramp.decoding.strategies.recompute import Recompute
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.exit_heads import ExitHeads
 
 ROWS_AT_ONCE = 8
-APART = (Propagate.name, Mapped.name)
-"""Strategies whose rows may leave one by one."""
+APART = (Propagate.name, Mapped.name, Recompute.name)
+"""Strategies with which a row of a batch says what it would say alone."""
 
 
 def decode_forced(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.strategies.descent import choose, feed, read_final
-from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
-from offramp.decoding.strategies.waiting import Waiting, descend, go_on
-from offramp.errors import InputError
+from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.decoding.strategies.waiting import Stop, Waiting, descend, go_on
 
 
 class Recompute(Strategy):
@@ -19,7 +21,9 @@ class Recompute(Strategy):
     (in float32 within the rounding of wider products, some 2e-6), and every exit's output is what that exit
     of the full model says on the same tokens. Approximate: only that an exit answers instead of exit L.
     Recurrent layers catch up one position at a time. Tokens that wait hold one hidden state each, and a
-    deep token after many pays for all of them at once. In lockstep all rows wait alike.
+    deep token after many pays for all of them at once. All rows of a batch run and wait alike, as deep as the
+    deepest of them: in lockstep they answer there too, under "rebatch" each answers from its own exit, which
+    gives every row what it would say alone and skips no more layers than lockstep does.
     """
 
     name: ClassVar[str] = "recompute"
@@ -32,11 +36,6 @@ class Recompute(Strategy):
         super().__init__(work)
         self._waiting = Waiting(work.sequences)
 
-    @classmethod
-    def check(cls, request: Request) -> None:
-        """Raise InputError for rows that would not wait together."""
-        refuse_rebatch(cls.name, request)
-
     def keep_rows(self, rows: Tensor) -> None:
         """Tokens of other rows no longer wait."""
         self._waiting.keep_rows(rows)
@@ -45,6 +44,8 @@ class Recompute(Strategy):
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
         work, asking, layers = self.work, self.work.asking, self.work.engine.layers
         feed(work, tokens)
+        if work.batching == "rebatch" and work.sequences.batch > 1:
+            return self._advance_apart()
         stop = descend(work, self._waiting)
         if asking.running.any():
             stop = go_on(work, self._waiting, stop, layers)
@@ -56,12 +57,31 @@ class Recompute(Strategy):
             asking.end()
         return choose(work, logits, stop.exit)
 
+    def _advance_apart(self) -> Advance:
+        """The same where each row answers from its own exit; a row that is over answers nothing."""
+        work, asking, layers = self.work, self.work.asking, self.work.engine.layers
+        rows: list[NDArray[np.int64]] = []
+        answers: list[Tensor] = []
 
-def refuse_rebatch(name: str, request: Request) -> None:
-    """Raise InputError for a batch whose rows leave one by one."""
-    if request.batching == "rebatch" and request.batch > 1:
-        raise InputError(
-            f"{name!r} cannot decode a batch whose rows leave one by one",
-            where='batching "rebatch"',
-            fix='rows must wait for skipped layers together: choose batching "lockstep", or kv "propagate"',
-        )
+        def leave(stop: Stop, leaving: NDArray[np.bool_]) -> None:
+            rows.append(np.flatnonzero(leaving))
+            chosen = torch.from_numpy(leaving).to(stop.block.hidden.device)
+            answers.append(asking.logits(stop.exit, stop.block.last, chosen).float())
+
+        stop = descend(work, self._waiting, leave)
+        if asking.running.any():
+            stop = go_on(work, self._waiting, stop, layers)
+            deep = np.flatnonzero(asking.running)
+            hidden = stop.block.last[deep]
+            rows.append(deep)
+            answers.append(read_final(work, hidden).float())
+            asking.end(answers[-1], hidden, None if stop.before is None else stop.before[deep], deep)
+        else:
+            self._waiting.leave(stop.exit, stop.block)
+            asking.end()
+        found = torch.cat(answers)
+        logits = found.new_zeros((len(asking.own), found.shape[1]))
+        logits[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
+        choice = work.chooser.choose(work.tokens(), logits)
+        exits = asking.own.copy()
+        return Advance(choice.fed[:, None], choice.chosen[:, None], exits[:, None], choice.scores[:, None])

@@ -13,7 +13,6 @@ from torch import Tensor
 from offramp.decoding.engine.cached_past import Past
 from offramp.decoding.generation.choosing import Choice, NonFiniteLogits
 from offramp.decoding.strategies.draft_length import check_draft_length, draft_length_of
-from offramp.decoding.strategies.recompute import refuse_rebatch
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.decoding.strategies.verdict import Verdict, judge
 from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
@@ -106,7 +105,12 @@ class Speculate(Strategy):
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
         require_full_head(request.policy)
-        refuse_rebatch(cls.name, request)
+        if request.batching == "rebatch" and request.batch > 1:
+            raise InputError(
+                f"{cls.name!r} cannot decode a batch whose rows leave one by one",
+                where='batching "rebatch"',
+                fix='rows are verified together: choose batching "lockstep", or another kv',
+            )
         check_draft_length(request.draft_length)
         for processor in request.processors:
             if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):

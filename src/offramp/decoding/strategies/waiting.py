@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import OnPosition, Sequences
@@ -100,15 +103,22 @@ class Stop:
     before: Tensor | None
 
 
-def descend(work: Work, waiting: Waiting) -> Stop:
-    """Run the newest token until every row has left, or to the policy's last stop, asking on the way."""
+def descend(
+    work: Work, waiting: Waiting, leave: Callable[[Stop, NDArray[np.bool_]], None] | None = None
+) -> Stop:
+    """Run the newest token until every row has left, or to the policy's last stop, asking on the way.
+
+    leave: told where rows leave, bool [batch].
+    """
     asking = work.asking
     stop = Stop(0, waiting.newest(), None)
     for exit in asking.stops:
         if not asking.running.any():
             break
         stop = go_on(work, waiting, stop, exit)
-        asking.at(exit, stop.block.last, stop.before)
+        leaving = asking.at(exit, stop.block.last, stop.before)
+        if leave is not None and leaving.any():
+            leave(stop, leaving)
     return stop
 
 
