@@ -29,7 +29,7 @@ NEW = 12
 def test_losses_are_those_of_the_naive_loop(kv: str, lengths: tuple[int, ...]) -> None:
     model, options, openings = agreeable_llama(), options_of(kv=kv), openings_of(*lengths)
     rows = rows_together(model, options, max(lengths) + NEW)
-    assert rows == (ROWS_TOGETHER if kv == "propagate" else 1)
+    assert rows == (1 if kv == "speculate" else ROWS_TOGETHER)
     found = execute(model, openings, options, Judge(model), new_tokens=NEW, rows=rows)
     lost = []
     for opening, one in zip(openings, found, strict=True):
@@ -37,7 +37,9 @@ def test_losses_are_those_of_the_naive_loop(kv: str, lengths: tuple[int, ...]) -
         assert (one.document, one.prompt) == (opening.document, opening.ids)
         assert one.answer == tuple(alone.tokens)
         assert one.exits == tuple(alone.exits)
-        assert one.layers_executed == alone.layers_executed - alone.prompt_layers
+        layers = alone.layers_executed - alone.prompt_layers
+        # Rows that wait together all run as deep as the deepest, which is counted.
+        assert one.layers_executed >= layers if kv == "recompute" else one.layers_executed == layers
         agrees = np.equal(best_tokens(model, opening.ids, alone.tokens), alone.tokens)
         assert one.agrees == tuple(agrees)
         assert one.loss == pytest.approx(1 - agrees.mean())

@@ -33,7 +33,8 @@ class Execution:
     prompt, answer: token ids, the end token included. exits: of each token of the answer; the first is L,
     since a prompt runs whole. agrees: whether each is the full model's choice on the same prefix (see
     `offramp.decoding.quality.free_running.full_models_choices`). layers_executed: for the answer's tokens,
-    the prompt's layers left out. problem: why decoding ended early, None if it did not.
+    the prompt's layers left out, as they ran beside the documents of its group. problem: why
+    decoding ended early, None if it did not.
     """
 
     document: str
