@@ -65,7 +65,8 @@ def figures_of(part: Part, group: Group) -> Figures:
     series = group.series.get(entrant.name)
     ratio = Interval(1.0, 1.0, 1.0) if series is None else series.ratio
     assert ratio is not None  # it was visited
-    seconds = seconds_over(plain_seconds(group), ratio)
+    plain = plain_seconds(group)
+    seconds = plain if series is None else seconds_over(plain, ratio)
     contender = Contender(
         name=entrant.name,
         role=entrant.role,
@@ -152,8 +153,6 @@ def seconds_over(plain: Interval, ratio: Interval) -> Interval:
 
     So contenders that were timed at different times are on one scale: the load of the machine cancels.
     """
-    if ratio == Interval(1.0, 1.0, 1.0):  # the plain decoder itself
-        return plain
     low = None if ratio.high is None else plain.value / ratio.high
     high = None if ratio.low is None else plain.value / ratio.low
     return Interval(plain.value / ratio.value, low, high)
