@@ -21,8 +21,7 @@ from offramp.cli.decoding_choice import (
     BUDGET_SECONDS,
     MOST_NEW_TOKENS,
     Choice,
-    chosen_policy,
-    grid,
+    chosen_policies,
     new_tokens_for,
     seconds_after,
     seconds_for,
@@ -30,7 +29,7 @@ from offramp.cli.decoding_choice import (
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task
 from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.groups import BRIEF_VISITS
+from offramp.decoding.bench.groups import FEWEST_VISITS
 from offramp.decoding.bench.traced_prompts import (
     FEWEST_NEW_TOKENS,
     PROMPT_TOKENS,
@@ -39,6 +38,7 @@ from offramp.decoding.bench.traced_prompts import (
     pick_prompts,
 )
 from offramp.errors import InputError, ModelError, OfframpError
+from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.tracing.trace import Trace
@@ -91,12 +91,9 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
     assert decoding["not_decoded"] == {}
     text, chat = decoding["workloads"]
     assert (text["workload"], chat["workload"]) == (f"jsonl:{documents}#text", "chat")
-    cells = [(policy["policy"], policy["kv"]) for policy in text["policies"] if policy["origin"] == "grid"]
-    assert cells == [
-        (f"static:exit={exit}", kv) for exit in (2, 3) for kv in ("propagate", "recompute", "speculate")
-    ]
     for measurement in (text, chat):
-        assert sum(policy["origin"] == "chosen" for policy in measurement["policies"]) == 1
+        floors = [policy["floor"] for policy in measurement["policies"]]
+        assert floors == sorted(set(floors), key=lambda floor: abs(floor - HEADLINE_FLOOR))
         for policy in measurement["policies"]:
             for name in ("predicted", "measured", "plain"):
                 assert policy[f"{name}_seconds_per_token"] > 0
@@ -107,25 +104,18 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
         assert {"never exit", "generate()", f"{measurement['plain']} again"} <= set(by_name)
         assert measurement["stopped"] == "rounds"
         count = measurement["prompts"]
-        assert BRIEF_VISITS < count <= PROMPTS
+        assert FEWEST_VISITS <= count <= PROMPTS
         assert not any("layers" in sentence for sentence in measurement["defects"])
         for contender in by_name.values():
             assert contender["claimed_layers_per_token"] == contender["layers_per_token"]
         for policy in measurement["policies"]:
             timed = by_name[policy["contender"]]
-            prompts = count if policy["origin"] == "chosen" else BRIEF_VISITS
-            assert len(timed["samples"]) == len(timed["clusters"]) == prompts
+            assert len(timed["samples"]) == len(timed["clusters"]) == count
             assert policy["answer"] == timed["answer"]
             assert policy["executed_agreement"]["value"] == policy["free_running"]["agreement"]["value"]
             assert policy["counted"]["layers"] > 0
         assert by_name["never exit"]["same_output"] == 1.0
         assert by_name["never exit"]["layers_per_token"] == LAYERS
-    for policy in text["policies"]:
-        if policy["kv"] == "speculate":
-            assert policy["free_running"]["agreement"]["value"] == 1.0
-        elif policy["origin"] == "grid":
-            layers = int(policy["policy"].removeprefix("static:exit="))
-            assert policy["error"]["measured_skip"] == pytest.approx(1 - layers / LAYERS)
     assert text["a_a"] == chat["a_a"], "the plain decoder of both texts is compared to itself together"
     assert all("a static cache was not tried" in " ".join(one["notes"]) for one in (text, chat))
     page = (finished_run / "report.html").read_text()
@@ -169,14 +159,16 @@ def test_overwriting_times_again_and_another_policy_does_too(
 
     monkeypatch.setattr(decoding_stage, "decode_together", decode)
     run_offramp(*arguments, "--overwrite").require(0)
-    assert timed == [[7, 1]]
+    counts = [len(one.policies) for one in kept.decoded]
+    assert timed == [counts]
     assert {w["measured_on"] for w in summary_of(run_folder)["decoding"]["workloads"]} == {
         "2026-02-03T04:05:06+00:00"
     }
     assert "2026-02-03 04:05 UTC" in (run_folder / "report.html").read_text()
-    monkeypatch.setattr(decoding_stage, "grid", lambda layers: grid(layers)[:2])
+    another = [Choice("static:exit=1", "propagate", "to try it", 0.95)]
+    monkeypatch.setattr(decoding_stage, "chosen_policies", lambda _: another)
     run_offramp(*arguments).require(0)
-    assert timed == [[7, 1], [3, 1]]
+    assert timed == [counts, [1, 1]]
 
 
 def test_a_damaged_measurement_is_made_again(
@@ -291,33 +283,32 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
 
 
 def test_sizes_follow_the_budget() -> None:
-    # Two times 1 + 3 contenders on five prompts and the grid's six on three; 14 trials, 10 warm-ups, and
-    # 2 x 3 decodings of the pilot.
-    visits = 5 * 8 + 3 * 6
-    decodings = visits + 14 + 10 + 6
-    # The parts of 8 policies; (8 + 2) x 5 answers are read.
-    after = 0.05 * 8 + 0.06 * (8 * (2.5 + 9) + 2.5 * 50)
-    assert seconds_after([7, 1], 0.06, 9) == pytest.approx(after)
-    tokens = 9 * (visits + 14 + 6) + 10 * SHORT.warm_up_tokens
+    # 3 + 3 and 1 + 3 contenders on four prompts; 10 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
+    visits = 4 * 10
+    decodings = visits + 10 + 6 + 6
+    # The parts of 4 policies; (4 + 2) x 4 answers are read.
+    after = 0.05 * 4 + 0.06 * (4 * (2.5 + 9) + 2.5 * 24)
+    assert seconds_after([3, 1], 0.06, 9) == pytest.approx(after)
+    tokens = 9 * (visits + 10 + 6) + 6 * SHORT.warm_up_tokens
     timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
-    assert seconds_for([7, 1], 0.06, 9) == pytest.approx(timing + after)
+    assert seconds_for([3, 1], 0.06, 9) == pytest.approx(timing + after)
     # Trials and the pilot are never longer than they need be.
-    more = seconds_for([7, 1], 0.06, 25) - seconds_for([7, 1], 0.06, 24)
-    assert more == pytest.approx(0.06 * (visits + 8))
-    assert new_tokens_for([7], 0.001) == MOST_NEW_TOKENS
-    assert new_tokens_for([7], 10.0) == 0
-    found = new_tokens_for([7, 1, 1], 0.06)
+    more = seconds_for([3, 1], 0.06, 25) - seconds_for([3, 1], 0.06, 24)
+    assert more == pytest.approx(0.06 * (visits + 4))
+    assert new_tokens_for([3], 0.001) == MOST_NEW_TOKENS
+    assert new_tokens_for([3], 10.0) == 0
+    found = new_tokens_for([3, 1, 1], 0.06)
     assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
-    assert seconds_for([7, 1, 1], 0.06, found) <= BUDGET_SECONDS < seconds_for([7, 1, 1], 0.06, found + 1)
+    assert seconds_for([3, 1, 1], 0.06, found) <= BUDGET_SECONDS < seconds_for([3, 1, 1], 0.06, found + 1)
 
 
 @pytest.mark.parametrize(
     ("plain", "names", "choices", "new_tokens"),
     [
-        (0.002, ["a", "b", "c"], [7, 1, 1], MOST_NEW_TOKENS),
-        (0.06, ["a", "b", "c"], [7, 1, 1], 12),
-        (0.1, ["a", "b", "c"], [1, 1, 1], 10),
-        (0.3, ["a"], [1], 8),
+        (0.002, ["a", "b", "c"], [3, 1, 1], MOST_NEW_TOKENS),
+        (0.06, ["a", "b", "c"], [3, 1, 1], 8),
+        (0.07, ["a", "b", "c"], [1, 1, 1], 9),
+        (0.2, ["a"], [1], 8),
         (0.7, ["a"], [1], FEWEST_NEW_TOKENS),
         (3.0, [], [], 0),
     ],
@@ -329,11 +320,11 @@ def test_a_slow_model_leaves_out_what_would_take_too_long(
         def __init__(self, name: str) -> None:
             self.name = name
 
-    chosen = Choice("static:exit=1", "propagate", "chosen", "")
+    cells = [Choice(f"static:exit={exit}", "propagate", "") for exit in (1, 2, 3)]
     prompts = Prompts(((1, 2, 3),), ("one",), True)
     tasks = [
-        Task(Named(name), Named(name), (chosen, *cells), prompts, ())  # type: ignore[arg-type]
-        for name, cells in (("a", grid(30)), ("b", []), ("c", []))
+        Task(Named(name), Named(name), tuple(cells[:count]), prompts, ())  # type: ignore[arg-type]
+        for name, count in (("a", 3), ("b", 1), ("c", 1))
     ]
     kept, tokens, missing = decoding_stage.within_budget(tasks, plain)
     assert [task.result.name for task in kept] == names
@@ -342,14 +333,8 @@ def test_a_slow_model_leaves_out_what_would_take_too_long(
     assert set(missing) == {"a", "b", "c"} - set(names)
     assert all("offramp bench" in why for why in missing.values())
     if choices[:1] == [1]:
-        assert "the grid of static exits is left out" in kept[0].left_out[0]
+        assert "static:exit=2, static:exit=3" in kept[0].left_out[0]
         assert not any(task.left_out for task in kept[1:])
-
-
-def test_the_grid_has_no_exit_twice_and_none_at_the_end() -> None:
-    assert grid(1) == []
-    assert [choice.policy for choice in grid(2)] == ["static:exit=1"] * 3
-    assert {choice.policy for choice in grid(30)} == {"static:exit=15", "static:exit=22"}
 
 
 @pytest.fixture(scope="module")
@@ -407,16 +392,19 @@ def test_who_is_chosen(finished_run: Path) -> None:
         league: tuple[LeagueEntry, ...] = ()
 
     result: Any = Stub()
-    chosen = chosen_policy(result)
-    assert chosen is not None
-    assert (chosen.policy, chosen.kv, chosen.floor) == ("static:exit=3", "recompute", 0.95)
+
+    def chosen() -> list[tuple[str, str, float | None]]:
+        return [(one.policy, one.kv, one.floor) for one in chosen_policies(result)]
+
+    # The main floor's comes first; one of several floors is decoded once.
+    assert chosen() == [("static:exit=3", "recompute", 0.95), ("static:exit=1", "recompute", 0.9)]
+    result.verdicts = (*result.verdicts, replace(verdict, floor=0.99))
+    assert chosen() == [("static:exit=3", "recompute", 0.95), ("static:exit=1", "recompute", 0.9)]
     # A looser floor's policy where the main one has none.
     result.verdicts = (replace(verdict, floor=0.9, policy="static:exit=1"), replace(verdict, policy="never"))
-    chosen = chosen_policy(result)
-    assert chosen is not None
-    assert (chosen.policy, chosen.floor) == ("static:exit=1", 0.9)
+    assert chosen() == [("static:exit=1", "recompute", 0.9)]
     result.verdicts = (replace(verdict, policy="never"),)
-    assert chosen_policy(result) is None
+    assert chosen() == []
     result.league = (
         entry("never", 1.0),
         entry("static:exit=2", 0.9),
@@ -424,7 +412,5 @@ def test_who_is_chosen(finished_run: Path) -> None:
         entry("oracle:saturation", 1.4, reachable=False),
         entry("static:exit=3", 1.2, floor=0.9),
     )
-    chosen = chosen_policy(result)
-    assert chosen is not None
-    assert chosen.policy == "static:exit=2"
-    assert "never to exit" in chosen.why
+    assert chosen() == [("static:exit=2", "propagate", 0.95)]
+    assert "never to exit" in chosen_policies(result)[0].why

@@ -14,7 +14,7 @@ from offramp.decoding.bench.answers import ALPHA, LOOK_SPENDS
 from offramp.decoding.bench.budget import Budget
 from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL
 from offramp.decoding.bench.entrant import batches_of
-from offramp.decoding.bench.groups import BRIEF_VISITS, FEWEST_VISITS, Group, time_groups
+from offramp.decoding.bench.groups import FEWEST_VISITS, Group, time_groups
 from offramp.decoding.bench.pilot import MARGIN, choose_plain, given_plain
 from offramp.errors import InputError, OfframpError
 
@@ -138,13 +138,6 @@ def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clo
     timed(group_of(plain(clock), peer, twin, asked, rounds=1))
     assert len(peer.prompts_seen) == 3
     assert len(twin.prompts_seen) == len(asked.prompts_seen) == 6
-
-
-def test_what_no_question_is_about_is_timed_briefly(clock: Clock) -> None:
-    aside, asked = Fake(clock, "aside", 0.1), Fake(clock, "asked", 0.1)
-    timed(group_of(plain(clock), aside, asked, questions=["asked"], brief=["aside"], rounds=1))
-    assert len(aside.prompts_seen) == BRIEF_VISITS
-    assert len(asked.prompts_seen) == len(PROMPTS)
 
 
 def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) -> None:

@@ -14,7 +14,7 @@ from tracing_models import NumberTokenizer, workload_of
 
 import offramp
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.rerun.parallel import best_tokens
+from offramp.decoding.rerun.parallel import greedy_tokens, require_finite
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.sequences import traced_sequences
 from offramp.models.model import Model
@@ -245,9 +245,13 @@ def test_a_policy_beyond_the_model_is_refused() -> None:
 
 
 def test_a_logit_that_is_not_finite_is_an_error() -> None:
-    assert best_tokens(torch.tensor([[-torch.inf, 1.0, 2.0]])).tolist() == [2]
+    chosen = greedy_tokens(
+        torch.tensor([[-torch.inf, 1.0, 2.0], [0.0, 1.0, torch.nan], [0.0, torch.inf, 1.0]])
+    )
+    assert chosen.tolist() == [2, -1, -1]
+    assert require_finite(chosen[:1]).tolist() == [2]
     with pytest.raises(offramp.OfframpError, match="not finite"):
-        best_tokens(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
+        require_finite(chosen)
 
 
 @pytest.mark.real_model

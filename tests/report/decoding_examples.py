@@ -99,13 +99,13 @@ def decoded(
     *,
     predicted: float = 0.0553,
     measured: float = 0.0575,
-    grid: bool = True,
+    others: bool = True,
     sound: bool = True,
     agreement: float = 0.938,
 ) -> Decoded:
-    """The policy chosen for a text, and a grid beside it."""
+    """The main policy of a text, and others beside it."""
     cells = [(policy, "propagate", predicted, measured, 0.10)]
-    if grid:
+    if others:
         for exit, share in ((15, 0.5), (22, 0.267)):
             base = PLAIN * (1 - 0.83 * share)
             cells += [
@@ -125,8 +125,7 @@ def decoded(
                 contender=name,
                 policy=text,
                 kv=kv,
-                origin="grid" if place else "chosen",
-                why=f"static exit {text}" if place else "the verdict's policy at 95 % agreement",
+                why=f"the verdict's policy at {90 if place else 95} % agreement",
                 floor=None if place else 0.95,
                 forecast=held,
                 free_running=free_running(agreement if not place else 1.0 if kv == "speculate" else 0.31),
@@ -169,7 +168,7 @@ def with_decoding(run: RunResult, *decodings: Decoded, **not_decoded: str) -> Ru
 
 
 def decoded_run(run: RunResult, **options) -> RunResult:
-    """The run with the main verdict's policy of its first workload decoded and timed, and a grid."""
+    """The run with the main verdict's policy of its first workload decoded and timed, and others."""
     workload = run.workloads[0]
     speed = Speed(1.014, 1.008, 1.020, "measured", "local", True, 64.0)
     verdicts = tuple(replace(v, speed=speed) if v.floor == 0.95 else v for v in workload.verdicts)
@@ -181,6 +180,6 @@ def decoded_run(run: RunResult, **options) -> RunResult:
     return with_decoding(
         run,
         decoded(workload.name, policy, **options),
-        decoded("code", "threshold:signal=margin,value=0.97,exits=27", grid=False, sound=False),
+        decoded("code", "threshold:signal=margin,value=0.97,exits=27", others=False, sound=False),
         chat="its layers keep a state in themselves instead of in a cache",
     )

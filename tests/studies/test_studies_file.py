@@ -58,7 +58,7 @@ name = "none"
 def test_defaults(tmp_path: Path) -> None:
     study = study_of(tmp_path, 'models = ["smollm2"]\nworkloads = ["prose"]\n', 'name = "s"\n')
     assert study.name == "s"
-    assert study.settings.tokens == 1920
+    assert study.settings.tokens == 1600
     assert study.settings.threads == len(os.sched_getaffinity(0))
     assert [entry.name for entry in study.policies] == ["league", "tuned"]
     assert [entry.name for entry in study.machines] == ["local"]

@@ -20,6 +20,7 @@ from offramp.policies.replay import replay
 from offramp.policies.results import ReplayResult
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
+from offramp.report.verdict_words import executed_words
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import shortest_threshold
@@ -416,3 +417,25 @@ def test_a_replay_bound_is_no_certificate() -> None:
     assert bound.decision == "too close to call"
     assert not bound.certified
     assert "an executed certificate" in bound.missing[0]
+
+
+def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed() -> None:
+    proposed = judge(informative_trace(), floors=(0.95,))[0]
+    late = tuned("never", holds=False, candidates=(candidate(passed=False, outcome="time used up"),))
+    untimed = settle(proposed, late)
+    assert untimed.tried == late.candidates[0]
+    assert (untimed.policy, untimed.kv, untimed.gain) == ("never", None, None)
+    assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
+    assert executed_words(untimed) == "kept 88 % as executed on 20 documents (not certified ≥ 95 % yet)"
+    # A stopwatch's answer counts, however the certificate ends.
+    assert settle(proposed, late, speed(1.06, 1.1)).decision == "too close to call"
+    slow = settle(proposed, late, speed(0.98, 1.03))
+    assert (slow.decision, slow.missing) == ("does not pay", ())
+    assert "-2.0 to +3.0 %" in slow.reason
+    # Untimed, replay's own answer stands where it already says no.
+    assert settle(replace(proposed, decision="does not pay"), late).decision == "does not pay"
+    # What is out of reach, or certified, is nothing that was only tried.
+    refused = tuned("never", holds=False, candidates=(candidate(passed=False),))
+    assert settle(proposed, refused, speed(1.06, 1.1)).tried is None
+    assert settle(proposed, refused).speed is None
+    assert settle(proposed, tuned("static:exit=4", holds=True)).tried is None

@@ -23,7 +23,7 @@ from offramp.tuning.executed import Limits
 from offramp.tuning.results import Speed, Tuned, Verdict
 from offramp.tuning.tune import AUTO
 from offramp.tuning.tune import tune as tune_trace
-from offramp.tuning.verdict import settle
+from offramp.tuning.verdict import open_candidate, settle
 from offramp.workloads.workload import Workload
 
 DELTA = 0.1
@@ -34,9 +34,8 @@ NEW_TOKENS = 16
 DOCUMENTS = 120
 """That one candidate is decoded on at most: a run takes minutes; `offramp tune` takes all that it needs."""
 
-MAIN_SECONDS, OTHER_SECONDS = 40.0, 8.0
+MAIN_SECONDS, OTHER_SECONDS = 25.0, 4.0
 """For reruns and decoding at the main floor, and at each other one."""
-
 
 CANDIDATES = 2
 """That are tested: in so short a time a longer sequence would end at its cautious beginning."""
@@ -110,12 +109,15 @@ def settled(
 
 
 def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:
-    """What the stopwatch said of a tuned policy with its strategy for K and V; None if it was not timed."""
+    """What the stopwatch said of a tuned policy with its strategy for K and V, or of the candidate whose
+    certificate is open; None if it was not timed."""
     if decoded is None or not decoded.sound:
         return None
+    tried = open_candidate(tuned)
+    asked = (tuned.policy_text, tuned.kv) if tried is None else (tried.policy, tried.kv)
     for policy in decoded.policies:
         ratio = decoded.timed(policy).ratio
-        if (policy.policy, policy.kv) == (tuned.policy_text, tuned.kv) and ratio is not None:
+        if (policy.policy, policy.kv) == asked and ratio is not None:
             seconds = decoded.bench.seconds_spent
             return Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
     return None

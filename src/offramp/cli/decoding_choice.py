@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.groups import BRIEF_VISITS
 from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
 from offramp.decoding.bench.trials import TRIAL_TOKENS
 from offramp.report.answers import fastest_exiting
-from offramp.report.decoded import Origin
 from offramp.report.formats import whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
-GRID_DEPTHS = (0.5, 0.75)
 DRAFT_LENGTH = 1
 """Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
-GRID_STRATEGIES = ("propagate", "recompute", "speculate")
 
 MOST_NEW_TOKENS = 32
 MOST_ROUNDS = 3
@@ -28,13 +24,13 @@ BESIDE = 3
 """The fastest plain decoder, the same again, and never exit: beside every text's policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried on every text, and in the pilot."""
-FEWEST_PROMPTS = 5
+FEWEST_PROMPTS = 4
 """Of each text, that there should be time for: with fewer, intervals are wide."""
-BUDGET_SECONDS, LIMIT_SECONDS = 118.0, 300.0
+BUDGET_SECONDS, LIMIT_SECONDS = 66.0, 300.0
 """Of the whole measurement; of the smallest there is, beyond which nothing is timed."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
-on average as long as plain ones: what the grid's shallow exits save, rejected drafts cost."""
+on average about as long as plain ones."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +39,24 @@ class Choice:
 
     policy: str
     kv: str
-    origin: Origin
     why: str
     floor: float | None = None
 
 
-def chosen_policy(result: WorkloadResult) -> Choice | None:
-    """The policy of a workload's main verdict, else of the nearest floor that has one, else a candidate.
+def chosen_policies(result: WorkloadResult) -> list[Choice]:
+    """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
 
-    The latter is the most cautious one that certifying came to, which the floor may have refused; where
-    nothing was executed, the fastest of the league that exits. None if no policy of the league exits.
+    Without any: the most cautious candidate that certifying came to, which the floor may have refused; where
+    nothing was executed, the fastest of the league that exits. Empty if no policy of the league exits.
     """
-    verdicts = sorted(result.verdicts, key=lambda one: abs(one.floor - HEADLINE_FLOOR))
-    for verdict in verdicts:
-        if verdict.policy != "never":
+    found: dict[tuple[str, str], Choice] = {}
+    for verdict in sorted(result.verdicts, key=lambda one: abs(one.floor - HEADLINE_FLOOR)):
+        cell = (verdict.policy, verdict.kv or CHARGED_KV)
+        if verdict.policy != "never" and cell not in found:
             why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
-            return Choice(verdict.policy, verdict.kv or CHARGED_KV, "chosen", why, verdict.floor)
+            found[cell] = Choice(*cell, why, verdict.floor)
+    if found:
+        return list(found.values())
     for tuned in sorted(result.tuned, key=lambda one: abs(one.floor.value - HEADLINE_FLOOR)):
         tried = next((one for one in tuned.candidates if one.draft_length is None), None)
         if tried is not None:
@@ -66,25 +64,15 @@ def chosen_policy(result: WorkloadResult) -> Choice | None:
                 f"nothing is certified at {whole_percent(tuned.floor.value)} agreement; this is the most "
                 "cautious policy that was a candidate for it"
             )
-            return Choice(tried.policy, tried.kv, "chosen", why, tuned.floor.value)
+            return [Choice(tried.policy, tried.kv, why, tuned.floor.value)]
     entry = fastest_exiting(result.league)
     if entry is None:
-        return None
+        return []
     why = (
         f"the best choice at {whole_percent(entry.floor)} agreement is never to exit; this is the fastest "
         "policy of the league that exits"
     )
-    return Choice(entry.policy, CHARGED_KV, "chosen", why, entry.floor)
-
-
-def grid(layers: int) -> list[Choice]:
-    """Static exits at about half and three quarters of the layers, with each strategy."""
-    exits = sorted({exit for exit in (round(layers * depth) for depth in GRID_DEPTHS) if 1 <= exit < layers})
-    return [
-        Choice(f"static:exit={exit}", kv, "grid", f"static exit after layer {exit}")
-        for exit in exits
-        for kv in GRID_STRATEGIES
-    ]
+    return [Choice(entry.policy, CHARGED_KV, why, entry.floor)]
 
 
 def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:
@@ -101,13 +89,12 @@ def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:
 def seconds_for(cells: Sequence[int], plain_seconds: float, new_tokens: int) -> float:
     """About how long measuring so many policies on each text takes on FEWEST_PROMPTS prompts of it.
 
-    The first one of each, and what stands beside it, decodes each prompt once in turns, the others a few; all
-    decode one prompt before, untimed, after a warm-up on the first text; the pilot finds the fastest plain
-    decoder. What comes after the times: see `seconds_after`.
+    All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
+    after a warm-up on the first text; the pilot finds the fastest plain decoder. What comes after the times:
+    see `seconds_after`.
     """
     trial = min(new_tokens, TRIAL_TOKENS)
-    visits = FEWEST_PROMPTS * sum(min(count, 1) + BESIDE for count in cells)
-    visits += BRIEF_VISITS * sum(max(count - 1, 0) for count in cells)
+    visits = FEWEST_PROMPTS * sum(count + BESIDE for count in cells)
     trials = sum(count + PLAIN_TRIED for count in cells)
     warm_ups = sum(count + PLAIN_TRIED for count in cells[:1])
     piloted = PILOT_VISITS * PLAIN_TRIED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
@@ -36,7 +36,7 @@ TIMED_APART = 1
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure on one workload. left_out: strategies that the model's family refuses."""
+    """What to measure on one workload, its main policy first. left_out: what is not, in sentences."""
 
     workload: Workload
     result: WorkloadResult
@@ -74,7 +74,7 @@ def decode_together(
 
 def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> Setting:
     first, *others = [(choice.policy, choice.kv) for choice in task.choices]
-    setting = settle(
+    return settle(
         model,
         first[0],
         kv=first[1],
@@ -85,9 +85,6 @@ def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> S
         draft_length=DRAFT_LENGTH,
         task=task.workload.name,
     )
-    # The grid is there to hold predictions against; the question is about what was chosen.
-    brief = {_name(task, choice) for choice in task.choices if choice.origin == "grid"}
-    return replace(setting, brief=frozenset(brief - {setting.cells[0].name}))
 
 
 def _name(task: Task, choice: Choice) -> str:

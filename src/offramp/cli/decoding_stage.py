@@ -1,4 +1,4 @@
-"""The last stage of `offramp run`: decode the chosen policies and a small grid, and time them."""
+"""The last stage of `offramp run`: decode the policies that were chosen, and time them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from offramp.cli.console import stage
 from offramp.cli.decoding_choice import (
     BUDGET_SECONDS,
     LIMIT_SECONDS,
-    chosen_policy,
-    grid,
+    chosen_policies,
     new_tokens_for,
     seconds_after,
     seconds_for,
@@ -59,7 +58,7 @@ def decode_workloads(
     *,
     again: bool,
 ) -> DecodingResult:
-    """Decode with the policies of all workloads in one measurement, the grid on the first that can be.
+    """Decode with the policies of all workloads in one measurement.
 
     What an earlier run measured under the same conditions is taken from the folder, unless `again`. A
     workload, or a family of models, that cannot be decoded is named with its reason.
@@ -105,7 +104,7 @@ def _measured(model: Model, tasks: Sequence[Task], prepared: Prepared) -> Decodi
 def _tasks(
     model: Model, workloads: Sequence[Workload], results: Sequence[WorkloadResult]
 ) -> tuple[list[Task], dict[str, str]]:
-    """What to measure, the grid on the first; and what cannot be, with its reason."""
+    """What to measure, and what cannot be, with its reason."""
     try:
         able = engine_of(model).abilities
         refused = able.never_exit
@@ -116,11 +115,7 @@ def _tasks(
     tasks: list[Task] = []
     missing: dict[str, str] = {}
     for workload, result in zip(workloads, results, strict=True):
-        chosen = chosen_policy(result)
-        wanted = [] if chosen is None else [chosen]
-        if not tasks:
-            taken = {(choice.policy, choice.kv) for choice in wanted}
-            wanted += [choice for choice in grid(model.layers) if (choice.policy, choice.kv) not in taken]
+        wanted = chosen_policies(result)
         reasons = {kv: able.reason(kv) for kv in dict.fromkeys(choice.kv for choice in wanted)}
         choices = tuple(choice for choice in wanted if reasons[choice.kv] is None)
         if not choices:
@@ -141,11 +136,10 @@ def _tasks(
 def within_budget(tasks: Sequence[Task], plain_seconds: float) -> tuple[list[Task], int, dict[str, str]]:
     """The measurements that fit into the budget, their new tokens, and what is left out for it.
 
-    All of them; else without the grid; else the first alone without it, however long that takes up to a
+    All of them; else one policy of each text; else that of the first alone, however long it takes up to a
     limit.
     """
-    chosen = [_without_grid(task) for task in tasks]
-    chosen = [task for task in chosen if task.choices]
+    chosen = [_main_alone(task) for task in tasks]
     for plan in (list(tasks), chosen, chosen[:1]):
         counts = [len(task.choices) for task in plan]
         new_tokens = new_tokens_for(counts, plain_seconds) if plan else 0
@@ -157,12 +151,12 @@ def within_budget(tasks: Sequence[Task], plain_seconds: float) -> tuple[list[Tas
     return [], 0, _too_long(tasks, [])
 
 
-def _without_grid(task: Task) -> Task:
-    choices = tuple(choice for choice in task.choices if choice.origin == "chosen")
-    if choices == task.choices:
+def _main_alone(task: Task) -> Task:
+    if len(task.choices) == 1:
         return task
-    left_out = (*task.left_out, "the grid of static exits is left out: it would take too long here")
-    return dataclasses.replace(task, choices=choices, left_out=left_out)
+    others = ", ".join(choice.policy for choice in task.choices[1:])
+    left_out = (*task.left_out, f"policies of other floors are left out, it would take too long: {others}")
+    return dataclasses.replace(task, choices=task.choices[:1], left_out=left_out)
 
 
 def _too_long(tasks: Sequence[Task], plan: Sequence[Task]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from offramp.workloads.workload import Workload
 RUN_SIGNALS = ("logit_gap", "restricted")
 """Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
 
-FITTING_TOKENS = 600
+FITTING_TOKENS = 400
 FITTED = ("correctness",)
 """What a run fits by itself: a classifier of the hidden state, whose probe is the cheapest of all."""
 

@@ -72,15 +72,14 @@ def repair_note(run: RunResult) -> str:
     """What approximate keys and values change: measured where a policy was decoded, else not known."""
     found = []
     for decoded in run.decoding:
-        for policy in decoded.policies:
-            forecast = policy.forecast
-            if policy.origin != "chosen" or policy.free_running is None or forecast is None:
-                continue
-            if forecast.predicted_agreement is not None:
-                found.append(
-                    f"on {decoded.workload} {percent(forecast.predicted_agreement)} replayed and "
-                    f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
-                )
+        policy = decoded.chosen
+        if policy is None or policy.free_running is None or policy.forecast is None:
+            continue
+        if policy.forecast.predicted_agreement is not None:
+            found.append(
+                f"on {decoded.workload} {percent(policy.forecast.predicted_agreement)} replayed and "
+                f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
+            )
     if not found:
         return REPAIR_NOTE
     return (

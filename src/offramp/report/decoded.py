@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from offramp.decoding.bench.results import BenchResult, Contender, Forecast, FreeRunning, Interval
-
-Origin = Literal["chosen", "grid"]
 
 
 @dataclass(frozen=True)
@@ -15,14 +12,13 @@ class DecodedPolicy:
     """One policy that was decoded with its skipped layers not executed.
 
     contender: its name in the measurement. kv: how later tokens find the keys and values of skipped layers.
-    origin: "chosen" for this text at `floor`, or one cell of the "grid". why: how it came to be chosen, in
-    words. free_running: None if its answers were not judged.
+    floor: that it was chosen for. why: how it came to be chosen, in words. free_running: None if its answers
+    were not judged.
     """
 
     contender: str
     policy: str
     kv: str
-    origin: Origin
     why: str
     floor: float | None = None
     forecast: Forecast | None = None
@@ -33,7 +29,8 @@ class DecodedPolicy:
 class Decoded:
     """One workload's measurement: everything in `bench` took turns on the same prompts.
 
-    measured_on: date and time (UTC) at which it ended.
+    policies: the main one first, then those of other floors. measured_on: date and time (UTC) at which it
+    ended.
     """
 
     workload: str
@@ -48,8 +45,8 @@ class Decoded:
 
     @property
     def chosen(self) -> DecodedPolicy | None:
-        """The policy that was chosen for this text, None if none was decoded."""
-        return next((policy for policy in self.policies if policy.origin == "chosen"), None)
+        """The main policy of this text, None if none was decoded."""
+        return next(iter(self.policies), None)
 
     def timed(self, policy: DecodedPolicy) -> Contender:
         """The policy's entry in the measurement."""

@@ -49,7 +49,7 @@ def policy_json(decoded: Decoded, policy: DecodedPolicy) -> dict[str, Any]:
     """One policy: predicted beside measured, where the error comes from, and the quality of its own text."""
     timed, forecast = decoded.timed(policy), policy.forecast
     seconds = timed.seconds_per_token
-    value = {name: getattr(policy, name) for name in ("policy", "kv", "origin", "why", "floor", "contender")}
+    value = {name: getattr(policy, name) for name in ("policy", "kv", "why", "floor", "contender")}
     value |= {
         "answer": timed.answer,
         "resolution": timed.resolution,

@@ -62,7 +62,7 @@ def refusal(found: list[Named]) -> str:
     """Why it does not pay: the best workload's figure against the worth."""
     name, verdict = best(found)
     floor = whole_percent(verdict.floor)
-    if verdict.policy == "never" or verdict.speed is None:
+    if verdict.speed is None:
         if all(one.certificate is not None and one.certificate.executed for _, one in found):
             return f"at {floor} agreement nothing faster than plain decoding keeps the floor as executed"
         return f"at {floor} agreement no policy, replayed on the measurement, is faster than plain decoding"
@@ -82,7 +82,7 @@ def doubt(found: list[Named]) -> str:
     name, verdict = best(found)
     where = f"the best, on {name}, " if len(found) > 1 else "the best policy "
     said = f"at {whole_percent(verdict.floor)} agreement "
-    said += f"{where}{figures(verdict)}" if verdict.policy != "never" else "nothing could be certified"
+    said += f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing could be certified"
     missing = f"; missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
     return said + missing
 
@@ -109,16 +109,17 @@ def mixed_sentence(model: str, found: list[Named]) -> str:
 
 def short_figures(verdict: Verdict) -> str:
     """One workload's figures in a few words."""
-    if verdict.policy == "never":
-        if verdict.decision == "does not pay":
-            return "nothing faster is certified"
-        return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"
-    return f"{executed_words(verdict)}, {speed_words(verdict)}"
+    missing = f"missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
+    if verdict.speed is None:
+        settled = verdict.decision == "does not pay"
+        return "nothing faster is certified" if settled else missing or "nothing is certified yet"
+    said = f"{executed_words(verdict)}, {speed_words(verdict)}"
+    return f"{said}; {missing}" if missing else said
 
 
 def speed(verdict: Verdict) -> float:
     """The speed over plain decoding, below everything if there is none."""
-    return float("-inf") if verdict.speed is None or verdict.policy == "never" else verdict.speed.value
+    return float("-inf") if verdict.speed is None else verdict.speed.value
 
 
 def best(found: list[Named]) -> Named:

@@ -127,6 +127,7 @@ def verdict_json(workload: WorkloadResult, verdict: Verdict) -> dict[str, Any]:
         "gain": None if verdict.gain is None else finite_json(verdict.gain.to_json()),
         "without": verdict.without,
         "credit": optional_json(verdict.credit),
+        "tried": None if verdict.tried is None else finite_json(asdict(verdict.tried)),
     }
 
 

@@ -14,6 +14,7 @@ from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import error_sentence, short_name
 from offramp.report.formats import (
     NumberFormat,
+    counted,
     decimal,
     estimate_text,
     gain_text,
@@ -88,7 +89,7 @@ def floors_table(run: RunResult) -> Table:
             table.add_row(
                 escape(workload.name) if row == 0 else "",
                 whole_percent(verdict.floor),
-                f"[{style}]{verdict.decision}[/]\n[dim]{escape(verdict.policy)}[/]" + saved(verdict),
+                f"[{style}]{verdict.decision}[/]\n[dim]{escape(shown_policy(verdict))}[/]" + saved(verdict),
                 kept(verdict),
                 speed(verdict),
                 stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
@@ -96,21 +97,34 @@ def floors_table(run: RunResult) -> Table:
     return table
 
 
+def shown_policy(verdict: Verdict) -> str:
+    """What to decode with, and what was tried where nothing is certified yet."""
+    tried = verdict.tried
+    return verdict.policy if tried is None else f"{verdict.policy}; tried: {tried.policy}, {tried.kv}"
+
+
 def kept(verdict: Verdict) -> str:
     """Executed agreement and whether it is certified."""
+    tried = verdict.tried
+    if tried is not None and tried.executed is not None:
+        return f"{percent(tried.executed)}\n[dim]{counted(tried.documents, 'document')},\nnot certified[/]"
     if verdict.policy == "never":
         return "–"
     if verdict.certificate is None or not verdict.certificate.executed:
         return "[dim]not executed[/]"
     agreement = verdict.executed_agreement
-    value = "not known" if agreement is None else stacked(agreement, percent)
+    risk = verdict.certificate.empirical_risk
+    if agreement is not None and agreement.value is not None:
+        value = stacked(agreement, percent)
+    else:  # no time was left for documents that did not choose it
+        value = "not known" if risk is None else percent(1.0 - risk)
     return f"{value}\n[dim]{'certified' if verdict.certified else 'not certified'}[/]"
 
 
 def speed(verdict: Verdict) -> str:
     """Speed over plain decoding, and how it is known."""
     found = verdict.speed
-    if verdict.policy == "never" or found is None:
+    if found is None:
         return "–"
     limits = interval_text(found.low, found.high, times)
     return f"{times(found.value)}\n[dim]{limits}{' ' if limits else ''}{found.how}[/]"

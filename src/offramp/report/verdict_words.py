@@ -16,6 +16,10 @@ def executed_words(verdict: Verdict) -> str:
     if certificate is None or not certificate.executed:
         return f"keeps {_replayed(verdict)} in replay (not executed)"
     shown = certificate.stopped_after or 0
+    tried = verdict.tried
+    if tried is not None and tried.executed is not None:
+        kept = f"kept {percent_down(tried.executed)} as executed on {counted(tried.documents, 'document')}"
+        return f"{kept} (not certified ≥ {floor} yet)"
     if agreement is not None and agreement.value is not None:
         kept = f"keeps {percent_down(agreement.value)} as executed"
     elif certificate.empirical_risk is not None:

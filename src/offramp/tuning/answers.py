@@ -127,17 +127,22 @@ def _not_certified(job: Job, certificate: Certificate, decoded: Decoded) -> str:
     last = [one for one in decoded.candidates if one.passed is not None][-1:]
     if not last or last[0].outcome == "time used up":
         count = last[0].documents if last else 0
+        kept = _kept_so_far(last[0]) if last else ""
         return (
             f"not settled: the time was used up after {count} documents of the first of "
-            f"{len(decoded.candidates)} candidates; what was decoded is kept, and the same command goes on "
-            f"from there. {STAYS}"
+            f"{len(decoded.candidates)} candidates{kept}; what was decoded is kept, and the same command "
+            f"goes on from there. {STAYS}"
         )
-    kept = "" if last[0].executed is None else f", where it kept {100 * last[0].executed:.1f} %"
     return (
         f"not certified: the most cautious of {len(decoded.candidates)} faster candidates, "
         f"{last[0].policy} with keys and values by {last[0].kv}, did not pass the test of {job.floor} "
-        f"({last[0].outcome} after {last[0].documents} documents{kept}). {STAYS}"
+        f"({last[0].outcome} after {last[0].documents} documents{_kept_so_far(last[0])}). {STAYS}"
     )
+
+
+def _kept_so_far(candidate: Candidate) -> str:
+    executed = candidate.executed
+    return "" if executed is None else f", where it kept {100 * executed:.1f} %"
 
 
 def _nothing_faster(job: Job, how: str) -> str:

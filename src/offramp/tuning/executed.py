@@ -61,7 +61,7 @@ class Limits:
     on_documents: OnDocuments = lambda done, planned: None
 
 
-RERUN_SHARE = 0.5
+RERUN_SHARE = 0.35
 """Of the time given, reruns take so much at most: the rest is for decoding."""
 
 

@@ -64,7 +64,7 @@ class Executor(Protocol):
         """The first certify documents, in the drawn order: sketches of their texts by their ids."""
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
-        """Whether the model can decode with a policy and a strategy."""
+        """Whether the model can decode with a policy and a strategy; its thresholds do not matter."""
 
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
         """The policy on some of the trace's documents, places in `Trace.documents`."""

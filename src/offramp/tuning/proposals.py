@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,7 +99,8 @@ class Proposals:
         """
         approximate = []
         for kv in self.executor.strategies:
-            cautious = min(self._decodable(kv), key=lambda one: (one.risk, one.cost), default=None)
+            decodable = itertools.chain.from_iterable(self._decodable(kv))
+            cautious = min(decodable, key=lambda one: (one.risk, one.cost), default=None)
             if cautious is None or self.clock.over:
                 continue
             if self._keep(cautious, kv).free:
@@ -114,14 +117,24 @@ class Proposals:
         places = order_places(risks, costs, 1.0, self.risk, targets=targets, step=WORTH_A_TEST)
         return [self.found[place] for place in places]
 
-    def _decodable(self, kv: str) -> Iterator[Scored]:
-        """What is faster than plain in the search, and can be decoded so."""
-        plain = self.pool.pricing.plain
-        return (one for one in self.pool.found if one.cost < plain and self.executor.can(one.policy, kv))
+    @functools.cached_property
+    def _alike(self) -> dict[Hashable, list[Scored]]:
+        """What is faster than plain in the search, together what differs in its thresholds alone."""
+        found: dict[Hashable, list[Scored]] = {}
+        layers, plain = self.pool.trace.layers, self.pool.pricing.plain
+        for one in self.pool.found:
+            if one.cost < plain:
+                key = (one.family, tuple(one.policy.needs(layers)), one.policy.short_list)
+                found.setdefault(key, []).append(one)
+        return found
+
+    def _decodable(self, kv: str) -> Iterator[list[Scored]]:
+        """Those that can be decoded so; the thresholds do not matter for that."""
+        return (alike for alike in self._alike.values() if self.executor.can(alike[0].policy, kv))
 
     def _rerun_front(self, kv: str) -> None:
         """Exact K and V: replayed risks hold, and only prices differ."""
-        for scored in front_of(self._decodable(kv)):
+        for scored in front_of(itertools.chain.from_iterable(self._decodable(kv))):
             if scored.risk <= self.risk + ROUNDING:
                 self._keep(scored, kv)
 
@@ -149,13 +162,8 @@ class Proposals:
         How much a rerun differs from the replay depends on how early tokens leave, so that ladders of one
         kind would be wrong together.
         """
-        kept: dict[tuple[object, ...], list[Scored]] = {}
         layers = self.pool.trace.layers
-        for one in self._decodable(kv):
-            if not one.policy.remembers:
-                key = (one.family, tuple(one.policy.needs(layers)), one.policy.short_list)
-                kept.setdefault(key, []).append(one)
-        ladders = [tuple(front_of(rungs)) for rungs in kept.values()]
+        ladders = [tuple(front_of(alike)) for alike in self._decodable(kv) if not alike[0].policy.remembers]
         reached = {
             ladder: min((one.cost for one in ladder if one.risk <= self.risk + ROUNDING), default=np.inf)
             for ladder in ladders

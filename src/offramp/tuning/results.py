@@ -126,6 +126,8 @@ class Verdict:
     gain: what each part of a step saves in the speed that is shown, None where that is not known. without:
     the fastest policy at this floor that leaves no layer out, as replayed ("never", or the short list at full
     depth). credit: the speed over that one, by which it is decided; None where there is no speed.
+    tried: where nothing is certified and nothing is out of reach, the candidate that was decoded on too few
+    documents so far; speed, if any, is its own.
     """
 
     floor: float
@@ -152,6 +154,7 @@ class Verdict:
     gain: Gain | None = None
     without: str = "never"
     credit: Estimate | None = None
+    tried: Candidate | None = None
 
     @property
     def certified(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Decision, Speed, Tuned, Verdict
+from offramp.tuning.results import Candidate, Decision, Speed, Tuned, Verdict
 
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
@@ -37,18 +37,23 @@ def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool)
 def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Verdict:
     """A verdict with what was executed and timed: the tuner's answer at its floor, and the stopwatch's.
 
-    tuned: by execution (`offramp.tune` with a model). measured: of the tuned policy, None if not timed.
+    tuned: by execution (`offramp.tune` with a model). measured: of the tuned policy or of the open candidate
+    (`open_candidate`), None if not timed.
     """
     certificate = tuned.certificate
     certified = certificate.executed and certificate.holds
     exits = tuned.policy_text != NEVER
-    speed = measured if exits and measured is not None else _predicted(tuned) if exits else None
     refuted = certificate.executed and not exits and _is_refuted(tuned)
+    tried = None if refuted else open_candidate(tuned)
+    speed = None
+    if exits or tried is not None:
+        speed = _predicted(tuned, tried) if measured is None else measured
     refuted |= certified and exits and tuned.policy.full_depth  # early exit adds nothing to the rest
     credit = None if speed is None else credited(verdict, speed)
     decision = decide(worth=verdict.worth, speed=credit, certified=certified, refuted=refuted)
-    if decision == "too close to call" and not exits and verdict.decision == "does not pay":
-        decision = "does not pay"  # nothing was executed, and replay already says that nothing is faster
+    timed = speed is not None and speed.how == "measured"
+    if decision == "too close to call" and not exits and not timed and verdict.decision == "does not pay":
+        decision = "does not pay"  # replay already says that nothing is worth it, before any drift
     settled = replace(
         verdict,
         decision=decision,
@@ -58,7 +63,8 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
         executed_agreement=tuned.executed_agreement,
         speed=speed,
         documents_needed=certificate.documents_needed,
-        gain=tuned.gain,
+        gain=tuned.gain if tried is None else None,
+        tried=tried,
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
     )
     return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
@@ -74,11 +80,21 @@ def credited(verdict: Verdict, speed: Speed) -> Speed:
     return replace(speed, value=speed.value * share, low=low, high=high)
 
 
-def _predicted(tuned: Tuned) -> Speed | None:
+def open_candidate(tuned: Tuned) -> Candidate | None:
+    """The candidate that was decoded on too few documents so far, None where something is certified."""
+    if tuned.policy_text != NEVER:
+        return None
+    return next((one for one in tuned.candidates if one.documents and one.outcome == "time used up"), None)
+
+
+def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
+    """Of the candidate on the documents that proposed it, which is no interval; else of the tuned policy."""
+    at_hand = tuned.machine == LOCAL
+    if tried is not None:
+        return Speed(tried.predicted_speed, None, None, "predicted", tuned.machine, at_hand)
     found = tuned.net_speedup
     if found.value is None:
         return None
-    at_hand = tuned.machine == LOCAL
     return Speed(found.value, found.low, found.high, "predicted", tuned.machine, at_hand)
 
 
@@ -97,7 +113,7 @@ def _reason(verdict: Verdict, tuned: Tuned) -> str:
     """Why it was decided so: what is kept as executed, and the speed."""
     speed = verdict.speed
     if verdict.policy == NEVER or speed is None:
-        return tuned.answer
+        return tuned.answer if speed is None else f"{tuned.answer} {speed_words(speed, verdict.worth)}."
     said = f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
     if tuned.policy.full_depth:
         return f"{said} It leaves no layer out: what it gains is the shorter output head's."

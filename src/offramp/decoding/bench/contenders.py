@@ -66,7 +66,6 @@ class Setting:
 
     prompts: by batch. cells: the policies, the main one first. distinct: how many prompts there are; the last
     batch is filled up with them. tuned: what the tuner said of the main policy, None unless it was tuned.
-    brief: names of cells that no question is about: timed on a few prompts only.
     """
 
     model: Model
@@ -79,7 +78,6 @@ class Setting:
     task: str | None = None
     distinct: int = 1
     tuned: Tuned | None = None
-    brief: frozenset[str] = frozenset()
 
     @property
     def exact(self) -> bool:

@@ -117,12 +117,11 @@ class Entry:
         self.group = Group(
             [*cells, baseline, again(baseline), *never, *peers],
             pilot.plain,
-            [one.name for one in cells if one.name not in setting.brief],
+            [one.name for one in cells],
             setting.prompts,
             setting.new_tokens,
             limits.worth,
             limits.rounds,
-            brief=setting.brief,
         )
         return pilot
 

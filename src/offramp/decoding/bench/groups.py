@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from offramp.decoding.bench.answers import Looks
@@ -19,8 +19,6 @@ FEWEST_VISITS = 2
 RARELY = 2
 """A peer that decodes at a stretch takes part in one of so many visits: no question is about it."""
 
-BRIEF_VISITS = 3
-
 
 @dataclass
 class Group:
@@ -28,8 +26,8 @@ class Group:
 
     plain: the name of the plain decoder that all others are held against. questions: those whose answers are
     sought. worth: the gain that matters, as a share. together: whether all of them are timed until all are
-    answered; else each only until its own is. brief: those that take part in `BRIEF_VISITS` only.
-    rounds: how often each batch is visited, at most; None for no limit. error: what ended the group.
+    answered; else each only until its own is. rounds: how often each batch is visited, at most; None for no
+    limit. error: what ended the group.
     """
 
     entrants: Sequence[Entrant]
@@ -40,7 +38,6 @@ class Group:
     worth: float
     rounds: int | None = None
     together: bool = False
-    brief: Collection[str] = ()
     visits: list[tuple[int, Visit]] = field(default_factory=list)
     series: dict[str, Series] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
@@ -67,8 +64,6 @@ class Group:
 
     def _taking_part(self) -> list[Entrant]:
         skipped = set(self.answered)
-        if len(self.visits) >= BRIEF_VISITS:
-            skipped |= set(self.brief)
         # Every second prompt, and in the next round the others.
         if sum(divmod(len(self.visits), len(self.prompts))) % RARELY:
             skipped |= {one.name for one in self.entrants if one.start is None and one.role == "peer"}

@@ -22,7 +22,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.answers import plain_greedy
 
-ROWS_TOGETHER = 8
+ROWS_TOGETHER = 16
 """Documents decoded side by side, at most, and kept in one file."""
 
 

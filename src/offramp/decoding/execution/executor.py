@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,6 +73,11 @@ class ModelExecutor:
         self._reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = {}
         self._rows: dict[tuple[str, str], int | None] = {}
 
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Tokens of the longest opening."""
+        return max((len(one.ids) for one in self.openings.certify), default=1)
+
     @property
     def documents(self) -> int:
         """Documents at hand to certify on."""
@@ -88,7 +94,10 @@ class ModelExecutor:
         return dict(zip(ids, map(write_sketch, sketches_of(self.workload, ids)), strict=True))
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
-        """Whether the model can decode with a policy and a strategy, and its price is known."""
+        """Whether the model can decode with a policy and a strategy, and its price is known.
+
+        Thresholds do not matter: of policies that differ in nothing else, it is enough to ask for one.
+        """
         return kv in CHARGED and self._rows_of(policy, kv) is not None
 
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
@@ -165,9 +174,9 @@ class ModelExecutor:
         """Documents decoded side by side, None for what cannot be decoded."""
         key = (str(policy), kv)
         if key not in self._rows:
-            longest = max((len(one.ids) for one in self.openings.certify), default=1) + self.new_tokens
+            tokens = self._longest + self.new_tokens
             try:
-                self._rows[key] = rows_together(self.model, self._options(policy, kv), longest)
+                self._rows[key] = rows_together(self.model, self._options(policy, kv), tokens)
             except InputError:
                 self._rows[key] = None
         return self._rows[key]
@@ -216,7 +225,9 @@ def opened_executor(
     trace = with_maps_of(trace, fitted)
     strategies = strategies_of(kv)
     work = traced_workload(trace, workload)
-    engine_of(model)  # refuses a model that cannot be driven layer by layer
+    abilities = engine_of(model).abilities  # refuses a model that cannot be driven layer by layer
+    for ability in (*strategies, "rebatch"):
+        abilities.reason(ability)  # tried now, and not in the seconds that are given to a floor
     openings = choose_openings(
         model,
         trace,

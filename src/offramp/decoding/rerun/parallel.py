@@ -7,8 +7,9 @@ and its strategy for K and V left it, so that the decisions are those of decodin
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,15 +50,29 @@ class Decided:
     probed: NDArray[np.bool_]
 
 
-class Prefixes:
-    """States after the first layers, which no policy has touched yet; shared by policies that exit later.
+@dataclass(frozen=True)
+class Read:
+    """What was read of some tokens at one exit.
 
-    most_bytes: kept at most; what comes later is computed again.
+    facts: [tokens] each, by name. best: int64 [tokens], the greedy choice there, -1 where a logit is not
+    finite; None if the facts need no logits.
+    """
+
+    facts: Mapping[str, NDArray[Any]]
+    best: NDArray[np.int64] | None
+
+
+class Untouched:
+    """What no policy has touched yet: states after the first layers, and what is read of them at an exit.
+
+    Shared by policies whose first exit is as deep or deeper. most_bytes: of states that are kept; what comes
+    later is computed again.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
         self._kept: dict[tuple[int, int], Tensor] = {}
+        self.read: dict[tuple[Hashable, ...], Read] = {}
 
     def deepest(self, batch: int, depth: int) -> tuple[int, Tensor | None]:
         """The deepest states of a batch that are kept, up to a depth; 0 and None without any."""
@@ -75,7 +90,7 @@ class Prefixes:
 class ParallelPass:
     """One policy on batches of given sequences.
 
-    inputs_after: of its strategy for K and V. reader: of its exits. prefixes: shared with other policies,
+    inputs_after: of its strategy for K and V. reader: of its exits. untouched: shared with other policies,
     None where a layer attends to the K and V of one before it.
     """
 
@@ -85,15 +100,18 @@ class ParallelPass:
         policy: ExitPolicy,
         reader: ExitReader,
         inputs_after: InputsAfter,
-        prefixes: Prefixes | None,
+        untouched: Untouched | None,
     ) -> None:
         self.engine = engine
         self.policy = policy
         self.reader = reader
         self.inputs_after = inputs_after
-        self.prefixes = prefixes
+        self.untouched = untouched
         self.needs = dict(policy.needs(engine.layers))
         self.checked = tuple(probed_facts(policy, engine.layers))
+        # What later checks compare with is kept by the reader itself, which must then have read it.
+        compares = any(looks_back(name) for names in self.needs.values() for name in names)
+        self.shared = None if untouched is None or compares else untouched.read
 
     @torch.no_grad()
     def run(self, batch: Batch, number: int, facts: Mapping[str, NDArray[np.float64]]) -> Decided:
@@ -101,7 +119,7 @@ class ParallelPass:
 
         Raises NotParallel, and OfframpError for a logit that is not finite.
         """
-        groups = self._groups(batch, facts)
+        groups = self._groups(batch, number, facts)
         sequences = Sequences(self.engine, batch.ids, None, Meter())
         inputs = sequences.inputs(0, batch.ids.shape[1])
         carried = Carried(self.inputs_after)
@@ -126,11 +144,12 @@ class ParallelPass:
             probed=np.concatenate([group.probed for group in groups]),
         )
 
-    def _groups(self, batch: Batch, facts: Mapping[str, NDArray[np.float64]]) -> list[_Asked]:
+    def _groups(self, batch: Batch, number: int, facts: Mapping[str, NDArray[np.float64]]) -> list[_Asked]:
         pieces = [slice(start, start + ROWS) for start in range(0, max(len(batch.places), 1), ROWS)]
         return [
             _Asked(
                 self,
+                (number, piece.start),
                 batch.places[piece],
                 Tokens(batch.index[piece], {name: fact[piece] for name, fact in facts.items()}),
             )
@@ -141,11 +160,11 @@ class ParallelPass:
         """How deep all policies share the states, and these."""
         first = next(iter(self.needs), self.engine.layers)
         shared = first - 1 if self.reader.wants_before(first) else first
-        if self.prefixes is None or shared >= self.engine.layers:
+        if self.untouched is None or shared >= self.engine.layers:
             return 0, inputs.hidden
-        depth, kept = self.prefixes.deepest(number, shared)
+        depth, kept = self.untouched.deepest(number, shared)
         hidden = sequences.run(inputs.hidden if kept is None else kept, inputs, depth, shared)
-        self.prefixes.keep(number, shared, hidden)
+        self.untouched.keep(number, shared, hidden)
         return shared, hidden
 
     def _run_to(
@@ -162,12 +181,16 @@ class ParallelPass:
 class _Asked:
     """Some decided tokens of a batch that are asked together, each a stream of its own.
 
-    places: int64 [tokens], where they lie among all states. running: bool [tokens], those that have not left.
+    name: which of all. places: int64 [tokens], where they lie among all states. running: bool [tokens],
+    those that have not left.
     """
 
-    def __init__(self, owner: ParallelPass, places: NDArray[np.int64], tokens: Tokens) -> None:
+    def __init__(
+        self, owner: ParallelPass, name: tuple[int, int], places: NDArray[np.int64], tokens: Tokens
+    ) -> None:
         layers, count = owner.engine.layers, len(places)
         self.owner = owner
+        self.name = name
         self.places = torch.from_numpy(places).to(next(owner.engine.hf.parameters()).device)
         self.reader = copy.copy(owner.reader)
         self.reader.begin()
@@ -184,19 +207,36 @@ class _Asked:
         if not asked.any():
             return
         names, present = self.owner.needs[exit], np.flatnonzero(self.running)
-        states, facts = self._rows(hidden, present), {}
+        states = self._rows(hidden, present)
         if names:
             if any(map(looks_back, names)) and len(present) > asked.sum():
                 raise NotParallel
-            befores = None if before is None else self._rows(before, present)
-            for name, values in self.reader.read(exit, names, states, befores).items():
-                facts[name] = np.zeros(len(asked), dtype=values.dtype)
-                facts[name][present] = values
             self.probed[asked, self.owner.checked.index(exit)] = True
+        read = self._read(exit, names, states, None if before is None else self._rows(before, present))
+        facts = {}
+        for name, values in read.facts.items():
+            facts[name] = np.zeros(len(asked), dtype=values.dtype)
+            facts[name][present] = values
         leaving = asked & self.decider.decide(exit, facts)
         if leaving.any():
-            self._leave(exit, present, leaving[present], states, carried)
+            self._leave(exit, present, leaving[present], states, read, carried)
         self.running &= ~leaving
+
+    def _read(self, exit: int, names: tuple[str, ...], states: Tensor, before: Tensor | None) -> Read:
+        """Facts of the present tokens, and what they would say; known already where no policy was before."""
+        if not names:
+            return Read({}, None)
+        owner = self.owner
+        key = (self.name, exit, names, owner.policy.short_list)
+        known = owner.shared if exit == next(iter(owner.needs)) else None
+        if known is not None and key in known:
+            return known[key]
+        facts = self.reader.read(exit, names, states, before)
+        best = greedy_tokens(self.reader.logits(exit, states)) if gives_output(names) else None
+        read = Read(facts, best)
+        if known is not None:
+            known[key] = read
+        return read
 
     def _leave(
         self,
@@ -204,17 +244,17 @@ class _Asked:
         present: NDArray[np.int64],
         leaving: NDArray[np.bool_],
         states: Tensor,
+        read: Read,
         carried: Carried,
     ) -> None:
         """Some of the present tokens leave, bool [present]; states: of all present [present, 1, hidden]."""
-        chosen = torch.from_numpy(leaving).to(states.device)
-        names, gone = self.owner.needs[exit], present[leaving]
-        if names and gives_output(names):
-            logits = self.reader.logits(exit, states)[chosen]
+        chosen, gone = torch.from_numpy(leaving).to(states.device), present[leaving]
+        if read.best is None:
+            best = greedy_tokens(self.reader.logits(exit, states[chosen]))
         else:
-            logits = self.reader.logits(exit, states[chosen])
+            best = read.best[leaving]
         self.exits[gone] = exit
-        self.top1[gone] = best_tokens(logits)
+        self.top1[gone] = require_finite(best)
         carried.leave(exit, self.places[torch.from_numpy(gone).to(self.places.device)], states[chosen])
         self.reader.keep_rows(np.flatnonzero(~leaving))
 
@@ -222,7 +262,8 @@ class _Asked:
         """Those that ran all layers are read by the full model, given states after layer L."""
         present = np.flatnonzero(self.running)
         if len(present):
-            self.top1[present] = best_tokens(self._final_logits(self._rows(hidden, present)))
+            best = greedy_tokens(self._final_logits(self._rows(hidden, present)))
+            self.top1[present] = require_finite(best)
 
     def _final_logits(self, states: Tensor) -> Tensor:
         """Logits at exit L of states [rows, 1, hidden]: the full model's, or off the short list."""
@@ -237,16 +278,19 @@ class _Asked:
         return hidden.reshape(-1, hidden.shape[-1])[places].unsqueeze(1)
 
 
-def best_tokens(logits: Tensor) -> NDArray[np.int64]:
-    """The greedy choice, int64 [rows], of logits [rows, vocabulary].
-
-    Raises OfframpError for a logit that is not finite.
-    """
+def greedy_tokens(logits: Tensor) -> NDArray[np.int64]:
+    """The greedy choice, int64 [rows], of logits [rows, vocabulary]; -1 where none can be made."""
     logits = logits.float()
-    if bool(is_broken(logits).any()):
+    chosen = logits.argmax(-1).masked_fill(is_broken(logits), -1)
+    return np.asarray(chosen.cpu().numpy(), dtype=np.int64)
+
+
+def require_finite(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Greedy choices, int64 [rows]. Raises OfframpError where a logit was not finite."""
+    if (tokens < 0).any():
         raise OfframpError(
             "a logit of a rerun is not finite",
             where="an exit that the policy takes",
             fix="load the model in float32, or leave this document out",
         )
-    return np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
+    return tokens

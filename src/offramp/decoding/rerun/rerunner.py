@@ -24,7 +24,7 @@ from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.rerun.batches import Batch, first_decided, make_batches
 from offramp.decoding.rerun.carried import InputsAfter, unchanged
 from offramp.decoding.rerun.forced import decode_forced
-from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Prefixes
+from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Untouched
 from offramp.decoding.rerun.result import Drift, How, RerunResult
 from offramp.decoding.rerun.sequences import traced_sequences
 from offramp.decoding.strategies.mapped import Mapped
@@ -99,7 +99,7 @@ class Rerunner:
         self.engine = engine_of(model)
         device = next(model.hf.parameters()).device
         self.batches = make_batches(self.sequences, prompt_tokens, device)
-        self._prefixes = Prefixes(SHARED_BYTES) if all(self.engine.keeps) else None
+        self._untouched = Untouched(SHARED_BYTES) if all(self.engine.keeps) else None
 
     @functools.cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -187,7 +187,7 @@ class Rerunner:
         reader = ExitReader(
             self.engine, self.heads, policy.needs(self.engine.layers), short_list=policy.short_list
         )
-        forward = ParallelPass(self.engine, policy, reader, after, self._prefixes)
+        forward = ParallelPass(self.engine, policy, reader, after, self._untouched)
         found = []
         for number, batch in enumerate(self.batches):
             facts = self._prompt_facts(batch, policy.document_facts) if policy.document_facts else {}

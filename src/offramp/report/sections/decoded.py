@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from offramp.decoding.bench.results import Forecast
 from offramp.report.charts.beside_chart import BesideRow, beside_svg
-from offramp.report.decoded import Decoded, DecodedPolicy
+from offramp.report.decoded import Decoded
 from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
 from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
 from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
@@ -70,7 +70,7 @@ def answer_of(decoded: Decoded) -> str:
     """The chosen policy's measured speed, in one sentence."""
     chosen, plain = decoded.chosen, decoded.plain_seconds
     if chosen is None or plain is None:
-        return "No policy was chosen for this text; what was timed is a grid of static exits."
+        return "No policy was chosen for this text."
     timed = decoded.timed(chosen)
     if timed.seconds_per_token is None or timed.ratio is None:
         return f"The policy chosen for this text was not timed: {timed.left_out or 'no reason recorded'}."
@@ -90,23 +90,10 @@ def sentences(decoded: Decoded) -> list[str]:
     chosen = decoded.chosen
     if chosen is not None and chosen.forecast is not None:
         found.append(f"The chosen policy: {error_sentence(chosen.forecast)}")
-    grid = [p for p in decoded.policies if p.origin == "grid" and p.forecast is not None]
-    if grid:
-        worst = max(grid, key=relative_error)
-        assert worst.forecast is not None
-        found.append(f"Furthest off in the grid, {short_name(worst)}: {error_sentence(worst.forecast)}")
     verdict = prediction_verdict(decoded)
     if verdict is not None:
         found.append(counts_sentence(verdict))
     return found
-
-
-def relative_error(policy: DecodedPolicy) -> float:
-    """How far a prediction was off, as a share of the measured time; none counts as nothing."""
-    forecast = policy.forecast
-    if forecast is None or forecast.predicted is None:
-        return 0.0
-    return abs(forecast.predicted - forecast.measured.value) / forecast.measured.value
 
 
 def beside_figure(decoded: Decoded) -> str:

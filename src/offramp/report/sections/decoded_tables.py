@@ -32,9 +32,7 @@ def policy_table(decoded: Decoded) -> str:
         Column("Agreement, own text", "measured"),
         Column("Tokens until it differs", "measured"),
     ]
-    chosen = [policy_row(decoded, p) for p in decoded.policies if p.origin == "chosen"]
-    grid = [policy_row(decoded, p) for p in decoded.policies if p.origin == "grid"]
-    groups = [("Chosen for this text", chosen), ("A grid of static exits and strategies", grid)]
+    groups = [("", [policy_row(decoded, policy) for policy in decoded.policies])]
     caption = f"Policies decoded on {decoded.workload}; time is per new token at batch {decoded.bench.batch}"
     return wide_table(columns, groups, caption=caption, style="decoded")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from offramp.report.basis import bases, basis_words, plain_seconds
 from offramp.report.cells import decision_pill, stacked
-from offramp.report.formats import duration, interval_text, listed, percent, times, whole_percent
+from offramp.report.formats import counted, duration, interval_text, listed, percent, times, whole_percent
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import reference_line
@@ -66,7 +66,7 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     cells = [
         text(whole_percent(verdict.floor)) + small(f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"),
         decision_pill(verdict.decision) + why(verdict),
-        policy_code(verdict.policy) + ("" if verdict.kv is None else small(f"K and V: {verdict.kv}")),
+        policy_cell(verdict),
         kept_cell(verdict),
         speed_cell(run, workload, verdict),
         replayed_cell(verdict),
@@ -77,14 +77,33 @@ def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict, names:
     return element("tr", row)
 
 
+def policy_cell(verdict: Verdict) -> str:
+    """What to decode with, and what was tried where nothing is certified yet."""
+    tried = verdict.tried
+    if tried is not None:
+        return policy_code(verdict.policy) + small("tried:") + policy_code(tried.policy) + _repair(tried.kv)
+    return policy_code(verdict.policy) + ("" if verdict.kv is None else _repair(verdict.kv))
+
+
+def _repair(kv: str) -> str:
+    return small(f"K and V: {kv}")
+
+
 def kept_cell(verdict: Verdict) -> str:
     """Executed agreement and its certificate: one status a floor."""
-    certificate, agreement = verdict.certificate, verdict.executed_agreement
+    certificate, agreement, tried = verdict.certificate, verdict.executed_agreement, verdict.tried
+    if tried is not None and tried.executed is not None:
+        documents = counted(tried.documents, "document")
+        return text(percent(tried.executed)) + small(f"{documents}, not certified yet")
     if verdict.policy == "never":
         return text("100 %") + small("plain decoding")
     if certificate is None or not certificate.executed:
         return text("not executed")
-    value = text("not known") if agreement is None else stacked(agreement, percent)
+    if agreement is not None and agreement.value is not None:
+        value = stacked(agreement, percent)
+    else:  # no time was left for documents that did not choose it
+        risk = certificate.empirical_risk
+        value = text("not known" if risk is None else percent(1.0 - risk))
     if verdict.certified:
         return value + small(f"certified ≥ {whole_percent(verdict.floor)}")
     return value + small("not certified")
@@ -93,7 +112,7 @@ def kept_cell(verdict: Verdict) -> str:
 def speed_cell(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> str:
     """The speed with its interval, and how it is known."""
     speed = verdict.speed
-    if verdict.policy == "never" or speed is None:
+    if speed is None:
         return text(times(1.0)) + small("plain decoding")
     limits = interval_text(speed.low, speed.high, times)
     seconds = plain_seconds(run, workload, verdict.basis)

@@ -121,7 +121,7 @@ def kept_card(run: RunResult) -> str:
 
 def kept_line(verdict: Verdict) -> str:
     """What one workload's policy keeps."""
-    if verdict.policy != "never":
+    if verdict.policy != "never" or verdict.tried is not None:
         return executed_words(verdict)
     certificate = verdict.certificate
     if certificate is None or not certificate.executed:
@@ -140,7 +140,7 @@ def _without_speed(verdict: Verdict) -> str:
 
 def speed_card(run: RunResult) -> str:
     """Speed over the fastest plain decoder at the main floor."""
-    found = [(name, v, None if v.policy == "never" else v.speed) for name, v in main_verdicts(run)]
+    found = [(name, v, v.speed) for name, v in main_verdicts(run)]
     measured = any(speed is not None and speed.how == "measured" for _, _, speed in found)
     values = [speed.value for _, _, speed in found if speed is not None]
     lines = [(name, _without_speed(v) if speed is None else speed_words(v)) for name, v, speed in found]

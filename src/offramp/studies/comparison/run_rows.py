@@ -237,11 +237,11 @@ class RunReader:
             answer=answer_text(
                 policy["answer"], policy["resolution"], decoded["defects"], policy["left_out"]
             ),
-            chosen=policy["origin"] == "chosen",
+            chosen=True,
         )
 
     def measured(self, workload: str) -> dict[str, float]:
-        """Net speedup of the chosen policy by floor and machine, where it was decoded without a defect.
+        """Net speedup of a floor's policy by floor and machine, where it was decoded without a defect.
 
         It is decoded on this machine, whichever one its time was predicted for.
         """
@@ -250,7 +250,7 @@ class RunReader:
             for decoded in self.of(workload, self.summary["decoding"]["workloads"])
             if not decoded["defects"]
             for policy in decoded["policies"]
-            if policy["origin"] == "chosen" and policy["floor"] is not None and policy["net_speedup"]
+            if policy["floor"] is not None and policy["net_speedup"]
         }
 
     def combined(self) -> Iterator[Mapping[str, Any]]:
