@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from generation_cases import tiny_llama
@@ -12,6 +13,7 @@ from generation_cases import tiny_llama
 from offramp.decoding.bench.memory import start_peak
 from offramp.decoding.bench.prompts import prompts_of
 from offramp.errors import InputError
+from offramp.workloads.shared_text import sketches_of
 from offramp.workloads.workload import Document, Workload
 
 
@@ -47,12 +49,31 @@ def test_prompts_are_the_starts_of_the_last_documents() -> None:
     assert whole == [model.encode("deep layers change")]
 
 
+def fitted_on(documents: dict[str, tuple[str, ...]], texts: Any = None) -> Any:
+    """Exit heads of which only this is asked."""
+    return type("Heads", (), {"seen_documents": documents, "seen_texts": texts})()
+
+
+def test_prompts_share_no_text_with_what_heads_were_fitted_on() -> None:
+    words = np.random.default_rng(0).integers(0, 10_000, (2, 200)).astype(str)
+    ours, theirs = (" ".join(row) for row in words)
+    workload = text_workload(ours, f"{theirs} and then some", mode="generation")
+    fitted = dataclasses.replace(text_workload(f"as somebody wrote: {theirs}"), name="other texts")
+    heads = fitted_on({fitted.fingerprint: ("d0",)}, sketches_of(fitted, ["d0"]))
+    model = tiny_llama()
+    model = dataclasses.replace(model, context_length=None)
+    assert prompts_of(model, workload, 1, new_tokens=8) == [model.encode(f"{theirs} and then some")]
+    assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads]) == [model.encode(ours)]
+    with pytest.raises(InputError, match="2 were asked for"):
+        prompts_of(model, workload, 2, new_tokens=8, heads=[heads])
+
+
 def test_prompts_leave_room_and_avoid_what_heads_were_fitted_on() -> None:
     model = tiny_llama()
     workload = text_workload("the cat sat", "deep layers change", "numbers such as 12", mode="generation")
-    heads: Any = type("Heads", (), {"seen_documents": {workload.fingerprint: ("d2",)}})()
+    heads = fitted_on({workload.fingerprint: ("d2",)})
     assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads]) == [model.encode("deep layers change")]
-    others: Any = type("Heads", (), {"seen_documents": {workload.fingerprint: ("d1",), "another": ("d0",)}})()
+    others = fitted_on({workload.fingerprint: ("d1",), "another": ("d0",)})
     assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads, others]) == [
         model.encode("the cat sat")
     ]

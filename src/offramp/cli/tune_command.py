@@ -110,7 +110,9 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
+    from offramp.cli.local_profile import kept_profile
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.costs.local_store import LOCAL
     from offramp.decoding.execution.tasks import tune_tasks
     from offramp.decoding.execution.tune import require_sizes
     from offramp.decoding.execution.tune import tune as tune_policy
@@ -135,6 +137,10 @@ def tune(
         decodes = load_traced_model(
             loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
         )
+        if machine.name == LOCAL:
+            timed = kept_profile(decodes)
+            machine = timed.profile
+            out.console.print(f"prices of this machine: {timed.note}", markup=False)
     title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
     settings: dict[str, Any] = {
         "kv": kv,

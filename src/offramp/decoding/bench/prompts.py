@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.workloads.shared_text import without_shared_text
 from offramp.workloads.workload import Workload
 
 PROMPT_TOKENS = 64
@@ -25,7 +26,8 @@ def prompts_of(
     """Token ids of `count` prompts that leave room for the new tokens; up to `most` if there are more.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
-    to be judged on what they have not seen; documents that any of the heads were fitted on are passed over.
+    to be judged on what they have not seen; documents that any of the heads were fitted on are passed over,
+    and those that share text with what they were fitted on, of whatever workload.
     prompt_tokens: of the start of a given text, at most. A prompt of the workload itself is never cut.
 
     Raises InputError if so many tokens of a text leave no room for the new ones, WorkloadError if there are
@@ -33,6 +35,8 @@ def prompts_of(
     """
     room = None if model.context_length is None else model.context_length - new_tokens
     fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
+    texts = [sketch for one in heads for sketch in one.seen_texts or ()]
+    documents = without_shared_text(workload.documents, texts) if texts else workload.documents
     whole = workload.mode == "generation"
     if not whole and room is not None and prompt_tokens > room:
         least = f"lower --prompt-tokens to {room}, or " if room > 0 else ""
@@ -44,7 +48,7 @@ def prompts_of(
         )
     encode = model.encode_chat if workload.chat else model.encode
     found: list[list[int]] = []
-    for document in reversed(workload.documents):
+    for document in reversed(documents):
         if document.id in fitted:
             continue
         ids = encode(document.text)
