@@ -9,6 +9,7 @@ import numpy as np
 
 from combine_cases import combined_result
 from offramp.decoding.bench.combined_file import combined_to_json
+from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     Comparison,
@@ -272,6 +273,7 @@ def _strategy(
         reachable=reachable,
         answer=answer,
         chosen=family == FAMILIES[1],
+        gain=None if basis == "measured" else Gain(0.7 * (1 - 1 / speedup), 0.31 * (1 - 1 / speedup), -0.004),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from offramp.policies.bill import Bill, Item, Line, PriceAt, make_bill
 
-LAYERS, HEAD, PROBES = "layers", "head", "probes"
+LAYERS, HEAD, PROBES = GAIN_PARTS = ("layers", "head", "probes")
 
 GAIN_OF_PART: Mapping[str, str] = {
     "overhead": LAYERS,

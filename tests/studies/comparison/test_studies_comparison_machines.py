@@ -31,6 +31,7 @@ def league_entry(speedup: float) -> dict[str, Any]:
         "skip_ratio": nothing,
         "net_speedup": {"value": speedup},
         "probe_share": 0.0,
+        "gain": None,
         "seconds_per_token": 0.01 / speedup,
         "reachable": True,
         "chosen": True,

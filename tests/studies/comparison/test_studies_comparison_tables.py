@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparison_examples import example_comparison
+from offramp.policies.gain import GAIN_PARTS, Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
@@ -54,6 +55,7 @@ COMPARISONS = st.builds(
             floor=TEXTS,
             reachable=st.booleans(),
             answer=TEXTS,
+            gain=st.none() | st.builds(Gain, **dict.fromkeys(GAIN_PARTS, st.floats(-1, 1))),
         ),
         max_size=3,
     ).map(tuple),
@@ -129,6 +131,8 @@ def expected_lines(name: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
             if isinstance(part, Estimate):
                 limits = {column: part.value, f"{column}_low": part.low, f"{column}_high": part.high}
                 line |= {key: finite(limit) for key, limit in limits.items()}
+            elif field.name == "gain":
+                line |= {f"gain_{one}": None if part is None else getattr(part, one) for one in GAIN_PARTS}
             elif field.name != "points":
                 line[column] = finite(part) if isinstance(part, float) else part
         lines.append(line)

@@ -18,7 +18,7 @@ from offramp.report.data_table import (
     number_cell,
     reasons,
 )
-from offramp.report.formats import decimal, duration, percent, times
+from offramp.report.formats import decimal, duration, gain_text, percent, times
 from offramp.report.markup import bullets, element, policy_code, small, text
 from offramp.studies.comparison.results import Comparison, Strategy
 
@@ -194,6 +194,7 @@ COLUMNS = (
     DataColumn("agreement", "Agreement", numeric=True),
     DataColumn("skipped", "Layers skipped", numeric=True),
     DataColumn("probes", "Spent on probes", numeric=True),
+    DataColumn("saved", "Saved of plain decoding"),
     DataColumn("time", "Time per token", numeric=True),
     DataColumn("characters", "Characters per second", numeric=True),
 )
@@ -222,6 +223,7 @@ def strategy_cells(standing: Standing) -> list[DataCell]:
         _agreement_cell(standing),
         estimate_cell(one.skip_ratio, percent),
         number_cell(one.probe_share, percent),
+        DataCell(text(gain_text(one.gain)) or NOTHING),
         _beside(*(None if one is None else one.seconds_per_token for one in (predicted, measured))),
         number_cell(_characters(standing), lambda value: f"{value:,.0f}"),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.policies.gain import Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.per_byte import characters_per_second
@@ -135,7 +136,13 @@ def league_strategy(
         characters_per_second=characters_per_second(characters_per_token, seconds),
         reachable=entry["reachable"],
         chosen=entry["chosen"],
+        gain=gain_of(entry["gain"]),
     )
+
+
+def gain_of(value: Mapping[str, float] | None) -> Gain | None:
+    """Where a gain comes from, as results write it."""
+    return None if value is None else Gain(**value)
 
 
 def interval_estimate(interval: Mapping[str, float | None] | None, undefined: str = "") -> Estimate:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 
 Basis = str
@@ -120,7 +121,8 @@ class Strategy:
     was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
     seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
     unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
-    chosen: whether the league chose it, on documents that it is not judged on.
+    chosen: whether the league chose it, on documents that it is not judged on. gain: what layers, head
+    and probes save of plain decoding's cost, None where that is not known.
     """
 
     model: str
@@ -141,6 +143,7 @@ class Strategy:
     reachable: bool = True
     answer: str = ""
     chosen: bool = False
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True)

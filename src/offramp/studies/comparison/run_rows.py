@@ -17,6 +17,7 @@ from offramp.studies.comparison.content import (
     Content,
     answer_text,
     card_fields,
+    gain_of,
     interval_estimate,
     league_speedups,
     league_strategy,
@@ -238,6 +239,7 @@ class RunReader:
                 policy["answer"], policy["resolution"], decoded["defects"], policy["left_out"]
             ),
             chosen=True,
+            gain=gain_of(policy["gain"]),
         )
 
     def measured(self, workload: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from offramp.costs.local_store import LOCAL
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     answer_text,
+    gain_of,
     interval_estimate,
     league_strategy,
     skipped,
@@ -60,6 +61,7 @@ def tuned_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             skip_ratio=Estimate(**tuned["skip_ratio"]),
             net_speedup=Estimate(**tuned["net_speedup"]),
             probe_share=tuned["probe_share"],
+            gain=gain_of(tuned["gain"]),
             seconds_per_token=seconds,
             characters_per_second=characters_per_second(row.characters_per_token, seconds),
         )
@@ -82,6 +84,7 @@ def replayed_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
         seconds_per_token=replay["seconds_per_token"],
         characters_per_second=characters_per_second(row.characters_per_token, replay["seconds_per_token"]),
         reachable=replay["reachable"],
+        gain=gain_of(replay["gain"]),
     )
 
 
@@ -116,6 +119,7 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             characters_per_second=characters_per_second(choice["characters_per_token"], seconds),
             answer=answer_text(timed["answer"], timed["resolution"], bench["defects"], left_out),
             chosen=place == 0,
+            gain=gain_of(timed["gain"]),
         )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from offramp.policies.gain import GAIN_PARTS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
@@ -108,6 +109,8 @@ def strategies_lines(comparison: Comparison) -> Iterator[Line]:
             line |= interval(name, getattr(strategy, name))
         for name in ("probe_share", "seconds_per_token", "characters_per_second"):
             line[name] = number(getattr(strategy, name))
+        for part in GAIN_PARTS:
+            line[f"gain_{part}"] = None if strategy.gain is None else number(getattr(strategy.gain, part))
         yield line
 
 

@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from offramp.files import write_atomically, write_text_atomically
+from offramp.policies.gain import GAIN_PARTS
 from offramp.scoring.eas import SIMILARITIES
 from offramp.studies.comparison.combined_rows import combined_lines
 from offramp.studies.comparison.results import Comparison
@@ -116,6 +117,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
             (TRUTH, ("reachable", "chosen")),
             (NUMBER, _limits_of("agreement", "skip_ratio", "net_speedup")),
             (NUMBER, ("probe_share", "seconds_per_token", "characters_per_second")),
+            (NUMBER, tuple(f"gain_{part}" for part in GAIN_PARTS)),
         ),
         strategies_lines,
     ),

@@ -49,7 +49,10 @@ class ReplayWork:
         context.write_result(
             finite_json(
                 {
-                    "replay": {name: getattr(result, name) for name in FIGURES},
+                    "replay": {
+                        **{name: getattr(result, name) for name in FIGURES},
+                        "gain": result.gain.to_json(),
+                    },
                     "agreement": intervals.agreement.to_json(),
                     "skip_ratio": intervals.skip_ratio.to_json(),
                     "net_speedup": intervals.net_speedup.to_json(),
