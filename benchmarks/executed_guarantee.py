@@ -8,7 +8,9 @@ the floors, and decode the opening of each other document. That is kept in FOLDE
 Calibration documents are then drawn from these with replacement, and the sequence of candidates is tested on
 each draw: by the betting bound document by document, Hoeffding-Bentkus, no test at all (naive), and the
 betting bound on the *replayed* losses of the same documents. The floor is broken where the mean executed loss
-of what was chosen, over all of these documents, exceeds it. The last line is one JSON object.
+of what was chosen, over all of these documents, exceeds it. Besides 95 and 90 % the floors are the hardest
+that there are, a little above what each candidate keeps: to certify it there is to break the floor. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ FLOORS = (0.95, 0.9)
 DELTAS = (0.1, 0.05)
 LIMITS = {"0.1": 27, "0.05": 15}
 """Of 200 draws, at most so many may break the floor."""
+
+HARDEST = 0.97
+"""A floor just above what a candidate keeps allows so much of its loss."""
 
 SPREAD = 0.2
 """Candidates have rerun risks from 0 to this."""
@@ -148,6 +153,12 @@ def count_broken(world: Population, floor: float, documents: int, draws: int, se
     return found
 
 
+def hardest_floors(world: Population) -> list[float]:
+    """A floor just above what each candidate keeps, from 80 to 99 %."""
+    floors = (1.0 - HARDEST * risk for risk in sorted(world.risks.tolist()))
+    return [round(floor, 4) for floor in floors if 0.8 <= floor <= 0.99]
+
+
 def decode(
     executor: ModelExecutor, candidates: list[Proposal], prompts: int, roles: Roles
 ) -> tuple[Matrix, Matrix]:
@@ -230,12 +241,12 @@ def main(arguments: list[str] | None = None) -> None:
             for one, risk in zip(candidates, world.risks.tolist(), strict=True)
         ],
     }
-    for floor in FLOORS:
+    for floor in (*FLOORS, *hardest_floors(world)):
         counted = count_broken(world, floor, options.documents, options.draws, options.seed)
         result[f"agreement={floor:g}"] = counted
         for name, by_delta in counted.items():
             for delta, entry in by_delta.items():
-                print(f"agreement={floor:g} {name:15s} delta {delta:5s} {entry}")
+                print(f"agreement={floor:g} {name:15s} delta {delta:5s} {entry}", flush=True)
     print(json.dumps(result))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from map_cases import maps_for
+from reading_cases import random_heads
 from strategy_cases import agreeable, build_windowed, llama, tiny_model
 from tracing_models import NumberTokenizer, workload_of
 
@@ -187,6 +188,24 @@ def test_policies_share_what_none_of_them_touches() -> None:
         shared = together.run(policy)
         assert shared.exits.tolist() == alone.exits.tolist()
         assert shared.top1.tolist() == alone.top1.tolist()
+
+
+@pytest.mark.parametrize("signal", ["candidate_score", "kl_to_previous"])
+def test_what_compares_with_an_earlier_check_is_read_anew(signal: str) -> None:
+    heads = random_heads(model(), (1, 2, 3, 4), candidate_exit=1)
+    work = workload_of(lengths=LENGTHS)
+    trace = offramp.trace(
+        model(), work, tokens=sum(LENGTHS), signals="all", heads=heads, context=64, progress=False
+    )
+    together, exits = Rerunner(model(), trace, heads=heads), set()
+    for value in (0.5, 0.2, 0.8):
+        policy = f"threshold:signal={signal},value={value},exits=1+2+4"
+        alone = offramp.rerun(model(), trace, policy, heads=heads)
+        shared = together.run(policy)
+        assert shared.how == "one parallel forward"
+        assert shared.exits.tolist() == alone.exits.tolist()
+        exits |= set(shared.exits.tolist())
+    assert len(exits) > 1
 
 
 def test_shared_states_save_layers() -> None:

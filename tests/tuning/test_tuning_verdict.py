@@ -432,8 +432,18 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed() -> None:
     slow = settle(proposed, late, speed(0.98, 1.03))
     assert (slow.decision, slow.missing) == ("does not pay", ())
     assert "-2.0 to +3.0 %" in slow.reason
-    # Untimed, replay's own answer stands where it already says no.
-    assert settle(replace(proposed, decision="does not pay"), late).decision == "does not pay"
+    # A resolved speed needs no narrower interval.
+    fast = settle(proposed, late, speed(1.18, 1.22))
+    assert fast.missing == ("time to decode the documents that are at hand",)
+    # Untimed, replay's own answer stands where it already says no, and what was tried does not gainsay it.
+    no = replace(proposed, decision="does not pay")
+    assert settle(no, late).decision == "too close to call"
+    little = replace(late.candidates[0], predicted_speed=1.02)
+    assert settle(no, replace(late, candidates=(little,))).decision == "does not pay"
+    # Candidates behind it are faster: that this one is slow refuses nothing.
+    bolder = replace(candidate(passed=None, outcome="a candidate before it failed"), documents=0)
+    open_still = settle(proposed, replace(late, candidates=(little, bolder)), speed(0.98, 1.03))
+    assert open_still.decision == "too close to call"
     # What is out of reach, or certified, is nothing that was only tried.
     refused = tuned("never", holds=False, candidates=(candidate(passed=False),))
     assert settle(proposed, refused, speed(1.06, 1.1)).tried is None

@@ -46,14 +46,17 @@ class Choice:
 def chosen_policies(result: WorkloadResult) -> list[Choice]:
     """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
 
-    Without any: the most cautious candidate that certifying came to, which the floor may have refused; where
-    nothing was executed, the fastest of the league that exits. Empty if no policy of the league exits.
+    Of a floor whose certificate is open, the candidate that was tried. Without any: the most cautious
+    candidate that certifying came to, which the floor may have refused; where nothing was executed, the
+    fastest of the league that exits. Empty if no policy of the league exits.
     """
     found: dict[tuple[str, str], Choice] = {}
     for verdict in sorted(result.verdicts, key=lambda one: abs(one.floor - HEADLINE_FLOOR)):
-        cell = (verdict.policy, verdict.kv or CHARGED_KV)
-        if verdict.policy != "never" and cell not in found:
-            why = f"the verdict's policy at {whole_percent(verdict.floor)} agreement"
+        floor, tried = whole_percent(verdict.floor), verdict.tried
+        cell, why = (verdict.policy, verdict.kv or CHARGED_KV), f"the verdict's policy at {floor} agreement"
+        if tried is not None:
+            cell, why = (tried.policy, tried.kv), f"what was tried for {floor} agreement, not certified yet"
+        if cell[0] != "never" and cell not in found:
             found[cell] = Choice(*cell, why, verdict.floor)
     if found:
         return list(found.values())

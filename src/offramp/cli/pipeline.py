@@ -200,6 +200,7 @@ def _one_workload(
         tuned=tuned,
         machines=answers.machines,
         break_even=answers.break_even,
+        replayed=answers.verdicts,
     )
 
 

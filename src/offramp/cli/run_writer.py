@@ -57,7 +57,7 @@ class Writer:
         """Every verdict again, with what was timed of its policy."""
         for place, result in enumerate(self.results):
             decoded = next((one for one in self.decoding.decoded if one.workload == result.name), None)
-            verdicts = settled(result.verdicts, result.tuned, decoded)
+            verdicts = settled(result.replayed, result.tuned, decoded)
             self.results[place] = replace(result, verdicts=verdicts)
 
     def so_far(self, running: str, to_come: Sequence[str]) -> None:

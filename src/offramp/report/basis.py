@@ -46,7 +46,8 @@ def how_obtained(run: RunResult) -> list[str]:
     replayed = (
         f"agreement and skipped layers are replayed on the measurement, speed is predicted from {words}."
     )
-    exits = any(verdict.policy != "never" for workload in run.workloads for verdict in workload.verdicts)
+    shown = [verdict for workload in run.workloads for verdict in workload.verdicts]
+    exits = any(verdict.policy != "never" or verdict.tried is not None for verdict in shown)
     if not run.decoding:
         when = "in this run" if run.progress is None else "yet"
         notes = [f"No policy was decoded for real {when}: {replayed}"]

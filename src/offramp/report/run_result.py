@@ -88,7 +88,8 @@ class WorkloadResult:
 
     seconds: wall time of tracing and scoring it. league: families of policies at every floor, in any order.
     tuned: the tuner's answer, one per floor tried. machines: the best policy on other machines and batch
-    sizes. break_even: what would have to change for a policy to pay.
+    sizes. break_even: what would have to change for a policy to pay. replayed: the verdicts by replay alone,
+    which those that are shown are settled from.
     """
 
     name: str
@@ -106,6 +107,7 @@ class WorkloadResult:
     tuned: tuple[Tuned, ...] = ()
     machines: tuple[MachineAnswer, ...] = ()
     break_even: tuple[BreakEven, ...] = ()
+    replayed: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from offramp.scoring.finite import finite_json, number
 from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100

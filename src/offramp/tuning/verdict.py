@@ -35,7 +35,7 @@ def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool)
 
 
 def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Verdict:
-    """A verdict with what was executed and timed: the tuner's answer at its floor, and the stopwatch's.
+    """A replayed verdict with what was executed and timed: the tuner's answer at its floor, the stopwatch's.
 
     tuned: by execution (`offramp.tune` with a model). measured: of the tuned policy or of the open candidate
     (`open_candidate`), None if not timed.
@@ -50,9 +50,11 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
         speed = _predicted(tuned, tried) if measured is None else measured
     refuted |= certified and exits and tuned.policy.full_depth  # early exit adds nothing to the rest
     credit = None if speed is None else credited(verdict, speed)
-    decision = decide(worth=verdict.worth, speed=credit, certified=certified, refuted=refuted)
-    timed = speed is not None and speed.how == "measured"
-    if decision == "too close to call" and not exits and not timed and verdict.decision == "does not pay":
+    # Candidates after the open one are faster, and may yet be certified: its own speed refuses nothing then.
+    fastest = credit if tried is None or tried == _boldest(tuned) else None
+    decision = decide(worth=verdict.worth, speed=fastest, certified=certified, refuted=refuted)
+    low = credit is None or (credit.how == "predicted" and credit.value < 1.0 + verdict.worth)
+    if decision == "too close to call" and not exits and low and verdict.decision == "does not pay":
         decision = "does not pay"  # replay already says that nothing is worth it, before any drift
     settled = replace(
         verdict,
@@ -87,6 +89,11 @@ def open_candidate(tuned: Tuned) -> Candidate | None:
     return next((one for one in tuned.candidates if one.documents and one.outcome == "time used up"), None)
 
 
+def _boldest(tuned: Tuned) -> Candidate | None:
+    """The last candidate of the sequence, which is the fastest; drafts, which lose nothing, are none."""
+    return next((one for one in reversed(tuned.candidates) if one.draft_length is None), None)
+
+
 def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
     """Of the candidate on the documents that proposed it, which is no interval; else of the tuned policy."""
     at_hand = tuned.machine == LOCAL
@@ -112,8 +119,12 @@ def _is_refuted(tuned: Tuned) -> bool:
 def _reason(verdict: Verdict, tuned: Tuned) -> str:
     """Why it was decided so: what is kept as executed, and the speed."""
     speed = verdict.speed
+    tried = verdict.tried
+    if speed is not None and tried is not None:
+        what = f"{tried.policy} with keys and values by {tried.kv}"
+        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed, verdict.worth)}."
     if verdict.policy == NEVER or speed is None:
-        return tuned.answer if speed is None else f"{tuned.answer} {speed_words(speed, verdict.worth)}."
+        return tuned.answer
     said = f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
     if tuned.policy.full_depth:
         return f"{said} It leaves no layer out: what it gains is the shorter output head's."
@@ -164,12 +175,23 @@ def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
     elif not verdict.certified:
         found.append("time to decode the documents that are at hand")
     if speed is not None and (speed.how == "predicted" and speed.at_hand):
-        found.append("a timing of this policy: offramp bench MODEL --policy policy.json")
+        tried = verdict.tried
+        policy = "policy.json" if tried is None else f'"{tried.policy}" --kv {tried.kv}'
+        found.append(f"a timing of this policy: offramp bench MODEL --policy {policy}")
     elif speed is not None and speed.low is not None and speed.high is not None:
-        found.append(f"a narrower interval of the speed{_longer(speed, verdict.worth)}")
+        if _straddles(verdict):
+            found.append(f"a narrower interval of the speed{_longer(speed, verdict.worth)}")
     elif speed is not None:
         found.append("an interval of the speed: more prompts or documents")
     return tuple(found)
+
+
+def _straddles(verdict: Verdict) -> bool:
+    """Whether the interval that decides lies on both sides of the worth."""
+    limits = verdict.credit
+    if limits is None or limits.low is None or limits.high is None:
+        return True
+    return limits.low <= 1.0 + verdict.worth <= limits.high
 
 
 def _longer(speed: Speed, worth: float) -> str:

@@ -61,7 +61,8 @@ def prompts_of(
     if len(found) >= count:
         return found
     raise WorkloadError(
-        f"the workload has {len(found)} prompts that leave room for {new_tokens} new tokens, "
+        f"the workload has {len(found)} prompts that leave room for {new_tokens} new tokens"
+        f"{' and that no heads were fitted on' if heads else ''}, "
         f"{count} were asked for",
         where=workload.name,
         fix="ask for fewer prompts or new tokens, or give another workload",

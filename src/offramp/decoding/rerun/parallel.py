@@ -27,7 +27,7 @@ from offramp.decoding.rerun.carried import Carried, InputsAfter
 from offramp.errors import OfframpError
 from offramp.policies.charging import gives_output
 from offramp.policies.policy import ExitPolicy, Tokens
-from offramp.policies.signals import looks_back
+from offramp.policies.signals import is_opened, looks_back
 from offramp.policies.walk import probed_facts
 
 ROWS = 256
@@ -110,7 +110,7 @@ class ParallelPass:
         self.needs = dict(policy.needs(engine.layers))
         self.checked = tuple(probed_facts(policy, engine.layers))
         # What later checks compare with is kept by the reader itself, which must then have read it.
-        compares = any(looks_back(name) for names in self.needs.values() for name in names)
+        compares = any(is_opened(name) for names in self.needs.values() for name in names)
         self.shared = None if untouched is None or compares else untouched.read
 
     @torch.no_grad()

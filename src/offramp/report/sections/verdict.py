@@ -108,8 +108,7 @@ def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> s
 def kept_card(run: RunResult) -> str:
     """Executed agreement at the main floor."""
     found = main_verdicts(run)
-    agreements = [v.executed_agreement for _, v in found if v.policy != "never" and v.executed_agreement]
-    values = [agreement.value for agreement in agreements if agreement.value is not None]
+    values = [kept for _, verdict in found if (kept := kept_share(verdict)) is not None]
     floor = whole_percent(found[0][1].floor) if found else "95 %"
     lines = [(name, kept_line(verdict)) for name, verdict in found]
     what = (
@@ -117,6 +116,16 @@ def kept_card(run: RunResult) -> str:
         f"floor is {floor}"
     )
     return key_card("executed", span_text(values, percent) or "nothing certified", what, lines)
+
+
+def kept_share(verdict: Verdict) -> float | None:
+    """What a certified policy keeps: of documents that did not choose it, else of those that did."""
+    agreement, certificate = verdict.executed_agreement, verdict.certificate
+    if not verdict.certified or verdict.policy == "never" or certificate is None:
+        return None
+    if agreement is not None and agreement.value is not None:
+        return agreement.value
+    return None if certificate.empirical_risk is None else 1.0 - certificate.empirical_risk
 
 
 def kept_line(verdict: Verdict) -> str:
@@ -133,6 +142,12 @@ def kept_line(verdict: Verdict) -> str:
     return "nothing faster is certified: plain decoding stays"
 
 
+def _speed_line(verdict: Verdict) -> str:
+    if verdict.speed is None:
+        return _without_speed(verdict)
+    return speed_words(verdict) + (" (tried, not certified)" if verdict.tried is not None else "")
+
+
 def _without_speed(verdict: Verdict) -> str:
     open_still = verdict.decision == "too close to call"
     return "nothing is certified yet" if open_still else "best never to exit"
@@ -140,16 +155,17 @@ def _without_speed(verdict: Verdict) -> str:
 
 def speed_card(run: RunResult) -> str:
     """Speed over the fastest plain decoder at the main floor."""
-    found = [(name, v, v.speed) for name, v in main_verdicts(run)]
-    measured = any(speed is not None and speed.how == "measured" for _, _, speed in found)
-    values = [speed.value for _, _, speed in found if speed is not None]
-    lines = [(name, _without_speed(v) if speed is None else speed_words(v)) for name, v, speed in found]
+    found = main_verdicts(run)
+    measured = any(v.speed is not None and v.speed.how == "measured" for _, v in found)
+    values = [v.speed.value for _, v in found if v.speed is not None and v.policy != "never"]
+    lines = [(name, _speed_line(v)) for name, v in found]
     lines += [(name, f"not decoded: {why}") for name, why in run.not_decoded.items() if not measured]
     plain = run.plain_seconds_per_token
     token = "" if plain is None else f"; plain decoding takes {milliseconds(plain.value)} a token, measured"
     what = f"faster decoding than the fastest plain decoder, every probe and repair paid for{token}"
     kind: Kind = "measured" if measured else "predicted"
-    return key_card(kind, span_text(values, signed_change) or "nothing faster", what, lines)
+    nothing = "nothing certified" if any(v.tried is not None for _, v in found) else "nothing faster"
+    return key_card(kind, span_text(values, signed_change) or nothing, what, lines)
 
 
 def span_text(values: list[float], number: NumberFormat) -> str:

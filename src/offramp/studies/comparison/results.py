@@ -121,8 +121,8 @@ class Strategy:
     was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
     seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
     unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
-    chosen: whether the league chose it, on documents that it is not judged on. gain: what layers, head
-    and probes save of plain decoding's cost, None where that is not known.
+    chosen: whether it was chosen for its floor, on documents that it is not judged on. gain: what layers,
+    head and probes save of plain decoding's cost, None where that is not known.
     """
 
     model: str
