@@ -106,6 +106,14 @@ def passing(trace: Trace) -> tuple[Tuned, Scripted]:
     return tune(trace, {"agreement": 0.9}, "h100", executor=executor), executor
 
 
+def test_the_gain_is_split_as_the_speed_has_it(passing: tuple[Tuned, Scripted]) -> None:
+    tuned, _ = passing
+    assert tuned.gain is not None
+    assert tuned.net_speedup.value is not None
+    assert tuned.gain.total == pytest.approx(1.0 - 1.0 / tuned.net_speedup.value)
+    assert tuned.gain.layers > 0 > tuned.gain.probes
+
+
 def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -> None:
     tuned, executor = passing
     certificate = tuned.certificate

@@ -258,4 +258,5 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
         probe_cost=max(0.0, probes / float(rows.tokens.sum())),
         counts=WalkCounts(nobody, {}, nobody, nobody),
         reference_agreement=None if reference is None else kept(reference),
+        gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.walk),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.policies.batching import count_plain
-from offramp.policies.bill import PriceAt, make_bill
+from offramp.policies.bill import PriceAt, Usage, make_bill
 from offramp.policies.charging import counted_at, seconds_at
+from offramp.policies.gain import Gain, gain_of_usage
 from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
@@ -72,6 +74,11 @@ class StrategyCosts:
         cost, _, plain, _ = self._charge(trace, policy, kv, walk)
         return cost / trace.token_count, plain / trace.token_count
 
+    def gain(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Gain:
+        """What each part of a step saves of plain decoding, over all tokens."""
+        steps, (run, at, count) = self._steps(trace), self._run(trace, policy, kv, walk)
+        return gain_of_usage(count(run), count_plain(steps, trace.layers), at, trace.token_count)
+
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
         """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
         found = []
@@ -84,15 +91,23 @@ class StrategyCosts:
         self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
     ) -> tuple[float, float, float, float]:
         """The columns of `Charged`, of all tokens together."""
-        own = policy.for_task(task_of(trace))
-        steps = np.arange(trace.token_count, dtype=np.int64)
-        run = Run(seen_by(own, trace), own, walk, steps, draft_length=1)
-        at, count = self._at(kv), STRATEGIES[kv].count
+        steps, (run, at, count) = self._steps(trace), self._run(trace, policy, kv, walk)
         usage, plain = count(run), count_plain(steps, trace.layers)
         unprobed = count(replace(run, walk=Walk(walk.exits, {})))
         bill = make_bill(usage, plain, at, trace.token_count)
         free = make_bill(unprobed, plain, at, trace.token_count)
         return bill.total, free.total, bill.plain, executed_layers(usage, trace.shape)
+
+    def _steps(self, trace: Trace) -> NDArray[np.int64]:
+        return np.arange(trace.token_count, dtype=np.int64)
+
+    def _run(
+        self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
+    ) -> tuple[Run, PriceAt, Callable[[Run], Usage]]:
+        """What runs, its prices, and how its strategy counts it."""
+        own = policy.for_task(task_of(trace))
+        run = Run(seen_by(own, trace), own, walk, self._steps(trace), draft_length=1)
+        return run, self._at(kv), STRATEGIES[kv].count
 
 
 def _at_rows(walk: Walk, rows: NDArray[np.int64]) -> Walk:
