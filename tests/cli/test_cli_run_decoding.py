@@ -114,6 +114,10 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
             assert policy["answer"] == timed["answer"]
             assert policy["executed_agreement"]["value"] == policy["free_running"]["agreement"]["value"]
             assert policy["counted"]["layers"] > 0
+            assert set(policy["gain"]) == {"layers", "head", "probes"}
+            saved = 1 - policy["error"]["priced_seconds_per_token"] / policy["plain_seconds_per_token"]
+            if measurement["plain"] == "never exit":
+                assert sum(policy["gain"].values()) == pytest.approx(saved, abs=1e-6)
         assert by_name["never exit"]["same_output"] == 1.0
         assert by_name["never exit"]["layers_per_token"] == LAYERS
     assert text["a_a"] == chat["a_a"], "the plain decoder of both texts is compared to itself together"

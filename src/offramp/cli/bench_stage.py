@@ -10,7 +10,7 @@ from offramp.cli.bench_table import show
 from offramp.cli.console import Output, progress_bar, stage
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.bench import run
-from offramp.decoding.bench.beside import forecasts_of, judged_answers, with_agreement
+from offramp.decoding.bench.beside import forecasts_of, judged_answers, with_agreement, with_forecasts
 from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.prompts import prompts_of
 from offramp.decoding.bench.results import BenchResult, TaskScore
@@ -79,7 +79,7 @@ def _measured(
                 agreement=agreement,
                 parts_of=PARTS_OF,
             )
-        result = replace(result, forecasts=forecasts)
+        result = with_forecasts(result, measured, forecasts)
     return result
 
 

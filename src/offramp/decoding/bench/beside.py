@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from offramp.costs.machine import Machine
@@ -153,6 +153,14 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
     kept = result.main.executed_agreement if tuned.floor.kind == "agreement" else None
     floor = FloorCheck(str(tuned.floor), tuned.certificate.holds, tuned.floor.value, kept)
     return replace(result, floor=floor)
+
+
+def with_forecasts(result: BenchResult, measured: Measurement, forecasts: Sequence[Forecast]) -> BenchResult:
+    """The result with the forecasts of `forecasts_of`, and with where each policy's gain comes from."""
+    cells = [cell.name for cell in measured.setting.cells if cell.name in measured.decoded]
+    gains = {name: one.gain for name, one in zip(cells, forecasts, strict=False)}
+    contenders = tuple(replace(one, gain=gains.get(one.name)) for one in result.contenders)
+    return replace(result, contenders=contenders, forecasts=tuple(forecasts))
 
 
 def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.beside import forecasts_of, judged_answers, predict_cells, with_agreement
+from offramp.decoding.bench.beside import (
+    forecasts_of,
+    judged_answers,
+    predict_cells,
+    with_agreement,
+    with_forecasts,
+)
 from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.results import BenchResult, Forecast, FreeRunning
 from offramp.decoding.bench.together import Measurement
@@ -72,7 +78,7 @@ def judge_measurement(
         measured, machine, predicted=predicted, workload=workload, agreement=agreement, parts_of=parts_of
     )  # fmt: skip
     bench = with_agreement(measured.result, measured.setting, quality)
-    bench = replace(bench, notes=(*bench.notes, *notes), forecasts=forecasts)
+    bench = with_forecasts(replace(bench, notes=(*bench.notes, *notes)), measured, forecasts)
     held = dict(zip([cell.name for cell in cells], forecasts, strict=False))
     return Judged(bench, held, quality)
 
