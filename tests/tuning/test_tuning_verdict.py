@@ -426,7 +426,7 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed() -> None:
     assert untimed.tried == late.candidates[0]
     assert (untimed.policy, untimed.kv, untimed.gain) == ("never", None, None)
     assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
-    assert executed_words(untimed) == "kept 88 % as executed on 20 documents (not certified ≥ 95 % yet)"
+    assert executed_words(untimed) == "kept 88 % as executed on 20 documents, not certified ≥ 95 % yet"
     # A stopwatch's answer counts, however the certificate ends.
     assert settle(proposed, late, speed(1.06, 1.1)).decision == "too close to call"
     slow = settle(proposed, late, speed(0.98, 1.03))

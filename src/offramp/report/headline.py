@@ -109,12 +109,11 @@ def mixed_sentence(model: str, found: list[Named]) -> str:
 
 def short_figures(verdict: Verdict) -> str:
     """One workload's figures in a few words."""
-    missing = f"missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
-    if verdict.speed is None:
-        settled = verdict.decision == "does not pay"
-        return "nothing faster is certified" if settled else missing or "nothing is certified yet"
-    said = f"{executed_words(verdict)}, {speed_words(verdict)}"
-    return f"{said}; {missing}" if missing else said
+    if verdict.speed is not None:  # what is missing stands among the notes
+        return f"{executed_words(verdict)}, {speed_words(verdict)}"
+    if verdict.decision == "does not pay":
+        return "nothing faster is certified"
+    return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"
 
 
 def speed(verdict: Verdict) -> float:

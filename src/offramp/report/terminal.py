@@ -11,7 +11,7 @@ from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.forecasts import error_sentence, short_name
+from offramp.report.forecasts import error_sentence, rule_name, short_name
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -100,7 +100,7 @@ def floors_table(run: RunResult) -> Table:
 def shown_policy(verdict: Verdict) -> str:
     """What to decode with, and what was tried where nothing is certified yet."""
     tried = verdict.tried
-    return verdict.policy if tried is None else f"{verdict.policy}; tried: {tried.policy}, {tried.kv}"
+    return verdict.policy if tried is None else f"never; tried: {rule_name(tried.policy)} · {tried.kv}"
 
 
 def kept(verdict: Verdict) -> str:

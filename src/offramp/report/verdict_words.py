@@ -19,7 +19,7 @@ def executed_words(verdict: Verdict) -> str:
     tried = verdict.tried
     if tried is not None and tried.executed is not None:
         kept = f"kept {percent_down(tried.executed)} as executed on {counted(tried.documents, 'document')}"
-        return f"{kept} (not certified ≥ {floor} yet)"
+        return f"{kept}, not certified ≥ {floor} yet"
     if agreement is not None and agreement.value is not None:
         kept = f"keeps {percent_down(agreement.value)} as executed"
     elif certificate.empirical_risk is not None:
