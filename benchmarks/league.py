@@ -78,7 +78,8 @@ def decoded(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     predicted = predict_cells(measurement.setting, trace, profile, workload.name)
     forecasts = {
-        one.policy: one for one in forecasts_of(measurement, profile, predicted=predicted, parts_of=1)
+        one.policy: one
+        for one in forecasts_of(measurement, profile, predicted=predicted, parts_of=1).values()
     }
     rows = [_row(entry, measurement, forecasts[entry.policy], options.kv) for entry in entries]
     result = measurement.result

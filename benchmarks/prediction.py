@@ -127,7 +127,8 @@ def one_dtype(dtype: str, options: argparse.Namespace) -> tuple[BenchResult, tup
         new_tokens=options.new_tokens, rounds=options.rounds, budget_seconds=options.seconds,
         draft_length=options.draft_length, peers=False, never=True,
     )  # fmt: skip
-    forecasts = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload, parts_of=2)
+    found = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload, parts_of=2)
+    forecasts = tuple(found.values())
     for one in forecasts:
         _print(one)
     return measurement.result, forecasts

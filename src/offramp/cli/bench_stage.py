@@ -79,7 +79,7 @@ def _measured(
                 agreement=agreement,
                 parts_of=PARTS_OF,
             )
-        result = with_forecasts(result, measured, forecasts)
+        result = with_forecasts(result, forecasts)
     return result
 
 

@@ -112,12 +112,7 @@ def kept(verdict: Verdict) -> str:
         return "–"
     if verdict.certificate is None or not verdict.certificate.executed:
         return "[dim]not executed[/]"
-    agreement = verdict.executed_agreement
-    risk = verdict.certificate.empirical_risk
-    if agreement is not None and agreement.value is not None:
-        value = stacked(agreement, percent)
-    else:  # no time was left for documents that did not choose it
-        value = "not known" if risk is None else percent(1.0 - risk)
+    value = "not known" if verdict.kept is None else stacked(verdict.kept, percent)
     return f"{value}\n[dim]{'certified' if verdict.certified else 'not certified'}[/]"
 
 

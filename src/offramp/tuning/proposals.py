@@ -118,7 +118,7 @@ class Proposals:
         return [self.found[place] for place in places]
 
     @functools.cached_property
-    def _alike(self) -> dict[Hashable, list[Scored]]:
+    def _alike(self) -> list[list[Scored]]:
         """What is faster than plain in the search, together what differs in its thresholds alone."""
         found: dict[Hashable, list[Scored]] = {}
         layers, plain = self.pool.trace.layers, self.pool.pricing.plain
@@ -126,11 +126,11 @@ class Proposals:
             if one.cost < plain:
                 key = (one.family, tuple(one.policy.needs(layers)), one.policy.short_list)
                 found.setdefault(key, []).append(one)
-        return found
+        return list(found.values())
 
     def _decodable(self, kv: str) -> Iterator[list[Scored]]:
         """Those that can be decoded so; the thresholds do not matter for that."""
-        return (alike for alike in self._alike.values() if self.executor.can(alike[0].policy, kv))
+        return (alike for alike in self._alike if self.executor.can(alike[0].policy, kv))
 
     def _rerun_front(self, kv: str) -> None:
         """Exact K and V: replayed risks hold, and only prices differ."""

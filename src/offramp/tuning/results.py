@@ -161,6 +161,14 @@ class Verdict:
         """Whether what decodes is certified at the floor; a replay bound is no certificate."""
         return self.certificate is not None and self.certificate.executed and self.certificate.holds
 
+    @property
+    def kept(self) -> Estimate | None:
+        """What the policy keeps as executed: of documents that did not choose it, else of those that did."""
+        if self.executed_agreement is not None and self.executed_agreement.value is not None:
+            return self.executed_agreement
+        risk = None if self.certificate is None else self.certificate.empirical_risk
+        return None if risk is None else Estimate(1.0 - risk)
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.policies.batching import count_plain
-from offramp.policies.bill import PriceAt, Usage, make_bill
+from offramp.policies.bill import Bill, PriceAt, Usage, make_bill
 from offramp.policies.charging import counted_at, seconds_at
-from offramp.policies.gain import Gain, gain_of_usage
+from offramp.policies.gain import Gain, split_gain
 from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
@@ -76,8 +75,8 @@ class StrategyCosts:
 
     def gain(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Gain:
         """What each part of a step saves of plain decoding, over all tokens."""
-        steps, (run, at, count) = self._steps(trace), self._run(trace, policy, kv, walk)
-        return gain_of_usage(count(run), count_plain(steps, trace.layers), at, trace.token_count)
+        run = _run(trace, policy, walk)
+        return split_gain(self._bill(run, kv, STRATEGIES[kv].count(run)))
 
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
         """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
@@ -91,23 +90,23 @@ class StrategyCosts:
         self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
     ) -> tuple[float, float, float, float]:
         """The columns of `Charged`, of all tokens together."""
-        steps, (run, at, count) = self._steps(trace), self._run(trace, policy, kv, walk)
-        usage, plain = count(run), count_plain(steps, trace.layers)
-        unprobed = count(replace(run, walk=Walk(walk.exits, {})))
-        bill = make_bill(usage, plain, at, trace.token_count)
-        free = make_bill(unprobed, plain, at, trace.token_count)
+        run, count = _run(trace, policy, walk), STRATEGIES[kv].count
+        usage = count(run)
+        bill = self._bill(run, kv, usage)
+        free = self._bill(run, kv, count(replace(run, walk=Walk(walk.exits, {}))))
         return bill.total, free.total, bill.plain, executed_layers(usage, trace.shape)
 
-    def _steps(self, trace: Trace) -> NDArray[np.int64]:
-        return np.arange(trace.token_count, dtype=np.int64)
+    def _bill(self, run: Run, kv: str, usage: Usage) -> Bill:
+        """What runs, and what plain decoding of the same tokens runs, at this machine's prices."""
+        plain = count_plain(run.steps, run.trace.layers)
+        return make_bill(usage, plain, self._at(kv), run.trace.token_count)
 
-    def _run(
-        self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
-    ) -> tuple[Run, PriceAt, Callable[[Run], Usage]]:
-        """What runs, its prices, and how its strategy counts it."""
-        own = policy.for_task(task_of(trace))
-        run = Run(seen_by(own, trace), own, walk, self._steps(trace), draft_length=1)
-        return run, self._at(kv), STRATEGIES[kv].count
+
+def _run(trace: Trace, policy: ExitPolicy, walk: Walk) -> Run:
+    """The tokens of a trace one after the other, as their own task's policy sees them."""
+    own = policy.for_task(task_of(trace))
+    steps = np.arange(trace.token_count, dtype=np.int64)
+    return Run(seen_by(own, trace), own, walk, steps, draft_length=1)
 
 
 def _at_rows(walk: Walk, rows: NDArray[np.int64]) -> Walk:

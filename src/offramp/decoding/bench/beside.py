@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from offramp.costs.machine import Machine
@@ -64,9 +64,10 @@ def forecasts_of(
     workload: str = "",
     agreement: Mapping[str, float] | None = None,
     parts_of: int | None = None,
-) -> tuple[Forecast, ...]:
-    """The forecast of every policy that was timed; its parts are timed now, in one decoding of each batch.
+) -> dict[str, Forecast]:
+    """The forecast of every policy that was timed, by the cell's name.
 
+    Its parts are timed now, in one decoding of each batch.
     predicted: what `predict_cells` said before, None to price only what ran. agreement: of generated tokens
     with the full model, by the cell's name, where it is known. parts_of: of how many batches of prompts parts
     are timed, None for all.
@@ -76,25 +77,22 @@ def forecasts_of(
     result, setting = measurement.result, measurement.setting
     plain = _records(measurement, NEVER)
     timed_cells = [cell for cell in setting.cells if cell.name in measurement.decoded]
-    found = []
-    for cell in timed_cells:
-        contender = result.contender(cell.name)
-        found.append(
-            forecast(
-                _records(measurement, cell.name),
-                plain,
-                machine,
-                setting.model.shape,
-                _described(setting, cell, workload),
-                predicted=(predicted or {}).get(cell.name),
-                timed=[decode_timed(setting, cell, batch) for batch in setting.prompts[:parts_of]],
-                measured=contender.seconds_per_token,
-                plain_measured=_seconds(measurement, NEVER),
-                fastest_plain=_seconds(measurement, result.plain),
-                measured_agreement=(agreement or {}).get(cell.name),
-            )
+    return {
+        cell.name: forecast(
+            _records(measurement, cell.name),
+            plain,
+            machine,
+            setting.model.shape,
+            _described(setting, cell, workload),
+            predicted=(predicted or {}).get(cell.name),
+            timed=[decode_timed(setting, cell, batch) for batch in setting.prompts[:parts_of]],
+            measured=result.contender(cell.name).seconds_per_token,
+            plain_measured=_seconds(measurement, NEVER),
+            fastest_plain=_seconds(measurement, result.plain),
+            measured_agreement=(agreement or {}).get(cell.name),
         )
-    return tuple(found)
+        for cell in timed_cells
+    }
 
 
 def free_running_of(
@@ -155,12 +153,13 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
     return replace(result, floor=floor)
 
 
-def with_forecasts(result: BenchResult, measured: Measurement, forecasts: Sequence[Forecast]) -> BenchResult:
+def with_forecasts(result: BenchResult, forecasts: Mapping[str, Forecast]) -> BenchResult:
     """The result with the forecasts of `forecasts_of`, and with where each policy's gain comes from."""
-    cells = [cell.name for cell in measured.setting.cells if cell.name in measured.decoded]
-    gains = {name: one.gain for name, one in zip(cells, forecasts, strict=False)}
-    contenders = tuple(replace(one, gain=gains.get(one.name)) for one in result.contenders)
-    return replace(result, contenders=contenders, forecasts=tuple(forecasts))
+    contenders = tuple(
+        replace(one, gain=forecasts[one.name].gain) if one.name in forecasts else one
+        for one in result.contenders
+    )
+    return replace(result, contenders=contenders, forecasts=tuple(forecasts.values()))
 
 
 def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:

@@ -72,15 +72,13 @@ def judge_measurement(
     Raises InputError if the machine cannot price what ran.
     """
     quality = judged_answers(measured, seed=seed)
-    cells = [cell for cell in measured.setting.cells if cell.name in measured.decoded]
     agreement = {name: one.agreement.value for name, one in quality.items()}
-    forecasts = () if machine is None else forecasts_of(
+    forecasts = {} if machine is None else forecasts_of(
         measured, machine, predicted=predicted, workload=workload, agreement=agreement, parts_of=parts_of
     )  # fmt: skip
     bench = with_agreement(measured.result, measured.setting, quality)
-    bench = with_forecasts(replace(bench, notes=(*bench.notes, *notes)), measured, forecasts)
-    held = dict(zip([cell.name for cell in cells], forecasts, strict=False))
-    return Judged(bench, held, quality)
+    bench = with_forecasts(replace(bench, notes=(*bench.notes, *notes)), forecasts)
+    return Judged(bench, forecasts, quality)
 
 
 def prompt_notes(prompts: Prompts, wanted: int) -> list[str]:

@@ -91,7 +91,7 @@ def _repair(kv: str) -> str:
 
 def kept_cell(verdict: Verdict) -> str:
     """Executed agreement and its certificate: one status a floor."""
-    certificate, agreement, tried = verdict.certificate, verdict.executed_agreement, verdict.tried
+    certificate, tried = verdict.certificate, verdict.tried
     if tried is not None and tried.executed is not None:
         documents = counted(tried.documents, "document")
         return text(percent(tried.executed)) + small(f"{documents}, not certified yet")
@@ -99,11 +99,7 @@ def kept_cell(verdict: Verdict) -> str:
         return text("100 %") + small("plain decoding")
     if certificate is None or not certificate.executed:
         return text("not executed")
-    if agreement is not None and agreement.value is not None:
-        value = stacked(agreement, percent)
-    else:  # no time was left for documents that did not choose it
-        risk = certificate.empirical_risk
-        value = text("not known" if risk is None else percent(1.0 - risk))
+    value = text("not known") if verdict.kept is None else stacked(verdict.kept, percent)
     if verdict.certified:
         return value + small(f"certified ≥ {whole_percent(verdict.floor)}")
     return value + small("not certified")

@@ -108,7 +108,8 @@ def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> s
 def kept_card(run: RunResult) -> str:
     """Executed agreement at the main floor."""
     found = main_verdicts(run)
-    values = [kept for _, verdict in found if (kept := kept_share(verdict)) is not None]
+    certified = [v.kept for _, v in found if v.certified and v.policy != "never" and v.kept is not None]
+    values = [kept.value for kept in certified if kept.value is not None]
     floor = whole_percent(found[0][1].floor) if found else "95 %"
     lines = [(name, kept_line(verdict)) for name, verdict in found]
     what = (
@@ -116,16 +117,6 @@ def kept_card(run: RunResult) -> str:
         f"floor is {floor}"
     )
     return key_card("executed", span_text(values, percent) or "nothing certified", what, lines)
-
-
-def kept_share(verdict: Verdict) -> float | None:
-    """What a certified policy keeps: of documents that did not choose it, else of those that did."""
-    agreement, certificate = verdict.executed_agreement, verdict.certificate
-    if not verdict.certified or verdict.policy == "never" or certificate is None:
-        return None
-    if agreement is not None and agreement.value is not None:
-        return agreement.value
-    return None if certificate.empirical_risk is None else 1.0 - certificate.empirical_risk
 
 
 def kept_line(verdict: Verdict) -> str:
