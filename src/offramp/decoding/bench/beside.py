@@ -68,6 +68,7 @@ def forecasts_of(
     """The forecast of every policy that was timed, by the cell's name.
 
     Its parts are timed now, in one decoding of each batch.
+
     predicted: what `predict_cells` said before, None to price only what ran. agreement: of generated tokens
     with the full model, by the cell's name, where it is known. parts_of: of how many batches of prompts parts
     are timed, None for all.
