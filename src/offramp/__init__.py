@@ -29,7 +29,7 @@ _HOMES = {
     "tune": "offramp.decoding.execution.tune",
     "tune_tasks": "offramp.decoding.execution.tasks",
     "TunedTasks": "offramp.decoding.execution.tasks",
-    "Tuned": "offramp.tuning.results",
+    "Tuned": "offramp.tuning.tuned",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
     "import_heads": "offramp.tracing.importing.imports",
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from offramp.tuning.judging import judge
     from offramp.tuning.league import league
     from offramp.tuning.predict import predict
-    from offramp.tuning.results import Tuned
+    from offramp.tuning.tuned import Tuned
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
 

@@ -13,10 +13,11 @@ from command_line import run_offramp
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.scoring import score
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.predict import predict
-from offramp.tuning.results import Floor, Tuned
 from offramp.tuning.shift import shift_of
 from offramp.tuning.tune import tune
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.tuned_file import read_tuned, write_tuned
 from tiny_models import write_documents, write_llama
 

@@ -36,7 +36,7 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tuning.results import Tuned
+from offramp.tuning.tuned import Tuned
 from tiny_models import CONTEXT, VOCABULARY
 
 

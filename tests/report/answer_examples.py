@@ -6,15 +6,10 @@ from dataclasses import replace
 
 from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import (
-    BreakEven,
-    Certificate,
-    Floor,
-    FrontPoint,
-    LeagueEntry,
-    MachineAnswer,
-    Tuned,
-)
+from offramp.tuning.break_even import BreakEven
+from offramp.tuning.floor import Floor
+from offramp.tuning.results import LeagueEntry, MachineAnswer
+from offramp.tuning.tuned import Certificate, FrontPoint, Tuned
 
 PLAIN = 0.0583
 

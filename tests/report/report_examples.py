@@ -18,8 +18,8 @@ from offramp.report.passage import grid_from_trace, passage_from_trace, typical_
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.tracing.trace import DocumentRecord, Marginal, Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge
-from offramp.tuning.results import Floor
 
 LAYERS = 30
 CHAT = (

@@ -7,7 +7,7 @@ import pytest
 
 from offramp.report.certificate import certificate_sentence, risk_text, short_certificate, status
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Floor
+from offramp.tuning.floor import Floor
 
 AGREEMENT = Floor("agreement", 0.99)
 NLL = Floor("nll", 0.05, clip=4.0)

@@ -8,7 +8,8 @@ from report_examples import example_run
 from offramp.policies.gain import Gain
 from offramp.report.headline import caveats, headline, main_verdict, overall_decision
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Certificate, Speed, Verdict
+from offramp.tuning.results import Speed, Verdict
+from offramp.tuning.tuned import Certificate
 
 
 def certificate(*, holds: bool = True, executed: bool = True) -> Certificate:

@@ -9,7 +9,7 @@ from report_examples import example_run
 
 from offramp.report.page import render
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Floor
+from offramp.tuning.floor import Floor
 
 
 @pytest.fixture(scope="module")

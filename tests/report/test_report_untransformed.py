@@ -21,8 +21,8 @@ from offramp.report.terminal import print_summary
 from offramp.report.untransformed import reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
+from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge
-from offramp.tuning.results import Floor
 
 
 @functools.cache

@@ -29,11 +29,11 @@ from offramp.tuning.executed import Limits
 from offramp.tuning.executor import Rerun
 from offramp.tuning.losses import make_floor
 from offramp.tuning.proposals import RERUNS, Clock, Proposal
-from offramp.tuning.results import Tuned
 from offramp.tuning.sequence import FixedSequence, chosen_trial
 from offramp.tuning.sequential import settle
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.tuned_file import read_tuned, write_tuned
 
 AGREEMENT = make_floor({"agreement": 0.9})

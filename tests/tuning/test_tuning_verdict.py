@@ -20,21 +20,22 @@ from offramp.policies.replay import replay
 from offramp.policies.results import ReplayResult
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
-from offramp.report.verdict_words import executed_words
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.evidence import Evidence
 from offramp.tuning.exit_sets import exit_sets, recorded_signals
+from offramp.tuning.floor import Floor
 from offramp.tuning.judging import documents_needed, judge
 from offramp.tuning.losses import make_floor
 from offramp.tuning.machines import machine_answers
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.results import Candidate, Certificate, Floor, Speed, Tuned
+from offramp.tuning.results import Speed
 from offramp.tuning.searching import add_exact, targets_around
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import decide, percent_down, settle
+from offramp.tuning.tuned import Candidate, Certificate, Tuned
+from offramp.tuning.verdict import decide, kept_words, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
@@ -426,7 +427,7 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed() -> None:
     assert untimed.tried == late.candidates[0]
     assert (untimed.policy, untimed.kv, untimed.gain) == ("never", None, None)
     assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
-    assert executed_words(untimed) == "kept 88 % as executed on 20 documents, not certified ≥ 95 % yet"
+    assert kept_words(untimed) == "kept 88 % as executed on 20 documents, not certified ≥ 95 % yet"
     # A stopwatch's answer counts, however the certificate ends.
     assert settle(proposed, late, speed(1.06, 1.1)).decision == "too close to call"
     slow = settle(proposed, late, speed(0.98, 1.03))

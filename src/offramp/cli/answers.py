@@ -9,12 +9,12 @@ from offramp.costs.machine import Machine
 from offramp.policies.charging import prices_of, seconds_of
 from offramp.report.answers import fastest_exiting
 from offramp.tracing.trace import Trace
-from offramp.tuning.break_even import break_even
+from offramp.tuning.break_even import BreakEven, break_even
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.machines import machine_answers
-from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import WORTH
 

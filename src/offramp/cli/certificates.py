@@ -20,9 +20,10 @@ from offramp.report.decoded import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
-from offramp.tuning.results import Speed, Tuned, Verdict
+from offramp.tuning.results import Speed, Verdict
 from offramp.tuning.tune import AUTO
 from offramp.tuning.tune import tune as tune_trace
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import open_candidate, settle
 from offramp.workloads.workload import Workload
 

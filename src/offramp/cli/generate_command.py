@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.policies.policy import ExitPolicy
     from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tuning.results import Tuned
+    from offramp.tuning.tuned import Tuned
 
 NEW_TOKENS = 64
 AUTO = "auto"

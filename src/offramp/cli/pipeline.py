@@ -44,7 +44,8 @@ from offramp.tracing.request import code_fingerprint, library_versions, parse_ex
 from offramp.tracing.streamed.loading import load_for_tracing
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
-from offramp.tuning.results import Tuned, Verdict
+from offramp.tuning.results import Verdict
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from offramp.tuning.from_scores import ScorePrediction
-    from offramp.tuning.results import Prediction
+    from offramp.tuning.predict import Prediction
 
 SCORE, LEVEL = "composite", 0.9
 

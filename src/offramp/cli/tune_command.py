@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offramp.decoding.execution.tasks import TunedTasks
     from offramp.scoring.estimate import Estimate
     from offramp.tracing.trace import Trace
-    from offramp.tuning.results import Tuned
+    from offramp.tuning.tuned import Tuned
 
 NO_MODEL = "none"
 """As `--model`: nothing is decoded."""

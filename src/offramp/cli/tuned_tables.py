@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offramp.tuning.results import Tuned
+    from offramp.tuning.tuned import Tuned
 
 # Points of the front that the terminal shows.
 SHOWN_POINTS = 8

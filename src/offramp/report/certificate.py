@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from offramp.report.formats import counted, decimal, faster, percent, whole_percent
-from offramp.tuning.results import Certificate, Floor, FloorKind, Tuned
+from offramp.tuning.floor import Floor, FloorKind
+from offramp.tuning.tuned import Certificate, Tuned
 
 METHODS: dict[str, str] = {
     "wsr": "betting bound (Waudby-Smith and Ramdas)",

@@ -8,7 +8,7 @@ from offramp.report.certificate import value_words
 from offramp.report.formats import MINUS, NumberFormat, decimal, interval_text, percent
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import SAVING, floor_and_machine
-from offramp.tuning.results import Floor, FloorKind
+from offramp.tuning.floor import Floor, FloorKind
 
 LENS = "logit lens"
 

@@ -8,10 +8,11 @@ from offramp.report.basis import how_obtained
 from offramp.report.formats import counted, listed, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import transform_sentence
-from offramp.report.verdict_words import executed_words, saved_words, speed_words, worth_words
+from offramp.report.verdict_words import saved_words, speed_words, worth_words
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Decision, Verdict
+from offramp.tuning.verdict import kept_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 HEADLINE_FLOOR = 0.95
@@ -89,7 +90,7 @@ def doubt(found: list[Named]) -> str:
 
 def figures(verdict: Verdict) -> str:
     """What is kept as executed, the speed against the worth, and where it comes from."""
-    return f"{executed_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
+    return f"{kept_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
 
 
 def mixed_sentence(model: str, found: list[Named]) -> str:
@@ -110,7 +111,7 @@ def mixed_sentence(model: str, found: list[Named]) -> str:
 def short_figures(verdict: Verdict) -> str:
     """One workload's figures in a few words."""
     if verdict.speed is not None:  # what is missing stands among the notes
-        return f"{executed_words(verdict)}, {speed_words(verdict)}"
+        return f"{kept_words(verdict)}, {speed_words(verdict)}"
     if verdict.decision == "does not pay":
         return "nothing faster is certified"
     return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"

@@ -11,7 +11,9 @@ from offramp.policies.results import Frontier
 from offramp.report.decoded import Decoded, Progress
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
-from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.break_even import BreakEven
+from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.tuned import Tuned
 from offramp.workloads.workload import Mode
 
 

@@ -19,7 +19,9 @@ from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.finite import finite_json, number
-from offramp.tuning.results import BreakEven, LeagueEntry, MachineAnswer, Tuned, Verdict
+from offramp.tuning.break_even import BreakEven
+from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import WORTH
 
 SCHEMA_VERSION = 6

@@ -4,36 +4,8 @@ from __future__ import annotations
 
 from offramp.report.basis import machine_name
 from offramp.report.credit import CUT
-from offramp.report.formats import counted, faster, gain_text, interval_text, percent, times, whole_percent
+from offramp.report.formats import faster, gain_text, interval_text, percent, times
 from offramp.tuning.results import Speed, Verdict
-from offramp.tuning.verdict import percent_down
-
-
-def executed_words(verdict: Verdict) -> str:
-    """ "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)", or how much is known."""
-    certificate, agreement = verdict.certificate, verdict.executed_agreement
-    floor = whole_percent(verdict.floor)
-    if certificate is None or not certificate.executed:
-        return f"keeps {_replayed(verdict)} in replay (not executed)"
-    shown = certificate.stopped_after or 0
-    tried = verdict.tried
-    if tried is not None and tried.executed is not None:
-        kept = f"kept {percent_down(tried.executed)} as executed on {counted(tried.documents, 'document')}"
-        return f"{kept}, not certified ≥ {floor} yet"
-    if agreement is not None and agreement.value is not None:
-        kept = f"keeps {percent_down(agreement.value)} as executed"
-    elif certificate.empirical_risk is not None:
-        kept = f"kept {percent_down(1.0 - certificate.empirical_risk)} as executed"
-    else:
-        return f"is not certified to keep {floor}"
-    if not verdict.certified:
-        return f"{kept} (not certified ≥ {floor})"
-    return f"{kept} (certified ≥ {floor}, {counted(shown, 'document')})"
-
-
-def _replayed(verdict: Verdict) -> str:
-    value = verdict.agreement.value
-    return "an unknown share" if value is None else percent_down(value)
 
 
 def speed_words(verdict: Verdict) -> str:

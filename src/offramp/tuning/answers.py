@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.job import Job
 from offramp.tuning.losses import NATS, loss_text
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.results import Candidate, Certificate, Floor
 from offramp.tuning.splits import fewest_documents
+from offramp.tuning.tuned import Candidate, Certificate
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
 """What is searched and certified at a batch above 1."""

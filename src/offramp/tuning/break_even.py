@@ -18,7 +18,6 @@ from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.results import BreakEven
 
 TARGET = 1.05
 """The net speedup from which on early exit is worth its trouble."""
@@ -29,6 +28,24 @@ SILENT_FACT = "hidden_cosine_to_previous"
 
 SYMBOLS = {"seconds": "s", "bytes": "B", "flops": "FLOPs"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """What would have to change for one policy to pay.
+
+    lever: "probe", "head", "layer" or "key and value repair". now: today's seconds of one such part (of one
+    layer, one probe, ...). needed: the seconds at which the net speedup reaches the target, None if no value
+    does. factor: needed / now. sentence: in plain words.
+    """
+
+    policy: str
+    lever: str
+    now: float
+    needed: float | None
+    factor: float | None
+    target: float
+    sentence: str
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import Lengths, document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
+from offramp.tuning.floor import Floor
 from offramp.tuning.losses import document_losses, loss_text, risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored
-from offramp.tuning.results import Certificate, Floor
+from offramp.tuning.tuned import Certificate
 
 TARGETS = 21
 """Targets of the search risk, evenly spread from 0 to the allowed risk."""

@@ -18,9 +18,9 @@ from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import Curve, Grid, curve, make_grid
 from offramp.tuning.exit_sets import Exits
+from offramp.tuning.floor import Floor
 from offramp.tuning.losses import document_weights, token_losses
 from offramp.tuning.pricing import WalkCounts, count_walk
-from offramp.tuning.results import Floor
 
 # Tokens on which every member of a family is tried; the best of each are then walked over all of them.
 SCREENED_TOKENS = 30_000

@@ -25,7 +25,6 @@ from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, WalkCounts
 from offramp.tuning.proposals import TARGETS, Clock, Proposal, Proposals
 from offramp.tuning.replay_bound import measure_report
-from offramp.tuning.results import Candidate, Certificate, Tuned
 from offramp.tuning.sequence import (
     DOCUMENTS_AT_ONCE,
     FixedSequence,
@@ -35,6 +34,7 @@ from offramp.tuning.sequence import (
 )
 from offramp.tuning.sequential import fewest_documents
 from offramp.tuning.strategy_costs import StrategyCosts
+from offramp.tuning.tuned import Candidate, Certificate, Tuned
 
 PER_NEEDED = 4
 """Documents that a candidate may be decoded on, over those that are needed if none loses anything."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from offramp.errors import InputError
 from offramp.tracing.trace import Trace
 from offramp.tuning.evidence import Evidence
+from offramp.tuning.floor import Floor
 from offramp.tuning.pool import Pool, require_policies
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.results import Floor
 from offramp.tuning.searching import search_pool
 from offramp.tuning.splits import split_documents
 

@@ -17,9 +17,9 @@ from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
 from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
-from offramp.tuning.results import Floor
 
 DRAWS = 2000
 

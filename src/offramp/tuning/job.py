@@ -16,14 +16,15 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method
+from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.losses import risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored, front_of
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.results import Certificate, Floor, FrontPoint, Tuned
 from offramp.tuning.searching import search_pool
 from offramp.tuning.shift import shift_of
 from offramp.tuning.splits import Roles, digests, texts
+from offramp.tuning.tuned import Certificate, FrontPoint, Tuned
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24

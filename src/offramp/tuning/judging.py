@@ -14,12 +14,13 @@ from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
+from offramp.tuning.floor import Floor
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import HeldOut, measure, speed_over
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
-from offramp.tuning.results import Decision, Floor, Speed, Verdict
+from offramp.tuning.results import Decision, Speed, Verdict
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import CUT, LOCAL, NEVER, WORTH, decide, percent_down, require_worth
 

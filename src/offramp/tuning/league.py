@@ -7,13 +7,14 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.oracle import ORACLES, Oracle
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import measure
 from offramp.tuning.judging import choose
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.results import Floor, LeagueEntry
+from offramp.tuning.results import LeagueEntry
 
 FULL_MODEL = "full model"
 

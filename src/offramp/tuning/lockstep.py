@@ -19,10 +19,10 @@ from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import DRAWS, HeldOut
 from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
 from offramp.tuning.pricing import count_walk
-from offramp.tuning.results import Floor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.tracing.trace import FactArray, Trace
-from offramp.tuning.results import Floor, FloorKind
+from offramp.tuning.floor import Floor, FloorKind
 
 CLIP = 1.0
 """Nats at which a token's loss is cut for the floors "nll" and "kl", unless another limit is given."""

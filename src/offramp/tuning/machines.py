@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from offramp.costs.machine import Machine
 from offramp.policies.charging import untimed_notes
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import Floor
 from offramp.tuning.halves import Halves, halves_of
 from offramp.tuning.held_out import measure, speed_over
 from offramp.tuning.judging import choose, decide_replayed
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.results import Floor, MachineAnswer
+from offramp.tuning.results import MachineAnswer
 from offramp.tuning.verdict import WORTH
 
 

@@ -14,8 +14,8 @@ from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.evidence import Evidence
 from offramp.tuning.exit_sets import Exits
+from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.results import Floor
 
 # Sums of losses may differ by so much with the order in which they are added up.
 ROUNDING = 1e-12

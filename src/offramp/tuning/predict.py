@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,24 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
 from offramp.policies.charging import lookup_notes, machine_for, untimed_notes
+from offramp.policies.gain import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.map_ranks import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import task_of
-from offramp.scoring.documents import lengths_of
+from offramp.scoring.documents import Lengths, lengths_of
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.certify import policy_losses
+from offramp.tuning.floor import Floor, FloorAnswer
 from offramp.tuning.held_out import HeldOut, measure
 from offramp.tuning.lockstep import group_losses, measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.prediction_notes import prediction_notes
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.results import Floor, FloorAnswer, Prediction, Tuned
-from offramp.tuning.shift import shift_rows
+from offramp.tuning.shift import ShiftRow, shift_rows
 from offramp.tuning.splits import require_disjoint, require_seed, seen_documents, traced
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.tuned_file import is_tuned_file, read_tuned
 
 DELTA = 0.1
@@ -33,6 +37,44 @@ DELTA = 0.1
 
 # Only to measure a policy that has no floor of its own; nothing of it is shown.
 ANY_FLOOR = Floor("agreement", 0.99)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a policy would do on another workload or machine.
+
+    floor_answer: "holds" if the lower confidence limit of the quality reaches the floor, "broken" if the
+    upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
+    confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
+    of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
+    gain: what each part of a step saves, None where that is not known of a batch.
+    document_tokens: fewest, median and most tokens of a document.
+    """
+
+    policy: str
+    workload: str
+    machine: str
+    batch: int
+    floor: Floor | None
+    quality: Estimate
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+    seconds_per_token: float
+    plain_seconds_per_token: float
+    probe_share: float
+    floor_answer: FloorAnswer | None
+    risk_low: float | None
+    risk_high: float | None
+    delta: float
+    documents: int
+    batching: str | None
+    reachable: bool
+    shift: tuple[ShiftRow, ...]
+    notes: tuple[str, ...]
+    reference_agreement: Estimate | None = None
+    gain: Gain | None = None
+    document_tokens: Lengths | None = None
 
 
 def predict(

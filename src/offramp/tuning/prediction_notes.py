@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed
+from offramp.tuning.floor import Floor, FloorAnswer
 from offramp.tuning.pricing import BYTES, Pricing
-from offramp.tuning.results import Floor, FloorAnswer, ShiftRow, Tuned
+from offramp.tuning.shift import ShiftRow
 from offramp.tuning.splits import traced
+from offramp.tuning.tuned import Tuned
 
 APPROXIMATE = {"propagate": "propagated", "mapped": "mapped"}
 """KV strategies that change what later tokens see, and what they do to K and V."""

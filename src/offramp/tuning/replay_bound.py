@@ -18,7 +18,7 @@ from offramp.tuning.held_out import HeldOut, measure, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.pool import Scored
-from offramp.tuning.results import Certificate, Tuned
+from offramp.tuning.tuned import Certificate, Tuned
 
 
 def tune_by_replay(job: Job, kv: str) -> Tuned:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from offramp.errors import InputError
@@ -10,9 +12,23 @@ from offramp.policies.short_list import seen_by
 from offramp.policies.walk import task_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
-from offramp.tuning.results import Shift, ShiftRow
+from offramp.tuning.tuned import Shift
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class ShiftRow:
+    """One check of the policy: the documents it was tuned on beside the other workload's."""
+
+    exit: int
+    fact: str | None
+    tuned_quantiles: tuple[float, ...]
+    other_quantiles: tuple[float, ...]
+    tuned_agreement: float
+    other_agreement: float
+    tuned_calibration: float | None
+    other_calibration: float | None
 
 
 def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:

@@ -15,10 +15,30 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import TARGET, require_target
 from offramp.tuning.exit_sets import Exits, exit_sets, firing_exits, fitting_sets, recorded_signals
 from offramp.tuning.families import ThresholdFamily
+from offramp.tuning.floor import Floor
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.results import Floor, SignalBreakEven
+
+
+@dataclass(frozen=True)
+class SignalBreakEven:
+    """How cheap one check of a signal would have to be for its best policy to pay at a floor.
+
+    now: today's price of one check, in layers (of the mean layer). needed: the price, in layers, at which the
+    net speedup of the best `policy` reaches the target; None if even free checks do not suffice, the policy
+    then being the fastest with free checks (None if no threshold holds the floor). free_speedup: net speedup
+    of the fastest policy at that floor if checks were free. sentence: in plain words.
+    """
+
+    signal: str
+    floor: Floor
+    target: float
+    policy: str | None
+    now: float
+    needed: float | None
+    free_speedup: float | None
+    sentence: str
 
 
 @dataclass(frozen=True)

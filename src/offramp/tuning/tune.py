@@ -14,13 +14,14 @@ from offramp.tuning.bounds import Method, find_method
 from offramp.tuning.certify import require_delta
 from offramp.tuning.executed import Limits, tune_by_execution
 from offramp.tuning.executor import Executor
+from offramp.tuning.floor import Floor
 from offramp.tuning.job import Job
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pool import require_policies
 from offramp.tuning.pricing import KEY_VALUE, pricing_of
 from offramp.tuning.replay_bound import tune_by_replay
-from offramp.tuning.results import Floor, Tuned
 from offramp.tuning.splits import require_seed, split_roles
+from offramp.tuning.tuned import Tuned
 
 AUTO = "auto"
 """The K,V strategy is chosen like the policy; without a model it is "propagate"."""

@@ -12,7 +12,8 @@ from offramp.files import SEAL, canonical_json, seal_of, write_sealed_json
 from offramp.policies.gain import Gain
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Candidate, Certificate, Floor, FrontPoint, Shift, Tuned
+from offramp.tuning.floor import Floor
+from offramp.tuning.tuned import Candidate, Certificate, FrontPoint, Shift, Tuned
 
 KIND = "tuned"
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Candidate, Decision, Speed, Tuned, Verdict
+from offramp.tuning.results import Decision, Speed, Verdict
+from offramp.tuning.tuned import Candidate, Tuned
 
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
@@ -91,7 +92,7 @@ def open_candidate(tuned: Tuned) -> Candidate | None:
 
 def _boldest(tuned: Tuned) -> Candidate | None:
     """The last candidate of the sequence, which is the fastest; drafts, which lose nothing, are none."""
-    return next((one for one in reversed(tuned.candidates) if one.draft_length is None), None)
+    return next((one for one in reversed(tuned.candidates) if not one.lossless), None)
 
 
 def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
@@ -108,10 +109,10 @@ def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
 def _is_refuted(tuned: Tuned) -> bool:
     """Whether enough documents showed that nothing faster keeps the floor, or there was nothing faster."""
     enough = tuned.certificate.documents >= tuned.certificate.documents_needed
-    tested = [one for one in tuned.candidates if one.passed is not None and one.kv != "speculate"]
+    tested = [one for one in tuned.candidates if one.passed is not None and not one.lossless]
     if not enough or not tuned.documents.get("search"):
         return False
-    if not [one for one in tuned.candidates if one.kv != "speculate"]:
+    if all(one.lossless for one in tuned.candidates):
         return True
     return any(one.passed is False and one.outcome != "time used up" for one in tested)
 
@@ -135,20 +136,27 @@ def _reason(verdict: Verdict, tuned: Tuned) -> str:
 
 
 def kept_words(verdict: Verdict) -> str:
-    """What a policy keeps as executed: "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)"."""
-    certificate, agreement = verdict.certificate, verdict.executed_agreement
-    floor = percent_down(verdict.floor)
+    """ "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)", or how much is known."""
+    certificate, tried, floor = verdict.certificate, verdict.tried, percent_down(verdict.floor)
     if certificate is None or not certificate.executed:
-        return f"nothing was executed at {floor}"
-    if agreement is not None and agreement.value is not None:
-        kept = f"keeps {percent_down(agreement.value)} as executed"
-    elif certificate.empirical_risk is not None:
-        kept = f"kept {percent_down(1.0 - certificate.empirical_risk)} as executed where it was certified"
-    else:
-        kept = f"is not shown to keep {floor} as executed"
+        replayed = verdict.agreement.value
+        kept = "an unknown share" if replayed is None else percent_down(replayed)
+        return f"keeps {kept} in replay (not executed)"
+    if tried is not None and tried.executed is not None:
+        kept = f"kept {percent_down(tried.executed)} as executed on {_documents(tried.documents)}"
+        return f"{kept}, not certified ≥ {floor} yet"
+    kept_share = None if verdict.kept is None else verdict.kept.value
+    if kept_share is None:
+        return f"is not certified to keep {floor}"
+    fresh = verdict.kept == verdict.executed_agreement
+    kept = f"{'keeps' if fresh else 'kept'} {percent_down(kept_share)} as executed"
     if not verdict.certified:
-        return f"{kept} (not certified)"
-    return f"{kept} (certified ≥ {floor}, {certificate.stopped_after} documents)"
+        return f"{kept} (not certified ≥ {floor})"
+    return f"{kept} (certified ≥ {floor}, {_documents(certificate.stopped_after or 0)})"
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"
 
 
 def speed_words(speed: Speed, worth: float) -> str:

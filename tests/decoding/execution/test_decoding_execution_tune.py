@@ -33,9 +33,9 @@ from offramp.decoding.execution.prompts import Opening
 from offramp.errors import InputError
 from offramp.tracing.tracer import trace
 from offramp.tuning.bounds import METHODS
-from offramp.tuning.results import Tuned
 from offramp.tuning.sequential import settle
 from offramp.tuning.splits import split_roles
+from offramp.tuning.tuned import Tuned
 
 FLOOR = {"agreement": 0.8}
 SIZES: dict[str, Any] = {"prompt_tokens": 6, "new_tokens": 6}

@@ -30,7 +30,7 @@ from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tuning.results import Tuned
+from offramp.tuning.tuned import Tuned
 
 NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"

@@ -16,7 +16,8 @@ from offramp.policies.rules.tasks import RESERVED, Tasks
 from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.certify import require_delta
-from offramp.tuning.results import Floor, Tuned
+from offramp.tuning.floor import Floor
+from offramp.tuning.tuned import Tuned
 
 if TYPE_CHECKING:
     from offramp.models.model import Model

@@ -10,10 +10,11 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
-from offramp.tuning.results import Floor, Tuned
+from offramp.tuning.floor import Floor
 from offramp.tuning.sequence import OnDocuments
 from offramp.tuning.tune import AUTO, EXECUTED, check_settings
 from offramp.tuning.tune import tune as tune_trace
+from offramp.tuning.tuned import Tuned
 
 # Nothing that needs torch: it is imported where a model is at hand.
 if TYPE_CHECKING:

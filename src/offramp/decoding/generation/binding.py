@@ -19,7 +19,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tuning.predict import named_policy
-from offramp.tuning.results import Tuned
+from offramp.tuning.tuned import Tuned
 
 PolicySource = ExitPolicy | Tuned | str | Path | None
 """A policy, its text, the path of its file, a tuned policy, or None for the full model."""

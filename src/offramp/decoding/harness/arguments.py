@@ -25,7 +25,7 @@ from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest
 from offramp.tracing.transformed import require_usable
-from offramp.tuning.results import Tuned
+from offramp.tuning.tuned import Tuned
 
 WHERE = "--model_args"
 

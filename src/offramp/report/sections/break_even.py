@@ -5,7 +5,7 @@ from __future__ import annotations
 from offramp.report.formats import duration, whole_percent
 from offramp.report.markup import Column, element, kind_chip, text, wide_table
 from offramp.report.run_result import WorkloadResult
-from offramp.tuning.results import BreakEven
+from offramp.tuning.break_even import BreakEven
 
 
 def break_even_section(workload: WorkloadResult) -> str:

@@ -12,8 +12,9 @@ from offramp.report.formats import percent, times, whole_percent
 from offramp.report.markup import element, figure, table
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import spread
+from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.results import Floor, FrontPoint, Tuned
+from offramp.tuning.tuned import FrontPoint, Tuned
 
 TABLE_POINTS = 40
 

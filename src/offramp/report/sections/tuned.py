@@ -15,8 +15,9 @@ from offramp.report.markup import element, kind_chip, policy_code, text
 from offramp.report.run_result import WorkloadResult
 from offramp.report.sections.floors import ANSWER_TOKENS
 from offramp.report.sections.front import front_figures
+from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.results import Floor, Tuned
+from offramp.tuning.tuned import Tuned
 
 STATUS_STYLES = {
     "certified": "pays",

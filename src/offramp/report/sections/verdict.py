@@ -30,8 +30,9 @@ from offramp.report.markup import (
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.floors import floors_block
 from offramp.report.untransformed import transform_sentence
-from offramp.report.verdict_words import executed_words, speed_words
+from offramp.report.verdict_words import speed_words
 from offramp.tuning.results import Verdict
+from offramp.tuning.verdict import kept_words
 
 
 def verdict_section(run: RunResult) -> str:
@@ -122,7 +123,7 @@ def kept_card(run: RunResult) -> str:
 def kept_line(verdict: Verdict) -> str:
     """What one workload's policy keeps."""
     if verdict.policy != "never" or verdict.tried is not None:
-        return executed_words(verdict)
+        return kept_words(verdict)
     certificate = verdict.certificate
     if certificate is None or not certificate.executed:
         return "not executed"
