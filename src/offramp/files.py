@@ -17,6 +17,9 @@ from offramp.errors import DamagedFileError, DiskFullError, InputError
 
 TEMPORARY_PREFIX = ".writing-"
 
+LARGEST_GIVEN = 64_000_000
+"""Bytes of a file that people name as a policy, a profile or a study."""
+
 SEAL = "sha256"
 """Where a sealed JSON object holds the SHA-256 of everything else in it."""
 
@@ -35,6 +38,21 @@ def sha256_of_text(text: str) -> str:
 def canonical_json(value: Any) -> str:
     """One text for equal values: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def read_given_text(path: Path) -> str:
+    """The text of a small file that people name: a policy, a profile, a study.
+
+    Raises OSError for what cannot be read, is no regular file, or has more than LARGEST_GIVEN bytes;
+    UnicodeDecodeError for what is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "a folder, a device or a pipe, not a file", str(path))
+    with path.open("rb") as file:
+        content = file.read(LARGEST_GIVEN + 1)
+    if len(content) > LARGEST_GIVEN:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
+    return content.decode("utf-8")
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -104,9 +122,14 @@ def seal_of(value: Mapping[str, Any], *, apart: Collection[str] = ()) -> str:
     return sha256_of_text(canonical_json(kept))
 
 
+def sealed(value: Mapping[str, Any], *, apart: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON object with its own SHA-256 in it (see `seal_of`)."""
+    return {**value, SEAL: seal_of(value, apart=apart)}
+
+
 def write_sealed_json(path: Path, value: Mapping[str, Any], *, apart: Collection[str] = ()) -> None:
     """Write a JSON object with its own SHA-256 in one step (see `write_atomically`, `seal_of`)."""
-    write_text_atomically(path, pretty_json({**value, SEAL: seal_of(value, apart=apart)}))
+    write_json_atomically(path, sealed(value, apart=apart))
 
 
 def read_sealed_json(
@@ -121,7 +144,7 @@ def read_sealed_json(
         value = json.loads(text)
         seal = value.pop(SEAL)
         whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
     if not whole:
         raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")

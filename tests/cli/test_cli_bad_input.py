@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,10 @@ def test_a_text_that_is_none(tiny_model: Path, tmp_path: Path, content: bytes, w
         ("jsonl:lines.jsonl", "field", "text"),
         ("jsonl:lines.jsonl#txet", "no field 'txet'", "text"),
         ("jsonl:lines.jsonl#number", "not text", "text"),
-        ("jsonl:documents#text", "cannot be read", ""),
+        ("jsonl:documents#text", "a folder, not a file", "regular text file"),
+        ("txt:/dev/zero", "a device, a pipe or a socket", "regular text file"),
+        ("txt:pipe", "a device, a pipe or a socket", "regular text file"),
+        ("jsonl:pipe#text", "a device, a pipe or a socket", "regular text file"),
     ],
 )
 @pytest.mark.usefixtures("no_weights_loaded")
@@ -196,6 +200,7 @@ def test_a_bad_workload(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "documents").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "lines.jsonl").write_text('{"text": "one two three", "number": 3}\n')
     error = refused(tmp_path, tiny_model, "-w", workload).json["error"]
     assert what in error["what"]

@@ -15,6 +15,7 @@ import pytest
 import offramp
 from command_line import run_offramp
 from offramp.errors import DamagedFileError
+from offramp.files import write_sealed_json
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -26,7 +27,7 @@ def edited(run: Path, folder: Path, *edits: Edit) -> Path:
     summary = json.loads(path.read_text())
     for edit in edits:
         edit(summary)
-    path.write_text(json.dumps(summary))
+    write_sealed_json(path, summary)
     return folder
 
 
@@ -136,7 +137,7 @@ def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Pa
 def test_an_incomplete_summary_is_a_clear_error(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "summary.json").write_text('{"schema_version": 6}')
+    (run / "summary.json").write_text('{"schema_version": 7}')
     command = ["compare", finished_run, run, "-o", tmp_path / "out", "--json"]
     outcome = run_offramp(*command).require(DamagedFileError.exit_code)
     error = outcome.json["error"]

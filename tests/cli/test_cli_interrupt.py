@@ -40,7 +40,7 @@ def arguments(model: Path, documents: Path, folder: Path) -> list[object]:
 def wait_for_part(process: subprocess.Popen[str], folder: Path, number: int) -> None:
     """Wait until a part of a trace below the folder is whole."""
     deadline = time.monotonic() + 120
-    while not list(folder.rglob(f"tokens-{number:05d}.parquet")):
+    while not list(folder.rglob(f"part-{number:05d}.json")):
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -76,6 +76,17 @@ def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     # Policies are chosen by this machine's times, which may have been taken again in between.
     assert tree(folder / "traces") == tree(undisturbed / "traces")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_say_how_to_go_on_too(
+    tiny_model: Path, many_documents: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    stopped = stop(tiny_model, many_documents, folder, how).require(128 + how)
+    assert f"stopped by {how.name}; what is finished is kept" in stopped.json["error"]["what"]
+    assert "run the same command again to go on: offramp run" in stopped.json["error"]["fix"]
+    assert not list(folder.rglob(".writing-*"))
 
 
 def test_after_a_kill_the_rerun_equals_an_undisturbed_run(

@@ -193,6 +193,17 @@ def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
     run_offramp(*other).require(0)
 
 
+@pytest.mark.usefixtures("remembered_answers")
+def test_a_changed_request_is_damage_and_not_another_run(arguments: list[object], run_folder: Path) -> None:
+    path = run_folder / "run.json"
+    path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1'))
+    refused = run_offramp(*arguments, "-o", run_folder, "--json").require(1).json["error"]
+    assert refused["what"].startswith("run.json, which says what the run is of, is damaged")
+    assert refused["where"] == str(path)
+    run_offramp(*arguments, "-o", run_folder, "--no-decode", "--overwrite").require(0)
+    run_offramp(*arguments, "-o", run_folder, "--no-decode").require(0)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("command", ["run", "trace"])
 def test_a_folder_with_other_files_is_left_alone(

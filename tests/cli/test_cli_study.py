@@ -69,6 +69,27 @@ def study(command: str, file: Path, *options: object) -> list[object]:
     return ["study", command, file, "-o", file.parent / "out", *options]
 
 
+def test_a_damaged_model_stops_only_its_own_cells(
+    tmp_path: Path, tiny_model: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = Path(shutil.copytree(tiny_model, tmp_path / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    more = f'[[models]]\nname = "damaged"\nsource = {json.dumps(str(damaged))}\n'
+    file = write_study(tmp_path / "two", tiny_model, documents, more)
+    monkeypatch.setitem(registry.ENGINES, "local", Here())  # type: ignore[arg-type]
+    said = run_offramp(*study("run", file, "--json")).require(1).json
+    assert said["damaged_models"] == ["damaged"]
+    assert "the weight file is damaged or truncated" in said["unavailable"]["damaged"]
+    assert said["counts"]["done"] > 0
+    assert said["counts"]["done"] == sum(said["counts"].values()) / 2
+    assert Path(said["report"]).is_file()
+    shown = run_offramp(*study("status", file)).require(0)
+    assert "not to be had here: damaged: the weight file is damaged or truncated" in " ".join(
+        shown.out.split()
+    )
+
+
 @dataclass(frozen=True)
 class Idle:
     """An engine that does nothing but what a test asks of it."""

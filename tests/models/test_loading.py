@@ -207,9 +207,55 @@ def broken_tokenizer(folder: Path) -> None:
     edit_json(folder / "tokenizer.json", model={"type": "NoSuchModel"})
 
 
+def set_in_config(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def deep_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": ' * 100_000 + "1" + "}" * 100_000)
+
+
+def rather_deep_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": ' * 300 + "1" + "}" * 300)
+
+
+def deep_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ' * 100_000)
+
+
+def weights_outside(folder: Path) -> None:
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../other.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def overflowing_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "down_proj" in name or "up_proj" in name:
+            weights[name] = torch.full_like(weight, 1e30)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("spoil", "what", "fix"),
     [
+        (
+            set_in_config(num_hidden_layers=10**9),
+            "states num_hidden_layers = 1,000,000,000",
+            "same model",
+        ),
+        (set_in_config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but", "same model"),
+        (set_in_config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but", "same model"),
+        (set_in_config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers", "same model"),
+        (deep_config, "not valid JSON", "download"),
+        (rather_deep_config, "nested more than 40 deep", "download"),
+        (deep_index, "index of the weight files is damaged", "download"),
+        (weights_outside, "outside of the model's folder: ../other.safetensors", "into the folder"),
+        (overflowing_weights, "logits are NaN or infinite", "another copy"),
+        (set_in_config(rms_norm_eps=float("nan")), "logits are NaN or infinite", "another copy"),
         (no_config, "no config.json", "config.json"),
         (broken_config, "not valid JSON", "download"),
         (unknown_family, "cannot read the config", "config.json"),

@@ -92,6 +92,7 @@ def _allocate_with_torch(_task: Task, _context: Context) -> None:
 DEEDS: Mapping[str, Callable[[Task, Context], Any]] = {
     "nothing": lambda task, context: None,
     "die": lambda task, context: kill(),
+    "stop once": lambda task, context: os.kill(os.getpid(), signal.SIGSTOP) if once(task) else None,
     "die once": lambda task, context: kill() if once(task) else None,
     "meet": _meet,
     "allocate": _allocate,

@@ -22,7 +22,7 @@ def write_model(folder: Path, *, layers: int = 4, seed: int = 0, **config: Any) 
     values = {"model_type": "llama", "num_hidden_layers": layers, "hidden_size": 8, "vocab_size": 32}
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text("{}")
-    weights = np.random.default_rng(seed).normal(size=(8, 8)).astype(np.float32)
+    weights = np.random.default_rng(seed).normal(size=(32, 2)).astype(np.float32)
     save_file({"weight": weights}, folder / "model.safetensors")
     return folder
 

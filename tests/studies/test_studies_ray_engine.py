@@ -164,7 +164,7 @@ def test_an_engine_that_stops_leaves_no_work_behind(connection: Cluster, folder:
 
 def test_a_node_that_does_not_see_the_folder_says_so(folder: StudyFolder) -> None:
     with pytest.raises(InputError, match="the study's folder is not there on") as caught:
-        run_on_node(job_of(task_of(1)).to_json(), str(folder.path), 1, FAKE_WORKER)
+        run_on_node(job_of(task_of(1)).to_json(), str(folder.path), 1, FAKE_WORKER, 300.0)
     assert caught.value.where == str(folder.path)
     assert list(folder.path.iterdir()) == []
 

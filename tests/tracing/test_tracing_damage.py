@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 import trace_fixtures
 from killed_runs import everything
@@ -20,7 +19,7 @@ from stored_traces import files_of, flip, run
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing import part as part_module
-from offramp.tracing.part import part_path
+from offramp.tracing.part import part_path, seal_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -165,14 +164,15 @@ def test_a_truncated_or_missing_file_is_named_and_repaired(kind: str, folder: Pa
 
 def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = files_of(folder)
-    (folder / "manifest.json").unlink()
-    path = part_path(folder, "facts", 3)
-    # Within a page: what checks a part before there is a manifest are the checksums of its pages.
-    column = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0)
-    flip(path, column.data_page_offset + column.total_compressed_size - 3)
-    run(folder)
-    assert f"traced again: a file of the trace is damaged: {path.name}" in capsys.readouterr().err
-    assert files_of(folder) == whole
+    # Pages, and the footer: what it says of documents and of the marginal's rows has no checksum of its own.
+    for place in (part_path(folder, "facts", 3), part_path(folder, "tokens", 0), seal_path(folder, 2)):
+        size = place.stat().st_size
+        for offset in (size // 2, size - 3500 % size, size - 40, size - 1):
+            (folder / "manifest.json").unlink()
+            flip(place, offset % size)
+            run(folder)
+            assert f"traced again: a file of the trace is damaged: {place.name}" in capsys.readouterr().err
+            assert files_of(folder) == whole
 
 
 def test_a_part_of_another_trace_is_not_taken_over(folder: Path, tmp_path: Path) -> None:

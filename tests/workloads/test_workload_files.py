@@ -57,6 +57,16 @@ def test_a_missing_file_gives_near_matches(tmp_path: Path) -> None:
     assert "the folder does not exist" in error_of(f"txt:{tmp_path / 'nowhere' / 'note.txt'}")
 
 
+def test_a_file_of_any_size_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("a few words")
+    monkeypatch.setattr("offramp.workloads.reading.LARGEST_FILE", 11)
+    assert load_workload(f"txt:{path}").documents[0].text == "a few words"
+    monkeypatch.setattr("offramp.workloads.reading.LARGEST_FILE", 10)
+    with pytest.raises(WorkloadError, match="which is as much as is read"):
+        load_workload(f"txt:{path}")
+
+
 def test_a_binary_file(tmp_path: Path) -> None:
     file = tmp_path / "image.txt"
     file.write_bytes(b"abc\x00def")

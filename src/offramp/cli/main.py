@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -26,9 +30,11 @@ from offramp.cli.score_command import score
 from offramp.cli.study_command import study
 from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
-from offramp.errors import InputError, OfframpError
+from offramp.errors import InputError, OfframpError, is_out_of_memory
 
 INTERRUPTED = 130
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that stop a run as Ctrl-C does."""
 # What the parser raises on bad usage: click's exception, which typer keeps in a place of its own.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -77,8 +83,36 @@ app.add_typer(heads, name="heads")
 app.command("doctor")(doctor)
 
 
+class _Stopped(BaseException):
+    """A signal asked for the end. Not an Exception, so that nothing that goes on after errors catches it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let signals that end a process end the block like Ctrl-C; what ignores them (nohup) goes on to."""
+    taken = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
-    """Run the command line; exits with 0, 1 (failed), 2 (bad usage or input) or 130 (interrupted)."""
+    """Run the command line.
+
+    Exits with 0, 1 (failed), 2 (bad usage or input), 130 (interrupted), or 128 and the number of a signal
+    that stopped it.
+    """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
@@ -87,18 +121,27 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     as_json = "--json" in sys.argv
     try:
-        _require_text(sys.argv[1:])
-        exit_code = app(standalone_mode=False) or 0
+        with _stoppable():
+            _require_text(sys.argv[1:])
+            exit_code = app(standalone_mode=False) or 0
+            if exit_code == INTERRUPTED:  # the parser catches Ctrl-C, and returns this
+                raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        exit_code = INTERRUPTED
+        exit_code = show_error(_interrupted("interrupted", INTERRUPTED), as_json=as_json)
+    except _Stopped as stopped:
+        name = f"stopped by {signal.Signals(stopped.number).name}"
+        exit_code = show_error(_interrupted(name, 128 + stopped.number), as_json=as_json)
     except USAGE_ERROR as problem:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
         exit_code = show_error(error, as_json=as_json)
-    except OSError as problem:
-        exit_code = show_error(_system_error(problem), as_json=as_json)
-    if exit_code == INTERRUPTED:
-        show_error(_interrupted(), as_json=as_json)
+    except (MemoryError, RuntimeError, OSError, ImportError) as problem:
+        if is_out_of_memory(problem):
+            exit_code = show_error(_out_of_memory(problem), as_json=as_json)
+        elif isinstance(problem, OSError):
+            exit_code = show_error(_system_error(problem), as_json=as_json)
+        else:
+            raise
     sys.exit(exit_code)
 
 
@@ -134,10 +177,25 @@ def _system_error(problem: OSError) -> OfframpError:
     )
 
 
-def _interrupted() -> OfframpError:
+def _out_of_memory(problem: BaseException) -> OfframpError:
+    """Memory ran out: how much there is, and what takes less."""
+    from offramp.models.available_memory import available_memory, machine_memory
+    from offramp.models.memory_size import shown_size
+
+    free, total = shown_size(available_memory()), shown_size(machine_memory())
+    said = str(problem).partition("\n")[0] or "no more can be had"
+    return OfframpError(
+        f"out of memory: {said}; {free} of {total} are free on this machine, less where a limit is set",
+        where=shlex.join(["offramp", *sys.argv[1:]]),
+        fix="use a smaller model, --dtype bfloat16, fewer --tokens or a shorter --context; tracing with "
+        "--stream holds two layers at a time. What is finished is kept",
+    )
+
+
+def _interrupted(how: str, exit_code: int) -> OfframpError:
     error = OfframpError(
-        "interrupted; what is finished is kept",
+        f"{how}; what is finished is kept",
         fix="run the same command again to go on: " + shlex.join(["offramp", *sys.argv[1:]]),
     )
-    error.exit_code = INTERRUPTED
+    error.exit_code = exit_code
     return error

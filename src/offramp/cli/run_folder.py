@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,13 +10,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
     TEMPORARY_PREFIX,
     canonical_json,
-    pretty_json,
+    read_sealed_json,
     sha256_of_text,
-    write_text_atomically,
+    write_sealed_json,
 )
 from offramp.report.names import REPORT_FILE
 
@@ -80,7 +81,7 @@ def require_only(folder: Path, own: Collection[str], what: str) -> None:
 def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     """Make sure that the folder is absent, empty, that of this very request, or a run to overwrite.
 
-    Raises InputError if not; nothing is written.
+    Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
     """
     require_writable(folder)
     if not folder.is_dir() or all(_is_passing(entry) for entry in folder.iterdir()):
@@ -92,7 +93,7 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
             where=str(folder),
             fix="choose another folder with -o",
         )
-    if not _is_of(folder, request) and not overwrite:
+    if not overwrite and not _is_of(folder, request):
         raise InputError(
             "the output folder holds another run",
             where=str(folder),
@@ -103,10 +104,13 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
 def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     """Make the locked folder that of this request; of a run that is overwritten nothing is left.
 
-    Raises InputError as `require_own` does.
+    Raises what `require_own` raises.
     """
     require_own(folder, request, overwrite=overwrite)
-    same = _is_of(folder, request)
+    try:
+        same = _is_of(folder, request)
+    except DamagedFileError:  # to be overwritten: nothing of it is believed
+        same = False
     if same and not overwrite:
         return
     for name in (REPORT_FILE, SUMMARY_FILE, DECODING_FILE):
@@ -118,7 +122,7 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     for name in (TRACES, POLICIES, EXECUTIONS):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    write_text_atomically(folder / RUN_FILE, pretty_json(request))
+    write_sealed_json(folder / RUN_FILE, request)
 
 
 def _is_passing(entry: Path) -> bool:
@@ -128,7 +132,15 @@ def _is_passing(entry: Path) -> bool:
 
 def _is_of(folder: Path, request: dict[str, Any]) -> bool:
     path = folder / RUN_FILE
-    return path.is_file() and path.read_bytes() == pretty_json(request).encode()
+    return path.is_file() and read_sealed_json(path, _damaged) == json.loads(canonical_json(request))
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path.name}, which says what the run is of, is damaged: {why}",
+        where=str(path),
+        fix="give --overwrite to make the run anew, or choose another folder with -o",
+    )
 
 
 def find_traces(folder: Path) -> list[Path]:

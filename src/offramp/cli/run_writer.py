@@ -17,7 +17,7 @@ from offramp.cli.run_folder import COMBINED_FILE, SUMMARY_FILE
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import read_combined
-from offramp.files import write_json_atomically
+from offramp.files import sealed, write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.charging import mean_position
 from offramp.report.decoded import Progress
@@ -74,7 +74,7 @@ class Writer:
         """Write page and summary of the whole run."""
         result = self.result(None)
         report = write_report(result, self.folder)
-        summary = summarise(result)
+        summary = sealed(summarise(result))
         write_json_atomically(self.folder / SUMMARY_FILE, summary)
         return FinishedRun(result, report, summary)
 

@@ -91,11 +91,19 @@ def run_command(
         typer.Option("--address", help="Of a running Ray cluster, with --engine ray.", show_default=False),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try failed cells again.")] = False,
+    stall_limit: Annotated[
+        float,
+        typer.Option(
+            "--stall-limit",
+            metavar="SECONDS",
+            help="Without a sign of life, after which a cell's process is ended and the cell tried again.",
+        ),
+    ] = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Run what is not done yet and write the report. Stopped? Run it again: it goes on.
 
-    Ends with 0 if all that can be had here is done, and with 1 if a cell failed.
+    Ends with 0 if all that can be had here is done, and with 1 if a cell failed or a model is damaged.
     """
     from offramp.cli.study_progress import study_progress
     from offramp.cli.study_report import report_of_run
@@ -104,7 +112,7 @@ def run_command(
     from offramp.studies.status import status_of
 
     out = Output(as_json)
-    options = engine_options(workers, memory, address, retry)
+    options = engine_options(workers, memory, address, retry, stall_limit)
     chosen = engine_named(engine)
     require_understood(engine, memory, address)
     opened = open_study(study_file, output, download=True)
@@ -125,7 +133,7 @@ def run_command(
             "report": None if report is None else str(report),
         }
     )
-    if report is None or not succeeded(status):
+    if report is None or plan.damaged or not succeeded(status):
         raise typer.Exit(FAILED)
 
 
@@ -196,7 +204,7 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
 
 
 def engine_options(
-    workers: int | None, memory: str | None, address: str | None, retry: bool
+    workers: int | None, memory: str | None, address: str | None, retry: bool, stall_limit: float
 ) -> EngineOptions:
     """The options of an engine. Raises InputError for a size below 1 and for what is no amount of memory."""
     from offramp.models.memory_size import parse_size
@@ -204,8 +212,16 @@ def engine_options(
 
     if workers is not None and workers < 1:
         raise InputError(f"{workers} processes can run nothing", where="--workers", fix="choose 1 or more")
+    if not stall_limit >= 10.0:
+        raise InputError(
+            f"{stall_limit:g} seconds are too few to take a process for stopped",
+            where="--stall-limit",
+            fix="choose 10 or more",
+        )
     budget = None if memory is None else parse_size(memory, "--memory")
-    return EngineOptions(workers=workers, memory_bytes=budget, retry=retry, address=address)
+    return EngineOptions(
+        workers=workers, memory_bytes=budget, retry=retry, address=address, stall_seconds=stall_limit
+    )
 
 
 def require_understood(engine: str, memory: str | None, address: str | None) -> None:

@@ -88,6 +88,7 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
             for key, failure in status.failures.items()
         ],
         "unavailable": dict(plan.unavailable),
+        "damaged_models": list(plan.damaged),
         "seconds_left": status.left.seconds,
         "tasks_of_unknown_time": status.left.unknown,
         "problems": list(status.problems),

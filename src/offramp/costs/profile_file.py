@@ -47,6 +47,7 @@ from offramp.costs.probes import PROBES
 from offramp.costs.roofline import Roofline
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import InputError
+from offramp.files import read_given_text
 
 OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens", "probes")
 UNITS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
@@ -137,7 +138,7 @@ def read_profile(path: Path) -> Machine:
     is missing, unknown, negative or not finite.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_given_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the hardware profile cannot be read: {error}", where=str(path), fix="check the path"

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
-from offramp.models.weight_files import read_headers
+from offramp.models.weight_files import StoredTensor, read_headers
+
+CONFIG_FILE = "config.json"
+DEEPEST_CONFIG = 40
+"""Objects and lists within each other that a config.json may have: real ones have four or five."""
+# Layers that share weights are stored once: how many a stored one may stand for.
+LAYERS_PER_STORED = 100
+AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
+"""Sizes that are an axis of a weight, whatever the family."""
 
 # Names under which configs and modules state how many layers there are.
 LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
@@ -19,18 +28,46 @@ OBSOLETE_CONSTANTS = (".masked_bias",)
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Check a model folder and return its config.json.
 
-    Raises ModelError for a folder without config.json, with code to run, with only pickle weights, or with
-    safetensors files that are missing, truncated, whose header is damaged or that are not of one model.
+    Raises ModelError for a folder without config.json, with code to run, with only pickle weights, with
+    safetensors files that are missing, truncated, whose header is damaged or that are not of one model, or
+    with a config that states sizes which the weights cannot have.
     """
     config = read_config(folder)
     check_no_remote_code(config, folder, trust_remote_code=trust_remote_code)
-    read_headers(folder)
+    check_sizes(config, read_headers(folder), folder / CONFIG_FILE)
     return config
+
+
+def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], path: Path) -> None:
+    """Hold the sizes that a config.json states against the stored tensors, before anything is built of them.
+
+    Raises ModelError for many times more layers than are stored, or a size that is longer than any axis.
+    """
+    numbers = [int(part) for name in stored for part in name.split(".") if part.isdecimal()]
+    last = max(numbers, default=0)
+    longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
+    for part in (config, config.get("text_config")):
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            stated = f"{key} = {value:,}"
+            if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
+                raise _other_size(stated, f"{len(stored):,} tensors, numbered up to {last:,}", path)
+            if key in AXIS_KEYS and value > longest:
+                raise _other_size(stated, f"no tensor with an axis longer than {longest:,}", path)
+
+
+def _other_size(stated: str, held: str, path: Path) -> ModelError:
+    return ModelError(
+        f"config.json states {stated}, but the weight files hold {held}",
+        where=str(path),
+        fix="put the config.json and the weight files of one and the same model into the folder",
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as a dict."""
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise ModelError(
             "the folder has no config.json, so it is not a model",
@@ -39,13 +76,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"config.json is not valid JSON: {error}", where=str(path), fix="download the file again"
         ) from error
+    if _depth(config) > DEEPEST_CONFIG:
+        raise ModelError(
+            f"config.json is nested more than {DEEPEST_CONFIG} deep, as no model's is",
+            where=str(path),
+            fix="download the file again",
+        )
     if not isinstance(config, dict):
         raise ModelError("config.json holds no JSON object", where=str(path), fix="download the file again")
     return config
+
+
+def _depth(value: Any) -> int:
+    """Objects and lists within each other, counted without recursion, DEEPEST_CONFIG + 1 at most."""
+    depth, inner = 0, [value]
+    while inner and depth <= DEEPEST_CONFIG:
+        inner = [
+            item
+            for outer in inner
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += bool(inner)
+    return depth
 
 
 def stated_layers(config: Mapping[str, Any]) -> int | None:
@@ -65,7 +122,7 @@ def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_c
     if not trust_remote_code and _holds_key(config, "auto_map"):
         raise ModelError(
             "config.json asks to run Python code that comes with the model (auto_map)",
-            where=str(folder / "config.json"),
+            where=str(folder / CONFIG_FILE),
             fix="read that code; if you trust it, pass trust_remote_code=True (--trust-remote-code)",
         )
 

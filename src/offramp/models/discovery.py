@@ -53,8 +53,9 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     The readouts are tried from the fastest: "fast", "stub", "swap". In float32 the logits must be equal bit
     for bit; in bfloat16 within 2^-7 of the largest one.
 
-    Raises ModelError if the forward fails, if no list of layers is found, if the model looks ahead (its
-    logits depend on later tokens), or if no readout reproduces the logits; the largest difference is named.
+    Raises ModelError if the forward fails or gives no numbers, if no list of layers is found, if the model
+    looks ahead (its logits depend on later tokens), or if no readout reproduces the logits; the largest
+    difference is named.
     """
     ids = probe_ids(model)
     try:
@@ -66,9 +67,21 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
             fix="offramp reads causal language models that run on token ids alone",
         ) from error
     logits = root.output.logits
+    _check_numbers(logits, name)
     _check_causal(model, ids, logits, name)
     stack = _unchecked_stack(model, root, ids, name)
     return _checked_stack(stack, first_tensor(stack.layer_outputs[-1]), ids, logits, name)
+
+
+def _check_numbers(logits: Tensor, name: str) -> None:
+    """Refuse a model whose logits are no numbers; -inf is one, by which families rule tokens out."""
+    if bool((logits.isnan() | logits.isposinf()).any()):
+        raise ModelError(
+            "the model's logits are NaN or infinite on a short text, though all of its weights are finite",
+            where=name,
+            fix="its numbers overflow, or its config is wrong (an epsilon that is no number, say): try "
+            "--dtype float32, or another copy of the model",
+        )
 
 
 def _check_causal(model: Any, ids: Tensor, logits: Tensor, name: str) -> None:

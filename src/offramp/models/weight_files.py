@@ -37,7 +37,7 @@ def find_weight_files(folder: Path) -> list[Path]:
 
     That is what transformers loads if there are both.
 
-    Raises ModelError if there are none, if one is missing, or if the index is damaged.
+    Raises ModelError if there are none, if one is missing or outside, or if the index is damaged.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -60,6 +60,13 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 def _files_of_index(index: Path) -> list[Path]:
     names = set(_weight_map(index).values())
+    outside = sorted(name for name in names if Path(name).is_absolute() or ".." in Path(name).parts)
+    if outside:
+        raise ModelError(
+            f"the index names a weight file outside of the model's folder: {outside[0]}",
+            where=str(index),
+            fix="put all weight files into the folder, and their names into the index",
+        )
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise ModelError(
@@ -77,7 +84,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not listed or not all(isinstance(name, str) for name in listed.values()):
             raise ValueError("no file names in its weight_map")
         return dict(listed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             "the index of the weight files is damaged", where=str(index), fix="download it again"
         ) from error

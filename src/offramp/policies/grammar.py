@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
-from offramp.files import SEAL, seal_of, write_json_atomically
+from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.policy import ExitPolicy, ParameterError, text_of
 from offramp.policies.reading import require_balanced, split_outside_brackets
@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 TUNED_SCHEMA_VERSION = 3
 """That of a file of the tuner, which holds a policy among other things. 3: certificates may be executed."""
 FIRST_TUNED_SCHEMA_VERSION = 2
+
+SHOWN_AROUND = 100
+"""Characters of a policy's text that an error shows on each side of a fault."""
 
 
 def parse_policy(text: str) -> ExitPolicy:
@@ -39,8 +42,15 @@ def parse_policy(text: str) -> ExitPolicy:
         require_balanced(text)
         return read_text(text)
     except ParameterError as error:
-        where = f"\n  {text}\n  {' ' * error.offset}^"
-        raise PolicyError(error.what, where=where, fix=error.fix) from error
+        raise PolicyError(error.what, where=_pointed(text, error.offset), fix=error.fix) from error
+
+
+def _pointed(text: str, offset: int) -> str:
+    """A text, or of a long one what lies around the fault, with a caret under the character at fault."""
+    start = max(0, offset - SHOWN_AROUND) if len(text) > 2 * SHOWN_AROUND else 0
+    part = text[start : offset + SHOWN_AROUND]
+    before, after = "..." if start else "", "..." if start + len(part) < len(text) else ""
+    return f"\n  {before}{part}{after}\n  {' ' * (offset - start + len(before))}^"
 
 
 def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
@@ -220,7 +230,7 @@ def read_policy(path: Path) -> ExitPolicy:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_given_text(path))
     except FileNotFoundError as error:
         raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
     except OSError as error:

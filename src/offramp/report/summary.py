@@ -24,7 +24,7 @@ from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -40,7 +40,7 @@ def summary_schema() -> dict[str, Any]:
 
 
 def summarise(run: RunResult) -> dict[str, Any]:
-    """A JSON object with every figure of the run; what is not a finite number is null."""
+    """A JSON object with every figure of the run, its seal left out; what is not a finite number is null."""
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, sha256_of_text, write_json_atomically
+from offramp.errors import DamagedFileError
+from offramp.files import canonical_json, read_sealed_json, sha256_of_text, write_sealed_json
 
 FILE = "fingerprints.json"
+VALUES = "values"
 
 Evidence = list[list[str | int]]
 """Path, size, time of the last change (ns) and inode of some files."""
@@ -43,7 +44,7 @@ class Fingerprints:
         """Write what was added, in one step. Raises OfframpError if the disk is full."""
         if self._path is not None and self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomically(self._path, self._kept)
+            write_sealed_json(self._path, {VALUES: self._kept})
             self._changed = False
 
 
@@ -65,7 +66,10 @@ def _digest(evidence: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none yet, or it is damaged: all of it can be found out again
+        return dict(read_sealed_json(path, _damaged)[VALUES])
+    except (OSError, DamagedFileError):  # there is none yet, or it changed: all of it can be found out again
         return {}
-    return kept if isinstance(kept, dict) else {}
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path.name}: {why}", where=str(path))

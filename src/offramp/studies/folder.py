@@ -31,7 +31,7 @@ from offramp.studies.manifest import (
     write_manifest,
 )
 from offramp.studies.plan_file import plan_from_json, plan_to_json
-from offramp.studies.task import Plan, Task
+from offramp.studies.task import Job, Plan, Task
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
@@ -65,6 +65,10 @@ class StudyFolder:
     def lock_path(self, task: Task) -> Path:
         """The lock that whoever works on a task holds."""
         return self.locks / f"{task.kind}-{task.key}"
+
+    def alive_path(self, job: Job) -> Path:
+        """What the worker of a job touches while it lives."""
+        return self.locks / f"alive-{job.key[:16]}"
 
     # --- what is there
 

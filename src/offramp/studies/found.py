@@ -20,7 +20,8 @@ class FoundModel:
     """A model. source: what it is loaded by. identity: None if it is not here.
 
     layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says.
-    model_type: of its config. missing: why it cannot be had here, None if it can.
+    model_type: of its config. missing: why it cannot be had here, None if it can. damaged: whether that is
+    since its files are not whole or not safe.
     """
 
     entry: ModelEntry
@@ -32,6 +33,7 @@ class FoundModel:
     parameters: float | None = None
     model_type: str | None = None
     missing: str | None = None
+    damaged: bool = False
 
     def weight_bytes(self, dtype: str) -> float | None:
         """Bytes of the weights as they are loaded, None if it is not known how many there are."""
@@ -104,6 +106,11 @@ class Found:
         missing = {name: one.missing for name, one in self.workloads.items()}
         missing |= {name: one.missing for name, one in self.models.items()}
         return {name: why for name, why in missing.items() if why is not None}
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Names of models whose files are not whole or not safe."""
+        return tuple(name for name, one in self.models.items() if one.damaged)
 
     def why_not(self, model: FoundModel, texts: Sequence[str]) -> str | None:
         """Why a model cannot be had here with what is done to it, None if it can."""

@@ -1,20 +1,27 @@
 """Locks between processes: one for each task, and one for each machine that timings need for themselves.
 
-They are the operating system's (`flock`): a lock ends with the process that holds it, however that ends.
+They are the operating system's (`flock`): a lock ends with the process that holds it, however that ends. Its
+file says which process that is, and is touched while that one lives (see `offramp.studies.heartbeat`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import platform
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from offramp.studies.heartbeat import beating
+
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.002
+SYSTEM_LOCKS = Path("/proc/locks")
+"""Where Linux says which process holds which file."""
 
 
 @contextlib.contextmanager
@@ -29,7 +36,15 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
     with path.open("a+") as file:
         if wait:
             fcntl.flock(file, mode)
-        yield wait or _taken(file, mode)
+        held = wait or _taken(file, mode)
+        if not held or shared:
+            yield held
+            return
+        file.truncate(0)
+        file.write(f"{os.getpid()} {_host()}\n")
+        file.flush()
+        with beating(path):
+            yield True
 
 
 def is_held(path: Path) -> bool:
@@ -38,6 +53,39 @@ def is_held(path: Path) -> bool:
         return False
     with holding(path, shared=True) as free:
         return not free
+
+
+def holder(path: Path) -> tuple[int, str] | None:
+    """Process and host of whoever holds a lock for itself, or did last; None if nobody ever did."""
+    words = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdecimal() else None
+
+
+def end_holder(path: Path) -> str | None:
+    """Kill the process that holds a lock for itself, if it surely is one of this machine.
+
+    Returns why it was not killed, in words, None if it was.
+    """
+    found = holder(path)
+    if found is None:
+        return "a process that left no name"
+    process, host = found
+    if host != _host():
+        return f"process {process} on {host}"
+    node = path.stat().st_ino
+    lines = SYSTEM_LOCKS.read_text().splitlines() if SYSTEM_LOCKS.is_file() else []
+    held = {(words[4], words[5].rpartition(":")[2]) for line in lines if len(words := line.split()) > 5}
+    if (str(process), str(node)) not in held:
+        return f"process {process}, as far as is known"
+    try:
+        os.kill(process, signal.SIGKILL)
+    except OSError as error:
+        return f"process {process}, which cannot be ended: {error.strerror}"
+    return None
+
+
+def _host() -> str:
+    return platform.node().replace(" ", "-") or "localhost"
 
 
 def _taken(file: IO[str], mode: int) -> bool:
@@ -58,8 +106,7 @@ def machine_held(folder: Path, *, alone: bool) -> Iterator[None]:
 
     folder: of the locks. Whoever waits to be alone goes before those that come later.
     """
-    host = platform.node() or "localhost"
-    turn, machine = folder / f"turn-{host}", folder / f"timing-{host}"
+    turn, machine = folder / f"turn-{_host()}", folder / f"timing-{_host()}"
     with contextlib.ExitStack() as held:
         # Who waits to be alone keeps the turn meanwhile, so that newcomers queue up behind it.
         with holding(turn, shared=not alone, wait=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 from offramp.errors import ModelError
 from offramp.models.available_memory import WORKING_SHARE, machine_memory
-from offramp.models.checkpoint import read_config, stated_count, stated_layers
+from offramp.models.checkpoint import CONFIG_FILE, read_config, stated_count, stated_layers
 from offramp.models.finding import find_source, hub_source
 from offramp.models.hub import find_downloaded, looks_like_hub_id, unknown_model
 from offramp.models.identity import ModelIdentity
@@ -32,6 +32,7 @@ def find_models(study: Study, fingerprints: Fingerprints, *, download: bool) -> 
     """The study's models by name. download: fetch those from the Hub that are not here and would fit.
 
     Raises InputError, with the line, for a name that nothing could be, or a folder or file that is no model.
+    One that is a model but cannot be used is said to be missing, with the reason.
     """
     search = _ModelSearch(study, fingerprints, download)
     return {entry.name: search.find(entry, place) for place, entry in enumerate(study.models)}
@@ -58,10 +59,19 @@ class _ModelSearch:
                 return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
         with placed(self.study, "models", place, "source"):
             if path.exists():
-                return self._fitting(self._described(dataclasses.replace(stated, source=str(path)), [path]))
+                return self._from_path(dataclasses.replace(stated, source=str(path)), path)
             if path.suffix == ".gguf" or not looks_like_hub_id(entry.source):
                 raise unknown_model(entry.source)
         return self._from_hub(stated)
+
+    def _from_path(self, stated: FoundModel, path: Path) -> FoundModel:
+        """A folder or file. One that is a model, but damaged or unsafe, stops only its own cells."""
+        try:
+            return self._fitting(self._described(stated, [path]))
+        except ModelError as error:
+            if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
+                raise
+            return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}", damaged=True)
 
     def _from_hub(self, stated: FoundModel) -> FoundModel:
         downloaded = find_downloaded(stated.source)

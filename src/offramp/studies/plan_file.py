@@ -22,6 +22,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "tasks": [{"key": key, **task.to_json()} for key, task in plan.tasks.items()],
         "jobs": jobs,
         "unavailable": dict(plan.unavailable),
+        "damaged": list(plan.damaged),
     }
 
 
@@ -45,4 +46,6 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
         members = tuple(tasks[key] for key in entry["tasks"])
         jobs.append(Job(**{**entry, "tasks": members, "needs": tuple(entry["needs"])}))
     cells = tuple(Cell(**cell) for cell in value["cells"])
-    return Plan(value["study"], cells, tasks, tuple(jobs), value["unavailable"])
+    return Plan(
+        value["study"], cells, tasks, tuple(jobs), value["unavailable"], tuple(value.get("damaged", ()))
+    )

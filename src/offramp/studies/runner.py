@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.errors import DamagedFileError, DiskFullError, OfframpError
+from offramp.errors import DamagedFileError, DiskFullError, OfframpError, is_out_of_memory
 from offramp.files import disk_full, is_disk_full
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -31,9 +31,6 @@ MENDING = (
     "which makes that again, and this"
 )
 """What to do about a task that met a damaged file of another one."""
-
-OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
-"""How torch's RuntimeErrors call it."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +129,6 @@ def _work(task: Task, own: Path, inputs: Mapping[str, Path], models: ModelCache)
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full."""
     return isinstance(error, DiskFullError) or (isinstance(error, OSError) and is_disk_full(error))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 def failure_of(error: BaseException, folder: StudyFolder) -> Failure:

@@ -12,11 +12,15 @@ from typing import Literal, get_args
 from offramp.files import sha256_of_file
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
-from offramp.studies.locks import is_held
+from offramp.studies.heartbeat import silent_seconds
+from offramp.studies.locks import holder, is_held
 from offramp.studies.task import Plan, Task
 from offramp.studies.time_left import TimeLeft, time_left
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "damaged"]
+SAID_AFTER = 60.0
+"""Seconds without a sign of life of a running task's process that are mentioned."""
+
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -55,7 +59,13 @@ def status_of(plan: Plan, folder: StudyFolder, *, verify: bool = False, workers:
         failures={key: failure for key, failure in failed.items() if failure is not None},
         reasons=standing.reasons,
         left=time_left(plan, standing.ahead, standing.running, journal.events, workers or _workers(plan)),
-        problems=(*found, *journal.problems, *study_file_problems(plan), *_apart_problems(apart)),
+        problems=(
+            *found,
+            *journal.problems,
+            *_stalled(plan, folder, standing.running),
+            *study_file_problems(plan),
+            *_apart_problems(apart),
+        ),
     )
 
 
@@ -124,6 +134,20 @@ def _verify(plan: Plan, folder: StudyFolder) -> list[str]:
         for task in plan.tasks.values()
         for problem in folder.verify(task)
     ]
+
+
+def _stalled(plan: Plan, folder: StudyFolder, running: Iterable[str]) -> list[str]:
+    """Running tasks whose processes show no sign of life, one sentence each."""
+    found = []
+    for task in (plan.tasks[key] for key in running):
+        path = folder.lock_path(task)
+        silent, who = silent_seconds(path), holder(path)
+        if silent > SAID_AFTER and who is not None:
+            found.append(
+                f"the {task.kind} task {task.key[:12]} is held by process {who[0]} on {who[1]}, which has "
+                f"shown no sign of life for {silent / 60:.0f} min: offramp study run ends it (--stall-limit)"
+            )
+    return found
 
 
 def _counts(states: Iterable[State]) -> dict[State, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr, ValidationError
 
 from offramp.errors import InputError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.files import canonical_json, read_given_text, sha256_of_text
 from offramp.studies.entries import (
     LEAGUE,
     LOCAL,
@@ -102,7 +102,7 @@ def read_study(path: str | Path) -> Study:
 
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_given_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the study file cannot be read: {error}", where=str(path), fix="check the path"

@@ -126,6 +126,7 @@ class Plan:
     study: the study as a JSON object (names, models with their facts, pairs, settings), as written into the
     study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
     it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
+    damaged: names of those models among them whose files are not whole or not safe.
     """
 
     study: Mapping[str, Any]
@@ -133,3 +134,4 @@ class Plan:
     tasks: Mapping[str, Task]
     jobs: tuple[Job, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()

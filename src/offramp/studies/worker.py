@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from offramp.studies.folder import StudyFolder
+from offramp.studies.heartbeat import start_beating
 from offramp.studies.runner import run_job
 from offramp.studies.task import Job
 
@@ -30,7 +31,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job.from_json(json.loads(_read_line()))
     threading.Thread(target=_end_with_engine, daemon=True).start()
-    outcome = run_job(job, StudyFolder(Path(sys.argv[1])))
+    folder = StudyFolder(Path(sys.argv[1]))
+    start_beating(folder.alive_path(job))
+    outcome = run_job(job, folder)
     with os.fdopen(answer, "w") as file:
         json.dump(outcome.to_json(), file)
 

@@ -8,7 +8,7 @@ from typing import Any
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing.answers import ANSWERS
-from offramp.tracing.part import FILE_KINDS, part_path
+from offramp.tracing.part import FILE_KINDS, part_path, seal_path
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.storage import MANIFEST, REQUEST, read_manifest
@@ -93,15 +93,16 @@ def _readable(path: Path, *, forgive: bool) -> dict[str, Any] | None:
 def _clear(folder: Path) -> None:
     """Delete a trace; the request stays until it is replaced, so that a kill leaves no nameless parts."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for kind in FILE_KINDS:
-        for part in folder.glob(f"{kind}-*.parquet"):
-            part.unlink()
+    for pattern in ("part-*.json", *(f"{kind}-*.parquet" for kind in FILE_KINDS)):
+        for path in folder.glob(pattern):
+            path.unlink()
     (folder / ANSWERS).unlink(missing_ok=True)
     remove_states(folder)
 
 
 def remove_part(folder: Path, index: int) -> None:
-    """Delete a part and the manifest that vouches for it."""
+    """Delete a part and what vouches for it."""
     (folder / MANIFEST).unlink(missing_ok=True)
+    seal_path(folder, index).unlink(missing_ok=True)
     for kind in reversed(FILE_KINDS):
         part_path(folder, kind, index).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One part of a trace: the facts of some whole documents, as arrays and as three Parquet files."""
+"""One part of a trace: the facts of some whole documents, as arrays, three Parquet files and their seal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from offramp.files import canonical_json, write_atomically
-from offramp.tracing.sealed import damaged
+from offramp.files import canonical_json, sha256_of_file, write_atomically
+from offramp.tracing.sealed import damaged, read_sealed_json, write_sealed_json
 
 TOKEN_COLUMNS = {
     "token": "int32",
@@ -26,7 +26,7 @@ TOKEN_COLUMNS = {
 }
 
 FILE_KINDS = ("facts", "marginal", "tokens")
-"""In the order of writing: a part is whole as soon as its last file is there."""
+"""In the order of writing. A part is whole once the seal over all three is there too."""
 
 ArrayOf = NDArray[Any]
 
@@ -82,8 +82,13 @@ def part_path(folder: Path, kind: str, index: int) -> Path:
     return folder / f"{kind}-{index:05d}.parquet"
 
 
+def seal_path(folder: Path, index: int) -> Path:
+    """The file that vouches for every byte of a part's files: page checksums leave out Parquet's footers."""
+    return folder / f"part-{index:05d}.json"
+
+
 def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
-    """Write the three files of a part; each carries the fingerprint of the request it answers."""
+    """Write the files of a part, its seal last. request: the fingerprint of the request that it answers."""
     rows = part.rows
     facts: dict[str, Any] = {"exit": np.tile(exits.astype(np.int16), rows)}
     facts.update({name: np.ravel(column) for name, column in part.facts.items()})
@@ -98,6 +103,17 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
             {"offramp.request": request, "offramp.part": canonical_json(details)}
         )
         write_atomically(part_path(folder, kind, part.index), functools.partial(_write, table))
+    write_sealed_json(
+        seal_path(folder, part.index), {"request": request, "files": _digests(folder, part.index)}
+    )
+
+
+def _digests(folder: Path, index: int) -> dict[str, str]:
+    """SHA-256 of each file of a part, by kind. Raises DamagedFileError for one that is missing."""
+    try:
+        return {kind: sha256_of_file(part_path(folder, kind, index)) for kind in FILE_KINDS}
+    except FileNotFoundError as error:
+        raise damaged(Path(error.filename), "the file is missing") from error
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -125,27 +141,20 @@ def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, Arra
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
-def read_details(path: Path) -> tuple[str, dict[str, Any]]:
-    """The request's fingerprint and the part's details, from the file's metadata."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        return metadata[b"offramp.request"].decode(), json.loads(metadata[b"offramp.part"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise damaged(path, f"its metadata cannot be read ({type(error).__name__})") from error
-
-
 def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequence[str]) -> Part:
-    """A whole part with facts of these names, every byte of its columns checked.
+    """A whole part with facts of these names, every byte of its files held against its seal.
 
-    Raises DamagedFileError if a file is missing, unreadable or answers another request.
+    Raises DamagedFileError if a file is missing, changed or answers another request.
     """
-    columns = {}
-    for kind in FILE_KINDS:
-        path = part_path(folder, kind, index)
-        found, details = read_details(path)
-        if found != request:
-            raise damaged(path, "it belongs to another trace")
-        columns[kind] = read_columns(path)
+    seal = read_sealed_json(seal_path(folder, index))
+    if seal["request"] != request:
+        raise damaged(seal_path(folder, index), "it belongs to another trace")
+    for kind, digest in _digests(folder, index).items():
+        if seal["files"][kind] != digest:
+            path = part_path(folder, kind, index)
+            raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+    columns = {kind: read_columns(part_path(folder, kind, index)) for kind in FILE_KINDS}
+    details = json.loads(pq.read_schema(part_path(folder, "tokens", index)).metadata[b"offramp.part"])
     return Part(
         index=index,
         tokens=columns["tokens"],

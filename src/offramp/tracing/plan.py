@@ -63,7 +63,11 @@ def plan_trace(
     prepended = 0 if model.bos_policy.token_id is None else 1
     encode = model.encode_chat if workload.chat else model.encode
     front = 0 if workload.mode == "generation" else prepended
-    encoded: Sequence[EncodedDocument] = EncodedDocuments(workload.documents, encode, prepended=front)
+    # A row's next token is known, so that the last row needs one token more; answers need whole prompts.
+    most = None if workload.mode == "generation" else 1 + (document_tokens or tokens)
+    encoded: Sequence[EncodedDocument] = EncodedDocuments(
+        workload.documents, encode, prepended=front, most=most
+    )
     sizes = {"tokens": tokens, "context": context, "document_tokens": document_tokens}
     if workload.mode == "generation":
         encoded = answer_prompts(encoded, answer(), **sizes)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
 from offramp.tracing.own_heads import require_readable
-from offramp.tracing.part import FILE_KINDS, Part, part_path, read_part, write_part
+from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.recording import parse_signals
@@ -221,11 +221,11 @@ class _Run:
         return document_texts(self.workload, plan.document_ids, heads)
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
-        """Parts that an earlier run finished; one that cannot be read is measured again."""
+        """Parts that an earlier run finished; one that is not as it was written is measured again."""
         done = {}
         names = [fact.name for fact in self.request.recording.facts]
         for index in range(len(plan.parts)):
-            if not part_path(folder, FILE_KINDS[-1], index).exists():
+            if not seal_path(folder, index).exists():
                 continue
             try:
                 done[index] = read_part(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
+from offramp.files import read_given_text
 
 TEXTS = ("model", "base", "floor", "machine")
 EXAMPLE = (
@@ -42,7 +43,7 @@ def read_cells(path: Path) -> tuple[ScoreCell, ...]:
     missing key or a value that is no text or no finite number. A score may be null: it is left out.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_given_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the cells cannot be read: {error}", where=str(path), fix="check the path"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import SEAL, canonical_json, seal_of, write_sealed_json
+from offramp.files import SEAL, canonical_json, read_given_text, seal_of, write_sealed_json
 from offramp.policies.gain import Gain
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
@@ -73,7 +73,7 @@ def read_tuned(path: str | Path) -> Tuned:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_given_text(path))
     except OSError as error:
         raise InputError(
             f"the policy file cannot be read: {error.strerror}", where=str(path), fix="check the path"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from offramp.errors import WorkloadError
 
+LARGEST_FILE = 1_000_000_000
+"""Bytes of a text file: the whole of it is held in memory."""
+
 
 def require_exists(path: Path) -> None:
     """Raise WorkloadError for a path that is missing, with near matches in its folder."""
@@ -23,15 +26,26 @@ def require_exists(path: Path) -> None:
 def read_text(path: Path) -> str:
     """A file's text, without a byte order mark.
 
-    Raises WorkloadError for a file that is missing, unreadable, empty, binary or not UTF-8.
+    Raises WorkloadError for a path that is missing or no regular file, and for a file that is unreadable, of
+    more than LARGEST_FILE bytes, empty, binary or not UTF-8.
     """
     require_exists(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+        raise WorkloadError(f"this is {kind}, not a file", where=str(path), fix="give a regular text file")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise WorkloadError(
             f"the file cannot be read: {error.strerror}", where=str(path), fix="check its permissions"
         ) from error
+    if len(content) > LARGEST_FILE:
+        raise WorkloadError(
+            f"the file is larger than {LARGEST_FILE / 1e9:g} GB, which is as much as is read",
+            where=str(path),
+            fix="give a part of it: a trace needs a few thousand tokens",
+        )
     if (offset := content.find(0)) >= 0:
         raise WorkloadError(
             f"the file is not text: it has a NUL byte at offset {offset:,}",

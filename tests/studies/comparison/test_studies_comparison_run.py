@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from study_cases import BROKEN, DOCUMENTS, LENGTH, bench_result
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.decoding.bench.combined_file import combined_to_json
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.errors import DamagedFileError, InputError, OfframpError
+from offramp.files import canonical_json, sha256_of_text, write_sealed_json
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.price_list import price_list
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -91,7 +90,7 @@ def run() -> RunResult:
 def folder_of(tmp_path: Path, run: RunResult, **changes: Any) -> Path:
     summary = summarise(run)
     Draft202012Validator(summary_schema()).validate(summary)
-    (tmp_path / "summary.json").write_text(json.dumps({**summary, **changes}))
+    write_sealed_json(tmp_path / "summary.json", {**summary, **changes})
     return tmp_path
 
 
@@ -204,8 +203,22 @@ def test_incomplete_summaries_are_said_to_be(tmp_path: Path, run: RunResult, par
     assert "offramp run" in error.value.fix
 
 
+def test_no_flipped_bit_of_a_summary_is_believed(tmp_path: Path, run: RunResult) -> None:
+    path = folder_of(tmp_path, run) / "summary.json"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 300):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(changed)
+        with pytest.raises(OfframpError, match=r"not what offramp writes|schema version"):
+            read_run_folder(tmp_path)
+    path.write_bytes(whole.replace(b"0.", b"0.1", 1))
+    with pytest.raises(DamagedFileError, match="SHA-256 differs"):
+        read_run_folder(tmp_path)
+
+
 def test_a_summary_of_only_a_version_lacks_a_named_part(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps({"schema_version": VERSION}))
+    write_sealed_json(tmp_path / "summary.json", {"schema_version": VERSION})
     with pytest.raises(DamagedFileError, match=r"\(no 'provenance'\)"):
         read_run_folder(tmp_path)
 

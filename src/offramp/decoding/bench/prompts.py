@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.workloads.encoded import encode_start
 from offramp.workloads.shared_text import without_shared_text
 from offramp.workloads.workload import Workload
 
@@ -51,7 +52,7 @@ def prompts_of(
     for document in reversed(documents):
         if document.id in fitted:
             continue
-        ids = encode(document.text)
+        ids = list(encode_start(encode, document.text, None if whole else prompt_tokens))
         if not whole:
             ids = ids[:prompt_tokens]
         if ids and (room is None or len(ids) <= room):

@@ -21,9 +21,9 @@ from offramp.decoding.bench.results import (
     TaskScore,
 )
 from offramp.errors import DamagedFileError
-from offramp.files import write_json_atomically
+from offramp.files import read_sealed_json, write_sealed_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 READ_OFF = ("answer", "resolution")
 """In the file for its readers; no fields of their own."""
@@ -106,21 +106,25 @@ def built(kind: type, value: Any, parts: Mapping[type, Mapping[str, type]] = PAR
 
 def write_results(path: Path, results: Sequence[BenchResult]) -> None:
     """Keep results in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
-    write_json_atomically(
+    write_sealed_json(
         path, {"schema_version": SCHEMA_VERSION, "results": [to_json(result) for result in results]}
     )
 
 
 def read_results(path: Path) -> tuple[BenchResult, ...]:
     """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
+    value = read_sealed_json(path, _damaged)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its schema is version {value['schema_version']}")
         return tuple(from_json(result) for result in value["results"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(
-            f"this is no file of offramp bench: {type(error).__name__}: {error}",
-            where=str(path),
-            fix="measure again: offramp bench MODEL --policy P -o FILE",
-        ) from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"this is no file of offramp bench: {why}",
+        where=str(path),
+        fix="measure again: offramp bench MODEL --policy P -o FILE",
+    )

@@ -10,6 +10,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents, split_roles
+from offramp.workloads.encoded import encode_start
 from offramp.workloads.workload import Workload
 
 PROMPTS = 8
@@ -55,7 +56,7 @@ def pick_prompts(
             ids = encode(texts[name])
             fits = 0 < len(ids) <= LONGEST_PROMPT
         else:
-            ids = model.encode(texts[name])[:PROMPT_TOKENS]
+            ids = list(encode_start(model.encode, texts[name], PROMPT_TOKENS))[:PROMPT_TOKENS]
             fits = len(ids) == PROMPT_TOKENS
         if fits and _has_room(model, len(ids) + new_tokens):
             found[name] = tuple(ids)

@@ -14,6 +14,7 @@ from offramp.policies.binding import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles
+from offramp.workloads.encoded import encode_start
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
@@ -100,7 +101,8 @@ def choose_openings(
     left_out: Counter[str] = Counter()
 
     def opening(document: Document) -> Opening | None:
-        ids = tuple(encode(document.text))
+        most = None if workload.mode == "generation" else prompt_tokens + 1
+        ids = tuple(encode_start(encode, document.text, most))
         why = None
         if workload.mode == "generation":
             why = EMPTY if not ids else NO_ROOM if room is not None and len(ids) > room else None

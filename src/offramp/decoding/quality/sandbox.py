@@ -85,6 +85,17 @@ def run_program(program: str, limits: Limits | None = None) -> SandboxResult:
     return SandboxResult(False, _reason(status, shown, limits), shown)
 
 
+def code_refused(task: str) -> InputError:
+    """The error for a task that runs code which was not allowed: what allowing it means."""
+    return InputError(
+        f"scoring {task!r} runs code that the model wrote",
+        where=f"task {task}",
+        fix="allow it with allow_code=True (--allow-code) on a machine where that may go wrong: the code can "
+        "read every file that you can, and one that searches its own process for the word that a finished "
+        "program prints could forge its success",
+    )
+
+
 def require_sandbox() -> None:
     """Raise OfframpError if not even an empty program reaches its end: every answer would look wrong."""
     tried = run_program("")

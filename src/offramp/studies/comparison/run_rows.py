@@ -12,7 +12,7 @@ from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.profile_file import read_profile
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.files import canonical_json, read_sealed_json, sha256_of_text
 from offramp.studies.comparison.content import (
     Content,
     answer_text,
@@ -32,7 +32,7 @@ from offramp.studies.comparison.savings import floor_text, place_text
 from offramp.tuning.pricing import BYTES
 
 SUMMARY = "summary.json"
-VERSION = 6
+VERSION = 7
 """Of the summary's schema: the one that is read."""
 
 SHOWN = ("offramp", "code_fingerprint", "dtype", "processor", "threads", "date")
@@ -41,7 +41,7 @@ SHOWN = ("offramp", "code_fingerprint", "dtype", "processor", "threads", "date")
 HARDWARE_FINGERPRINT = "hardware_fingerprint"
 """Of a run's provenance: SHA-256 of the profile's figures. Older runs have none."""
 
-MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading raises where a summary lacks a value or holds one of another kind."""
 
 
@@ -53,7 +53,7 @@ def is_run_folder(path: Path) -> bool:
 def read_run_folder(path: Path) -> Content:
     """What a run found on each of its workloads.
 
-    Raises InputError for a summary of another version, DamagedFileError for one that is none, or not whole.
+    Raises InputError for a summary of another version, DamagedFileError for one whose bytes changed.
     """
     summary = read_summary(path / SUMMARY)
     try:
@@ -75,14 +75,17 @@ def read_summary(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="run the same command again with this offramp; the traces are kept",
         )
-    return dict(summary)
+    return read_sealed_json(path, _damaged)
 
 
 def damaged(path: Path, error: Exception) -> DamagedFileError:
     """The error for a summary in which something is missing or of another kind. error: that met it."""
-    what = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
+    return _damaged(path, f"no {error}" if isinstance(error, KeyError) else type(error).__name__)
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
     return DamagedFileError(
-        f"the summary of the run is not what offramp writes ({what})",
+        f"the summary of the run is not what offramp writes ({why})",
         where=str(path),
         fix="run the same command again: offramp run",
     )

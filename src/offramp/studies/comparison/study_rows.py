@@ -23,7 +23,7 @@ from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.holm import LEVEL
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.study_strategies import STRATEGIES, Finished, machine_of, measured_speedups
-from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.tracing.sizes import DEFAULT_CONTEXT
 from offramp.tracing.storage import MANIFEST, read_manifest
@@ -61,7 +61,11 @@ class StudyReader:
         self.plan: Plan = folder.read_plan()
         self._results: dict[str, Mapping[str, Any]] = {}
         self.models = {model["name"]: model for model in self.plan.study["models"]}
-        self.conditions = {key: folder.condition(task) for key, task in self.plan.tasks.items()}
+        self.conditions: dict[str, Condition] = {}
+        for key, task in self.plan.tasks.items():
+            # What rests on a damaged file is not shown before that is made again.
+            rests = any(self.conditions[need] == "damaged" for need in task.needs.values())
+            self.conditions[key] = "damaged" if rests else folder.condition(task)
         self.done = [cell for cell in self.plan.cells if self.conditions[cell.task] == "done"]
 
     @property

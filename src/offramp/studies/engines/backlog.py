@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from offramp.errors import DiskFullError, OfframpError
@@ -13,7 +14,8 @@ from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
-from offramp.studies.locks import holding, is_held
+from offramp.studies.heartbeat import STALL_SECONDS, Watch
+from offramp.studies.locks import end_holder, holding, is_held
 from offramp.studies.task import Job, Task
 
 TRIES = 2
@@ -52,11 +54,21 @@ class Backlog:
 
     A task is settled when nothing more will be done about it: it is done, it failed, it is blocked, or it
     needs one that ended so, or that no job does and is not done. retry: let tasks that failed in earlier runs
-    be tried again.
+    be tried again. stall_seconds: without a sign of life after which another run's worker that holds a task
+    is ended.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: StudyFolder, *, retry: bool) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        folder: StudyFolder,
+        *,
+        retry: bool,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         self.folder = folder
+        self._stall_seconds = stall_seconds
+        self._watched: dict[Path, Watch] = {}
         self._jobs = list(jobs)
         self._tasks = {task.key: task for job in jobs for task in job.tasks}
         self._open = dict(self._tasks)
@@ -85,7 +97,27 @@ class Backlog:
             for job, ending in workers.wait(POLL_SECONDS):
                 self.ended(job, ending)
             self.refresh()
+            self._end_stalled(workers.running)
         on_change()
+
+    def _end_stalled(self, running: Collection[str]) -> None:
+        """End workers of other runs that hold tasks and show no sign of life.
+
+        Raises OfframpError if nothing else is left to do and one cannot be ended from here.
+        """
+        own = {task.key for job in self._jobs if job.key in running for task in job.tasks}
+        paths = [self.folder.lock_path(task) for key, task in self._open.items() if key not in own]
+        self._watched = {path: self._watched.get(path) or Watch(path) for path in paths if is_held(path)}
+        for path, watch in self._watched.items():
+            if watch.silence() <= self._stall_seconds:
+                continue
+            who = end_holder(path)
+            if who is not None and not running:
+                raise OfframpError(
+                    f"a task is held by {who}, which has shown no sign of life for {self._stall_seconds:g} s",
+                    where=str(path),
+                    fix="end that process, then run the study again",
+                )
 
     def finished(self) -> bool:
         """Whether every task is settled."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from offramp.studies.folder import StudyFolder
+from offramp.studies.heartbeat import STALL_SECONDS
 from offramp.studies.task import Job
 
 POLL_SECONDS = 0.5
@@ -20,13 +21,15 @@ class EngineOptions:
     workers: most jobs at a time; None: as many as the cores at hand allow. memory_bytes: of this machine that
     jobs may use together; None: what there is. The nodes of a Ray cluster have what they were started with.
     retry: whether failed tasks are tried again, once. address: of a running Ray cluster; None: the one of
-    this machine, or one started for this run.
+    this machine, or one started for this run. stall_seconds: without a sign of life before a process that
+    works on a task is ended.
     """
 
     workers: int | None = None
     memory_bytes: int | None = None
     retry: bool = False
     address: str | None = None
+    stall_seconds: float = STALL_SECONDS
 
 
 class Engine(Protocol):

@@ -32,10 +32,10 @@ class LocalEngine:
         on_change: Callable[[], None],
     ) -> None:
         """Run the jobs until every task is done, has failed, or waits for one that has (see `Engine`)."""
-        backlog = Backlog(jobs, folder, retry=options.retry)
+        backlog = Backlog(jobs, folder, retry=options.retry, stall_seconds=options.stall_seconds)
         room = Room.of_machine(options)
         backlog.fail_unfit(lambda job: room.limit)
-        with Crew(folder, self.program) as crew:
+        with Crew(folder, self.program, options.stall_seconds) as crew:
             backlog.work_off(crew, lambda job: room.fits(job, crew.workers), on_change)
 
 
@@ -82,9 +82,10 @@ class Room:
 class Crew:
     """The workers that run now. At the end of the block those that still do are killed."""
 
-    def __init__(self, folder: StudyFolder, program: Sequence[str]) -> None:
+    def __init__(self, folder: StudyFolder, program: Sequence[str], stall_seconds: float) -> None:
         self._folder = folder
         self._program = program
+        self._stall_seconds = stall_seconds
         self._waiting: dict[concurrent.futures.Future[Ending], WorkerProcess] = {}
         self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=1024)
 
@@ -100,7 +101,7 @@ class Crew:
 
     def start(self, job: Job) -> None:
         """Start a worker on a job."""
-        worker = WorkerProcess(job, self._folder, self._program)
+        worker = WorkerProcess(job, self._folder, self._program, self._stall_seconds)
         self._waiting[self._threads.submit(worker.wait)] = worker
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:

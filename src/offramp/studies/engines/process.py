@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from offramp.studies.folder import StudyFolder
+from offramp.studies.heartbeat import STALL_SECONDS, Watch
 from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job
 
@@ -45,11 +48,23 @@ class Ending:
 
 
 class WorkerProcess:
-    """A running worker. It ends when the process that made this object does."""
+    """A running worker. It ends when the process that made this object does.
 
-    def __init__(self, job: Job, folder: StudyFolder, program: Sequence[str] = WORKER) -> None:
+    stall_seconds: without a sign of life after which it is killed: a stopped one holds its locks for ever.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: StudyFolder,
+        program: Sequence[str] = WORKER,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         folder.logs.mkdir(parents=True, exist_ok=True)
         self.job = job
+        self._alive = folder.alive_path(job)
+        self._stall_seconds = stall_seconds
+        self._stalled = False
         self.log = folder.logs / f"{job.key[:16]}.log"
         with self.log.open("ab") as log:
             self._log_start = log.tell()
@@ -67,6 +82,16 @@ class WorkerProcess:
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # It is dead already; `wait` says how.
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Kill the worker if it shows no sign of life for too long."""
+        watch = Watch(self._alive)
+        while self.process.poll() is None:
+            if watch.silence() > self._stall_seconds:
+                self._stalled = True
+                self.process.kill()
+            time.sleep(min(1.0, self._stall_seconds / 4))
 
     def wait(self) -> Ending:
         """How the worker ended, once it has."""
@@ -76,7 +101,11 @@ class WorkerProcess:
         # A library that ends the process may end it with 0, and without an answer.
         outcome = JobOutcome.from_json(json.loads(answer)) if code == 0 and answer else None
         said = "" if outcome else last_line(self.log, self._log_start)
-        return Ending(outcome, _killed(code), said, str(self.log))
+        self._alive.unlink(missing_ok=True)
+        killed = _killed(code)
+        if killed is not None and self._stalled:
+            killed = f"its process showed no sign of life for {self._stall_seconds:g} s, and was ended"
+        return Ending(outcome, killed, said, str(self.log))
 
     def memory_bytes(self) -> int:
         """Memory that it holds now."""

@@ -45,14 +45,14 @@ class RayEngine:
         Raises InputError if Ray is not installed, there is no cluster at the address, or a node does not see
         the study's folder.
         """
-        backlog = Backlog(jobs, folder, retry=options.retry)
+        backlog = Backlog(jobs, folder, retry=options.retry, stall_seconds=options.stall_seconds)
         if backlog.finished():
             # A cluster takes seconds to start.
             return
         with connected(options.address) as ray:
             nodes = Nodes.of_cluster(ray)
             backlog.fail_unfit(nodes.limit)
-            with Submissions(ray, nodes, folder, self.program) as submissions:
+            with Submissions(ray, nodes, folder, self.program, options.stall_seconds) as submissions:
                 backlog.work_off(
                     submissions,
                     lambda job: options.workers is None or len(submissions.running) < options.workers,
@@ -106,13 +106,16 @@ class Nodes:
 class Submissions:
     """The jobs that Ray has now, running or waiting for room. At the end of the block they are cancelled."""
 
-    def __init__(self, ray: Any, nodes: Nodes, folder: StudyFolder, program: Sequence[str]) -> None:
+    def __init__(
+        self, ray: Any, nodes: Nodes, folder: StudyFolder, program: Sequence[str], stall_seconds: float
+    ) -> None:
         self._ray = ray
         self._nodes = nodes
         # Ray itself would retry for ever what runs out of memory; the backlog counts instead.
         self._remote = ray.remote(max_retries=0)(run_on_node)
         self._arguments = (str(folder.path.resolve()), folder.journal.append("run", engine="ray").number)
         self._program = tuple(program)
+        self._stall_seconds = stall_seconds
         self._waiting: dict[Any, Job] = {}
 
     @property
@@ -123,7 +126,9 @@ class Submissions:
     def start(self, job: Job) -> None:
         """Hand a job to Ray."""
         remote = self._remote.options(**self._nodes.options(job))
-        self._waiting[remote.remote(job.to_json(), *self._arguments, self._program)] = job
+        self._waiting[remote.remote(job.to_json(), *self._arguments, self._program, self._stall_seconds)] = (
+            job
+        )
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait until a job ends, or for so many seconds; the jobs that have ended, and how."""
@@ -155,10 +160,13 @@ class Submissions:
             self._ray.cancel(reference, force=True)
 
 
-def run_on_node(job: Mapping[str, Any], path: str, event: int, program: Sequence[str]) -> Ending:
+def run_on_node(
+    job: Mapping[str, Any], path: str, event: int, program: Sequence[str], stall_seconds: float
+) -> Ending:
     """Run a job in a process of its own on the node where Ray calls this.
 
     path: of the study's folder. event: number of an event that its journal holds if it is the same folder.
+    stall_seconds: as `WorkerProcess` takes them.
 
     Raises InputError if it is not.
     """
@@ -169,7 +177,7 @@ def run_on_node(job: Mapping[str, Any], path: str, event: int, program: Sequence
             where=path,
             fix="give a folder on a file system that all nodes share under one path, with -o",
         )
-    return WorkerProcess(Job.from_json(job), folder, program).wait()
+    return WorkerProcess(Job.from_json(job), folder, program, stall_seconds).wait()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
+from offramp.files import read_given_text
 from offramp.tracing.exit_heads import NormKind
 from offramp.tracing.heads_build import NORM_ARRAYS
 
@@ -78,7 +79,7 @@ def read_key_map(path: Path) -> KeyMap:
     wrong.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_given_text(path))
     except OSError as error:
         raise InputError(
             f"the key map cannot be read: {error.strerror}", where=str(path), fix="name a TOML file"

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from typing import Any
 
-from offramp.decoding.quality.sandbox import Limits, require_sandbox, run_program
+from offramp.decoding.quality.sandbox import Limits, code_refused, require_sandbox, run_program
 from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, draw
 from offramp.errors import InputError
 
@@ -32,11 +32,7 @@ class HumanEval(Task):
 
     def __init__(self, *, allow_code: bool = False, limits: Limits | None = None) -> None:
         if not allow_code:
-            raise InputError(
-                "scoring human-eval runs Python code that the model wrote",
-                where="task human-eval",
-                fix="allow it with allow_code=True (--allow-code), on a machine where that may go wrong",
-            )
+            raise code_refused(self.name)
         self._problems = list(_read_problems().values())
         self._limits = limits or Limits()
         require_sandbox()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.metadata import EntryPoint, entry_points
 
+from offramp.decoding.quality.sandbox import code_refused
 from offramp.decoding.quality.tasks.human_eval import HUMAN_EVAL
 from offramp.decoding.quality.tasks.multiple_choice import MULTIPLE_CHOICE
 from offramp.decoding.quality.tasks.reasoning import REASONING_GYM
@@ -39,11 +40,7 @@ def load_task(spec: str, *, allow_code: bool = False) -> Task:
             fix=f"write {name}",
         )
     if source.runs_code and not allow_code:
-        raise InputError(
-            f"scoring {name!r} runs code that the model wrote",
-            where=f"task {spec}",
-            fix="allow it with allow_code=True (--allow-code), on a machine where that may go wrong",
-        )
+        raise code_refused(name)
     return source.open(argument, allow_code)
 
 

@@ -1,0 +1,129 @@
+"""One damaged byte anywhere in a finished run or study: no figure changes without an error."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_study import write_study
+
+from command_line import run_offramp
+from offramp.cli.decoding_file import read_kept
+from offramp.errors import OfframpError
+from offramp.studies.comparison.reading import read_comparison
+from offramp.studies.comparison.results import Comparison
+from offramp.studies.engines import registry
+from offramp.studies.folder import StudyFolder
+from offramp.studies.runner import run_job
+from offramp.tracing.heads_file import read_heads
+from offramp.tracing.trace import Trace
+from offramp.tuning.tuned_file import read_tuned
+
+NOT_READ = (".lock", ".log", ".html", ".bib", ".csv", ".parquet")
+"""Endings of what only people read, or nobody; a trace's Parquet files are flipped by its own tests too."""
+FLIPS = 12
+"""Of each file."""
+
+
+class Here:
+    """An engine that runs jobs in this process, which has loaded torch already."""
+
+    name = "local"
+
+    def run(self, jobs: Any, folder: StudyFolder, options: Any, on_change: Callable[[], None]) -> None:
+        """Run them one after another."""
+        for job in jobs:
+            run_job(job, folder)
+            on_change()
+
+
+def flipped(path: Path) -> Iterator[int]:
+    """The file with one bit changed, at random places one after another; whole again at the end."""
+    whole, rng = path.read_bytes(), np.random.default_rng(sum(path.name.encode()))
+    try:
+        for place in rng.integers(0, len(whole), FLIPS):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << int(rng.integers(0, 8))
+            path.write_bytes(changed)
+            yield int(place)
+    finally:
+        path.write_bytes(whole)
+
+
+def figures(comparison: Comparison) -> str:
+    """Everything that a comparison says."""
+    return repr(replace(comparison, provenance={}))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """What could be damaged: every file with bytes."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.stat().st_size and not path.name.endswith(NOT_READ)
+    ]
+
+
+def read_all(run: Path) -> str:
+    """Everything that commands read back from a run's folder, as text.
+
+    What is damaged and can be made again is left out by those who read it, and so is missing here.
+    """
+    traces = [Trace.load(path) for path in sorted((run / "traces").glob("*/*"))]
+    columns = [(one.fact("top1").tobytes(), one.documents) for one in traces]
+    heads = run / "heads.safetensors"
+    return repr(
+        [
+            figures(read_comparison([run])),
+            columns,
+            [read_tuned(path) for path in sorted((run / "policies").glob("*tuned*.json"))],
+            read_heads(heads).fingerprint if heads.is_file() else None,
+        ]
+    )
+
+
+def test_of_a_run(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    expected, kept = read_all(run), repr(read_kept(run))
+    believed = []
+    for path in files_below(run):
+        if path.parent.name == "policies" and "tuned" not in path.name:
+            continue  # a policy's text: people write and edit these themselves
+        for place in flipped(path):
+            try:
+                same = read_all(run) == expected and repr(read_kept(run)) in (kept, "None")
+            except OfframpError:
+                continue
+            if not same:
+                believed.append((str(path.relative_to(run)), place))
+    assert believed == []
+    assert read_all(run) == expected
+
+
+def test_of_a_study(
+    tmp_path: Path, tiny_model: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.ENGINES, "local", Here())  # type: ignore[arg-type]
+    file = write_study(tmp_path, tiny_model, documents)
+    run_offramp("study", "run", file, "-o", tmp_path / "out").require(0)
+    study = tmp_path / "out"
+    whole = read_comparison([study])
+    expected, believed = figures(whole), []
+    for path in files_below(study):
+        for place in flipped(path):
+            try:
+                found = read_comparison([study])
+            except OfframpError:
+                continue
+            # A damaged task is left out, and said to be; what is left says what it said.
+            said = any("damaged" in why or "changed" in why for why in found.failures.values())
+            rest = {*map(repr, found.strategies)} <= {*map(repr, whole.strategies)}
+            if figures(found) != expected and not (said and rest):
+                believed.append((str(path.relative_to(study)), place))
+    assert believed == []
+    assert figures(read_comparison([study])) == expected

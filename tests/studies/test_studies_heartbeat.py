@@ -1,0 +1,160 @@
+"""Workers that are stopped: noticed, ended, and their tasks done all the same."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_works
+import pytest
+from fake_works import events_of, job_of, plan_of, task_of, value
+
+from offramp.errors import OfframpError
+from offramp.studies import heartbeat
+from offramp.studies.engines.engine import EngineOptions
+from offramp.studies.engines.local import LocalEngine
+from offramp.studies.engines.process import WorkerProcess
+from offramp.studies.folder import StudyFolder
+from offramp.studies.heartbeat import BEAT_SECONDS, Watch
+from offramp.studies.locks import end_holder, holder, holding, is_held
+from offramp.studies.status import status_of
+from offramp.studies.task import Task
+
+STALL = 5 * BEAT_SECONDS
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "study")
+    folder.path.mkdir()
+    return folder
+
+
+def stopped_worker(folder: StudyFolder, task: Task) -> WorkerProcess:
+    """A worker that holds a task's lock and is stopped, as by SIGSTOP."""
+    worker = WorkerProcess(job_of(task), folder, fake_works.FAKE_WORKER)
+    while not is_held(folder.lock_path(task)):
+        time.sleep(0.01)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    return worker
+
+
+class Clock:
+    """A monotonic clock that a test moves, and the file whose signs of life are watched."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.path = 1000.0, path
+        monkeypatch.setattr(heartbeat.time, "monotonic", lambda: self.now)
+        path.touch()
+
+    def silence(self, watch: Watch, seconds: float, *, beats: bool = False) -> float:
+        """Look every half second for so long; what the last look says."""
+        found = 0.0
+        for _ in range(round(seconds / 0.5)):
+            self.now += 0.5
+            if beats:
+                os.utime(self.path, ns=(0, int(self.now * 1e9)))
+            found = watch.silence()
+        return found
+
+
+def test_silence_is_counted_from_the_last_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(tmp_path / "alive", monkeypatch)
+    watch = Watch(clock.path)
+    assert clock.silence(watch, 30, beats=True) == 0.0
+    assert clock.silence(watch, 12) == 12.0
+    assert clock.silence(watch, 0.5, beats=True) == 0.0
+
+
+def test_a_clock_set_back_or_a_pause_of_the_watcher_is_nobodys_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(tmp_path / "alive", monkeypatch)
+    watch = Watch(clock.path)
+    clock.silence(watch, 30, beats=True)
+    os.utime(clock.path, ns=(0, 5))  # half a century ago
+    assert clock.silence(watch, 3) <= 3.0
+    clock.now += 3600  # Ctrl-Z, or a laptop asleep
+    assert watch.silence() == 0.0
+    assert clock.silence(watch, 8) == 8.0
+
+
+def test_a_lock_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert holder(path) is None
+    with holding(path) as held:
+        assert held
+        assert holder(path) == (os.getpid(), platform.node())
+        with holding(path) as again:
+            assert not again
+    with holding(path, shared=True):
+        pass
+    assert holder(path) == (os.getpid(), platform.node())
+
+
+def test_only_who_surely_holds_a_lock_here_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, ended = tmp_path / "lock", []
+    monkeypatch.setattr("offramp.studies.locks.os.kill", lambda process, _: ended.append(process))
+    path.write_text("")
+    assert end_holder(path) == "a process that left no name"
+    path.write_text("123 elsewhere\n")
+    assert end_holder(path) == "process 123 on elsewhere"
+    path.write_text(f"{os.getpid()} {platform.node()}\n")  # which does not hold it
+    assert "as far as is known" in str(end_holder(path))
+    assert ended == []
+
+
+def test_a_stopped_worker_is_ended_and_its_task_done_again(
+    folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(7, deed="stop once", marks=tmp_path)
+    LocalEngine(fake_works.FAKE_WORKER).run(
+        [job_of(task)], folder, EngineOptions(stall_seconds=STALL), lambda: None
+    )
+    assert value(folder, task) == 7
+    assert events_of(folder, task) == ["started", "killed", "started", "finished"]
+    killed = [event for event in folder.journal.read().events if event.event == "killed"]
+    assert "no sign of life for 10 s" in str(killed[0])
+    assert not list(folder.locks.glob("alive-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="only Linux says who holds a lock")
+def test_the_next_run_ends_a_stopped_worker_that_an_earlier_one_left(folder: StudyFolder) -> None:
+    task, other = task_of(1, seconds=60), task_of(2)
+    worker = stopped_worker(folder, task)
+    try:
+        if str(worker.process.pid) not in Path("/proc/locks").read_text():
+            pytest.skip("this system does not list locks")
+        silent = time.time() - 600
+        os.utime(folder.lock_path(task), (silent, silent))
+        (problem,) = status_of(plan_of([job_of(task), job_of(other)]), folder).problems
+        assert f"held by process {worker.process.pid} on {platform.node()}" in problem
+        assert "no sign of life for 10 min" in problem
+        quick = task_of(1)  # the same task: what it does is not in its key
+        assert quick.key == task.key
+        LocalEngine(fake_works.FAKE_WORKER).run(
+            [job_of(quick), job_of(other)], folder, EngineOptions(stall_seconds=STALL), lambda: None
+        )
+        assert (value(folder, quick), value(folder, other)) == (1, 2)
+        assert worker.process.wait(timeout=10) == -signal.SIGKILL
+    finally:
+        worker.process.kill()
+
+
+def test_a_stopped_worker_of_another_machine_is_named(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, other = task_of(1), task_of(2)
+    with holding(folder.lock_path(task)):
+        folder.lock_path(task).write_text("123 elsewhere\n")
+        engine: Any = LocalEngine(fake_works.FAKE_WORKER)
+        with pytest.raises(OfframpError, match="held by process 123 on elsewhere") as caught:
+            engine.run([job_of(task), job_of(other)], folder, EngineOptions(stall_seconds=1.0), lambda: None)
+    assert caught.value.where == str(folder.lock_path(task))
+    assert folder.is_done(other)
