@@ -76,7 +76,7 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
     assert written[-1] == "manifest.json"
     assert written.count("manifest.json") == 1
     kinds = [name.split("-")[0] for name in written[1:-1]]
-    assert kinds == ["facts", "marginal", "tokens"] * (len(kinds) // 3)
+    assert kinds == ["facts", "marginal", "tokens", "part"] * (len(kinds) // 4)
 
 
 def test_parts_have_page_checksums(finished: Path, tmp_path: Path) -> None:
