@@ -6,14 +6,16 @@ import re
 
 LONGEST_WORD = 200
 """Characters of one unbroken word that a message repeats: what people gave may be of any size."""
+LONGEST_PATH = 4096
+"""Of one with a slash in it, which may be a path: those are of use only whole."""
 LONGEST_TEXT = 2_000
 """Characters of one part of a message."""
+CUT = "..."
 OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
     "cannot allocate memory",
     "out of memory",
-    "failed to map segment",
 )
 """How torch's RuntimeErrors and the system's loader call it."""
 
@@ -42,25 +44,34 @@ class OfframpError(Exception):
 
 
 def shortened(text: str) -> str:
-    """A text in which no word is longer than LONGEST_WORD characters, and which ends after LONGEST_TEXT."""
-    if len(text) <= LONGEST_WORD:
-        return text
-    # Of anything larger the beginning is looked at only.
-    words = re.sub(rf"\S{{{LONGEST_WORD},}}", _cut_word, text[: 4 * LONGEST_TEXT])
-    if len(words) <= LONGEST_TEXT and len(text) <= 4 * LONGEST_TEXT:
+    """A text of which long words show their beginnings only, and which itself ends after LONGEST_TEXT."""
+    words = re.sub(rf"\S{{{LONGEST_WORD + len(CUT)},}}", _cut_word, text)
+    if len(words) <= max(LONGEST_TEXT, LONGEST_PATH):
         return words
-    return f"{words[:LONGEST_TEXT]}... ({len(text):,} characters)"
+    return f"{words[:LONGEST_TEXT]}{CUT} ({len(text):,} characters)"
 
 
 def _cut_word(word: re.Match[str]) -> str:
     text = word.group()
-    return text if len(text) == LONGEST_WORD else f"{text[:LONGEST_WORD]}... ({len(text):,} characters)"
+    if "/" in text and len(text) <= LONGEST_PATH:
+        return text
+    if len(text) == LONGEST_WORD + len(CUT):  # what was cut before is left as it is
+        return text
+    return f"{text[:LONGEST_WORD]}{CUT} ({len(text):,} characters)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+    # The loader says so too where a mount does not allow programs to be run.
+    unmapped = "failed to map segment" in text and "not permitted" not in text
+    return isinstance(error, MemoryError) or unmapped or any(words in text for words in OUT_OF_MEMORY)
+
+
+def raise_if_out_of_memory(error: BaseException) -> None:
+    """Raise an error again that says that memory was short: whatever was tried may well be possible."""
+    if is_out_of_memory(error):
+        raise error
 
 
 class InputError(OfframpError):

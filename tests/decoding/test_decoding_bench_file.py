@@ -27,7 +27,6 @@ from offramp.decoding.bench.results import (
     TaskScore,
 )
 from offramp.errors import DamagedFileError
-from offramp.files import write_sealed_json
 
 
 def full_result() -> BenchResult:
@@ -83,7 +82,7 @@ def test_a_floor_is_missed_by_what_was_kept(kept: float | None, missed: bool | N
 
 def test_a_file_of_the_older_schema_says_how_it_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    write_sealed_json(path, {"schema_version": 1, "results": []})
+    path.write_text('{"schema_version": 1, "results": []}')
     with pytest.raises(DamagedFileError, match="its schema is version 1") as caught:
         read_results(path)
     assert "offramp bench MODEL --policy P -o FILE" in caught.value.fix

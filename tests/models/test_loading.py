@@ -250,6 +250,11 @@ def overflowing_weights(folder: Path) -> None:
         (set_in_config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but", "same model"),
         (set_in_config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but", "same model"),
         (set_in_config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers", "same model"),
+        (
+            set_in_config(intermediate_size=10**12),
+            "mlp.down_proj.weight is [32, 48] in the weight files, and [32, 1000000000000] by config.json",
+            "complete",
+        ),
         (deep_config, "not valid JSON", "download"),
         (rather_deep_config, "nested more than 40 deep", "download"),
         (deep_index, "index of the weight files is damaged", "download"),

@@ -81,8 +81,27 @@ def test_a_clock_set_back_or_a_pause_of_the_watcher_is_nobodys_silence(
     os.utime(clock.path, ns=(0, 5))  # half a century ago
     assert clock.silence(watch, 3) <= 3.0
     clock.now += 3600  # Ctrl-Z, or a laptop asleep
-    assert watch.silence() == 0.0
-    assert clock.silence(watch, 8) == 8.0
+    assert watch.silence() <= 3.0 + 2 * BEAT_SECONDS
+    before = watch.silence()
+    assert clock.silence(watch, 8) == before + 8.0
+
+
+def test_a_watcher_that_seldom_looks_notices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(tmp_path / "alive", monkeypatch)
+    watch = Watch(clock.path)
+    watch.silence()
+    for _ in range(100):
+        clock.now += 30.0
+        found = watch.silence()
+    assert found == 100 * 2 * BEAT_SECONDS
+
+
+def test_two_workers_of_one_job_do_not_speak_for_each_other(folder: StudyFolder, tmp_path: Path) -> None:
+    job = job_of(task_of(1, seconds=3 * BEAT_SECONDS), task_of(2))
+    workers = [WorkerProcess(job, folder, fake_works.FAKE_WORKER, STALL) for _ in range(2)]
+    endings = [worker.wait() for worker in workers]
+    assert [ending.killed for ending in endings] == [None, None]
+    assert not list(folder.locks.glob("alive-*"))
 
 
 def test_a_lock_names_its_holder(tmp_path: Path) -> None:
@@ -101,7 +120,7 @@ def test_a_lock_names_its_holder(tmp_path: Path) -> None:
 def test_only_who_surely_holds_a_lock_here_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, ended = tmp_path / "lock", []
     monkeypatch.setattr("offramp.studies.locks.os.kill", lambda process, _: ended.append(process))
-    path.write_text("")
+    path.write_bytes(b"\xff\xfe")
     assert end_holder(path) == "a process that left no name"
     path.write_text("123 elsewhere\n")
     assert end_holder(path) == "process 123 on elsewhere"

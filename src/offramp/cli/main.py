@@ -129,8 +129,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         exit_code = show_error(_interrupted("interrupted", INTERRUPTED), as_json=as_json)
     except _Stopped as stopped:
-        name = f"stopped by {signal.Signals(stopped.number).name}"
-        exit_code = show_error(_interrupted(name, 128 + stopped.number), as_json=as_json)
+        name, exit_code = f"stopped by {signal.Signals(stopped.number).name}", 128 + stopped.number
+        with contextlib.suppress(OSError):  # a hang-up takes the terminal with it
+            show_error(_interrupted(name, exit_code), as_json=as_json)
     except USAGE_ERROR as problem:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
@@ -186,16 +187,14 @@ def _out_of_memory(problem: BaseException) -> OfframpError:
     said = str(problem).partition("\n")[0] or "no more can be had"
     return OfframpError(
         f"out of memory: {said}; {free} of {total} are free on this machine, less where a limit is set",
-        where=shlex.join(["offramp", *sys.argv[1:]]),
         fix="use a smaller model, --dtype bfloat16, fewer --tokens or a shorter --context; tracing with "
         "--stream holds two layers at a time. What is finished is kept",
     )
 
 
 def _interrupted(how: str, exit_code: int) -> OfframpError:
-    error = OfframpError(
-        f"{how}; what is finished is kept",
-        fix="run the same command again to go on: " + shlex.join(["offramp", *sys.argv[1:]]),
-    )
+    error = OfframpError(f"{how}; what is finished is kept")
+    # Whole, however long: it is to be run.
+    error.fix = "run the same command again to go on: " + shlex.join(["offramp", *sys.argv[1:]])
     error.exit_code = exit_code
     return error

@@ -212,11 +212,11 @@ def engine_options(
 
     if workers is not None and workers < 1:
         raise InputError(f"{workers} processes can run nothing", where="--workers", fix="choose 1 or more")
-    if not stall_limit >= 10.0:
+    if not stall_limit >= 30.0:
         raise InputError(
             f"{stall_limit:g} seconds are too few to take a process for stopped",
             where="--stall-limit",
-            fix="choose 10 or more",
+            fix="choose 30 or more",
         )
     budget = None if memory is None else parse_size(memory, "--memory")
     return EngineOptions(

@@ -26,18 +26,19 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
     stamp = {**_content(folder), "mixed": mixed}
     with stage("writing the report"):
         page = write_comparison(read_comparison([folder.path], mixed=mixed), folder.path)
-    write_json_atomically(folder.path / STAMP, stamp)
+    write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
     return page
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:
     """Bring the report up to date at the end of a run and say where it lies; None, and why, if there is none.
 
-    A page is kept if plan, journal and the code that writes it are those that it was written from.
+    A page is kept if plan, journal and the code that writes it are those that it was written from, and it and
+    its tables are as they were written.
     """
     page = folder.path / REPORT_FILE
     try:
-        if not page.is_file() or _stamp(folder) != {**_content(folder), "mixed": False}:
+        if _stamp(folder) != {**_content(folder), "mixed": False, **_written(folder)}:
             page = write_report(folder, mixed=False)
     except InputError as error:
         out.console.print(f"no report: {error}", markup=False, soft_wrap=True)
@@ -60,6 +61,15 @@ def _content(folder: StudyFolder) -> dict[str, str]:
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if path.is_file()}
     return {**digests, "code": rooms_fingerprint("report", "studies", "scoring", "cli")}
+
+
+def _written(folder: StudyFolder) -> dict[str, str]:
+    """SHA-256 of the page and its tables, by their names."""
+    from offramp.cli.comparison_files import TABLES
+    from offramp.files import sha256_of_file
+
+    paths = [folder.path / REPORT_FILE, *sorted((folder.path / TABLES).glob("*"))]
+    return {path.name: sha256_of_file(path) for path in paths if path.is_file()}
 
 
 def _stamp(folder: StudyFolder) -> object:

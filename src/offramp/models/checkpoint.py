@@ -43,11 +43,11 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
 
     Raises ModelError for many times more layers than are stored, or a size that is longer than any axis.
     """
-    numbers = [int(part) for name in stored for part in name.split(".") if part.isdecimal()]
-    last = max(numbers, default=0)
+    parts = [part for name in stored for part in name.split(".")]
+    last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)
     longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
-    for part in (config, config.get("text_config")):
-        for key, value in part.items() if isinstance(part, dict) else ():
+    for part in (config, config.get("text_config") or {}):
+        for key, value in part.items():
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             stated = f"{key} = {value:,}"
@@ -86,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(path),
             fix="download the file again",
         )
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("text_config") or {}, dict):
         raise ModelError("config.json holds no JSON object", where=str(path), fix="download the file again")
     return config
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -27,6 +30,8 @@ CACHE_VARIABLE = "OFFRAMP_CACHE"
 MANIFEST = "manifest.json"
 # Raise it when the converted folder's content changes: old folders are then left alone and new ones written.
 FORMAT_VERSION = 1
+LONGEST_CONVERSION = 1800.0
+"""Seconds that another process is waited for."""
 
 Convert = Callable[[Path, Path], None]
 
@@ -114,14 +119,31 @@ def _sweep(root: Path, name: str) -> None:
 
 @contextmanager
 def _only_one_process(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock; the operating system frees it when a process ends."""
+    """Wait until no other process holds the lock; the operating system frees it when a process ends.
+
+    Raises OfframpError where one holds it for longer than any conversion takes.
+    """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _say("another process is converting this model; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, path)
         yield
+
+
+def _wait_for(file: IO[str], path: Path) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < LONGEST_CONVERSION:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.2)
+    raise OfframpError(
+        f"another process has been converting this model for {LONGEST_CONVERSION / 60:.0f} minutes",
+        where=str(path),
+        fix="end that process (it may be stopped), then run the same command again",
+    )
 
 
 def _say(message: str) -> None:

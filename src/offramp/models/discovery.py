@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import Call, calls_after, calls_before, find_layer_calls, first_tensor, record_calls
 from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.stack import READOUTS, ExitStack, ReadoutKind, plain_linear
@@ -61,6 +61,7 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     try:
         root = record_calls(model, ids)
     except UNFIT_ERRORS as error:
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"a short forward pass of the model fails: {type(error).__name__}: {error}",
             where=name,

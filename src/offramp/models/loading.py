@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.checkpoint import check_vocabulary, find_strangers, refuse_strangers
 from offramp.models.encoding import find_bos_policy, find_eos_token_ids
 from offramp.models.finding import find_source as find_source
@@ -19,6 +19,7 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
 from offramp.models.streaming.layers import StreamedLayers
+from offramp.models.weight_files import read_headers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
@@ -125,6 +126,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
         config = AutoConfig.from_pretrained(source.folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"transformers cannot read the config or the tokenizer: {error}",
             where=str(source.folder),
@@ -150,8 +152,10 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
+        raise_if_out_of_memory(error)
+        mismatch = _other_shape(source, trust_remote_code) if "mismatched_sizes" in str(error) else None
         raise ModelError(
-            f"transformers cannot load the model: {error}",
+            f"transformers cannot load the model: {mismatch or error}",
             where=str(source.folder),
             fix="check that the files are complete and of a causal language model that transformers knows",
         ) from error
@@ -163,6 +167,26 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[
             fix="use a complete checkpoint of a causal language model (with its output head)",
         )
     return hf, set(report["unexpected_keys"])
+
+
+def _other_shape(source: Source, trust_remote_code: bool) -> str | None:
+    """The first tensor whose stored shape is not the config's; None if none is found by its name.
+
+    transformers says it in a report that is not shown here.
+    """
+    import torch
+    import transformers
+
+    options = {"trust_remote_code": trust_remote_code}
+    config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True, **options)
+    auto_class: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        expected = auto_class.from_config(config, **options).state_dict()
+    for name, tensor in read_headers(source.folder).items():
+        if name in expected and tensor.shape != tuple(expected[name].shape):
+            wanted = list(expected[name].shape)
+            return f"{name} is {list(tensor.shape)} in the weight files, and {wanted} by config.json"
+    return None
 
 
 def _check_no_strangers(stack: ExitStack, unexpected: set[str], where: str) -> None:

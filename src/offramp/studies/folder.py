@@ -31,11 +31,13 @@ from offramp.studies.manifest import (
     write_manifest,
 )
 from offramp.studies.plan_file import plan_from_json, plan_to_json
-from offramp.studies.task import Job, Plan, Task
+from offramp.studies.task import Plan, Task
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
+ALIVE = "alive-"
+"""What the names of files that show signs of life begin with, among the locks."""
 
 Condition = Literal["done", "damaged", "failed", "unfinished"]
 """What a task's files say of it, whatever is being done about it at the moment."""
@@ -66,9 +68,9 @@ class StudyFolder:
         """The lock that whoever works on a task holds."""
         return self.locks / f"{task.kind}-{task.key}"
 
-    def alive_path(self, job: Job) -> Path:
-        """What the worker of a job touches while it lives."""
-        return self.locks / f"alive-{job.key[:16]}"
+    def alive_path(self, worker: str) -> Path:
+        """What a worker touches while it lives. worker: a name that no other has."""
+        return self.locks / f"{ALIVE}{worker}"
 
     # --- what is there
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -37,8 +36,8 @@ def beating(path: Path) -> Iterator[None]:
 def _beat() -> None:
     while True:
         for path in tuple(_touched):
-            with contextlib.suppress(OSError):  # removed meanwhile, or a disk that is away for a moment
-                os.utime(path)
+            with contextlib.suppress(OSError):  # a disk that is away for a moment
+                path.touch()
         time.sleep(BEAT_SECONDS)
 
 
@@ -59,16 +58,23 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: int | None = None
-        self._since = self._last = time.monotonic()
+        self._silence = 0.0
+        self._last = time.monotonic()
 
     def silence(self) -> float:
-        """Seconds of watching since the last sign of life, the first look counted as one."""
+        """Seconds of watching since the last sign of life, the first look counted as one.
+
+        Of the time between two looks no more counts than two beats: in a longer one this process may have
+        been stopped too.
+        """
         now = time.monotonic()
         try:
             seen: int | None = self._path.stat().st_mtime_ns
         except FileNotFoundError:
             seen = None
-        if seen != self._seen or now - self._last > 2 * BEAT_SECONDS:
-            self._seen, self._since = seen, now
+        if seen == self._seen:
+            self._silence += min(now - self._last, 2 * BEAT_SECONDS)
+        else:
+            self._seen, self._silence = seen, 0.0
         self._last = now
-        return now - self._since
+        return self._silence

@@ -57,7 +57,7 @@ def is_held(path: Path) -> bool:
 
 def holder(path: Path) -> tuple[int, str] | None:
     """Process and host of whoever holds a lock for itself, or did last; None if nobody ever did."""
-    words = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
     return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdecimal() else None
 
 

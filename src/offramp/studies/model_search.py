@@ -54,24 +54,28 @@ class _ModelSearch:
         )
         if entry.source in BUNDLED:
             try:
-                return self._fitting(self._described(stated, [BUNDLED[entry.source].find()]))
+                path = BUNDLED[entry.source].find()
             except ModelError as error:
                 return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
+            return self._from_files(stated, path)
         with placed(self.study, "models", place, "source"):
             if path.exists():
-                return self._from_path(dataclasses.replace(stated, source=str(path)), path)
+                if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
+                    find_source(str(path))  # says why it is no model
+                return self._from_files(dataclasses.replace(stated, source=str(path)), path)
             if path.suffix == ".gguf" or not looks_like_hub_id(entry.source):
                 raise unknown_model(entry.source)
         return self._from_hub(stated)
 
-    def _from_path(self, stated: FoundModel, path: Path) -> FoundModel:
-        """A folder or file. One that is a model, but damaged or unsafe, stops only its own cells."""
+    def _from_files(self, stated: FoundModel, path: Path) -> FoundModel:
+        """A model whose files are here. A damaged or unsafe one stops only its own cells."""
         try:
             return self._fitting(self._described(stated, [path]))
         except ModelError as error:
-            if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
-                raise
-            return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}", damaged=True)
+            why = f"{error.what}: {error.fix}"
+        except OSError as error:
+            why = f"its files cannot be read: {error}"
+        return dataclasses.replace(stated, missing=why, damaged=True)
 
     def _from_hub(self, stated: FoundModel) -> FoundModel:
         downloaded = find_downloaded(stated.source)

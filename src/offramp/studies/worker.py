@@ -1,4 +1,4 @@
-"""The process that runs a job: `python -m offramp.studies.worker FOLDER`.
+"""The process that runs a job: `python -m offramp.studies.worker FOLDER NAME`.
 
 The job comes as one line of JSON on standard input, which stays open for as long as the engine lives: when it
 closes, the worker ends at once, so that nothing is computed for an engine that is gone. The outcome goes to
@@ -24,7 +24,10 @@ ORPHANED = 3
 
 
 def main() -> None:
-    """Run the job that standard input holds, in the study's folder that the command line names."""
+    """Run the job that standard input holds, in the study's folder that the command line names.
+
+    The second argument is the worker's name: what it touches while it lives has it.
+    """
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Ctrl-C reaches every process of a terminal; the engine decides when its workers end.
@@ -32,7 +35,7 @@ def main() -> None:
     job = Job.from_json(json.loads(_read_line()))
     threading.Thread(target=_end_with_engine, daemon=True).start()
     folder = StudyFolder(Path(sys.argv[1]))
-    start_beating(folder.alive_path(job))
+    start_beating(folder.alive_path(sys.argv[2]))
     outcome = run_job(job, folder)
     with os.fdopen(answer, "w") as file:
         json.dump(outcome.to_json(), file)

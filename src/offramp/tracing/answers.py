@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
@@ -107,6 +107,7 @@ def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, *
         with torch.no_grad(), plain_greedy(model, max_new_tokens):
             return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
     except UNFIT_ERRORS as error:
+        raise_if_out_of_memory(error)
         raise cannot_generate(model, error) from error
 
 

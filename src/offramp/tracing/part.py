@@ -109,11 +109,12 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
 
 
 def _digests(folder: Path, index: int) -> dict[str, str]:
-    """SHA-256 of each file of a part, by kind. Raises DamagedFileError for one that is missing."""
+    """SHA-256 of each file of a part, by kind. Raises DamagedFileError for one that cannot be read."""
     try:
         return {kind: sha256_of_file(part_path(folder, kind, index)) for kind in FILE_KINDS}
-    except FileNotFoundError as error:
-        raise damaged(Path(error.filename), "the file is missing") from error
+    except OSError as error:
+        why = "the file is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        raise damaged(Path(error.filename or folder), why) from error
 
 
 def _write(table: pa.Table, path: Path) -> None:

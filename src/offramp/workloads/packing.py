@@ -44,7 +44,7 @@ class Context:
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """How much of one document is traced: rows taken, of those available."""
+    """How much of one document is traced: rows taken, of those that were encoded."""
 
     document: int
     id: str
@@ -66,8 +66,9 @@ class Selection:
     """The contexts to trace, in document order.
 
     document_tokens: the cap on rows per document that was used.
-    available_tokens: rows of the documents looked at, without any cap; with `tokens` fewer than asked for and
-    no cap given, these are all rows there are.
+    available_tokens: rows of the documents looked at, without any cap (of a long document those that were
+    encoded, as many as were asked for); with `tokens` fewer than asked for and no cap given, these are all
+    rows there are.
     documents: one entry per traced document. skipped: documents without a row.
     """
 

@@ -113,12 +113,13 @@ def write_results(path: Path, results: Sequence[BenchResult]) -> None:
 
 def read_results(path: Path) -> tuple[BenchResult, ...]:
     """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
-    value = read_sealed_json(path, _damaged)
     try:
-        if value["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"its schema is version {value['schema_version']}")
+        version = json.loads(path.read_text(encoding="utf-8"))["schema_version"]
+        if version != SCHEMA_VERSION:  # older ones have no seal
+            raise ValueError(f"its schema is version {version}")
+        value = read_sealed_json(path, _damaged)
         return tuple(from_json(result) for result in value["results"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 

@@ -20,7 +20,7 @@ from offramp.decoding.engine.products import transposed_is_faster
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.engine.trials import own_logits, try_ability
 from offramp.decoding.stream import find_cache_keyword
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids
 from offramp.models.model import Model
@@ -129,6 +129,7 @@ def _find_out(stack: ExitStack, name: str) -> _Known:
         try:
             kept, logits = _decode_one(_engine(stack, known), ids, name)
         except UNFIT_ERRORS as error:
+            raise_if_out_of_memory(error)
             raise _unfit(name, f"{type(error).__name__}: {error}") from error
     if not largest_difference(logits, expected) <= TOLERANCE[dtype] * largest_finite(expected):
         raise _unfit(name, "layers called one by one give other logits than the model")

@@ -13,7 +13,7 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.inputs import token_positions
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, special_tokens
 
@@ -46,6 +46,7 @@ def try_ability(engine: Engine, ability: str, prompt: int = PROMPT) -> str | Non
         with torch.no_grad():
             return TRIALS[ability](engine, random_ids(engine, 3, prompt + NEW))
     except (*UNFIT_ERRORS, ModelError) as error:
+        raise_if_out_of_memory(error)
         return f"it fails on a trial ({type(error).__name__}: {' '.join(str(error).split())})"
 
 

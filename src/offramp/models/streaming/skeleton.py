@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.loading import LOADING_ERRORS
 from offramp.models.source import Source
 
@@ -61,6 +61,7 @@ def build_skeleton(source: Source, *, dtype: str, trust_remote_code: bool = Fals
         # Parameters made anew on the meta device are no longer the same object where the model ties them.
         hf.tie_weights()
     except LOADING_ERRORS as error:
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"transformers cannot build the model: {error}",
             where=str(source.folder),

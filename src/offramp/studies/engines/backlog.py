@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from offramp.models.memory_size import shown_size
 from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
-from offramp.studies.folder import StudyFolder
-from offramp.studies.heartbeat import STALL_SECONDS, Watch
+from offramp.studies.folder import ALIVE, StudyFolder
+from offramp.studies.heartbeat import BEAT_SECONDS, STALL_SECONDS, Watch
 from offramp.studies.locks import end_holder, holding, is_held
 from offramp.studies.task import Job, Task
 
@@ -69,6 +70,7 @@ class Backlog:
         self.folder = folder
         self._stall_seconds = stall_seconds
         self._watched: dict[Path, Watch] = {}
+        self._looked = 0.0
         self._jobs = list(jobs)
         self._tasks = {task.key: task for job in jobs for task in job.tasks}
         self._open = dict(self._tasks)
@@ -105,8 +107,21 @@ class Backlog:
 
         Raises OfframpError if nothing else is left to do and one cannot be ended from here.
         """
+        if time.monotonic() - self._looked < BEAT_SECONDS:
+            return
+        self._looked = time.monotonic()
+        # Whatever is held in the folder, by tasks that the study names no more and for timings too.
         own = {task.key for job in self._jobs if job.key in running for task in job.tasks}
-        paths = [self.folder.lock_path(task) for key, task in self._open.items() if key not in own]
+        left_alone = {
+            self.folder.lock_path(task).name
+            for key, task in self._tasks.items()
+            if key in own or key not in self._open
+        }
+        paths = [
+            path
+            for path in (self.folder.locks.iterdir() if self.folder.locks.is_dir() else ())
+            if path.name not in left_alone and not path.name.startswith(ALIVE)
+        ]
         self._watched = {path: self._watched.get(path) or Watch(path) for path in paths if is_held(path)}
         for path, watch in self._watched.items():
             if watch.silence() <= self._stall_seconds:
@@ -114,7 +129,7 @@ class Backlog:
             who = end_holder(path)
             if who is not None and not running:
                 raise OfframpError(
-                    f"a task is held by {who}, which has shown no sign of life for {self._stall_seconds:g} s",
+                    f"a lock is held by {who}, which has shown no sign of life for {self._stall_seconds:g} s",
                     where=str(path),
                     fix="end that process, then run the study again",
                 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job
 
 WORKER = ("-m", "offramp.studies.worker")
-"""What Python is to run as a worker, less the study's folder."""
+"""What Python is to run as a worker, less the study's folder and the worker's name."""
 
 SHOWN_BYTES = 1 << 14
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -62,14 +63,15 @@ class WorkerProcess:
     ) -> None:
         folder.logs.mkdir(parents=True, exist_ok=True)
         self.job = job
-        self._alive = folder.alive_path(job)
+        name = f"{job.key[:16]}-{uuid.uuid4().hex[:8]}"
+        self._alive = folder.alive_path(name)
         self._stall_seconds = stall_seconds
         self._stalled = False
         self.log = folder.logs / f"{job.key[:16]}.log"
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, *program, str(folder.path)],
+                [sys.executable, *program, str(folder.path), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

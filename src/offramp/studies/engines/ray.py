@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,12 +212,15 @@ def connected(address: str | None) -> Iterator[Any]:
 
 def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
+    stops = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "auto", **quiet)
     except ConnectionError:
         if address is not None:
             raise
         ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stops)  # Ray puts its own there, which says nothing
 
 
 def _require_reachable(address: str) -> None:
