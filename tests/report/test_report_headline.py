@@ -6,7 +6,14 @@ import pytest
 from report_examples import example_run
 
 from offramp.policies.gain import Gain
-from offramp.report.headline import caveats, headline, main_verdict, overall_decision
+from offramp.report.headline import (
+    caveats,
+    grounds_of,
+    headline,
+    main_verdict,
+    overall_decision,
+    short_answer,
+)
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Speed, Verdict
 from offramp.tuning.tuned import Certificate
@@ -145,6 +152,19 @@ def test_sentences(verdicts, decision, sentence):
     run = run_with(*verdicts)
     assert overall_decision(run) == decision
     assert headline(run) == sentence
+    assert " ".join([short_answer(run), grounds_of(run)]).count("95 %") >= 1
+    assert headline(run).startswith(short_answer(run).rstrip(".").split(" on ")[0])
+
+
+def test_the_answer_alone_is_short_and_its_grounds_stand_below():
+    run = run_with(verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never"))
+    assert short_answer(run) == (
+        "For smollm2 at 95 % agreement, early exit pays on prose, does not pay on code."
+    )
+    assert grounds_of(run) == (
+        "prose: keeps 96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.120 × (1.100 to "
+        "1.140 ×); code: nothing faster is certified."
+    )
 
 
 def test_no_verdict_at_all():

@@ -42,21 +42,48 @@ def overall_decision(run: RunResult) -> OverallDecision:
 def headline(run: RunResult) -> str:
     """The verdict at batch size 1 in one sentence: what was executed first, then the speed."""
     found = main_verdicts(run)
+    if overall_decision(run) == "depends on the text":
+        return mixed_sentence(run.model_name, found, figures=True)
+    answer, grounds = short_answer(run), grounds_of(run)
+    return f"{answer.removesuffix('.')}: {grounds}" if grounds else answer
+
+
+def short_answer(run: RunResult) -> str:
+    """The decision alone, in a sentence that can be read at a glance."""
+    found = main_verdicts(run)
     texts = listed([name for name, _ in found]) if found else ""
     model = run.model_name
     match overall_decision(run):
         case "undefined" if run.progress is not None:
             return f"There is no verdict for {model} yet."
         case "undefined":
-            return f"There is no verdict for {model}: no policy could be judged on these workloads."
+            return f"There is no verdict for {model}."
         case "depends on the text":
-            return mixed_sentence(model, found)
+            return mixed_sentence(model, found, figures=False)
         case "does not pay":
-            return f"Early exit does not pay for {model} on {texts}: {refusal(found)}."
+            return f"Early exit does not pay for {model} on {texts}."
         case "pays":
-            return f"Early exit pays for {model} on {texts}: {promise(found)}."
+            return f"Early exit pays for {model} on {texts}."
         case _:
-            return f"It is too close to call whether early exit pays for {model} on {texts}: {doubt(found)}."
+            return f"It is too close to call whether early exit pays for {model} on {texts}."
+
+
+def grounds_of(run: RunResult) -> str:
+    """What the short answer rests on: the figures, a sentence without a capital; "" if there are none yet."""
+    found = main_verdicts(run)
+    match overall_decision(run):
+        case "undefined" if run.progress is not None:
+            return ""
+        case "undefined":
+            return "no policy could be judged on these workloads."
+        case "depends on the text":
+            return f"{'; '.join(f'{name}: {short_figures(one)}' for name, one in found)}."
+        case "does not pay":
+            return f"{refusal(found)}."
+        case "pays":
+            return f"{promise(found)}."
+        case _:
+            return f"{doubt(found)}."
 
 
 def refusal(found: list[Named]) -> str:
@@ -93,8 +120,8 @@ def figures(verdict: Verdict) -> str:
     return f"{kept_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
 
 
-def mixed_sentence(model: str, found: list[Named]) -> str:
-    """One sentence for workloads that differ."""
+def mixed_sentence(model: str, found: list[Named], *, figures: bool) -> str:
+    """One sentence for workloads that differ, with or without each one's figures."""
     wording: dict[Decision, str] = {
         "pays": "pays on",
         "does not pay": "does not pay on",
@@ -102,7 +129,11 @@ def mixed_sentence(model: str, found: list[Named]) -> str:
     }
     parts = []
     for decision, words in wording.items():
-        texts = [f"{name} ({short_figures(one)})" for name, one in found if one.decision == decision]
+        texts = [
+            f"{name} ({short_figures(one)})" if figures else name
+            for name, one in found
+            if one.decision == decision
+        ]
         if texts:
             parts.append(f"{words} {listed(texts)}")
     return f"For {model} at {whole_percent(found[0][1].floor)} agreement, early exit {', '.join(parts)}."

@@ -17,7 +17,7 @@ from offramp.report.formats import (
     range_text,
     whole_percent,
 )
-from offramp.report.headline import caveats, headline, main_verdicts, overall_decision
+from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
 from offramp.report.markup import (
     KIND_MEANING,
     Column,
@@ -44,7 +44,8 @@ def verdict_section(run: RunResult) -> str:
     )
     hero = (
         element("p", decision_pill(decision) + element("span", text(where)), class_="eyebrow")
-        + element("h1", text(headline(run)))
+        + element("h1", text(short_answer(run)))
+        + grounds_line(run)
         + element("div", "".join(key_numbers(run)), class_="keys")
         + in_short(run)
         + transform_line(run)
@@ -53,6 +54,14 @@ def verdict_section(run: RunResult) -> str:
     return element(
         "section", hero + floors_block(run) + caveat_list(run), id_="verdict", aria_label="The verdict"
     )
+
+
+def grounds_line(run: RunResult) -> str:
+    """What the answer rests on, below it."""
+    grounds = grounds_of(run)
+    if overall_decision(run) != "depends on the text":  # else it begins with a text's name
+        grounds = grounds[:1].upper() + grounds[1:]
+    return element("p", text(grounds), class_="grounds") if grounds else ""
 
 
 def in_short(run: RunResult) -> str:
