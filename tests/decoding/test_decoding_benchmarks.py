@@ -154,20 +154,6 @@ def trace(model_and_text: tuple[str, str], documents: Path, tmp_path_factory: py
     return str(folder)
 
 
-def test_the_league_is_decoded(
-    model_and_text: tuple[str, str], trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = benchmark("league")
-    module.main([trace, "--model", model_and_text[0], "--floors", "0.05", "--families", "2", *SHORT])
-    found = last_line(capsys)
-    assert 1 <= len(found["policies"]) <= 2
-    for row in found["policies"]:
-        assert row["predicted_agreement"] >= row["floor"] == 0.05
-        assert row["measured_seconds_per_token"] > 0
-        assert row["predicted_seconds_per_token"] > 0
-        assert 0 <= row["measured_agreement"]["value"] <= 1
-
-
 def test_decisions_drift_only_where_states_are_propagated(
     model_and_text: tuple[str, str], trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,9 @@ Read = Callable[[str, int, int], float]
 AT_MOST = ("entropy", "kl_to_previous", "js_to_previous")
 OPENING = ("kl_to_previous", "js_to_previous", "top_k_overlap", "candidate_score")
 
+TIE = 1e-9
+"""Of log odds, as the rule has it: what is reached exactly counts, however it is rounded."""
+
 
 def passes(read: Read, signal: str, token: int, exit: int, threshold: float) -> bool:
     fact = "hidden_cosine_to_previous" if signal == "hidden_cosine" else signal
@@ -194,9 +197,9 @@ def adaptive(
             (agreed if same else disagreed).append(read(signal, token, exit))
         limit = math.inf
         for step in range(199, 0, -1):
-            good = len(agreed) * math.exp(_log_density(agreed, step / 200))
-            bad = len(disagreed) * math.exp(_log_density(disagreed, step / 200))
-            if good / (good + bad) < target:
+            good = math.log(len(agreed)) + _log_density(agreed, step / 200)
+            bad = math.log(len(disagreed)) + _log_density(disagreed, step / 200)
+            if good - bad < math.log(target / (1 - target)) - TIE:
                 break
             limit = step / 200
     return chosen

@@ -28,6 +28,8 @@ PSEUDO_CONFIDENCES = (0.25, 0.75)
 """What both distributions are taken to have seen once each before the first token."""
 GRID = np.arange(1, 200) / 200.0
 """The confidences among which the threshold is looked for."""
+TIE = 1e-9
+"""Of log odds: by how much rounding may miss a target that is reached exactly, on whatever processor."""
 
 
 def betas(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -58,7 +60,7 @@ def agreement_thresholds(sums: NDArray[np.float64], target: float) -> NDArray[np
     weight = np.log(sums[..., 0]) - betaln(alpha, beta)
     density = (alpha - 1.0)[..., None] * np.log(GRID) + (beta - 1.0)[..., None] * np.log1p(-GRID)
     log_odds = density[:, 1] - density[:, 0] + (weight[:, 1] - weight[:, 0])[:, None]
-    likely = log_odds >= np.log(target / (1.0 - target))
+    likely = log_odds >= np.log(target / (1.0 - target)) - TIE
     from_here_on = np.logical_and.accumulate(likely[:, ::-1], axis=1)
     places = from_here_on.sum(axis=1)
     return np.where(places > 0, GRID[len(GRID) - np.maximum(places, 1)], np.inf)
