@@ -16,6 +16,7 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "out of memory",
+    "can't start new thread",
 )
 """How torch's RuntimeErrors and the system's loader call it."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from offramp.errors import DamagedFileError, DiskFullError, InputError
 
 TEMPORARY_PREFIX = ".writing-"
+NO_FILE = "it is a folder, a device or a pipe, not a file"
 
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name as a policy, a profile or a study."""
@@ -25,9 +26,16 @@ SEAL = "sha256"
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError for a pipe or a device: it may never end."""
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError for what is there and is no regular file: opening a pipe may wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, NO_FILE, str(path))
 
 
 def sha256_of_text(text: str) -> str:
@@ -46,8 +54,7 @@ def read_given_text(path: Path) -> str:
     Raises OSError for what cannot be read, is no regular file, or has more than LARGEST_GIVEN bytes;
     UnicodeDecodeError for what is not UTF-8.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "a folder, a device or a pipe, not a file", str(path))
+    require_regular(path)
     with path.open("rb") as file:
         content = file.read(LARGEST_GIVEN + 1)
     if len(content) > LARGEST_GIVEN:
@@ -67,7 +74,7 @@ def disk_full(path: Path, written: int) -> DiskFullError:
     return DiskFullError(
         f"the disk is full: {written:,} bytes of {path.name} were written, {free:,} bytes are free",
         where=str(path.parent),
-        fix="free some space and run the same command again; it resumes after the last whole part",
+        fix="free some space and run the same command again; what is finished is kept",
     )
 
 
@@ -91,6 +98,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path, written) from error
+        if error.errno == errno.EFBIG:
+            raise DiskFullError(
+                f"a limit on the size of files is reached: {written:,} bytes of {path.name} were written",
+                where=str(path.parent),
+                fix="raise it (ulimit -f), then run the same command again; what is finished is kept",
+            ) from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -139,6 +152,8 @@ def read_sealed_json(
 
     Raises what `damaged` makes of the path and a reason, if its bytes are not those that were written.
     """
+    if path.exists() and not path.is_file():
+        raise damaged(path, NO_FILE)
     try:
         text = path.read_bytes().decode("utf-8")
         value = json.loads(text)
@@ -176,6 +191,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_regular(folder / ".lock")
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise InputError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offramp.cli.local_profile import kept_profile
-from offramp.cli.options import require_options
+from offramp.cli.options import require_json_file, require_options
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
@@ -28,6 +29,7 @@ from offramp.decoding.strategies.draft_length import check_draft_length
 from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
+from offramp.files import read_given_text
 from offramp.models.identity import command_name
 from offramp.models.model import Model
 from offramp.policies.batching import BATCHINGS
@@ -200,7 +202,8 @@ def read_request(
             where="--questions",
             fix="add --task, or leave --questions out",
         )
-    _require_output(output)
+    if output is not None:
+        require_json_file(output, "a bench result", _is_bench)
     loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
@@ -258,16 +261,13 @@ def read_draft_length(text: str | None) -> int | str:
     return value
 
 
-def _require_output(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.suffix != ".json":
-        raise InputError(
-            "the output's name does not end in .json", where=str(path), fix="write -o bench.json"
-        )
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "a folder" if path.is_dir() else "in a folder that does not exist"
-        raise InputError(f"the output is {what}", where=str(path), fix="choose another file with -o")
+def _is_bench(path: Path) -> bool:
+    """Whether a file holds results of `offramp bench`, of whatever version."""
+    try:
+        value = json.loads(read_given_text(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"schema_version", "results"} <= set(value)
 
 
 def _read_trace(folder: Path) -> Trace:

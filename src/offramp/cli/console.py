@@ -70,5 +70,7 @@ def show_error(error: OfframpError, *, as_json: bool) -> int:
         print(f"  what to do: {error.fix}", file=sys.stderr)
     if as_json:
         what = {"what": error.what, "where": error.where.strip("\n"), "fix": error.fix}
-        print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)
+        # Where nothing can be written any more, what is said on standard error is all there is.
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)
     return error.exit_code

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -123,6 +124,7 @@ def main() -> None:
     try:
         with _stoppable():
             _require_text(sys.argv[1:])
+            _require_surroundings()
             exit_code = app(standalone_mode=False) or 0
             if exit_code == INTERRUPTED:  # the parser catches Ctrl-C, and returns this
                 raise KeyboardInterrupt
@@ -144,6 +146,18 @@ def main() -> None:
         else:
             raise
     sys.exit(exit_code)
+
+
+def _require_surroundings() -> None:
+    """Refuse a folder that is gone, in which libraries crash, and a closed standard output."""
+    if sys.stdout is None:
+        raise OfframpError("standard output is closed", fix="redirect it, to /dev/null if nobody reads it")
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise InputError(
+            "the current folder does not exist any more", fix="go into a folder that does"
+        ) from error
 
 
 def _require_text(words: list[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,28 @@ import typer
 
 from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
+
+
+def require_json_file(path: Path, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Refuse an output that cannot be a JSON file, or is another's.
+
+    what: it is to be, such as "a policy". is_own: whether a file that is there may be replaced.
+
+    Raises InputError, before anything is computed.
+    """
+    fix = "choose another file with -o"
+    if path.suffix != ".json":
+        raise InputError(f"the name of {what}'s file ends in .json", where=str(path), fix=fix)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        lies = "a folder" if path.is_dir() else "in a folder that does not exist"
+        raise InputError(f"the output is {lies}", where=str(path), fix=fix)
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError("the output's folder may not be written", where=str(path), fix=fix)
+    if path.exists() and not is_own(path):
+        raise InputError(
+            f"the output is there already, and holds no {what.split()[-1]}", where=str(path), fix=fix
+        )
+
 
 ModelName = Annotated[
     str, typer.Argument(help="smollm2, a Hub id, a local folder or a .gguf file.", show_default=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
-from offramp.errors import InputError, ModelError
+from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.models.model import Model
 from offramp.models.shape import ModelShape
 from offramp.report.price_list import price_list
@@ -99,7 +100,10 @@ def heads_of(
         return given, None
     path = folder / HEADS_FILE
     if path.exists():
-        return read_heads(path), None
+        try:
+            return read_heads(path), None
+        except (DamagedFileError, InputError) as error:
+            print(f"offramp: fitted again: {error.what}", file=sys.stderr)
     try:
         with stage("fitting classifiers on documents of their own"):
             heads = fit_heads(

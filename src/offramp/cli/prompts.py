@@ -25,6 +25,8 @@ def read_prompts(texts: Sequence[str], files: Sequence[Path]) -> list[str]:
     inputs = [*texts, *map(str, files)].count(STANDARD_INPUT)
     if inputs > 1:
         raise InputError("standard input can be read once", where="--prompt -", fix="give one - only")
+    if inputs and sys.stdin is None:
+        raise InputError("standard input is closed", where="--prompt -", fix="give --prompt TEXT")
     if inputs:
         typed = _closed(sys.stdin.read())
         named = [(typed if text == STANDARD_INPUT else text, where) for text, where in named]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, progress_bar, stage
-from offramp.cli.options import AsJson, HeadsFile, RemoteCode
+from offramp.cli.options import AsJson, HeadsFile, RemoteCode, require_json_file
 from offramp.cli.run_folder import find_trace, require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
@@ -124,7 +125,7 @@ def tune(
     out = Output(as_json)
     wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
-    _require_file(output)
+    require_json_file(output, "a policy", _is_policy)
     kept = executions or output.absolute().parent / "executions"
     require_writable(kept)
     loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
@@ -230,13 +231,15 @@ def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:
     )
 
 
-def _require_file(path: Path) -> None:
-    """Raise InputError for an output that cannot be a policy file."""
-    if path.suffix != ".json":
-        raise InputError("a policy file's name ends in .json", where=str(path), fix="choose another with -o")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "a folder" if path.is_dir() else "in a folder that does not exist"
-        raise InputError(f"the output is {what}", where=str(path), fix="choose another file with -o")
+def _is_policy(path: Path) -> bool:
+    """Whether a file holds a policy, tuned or not, of whatever version."""
+    from offramp.files import read_given_text
+
+    try:
+        value = json.loads(read_given_text(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and isinstance(value.get("kind"), str) and "schema_version" in value
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:

@@ -17,6 +17,8 @@ from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 
 KIND = "roofline"
+LONGEST_WAIT = 3600.0
+"""Seconds of a launch or a decision: more is a mistake."""
 DTYPES = {4: "float32", 2: "bfloat16"}
 """Names of weight types by bytes of an element."""
 
@@ -59,11 +61,11 @@ class Roofline:
     def __post_init__(self) -> None:
         rates = {dtype: self.flops_per_second.get(dtype, math.nan) for dtype in DTYPES.values()}
         for key, rate in {**rates, "bytes_per_second": self.bytes_per_second}.items():
-            if not (math.isfinite(rate) and rate > 0):
-                raise self._refused(f"{key} is {rate}, not a rate above zero")
+            if not (math.isfinite(rate) and rate >= 1.0):
+                raise self._refused(f"{key} is {rate}, not a rate of 1 or more")
         for key in ("launch_seconds", "decision_seconds"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                raise self._refused(f"{key} is {getattr(self, key)}, not a time of zero or more")
+            if not 0.0 <= getattr(self, key) <= LONGEST_WAIT:
+                raise self._refused(f"{key} is {getattr(self, key)}, not a time of zero to an hour")
 
     @property
     def rates(self) -> str:

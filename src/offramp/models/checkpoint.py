@@ -32,6 +32,13 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[s
     safetensors files that are missing, truncated, whose header is damaged or that are not of one model, or
     with a config that states sizes which the weights cannot have.
     """
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(
+                f"{path.name} in the model's folder is a device, a pipe or a socket",
+                where=str(path),
+                fix="put the file itself there",
+            )
     config = read_config(folder)
     check_no_remote_code(config, folder, trust_remote_code=trust_remote_code)
     check_sizes(config, read_headers(folder), folder / CONFIG_FILE)
@@ -51,6 +58,8 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             stated = f"{key} = {value:,}"
+            if key in (*LAYER_COUNT_KEYS, *AXIS_KEYS) and value < 1:
+                raise _other_size(stated, f"{len(stored):,} tensors", path)
             if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
                 raise _other_size(stated, f"{len(stored):,} tensors, numbered up to {last:,}", path)
             if key in AXIS_KEYS and value > longest:

@@ -17,7 +17,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from offramp.errors import OfframpError
+from offramp.errors import InputError, OfframpError
 from offramp.files import (
     TEMPORARY_PREFIX,
     sha256_of_file,
@@ -56,7 +56,14 @@ def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
     behind.
     """
     root = cache_folder() / "dense"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the cache for converted models cannot be made: {error.strerror}",
+            where=str(root),
+            fix=f"set {CACHE_VARIABLE} to a folder that can be written",
+        ) from error
     versions = f"{importlib.metadata.version('transformers')} {FORMAT_VERSION}"
     folder = root / f"{source_sha256[:24]}-{sha256_of_text(versions)[:8]}"
     with _only_one_process(root / f"{folder.name}.lock"):

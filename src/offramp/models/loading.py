@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,6 +25,8 @@ from offramp.models.weight_files import read_headers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+LONGEST_REASON = 300
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -128,12 +132,30 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
         raise_if_out_of_memory(error)
         raise ModelError(
-            f"transformers cannot read the config or the tokenizer: {error}",
-            where=str(source.folder),
+            f"transformers cannot read the config or the tokenizer: {_brief(error)}",
+            where=str(_broken_file(source.folder) or source.folder),
             fix="check that config.json and the tokenizer files are complete and of a known family",
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
     return tokenizer
+
+
+def _brief(error: Exception) -> str:
+    """What a library says, on one line; its advice, which comes last, is seldom of use here."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+
+
+def _broken_file(folder: Path) -> Path | None:
+    """The first of the tokenizer's and the generation's files that holds no JSON object."""
+    for name in JSON_FILES:
+        path = folder / name
+        try:
+            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return path
+        except (OSError, ValueError, RecursionError):
+            return path
+    return None
 
 
 def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[Any, set[str]]:
@@ -155,8 +177,8 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[
         raise_if_out_of_memory(error)
         mismatch = _other_shape(source, trust_remote_code) if "mismatched_sizes" in str(error) else None
         raise ModelError(
-            f"transformers cannot load the model: {mismatch or error}",
-            where=str(source.folder),
+            f"transformers cannot load the model: {mismatch or _brief(error)}",
+            where=str(_broken_file(source.folder) or source.folder),
             fix="check that the files are complete and of a causal language model that transformers knows",
         ) from error
     missing = sorted(report["missing_keys"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def _read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file; the shapes, types and offsets of its header must fill it exactly."""
     from safetensors import SafetensorError, safe_open
 
+    if not os.access(path, os.R_OK):  # which the library calls a file that is not there
+        raise ModelError("the weight file may not be read", where=str(path), fix="change its permissions")
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = [

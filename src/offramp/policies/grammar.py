@@ -141,7 +141,7 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
     Raises PolicyError for a newer schema version, a missing or unknown key, a value that does not fit, or a
     tuned policy that was edited.
     """
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise _no_policy_file(where)
     version = value.get("schema_version")
     if isinstance(version, int) and version > TUNED_SCHEMA_VERSION:

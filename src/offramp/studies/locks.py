@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from offramp.files import require_regular
 from offramp.studies.heartbeat import beating
 
 ATTEMPTS = 3
@@ -33,6 +34,7 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    require_regular(path)
     with path.open("a+") as file:
         if wait:
             fcntl.flock(file, mode)

@@ -98,7 +98,7 @@ def _made(heads: ExitHeads) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
-        what = "is a folder, not a file of exit heads" if path.is_dir() else "does not exist"
+        what = "does not exist" if not path.exists() else "is a folder, a device or a pipe, not a file"
         raise InputError(f"{path.name} {what}", where=str(path), fix=MADE_BY)
     data = path.read_bytes()
     if is_pickle(data[:9]):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import sha256_of_file
+from offramp.files import NO_FILE, sha256_of_file
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
@@ -31,6 +31,7 @@ from offramp.tracing.trace import (
 )
 
 MANIFEST = "manifest.json"
+KIND = "offramp trace"
 REQUEST = "request.json"
 
 
@@ -62,7 +63,7 @@ def write_manifest(
         folder / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
-            "kind": "offramp trace",
+            "kind": KIND,
             "request": request.to_json(),
             "request_fingerprint": request.fingerprint,
             "exits": list(request.exits),
@@ -118,6 +119,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises InputError if there is none or if a newer offramp wrote it; DamagedFileError if it is unreadable.
     """
     path = folder / MANIFEST
+    if path.exists() and not path.is_file():
+        raise damaged(path, NO_FILE)
     if not path.is_file():
         unfinished = (folder / REQUEST).is_file()
         raise InputError(
@@ -134,14 +137,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             where=str(path),
             fix="upgrade offramp: pip install --upgrade offramp",
         )
-    return read_sealed_json(path)
+    manifest = read_sealed_json(path)
+    if manifest.get("kind") != KIND:
+        raise damaged(path, "it is not that of a trace")
+    return manifest
 
 
 def _schema_version(path: Path) -> int:
     """The manifest's version, looked at before anything else of a file that may be of a later form."""
     try:
         return int(json.loads(path.read_bytes())["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, f"it is not a manifest ({type(error).__name__})") from error
 
 

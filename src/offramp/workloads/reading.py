@@ -15,6 +15,8 @@ def require_exists(path: Path) -> None:
     """Raise WorkloadError for a path that is missing, with near matches in its folder."""
     if path.exists():
         return
+    if path.is_symlink():
+        raise WorkloadError("the file is a link that leads nowhere", where=str(path), fix="check the link")
     folder = path.parent
     if not folder.is_dir():
         raise WorkloadError("the folder does not exist", where=str(folder), fix="check the path")

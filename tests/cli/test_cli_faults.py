@@ -1,0 +1,190 @@
+"""Faults that fresh eyes thought of: pipes in the place of our files, tiny numbers, folders that are gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Outcome, run_offramp
+from offramp.files import write_sealed_json
+
+ENTRY = [sys.executable, "-c", "from offramp.cli.entry import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def finished_trace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
+    folder = tmp_path_factory.mktemp("traces") / "trace"
+    run_offramp(*trace_arguments(tiny_model, documents, folder)).require(0)
+    return folder
+
+
+@pytest.fixture
+def trace(finished_trace: Path, tmp_path: Path) -> Path:
+    """A copy, to be spoilt."""
+    return Path(shutil.copytree(finished_trace, tmp_path / "trace"))
+
+
+def trace_arguments(model: Path, documents: Path, folder: Path) -> list[object]:
+    return ["trace", model, "-w", f"jsonl:{documents}#text", "--tokens", 256, "-o", folder]
+
+
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def entry(*arguments: object, **options: Any) -> Outcome:
+    """The command in a process of its own, which a hang would end with an error."""
+    ended = subprocess.run(
+        [*ENTRY, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_a_sealed_file_of_another_kind_is_no_manifest(trace: Path) -> None:
+    write_sealed_json(trace / "manifest.json", {"schema_version": 1, "kind": "tuned"})
+    said = run_offramp("score", trace, "--json").require(1).json["error"]
+    assert "it is not that of a trace" in said["what"]
+
+
+def test_a_manifest_nested_without_end_is_damaged(trace: Path) -> None:
+    (trace / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
+    assert "it is not a manifest (RecursionError)" in run_offramp("score", trace).require(1).err
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "request.json", ".lock"])
+def test_a_pipe_in_a_trace_is_refused_at_once(
+    name: str, trace: Path, tiny_model: Path, documents: Path
+) -> None:
+    pipe(trace / name)
+    outcome = entry(*trace_arguments(tiny_model, documents, trace))
+    assert outcome.code in (1, 2)
+    assert "a device or a pipe, not a file" in outcome.err
+    assert "Traceback" not in outcome.err
+    if name != ".lock":
+        run_offramp(*trace_arguments(tiny_model, documents, trace), "--repair").require(0)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_a_pipe_in_a_model_is_refused_at_once(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    pipe(model / name)
+    outcome = entry("generate", model, "--prompt", "w1", "--max-new-tokens", 1)
+    assert outcome.code == 2
+    assert f"{name} in the model's folder is a device, a pipe or a socket" in outcome.err
+
+
+def test_a_broken_file_of_the_tokenizer_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "tokenizer_config.json").write_text('{"a": ')
+    said = run_offramp("generate", model, "--prompt", "w1", "--json").require(2).json["error"]
+    assert said["where"] == str(model / "tokenizer_config.json")
+
+
+def test_a_machine_slower_than_a_byte_a_second_is_refused(trace: Path, tmp_path: Path) -> None:
+    for changed in ("bytes_per_second = 1e-320", "launch_seconds = 1e300"):
+        entries = {
+            "kind": '"roofline"', "name": '"x"', "description": '"x"', "source": '"x"',
+            "bytes_per_second": "1e12", "launch_seconds": "0", "decision_seconds": "0",
+        }  # fmt: skip
+        key, _, value = changed.partition(" = ")
+        lines = [f"{name} = {text}" for name, text in (entries | {key: value}).items()]
+        path = tmp_path / "machine.toml"
+        path.write_text("\n".join([*lines, "[flops_per_second]", "float32 = 1e12", "bfloat16 = 1e12"]))
+        said = run_offramp("replay", trace, "-p", "static:exit=2", "--hardware", path, "--json").require(2)
+        assert key in said.json["error"]["what"]
+
+
+def test_a_temperature_that_no_number_holds_is_refused(tiny_model: Path) -> None:
+    command = ["generate", tiny_model, "--prompt", "w1", "--temperature", "1e-40", "--json"]
+    assert "temperature" in str(run_offramp(*command).require(2).json["error"])
+
+
+def test_a_closed_standard_input_or_output_is_said(tiny_model: Path) -> None:
+    shut = entry("generate", tiny_model, "--prompt", "-", preexec_fn=lambda: os.close(0)).require(2)
+    assert "standard input" in shut.err
+    gone = subprocess.run(
+        [*ENTRY, "list", "policies"], stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(1)
+    )
+    assert gone.returncode == 1
+    assert "standard output is closed" in gone.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_json_that_cannot_be_written_is_no_traceback(trace: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*ENTRY, "score", str(trace), "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "No space left" in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["tune", "bench"])
+def test_the_file_of_something_else_is_not_replaced(
+    command: str, trace: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"my": "data"}')
+    arguments: list[object] = ["tune", trace, "--floor", "agreement=0.5", "--model", "none"]
+    if command == "bench":
+        arguments = ["bench", tiny_model, "--policy", "static:exit=2"]
+    said = run_offramp(*arguments, "-o", mine, "--json").require(2).json["error"]
+    assert "is there already" in said["what"]
+    assert json.loads(mine.read_text()) == {"my": "data"}
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = "import os; os.rmdir(os.getcwd())\nfrom offramp.cli.entry import main; main()"
+    ended = subprocess.run([sys.executable, "-c", script, "doctor"], cwd=gone, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "the current folder does not exist any more" in ended.stderr
+
+
+def test_a_limit_on_the_size_of_files_is_named(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    folder = tmp_path / "trace"
+    outcome = entry(*trace_arguments(tiny_model, documents, folder), preexec_fn=limit)
+    assert outcome.code == 1
+    assert "ulimit -f" in outcome.err
+    assert not list(folder.rglob(".writing-*"))
+
+
+def test_foreign_json_is_no_policy(trace: Path, finished_run: Path) -> None:
+    said = run_offramp("replay", trace, "-p", finished_run / "summary.json", "--json").require(2)
+    assert said.json["error"]["what"] == "this is not a policy file"
+
+
+def test_a_link_in_a_circle_is_said_to_lead_nowhere(tiny_model: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    said = run_offramp("trace", tiny_model, "-w", f"txt:{loop}", "-o", tmp_path / "o", "--json").require(2)
+    assert "a link that leads nowhere" in said.json["error"]["what"]
+
+
+def test_heads_of_a_run_that_are_damaged_are_fitted_again(
+    finished_run: Path, tmp_path: Path, tiny_model: Path, documents: Path
+) -> None:
+    from command_line import run_arguments
+
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    if not (run / "heads.safetensors").is_file():
+        pytest.skip("the tiny model has no fitted heads")
+    whole = (run / "heads.safetensors").read_bytes()
+    (run / "heads.safetensors").write_bytes(b"")
+    outcome = run_offramp(*run_arguments(tiny_model, documents), "--no-decode", "-o", run).require(0)
+    assert "fitted again" in outcome.err
+    assert (run / "heads.safetensors").read_bytes() == whole
