@@ -196,7 +196,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 def test_outputs_that_cannot_be_a_policy_file_are_refused(folder: Path, tmp_path: Path) -> None:
     for output, message in (
-        (tmp_path / "policy.txt", "ends in .json"),
+        (tmp_path / "policy.txt", "does not end in .json"),
         (tmp_path / "nowhere" / "policy.json", "in a folder that does not exist"),
     ):
         outcome = run_offramp("tune", folder, *REPLAYED, "-o", output, "--json").require(2)

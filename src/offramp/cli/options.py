@@ -24,7 +24,9 @@ def require_json_file(path: Path, what: str, is_own: Callable[[Path], bool]) -> 
     """
     fix = "choose another file with -o"
     if path.suffix != ".json":
-        raise InputError(f"the name of {what}'s file ends in .json", where=str(path), fix=fix)
+        raise InputError(
+            "the output's name does not end in .json", where=str(path), fix=f"write -o {what.split()[1]}.json"
+        )
     if path.is_dir() or not path.absolute().parent.is_dir():
         lies = "a folder" if path.is_dir() else "in a folder that does not exist"
         raise InputError(f"the output is {lies}", where=str(path), fix=fix)

@@ -12,7 +12,7 @@ from study_cases import StudyCase
 from offramp.studies.comparison.run_rows import RunReader
 from offramp.studies.comparison.study_rows import TRACE, StudyReader
 from offramp.tracing.sealed import write_sealed_json
-from offramp.tracing.storage import MANIFEST, SCHEMA_VERSION
+from offramp.tracing.storage import KIND, MANIFEST, SCHEMA_VERSION
 
 RECIPE = {"dtype": "bfloat16", "context": 128, "document_tokens": 32, "exits": "all", "tokens": 480}
 DEFAULT = {**RECIPE, "context": None, "document_tokens": None}
@@ -27,7 +27,8 @@ def read_settings(
     if context is not None:
         (folder / TRACE).mkdir()
         write_sealed_json(
-            folder / TRACE / MANIFEST, {"schema_version": SCHEMA_VERSION, "request": {"context": context}}
+            folder / TRACE / MANIFEST,
+            {"schema_version": SCHEMA_VERSION, "kind": KIND, "request": {"context": context}},
         )
     case.folder.finish(task, 1.0)
     case.write()
