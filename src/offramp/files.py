@@ -49,7 +49,7 @@ def canonical_json(value: Any) -> str:
 
 
 def read_given_text(path: Path) -> str:
-    """The text of a small file that people name: a policy, a profile, a study.
+    """The text of a small file that people name, without a byte order mark: a policy, a profile, a study.
 
     Raises OSError for what cannot be read, is no regular file, or has more than LARGEST_GIVEN bytes;
     UnicodeDecodeError for what is not UTF-8.
@@ -59,7 +59,7 @@ def read_given_text(path: Path) -> str:
         content = file.read(LARGEST_GIVEN + 1)
     if len(content) > LARGEST_GIVEN:
         raise OSError(errno.EFBIG, f"larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def is_disk_full(error: OSError) -> bool:

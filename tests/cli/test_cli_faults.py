@@ -188,3 +188,10 @@ def test_heads_of_a_run_that_are_damaged_are_fitted_again(
     outcome = run_offramp(*run_arguments(tiny_model, documents), "--no-decode", "-o", run).require(0)
     assert "fitted again" in outcome.err
     assert (run / "heads.safetensors").read_bytes() == whole
+
+
+def test_a_byte_order_mark_is_no_fault(trace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    text = '{"schema_version": 1, "kind": "static", "parameters": {"exit": 2}}'
+    path.write_text(text, encoding="utf-8-sig")
+    run_offramp("replay", trace, "-p", path, "--hardware", "h100").require(0)

@@ -43,6 +43,14 @@ def test_a_folder_without_texts(tmp_path: Path) -> None:
     assert "the folder holds no text files" in error_of(f"txt:{tmp_path}")
 
 
+def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(WorkloadError, match="a link that leads nowhere") as caught:
+        load_workload(f"txt:{tmp_path}")
+    assert caught.value.where == str(tmp_path / "b.txt")
+
+
 def test_an_empty_file_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").write_text("\n \n")

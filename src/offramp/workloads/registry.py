@@ -102,7 +102,7 @@ def require_usable(workload: Workload) -> None:
                 raise WorkloadError(
                     f"a document's {part} holds half of a surrogate pair at character {error.start:,}",
                     where=where,
-                    fix="write ids and texts in UTF-8, and give files names in UTF-8",
+                    fix="take it out (in JSON it may be an escape like \\ud800); name files in UTF-8",
                 ) from error
 
 

@@ -65,7 +65,15 @@ def paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    lost = [path for path in named if path.is_symlink() and not path.exists()]
+    if lost:
+        raise WorkloadError(
+            "a file of the folder is a link that leads nowhere",
+            where=str(lost[0]),
+            fix="remove the link, or bring back what it leads to",
+        )
+    files = [path for path in named if path.is_file()]
     if not files:
         raise WorkloadError(
             "the folder holds no text files",
