@@ -47,7 +47,7 @@ class OfframpError(Exception):
 def shortened(text: str) -> str:
     """A text of which long words show their beginnings only, and which itself ends after LONGEST_TEXT."""
     words = re.sub(rf"\S{{{LONGEST_WORD + len(CUT)},}}", _cut_word, text)
-    if len(words) <= max(LONGEST_TEXT, LONGEST_PATH):
+    if len(words) <= LONGEST_PATH:  # a path that is shown whole must not be cut here
         return words
     return f"{words[:LONGEST_TEXT]}{CUT} ({len(text):,} characters)"
 

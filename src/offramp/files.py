@@ -34,8 +34,13 @@ def sha256_of_file(path: Path) -> str:
 
 def require_regular(path: Path) -> None:
     """Raise OSError for what is there and is no regular file: opening a pipe may wait for ever."""
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise OSError(errno.EINVAL, NO_FILE, str(path))
+
+
+def is_irregular(path: Path) -> bool:
+    """Whether something is there that is no regular file: a folder, a device, a pipe or a socket."""
+    return path.exists() and not path.is_file()
 
 
 def sha256_of_text(text: str) -> str:
@@ -152,7 +157,7 @@ def read_sealed_json(
 
     Raises what `damaged` makes of the path and a reason, if its bytes are not those that were written.
     """
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise damaged(path, NO_FILE)
     try:
         text = path.read_bytes().decode("utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from offramp.decoding.strategies.draft_length import check_draft_length
 from offramp.decoding.strategies.mapped import Mapped, check_maps
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
-from offramp.files import read_given_text
 from offramp.models.identity import command_name
 from offramp.models.model import Model
 from offramp.policies.batching import BATCHINGS
@@ -203,7 +201,7 @@ def read_request(
             fix="add --task, or leave --questions out",
         )
     if output is not None:
-        require_json_file(output, "a bench result", _is_bench)
+        require_json_file(output, "a bench result", {"schema_version": object, "results": object})
     loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
@@ -259,15 +257,6 @@ def read_draft_length(text: str | None) -> int | str:
     value: int | str = DRAFT_LENGTH if text is None else int(text) if text.isdecimal() else text
     check_draft_length(value)
     return value
-
-
-def _is_bench(path: Path) -> bool:
-    """Whether a file holds results of `offramp bench`, of whatever version."""
-    try:
-        value = json.loads(read_given_text(path))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and {"schema_version", "results"} <= set(value)
 
 
 def _read_trace(folder: Path) -> Trace:

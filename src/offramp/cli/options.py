@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,14 @@ import typer
 
 from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
+from offramp.files import read_given_text
 
 
-def require_json_file(path: Path, what: str, is_own: Callable[[Path], bool]) -> None:
+def require_json_file(path: Path, what: str, entries: Mapping[str, type]) -> None:
     """Refuse an output that cannot be a JSON file, or is another's.
 
-    what: it is to be, such as "a policy". is_own: whether a file that is there may be replaced.
+    what: it is to be, such as "a policy". entries: that a file of this kind has, of whatever version, with
+    the types of their values; only such a one is replaced.
 
     Raises InputError, before anything is computed.
     """
@@ -32,10 +35,20 @@ def require_json_file(path: Path, what: str, is_own: Callable[[Path], bool]) -> 
         raise InputError(f"the output is {lies}", where=str(path), fix=fix)
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise InputError("the output's folder may not be written", where=str(path), fix=fix)
-    if path.exists() and not is_own(path):
+    if path.exists() and not _has_entries(path, entries):
         raise InputError(
             f"the output is there already, and holds no {what.split()[-1]}", where=str(path), fix=fix
         )
+
+
+def _has_entries(path: Path, entries: Mapping[str, type]) -> bool:
+    try:
+        value = json.loads(read_given_text(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and all(
+        key in value and isinstance(value[key], kind) for key, kind in entries.items()
+    )
 
 
 ModelName = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -125,7 +124,7 @@ def tune(
     out = Output(as_json)
     wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
-    require_json_file(output, "a policy", _is_policy)
+    require_json_file(output, "a policy", {"schema_version": object, "kind": str})
     kept = executions or output.absolute().parent / "executions"
     require_writable(kept)
     loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
@@ -229,17 +228,6 @@ def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:
         f"offramp bench {command_name(name, transforms)} --policy {shlex.quote(str(output))}{with_heads} "
         f"--workload {workload}"
     )
-
-
-def _is_policy(path: Path) -> bool:
-    """Whether a file holds a policy, tuned or not, of whatever version."""
-    from offramp.files import read_given_text
-
-    try:
-        value = json.loads(read_given_text(path))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and isinstance(value.get("kind"), str) and "schema_version" in value
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:

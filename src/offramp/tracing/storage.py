@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import NO_FILE, sha256_of_file
+from offramp.files import NO_FILE, is_irregular, sha256_of_file
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises InputError if there is none or if a newer offramp wrote it; DamagedFileError if it is unreadable.
     """
     path = folder / MANIFEST
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise damaged(path, NO_FILE)
     if not path.is_file():
         unfinished = (folder / REQUEST).is_file()
