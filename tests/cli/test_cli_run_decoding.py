@@ -47,7 +47,7 @@ from offramp.tuning.splits import split_documents
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS
 
-pytestmark = pytest.mark.usefixtures("remembered_answers")
+pytestmark = pytest.mark.usefixtures("remembered_answers", "time_to_certify")
 
 
 @pytest.fixture
@@ -137,7 +137,6 @@ def test_a_rerun_keeps_what_was_timed(
     monkeypatch.setattr(decoding_stage, "decode_together", timed_again)
     monkeypatch.setattr(decoding_stage, "time_plain_decoding", timed_again)
     monkeypatch.setattr("offramp.cli.pipeline.time_plain_decoding", timed_again)
-    monkeypatch.setattr("offramp.cli.certificates.OTHER_SECONDS", 60.0)  # as the first run had
     before, kept = summary_of(run_folder), (run_folder / "decoding.json").read_bytes()
     run_offramp(*arguments).require(0)
     after = summary_of(run_folder)
