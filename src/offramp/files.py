@@ -89,8 +89,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     The file is flushed to disk before the rename and the folder after it, so that `path` is either absent,
     the old file, or the whole new one. The temporary file is removed if `write` fails.
 
-    Raises DiskFullError if the disk is full, with the free and the written sizes.
+    Raises InputError if a folder is in its place, DiskFullError if the disk is full, with the free and the
+    written sizes.
     """
+    if path.is_dir():
+        raise InputError(
+            f"a folder stands where {path.name} is written",
+            where=str(path),
+            fix="move the folder away, or choose another output with -o",
+        )
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         write(temporary)
