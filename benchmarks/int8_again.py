@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from offramp.decoding.bench.answers import answer_of, resolution_of
 from offramp.decoding.bench.clusters import ratio_of
 from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import read_combined
+from offramp.decoding.bench.result_file import read_combined
 from offramp.decoding.bench.results import Cluster, Contender, Interval
 
 PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")

@@ -27,10 +27,11 @@ ROOMS = (
     "tracing",
     "workloads",
     "models",
+    "records",
 )
 # What a room knows nothing of, although it lies further down.
 APART = {("report", "models"), ("tuning", "models"), ("costs", "tracing"), ("workloads", "models")}
-WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads")
+WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of the package itself that lie below every room.
 BELOW = ("errors", "files")

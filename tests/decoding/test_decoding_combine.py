@@ -18,8 +18,8 @@ from offramp.decoding.bench.acceleration import combinations_of, excluded_of, na
 from offramp.decoding.bench.combine import combine
 from offramp.decoding.bench.combine_summary import interaction_of, product_of
 from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import KIND, SCHEMA_VERSION, read_combined, write_combined
 from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.decoding.bench.result_file import COMBINED, read_combined, write_combined
 from offramp.decoding.bench.results import Cluster, Interval
 from offramp.decoding.bench.variants import kept_layers
 from offramp.errors import DamagedFileError, InputError, PolicyError
@@ -284,8 +284,8 @@ def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) ->
     with pytest.raises(DamagedFileError, match="no file of offramp bench --combine"):
         read_combined(path)
     for other in ({}, {"result": {"model": "tiny", "unknown": 1}}, {"result": [1]}):
-        write_sealed_json(path, {"schema_version": SCHEMA_VERSION, "kind": KIND, **other})
-        with pytest.raises(DamagedFileError, match="its result is not what offramp writes"):
+        write_sealed_json(path, {"schema_version": COMBINED.version, "kind": COMBINED.kind, **other})
+        with pytest.raises(DamagedFileError, match="it is not what offramp writes"):
             read_combined(path)
 
 

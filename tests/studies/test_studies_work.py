@@ -37,15 +37,16 @@ from offramp.costs.local_store import (
     save_local_profile,
 )
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.contenders import GENERATE, NEVER
-from offramp.decoding.bench.result_file import from_json
+from offramp.decoding.bench.results import BenchResult
 from offramp.decoding.hardware import measure_hardware
 from offramp.decoding.profile_check import ProfileCheck
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay_intervals import replay_intervals
+from offramp.records.typed import from_json
 from offramp.scoring.finite import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
@@ -246,7 +247,7 @@ def _profile(folder: Path) -> Any:
 
     value = json.loads((folder / "profile.json").read_text())
     value.pop("sha256")
-    return TimingsProfile.from_json(value)
+    return TimingsProfile.from_json(BenchResult, value)
 
 
 def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Bench, tmp_path: Path) -> None:
@@ -473,7 +474,7 @@ def test_the_best_of_the_league_are_decoded(
 ) -> None:
     inputs = {"trace": traced, "profile": profiled, "league": local_league}
     result = result_of(bench.run(decode_task(bench), inputs))
-    measured = from_json(result["bench"])
+    measured = from_json(BenchResult, result["bench"])
     assert "date" not in measured.circumstances
     best = best_policies(result_of(local_league)["entries"], floor=0.5, count=2)
     assert [one["policy"] for one in result["chosen"]] == [one.policy for one in best]
@@ -518,7 +519,7 @@ def test_accelerations_are_combined(bench: Bench) -> None:
         exclusive=True,
         sources=bench.sources(),
     )
-    combined = combined_from_json(result_of(bench.run(task))["combined"])
+    combined = from_json(CombineResult, result_of(bench.run(task))["combined"])
     assert [one.name for one in combined.combinations] == [
         *("plain", "prune", "exits"),
         "prune + exits",

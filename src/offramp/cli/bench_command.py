@@ -241,7 +241,8 @@ def bench(
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.decoding.bench.result_file import contenders_json, to_json, write_results
+    from offramp.decoding.bench.result_file import contenders_json, write_results
+    from offramp.records.typed import to_json
 
     if processes > 1:
         from offramp.cli.bench_processes import measured_in_processes

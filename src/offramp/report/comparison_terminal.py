@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.bench.combined import CombineResult
+from offramp.records.typed import from_json
 from offramp.report.combined_words import advice
 from offramp.report.comparison_answers import NEVER, has_defect, overall_decision
 from offramp.report.comparison_headline import best_sentences, headline, left_over, not_claimed
@@ -67,7 +68,7 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
 
 def advices(comparison: Comparison) -> list[str]:
     """What to use of accelerations that were timed together, a sentence for each measurement."""
-    found = [combined_from_json(dict(value)) for value in comparison.combined]
+    found = [from_json(CombineResult, value) for value in comparison.combined]
     return [f"{one.model} on {one.workload or 'the prompts'}: {advice(one)}" for one in found]
 
 

@@ -17,6 +17,7 @@ from offramp.errors import InputError, WorkloadError
 from offramp.models.source_code import rooms_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import FILE_SOURCES, LOCAL, WorkloadEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
@@ -24,7 +25,6 @@ from offramp.studies.model_search import find_models
 from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on
 from offramp.studies.study import Study
-from offramp.studies.toml_lines import Location
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import describe_workloads, load_workload
 from offramp.workloads.standard_library import library_files

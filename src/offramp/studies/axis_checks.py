@@ -11,11 +11,11 @@ from offramp.errors import InputError
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
 from offramp.policies.repair import STRATEGIES
+from offramp.records.given_file import did_you_mean
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import FILE_SOURCES, LOCAL, NONE, HeadsEntry, TransformEntry
-from offramp.studies.file_errors import did_you_mean
 from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on, steps_of
-from offramp.studies.toml_lines import Location
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.workloads.registry import describe_workloads
 

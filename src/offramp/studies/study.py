@@ -11,6 +11,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, read_given_text, sha256_of_text
+from offramp.records.given_file import invalid_file, not_toml
+from offramp.records.toml_lines import Location, lines_of, place_in
 from offramp.studies.entries import (
     LEAGUE,
     LOCAL,
@@ -30,8 +32,6 @@ from offramp.studies.entries import (
     TransformEntry,
     WorkloadEntry,
 )
-from offramp.studies.file_errors import invalid_file, not_toml
-from offramp.studies.toml_lines import Location, lines_of, place_in
 
 
 class Study(Table):

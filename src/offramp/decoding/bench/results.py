@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 """Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
@@ -242,6 +242,8 @@ class BenchResult:
     the last block. processes: fresh ones that measured. circumstances: threads, load average before and
     after, dtype, governor, processor, versions, date, seeds, fingerprints.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
 
     model: str
     policy: str

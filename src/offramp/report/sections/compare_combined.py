@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.records.typed import from_json
 from offramp.report.combined_words import advice, effect_sentences
 from offramp.report.markup import bullets, disclosure, element, kind_chip, text
 from offramp.report.sections.combined import (
@@ -20,7 +20,7 @@ def combined_section(comparison: Comparison) -> str:
     """Every measurement of combinations; nothing without one."""
     if not comparison.combined:
         return ""
-    results = [combined_from_json(dict(value)) for value in comparison.combined]
+    results = [from_json(CombineResult, value) for value in comparison.combined]
     content = (
         element("h2", f"{TITLE} " + kind_chip("measured"))
         + element("p", text(INTRODUCTION), class_="note")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offramp.records.typed import to_json
 from offramp.scoring.finite import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -21,7 +22,6 @@ class CombineWork:
         are not the recipe's.
         """
         from offramp.decoding.bench.combine import combine
-        from offramp.decoding.bench.combined_file import combined_to_json
         from offramp.decoding.bench.prompts import prompts_of
 
         require_planned(task)
@@ -39,4 +39,4 @@ class CombineWork:
             workload=workload.name,
             **{name: recipe[name] for name in OPTIONS if name in recipe},
         )
-        context.write_result(finite_json({"combined": combined_to_json(result)}))
+        context.write_result(finite_json({"combined": to_json(result)}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import OfframpError
+from offramp.records.typed import to_json
 from offramp.scoring.finite import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -192,7 +193,6 @@ def _result(
     model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
 ) -> dict[str, Any]:
     from offramp.decoding.bench.contenders import Cell
-    from offramp.decoding.bench.result_file import to_json
     from offramp.policies.grammar import parse_policy
 
     chosen = []

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from offramp.errors import InputError
-from offramp.studies.toml_lines import Location, line_at, place_in
+from offramp.records.toml_lines import Location, line_at, place_in
 
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
