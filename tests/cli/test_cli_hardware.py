@@ -10,6 +10,7 @@ import offramp.decoding.hardware
 from command_line import run_offramp, tree
 from offramp.costs.local_store import load_local_profile
 from offramp.costs.timings import TimingsProfile
+from offramp.records.typed import from_json
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_measure_prints_and_keeps_a_profile(tiny_model: Path, cache: Path) -> None:
     outcome = run_offramp("hardware", "measure", tiny_model, "--batches", "1,2", "--json").require(0)
     answer = outcome.json
-    profile = TimingsProfile.from_json(answer["profile"])
+    profile = from_json(TimingsProfile, answer["profile"])
     assert profile.batches == (1, 2)
     assert Path(answer["file"]).parent == cache / "hardware"
     kept = load_local_profile(profile.details["model"]["fingerprint"], "float32")

@@ -82,7 +82,7 @@ def test_a_floor_is_missed_by_what_was_kept(kept: float | None, missed: bool | N
 def test_a_file_of_the_older_schema_says_how_it_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     path.write_text('{"schema_version": 1, "results": []}')
-    with pytest.raises(DamagedFileError, match="its schema version is 1, not 3") as caught:
+    with pytest.raises(DamagedFileError, match="its schema version is 1, and this one reads 3") as caught:
         read_results(path)
     assert "offramp bench MODEL --policy P -o FILE" in caught.value.fix
 
@@ -93,7 +93,7 @@ def test_a_file_of_the_older_schema_says_how_it_is_made_again(tmp_path: Path) ->
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bench.json"
     path.write_text(content)
-    with pytest.raises(DamagedFileError, match="no file of offramp bench"):
+    with pytest.raises(DamagedFileError, match=r"no file of offramp bench|of another version"):
         read_results(path)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from offramp.studies.failures import FAILURE, Failure
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
+from offramp.studies.plan_file import FILE as PLAN_FILE
 from offramp.studies.task import Estimate, Task
 
 TASK = task_of("score")
@@ -224,9 +226,9 @@ def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:
 
 def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("offramp.studies.plan_file.SCHEMA_VERSION", 99)
+        newer.setattr("offramp.studies.folder.PLAN_FILE", replace(PLAN_FILE, version=99))
         folder.write_plan(plan_of([TASK]))
-    with pytest.raises(InputError, match="schema version 99"):
+    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 2"):
         folder.read_plan()
 
 

@@ -17,9 +17,10 @@ from offramp.decoding.bench import groups
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.finding import find_source
+from offramp.records.typed import from_json, to_json
 from offramp.studies import estimates
 from offramp.studies.plan import make_plan
-from offramp.studies.plan_file import plan_from_json, plan_to_json
+from offramp.studies.plan_file import PlanRecord
 from offramp.studies.study import read_study
 from offramp.studies.task import Plan, Task
 from offramp.workloads.registry import load_workload
@@ -137,7 +138,7 @@ def test_jobs_hold_every_task_once_and_come_after_what_they_need(tmp_path: Path)
 
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
-    assert plan_from_json(json.loads(canonical_json(plan_to_json(plan)))) == plan
+    assert from_json(PlanRecord, json.loads(canonical_json(to_json(PlanRecord.of(plan))))).plan == plan
     assert plan.study["study"]["name"] == "small"
     second = plan.study["models"][1]
     assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second

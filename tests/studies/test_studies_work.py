@@ -51,6 +51,7 @@ from offramp.scoring.finite import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NOTHING, best_policies
+from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
@@ -95,7 +96,7 @@ def profiled(bench: Bench) -> Path:
     folder = bench.root / "profiled"
     folder.mkdir()
     profile = measure_hardware(load_model(bench.model), budget_seconds=0.1)
-    write_sealed_json(folder / "profile.json", profile.to_json())
+    PROFILE_FILE.write(folder / "profile.json", profile)
     return folder
 
 
@@ -154,7 +155,7 @@ def test_the_text_of_a_trace_is_counted(bench: Bench, traced: Path, trace: offra
         assert texts[name].startswith(model.decode([given]) + text)
         assert size == TextSize(len(text), len(text), DOCUMENT_TOKENS)
     whole = json.loads((traced / "text.json").read_text())
-    assert whole["bytes"] == sum(size.bytes for size in sizes.values())
+    assert whole["sum"]["bytes"] == sum(size.bytes for size in sizes.values())
 
 
 def test_the_same_recipe_gives_the_same_bytes(bench: Bench, traced: Path, profiled: Path) -> None:
@@ -247,7 +248,7 @@ def _profile(folder: Path) -> Any:
 
     value = json.loads((folder / "profile.json").read_text())
     value.pop("sha256")
-    return TimingsProfile.from_json(BenchResult, value)
+    return from_json(TimingsProfile, value)
 
 
 def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Bench, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from offramp.costs import counting
 from offramp.costs.probes import (
@@ -25,6 +25,7 @@ from offramp.costs.token import TokenCosts
 from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.typed import FloatArray, to_json
 
 SCHEMA_VERSION = 1
 KIND = "timings"
@@ -37,7 +38,7 @@ LENS, REPAIR, MAPS = "lens", "K,V projection", "K,V map"
 """Names of parts, beside the kinds of probe, that may be derived instead of timed."""
 OPTIONAL = ("lens_seconds", "map_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
-Table = NDArray[np.float64]
+Table = FloatArray
 
 
 @dataclass(frozen=True)
@@ -284,42 +285,8 @@ class TimingsProfile:
         return self._at(self.key_value_seconds + (0.0 if slope is None else slope * attended), batch)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back, bit for bit."""
-        entries = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
-        return {
-            **entries,
-            "schema_version": SCHEMA_VERSION,
-            "batches": list(self.batches),
-            "probe_seconds": {name: table.tolist() for name, table in self.probe_seconds.items()},
-            "sizes": {**vars(self.sizes), "kv_maps": [list(one) for one in self.sizes.kv_maps]},
-            "details": dict(self.details),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TimingsProfile:
-        """The profile written by `to_json`.
-
-        Raises InputError for another kind of profile, a newer schema, a missing or unknown entry, and as the
-        constructor does.
-        """
-        version = value.get("schema_version")
-        if value.get("kind") != KIND or version != SCHEMA_VERSION:
-            raise InputError(
-                f"this is a profile of kind {value.get('kind')!r}, schema {version!r}, not timings of schema "
-                f"{SCHEMA_VERSION}",
-                fix="measure again with this version: offramp hardware measure MODEL",
-            )
-        entries = {key: entry for key, entry in value.items() if key not in ("schema_version", "kind")}
-        try:
-            return cls(**{**entries, "sizes": ProbeSizes(**entries["sizes"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"the timings have a missing or unknown entry: {error}",
-                fix="measure again: offramp hardware measure MODEL",
-            ) from error
+        """A JSON object that is read back bit for bit (see `offramp.records.typed.from_json`)."""
+        return {"schema_version": SCHEMA_VERSION, **to_json(self)}
 
 
 def attended_before(layer: LayerShape, position: float) -> float:

@@ -45,10 +45,10 @@ class SealedFile(Generic[Record]):
         try:
             value = read_sealed_json(path, self.damaged, apart=self.apart)
         except DamagedFileError as error:  # one of an older layout may have no seal
-            raise self._of_another_layout(path) or error from error.__cause__
-        unlike = self._unlike(value)
-        if unlike is not None:
-            raise self.damaged(path, unlike)
+            raise self._of_another_layout(path) or error from error
+        other = self._of_another_kind(path, value)
+        if other is not None:
+            raise other
         try:
             return from_json(self.record, value)
         except InvalidRecordError as error:  # sealed, but by another program
@@ -66,15 +66,19 @@ class SealedFile(Generic[Record]):
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        unlike = self._unlike(value) if isinstance(value, dict) and VERSION in value else None
-        return None if unlike is None else self.damaged(path, unlike)
+        return self._of_another_kind(path, value) if isinstance(value, dict) and VERSION in value else None
 
-    def _unlike(self, value: Mapping[str, Any]) -> str | None:
-        """In which entry of its header a file is another than those of this kind."""
-        for name, wanted in self._header().items():
-            if value.get(name) != wanted:
-                return f"its {name.replace('_', ' ')} is {shortened(repr(value.get(name)))}, not {wanted!r}"
-        return None
+    def _of_another_kind(self, path: Path, value: Mapping[str, Any]) -> DamagedFileError | None:
+        if self.kind is not None and value.get(KIND) != self.kind:
+            return self.damaged(path, f"its kind is {shortened(repr(value.get(KIND)))}, not {self.kind!r}")
+        if self.version is None or value.get(VERSION) == self.version:
+            return None
+        return DamagedFileError(
+            f"{path.name} is of another version of offramp: its schema version is "
+            f"{shortened(repr(value.get(VERSION)))}, and this one reads {self.version}",
+            where=str(path),
+            fix=self.fix,
+        )
 
     def _header(self) -> dict[str, Any]:
         entries = {VERSION: self.version, KIND: self.kind}

@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import (
-    read_sealed_json,
-    sweep_temporary_files,
-    write_sealed_json,
-)
+from offramp.files import sweep_temporary_files
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.journal import Journal
 from offramp.studies.locks import holding
@@ -25,12 +21,13 @@ from offramp.studies.manifest import (
     RESULT,
     Manifest,
     check_files,
-    damaged,
     files_of,
     read_manifest,
     write_manifest,
 )
-from offramp.studies.plan_file import plan_from_json, plan_to_json
+from offramp.studies.manifest import FILE as MANIFEST_FILE
+from offramp.studies.plan_file import FILE as PLAN_FILE
+from offramp.studies.plan_file import PlanRecord
 from offramp.studies.task import Plan, Task
 
 PLAN = "plan.json"
@@ -105,7 +102,7 @@ class StudyFolder:
         manifest, problems = self._examine(task.kind, task.key, whole=False)
         path = self.task_folder(task) / RESULT
         if problems:
-            raise damaged(path, problems[0])
+            raise MANIFEST_FILE.damaged(path, problems[0])
         if manifest is None or RESULT not in manifest.files:
             raise InputError(
                 f"there is no result of this {task.kind} task",
@@ -204,7 +201,7 @@ class StudyFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_sealed_json(self.path / PLAN, plan_to_json(plan))
+            PLAN_FILE.write(self.path / PLAN, PlanRecord.of(plan))
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(
                 f"the study's folder cannot be made or written: {error.strerror}",
@@ -224,4 +221,4 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        return plan_from_json(read_sealed_json(path, damaged))
+        return PLAN_FILE.read(path).plan

@@ -20,6 +20,7 @@ from execution_cases import (
 from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
 from offramp.decoding.quality.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
+from offramp.records.typed import from_json, to_json
 
 NEW = 12
 
@@ -121,7 +122,7 @@ def test_a_broken_answer_is_wholly_lost() -> None:
 
 def test_a_record_is_read_back_as_it_was() -> None:
     one = Execution("d", (1, 2), (3, 4), (4, 2), (True, False), 6, None)
-    assert Execution.of_json(one.to_json()) == one
+    assert from_json(Execution, to_json(one)) == one
     assert one.loss == 0.5
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -49,18 +48,6 @@ class Execution:
     def loss(self) -> float:
         """Share of the answer's tokens that are not the full model's choice; all of it after a problem."""
         return 1.0 if self.problem is not None else 1.0 - sum(self.agrees) / len(self.agrees)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
-        return {key: list(part) if isinstance(part, tuple) else part for key, part in asdict(self).items()}
-
-    @classmethod
-    def of_json(cls, value: dict[str, Any]) -> Execution:
-        """The record that `to_json` gave."""
-        fields: dict[str, Any] = {
-            key: tuple(part) if isinstance(part, list) else part for key, part in value.items()
-        }
-        return cls(**fields)
 
 
 def rows_together(model: Model, options: Options, tokens: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from offramp.errors import DamagedFileError
 from offramp.files import (
     canonical_json,
     locked_folder,
-    read_sealed_json,
     sha256_of_text,
     sweep_temporary_files,
-    write_sealed_json,
 )
 from offramp.models.model import Model
 from offramp.models.source_code import rooms_fingerprint
+from offramp.records.sealed_file import SealedFile
 from offramp.tracing.request import library_versions
 
 SCHEMA_VERSION = 1
@@ -42,6 +42,17 @@ CODE = (
     "decoding/execution/execution.py",
 )
 """The source that an execution depends on."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one file holds: a request (see `request_of`), and what answers it."""
+
+    request: Mapping[str, Any]
+    executions: tuple[Execution, ...]
+
+
+FILE = SealedFile(Kept, "{name} is damaged", "nothing: it is decoded again")
 
 
 def request_of(
@@ -118,26 +129,21 @@ class ExecutionStore:
         executions = tuple(make())
         self.made += len(executions)
         if self.folder is not None:
-            kept = {"request": request, "executions": [one.to_json() for one in executions]}
-            write_sealed_json(self._path(key), kept)
+            FILE.write(self._path(key), Kept(request, executions))
         return executions
 
     def _read(self, key: str) -> tuple[Execution, ...] | None:
         if self.folder is None or not (path := self._path(key)).exists():
             return None
         try:
-            value = read_sealed_json(path, _damaged)
-            if sha256_of_text(canonical_json(value["request"])) != key:
-                raise _damaged(path, "it answers another request")
+            kept = FILE.read(path)
+            if sha256_of_text(canonical_json(kept.request)) != key:
+                raise FILE.damaged(path, "it answers another request")
         except DamagedFileError as error:
             print(f"offramp: decoded again: {error.what}", file=sys.stderr)
             return None
-        return tuple(Execution.of_json(one) for one in value["executions"])
+        return kept.executions
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{key}.json"
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path.name} is damaged: {why}", where=str(path.parent), fix="nothing")
