@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,31 @@ def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: 
         folder.write_plan(plan_of([TASK]))
     with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 2"):
         folder.read_plan()
+
+
+def test_a_file_in_the_place_of_a_folder_of_the_study_is_told(folder: StudyFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.locks.write_text("")
+    with pytest.raises(InputError, match="something else stands where the study keeps a folder") as refused:
+        folder.write_plan(plan_of([TASK]))
+    assert refused.value.where == str(folder.locks)
+
+
+@pytest.mark.parametrize("place", ["", MANIFEST, RESULT])
+def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_made_again(
+    folder: StudyFolder, place: str
+) -> None:
+    do(folder, TASK)
+    own = folder.task_folder(TASK)
+    if place:
+        (own / place).unlink()
+        (own / place / "within").mkdir(parents=True)
+    else:
+        shutil.rmtree(own)
+        own.write_text("")
+    assert folder.condition(TASK) == "damaged"
+    do(folder, TASK)
+    assert folder.condition(TASK) == "done"
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None
 
     ranges = {
         "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),
-        "--seed": (seed, seed is None or 0 <= seed < 2**63, "0 or more"),
+        "--seed": (seed, seed is None or 0 <= seed < 2**63, "from 0 to 2^63 - 1"),
     }
     for name, value in sampling.items():
         ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)

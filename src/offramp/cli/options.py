@@ -54,8 +54,8 @@ def _has_entries(path: Path, entries: Mapping[str, type]) -> bool:
 ModelName = Annotated[
     str, typer.Argument(help="smollm2, a Hub id, a local folder or a .gguf file.", show_default=True)
 ]
-WorkloadName = Annotated[
-    str,
+WorkloadNames = Annotated[
+    list[str],
     typer.Option(
         "--workload",
         "-w",

@@ -94,8 +94,8 @@ class Entries:
     def text(self, key: str) -> str:
         """A text that is not empty."""
         value = self.take(key)
-        if not isinstance(value, str) or not value.strip():
-            raise self.refused(self.named(key), f"is {value!r}, not a text", "write a text in quotes")
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise self.refused(self.named(key), f"is {value!r}, not a text", "write a line of text in quotes")
         return value
 
     def number(self, key: str, *, positive: bool = False) -> float:
@@ -141,7 +141,9 @@ def read_profile(path: Path) -> Machine:
         table = tomllib.loads(read_given_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"the hardware profile cannot be read: {error}", where=str(path), fix="check the path"
+            f"the hardware profile cannot be read: {error}",
+            where=str(path),
+            fix="check the path" if isinstance(error, OSError) else "save it as UTF-8",
         ) from error
     except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits is neither
         raise InputError(

@@ -21,6 +21,7 @@ from offramp.costs.probes import (
     map_flops,
     timed_map_layers,
 )
+from offramp.costs.roofline import DTYPES
 from offramp.costs.token import TokenCosts
 from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
@@ -178,8 +179,9 @@ class TimingsProfile:
         there; below the smallest the smallest one's time. sizes: of the probes; a probe timed at other sizes
         is scaled by its FLOPs and bytes.
 
-        Raises InputError for a model with another number of layers, a batch below 1 or above four times the
-        largest timed one (with one timed size, any above it), or a position that is negative or not finite.
+        Raises InputError for a model with another number of layers or of another dtype, a batch below 1 or
+        above four times the largest timed one (with one timed size, any above it), or a position that is
+        negative or not finite.
         """
         counting.check_position(position)
         self._check(shape, batch)
@@ -225,6 +227,13 @@ class TimingsProfile:
                 f"{len(shape.layers)}",
                 where=f"timings {self.name}",
                 fix="use timings of this model: offramp hardware measure MODEL",
+            )
+        stated = DTYPES.get(shape.element_bytes, self.dtype)
+        if stated != self.dtype:
+            raise InputError(
+                f"the timings are of weights in {self.dtype}, this model's are in {stated}",
+                where=f"timings {self.name}",
+                fix=f"use timings in {stated}: offramp hardware measure MODEL --dtype {stated}",
             )
         largest = self.largest_batch
         if batch < 1 or batch > largest:

@@ -145,6 +145,8 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
         raise _no_policy_file(where)
     version = value.get("schema_version")
     if isinstance(version, int) and version > TUNED_SCHEMA_VERSION:
+        if value["kind"] != "tuned" and "parameters" not in value:
+            raise _no_policy_file(where)
         raise PolicyError(
             f"the policy has schema version {version}, newer than {TUNED_SCHEMA_VERSION}",
             where=where,

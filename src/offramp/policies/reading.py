@@ -13,6 +13,7 @@ from offramp.policies.signals import SIGNALS, Signal, suggest
 Exits = tuple[int, ...]
 ExitsOrAll = Exits | Literal["all"]
 
+LARGEST_COUNT = 999_999_999
 DEEPEST = 8
 """How deep policies may be nested in one another."""
 
@@ -55,8 +56,8 @@ def require_balanced(text: str) -> None:
 
 def _count(text: str) -> int | None:
     """A whole number of at least 1, None for any other text."""
-    fits = text.isascii() and text.isdigit() and len(text) < 10
-    return int(text) if fits and int(text) > 0 else None
+    fits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_COUNT))
+    return int(text) if fits and 0 < int(text) <= LARGEST_COUNT else None
 
 
 def read_count(text: str) -> int:
@@ -64,7 +65,8 @@ def read_count(text: str) -> int:
     count = _count(text)
     if count is None:
         raise ParameterError(
-            f"{text!r} is not a whole number of 1 or more", fix="write a whole number, 1 or more"
+            f"{text!r} is not a whole number of 1 or more",
+            fix=f"write a whole number from 1 to {LARGEST_COUNT:,}",
         )
     return count
 

@@ -7,11 +7,12 @@ record of its failure. The journal only tells people what happened when, and how
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import sweep_temporary_files
+from offramp.files import remove, sweep_temporary_files
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.journal import Journal
 from offramp.studies.locks import holding
@@ -145,6 +146,8 @@ class StudyFolder:
         a killed trace, or, where `was_damaged`, one whose damaged parts are to be traced again.
         """
         folder = self.task_folder(task)
+        if os.path.lexists(folder) and not folder.is_dir():
+            remove(folder)  # nothing that offramp writes: a task's folder is its own
         folder.mkdir(parents=True, exist_ok=True)
         problems = self._examine(task.kind, task.key, whole=False)[1]
         if problems:
@@ -154,6 +157,8 @@ class StudyFolder:
         for path in files_of(folder):
             if path.parent == folder:
                 path.unlink()
+        if (folder / RESULT).is_dir():
+            remove(folder / RESULT)
         self.journal.append("started", task)
         return folder
 
@@ -174,6 +179,7 @@ class StudyFolder:
     def _withdraw(self, task: Task, problems: list[str]) -> None:
         """Take the manifest away from a task with damaged files, so that it is done again."""
         folder = self.task_folder(task)
+        remove(folder / DAMAGED)
         (folder / MANIFEST).replace(folder / DAMAGED)
         self.journal.append("damaged", task, problems=problems)
 
@@ -199,6 +205,13 @@ class StudyFolder:
 
         Raises InputError if the folder cannot be made or written.
         """
+        for place in (self.path / TASKS, self.locks, self.logs):
+            if os.path.lexists(place) and not place.is_dir():
+                raise InputError(
+                    "something else stands where the study keeps a folder of its own",
+                    where=str(place),
+                    fix="move it away, or choose another folder with -o",
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             PLAN_FILE.write(self.path / PLAN, PlanRecord.of(plan))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sync_folder
+from offramp.files import TEMPORARY_PREFIX, remove, sha256_of_file, sync_folder
 from offramp.records.sealed_file import SealedFile
 from offramp.records.typed import Record
 from offramp.studies.failures import FAILURE
@@ -66,7 +66,7 @@ def write_manifest(folder: Path, task: Task) -> None:
         files[path.relative_to(folder).as_posix()] = record
     for below in sorted({(folder / name).parent for name in files} - {folder}):
         sync_folder(below)  # the task's own is flushed with the manifest
-    (folder / DAMAGED).unlink(missing_ok=True)
+    remove(folder / DAMAGED)
     FILE.write(folder / MANIFEST, Manifest(task.kind, task.key, task.recipe, task.needs, files))
 
 
@@ -80,6 +80,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return FILE.read(path)
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise FILE.damaged(folder, "it is a file, not the folder of a task") from error
 
 
 def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
