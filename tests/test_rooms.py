@@ -34,7 +34,7 @@ APART = {("report", "models"), ("tuning", "models"), ("costs", "tracing"), ("wor
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of the package itself that lie below every room.
-BELOW = ("errors", "files")
+BELOW = ("errors", "files", "plug_ins")
 
 
 def module_name(package: Path, path: Path) -> list[str]:

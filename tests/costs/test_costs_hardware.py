@@ -215,18 +215,18 @@ def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Point:
         def __init__(self, name: str) -> None:
-            self.name, self.value = name, f"package:{name}"
+            self.name, self.value, self.group = name, f"package:{name}", hardware.ENTRY_POINTS
 
         def load(self) -> Any:
             return loaded[self.name]
 
     points = {name: Point(name) for name in loaded}
     points["broken"] = EntryPoint("broken", "no_such_package:machine", hardware.ENTRY_POINTS)  # type: ignore[assignment]
-    monkeypatch.setattr(hardware, "entry_points", lambda group: list(points.values()))
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: list(points.values()))
     assert find_machine("card") is card
     assert "card" in machine_names()
     for name, what in {
-        "text": "is a str, not a machine",
+        "text": "is of type str, not a machine",
         "kind": "not a machine",
         "broken": "cannot be loaded",
     }.items():

@@ -19,6 +19,7 @@ from offramp.errors import OfframpError
 from offramp.models import source_code
 from offramp.models.source_code import PACKAGE, rooms_fingerprint
 from offramp.policies import registry as policies
+from offramp.records.given_file import Source
 from offramp.studies.computing import ROOMS, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
@@ -60,7 +61,7 @@ PAIRS = [
 def plan_from(world: Path, values: dict[str, Any]) -> Plan:
     """The plan of a study that is not read from a file; paths start from the world's folder."""
     study = Study.model_validate({"study": SETTINGS, **values})
-    study._path = world / "STUDY.toml"
+    study._source = Source(world / "STUDY.toml", "study file", {})
     return make_plan(study)
 
 
@@ -290,7 +291,9 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     source.write_text(PLUG_IN)
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("mine", "plug_in_of_keys:Mine", policies.ENTRY_POINTS)
-    monkeypatch.setattr(policies, "entry_points", lambda group: [point])
+    monkeypatch.setattr(
+        "offramp.plug_ins.entry_points", lambda group: [point] if group == point.group else []
+    )
     policies.policy_kinds.cache_clear()
     yield source
     policies.policy_kinds.cache_clear()
