@@ -230,7 +230,7 @@ def test_plug_ins_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("nowhere_at_all:X", "cannot be loaded"), (f"{__name__}:NO_SOURCE", "is of type object")],
+    [("nowhere_at_all:X", "cannot be loaded"), (f"{__name__}:NO_SOURCE", "type object")],
 )
 def test_broken_plug_ins_are_named(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     points = [EntryPoint("mine", value, registry.ENTRY_POINT_GROUP)]
