@@ -41,7 +41,7 @@ _HOMES = {
     "RerunResult": "offramp.decoding.rerun.result",
     "early_exit": "offramp.decoding.generation.early_exit",
     "Study": "offramp.studies.study",
-    "read_study": "offramp.studies.study",
+    "read_study": "offramp.studies.study_file",
     "Comparison": "offramp.studies.comparison.results",
     "compare": "offramp.studies.comparison.reading:read_comparison",
     "Generation": "offramp.decoding.generation.result",
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from offramp.scoring.scoring import score
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
-    from offramp.studies.study import Study, read_study
+    from offramp.studies.study import Study
+    from offramp.studies.study_file import read_study
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.trace import Trace

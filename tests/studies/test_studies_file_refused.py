@@ -9,7 +9,7 @@ from study_files import plan_of, small_world, write_model, write_study
 
 from offramp.errors import InputError
 from offramp.studies.plan import make_plan
-from offramp.studies.study import read_study
+from offramp.studies.study_file import read_study
 
 AXES = 'models = ["a"]\nworkloads = [{ name = "one", source = "txt:one.txt" }]\nmachines = ["h100"]\n'
 """Lines 1 to 3; [study] is line 5 where nothing stands between, its name line 6."""

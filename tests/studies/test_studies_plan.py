@@ -21,7 +21,7 @@ from offramp.records.typed import from_json, to_json
 from offramp.studies import estimates
 from offramp.studies.plan import make_plan
 from offramp.studies.plan_file import PlanRecord
-from offramp.studies.study import read_study
+from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
 from offramp.workloads.registry import load_workload
 
@@ -373,7 +373,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from offramp.studies.plan import make_plan\n"
-        "from offramp.studies.study import read_study\n"
+        "from offramp.studies.study_file import read_study\n"
         f"make_plan(read_study({str(path)!r}))\n"
         "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & sys.modules.keys()\n"
     )

@@ -16,8 +16,8 @@ from typing import Any
 from offramp.errors import PolicyError
 from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
 from offramp.policies.binding import TunedOn, require_base
-from offramp.policies.policy import ExitPolicy, ParameterError, text_of
-from offramp.policies.reading import require_balanced, split_outside_brackets
+from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
+from offramp.policies.reading import PolicyText, require_balanced, split_outside_brackets
 from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
@@ -89,7 +89,7 @@ def read_text(text: str) -> ExitPolicy:
                 offset=len(text),
             )
         try:
-            values[parameter.name] = parameter.read(value)
+            values[parameter.name] = _read_value(parameter, value)
         except ParameterError as error:
             raise error.moved(given[0] if given else 0) from error
     try:
@@ -97,6 +97,21 @@ def read_text(text: str) -> ExitPolicy:
     except ParameterError as error:
         start, _ = starts.get(error.parameter or "", (0, ""))
         raise error.moved(start) from error
+
+
+def _read_value(parameter: Parameter, text: str) -> Any:
+    """A parameter's value, the policies within it read too."""
+    value = parameter.read(text)
+    if isinstance(value, tuple):
+        return tuple(_policy_read(one) if isinstance(one, PolicyText) else one for one in value)
+    return _policy_read(value) if isinstance(value, PolicyText) else value
+
+
+def _policy_read(nested: PolicyText) -> ExitPolicy:
+    try:
+        return read_text(nested.text)
+    except ParameterError as error:
+        raise error.moved(nested.offset) from error
 
 
 def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str, tuple[int, str]]:
@@ -211,7 +226,7 @@ def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: s
         try:
             text = text_of(given)
             require_balanced(text)
-            values[parameter.name] = parameter.read(text)
+            values[parameter.name] = _read_value(parameter, text)
         except ParameterError as error:
             raise PolicyError(error.what, where=f"{where}, {parameter.name}", fix=error.fix) from error
     return values

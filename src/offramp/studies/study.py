@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PrivateAttr
 
 from offramp.files import canonical_json, sha256_of_text
-from offramp.records.given_file import Source, Table, checked, read_toml
+from offramp.records.given_file import Source, Table, checked
 from offramp.studies.entries import (
     LEAGUE,
     LOCAL,
@@ -87,17 +88,12 @@ class Study(Table):
         """A JSON object of everything it says, defaults included."""
         return self.model_dump(mode="json", by_alias=True)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: Source) -> Study:
+        """The study that the entries of a file describe, not yet held against one another.
 
-def read_study(path: str | Path) -> Study:
-    """The study that a TOML file describes.
-
-    Raises InputError, with the line and the key, for a file that cannot be read, is no TOML, has an unknown
-    axis or key, or a value that does not fit; and what `offramp.studies.checks.check_study` refuses.
-    """
-    from offramp.studies.checks import check_study  # it is about studies, and read with them
-
-    values, source = read_toml(Path(path), WHAT)
-    study = checked(Study, values, source)
-    study._source = source
-    check_study(study)
-    return study
+        Raises InputError as `offramp.records.given_file.checked`.
+        """
+        study = checked(cls, values, source)
+        study._source = source
+        return study
