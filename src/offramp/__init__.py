@@ -124,7 +124,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first used."""
+    """Import a public name from its package when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")

@@ -29,7 +29,7 @@ from offramp.decoding.plain import time_plain_decoding
 from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.model import Model
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.report.decoded import Decoded
 from offramp.report.run_result import WorkloadResult
 from offramp.tracing.request import library_versions
@@ -195,7 +195,7 @@ def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
                 "machine": machine_facts(torch.get_num_threads()),
                 "profile": None if machine is None else canonical_json(machine.to_json()),
                 "versions": library_versions(model.identity.transforms),
-                "code": rooms_fingerprint("models", "tracing", "costs", "policies", "decoding", "cli"),
+                "code": source_fingerprint("models", "tracing", "costs", "policies", "decoding", "cli"),
             }
         )
     )

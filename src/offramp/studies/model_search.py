@@ -17,7 +17,7 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.memory_size import shown_size
 from offramp.models.registry import BUNDLED
 from offramp.models.source import Source
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.models.weight_files import read_headers
 from offramp.studies.entries import ModelEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
@@ -113,7 +113,7 @@ class _ModelSearch:
         def evidence(value: Any) -> Any:
             folders = [] if value is None else [Path(value["folder"])]
             versions = importlib.metadata.version("transformers")
-            return [evidence_of({*paths, *folders}), versions, rooms_fingerprint("models")]
+            return [evidence_of({*paths, *folders}), versions, source_fingerprint("models")]
 
         def find() -> Any:
             return _describe(source or find_source(stated.source))

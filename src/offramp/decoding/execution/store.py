@@ -23,7 +23,7 @@ from offramp.files import (
     sweep_temporary_files,
 )
 from offramp.models.model import Model
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.request import library_versions
 
@@ -83,7 +83,7 @@ def request_of(
 
 @functools.cache
 def _code() -> str:
-    return rooms_fingerprint(*CODE)
+    return source_fingerprint(*CODE)
 
 
 class ExecutionStore:

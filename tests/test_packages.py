@@ -1,4 +1,4 @@
-"""Imports between the rooms of the package go one way only."""
+"""Imports between the packages of offramp go one way only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 
-# From top to bottom; a room imports only from itself and from those after it.
-ROOMS = (
+# From top to bottom; a package imports only from itself and from those after it.
+PACKAGES = (
     "cli",
     "report",
     "studies",
@@ -29,11 +29,11 @@ ROOMS = (
     "models",
     "records",
 )
-# What a room knows nothing of, although it lies further down.
+# What a package knows nothing of, although it lies further down.
 APART = {("report", "models"), ("tuning", "models"), ("costs", "tracing"), ("workloads", "models")}
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records")
 TORCH = ("torch", "transformers", "accelerate")
-# Modules of the package itself that lie below every room.
+# Modules of offramp itself that lie below every package.
 BELOW = ("errors", "files", "plug_ins")
 
 
@@ -65,40 +65,42 @@ def violations(package: Path) -> list[str]:
     found = []
     for path in sorted(package.rglob("*.py")):
         inside = path.relative_to(package)
-        room = inside.parts[0] if len(inside.parts) > 1 else None
+        own = inside.parts[0] if len(inside.parts) > 1 else None
         for line, imported in imports_of(package, path):
-            reason = why_not_from_room(room, imported) if room else why_not_from_module(inside.stem, imported)
+            reason = (
+                why_not_from_package(own, imported) if own else why_not_from_module(inside.stem, imported)
+            )
             if reason:
                 found.append(f"{inside}:{line}: imports {imported}: {reason}")
     return found
 
 
-def why_not_from_room(room: str, imported: str) -> str | None:
+def why_not_from_package(own: str, imported: str) -> str | None:
     root, _, rest = imported.partition(".")
-    if root in TORCH and room in WITHOUT_TORCH:
-        return f"{room} works without {root}"
+    if root in TORCH and own in WITHOUT_TORCH:
+        return f"{own} works without {root}"
     if root != "offramp":
         return None
     target = rest.split(".")[0]
-    if target in BELOW or target == room:
+    if target in BELOW or target == own:
         return None
-    if target not in ROOMS:
-        return None if room == "cli" else "only cli stands above the package's own interface"
-    if ROOMS.index(target) < ROOMS.index(room):
-        return f"{target} lies above {room}"
-    return f"{room} knows nothing of {target}" if (room, target) in APART else None
+    if target not in PACKAGES:
+        return None if own == "cli" else "only cli stands above the package's own interface"
+    if PACKAGES.index(target) < PACKAGES.index(own):
+        return f"{target} lies above {own}"
+    return f"{own} knows nothing of {target}" if (own, target) in APART else None
 
 
 def why_not_from_module(name: str, imported: str) -> str | None:
     root, _, rest = imported.partition(".")
     if name in BELOW and root == "offramp" and rest.split(".")[0] not in BELOW:
-        return f"{name} lies below every room"
+        return f"{name} lies below every package"
     return None
 
 
-def test_every_folder_is_a_known_room() -> None:
+def test_every_folder_is_a_known_package() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= set(ROOMS)
+    assert folders <= set(PACKAGES)
 
 
 def test_imports_go_down_only() -> None:
@@ -127,7 +129,7 @@ def test_imports_go_down_only() -> None:
         ("report/a.py", "from transformers import AutoConfig", "report works without transformers"),
         ("scoring/a.py", "from offramp import load_model", "only cli stands above"),
         ("scoring/a.py", "import offramp", "only cli stands above"),
-        ("files.py", "from offramp.models import shape", "files lies below every room"),
+        ("files.py", "from offramp.models import shape", "files lies below every package"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, path: str, source: str, reason: str) -> None:
@@ -158,10 +160,10 @@ def test_an_allowed_import_is_not_found(tmp_path: Path, path: str, source: str) 
     assert violations(tmp_path) == []
 
 
-def test_rooms_without_torch_do_not_load_it_through_others() -> None:
+def test_packages_without_torch_do_not_load_it_through_others() -> None:
     modules = ["offramp.tracing.trace", "offramp.tracing.facts", "offramp.models.shape", "offramp.testing"]
-    for room in WITHOUT_TORCH:
-        modules += [".".join(module_name(PACKAGE, path)) for path in sorted((PACKAGE / room).rglob("*.py"))]
+    for own in WITHOUT_TORCH:
+        modules += [".".join(module_name(PACKAGE, path)) for path in sorted((PACKAGE / own).rglob("*.py"))]
     program = (
         "import importlib, sys\n"
         f"for name in {modules!r}:\n"
@@ -171,3 +173,9 @@ def test_rooms_without_torch_do_not_load_it_through_others() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_picture_of_the_packages_is_that_of_their_imports() -> None:
+    from architecture import PICTURE, picture
+
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python tests/architecture.py"
