@@ -44,7 +44,7 @@ def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_any_gguf_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "other.gguf")
-    (tmp_path / "notes.txt").write_text("\n\n".join(LINES * 8))
+    (tmp_path / "notes.txt").write_text("\n\n".join(LINES * 100))
     monkeypatch.chdir(tmp_path)
     command = ["run", "other.gguf", "--workload", "txt:notes.txt", "--tokens", 200, "-o", "out"]
     shown = run_offramp(*command, "--json").require(0)

@@ -19,6 +19,7 @@ from offramp.tracing.storage import write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned_file import read_tuned
+from offramp.workloads.workload import Document, Workload
 from policy_traces import make_shape, make_trace
 
 DOCUMENTS, TOKENS, LAYERS = 60, 20, 6
@@ -211,7 +212,8 @@ def test_a_trace_whose_model_or_text_is_gone_says_what_can_still_be_answered(
     text = run_offramp("tune", folder, *options).require(2).json["error"]
     assert "texts" in text["what"]
     assert text["fix"].endswith("--model none still answers with a replay bound")
-    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: None)
+    work = Workload("texts", "text", (Document("one", "a text"),), "none", "nowhere")
+    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: work)
     model = run_offramp("tune", folder, *options).require(2).json["error"]
     assert model["what"].startswith("the trace's model cannot be had")
     assert model["fix"].endswith("--model none still answers with a replay bound")

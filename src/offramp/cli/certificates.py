@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.cli.answers import FLOORS, MAIN_FLOOR, searchable
+from offramp.cli.answers import DELTA, FLOORS, MAIN_FLOOR, searchable
 from offramp.cli.console import stage
 from offramp.cli.run_folder import EXECUTIONS
 from offramp.costs.local_store import LOCAL
@@ -26,9 +26,6 @@ from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import open_candidate, settle
 from offramp.workloads.workload import Workload
-
-DELTA = 0.1
-"""The chance that a headline is wrong: shared by the texts that it is about."""
 
 SEED = 0
 NEW_TOKENS = 16

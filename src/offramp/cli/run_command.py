@@ -87,6 +87,7 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
+    from offramp.cli.answers import require_documents
     from offramp.models.memory_size import parse_size
     from offramp.tracing.model_request import read_transforms
     from offramp.tuning.verdict import require_worth
@@ -105,6 +106,7 @@ def run(
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
+    require_documents(workloads)
 
     from offramp.cli.pipeline import RunOptions, run_pipeline
     from offramp.report.terminal import print_summary

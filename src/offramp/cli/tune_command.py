@@ -19,7 +19,9 @@ from offramp.errors import InputError
 if TYPE_CHECKING:
     from offramp.decoding.execution.tasks import TunedTasks
     from offramp.scoring.estimate import Estimate
+    from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
+    from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
 
 NO_MODEL = "none"
@@ -122,7 +124,7 @@ def tune(
     from offramp.tuning.tune import EXECUTED, check_settings
 
     out = Output(as_json)
-    wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
+    wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
     require_json_file(output, "a policy", {"schema_version": object, "kind": str})
     kept = executions or output.absolute().parent / "executions"
@@ -134,6 +136,8 @@ def tune(
         fitted = read_traced_heads(loaded[0], heads)
         for one in loaded:
             _require_executable(one, kv, batch)
+            needed = rule.needed(wanted.risk, delta / len(loaded))
+            _require_documents(one, wanted, needed, documents, fitted, seed)
         decodes = load_traced_model(
             loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
         )
@@ -211,6 +215,39 @@ def _require_executable(trace: Trace, kv: str, batch: int) -> None:
     except InputError as error:
         fix = f"{error.fix}; {INSTEAD}" if error.fix else INSTEAD
         raise InputError(error.what, where=error.where, fix=fix) from error
+
+
+def _require_documents(
+    trace: Trace, floor: Floor, needed: int, allowed: int | None, heads: ExitHeads | None, seed: int
+) -> None:
+    """Refuse, before the model is loaded, a floor that the documents at hand could not certify at all.
+
+    needed: documents without a loss that the floor needs. allowed: to decode per candidate, None for any.
+
+    Raises InputError.
+    """
+    from offramp.decoding.execution.prompts import further_documents, traced_workload
+    from offramp.tuning.splits import split_roles
+
+    roles = split_roles(trace, seed)
+    apart = [*roles.search, *roles.report]
+    further = further_documents(trace, traced_workload(trace), seed, heads, apart)
+    at_hand = len(roles.certify) + len(further)
+    where = f"--floor {floor}, for {trace.folder or 'the trace'}"
+    if at_hand < needed or not len(roles.search):
+        raise InputError(
+            f"not enough documents: {at_hand} to certify on, {needed} needed even if nothing is lost on any "
+            "of them, and one more at least to search on",
+            where=where,
+            fix=f"trace a workload of more documents, or ask for a looser floor; {INSTEAD}",
+        )
+    if allowed is not None and allowed < needed:
+        raise InputError(
+            f"{allowed} documents to decode cannot certify the floor: {needed} are needed even if nothing is "
+            "lost on any of them",
+            where=where,
+            fix=f"give --documents {needed} or more, or leave it out",
+        )
 
 
 def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:

@@ -30,7 +30,12 @@ from offramp.report.timing_words import contender_answer
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Verdict
 
-DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
+DECISION_STYLES = {
+    "pays": "green",
+    "does not pay": "red",
+    "too close to call": "yellow",
+    "not enough documents": "yellow",
+}
 
 
 def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
