@@ -112,11 +112,14 @@ def test_the_terminal_shows_verdict_scores_and_report(
     assert "early exit" in text.lower()
     assert "representation quality" in text
     assert "Plain decoding:" in text
+    assert text.index("Before the timing:") < text.index("At the quality you would keep")
     assert f"Report: {run_folder / 'report.html'}" in text
     tables = [line for line in shown.out.splitlines() if str(run_folder) not in line]
     assert max(map(len, tables)) <= 80
     assert "\x1b" not in shown.out + shown.err
-    assert shown.err == "", "a progress bar belongs on a terminal only"
+    lines = shown.err.splitlines()
+    assert all(line.startswith("- ") for line in lines), "plain lines where there is no terminal"
+    assert any("tuning for 95 % agreement, by what decodes (about" in line for line in lines)
 
 
 @pytest.mark.usefixtures("remembered_answers")

@@ -50,7 +50,9 @@ def test_what_is_certified_was_decoded(trace: Path, tmp_path: Path) -> None:
     assert "replay bound" not in said
     if tuned.policy_text != "never":
         assert "certificate (wsr):" in said
-        assert f"next: offramp bench {model.name} --policy {output}" in said
+        source = tuned.model["source"]
+        assert f"next: offramp generate {source} --policy {output} --prompt TEXT" in said
+        assert f"next: offramp bench {source} --policy {output}" in said
         assert value["next"] in said
     assert max(map(len, (line for line in shown.splitlines() if "next:" not in line)), default=0) <= 80
 

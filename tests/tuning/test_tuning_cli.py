@@ -96,6 +96,7 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
         "0.9^64 = 0.12 % of 64-token answers unchanged",
         "fastest policies on the search documents",
         "written:",
+        f"next: offramp generate tiny --policy {output} --prompt TEXT",
         f"next: offramp bench tiny --policy {output} --workload texts",
     ):
         assert words in said, said

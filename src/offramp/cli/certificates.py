@@ -17,6 +17,7 @@ from offramp.decoding.execution.tune import PROMPT_TOKENS
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.report.decoded import Decoded
+from offramp.report.formats import whole_percent
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
@@ -80,7 +81,8 @@ def _executed(run: Certifying, model: Model, workload: Workload, trace: Trace) -
     ) as executor:
         for floor in sorted(FLOORS, key=lambda one: one != MAIN_FLOOR):
             seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
-            with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
+            what = f"{workload.name}: tuning for {whole_percent(floor)} agreement, by what decodes"
+            with stage(what, seconds):
                 found[floor] = tune_trace(
                     executor.trace,
                     {"agreement": floor},

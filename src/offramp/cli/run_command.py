@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from offramp.cli.options import (
     Transforms,
     require_options,
 )
+from offramp.errors import InputError
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
@@ -75,6 +77,14 @@ def run(
             "every speed is a prediction.",
         ),
     ] = True,
+    decode_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--decode-budget",
+            help="Seconds for that real decoding. By default 66; more give more tokens and policies.",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     stream: Stream = None,
     memory: Memory = None,
@@ -82,7 +92,7 @@ def run(
     repair: Repair = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trace, score and replay a model on some workloads, decode with the best policies, and write a page.
+    """Would early exit pay? Traces a model, searches policies, decodes with the best, and writes a page.
 
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
@@ -95,6 +105,7 @@ def run(
 
     out = Output(as_json)
     require_worth(worth)
+    _require_budget(decode_budget, decode)
     require_options(
         tokens=tokens,
         context=context,
@@ -109,7 +120,7 @@ def run(
     require_documents(workloads)
 
     from offramp.cli.pipeline import RunOptions, run_pipeline
-    from offramp.report.terminal import print_summary
+    from offramp.report.terminal import print_summary, print_verdict_so_far
 
     options = RunOptions(
         model=model,
@@ -126,10 +137,23 @@ def run(
         overwrite=overwrite,
         repair=repair,
         decode=decode,
+        decode_budget=decode_budget,
         stream=stream,
         memory=budget,
         workloads_given=bool(workload),
     )
-    finished = run_pipeline(options, workloads, output)
+    finished = run_pipeline(
+        options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
+    )
     print_summary(finished.result, out.console, finished.report)
     out.finish({"report": str(finished.report), "summary": finished.summary})
+
+
+def _require_budget(seconds: float | None, decode: bool) -> None:
+    """Raise InputError for a budget that is no time, or that nothing would use."""
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"{seconds} seconds are no time", where="--decode-budget", fix="give more than 0")
+    if seconds is not None and not decode:
+        raise InputError(
+            "--decode-budget means nothing with --no-decode", where="--decode-budget", fix="leave one out"
+        )

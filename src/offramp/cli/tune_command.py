@@ -175,12 +175,13 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
     """Write a tuned policy and show it; its JSON object."""
     from offramp.tuning.tuned_file import to_json, write_tuned
 
-    write_tuned(output, tuned)
+    write_tuned(output, tuned, heads)
     _show(out, tuned, output)
-    following = next_command(tuned, output, heads)
-    if following is not None:
-        out.console.print(f"next: {following}", markup=False, soft_wrap=True)
-    return {**to_json(tuned), "file": str(output), "next": following}
+    decoding, timing = next_commands(tuned, output, heads)
+    if decoding is not None:
+        out.console.print(f"next: {decoding}", markup=False, soft_wrap=True)
+        out.console.print(f"next: {timing}", markup=False, soft_wrap=True)
+    return {**to_json(tuned), "file": str(output), "generate": decoding, "next": timing}
 
 
 def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
@@ -250,21 +251,19 @@ def _require_documents(
         )
 
 
-def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:
-    """The command that times what was tuned, or that certifies it; None for the full model."""
+def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str | None, str | None]:
+    """The commands that decode with what was tuned and that time it; None of the full model."""
+    from offramp.cli.traced_model import loadable_name
     from offramp.models.identity import command_name
 
     if tuned.policy_text == "never":
-        return None
+        return None, None
     model = dict(tuned.model)
-    transforms = model.get("transforms", ())
-    name = str(model.get("name", "MODEL")).removesuffix("".join(f" + {text}" for text in transforms))
+    name = command_name(loadable_name(model) or "MODEL", model.get("transforms", ()))
     with_heads = "" if heads is None else f" --heads {shlex.quote(str(heads))}"
     workload = shlex.quote(str(tuned.workload.get("name", "prose")))
-    return (
-        f"offramp bench {command_name(name, transforms)} --policy {shlex.quote(str(output))}{with_heads} "
-        f"--workload {workload}"
-    )
+    what = f"{name} --policy {shlex.quote(str(output))}{with_heads}"
+    return f"offramp generate {what} --prompt TEXT", f"offramp bench {what} --workload {workload}"
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:

@@ -63,6 +63,15 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
         console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
 
 
+def print_verdict_so_far(run: RunResult, console: Console) -> None:
+    """Print the verdict as certified and predicted, before policies are timed."""
+    style = DECISION_STYLES.get(overall_decision(run), "yellow")
+    console.print(f"\nBefore the timing: [bold {style}]{escape(headline(run))}[/]")
+    console.print(
+        "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
+    )
+
+
 def answer_lines(run: RunResult) -> list[str]:
     """The best of the league, the certificates and the machines, one line each; only what was asked for."""
     answers: dict[str, Callable[[WorkloadResult], str | None]] = {

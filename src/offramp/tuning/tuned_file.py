@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from offramp.policies.gain import Gain
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
-from offramp.tuning.tuned import Candidate, Certificate, FrontPoint, Shift, Tuned
+from offramp.tuning.tuned import HEADS_FILE, Candidate, Certificate, FrontPoint, Shift, Tuned
 
 KIND = "tuned"
 
@@ -31,9 +32,22 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
     return value
 
 
-def write_tuned(path: Path, tuned: Tuned) -> None:
-    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
-    write_sealed_json(path, to_json(tuned))
+def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
+    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`).
+
+    heads_file: where the exit heads lie that it was tuned with, None without any. Kept relative to the policy
+    if it lies beside or just above it, so that both can be moved together; their fingerprint is part of
+    `Tuned.model`.
+    """
+    value = to_json(tuned)
+    if heads_file is not None:
+        value["provenance"][HEADS_FILE] = _place(heads_file.resolve(), path.resolve().parent)
+    write_sealed_json(path, value)
+
+
+def _place(heads: Path, folder: Path) -> str:
+    near = heads.parent in (folder, folder.parent)
+    return os.path.relpath(heads, folder) if near else str(heads)
 
 
 def is_tuned_file(path: Path) -> bool:
@@ -68,7 +82,7 @@ def read_tuned(path: str | Path) -> Tuned:
             where=str(path),
             fix="run offramp tune again: a certificate holds only for the policy that was tested",
         )
-    return _from_json(value)
+    return _from_json(value, path.absolute().parent)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -89,8 +103,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _from_json(value: dict[str, Any]) -> Tuned:
+def _from_json(value: dict[str, Any], folder: Path) -> Tuned:
+    """folder: that the policy's file lies in."""
     fields = {key: part for key, part in value.items() if key not in ("schema_version", "kind", SEAL)}
+    kept = fields.get("provenance", {}).get(HEADS_FILE)
+    if kept is not None:
+        fields["provenance"] = {**fields["provenance"], HEADS_FILE: os.path.normpath(folder / kept)}
     fields["policy_text"] = fields.pop("policy")
     fields["floor"] = Floor(**fields["floor"])
     certificate = fields["certificate"]
