@@ -287,8 +287,8 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
 
 
 def test_sizes_follow_the_budget() -> None:
-    # 3 + 3 and 1 + 3 contenders on four prompts; 10 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
-    visits = 4 * 10
+    # 3 + 4 and 1 + 4 contenders on four prompts; 10 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
+    visits = 4 * 12
     decodings = visits + 10 + 6 + 6
     # The parts of 4 policies; (4 + 2) x 4 answers are read.
     after = 0.05 * 4 + 0.06 * (4 * (2.5 + 9) + 2.5 * 24)

@@ -12,6 +12,7 @@ from rich.console import Console
 from command_line import run_offramp
 from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
+from offramp.report.policy_names import PolicyNames
 from offramp.tracing.facts import FACTS
 from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
@@ -155,8 +156,10 @@ def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
     tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")
     point = replace(tuned.front[-1], policy=policy)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(front_table(replace(tuned, front=(point,))))
-    assert policy in console.export_text()
+    names = PolicyNames()
+    console.print(front_table(replace(tuned, front=(point,)), names))
+    assert "votes exit 2" in console.export_text()
+    assert names.lines() == [f"votes exit 2 = {policy}"]
 
 
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:

@@ -268,16 +268,20 @@ def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str |
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
+    from offramp.report.policy_names import PolicyNames
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)
     for line in (*report_lines(tuned), *certificate_lines(tuned)):
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
+    names = PolicyNames()
     if tuned.candidates:
-        out.console.print(candidates_table(tuned))
+        out.console.print(candidates_table(tuned, names))
     elif len(tuned.front) > 1:
-        out.console.print(front_table(tuned))
+        out.console.print(front_table(tuned, names))
+    for line in names.lines():
+        out.console.print(f"  {line}", markup=False, soft_wrap=True)
     out.console.print(f"written: {output}", markup=False)
 
 

@@ -13,6 +13,9 @@ from offramp.tuning.tuned import Candidate, Tuned
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
 
+TOO_WIDE = 2.0
+"""An interval that reaches so many times above a speed, or below, only says that samples are few."""
+
 LOCAL = "local"
 NEVER = "never"
 TOO_FEW: Decision = "not enough documents"
@@ -179,6 +182,8 @@ def speed_words(speed: Speed, worth: float) -> str:
     said = f"{how} {speed.value:.3f} × the speed of plain decoding"
     if speed.low is None or speed.high is None:
         return f"{said}, without an interval"
+    if speed.high > TOO_WIDE * speed.value or TOO_WIDE * speed.low < speed.value:
+        return f"{said}, from too few prompts for an interval"
     low, high = 100 * (speed.low - 1.0), 100 * (speed.high - 1.0)
     return f"{said}, {low:+.1f} to {high:+.1f} %; more than {100 * worth:g} % counts as worth it"
 

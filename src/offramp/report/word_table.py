@@ -1,0 +1,81 @@
+"""A terminal table that breaks lines between words and never within one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+PADDING = 1
+
+
+class WordTable(Table):
+    """A table without lines whose columns are at least as wide as their longest word.
+
+    Where the console is too narrow for that, every row becomes a few lines of its own, a cell each.
+    """
+
+    def __init__(self, *, title: str | None = None, caption: str | None = None, **options: Any) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, PADDING), **options)
+        # Rich would wrap these to the table's width, however narrow.
+        self.above, self.below = title, caption
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The title, the table as wide as its words need, the caption."""
+        if self.above:
+            yield console.render_str(self.above, style="italic")
+        columns = [
+            [_text(console, cell) for cell in (column.header, *column.cells)] for column in self.columns
+        ]
+        least = [max(map(_longest_word, column)) for column in columns]
+        full = [max(map(_longest_line, column)) for column in columns]
+        widths = fitted(least, full, options.max_width - 2 * PADDING * len(columns))
+        if widths is None:
+            yield from _records(columns)
+        else:
+            for column, width in zip(self.columns, widths, strict=True):
+                column.width = width
+            yield from super().__rich_console__(console, options)
+        if self.below:
+            yield console.render_str(self.below, style="dim")
+
+
+def fitted(least: Sequence[int], full: Sequence[int], room: int) -> list[int] | None:
+    """Widths between those that the longest words and the longest lines need; None if words do not fit.
+
+    Columns that lack least are served first, so that numbers stay on one line.
+    """
+    widths, spare = list(least), room - sum(least)
+    if spare < 0:
+        return None
+    for place in sorted(range(len(least)), key=lambda place: full[place] - least[place]):
+        more = min(full[place] - least[place], spare)
+        widths[place] += more
+        spare -= more
+    return widths
+
+
+def _records(columns: Sequence[Sequence[Text]]) -> Iterator[Text]:
+    """Every row as lines: what the column is, and the cell; rows apart."""
+    heads = [" ".join(column[0].plain.split()) for column in columns]
+    for row in range(1, len(columns[0]) if columns else 1):
+        for head, column in zip(heads, columns, strict=True):
+            cell = " ".join(column[row].plain.split())
+            if cell:
+                yield Text(f"{head}: {cell}" if head else cell)
+        yield Text("")
+
+
+def _text(console: Console, cell: RenderableType) -> Text:
+    return cell if isinstance(cell, Text) else console.render_str(str(cell))
+
+
+def _longest_word(text: Text) -> int:
+    return max((Text(word).cell_len for word in text.plain.split()), default=0)
+
+
+def _longest_line(text: Text) -> int:
+    return max((Text(line).cell_len for line in text.plain.splitlines()), default=0)
