@@ -109,7 +109,7 @@ def strategies_table(comparison: Comparison) -> WordTable:
     title = "Fastest strategies" + (
         "" if len(kept) <= SHOWN else f", {SHOWN} of {len(kept)}; the page has all"
     )
-    table = WordTable(title=title)
+    table = WordTable(title=title, caption="what misses its floor stands last, and is marked")
     for name in ("strategy", "where", "floor"):
         table.add_column(name)
     for name in ("speed\n(predicted)", "speed\n(measured)", "agreement"):
