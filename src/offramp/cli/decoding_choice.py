@@ -20,8 +20,9 @@ DRAFT_LENGTH = 1
 MOST_NEW_TOKENS = 32
 MOST_ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""
-BESIDE = 4
-"""The fastest plain decoder, the same again, never exit and prompt lookup: beside every text's policies."""
+BESIDE = 3.5
+"""The fastest plain decoder, the same again, never exit, and in every second turn prompt lookup: beside every
+text's policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried on every text, and in the pilot."""
 FEWEST_PROMPTS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,9 +26,13 @@ from offramp.cli.options import (
     Transforms,
     require_options,
 )
+from offramp.cli.run_folder import SUMMARY_FILE
 from offramp.errors import InputError
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
+
+if TYPE_CHECKING:
+    from offramp.cli.run_writer import FinishedRun
 
 DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
 """The short items: enough documents of each to certify a floor on."""
@@ -146,7 +150,26 @@ def run(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
     print_summary(finished.result, out.console, finished.report)
-    out.finish({"report": str(finished.report), "summary": finished.summary})
+    out.finish(_short(finished))
+
+
+SHORT = ("workload", "floor", "decision", "policy", "kv", "certified", "executed_agreement", "speed")
+"""Of a verdict, in what `--json` prints; summary.json has everything."""
+
+
+def _short(finished: FinishedRun) -> dict[str, Any]:
+    """The answer of a run for machines: headline, verdicts, and where the rest lies."""
+    verdict = finished.summary["verdict"]
+    return {
+        "headline": verdict["headline"],
+        "decision": verdict["decision"],
+        "verdicts": [
+            {**{name: one[name] for name in SHORT}, "missing": one["missing"]}
+            for one in verdict["by_workload"]
+        ],
+        "summary": str(finished.report.parent / SUMMARY_FILE),
+        "report": str(finished.report),
+    }
 
 
 def _require_budget(seconds: float | None, decode: bool) -> None:

@@ -78,6 +78,9 @@ class Verdict:
     credit: Estimate | None = None
     tried: Candidate | None = None
 
+    def __repr__(self) -> str:
+        return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
+
     @property
     def certified(self) -> bool:
         """Whether what decodes is certified at the floor; a replay bound is no certificate."""

@@ -179,6 +179,9 @@ class Tuned:
     gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Tuned({self.policy_text} at {self.floor}: {self.answer})"
+
     @property
     def heads_file(self) -> Path | None:
         """Where its exit heads lay when it was written; None without any, or if that is not known."""

@@ -37,6 +37,9 @@ class Workload:
     chat: bool = False
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of mode, chat and every document: equal exactly when the traced text is equal."""
