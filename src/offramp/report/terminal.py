@@ -149,7 +149,8 @@ def speed(verdict: Verdict) -> str:
     if found is None:
         return "–"
     limits = timed_interval(found.value, found.low, found.high, times)
-    return f"{times(found.value)}\n[dim]{limits}{' ' if limits else ''}{found.how}[/]"
+    below = f"{limits}\n{found.how}" if limits else found.how
+    return f"{times(found.value)}\n[dim]{below}[/]"
 
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:

@@ -30,9 +30,7 @@ class WordTable(Table):
         columns = [
             [_text(console, cell) for cell in (column.header, *column.cells)] for column in self.columns
         ]
-        least = [max(map(_longest_word, column)) for column in columns]
-        full = [max(map(_longest_line, column)) for column in columns]
-        widths = fitted(least, full, options.max_width - 2 * PADDING * len(columns))
+        widths = fitted(columns, options.max_width - 2 * PADDING * len(columns))
         if widths is None:
             yield from _records(columns)
         else:
@@ -43,19 +41,25 @@ class WordTable(Table):
             yield console.render_str(self.below, style="dim")
 
 
-def fitted(least: Sequence[int], full: Sequence[int], room: int) -> list[int] | None:
-    """Widths between those that the longest words and the longest lines need; None if words do not fit.
-
-    Columns that lack least are served first, so that numbers stay on one line.
-    """
-    widths, spare = list(least), room - sum(least)
+def fitted(columns: Sequence[Sequence[Text]], room: int) -> list[int] | None:
+    """Widths that break no word and make the tallest cell as low as can be; None if words do not fit."""
+    widths = [max(map(_longest_word, column)) for column in columns]
+    full = [max(map(_longest_line, column)) for column in columns]
+    spare = room - sum(widths)
     if spare < 0:
         return None
-    for place in sorted(range(len(least)), key=lambda place: full[place] - least[place]):
-        more = min(full[place] - least[place], spare)
-        widths[place] += more
-        spare -= more
+    for _ in range(spare):
+        narrow = [place for place, width in enumerate(widths) if width < full[place]]
+        if not narrow:
+            break
+        widths[max(narrow, key=lambda place: _height(columns[place], widths[place]))] += 1
     return widths
+
+
+def _height(column: Sequence[Text], width: int) -> tuple[int, int]:
+    """About how many lines the tallest cell takes, and all of them together."""
+    cells = [sum(-(-len(line) // max(width, 1)) for line in text.plain.splitlines()) for text in column]
+    return max(cells, default=0), sum(cells)
 
 
 def _records(columns: Sequence[Sequence[Text]]) -> Iterator[Text]:

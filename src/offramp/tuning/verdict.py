@@ -13,7 +13,7 @@ from offramp.tuning.tuned import Candidate, Tuned
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
 
-TOO_WIDE = 2.0
+TOO_WIDE = 1.5
 """An interval that reaches so many times above a speed, or below, only says that samples are few."""
 
 LOCAL = "local"
