@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-PADDING = 1
+GAPS = (2, 1)
+"""Blanks between columns: the first where words fit with so many."""
 
 
 class WordTable(Table):
@@ -19,7 +20,7 @@ class WordTable(Table):
     """
 
     def __init__(self, *, title: str | None = None, caption: str | None = None, **options: Any) -> None:
-        super().__init__(box=None, pad_edge=False, padding=(0, PADDING), **options)
+        super().__init__(box=None, pad_edge=False, **options)
         # Rich would wrap these to the table's width, however narrow.
         self.above, self.below = title, caption
 
@@ -30,13 +31,16 @@ class WordTable(Table):
         columns = [
             [_text(console, cell) for cell in (column.header, *column.cells)] for column in self.columns
         ]
-        widths = fitted(columns, options.max_width - 2 * PADDING * len(columns))
-        if widths is None:
-            yield from _records(columns)
-        else:
+        tried = {gap: fitted(columns, options.max_width - gap * len(columns)) for gap in GAPS}
+        fitting = [(gap, widths) for gap, widths in tried.items() if widths is not None]
+        if fitting:
+            gap, widths = fitting[0]
+            self.padding = (0, gap, 0, 0)
             for column, width in zip(self.columns, widths, strict=True):
                 column.width = width
             yield from super().__rich_console__(console, options)
+        else:
+            yield from _records(columns)
         if self.below:
             yield console.render_str(self.below, style="dim")
 
