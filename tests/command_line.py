@@ -91,6 +91,12 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
+def summary_of(outcome: Outcome) -> dict[str, Any]:
+    """The summary.json that the JSON object of `offramp run` names."""
+    value: dict[str, Any] = json.loads(Path(outcome.json["summary"]).read_text(encoding="utf-8"))
+    return value
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder, by path; locks left out, and timestamps taken out of JSON."""
     found = {}

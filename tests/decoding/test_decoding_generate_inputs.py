@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -164,6 +164,8 @@ class TunedFor:
     """As much of a tuned policy as the check reads."""
 
     kv = "propagate"
+    provenance: Mapping[str, Any] = {}
+    heads_file = None
 
     def __init__(self, **model: Any) -> None:
         self.model = model

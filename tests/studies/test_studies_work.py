@@ -258,7 +258,7 @@ def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Ben
     found = result_of(small.run(on_machine("league", floors=FLOORS), {"trace": traced}))
     assert found["entries"] == []
     assert "trace at least 40" in found["why_empty"]
-    assert [verdict["decision"] for verdict in found["verdicts"]] == ["too close to call"] * 2
+    assert [verdict["decision"] for verdict in found["verdicts"]] == ["not enough documents"] * 2
     tuned = result_of(small.run(on_machine("tune", floors=FLOORS), {"trace": traced}))["tuned"]
     assert [answer["policy"] for answer in tuned] == ["never", "never"]
     assert "not certifiable" in tuned[0]["answer"]

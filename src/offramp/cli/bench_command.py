@@ -209,7 +209,7 @@ def bench(
             },
         )
         return
-    from offramp.cli.bench_request import read_request
+    from offramp.cli.bench_request import check_early, read_request
     from offramp.decoding.bench.budget import Limits
     from offramp.tracing.model_request import find_model, read_transforms
 
@@ -252,7 +252,9 @@ def bench(
         from offramp.cli.bench_stage import measured_results
 
         with stage("loading the model and checking its exits"):
-            loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+            asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+            check_early(request, asked, _only(heads))
+            loaded = asked.load()
         results = measured_results(loaded, request, out)
     if output is not None:
         write_results(output, results)

@@ -16,9 +16,11 @@ from offramp.decoding.bench.bench import check_limits, require_sizes, settle
 from offramp.decoding.bench.beside import expected_position, predict_cells
 from offramp.decoding.bench.budget import Limits
 from offramp.decoding.bench.contenders import Extent, Setting
+from offramp.decoding.generation import binding
 from offramp.decoding.generation.binding import (
     check_reachable,
     check_tuned_early,
+    read_heads_source,
     read_policy_source,
     strategy_of,
 )
@@ -34,7 +36,7 @@ from offramp.policies.batching import BATCHINGS
 from offramp.policies.results import ReplayResult
 from offramp.policies.signals import suggest
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads
+from offramp.tracing.model_request import ModelRequest
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -205,7 +207,7 @@ def read_request(
     loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
-    fitted = None if heads is None else read_heads(heads)
+    fitted = read_heads_source(heads, tuned)
     loaded_workload = load_workload(workload)
     own = decides.for_task(loaded_workload.name)
     check_tuned_early(tuned, own, fitted, kv)
@@ -250,6 +252,17 @@ def _require_words(kv: str, batching: str | None, batches: tuple[int, ...], draf
             where="--draft-length",
             fix="add --kv speculate, or leave --draft-length out",
         )
+
+
+def check_early(request: BenchRequest, asked: ModelRequest, heads: Path | None) -> None:
+    """Refuse what does not fit the model that was asked for, before it is loaded. heads: of the command.
+
+    Raises InputError and PolicyError.
+    """
+    decides, tuned = read_policy_source(request.policy)
+    where = str(heads or (tuned and tuned.heads_file))
+    own = decides.for_task(request.workload.name)
+    binding.check_early(asked, own, tuned, request.heads, where, request.kv)
 
 
 def read_draft_length(text: str | None) -> int | str:

@@ -148,7 +148,7 @@ def generate(
         prompts=prompts,
         decodes=exits if tuned is None else tuned,
         exits=exits,
-        heads=binding.read_heads_source(heads),
+        heads=binding.read_heads_source(heads, tuned),
         kv=kv,
         batching=batching or "lockstep",
         draft_length=_draft_length(draft_length),
@@ -159,10 +159,8 @@ def generate(
     )
     with stage("loading the model and checking its exits"):
         asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
-        if wanted.heads is not None:
-            asked.require_heads(wanted.heads, str(heads))
-            binding.check_policy(exits, int(wanted.heads.model["layers"]), wanted.heads)
-            binding.check_tuned_early(tuned, exits, wanted.heads, kv)
+        where = str(heads or (tuned and tuned.heads_file))
+        binding.check_early(asked, exits, tuned, wanted.heads, where, kv)
         if kv == Mapped.name:
             check_maps(exits, wanted.heads, dtype=dtype)
         loaded = asked.load()

@@ -68,7 +68,7 @@ def _held(model: Model, kept: TimingsProfile) -> LocalProfile:
 
 def measured_profile(model: Model, batches: Sequence[int] = BATCHES) -> LocalProfile:
     """New timings, which are kept unless they were taken under load. Raises ModelError as `local_profile`."""
-    with stage("timing layers, head and probes on this machine"):
+    with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
         profile = measure_hardware(model, batches=batches, budget_seconds=MEASURING_SECONDS)
     save_local_profile(profile)
     busy = disturbed(profile)

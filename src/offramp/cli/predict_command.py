@@ -187,11 +187,11 @@ def _show(out: Output, found: Prediction) -> None:
 
 def _shift_table(found: Prediction) -> Table:
     """What the policy reads at its checks: the tuning documents above, these below."""
-    from rich.table import Table
+    from offramp.report.word_table import WordTable
 
-    table = Table(title="what its checks read", title_justify="left", box=None, padding=(0, 1))
+    table = WordTable(title="what its checks read")
     for name in ("exit", "fact", "texts", "5 %", "median", "95 %", "agreement", "max_prob less it"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for row in found.shift:
         tuned = _shift_cells(row.tuned_quantiles, row.tuned_agreement, row.tuned_calibration)
         other = _shift_cells(row.other_quantiles, row.other_agreement, row.other_calibration)

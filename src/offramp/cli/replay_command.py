@@ -228,9 +228,9 @@ def _summary_table(result: ReplayResult) -> Table:
 
 def _bill_table(bill: Bill) -> Table:
     """The lines of a bill that cost something; their sum is the total."""
-    from rich.table import Table
+    from offramp.report.word_table import WordTable
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1), title="The bill", title_justify="left")
+    table = WordTable(title="The bill")
     for name in ("what", "where", "rows", "times", "each", "sum"):
         table.add_column(name, justify="left" if name in ("what", "where") else "right")
     for line in bill.lines:

@@ -102,6 +102,7 @@ def trace(
         output=output,
         overwrite=overwrite,
         repair=repair,
+        progress=True,
     )
     valid = [document for document in result.documents if document.valid]
     left_out = [document for document in result.documents if not document.valid]

@@ -2,7 +2,7 @@
 
 never
 static:exit=20
-threshold:signal=margin,value=0.9,exits=10+15+20
+threshold:signal=margin,value=0.9,exits=10+15+20 (or exits=10,15,20)
 votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=1,exits=10+15]
 """
 
@@ -17,7 +17,13 @@ from offramp.errors import PolicyError
 from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
-from offramp.policies.reading import PolicyText, require_balanced, split_outside_brackets
+from offramp.policies.reading import (
+    PolicyText,
+    read_exit_list,
+    read_exits,
+    require_balanced,
+    split_outside_brackets,
+)
 from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
@@ -120,10 +126,17 @@ def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str
     start: characters before the settings.
     """
     names = [parameter.name for parameter in kind.parameters]
+    of_exits = [one.name for one in kind.parameters if one.read in (read_exits, read_exit_list)]
     found: dict[str, tuple[int, str]] = {}
+    last = ""
     for offset, setting in split_outside_brackets(settings, ","):
         place = start + offset
         name, equals, value = setting.partition("=")
+        if last in of_exits and name.isdecimal() and not equals:  # exits=10,15 is exits=10+15
+            first, exits = found[last]
+            found[last] = (first, f"{exits}+{name}")
+            continue
+        last = name
         if name not in names:
             what = (
                 f"{kind.kind} has no parameter {name!r}"

@@ -10,6 +10,7 @@ DECISION_SIGNS: dict[str, str] = {
     "pays": "✓",
     "does not pay": "✕",
     "too close to call": "≈",
+    "not enough documents": "?",
     "not certifiable": "?",
     "depends on the text": "±",
     "undefined": "?",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from offramp.policies.gain import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.verdict import TOO_WIDE
 
 MINUS = "−"
 NumberFormat = Callable[[float], str]
@@ -57,6 +58,19 @@ def duration(seconds: float) -> str:
 def interval_text(low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
     """The interval alone, "" if there is none; a unit that both ends share is written once."""
     return "" if low is None or high is None else range_text(number(low), number(high))
+
+
+TOO_FEW_PROMPTS = "too few prompts for an interval"
+
+
+def too_wide(value: float, low: float | None, high: float | None) -> bool:
+    """Whether an interval of times or their ratio says no more than that there were too few prompts."""
+    return low is not None and high is not None and (high > TOO_WIDE * value or TOO_WIDE * low < value)
+
+
+def timed_interval(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
+    """`interval_text` of times or their ratio, in words where it is too wide to say anything."""
+    return TOO_FEW_PROMPTS if too_wide(value, low, high) else interval_text(low, high, number)
 
 
 def range_text(low: str, high: str) -> str:

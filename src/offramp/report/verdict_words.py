@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from offramp.report.basis import machine_name
 from offramp.report.credit import CUT
-from offramp.report.formats import faster, gain_text, interval_text, percent, times
+from offramp.report.formats import (
+    faster,
+    gain_text,
+    interval_text,
+    percent,
+    timed_interval,
+    times,
+    too_wide,
+)
 from offramp.tuning.results import Speed, Verdict
 
 
@@ -13,7 +21,7 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    limits = interval_text(speed.low, speed.high, times)
+    limits = timed_interval(speed.value, speed.low, speed.high, times)
     return f"{how_words(speed)} {times(speed.value)}{f' ({limits})' if limits else ''}"
 
 
@@ -30,7 +38,7 @@ def worth_words(verdict: Verdict) -> str:
     if speed is None:
         return ""
     counts = f"you count more than {percent(verdict.worth, 0 if verdict.worth >= 0.01 else 1)} as worth it"
-    if speed.low is None or speed.high is None:
+    if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
         return f"; {counts}"
     change = interval_text(speed.low, speed.high, lambda value: percent(value - 1))
     return f": {change} faster; {counts}"

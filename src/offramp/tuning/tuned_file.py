@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from offramp.files import SEAL, read_given_text, seal_of, write_sealed_json
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.records.typed import InvalidRecordError, from_json
 from offramp.records.typed import to_json as record_json
-from offramp.tuning.tuned import Tuned
+from offramp.tuning.tuned import HEADS_FILE, Tuned
 
 KIND = "tuned"
 
@@ -23,9 +24,22 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
     return {"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields}
 
 
-def write_tuned(path: Path, tuned: Tuned) -> None:
-    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
-    write_sealed_json(path, to_json(tuned))
+def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
+    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`).
+
+    heads_file: where the exit heads lie that it was tuned with, None without any. Kept relative to the policy
+    if it lies beside or just above it, so that both can be moved together; their fingerprint is part of
+    `Tuned.model`.
+    """
+    value = to_json(tuned)
+    if heads_file is not None:
+        value["provenance"][HEADS_FILE] = _place(heads_file.resolve(), path.resolve().parent)
+    write_sealed_json(path, value)
+
+
+def _place(heads: Path, folder: Path) -> str:
+    near = heads.parent in (folder, folder.parent)
+    return os.path.relpath(heads, folder) if near else str(heads)
 
 
 def is_tuned_file(path: Path) -> bool:
@@ -60,6 +74,10 @@ def read_tuned(path: str | Path) -> Tuned:
             where=str(path),
             fix="run offramp tune again: a certificate holds only for the policy that was tested",
         )
+    kept = value.get("provenance", {}).get(HEADS_FILE)
+    if kept is not None:
+        place = os.path.normpath(path.absolute().parent / kept)
+        value["provenance"] = {**value["provenance"], HEADS_FILE: place}
     try:
         return from_json(Tuned, {**value, "policy_text": value.get("policy")})
     except InvalidRecordError as error:  # sealed, but by another program

@@ -99,12 +99,12 @@ def settle(
     """
     model.require_loaded("timing")
     require_sizes(new_tokens=new_tokens, batch=batch)
-    fitted = read_heads_source(heads)
+    tuned = read_policy_source(policy)[1]
+    fitted = read_heads_source(heads, tuned)
     for place, prompt in enumerate(prompts):
         check_ids(prompt, model.shape.vocabulary_size, f"prompts= [{place}]")
     check_context(model, max(map(len, prompts), default=0), new_tokens)
     asked = [_cell(model, *pair, heads=fitted, task=task) for pair in ((policy, kv), *cells)]
-    tuned = read_policy_source(policy)[1]
     return Setting(
         model,
         batches_of(prompts, batch, model.hf.device),

@@ -164,7 +164,8 @@ PLAIN: dict[str, Source] = {
 }
 """Decoders of the full model; the fastest of a pilot is what every other one is held against."""
 
-PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, "prompt lookup": _prompt_lookup}
+LOOKUP = "prompt lookup"
+PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKUP: _prompt_lookup}
 """What users would pick instead."""
 
 
@@ -172,21 +173,23 @@ PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, "prom
 class Extent:
     """Who takes part beside the policies and the fastest plain decoder.
 
-    peers: what users would pick instead, searched for their best draft length. static_cache: whether it is
+    peers: what users would pick instead, searched for their best draft length: those of PEERS that are
+    `invited`. static_cache: whether it is
     among the plain decoders. never: whether the full model in our loop is timed even if it is not the
     fastest, as forecasts need it. plain: the plain decoder that all are held against, None for the fastest of
     a pilot. warm_up_tokens: decoded by each before anything is counted.
     """
 
     peers: bool = True
+    invited: tuple[str, ...] = tuple(PEERS)
     static_cache: bool = True
     never: bool = False
     plain: str | None = None
     warm_up_tokens: int = 2
 
 
-SHORT = Extent(peers=False, static_cache=False, never=True)
-"""What a verdict and forecasts need, and no more."""
+SHORT = Extent(invited=(LOOKUP,), static_cache=False, never=True)
+"""What a verdict and forecasts need, and what loses nothing without any early exit."""
 
 
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
@@ -196,14 +199,18 @@ def candidates_of(setting: Setting, extent: Extent) -> Candidates:
         yield from source(setting)
 
 
-def peers_of(setting: Setting, seconds: float, most: float) -> Candidates:
+def peers_of(
+    setting: Setting, seconds: float, most: float, invited: Sequence[str] = tuple(PEERS)
+) -> Candidates:
     """What users would pick instead, searched for its best draft length, or why there was no time for that.
 
     seconds: that a short decoding takes, about. most: that all of it may take.
     """
-    tried = [(len(setting.cells), len(DRAFT_LENGTHS)), (1, len(LOOKUP_LENGTHS))]
-    decodings = sum(many * (lengths + DECODINGS_OF_A_TRIAL) for many, lengths in tried)
-    for name, source in PEERS.items():
+    lookups = len(LOOKUP_LENGTHS) + DECODINGS_OF_A_TRIAL
+    assistants = len(setting.cells) * (len(DRAFT_LENGTHS) + DECODINGS_OF_A_TRIAL)
+    decodings = sum(lookups if name == LOOKUP else assistants for name in invited)
+    for name in invited:
+        source = PEERS[name]
         if seconds * decodings > most:
             yield left_out(name, "peer", "there was no time for it beside the policy: give more seconds")
         else:

@@ -65,15 +65,15 @@ class Entry:
         """One untimed decoding by everyone; who fails is left out, or ends the entry."""
         self._try(self.entrants, warm_up_tokens)
 
-    def invite_peers(self, budget: Budget, warm_up_tokens: int) -> None:
+    def invite_peers(self, budget: Budget, extent: Extent) -> None:
         """Try out what users would pick instead, if that takes no more than a share of the seconds."""
         took = [one.decoded.first_seconds + one.decoded.seconds for one in self.trials.values()]
         most = math.inf if budget.seconds is None else PEERS_SHARE * budget.seconds
-        found = list(peers_of(self.setting, sum(took) / len(took), most))
+        found = list(peers_of(self.setting, sum(took) / len(took), most, extent.invited))
         self.missing += [one for one in found if isinstance(one, Contender)]
         peers = [one for one in found if isinstance(one, Entrant)]
         self.entrants += peers
-        self._try(peers, warm_up_tokens)
+        self._try(peers, extent.warm_up_tokens)
 
     def _try(self, entrants: Sequence[Entrant], warm_up_tokens: int) -> None:
         setting = self.setting

@@ -268,6 +268,11 @@ class BenchResult:
     tasks: tuple[TaskScore, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        ratio = self.main.ratio
+        speed = "" if ratio is None else f", {ratio.value:.3f} times the speed of {self.plain}"
+        return f"BenchResult({self.policy}, {self.kv}, on {self.model}: {self.answer}{speed})"
+
     def contender(self, name: str) -> Contender:
         """The contender of that name."""
         return next(contender for contender in self.contenders if contender.name == name)

@@ -56,7 +56,7 @@ def run_together(
             # Settings share a model, and what is set up once.
             entry.try_out(0 if place else extent.warm_up_tokens)
             if extent.peers and entry.error is None:
-                entry.invite_peers(budget, extent.warm_up_tokens)
+                entry.invite_peers(budget, extent)
             visited()
         pilot = None
         for entry in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
@@ -19,7 +19,10 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tuning.predict import named_policy
-from offramp.tuning.tuned import Tuned
+from offramp.tuning.tuned import LAYERS, Tuned
+
+if TYPE_CHECKING:
+    from offramp.tracing.model_request import ModelRequest
 
 PolicySource = ExitPolicy | Tuned | str | Path | None
 """A policy, its text, the path of its file, a tuned policy, or None for the full model."""
@@ -65,9 +68,18 @@ def warn_of_strategy(kv: str, tuned: Tuned | None) -> None:
         )
 
 
-def read_heads_source(source: HeadsSource) -> ExitHeads | None:
-    """The exit heads that are meant. Raises InputError or DamagedFileError for a file that is none."""
-    return source if source is None or isinstance(source, ExitHeads) else read_heads(source)
+def read_heads_source(source: HeadsSource, tuned: Tuned | None = None) -> ExitHeads | None:
+    """The exit heads that are meant: those given, else those that a tuned policy names.
+
+    Those of a tuned policy are left out where the file is gone; `check_tuned_heads` says so if they matter.
+
+    Raises InputError or DamagedFileError for a file that is none.
+    """
+    if source is not None:
+        return source if isinstance(source, ExitHeads) else read_heads(source)
+    if tuned is None or tuned.heads_file is None or not tuned.heads_file.is_file():
+        return None
+    return read_heads(tuned.heads_file)
 
 
 def facts_read(policy: ExitPolicy, layers: int) -> frozenset[str]:
@@ -135,25 +147,58 @@ def check_model(
         require_base(heads, identity, "heads=")
     if tuned is None:
         return
-    if tuned.model.get("fingerprint") != identity["fingerprint"]:
+    check_tuned_model(tuned, identity["fingerprint"], model.shown_name)
+    check_tuned_heads(tuned, policy, heads, model.layers, kv)
+
+
+def check_tuned_model(tuned: Tuned, fingerprint: str, name: str) -> None:
+    """Refuse a policy that was tuned for another model than the one of this fingerprint and name.
+
+    Raises PolicyError.
+    """
+    if tuned.model.get("fingerprint") != fingerprint:
         raise PolicyError(
             f"the policy was tuned for another model, {tuned.model.get('name', 'without a name')}",
-            where=f"policy= for {model.shown_name}",
+            where=f"policy= for {name}",
             fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
         )
-    check_tuned_heads(tuned, policy, heads, model.layers, kv)
+
+
+def check_early(
+    asked: ModelRequest,
+    policy: ExitPolicy,
+    tuned: Tuned | None,
+    heads: ExitHeads | None,
+    where: str,
+    kv: str | None = None,
+) -> None:
+    """What `check_policy` and `check_model` refuse, of a model that is not loaded, as far as it is known.
+
+    where: the exit heads come from.
+
+    Raises InputError and PolicyError.
+    """
+    if heads is not None:
+        asked.require_heads(heads, where)
+        check_policy(policy, int(heads.model["layers"]), heads)
+    if tuned is not None and asked.identity is not None:
+        check_tuned_model(tuned, asked.identity.fingerprint, asked.name)
+    check_tuned_early(tuned, policy, heads, kv)
 
 
 def check_tuned_early(
     tuned: Tuned | None, policy: ExitPolicy, heads: ExitHeads | None, kv: str | None = None
 ) -> None:
-    """`check_tuned_heads` for heads of the model that a policy was tuned for, which need no model to compare.
+    """`check_tuned_heads` where no model is needed to compare: of heads of the model that a policy was tuned
+    for, or without any.
 
     Raises PolicyError.
     """
-    if tuned is None or heads is None or heads.model["fingerprint"] != tuned.model.get("fingerprint"):
+    if tuned is None or (heads is not None and heads.model["fingerprint"] != tuned.model.get("fingerprint")):
         return
-    check_tuned_heads(tuned, policy, heads, int(heads.model["layers"]), kv)
+    layers = tuned.provenance.get(LAYERS) if heads is None else heads.model["layers"]
+    if layers is not None:
+        check_tuned_heads(tuned, policy, heads, int(layers), kv)
 
 
 def check_tuned_heads(
@@ -177,10 +222,16 @@ def check_tuned_heads(
         raise PolicyError(
             f"the policy was tuned {tuned_with}, but is to decode {given}",
             where="heads=",
-            fix="give heads=FILE (--heads FILE), the file that its trace was made with"
+            fix=f"give heads=FILE (--heads FILE), the file that its trace was made with{_lost(tuned)}"
             if tuned_reading is not None
             else "leave heads= (--heads) out, or tune on a trace that was made with these",
         )
+
+
+def _lost(tuned: Tuned) -> str:
+    """Where the heads of a tuned policy were, if they are there no more."""
+    place = tuned.heads_file
+    return "" if place is None or place.is_file() else f"; it was {place}, which is gone"
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:

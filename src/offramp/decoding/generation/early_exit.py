@@ -226,7 +226,7 @@ def early_exit(
     """
     decides, tuned = read_policy_source(policy)
     own = decides.for_task(task)
-    fitted = read_heads_source(heads)
+    fitted = read_heads_source(heads, tuned)
 
     def check(engine: Engine) -> None:
         if tuned is not None:

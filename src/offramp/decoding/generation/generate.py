@@ -159,7 +159,7 @@ def generate_batch(
     if seed is not None:
         check_number("seed", seed, least=0)
     decides, tuned = read_policy_source(policy)
-    fitted = read_heads_source(heads)
+    fitted = read_heads_source(heads, tuned)
     options = Options(decides.for_task(task), strategy_of(kv, tuned), fitted, draft_length, batching)
     warn_of_strategy(options.kv, tuned)
     check_policy(options.policy, model.layers, fitted)

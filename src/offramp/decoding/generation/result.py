@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from offramp.policies.bill import Usage
 
+SHOWN_TEXT = 60
+"""Characters of a text that its short form shows."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -36,6 +39,13 @@ class Generation:
     prompt_tokens: int
     stopped: str
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= SHOWN_TEXT else f"{self.text[:SHOWN_TEXT]}…"
+        return (
+            f"Generation({len(self.tokens):,} tokens, {self.skip_ratio:.1%} of the layers skipped, ended by "
+            f"{self.stopped}: {start!r})"
+        )
 
     @property
     def skip_ratio(self) -> float:
@@ -71,3 +81,6 @@ class BatchGeneration:
     drafted: int = 0
     accepted: int = 0
     layers_executed: int = 0
+
+    def __repr__(self) -> str:
+        return f"BatchGeneration({len(self.rows)} sequences, {self.steps:,} steps in {self.seconds:.2f} s)"

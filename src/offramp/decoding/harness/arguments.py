@@ -115,7 +115,7 @@ def _options(given: Mapping[str, Any]) -> tuple[Options, Tuned | None]:
     options = Options(
         policy=own,
         kv=strategy_of(None if kv is None else str(kv), tuned),
-        heads=read_heads_source(given.get("heads")),
+        heads=read_heads_source(given.get("heads"), tuned),
         draft_length=4 if draft is None else draft,
     )
     warn_of_strategy(options.kv, tuned)

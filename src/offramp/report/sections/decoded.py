@@ -6,10 +6,10 @@ from offramp.decoding.bench.results import Forecast
 from offramp.report.charts.beside_chart import BesideRow, beside_svg
 from offramp.report.decoded import Decoded
 from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
-from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
+from offramp.report.formats import counted, decimal, milliseconds, moment
 from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
-from offramp.report.run_result import RunResult
-from offramp.report.sections.decoded_tables import contender_tables, policy_table
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.sections.decoded_tables import contender_tables, limits_of, policy_table, ranking_table
 from offramp.report.sections.error_parts import error_figure
 from offramp.report.timing_words import (
     DECISIONS,
@@ -28,7 +28,11 @@ def decoded_section(run: RunResult) -> str:
     content = element("h2", "Decoded for real " + chips) + element(
         "p", text(introduction(run)), class_="note"
     )
-    content += "".join(workload_block(decoded) for decoded in run.decoding)
+    # The caveats above have them with their texts; here each stands once.
+    defects = dict.fromkeys(defect for decoded in run.decoding for defect in decoded.bench.defects)
+    content += bullets(tuple(defects), "note reasons")
+    by_name = {workload.name: workload for workload in run.workloads}
+    content += "".join(workload_block(one, by_name.get(one.workload)) for one in run.decoding)
     reasons = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
     content += "".join(element("p", text(why), class_="reason") for why in reasons)
     return element("section", content, id_="decoded", aria_label="Decoded for real")
@@ -47,7 +51,7 @@ def introduction(run: RunResult) -> str:
     )
 
 
-def workload_block(decoded: Decoded) -> str:
+def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> str:
     """One workload: the answer, in a word and in words, chart, table, error by part, contenders."""
     bench = decoded.bench
     answer = contender_answer(bench.main, bench.worth)
@@ -56,9 +60,9 @@ def workload_block(decoded: Decoded) -> str:
     figures = element("div", beside_figure(decoded) + error_figure(decoded), class_="beside decoded-charts")
     return (
         heading
-        + bullets(bench.defects, "note reasons")
         + element("p", text(answer_of(decoded)), class_="answer")
         + element("ul", "".join(element("li", text(line)) for line in sentences(decoded)), class_="said-list")
+        + ranking_table(decoded, workload)
         + figures
         + policy_table(decoded)
         + element("p", text(circumstances(decoded)), class_="note")
@@ -126,7 +130,7 @@ def beside_figure(decoded: Decoded) -> str:
                 policy.kv,
                 "none" if forecast.predicted is None else milliseconds(forecast.predicted),
                 milliseconds(forecast.measured.value),
-                interval_text(forecast.measured.low, forecast.measured.high, milliseconds) or "none",
+                limits_of(forecast.measured, milliseconds) or "none",
                 milliseconds(forecast.fastest_plain),
             ]
             for policy, forecast in shown

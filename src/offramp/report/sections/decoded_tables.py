@@ -14,10 +14,33 @@ from offramp.report.formats import (
     interval_text,
     milliseconds,
     percent,
+    timed_interval,
     times,
 )
 from offramp.report.markup import Column, element, policy_code, small, table, text, wide_table
+from offramp.report.ranking import basis_text, kept_text, ranked, sample_text
+from offramp.report.run_result import WorkloadResult
 from offramp.report.timing_words import contender_answer
+
+
+def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> str:
+    """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
+    columns = [
+        Column("Way to decode"),
+        Column("Net speed", "measured"),
+        Column("Agreement", "executed"),
+        Column("What it rests on"),
+    ]
+    kept: list[list[str]] = []
+    missed: list[list[str]] = []
+    for one in ranked(decoded, workload):
+        head = text(one.name) if one.policy is None else policy_code(one.policy.policy)
+        head += "" if one.policy is None else small(f"K,V: {one.policy.kv}")
+        row = [head, net_speed(one.timed, decoded.bench.worth), text(kept_text(one)), text(basis_text(one))]
+        (missed if one.misses else kept).append(row)
+    groups = [("", kept), *([("Not shown to keep the floor it was chosen for", missed)] if missed else [])]
+    caption = f"Ranked on {decoded.workload}, {sample_text(decoded)}; lossless ways are among them"
+    return wide_table(columns, groups, caption=caption, style="decoded")
 
 
 def policy_table(decoded: Decoded) -> str:
@@ -76,8 +99,14 @@ def divergence(answers: FreeRunning) -> str:
 
 def with_interval(interval: Interval, number: NumberFormat) -> str:
     """A figure with its interval below it."""
-    limits = interval_text(interval.low, interval.high, number)
-    return text(number(interval.value)) + small(limits)
+    return text(number(interval.value)) + small(limits_of(interval, number))
+
+
+def limits_of(interval: Interval, number: NumberFormat) -> str:
+    """The interval of a figure; of times and their ratios only where it says something."""
+    if number is percent:
+        return interval_text(interval.low, interval.high, number)
+    return timed_interval(interval.value, interval.low, interval.high, number)
 
 
 def contender_tables(decoded: Decoded) -> str:

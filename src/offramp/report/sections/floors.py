@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from offramp.report.basis import bases, basis_words, plain_seconds
 from offramp.report.cells import decision_pill, stacked
-from offramp.report.formats import counted, duration, interval_text, listed, percent, times, whole_percent
+from offramp.report.formats import counted, duration, listed, percent, timed_interval, times, whole_percent
 from offramp.report.markup import Kind, element, kind_chip, policy_code, small, text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.untransformed import reference_line
@@ -110,7 +110,7 @@ def speed_cell(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> st
     speed = verdict.speed
     if speed is None:
         return text(times(1.0)) + small("plain decoding")
-    limits = interval_text(speed.low, speed.high, times)
+    limits = timed_interval(speed.value, speed.low, speed.high, times)
     seconds = plain_seconds(run, workload, verdict.basis)
     token = "" if seconds is None else small(f"{duration(seconds / speed.value)} a token")
     return text(times(speed.value)) + (small(limits) if limits else "") + small(how_words(speed)) + token

@@ -142,8 +142,9 @@ TERMS: dict[str, str] = {
     "Pays, does not pay, too close to call": (
         "Pays: executed agreement is certified at the floor, and the lower limit of the measured speed lies "
         "above what counts as worth it (5 % unless you say otherwise). Does not pay: the upper limit lies "
-        "below that, or nothing faster than plain decoding can be certified. Too close to call: else; what "
-        "would settle it is named."
+        "below that, or nothing faster than plain decoding can be certified. Not enough documents: the texts "
+        "at hand could not certify the floor even if none lost anything. Too close to call: else; what would "
+        "settle it is named."
     ),
 }
 

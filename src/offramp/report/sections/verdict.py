@@ -10,11 +10,12 @@ from offramp.report.formats import (
     NumberFormat,
     decimal,
     estimate_text,
-    interval_text,
     listed,
     milliseconds,
     percent,
     range_text,
+    timed_interval,
+    too_wide,
     whole_percent,
 )
 from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
@@ -27,6 +28,7 @@ from offramp.report.markup import (
     text,
     wide_table,
 )
+from offramp.report.ranking import sample_text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.floors import floors_block
 from offramp.report.untransformed import transform_sentence
@@ -158,7 +160,8 @@ def speed_card(run: RunResult) -> str:
     """Speed over the fastest plain decoder at the main floor."""
     found = main_verdicts(run)
     measured = any(v.speed is not None and v.speed.how == "measured" for _, v in found)
-    values = [v.speed.value for _, v in found if v.speed is not None and v.policy != "never"]
+    speeds = [v.speed for _, v in found if v.speed is not None and v.policy != "never"]
+    values = [one.value for one in speeds if not too_wide(one.value, one.low, one.high)]
     lines = [(name, _speed_line(v)) for name, v in found]
     lines += [(name, f"not decoded: {why}") for name, why in run.not_decoded.items() if not measured]
     plain = run.plain_seconds_per_token
@@ -166,6 +169,11 @@ def speed_card(run: RunResult) -> str:
     what = f"faster decoding than the fastest plain decoder, every probe and repair paid for{token}"
     kind: Kind = "measured" if measured else "predicted"
     nothing = "nothing certified" if any(v.tried is not None for _, v in found) else "nothing faster"
+    if speeds and not values:
+        nothing = "too few prompts"
+    samples = dict.fromkeys(sample_text(one) for one in run.decoding) if measured else {}
+    if samples:
+        what += f"; timed on {listed(list(samples))} a text"
     return key_card(kind, span_text(values, signed_change) or nothing, what, lines)
 
 
@@ -193,7 +201,7 @@ def plain_card(run: RunResult) -> str:
     """Seconds per token of plain decoding, or half-depth agreement where it was not timed."""
     plain = run.plain_seconds_per_token
     if plain is not None:
-        interval = interval_text(plain.low, plain.high, milliseconds)
+        interval = timed_interval(plain.value, plain.low, plain.high, milliseconds)
         lines = [("interval", interval or "none")]
         lines.append(("machine", f"{plain.threads} threads, load {decimal(plain.load, 1)}"))
         what = "per token for plain decoding on this machine, the time that early exit would have to beat"
