@@ -236,6 +236,17 @@ def test_a_model_that_does_not_fit_is_blocked_unless_it_is_streamed(tmp_path: Pa
     assert 8e9 < (trace.estimate.memory_bytes or 0) < 1e10
 
 
+def test_models_of_other_contexts_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    for name, length in (("a", 4096), ("b", 48)):
+        write_model(world / name, max_position_embeddings=length)
+    study = 'models = ["a", "b"]\nworkloads = [{ name = "one", source = "txt:one.txt" }]\n'
+    with pytest.raises(InputError, match="b takes 48 at most") as refused:
+        plan_of(world, study)
+    assert refused.value.fix == "write context = 48 in the table [study]"
+    assert plan_of(world, study, f"{SETTINGS}context = 48\n").cells
+
+
 def test_without_a_network_downloads_are_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.checkpoint import check_vocabulary, find_strangers, refuse_strangers
+from offramp.models.checkpoint import CONTEXT_KEYS, check_vocabulary, find_strangers, refuse_strangers
 from offramp.models.encoding import find_bos_policy, find_eos_token_ids
 from offramp.models.finding import find_source as find_source
 from offramp.models.finite import check_finite
@@ -27,14 +27,6 @@ from offramp.models.weight_files import read_headers
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 LONGEST_REASON = 300
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "context_length",
-    "n_ctx",
-)
 
 
 def require_dtype(dtype: str) -> None:

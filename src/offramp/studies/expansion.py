@@ -79,6 +79,7 @@ class _Expansion:
         self.found = found
         self.recipes = Recipes(study, found)
         self.fitness = Fitness(study, found)
+        self.fitness.check_contexts()
         self.cells: dict[str, Cell] = {}  # by task: no two cells have the same
         self.tasks: dict[str, Task] = {}
         self.names: dict[str, str] = {}

@@ -20,6 +20,7 @@ from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.recording import Recording, parse_signals
 from offramp.tracing.request import parse_exits
+from offramp.tracing.sizes import DEFAULT_CONTEXT
 
 LEAVE_OUT = "or leave these cells out with [[exclude]]"
 
@@ -30,6 +31,27 @@ class Fitness:
     def __init__(self, study: Study, found: Found) -> None:
         self.study = study
         self.found = found
+
+    def check_contexts(self) -> None:
+        """Refuse models that would be traced in contexts of different lengths: those are not compared.
+
+        Raises InputError.
+        """
+        if self.study.settings.context is not None:
+            return
+        lengths = {
+            model.entry.name: min(DEFAULT_CONTEXT, model.context)
+            for model in self.found.models.values()
+            if model.context is not None
+        }
+        shortest, longest = (pick(lengths, key=lengths.__getitem__, default="") for pick in (min, max))
+        if lengths and lengths[shortest] != lengths[longest]:
+            raise InputError(
+                f"{longest} would be traced in contexts of {lengths[longest]} tokens, {shortest} takes "
+                f"{lengths[shortest]} at most, and such results are not compared",
+                where=self.study.where("study"),
+                fix=f"write context = {lengths[shortest]} in the table [study]",
+            )
 
     def check_row(self, variant: Variant, workload: FoundWorkload, heads: HeadsEntry) -> None:
         """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from offramp.errors import ModelError
 from offramp.models.available_memory import WORKING_SHARE, machine_memory
-from offramp.models.checkpoint import CONFIG_FILE, read_config, stated_count, stated_layers
+from offramp.models.checkpoint import CONFIG_FILE, CONTEXT_KEYS, read_config, stated_count, stated_layers
 from offramp.models.finding import find_source, hub_source
 from offramp.models.hub import find_downloaded, looks_like_hub_id, unknown_model
 from offramp.models.identity import ModelIdentity
@@ -49,9 +49,8 @@ class _ModelSearch:
 
     def find(self, entry: ModelEntry, place: int) -> FoundModel:
         path = (self.study.folder / Path(entry.source).expanduser()).absolute()
-        stated = FoundModel(
-            entry, entry.source, None, entry.layers, entry.hidden, entry.vocabulary, entry.parameters
-        )
+        sizes = ("layers", "hidden", "vocabulary", "parameters")
+        stated = FoundModel(entry, entry.source, **{name: getattr(entry, name) for name in sizes})
         if entry.source in BUNDLED:
             try:
                 path = BUNDLED[entry.source].find()
@@ -147,6 +146,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "layers": stated_layers(config),
         "hidden": stated_count(config, HIDDEN_KEYS),
         "vocabulary": stated_count(config, ("vocab_size",)),
+        "context": stated_count(config, CONTEXT_KEYS),
         "parameters": float(sum(tensor.elements for tensor in read_headers(source.folder).values())),
         "model_type": (config.get("text_config") or config).get("model_type"),
     }
