@@ -29,15 +29,14 @@ import offramp
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.bench.bench import measure
 from offramp.decoding.bench.beside import forecasts_of
-from offramp.decoding.bench.contenders import Cell
-from offramp.decoding.bench.forecast import Setting, predict
+from offramp.decoding.bench.forecast import Decoding, predict
 from offramp.decoding.bench.prediction import PredictionVerdict, when_it_counts
 from offramp.decoding.bench.prompts import prompts_of
 from offramp.decoding.bench.results import BenchResult, Forecast
 from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
 from offramp.policies.map_ranks import MAPPED
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.results import ReplayResult
@@ -77,17 +76,10 @@ def predictions(
     """Every policy replayed, by the name it is timed under."""
     found = {}
     for policy, kv in cells:
-        setting = Setting(
-            parse_policy(policy), kv, model.dtype, options.workload,
-            draft_length=options.draft_length, lens=_has_lens(options, trace),
-        )  # fmt: skip
-        found[Cell(setting.policy, kv).name] = predict(trace, setting, profile, position)
+        asked = DecodingOptions.read(policy, kv=kv, heads=options.heads, draft_length=options.draft_length)
+        decoded = Decoding(asked, model.dtype, options.workload)
+        found[asked.name] = predict(trace, decoded, profile, position)
     return found
-
-
-def _has_lens(options: argparse.Namespace, trace: Trace) -> bool:
-    heads = trace.request.get("heads")
-    return bool(options.heads and heads and heads.get("lens"))
 
 
 def written_down(

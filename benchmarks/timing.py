@@ -146,13 +146,14 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     from offramp.decoding.bench.budget import Limits
     from offramp.decoding.bench.contenders import NEVER, Extent
     from offramp.decoding.bench.prompts import prompts_of
+    from offramp.decoding.options import DecodingOptions
     from offramp.workloads.registry import load_workload
 
     model = offramp.load_model(options.model)
     prompts = prompts_of(
         model, load_workload(options.workload), 1, most=options.prompts, new_tokens=options.new_tokens
     )
-    setting = settle(model, "never", prompts=prompts, new_tokens=options.new_tokens)
+    setting = settle(model, [DecodingOptions.read("never", new_tokens=options.new_tokens)], prompts=prompts)
     rows = []
     for budget in map(float, options.seconds.split(",")):
         extent = Extent(peers=False, static_cache=False, plain=NEVER)

@@ -104,7 +104,7 @@ def test_a_runs_folder_takes_the_file(model: Path, workload: str, tmp_path: Path
         (["--combine", "exits", "--policy", "static"], "static needs exit="),
         (["--combine", "exits", "--policy", "oracle:which=saturation"], "is an oracle"),
         (["--combine", "exits", "--policy", POLICY, "--kv", "sideways"], "unknown strategy 'sideways'"),
-        (["--combine", "prompt_lookup", "--draft-length", 2], "a draft length means nothing"),
+        (["--combine", "prompt_lookup", "--draft-length", 2], "--draft-length means nothing"),
         (["--combine", "prompt_lookup", "--batch", 2], "--batch is not possible with --combine"),
         (["--combine", "prompt_lookup", "--task", "human-eval"], "--task is not possible with --combine"),
         (["--combine", "prompt_lookup", "--floor", 2], "a floor of 2 is no share"),

@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
 from offramp.decoding.bench import budget, entrant, visits
-from offramp.decoding.bench.contenders import GENERATE
+from offramp.decoding.bench.bench import settle
+from offramp.decoding.bench.contenders import GENERATE, Setting
 from offramp.decoding.bench.entrant import Decoded, Entrant, PromptBatch, Running, decoding_in_steps
 from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Counted, Interval
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 
 
@@ -120,6 +122,23 @@ def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
         "stopped": "answered", "seconds_spent": 41.5, "circumstances": {"cores": 2, "threads": 2},
     }  # fmt: skip
     return BenchResult(**{**values, **changes})
+
+
+def settled(
+    model: Model,
+    policy: str,
+    *,
+    prompts: Sequence[Sequence[int]],
+    cells: Sequence[tuple[str, str]] = (),
+    kv: str | None = None,
+    batch: int = 1,
+    task: str | None = None,
+    **options: Any,
+) -> Setting:
+    """What is timed, with the options as `offramp.bench` takes them."""
+    pairs = ((policy, kv), *cells)
+    asked = [DecodingOptions.read(one, kv=way, **options).for_task(task) for one, way in pairs]
+    return settle(model, asked, prompts=prompts, batch=batch, task=task)
 
 
 def hook_count(hf: torch.nn.Module) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_cases import family_model, hook_count
+from bench_cases import family_model, hook_count, settled
 from generation_cases import tiny_llama
 
 from offramp.decoding.bench import contenders, steps
-from offramp.decoding.bench.bench import bench, measure, run, settle
+from offramp.decoding.bench.bench import bench, measure, run
 from offramp.decoding.bench.beside import judged_answers, with_agreement
 from offramp.decoding.bench.budget import Limits
 from offramp.decoding.bench.contenders import (
@@ -288,7 +288,7 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("offramp.decoding.bench.entry.again", slowed)
     prompts = [[1 + place, 2, 3] for place in range(6)]
-    setting = settle(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=17)
+    setting = settled(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=17)
     extent = Extent(peers=False, plain=GENERATE)
     result = run(setting, limits=Limits(rounds=1), extent=extent).result
     assert result.a_a.high is not None
@@ -300,7 +300,7 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
 def test_in_bfloat16_no_output_must_match() -> None:
     model = dataclasses.replace(tiny_llama(), dtype="bfloat16")
     entrants = candidates_of(
-        settle(model, "static:exit=2", kv="speculate", prompts=PROMPTS, new_tokens=4), Extent(peers=False)
+        settled(model, "static:exit=2", kv="speculate", prompts=PROMPTS, new_tokens=4), Extent(peers=False)
     )
     assert not any(one.output_must_match for one in entrants if isinstance(one, Entrant))
 
@@ -364,7 +364,7 @@ def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, failing: b
     config, entries = hf.generation_config, copy.deepcopy(hf.generation_config.to_dict())
     hooks, names = hook_count(hf), set(hf.__dict__)
     state = {name: value.clone() for name, value in hf.state_dict().items()}
-    setting = settle(model, "static:exit=2", prompts=PROMPTS, new_tokens=6)
+    setting = settled(model, "static:exit=2", prompts=PROMPTS, new_tokens=6)
     if failing:
         # Drafting fails while `generate` has told the model that it has two layers.
         def fails(*arguments: Any, **keywords: Any) -> Any:
@@ -434,7 +434,7 @@ def test_bad_input(options: dict[str, Any], kind: type[OfframpError], what: str)
 
 def test_a_strategy_that_the_family_cannot_have_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    setting = settle(
+    setting = settled(
         model, "static:exit=2", prompts=PROMPTS, cells=[("static:exit=2", "recompute")], new_tokens=4
     )
     monkeypatch.setattr(
@@ -456,8 +456,8 @@ def test_every_contender_has_a_name_of_its_own(measured: Measurement) -> None:
 def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else() -> None:
     model = tiny_llama()
     settings = [
-        settle(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
-        settle(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
+        settled(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
+        settled(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
     ]
     first, second = run_together(settings, limits=Limits(rounds=2), extent=SHORT)
     assert isinstance(first, Measurement)
@@ -488,7 +488,7 @@ def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else()
 def test_one_text_whose_policy_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     settings = [
-        settle(model, f"static:exit={exit}", prompts=PROMPTS, kv=kv, new_tokens=4)
+        settled(model, f"static:exit={exit}", prompts=PROMPTS, kv=kv, new_tokens=4)
         for exit, kv in ((1, "propagate"), (2, "recompute"))
     ]
     monkeypatch.setattr(STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()))

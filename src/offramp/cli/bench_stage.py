@@ -29,9 +29,9 @@ def measured_results(model: Model, request: BenchRequest, out: Output) -> list[B
         request.workload,
         request.fewest_prompts,
         most=request.prompts * max(request.batches),
-        new_tokens=request.new_tokens,
+        new_tokens=request.options.new_tokens,
         prompt_tokens=request.prompt_tokens,
-        heads=() if request.heads is None else (request.heads,),
+        heads=() if request.options.heads is None else (request.options.heads,),
     )
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
     machines = request.machines_for(settings)
@@ -90,14 +90,10 @@ def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
             scores.append(
                 task_score(
                     model,
-                    request.policy,
+                    request.options,
                     task,
-                    kv=request.kv,
-                    heads=request.heads,
                     questions=request.questions,
                     seed=request.seed,
-                    batching=request.batching,
-                    draft_length=request.draft_length,
                     progress=progress,
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
@@ -12,7 +12,7 @@ from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.bench import settle
 from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import SHORT, Cell, Setting
+from offramp.decoding.bench.contenders import SHORT, Setting
 from offramp.decoding.bench.judged import (
     NO_STATIC_CACHE,
     Judged,
@@ -22,9 +22,9 @@ from offramp.decoding.bench.judged import (
 )
 from offramp.decoding.bench.together import Measurement, run_together
 from offramp.decoding.bench.traced_prompts import PROMPTS, Prompts
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
 from offramp.policies.results import ReplayResult
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.run_result import WorkloadResult
@@ -73,23 +73,17 @@ def decode_together(
 
 
 def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> Setting:
-    first, *others = [(choice.policy, choice.kv) for choice in task.choices]
-    return settle(
-        model,
-        first[0],
-        kv=first[1],
-        cells=others,
-        prompts=task.prompts.ids,
-        heads=prepared.heads,
-        new_tokens=_room(model, task, new_tokens),
-        draft_length=DRAFT_LENGTH,
-        task=task.workload.name,
-    )
+    room = _room(model, task, new_tokens)
+    cells = [
+        replace(_options(task, choice), heads=prepared.heads, new_tokens=room, draft_length=DRAFT_LENGTH)
+        for choice in task.choices
+    ]
+    return settle(model, cells, prompts=task.prompts.ids, task=task.workload.name)
 
 
-def _name(task: Task, choice: Choice) -> str:
-    """Of a choice, in the measurement."""
-    return Cell(parse_policy(choice.policy).for_task(task.workload.name), choice.kv).name
+def _options(task: Task, choice: Choice) -> DecodingOptions:
+    """Policy and strategy of a choice; its name is that of its contender."""
+    return DecodingOptions.read(choice.policy, kv=choice.kv).for_task(task.workload.name)
 
 
 def _room(model: Model, task: Task, new_tokens: int) -> int:
@@ -113,7 +107,7 @@ def _decoded(
 
 def _policy(task: Task, choice: Choice, judged: Judged) -> DecodedPolicy:
     """One choice; a contender that was left out has neither forecast nor answers."""
-    name = _name(task, choice)
+    name = _options(task, choice).name
     return DecodedPolicy(
         contender=name,
         forecast=judged.forecasts.get(name),

@@ -15,6 +15,7 @@ from offramp.decoding.generation.answers import Answers
 from offramp.decoding.generation.choosing import Chooser
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.loop_probes import CHOICE, PlacedReader, Probing
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.reading.reader import Reader
 from offramp.decoding.step_meter import HEADS, StepMeter
 from offramp.decoding.stopwatch import StepTimes
@@ -97,11 +98,8 @@ def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reade
     """
     plan = Plan(
         engine=engine,
-        policy=policy,
+        options=DecodingOptions(policy),
         reader=reader,
-        strategy=Propagate,
-        batching="lockstep",
-        draft_length=1,
         limit=1,
         end_tokens=frozenset(),
         decode=lambda tokens: "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from offramp.costs.local_store import STEPS
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.bench.generating import own_config, plain_config
 from offramp.decoding.bench.medians import median
-from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.hardware import FORWARD
 from offramp.decoding.stream import cache_keyword, prefill, prompt_ids
 from offramp.decoding.timing_tables import whole_at
@@ -112,7 +112,9 @@ def _plain_steps(model: Model, batch: int, position: int, count: int, *, in_loop
     new_tokens = count + 2
     with own_config(model.hf, plain_config(new_tokens)):
         ids = prompt_ids(model, batch, position)
-        generate_batch(model, ids, max_new_tokens=new_tokens, streamer=stamps, eos_token_id=None)
+        generate_batch(
+            model, ids, options=replace(FULL_MODEL, new_tokens=new_tokens), streamer=stamps, eos_token_id=None
+        )
     at = stamps.at[-count - 1 :]
     return [later - sooner for sooner, later in itertools.pairwise(at)]
 

@@ -7,25 +7,17 @@ from typing import Any
 
 from offramp.decoding.bench.answers import check_worth
 from offramp.decoding.bench.budget import BUDGET_SECONDS, Limits
-from offramp.decoding.bench.contenders import Cell, Extent, Setting
+from offramp.decoding.bench.contenders import Extent, Setting
 from offramp.decoding.bench.entrant import batches_of
 from offramp.decoding.bench.results import BenchResult
 from offramp.decoding.bench.together import Measurement, Progress, run_together
-from offramp.decoding.generation.binding import (
-    HeadsSource,
-    PolicySource,
-    check_model,
-    check_policy,
-    read_heads_source,
-    read_policy_source,
-)
+from offramp.decoding.generation.compatibility import HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.generation.prompts import check_context, check_ids
-from offramp.decoding.strategies.mapped import Mapped, check_maps
-from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
+from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
-from offramp.policies.signals import suggest
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.policies.speculation import DRAFT_LENGTH
 from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4
@@ -40,6 +32,15 @@ def measure(
     model: Model,
     policy: PolicySource,
     *,
+    prompts: Sequence[Sequence[int]],
+    kv: str | None = None,
+    heads: HeadsSource = None,
+    cells: Sequence[tuple[PolicySource, str]] = (),
+    new_tokens: int = 128,
+    batch: int = 1,
+    batching: str = LOCKSTEP,
+    draft_length: int | str | Auto = DRAFT_LENGTH,
+    task: str | None = None,
     budget_seconds: float | None = BUDGET_SECONDS,
     rounds: int | None = None,
     worth: float = WORTH,
@@ -47,7 +48,6 @@ def measure(
     never: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Measurement:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
 
@@ -57,14 +57,30 @@ def measure(
     plain decoder. Then all take turns, a block of a few tokens each, prompt after prompt, until it is
     answered whether each policy is faster, or the seconds are spent. Ratios are of blocks side by side, their
     intervals over prompts.
+    prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
+    each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, task: as
+    `offramp.generate` takes them.
     budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
     at most; None for as often as the seconds allow. worth: the gain that matters, as a share. never: whether
     the full model in our loop is timed even if it is not the fastest, as forecasts need it. seed: of the
-    order of turns. options: what `settle` takes.
+    order of turns.
 
     Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
     """
-    setting = settle(model, policy, **options)
+    require_sizes(new_tokens=new_tokens)
+    fitted = read_heads_source(heads)
+    asked = [
+        DecodingOptions.read(
+            source,
+            kv=strategy,
+            heads=fitted,
+            draft_length=draft_length,
+            batching=batching,
+            new_tokens=new_tokens,
+        ).for_task(task)
+        for source, strategy in ((policy, kv), *cells)
+    ]
+    setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
     return run(
         setting,
         limits=Limits(budget_seconds, rounds, worth),
@@ -76,46 +92,36 @@ def measure(
 
 def settle(
     model: Model,
-    policy: PolicySource,
+    cells: Sequence[DecodingOptions],
     *,
     prompts: Sequence[Sequence[int]],
-    kv: str = "propagate",
-    heads: HeadsSource = None,
-    cells: Sequence[tuple[PolicySource, str]] = (),
-    new_tokens: int = 128,
     batch: int = 1,
-    batching: str = "lockstep",
-    draft_length: int | str = 4,
     task: str | None = None,
 ) -> Setting:
     """What all contenders share, checked against the model.
 
-    prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
-    each with its strategy for K and V, timed in the same turns. Everything else as `offramp.generate` takes
-    it.
+    cells: how each policy decodes; they differ in policy and strategy alone. prompts, batch: as in `measure`.
+    task: the prompts' workload.
 
     Raises InputError for sizes that do not fit, or prompts that with the new tokens exceed the context;
     PolicyError for a policy or strategy that does not fit; ModelError for a model whose layers stay on disk.
     """
     model.require_loaded("timing")
+    new_tokens = cells[0].new_tokens
     require_sizes(new_tokens=new_tokens, batch=batch)
-    fitted = read_heads_source(heads)
     for place, prompt in enumerate(prompts):
         check_ids(prompt, model.shape.vocabulary_size, f"prompts= [{place}]")
     check_context(model, max(map(len, prompts), default=0), new_tokens)
-    asked = [_cell(model, *pair, heads=fitted, task=task) for pair in ((policy, kv), *cells)]
-    tuned = read_policy_source(policy)[1]
+    distinct: dict[str, DecodingOptions] = {}
+    for cell in cells:
+        cell.check_model(model)
+        distinct.setdefault(cell.name, cell)
     return Setting(
         model,
         batches_of(prompts, batch, model.hf.device),
-        new_tokens,
-        tuple({cell.name: cell for cell in asked}.values()),
-        heads=fitted,
-        batching=batching,
-        draft_length=draft_length,
+        tuple(distinct.values()),
         task=task,
         distinct=len(prompts),
-        tuned=tuned,
     )
 
 
@@ -161,16 +167,3 @@ def require_sizes(**sizes: int) -> None:
                 where=f"--{name.replace('_', '-')}",
                 fix=f"give {least} or more",
             )
-
-
-def _cell(model: Model, policy: PolicySource, kv: str, heads: ExitHeads | None, task: str | None) -> Cell:
-    """A policy with its strategy, checked against the model. Raises PolicyError and InputError."""
-    if kv not in STRATEGIES:
-        raise PolicyError(f"unknown strategy {kv!r} for K and V", where="kv=", fix=suggest(kv, STRATEGIES))
-    decides, tuned = read_policy_source(policy)
-    own = decides.for_task(task)
-    check_policy(own, model.layers, heads)
-    check_model(tuned, own, heads, model, kv)
-    if kv == Mapped.name:
-        check_maps(own, heads, model.layers, model.dtype)
-    return Cell(own, kv)

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from offramp.costs.machine import Machine
 from offramp.decoding.bench.companion import records_of
-from offramp.decoding.bench.contenders import NEVER, Cell, Setting, decode_timed
-from offramp.decoding.bench.forecast import Setting as ForecastSetting
-from offramp.decoding.bench.forecast import forecast, predict
+from offramp.decoding.bench.contenders import NEVER, Setting, decode_timed
+from offramp.decoding.bench.forecast import Decoding, forecast, predict
 from offramp.decoding.bench.results import (
     BenchResult,
     Contender,
@@ -20,8 +19,8 @@ from offramp.decoding.bench.results import (
 )
 from offramp.decoding.bench.together import Measurement
 from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.free_running import Judgements, free_running
-from offramp.decoding.strategies.mapped import Mapped
 from offramp.policies.results import ReplayResult
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.trace import Trace
@@ -42,10 +41,10 @@ def predict_cells(
     position = expected_position(setting)
     found = {}
     for cell in setting.cells:
-        if isinstance(setting.draft_length, int) or cell.kv != DRAFTING:
+        if isinstance(cell.draft_length, int) or cell.kv != DRAFTING:
             described = _described(setting, cell, workload)
             # The decoder's maps, which the trace need not have been made with: its facts are the same.
-            seen = trace if not described.maps or setting.heads is None else with_maps(trace, setting.heads)
+            seen = trace if not described.maps or cell.heads is None else with_maps(trace, cell.heads)
             found[cell.name] = predict(seen, described, machine, position)
     return found
 
@@ -97,7 +96,7 @@ def forecasts_of(
 
 
 def free_running_of(
-    measurement: Measurement, cell: Cell, *, seed: int = 0, known: Judgements | None = None
+    measurement: Measurement, cell: DecodingOptions, *, seed: int = 0, known: Judgements | None = None
 ) -> FreeRunning:
     """How good a policy's answers are, judged by the full model. known: as `free_running` takes it."""
     setting, decoded = measurement.setting, measurement.decoded
@@ -146,7 +145,7 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
         for one in result.contenders
     )
     result = replace(result, contenders=contenders)
-    tuned = setting.tuned
+    tuned = setting.main.tuned
     if tuned is None:
         return result
     kept = result.main.executed_agreement if tuned.floor.kind == "agreement" else None
@@ -163,20 +162,8 @@ def with_forecasts(result: BenchResult, forecasts: Mapping[str, Forecast]) -> Be
     return replace(result, contenders=contenders, forecasts=tuple(forecasts.values()))
 
 
-def _described(setting: Setting, cell: Cell, workload: str) -> ForecastSetting:
-    maps = None if setting.heads is None or cell.kv != Mapped.name else setting.heads.kv_maps
-    return ForecastSetting(
-        policy=cell.policy,
-        kv=cell.kv,
-        dtype=setting.model.dtype,
-        workload=workload,
-        batch=len(setting.prompts[0].ids),
-        batching=setting.batching,
-        draft_length=setting.draft_length if isinstance(setting.draft_length, int) else 1,
-        lens=setting.heads is not None and setting.heads.lens is not None,
-        own_heads=setting.heads is not None and setting.heads.output is not None,
-        maps=() if maps is None else tuple(maps.ranks.items()),
-    )
+def _described(setting: Setting, cell: DecodingOptions, workload: str) -> Decoding:
+    return Decoding(cell, setting.model.dtype, workload, batch=len(setting.prompts[0].ids))
 
 
 def _records(measurement: Measurement, name: str) -> list[BatchGeneration]:

@@ -15,7 +15,7 @@ from offramp.decoding.bench.acceleration import (
     excluded_of,
     read_accelerations,
 )
-from offramp.decoding.bench.bench import check_limits, settle
+from offramp.decoding.bench.bench import check_limits, require_sizes, settle
 from offramp.decoding.bench.budget import BUDGET_SECONDS, Budget, Limits
 from offramp.decoding.bench.circumstances import Load, describe
 from offramp.decoding.bench.combine_contenders import plain_entrants, planned_of
@@ -29,11 +29,14 @@ from offramp.decoding.bench.pilot import choose_plain, given_plain
 from offramp.decoding.bench.together import Progress
 from offramp.decoding.bench.trials import Trial, try_out
 from offramp.decoding.bench.variants import Key, Variant, heads_for, load_variants, require_base
-from offramp.decoding.generation.binding import PolicySource, read_policy_source, strategy_of
+from offramp.decoding.generation.compatibility import PolicySource
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.models.gguf_file import quiet_transformers
 from offramp.models.model import Model
+from offramp.policies.speculation import DRAFT_LENGTH
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.verdict import WORTH
 
@@ -55,7 +58,7 @@ def combine(
     worth: float = WORTH,
     looks: bool = True,
     plain: str | None = None,
-    draft_length: int | str = 4,
+    draft_length: int | str | Auto = DRAFT_LENGTH,
     workload: str = "",
     floor: float = FLOOR,
     trust_remote_code: bool = False,
@@ -83,21 +86,19 @@ def combine(
     require_base(model)
     require_policy(asked, policy, kv, heads)
     require_floor(floor)
-    tuned = read_policy_source(policy)[1]
-    base = settle(
-        model,
+    require_sizes(new_tokens=new_tokens)
+    options = DecodingOptions.read(
         policy,
-        prompts=prompts,
-        kv=strategy_of(kv, tuned),
+        kv=kv,
         heads=heads_for(model, heads),
-        new_tokens=new_tokens,
         draft_length=draft_length,
-        task=workload or None,
-    )
+        new_tokens=new_tokens,
+    ).for_task(workload or None)
+    base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
     combinations = combinations_of(asked)
     variants = load_variants(base, combinations, heads=heads, trust_remote_code=trust_remote_code)
-    notes = [] if tuned is None or len(variants) == 1 else [OF_ANOTHER_MODEL]
+    notes = [] if options.tuned is None or len(variants) == 1 else [OF_ANOTHER_MODEL]
     with quiet_transformers():
         timed = _timed(base, combinations, variants, limits, plain, seed, progress)
         qualities = qualities_of(base, timed, seed=seed)
@@ -154,7 +155,7 @@ def require_policy(
 
 def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
     """Refuse a policy that never leaves early. Raises PolicyError."""
-    policy = base.cells[0].policy
+    policy = base.main.policy
     if any(one.text in (EXITS, SPECULATE) for one in asked) and not policy.needs(base.model.layers):
         raise PolicyError(
             f"{policy} never leaves early: there is nothing to combine",
@@ -243,7 +244,7 @@ def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, see
     return {
         "seed": seed,
         "budget_seconds": limits.seconds,
-        "policy_fingerprint": sha256_of_text(str(base.cells[0].policy)),
+        "policy_fingerprint": sha256_of_text(str(base.main.policy)),
         "heads_fingerprint": _fingerprint(base),
         "models": {
             " + ".join(key): {
@@ -259,4 +260,4 @@ def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, see
 
 
 def _fingerprint(setting: Setting) -> str | None:
-    return None if setting.heads is None else setting.heads.fingerprint
+    return None if setting.main.heads is None else setting.main.heads.fingerprint

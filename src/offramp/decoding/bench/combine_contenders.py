@@ -22,7 +22,6 @@ from offramp.decoding.bench.contenders import (
     FAILURES,
     PEERS,
     PLAIN,
-    Cell,
     Setting,
     policies,
     seconds_in_trial,
@@ -31,10 +30,10 @@ from offramp.decoding.bench.contenders import (
 from offramp.decoding.bench.entrant import Entrant, left_out
 from offramp.decoding.bench.results import Contender
 from offramp.decoding.bench.variants import Key, Variant
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import PolicyError
 from offramp.models.model import Model
 from offramp.models.stored import is_wrapped
-from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.shortlist import with_short_head
 from offramp.tracing.features import SHORTLIST
 
@@ -51,7 +50,7 @@ class Planned:
     parts: Parts
     setting: Setting
     found: Entrant | Contender
-    cell: Cell | None = None
+    cell: DecodingOptions | None = None
 
     @property
     def policy(self) -> str | None:
@@ -119,12 +118,12 @@ def _plain(setting: Setting) -> Entrant | Contender:
     return replace(best, output_must_match=False, note=note)
 
 
-def _decoding(setting: Setting, cell: Cell) -> Entrant | Contender:
+def _decoding(setting: Setting, cell: DecodingOptions) -> Entrant | Contender:
     """A policy in our loop; of a cut head it is said to which tokens."""
     found = _only(policies(replace(setting, cells=(cell,))))
     if isinstance(found, Contender) or not cell.policy.short_head:
         return found
-    listed = None if setting.heads is None else setting.heads.shortlist
+    listed = None if cell.heads is None else cell.heads.shortlist
     first = f"first {min(SHORTLIST, setting.model.shape.vocabulary_size):,} ids of the vocabulary"
     tokens = first if listed is None else f"{len(listed):,} of the heads"
     return replace(found, note=f"its tokens are the {tokens}")
@@ -147,15 +146,15 @@ ENTRANTS: dict[str | None, Callable[[Setting], Entrant | Contender]] = {
 """By the way to decode, where that is not our loop with a policy."""
 
 
-def _cut(cell: Cell) -> Cell:
+def _cut(cell: DecodingOptions) -> DecodingOptions:
     return replace(cell, policy=with_short_head(cell.policy))
 
 
-CELLS: dict[str | None, Callable[[Setting], Cell]] = {
-    EXITS: lambda setting: setting.cells[0],
-    SPECULATE: lambda setting: replace(setting.cells[0], kv=SPECULATE),
-    SHORT_LIST: lambda setting: _cut(Cell(Never())),
-    SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.cells[0]),
+CELLS: dict[str | None, Callable[[Setting], DecodingOptions]] = {
+    EXITS: lambda setting: setting.main,
+    SPECULATE: lambda setting: replace(setting.main, kv=SPECULATE),
+    SHORT_LIST: lambda setting: _cut(setting.main.full_model),
+    SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.main),
 }
 """Policy and strategy by the way to decode, where that is our loop."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from offramp.decoding.bench.combine_contenders import Planned
 from offramp.decoding.bench.combine_summary import Timed
 from offramp.decoding.bench.combined import PLAIN_NAME, Quality
-from offramp.decoding.bench.contenders import Cell, Setting
+from offramp.decoding.bench.contenders import Setting
 from offramp.decoding.bench.generating import own_config, plain_config
 from offramp.decoding.bench.results import Interval
 from offramp.decoding.bench.variants import Key
-from offramp.decoding.generation.generate import generate
-from offramp.decoding.generation.result import Generation
+from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.quality.free_running import (
     DRAWS,
     Judgements,
@@ -44,12 +45,12 @@ def qualities_of(base: Setting, timed: Timed, *, seed: int = 0) -> dict[str, Qua
         return Quality(judged, _share(agreeing, seed))
 
     found = {PLAIN_NAME: quality(plain, [1.0] * len(prompts))}
-    forced: dict[tuple[Key, Cell | None], list[float]] = {}
+    forced: dict[tuple[Key, str | None], list[float]] = {}
     for one in timed.planned:
         if one.name not in timed.trials:
             continue
         lossless = one.cell is None or STRATEGIES[one.cell.kv].lossless
-        key = one.key, None if lossless else one.cell
+        key = one.key, None if lossless or one.cell is None else one.cell.name
         if key not in forced:
             agreement: Callable[[Planned, Tokens, Tokens], float] = (
                 _at_full_depth if lossless else _as_decoded
@@ -74,17 +75,14 @@ def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
     """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
     setting, cell = one.setting, one.cell
     assert cell is not None  # or it decodes at full depth
+    ids, forced = (
+        torch.tensor([list(tokens)], device=setting.model.hf.device) for tokens in (prompt, answer)
+    )
     with own_config(setting.model.hf, plain_config(len(answer))):
-        found = generate(
-            setting.model,
-            list(prompt),
-            policy=cell.policy,
-            kv=cell.kv,
-            heads=setting.heads,
-            force_tokens=list(answer),
+        found = generate_batch(
+            setting.model, ids, options=replace(cell, new_tokens=len(answer)), force_tokens=forced
         )
-    assert isinstance(found, Generation)  # one prompt gives one generation
-    return float(np.mean(np.array(found.chosen) == np.array(answer)))
+    return float(np.mean(np.array(found.rows[0].chosen) == np.array(answer)))
 
 
 def _share(shares: Sequence[float], seed: int) -> Interval:

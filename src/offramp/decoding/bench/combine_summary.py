@@ -134,7 +134,7 @@ def _figures(base: Setting, timed: Timed) -> list[Figures]:
             name = own.get(one.key)
             reference = full if name is None else timed.answers(name)
             trial_reference = trial if name is None else timed.trials[name].decoded
-            policy = one.setting.cells[0].policy if decoder_of(one.parts) in (EXITS, SPECULATE) else None
+            policy = one.setting.main.policy if decoder_of(one.parts) in (EXITS, SPECULATE) else None
             part = Part(one.setting, one.found, timed.trials[one.name], reference, trial_reference, policy)
             found.append(figures_of(part, group))
     return found

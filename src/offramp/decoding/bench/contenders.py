@@ -20,17 +20,13 @@ from offramp.decoding.bench.entrant import (
 )
 from offramp.decoding.bench.generating import generate, layers_of_draft, own_config, plain_config
 from offramp.decoding.bench.steps import LoopRunning, PlainRunning
-from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tuning.tuned import Tuned
 
 NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
@@ -48,36 +44,28 @@ FAILURES = (OfframpError, *UNFIT_ERRORS)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A policy with the strategy for K and V that it decodes with."""
-
-    policy: ExitPolicy
-    kv: str = "propagate"
-
-    @property
-    def name(self) -> str:
-        """As shown."""
-        return f"{self.policy} ({self.kv})"
-
-
-@dataclass(frozen=True)
 class Setting:
     """What all contenders of a run share.
 
-    prompts: by batch. cells: the policies, the main one first. distinct: how many prompts there are; the last
-    batch is filled up with them. tuned: what the tuner said of the main policy, None unless it was tuned.
+    prompts: by batch. cells: how each policy decodes, the main one first. task: the prompts' workload.
+    distinct: how many prompts there are; the last batch is filled up with them.
     """
 
     model: Model
     prompts: tuple[PromptBatch, ...]
-    new_tokens: int
-    cells: tuple[Cell, ...]
-    heads: ExitHeads | None = None
-    batching: str = "lockstep"
-    draft_length: int | str = 4
+    cells: tuple[DecodingOptions, ...]
     task: str | None = None
     distinct: int = 1
-    tuned: Tuned | None = None
+
+    @property
+    def main(self) -> DecodingOptions:
+        """How the main policy decodes; heads, batching, drafts and new tokens are those of all."""
+        return self.cells[0]
+
+    @property
+    def new_tokens(self) -> int:
+        """After each prompt."""
+        return self.main.new_tokens
 
     @property
     def exact(self) -> bool:
@@ -99,7 +87,7 @@ def policies(setting: Setting) -> Candidates:
 
 def _never_exit(setting: Setting) -> Candidates:
     """The full model in our loop."""
-    entrant = _in_steps(NEVER, "plain", _in_our_loop(setting, Cell(Never())))
+    entrant = _in_steps(NEVER, "plain", _in_our_loop(setting, setting.main.full_model))
     yield replace(entrant, output_must_match=setting.exact, required=True)
 
 
@@ -220,12 +208,11 @@ def _in_steps(name: str, role: str, start: Start) -> Entrant:
     return Entrant(name, role, decoding_in_steps(start), start)
 
 
-def _in_our_loop(setting: Setting, cell: Cell) -> Start:
+def _in_our_loop(setting: Setting, cell: DecodingOptions) -> Start:
     """Decoding with a policy."""
-    options = Options(cell.policy, cell.kv, setting.heads, setting.draft_length, setting.batching)
 
     def start(prompts: PromptBatch, new_tokens: int) -> Running:
-        return LoopRunning(setting.model, prompts, new_tokens, options)
+        return LoopRunning(setting.model, prompts, replace(cell, new_tokens=new_tokens))
 
     return start
 
@@ -239,20 +226,14 @@ def _as_generate(setting: Setting, **keywords: Any) -> Start:
     return start
 
 
-def decode_timed(setting: Setting, cell: Cell, prompts: PromptBatch) -> BatchGeneration:
+def decode_timed(setting: Setting, cell: DecodingOptions, prompts: PromptBatch) -> BatchGeneration:
     """One decoding of a batch of prompts with a policy that splits its seconds into parts."""
     with own_config(setting.model.hf, plain_config(setting.new_tokens)):
         return generate_batch(
             setting.model,
             prompts.ids,
             prompts.mask,
-            policy=cell.policy,
-            kv=cell.kv,
-            heads=setting.heads,
-            max_new_tokens=setting.new_tokens,
-            draft_length=setting.draft_length,
-            batching=setting.batching,
-            task=setting.task,
+            cell,
             eos_token_id=None,
             timing=True,
         )

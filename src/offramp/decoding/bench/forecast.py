@@ -11,59 +11,68 @@ from offramp.decoding.bench.medians import median
 from offramp.decoding.bench.results import Forecast, Interval, PartError
 from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.bill import lines_of
 from offramp.policies.charging import has_lens, prices_by_rows
 from offramp.policies.gain import gain_of_parts, totals_of
-from offramp.policies.policy import ExitPolicy
+from offramp.policies.map_ranks import MAPPED
 from offramp.policies.replay import replay
 from offramp.policies.results import ReplayResult
 from offramp.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What was decoded: policy, strategy for K and V, and how, as `offramp.generate` takes them.
+class Decoding:
+    """What was decoding, and how. batch: sequences side by side. workload: of the prompts."""
 
-    lens: whether exits below L are read through a linear lens. own_heads: whether they have output heads of
-    their own. workload: of the prompts. maps: K,V maps of the decoder's heads, where K and V are mapped.
-    """
-
-    policy: ExitPolicy
-    kv: str = "propagate"
+    options: DecodingOptions
     dtype: str = "float32"
     workload: str = ""
     batch: int = 1
-    batching: str = "lockstep"
-    draft_length: int | str = 4
-    lens: bool = False
-    own_heads: bool = False
-    maps: MapRanks = ()
+
+    @property
+    def lens(self) -> bool:
+        """Whether exits below L are read through a linear lens."""
+        return self.options.heads is not None and self.options.heads.lens is not None
+
+    @property
+    def own_heads(self) -> bool:
+        """Whether they have output heads of their own."""
+        return self.options.heads is not None and self.options.heads.output is not None
+
+    @property
+    def maps(self) -> MapRanks:
+        """K,V maps of the decoder's heads, where K and V are mapped."""
+        heads = self.options.heads
+        if heads is None or heads.kv_maps is None or self.options.kv != MAPPED:
+            return ()
+        return tuple(heads.kv_maps.ranks.items())
 
 
-def predict(trace: Trace, setting: Setting, machine: Machine, position: float) -> ReplayResult:
+def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float) -> ReplayResult:
     """The policy replayed on the trace and charged at the mean position of the tokens to be decoded.
 
     Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
     than the decoder will use.
     """
     heads = trace.request.get("heads") or {}
-    read, decoded = _reading(has_lens(trace), heads.get("output")), _reading(setting.lens, setting.own_heads)
-    if read != decoded:
+    read, own = _reading(has_lens(trace), heads.get("output")), _reading(decoding.lens, decoding.own_heads)
+    if read != own:
         raise InputError(
-            f"the trace's exits were read through {read}, decoding reads them through {decoded}",
+            f"the trace's exits were read through {read}, decoding reads them through {own}",
             where=str(trace.folder or "the trace"),
             fix="give decoding the heads of the trace, or trace again with --heads",
         )
     return replay(
         trace,
-        setting.policy,
+        decoding.options.policy,
         machine=machine,
-        kv=setting.kv,
-        batch=setting.batch,
-        batching=setting.batching,
-        draft_length=_fixed_draft_length(setting),
+        kv=decoding.options.kv,
+        batch=decoding.batch,
+        batching=decoding.options.batching,
+        draft_length=_fixed_draft_length(decoding),
         position=position,
     )
 
@@ -75,13 +84,13 @@ def _reading(lens: bool, own_heads: object) -> str:
     return "output heads of their own" if own_heads else "the model's own head"
 
 
-def _fixed_draft_length(setting: Setting) -> int:
+def _fixed_draft_length(decoding: Decoding) -> int:
     """Raises InputError for one that adapts while decoding: a trace does not say to what."""
-    if isinstance(setting.draft_length, int):
-        return setting.draft_length
-    if setting.kv == "speculate":
+    if isinstance(decoding.options.draft_length, int):
+        return decoding.options.draft_length
+    if decoding.options.kv == "speculate":
         raise InputError(
-            f"a draft length of {setting.draft_length!r} cannot be predicted",
+            f"a draft length of {decoding.options.draft_length!r} cannot be predicted",
             where="draft length",
             fix="give a number of drafts, 4 say",
         )
@@ -93,7 +102,7 @@ def forecast(
     plain: Sequence[BatchGeneration],
     machine: Machine,
     shape: ModelShape,
-    setting: Setting,
+    decoding: Decoding,
     *,
     trace: Trace | None = None,
     predicted: ReplayResult | None = None,
@@ -118,15 +127,15 @@ def forecast(
     if plain_measured is None:
         plain_measured = median([seconds_per_token(run) for run in plain]).value
     if predicted is None and trace is not None:
-        predicted = predict(trace, setting, machine, mean_position(ran))
-    parts, plain_parts = _priced(ran, machine, shape, setting), _priced(plain, machine, shape)
+        predicted = predict(trace, decoding, machine, mean_position(ran))
+    parts, plain_parts = _priced(ran, machine, shape, decoding), _priced(plain, machine, shape)
     priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
     pace = plain_measured / plain_priced
     return Forecast(
-        policy=str(setting.policy),
-        kv=setting.kv,
-        dtype=setting.dtype,
-        workload=setting.workload,
+        policy=str(decoding.options.policy),
+        kv=decoding.options.kv,
+        dtype=decoding.dtype,
+        workload=decoding.workload,
         predicted=None if predicted is None else plain_measured * ratio_of(predicted),
         priced=priced * pace,
         measured=measured,
@@ -135,10 +144,10 @@ def forecast(
         fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
         predicted_skip=None if predicted is None else predicted.skip_ratio,
         measured_skip=measured_skip(ran),
-        parts=_parts(timed, machine, shape, setting, pace),
+        parts=_parts(timed, machine, shape, decoding, pace),
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
-        batch=setting.batch,
+        batch=decoding.batch,
         gain=gain_of_parts(parts, plain_parts).to_json(),
         predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
         priced_by_profile=priced,
@@ -158,24 +167,24 @@ def ratio_of(predicted: ReplayResult) -> float:
 
 
 def price_parts(
-    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting | None = None
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
 ) -> dict[str, float]:
-    """Price per token of what really ran, in seconds, by part of time. setting: None for the full model.
+    """Price per token of what really ran, in seconds, by part of time. decoding: None for the full model.
 
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
     seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
-    for part, price in _priced(runs, machine, shape, setting).items():
+    for part, price in _priced(runs, machine, shape, decoding).items():
         seconds[PART_OF_ITEM[part]] += price
     return seconds
 
 
 def _priced(
-    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting | None = None
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
 ) -> dict[str, float]:
     """The same by part of the bill (`offramp.policies.bill.PARTS`)."""
     totals: dict[str, float] = {}
-    lens, maps = (False, ()) if setting is None else (setting.lens, setting.maps)
+    lens, maps = (False, ()) if decoding is None else (decoding.lens, decoding.maps)
     for run in runs:
         at = prices_by_rows(machine, shape, mean_position([run]), lens=lens, maps=maps)
         for part, total in totals_of(lines_of(run.usage, at)).items():
@@ -185,12 +194,12 @@ def _priced(
 
 
 def _parts(
-    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, setting: Setting, pace: float
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding, pace: float
 ) -> tuple[PartError, ...]:
     """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
     if not timed:
         return ()
-    priced = price_parts(timed, machine, shape, setting)
+    priced = price_parts(timed, machine, shape, decoding)
     tokens = sum(decoded_tokens(run) for run in timed)
     measured = {
         part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced

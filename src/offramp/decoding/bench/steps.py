@@ -10,8 +10,8 @@ from torch import Tensor
 
 from offramp.decoding.bench.entrant import Decoded, PromptBatch, Running
 from offramp.decoding.bench.generating import own_config, plain_config
-from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.generate import hold_batch
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 
@@ -19,10 +19,10 @@ from offramp.models.model import Model
 class LoopRunning(Running):
     """The loop that policies decode with. Raises what `hold_batch` raises."""
 
-    def __init__(self, model: Model, prompts: PromptBatch, new_tokens: int, options: Options) -> None:
+    def __init__(self, model: Model, prompts: PromptBatch, options: DecodingOptions) -> None:
         self._model = model
-        with own_config(model.hf, plain_config(new_tokens)):
-            self._loop = hold_batch(model, prompts.ids, prompts.mask, options, max_new_tokens=new_tokens)
+        with own_config(model.hf, plain_config(options.new_tokens)):
+            self._loop = hold_batch(model, prompts.ids, prompts.mask, options)
         self._steps = self._loop.steps()
         self.step()
 

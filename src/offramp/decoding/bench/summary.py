@@ -176,7 +176,7 @@ def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | 
         # Who claims anything without a record runs the whole model for every token.
         claims = part.trial.decoded.claimed_layers is not None
         return counted_plain(setting.prompts, group.new_tokens, setting.model.shape) if claims else None
-    heads = setting.heads
+    heads = setting.main.heads
     maps = None if heads is None else heads.kv_maps
     return counted_policy(
         records,

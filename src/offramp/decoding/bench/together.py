@@ -89,7 +89,7 @@ def _circumstances(entry: Entry, load: Load, limits: Limits, seed: int) -> dict[
         "seed": seed,
         "budget_seconds": limits.seconds,
         "policy_fingerprints": {cell.name: sha256_of_text(str(cell.policy)) for cell in setting.cells},
-        "heads_fingerprint": None if setting.heads is None else setting.heads.fingerprint,
+        "heads_fingerprint": None if setting.main.heads is None else setting.main.heads.fingerprint,
     }
     return describe(setting.model, load, further)
 
@@ -115,7 +115,7 @@ def _measurement(
         policy=str(main.policy),
         kv=main.kv,
         batch=rows,
-        batching=setting.batching,
+        batching=main.batching,
         new_tokens=setting.new_tokens,
         prompts=min(setting.distinct, rows * len(batches)),
         rounds=-(-len(group.visits) // len(batches)),

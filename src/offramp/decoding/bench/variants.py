@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from offramp.decoding.bench.acceleration import Parts, transforms_of
-from offramp.decoding.bench.contenders import Cell, Setting
-from offramp.decoding.generation.binding import check_policy
+from offramp.decoding.bench.contenders import Setting
+from offramp.decoding.generation.compatibility import check_policy
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
@@ -112,26 +112,26 @@ def _transform(asked: Transform | None, resolved: Transform | None) -> Transform
 def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> Variant:
     """The same prompts and sizes on a transformed model."""
     own = heads_for(model, heads)
-    setting = replace(base, model=model, heads=own)
-    if base.heads is not None and own is None:
+    cell = replace(base.main, heads=own)
+    setting = replace(base, model=model, cells=(cell,))
+    if base.main.heads is not None and own is None:
         return Variant(
             setting,
             "the exit heads belong to the untransformed model; heads of this one are fitted by "
             f"offramp heads fit {command_name(model.name, model.identity.transforms)}",
         )
-    if own is not None and base.heads is None:
+    if own is not None and base.main.heads is None:
         return Variant(
             setting,
             "this model's exits would be read through exit heads, and the untransformed model's without: "
             "give heads of both",
         )
-    cell = base.cells[0]
     try:
         policy = pruned_policy(cell.policy, kept_layers(model, base.model.layers), base.model.layers)
         check_policy(policy, model.layers, own)
     except PolicyError as error:
         return Variant(setting, error.what)
-    return Variant(replace(setting, cells=(Cell(policy, cell.kv),)))
+    return Variant(replace(setting, cells=(replace(cell, policy=policy),)))
 
 
 def kept_layers(model: Model, layers: int) -> tuple[int, ...]:

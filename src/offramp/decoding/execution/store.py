@@ -13,7 +13,7 @@ import torch
 
 from offramp.decoding.execution.execution import Execution
 from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError
 from offramp.files import (
     canonical_json,
@@ -35,6 +35,7 @@ CODE = (
     "policies",
     "decoding/engine",
     "decoding/generation",
+    "decoding/options.py",
     "decoding/reading",
     "decoding/strategies",
     "decoding/quality/judging.py",
@@ -45,7 +46,7 @@ CODE = (
 
 
 def request_of(
-    model: Model, options: Options, openings: Sequence[Opening], *, new_tokens: int, rows: int
+    model: Model, options: DecodingOptions, openings: Sequence[Opening], *, rows: int
 ) -> dict[str, Any]:
     """Everything that changes what decoding some documents gives, as JSON.
 
@@ -61,7 +62,7 @@ def request_of(
         "draft_length": options.draft_length,
         "heads": None if options.heads is None else options.heads.fingerprint,
         "documents": [[opening.document, list(opening.ids)] for opening in openings],
-        "new_tokens": new_tokens,
+        "new_tokens": options.new_tokens,
         "rows": rows,
         "device": model.stack.device.type,
         "threads": torch.get_num_threads(),

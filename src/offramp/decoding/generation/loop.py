@@ -19,7 +19,9 @@ from offramp.decoding.generation.asking import Asking
 from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
 from offramp.decoding.generation.problems import describe_problem, prompt_entropy
 from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.reading.reader import Reader
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.policies.policy import ExitPolicy
@@ -29,21 +31,26 @@ from offramp.policies.policy import ExitPolicy
 class Plan:
     """How a batch is to be decoded.
 
-    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts. maps: as in
-    `Work`.
+    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
     """
 
     engine: Engine
-    policy: ExitPolicy
+    options: DecodingOptions
     reader: Reader
-    strategy: type[Strategy]
-    batching: str
-    draft_length: int | str
     limit: int
     end_tokens: frozenset[int]
     decode: Callable[[list[int]], str]
     timing: bool = False
-    maps: StateMaps | None = None
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """Of the options."""
+        return self.options.policy
+
+    @property
+    def strategy(self) -> type[Strategy]:
+        """Of the options, for K and V."""
+        return STRATEGIES[self.options.kv]
 
 
 class Loop:
@@ -137,14 +144,13 @@ class Loop:
         asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
         return Work(
             engine=plan.engine,
+            options=plan.options,
             sequences=self.sequences,
             asking=asking,
             chooser=self.chooser,
             meter=self.meter,
             tokens=lambda: self.answers.ids,
-            batching=plan.batching,
-            draft_length=plan.draft_length,
-            maps=plan.maps,
+            maps=StateMaps.of(plan.options.heads, plan.engine.layers, plan.engine.stack.device),
             limit=plan.limit,
             # Forced tokens go on whatever they say.
             end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
@@ -171,7 +177,7 @@ class Loop:
     def _drops(self) -> bool:
         """Whether rows leave the batch as soon as they are over, unless they go on or are scored."""
         plan, answers = self.plan, self.answers
-        if self.sequences.batch == 1 or plan.batching != "lockstep" or not plan.strategy.drops:
+        if self.sequences.batch == 1 or plan.options.batching != "lockstep" or not plan.strategy.drops:
             return False
         return answers.pads and answers.scores is None and plan.engine.abilities.drop is None
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.decoding.bench.results import Interval, TaskScore
-from offramp.decoding.generation.binding import HeadsSource, PolicySource
-from offramp.decoding.generation.generate import generate
+from offramp.decoding.generation.compatibility import PolicySource
+from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
+from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Question, Task
@@ -43,26 +44,23 @@ class Asked:
 
 def task_score(
     model: Model,
-    policy: PolicySource,
+    policy: PolicySource | DecodingOptions,
     task: Task | str,
     *,
-    kv: str = "propagate",
-    heads: HeadsSource = None,
     questions: int = 50,
     max_new_tokens: int | None = None,
     seed: int = 0,
     batch: int = 1,
-    batching: str = "lockstep",
-    draft_length: int | str = 4,
     allow_code: bool = False,
     progress: Progress | None = None,
 ) -> TaskScore:
     """Ask the full model and the policy the same questions.
 
-    task: one, or the text of one (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how
-    many and which. max_new_tokens: room for a free answer, the task's own by default. batch: free answers
-    decoded together. Both models answer greedily, in the same loop. allow_code: whether a task may run code
-    that the model wrote.
+    policy: with how to decode, if that is not the default. task: one, or the text of one
+    (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how many and which.
+    max_new_tokens: room for a free answer, the task's own by default. batch: free answers decoded together.
+    Both models answer greedily, in the same loop. allow_code: whether a task may run code that the model
+    wrote.
 
     A question with options is answered with the option of the largest mean log-probability per token. The
     policy's is its own: every option is forced through the decoding loop, alone, and each token's
@@ -80,15 +78,10 @@ def task_score(
     if batch < 1:
         raise InputError(f"a batch of {batch} is not possible", where="batch=", fix="give 1 or more")
     asked = loaded.questions(questions, seed)
-    decoding = {
-        "policy": policy,
-        "kv": kv,
-        "heads": heads,
-        "batching": batching,
-        "draft_length": draft_length,
-    }
+    options = policy if isinstance(policy, DecodingOptions) else DecodingOptions.read(policy)
     room = loaded.max_new_tokens if max_new_tokens is None else max_new_tokens
-    parts = [_ask(model, loaded, group, decoding, room) for group in _groups(asked, batch, progress)]
+    options = replace(options, new_tokens=room)
+    parts = [_ask(model, loaded, group, options) for group in _groups(asked, batch, progress)]
     return _summary(loaded.name, parts, seed)
 
 
@@ -107,12 +100,12 @@ def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Ite
             progress(place, len(asked))
 
 
-def _ask(model: Model, task: Task, group: list[Question], decoding: dict[str, Any], room: int) -> Asked:
+def _ask(model: Model, task: Task, group: list[Question], options: DecodingOptions) -> Asked:
     if group[0].options:
-        return _choose(model, task, group[0], decoding)
+        return _choose(model, task, group[0], options)
     prompts = [_encode(model, task, question) for question in group]
-    plain = _answers(model, prompts, room, {"policy": None})
-    policy = _answers(model, prompts, room, decoding)
+    plain = _answers(model, prompts, replace(FULL_MODEL, new_tokens=options.new_tokens))
+    policy = _answers(model, prompts, options)
     return Asked(
         _scores(model, task, group, prompts, plain),
         _scores(model, task, group, prompts, policy),
@@ -120,9 +113,9 @@ def _ask(model: Model, task: Task, group: list[Question], decoding: dict[str, An
     )
 
 
-def _answers(model: Model, prompts: list[list[int]], room: int, decoding: dict[str, Any]) -> list[Generation]:
-    found = generate(model, prompts, max_new_tokens=room, **decoding)
-    return found if isinstance(found, list) else [found]
+def _answers(model: Model, prompts: list[list[int]], options: DecodingOptions) -> list[Generation]:
+    batch = prompt_batch(model, prompts, chat=False)
+    return list(generate_batch(model, batch.ids, batch.mask, options).rows)
 
 
 def _scores(
@@ -148,12 +141,12 @@ def answer_text(model: Model, prompt: list[int], tokens: list[int]) -> str:
     return whole[len(start) :] if whole.startswith(start) else text(tokens)
 
 
-def _choose(model: Model, task: Task, question: Question, decoding: dict[str, Any]) -> Asked:
+def _choose(model: Model, task: Task, question: Question, options: DecodingOptions) -> Asked:
     """One question with options."""
     prompt = _encode(model, task, question)
     tokens = [option_tokens(model, question.prompt, prompt, option) for option in question.options]
     plain = [full_likelihood(model, prompt, option) for option in tokens]
-    forced = [policy_likelihood(model, prompt, option, decoding) for option in tokens]
+    forced = [policy_likelihood(model, prompt, option, options) for option in tokens]
     chosen = [
         question.options[int(np.argmax(likelihoods))]
         for likelihoods in (plain, [likelihood for likelihood, _ in forced])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from offramp.decoding.generation.generate import generate
+from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
 from offramp.errors import OfframpError
 from offramp.models.model import Model
@@ -37,27 +40,28 @@ def full_likelihood(model: Model, prompt: list[int], continuation: list[int]) ->
 
 
 def policy_likelihood(
-    model: Model, prompt: list[int], continuation: list[int], decoding: dict[str, Any]
+    model: Model, prompt: list[int], continuation: list[int], options: DecodingOptions
 ) -> tuple[float, Generation]:
     """Mean log-probability per token in nats, each read from the exit the token left by, and the generation.
 
-    decoding: policy, kv, heads and more, as `generate` takes them. The continuation is forced. Penalties of
-    the model's own generation config are off: what is asked for is the exits' own probability.
+    The continuation is forced. Penalties of the model's own generation config are off: what is asked for is
+    the exits' own probability.
 
     Raises OfframpError if the generation stopped before the end of the continuation.
     """
     from transformers import LogitsProcessorList
 
     listener = _Listener(len(prompt), continuation)
-    generation = generate(
+    batch = prompt_batch(model, prompt, chat=False)
+    generation = generate_batch(
         model,
-        prompt,
-        force_tokens=continuation,
+        batch.ids,
+        batch.mask,
+        replace(options, new_tokens=len(continuation)),
+        force_tokens=torch.tensor([continuation], device=batch.ids.device),
         logits_processor=LogitsProcessorList([listener]),
         repetition_penalty=1.0,
-        **decoding,
-    )
-    assert isinstance(generation, Generation)  # one prompt gives one generation
+    ).rows[0]
     missing = [place for place in range(len(continuation)) if place not in listener.heard]
     if missing or generation.problem is not None:
         raise OfframpError(

@@ -36,8 +36,8 @@ class Monotone(Strategy):
     @classmethod
     def check(cls, request: Request) -> None:
         """Raise PolicyError for a policy that lets tokens go deeper than those before them."""
-        if not request.policy.never_deepens:
-            raise _refused(str(request.policy))
+        if not request.options.policy.never_deepens:
+            raise _refused(str(request.options.policy))
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
@@ -57,7 +57,7 @@ class Monotone(Strategy):
     def _advance(self, tokens: Tensor) -> Advance:
         work = self.work
         inputs = feed(work, tokens)
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return advance_apart(work, inputs, repair=False)
         landing = descend(work, inputs)
         return choose(work, land(work, landing), landing.exit)

@@ -29,7 +29,7 @@ class Propagate(Strategy):
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
         work = self.work
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return advance_apart(work, feed(work, tokens), left=self.left_states)
         landing = descend(work, feed(work, tokens))
         logits = land(work, landing)

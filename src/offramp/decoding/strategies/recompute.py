@@ -44,7 +44,7 @@ class Recompute(Strategy):
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
         work, asking, layers = self.work, self.work.asking, self.work.engine.layers
         feed(work, tokens)
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return self._advance_apart()
         stop = descend(work, self._waiting)
         if asking.running.any():

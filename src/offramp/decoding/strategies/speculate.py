@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.decoding.engine.cached_past import Past
 from offramp.decoding.generation.choosing import Choice, NonFiniteLogits
-from offramp.decoding.strategies.draft_length import check_draft_length, draft_length_of
+from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.decoding.strategies.verdict import Verdict, judge
 from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
@@ -86,7 +86,7 @@ class Speculate(Strategy):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._length = draft_length_of(work.draft_length, work.engine, work.asking.policy)
+        self._length = draft_length_of(work.options.draft_length, work.engine, work.asking.policy)
         self._waiting = Waiting(work.sequences, self._keep_state)
         self._states: dict[tuple[int, int], Past] = {}
         self._recurrent = [layer for layer, moves in enumerate(work.engine.recurrent) if moves]
@@ -99,19 +99,18 @@ class Speculate(Strategy):
 
     @classmethod
     def check(cls, request: Request) -> None:
-        """Raise InputError for rows that would not be verified together, an impossible draft length, or a
-        logits processor that keeps count of its calls, which drafts would upset; PolicyError for a policy
-        that never computes the full model's head."""
+        """Raise InputError for rows that would not be verified together, or a logits processor that keeps
+        count of its calls, which drafts would upset; PolicyError for a policy that never computes the full
+        model's head."""
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
-        require_full_head(request.policy)
-        if request.batching == "rebatch" and request.batch > 1:
+        require_full_head(request.options.policy)
+        if request.options.batching == "rebatch" and request.batch > 1:
             raise InputError(
                 f"{cls.name!r} cannot decode a batch whose rows leave one by one",
                 where='batching "rebatch"',
                 fix='rows are verified together: choose batching "lockstep", or another kv',
             )
-        check_draft_length(request.draft_length)
         for processor in request.processors:
             if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):
                 raise InputError(

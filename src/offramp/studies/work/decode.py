@@ -116,23 +116,19 @@ def _decode(
     """The measurement as the task's result."""
     from offramp.decoding.bench.bench import settle
     from offramp.decoding.bench.traced_prompts import pick_prompts
+    from offramp.decoding.options import DecodingOptions
 
     kv, new_tokens = _strategy(model), recipe["new_tokens"]
     prompts: Prompts = pick_prompts(
         model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=recipe["seed"]
     )
-    first, *others = [(choice.policy, kv) for choice in choices]
-    setting = settle(
-        model,
-        first[0],
-        kv=kv,
-        cells=others,
-        prompts=prompts.ids,
-        heads=heads,
-        new_tokens=new_tokens,
-        draft_length=DRAFT_LENGTH,
-        task=workload.name,
-    )
+    cells = [
+        DecodingOptions.read(
+            choice.policy, kv=kv, heads=heads, new_tokens=new_tokens, draft_length=DRAFT_LENGTH
+        ).for_task(workload.name)
+        for choice in choices
+    ]
+    setting = settle(model, cells, prompts=prompts.ids, task=workload.name)
     measured, judged = _measure(setting, trace, machine, prompts, recipe)
     return _result(model, measured, judged, choices, kv)
 
@@ -191,13 +187,12 @@ def _strategy(model: Model) -> str:
 def _result(
     model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
 ) -> dict[str, Any]:
-    from offramp.decoding.bench.contenders import Cell
     from offramp.decoding.bench.result_file import to_json
-    from offramp.policies.grammar import parse_policy
+    from offramp.decoding.options import DecodingOptions
 
     chosen = []
     for choice in choices:
-        name = Cell(parse_policy(choice.policy).for_task(measured.setting.task), kv).name
+        name = DecodingOptions.read(choice.policy, kv=kv).for_task(measured.setting.task).name
         quality = judged.free_running.get(name)
         chosen.append(
             {

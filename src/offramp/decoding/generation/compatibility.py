@@ -11,6 +11,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps, reads_exits
 from offramp.policies.grammar import parse_policy
+from offramp.policies.map_ranks import MAPPED
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.dynamic import PROMPT_ENTROPY
 from offramp.policies.rules.fixed import Never
@@ -28,8 +29,8 @@ HeadsSource = ExitHeads | str | Path | None
 """Exit heads, the path of their file, or None for the logit lens."""
 
 
-MAPPED = "mapped"
-"""The strategy for K and V that takes the exit heads' K,V maps."""
+FIT_MAPS = "offramp heads fit MODEL --workload W --kv-maps {} --no-lens --no-classifiers -o FILE"
+"""The command that fits maps alone, by their exits."""
 
 
 def read_policy_source(source: PolicySource) -> tuple[ExitPolicy, Tuned | None]:
@@ -49,11 +50,6 @@ def read_policy_source(source: PolicySource) -> tuple[ExitPolicy, Tuned | None]:
     return (parse_policy(named.policy_text), named) if isinstance(named, Tuned) else (named, None)
 
 
-def strategy_of(kv: str | None, tuned: Tuned | None) -> str:
-    """The strategy for K and V: the given one, else that which a tuned policy was tuned with."""
-    return kv or ("propagate" if tuned is None else tuned.kv)
-
-
 def warn_of_strategy(kv: str, tuned: Tuned | None) -> None:
     """Warn if a policy decodes with another strategy for K and V than it was tuned with."""
     if tuned is not None and kv != tuned.kv:
@@ -61,7 +57,7 @@ def warn_of_strategy(kv: str, tuned: Tuned | None) -> None:
             f"the policy was tuned with K and V by {tuned.kv}, and decodes with {kv}: what was said of its "
             "quality and speed does not hold",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -180,6 +176,43 @@ def check_tuned_heads(
             fix="give heads=FILE (--heads FILE), the file that its trace was made with"
             if tuned_reading is not None
             else "leave heads= (--heads) out, or tune on a trace that was made with these",
+        )
+
+
+def check_maps(
+    policy: ExitPolicy, heads: ExitHeads | None, layers: int | None = None, dtype: str | None = None
+) -> None:
+    """Refuse to map K and V where the heads have no maps, or not from every exit of a policy.
+
+    layers, dtype: of the model, where it is known, else those that the maps are of.
+
+    Raises InputError for maps that are missing or another model's, PolicyError for exits without.
+    """
+    if heads is not None:
+        layers = int(heads.model["layers"]) if layers is None else layers
+    exits = [] if layers is None else sorted(exit for exit in policy.needs(layers) if exit < layers - 1)
+    fix = FIT_MAPS.format(",".join(map(str, exits)) or "EXITS")
+    if heads is None or heads.kv_maps is None:
+        raise InputError(
+            "K and V cannot be mapped: there are no K,V maps"
+            + ("" if heads is None else " in these exit heads"),
+            where='kv "mapped"',
+            fix=f"fit them and give the file (--heads FILE): {fix}",
+        )
+    for what, value in {"layers": layers, "dtype": dtype}.items():
+        if value is not None and heads.model[what] != value:
+            raise InputError(
+                f"the K,V maps are of a model with {what} {heads.model[what]}, this one has {value}",
+                where='kv "mapped"',
+                fix=f"fit maps of this model: {fix}",
+            )
+    missing = heads.kv_maps.missing(exits, int(heads.model["layers"]))
+    if missing:
+        raise PolicyError(
+            f"{policy} leaves at exit {missing[0]}, which has no K,V maps; they start at: "
+            + ", ".join(map(str, heads.kv_maps.exits)),
+            where='kv "mapped"',
+            fix=f"choose a policy whose exits are among these, or fit maps of its exits: {fix}",
         )
 
 
