@@ -8,8 +8,8 @@ exits at 1/4, 1/2, 3/4 over their ideal: the run's own never-exit time, times wh
 exit's layers, head and K,V projections over what it says of the whole model. speculate: over
 `generate(assistant_early_exit=k)` at the same k and its best draft length, and over plain. batch: tokens per
 second of 8 sequences in lockstep and rebatched, over plain batched decoding. All contenders take turns in
-blocks of a few tokens (see `offramp.decoding.bench.bench.measure`); ratios have a 95 % interval over prompts.
-The last line is one JSON object.
+blocks of a few tokens (see `offramp.decoding.measurement.bench.measure`); ratios have a 95 % interval over
+prompts. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.bench import run, settle
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.clusters import combined_clusters, ratio_of
-from offramp.decoding.bench.contenders import GENERATE, NEVER, Extent
-from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.results import BenchResult, Cluster, Interval
-from offramp.decoding.bench.together import Measurement
-from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import run, settle
+from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
+from offramp.decoding.measurement.intervals import combined_clusters, ratio_of
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.measurement import Measurement
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.results import BenchResult, Cluster, Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.workloads.registry import load_workload

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
-from offramp.decoding.bench.combined_file import combined_to_json
+from offramp.decoding.measurement.combined_file import combined_to_json
 from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (

@@ -16,7 +16,7 @@ from rich.console import Console
 import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
-from offramp.decoding.bench.result_file import from_json, read_results
+from offramp.decoding.measurement.result_file import from_json, read_results
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"

@@ -10,7 +10,7 @@ import pytest
 
 from command_line import Outcome, run_offramp
 from offramp.cli.run_folder import COMBINED_FILE, COMBINED_PAGE, RUN_FILE, claim
-from offramp.decoding.bench.combined_file import combined_from_json, read_combined
+from offramp.decoding.measurement.combined_file import combined_from_json, read_combined
 from offramp.report.combined_words import advice
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama

@@ -10,10 +10,10 @@ import pytest
 
 import offramp
 from command_line import run_offramp, tree
-from offramp.decoding.bench.bench import settle
 from offramp.decoding.generation.generate import FULL_MODEL
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.measurement.bench import settle
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.models.dense_cache import CACHE_VARIABLE
 from offramp.models.loading import find_source

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
-from offramp.decoding.bench import budget, entrant, visits
-from offramp.decoding.bench.bench import settle
-from offramp.decoding.bench.contenders import GENERATE, Setting
-from offramp.decoding.bench.entrant import Decoded, Entrant, PromptBatch, Running, decoding_in_steps
-from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Counted, Interval
+from offramp.decoding.measurement import answers, decoder, turns
+from offramp.decoding.measurement.bench import settle
+from offramp.decoding.measurement.contenders import GENERATE, Setting
+from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch, Running, decoding_in_steps
+from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted, Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 
@@ -43,7 +43,7 @@ class Clock:
         self.now = 0.0
         self.log: list[tuple[str, int]] = []
         fake = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
-        for module in (budget, entrant, visits):
+        for module in (answers, decoder, turns):
             monkeypatch.setattr(module, "time", fake)
 
 
@@ -96,9 +96,9 @@ class Fake:
         return FakeRunning(self.clock, self.name, prompts, each, self.at_once, new_tokens)
 
     @property
-    def entrant(self) -> Entrant:
+    def decoder(self) -> Decoder:
         start = self.start if self.stepping else None
-        return Entrant(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
+        return Decoder(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
 
 
 def made_up_result(*further: Contender, **changes: Any) -> BenchResult:

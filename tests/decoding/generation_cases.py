@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import offramp
+from offramp.decoding.compatibility import PolicySource
 from offramp.decoding.generation import generate
-from offramp.decoding.generation.compatibility import PolicySource
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
 from offramp.models.calls import first_tensor

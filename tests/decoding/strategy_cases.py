@@ -21,12 +21,12 @@ for room in ("models", "tracing"):
 import family_configs
 from tracing_models import build_family, llama, tiny_model, workload_of
 
-from offramp.decoding.engine.abilities import ABILITIES
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import ABILITIES
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.reading.exits import ExitReader
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows

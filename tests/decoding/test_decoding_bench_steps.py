@@ -11,9 +11,8 @@ import torch
 from bench_cases import family_model
 from generation_cases import POLICY, generate_batch, tiny_llama
 
-from offramp.decoding.bench.entrant import PromptBatch, Running, batches_of, decoding_in_steps
-from offramp.decoding.bench.generating import generate, own_config, plain_config
-from offramp.decoding.bench.steps import LoopRunning, PlainRunning
+from offramp.decoding.measurement.decoder import PromptBatch, Running, batches_of, decoding_in_steps
+from offramp.decoding.measurement.running import LoopRunning, PlainRunning, generate, own_config, plain_config
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.models.model import Model

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.forecast import (
+from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
+from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.forecast import (
     Decoding,
     forecast,
     mean_position,
@@ -24,9 +26,7 @@ from offramp.decoding.bench.forecast import (
     ratio_of,
     seconds_per_token,
 )
-from offramp.decoding.bench.results import Interval
-from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
-from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.results import Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.policies.bill import PARTS, Item

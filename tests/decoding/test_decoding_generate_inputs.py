@@ -25,17 +25,17 @@ from generation_cases import POLICY, PROMPTS, assert_same, ids_of, tiny_llama
 
 import offramp
 from offramp.decoding import options
-from offramp.decoding.engine.abilities import Abilities
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.arguments import KEPT_BACK, given_to_generate
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits, is_broken
-from offramp.decoding.generation.compatibility import (
+from offramp.decoding.compatibility import (
     check_model,
     check_tuned_early,
     warn_of_strategy,
 )
-from offramp.decoding.generation.problems import describe_problem
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Abilities
+from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.generation.arguments import KEPT_BACK, given_to_generate
+from offramp.decoding.generation.failures import describe_problem
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
@@ -471,7 +471,7 @@ def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest
     with pytest.raises(OfframpError, match=r"memory ran out for 4 x \d+ tokens") as caught:
         offramp.generate(model, list(PROMPTS), max_new_tokens=8, streamer=Interrupts(error))
     assert "3 prompts at a time" in caught.value.fix
-    monkeypatch.setattr("offramp.decoding.generation.memory.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
+    monkeypatch.setattr("offramp.decoding.generation.failures.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
     with pytest.raises(OfframpError) as caught:
         offramp.generate(model, PROMPTS[0], max_new_tokens=8, streamer=Interrupts(error))
     assert "give at most 5 tokens a prompt" in caught.value.fix

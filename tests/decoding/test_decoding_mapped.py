@@ -17,8 +17,8 @@ from strategy_cases import Scripted
 
 import offramp
 from models.family_configs import VOCABULARY, build_family
+from offramp.decoding.compatibility import check_tuned_heads
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.compatibility import check_tuned_heads
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions

@@ -13,8 +13,13 @@ import torch
 from offramp.decoding.generation.generate import generate
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.quality import accuracy
-from offramp.decoding.quality.accuracy import answer_text, task_score
-from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
+from offramp.decoding.quality.accuracy import (
+    answer_text,
+    full_likelihood,
+    option_tokens,
+    policy_likelihood,
+    task_score,
+)
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError
 from offramp.models.model import Model

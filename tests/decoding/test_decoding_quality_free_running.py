@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.decoding.bench.results import Interval
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.measurement.results import Interval
 from offramp.decoding.quality import free_running as module
 from offramp.decoding.quality.drift import drift, drift_of
 from offramp.decoding.quality.free_running import free_running, full_models_choices, tokens_before_divergence

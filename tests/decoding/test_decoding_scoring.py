@@ -20,7 +20,7 @@ from strategy_cases import Scripted, build_windowed, tiny_model
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.likelihood import policy_likelihood
+from offramp.decoding.quality.accuracy import policy_likelihood
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.policies.grammar import parse_policy
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import offramp
 from offramp.costs.hardware import find_machine
+from offramp.decoding.exit_readout.head import OutputHead
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.reading.head import OutputHead
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import count_plain, count_steps
 from offramp.policies.bill import make_bill

@@ -210,7 +210,7 @@ def bench(
         )
         return
     from offramp.cli.bench_request import read_request
-    from offramp.decoding.bench.budget import Limits
+    from offramp.decoding.measurement.answers import Limits
     from offramp.tracing.model_request import find_model, read_transforms
 
     request = read_request(
@@ -241,7 +241,7 @@ def bench(
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.decoding.bench.result_file import contenders_json, to_json, write_results
+    from offramp.decoding.measurement.result_file import contenders_json, to_json, write_results
 
     if processes > 1:
         from offramp.cli.bench_processes import measured_in_processes

@@ -12,10 +12,10 @@ from offramp.cli.options import idle_draft_length, refuse_idle, require_json_fil
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import check_limits, require_sizes, settle
-from offramp.decoding.bench.beside import expected_position, predict_cells
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import Extent, Setting
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
+from offramp.decoding.measurement.contenders import Extent, Setting
+from offramp.decoding.measurement.judged import expected_position, predict_cells
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Task

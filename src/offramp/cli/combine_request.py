@@ -10,10 +10,10 @@ from typing import Any
 from offramp.cli.bench_request import PROMPTS
 from offramp.cli.options import refuse_idle, require_options
 from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
-from offramp.decoding.bench.acceleration import SPECULATE, read_accelerations
-from offramp.decoding.bench.bench import check_limits, require_sizes
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.combine import FLOOR, require_floor, require_policy
+from offramp.decoding.measurement.accelerations import SPECULATE, read_accelerations
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import check_limits, require_sizes
+from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError

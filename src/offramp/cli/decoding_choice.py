@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
-from offramp.decoding.bench.trials import TRIAL_TOKENS
+from offramp.decoding.measurement.contenders import SHORT
+from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
 from offramp.report.headline import HEADLINE_FLOOR

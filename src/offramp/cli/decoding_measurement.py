@@ -10,18 +10,18 @@ from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import settle
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import SHORT, Setting
-from offramp.decoding.bench.judged import (
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import settle
+from offramp.decoding.measurement.contenders import SHORT, Setting
+from offramp.decoding.measurement.judged import (
     NO_STATIC_CACHE,
     Judged,
     judge_measurement,
     predict_unseen,
     prompt_notes,
 )
-from offramp.decoding.bench.together import Measurement, run_together
-from offramp.decoding.bench.traced_prompts import PROMPTS, Prompts
+from offramp.decoding.measurement.measurement import Measurement, run_together
+from offramp.decoding.measurement.prompts import PROMPTS, Prompts
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import OfframpError
 from offramp.models.model import Model

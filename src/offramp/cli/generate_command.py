@@ -154,7 +154,7 @@ def generate(
 
 def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None) -> None:
     """Raise InputError for a number out of its range."""
-    from offramp.decoding.generation.sampling import RANGES
+    from offramp.decoding.generation.arguments import RANGES
 
     ranges = {
         "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from offramp.decoding.generation.compatibility import (
+from offramp.decoding.compatibility import (
     HeadsSource,
     PolicySource,
     check_maps,

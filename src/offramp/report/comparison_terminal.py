@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.measurement.combined_file import combined_from_json
 from offramp.report.combined_words import advice
 from offramp.report.comparison_answers import NEVER, has_defect, overall_decision
 from offramp.report.comparison_headline import best_sentences, headline, left_over, not_claimed

@@ -14,7 +14,7 @@ from study_cases import BROKEN, DOCUMENTS, LENGTH, bench_result
 
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
-from offramp.decoding.bench.combined_file import combined_to_json
+from offramp.decoding.measurement.combined_file import combined_to_json
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text, write_sealed_json
 from offramp.report.decoded import Decoded, DecodedPolicy

@@ -11,8 +11,8 @@ import torch
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.execution.prompts import Opening
 from offramp.decoding.generation.early_exit import check_decodable
+from offramp.decoding.generation.failures import free_bytes, key_value_bytes
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.memory import free_bytes, key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.options import DecodingOptions

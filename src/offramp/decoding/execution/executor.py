@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.decoding.compatibility import HeadsSource, read_heads_source
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
 from offramp.decoding.execution.prompts import Opening, Openings, choose_openings, traced_workload
 from offramp.decoding.execution.store import ExecutionStore, request_of
-from offramp.decoding.generation.compatibility import HeadsSource, read_heads_source
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import Judge
 from offramp.decoding.rerun.rerunner import Rerunner, require_heads, with_maps_of

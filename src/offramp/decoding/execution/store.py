@@ -36,7 +36,7 @@ CODE = (
     "decoding/engine",
     "decoding/generation",
     "decoding/options.py",
-    "decoding/reading",
+    "decoding/exit_readout",
     "decoding/strategies",
     "decoding/quality/judging.py",
     "decoding/quality/free_running.py",

@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.generation.answers import Answers
-from offramp.decoding.generation.arguments import given_to_generate, refuse_arguments
-from offramp.decoding.generation.choosing import Chooser
-from offramp.decoding.generation.compatibility import (
+from offramp.decoding.compatibility import (
     HeadsSource,
     PolicySource,
     check_policy,
     check_tuned_heads,
 )
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.arguments import given_to_generate, refuse_arguments
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.result import Answers, BatchGeneration
 from offramp.decoding.options import LOCKSTEP, DecodingOptions
-from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Request

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.compatibility import (
+from offramp.decoding.compatibility import (
     HeadsSource,
     PolicySource,
     check_number,
     check_policy,
 )
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.arguments import SAMPLES, check_sampling
 from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.generation.failures import explain_out_of_memory
 from offramp.decoding.generation.loop import Loop
-from offramp.decoding.generation.memory import explain_out_of_memory
 from offramp.decoding.generation.prompts import (
     Prompt,
     PromptBatch,
@@ -29,7 +30,6 @@ from offramp.decoding.generation.prompts import (
     token_rows,
 )
 from offramp.decoding.generation.result import BatchGeneration, Generation
-from offramp.decoding.generation.sampling import SAMPLES, check_sampling
 from offramp.decoding.options import LOCKSTEP, DecodingOptions
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError

@@ -14,13 +14,13 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.answers import About, Answers
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
-from offramp.decoding.generation.problems import describe_problem, prompt_entropy
-from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.exit_readout.reader import Reader
+from offramp.decoding.generation.failures import describe_problem
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
+from offramp.decoding.generation.policy_driver import PolicyDriver
+from offramp.decoding.generation.prompts import prompt_entropy
+from offramp.decoding.generation.result import About, Answers, BatchGeneration
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.reading.reader import Reader
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
@@ -141,12 +141,12 @@ class Loop:
     def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
         """What a strategy works with. facts: of the documents, as the policy reads them."""
         plan, batch = self.plan, self.sequences.batch
-        asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
+        driver = PolicyDriver(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
         return Work(
             engine=plan.engine,
             options=plan.options,
             sequences=self.sequences,
-            asking=asking,
+            driver=driver,
             chooser=self.chooser,
             meter=self.meter,
             tokens=lambda: self.answers.ids,
@@ -160,7 +160,7 @@ class Loop:
     def step(self, strategy: Strategy) -> None:
         """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
         running = (~self.answers.finished).cpu().numpy()
-        strategy.work.asking.finished[:] = ~running
+        strategy.work.driver.finished[:] = ~running
         self.chooser.finished = None if running.all() else self.answers.finished
         if self.drops and int(running.sum()) < self.sequences.batch:
             self._drop(strategy, running)
@@ -183,14 +183,14 @@ class Loop:
 
     def _drop(self, strategy: Strategy, running: NDArray[np.bool_]) -> None:
         """Only running rows, bool [batch], go on."""
-        asking = strategy.work.asking
-        before = np.arange(len(running)) if asking.present is None else asking.present
+        driver = strategy.work.driver
+        before = np.arange(len(running)) if driver.present is None else driver.present
         rows = np.flatnonzero(running[before])
         self.sequences.select_rows(rows)
         device = self.answers.ids.device
         strategy.keep_rows(torch.from_numpy(rows).to(device))
-        asking.present = np.flatnonzero(running)
-        self.chooser.present = torch.from_numpy(asking.present).to(device)
+        driver.present = np.flatnonzero(running)
+        self.chooser.present = torch.from_numpy(driver.present).to(device)
 
     def _add(self, advance: Advance) -> None:
         self.answers.add(advance.tokens, advance.chosen, advance.exits, advance.scores)

@@ -13,14 +13,13 @@ from torch import Tensor
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
-from offramp.decoding.generation.memory import explain_out_of_memory
-from offramp.decoding.generation.problems import describe_problem, prompt_entropy
-from offramp.decoding.generation.prompts import check_ids
+from offramp.decoding.generation.failures import describe_problem, explain_out_of_memory
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
+from offramp.decoding.generation.policy_driver import PolicyDriver
+from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.reading.exits import ExitReader
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Strategy, Work
@@ -131,7 +130,7 @@ class Scorer:
             engine=engine,
             options=options,
             sequences=sequences,
-            asking=Asking(options.policy, engine.layers, 1, self._reader, meter, facts),
+            driver=PolicyDriver(options.policy, engine.layers, 1, self._reader, meter, facts),
             chooser=chooser,
             meter=meter,
             tokens=lambda: sequences.ids,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.decoding.generation.compatibility import (
+from offramp.decoding.compatibility import (
     check_policy,
 )
 from offramp.decoding.options import DecodingOptions

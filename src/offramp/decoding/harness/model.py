@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import EarlyExit, check_decodable
-from offramp.decoding.generation.memory import explain_out_of_memory
+from offramp.decoding.generation.failures import explain_out_of_memory
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
 from offramp.decoding.harness.depth import Depth, Depths, depth_table

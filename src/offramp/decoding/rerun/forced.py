@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.rerun.batches import first_decided
-from offramp.decoding.rerun.sequences import TracedSequence
+from offramp.decoding.rerun.sequences import TracedSequence, first_decided
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute

@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offramp.decoding.compatibility import HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.compatibility import HeadsSource, PolicySource, read_heads_source
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
-from offramp.decoding.generation.problems import prompt_entropy
+from offramp.decoding.generation.prompts import prompt_entropy
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.reading.exits import ExitReader
-from offramp.decoding.rerun.batches import Batch, first_decided, make_batches
 from offramp.decoding.rerun.carried import InputsAfter, unchanged
 from offramp.decoding.rerun.forced import decode_forced
 from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Untouched
 from offramp.decoding.rerun.result import Drift, How, RerunResult
-from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.decoding.rerun.sequences import Batch, first_decided, make_batches, traced_sequences
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.state_maps import StateMaps

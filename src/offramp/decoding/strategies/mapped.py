@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from offramp.decoding.compatibility import check_maps
 from offramp.decoding.engine.sequences import States
-from offramp.decoding.generation.compatibility import check_maps
-from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.rebatch import LeftStates
+from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Request, Work
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser
+from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.policy_driver import PolicyDriver
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.state_maps import StateMaps
 
@@ -24,7 +24,7 @@ from offramp.decoding.strategies.state_maps import StateMaps
 class Work:
     """What a strategy works with during one generation.
 
-    sequences: fed up to the prompt's end, which has run all layers. asking: the policy at work, and the
+    sequences: fed up to the prompt's end, which has run all layers. driver: the policy at work, and the
     exits' readings. chooser: from logits to tokens (processors, sampling, forced tokens). tokens: of the
     whole batch so far, int64 [batch, length], also where sequences hold the rows that are not over only.
     limit: new tokens that are wanted in all, None for no limit; end_tokens: those that end a row: both end a
@@ -34,7 +34,7 @@ class Work:
     engine: Engine
     options: DecodingOptions
     sequences: Sequences
-    asking: Asking
+    driver: PolicyDriver
     chooser: Chooser
     meter: Meter
     tokens: Callable[[], Tensor]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.combined_file import combined_from_json
 from offramp.report.combined_words import advice, effect_sentences
 from offramp.report.markup import bullets, disclosure, element, kind_chip, text
 from offramp.report.sections.combined import (

@@ -25,10 +25,10 @@ from offramp.studies.work.inputs import (
 from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
-    from offramp.decoding.bench.contenders import Setting
-    from offramp.decoding.bench.judged import Judged
-    from offramp.decoding.bench.together import Measurement
-    from offramp.decoding.bench.traced_prompts import Prompts
+    from offramp.decoding.measurement.contenders import Setting
+    from offramp.decoding.measurement.judged import Judged
+    from offramp.decoding.measurement.measurement import Measurement
+    from offramp.decoding.measurement.prompts import Prompts
     from offramp.models.model import Model
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
@@ -66,7 +66,7 @@ class DecodeWork:
 
     def run(self, task: Task, context: Context) -> None:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
-        recipe's; and what `offramp.decoding.bench` raises.
+        recipe's; and what `offramp.decoding.measurement` raises.
         """
         require_planned(task)
         machine = profile_in(context.input("profile"))
@@ -114,8 +114,8 @@ def _decode(
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The measurement as the task's result."""
-    from offramp.decoding.bench.bench import settle
-    from offramp.decoding.bench.traced_prompts import pick_prompts
+    from offramp.decoding.measurement.bench import settle
+    from offramp.decoding.measurement.prompts import pick_prompts
     from offramp.decoding.options import DecodingOptions
 
     kv, new_tokens = _strategy(model), recipe["new_tokens"]
@@ -137,15 +137,15 @@ def _measure(
     setting: Setting, trace: Trace, machine: Machine, prompts: Prompts, recipe: Mapping[str, Any]
 ) -> tuple[Measurement, Judged]:
     """Predicted first, then timed in turns, then judged. Raises what made the timing fail."""
-    from offramp.decoding.bench.budget import Limits
-    from offramp.decoding.bench.contenders import SHORT
-    from offramp.decoding.bench.judged import (
+    from offramp.decoding.measurement.answers import Limits
+    from offramp.decoding.measurement.contenders import SHORT
+    from offramp.decoding.measurement.judged import (
         NO_STATIC_CACHE,
         judge_measurement,
         predict_unseen,
         prompt_notes,
     )
-    from offramp.decoding.bench.together import run_together
+    from offramp.decoding.measurement.measurement import run_together
 
     seed, workload = recipe["seed"], str(setting.task)
     predicted = predict_unseen(setting, trace, machine, workload, seed=seed)
@@ -187,7 +187,7 @@ def _strategy(model: Model) -> str:
 def _result(
     model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
 ) -> dict[str, Any]:
-    from offramp.decoding.bench.result_file import to_json
+    from offramp.decoding.measurement.result_file import to_json
     from offramp.decoding.options import DecodingOptions
 
     chosen = []
