@@ -45,8 +45,7 @@ from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.measurement.circumstances import Load
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.prediction import LARGEST_RATIO
-from offramp.decoding.measurement.stream import Stream, prefill, widen
-from offramp.decoding.measurement.timed_steps import loop_after
+from offramp.decoding.measurement.timed_steps import Stream, loop_after, prefill, widen
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.models.model import Model
 from offramp.policies.bill import lines_of

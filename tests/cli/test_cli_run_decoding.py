@@ -31,7 +31,7 @@ from offramp.cli.decoding_measurement import Task
 from offramp.decoding.measurement.contenders import SHORT
 from offramp.decoding.measurement.prompts import (
     FEWEST_NEW_TOKENS,
-    PROMPT_TOKENS,
+    OPENING_TOKENS,
     PROMPTS,
     Prompts,
     pick_prompts,
@@ -365,7 +365,7 @@ def test_prompts_are_starts_of_documents_that_nothing_was_chosen_on(
     assert set(prompts.documents) <= judging
     texts = {document.id: document.text for document in workload.documents}
     for ids, name in zip(prompts.ids, prompts.documents, strict=True):
-        assert list(ids) == model.encode(texts[name])[:PROMPT_TOKENS]
+        assert list(ids) == model.encode(texts[name])[:OPENING_TOKENS]
     one = text_result.trace.subset(np.array([0]))
     assert not pick_prompts(model, workload, one).unseen
 

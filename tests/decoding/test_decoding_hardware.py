@@ -28,9 +28,8 @@ from offramp.decoding.measurement.machine_profiler import (
     measure_hardware,
     timing_positions,
 )
-from offramp.decoding.measurement.stream import prefill, widen
 from offramp.decoding.measurement.timed_probes import CANDIDATES, CHOICE
-from offramp.decoding.measurement.timed_steps import StepTimes
+from offramp.decoding.measurement.timed_steps import StepTimes, prefill, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, Tables, build_tables
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model

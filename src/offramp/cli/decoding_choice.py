@@ -13,9 +13,6 @@ from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
-DRAFT_LENGTH = 1
-"""Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
-
 MOST_NEW_TOKENS = 32
 MOST_ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""

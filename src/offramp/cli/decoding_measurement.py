@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
+from offramp.cli.decoding_choice import MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL
-from offramp.costs.machine import Machine
 from offramp.decoding.measurement.answers import Limits
-from offramp.decoding.measurement.bench import settle
-from offramp.decoding.measurement.contenders import SHORT, Setting
-from offramp.decoding.measurement.judged import (
-    NO_STATIC_CACHE,
-    Judged,
-    judge_measurement,
-    predict_unseen,
-    prompt_notes,
-)
-from offramp.decoding.measurement.measurement import Measurement, run_together
+from offramp.decoding.measurement.chosen import Chosen, decode_chosen
+from offramp.decoding.measurement.judged import Judged
 from offramp.decoding.measurement.prompts import PROMPTS, Prompts
-from offramp.decoding.options import DecodingOptions
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.policies.results import ReplayResult
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.run_result import WorkloadResult
 from offramp.workloads.workload import Workload
-
-TIMED_APART = 1
-"""Prompts of each text on which the parts of a policy's tokens are timed."""
 
 
 @dataclass(frozen=True)
@@ -55,59 +41,39 @@ def decode_together(
     Raises InputError or PolicyError for a policy that does not fit the model.
     """
     machine = prepared.machine if prepared.machine and prepared.machine.name == LOCAL else None
-    settings = [_setting(model, task, prepared, new_tokens) for task in tasks]
-    predicted = [
-        {} if machine is None else predict_unseen(setting, task.result.trace, machine, task.result.name)
-        for task, setting in zip(tasks, settings, strict=True)
+    chosen = [
+        Chosen(
+            task.result.name,
+            task.result.trace,
+            tuple((choice.policy, choice.kv) for choice in task.choices),
+            task.prompts,
+            PROMPTS,
+            task.left_out,
+        )
+        for task in tasks
     ]
-    measured = run_together(settings, extent=SHORT, limits=Limits(seconds, MOST_ROUNDS))
-    found: list[Decoded | OfframpError] = []
-    for task, one, predictions in zip(tasks, measured, predicted, strict=True):
-        try:
-            if isinstance(one, OfframpError):
-                raise one
-            found.append(_decoded(task, one, machine, predictions))
-        except OfframpError as error:  # the other texts still count
-            found.append(error)
-    return found
-
-
-def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> Setting:
-    room = _room(model, task, new_tokens)
-    cells = [
-        replace(_options(task, choice), heads=prepared.heads, new_tokens=room, draft_length=DRAFT_LENGTH)
-        for choice in task.choices
-    ]
-    return settle(model, cells, prompts=task.prompts.ids, task=task.workload.name)
-
-
-def _options(task: Task, choice: Choice) -> DecodingOptions:
-    """Policy and strategy of a choice; its name is that of its contender."""
-    return DecodingOptions.read(choice.policy, kv=choice.kv).for_task(task.workload.name)
-
-
-def _room(model: Model, task: Task, new_tokens: int) -> int:
-    """New tokens that the model's context has room for."""
-    if model.context_length is None:
-        return new_tokens
-    return min(new_tokens, model.context_length - max(map(len, task.prompts.ids)))
-
-
-def _decoded(
-    task: Task, measured: Measurement, machine: Machine | None, predicted: Mapping[str, ReplayResult]
-) -> Decoded:
-    """A measurement with its answers judged and its time predicted."""
-    notes = (NO_STATIC_CACHE, *task.left_out, *prompt_notes(task.prompts, PROMPTS))
-    judged = judge_measurement(
-        measured, machine, predicted=predicted, workload=task.result.name, parts_of=TIMED_APART, notes=notes
+    found = decode_chosen(
+        model,
+        chosen,
+        machine,
+        heads=prepared.heads,
+        new_tokens=new_tokens,
+        limits=Limits(seconds, MOST_ROUNDS),
     )
-    policies = tuple(_policy(task, choice, judged) for choice in task.choices)
+    return [
+        judged if isinstance(judged, OfframpError) else _decoded(task, one, judged)
+        for task, one, judged in zip(tasks, chosen, found, strict=True)
+    ]
+
+
+def _decoded(task: Task, chosen: Chosen, judged: Judged) -> Decoded:
+    names = [options.name for options in chosen.options]
+    policies = tuple(_policy(choice, name, judged) for choice, name in zip(task.choices, names, strict=True))
     return Decoded(task.result.name, judged.bench, policies, str(judged.bench.circumstances["date"]))
 
 
-def _policy(task: Task, choice: Choice, judged: Judged) -> DecodedPolicy:
+def _policy(choice: Choice, name: str, judged: Judged) -> DecodedPolicy:
     """One choice; a contender that was left out has neither forecast nor answers."""
-    name = _options(task, choice).name
     return DecodedPolicy(
         contender=name,
         forecast=judged.forecasts.get(name),

@@ -12,7 +12,6 @@ from offramp.decoding.measurement.decoder import Decoded
 from offramp.decoding.measurement.figures import records_of
 from offramp.decoding.measurement.forecast import Decoding, forecast, predict
 from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.prompts import Prompts
 from offramp.decoding.measurement.results import (
     BenchResult,
     Contender,
@@ -23,11 +22,9 @@ from offramp.decoding.measurement.results import (
 )
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.free_running import Judgements, free_running
-from offramp.errors import InputError
 from offramp.policies.results import ReplayResult
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.trace import Trace
-from offramp.tuning.splits import split_documents
 
 DRAFTING = "speculate"
 PLAIN_ROLES = ("plain", "a/a")
@@ -193,37 +190,14 @@ def _seconds(measurement: Measurement, name: str) -> float:
     return found.value
 
 
-NO_STATIC_CACHE = (
-    "plain decoding is the fastest of never exit and generate(); a static cache was not tried here"
-)
-
-
 @dataclass(frozen=True)
 class Judged:
     """What was measured, with forecasts. forecasts, free_running: by the cell's name, of what was timed."""
 
+    measurement: Measurement
     bench: BenchResult
     forecasts: Mapping[str, Forecast]
     free_running: Mapping[str, FreeRunning]
-
-
-def predict_unseen(
-    setting: Setting, trace: Trace, machine: Machine, workload: str, *, seed: int = 0
-) -> Mapping[str, ReplayResult]:
-    """Every policy replayed on documents that none was chosen on, by the cell's name; before any timing.
-
-    A policy that cannot be replayed (an exit that was not traced, a probe without a price) is left out. seed:
-    that the policies were chosen with.
-    """
-    judging = split_documents(trace, seed)[1]
-    unseen = trace.subset(judging) if len(judging) else trace
-    found: dict[str, ReplayResult] = {}
-    for cell in setting.cells:
-        try:
-            found |= predict_cells(replace(setting, cells=(cell,)), unseen, machine, workload)
-        except InputError:
-            continue
-    return found
 
 
 def judge_measurement(
@@ -252,12 +226,4 @@ def judge_measurement(
     bench = replace(measured.result, notes=(*measured.result.notes, *notes))
     if quality:
         bench = with_agreement(bench, measured.setting, judged)
-    return Judged(with_forecasts(bench, forecasts), forecasts, judged)
-
-
-def prompt_notes(prompts: Prompts, wanted: int) -> list[str]:
-    """What to bear in mind of prompts of which so many were wanted."""
-    notes = [] if len(prompts.ids) >= wanted else [f"{len(prompts.ids)} of {wanted} prompts were at hand"]
-    if not prompts.unseen:
-        notes.append("the prompts are of documents that policies were chosen on: there are no others")
-    return notes
+    return Judged(measured, with_forecasts(bench, forecasts), forecasts, judged)

@@ -23,9 +23,8 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.cache_probe import cache_keyword
 from offramp.decoding.measurement.circumstances import Load
 from offramp.decoding.measurement.plain_timing import PlainTiming, time_plain_decoding
-from offramp.decoding.measurement.stream import Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timed_probes import probe_sizes
-from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes
+from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model

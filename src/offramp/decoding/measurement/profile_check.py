@@ -13,7 +13,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.measurement.intervals import median
 from offramp.decoding.measurement.running import own_config, plain_config
-from offramp.decoding.measurement.stream import prompt_ids
+from offramp.decoding.measurement.timed_steps import prompt_ids
 from offramp.decoding.measurement.timing_tables import whole_at
 from offramp.models.model import Model
 
