@@ -27,15 +27,15 @@ _HOMES = {
     "judge": "offramp.tuning.judging",
     "league": "offramp.tuning.league",
     "tune": "offramp.decoding.execution.tune",
-    "tune_tasks": "offramp.decoding.execution.tasks",
-    "TunedTasks": "offramp.decoding.execution.tasks",
+    "tune_tasks": "offramp.decoding.execution.tune",
+    "TunedTasks": "offramp.decoding.execution.tune",
     "Tuned": "offramp.tuning.tuned",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
-    "measure_hardware": "offramp.decoding.hardware",
-    "bench": "offramp.decoding.bench.bench",
+    "measure_hardware": "offramp.decoding.measurement.machine_profiler",
+    "bench": "offramp.decoding.measurement.bench",
     "generate": "offramp.decoding.generation.generate",
     "rerun": "offramp.decoding.rerun.rerunner",
     "RerunResult": "offramp.decoding.rerun.result",
@@ -51,13 +51,12 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from offramp.costs.hardware import find_machine
-    from offramp.decoding.bench.bench import bench
-    from offramp.decoding.execution.tasks import TunedTasks, tune_tasks
-    from offramp.decoding.execution.tune import tune
+    from offramp.decoding.execution.tune import TunedTasks, tune, tune_tasks
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
     from offramp.decoding.generation.result import Generation
-    from offramp.decoding.hardware import measure_hardware
+    from offramp.decoding.measurement.bench import bench
+    from offramp.decoding.measurement.machine_profiler import measure_hardware
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.decoding.rerun.result import RerunResult
     from offramp.errors import InputError, OfframpError

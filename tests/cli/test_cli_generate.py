@@ -242,7 +242,11 @@ BAD = {
     "a seed without samples": (["--seed", 1], "--seed means nothing with greedy decoding", "--temperature"),
     "a check of samples": (["--temperature", 1, "--check"], "by chance", "leave --check out"),
     "an idle draft length": (["--draft-length", 2], "means nothing with --kv propagate", "--kv speculate"),
-    "no draft length": (["--kv", "speculate", "--draft-length", 0], "a draft length cannot be '0'", "auto"),
+    "no draft length": (
+        ["--kv", "speculate", "--draft-length", 0],
+        "a draft length of 0 is not possible",
+        "auto",
+    ),
     "an idle batching": (["--batching", "rebatch"], "means nothing with one prompt", "another --prompt"),
     "an unknown dtype": (["--dtype", "float12"], "unknown dtype 'float12'", "float32"),
     "an empty prompt": (["--prompt", " \n"], "the prompt is empty", "write some text"),
@@ -312,8 +316,7 @@ def test_other_heads_than_tuned_with_are_refused_before_loading(
     base = {"fingerprint": model.identity.fingerprint, "heads": {"fingerprint": "abc", "lens": True}}
     tuned = SimpleNamespace(kv="propagate", model=base, heads_file=None)
     source = (offramp.parse_policy("static:exit=2"), tuned)
-    for module in ("offramp.decoding.generation.binding", "offramp.cli.bench_request"):
-        monkeypatch.setattr(f"{module}.read_policy_source", lambda _: source)
+    monkeypatch.setattr("offramp.decoding.options.read_policy_source", lambda _: source)
     monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
     name, *options = command
     refused = run_offramp(name, tiny_model, *options, "--heads", tmp_path / "own.heads").require(2)

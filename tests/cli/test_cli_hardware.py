@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import offramp.decoding.hardware
+import offramp.decoding.measurement.machine_profiler
 from command_line import run_offramp, tree
 from offramp.costs.local_store import load_local_profile
 from offramp.costs.timings import TimingsProfile
@@ -17,7 +17,7 @@ from offramp.records.typed import from_json
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFRAMP_CACHE", str(folder))
-    monkeypatch.setattr(offramp.decoding.hardware, "MOST_ROUNDS", 4)
+    monkeypatch.setattr(offramp.decoding.measurement.machine_profiler, "MOST_ROUNDS", 4)
     return folder
 
 

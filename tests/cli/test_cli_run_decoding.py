@@ -28,15 +28,15 @@ from offramp.cli.decoding_choice import (
 )
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task
-from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.groups import FEWEST_VISITS
-from offramp.decoding.bench.traced_prompts import (
+from offramp.decoding.measurement.contenders import SHORT
+from offramp.decoding.measurement.prompts import (
     FEWEST_NEW_TOKENS,
-    PROMPT_TOKENS,
+    OPENING_TOKENS,
     PROMPTS,
     Prompts,
     pick_prompts,
 )
+from offramp.decoding.measurement.turns import FEWEST_VISITS
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
@@ -367,7 +367,7 @@ def test_prompts_are_starts_of_documents_that_nothing_was_chosen_on(
     assert set(prompts.documents) <= judging
     texts = {document.id: document.text for document in workload.documents}
     for ids, name in zip(prompts.ids, prompts.documents, strict=True):
-        assert list(ids) == model.encode(texts[name])[:PROMPT_TOKENS]
+        assert list(ids) == model.encode(texts[name])[:OPENING_TOKENS]
     one = text_result.trace.subset(np.array([0]))
     assert not pick_prompts(model, workload, one).unseen
 

@@ -75,7 +75,7 @@ def test_another_copy_another_folder_and_one_strategy(trace: Path, tiny_model: P
         (["--seconds", "0"], "0.0 seconds are no time"),
         (["--batch", "2"], "not a batch of 2"),
         (["--kv", "speculate"], "speculate is lossless"),
-        (["--kv", "copy"], "unknown K,V strategy"),
+        (["--kv", "copy"], "unknown strategy"),
         (["--hardware", "h1000"], "unknown hardware"),
         (["--model", "smollm2"], "another model than the one that was traced"),
         (["--model", "no/such-folder"], "the trace's model cannot be had"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from bench_cases import made_up_result
 
-from offramp.decoding.bench.result_file import (
+from offramp.decoding.measurement.result_file import (
     contenders_json,
     read_results,
     write_results,
 )
-from offramp.decoding.bench.results import (
+from offramp.decoding.measurement.results import (
     BenchResult,
     Contender,
     FloorCheck,

@@ -11,8 +11,8 @@ from page_reader import Page
 from report_examples import example_run
 
 from combine_cases import combined_result, quality
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.results import Contender, Interval
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.results import Contender, Interval
 from offramp.report.charts.product_chart import LEFT, RIGHT, ProductRow, product_svg
 from offramp.report.charts.scale import Scale
 from offramp.report.combined_page import render_combined, write_combined_page

@@ -13,7 +13,7 @@ from page_reader import Page
 from report_examples import example_run
 from rich.console import Console
 
-from offramp.decoding.bench.results import PartError
+from offramp.decoding.measurement.results import PartError
 from offramp.report.basis import REPAIR_NOTE
 from offramp.report.charts.beside_chart import BesideRow, beside_svg
 from offramp.report.charts.error_chart import ErrorPart, ErrorRow, error_svg

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from report_examples import example_run
 from rich.console import Console
 
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.results import Interval
 from offramp.report.page import render
 from offramp.report.policy_names import PolicyNames
 from offramp.report.ranking import NAMES, ranked

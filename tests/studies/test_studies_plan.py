@@ -13,7 +13,7 @@ from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, writ
 
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
-from offramp.decoding.bench import groups
+from offramp.decoding.measurement import turns
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.finding import find_source
@@ -368,7 +368,7 @@ rounds = 2
     head = 2048 * 50_000
     prompt = 64 * (2 * 1e9 + head * (2 + REDUCTION_FLOPS / 2048)) / 4e10
     once = prompt + 10 * step
-    assert estimates.FEWEST_VISITS == groups.FEWEST_VISITS
+    assert estimates.FEWEST_VISITS == turns.FEWEST_VISITS
     turn = (2 + 3) * once
     assert seconds("decode", 5, 1.0) == pytest.approx(loading + turn * (1 + 2))
     assert seconds("decode", 5, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 5))

@@ -13,9 +13,9 @@ from work_cases import Bench, planned, result_of
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import machine_facts, save_local_profile
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.contenders import GENERATE, NEVER
-from offramp.decoding.bench.results import BenchResult
-from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.measurement.contenders import GENERATE, NEVER
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.results import BenchResult
 from offramp.records.typed import from_json
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of

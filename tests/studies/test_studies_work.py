@@ -37,11 +37,11 @@ from offramp.costs.local_store import (
     save_local_profile,
 )
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.contenders import GENERATE, NEVER
-from offramp.decoding.bench.results import BenchResult
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.profile_check import ProfileCheck
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.contenders import GENERATE, NEVER
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.profile_check import ProfileCheck
+from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
@@ -350,9 +350,11 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
-    monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", measuring)
+    monkeypatch.setattr("offramp.decoding.measurement.machine_profiler.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
-    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
+    monkeypatch.setattr(
+        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+    )
     return measuring
 
 
@@ -405,7 +407,9 @@ def test_a_kept_profile_that_is_off_is_measured_again(
 ) -> None:
     bench.run(profile_task(bench), name="before")
     found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
-    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
+    monkeypatch.setattr(
+        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+    )
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2
 

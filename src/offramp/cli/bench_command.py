@@ -209,8 +209,8 @@ def bench(
             },
         )
         return
-    from offramp.cli.bench_request import check_early, read_request
-    from offramp.decoding.bench.budget import Limits
+    from offramp.cli.bench_request import read_request
+    from offramp.decoding.measurement.answers import Limits
     from offramp.tracing.model_request import find_model, read_transforms
 
     request = read_request(
@@ -241,7 +241,7 @@ def bench(
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.decoding.bench.result_file import contenders_json, write_results
+    from offramp.decoding.measurement.result_file import contenders_json, write_results
     from offramp.records.typed import to_json
 
     if processes > 1:
@@ -253,7 +253,7 @@ def bench(
 
         with stage("loading the model and checking its exits"):
             asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
-            check_early(request, asked, _only(heads))
+            request.options.check_asked(asked, _only(heads))
             loaded = asked.load()
         results = measured_results(loaded, request, out)
     if output is not None:

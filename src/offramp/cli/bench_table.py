@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from offramp.decoding.bench.results import BenchResult, Contender, Forecast, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
 from offramp.report.formats import counted, decimal, duration, interval_text, percent, timed_interval
 from offramp.report.timing_words import (
     contender_answer,

@@ -7,10 +7,10 @@ from pathlib import Path
 from offramp.cli.combine_request import CombineRequest
 from offramp.cli.combine_table import show_combined
 from offramp.cli.console import Output, progress_bar
-from offramp.decoding.bench.combine import combine
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.result_file import write_combined
+from offramp.decoding.measurement.combine import combine
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.result_file import write_combined
 from offramp.models.model import Model
 from offramp.records.typed import to_json
 from offramp.report.combined_page import write_combined_page

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
-from offramp.decoding.bench.trials import TRIAL_TOKENS
+from offramp.decoding.measurement.contenders import SHORT
+from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
-DRAFT_LENGTH = 1
-"""Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
-
 MOST_NEW_TOKENS = 32
 MOST_ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""

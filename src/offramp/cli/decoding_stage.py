@@ -23,9 +23,9 @@ from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
-from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
+from offramp.decoding.measurement.prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.model import Model

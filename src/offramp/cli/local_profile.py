@@ -9,8 +9,8 @@ from offramp.cli.console import stage
 from offramp.costs.local_store import disturbed, load_local_profile, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.hardware import BATCHES, measure_hardware
-from offramp.decoding.profile_check import check_profile
+from offramp.decoding.measurement.machine_profiler import BATCHES, measure_hardware
+from offramp.decoding.measurement.profile_check import check_profile
 from offramp.errors import InputError
 from offramp.models.model import Model
 

@@ -17,7 +17,7 @@ from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.decoding.execution.tasks import TunedTasks
+    from offramp.decoding.execution.tune import TunedTasks
     from offramp.scoring.estimate import Estimate
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
@@ -115,8 +115,7 @@ def tune(
     from offramp.cli.local_profile import kept_profile
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
     from offramp.costs.local_store import LOCAL
-    from offramp.decoding.execution.tasks import tune_tasks
-    from offramp.decoding.execution.tune import require_sizes
+    from offramp.decoding.execution.tune import require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.charging import machine_for
     from offramp.tracing.trace import Trace

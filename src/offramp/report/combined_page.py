@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.files import write_text_atomically
 from offramp.report.frame import FOOTER, brand, whole_page
 from offramp.report.markup import element, text

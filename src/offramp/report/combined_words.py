@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.combined import PLAIN_NAME, Combination, CombineResult, Effect, Quality
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect, Quality
+from offramp.decoding.measurement.results import Interval
 from offramp.report.formats import (
     counted,
     decimal,

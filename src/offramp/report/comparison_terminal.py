@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.records.typed import from_json
 from offramp.report.combined_words import advice
 from offramp.report.comparison_answers import NEVER, has_defect, overall_decision

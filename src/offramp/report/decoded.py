@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.decoding.bench.results import BenchResult, Contender, Forecast, FreeRunning, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning, Interval
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.decoding.bench.results import Contender, Interval
+from offramp.decoding.measurement.results import Contender, Interval
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import counted, interval_text, percent, whole_percent
 from offramp.report.run_result import WorkloadResult

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.results import Frontier
 from offramp.report.decoded import Decoded, Progress
 from offramp.scoring.card import ScoreCard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from offramp.decoding.bench.results import Answer, BenchResult, Contender, FloorCheck, Interval, Stopped
+from offramp.decoding.measurement.results import Answer, BenchResult, Contender, FloorCheck, Interval, Stopped
 from offramp.report.formats import (
     counted,
     decimal,

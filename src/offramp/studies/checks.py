@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from offramp.decoding.bench.acceleration import EXITS, SPECULATE
+from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
 from offramp.models.memory_size import parse_size
 from offramp.models.registry import DTYPES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from offramp.decoding.bench.acceleration import DECODERS
+from offramp.decoding.measurement.accelerations import DECODERS
 from offramp.errors import InputError
 from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune

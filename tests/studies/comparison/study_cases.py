@@ -14,8 +14,8 @@ from comparison_traces import easy_documents, synthetic_trace
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.answers import answer_of
-from offramp.decoding.bench.results import BenchResult, Contender, Counted, Interval
+from offramp.decoding.measurement.answers import answer_of
+from offramp.decoding.measurement.results import BenchResult, Contender, Counted, Interval
 from offramp.records.typed import to_json
 from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure

@@ -14,7 +14,7 @@ import torch
 
 from offramp.decoding.execution.execution import Execution
 from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError
 from offramp.files import (
     canonical_json,
@@ -35,7 +35,8 @@ CODE = (
     "policies",
     "decoding/engine",
     "decoding/generation",
-    "decoding/reading",
+    "decoding/options.py",
+    "decoding/exit_readout",
     "decoding/strategies",
     "decoding/quality/judging.py",
     "decoding/quality/free_running.py",
@@ -56,7 +57,7 @@ FILE = SealedFile(Kept, "{name} is damaged", "nothing: it is decoded again")
 
 
 def request_of(
-    model: Model, options: Options, openings: Sequence[Opening], *, new_tokens: int, rows: int
+    model: Model, options: DecodingOptions, openings: Sequence[Opening], *, rows: int
 ) -> dict[str, Any]:
     """Everything that changes what decoding some documents gives, as JSON.
 
@@ -72,7 +73,7 @@ def request_of(
         "draft_length": options.draft_length,
         "heads": None if options.heads is None else options.heads.fingerprint,
         "documents": [[opening.document, list(opening.ids)] for opening in openings],
-        "new_tokens": new_tokens,
+        "new_tokens": options.new_tokens,
         "rows": rows,
         "device": model.stack.device.type,
         "threads": torch.get_num_threads(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.results import Interval
 from offramp.report.charts.drawing import drawing, label, line, marker
 from offramp.report.charts.plain_axis import FOOT, LEFT, RIGHT, ROW, TOP, WIDTH, plain_axis
 from offramp.report.charts.scale import Scale, nice_range

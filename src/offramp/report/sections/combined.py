@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.combined import Combination, CombineResult
+from offramp.decoding.measurement.combined import Combination, CombineResult
 from offramp.report.charts.drawing import legend
 from offramp.report.charts.product_chart import MEASURED, PRODUCT, ProductRow, product_svg
 from offramp.report.combined_words import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.combined import CombineResult
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.records.typed import from_json
 from offramp.report.combined_words import advice, effect_sentences
 from offramp.report.markup import bullets, disclosure, element, kind_chip, text

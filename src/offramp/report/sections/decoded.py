@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.results import Forecast
+from offramp.decoding.measurement.results import Forecast
 from offramp.report.charts.beside_chart import BesideRow, beside_svg
 from offramp.report.decoded import Decoded
 from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offramp.decoding.bench.results import Contender, FreeRunning, Interval
+from offramp.decoding.measurement.results import Contender, FreeRunning, Interval
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import (
     NumberFormat,

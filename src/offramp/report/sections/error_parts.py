@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.results import Forecast
+from offramp.decoding.measurement.results import Forecast
 from offramp.report.charts.drawing import SERIES_COUNT
 from offramp.report.charts.error_chart import ErrorPart, ErrorRow, error_svg
 from offramp.report.decoded import Decoded, DecodedPolicy

@@ -9,7 +9,7 @@ from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
 
 OPTIONS = ("kv", "new_tokens", "rounds", "floor", "draft_length", "seed")
-"""Of `offramp.decoding.bench.combine.combine`, where the recipe has them."""
+"""Of `offramp.decoding.measurement.combine.combine`, where the recipe has them."""
 
 
 class CombineWork:
@@ -18,11 +18,11 @@ class CombineWork:
     kind = "combine"
 
     def run(self, task: Task, context: Context) -> None:
-        """Combine. Raises what `offramp.decoding.bench.combine.combine` raises, OfframpError for inputs that
-        are not the recipe's.
+        """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs
+        that are not the recipe's.
         """
-        from offramp.decoding.bench.combine import combine
-        from offramp.decoding.bench.prompts import prompts_of
+        from offramp.decoding.measurement.combine import combine
+        from offramp.decoding.measurement.prompts import prompts_of
 
         require_planned(task)
         require_this_machine(task, task.recipe["machine"])

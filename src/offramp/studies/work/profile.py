@@ -38,8 +38,8 @@ class ProfileWork:
 
 
 def _profile(model: Model, task: Task) -> TimingsProfile:
-    from offramp.decoding.hardware import measure_hardware
-    from offramp.decoding.profile_check import check_profile
+    from offramp.decoding.measurement.machine_profiler import measure_hardware
+    from offramp.decoding.measurement.profile_check import check_profile
 
     kept = _kept(model, task)
     if kept is not None and check_profile(model, kept).holds:
