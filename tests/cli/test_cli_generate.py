@@ -238,7 +238,7 @@ BAD = {
     "no temperature": (["--temperature", "nan"], "temperature cannot be nan", "above 0"),
     "a top-k of nothing": (["--top-k", 0], "top-k cannot be 0", "1 or more"),
     "a top-p beyond": (["--top-p", 1.5], "top-p cannot be 1.5", "1 at most"),
-    "a negative seed": (["--temperature", 1, "--seed", -1], "seed cannot be -1", "0 or more"),
+    "a negative seed": (["--temperature", 1, "--seed", -1], "seed cannot be -1", "from 0 to 2^63 - 1"),
     "a seed without samples": (["--seed", 1], "--seed means nothing with greedy decoding", "--temperature"),
     "a check of samples": (["--temperature", 1, "--check"], "by chance", "leave --check out"),
     "an idle draft length": (["--draft-length", 2], "means nothing with --kv propagate", "--kv speculate"),
