@@ -7,12 +7,17 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import jsonschema
 import pytest
 
 from command_line import finish, run_arguments, run_offramp, start_offramp, summary_of, tree
+from offramp.cli.run_command import next_commands
+from offramp.cli.run_folder import safe_name
 from offramp.errors import ModelError
+from offramp.report.run_result import RunResult
 from offramp.report.summary import summary_schema
 from tiny_models import LAYERS, write_tokenizer
 
@@ -120,6 +125,23 @@ def test_the_terminal_shows_verdict_scores_and_report(
     lines = shown.err.splitlines()
     assert all(line.startswith("- ") for line in lines), "plain lines where there is no terminal"
     assert any("tuning for 95 % agreement, by what decodes (about" in line for line in lines)
+
+
+def test_what_is_certified_comes_with_the_command_that_decodes_with_it() -> None:
+    def workload(name: str, policy: str, *, certified: bool) -> SimpleNamespace:
+        verdict = SimpleNamespace(floor=0.95, policy=policy, certified=certified)
+        return SimpleNamespace(name=name, verdicts=(verdict,))
+
+    texts = (
+        workload("prose:short", "static:exit=2", certified=True),
+        workload("chat", "never", certified=False),
+    )
+    run = cast("RunResult", SimpleNamespace(workloads=texts))
+    found = next_commands(run, Path("runs/a b"), "smollm2 --transform int8")
+    assert found == [
+        "offramp generate smollm2 --transform int8 --policy "
+        f"'runs/a b/policies/{safe_name('prose:short')}-tuned-0.95.json' --prompt TEXT"
+    ]
 
 
 @pytest.mark.usefixtures("remembered_answers")

@@ -10,6 +10,7 @@ from report_examples import example_run
 from rich.console import Console
 
 from offramp.decoding.measurement.results import Interval
+from offramp.report.formats import short_source
 from offramp.report.page import render
 from offramp.report.policy_names import PolicyNames
 from offramp.report.ranking import NAMES, ranked
@@ -36,6 +37,12 @@ def test_a_table_never_breaks_a_word_nor_the_width(rows, width) -> None:
     assert max(map(len, text.splitlines())) <= width
     shown = set(text.replace(":", " ").split())
     assert {word for row in rows for cell in row for word in cell.split()} <= shown
+
+
+def test_of_a_long_path_a_table_shows_the_last_part() -> None:
+    assert short_source("jsonl:/data/of/somebody/words.jsonl#text") == "jsonl:…/words.jsonl#text"
+    assert short_source("txt:/data/of/somebody/notes/") == "txt:…/notes"
+    assert short_source("prose:short") == "prose:short"
 
 
 def test_two_policies_never_share_a_name() -> None:

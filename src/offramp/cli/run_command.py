@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,13 +27,14 @@ from offramp.cli.options import (
     Transforms,
     require_options,
 )
-from offramp.cli.run_folder import SUMMARY_FILE
+from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, safe_name
 from offramp.errors import InputError
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from offramp.cli.run_writer import FinishedRun
+    from offramp.report.run_result import RunResult
 
 DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
 """The short items: enough documents of each to certify a floor on."""
@@ -124,6 +126,7 @@ def run(
     require_documents(workloads)
 
     from offramp.cli.pipeline import RunOptions, run_pipeline
+    from offramp.models.identity import command_name
     from offramp.report.terminal import print_summary, print_verdict_so_far
 
     options = RunOptions(
@@ -150,6 +153,10 @@ def run(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
     print_summary(finished.result, out.console, finished.report)
+    for line in next_commands(
+        finished.result, finished.report.parent, command_name(model, options.transforms)
+    ):
+        out.console.print(f"Decode with it: {line}", markup=False, soft_wrap=True)
     out.finish(_short(finished))
 
 
@@ -170,6 +177,21 @@ def _short(finished: FinishedRun) -> dict[str, Any]:
         "summary": str(finished.report.parent / SUMMARY_FILE),
         "report": str(finished.report),
     }
+
+
+def next_commands(result: RunResult, folder: Path, model: str) -> list[str]:
+    """The command that decodes with what was certified at the main floor, one for each text that has it.
+
+    model: as a command line names it, transforms included.
+    """
+    from offramp.report.headline import main_verdicts
+
+    found = []
+    for name, verdict in main_verdicts(result):
+        if verdict.certified and verdict.policy != "never":
+            policy = folder / POLICIES / f"{safe_name(name)}-tuned-{verdict.floor:g}.json"
+            found.append(f"offramp generate {model} --policy {shlex.quote(str(policy))} --prompt TEXT")
+    return found
 
 
 def _require_budget(seconds: float | None, decode: bool) -> None:

@@ -22,7 +22,7 @@ from offramp.report.comparison_words import (
     row_name,
     thousandths,
 )
-from offramp.report.formats import NumberFormat, percent, times
+from offramp.report.formats import NumberFormat, percent, short_source, times
 from offramp.report.sections.compare_figures import best_saving, floors_of, score, without_speed
 from offramp.report.sections.compare_leaderboard import ordered
 from offramp.report.sections.compare_pairs import said
@@ -86,7 +86,7 @@ def models_table(rows: Sequence[Row]) -> WordTable:
     for row in rows[:SHOWN]:
         speeds = [speed_text(row, floor) for floor in floors]
         scores = [stacked(score(row, key), number) for key, _, number in SCORES]
-        table.add_row(escape(row_name(row)), escape(row.workload), *speeds, *scores)
+        table.add_row(escape(row_name(row)), escape(short_source(row.workload)), *speeds, *scores)
     return table
 
 
@@ -122,7 +122,8 @@ def strategies_table(comparison: Comparison) -> WordTable:
 
 def _cells(standing: Standing) -> list[str]:
     one, measured = standing.shown, standing.measured
-    where = " · ".join(distinct([line_name(one.model, one.heads), one.workload, machine_shown(one.machine)]))
+    place = (line_name(one.model, one.heads), short_source(one.workload), machine_shown(one.machine))
+    where = " · ".join(distinct(list(place)))
     note = floor_note(one)
     timed = "–" if measured is None else stacked(measured.net_speedup, times)
     if measured is not None and has_defect(measured):

@@ -122,6 +122,18 @@ def listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+LONGEST_SOURCE = 24
+"""Characters of a workload's name that a table shows whole."""
+
+
+def short_source(name: str) -> str:
+    """A workload's name for a table: of a long path its kind and last part, "jsonl:…/words.jsonl#text"."""
+    kind, colon, path = name.partition(":")
+    if len(name) <= LONGEST_SOURCE or "/" not in path:
+        return name
+    return f"{kind}{colon}…/{path.rstrip('/').rpartition('/')[2]}"
+
+
 def counted(count: int, noun: str) -> str:
     """A count with its noun: "1 document", "4,096 tokens"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

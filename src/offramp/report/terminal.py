@@ -20,6 +20,7 @@ from offramp.report.formats import (
     interval_text,
     milliseconds,
     percent,
+    short_source,
     timed_interval,
     times,
     whole_percent,
@@ -239,7 +240,7 @@ def scores_table(run: RunResult) -> WordTable:
     table = WordTable(title="Suitability from 0 to 1, and oracles")
     table.add_column("measured")
     for workload in run.workloads:
-        table.add_column(escape(workload.name), justify="right")
+        table.add_column(escape(short_source(workload.name)), justify="right")
     figures: tuple[tuple[str, str, NumberFormat], ...] = (
         ("representation quality", "representation", decimal),
         ("information increment", "increment", decimal),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
+
+WORD = re.compile(r"[\d.,−]+ [%×]|\S+")
+"""A number and its unit are one."""
 
 GAPS = (2, 1)
 """Blanks between columns: the first where words fit with so many."""
@@ -82,7 +86,7 @@ def _text(console: Console, cell: RenderableType) -> Text:
 
 
 def _longest_word(text: Text) -> int:
-    return max((Text(word).cell_len for word in text.plain.split()), default=0)
+    return max((Text(word).cell_len for word in WORD.findall(text.plain)), default=0)
 
 
 def _longest_line(text: Text) -> int:
