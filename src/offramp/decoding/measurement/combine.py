@@ -108,8 +108,8 @@ def combine(
         load, spent = time_entries([entry], extent=extent, limits=limits, seed=seed, progress=progress)
         if entry.failure is not None:
             raise entry.failure
+        circumstances = describe(model, load, _further(base, variants, limits, seed))
         qualities = qualities_of(entry, planned, seed=seed)
-    circumstances = describe(model, load, _further(base, variants, limits, seed))
     return summarise_combined(
         entry,
         planned,
