@@ -132,8 +132,8 @@ def test_what_is_known_of_a_model_is_kept_but_does_not_keep_the_model() -> None:
     assert first.stack.layers == second.stack.layers
     asked = []
     object.__setattr__(first.abilities, "_trial", lambda ability: asked.append(ability) or "no")
-    assert first.abilities.propagate == "no"
-    assert second.abilities.propagate == "no"  # the answer is shared, not tried again
+    assert first.abilities.reason("propagate") == "no"
+    assert second.abilities.reason("propagate") == "no"  # the answer is shared, not tried again
     assert asked == ["propagate"]
     gone = weakref.ref(model)
     del model, first, second

@@ -21,7 +21,7 @@ from rounding import logit_bounds, spread
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.capability_tests import random_ids
-from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.engine import ABILITIES, Engine
 from offramp.decoding.engine.meter import PARTS_OF_TIME, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.engine.truncated_cache import entries_of
@@ -234,10 +234,9 @@ def test_selected_rows_go_on_as_if_the_others_had_never_been(engines: dict[str, 
 
 def test_abilities_say_why_not(engines: dict[str, Engine]) -> None:
     llama, mamba = engines["llama"].abilities, engines["mamba"].abilities
-    assert [llama.never_exit, llama.propagate, llama.recompute, llama.speculate] == [None] * 4
-    assert [llama.monotone, llama.lockstep, llama.rebatch] == [None] * 3
-    assert mamba.rebatch == "a layer with a recurrent state moves all rows at once"
-    assert [mamba.recompute, mamba.speculate, mamba.lockstep] == [None] * 3
+    assert {ability: llama.reason(ability) for ability in ABILITIES} == dict.fromkeys(ABILITIES)
+    assert mamba.reason("rebatch") == "a layer with a recurrent state moves all rows at once"
+    assert [mamba.reason(name) for name in ("recompute", "speculate", "lockstep")] == [None] * 3
 
 
 def test_abilities_notice_what_is_not_exact(
@@ -287,7 +286,7 @@ def test_picked_keys_and_blocks_are_not_trusted_where_they_cannot_be_tried(abili
     with patch.dict(family_configs.SMALL, index_topk=2048):
         engine = engine_of(build_family("deepseek_v32"))
     assert "picks 2048 keys" in str(engine.abilities.reason(ability))
-    assert engine.abilities.propagate is None
+    assert engine.abilities.reason("propagate") is None
     blocks = {"index_topk_blocks": 16, "index_block_size": 128}
     with patch.dict(family_configs.SPECIAL, minimax_m3_vl_text=blocks):
         engine = engine_of(build_family("minimax_m3_vl_text"))

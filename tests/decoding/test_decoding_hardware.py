@@ -289,7 +289,7 @@ def test_a_model_that_the_loop_cannot_run_cannot_be_timed(
     def moves(model: Model) -> Any:
         if trial == "engine":
             raise ModelError("it moves", where="here")
-        return SimpleNamespace(abilities=SimpleNamespace(never_exit="it moves"))
+        return SimpleNamespace(abilities=SimpleNamespace(reason=lambda ability: "it moves"))
 
     monkeypatch.setattr(machine_profiler, "engine_of", moves)
     with pytest.raises(ModelError, match=r"cannot be timed: it moves(.|\n)*offramp list hardware"):

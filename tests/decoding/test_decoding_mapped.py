@@ -277,7 +277,7 @@ def test_maps_change_nothing_for_the_other_strategies() -> None:
 
 def test_the_ability_follows_propagate() -> None:
     engine = engine_of(tiny_llama())
-    assert engine.abilities.mapped is None
+    assert engine.abilities.reason("mapped") is None
     abilities = dataclasses.replace(engine).abilities
     assert abilities.reason("mapped") == abilities.reason("propagate")
 

@@ -232,7 +232,7 @@ def test_shared_states_save_layers() -> None:
 def test_families(name: str, policy: str) -> None:
     hf = build_windowed(name)
     family = tiny_model(hf, name=name, head_scale=3.0)
-    if engine_of(hf).abilities.propagate is not None:
+    if engine_of(hf).abilities.reason("propagate") is not None:
         pytest.skip("this family does not propagate")
     work = workload_of(lengths=(17, 11, 17), vocabulary=50)
     trace = offramp.trace(family, work, tokens=45, context=48, progress=False)

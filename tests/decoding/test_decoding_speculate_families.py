@@ -67,7 +67,7 @@ def family(name: str) -> Any:
 def test_output_is_greedy(name: str) -> None:
     hf = family(name)
     engine = engine_of(hf)
-    assert engine.abilities.speculate is None
+    assert engine.abilities.reason("speculate") is None
     layers, ids = engine.layers, ids_of(hf, PROMPT)
     tokens = greedy(hf, ids, NEW)[0].tolist()
     mixed = Scripted((layers - 1, 1, layers - 1, layers, 2, layers - 1, layers - 1))
@@ -84,8 +84,8 @@ def test_output_is_greedy(name: str) -> None:
 @pytest.mark.parametrize("name", ["mistral", "jamba", "falcon_h1"])
 def test_a_padded_batch_gives_each_row_its_own_text(name: str) -> None:
     hf = family(name)
-    if engine_of(hf).abilities.lockstep is not None:
-        pytest.skip(f"{name} has no exact padded batches: {engine_of(hf).abilities.lockstep}")
+    if engine_of(hf).abilities.reason("lockstep") is not None:
+        pytest.skip(f"{name} has no exact padded batches: {engine_of(hf).abilities.reason('lockstep')}")
     prompts = [ids_of(hf, 6 + row, seed=row + 1)[0].tolist() for row in range(3)]
     ids = torch.tensor([[0] * (8 - len(prompt)) + prompt for prompt in prompts])
     mask = (torch.arange(8)[None] >= torch.tensor([[8 - len(prompt)] for prompt in prompts])).long()

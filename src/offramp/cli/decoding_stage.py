@@ -113,7 +113,7 @@ def _tasks(
     """What to measure, and what cannot be, with its reason."""
     try:
         able = engine_of(model).abilities
-        refused = able.never_exit
+        refused = able.reason("never_exit")
     except OfframpError as error:
         refused = error.what
     if refused is not None:

@@ -28,7 +28,7 @@ SEVERAL_AT_ONCE = ("recompute", "speculate", "lockstep")
 
 
 def try_ability(engine: Engine, ability: str, prompt: int = PROMPT) -> str | None:
-    """Why the family cannot do one of `abilities.ABILITIES` exactly, None if it can.
+    """Why the family cannot do one of `offramp.decoding.engine.engine.ABILITIES` exactly, None if it can.
 
     prompt: tokens of the random prompts that it is tried on, more if attention picks blocks of the past.
     """

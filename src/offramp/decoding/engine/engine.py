@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from offramp.models.stack import ExitStack
 
-ABILITIES = (
-    "never_exit",
-    "propagate",
-    "mapped",
-    "recompute",
-    "speculate",
-    "monotone",
-    "lockstep",
-    "rebatch",
-    "drop",
-)
-"""Whether the loop gives the model's own logits, the KV strategies, and what can be done with a batch."""
+ABILITIES: Mapping[str, str] = {
+    "never_exit": "logits and greedy tokens of the loop without exits are the model's own",
+    "propagate": "a skipped layer leaves the K and V (or the moved state) of its exit's hidden state",
+    "mapped": "the same, each skipped layer of a state of its own",
+    "recompute": "skipped layers run later, several positions at once, as if they had run in time",
+    "speculate": "positions can be drafted by the first layers, verified by the rest, and taken back",
+    "monotone": "the first layers go on alone when the rest is never needed again",
+    "lockstep": "each row of a left-padded batch gets the logits it has alone",
+    "rebatch": "layers run for some rows of a batch while the others only leave their K and V",
+    "drop": "rows of a batch that are over leave it, and the others go on",
+}
+"""What a family may be able to do: the loop itself, the KV strategies, and what can be done with a batch."""
 
 SAME_AS = {"mapped": "propagate"}
 """Abilities that a family has if it has another one: layers that leave K and V of one state do of any."""
@@ -51,51 +51,6 @@ class Abilities:
             if ability not in self._answers:
                 self._answers[ability] = self._trial(ability)
             return self._answers[ability]
-
-    @property
-    def never_exit(self) -> str | None:
-        """Logits and greedy tokens of the loop without exits are the model's own."""
-        return self.reason("never_exit")
-
-    @property
-    def propagate(self) -> str | None:
-        """A skipped layer leaves the K and V (or the moved state) of its exit's hidden state."""
-        return self.reason("propagate")
-
-    @property
-    def mapped(self) -> str | None:
-        """The same, each skipped layer of a state of its own."""
-        return self.reason("mapped")
-
-    @property
-    def recompute(self) -> str | None:
-        """Skipped layers run later, several positions at once, as if they had run in time."""
-        return self.reason("recompute")
-
-    @property
-    def speculate(self) -> str | None:
-        """Positions can be drafted by the first layers, verified by the rest, and taken back."""
-        return self.reason("speculate")
-
-    @property
-    def monotone(self) -> str | None:
-        """The first layers go on alone when the rest is never needed again."""
-        return self.reason("monotone")
-
-    @property
-    def lockstep(self) -> str | None:
-        """Each row of a left-padded batch gets the logits it has alone."""
-        return self.reason("lockstep")
-
-    @property
-    def rebatch(self) -> str | None:
-        """Layers run for some rows of a batch while the others only leave their K and V."""
-        return self.reason("rebatch")
-
-    @property
-    def drop(self) -> str | None:
-        """Rows of a batch that are over leave it, and the others go on."""
-        return self.reason("drop")
 
 
 MOST_ROWS = 8

@@ -71,7 +71,7 @@ class ModelExecutor:
         self._judge = Judge(model)
         self._rerunners: dict[tuple[int, ...], Rerunner] = {}
         self._reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = {}
-        self._rows: dict[tuple[str, str], int | None] = {}
+        self._rows: dict[str, int | None] = {}
 
     @functools.cached_property
     def _longest(self) -> int:
@@ -98,7 +98,7 @@ class ModelExecutor:
 
         Thresholds do not matter: of policies that differ in nothing else, it is enough to ask for one.
         """
-        return kv in CHARGED and self._rows_of(policy, kv) is not None
+        return kv in CHARGED and self._rows_of(self._options(policy, kv)) is not None
 
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
         """The policy on some of the trace's documents, their prompts (BOS, or what is asked) run whole.
@@ -149,15 +149,14 @@ class ModelExecutor:
         They are decoded in groups that do not depend on which of them are asked for.
         """
         found: list[Execution] = []
-        last = min(last, len(openings))
+        last, options = min(last, len(openings)), self._options(policy, kv)
         for start in range(first - first % ROWS_TOGETHER, last, ROWS_TOGETHER):
-            group = self._group(policy, kv, openings[start : start + ROWS_TOGETHER])
+            group = self._group(options, openings[start : start + ROWS_TOGETHER])
             found += group[max(first - start, 0) : last - start]
         return found
 
-    def _group(self, policy: ExitPolicy, kv: str, openings: Sequence[Opening]) -> tuple[Execution, ...]:
-        options = self._options(policy, kv)
-        rows = self._rows_of(policy, kv)
+    def _group(self, options: DecodingOptions, openings: Sequence[Opening]) -> tuple[Execution, ...]:
+        rows = self._rows_of(options)
         assert rows is not None, "asked whether it can"
         request = request_of(self.model, options, openings, rows=rows)
         return self.store.get_or_make(
@@ -169,13 +168,13 @@ class ModelExecutor:
         own = policy.for_task(task_of(self.trace))
         return DecodingOptions(own, kv, self.heads, new_tokens=self.new_tokens)
 
-    def _rows_of(self, policy: ExitPolicy, kv: str) -> int | None:
+    def _rows_of(self, options: DecodingOptions) -> int | None:
         """Documents decoded side by side, None for what cannot be decoded."""
-        key = (str(policy), kv)
+        key = options.name
         if key not in self._rows:
             tokens = self._longest + self.new_tokens
             try:
-                self._rows[key] = rows_together(self.model, self._options(policy, kv), tokens)
+                self._rows[key] = rows_together(self.model, options, tokens)
             except InputError:
                 self._rows[key] = None
         return self._rows[key]

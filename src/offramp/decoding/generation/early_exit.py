@@ -48,7 +48,7 @@ def check_decodable(
     if request.batch > 1 and options.batching == "rebatch":
         wanted.append("rebatch")
     for ability in wanted:
-        reason = getattr(engine.abilities, ability)
+        reason = engine.abilities.reason(ability)
         if reason is not None:
             raise InputError(
                 f"{type(engine.hf).__name__} cannot decode this way ({ability}): {reason}",

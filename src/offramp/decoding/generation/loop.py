@@ -179,7 +179,7 @@ class Loop:
         plan, answers = self.plan, self.answers
         if self.sequences.batch == 1 or plan.options.batching != "lockstep" or not plan.strategy.drops:
             return False
-        return answers.pads and answers.scores is None and plan.engine.abilities.drop is None
+        return answers.pads and answers.scores is None and plan.engine.abilities.reason("drop") is None
 
     def _drop(self, strategy: Strategy, running: NDArray[np.bool_]) -> None:
         """Only running rows, bool [batch], go on."""

@@ -16,9 +16,9 @@ from offramp.decoding.measurement.accelerations import (
     excluded_of,
     read_accelerations,
 )
-from offramp.decoding.measurement.answers import BUDGET_SECONDS, Limits
+from offramp.decoding.measurement.answers import BUDGET_SECONDS, Budget, Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
-from offramp.decoding.measurement.circumstances import describe
+from offramp.decoding.measurement.circumstances import Load, describe
 from offramp.decoding.measurement.combinations import (
     Key,
     Planned,
@@ -101,15 +101,17 @@ def combine(
     base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
     variants = load_variants(base, combinations_of(asked), heads=heads, trust_remote_code=trust_remote_code)
-    planned = planned_of(combinations_of(asked), variants)
     extent = Extent(peers=False, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
     with quiet_transformers():
-        entry = entry_of(base, planned, extent)
-        load, spent = time_entries([entry], extent=extent, limits=limits, seed=seed, progress=progress)
+        load, budget = Load(), Budget(limits.seconds)
+        planned = planned_of(combinations_of(asked), variants)
+        entry = entry_of(base, planned)
+        time_entries([entry], extent=extent, limits=limits, budget=budget, seed=seed, progress=progress)
+        spent = budget.spent
         if entry.failure is not None:
             raise entry.failure
+        circumstances = describe(model, load, _further(base, variants, limits, seed))
         qualities = qualities_of(entry, planned, seed=seed)
-    circumstances = describe(model, load, _further(base, variants, limits, seed))
     return summarise_combined(
         entry,
         planned,
@@ -124,7 +126,7 @@ def combine(
     )
 
 
-def entry_of(base: Setting, planned: Sequence[Planned], extent: Extent) -> Entry:
+def entry_of(base: Setting, planned: Sequence[Planned]) -> Entry:
     """The plain decoders of the untransformed model, and every combination on a model of its own."""
     taking = [one for one in planned if isinstance(one.found, Decoder)]
     plain = {one.key: one.name for one in taking if decoder_of(one.parts) is None}

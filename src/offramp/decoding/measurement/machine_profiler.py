@@ -293,7 +293,7 @@ def _decoder_steps(model: Model, sizes: ProbeSizes) -> LoopSteps:
     """Steps of the decoder's own loop. Raises ModelError where it cannot run this model, with the reason."""
     try:
         engine = engine_of(model)
-        reason = engine.abilities.never_exit
+        reason = engine.abilities.reason("never_exit")
     except ModelError as error:
         reason = error.what
     if reason is not None:

@@ -233,15 +233,15 @@ def time_entries(
     *,
     extent: Extent,
     limits: Limits,
+    budget: Budget,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[Load, float]:
+) -> None:
     """Try out, pilot and time all entries; what each is worth, or why it failed, is then theirs to say.
 
     Their batches of prompts take turns; the pilot that finds the fastest plain decoder is the first one's.
-    Returns what else the machine did meanwhile, and the seconds spent.
+    budget: of the seconds, which counts since it was made.
     """
-    budget, load = Budget(limits.seconds), Load()
 
     def visited() -> None:
         if progress is not None and limits.seconds is not None:
@@ -259,7 +259,6 @@ def time_entries(
             pilot = entry.take_part(extent, limits, budget, pilot, seed)
     groups = [entry.group for entry in entries if entry.group is not None]
     time_groups(groups, budget=budget, looks=limits.looks, seed=seed, visited=visited)
-    return load, budget.spent
 
 
 def run_together(
@@ -275,8 +274,10 @@ def run_together(
     Each has its own prompts and policies; the same decoder timed twice is compared over all of them.
     """
     with quiet_transformers():
+        load, budget = Load(), Budget(limits.seconds)
         entries = [Entry.of(setting, extent) for setting in settings]
-        load, spent = time_entries(entries, extent=extent, limits=limits, seed=seed, progress=progress)
+        time_entries(entries, extent=extent, limits=limits, budget=budget, seed=seed, progress=progress)
+        spent = budget.spent
         figures = {place: entry.figures() for place, entry in enumerate(entries) if entry.failure is None}
         a_a_clusters = _pooled(
             [a_a_clusters_of([one.contender for one in found]) for found in figures.values()]

@@ -187,7 +187,7 @@ class LoopSteps:
         self.model = model
         self.engine = engine
         self.probing = Probing(model, engine, sizes)
-        able = engine.abilities.propagate is None
+        able = engine.abilities.reason("propagate") is None
         self.cuttable = frozenset(index for index, keeps in enumerate(engine.keeps) if keeps and able)
 
     def whole(self, stream: Stream) -> StepTimes:

@@ -38,7 +38,11 @@ def decode_forced(
 
     Raises InputError as `offramp.generate` does, OfframpError for a logit that is not finite.
     """
-    apart = options.kv in APART and engine.abilities.rebatch is None and engine.abilities.lockstep is None
+    apart = (
+        options.kv in APART
+        and engine.abilities.reason("rebatch") is None
+        and engine.abilities.reason("lockstep") is None
+    )
     rows, exits, top1 = [], [], []
     shapes = sorted(sequences, key=lambda one: (one.length, first_decided(one, prompt_tokens)))
     for (_, first), alike in itertools.groupby(

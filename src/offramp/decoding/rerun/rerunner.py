@@ -121,7 +121,7 @@ class Rerunner:
         options = DecodingOptions.read(policy, kv=kv, heads=self.heads).for_task(task_of(self.trace))
         check_decodable(self.engine, options)
         how, (exits, top1, probed) = self._decided(options)
-        return self._result(options.policy, kv, how, exits, top1, probed)
+        return self._result(options, how, exits, top1, probed)
 
     def _decided(self, options: DecodingOptions) -> tuple[How, Columns]:
         """Exits, outputs and probes of the decided rows, and how they were had."""
@@ -214,13 +214,13 @@ class Rerunner:
 
     def _result(
         self,
-        policy: ExitPolicy,
-        kv: str,
+        options: DecodingOptions,
         how: How,
         exits: NDArray[np.int64],
         top1: NDArray[np.int64],
         probed: NDArray[np.bool_],
     ) -> RerunResult:
+        policy, kv = options.policy, options.kv
         full = self.trace.full_top1.astype(np.int64)
         all_exits = np.full(len(full), self.engine.layers, dtype=np.int64)
         said, decided = self._said_whole(policy), np.zeros(len(full), dtype=np.bool_)

@@ -134,8 +134,9 @@ def _strategy(model: Model) -> str:
     from offramp.decoding.engine.build import engine_of
 
     able = engine_of(model).abilities
-    if able.never_exit is not None:
-        raise OfframpError(able.never_exit, where=model.shown_name, fix="leave this model out of [decode]")
+    refused = able.reason("never_exit")
+    if refused is not None:
+        raise OfframpError(refused, where=model.shown_name, fix="leave this model out of [decode]")
     reasons = {kv: able.reason(kv) for kv in STRATEGIES}
     found = next((kv for kv, why in reasons.items() if why is None), None)
     if found is None:
