@@ -44,7 +44,7 @@ def by_hand() -> TimingsProfile:
     return TimingsProfile(
         name="hand",
         source="by hand",
-        dtype="float32",
+        dtype="bfloat16",
         layers_count=LAYERS,
         batches=(1, 2),
         layer_seconds=rows[:, None] * np.ones(LAYERS),
