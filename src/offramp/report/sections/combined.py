@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from offramp.decoding.bench.combined import Combination, CombineResult
-from offramp.report.charts.drawing import legend
-from offramp.report.charts.product_chart import MEASURED, PRODUCT, ProductRow, product_svg
+from offramp.decoding.bench.results import Interval
 from offramp.report.combined_words import (
     advice,
     effect_sentences,
@@ -27,6 +28,9 @@ from offramp.report.markup import (
     text,
     wide_table,
 )
+from offramp.report.plot.drawing import Key, legend
+from offramp.report.plot.rows import Point, RowPlot, Track
+from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.sections.decoded_tables import circumstances_table, contender_rows_table
 from offramp.report.timing_words import contender_answer, stopped_text, twins_text
 
@@ -68,17 +72,13 @@ def introduction(result: CombineResult) -> str:
 def speed_figure(result: CombineResult) -> str:
     """Measured speed beside the product of the single gains."""
     rows = [
-        ProductRow(one.name, row_text(one), one.speedup, one.product)
+        product_row(one.name, row_text(one), one.speedup, one.product)
         for one in result.combinations
         if one.parts and one.speedup is not None
     ]
     if not rows:
         return ""
-    note = (
-        "Disc: measured speed over plain decoding of the untransformed model, with its 95 % interval. "
-        "Diamond: the product of the parts' single gains. The tinted part is faster than plain decoding."
-    )
-    title = "Measured beside the product of the single gains"
+    plot = product_plot(rows)
     data = table(
         ["Combination", "Measured", "Product", "Of the product"],
         [
@@ -86,10 +86,42 @@ def speed_figure(result: CombineResult) -> str:
             for one in result.combinations
             if one.parts
         ],
-        caption=title,
+        caption=plot.title,
     )
-    names = [("measured", MEASURED, 0), ("product of the single gains", PRODUCT, 3)]
-    return figure(title, note, product_svg(title, note, rows), data, legend=legend(names))
+    keys = legend([Key("measured", 0), Key("product of the single gains", 1, 3)])
+    return figure(plot.title, plot.description, plot.svg(), data, legend=keys)
+
+
+def product_plot(rows: Sequence[PlotRow]) -> RowPlot:
+    """The rows on one axis of speed; right of 1 is faster than plain decoding."""
+    note = (
+        "Disc: measured speed over plain decoding of the untransformed model, with its 95 % interval. "
+        "Diamond: the product of the parts' single gains. The tinted part is faster than plain decoding."
+    )
+    return RowPlot(
+        title="Measured beside the product of the single gains",
+        description=note,
+        rows=rows,
+        rule=(1.0, "plain decoding"),
+        better="right",
+        unit="× the speed of plain decoding",
+        number="{:g}".format,
+        ticks=6,
+        style="wide",
+    )
+
+
+def product_row(name: str, words: str, measured: Interval, product: Interval | None) -> PlotRow:
+    """Measured speed above the product of the single gains, which a single part has none of."""
+
+    def track(found: Interval, what: str, colour: int, shape: int) -> Track:
+        said = f"{name}, {what}: {decimal(found.value)} ×"
+        return Track((Point(found.value, said, found.low, found.high, colour, shape),))
+
+    tracks = [track(measured, "measured", 0, 0)]
+    if product is not None:
+        tracks.append(track(product, "product of single gains", 1, 3))
+    return PlotRow(name, tuple(tracks), words)
 
 
 def row_text(one: Combination) -> str:

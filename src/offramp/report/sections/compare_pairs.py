@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.report.charts.dots_chart import Dot, DotRow, DotsChart
-from offramp.report.charts.drawing import SERIES_COUNT, legend
 from offramp.report.comparison_words import (
     SHARES,
     distinct,
@@ -27,6 +25,8 @@ from offramp.report.data_table import (
 )
 from offramp.report.formats import NumberFormat, counted, decimal, interval_text
 from offramp.report.markup import bullets, element, figure, small, table, text
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.studies.comparison.results import Comparison, PairDifference
 
 SURE = 0.05
@@ -122,34 +122,27 @@ def forest_figure(pairs: Sequence[PairDifference]) -> str:
     """One figure's differences, a row a pair and a dot a workload, around no difference."""
     key = pairs[0].figure
     number = signed(figure_format(key))
+    tick = percent_tick if key in SHARES else plain_tick
     workloads = distinct([pair.workload for pair in pairs])
     colours = {name: place % SERIES_COUNT for place, name in enumerate(workloads)}
-    rows: dict[str, list[Dot]] = {}
+    rows: dict[str, list[Track]] = {}
     for pair in pairs:
-        value = pair.difference.value
-        if value is not None:
-            dot = Dot(
-                pair.workload,
-                value,
-                pair.difference.low,
-                pair.difference.high,
-                colours[pair.workload],
-                hollow=not sure(pair),
+        found = pair.difference
+        if found.value is not None:
+            limits = interval_text(found.low, found.high, number)
+            said = (
+                f"{pair_name(pair)}, {pair.workload}: {number(found.value)}{f' ({limits})' if limits else ''}"
             )
-            rows.setdefault(pair_name(pair), []).append(dot)
-    drawn = [DotRow(name, tuple(dots)) for name, dots in rows.items()]
+            shape = 0 if sure(pair) else 4
+            point = Point(found.value, said, found.low, found.high, colours[pair.workload], shape)
+            rows.setdefault(pair_name(pair), []).append(Track((point,)))
+    drawn = [Row(name, tuple(tracks)) for name, tracks in rows.items()]
     note = "Second less first. Filled: sure after adjustment; hollow: not."
     if len(drawn) > CHARTED_PAIRS:
         note += f" The first {CHARTED_PAIRS} of {len(drawn)} pairs are drawn."
     title = figure_name(key)
-    chart = DotsChart(
-        title,
-        note,
-        tuple(drawn[:CHARTED_PAIRS]),
-        rule=(0.0, "no difference"),
-        number=number,
-        tick=signed(percent_tick if key in SHARES else plain_tick),
-    )
+    rule = (0.0, "no difference")
+    plot = RowPlot(title, note, drawn[:CHARTED_PAIRS], rule=rule, number=signed(tick))
     data = table(
         ["Pair", "Workload", "Difference", "95 % interval", "p, adjusted"],
         [
@@ -165,8 +158,8 @@ def forest_figure(pairs: Sequence[PairDifference]) -> str:
         caption=title,
         numeric_from=2,
     )
-    names = legend([(name, place, 0) for name, place in colours.items()]) if len(colours) > 1 else ""
-    return figure(title, note, chart.svg(), data, legend=names, kind="measured")
+    names = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
+    return figure(title, note, plot.svg(), data, legend=names, kind="measured")
 
 
 def pair_name(pair: PairDifference) -> str:

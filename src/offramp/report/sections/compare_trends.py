@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.report.charts.trend_chart import TrendChart
+import numpy as np
+
 from offramp.report.comparison_words import (
     figure_format,
     figure_name,
@@ -13,8 +14,10 @@ from offramp.report.comparison_words import (
     named,
     percent_tick,
 )
-from offramp.report.formats import decimal, interval_text
+from offramp.report.formats import NumberFormat, decimal, interval_text
 from offramp.report.markup import Kind, bullets, disclosure, element, figure, table, text
+from offramp.report.plot.plot import Axis, Curve, Plot, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.sections.compare_pairs import SURE, signed
 from offramp.studies.comparison.results import Comparison, Trend
 from offramp.studies.comparison.savings import SAVING
@@ -82,20 +85,50 @@ def place(trend: Trend) -> str:
 def trend_figure(trend: Trend) -> str:
     """The models of one trend with its line."""
     number = figure_format(trend.figure)
-    chart = TrendChart(
-        title=heading(trend),
-        description=trend.claim,
-        x_label=AXES.get(trend.against, trend.against),
-        y_label=figure_name(trend.figure).partition(", ")[0],
-        points=trend.points,
-        slope=trend.slope.value,
-        intercept=trend.intercept,
-        y_number=percent_tick if is_share(trend.figure) else "{:.3g}".format,
-    )
+    plot = trend_plot(trend)
     rows = [[name, f"{x:g}", number(y)] for name, x, y in trend.points]
     data = table(["Model", trend.against, figure_name(trend.figure)], rows, caption=heading(trend))
     kind: Kind = "predicted" if trend.figure.startswith(SAVING) else "measured"
-    return figure(heading(trend), named(trend.claim, trend.figure), chart.svg(), data, kind=kind)
+    return figure(heading(trend), named(trend.claim, trend.figure), plot.svg(), data, kind=kind)
+
+
+def trend_plot(trend: Trend) -> Plot:
+    """A point a model, and the estimated line where it lies within the plot."""
+    number: NumberFormat = percent_tick if is_share(trend.figure) else "{:.3g}".format
+    x, y = [x for _, x, _ in trend.points], [y for _, _, y in trend.points]
+    heights = nice_range(y)
+    said = [f"{name}: {number(value)} at {at:g}" for name, at, value in trend.points]
+    names = [name for name, _, _ in trend.points]
+    models = Series("models", curve(x), curve(y), style="", markers=len(x), said=said, labels=names)
+    ends = line_ends(trend, heights) if heights else []
+    line = Series("estimate", curve([at for at, _ in ends]), curve([v for _, v in ends]), 1, markers=0)
+    return Plot(
+        title=heading(trend),
+        description=trend.claim,
+        x=Axis(AXES.get(trend.against, trend.against), nice_range(x), "{:g}".format),
+        y=Axis(figure_name(trend.figure).partition(", ")[0], heights, number),
+        series=(line, models),
+    )
+
+
+def line_ends(trend: Trend, heights: tuple[float, float]) -> list[tuple[float, float]]:
+    """The ends of the estimated line from the first to the last point, cut where it leaves these heights."""
+    slope, intercept = trend.slope.value, trend.intercept
+    if slope is None or intercept is None:
+        return []
+    ends = [min(x for _, x, _ in trend.points), max(x for _, x, _ in trend.points)]
+    if slope:
+        crossings = sorted((height - intercept) / slope for height in heights)
+        ends = [min(max(end, crossings[0]), crossings[1]) for end in ends]
+    found = [(end, intercept + slope * end) for end in ends]
+    low, high = heights
+    within = all(low - 1e-9 <= height <= high + 1e-9 for _, height in found)
+    return found if ends[0] < ends[1] and within else []
+
+
+def curve(values: Sequence[float]) -> Curve:
+    """Numbers as an array."""
+    return np.array(values, dtype=np.float64)
 
 
 def trends_table(trends: Sequence[Trend]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from offramp.report.charts.interval_chart import IntervalChart, IntervalRow
-from offramp.report.charts.scale import nice_range
 from offramp.report.formats import NumberFormat, decimal, estimate_text, interval_text, percent, whole_percent
 from offramp.report.headline import main_verdict
 from offramp.report.markup import element, figure, table, text
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.untransformed import transform_cost
 from offramp.scoring.card import ScoreCard
@@ -42,14 +41,21 @@ def thousandths(value: float) -> str:
 
 
 def estimate_row(
-    name: str, estimate: Estimate, number: NumberFormat = thousandths, *, emphasis: bool = False
-) -> IntervalRow:
-    """One figure as a row; an undefined one has words and no dot."""
+    name: str,
+    estimate: Estimate,
+    number: NumberFormat = thousandths,
+    *,
+    emphasis: bool = False,
+    reach: tuple[float, float] | None = None,
+) -> Row:
+    """One figure as a row; an undefined one has words and no point. emphasis: drawn in the second colour."""
     if estimate.value is None:
-        return IntervalRow(name, "undefined", None)
+        return Row(name, (Track(),), "undefined")
     interval = interval_text(estimate.low, estimate.high, number)
     shown = f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
-    return IntervalRow(name, shown, estimate.value, estimate.low, estimate.high, emphasis=emphasis)
+    colour, shape = (1, 3) if emphasis else (0, 0)
+    point = Point(estimate.value, f"{name}: {shown}", estimate.low, estimate.high, colour, shape, reach)
+    return Row(name, (Track((point,)),), shown)
 
 
 def estimate_table(
@@ -100,12 +106,10 @@ def component_figure(card: ScoreCard) -> str:
         f"{decimal(card.ceiling)}. That the composite predicts time saved is not shown by this page: that "
         "takes many models."
     )
-    chart = IntervalChart(
-        "Components of the suitability score", note, rows, (0.0, 1.0), number=lambda v: f"{v:g}"
-    )
+    plot = RowPlot("Components of the suitability score", note, rows, (0.0, 1.0), number="{:g}".format)
     figures.append(("Information in the final layer, nats", card.initial_information))
     data = estimate_table("Components of the suitability score", figures)
-    return figure("Components", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("Components", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
 def eas_figure(card: ScoreCard) -> str:
@@ -121,27 +125,24 @@ def eas_figure(card: ScoreCard) -> str:
     figures = []
     for variant in card.eas_variants:
         name = f"{variant.similarity.replace('_', ' ')} similarity, α {variant.alpha:g}"
-        row = estimate_row(name, variant.score)
-        rows.append(IntervalRow(name, row.text, row.value, row.low, row.high, variant.floor, variant.ceiling))
+        floor, ceiling = variant.floor, variant.ceiling
+        reach = None if floor is None or ceiling is None else (floor, ceiling)
+        rows.append(estimate_row(name, variant.score, reach=reach))
         ends = ["undefined" if end is None else decimal(end, 3) for end in (variant.floor, variant.ceiling)]
         lines.append([name, estimate_text(variant.score, thousandths), *ends])
         figures.append((name, variant.score))
     for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas):
-        rows.append(
-            IntervalRow(
-                f"{other.model}, published", decimal(other.eas), other.eas, hollow=True, emphasis=True
-            )
-        )
+        name = f"{other.model}, published"
+        point = Point(other.eas, f"{name}: {decimal(other.eas)}", colour=1, shape=4)
+        rows.append(Row(name, (Track((point,)),), decimal(other.eas)))
         lines.append([f"{other.model}, as published", decimal(other.eas), "not published", "not published"])
-    chart = IntervalChart(
-        "Early-exit Adaptability Score", note, tuple(rows), (0.0, 1.0), number=lambda v: f"{v:g}"
-    )
+    plot = RowPlot("Early-exit Adaptability Score", note, rows, (0.0, 1.0), number="{:g}".format)
     data = table(
         ["Similarity or model", "EAS", "Floor", "Ceiling"],
         lines,
         caption=f"EAS; published values from {STUDY}",
     )
-    return figure("EAS", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("EAS", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
 def oracle_figure(workload: WorkloadResult) -> str:
@@ -166,9 +167,8 @@ def oracle_figure(workload: WorkloadResult) -> str:
         "without changing any answer; saturation leaves out matches that later layers undo. "
         f"As time: less the output head's {percent(card.head_share)} of a token's work."
     )
-    found = nice_range([v for row in rows for v in (row.value, row.high) if v is not None], include=(0.0,))
-    chart = IntervalChart("Oracles", note, rows, found or (0.0, 1.0), number=lambda v: percent(v, 0))
+    plot = RowPlot("Oracles", note, rows, number=lambda value: percent(value, 0), include=(0.0,))
     data = estimate_table(
         "Layers skipped by the oracles, at 100 % agreement, and by the best policy", figures, number
     )
-    return figure("Oracles", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("Oracles", note, plot.svg() + undefined_notes(figures), data, kind="measured")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from offramp.decoding.bench.results import Forecast
-from offramp.report.charts.beside_chart import BesideRow, beside_svg
-from offramp.report.decoded import Decoded
+from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
 from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
 from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import RunResult
 from offramp.report.sections.decoded_tables import contender_tables, policy_table
 from offramp.report.sections.error_parts import error_figure
@@ -102,22 +104,7 @@ def beside_figure(decoded: Decoded) -> str:
     shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None]
     if plain is None or not shown:
         return ""
-    rows = [
-        BesideRow(
-            name=short_name(policy),
-            text=beside_text(forecast),
-            measured=1000 * forecast.measured.value,
-            low=None if forecast.measured.low is None else 1000 * forecast.measured.low,
-            high=None if forecast.measured.high is None else 1000 * forecast.measured.high,
-            predicted=None if forecast.predicted is None else 1000 * forecast.predicted,
-        )
-        for policy, forecast in shown
-    ]
-    note = (
-        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
-        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
-    )
-    title = "Predicted beside measured"
+    plot = beside_plot(shown, 1000 * plain)
     data = table(
         ["Policy", "K,V", "Predicted", "Measured", "95 % interval", "Plain decoding"],
         [
@@ -134,7 +121,38 @@ def beside_figure(decoded: Decoded) -> str:
         caption="Predicted and measured time per token",
         numeric_from=2,
     )
-    return figure(title, note, beside_svg(title, note, rows, 1000 * plain), data)
+    return figure(plot.title, plot.description, plot.svg(), data)
+
+
+def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -> RowPlot:
+    """A row a policy in milliseconds per token; left of plain decoding's is faster."""
+    note = (
+        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
+        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
+    )
+    return RowPlot(
+        title="Predicted beside measured",
+        description=note,
+        rows=[beside_row(policy, forecast) for policy, forecast in shown],
+        rule=(plain, f"plain decoding {decimal(plain, 1)} ms"),
+        better="left",
+        unit="ms per token",
+        number="{:g}".format,
+        ticks=6,
+        style="wide",
+    )
+
+
+def beside_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+    """The way from the prediction to the measurement, in milliseconds per token."""
+    name, measured = short_name(policy), forecast.measured
+    low, high = (None if end is None else 1000 * end for end in (measured.low, measured.high))
+    said = f"{name}, measured: {decimal(1000 * measured.value, 2)} ms"
+    points = [Point(1000 * measured.value, said, low, high)]
+    if forecast.predicted is not None:
+        said = f"{name}, predicted: {decimal(1000 * forecast.predicted, 2)} ms"
+        points.append(Point(1000 * forecast.predicted, said, colour=1, shape=3))
+    return Row(name, (Track(tuple(points)),), beside_text(forecast))
 
 
 def beside_text(forecast: Forecast) -> str:

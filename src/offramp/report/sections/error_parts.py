@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from offramp.decoding.bench.results import Forecast
-from offramp.report.charts.drawing import SERIES_COUNT
-from offramp.report.charts.error_chart import ErrorPart, ErrorRow, error_svg
+from offramp.report.comparison_words import plain_tick
 from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import part_name, short_name
 from offramp.report.formats import decimal, milliseconds
-from offramp.report.markup import element, figure, table, text
+from offramp.report.markup import figure, table
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
 
 COLOURS = {"layers": 0, "probes": 1, "heads": 2, "K,V repair": 3, "overhead": 5}
 ELSEWHERE = "exits taken elsewhere than on the trace"
@@ -20,42 +21,63 @@ def error_figure(decoded: Decoded) -> str:
     shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.forecast.parts]
     if not shown:
         return ""
-    rows = [error_row(policy, forecast) for policy, forecast in shown]
+    plot = error_plot(shown)
+    keys = {
+        name: colour for policy, forecast in shown for name, error, colour in error_parts(forecast) if error
+    }
+    patches = legend([Key(name, colour, None) for name, colour in keys.items()])
+    return figure(plot.title, plot.description, plot.svg(), error_table(shown), legend=patches)
+
+
+def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
+    """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
     note = (
         "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
         "by a stopwatch within the loop, in a run apart, given the exits that were taken; the diamond is the "
         "whole error, so parts and whole need not add up exactly."
     )
-    title = "Where the prediction was wrong"
-    return figure(title, note, error_svg(title, note, rows), error_table(shown), legend=legend_of(rows))
+    return RowPlot(
+        title="Where the prediction was wrong",
+        description=note,
+        rows=[error_row(policy, forecast) for policy, forecast in shown],
+        rule=(0.0, "predicted rightly"),
+        unit="predicted less measured, ms per token",
+        number=plain_tick,
+        ticks=6,
+        style="wide",
+    )
 
 
-def error_row(policy: DecodedPolicy, forecast: Forecast) -> ErrorRow:
-    """One policy's parts and its whole error."""
+def error_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+    """One policy's parts as bars around nothing, and a diamond for its whole error."""
+    name = short_name(policy)
+    bars, below, above = [], 0.0, 0.0
+    for part, error, colour in error_parts(forecast):
+        start = above if error > 0 else below
+        above, below = (above + error, below) if error > 0 else (above, below + error)
+        bars.append(Bar(start, start + error, f"{part}: {decimal(error, 2)} ms", colour))
+    if forecast.predicted is None:
+        return Row(name, (Track(bars=tuple(bars)),), "no prediction")
+    total = 1000 * (forecast.predicted - forecast.measured.value)
+    whole = Point(total, f"{name}, whole error: {decimal(total, 2)} ms", colour=None, shape=3)
+    words = f"{'+' if total > 0 else ''}{decimal(total, 2)} ms"
+    return Row(name, (Track((whole,), tuple(bars)),), words)
+
+
+def error_parts(forecast: Forecast) -> list[tuple[str, float, int]]:
+    """Name, error in milliseconds per token (predicted less measured) and colour of every part."""
     parts = [
-        ErrorPart(part_name(part.part), 1000 * (part.priced - part.measured), colour_of(part.part))
+        (part_name(part.part), 1000 * (part.priced - part.measured), colour_of(part.part))
         for part in forecast.parts
     ]
     if forecast.trace_error is not None:
-        parts.append(ErrorPart(ELSEWHERE, 1000 * forecast.trace_error, ELSEWHERE_COLOUR))
-    total = None if forecast.predicted is None else 1000 * (forecast.predicted - forecast.measured.value)
-    words = "no prediction" if total is None else f"{'+' if total > 0 else ''}{decimal(total, 2)} ms"
-    return ErrorRow(short_name(policy), words, tuple(parts), total)
+        parts.append((ELSEWHERE, 1000 * forecast.trace_error, ELSEWHERE_COLOUR))
+    return parts
 
 
 def colour_of(part: str) -> int:
     """The colour of a part; a part of another room's own gets one too."""
     return COLOURS.get(part, len(part) % SERIES_COUNT)
-
-
-def legend_of(rows: list[ErrorRow]) -> str:
-    """One patch for each part that is drawn."""
-    names = {part.name: part.colour for row in rows for part in row.parts if part.error}
-    items = "".join(
-        element("li", element("span", class_=f"patch s{colour}") + text(name))
-        for name, colour in names.items()
-    )
-    return element("ul", items, class_="legend")
 
 
 def error_table(shown: list[tuple[DecodedPolicy, Forecast]]) -> str:

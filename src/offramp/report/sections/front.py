@@ -6,10 +6,10 @@ import numpy as np
 
 from offramp.report.basis import cost_text, machine_name
 from offramp.report.certificate import floor_words, risk_text
-from offramp.report.charts.line_chart import LineChart, Rule, Series
-from offramp.report.charts.scale import nice_range
 from offramp.report.formats import percent, times, whole_percent
 from offramp.report.markup import element, figure, table
+from offramp.report.plot.plot import Axis, Plot, Rule, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import spread
 from offramp.tuning.floor import Floor
@@ -51,23 +51,27 @@ def front_figure(group: list[Tuned]) -> str:
         f"{machine_name(first.machine)}, batch {first.batch}. Down is cheaper, left is closer to the full "
         "model. What is right of a floor's line is not allowed; much bolder candidates are in the table only."
     )
-    chart = LineChart(
+    loss, cost = (
+        Axis("share of tokens changed", x_range, tick_percent, ticks=6)
+        if shares(first)
+        else Axis("loss, nats per token", x_range, "{:.3g}".format, ticks=6),
+        Axis(
+            "moved per token, MB" if first.machine == BYTES else "time per token, ms", None, "{:.4g}".format
+        ),
+    )
+    plot = Plot(
         title="What a loss buys",
         description=note,
-        x_label="share of tokens changed" if shares(first) else "loss, nats per token",
-        y_label="moved per token, MB" if first.machine == BYTES else "time per token, ms",
+        x=loss,
+        y=cost,
         series=tuple(series),
-        x_range=x_range,
         rules=(
             *rules,
             Rule("y", drawn_cost(first, first.plain_seconds_per_token), "plain decoding", "below"),
         ),
-        x_format=tick_percent if shares(first) else "{:.3g}".format,
-        y_format="{:.4g}".format,
-        include_zero=False,
     )
     data = front_table(fronts, first)
-    return figure("What a loss buys", note, chart.svg() or "", data, legend=chart.legend(), kind="predicted")
+    return figure("What a loss buys", note, plot.svg(), data, legend=plot.legend(), kind="predicted")
 
 
 def floor_mark(floor: Floor) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.results import Frontier
-from offramp.report.charts.line_chart import LineChart, Rule, Series
-from offramp.report.charts.scale import nice_range
 from offramp.report.formats import times, whole_percent
 from offramp.report.markup import element, kind_chip, reason, table, text
+from offramp.report.plot.plot import TALL, Axis, Plot, Rule, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
 from offramp.tuning.verdict import WORTH
 
@@ -53,7 +53,7 @@ def frontier_section(workload: WorkloadResult) -> str:
     panels = "".join(
         element(
             "div",
-            element("h4", text(name)) + (chart.svg() or "") + below(frontiers, bill),
+            element("h4", text(name)) + chart.svg() + below(frontiers, bill),
             class_="chart-panel",
         )
         for chart, (bill, name) in zip(charts, PANELS, strict=True)
@@ -87,7 +87,7 @@ def below(frontiers: list[Frontier], bill: Bill) -> str:
     return element("p", text(start + "; ".join(names) + "."), class_="note")
 
 
-def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float, float]) -> LineChart:
+def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float, float]) -> Plot:
     """One of the two panels."""
     signals = list(dict.fromkeys(frontier.signal for frontier in frontiers))
     sets = list(dict.fromkeys(frontier.exits for frontier in frontiers))
@@ -104,21 +104,16 @@ def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float
         Rule("y", 1.0, "plain decoding", "below"),
         Rule("y", 1.0 + WORTH, f"worth it: {whole_percent(WORTH)} faster", "below"),
     )
-    return LineChart(
+    return Plot(
         title=name,
         description=(
             "Predicted net speedup against agreement with the full model; the two panels share their axes."
         ),
-        x_label="agreement with the full model",
-        y_label="predicted speed, plain decoding = 1",
+        x=Axis("agreement with the full model", (LOWEST_AGREEMENT, 1.0), whole_percent, ticks=6),
+        y=Axis("predicted speed, plain decoding = 1", y_range, "{:.2f}".format),
         series=tuple(series),
-        x_range=(LOWEST_AGREEMENT, 1.0),
-        y_range=y_range,
         rules=floors + levels,
-        x_format=whole_percent,
-        y_format=lambda value: f"{value:.2f}",
-        include_zero=False,
-        height=310,
+        size=TALL,
     )
 
 

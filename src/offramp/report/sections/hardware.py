@@ -7,9 +7,9 @@ from typing import Any
 
 from offramp.costs.probes import PROBES
 from offramp.report.basis import LOCAL, machine_name
-from offramp.report.charts.cost_chart import CostRow, cost_svg
 from offramp.report.formats import decimal, duration
 from offramp.report.markup import Kind, element, figure, table, text
+from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import RunResult
 from offramp.report.sections.heads import heads_block
 
@@ -35,8 +35,16 @@ def prices_block(hardware: Mapping[str, Any], beside: str) -> str:
         f"Time of each part of one decoding step at batch size 1, one layer ({duration(layer)}) = 1. A "
         "probe has to be paid at every exit that is checked, whether the token leaves there or not."
     )
-    drawn = [CostRow(name, f"{ratio_text(seconds / layer)} · {duration(seconds)}", seconds / layer, colour)
-             for name, seconds, colour, _ in rows]  # fmt: skip
+    plot = RowPlot(
+        title="The price of each part",
+        description=note,
+        rows=[cost_row(name, seconds, layer, colour) for name, seconds, colour, _ in rows],
+        rule=(1.0, "one layer"),
+        include=(0.0,),
+        number="{:g}".format,
+        ticks=6,
+        style="wide",
+    )
     lines = [
         [name, duration(seconds), ratio_text(seconds / layer), meaning] for name, seconds, _, meaning in rows
     ]
@@ -46,12 +54,17 @@ def prices_block(hardware: Mapping[str, Any], beside: str) -> str:
         caption=f"What {machine} charges, {hardware['source']}",
     )
     kind: Kind | None = "measured" if hardware["name"] == LOCAL else None
-    chart = cost_svg("The price of each part", note, drawn)
-    shown = figure("In units of one layer", note, chart, data, kind=kind)
+    shown = figure("In units of one layer", note, plot.svg(), data, kind=kind)
     said = "".join(element("p", text(sentence)) for sentence in sentences(hardware))
     return element("h2", text(f"What a check costs on {machine}")) + element(
         "div", element("div", said + beside, class_="said") + shown, class_="beside"
     )
+
+
+def cost_row(name: str, seconds: float, layer: float, colour: int) -> Row:
+    """One part as a bar of so many layers."""
+    words = f"{ratio_text(seconds / layer)} · {duration(seconds)}"
+    return Row(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
 def price_rows(hardware: Mapping[str, Any]) -> list[tuple[str, float, int, str]]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.report.charts.line_chart import LineChart, Series
-from offramp.report.charts.reliability_chart import reliability_svg
 from offramp.report.formats import NumberFormat, decimal, listed, percent
 from offramp.report.markup import element, figure, reason, table, text
+from offramp.report.plot.plot import SMALL, Axis, Plot, Series
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
 
 RELIABILITY_DIAGRAMS = 6
+LARGEST_RADIUS = 9.0
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,16 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
         Series(label, exits, curves.values[name][shown], index, index, *interval_of(curves, name, shown))
         for index, (name, label) in enumerate(present)
     )
-    chart = LineChart(
+    plot = Plot(
         title=spec.title,
         description=spec.note,
-        x_label="layer",
-        y_label=spec.y_label,
+        x=Axis("layer", layer_range(curves), "{:.0f}".format, ticks=6),
+        y=Axis(spec.y_label, (0.0, 1.0) if spec.share else None, number, include=(0.0,)),
         series=series,
-        x_range=layer_range(curves),
-        y_range=(0.0, 1.0) if spec.share else None,
-        x_format=lambda value: f"{value:.0f}",
-        y_format=number,
     )
-    svg = chart.svg()
+    svg = plot.svg()
     data = curve_table(spec, curves, present)
-    if svg is None:
+    if not svg:
         return element(
             "figure",
             element("figcaption", element("h4", text(spec.title))) + reason(f"Undefined: {spec.undefined}."),
@@ -156,7 +152,7 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
         note += f" Undefined on this workload: {listed(absent)}."
     if any(np.isnan(curves.values[name][shown]).any() for name, _ in present):
         note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
-    return figure(spec.title, note, svg, data, legend=chart.legend(), kind="measured")
+    return figure(spec.title, note, svg, data, legend=plot.legend(), kind="measured")
 
 
 def interval_of(curves: LayerCurves, name: str, shown: slice) -> tuple[Curve | None, Curve | None]:
@@ -244,5 +240,41 @@ def reliability_figure(workload: WorkloadResult) -> str:
         "discs below the "
         "diagonal are overconfident, and the line from a disc to the diagonal is the error."
     )
-    charts = element("div", "".join(reliability_svg(diagram) for diagram in diagrams), class_="small-charts")
+    plots = "".join(reliability_plot(diagram).svg() for diagram in diagrams)
+    charts = element("div", plots, class_="small-charts")
     return figure("Reliability", note, charts, data, kind="measured")
+
+
+def reliability_plot(diagram: ReliabilityDiagram) -> Plot:
+    """One diagram; a disc's area is the share of tokens in the bin, the line to the diagonal its error."""
+    largest = max(int(diagram.count.max()), 1)
+    bins = [
+        (int(count), float(confidence), float(agreement))
+        for count, confidence, agreement in zip(
+            diagram.count, diagram.confidence, diagram.agreement, strict=True
+        )
+        if count and np.isfinite(confidence + agreement)
+    ]
+    count, confidence, agreement = np.array(bins, dtype=np.float64).reshape(-1, 3).T
+    discs = Series(
+        "",
+        confidence,
+        agreement,
+        style="",
+        markers=len(bins),
+        radii=np.maximum(2.0, LARGEST_RADIUS * np.sqrt(count / largest)),
+        stems=confidence,
+        said=[f"{n} tokens, confidence {sure:.2f}, agreement {right:.2f}" for n, sure, right in bins],
+    )
+    ends = np.array([0.0, 1.0])
+    halves = (0.0, 0.5, 1.0)
+    return Plot(
+        title=f"Reliability of layer {diagram.exit}",
+        description="Agreement with the full model against confidence.",
+        x=Axis("confidence", (0.0, 1.0), "{:g}".format, halves),
+        y=Axis("agreement ↑", (0.0, 1.0), "{:g}".format, halves),
+        series=(Series("", ends, ends, style="rule", markers=0), discs),
+        size=SMALL,
+        style="small",
+        heading=f"layer {diagram.exit}",
+    )

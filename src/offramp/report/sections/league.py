@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from offramp.report.answers import exits_early, nearest_floor, ranked
 from offramp.report.cells import signed_change, stacked
-from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.credit import credit_sentence, credits_of
 from offramp.report.formats import faster, gain_text, interval_text, percent, times, whole_percent
 from offramp.report.markup import Column, element, kind_chip, policy_code, small, text, wide_table
+from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.run_result import WorkloadResult
 from offramp.report.untransformed import reference_line
 from offramp.tuning.pricing import BYTES

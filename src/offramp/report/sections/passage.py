@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from numpy.typing import NDArray
 
-from offramp.report.charts.depth_chart import depth_svg
+from offramp.report.comparison_words import percent_tick
 from offramp.report.formats import percent, visible_piece
 from offramp.report.markup import element, figure, kind_chip, table, text
+from offramp.report.plot.plot import FLAT, Axis, Box, Plot
+from offramp.report.plot.scale import nice_ticks
 from offramp.report.run_result import Passage, PassageToken, WorkloadResult
 from offramp.scoring.oracles import saturation
+
+STRIP = 0.12
+"""Height of the strip of colours, as a share of the highest bar's."""
 
 
 def passage_section(workload: WorkloadResult, layers: int, identity: str) -> str:
@@ -138,11 +144,32 @@ def depth_figure(workload: WorkloadResult, layers: int) -> str:
         f"All {total:,} traced tokens of {workload.name} by the layer from which the prediction stays; the "
         "strip is the "
         "passage's colour key.",
-        depth_svg(trace.exits, counts, layers),
+        depth_plot(trace.exits, counts, layers).svg(),
         table(
             ["Layer", "Tokens", "Share", "Up to here"], rows, caption="Tokens by the layer they could stop at"
         ),
         kind="measured",
+    )
+
+
+def depth_plot(exits: NDArray[np.int64], counts: NDArray[np.int64], layers: int) -> Plot:
+    """Bars over layers 1..L on a strip of the passage's colours; exits, counts: int64 [exits]."""
+    share = counts / max(int(counts.sum()), 1)
+    tallest = float(share.max()) or 1.0
+    strip = [Box(layer, layer + 1, -STRIP * tallest, 0.0, f"e{layer}") for layer in range(1, layers + 1)]
+    bars = [
+        Box(layer, layer + 1, 0.0, part, f"bar e{layer}", f"layer {layer}: {100 * part:.1f} % of tokens")
+        for layer, part in zip(exits.tolist(), share.tolist(), strict=True)
+    ]
+    ends = {1: "layer 1", layers + 1: f"layer {layers}, the full model"}
+    return Plot(
+        title="Where tokens could have stopped",
+        description="Share of all traced tokens by the layer from which the prediction no longer changes.",
+        x=Axis("", (1, layers + 1), lambda layer: ends[int(layer)], ticks=tuple(ends)),
+        y=Axis("share of tokens", (-STRIP * tallest, tallest), percent_tick, nice_ticks(0.0, tallest, 3)),
+        boxes=(*strip, *bars),
+        size=FLAT,
+        style="wide",
     )
 
 
