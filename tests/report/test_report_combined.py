@@ -13,12 +13,17 @@ from report_examples import example_run
 from combine_cases import combined_result, quality
 from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.results import Contender, Interval
-from offramp.report.combined_page import render_combined, write_combined_page
 from offramp.report.combined_words import advice, effect_sentences, keeps
-from offramp.report.page import masthead, render
+from offramp.report.page import links, render
 from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.plot.scale import Scale
-from offramp.report.sections.combined import combined_section, product_plot, product_row
+from offramp.report.sections.combined import (
+    combined_section,
+    product_plot,
+    product_row,
+    render_combined,
+    write_combined_page,
+)
 from offramp.report.summary import combined_json, summarise, summary_schema
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
@@ -171,7 +176,7 @@ def test_a_result_where_nothing_was_timed_has_no_chart() -> None:
 def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
     run = example_run()
     assert combined_json(run) == {}
-    assert "#combined" not in masthead(run)
+    assert ("combined", "Combined") not in links(run)
     shown = replace(run, combined=result)
     page = Page(render(shown))
     assert page.faults == []

@@ -19,8 +19,7 @@ from offramp.report.decoded import DecodedPolicy, Progress
 from offramp.report.forecasts import blame, error_sentence, rule_name
 from offramp.report.headline import caveats
 from offramp.report.page import render
-from offramp.report.sections.decoded import beside_plot
-from offramp.report.sections.error_parts import error_plot
+from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
 

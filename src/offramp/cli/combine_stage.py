@@ -12,8 +12,8 @@ from offramp.decoding.bench.combined import CombineResult
 from offramp.decoding.bench.combined_file import combined_to_json, write_combined
 from offramp.decoding.bench.prompts import prompts_of
 from offramp.models.model import Model
-from offramp.report.combined_page import write_combined_page
 from offramp.report.combined_words import advice
+from offramp.report.sections.combined import write_combined_page
 
 
 def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trust_remote_code: bool) -> None:

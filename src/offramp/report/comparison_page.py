@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from offramp.files import write_text_atomically
-from offramp.report.frame import FOOTER, asset, brand, whole_page
-from offramp.report.markup import element, text
+from offramp.report.html import fragment
+from offramp.report.sections.combined import combined_sections
 from offramp.report.sections.compare_bytes import bytes_section
-from offramp.report.sections.compare_cells import cells_section
 from offramp.report.sections.compare_certified import certified_section
-from offramp.report.sections.compare_citation import citation_section
-from offramp.report.sections.compare_combined import combined_section
 from offramp.report.sections.compare_downloads import downloads_section
-from offramp.report.sections.compare_filters import filters
-from offramp.report.sections.compare_glossary import glossary_section
 from offramp.report.sections.compare_leaderboard import leaderboard_section
 from offramp.report.sections.compare_pairs import pairs_section
 from offramp.report.sections.compare_profiles import profiles_section
@@ -22,6 +17,9 @@ from offramp.report.sections.compare_strategies import strategies_section
 from offramp.report.sections.compare_trends import trends_section
 from offramp.report.sections.compare_validity import validity_section
 from offramp.report.sections.compare_verdict import verdict_section
+from offramp.report.sections.compared import compared_section, filters
+from offramp.report.sections.glossary import comparison_glossary
+from offramp.report.sections.provenance import citation_section
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.tables import comparison_tables
 
@@ -52,38 +50,22 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
 
 def render_comparison(comparison: Comparison) -> str:
     """The whole page as HTML; the same comparison gives the same bytes."""
-    sections = (
-        verdict_section(comparison)
-        + cells_section(comparison)
-        + filters(comparison)
-        + leaderboard_section(comparison)
-        + strategies_section(comparison)
-        + certified_section(comparison)
-        + profiles_section(comparison)
-        + pairs_section(comparison)
-        + trends_section(comparison)
-        + validity_section(comparison)
-        + combined_section(comparison)
-        + bytes_section(comparison)
-        + downloads_section(comparison_tables(comparison))
-        + citation_section(comparison)
-        + glossary_section(comparison)
-    )
-    body = (
-        element("a", "Skip to the answer", class_="skip", href="#verdict")
-        + masthead(sections)
-        + element("main", sections)
-        + FOOTER
-        + element("script", asset("compare.js"))
-    )
-    return whole_page(comparison.title, body, style=asset("compare.css"))
-
-
-def masthead(sections: str) -> str:
-    """The line at the top, with links to the sections that there are."""
-    links = "".join(
-        element("a", text(name), href=f"#{identity}")
-        for identity, name in NAVIGATION
-        if f'<section id="{identity}"' in sections
-    )
-    return element("header", brand() + element("nav", links, aria_label="Sections"), class_="masthead")
+    sections = {
+        "verdict": verdict_section(comparison),
+        "compared": compared_section(comparison),
+        "filters": filters(comparison),
+        "leaderboard": leaderboard_section(comparison),
+        "strategies": strategies_section(comparison),
+        "certified": certified_section(comparison),
+        "profiles": profiles_section(comparison),
+        "pairs": pairs_section(comparison),
+        "trends": trends_section(comparison),
+        "validity": validity_section(comparison),
+        "combined": combined_sections(comparison),
+        "bytes": bytes_section(comparison),
+        "downloads": downloads_section(comparison_tables(comparison)),
+        "cite": citation_section(comparison),
+        "glossary": comparison_glossary(comparison),
+    }
+    links = [(identity, name) for identity, name in NAVIGATION if sections[identity]]
+    return fragment("comparison", "page", comparison.title, links, sections.values())

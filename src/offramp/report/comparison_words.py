@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from offramp.report.certificate import value_words
-from offramp.report.formats import MINUS, NumberFormat, decimal, interval_text, percent
+from offramp.report.formats import MINUS, NumberFormat, decimal, percent
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import SAVING, floor_and_machine
 from offramp.tuning.floor import Floor, FloorKind
@@ -61,16 +61,6 @@ def is_share(key: str) -> bool:
 def thousandths(value: float) -> str:
     """Three decimals."""
     return decimal(value, 3)
-
-
-def limits_text(low: float | None, high: float | None, number: NumberFormat) -> str:
-    """An interval; "" without one, and where both ends are written alike.
-
-    Documents that all cost the same have such an interval; written out it would look like precision.
-    """
-    if low is None or high is None or number(low) == number(high):
-        return ""
-    return interval_text(low, high, number)
 
 
 def in_sentence(name: str) -> str:

@@ -59,6 +59,16 @@ def interval_text(low: float | None, high: float | None, number: NumberFormat = 
     return "" if low is None or high is None else range_text(number(low), number(high))
 
 
+def limits_text(low: float | None, high: float | None, number: NumberFormat) -> str:
+    """An interval; "" without one, and where both ends are written alike.
+
+    Documents that all cost the same have such an interval; written out it would look like precision.
+    """
+    if low is None or high is None or number(low) == number(high):
+        return ""
+    return interval_text(low, high, number)
+
+
 def range_text(low: str, high: str) -> str:
     """Two numbers with units as a range: "1.4 %", "1.8 %" -> "1.4 to 1.8 %"."""
     unit = high.rpartition(" ")[2]

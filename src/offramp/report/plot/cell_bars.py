@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from offramp.report.formats import decimal, percent
-from offramp.report.markup import text
+from offramp.report.html import escaped
 from offramp.report.plot.drawing import box, label, line, marker
 from offramp.report.plot.rows import Bar, draw_bar
 from offramp.report.plot.scale import Scale, nice_step
@@ -52,7 +54,7 @@ class Balance:
             start += part.cost
         return [bar for bar in bars if bar.start < bar.end]
 
-    def svg(self, reach: tuple[float, float]) -> str:
+    def svg(self, reach: tuple[float, float]) -> Markup:
         """The bar on an axis of changes from reach[0] (faster) to reach[1]; what is longer runs off it."""
         scale = Scale(*reach, LEFT, RIGHT)
         bars = self.bars()
@@ -91,7 +93,7 @@ def reach_of(balances: list[Balance]) -> tuple[float, float]:
     return -1.06 * saved, min(1.06 * spent, 3.0 * saved)
 
 
-def axis_svg(reach: tuple[float, float]) -> str:
+def axis_svg(reach: tuple[float, float]) -> Markup:
     """The axis above a column of bars."""
     scale = Scale(*reach, LEFT, RIGHT)
     step = nice_step(reach[1] - reach[0], AXIS_TICKS)
@@ -108,11 +110,11 @@ def axis_svg(reach: tuple[float, float]) -> str:
     return small_drawing("change of cost per token against plain decoding", "".join(parts), WIDTH, 20)
 
 
-def strip_svg(parts: tuple[Part, ...]) -> str:
+def strip_svg(parts: tuple[Part, ...]) -> Markup:
     """Where the cost of a token goes, as shares of a whole."""
     whole = sum(part.cost for part in parts)
     if whole <= 0:
-        return ""
+        return Markup()
     drawn, start = [], 0.0
     for part in parts:
         width = STRIP_WIDTH * part.cost / whole
@@ -125,9 +127,9 @@ def strip_svg(parts: tuple[Part, ...]) -> str:
     return small_drawing(words, "".join(drawn), STRIP_WIDTH, STRIP_HEIGHT, style="strip")
 
 
-def small_drawing(title: str, content: str, width: int, height: int, *, style: str = "row-bar") -> str:
+def small_drawing(title: str, content: str, width: int, height: int, *, style: str = "row-bar") -> Markup:
     """A small SVG as wide as its cell, that says what it shows to a screen reader."""
-    return (
-        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" aria-label="{text(title)}">'
+    return Markup(
+        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(title)}">'
         f"{content}</svg>"
     )

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from offramp.report.markup import element, text
+from markupsafe import Markup
+
+from offramp.report.html import escaped, fragment
 
 SERIES_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4")
 SERIES_COUNT = len(SERIES_DASHES)
@@ -14,20 +16,21 @@ LETTER = 6.0
 """About what one sign of a label takes, in pixels of a drawing."""
 
 
-def drawing(width: int, height: float, title: str, description: str, content: str, *, style: str = "") -> str:
-    """An SVG that scales with the page and says what it shows to a screen reader."""
-    return (
-        f'<svg class="chart {style}" viewBox="0 0 {width} {height:g}" role="img" '
-        f'aria-label="{escape(title, quote=True)}"><title>{escape(title)}</title>'
-        f"<desc>{escape(description)}</desc>{content}</svg>"
+def drawing(
+    width: int, height: float, title: str, description: str, content: str, *, style: str = ""
+) -> Markup:
+    """An SVG that scales with the page and says what it shows to a screen reader. content: SVG already."""
+    name = escape(title)
+    return Markup(
+        f'<svg class="chart {style}" viewBox="0 0 {width} {height:g}" role="img" aria-label="{name}">'
+        f"<title>{name}</title><desc>{escape(description)}</desc>{content}</svg>"
     )
 
 
 def label(x: float, y: float, content: str, *, anchor: str = "start", style: str = "") -> str:
     """A text; anchor is "start", "middle" or "end"."""
-    return element(
-        "text", text(content), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=style or None
-    )
+    named = f' class="{style}"' if style else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escaped(content)}</text>'
 
 
 def tick_label(x: float, y: float, content: str, within: tuple[float, float]) -> str:
@@ -53,7 +56,7 @@ def box(left: float, top: float, width: float, height: float, *, style: str = ""
     """A rectangle. said: what a pointer on it reads."""
     named = f'class="{style}" ' if style else ""
     shape = f'<rect {named}x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f"{shape}>{element('title', text(said))}</rect>" if said else f"{shape}/>"
+    return f"{shape}><title>{escaped(said)}</title></rect>" if said else f"{shape}/>"
 
 
 def marker(x: float, y: float, shape: int, title: str = "", size: float = 3.2) -> str:
@@ -77,7 +80,7 @@ def marker(x: float, y: float, shape: int, title: str = "", size: float = 3.2) -
         case _:
             body = f'<rect x="{x - 1:.1f}" y="{y - size - 1:.1f}" width="2" height="{2 * size + 2:.1f}"'
     name = body[1:].split(" ", 1)[0]
-    return f"{body}>{element('title', text(title))}</{name}>" if title else f"{body}/>"
+    return f"{body}><title>{escaped(title)}</title></{name}>" if title else f"{body}/>"
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,15 @@ class Key:
     colour: int
     shape: int | None = 0
 
-    def swatch(self) -> str:
-        """A piece of what the entry names."""
+    @property
+    def swatch(self) -> Markup:
+        """A piece of the line that the entry names; nothing of a patch."""
         if self.shape is None:
-            return f'<span class="patch s{self.colour}" aria-hidden="true"></span>'
+            return Markup()
         dash = SERIES_DASHES[self.shape % SERIES_COUNT]
-        return (
-            f'<svg class="swatch s{self.colour % SERIES_COUNT}" viewBox="0 0 30 12" aria-hidden="true">'
-            f"{path([(1, 6), (29, 6)], dash=dash)}{marker(15, 6, self.shape)}</svg>"
-        )
+        return Markup(path([(1, 6), (29, 6)], dash=dash) + marker(15, 6, self.shape))
 
 
-def legend(keys: Sequence[Key], *, lines: bool = False) -> str:
+def legend(keys: Sequence[Key], *, lines: bool = False) -> Markup:
     """A legend as a list. lines: the page's script makes each entry a button that dims its line."""
-    items = "".join(
-        element("li", key.swatch() + text(key.name), data_line=key.name if lines else None) for key in keys
-    )
-    return element("ul", items, class_="legend lines" if lines else "legend")
+    return fragment("macros", "legend", keys, lines)

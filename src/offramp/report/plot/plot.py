@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offramp.report.formats import NumberFormat, decimal
-from offramp.report.markup import attributes, element, text
+from offramp.report.html import escaped
 from offramp.report.plot.drawing import (
     LETTER,
     SERIES_COUNT,
@@ -141,7 +143,7 @@ class Plot:
     overlaid: bool = False
     heading: str = ""
 
-    def svg(self) -> str:
+    def svg(self) -> Markup:
         """The plot; "" if there is nothing finite to draw."""
         size = self.size
         y_values = [float(v) for s in self.series for c in self._curves(s) for v in c]
@@ -149,7 +151,7 @@ class Plot:
         y = self.y.scale(y_values, size.height - size.foot, size.top)
         drawn = self.boxes or any(np.isfinite(series.y).any() for series in self.series)
         if x is None or y is None or not drawn:
-            return ""
+            return Markup()
         rules = [rule for rule in self.rules if (x if rule.axis == "x" else y).holds(rule.value)]
         parts = self._axes(x, y) + [draw_rule(rule, x, y) for rule in rules]
         parts += [draw_box(one, x, y) for one in self.boxes]
@@ -160,7 +162,7 @@ class Plot:
             size.width, size.height, self.title, self.description, "".join(parts), style=self.style
         )
 
-    def legend(self) -> str:
+    def legend(self) -> Markup:
         """The legend that goes with the plot."""
         keys = [Key(series.name, series.colour, series.shape) for series in self.series]
         return legend(keys, lines=self.overlaid)
@@ -202,7 +204,7 @@ class Plot:
         parts += self._points(place if self.overlaid else 0, series, points, x, y)
         group = f"s{series.colour % SERIES_COUNT}"
         if self.overlaid:
-            return f'<g class="{group} profile"{attributes({"data_line": series.name})}>{"".join(parts)}</g>'
+            return f'<g class="{group} profile" data-line="{escape(series.name)}">{"".join(parts)}</g>'
         return f'<g class="{group}">{"".join(parts)}</g>'
 
     def _points(self, place: int, series: Series, points: list[int], x: Scale, y: Scale) -> Iterator[str]:
@@ -220,7 +222,7 @@ class Plot:
                 yield marker(x(at), y(value), series.shape, said, 4.0 if self.overlaid else 3.2)
             else:
                 disc = f'cx="{x(at):.1f}" cy="{y(value):.1f}" r="{float(series.radii[i]):.1f}"'
-                yield f'<circle class="disc" {disc}>{element("title", text(said))}</circle>'
+                yield f'<circle class="disc" {disc}><title>{escaped(said)}</title></circle>'
 
 
 def finite_runs(x: Curve, y: Curve) -> Iterator[list[int]]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from markupsafe import Markup
+
 from offramp.report.formats import NumberFormat, decimal
 from offramp.report.plot.drawing import box, drawing, label, line, marker, tick_label
 from offramp.report.plot.scale import Scale, nice_range
@@ -94,11 +96,11 @@ class RowPlot:
     include: tuple[float, ...] = ()
     style: str = ""
 
-    def svg(self) -> str:
+    def svg(self) -> Markup:
         """The plot; "" if no row has a track."""
         rows = [row for row in self.rows if row.tracks]
         if not rows:
-            return ""
+            return Markup()
         scale = Scale(*self._range(rows), LEFT, RIGHT)
         parts, y = [], float(self.top)
         for row in rows:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import NEVER
 from offramp.report.comparison_words import (
     distinct,
     figure_name,
     floor_shown,
-    limits_text,
     percent_tick,
     plain_tick,
     row_name,
     thousandths,
 )
-from offramp.report.formats import NumberFormat, interval_text, percent, times
-from offramp.report.markup import Kind, element, figure, table
+from offramp.report.formats import NumberFormat, interval_text, limits_text, percent, times
+from offramp.report.html import Kind, figure, table
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
@@ -66,7 +67,7 @@ class DotsFigure:
     rule: tuple[float, str] | None = None
 
 
-def charts(rows: Sequence[Row]) -> str:
+def charts(rows: Sequence[Row]) -> list[Markup]:
     """Certified speed at each floor, then the components and EAS."""
     models, workloads = distinct([row_name(row) for row in rows]), distinct([row.workload for row in rows])
     by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
@@ -74,7 +75,7 @@ def charts(rows: Sequence[Row]) -> str:
     figures = [speed_figure(rows, floor) for floor in floors_of(rows) if exits_at(rows, floor)]
     figures += [component_figure(rows, component) for component in COMPONENTS]
     figures += [*eas_figures(rows), oracle_figure(rows), component_figure(rows, "composite")]
-    return element("div", "".join(drawn(one, colours) for one in figures), class_="charts dots")
+    return [drawn(one, colours) for one in figures]
 
 
 def speed_figure(rows: Sequence[Row], floor: str) -> DotsFigure:
@@ -122,7 +123,7 @@ def oracle_figure(rows: Sequence[Row]) -> DotsFigure:
     return DotsFigure("Saturation oracle skips, at 100 % agreement", note, dots, percent)
 
 
-def drawn(found: DotsFigure, colours: Mapping[str, int]) -> str:
+def drawn(found: DotsFigure, colours: Mapping[str, int]) -> Markup:
     """Dots as a figure: a line for each model with its workloads, or for each row. colours: of workloads."""
     rows, note = plot_rows(found, colours), found.note
     if len(rows) > CHARTED_ROWS:

@@ -7,34 +7,30 @@ import gzip
 from collections.abc import Mapping
 
 import pyarrow as pa
+from markupsafe import Markup
 from pyarrow import csv
 
 from offramp.report.formats import counted
-from offramp.report.markup import element, text
+from offramp.report.html import fragment
 
 LARGEST_PLAIN = 1_000_000
 """A table of more bytes is kept compressed, so that the page stays small."""
 
 
-def downloads_section(tables: Mapping[str, pa.Table]) -> str:
+def downloads_section(tables: Mapping[str, pa.Table]) -> Markup:
     """A link for each table that has rows, with how large it is; nothing without one."""
-    items = "".join(_item(name, found) for name, found in tables.items() if found.num_rows)
-    if not items:
-        return ""
-    note = "The same numbers, unrounded, as text files (CSV) that lie in this page itself."
-    content = element("h2", "Take the tables with you") + element("p", note, class_="note")
-    content += element("ul", items, class_="downloads")
-    return element("section", content, id_="downloads", class_="part", aria_label="Downloads")
+    files = [_file(name, found) for name, found in tables.items() if found.num_rows]
+    return fragment("comparison", "downloads", files) if files else Markup()
 
 
-def _item(name: str, found: pa.Table) -> str:
+def _file(name: str, found: pa.Table) -> tuple[str, str, str]:
+    """A table's file: its name, its content as a link, its size."""
     content = csv_bytes(found)
     size = f"{counted(found.num_rows, 'row')}, {file_size(len(content))}"
     file, kind = f"{name}.csv", "text/csv"
     if len(content) > LARGEST_PLAIN:
         content, file, kind = gzip.compress(content, mtime=0), f"{file}.gz", "application/gzip"
-    link = element("a", text(file), href=data_link(content, kind), download=file)
-    return element("li", link + " " + element("span", text(size), class_="what"))
+    return file, data_link(content, kind), size
 
 
 def csv_bytes(found: pa.Table) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from offramp.report.comparison_words import (
     SHARES,
     distinct,
@@ -24,7 +26,7 @@ from offramp.report.data_table import (
     reasons,
 )
 from offramp.report.formats import NumberFormat, counted, decimal, interval_text
-from offramp.report.markup import bullets, element, figure, small, table, text
+from offramp.report.html import figure, fragment, stack, table, text
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.studies.comparison.results import Comparison, PairDifference
@@ -48,34 +50,27 @@ COLUMNS = (
 )
 
 
-def pairs_section(comparison: Comparison) -> str:
+def pairs_section(comparison: Comparison) -> Markup:
     """What the pairs say, a forest plot of each figure, and the table; nothing without pairs."""
     pairs = comparison.pairs
     if not pairs:
-        return ""
+        return Markup()
     figures = distinct([pair.figure for pair in pairs])
     drawn = [[one for one in pairs if one.figure == name] for name in figures]
-    plots = "".join(
-        forest_figure(here) for here in drawn if any(one.difference.low is not None for one in here)
-    )
     ranked = sorted(pairs, key=lambda pair: (pair.adjusted is None, pair.adjusted or 0.0))
     caption = "Every difference, the surest first"
-    content = (
-        element("h2", "Matched pairs")
-        + bullets(said(pairs), "said-list")
-        + element("p", text(INTRODUCTION), class_="note")
-        + element("div", plots, class_="charts dots")
-        + DataTable("pairs", caption, COLUMNS, [_row(pair) for pair in ranked], "difference").html()
-        + bullets(reasons([pair.difference for pair in pairs]), "note")
+    return fragment(
+        "comparison",
+        "pairs",
+        said=said(pairs),
+        figures=[
+            forest_figure(here) for here in drawn if any(one.difference.low is not None for one in here)
+        ],
+        differences=DataTable(
+            "pairs", caption, COLUMNS, [_row(pair) for pair in ranked], "difference"
+        ).html(),
+        notes=reasons([pair.difference for pair in pairs]),
     )
-    return element("section", content, id_="pairs", class_="part", aria_label="Matched pairs")
-
-
-INTRODUCTION = (
-    "Both of a pair read the same documents, so the difference is resampled over these, whole documents at a "
-    "time. p-values are adjusted after Holm over all differences of this table: the chance that even one of "
-    "those called sure is none stays under 5 %."
-)
 
 
 def sure(pair: PairDifference) -> bool:
@@ -118,7 +113,7 @@ def signed(number: NumberFormat) -> NumberFormat:
     return lambda value: f"+{number(value)}" if value > 0 else number(value)
 
 
-def forest_figure(pairs: Sequence[PairDifference]) -> str:
+def forest_figure(pairs: Sequence[PairDifference]) -> Markup:
     """One figure's differences, a row a pair and a dot a workload, around no difference."""
     key = pairs[0].figure
     number = signed(figure_format(key))
@@ -177,16 +172,16 @@ def probability(value: float | None) -> str:
 
 def _row(pair: PairDifference) -> list[DataCell]:
     number = figure_format(pair.figure)
-    verdict = "" if pair.adjusted is None else small("sure" if sure(pair) else "not sure")
+    verdict = "" if pair.adjusted is None else "sure" if sure(pair) else "not sure"
     return [
-        DataCell(text(f"{pair.first} → {pair.second}") + small(pair.kind), values=(pair.first, pair.second)),
+        DataCell(stack(f"{pair.first} → {pair.second}", pair.kind), values=(pair.first, pair.second)),
         facet_cell(pair.workload),
         facet_cell(heads_name(pair.heads)),
         DataCell(text(figure_name(pair.figure))),
         number_cell(pair.first_value, number),
         number_cell(pair.second_value, number),
         estimate_cell(pair.difference, signed(number)),
-        DataCell(text(probability(pair.adjusted)) + verdict, pair.adjusted),
+        DataCell(stack(probability(pair.adjusted), verdict), pair.adjusted),
         DataCell(text(probability(pair.p_value)), pair.p_value),
         number_cell(pair.documents, lambda value: decimal(value, 0)),
     ]

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offramp.report.comparison_words import distinct, plain_tick, row_name
 from offramp.report.formats import NumberFormat, decimal, percent
-from offramp.report.markup import element, figure, table, text
+from offramp.report.html import figure, fragment, table
 from offramp.report.plot.drawing import SERIES_COUNT
 from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Series
 from offramp.studies.comparison.results import Comparison, Row
@@ -112,26 +113,15 @@ CURVES = (
 )
 
 
-def profiles_section(comparison: Comparison) -> str:
+def profiles_section(comparison: Comparison) -> Markup:
     """Every curve, over the models of a workload and over the workloads of a model."""
     groups = charts_of(comparison.rows)
-    body = ""
-    for kind in CURVES:
-        drawn = "".join(profile_figure(kind, name, rows, by) for name, by, rows in groups)
-        if drawn:
-            first = not body
-            body += element(
-                "details", element("summary", text(kind.name)) + element("div", drawn), open_=first
-            )
-    if not body:
-        return ""
-    content = (
-        element("h2", "Layer by layer")
-        + element("p", text(introduction(groups)), class_="note")
-        + element("div", "", id_="profile-choice")
-        + element("div", body, class_="profiles")
-    )
-    return element("section", content, id_="profiles", class_="part", aria_label="Layer by layer")
+    drawn = [
+        (kind.name, [found for name, by, rows in groups if (found := profile_figure(kind, name, rows, by))])
+        for kind in CURVES
+    ]
+    curves = [(name, figures) for name, figures in drawn if figures]
+    return fragment("comparison", "profiles", introduction(groups), curves) if curves else Markup()
 
 
 def introduction(groups: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
@@ -155,7 +145,7 @@ def charts_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     return found
 
 
-def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> str:
+def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> Markup:
     """One chart with its legend and table; nothing if no row has the curve."""
     having = [row for row in rows if kind.key in row.curves]
     profiles = [profile_of(row, kind.key, by, place) for place, row in enumerate(having)]
@@ -173,13 +163,13 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
     )
     drawn = plot.svg()
     if not drawn:
-        return ""
+        return Markup()
     caption = f"{kind.name} at a depth, {name}"
     lines = [[profile.name, *depth_cells(profile, kind.number)] for profile in profiles]
     header = [{"workload": "Model", "model": "Workload"}[by], *[f"{100 * depth:.0f} %" for depth in DEPTHS]]
     data = table(header, lines, caption=caption)
     whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=plot.legend(), kind="measured")
-    return element("div", whole, class_="profile-figure", data_curve=kind.name, data_chart=f"{by}: {name}")
+    return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
 
 
 def profile_of(row: Row, key: str, by: str, place: int) -> Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from offramp.report.comparison_words import (
     figure_format,
@@ -15,7 +16,7 @@ from offramp.report.comparison_words import (
     percent_tick,
 )
 from offramp.report.formats import NumberFormat, decimal, interval_text
-from offramp.report.markup import Kind, bullets, disclosure, element, figure, table, text
+from offramp.report.html import Kind, figure, fragment, table
 from offramp.report.plot.plot import Axis, Curve, Plot, Series
 from offramp.report.plot.scale import nice_range
 from offramp.report.sections.compare_pairs import SURE, signed
@@ -30,11 +31,11 @@ AXES = {
 }
 
 
-def trends_section(comparison: Comparison) -> str:
+def trends_section(comparison: Comparison) -> Markup:
     """What holds, the charts, and every slope as a table; nothing without trends."""
     trends = comparison.trends
     if not trends:
-        return ""
+        return Markup()
     claims = [
         f"{place(trend)[:1].upper()}{place(trend)[1:]}: {named(trend.claim, trend.figure)}"
         for trend in trends
@@ -47,20 +48,10 @@ def trends_section(comparison: Comparison) -> str:
         )
     ranked = sorted(trends, key=lambda trend: (not claims_something(trend), -trend.models))
     shown = [trend for trend in ranked if len(trend.points) > 1][:CHARTED]
-    content = (
-        element("h2", "Trends")
-        + bullets(claims, "said-list")
-        + element("p", text(INTRODUCTION), class_="note")
-        + element("div", "".join(trend_figure(trend) for trend in shown), class_="charts")
-        + trends_table(ranked)
+    figures = [trend_figure(trend) for trend in shown]
+    return fragment(
+        "comparison", "trends", claims, figures, f"Every slope ({len(ranked):,})", trends_table(ranked)
     )
-    return element("section", content, id_="trends", class_="part", aria_label="Trends")
-
-
-INTRODUCTION = (
-    "A dot is an independently trained model. The line is the Theil–Sen estimate: the median of the slopes "
-    "through all pairs of models, which a few odd models do not move. Below four models it has no interval."
-)
 
 
 def claims_something(trend: Trend) -> bool:
@@ -82,7 +73,7 @@ def place(trend: Trend) -> str:
     return f"on {trend.workload}{family}{f', {trend.heads}' if own else ''}"
 
 
-def trend_figure(trend: Trend) -> str:
+def trend_figure(trend: Trend) -> Markup:
     """The models of one trend with its line."""
     number = figure_format(trend.figure)
     plot = trend_plot(trend)
@@ -131,8 +122,8 @@ def curve(values: Sequence[float]) -> Curve:
     return np.array(values, dtype=np.float64)
 
 
-def trends_table(trends: Sequence[Trend]) -> str:
-    """Every slope; closed, since the charts come first."""
+def trends_table(trends: Sequence[Trend]) -> Markup:
+    """Every slope."""
     rows = []
     for trend in trends:
         number = signed(lambda value: decimal(value, 4))
@@ -140,4 +131,4 @@ def trends_table(trends: Sequence[Trend]) -> str:
         limits = interval_text(trend.slope.low, trend.slope.high, number) or "none"
         rows.append([heading(trend), slope, limits, str(trend.models), named(trend.claim, trend.figure)])
     header = ["Trend", "Slope per unit", "95 % interval", "Models", "What is claimed"]
-    return disclosure(f"Every slope ({len(rows):,})", table(header, rows, caption="Theil–Sen slopes"))
+    return table(header, rows, caption="Theil–Sen slopes")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
+from offramp.report.comparison_words import thousandths
 from offramp.report.formats import NumberFormat, decimal, estimate_text, interval_text, percent, whole_percent
 from offramp.report.headline import main_verdict
-from offramp.report.markup import element, figure, table, text
+from offramp.report.html import figure, fragment, table
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.untransformed import transform_cost
@@ -13,31 +16,12 @@ from offramp.scoring.estimate import Estimate
 from offramp.scoring.reference import PUBLISHED_EAS, STUDY
 
 
-def components_section(workload: WorkloadResult) -> str:
+def components_section(workload: WorkloadResult) -> Markup:
     """Components, EAS and oracles side by side."""
-    card = workload.card
-    charts = component_figure(card) + eas_figure(card) + oracle_figure(workload)
-    notes = "".join(element("li", text(note)) for note in card.notes)
-    return (
-        element("h3", "How suited this model is")
-        + transform_note(workload)
-        + element("div", charts, class_="charts")
-        + (element("ul", notes, class_="note") if notes else "")
-    )
-
-
-def transform_note(workload: WorkloadResult) -> str:
-    """What the transform costs by itself; nothing for a model without transforms."""
-    cost = transform_cost(workload)
-    if cost is None:
-        return ""
+    card, cost = workload.card, transform_cost(workload)
     said = f"The full model, as transformed, says what the untransformed one says on {cost}."
-    return element("p", text(said), class_="note")
-
-
-def thousandths(value: float) -> str:
-    """A score with three decimals: intervals over many documents are narrower than a hundredth."""
-    return decimal(value, 3)
+    figures = [component_figure(card), eas_figure(card), oracle_figure(workload)]
+    return fragment("run", "components", "" if cost is None else said, figures, card.notes)
 
 
 def estimate_row(
@@ -60,7 +44,7 @@ def estimate_row(
 
 def estimate_table(
     caption: str, figures: list[tuple[str, Estimate]], number: NumberFormat = thousandths
-) -> str:
+) -> Markup:
     """Figures with interval, or with the reason why one has none."""
     rows = [
         [
@@ -74,21 +58,13 @@ def estimate_table(
     return table(["Figure", "Value", "95 % interval", "Remark"], rows, caption=caption)
 
 
-def undefined_notes(figures: list[tuple[str, Estimate]]) -> str:
+def undefined_notes(figures: list[tuple[str, Estimate]]) -> Markup:
     """Why each undefined figure has no number, below its chart."""
-    items = [
-        element(
-            "p",
-            element("strong", text(f"{name} is undefined.")) + " " + text(estimate.undefined or ""),
-            class_="reason",
-        )
-        for name, estimate in figures
-        if estimate.value is None
-    ]
-    return "".join(items)
+    notes = [(name, estimate.undefined or "") for name, estimate in figures if estimate.value is None]
+    return fragment("run", "undefined_notes", notes)
 
 
-def component_figure(card: ScoreCard) -> str:
+def component_figure(card: ScoreCard) -> Markup:
     """The three components, the composite, and the study's literal calibration."""
     figures = [
         ("Representation quality", card.representation),
@@ -112,7 +88,7 @@ def component_figure(card: ScoreCard) -> str:
     return figure("Components", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
-def eas_figure(card: ScoreCard) -> str:
+def eas_figure(card: ScoreCard) -> Markup:
     """EAS by similarity between floor and ceiling, and what the study reports for other models."""
     note = (
         "The study's Early-exit Adaptability Score. Brackets run from the floor (another token's logits) "
@@ -145,7 +121,7 @@ def eas_figure(card: ScoreCard) -> str:
     return figure("EAS", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
-def oracle_figure(workload: WorkloadResult) -> str:
+def oracle_figure(workload: WorkloadResult) -> Markup:
     """The oracles' skip ratios, the time they could save at most, and what the best policy skips."""
     card = workload.card
     figures = [

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from offramp.decoding.bench.results import Forecast
+from offramp.report.comparison_words import plain_tick
 from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
+from offramp.report.forecasts import (
+    counts_sentence,
+    error_sentence,
+    part_name,
+    prediction_verdict,
+    short_name,
+)
 from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
-from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
-from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.report.html import figure, fragment, table
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
 from offramp.report.run_result import RunResult
 from offramp.report.sections.decoded_tables import contender_tables, policy_table
-from offramp.report.sections.error_parts import error_figure
 from offramp.report.timing_words import (
     DECISIONS,
     contender_answer,
@@ -21,19 +31,18 @@ from offramp.report.timing_words import (
     twins_text,
 )
 
+COLOURS = {"layers": 0, "probes": 1, "heads": 2, "K,V repair": 3, "overhead": 5}
+ELSEWHERE = "exits taken elsewhere than on the trace"
+ELSEWHERE_COLOUR = 4
 
-def decoded_section(run: RunResult) -> str:
+
+def decoded_section(run: RunResult) -> Markup:
     """Every measurement of the run; what was not decoded says why. Nothing if decoding was not tried yet."""
     if not run.decoding and not run.not_decoded:
-        return ""
-    chips = f"{kind_chip('measured')} {kind_chip('predicted')} {kind_chip('replayed')}"
-    content = element("h2", "Decoded for real " + chips) + element(
-        "p", text(introduction(run)), class_="note"
-    )
-    content += "".join(workload_block(decoded) for decoded in run.decoding)
+        return Markup()
+    workloads = [workload_block(decoded) for decoded in run.decoding]
     reasons = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    content += "".join(element("p", text(why), class_="reason") for why in reasons)
-    return element("section", content, id_="decoded", aria_label="Decoded for real")
+    return fragment("run", "decoded", introduction(run), workloads, reasons)
 
 
 def introduction(run: RunResult) -> str:
@@ -49,23 +58,21 @@ def introduction(run: RunResult) -> str:
     )
 
 
-def workload_block(decoded: Decoded) -> str:
-    """One workload: the answer, in a word and in words, chart, table, error by part, contenders."""
+def workload_block(decoded: Decoded) -> dict[str, Any]:
+    """One workload: the answer, in a word and in words, plots, table, error by part, contenders."""
     bench = decoded.bench
-    answer = contender_answer(bench.main, bench.worth)
-    badge = element("span", text(answer), class_=f"decision {DECISIONS[bench.answer]}")
-    heading = element("h3", text(f"On {decoded.workload} ") + badge)
-    figures = element("div", beside_figure(decoded) + error_figure(decoded), class_="beside decoded-charts")
-    return (
-        heading
-        + bullets(bench.defects, "note reasons")
-        + element("p", text(answer_of(decoded)), class_="answer")
-        + element("ul", "".join(element("li", text(line)) for line in sentences(decoded)), class_="said-list")
-        + figures
-        + policy_table(decoded)
-        + element("p", text(circumstances(decoded)), class_="note")
-        + disclosure("All contenders, and the machine's circumstances", contender_tables(decoded))
-    )
+    return {
+        "name": decoded.workload,
+        "badge": contender_answer(bench.main, bench.worth),
+        "style": DECISIONS[bench.answer],
+        "defects": bench.defects,
+        "answer": answer_of(decoded),
+        "said": sentences(decoded),
+        "figures": beside_figure(decoded) + error_figure(decoded),
+        "policies": policy_table(decoded),
+        "circumstances": circumstances(decoded),
+        "contenders": contender_tables(decoded),
+    }
 
 
 def answer_of(decoded: Decoded) -> str:
@@ -98,12 +105,12 @@ def sentences(decoded: Decoded) -> list[str]:
     return found
 
 
-def beside_figure(decoded: Decoded) -> str:
+def beside_figure(decoded: Decoded) -> Markup:
     """Predicted beside measured seconds per token, with plain decoding as the reference."""
     plain = decoded.plain_seconds
     shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None]
     if plain is None or not shown:
-        return ""
+        return Markup()
     plot = beside_plot(shown, 1000 * plain)
     data = table(
         ["Policy", "K,V", "Predicted", "Measured", "95 % interval", "Plain decoding"],
@@ -172,3 +179,87 @@ def circumstances(decoded: Decoded) -> str:
         f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
         f"{twins_text(bench.a_a)}."
     )
+
+
+def error_figure(decoded: Decoded) -> Markup:
+    """Error by part for every policy whose parts were timed; nothing without any."""
+    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.forecast.parts]
+    if not shown:
+        return Markup()
+    plot = error_plot(shown)
+    keys = {
+        name: colour for policy, forecast in shown for name, error, colour in error_parts(forecast) if error
+    }
+    patches = legend([Key(name, colour, None) for name, colour in keys.items()])
+    return figure(plot.title, plot.description, plot.svg(), error_table(shown), legend=patches)
+
+
+def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
+    """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
+    note = (
+        "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
+        "by a stopwatch within the loop, in a run apart, given the exits that were taken; the diamond is the "
+        "whole error, so parts and whole need not add up exactly."
+    )
+    return RowPlot(
+        title="Where the prediction was wrong",
+        description=note,
+        rows=[error_row(policy, forecast) for policy, forecast in shown],
+        rule=(0.0, "predicted rightly"),
+        unit="predicted less measured, ms per token",
+        number=plain_tick,
+        ticks=6,
+        style="wide",
+    )
+
+
+def error_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+    """One policy's parts as bars around nothing, and a diamond for its whole error."""
+    name = short_name(policy)
+    bars, below, above = [], 0.0, 0.0
+    for part, error, colour in error_parts(forecast):
+        start = above if error > 0 else below
+        above, below = (above + error, below) if error > 0 else (above, below + error)
+        bars.append(Bar(start, start + error, f"{part}: {decimal(error, 2)} ms", colour))
+    if forecast.predicted is None:
+        return Row(name, (Track(bars=tuple(bars)),), "no prediction")
+    total = 1000 * (forecast.predicted - forecast.measured.value)
+    whole = Point(total, f"{name}, whole error: {decimal(total, 2)} ms", colour=None, shape=3)
+    words = f"{'+' if total > 0 else ''}{decimal(total, 2)} ms"
+    return Row(name, (Track((whole,), tuple(bars)),), words)
+
+
+def error_parts(forecast: Forecast) -> list[tuple[str, float, int]]:
+    """Name, error in milliseconds per token (predicted less measured) and colour of every part."""
+    parts = [
+        (part_name(part.part), 1000 * (part.priced - part.measured), colour_of(part.part))
+        for part in forecast.parts
+    ]
+    if forecast.trace_error is not None:
+        parts.append((ELSEWHERE, 1000 * forecast.trace_error, ELSEWHERE_COLOUR))
+    return parts
+
+
+def colour_of(part: str) -> int:
+    """The colour of a part; a part of another room's own gets one too."""
+    return COLOURS.get(part, len(part) % SERIES_COUNT)
+
+
+def error_table(shown: list[tuple[DecodedPolicy, Forecast]]) -> Markup:
+    """Every part of every policy: priced beside measured."""
+    rows = []
+    for policy, forecast in shown:
+        name = short_name(policy)
+        for part in forecast.parts:
+            error = f"{decimal(1000 * (part.priced - part.measured), 2)} ms"
+            cells = [milliseconds(part.priced), milliseconds(part.measured), error]
+            rows.append([name, part_name(part.part), *cells])
+        if forecast.predicted is not None and forecast.trace_error is not None:
+            moved = f"{decimal(1000 * forecast.trace_error, 2)} ms"
+            cells = [milliseconds(forecast.predicted), milliseconds(forecast.priced), moved]
+            rows.append([name, ELSEWHERE, *cells])
+    header = ["Policy", "Part", "Predicted", "Measured", "Error"]
+    caption = (
+        "Time per token by part, priced and measured; last, by the exits of the trace and by the policy's own"
+    )
+    return table(header, rows, caption=caption, numeric_from=2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, decimal, listed, percent
-from offramp.report.markup import element, figure, reason, table, text
+from offramp.report.html import figure, fragment, table
 from offramp.report.plot.plot import SMALL, Axis, Plot, Series
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
@@ -104,26 +105,19 @@ FIGURES = (
 )
 
 
-def layers_section(workload: WorkloadResult) -> str:
-    """All charts over the layers and the reliability diagrams."""
+def layers_section(workload: WorkloadResult) -> Markup:
+    """All plots over the layers and the reliability diagrams."""
     curves = workload.card.curves
-    charts = "".join(layer_figure(spec, curves) for spec in FIGURES)
-    return (
-        element("h3", "Layer by layer")
-        + element("div", charts, class_="charts")
-        + reliability_figure(workload)
+    return fragment(
+        "run", "layers", [layer_figure(one, curves) for one in FIGURES], reliability_figure(workload)
     )
 
 
-def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
+def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     """One chart with its table, or the reason why there is none."""
     present = [(name, label) for name, label in spec.curves if name in curves.values]
     if not present:
-        return element(
-            "figure",
-            element("figcaption", element("h4", text(spec.title)))
-            + reason("the score card has no such curve."),
-        )
+        return fragment("run", "undefined_figure", spec.title, "the score card has no such curve.")
     # The full model agrees with itself: what holds an exit against agreement says nothing there.
     shown = slice(0, -1) if spec.early_only and len(curves.exits) > 1 else slice(None)
     exits = curves.exits[shown].astype(np.float64)
@@ -142,10 +136,7 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
     svg = plot.svg()
     data = curve_table(spec, curves, present)
     if not svg:
-        return element(
-            "figure",
-            element("figcaption", element("h4", text(spec.title))) + reason(f"Undefined: {spec.undefined}."),
-        )
+        return fragment("run", "undefined_figure", spec.title, f"Undefined: {spec.undefined}.")
     note = spec.note
     absent = [label for name, label in spec.curves if name not in curves.values]
     if absent:
@@ -175,7 +166,7 @@ def tidy(value: float) -> str:
     return decimal(value, 0) if short in ("", "-0") else short.replace("-", "−")
 
 
-def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> str:
+def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> Markup:
     """The curves of one chart as a table, intervals beside them."""
     header, columns = ["Layer"], [[str(int(layer)) for layer in curves.exits]]
     for name, label in present:
@@ -212,12 +203,12 @@ def spread(diagrams: list[ReliabilityDiagram], count: int) -> list[ReliabilityDi
     return [early[round(index * (len(early) - 1) / (count - 1))] for index in range(count)]
 
 
-def reliability_figure(workload: WorkloadResult) -> str:
-    """Reliability diagrams at some layers, all in one figure."""
+def reliability_figure(workload: WorkloadResult) -> Markup:
+    """Reliability diagrams at some layers, all in one figure; nothing without a token."""
     filled = [diagram for diagram in workload.card.reliability if diagram.count.sum()]
     diagrams = spread(filled, RELIABILITY_DIAGRAMS)
     if not diagrams:
-        return element("h4", "Reliability") + reason("No layer has tokens to bin.")
+        return Markup()
     rows = [
         [
             f"layer {diagram.exit}",
@@ -240,9 +231,8 @@ def reliability_figure(workload: WorkloadResult) -> str:
         "discs below the "
         "diagonal are overconfident, and the line from a disc to the diagonal is the error."
     )
-    plots = "".join(reliability_plot(diagram).svg() for diagram in diagrams)
-    charts = element("div", plots, class_="small-charts")
-    return figure("Reliability", note, charts, data, kind="measured")
+    plots = fragment("run", "small_charts", [reliability_plot(diagram).svg() for diagram in diagrams])
+    return figure("Reliability", note, plots, data, kind="measured")
 
 
 def reliability_plot(diagram: ReliabilityDiagram) -> Plot:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.cells import decision_pill, signed_change
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -18,15 +20,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
-from offramp.report.markup import (
-    KIND_MEANING,
-    Column,
-    Kind,
-    element,
-    kind_chip,
-    text,
-    wide_table,
-)
+from offramp.report.html import Column, Kind, cards, fragment, signed_change
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.floors import floors_block
 from offramp.report.untransformed import transform_sentence
@@ -35,36 +29,44 @@ from offramp.tuning.results import Verdict
 from offramp.tuning.verdict import kept_words
 
 
-def verdict_section(run: RunResult) -> str:
+@dataclass(frozen=True)
+class KeyNumber:
+    """One figure in large: what it is, where it comes from, and its lines by workload."""
+
+    kind: Kind
+    big: str
+    what: str
+    lines: list[tuple[str, str]]
+
+
+def verdict_section(run: RunResult) -> Markup:
     """Everything a hurried reader needs."""
-    decision = overall_decision(run)
-    where = (
-        f"{run.model_name} · {run.layers} layers · {listed([w.name for w in run.workloads])} · one "
-        "sequence at a time"
-    )
-    hero = (
-        element("p", decision_pill(decision) + element("span", text(where)), class_="eyebrow")
-        + element("h1", text(short_answer(run)))
-        + grounds_line(run)
-        + element("div", "".join(key_numbers(run)), class_="keys")
-        + in_short(run)
-        + transform_line(run)
-        + kinds_legend()
-    )
-    return element(
-        "section", hero + floors_block(run) + caveat_list(run), id_="verdict", aria_label="The verdict"
+    texts = listed([workload.name for workload in run.workloads])
+    transforms = transform_sentence(run)
+    return fragment(
+        "run",
+        "verdict",
+        decision=overall_decision(run),
+        where=f"{run.model_name} · {run.layers} layers · {texts} · one sequence at a time",
+        answer=short_answer(run),
+        grounds=grounds_line(run),
+        keys=key_numbers(run),
+        short=in_short(run),
+        transforms=transforms,
+        floors=floors_block(run),
+        caveats=[note for note in caveats(run) if note != transforms],
     )
 
 
 def grounds_line(run: RunResult) -> str:
     """What the answer rests on, below it."""
     grounds = grounds_of(run)
-    if overall_decision(run) != "depends on the text":  # else it begins with a text's name
-        grounds = grounds[:1].upper() + grounds[1:]
-    return element("p", text(grounds), class_="grounds") if grounds else ""
+    if overall_decision(run) == "depends on the text":  # it begins with a text's name
+        return grounds
+    return grounds[:1].upper() + grounds[1:]
 
 
-def in_short(run: RunResult) -> str:
+def in_short(run: RunResult) -> Markup:
     """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
     columns: dict[str, Callable[[WorkloadResult], str | None]] = {
         "Fastest policy, replayed": league_answer,
@@ -73,49 +75,20 @@ def in_short(run: RunResult) -> str:
     }
     asked = {name: answer for name, answer in columns.items() if any(map(answer, run.workloads))}
     if not asked:
-        return ""
-    rows = [
-        [text(w.name), *[text(answer(w) or "not asked") for answer in asked.values()]] for w in run.workloads
-    ]
+        return Markup()
+    rows = [[w.name, *[answer(w) or "not asked" for answer in asked.values()]] for w in run.workloads]
     names = [Column("Text"), *[Column(name) for name in asked]]
-    return wide_table(names, [("", rows)], caption="In short", style="short")
+    return cards(names, {"": rows}, caption="In short", style="short")
 
 
-def transform_line(run: RunResult) -> str:
-    """What the transform itself costs; nothing for a model without transforms."""
-    sentence = transform_sentence(run)
-    return "" if sentence is None else element("p", text(sentence), class_="answer")
-
-
-def kinds_legend() -> str:
-    """What measured, replayed and predicted mean on this page."""
-    items = [element("li", kind_chip(kind) + " " + text(meaning)) for kind, meaning in KIND_MEANING.items()]
-    return element("ul", "".join(items), class_="kinds")
-
-
-def key_numbers(run: RunResult) -> list[str]:
+def key_numbers(run: RunResult) -> list[KeyNumber]:
     """Three figures: what is kept as executed, the speed that it gives, and what an oracle could skip."""
     if not any(verdict.certificate for _, verdict in main_verdicts(run)) and not run.decoding:
         return [speed_card(run), oracle_card(run), plain_card(run)]
     return [kept_card(run), speed_card(run), oracle_card(run)]
 
 
-def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> str:
-    """One key number with its lines by workload."""
-    rows = "".join(
-        element("div", element("dt", text(name)) + element("dd", text(value))) for name, value in lines
-    )
-    return element(
-        "div",
-        kind_chip(kind)
-        + element("p", text(big), class_="big")
-        + element("p", text(what), class_="what")
-        + element("dl", rows),
-        class_="key",
-    )
-
-
-def kept_card(run: RunResult) -> str:
+def kept_card(run: RunResult) -> KeyNumber:
     """Executed agreement at the main floor."""
     found = main_verdicts(run)
     certified = [v.kept for _, v in found if v.certified and v.policy != "never" and v.kept is not None]
@@ -126,7 +99,7 @@ def kept_card(run: RunResult) -> str:
         "of the tokens that the policy generates are the full model's choice on the same prefix; the "
         f"floor is {floor}"
     )
-    return key_card("executed", span_text(values, percent) or "nothing certified", what, lines)
+    return KeyNumber("executed", span_text(values, percent) or "nothing certified", what, lines)
 
 
 def kept_line(verdict: Verdict) -> str:
@@ -154,7 +127,7 @@ def _without_speed(verdict: Verdict) -> str:
     return "nothing is certified yet" if open_still else "best never to exit"
 
 
-def speed_card(run: RunResult) -> str:
+def speed_card(run: RunResult) -> KeyNumber:
     """Speed over the fastest plain decoder at the main floor."""
     found = main_verdicts(run)
     measured = any(v.speed is not None and v.speed.how == "measured" for _, v in found)
@@ -166,7 +139,7 @@ def speed_card(run: RunResult) -> str:
     what = f"faster decoding than the fastest plain decoder, every probe and repair paid for{token}"
     kind: Kind = "measured" if measured else "predicted"
     nothing = "nothing certified" if any(v.tried is not None for _, v in found) else "nothing faster"
-    return key_card(kind, span_text(values, signed_change) or nothing, what, lines)
+    return KeyNumber(kind, span_text(values, signed_change) or nothing, what, lines)
 
 
 def span_text(values: list[float], number: NumberFormat) -> str:
@@ -177,7 +150,7 @@ def span_text(values: list[float], number: NumberFormat) -> str:
     return low if low == high else range_text(low, high)
 
 
-def oracle_card(run: RunResult) -> str:
+def oracle_card(run: RunResult) -> KeyNumber:
     """What an oracle that knows the final answer could skip."""
     estimates = [(workload.name, workload.card.saturation_skip) for workload in run.workloads]
     values = [estimate.value for _, estimate in estimates if estimate.value is not None]
@@ -186,10 +159,10 @@ def oracle_card(run: RunResult) -> str:
         "of the layers could be skipped at 100 % agreement by an oracle that knows when each answer is "
         "settled; no policy knows that, and one that may change answers can skip more"
     )
-    return key_card("measured", span_text(values, percent) or "undefined", what, lines)
+    return KeyNumber("measured", span_text(values, percent) or "undefined", what, lines)
 
 
-def plain_card(run: RunResult) -> str:
+def plain_card(run: RunResult) -> KeyNumber:
     """Seconds per token of plain decoding, or half-depth agreement where it was not timed."""
     plain = run.plain_seconds_per_token
     if plain is not None:
@@ -197,7 +170,7 @@ def plain_card(run: RunResult) -> str:
         lines = [("interval", interval or "none")]
         lines.append(("machine", f"{plain.threads} threads, load {decimal(plain.load, 1)}"))
         what = "per token for plain decoding on this machine, the time that early exit would have to beat"
-        return key_card("measured", milliseconds(plain.value), what, lines)
+        return KeyNumber("measured", milliseconds(plain.value), what, lines)
     halves = [(workload.name, half_depth_agreement(workload)) for workload in run.workloads]
     values = [value for _, value in halves if value is not None]
     what = (
@@ -205,7 +178,7 @@ def plain_card(run: RunResult) -> str:
         f"was not timed{'' if run.progress is None else ' yet'})"
     )
     lines = [(name, "undefined" if value is None else percent(value)) for name, value in halves]
-    return key_card("measured", span_text(values, percent) or "undefined", what, lines)
+    return KeyNumber("measured", span_text(values, percent) or "undefined", what, lines)
 
 
 def half_depth_agreement(workload: WorkloadResult) -> float | None:
@@ -215,10 +188,3 @@ def half_depth_agreement(workload: WorkloadResult) -> float | None:
         return None
     nearest = abs(curves.exits - curves.exits[-1] / 2).argmin()
     return float(curves.values["agreement"][nearest])
-
-
-def caveat_list(run: RunResult) -> str:
-    """What to know before quoting the sentence."""
-    above = transform_sentence(run)
-    items = "".join(element("li", text(note)) for note in caveats(run) if note != above)
-    return element("div", element("h3", "Before you quote this") + element("ul", items), class_="caveats")
