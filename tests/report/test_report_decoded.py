@@ -15,10 +15,10 @@ from rich.console import Console
 
 from offramp.decoding.bench.results import Interval, PartError
 from offramp.report.basis import REPAIR_NOTE
-from offramp.report.decoded import DecodedPolicy, Progress
 from offramp.report.forecasts import blame, error_sentence, rule_name
 from offramp.report.headline import caveats
 from offramp.report.page import render
+from offramp.report.run_result import DecodedPolicy, Progress
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary

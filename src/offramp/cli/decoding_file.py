@@ -14,7 +14,7 @@ from typing import Any
 from offramp.cli.run_folder import DECODING_FILE
 from offramp.errors import DamagedFileError
 from offramp.files import read_sealed_json, write_sealed_json
-from offramp.report.decoded import Decoded
+from offramp.report.run_result import Decoded
 from offramp.scoring.finite import finite_json
 
 SCHEMA_VERSION = 3

@@ -26,8 +26,7 @@ from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.results import ReplayResult
-from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.run_result import WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.workloads.workload import Workload
 
 TIMED_APART = 1

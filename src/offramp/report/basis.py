@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from offramp.report.decoded import Decoded
 from offramp.report.formats import decimal, duration, listed, percent
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import Verdict
 

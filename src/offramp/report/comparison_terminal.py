@@ -19,9 +19,8 @@ from offramp.report.comparison_words import (
     line_name,
     machine_shown,
     row_name,
-    thousandths,
 )
-from offramp.report.formats import NumberFormat, limits_text, percent, times
+from offramp.report.formats import NumberFormat, limits_text, percent, thousandths, times
 from offramp.report.sections.compare_figures import best_saving, floors_of, score, without_speed
 from offramp.report.sections.compare_leaderboard import ordered
 from offramp.report.sections.compare_pairs import said

@@ -32,6 +32,21 @@ def whole_percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
+def thousandths(value: float) -> str:
+    """Three decimals."""
+    return decimal(value, 3)
+
+
+def percent_tick(value: float) -> str:
+    """A share on an axis, without needless decimals."""
+    return f"{plain_tick(100 * value)} %"
+
+
+def plain_tick(value: float) -> str:
+    """A number on an axis, without needless decimals."""
+    return f"{value:.6g}".replace("-", MINUS)
+
+
 def times(value: float) -> str:
     """A speedup: 1.013 -> "1.013 ×"."""
     text = decimal(value, 3)

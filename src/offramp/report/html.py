@@ -162,14 +162,20 @@ Cells = Sequence[str]
 
 
 def cards(
-    columns: Sequence[Column], groups: Mapping[str, Sequence[Cells]], *, caption: str, style: str
+    columns: Sequence[Column],
+    groups: Mapping[str, Sequence[Cells]],
+    *,
+    caption: str,
+    style: str,
+    nothing: str = "",
 ) -> Markup:
     """A table of cells in named groups of rows, whose rows become cards on a phone.
 
-    The first cell of a row heads it. A group without a name has no heading row, one without rows is left out.
+    The first cell of a row heads it. A group without a name has no heading row, one without rows says that
+    there is nothing; it is left out where that has no words.
     """
-    found = {name: rows for name, rows in groups.items() if rows}
-    return fragment("macros", "cards", columns, found, caption, style)
+    found = {name: rows for name, rows in groups.items() if rows or nothing}
+    return fragment("macros", "cards", columns, found, caption, style, nothing)
 
 
 def figure(

@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import error_sentence, rule_name, short_name
 from offramp.report.formats import (
     NumberFormat,
@@ -25,7 +24,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing_words import contender_answer
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Verdict

@@ -29,8 +29,9 @@ def drawing(
 
 def label(x: float, y: float, content: str, *, anchor: str = "start", style: str = "") -> str:
     """A text; anchor is "start", "middle" or "end"."""
-    named = f' class="{style}"' if style else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escaped(content)}</text>'
+    marks = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    marks += f' class="{style}"' if style else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{marks}>{escaped(content)}</text>'
 
 
 def tick_label(x: float, y: float, content: str, within: tuple[float, float]) -> str:

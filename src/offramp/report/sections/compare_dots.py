@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from offramp.report.comparison_answers import NEVER
-from offramp.report.comparison_words import (
-    distinct,
-    figure_name,
-    floor_shown,
+from offramp.report.comparison_words import distinct, figure_name, floor_shown, row_name
+from offramp.report.formats import (
+    NumberFormat,
+    interval_text,
+    limits_text,
+    percent,
     percent_tick,
     plain_tick,
-    row_name,
     thousandths,
+    times,
 )
-from offramp.report.formats import NumberFormat, interval_text, limits_text, percent, times
 from offramp.report.html import Kind, figure, table
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, RowPlot, Track

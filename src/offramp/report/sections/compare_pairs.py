@@ -13,8 +13,6 @@ from offramp.report.comparison_words import (
     figure_name,
     heads_name,
     in_sentence,
-    percent_tick,
-    plain_tick,
 )
 from offramp.report.data_table import (
     DataCell,
@@ -25,7 +23,7 @@ from offramp.report.data_table import (
     number_cell,
     reasons,
 )
-from offramp.report.formats import NumberFormat, counted, decimal, interval_text
+from offramp.report.formats import NumberFormat, counted, decimal, interval_text, percent_tick, plain_tick
 from offramp.report.html import figure, fragment, stack, table, text
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, Row, RowPlot, Track

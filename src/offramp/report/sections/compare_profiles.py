@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.report.comparison_words import distinct, plain_tick, row_name
-from offramp.report.formats import NumberFormat, decimal, percent
+from offramp.report.comparison_words import distinct, row_name
+from offramp.report.formats import NumberFormat, decimal, percent, plain_tick
 from offramp.report.html import figure, fragment, table
 from offramp.report.plot.drawing import SERIES_COUNT
 from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Series
@@ -20,9 +21,7 @@ DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Where the table beside a chart gives the value; it holds from an exit to the next."""
 
 
-def tick_percent(value: float) -> str:
-    """A share without decimals."""
-    return percent(value, 0)
+rounded = partial(percent, digits=0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ CURVES = (
         "Agreement",
         "share of tokens",
         "How often the exit's most probable token is the full model's. Steep and early is good for exits.",
-        tick_percent,
+        rounded,
         share=True,
     ),
     CurveKind(
@@ -54,7 +53,7 @@ CURVES = (
         "Information still missing",
         "share of R₀",
         "What of the information about the final prediction has not arrived yet.",
-        tick_percent,
+        rounded,
         share=True,
     ),
     CurveKind(
@@ -62,7 +61,7 @@ CURVES = (
         "Confidence",
         "mean probability",
         "How sure the exit is. Where it exceeds agreement the exit is overconfident.",
-        tick_percent,
+        rounded,
         share=True,
     ),
     CurveKind("entropy", "Entropy", "nats", "How undecided the exit is.", plain_tick),
@@ -152,9 +151,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
     plot = Plot(
         title=f"{kind.name}, {name}",
         description=kind.note,
-        x=Axis(
-            "depth: share of the layers' work done", (0.0, 1.0), tick_percent, (0.0, 0.25, 0.5, 0.75, 1.0)
-        ),
+        x=Axis("depth: share of the layers' work done", (0.0, 1.0), rounded, (0.0, 0.25, 0.5, 0.75, 1.0)),
         y=Axis(kind.unit, (0.0, 1.0) if kind.share else None, kind.number, include=(0.0,)),
         series=tuple(profiles),
         size=WIDE,

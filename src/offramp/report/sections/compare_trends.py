@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from offramp.report.comparison_words import (
-    figure_format,
-    figure_name,
-    heads_name,
-    is_share,
-    named,
-    percent_tick,
-)
-from offramp.report.formats import NumberFormat, decimal, interval_text
+from offramp.report.comparison_words import figure_format, figure_name, heads_name, is_share, named
+from offramp.report.formats import NumberFormat, decimal, interval_text, percent_tick
 from offramp.report.html import Kind, figure, fragment, table
 from offramp.report.plot.plot import Axis, Curve, Plot, Series
 from offramp.report.plot.scale import nice_range

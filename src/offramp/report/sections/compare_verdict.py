@@ -17,15 +17,8 @@ from offramp.report.comparison_answers import (
     why_no_answer,
 )
 from offramp.report.comparison_headline import headline, left_over, not_claimed, passed_how
-from offramp.report.comparison_words import (
-    distinct,
-    floor_shown,
-    heads_name,
-    line_name,
-    machine_shown,
-    thousandths,
-)
-from offramp.report.formats import counted, limits_text, percent, times
+from offramp.report.comparison_words import distinct, floor_shown, heads_name, line_name, machine_shown
+from offramp.report.formats import counted, limits_text, percent, thousandths, times
 from offramp.report.html import Kind, fragment
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Strategy

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from offramp.report.comparison_words import thousandths
-from offramp.report.formats import NumberFormat, decimal, estimate_text, interval_text, percent, whole_percent
+from offramp.report.formats import (
+    NumberFormat,
+    decimal,
+    estimate_text,
+    interval_text,
+    percent,
+    thousandths,
+    whole_percent,
+)
 from offramp.report.headline import main_verdict
 from offramp.report.html import figure, fragment, table
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
-from offramp.report.untransformed import transform_cost
+from offramp.report.verdict_words import transform_cost
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.reference import PUBLISHED_EAS, STUDY

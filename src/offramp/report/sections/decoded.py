@@ -8,8 +8,6 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.decoding.bench.results import Forecast
-from offramp.report.comparison_words import plain_tick
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import (
     counts_sentence,
     error_sentence,
@@ -17,11 +15,11 @@ from offramp.report.forecasts import (
     prediction_verdict,
     short_name,
 )
-from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment
+from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment, plain_tick
 from offramp.report.html import figure, fragment, table
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
-from offramp.report.run_result import RunResult
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
 from offramp.report.sections.decoded_tables import contender_tables, policy_table
 from offramp.report.timing_words import (
     DECISIONS,

@@ -8,7 +8,6 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.decoding.bench.results import Contender, FreeRunning, Interval
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -19,6 +18,7 @@ from offramp.report.formats import (
     times,
 )
 from offramp.report.html import Column, bullets, cards, policy_code, stack, table, text
+from offramp.report.run_result import Decoded, DecodedPolicy
 from offramp.report.timing_words import contender_answer
 
 

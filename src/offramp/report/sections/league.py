@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from offramp.report.answers import exits_early, nearest_floor, ranked
-from offramp.report.credit import credit_sentence, credits_of
 from offramp.report.formats import faster, gain_text, interval_text, percent, times, whole_percent
 from offramp.report.html import (
     Column,
@@ -22,7 +21,7 @@ from offramp.report.html import (
 )
 from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.run_result import WorkloadResult
-from offramp.report.untransformed import reference_line
+from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import LeagueEntry
 

@@ -11,7 +11,7 @@ from offramp.report.basis import LOCAL, machine_name
 from offramp.report.formats import duration, estimate_text, percent, times, whole_percent
 from offramp.report.html import Column, cards, fragment, pill, stack, stacked, styled, table, text
 from offramp.report.run_result import WorkloadResult
-from offramp.report.untransformed import reference_line
+from offramp.report.verdict_words import reference_line
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.results import MachineAnswer
 

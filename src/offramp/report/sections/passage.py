@@ -9,8 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.report.comparison_words import percent_tick
-from offramp.report.formats import percent, visible_piece
+from offramp.report.formats import percent, percent_tick, visible_piece
 from offramp.report.html import figure, fragment, table, text
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
 from offramp.report.plot.scale import nice_ticks
@@ -41,8 +40,8 @@ def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Mar
     )
 
 
-def token_part(passage: Passage, token: PassageToken) -> dict[str, str]:
-    """One token of the running text; its label says in words what its colour says."""
+def token_part(passage: Passage, token: PassageToken) -> tuple[Markup, str, str]:
+    """One token of the running text, its style, and a label that says in words what its colour says."""
     other = token.full_prediction != token.piece
     label = (
         f"{visible_piece(token.piece)}: could stop after layer {token.saturation_exit} of {passage.exits[-1]}"
@@ -50,7 +49,7 @@ def token_part(passage: Passage, token: PassageToken) -> dict[str, str]:
     if other:
         label += f"; the full model says {visible_piece(token.full_prediction)}"
     style = f"t e{token.saturation_exit}{' other' if other else ''}"
-    return {"shown": shown_piece(token.piece), "style": style, "label": label}
+    return shown_piece(token.piece), style, label
 
 
 def shown_piece(piece: str) -> Markup:
@@ -182,15 +181,13 @@ def grid_section(grid: PredictionGrid) -> Markup:
     )
 
 
-def grid_cell(grid: PredictionGrid, row: int, column: int) -> dict[str, str]:
-    """One prediction; the style holds agreement, confidence and where the answer settles."""
+def grid_cell(grid: PredictionGrid, row: int, column: int) -> tuple[str, str, str]:
+    """One prediction, its style (agreement, confidence, where the answer settles), and its confidence."""
     agrees, probability = grid.agrees[row][column], grid.max_prob[row][column]
     known = math.isfinite(probability)
     strength = min(int(probability * STRENGTHS), STRENGTHS - 1) if known else 0
     settled = grid.exits[row] >= grid.saturation_exits[column]
     settles = settled and (row == 0 or grid.exits[row - 1] < grid.saturation_exits[column])
-    return {
-        "style": f"{'a' if agrees else 'd'}{strength}{' x' if settles else ''}",
-        "title": f"{100 * probability:.0f}%" if known else "undefined",
-        "piece": visible_piece(grid.pieces[row][column]),
-    }
+    style = f"{'a' if agrees else 'd'}{strength}{' x' if settles else ''}"
+    title = f"{100 * probability:.0f}%" if known else "undefined"
+    return visible_piece(grid.pieces[row][column]), style, title

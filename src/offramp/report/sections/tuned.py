@@ -15,12 +15,20 @@ from offramp.report.certificate import (
     risk_text,
     status,
 )
-from offramp.report.formats import counted, estimate_text, gain_text, percent, times, whole_percent
+from offramp.report.formats import (
+    counted,
+    estimate_text,
+    gain_text,
+    percent,
+    percent_tick,
+    times,
+    whole_percent,
+)
 from offramp.report.html import figure, fragment, policy_code, table
 from offramp.report.plot.plot import Axis, Plot, Rule, Series
 from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
-from offramp.report.sections.floors import ANSWER_TOKENS
+from offramp.report.sections.verdict import ANSWER_TOKENS
 from offramp.report.summary import spread
 from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import BYTES
@@ -166,7 +174,7 @@ def front_figure(group: list[Tuned]) -> Markup:
         "model. What is right of a floor's line is not allowed; much bolder candidates are in the table only."
     )
     loss, cost = (
-        Axis("share of tokens changed", x_range, tick_percent, ticks=6)
+        Axis("share of tokens changed", x_range, percent_tick, ticks=6)
         if shares(first)
         else Axis("loss, nats per token", x_range, "{:.3g}".format, ticks=6),
         Axis(
@@ -201,11 +209,6 @@ def drawn_cost(tuned: Tuned, cost: float) -> float:
 def shares(tuned: Tuned) -> bool:
     """Whether the loss is a share of tokens."""
     return tuned.floor.clip is None
-
-
-def tick_percent(value: float) -> str:
-    """A share on an axis, without needless decimals."""
-    return f"{100 * value:.3g} %"
 
 
 def front_lines(group: list[Tuned], widest: float) -> list[Series]:
