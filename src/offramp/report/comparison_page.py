@@ -25,7 +25,6 @@ from offramp.report.sections.compare_trends import trends_section
 from offramp.report.sections.compare_validity import validity_section
 from offramp.report.sections.compare_verdict import verdict_section
 from offramp.report.sections.compared import compared_section, filters
-from offramp.report.sections.glossary import comparison_glossary
 from offramp.report.sections.provenance import citation_section
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.tables import comparison_tables
@@ -76,7 +75,9 @@ def render_comparison(comparison: Comparison) -> str:
         "bytes": bytes_section(comparison),
         "downloads": downloads_section(comparison_tables(comparison)),
         "cite": citation_section(comparison),
-        "glossary": comparison_glossary(comparison),
+        "glossary": fragment(
+            "glossary", "comparison", comparison.pairs, comparison.trends, comparison.validity
+        ),
     }
     links = [(identity, name) for identity, name in NAVIGATION if sections[identity]]
     return fragment("comparison", "page", comparison.title, links, sections.values())

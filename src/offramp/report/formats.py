@@ -84,6 +84,12 @@ def limits_text(low: float | None, high: float | None, number: NumberFormat) -> 
     return interval_text(low, high, number)
 
 
+def value_text(value: float, low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
+    """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
+    limits = interval_text(low, high, number)
+    return f"{number(value)} ({limits})" if limits else number(value)
+
+
 def range_text(low: str, high: str) -> str:
     """Two numbers with units as a range: "1.4 %", "1.8 %" -> "1.4 to 1.8 %"."""
     unit = high.rpartition(" ")[2]
@@ -96,8 +102,7 @@ def estimate_text(estimate: Estimate, number: NumberFormat = decimal) -> str:
     """Value and interval, or why there is no value."""
     if estimate.value is None:
         return f"undefined: {estimate.undefined or 'no reason recorded'}"
-    interval = interval_text(estimate.low, estimate.high, number)
-    return f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
+    return value_text(estimate.value, estimate.low, estimate.high, number)
 
 
 def faster(speedup: float) -> str:

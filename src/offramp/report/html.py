@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, limits_text, percent
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.reference import STUDY
 
 Kind = Literal["measured", "executed", "replayed", "predicted"]
 
@@ -74,7 +75,7 @@ def environment() -> Environment:
         extensions=[Joined],
         auto_reload=False,
     )
-    made.globals.update(kinds=KIND_MEANING, signs=DECISION_SIGNS, asset=asset)
+    made.globals.update(kinds=KIND_MEANING, signs=DECISION_SIGNS, asset=asset, study=STUDY)
     made.filters.update(slug=slug, breakable=breakable)
     return made
 

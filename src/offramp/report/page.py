@@ -17,7 +17,6 @@ from offramp.report.sections.combined import combined_section
 from offramp.report.sections.components import components_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.frontier import frontier_section
-from offramp.report.sections.glossary import run_glossary
 from offramp.report.sections.layers import layers_section
 from offramp.report.sections.league import league_section
 from offramp.report.sections.machine import machine_section
@@ -57,7 +56,7 @@ def render(run: RunResult) -> str:
         progress=progress_lines(run),
         sections=sections,
         workloads=[workload_part(w, layers, name) for w, name in zip(run.workloads, names, strict=True)],
-        last=(provenance_section(run), run_glossary()),
+        last=(provenance_section(run), fragment("glossary", "run")),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from offramp.decoding.bench.results import Answer, BenchResult, Contender, FloorCheck, Interval, Stopped
-from offramp.report.formats import counted, decimal, interval_text, percent, times, whole_percent
+from offramp.report.formats import counted, decimal, interval_text, percent, times, value_text, whole_percent
 
 ENDED: Mapping[Stopped, str] = {
     "answered": "every question was answered",
@@ -50,8 +50,7 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
 
 def ratio_text(ratio: Interval) -> str:
     """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
-    limits = interval_text(ratio.low, ratio.high, times)
-    return f"{times(ratio.value)}{f' ({limits})' if limits else ''}"
+    return value_text(ratio.value, ratio.low, ratio.high, times)
 
 
 def stopped_text(stopped: Stopped, seconds: float) -> str:
@@ -83,11 +82,9 @@ def floor_text(floor: FloorCheck, prompts: int) -> str:
     promise = f"{'certified' if floor.certified else 'not certified'} floor {floor.floor}"
     if floor.kept is None:
         return f"the policy's {promise} was not judged here"
-    limits = interval_text(floor.kept.low, floor.kept.high, percent)
-    kept = (
-        f"{percent(floor.kept.value)}{f' ({limits})' if limits else ''} of the generated tokens of "
-        f"{counted(prompts, 'prompt')} are the full model's choice"
-    )
+    share = value_text(floor.kept.value, floor.kept.low, floor.kept.high, percent)
+    of = f"of the generated tokens of {counted(prompts, 'prompt')}"
+    kept = f"{share} {of} are the full model's choice"
     if floor.missed:
         return f"BELOW ITS FLOOR: {kept}, under the policy's {promise}"
     return f"{kept}: the policy's {promise} is kept"

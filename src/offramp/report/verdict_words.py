@@ -15,6 +15,7 @@ from offramp.report.formats import (
     listed,
     percent,
     times,
+    value_text,
     whole_percent,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -31,8 +32,7 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    limits = interval_text(speed.low, speed.high, times)
-    return f"{how_words(speed)} {times(speed.value)}{f' ({limits})' if limits else ''}"
+    return f"{how_words(speed)} {value_text(speed.value, speed.low, speed.high, times)}"
 
 
 def how_words(speed: Speed) -> str:

@@ -25,7 +25,7 @@ from offramp.report.html import Column, cards, figure, fragment, policy_code, st
 from offramp.report.plot.drawing import Key, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
-from offramp.report.sections.decoded_tables import circumstances_table, contender_rows_table
+from offramp.report.sections.decoded_tables import circumstances_table, contender_rows_table, with_interval
 from offramp.report.timing_words import contender_answer, stopped_text, twins_text
 from offramp.studies.comparison.results import Comparison
 
@@ -184,15 +184,13 @@ def combination_row(one: Combination, worth: float) -> list[str]:
     if seconds is None or one.speedup is None:
         return [head, *["–"] * 6, f"not timed: {one.contender.left_out or 'no reason recorded'}"]
     cells = [
-        stack(milliseconds(seconds.value), interval_text(seconds.low, seconds.high, milliseconds)),
+        with_interval(seconds, milliseconds),
         stack(
             f"{decimal(one.speedup.value)} ×",
             interval_text(one.speedup.low, one.speedup.high),
             contender_answer(one.contender, worth),
         ),
-        "–"
-        if one.interaction is None
-        else stack(decimal(one.interaction.value), interval_text(one.interaction.low, one.interaction.high)),
+        "–" if one.interaction is None else with_interval(one.interaction, decimal),
     ]
     if quality is None:
         return [head, *cells, *["–"] * 4]
@@ -200,7 +198,7 @@ def combination_row(one: Combination, worth: float) -> list[str]:
     return [
         head,
         *cells,
-        stack(percent(share.value), interval_text(share.low, share.high, percent)),
+        with_interval(share, percent),
         shared_text(quality),
         percent(answers.sequence_match.value, 0),
         stack(decimal(answers.nll.value, 3), interval_text(answers.nll.low, answers.nll.high)),

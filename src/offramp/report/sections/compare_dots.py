@@ -11,7 +11,7 @@ from offramp.report.comparison_answers import NEVER
 from offramp.report.comparison_words import distinct, figure_name, floor_shown, row_name
 from offramp.report.formats import (
     NumberFormat,
-    interval_text,
+    estimate_text,
     limits_text,
     percent,
     percent_tick,
@@ -162,7 +162,7 @@ def plot_rows(found: DotsFigure, colours: Mapping[str, int]) -> list[PlotRow]:
     for name, dots in grouped.items():
         dots.sort(key=lambda dot: colours.get(dot.row.workload, 0))
         tracks = [Track((point_of(name, dot, found.number, colours),)) for dot in dots]
-        alone = value_text(dots[0].estimate, found.number) if len(dots) == 1 else ""
+        alone = row_text(dots[0].estimate, found.number) if len(dots) == 1 else ""
         rows.append(PlotRow(name, tuple(tracks), alone))
     return rows
 
@@ -170,11 +170,9 @@ def plot_rows(found: DotsFigure, colours: Mapping[str, int]) -> list[PlotRow]:
 def point_of(name: str, dot: Dot, number: NumberFormat, colours: Mapping[str, int]) -> Point:
     """One dot with its interval."""
     estimate, workload = dot.estimate, dot.row.workload
-    value = estimate.value or 0.0
-    limits = interval_text(estimate.low, estimate.high, number)
-    said = f"{name}, {workload}: {number(value)}{f' ({limits})' if limits else ''}"
-    shape = 4 if dot.hollow else 0
-    return Point(value, said, estimate.low, estimate.high, colours.get(workload, 0), shape, dot.reach)
+    said = f"{name}, {workload}: {estimate_text(estimate, number)}"
+    colour, shape = colours.get(workload, 0), 4 if dot.hollow else 0
+    return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, dot.reach)
 
 
 def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
@@ -183,7 +181,7 @@ def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
     return [value, limits_text(estimate.low, estimate.high, number) or "none"]
 
 
-def value_text(estimate: Estimate, number: NumberFormat) -> str:
+def row_text(estimate: Estimate, number: NumberFormat) -> str:
     """ "0.412 (0.402 to 0.421)"."""
     limits = limits_text(estimate.low, estimate.high, number)
     return f"{number(estimate.value or 0.0)}{f' ({limits})' if limits else ''}"

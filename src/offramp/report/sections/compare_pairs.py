@@ -23,7 +23,15 @@ from offramp.report.data_table import (
     number_cell,
     reasons,
 )
-from offramp.report.formats import NumberFormat, counted, decimal, interval_text, percent_tick, plain_tick
+from offramp.report.formats import (
+    NumberFormat,
+    counted,
+    decimal,
+    estimate_text,
+    interval_text,
+    percent_tick,
+    plain_tick,
+)
 from offramp.report.html import figure, fragment, stack, table, text
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
@@ -122,10 +130,7 @@ def forest_figure(pairs: Sequence[PairDifference]) -> Markup:
     for pair in pairs:
         found = pair.difference
         if found.value is not None:
-            limits = interval_text(found.low, found.high, number)
-            said = (
-                f"{pair_name(pair)}, {pair.workload}: {number(found.value)}{f' ({limits})' if limits else ''}"
-            )
+            said = f"{pair_name(pair)}, {pair.workload}: {estimate_text(found, number)}"
             shape = 0 if sure(pair) else 4
             point = Point(found.value, said, found.low, found.high, colours[pair.workload], shape)
             rows.setdefault(pair_name(pair), []).append(Track((point,)))

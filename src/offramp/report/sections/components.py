@@ -42,8 +42,7 @@ def estimate_row(
     """One figure as a row; an undefined one has words and no point. emphasis: drawn in the second colour."""
     if estimate.value is None:
         return Row(name, (Track(),), "undefined")
-    interval = interval_text(estimate.low, estimate.high, number)
-    shown = f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
+    shown = estimate_text(estimate, number)
     colour, shape = (1, 3) if emphasis else (0, 0)
     point = Point(estimate.value, f"{name}: {shown}", estimate.low, estimate.high, colour, shape, reach)
     return Row(name, (Track((point,)),), shown)
