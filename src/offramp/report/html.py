@@ -35,6 +35,10 @@ DECISION_SIGNS: dict[str, str] = {
     "undefined": "?",
 }
 UNIT = re.compile(r"(?<=\d) (?=[%×]|[mµ]?s\b)")
+UNIT_IN_TEMPLATE = re.compile(r"(?<=\d) (?=%(?!\})|×|[mµ]?s\b)")
+COMMENT = re.compile(r"\{#.*?#\}\s*", re.DOTALL)
+LEFT_OUT = re.compile(r"(?<=>)\s*\n\s*|(?<=%\})\s*\n\s*|(?<=\}\})\s*\n\s*(?=\{)|\s*\n\s*(?=<|\{%)")
+"""Line breaks of a template beside tags and statements, and between two expressions."""
 BREAK = re.compile(r"(?<=[,:+])")
 
 
@@ -42,11 +46,9 @@ class Joined(Extension):
     """Joins the lines of a template, so that a page has no white space beyond what its text needs."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
-        """Drop line breaks beside tags, make a space of those within text."""
-        source = re.sub(r"\{#.*?#\}\s*", "", source, flags=re.DOTALL)
-        source = re.sub(UNIT.pattern.replace("[%×]", "%(?!})|×"), "\u00a0", source)
-        source = re.sub(r"(?<=>)\s*\n\s*|\s*\n\s*(?=<)|(?<=[%}]\})\s*\n\s*(?=\{)|\s*\n\s*(?=\{%)", "", source)
-        return re.sub(r"(?<=%\})\s*\n\s*|\s*\n\s*\Z", "", re.sub(r"(?<!%\})\s*\n\s*", " ", source.strip()))
+        """Drop line breaks beside tags, make a space of those within text; units stay with their numbers."""
+        source = UNIT_IN_TEMPLATE.sub("\u00a0", COMMENT.sub("", source))
+        return re.sub(r"\s*\n\s*", " ", LEFT_OUT.sub("", source.strip()))
 
 
 def with_units(value: Any) -> Any:
@@ -107,9 +109,13 @@ def breakable(name: str, signs: re.Pattern[str] = BREAK) -> Markup:
     return Markup(signs.sub("<wbr>", escaped(name)))
 
 
+# Pieces of cells are made here and not by macros: a page may have tens of thousands of them, and a call of a
+# macro takes several times as long as its piece.
+
+
 def policy_code(policy: str) -> Markup:
     """A policy's text, breakable after its signs and shortened by nothing."""
-    return Markup(f"<code>{BREAK.sub('<wbr>', escaped(policy))}</code>")
+    return Markup(f"<code>{breakable(policy)}</code>")
 
 
 def small(content: str) -> Markup:
