@@ -168,6 +168,18 @@ class Column:
 Cells = Sequence[str]
 
 
+@dataclass(frozen=True)
+class KeyNumber:
+    """A figure in large on a card: what it is, where it comes from, and what it belongs to."""
+
+    kind: Kind
+    big: str
+    what: str
+    lines: Sequence[tuple[str, str]] = ()
+    title: str = ""
+    policy: str = ""
+
+
 def cards(
     columns: Sequence[Column],
     groups: Mapping[str, Sequence[Cells]],

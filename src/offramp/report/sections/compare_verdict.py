@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from markupsafe import Markup
 
 from offramp.report.comparison_answers import (
@@ -19,21 +17,9 @@ from offramp.report.comparison_answers import (
 from offramp.report.comparison_headline import headline, left_over, not_claimed, passed_how
 from offramp.report.comparison_words import distinct, floor_shown, heads_name, line_name, machine_shown
 from offramp.report.formats import counted, limits_text, percent, thousandths, times
-from offramp.report.html import Kind, fragment
+from offramp.report.html import KeyNumber, Kind, fragment
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Strategy
-
-
-@dataclass(frozen=True)
-class Card:
-    """One figure in large with what it belongs to."""
-
-    title: str
-    kind: Kind
-    big: str
-    what: str
-    facts: tuple[tuple[str, str], ...] = ()
-    policy: str = ""
 
 
 def verdict_section(comparison: Comparison) -> Markup:
@@ -64,7 +50,7 @@ def size_of(comparison: Comparison) -> str:
     return " · ".join(parts)
 
 
-def cards_of(comparison: Comparison) -> list[Card]:
+def cards_of(comparison: Comparison) -> list[KeyNumber]:
     """The best certified, replayed and measured speed, and the most suited by score."""
     answers, strategies = answers_of(comparison), comparison.strategies
     cards = []
@@ -77,17 +63,17 @@ def cards_of(comparison: Comparison) -> list[Card]:
         measured, title = fastest(believed(strategies)), "Fastest decoded for real"
         if measured is None:
             nothing = why_no_answer(strategies) or "no policy that exits was decoded"
-            cards.append(Card(title, "measured", "none", nothing))
+            cards.append(KeyNumber("measured", "none", nothing, title=title))
         else:
             cards.append(_strategy_card(title, "measured", measured))
     return cards + _suited_card(comparison)
 
 
-def _certified_card(best: Answer | None, asked: int) -> Card:
+def _certified_card(best: Answer | None, asked: int) -> KeyNumber:
     title = "Best net speed that passed its floor"
     if best is None:
         said = f"no policy that exits early passed in {counted(asked, 'answer')}"
-        return Card(title, "predicted", "none", said)
+        return KeyNumber("predicted", "none", said, title=title)
     saving = best.saving
     facts = {
         "model": line_name(best.row.model.shown, best.row.heads),
@@ -97,10 +83,10 @@ def _certified_card(best: Answer | None, asked: int) -> Card:
         "passed": passed_how(best),
     }
     kind: Kind = "predicted" if best.timed is None else "measured"
-    return Card(title, kind, *_speed(best.net_speedup), tuple(facts.items()), saving.policy)
+    return KeyNumber(kind, *_speed(best.net_speedup), list(facts.items()), title, saving.policy)
 
 
-def _strategy_card(title: str, kind: Kind, found: Strategy) -> Card:
+def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
     facts = {
         "model": line_name(found.model, found.heads),
         "workload": found.workload,
@@ -108,10 +94,10 @@ def _strategy_card(title: str, kind: Kind, found: Strategy) -> Card:
         "floor": floor_shown(found.floor),
         "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
     }
-    return Card(title, kind, *_speed(found.net_speedup), tuple(facts.items()), found.policy)
+    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, found.policy)
 
 
-def _suited_card(comparison: Comparison) -> list[Card]:
+def _suited_card(comparison: Comparison) -> list[KeyNumber]:
     """The row with the highest composite; none without one."""
     known = [row for row in comparison.rows if _composite(row.scores.get("composite")) is not None]
     if not known:
@@ -127,7 +113,7 @@ def _suited_card(comparison: Comparison) -> list[Card]:
     limits = limits_text(composite.low, composite.high, thousandths)
     what = f"composite of 0 to 1{f', {limits}' if limits else ''}"
     big = thousandths(composite.value or 0.0)
-    return [Card("Most suited by score", "measured", big, what, tuple(facts.items()))]
+    return [KeyNumber("measured", big, what, list(facts.items()), "Most suited by score")]
 
 
 def _composite(estimate: Estimate | None) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -26,6 +25,7 @@ from offramp.report.formats import (
 from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
 from offramp.report.html import (
     Column,
+    KeyNumber,
     Kind,
     cards,
     fragment,
@@ -54,16 +54,6 @@ COLUMNS = (
     Column("Beside it, replayed", "replayed"),
     Column("Documents"),
 )
-
-
-@dataclass(frozen=True)
-class KeyNumber:
-    """One figure in large: what it is, where it comes from, and its lines by workload."""
-
-    kind: Kind
-    big: str
-    what: str
-    lines: list[tuple[str, str]]
 
 
 def verdict_section(run: RunResult) -> Markup:
