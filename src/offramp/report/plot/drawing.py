@@ -56,7 +56,8 @@ def path(points: Sequence[tuple[float, float]], *, dash: str = "", style: str = 
 def box(left: float, top: float, width: float, height: float, *, style: str = "", said: str = "") -> str:
     """A rectangle. said: what a pointer on it reads."""
     named = f'class="{style}" ' if style else ""
-    shape = f'<rect {named}x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    down, wide, high = (f"{value:.1f}".removesuffix(".0") for value in (top, width, height))
+    shape = f'<rect {named}x="{left:.1f}" y="{down}" width="{wide}" height="{high}"'
     return f"{shape}><title>{escaped(said)}</title></rect>" if said else f"{shape}/>"
 
 
