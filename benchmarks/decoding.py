@@ -8,8 +8,8 @@ exits at 1/4, 1/2, 3/4 over their ideal: the run's own never-exit time, times wh
 exit's layers, head and K,V projections over what it says of the whole model. speculate: over
 `generate(assistant_early_exit=k)` at the same k and its best draft length, and over plain. batch: tokens per
 second of 8 sequences in lockstep and rebatched, over plain batched decoding. All contenders take turns in
-blocks of a few tokens (see `offramp.decoding.bench.bench.measure`); ratios have a 95 % interval over prompts.
-The last line is one JSON object.
+blocks of a few tokens (see `offramp.decoding.measurement.bench.measure`); ratios have a 95 % interval over
+prompts. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.bench import run, settle
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.clusters import combined_clusters, ratio_of
-from offramp.decoding.bench.contenders import GENERATE, NEVER, Cell, Extent
-from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.results import BenchResult, Cluster, Interval
-from offramp.decoding.bench.together import Measurement
-from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import run, settle
+from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
+from offramp.decoding.measurement.intervals import combined_clusters, ratio_of
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.measurement import Measurement
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.results import BenchResult, Cluster, Interval
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
 from offramp.workloads.registry import load_workload
 
 QUARTERS = (0.25, 0.5, 0.75)
@@ -55,10 +55,11 @@ class Bench:
         self, cells: Sequence[tuple[str, str]], extent: dict[str, Any] | None = None, **further: Any
     ) -> Measurement:
         """Policies and strategies beside plain decoding. extent: who else takes part."""
-        (policy, kv), *others = cells
-        prompts = self.prompts[: self.options.prompts]
-        values = {"prompts": prompts, "new_tokens": self.options.new_tokens, **further}
-        setting = settle(self.model, policy, kv=kv, cells=others, **values)
+        batch = further.pop("batch", 1)
+        prompts = further.pop("prompts", self.prompts[: self.options.prompts])
+        further.setdefault("new_tokens", self.options.new_tokens)
+        asked = [DecodingOptions.read(policy, kv=kv, **further) for policy, kv in cells]
+        setting = settle(self.model, asked, prompts=prompts, batch=batch)
         limits = Limits(self.options.seconds, self.options.rounds)
         return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False, "never": True})))
 
@@ -91,7 +92,7 @@ def static(bench: Bench) -> dict[str, Any]:
     rows = []
     for exit in bench.exits:
         for kv in WITHOUT_DRAFTS:
-            name = Cell(parse_policy(f"static:exit={exit}"), kv).name
+            name = DecodingOptions.read(f"static:exit={exit}", kv=kv).name
             if result.contender(name).seconds_per_token is None:
                 rows.append({"exit": exit, "kv": kv, "left_out": result.contender(name).left_out})
                 continue
@@ -130,7 +131,7 @@ def speculate(bench: Bench) -> dict[str, Any]:
     rows = []
     for exit in exits:
         name, peer = (
-            Cell(parse_policy(f"static:exit={exit}"), "speculate").name,
+            DecodingOptions.read(f"static:exit={exit}", kv="speculate").name,
             f"generate(assistant_early_exit={exit})",
         )
         row = {"exit": exit, "seconds_per_token": _seconds(result, name), "draft_length": draft,

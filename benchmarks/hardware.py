@@ -23,11 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 import offramp
-from offramp.costs.timings import TimingsProfile
-from offramp.decoding.hardware import BATCHES, measure_hardware
-from offramp.decoding.session import Session
-from offramp.decoding.timed_probes import LENS
-from offramp.decoding.timing_tables import PLAIN, PROBED
+from offramp.costs.timings import LENS, TimingsProfile
+from offramp.decoding.measurement.machine_profiler import BATCHES, MachineProfiler, measure_hardware
+from offramp.decoding.measurement.timing_tables import PLAIN, PROBED
 
 POSITIONS = (160, 320)
 BATCHES_BETWEEN = (6,)
@@ -39,7 +37,7 @@ def main() -> None:
     began = time.monotonic()
     profile = measure_hardware(model, budget_seconds=options.seconds)
     seconds = time.monotonic() - began
-    held_out = Session(model, tuple(sorted((*BATCHES, *BATCHES_BETWEEN))), POSITIONS)
+    held_out = MachineProfiler(model, tuple(sorted((*BATCHES, *BATCHES_BETWEEN))), POSITIONS)
     held_out.warm_up()
     began = time.monotonic()
     while time.monotonic() - began < options.held_out_seconds:
@@ -69,7 +67,7 @@ def _options() -> argparse.Namespace:
 Error = tuple[str, int, int, float, float]
 
 
-def _errors(profile: TimingsProfile, held_out: Session) -> Iterator[Error]:
+def _errors(profile: TimingsProfile, held_out: MachineProfiler) -> Iterator[Error]:
     """Part, batch, position, seconds predicted and seconds timed."""
     shape = held_out.model.shape
     for batch in held_out.batches:
@@ -83,7 +81,7 @@ def _errors(profile: TimingsProfile, held_out: Session) -> Iterator[Error]:
                 yield f"layer {layer + 1}", batch, position, float(costs.layers[layer]), float(timed[layer])
             yield "all layers", batch, position, float(costs.layers.sum()), float(timed.sum())
             yield "head", batch, position, costs.head, statistics.median(step.head for step in plain)
-            for name in held_out.kinds_of_probe:
+            for name in held_out.loop.probing.kinds:
                 predicted = costs.probes[name] if name != LENS else _lens(profile, held_out, at, batch)
                 yield (
                     name,
@@ -97,7 +95,7 @@ def _errors(profile: TimingsProfile, held_out: Session) -> Iterator[Error]:
             yield "whole step", batch, position, plain_step, whole
 
 
-def _lens(profile: TimingsProfile, held_out: Session, position: float, batch: int) -> float:
+def _lens(profile: TimingsProfile, held_out: MachineProfiler, position: float, batch: int) -> float:
     costs = profile.token_costs(held_out.model.shape, position, batch=batch, lens=True)
     return costs.exit_head - costs.head
 

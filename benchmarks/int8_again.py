@@ -4,10 +4,10 @@
     python benchmarks/int8_again.py --transform int4 --processes 8
 
 Each process loads the model and its transformed copy, and times both beside plain decoding in blocks that
-take turns, all against the same plain decoder (see `offramp.decoding.bench.combine`). An interval within a
-process is over prompts; that over all of them allows for what a process does to all of its times (where
-memory lies, which kernels are chosen): beside it stand the ratios of the single processes. The last line is
-one JSON object.
+take turns, all against the same plain decoder (see `offramp.decoding.measurement.combine`). An interval
+within a process is over prompts; that over all of them allows for what a process does to all of its times
+(where memory lies, which kernels are chosen): beside it stand the ratios of the single processes. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from offramp.decoding.bench.answers import answer_of, resolution_of
-from offramp.decoding.bench.clusters import ratio_of
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import read_combined
-from offramp.decoding.bench.results import Cluster, Contender, Interval
+from offramp.decoding.measurement.answers import answer_of, resolution_of
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.intervals import ratio_of
+from offramp.decoding.measurement.result_file import read_combined
+from offramp.decoding.measurement.results import Cluster, Contender, Interval
 
 PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")
 

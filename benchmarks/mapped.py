@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 import offramp
 from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.charging import counted_at
 from offramp.policies.map_ranks import maps_of
@@ -145,12 +146,14 @@ def executed(
         found = generate_batch(
             model,
             torch.tensor([text.prompt for text in part]),
-            policy=policy,
-            kv=kv,
-            heads=heads,
-            batching="rebatch" if len(part) > 1 else "lockstep",
+            options=DecodingOptions.read(
+                policy,
+                kv=kv,
+                heads=heads,
+                batching="rebatch" if len(part) > 1 else "lockstep",
+                new_tokens=len(part[0].forced),
+            ),
             force_tokens=torch.tensor([text.forced for text in part]),
-            max_new_tokens=len(part[0].forced),
         )
         for text, row in zip(part, found.rows, strict=True):
             top1 = trace.top1[text.rows, -1]
@@ -253,11 +256,8 @@ def _costs(
             timing = generate_batch(
                 model,
                 torch.tensor([text.prompt]),
-                policy=policy,
-                kv=kv,
-                heads=given,
+                options=DecodingOptions.read(policy, kv=kv, heads=given, new_tokens=len(text.forced)),
                 force_tokens=torch.tensor([text.forced]),
-                max_new_tokens=len(text.forced),
                 timing=True,
             )
             assert timing.part_seconds is not None

@@ -6,8 +6,8 @@
 Static exits at 1/4, 1/2, 3/4 of the layers with every strategy for K and V, and two thresholds on each of two
 signals. First the machine is profiled (no policy runs), then all policies are replayed on a trace and their
 predictions written to a file with the time, then they are timed in turns, and judged: see
-`offramp.decoding.bench.prediction.when_it_counts`, once on the predictions, once on the cost model alone
-given what really ran. The last line is one JSON object.
+`offramp.decoding.measurement.prediction.when_it_counts`, once on the predictions, once on the cost model
+alone given what really ran. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ import numpy as np
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.bench import measure
-from offramp.decoding.bench.beside import forecasts_of
-from offramp.decoding.bench.contenders import Cell
-from offramp.decoding.bench.forecast import Setting, predict
-from offramp.decoding.bench.prediction import PredictionVerdict, when_it_counts
-from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.results import BenchResult, Forecast
-from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.measurement.bench import measure
+from offramp.decoding.measurement.forecast import Decoding, predict
+from offramp.decoding.measurement.judged import forecasts_of
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.results import BenchResult, Forecast
+from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
 from offramp.policies.map_ranks import MAPPED
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.results import ReplayResult
@@ -77,17 +76,10 @@ def predictions(
     """Every policy replayed, by the name it is timed under."""
     found = {}
     for policy, kv in cells:
-        setting = Setting(
-            parse_policy(policy), kv, model.dtype, options.workload,
-            draft_length=options.draft_length, lens=_has_lens(options, trace),
-        )  # fmt: skip
-        found[Cell(setting.policy, kv).name] = predict(trace, setting, profile, position)
+        asked = DecodingOptions.read(policy, kv=kv, heads=options.heads, draft_length=options.draft_length)
+        decoded = Decoding(asked, model.dtype, options.workload)
+        found[asked.name] = predict(trace, decoded, profile, position)
     return found
-
-
-def _has_lens(options: argparse.Namespace, trace: Trace) -> bool:
-    heads = trace.request.get("heads")
-    return bool(options.heads and heads and heads.get("lens"))
 
 
 def written_down(

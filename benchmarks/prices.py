@@ -38,15 +38,15 @@ import torch
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.circumstances import Load
-from offramp.decoding.bench.prediction import LARGEST_RATIO
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.cache_probe import cache_keyword
 from offramp.decoding.engine.meter import Meter
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.loop_steps import loop_after
-from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.measurement.circumstances import Load
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.prediction import LARGEST_RATIO
+from offramp.decoding.measurement.timed_steps import Stream, loop_after, prefill, widen
 from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.stream import Stream, cache_keyword, prefill, widen
 from offramp.models.model import Model
 from offramp.policies.bill import lines_of
 from offramp.policies.charging import prices_by_rows

@@ -45,7 +45,7 @@ from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
-from offramp.studies.study import read_study
+from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan
 
 OFFRAMP = [sys.executable, "-c", "from offramp.cli.main import main; main()"]

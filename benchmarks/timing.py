@@ -26,8 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
-from offramp.decoding.bench.answers import Looks, answer_of, resolution_of
-from offramp.decoding.bench.series import Series
+from offramp.decoding.measurement.answers import Looks, Series, answer_of, resolution_of
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -142,17 +141,18 @@ def simulation(options: argparse.Namespace) -> list[dict[str, Any]]:
 def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Equal contenders timed for real: what `offramp bench` resolves in so many seconds here."""
     import offramp
-    from offramp.decoding.bench.bench import run, settle
-    from offramp.decoding.bench.budget import Limits
-    from offramp.decoding.bench.contenders import NEVER, Extent
-    from offramp.decoding.bench.prompts import prompts_of
+    from offramp.decoding.measurement.answers import Limits
+    from offramp.decoding.measurement.bench import run, settle
+    from offramp.decoding.measurement.contenders import NEVER, Extent
+    from offramp.decoding.measurement.prompts import prompts_of
+    from offramp.decoding.options import DecodingOptions
     from offramp.workloads.registry import load_workload
 
     model = offramp.load_model(options.model)
     prompts = prompts_of(
         model, load_workload(options.workload), 1, most=options.prompts, new_tokens=options.new_tokens
     )
-    setting = settle(model, "never", prompts=prompts, new_tokens=options.new_tokens)
+    setting = settle(model, [DecodingOptions.read("never", new_tokens=options.new_tokens)], prompts=prompts)
     rows = []
     for budget in map(float, options.seconds.split(",")):
         extent = Extent(peers=False, static_cache=False, plain=NEVER)

@@ -45,7 +45,7 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
-    from offramp.decoding.profile_check import ProfileCheck
+    from offramp.decoding.measurement.profile_check import ProfileCheck
 
     def holds(*_: object) -> ProfileCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.
@@ -89,6 +89,12 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
     """Wait for a started command."""
     out, err = process.communicate(timeout=timeout)
     return Outcome(process.returncode, out, err)
+
+
+def summary_of(outcome: Outcome) -> dict[str, Any]:
+    """The summary.json that the JSON object of `offramp run` names."""
+    value: dict[str, Any] = json.loads(Path(outcome.json["summary"]).read_text(encoding="utf-8"))
+    return value
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
-from offramp.decoding.bench.combined_file import combined_to_json
 from offramp.policies.gain import Gain
+from offramp.records.typed import to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     Comparison,
@@ -416,7 +416,7 @@ def example_comparison(
         pairs=pairs(),
         trends=trends(),
         validity=validity(),
-        combined=(combined_to_json(found),),
+        combined=(to_json(found),),
         failures={
             "llama3-8b · code · tune · h100": "the memory is too small: 32 GB needed, 16 GB here",
             "qwen3-32b · prose": "the model is not on this machine: hub id Qwen/Qwen3-32B",

@@ -58,7 +58,7 @@ floors = [0.9]
 draws = 100
 """
 CHANGING = (
-    (re.compile(r"\b[0-9a-f]{12,64}\b"), "<hash>"),
+    (re.compile(r"\b(?=\d*[a-f])[0-9a-f]{12,64}\b"), "<hash>"),
     (re.compile(r"load average [\d., ]+"), "<load>"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00| UTC)?"), "<time>"),
     (re.compile(r"\b(\d+(\.\d+)? to )?\d+(\.\d+)?(e-\d+)? (s|ms|seconds|minutes|tokens/s)\b"), "<seconds>"),
@@ -93,21 +93,28 @@ class Recorder:
 
     def files(self, name: str, path: Path, *, shape: bool = False) -> None:
         """Keep what lies in a folder: text of pages by section, JSON, digests of columns and tensors."""
-        for file in sorted(path.rglob("*")):
-            if file.is_file() and file.name != ".lock" and "executions" not in file.parts:
-                self.keep(f"{name}: {file.relative_to(path)}", content_of(file, shape=shape))
+        found = [
+            (f"{name}: {file.relative_to(path)}", content_of(file, shape=shape))
+            for file in path.rglob("*")
+            if file.is_file() and file.name != ".lock" and "executions" not in file.parts
+        ]
+        # What lies in folders that are named by a hash of the code, too, comes in the order of its content.
+        for key, text in sorted((self.steady(key), self.steady(text)) for key, text in found):
+            self.keep(key, text)
 
     def keep(self, name: str, text: str) -> None:
         """Keep a text without what changes from run to run."""
+        key = self.steady(name)
+        while key in self.found:
+            key += "'"
+        self.found[key] = self.steady(text)
+
+    def steady(self, text: str) -> str:
+        """A text without what differs from run to run."""
         text = text.replace(str(self.folder), "<folder>")
         for pattern, stands in CHANGING:
             text = pattern.sub(stands, text)
-        key = name
-        for pattern, stands in CHANGING[:1]:
-            key = pattern.sub(stands, key)
-        while key in self.found:
-            key += "'"
-        self.found[key] = text
+        return text
 
 
 def offramp(*arguments: object) -> tuple[int, str, str]:

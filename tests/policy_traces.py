@@ -1,4 +1,4 @@
-"""Small random traces for the tests of this room."""
+"""Small random traces for the tests of this package."""
 
 from __future__ import annotations
 

@@ -150,6 +150,26 @@ def test_the_score_card(trace: offramp.Trace) -> None:
         card.eas(alpha=0)
 
 
+def test_what_python_prints_of_a_result_is_a_line(model: offramp.Model, trace: offramp.Trace) -> None:
+    policy = offramp.parse_policy("static:exit=2")
+    results = (
+        model,
+        trace,
+        offramp.load_workload("chat"),
+        offramp.score(trace),
+        offramp.replay(trace, policy),
+        offramp.frontier(trace, "margin", (2,)),
+        offramp.judge(trace)[0],
+        offramp.rerun(model, trace, policy),
+        offramp.generate(model, "the cat", policy=policy, max_new_tokens=4),
+        offramp.fit_heads(model, "chat", tokens=200, lens=False, classifiers=["correctness"], progress=False),
+    )
+    for result in results:
+        assert repr(result).startswith(f"{type(result).__name__}("), repr(result)
+        assert "array(" not in repr(result)
+        assert len(repr(result)) < 400, repr(result)
+
+
 def test_replay(trace: offramp.Trace) -> None:
     result = offramp.replay(trace, offramp.parse_policy("static:exit=2"))
     assert result.exits.shape == (TOKENS,)

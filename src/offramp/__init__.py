@@ -27,21 +27,21 @@ _HOMES = {
     "judge": "offramp.tuning.judging",
     "league": "offramp.tuning.league",
     "tune": "offramp.decoding.execution.tune",
-    "tune_tasks": "offramp.decoding.execution.tasks",
-    "TunedTasks": "offramp.decoding.execution.tasks",
+    "tune_tasks": "offramp.decoding.execution.tune",
+    "TunedTasks": "offramp.decoding.execution.tune",
     "Tuned": "offramp.tuning.tuned",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
-    "measure_hardware": "offramp.decoding.hardware",
-    "bench": "offramp.decoding.bench.bench",
+    "measure_hardware": "offramp.decoding.measurement.machine_profiler",
+    "bench": "offramp.decoding.measurement.bench",
     "generate": "offramp.decoding.generation.generate",
     "rerun": "offramp.decoding.rerun.rerunner",
     "RerunResult": "offramp.decoding.rerun.result",
     "early_exit": "offramp.decoding.generation.early_exit",
     "Study": "offramp.studies.study",
-    "read_study": "offramp.studies.study",
+    "read_study": "offramp.studies.study_file",
     "Comparison": "offramp.studies.comparison.results",
     "compare": "offramp.studies.comparison.reading:read_comparison",
     "Generation": "offramp.decoding.generation.result",
@@ -51,13 +51,12 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from offramp.costs.hardware import find_machine
-    from offramp.decoding.bench.bench import bench
-    from offramp.decoding.execution.tasks import TunedTasks, tune_tasks
-    from offramp.decoding.execution.tune import tune
+    from offramp.decoding.execution.tune import TunedTasks, tune, tune_tasks
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
     from offramp.decoding.generation.result import Generation
-    from offramp.decoding.hardware import measure_hardware
+    from offramp.decoding.measurement.bench import bench
+    from offramp.decoding.measurement.machine_profiler import measure_hardware
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.decoding.rerun.result import RerunResult
     from offramp.errors import InputError, OfframpError
@@ -70,7 +69,8 @@ if TYPE_CHECKING:
     from offramp.scoring.scoring import score
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
-    from offramp.studies.study import Study, read_study
+    from offramp.studies.study import Study
+    from offramp.studies.study_file import read_study
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.trace import Trace
@@ -123,7 +123,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first used."""
+    """Import a public name from its package when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")

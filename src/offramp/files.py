@@ -94,9 +94,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     if path.is_dir():
         raise InputError(
-            f"a folder stands where {path.name} is written",
+            f"a folder stands where the file {path.name} is written",
             where=str(path),
-            fix="move the folder away, or choose another output with -o",
+            fix="move the folder away",
         )
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -178,6 +178,14 @@ def read_sealed_json(
     return dict(value)
 
 
+def remove(path: Path) -> None:
+    """Remove what is there, if anything: a file, a link, or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -208,7 +216,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"the output folder cannot be made or written: {error.strerror}",
-            where=str(folder),
+            where=str(error.filename or folder),
             fix="choose another folder with -o, or change its permissions",
         ) from error
     with lock as file:

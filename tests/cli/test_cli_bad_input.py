@@ -209,10 +209,10 @@ def test_a_bad_workload(
 
 def test_documents_of_one_token(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    path.write_text('{"text": "~"}\n{"text": "~~"}\n')
+    path.write_text('{"text": "~"}\n' + '{"text": "~~"}\n' * 24)
     shown = run_offramp("run", tiny_model, "-w", f"jsonl:{path}#text", "-o", tmp_path / "run").require(0)
     assert "1 documents give no row (first: line 1: 1 token" in " ".join(shown.out.split())
-    path.write_text('{"text": "~"}\n')
+    path.write_text('{"text": "~"}\n' * 24)
     error = refused(tmp_path, tiny_model, "-w", f"jsonl:{path}#text").json["error"]
     assert "no document of the workload has a token to trace" in error["what"]
 
@@ -224,8 +224,8 @@ def test_a_second_workload_is_checked_before_the_first_is_traced(
         raise AssertionError("the first workload was traced")
 
     monkeypatch.setattr("offramp.cli.pipeline.trace_model", trace)
-    (tmp_path / "one.txt").write_text("~")
-    workloads = ["-w", f"jsonl:{documents}#text", "-w", f"txt:{tmp_path / 'one.txt'}"]
+    (tmp_path / "lines.jsonl").write_text('{"text": "~"}\n' * 24)
+    workloads = ["-w", f"jsonl:{documents}#text", "-w", f"jsonl:{tmp_path / 'lines.jsonl'}#text"]
     run_offramp("run", tiny_model, *workloads, "-o", tmp_path / "out").require(2)
     assert not (tmp_path / "out").exists()
 
@@ -300,7 +300,7 @@ def test_a_folder_that_the_system_refuses_to_make(tiny_model: Path, documents: P
 
 def test_a_document_with_a_non_finite_logit_is_named_and_left_out(documents: Path, tmp_path: Path) -> None:
     model = write_granite(tmp_path / "granite", poisoned="~")
-    lines = documents.read_text().splitlines()[:8]
+    lines = documents.read_text().splitlines()[:24]
     lines.insert(3, json.dumps({"id": "the [bad] one", "text": "the cat ~ sat on the mat and looked"}))
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(lines) + "\n")
@@ -308,7 +308,7 @@ def test_a_document_with_a_non_finite_logit_is_named_and_left_out(documents: Pat
     reason = "document the [bad] one is left out: a non-finite number at layer"
     traced = run_offramp("trace", *arguments, "-o", tmp_path / "trace").require(0)
     assert reason in traced.out
-    assert "of 8 documents" in traced.out
+    assert "of 24 documents" in traced.out
     shown = run_offramp("run", *arguments, "-o", tmp_path / "run").require(0)
     assert reason in " ".join(shown.out.split())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -320,8 +320,20 @@ def test_a_document_with_a_non_finite_logit_is_named_and_left_out(documents: Pat
 
 def test_a_workload_of_non_finite_documents_only(tmp_path: Path) -> None:
     model = write_granite(tmp_path / "granite", poisoned="~")
-    (tmp_path / "text.txt").write_text("~~~~ ~~~~")
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "~~~~ ~~~~"}\n' * 24)
     for command in ("run", "trace"):
-        shown = run_offramp(command, model, "-w", f"txt:{tmp_path / 'text.txt'}", "-o", tmp_path / command)
+        shown = run_offramp(command, model, "-w", f"jsonl:{path}#text", "-o", tmp_path / command)
         assert "every document met a non-finite number" in shown.require(2).err
-        assert "text.txt" in shown.err
+        assert "line 1" in shown.err
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_too_few_documents_are_refused_before_the_model_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("the cat sat on the mat " * 40)
+    arguments = ["run", tiny_model, "-w", f"txt:{tmp_path / 'one.txt'}", "-o", tmp_path / "out", "--json"]
+    error = run_offramp(*arguments).require(2).json["error"]
+    assert not (tmp_path / "out").exists()
+    assert "not enough documents" in error["what"]
+    assert "has 1, and" in error["what"]
+    assert "24 for 90 %, 47 for 95 %, 232 for 99 %" in error["what"]

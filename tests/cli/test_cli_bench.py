@@ -16,7 +16,9 @@ from rich.console import Console
 import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
-from offramp.decoding.bench.result_file import from_json, read_results
+from offramp.decoding.measurement.result_file import read_results
+from offramp.decoding.measurement.results import BenchResult
+from offramp.records.typed import from_json
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"
@@ -63,7 +65,7 @@ def measured(
 def test_the_file_and_the_last_line_hold_the_same_results(measured: tuple[Outcome, Path, Path]) -> None:
     outcome, output, _ = measured
     results = read_results(output)
-    assert [from_json(result) for result in outcome.json["results"]] == list(results)
+    assert [from_json(BenchResult, result) for result in outcome.json["results"]] == list(results)
     assert outcome.json["file"] == str(output)
     assert [result.batch for result in results] == [1, 2]
     assert outcome.json["answer"] == results[0].answer

@@ -10,7 +10,9 @@ import pytest
 
 from command_line import Outcome, run_offramp
 from offramp.cli.run_folder import COMBINED_FILE, COMBINED_PAGE, RUN_FILE, claim
-from offramp.decoding.bench.combined_file import combined_from_json, read_combined
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.result_file import read_combined
+from offramp.records.typed import from_json
 from offramp.report.combined_words import advice
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
@@ -49,7 +51,7 @@ def measured(
 def test_the_file_the_page_and_the_last_line_hold_the_same(measured: tuple[Outcome, Path]) -> None:
     outcome, output = measured
     result = read_combined(output)
-    assert combined_from_json(outcome.json["result"]) == result
+    assert from_json(CombineResult, outcome.json["result"]) == result
     assert outcome.json["advice"] == advice(result)
     assert outcome.json["defects"] == []
     assert outcome.json["file"] == str(output)
@@ -104,7 +106,7 @@ def test_a_runs_folder_takes_the_file(model: Path, workload: str, tmp_path: Path
         (["--combine", "exits", "--policy", "static"], "static needs exit="),
         (["--combine", "exits", "--policy", "oracle:which=saturation"], "is an oracle"),
         (["--combine", "exits", "--policy", POLICY, "--kv", "sideways"], "unknown strategy 'sideways'"),
-        (["--combine", "prompt_lookup", "--draft-length", 2], "a draft length means nothing"),
+        (["--combine", "prompt_lookup", "--draft-length", 2], "--draft-length means nothing"),
         (["--combine", "prompt_lookup", "--batch", 2], "--batch is not possible with --combine"),
         (["--combine", "prompt_lookup", "--task", "human-eval"], "--task is not possible with --combine"),
         (["--combine", "prompt_lookup", "--floor", 2], "a floor of 2 is no share"),

@@ -15,6 +15,7 @@ import pytest
 
 from command_line import Outcome, run_offramp
 from offramp.files import write_sealed_json
+from offramp.models.dense_cache import CACHE_VARIABLE
 
 ENTRY = [sys.executable, "-c", "from offramp.cli.entry import main; main()"]
 
@@ -127,6 +128,7 @@ def test_json_that_cannot_be_written_is_no_traceback(trace: Path) -> None:
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "No space left" in ended.stderr
+    assert "standard output" in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["tune", "bench"])
@@ -141,6 +143,58 @@ def test_the_file_of_something_else_is_not_replaced(
     said = run_offramp(*arguments, "-o", mine, "--json").require(2).json["error"]
     assert "is there already" in said["what"]
     assert json.loads(mine.read_text()) == {"my": "data"}
+
+
+@pytest.mark.parametrize("name", ["s3:/x", "smollm2:prose", "~"])
+def test_an_output_is_a_path_whatever_it_looks_like(
+    name: str, tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run_offramp(*trace_arguments(tiny_model, documents, Path(name))).require(0)
+    assert (tmp_path / name / "manifest.json").is_file()
+    run_offramp("score", name).require(0)
+    assert not (tmp_path / "home").exists()
+
+
+def test_tables_of_an_odd_name_are_written(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_offramp("compare", finished_run, "-o", "cmp:today").require(0)
+    assert list(tmp_path.glob("cmp:today/tables/*.parquet"))
+
+
+def test_heads_replace_nothing_but_heads(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a text of mine")
+    fitting = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400]
+    said = run_offramp(*fitting, "-o", mine, "--overwrite", "--json").require(2).json["error"]
+    assert "holds no exit heads" in said["what"]
+    assert mine.read_text() == "a text of mine"
+    for seed in (-1, 2**32):
+        said = run_offramp(*fitting, "--seed", seed, "-o", tmp_path / "h", "--json").require(2).json["error"]
+        assert said["what"] == f"the seed cannot be {seed}"
+
+
+def test_what_torch_reads_of_the_environment_is_blamed(tiny_model: Path, tmp_path: Path) -> None:
+    surroundings = {**os.environ, "TORCH_LOGS": "nonsense"}
+    outcome = entry("trace", tiny_model, "-w", "prose", "-o", tmp_path / "t", env=surroundings).require(1)
+    assert "torch cannot be imported" in outcome.err
+    assert "TORCH_" in outcome.err
+
+
+def test_a_cache_that_is_no_folder_is_not_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    (cache,) = [one for one in run_offramp("doctor", "--json").json["findings"] if one["name"] == "cache"]
+    assert not cache["fine"]
+    assert "is no folder" in cache["found"]
+
+
+def test_two_workloads_are_no_trace(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    said = run_offramp(*trace_arguments(tiny_model, documents, tmp_path / "t"), "-w", "prose", "--json")
+    assert said.require(2).json["error"]["what"] == "a trace is of one workload, not of 2"
 
 
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -6,24 +6,25 @@ from pathlib import Path
 
 import pytest
 
-import offramp.decoding.hardware
+import offramp.decoding.measurement.machine_profiler
 from command_line import run_offramp, tree
 from offramp.costs.local_store import load_local_profile
 from offramp.costs.timings import TimingsProfile
+from offramp.records.typed import from_json
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFRAMP_CACHE", str(folder))
-    monkeypatch.setattr(offramp.decoding.hardware, "MOST_ROUNDS", 4)
+    monkeypatch.setattr(offramp.decoding.measurement.machine_profiler, "MOST_ROUNDS", 4)
     return folder
 
 
 def test_measure_prints_and_keeps_a_profile(tiny_model: Path, cache: Path) -> None:
     outcome = run_offramp("hardware", "measure", tiny_model, "--batches", "1,2", "--json").require(0)
     answer = outcome.json
-    profile = TimingsProfile.from_json(answer["profile"])
+    profile = from_json(TimingsProfile, answer["profile"])
     assert profile.batches == (1, 2)
     assert Path(answer["file"]).parent == cache / "hardware"
     kept = load_local_profile(profile.details["model"]["fingerprint"], "float32")

@@ -11,7 +11,7 @@ import pytest
 from command_line import run_offramp
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
-from tiny_models import write_llama
+from tiny_models import write_documents, write_llama
 
 CLASSIFIERS = [
     "correctness",
@@ -173,3 +173,31 @@ def test_maps_that_cannot_be_are_refused(
     outcome = run_offramp(*command, *arguments, "-o", tmp_path / "heads").require(2)
     assert where in outcome.err
     assert not (tmp_path / "heads").exists()
+
+
+def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
+    fitted: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_documents(tmp_path / "texts.jsonl", documents=80, words=24, seed=1)
+    heads = Path(shutil.copy(fitted, tmp_path / "heads.safetensors"))
+    trace = ["trace", tiny_model, "-w", f"jsonl:{texts}#text", "--tokens", 800, "--document-tokens", 10]
+    run_offramp(*trace, "--heads", heads, "-o", tmp_path / "trace").require(0)
+    policy = tmp_path / "policy.json"
+    tune = ["tune", tmp_path / "trace", "--floor", "agreement=0.2", "--model", "none", "--hardware", "h100"]
+    tuned = run_offramp(*tune, "--heads", heads, "-o", policy, "--json").require(0).json
+    assert tuned["policy"] != "never"
+    assert tuned["generate"].endswith(f"--policy {policy} --heads {heads} --prompt TEXT")
+    generate = ["generate", tiny_model, "--prompt", "the cat", "--max-new-tokens", 4, "--policy"]
+    without = run_offramp(*generate, policy).require(0).out
+    assert without == run_offramp(*generate, policy, "--heads", heads).require(0).out
+    (tmp_path / "moved").mkdir()
+    moved = [shutil.move(path, tmp_path / "moved" / path.name) for path in (policy, heads)]
+    assert run_offramp(*generate, moved[0]).require(0).out == without
+    monkeypatch.setattr("offramp.tracing.model_request.ModelRequest.load", None)
+    heads = tmp_path / "moved" / "heads.safetensors"
+    heads.rename(tmp_path / "moved" / "other.safetensors")
+    lost = run_offramp(*generate, moved[0]).require(2).err
+    assert "tuned with the exit heads" in lost
+    assert f"it was {heads}, which is gone" in lost
+    other = write_llama(tmp_path / "other", initializer_range=0.3)
+    assert "tuned for another model" in run_offramp("generate", other, *generate[2:], moved[0]).require(2).err

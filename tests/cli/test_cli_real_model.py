@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from command_line import run_offramp
+from command_line import run_offramp, summary_of
 from offramp.cli import preparation
 from offramp.report.summary import summary_schema
 from tiny_models import GGUF_LAYERS, LINES, write_gguf
@@ -22,7 +22,7 @@ def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = ["run", "smollm2", "--workload", "prose", "--tokens", 256, "--exits", "10,20,30", "-o", folder]
     command += ["--no-decode", "--hardware", "h100"]  # the README's commands time this machine
     shown = run_offramp(*command, "--json").require(0)
-    summary = shown.json["summary"]
+    summary = summary_of(shown)
     jsonschema.validate(summary, summary_schema())
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["verdict"]["decision"] in ("pays", "does not pay", "too close to call")
@@ -44,11 +44,11 @@ def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_any_gguf_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "other.gguf")
-    (tmp_path / "notes.txt").write_text("\n\n".join(LINES * 8))
+    (tmp_path / "notes.txt").write_text("\n\n".join(LINES * 100))
     monkeypatch.chdir(tmp_path)
     command = ["run", "other.gguf", "--workload", "txt:notes.txt", "--tokens", 200, "-o", "out"]
     shown = run_offramp(*command, "--json").require(0)
-    summary = shown.json["summary"]
+    summary = summary_of(shown)
     jsonschema.validate(summary, summary_schema())
     assert "converting other.gguf to safetensors, once" in shown.err
     assert summary["scores"][0]["tokens"] == 200

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from command_line import finish, run_arguments, run_offramp, start_offramp, tree
+from command_line import finish, run_arguments, run_offramp, start_offramp, summary_of, tree
 from offramp.errors import ModelError
 from offramp.report.summary import summary_schema
 from tiny_models import LAYERS, write_tokenizer
@@ -112,11 +112,14 @@ def test_the_terminal_shows_verdict_scores_and_report(
     assert "early exit" in text.lower()
     assert "representation quality" in text
     assert "Plain decoding:" in text
+    assert text.index("Before the timing:") < text.index("At the quality you would keep")
     assert f"Report: {run_folder / 'report.html'}" in text
-    tables = [line for line in shown.out.splitlines() if str(run_folder) not in line]
+    tables = [line for line in shown.out.splitlines() if str(run_folder) not in line and " = " not in line]
     assert max(map(len, tables)) <= 80
     assert "\x1b" not in shown.out + shown.err
-    assert shown.err == "", "a progress bar belongs on a terminal only"
+    lines = shown.err.splitlines()
+    assert all(line.startswith("- ") for line in lines), "plain lines where there is no terminal"
+    assert any("tuning for 95 % agreement, by what decodes (about" in line for line in lines)
 
 
 @pytest.mark.usefixtures("remembered_answers")
@@ -125,7 +128,13 @@ def test_json_is_the_last_line_and_people_read_standard_error(
 ) -> None:
     shown = run_offramp(*arguments, "-o", run_folder, "--json").require(0)
     assert shown.json["report"] == str(run_folder / "report.html")
-    assert shown.json["summary"] == json.loads((run_folder / "summary.json").read_text())
+    verdict = summary_of(shown)["verdict"]
+    assert shown.json["summary"] == str(run_folder / "summary.json")
+    assert (shown.json["headline"], shown.json["decision"]) == (verdict["headline"], verdict["decision"])
+    assert [one["policy"] for one in shown.json["verdicts"]] == [
+        one["policy"] for one in verdict["by_workload"]
+    ]
+    assert len(shown.out) < 20_000
     assert len(shown.out.splitlines()) == 1
     assert "representation quality" in shown.err
 
@@ -170,7 +179,7 @@ def test_a_workload_given_twice_counts_once(tiny_model: Path, documents: Path, t
     shown = run_offramp(
         "run", tiny_model, *workload, *workload, "--tokens", 64, "--no-decode", "-o", tmp_path / "o", "--json"
     )
-    assert len(shown.require(0).json["summary"]["scores"]) == 1
+    assert len(summary_of(shown.require(0))["scores"]) == 1
 
 
 def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
@@ -252,7 +261,7 @@ def test_a_model_without_a_chat_template_is_noted(
     note = "the model has no chat template; a plain User/Assistant turn is used"
     arguments = ["run", plain, "-w", "chat", "--tokens", 64, "--no-decode", "-o", tmp_path / "out", "--json"]
     shown = run_offramp(*arguments).require(0)
-    assert f"chat: {note}" in shown.json["summary"]["verdict"]["caveats"]
+    assert f"chat: {note}" in summary_of(shown)["verdict"]["caveats"]
     assert note in (tmp_path / "out" / "report.html").read_text()
     assert note not in (finished_run / "report.html").read_text()
 
@@ -261,7 +270,7 @@ def test_a_model_without_a_chat_template_is_noted(
 def test_a_subset_of_exits(tiny_model: Path, documents: Path, tmp_path: Path, exits: str) -> None:
     arguments = ["-w", f"jsonl:{documents}#text", "--tokens", 64, "--exits", exits, "-o", tmp_path / "out"]
     arguments += ["--no-decode"] * (exits != "2,4")
-    summary = run_offramp("run", tiny_model, *arguments, "--json").require(0).json["summary"]
+    summary = summary_of(run_offramp("run", tiny_model, *arguments, "--json").require(0))
     jsonschema.validate(summary, summary_schema())
     wanted = sorted({*map(int, re.split(r"[,+]", exits)), LAYERS})
     assert summary["scores"][0]["curves"]["exits"] == wanted

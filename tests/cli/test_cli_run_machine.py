@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import run_offramp
+from command_line import run_offramp, summary_of
 from offramp.tracing.heads_file import read_heads
 from tiny_models import LAYERS, write_llama
 
@@ -39,7 +39,7 @@ def test_another_machine_and_heads_of_the_user(
 ) -> None:
     given = finished_run / "heads.safetensors"
     outcome = run_offramp(*short, "--hardware", "h100", "--heads", given, "--json").require(0)
-    verdicts = outcome.json["summary"]["verdict"]["by_workload"]
+    verdicts = summary_of(outcome)["verdict"]["by_workload"]
     assert {verdict["basis"] for verdict in verdicts} == {"h100"}
     assert not (tmp_path / "run" / "heads.safetensors").exists()
 

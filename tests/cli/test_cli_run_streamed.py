@@ -10,9 +10,10 @@ import pytest
 
 import offramp
 from command_line import run_offramp, tree
-from offramp.decoding.bench.bench import settle
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.generation.generate import FULL_MODEL
+from offramp.decoding.measurement.bench import settle
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.models.dense_cache import CACHE_VARIABLE
 from offramp.models.loading import find_source
@@ -78,7 +79,7 @@ def test_everything_that_decodes_refuses_it(tiny_model: Path) -> None:
         assert caught.value.where == "tiny"
 
     def timed(model: Model) -> object:
-        return settle(model, "never", prompts=[[3, 4]])
+        return settle(model, [FULL_MODEL], prompts=[[3, 4]])
 
     refuses(lambda model: offramp.generate(model, "the cat"))
     refuses(lambda model: time_plain_decoding(model, [3, 4, 5]))

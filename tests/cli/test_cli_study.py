@@ -386,7 +386,7 @@ def line_of(text: str, needle: str) -> int:
 @pytest.mark.parametrize(
     ("old", "new", "what", "at"),
     [
-        ("[[machines]]", "[[machnies]]", "no axis or table 'machnies'", "[[machnies]]"),
+        ("[[machines]]", "[[machnies]]", "has no entry 'machnies'", "[[machnies]]"),
         ("tokens = 960", "tokens = -1", "tokens is -1", "tokens"),
         ("tokens = 960", "token = 960", "unknown key 'token'", "token"),
         ('name = "shallow"', 'name = "league"', "two policies are called 'league'", ""),

@@ -185,7 +185,7 @@ def test_a_run_of_a_transformed_model_ends_in_a_page(
 ) -> None:
     command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 960, "--no-decode", *PRUNE]
     value = run_offramp(*command, "-o", tmp_path / "run", "--json").require(0).json
-    summary = value["summary"]
+    summary = json.loads(Path(value["summary"]).read_text())
     assert summary["provenance"]["model"] == NAME
     assert summary["provenance"]["transforms"] == ["prune:drop=2"]
     assert summary["scores"][0]["reference_agreement"]["value"] is not None

@@ -125,6 +125,8 @@ def test_doctor_fails_without_a_needed_package(monkeypatch: pytest.MonkeyPatch) 
         ["run", "smollm2", "--workload", "no-such-workload"],
         ["run", "smollm2", "--workload", "prose", "--workload", "txt:no-such-file"],
         ["run", "smollm2", "--tokens", "0"],
+        ["run", "smollm2", "--decode-budget", "0"],
+        ["run", "smollm2", "--decode-budget", "9", "--no-decode"],
         ["run", "smollm2", "--exits", "ten"],
         ["run", "smollm2", "--dtype", "int3"],
         ["trace", "smollm2", "--workload", "no-such-workload", "-o", "folder"],

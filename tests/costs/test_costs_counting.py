@@ -22,6 +22,7 @@ from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.typed import from_json, to_json
 
 FULL = LayerShape("attention", 1000, 1000, 200, 20, 40, None, 0)
 WINDOWED = LayerShape("attention", 1000, 1000, 200, 20, 40, 8, 0)
@@ -173,7 +174,7 @@ def test_quantised_layers_are_charged_their_own_bytes() -> None:
     np.testing.assert_array_equal(layer_flops(quantised, 11), layer_flops(SHAPE, 11))
     assert head_bytes(quantised) == head_bytes(SHAPE)
     assert probe_bytes(quantised) == probe_bytes(SHAPE)
-    assert ModelShape.from_json(quantised.to_json()) == quantised
+    assert from_json(ModelShape, to_json(quantised)) == quantised
 
 
 def test_quantised_experts_are_charged_their_own_bytes() -> None:

@@ -95,7 +95,7 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "old", "new", "what"),
     [
-        (ROOFLINE, "bytes_per_second = 1e12\n", "", "bytes_per_second is missing"),
+        (ROOFLINE, "bytes_per_second = 1e12\n", "", "'bytes_per_second' is missing"),
         (ROOFLINE, "= 1e12", "= -1e12", "bytes_per_second is -1"),
         (ROOFLINE, "= 1e12", "= 0", "bytes_per_second is 0"),
         (ROOFLINE, "= 1e12", "= nan", "bytes_per_second is nan"),
@@ -103,36 +103,46 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
         (ROOFLINE, "= 1e12", '= "fast"', "bytes_per_second is 'fast'"),
         (ROOFLINE, "= 1e12", "= true", "bytes_per_second is True"),
         (ROOFLINE, "decision_seconds = 0", "decision_seconds = -1e-6", "decision_seconds is -1e-06"),
-        (ROOFLINE, "bfloat16 = 160e12", "", "flops_per_second.bfloat16 is missing"),
-        (ROOFLINE, "bfloat16 = 160e12", "bfloat16 = 1\nint8 = 1", "flops_per_second.int8 is not an entry"),
-        (ROOFLINE, "decision_seconds = 0", "decision_seconds = 0\nwatts = 3", "watts is not an entry"),
+        (ROOFLINE, "bfloat16 = 160e12", "", "'bfloat16' is missing"),
+        (ROOFLINE, "bfloat16 = 160e12", "bfloat16 = 1\nint8 = 1", "unknown key 'int8'"),
+        (
+            ROOFLINE,
+            "decision_seconds = 0",
+            "decision_seconds = 0\nwatts = 3",
+            "has no entry 'watts'",
+        ),
         (ROOFLINE, '"card"', '""', "name is ''"),
         (ROOFLINE, '"roofline"', '"rooflin"', "kind is 'rooflin'"),
-        (ROOFLINE, "[flops_per_second]", "flops_per_second = 3\n[other]", "flops_per_second is not a table"),
+        (
+            ROOFLINE,
+            "[flops_per_second]",
+            "flops_per_second = 3\n[other]",
+            "flops_per_second is 3",
+        ),
         (TIMINGS, "layers = 4", "layers = 0", "layers is 0"),
-        (TIMINGS, "layers = 4", "layers = 5", r"batch\[1\].layer holds 4 times"),
-        (TIMINGS, "head = 2", "head = 0", r"batch\[1\].head is 0"),
-        (TIMINGS, "layer = 0.5", "layer = 0", r"batch\[0\].layer is 0"),
-        (TIMINGS, "head = 2", "head = -2", r"batch\[1\].head is -2"),
-        (TIMINGS, "head = 2\n", "", r"batch\[1\].head is missing"),
-        (TIMINGS, "0.2, 0.3", "nan, 0.3", r"batch\[1\].layer is nan"),
+        (TIMINGS, "layers = 4", "layers = 5", "layer holds 4 times"),
+        (TIMINGS, "head = 2", "head = 0", "head is 0"),
+        (TIMINGS, "layer = 0.5", "layer = 0", "layer is 0"),
+        (TIMINGS, "head = 2", "head = -2", "head is -2"),
+        (TIMINGS, "head = 2\n", "", "'head' is missing"),
+        (TIMINGS, "0.2, 0.3", "nan, 0.3", "an entry of layer is nan"),
         (TIMINGS, "size = 8", "size = 1", "the size 1 twice"),
-        (TIMINGS, "size = 8", "size = 1.5", r"batch\[0\].size is 1.5"),
-        (TIMINGS, "token = 3.25\n", "", r"batch\[1\].token is missing"),
-        (TIMINGS, "token = 3.25", "token = 2.9", r"batch\[1\].token is less than the layers and the head"),
-        (TIMINGS, "token = ", "overhead = 0.1\ntoken = ", r"batch\[0\].token stands beside overhead"),
-        (TIMINGS, "key_value = 0.05\n", "", r"batch\[1\].key_value is missing"),
-        (TIMINGS, "2.5, cosine = 0.01", "2.5", '"cosine" is missing at batch size 1'),
-        (TIMINGS, "2.5, cosine", "2.5, cosin", r"batch\[1\].probes.cosin is not an entry"),
-        (TIMINGS, '"full head" = 2.5', '"full head" = -2.5', r"batch\[1\].probes.full head is -2.5"),
-        (TIMINGS, "size = 8", "size = 8\nwatts = 3", r"batch\[0\].watts is not an entry"),
+        (TIMINGS, "size = 8", "size = 1.5", "size is 1.5"),
+        (TIMINGS, "token = 3.25\n", "", "'token' is missing"),
+        (TIMINGS, "token = 3.25", "token = 2.9", "token is less than the layers and the head"),
+        (TIMINGS, "token = ", "overhead = 0.1\ntoken = ", "token stands beside overhead"),
+        (TIMINGS, "key_value = 0.05\n", "", "'key_value' is missing"),
+        (TIMINGS, "2.5, cosine = 0.01", "2.5", "the probe 'cosine' is missing"),
+        (TIMINGS, "2.5, cosine", "2.5, cosin", "there is no probe 'cosin'"),
+        (TIMINGS, '"full head" = 2.5', '"full head" = -2.5', "full head is -2.5"),
+        (TIMINGS, "size = 8", "size = 8\nwatts = 3", "unknown key 'watts'"),
         (TIMINGS, '"bfloat16"', '"int8"', "dtype is 'int8'"),
-        (TIMINGS, "[[batch]]", "[[batches]]", "batch is missing"),
-        (TIMINGS, 'unit = "milliseconds"\n', "", "unit is missing"),
+        (TIMINGS, "[[batch]]", "[[batches]]", "no entry 'batches'"),
+        (TIMINGS, 'unit = "milliseconds"\n', "", "'unit' is missing"),
         (TIMINGS, '"milliseconds"', '"ms"', "unit is 'ms'"),
         (TIMINGS, "kind =", "kind", "not TOML"),
         (TIMINGS, "layers = 4", "layers = 1000000000000", "layers is 1000000000000"),
-        (TIMINGS, "size = 8", "size = 100001", r"batch\[0\].size is 100001"),
+        (TIMINGS, "size = 8", "size = 100001", "size is 100001"),
         (ROOFLINE, "= 1e12", f"= 1{400 * '0'}", "bytes_per_second is 10000"),
         (ROOFLINE, "= 1e12", f"= 1{5000 * '0'}", "not TOML"),
         (ROOFLINE, "= 1e12", f"= {3000 * '['}", "not TOML"),
@@ -145,7 +155,7 @@ def test_a_wrong_entry_is_refused_with_file_and_key(
     path = written(tmp_path, text.replace(old, new))
     with pytest.raises(InputError, match=what) as error:
         find_machine(str(path))
-    assert error.value.where == str(path)
+    assert error.value.where.startswith(str(path))
     assert error.value.fix
 
 
@@ -158,21 +168,20 @@ def test_times_are_read_in_the_unit_that_the_file_names(tmp_path: Path, unit: st
 
 
 @pytest.mark.parametrize(
-    ("text", "old", "fix"),
+    ("text", "old", "place", "fix"),
     [
-        (ROOFLINE, "bfloat16 = 160e12", "add the entry bfloat16 to the table [flops_per_second]"),
-        (
-            ROOFLINE,
-            "launch_seconds = 2e-6",
-            "above the first table; a profile of kind roofline has",
-        ),
-        (TIMINGS, "layers = 4", "layers above the first table; a profile of kind timings has: kind, name"),
-        (TIMINGS, "head = 2", "add the entry head to the table [[batch]]"),
+        (ROOFLINE, "bfloat16 = 160e12", "line 9, flops_per_second.bfloat16", "needed are: float32, bfloat16"),
+        (ROOFLINE, "launch_seconds = 2e-6", "line 1, launch_seconds", "needed are: kind, name, description"),
+        (TIMINGS, "head = 2", "line 16, batch[2].head", "needed are: size, layer, head"),
     ],
 )
-def test_the_place_of_a_missing_entry_is_named(tmp_path: Path, text: str, old: str, fix: str) -> None:
+def test_the_place_of_a_missing_entry_is_named(
+    tmp_path: Path, text: str, old: str, place: str, fix: str
+) -> None:
+    path = written(tmp_path, text.replace(old, ""))
     with pytest.raises(InputError) as error:
-        read_profile(written(tmp_path, text.replace(old, "")))
+        read_profile(path)
+    assert error.value.where == f"{path}, {place}"
     assert fix in error.value.fix
 
 
@@ -206,18 +215,18 @@ def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
 
     class Point:
         def __init__(self, name: str) -> None:
-            self.name, self.value = name, f"package:{name}"
+            self.name, self.value, self.group = name, f"package:{name}", hardware.ENTRY_POINTS
 
         def load(self) -> Any:
             return loaded[self.name]
 
     points = {name: Point(name) for name in loaded}
     points["broken"] = EntryPoint("broken", "no_such_package:machine", hardware.ENTRY_POINTS)  # type: ignore[assignment]
-    monkeypatch.setattr(hardware, "entry_points", lambda group: list(points.values()))
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: list(points.values()))
     assert find_machine("card") is card
     assert "card" in machine_names()
     for name, what in {
-        "text": "is a str, not a machine",
+        "text": "is of type str, not a machine",
         "kind": "not a machine",
         "broken": "cannot be loaded",
     }.items():

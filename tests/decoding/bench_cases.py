@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
-from offramp.decoding.bench import budget, entrant, visits
-from offramp.decoding.bench.contenders import GENERATE
-from offramp.decoding.bench.entrant import Decoded, Entrant, PromptBatch, Running, decoding_in_steps
-from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Counted, Interval
+from offramp.decoding.measurement import answers, decoder, turns
+from offramp.decoding.measurement.bench import settle
+from offramp.decoding.measurement.contenders import GENERATE, Setting
+from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch, Running, decoding_in_steps
+from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted, Interval
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 
 
@@ -41,7 +43,7 @@ class Clock:
         self.now = 0.0
         self.log: list[tuple[str, int]] = []
         fake = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
-        for module in (budget, entrant, visits):
+        for module in (answers, decoder, turns):
             monkeypatch.setattr(module, "time", fake)
 
 
@@ -94,9 +96,9 @@ class Fake:
         return FakeRunning(self.clock, self.name, prompts, each, self.at_once, new_tokens)
 
     @property
-    def entrant(self) -> Entrant:
+    def decoder(self) -> Decoder:
         start = self.start if self.stepping else None
-        return Entrant(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
+        return Decoder(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
 
 
 def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
@@ -120,6 +122,23 @@ def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
         "stopped": "answered", "seconds_spent": 41.5, "circumstances": {"cores": 2, "threads": 2},
     }  # fmt: skip
     return BenchResult(**{**values, **changes})
+
+
+def settled(
+    model: Model,
+    policy: str,
+    *,
+    prompts: Sequence[Sequence[int]],
+    cells: Sequence[tuple[str, str]] = (),
+    kv: str | None = None,
+    batch: int = 1,
+    task: str | None = None,
+    **options: Any,
+) -> Setting:
+    """What is timed, with the options as `offramp.bench` takes them."""
+    pairs = ((policy, kv), *cells)
+    asked = [DecodingOptions.read(one, kv=way, **options).for_task(task) for one, way in pairs]
+    return settle(model, asked, prompts=prompts, batch=batch, task=task)
 
 
 def hook_count(hf: torch.nn.Module) -> int:

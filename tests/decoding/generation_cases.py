@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 import offramp
+from offramp.decoding.compatibility import PolicySource
+from offramp.decoding.generation import generate
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.models.calls import first_tensor
 from offramp.models.stack import with_hidden
 from tiny_models import write_llama
@@ -28,6 +32,22 @@ def tiny_llama() -> offramp.Model:
     """A random Llama of 4 layers, float32; whoever changes it puts it back."""
     folder = write_llama(Path(tempfile.mkdtemp()) / "llama")
     return offramp.load_model(str(folder), dtype="float32")
+
+
+def generate_batch(
+    model: offramp.Model,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    *,
+    policy: PolicySource = None,
+    max_new_tokens: int = 64,
+    **options: Any,
+) -> BatchGeneration:
+    """What is tested under this name, with the options as `offramp.generate` takes them."""
+    names = ("kv", "heads", "draft_length", "batching")
+    how = {name: options.pop(name) for name in names if name in options}
+    asked = DecodingOptions.read(policy, new_tokens=max_new_tokens, **how).for_task(options.pop("task", None))
+    return generate.generate_batch(model, ids, mask, asked, **options)
 
 
 def ids_of(model: offramp.Model, text: str) -> Tensor:

@@ -21,11 +21,12 @@ for room in ("models", "tracing"):
 import family_configs
 from tracing_models import build_family, llama, tiny_model, workload_of
 
-from offramp.decoding.engine.abilities import ABILITIES
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.early_exit import EarlyExit, Options
+from offramp.decoding.engine.engine import ABILITIES
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
@@ -108,7 +109,7 @@ def decode(
     """Decode with a policy inside transformers' generate."""
     chosen = parse_policy(policy) if isinstance(policy, str) else policy
     forced_ids = None if forced is None else torch.tensor([list(forced)] * len(ids))
-    early = EarlyExit(Options(chosen, kv, None, draft_length, batching), forced=forced_ids)
+    early = EarlyExit(DecodingOptions(chosen, kv, None, draft_length, batching), forced=forced_ids)
     new = new if forced is None else len(forced)
     greedy(hf, ids, new, mask, custom_generate=early, **options)
     assert early.last is not None

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_cases import family_model, hook_count
+from bench_cases import family_model, hook_count, settled
 from generation_cases import tiny_llama
 
-from offramp.decoding.bench import contenders, steps
-from offramp.decoding.bench.bench import bench, measure, run, settle
-from offramp.decoding.bench.beside import judged_answers, with_agreement
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import (
+from offramp.decoding.measurement import contenders, running
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import bench, measure, run
+from offramp.decoding.measurement.contenders import (
     GENERATE,
     NEVER,
     ONE_CALL,
@@ -26,9 +25,10 @@ from offramp.decoding.bench.contenders import (
     Extent,
     candidates_of,
 )
-from offramp.decoding.bench.entrant import Entrant
-from offramp.decoding.bench.results import BenchResult, Contender, Interval
-from offramp.decoding.bench.together import Measurement, run_together
+from offramp.decoding.measurement.decoder import Decoder
+from offramp.decoding.measurement.judged import judged_answers, with_agreement
+from offramp.decoding.measurement.measurement import Measurement, run_together
+from offramp.decoding.measurement.results import BenchResult, Contender, Interval
 from offramp.decoding.quality.judging import judge
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
@@ -228,18 +228,18 @@ def test_the_executed_agreement_is_judged_on_each_answers_own_prefix(measured: M
 
 def lying(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> BenchResult:
     """The result of a decoder whose records are changed."""
-    honest = steps.LoopRunning.finish
+    honest = running.LoopRunning.finish
 
-    def finish(running: steps.LoopRunning, *seconds: float) -> Any:
-        decoded = honest(running, *seconds)
-        if not running._loop.plan.policy.needs(4):
+    def finish(loop: running.LoopRunning, *seconds: float) -> Any:
+        decoded = honest(loop, *seconds)
+        if not loop._loop.plan.policy.needs(4):
             return decoded
         row = list(decoded.tokens[0])
         row[-1] = (row[-1] + changes.get("last", 0)) % 320
         claimed = (decoded.claimed_layers or 0) - changes.get("layers", 0)
         return dataclasses.replace(decoded, tokens=(tuple(row),), claimed_layers=claimed)
 
-    monkeypatch.setattr(steps.LoopRunning, "finish", finish)
+    monkeypatch.setattr(running.LoopRunning, "finish", finish)
     return bench(
         tiny_llama(),
         "static:exit=2",
@@ -268,8 +268,8 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
     """Two decoders that are said to be the same, of which one takes twice as long."""
     honest = contenders.again
 
-    def slowed(entrant: Entrant) -> Entrant:
-        twin = honest(entrant)
+    def slowed(decoder: Decoder) -> Decoder:
+        twin = honest(decoder)
         start = twin.start
         assert start is not None
 
@@ -286,9 +286,9 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
 
         return dataclasses.replace(twin, start=twice)
 
-    monkeypatch.setattr("offramp.decoding.bench.entry.again", slowed)
+    monkeypatch.setattr("offramp.decoding.measurement.measurement.again", slowed)
     prompts = [[1 + place, 2, 3] for place in range(6)]
-    setting = settle(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=17)
+    setting = settled(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=17)
     extent = Extent(peers=False, plain=GENERATE)
     result = run(setting, limits=Limits(rounds=1), extent=extent).result
     assert result.a_a.high is not None
@@ -299,10 +299,10 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
 
 def test_in_bfloat16_no_output_must_match() -> None:
     model = dataclasses.replace(tiny_llama(), dtype="bfloat16")
-    entrants = candidates_of(
-        settle(model, "static:exit=2", kv="speculate", prompts=PROMPTS, new_tokens=4), Extent(peers=False)
+    decoders = candidates_of(
+        settled(model, "static:exit=2", kv="speculate", prompts=PROMPTS, new_tokens=4), Extent(peers=False)
     )
-    assert not any(one.output_must_match for one in entrants if isinstance(one, Entrant))
+    assert not any(one.output_must_match for one in decoders if isinstance(one, Decoder))
 
 
 def test_a_family_that_ignores_the_number_of_layers_has_no_assistant() -> None:
@@ -322,14 +322,14 @@ def test_a_recurrent_family_is_timed_without_the_peers_that_cannot() -> None:
 
 
 def test_what_fails_beside_the_policy_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    works = steps.PlainRunning.__init__
+    works = running.PlainRunning.__init__
 
     def start(running: Any, *arguments: Any, **keywords: Any) -> None:
         if keywords.get("cache_implementation") == "static":
             raise ValueError("no cache of fixed size")
         works(running, *arguments, **keywords)
 
-    monkeypatch.setattr(steps.PlainRunning, "__init__", start)
+    monkeypatch.setattr(running.PlainRunning, "__init__", start)
     result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
     assert result.contender(STATIC_CACHE).left_out == "ValueError: no cache of fixed size"
     assert result.plain in (NEVER, GENERATE, ONE_CALL)
@@ -340,7 +340,7 @@ def test_a_library_whose_steps_cannot_be_taken_is_still_timed(monkeypatch: pytes
     def start(*arguments: Any, **keywords: Any) -> None:
         raise TypeError("prepare_inputs_for_generation() has other arguments")
 
-    monkeypatch.setattr(steps.PlainRunning, "__init__", start)
+    monkeypatch.setattr(running.PlainRunning, "__init__", start)
     result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
     assert result.contender(GENERATE).left_out is not None
     assert result.contender(ONE_CALL).seconds_per_token is not None
@@ -364,7 +364,7 @@ def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, failing: b
     config, entries = hf.generation_config, copy.deepcopy(hf.generation_config.to_dict())
     hooks, names = hook_count(hf), set(hf.__dict__)
     state = {name: value.clone() for name, value in hf.state_dict().items()}
-    setting = settle(model, "static:exit=2", prompts=PROMPTS, new_tokens=6)
+    setting = settled(model, "static:exit=2", prompts=PROMPTS, new_tokens=6)
     if failing:
         # Drafting fails while `generate` has told the model that it has two layers.
         def fails(*arguments: Any, **keywords: Any) -> Any:
@@ -434,7 +434,7 @@ def test_bad_input(options: dict[str, Any], kind: type[OfframpError], what: str)
 
 def test_a_strategy_that_the_family_cannot_have_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    setting = settle(
+    setting = settled(
         model, "static:exit=2", prompts=PROMPTS, cells=[("static:exit=2", "recompute")], new_tokens=4
     )
     monkeypatch.setattr(
@@ -456,8 +456,8 @@ def test_every_contender_has_a_name_of_its_own(measured: Measurement) -> None:
 def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else() -> None:
     model = tiny_llama()
     settings = [
-        settle(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
-        settle(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
+        settled(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
+        settled(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
     ]
     first, second = run_together(settings, limits=Limits(rounds=2), extent=SHORT)
     assert isinstance(first, Measurement)
@@ -488,7 +488,7 @@ def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else()
 def test_one_text_whose_policy_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     settings = [
-        settle(model, f"static:exit={exit}", prompts=PROMPTS, kv=kv, new_tokens=4)
+        settled(model, f"static:exit={exit}", prompts=PROMPTS, kv=kv, new_tokens=4)
         for exit, kv in ((1, "propagate"), (2, "recompute"))
     ]
     monkeypatch.setattr(STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()))

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from benchmark_modules import benchmark
 
-from offramp.decoding.bench.answers import (
+from offramp.decoding.measurement.answers import (
     ALPHA,
     PRECISE,
     Looks,
+    Series,
     answer_of,
     check_worth,
     is_precise,
     is_settled,
     resolution_of,
 )
-from offramp.decoding.bench.clusters import ratio_of
-from offramp.decoding.bench.results import Cluster, Interval
-from offramp.decoding.bench.series import Series
+from offramp.decoding.measurement.intervals import ratio_of
+from offramp.decoding.measurement.results import Cluster, Interval
 from offramp.errors import InputError
 
 WORTH = 0.05

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from scipy.stats import trim_mean
 
-from offramp.decoding.bench.clusters import (
+from offramp.decoding.measurement.intervals import (
     TRIMMED,
     cluster_of,
     combined_clusters,
@@ -19,7 +19,7 @@ from offramp.decoding.bench.clusters import (
     ratio_of,
     trimmed_mean,
 )
-from offramp.decoding.bench.results import Cluster, Interval
+from offramp.decoding.measurement.results import Cluster, Interval
 
 
 def clusters(values: list[float], process: int = 0) -> list[Cluster]:

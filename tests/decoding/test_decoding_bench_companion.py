@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from generation_cases import tiny_llama
+from generation_cases import generate_batch, tiny_llama
 
 from offramp.costs.token import token_costs
-from offramp.decoding.bench.companion import counted_plain, counted_policy
-from offramp.decoding.bench.entrant import batches_of
-from offramp.decoding.bench.generating import own_config, plain_config
-from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.measurement.decoder import batches_of
+from offramp.decoding.measurement.figures import counted_plain, counted_policy
+from offramp.decoding.measurement.running import own_config, plain_config
 from offramp.policies.grammar import parse_policy
 
 NEW_TOKENS, PROMPT = 9, [5, 6, 7, 8]

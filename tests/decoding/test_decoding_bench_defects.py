@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from offramp.decoding.bench.defects import (
+from offramp.decoding.measurement.defects import (
+    A_A_FREEDOM,
     CHECKS,
-    TWIN_FREEDOM,
     Difference,
     Evidence,
+    a_a_defect,
     defects_of,
-    twin_defect,
     warnings_of,
 )
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.results import Interval
 
 QUIET: dict[str, Any] = {"cores": 2, "threads": 2, "other_load": 0.05, "omp_wait_policy": "passive"}
 WRONG = Difference(prompt=1, place=2, token=99, expected=8)
@@ -61,9 +61,9 @@ def test_wrong_results_are_all_named() -> None:
     ],
 )
 def test_the_same_decoder_twice(a_a: Interval, defect: bool) -> None:
-    found = twin_defect(a_a)
+    found = a_a_defect(a_a)
     assert (found is not None) is defect
-    assert twin_defect(a_a, TWIN_FREEDOM - 1) is None  # of so few prompts anything may come
+    assert a_a_defect(a_a, A_A_FREEDOM - 1) is None  # of so few prompts anything may come
     assert found is None or "comes out unequal: ratio" in found
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from bench_cases import Clock, Fake
 
-from offramp.decoding.bench.answers import ALPHA, LOOK_SPENDS
-from offramp.decoding.bench.budget import Budget
-from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL
-from offramp.decoding.bench.entrant import batches_of
-from offramp.decoding.bench.groups import FEWEST_VISITS, Group, time_groups
-from offramp.decoding.bench.pilot import MARGIN, choose_plain, given_plain
+from offramp.decoding.measurement.answers import ALPHA, LOOK_SPENDS, Budget
+from offramp.decoding.measurement.contenders import GENERATE, NEVER, ONE_CALL
+from offramp.decoding.measurement.decoder import batches_of
+from offramp.decoding.measurement.trial import MARGIN, choose_plain, given_plain
+from offramp.decoding.measurement.turns import FEWEST_VISITS, Group, time_groups
 from offramp.errors import InputError, OfframpError
 
 PROMPTS = batches_of([[1] * length for length in range(2, 8)], 1)
@@ -36,7 +35,7 @@ def noisy(mean: float, spread: float, seed: int) -> Callable[[Clock], float]:
 
 def group_of(*fakes: Fake, **changes: Any) -> Group:
     values: dict[str, Any] = {
-        "entrants": [one.entrant for one in fakes],
+        "decoders": [one.decoder for one in fakes],
         "plain": PLAIN,
         "questions": [one.name for one in fakes if one.role == "policy"],
         "prompts": PROMPTS,
@@ -164,7 +163,7 @@ def pilot_of(clock: Clock, **seconds: float) -> tuple[str, str]:
         Fake(clock, names[name], each, role="plain", stepping=name != "whole")
         for name, each in seconds.items()
     ]
-    found = choose_plain([one.entrant for one in fakes], PROMPTS[0], 64)
+    found = choose_plain([one.decoder for one in fakes], PROMPTS[0], 64)
     assert set(found.seconds) == {names[name] for name in seconds}
     return found.plain, found.note
 
@@ -184,7 +183,7 @@ def test_generate_in_one_call_is_the_baseline_only_if_it_is_clearly_faster(clock
 
 
 def test_a_plain_decoder_chosen_elsewhere_must_be_at_hand(clock: Clock) -> None:
-    entrants = [plain(clock).entrant]
-    assert given_plain(entrants, PLAIN).plain == PLAIN
+    decoders = [plain(clock).decoder]
+    assert given_plain(decoders, PLAIN).plain == PLAIN
     with pytest.raises(InputError, match="no plain decoder 'other' here"):
-        given_plain(entrants, "other")
+        given_plain(decoders, "other")

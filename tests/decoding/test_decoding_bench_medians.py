@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.decoding.bench.medians import SAMPLES_NEEDED, median
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.intervals import SAMPLES_NEEDED, median
+from offramp.decoding.measurement.results import Interval
 
 
 @pytest.mark.parametrize("count", [1, 2, SAMPLES_NEEDED - 1])

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from bench_cases import made_up_result
 
-from offramp.decoding.bench.clusters import ratio_of
-from offramp.decoding.bench.processes import merged
-from offramp.decoding.bench.results import BenchResult, Cluster, Contender, Interval
+from offramp.decoding.measurement.intervals import ratio_of
+from offramp.decoding.measurement.processes import merged
+from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Interval
 
 LOGS = ((0.69, 0.70, 0.68), (0.60, 0.62, 0.61), (0.75, 0.74, 0.76))
 

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from bench_cases import family_model
-from generation_cases import POLICY, tiny_llama
+from generation_cases import POLICY, generate_batch, tiny_llama
 
-from offramp.decoding.bench.entrant import PromptBatch, Running, batches_of, decoding_in_steps
-from offramp.decoding.bench.generating import generate, own_config, plain_config
-from offramp.decoding.bench.steps import LoopRunning, PlainRunning
-from offramp.decoding.generation.early_exit import Options
-from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.measurement.decoder import PromptBatch, Running, batches_of, decoding_in_steps
+from offramp.decoding.measurement.running import LoopRunning, PlainRunning, generate, own_config, plain_config
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
@@ -24,7 +22,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [1, 2, 3, 4, 5, 6]]
 NEW_TOKENS = 12
 
 
-def whole(model: Model, prompts: PromptBatch, options: Options) -> Any:
+def whole(model: Model, prompts: PromptBatch, options: DecodingOptions) -> Any:
     with own_config(model.hf, plain_config(NEW_TOKENS)):
         return generate_batch(
             model, prompts.ids, prompts.mask, policy=options.policy, kv=options.kv,
@@ -47,11 +45,11 @@ def taken_in_turns(*started: Running) -> list[Any]:
 def test_every_strategy_in_steps_is_what_it_is_at_a_stretch(kv: str, batch: int) -> None:
     model = tiny_llama()
     policy = parse_policy("static:exit=2" if kv == "monotone" else POLICY)
-    options = [Options(policy, kv, draft_length=3)]
+    options = [DecodingOptions(policy, kv, draft_length=3, new_tokens=NEW_TOKENS)]
     if batch > 1 and kv == "propagate":
-        options.append(Options(policy, kv, batching="rebatch"))
+        options.append(DecodingOptions(policy, kv, batching="rebatch", new_tokens=NEW_TOKENS))
     prompts = batches_of(PROMPTS[:batch], batch)[0]
-    started = [LoopRunning(model, prompts, NEW_TOKENS, one) for one in options for _ in range(2)]
+    started = [LoopRunning(model, prompts, one) for one in options for _ in range(2)]
     found = taken_in_turns(*started)
     for one, decoded in zip([one for one in options for _ in range(2)], found, strict=True):
         expected = whole(model, prompts, one)
@@ -66,8 +64,8 @@ def test_every_strategy_in_steps_is_what_it_is_at_a_stretch(kv: str, batch: int)
 
 def test_the_time_between_two_steps_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     now = itertools.count()
-    options = Options(parse_policy("static:exit=2"))
-    running = LoopRunning(tiny_llama(), batches_of(PROMPTS[:1], 1)[0], 4, options)
+    options = DecodingOptions(parse_policy("static:exit=2"), new_tokens=4)
+    running = LoopRunning(tiny_llama(), batches_of(PROMPTS[:1], 1)[0], options)
     loop = running._loop
     monkeypatch.setattr("offramp.decoding.generation.loop.time.perf_counter", lambda: float(next(now)))
     before = loop.seconds
@@ -91,8 +89,8 @@ def test_plain_steps_are_what_generate_does(family: str, batch: int, static: boo
     prompts = batches_of(PROMPTS[:batch], batch)[0]
     expected = generate(model, prompts, NEW_TOKENS, **keywords)
     first, second = (PlainRunning(model, prompts, NEW_TOKENS, **keywords) for _ in range(2))
-    options = Options(parse_policy("never"))
-    found = taken_in_turns(first, LoopRunning(model, prompts, NEW_TOKENS, options), second)
+    options = DecodingOptions(parse_policy("never"), new_tokens=NEW_TOKENS)
+    found = taken_in_turns(first, LoopRunning(model, prompts, options), second)
     assert {one.tokens for one in found} == {expected.tokens}
     assert {one.claimed_layers for one in found} == {
         model.layers * len(prompts.ids) * (prompts.ids.shape[1] + NEW_TOKENS - 1)
@@ -113,7 +111,8 @@ def test_the_models_own_config_is_back_between_two_steps() -> None:
     model = tiny_llama()
     config, names = model.hf.generation_config, set(model.hf.__dict__)
     PlainRunning(model, batches_of(PROMPTS[:1], 1)[0], NEW_TOKENS, cache_implementation="static").step()
-    LoopRunning(model, batches_of(PROMPTS[:1], 1)[0], NEW_TOKENS, Options(parse_policy("never"))).step()
+    options = DecodingOptions(parse_policy("never"), new_tokens=NEW_TOKENS)
+    LoopRunning(model, batches_of(PROMPTS[:1], 1)[0], options).step()
     assert model.hf.generation_config is config
     assert set(model.hf.__dict__) == names
     assert torch.is_grad_enabled()

@@ -11,9 +11,17 @@ import pytest
 import torch
 from bench_cases import Clock, Fake
 
-from offramp.decoding.bench.contenders import FAILURES
-from offramp.decoding.bench.entrant import Decoded, batches_of
-from offramp.decoding.bench.visits import BLOCK, FEW_TOKENS, SHORT_BLOCK, Timed, Visit, log_ratios, visit
+from offramp.decoding.measurement.contenders import FAILURES
+from offramp.decoding.measurement.decoder import Decoded, batches_of
+from offramp.decoding.measurement.turns import (
+    BLOCK,
+    FEW_TOKENS,
+    SHORT_BLOCK,
+    Timed,
+    Visit,
+    log_ratios,
+    visit,
+)
 from offramp.errors import InputError
 
 NAMES = ("a", "b", "c")
@@ -35,7 +43,7 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def visited(*fakes: Fake, tokens: int = MANY, seed: int = 0) -> Visit:
-    return visit([one.entrant for one in fakes], PROMPT, tokens, random.Random(seed))
+    return visit([one.decoder for one in fakes], PROMPT, tokens, random.Random(seed))
 
 
 def test_in_every_round_each_contender_takes_one_block(clock: Clock) -> None:
@@ -57,7 +65,7 @@ def test_the_order_within_a_round_is_random_and_repeatable(clock: Clock) -> None
         clock.log.clear()
         order = random.Random(seed)
         for _ in range(20):
-            visit([one.entrant for one in fakes], PROMPT, FEW, order)
+            visit([one.decoder for one in fakes], PROMPT, FEW, order)
         firsts = [name for name, _ in clock.log[::SHORT_BLOCK]]
         return [tuple(firsts[start : start + 3]) for start in range(0, len(firsts), 3)]
 
@@ -95,7 +103,7 @@ def test_a_step_of_several_tokens_ends_its_block_late_and_is_counted_as_it_is(cl
 
 def test_rows_side_by_side_share_the_seconds(clock: Clock) -> None:
     pair = batches_of([[1, 2], [3, 4]], 2)[0]
-    found = visit([Fake(clock, "a", 0.1).entrant], pair, FEW, random.Random(0))["a"]
+    found = visit([Fake(clock, "a", 0.1).decoder], pair, FEW, random.Random(0))["a"]
     assert found.blocks == (pytest.approx(0.05),) * 2
     assert found.decoded.seconds_per_token == pytest.approx(0.05)
 

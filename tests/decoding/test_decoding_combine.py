@@ -13,15 +13,20 @@ from reading_cases import random_heads
 
 import offramp
 from combine_cases import combined_result
-from offramp.decoding.bench import combine_quality
-from offramp.decoding.bench.acceleration import combinations_of, excluded_of, name_of, read_accelerations
-from offramp.decoding.bench.combine import combine
-from offramp.decoding.bench.combine_summary import interaction_of, product_of
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import KIND, SCHEMA_VERSION, read_combined, write_combined
-from offramp.decoding.bench.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
-from offramp.decoding.bench.results import Cluster, Interval
-from offramp.decoding.bench.variants import kept_layers
+from offramp.decoding.measurement import combined_figures
+from offramp.decoding.measurement.accelerations import (
+    combinations_of,
+    excluded_of,
+    name_of,
+    read_accelerations,
+)
+from offramp.decoding.measurement.combinations import kept_layers
+from offramp.decoding.measurement.combine import combine
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.combined_figures import interaction_of, product_of
+from offramp.decoding.measurement.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.decoding.measurement.result_file import COMBINED, read_combined, write_combined
+from offramp.decoding.measurement.results import Cluster, Interval
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
 from offramp.tracing.exit_heads import ExitHeads
@@ -284,8 +289,8 @@ def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) ->
     with pytest.raises(DamagedFileError, match="no file of offramp bench --combine"):
         read_combined(path)
     for other in ({}, {"result": {"model": "tiny", "unknown": 1}}, {"result": [1]}):
-        write_sealed_json(path, {"schema_version": SCHEMA_VERSION, "kind": KIND, **other})
-        with pytest.raises(DamagedFileError, match="its result is not what offramp writes"):
+        write_sealed_json(path, {"schema_version": COMBINED.version, "kind": COMBINED.kind, **other})
+        with pytest.raises(DamagedFileError, match="it is not what offramp writes"):
             read_combined(path)
 
 
@@ -377,7 +382,7 @@ def test_bad_input_is_refused_before_anything_is_timed(
     def timed(*_: object, **__: object) -> None:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("offramp.decoding.bench.combine.time_groups", timed)
+    monkeypatch.setattr("offramp.decoding.measurement.measurement.time_groups", timed)
     with pytest.raises(InputError, match=what):
         combine(tiny_llama(), asked, prompts=PROMPTS, **options)
 
@@ -400,9 +405,9 @@ def test_combinations_that_were_not_timed_have_no_product() -> None:
 
 
 def test_quality_has_intervals_with_enough_answers() -> None:
-    found = combine_quality._share([1.0] * 10 + [0.5] * 10, seed=0)
+    found = combined_figures._share([1.0] * 10 + [0.5] * 10, seed=0)
     assert found.value == 0.75
     assert found.low is not None
     assert found.high is not None
     assert 0.6 < found.low < 0.75 < found.high < 0.9
-    assert combine_quality._share([1.0, 0.5], seed=0).low is None
+    assert combined_figures._share([1.0, 0.5], seed=0).low is None

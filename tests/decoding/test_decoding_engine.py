@@ -21,10 +21,10 @@ from family_decoding import decode_greedily, generate
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.capability_tests import random_ids
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.engine.trials import random_ids
 from offramp.errors import ModelError
 
 # Dense, mixtures, latent attention, sliding windows, capped logits, recurrent, both kinds of hybrid.

@@ -20,11 +20,11 @@ from family_configs import build_family
 from rounding import logit_bounds, spread
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.capability_tests import random_ids
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.kept_state import entries_of
 from offramp.decoding.engine.meter import PARTS_OF_TIME, Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.engine.trials import random_ids
+from offramp.decoding.engine.truncated_cache import entries_of
 from offramp.errors import ModelError
 from offramp.policies.bill import Item
 
@@ -244,7 +244,7 @@ def test_abilities_notice_what_is_not_exact(
     monkeypatch: pytest.MonkeyPatch, engines: dict[str, Engine]
 ) -> None:
     """Each primitive is broken in turn; the ability that rests on it must be refused."""
-    from offramp.decoding.engine.trials import try_ability
+    from offramp.decoding.engine.capability_tests import try_ability
 
     engine = engines["llama"]
     exact_run, exact_block, exact_write = Sequences.run, Sequences.run_block, Sequences.write

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.bench.forecast import (
-    Setting,
+from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
+from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.forecast import (
+    Decoding,
     forecast,
     mean_position,
     measured_skip,
@@ -22,9 +26,8 @@ from offramp.decoding.bench.forecast import (
     ratio_of,
     seconds_per_token,
 )
-from offramp.decoding.bench.results import Interval
-from offramp.decoding.engine.meter import PART_OF_ITEM, PARTS_OF_TIME
-from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.results import Interval
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.policies.bill import PARTS, Item
 from offramp.policies.grammar import parse_policy
@@ -84,6 +87,12 @@ def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
     return generation([one_row(steps + 1, 10, steps * exit)], usage, **further)
 
 
+def decoding(policy: str, *, lens: bool = False, own_heads: bool = False) -> Decoding:
+    """With a policy, exits read through heads as it says."""
+    heads: Any = SimpleNamespace(lens=lens or None, output=own_heads or None, kv_maps=None)
+    return Decoding(DecodingOptions(parse_policy(policy), heads=heads))
+
+
 def test_a_forecast_by_hand() -> None:
     # 5 steps at positions 10..14, so layers take 1.12 s each.
     ran = static_at(2, 5, seconds=30.0)
@@ -92,9 +101,7 @@ def test_a_forecast_by_hand() -> None:
         2, 5, part_seconds={"layers": 11.0, "probes": 0.0, "K,V repair": 2.5, "heads": 15.0, "overhead": 2.5}
     )
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    found = forecast(
-        [ran], [plain], by_hand(), SHAPE, Setting(parse_policy("static:exit=2")), trace=trace, timed=[timed]
-    )
+    found = forecast([ran], [plain], by_hand(), SHAPE, decoding("static:exit=2"), trace=trace, timed=[timed])
     # By the profile a plain token takes 7.98 s; at the moment of timing it took 8.2 s.
     by_profile, pace = 2 * 1.12 + 2 * 0.1 + 3 + 0.5, 8.2 / 7.98
     assert found.priced_by_profile == pytest.approx(by_profile)
@@ -126,7 +133,7 @@ def test_a_forecast_by_hand() -> None:
 
 def test_without_a_trace_only_what_ran_is_priced() -> None:
     found = forecast(
-        [static_at(1, 3)], [static_at(LAYERS, 3)], by_hand(), SHAPE, Setting(parse_policy("static:exit=1")),
+        [static_at(1, 3)], [static_at(LAYERS, 3)], by_hand(), SHAPE, decoding("static:exit=1"),
         measured=Interval(4.0, 3.9, 4.1), plain_measured=8.0, fastest_plain=7.5, measured_agreement=0.25,
     )  # fmt: skip
     assert found.predicted is found.predicted_change is found.trace_error is found.predicted_skip is None
@@ -145,7 +152,7 @@ def test_a_machine_that_became_slower_is_no_error_of_the_policy(slower: float) -
     ran = static_at(2, 5, seconds=5 * by_profile * slower)
     whole = static_at(LAYERS, 5, seconds=5 * plain * slower)
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = Setting(parse_policy("static:exit=2"))
+    setting = decoding("static:exit=2")
     found = forecast([ran], [whole], by_hand(), SHAPE, setting, trace=trace)
     assert found.predicted == pytest.approx(found.measured.value)
     assert found.predicted_change == pytest.approx(found.measured_change)
@@ -161,8 +168,9 @@ def test_a_replay_in_bytes_is_no_prediction_of_seconds() -> None:
 
 def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
     runs = [static_at(2, 5)]
-    policy = parse_policy("static:exit=2")
-    plain, lens = (price_parts(runs, by_hand(), SHAPE, Setting(policy, lens=lens)) for lens in (False, True))
+    plain, lens = (
+        price_parts(runs, by_hand(), SHAPE, decoding("static:exit=2", lens=lens)) for lens in (False, True)
+    )
     assert lens["heads"] - plain["heads"] == pytest.approx(0.125)
     assert {**lens, "heads": 0} == {**plain, "heads": 0}
 
@@ -180,10 +188,10 @@ def test_rows_of_a_batch_count_one_by_one() -> None:
 
 def test_a_prediction_is_one_for_the_decoded_positions() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = Setting(parse_policy("threshold:signal=margin,value=0.5,exits=1+2"), dtype="float32")
+    setting = decoding("threshold:signal=margin,value=0.5,exits=1+2")
     near, far = (predict(trace, setting, by_hand(), position) for position in (0.0, 1000.0))
     assert np.array_equal(near.exits, far.exits)
-    own = replay(trace, setting.policy, machine=by_hand())
+    own = replay(trace, setting.options.policy, machine=by_hand())
     at_trace = predict(trace, setting, by_hand(), float(trace.position.mean()))
     assert at_trace.seconds_per_token == pytest.approx(own.seconds_per_token)
     ran = float(near.exits.mean())
@@ -194,12 +202,12 @@ def test_a_prediction_is_one_for_the_decoded_positions() -> None:
 
 def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = Setting(parse_policy("static:exit=2"), lens=True)
+    setting = decoding("static:exit=2", lens=True)
     with pytest.raises(
         InputError, match="through the model's own head, decoding reads them through a linear"
     ):
         predict(trace, setting, by_hand(), 3.0)
-    setting = Setting(parse_policy("static:exit=2"), own_heads=True)
+    setting = decoding("static:exit=2", own_heads=True)
     with pytest.raises(InputError, match="decoding reads them through output heads of their own"):
         predict(trace, setting, by_hand(), 3.0)
 
@@ -207,7 +215,7 @@ def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
 def test_a_single_new_token_is_nothing_to_judge() -> None:
     alone = generation([one_row(1, 10, 0)], {})
     with pytest.raises(InputError, match="no token was decoded after the first"):
-        forecast([alone], [alone], by_hand(), SHAPE, Setting(parse_policy("static:exit=2")))
+        forecast([alone], [alone], by_hand(), SHAPE, decoding("static:exit=2"))
 
 
 def test_every_item_of_a_bill_belongs_to_a_part_of_time() -> None:
@@ -237,7 +245,7 @@ items = st.one_of(
 @given(usage=st.dictionaries(items, st.integers(1, 9), max_size=12), lens=st.booleans())
 def test_parts_add_up_to_the_whole(usage: dict[Item, int], lens: bool) -> None:
     run = generation([one_row(7, 5, 3)], usage)
-    setting = Setting(parse_policy("static:exit=2"), lens=lens)
+    setting = decoding("static:exit=2", lens=lens)
     found = forecast([run], [static_at(LAYERS, 6)], by_hand(), SHAPE, setting, timed=[run])
     assert [part.part for part in found.parts] == list(PARTS_OF_TIME)
     assert sum(part.priced for part in found.parts) == pytest.approx(found.priced)

@@ -13,6 +13,7 @@ from generation_cases import (
     PROMPTS,
     assert_same,
     counted_layers,
+    generate_batch,
     ids_of,
     reference_tokens,
     tiny_llama,
@@ -21,7 +22,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, SynthIDTextWaterm
 
 import offramp
 from offramp.decoding.generation.early_exit import EarlyExit
-from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
 from tiny_models import VOCABULARY
 

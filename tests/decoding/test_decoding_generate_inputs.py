@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from generation_cases import generate_batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
@@ -23,18 +24,24 @@ from family_configs import build_family
 from generation_cases import POLICY, PROMPTS, assert_same, ids_of, tiny_llama
 
 import offramp
-from offramp.decoding.engine.abilities import Abilities
+from offramp.decoding import options
+from offramp.decoding.compatibility import (
+    check_model,
+    check_tuned_early,
+    warn_of_strategy,
+)
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Abilities
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.generation.arguments import KEPT_BACK, given_to_generate
-from offramp.decoding.generation.binding import check_model, check_tuned_early, strategy_of, warn_of_strategy
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits, is_broken
-from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.problems import describe_problem
+from offramp.decoding.generation.failures import describe_problem
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
 from offramp.decoding.generation.prompts import prompt_batch
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError, PolicyError
 from offramp.files import sha256_of_text
+from offramp.policies.grammar import parse_policy
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.tuned import Tuned
 from tiny_models import CONTEXT, VOCABULARY
@@ -164,6 +171,8 @@ class TunedFor:
     """As much of a tuned policy as the check reads."""
 
     kv = "propagate"
+    provenance: Mapping[str, Any] = {}
+    heads_file = None
 
     def __init__(self, **model: Any) -> None:
         self.model = model
@@ -395,10 +404,14 @@ def test_one_row_with_padding_needs_what_a_batch_needs(monkeypatch: pytest.Monke
             generate_batch(model, prompts.ids[one], None, max_new_tokens=2)
 
 
-def test_a_tuned_policy_decodes_as_it_was_tuned() -> None:
+def test_a_tuned_policy_decodes_as_it_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = cast("Tuned", SimpleNamespace(kv="recompute"))
-    assert [strategy_of(None, None), strategy_of(None, tuned)] == ["propagate", "recompute"]
-    assert strategy_of("speculate", tuned) == "speculate"
+    named = parse_policy("static:exit=2")
+    assert DecodingOptions.read(named).kv == "propagate"
+    monkeypatch.setattr(options, "read_policy_source", lambda source: (named, tuned))
+    assert DecodingOptions.read("policy.json").kv == "recompute"
+    with pytest.warns(UserWarning, match="decodes with speculate"):
+        assert DecodingOptions.read("policy.json", kv="speculate").kv == "speculate"
     with pytest.warns(UserWarning, match="tuned with K and V by recompute, and decodes with propagate"):
         warn_of_strategy("propagate", tuned)
     with warnings.catch_warnings():
@@ -460,7 +473,7 @@ def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest
     with pytest.raises(OfframpError, match=r"memory ran out for 4 x \d+ tokens") as caught:
         offramp.generate(model, list(PROMPTS), max_new_tokens=8, streamer=Interrupts(error))
     assert "3 prompts at a time" in caught.value.fix
-    monkeypatch.setattr("offramp.decoding.generation.memory.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
+    monkeypatch.setattr("offramp.decoding.generation.failures.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
     with pytest.raises(OfframpError) as caught:
         offramp.generate(model, PROMPTS[0], max_new_tokens=8, streamer=Interrupts(error))
     assert "give at most 5 tokens a prompt" in caught.value.fix

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generation_cases import POLICY, PROMPTS, tiny_llama
+from generation_cases import POLICY, PROMPTS, generate_batch, tiny_llama
 from map_cases import maps_for
 from reading_cases import random_heads
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import count_steps

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_cases import POLICY, PROMPTS, assert_same, counted_layers, tiny_llama
+from generation_cases import POLICY, PROMPTS, assert_same, counted_layers, generate_batch, tiny_llama
 from map_cases import heads_with, mapped_logits, mapped_state, mapped_tokens, maps_for, random_maps
 from reading_cases import random_heads
 from strategy_cases import Scripted
 
 import offramp
 from models.family_configs import VOCABULARY, build_family
+from offramp.decoding.compatibility import check_tuned_heads
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.binding import check_tuned_heads
-from offramp.decoding.generation.early_exit import Options
-from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
@@ -94,8 +93,8 @@ def test_scores_with_maps_that_change_nothing_are_those_of_propagate() -> None:
     model, policy = tiny_llama(), parse_policy(POLICY)
     ids = model.encode(" ".join(PROMPTS))
     nothing = maps_for(model, scale=0.0)
-    plain = Scorer(model, Options(policy)).score(ids[:5], ids[5:])
-    mapped = Scorer(model, Options(policy, "mapped", nothing)).score(ids[:5], ids[5:])
+    plain = Scorer(model, DecodingOptions(policy)).score(ids[:5], ids[5:])
+    mapped = Scorer(model, DecodingOptions(policy, "mapped", nothing)).score(ids[:5], ids[5:])
     np.testing.assert_array_equal(plain.logprobs, mapped.logprobs)
     np.testing.assert_array_equal(plain.exits, mapped.exits)
 
@@ -217,7 +216,7 @@ def test_families_are_the_slow_reference(name: str) -> None:
 def test_scores_are_those_of_mapped_states() -> None:
     model = tiny_llama()
     ids = model.encode(" ".join(PROMPTS))
-    scored = Scorer(model, Options(parse_policy(SHALLOW), "mapped", heads())).score(ids[:5], ids[5:])
+    scored = Scorer(model, DecodingOptions(parse_policy(SHALLOW), "mapped", heads())).score(ids[:5], ids[5:])
     assert len(set(scored.exits.tolist())) > 1
     exits = [LAYERS] * 4 + scored.exits.tolist()
     logits = mapped_logits(model.hf, model.stack.layers, maps_of(heads()), ids[:-1], exits)[4:]

@@ -23,7 +23,7 @@ from reading_cases import (
 )
 
 import offramp
-from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.tracing.heads_file import write_heads

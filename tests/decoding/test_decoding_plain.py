@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.decoding.bench.prediction import PredictionVerdict, when_it_counts, worst_part
-from offramp.decoding.bench.results import Forecast, Interval, PartError
+from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts, worst_part
+from offramp.decoding.measurement.results import Forecast, Interval, PartError
 from offramp.errors import InputError
 
 PLAIN = 60.0

@@ -6,9 +6,9 @@ from generation_cases import tiny_llama
 from torch.nn.functional import linear
 
 import offramp
-from offramp.decoding.engine import products
+from offramp.decoding.engine import engine
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.products import head_logits, transposed_is_faster, transposed_product
+from offramp.decoding.engine.engine import head_logits, transposed_is_faster, transposed_product
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (2, 4), (1, 1)])
@@ -28,16 +28,16 @@ def test_only_large_float32_heads_are_tried_and_only_a_clear_gain_is_taken(
 ) -> None:
     stack = tiny_llama().stack
     assert not transposed_is_faster(stack)
-    monkeypatch.setattr(products, "SMALLEST", 1)
+    monkeypatch.setattr(engine, "SMALLEST", 1)
     seconds = iter([1.0, 0.79, 1.0, 0.81])
-    monkeypatch.setattr(products, "_seconds", lambda product: (product(), next(seconds))[1])
+    monkeypatch.setattr(engine, "_seconds", lambda product: (product(), next(seconds))[1])
     assert transposed_is_faster(stack)
     assert not transposed_is_faster(stack)
 
 
 def test_decoding_with_the_transposed_product_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 1)
-    monkeypatch.setattr(products, "CLEARLY", 0.0)
+    monkeypatch.setattr(engine, "SMALLEST", 1)
+    monkeypatch.setattr(engine, "CLEARLY", 0.0)
     model = tiny_llama.__wrapped__()  # another test's model was timed without these
     used: list[int] = []
     honest = transposed_product
@@ -46,7 +46,7 @@ def test_decoding_with_the_transposed_product_gives_the_same_tokens(monkeypatch:
         used.append(states.numel() // states.shape[-1])
         return honest(weight, bias, states)
 
-    monkeypatch.setattr(products, "transposed_product", noted)
+    monkeypatch.setattr(engine, "transposed_product", noted)
     assert engine_of(model).transposed
     ids = torch.arange(5, 12)[None]
     hidden = torch.randn(9, 2, model.shape.hidden_size)

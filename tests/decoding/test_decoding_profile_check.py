@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-import offramp.decoding.session
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding import profile_check
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.profile_check import MOST_TIMES, TOKENS, check_profile
+from offramp.decoding.measurement import profile_check
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.profile_check import MOST_TIMES, TOKENS, check_profile
 from offramp.models.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
@@ -62,8 +61,7 @@ def steps_take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
     """Plain steps that take these seconds in turn; how often some were asked for."""
     asked: list[int] = []
 
-    def steps(model: Any, batch: int, position: int, count: int, *, in_loop: bool) -> list[float]:
-        assert in_loop
+    def steps(model: Any, batch: int, position: int, count: int) -> list[float]:
         asked.append(count)
         return [seconds[place % len(seconds)] for place in range(count)]
 
@@ -120,11 +118,11 @@ def test_steps_are_made_where_the_profile_was_timed(model: Model) -> None:
     handle = layer.register_forward_pre_hook(
         lambda module, arguments, keywords: lengths.append(arguments[0].shape[1]), with_kwargs=True
     )
-    seconds = profile_check._plain_steps(model, 1, 12, 5, in_loop=True)
-    forward = profile_check._plain_steps(model, 2, 12, 5, in_loop=False)
+    seconds = profile_check._plain_steps(model, 1, 12, 5)
+    several = profile_check._plain_steps(model, 2, 12, 5)
     handle.remove()
-    assert len(seconds) == len(forward) == 5
-    assert all(one > 0 for one in (*seconds, *forward))
+    assert len(seconds) == len(several) == 5
+    assert all(one > 0 for one in (*seconds, *several))
     # A prompt of 12 tokens, a step that warms up, and five that are timed; each time.
     assert lengths[:7] == lengths[-7:] == [12, *[1] * 6]
 
@@ -135,16 +133,3 @@ def test_a_short_context_leaves_room_for_a_few_steps() -> None:
     found = check_profile(model, profile)
     assert found.tokens % 4 == 0
     assert found.ratio > 0
-
-
-def test_a_model_that_the_loop_cannot_run_is_checked_in_its_forward_pass(
-    monkeypatch: pytest.MonkeyPatch, model: Model
-) -> None:
-    monkeypatch.setattr(offramp.decoding.session, "_decoder_steps", lambda *arguments: (None, "it moves"))
-    profile = measure_hardware(model, budget_seconds=0.05, batches=(1,))
-
-    def refuses(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("the loop cannot run it")
-
-    monkeypatch.setattr(profile_check, "generate_batch", refuses)
-    assert check_profile(model, profile).ratio > 0

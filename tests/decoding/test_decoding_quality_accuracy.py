@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.decoding.generation.generate import generate
+from offramp.decoding.generation.generate import FULL_MODEL, generate
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality import accuracy
-from offramp.decoding.quality.accuracy import answer_text, task_score
-from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
+from offramp.decoding.quality.accuracy import (
+    answer_text,
+    full_likelihood,
+    option_tokens,
+    policy_likelihood,
+    task_score,
+)
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -54,21 +60,21 @@ def hand_made(monkeypatch: pytest.MonkeyPatch, model: Model, right: dict[str, se
     calls: list[Any] = []
     asked = {tuple(model.encode(f"the cat {number}")): number for number in range(100)}
 
-    def answer(model: Model, prompts: list[list[int]], **options: Any) -> list[Generation]:
-        calls.append((len(prompts), options))
-        side = "plain" if options["policy"] is None else "policy"
+    def answer(model: Model, ids: torch.Tensor, mask: torch.Tensor, options: DecodingOptions) -> Any:
+        calls.append((len(ids), options))
+        side = "policy" if options.policy.needs(4) else "plain"
         found = []
-        for prompt in prompts:
-            text = "yes" if asked[tuple(prompt)] in right[side] else "no"
+        for row, kept in zip(ids, mask, strict=True):
+            text = "yes" if asked[tuple(row[kept.bool()].tolist())] in right[side] else "no"
             tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
             tokens = [*tokens, *model.eos_token_ids]
             executed = 9 + (len(tokens) - 1) * (4 if side == "plain" else 3)
             found.append(
                 Generation(text, tokens, tokens, np.full(len(tokens), 4), 4, executed, 9, 3, "end token")
             )
-        return found
+        return SimpleNamespace(rows=tuple(found))
 
-    monkeypatch.setattr(accuracy, "generate", answer)
+    monkeypatch.setattr(accuracy, "generate_batch", answer)
     return calls
 
 
@@ -154,8 +160,7 @@ def test_likelihood_of_the_full_model(model: Model, length: int) -> None:
     prompt, continuation = [0, 5, 6, 7], list(range(20, 20 + length))
     expected = slow_likelihood(model, prompt, continuation)
     assert full_likelihood(model, prompt, continuation) == pytest.approx(expected, abs=1e-5)
-    decoding: dict[str, Any]
-    for decoding in ({"policy": None}, {"policy": "static:exit=2", "kv": "speculate"}):
+    for decoding in (FULL_MODEL, DecodingOptions.read("static:exit=2", kv="speculate")):
         found, generation = policy_likelihood(model, prompt, continuation, decoding)
         assert found == pytest.approx(expected, abs=1e-4)
         assert generation.tokens == continuation
@@ -165,7 +170,9 @@ def test_likelihood_of_the_full_model(model: Model, length: int) -> None:
 def test_likelihood_is_read_from_the_exits(model: Model, kv: str) -> None:
     """Two tokens after the prompt: the first from exit L, the second from exit 2 of an otherwise full run."""
     prompt, continuation = [0, 5, 6, 7], [20, 21]
-    found, generation = policy_likelihood(model, prompt, continuation, {"policy": "static:exit=2", "kv": kv})
+    found, generation = policy_likelihood(
+        model, prompt, continuation, DecodingOptions.read("static:exit=2", kv=kv)
+    )
     assert generation.exits.tolist() == [4, 2]
     states: list[torch.Tensor] = []
     ids = torch.tensor([[*prompt, 20]])
@@ -178,7 +185,7 @@ def test_likelihood_is_read_from_the_exits(model: Model, kv: str) -> None:
 def test_the_models_own_penalty_does_not_count(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.hf.generation_config, "repetition_penalty", 1.7)
     prompt, continuation = [0, 5, 6, 7], [5, 6, 7]
-    found, _ = policy_likelihood(model, prompt, continuation, {"policy": None})
+    found, _ = policy_likelihood(model, prompt, continuation, FULL_MODEL)
     assert found == pytest.approx(slow_likelihood(model, prompt, continuation), abs=1e-4)
 
 
@@ -189,7 +196,8 @@ def test_options_are_chosen_by_likelihood(model: Model) -> None:
     for option, ids in zip(options, tokens, strict=True):
         assert model.decode(ids) == option
     best = int(np.argmax([slow_likelihood(model, prompt, ids) for ids in tokens]))
-    early = [policy_likelihood(model, prompt, ids, {"policy": "static:exit=1"})[0] for ids in tokens]
+    first = DecodingOptions.read("static:exit=1")
+    early = [policy_likelihood(model, prompt, ids, first)[0] for ids in tokens]
     questions = [
         Question("full", text, options[best], options=options),
         Question("early", text, options[int(np.argmax(early))], options=options),

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmark_modules import benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.decoding.bench.results import Interval
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.measurement.results import Interval
 from offramp.decoding.quality import free_running as module
-from offramp.decoding.quality.drift import drift, drift_of
 from offramp.decoding.quality.free_running import free_running, full_models_choices, tokens_before_divergence
 from offramp.decoding.quality.judging import Judged, judge
 from offramp.errors import InputError
@@ -27,6 +27,7 @@ from offramp.tracing.trace import Trace
 from offramp.tracing.transformed import load_model
 from tiny_models import VOCABULARY
 
+DRIFT = benchmark("drift")
 TOKENS = st.lists(st.integers(2, VOCABULARY - 61), min_size=1, max_size=9)
 
 
@@ -226,13 +227,13 @@ def test_an_answer_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_drift_by_hand() -> None:
-    result = drift_of([4, 2, 3, 4], [9, 8, 7, 6], [4, 3, 3, 2], [9, 8, 7, 5])
+    result = DRIFT.drift_of([4, 2, 3, 4], [9, 8, 7, 6], [4, 3, 3, 2], [9, 8, 7, 5])
     assert (result.tokens, result.exits_differ, result.mean_exit_difference) == (4, 0.5, 0.25)
     assert result.tokens_differ == 0.25
     with pytest.raises(InputError):
-        drift_of([1], [1], [1, 2], [1])
+        DRIFT.drift_of([1], [1], [1, 2], [1])
     with pytest.raises(InputError):
-        drift_of([], [], [], [])
+        DRIFT.drift_of([], [], [], [])
 
 
 def traced() -> Trace:
@@ -258,10 +259,10 @@ def test_drift_finds_the_rows_of_forced_documents() -> None:
     # Document 0 after a prompt of 2: fed 12, 13, rows 2 and 3. Document 1 after a prompt of 1: rows 6, 7.
     first = generation([12, 13, 14], [0, 4, 7], [2, 1, 2], 2)
     second = generation([21, 22, 23], [0, 12, 99], [2, 2, 2], 1)
-    result = drift(traced(), replayed, {0: first, 1: second})
+    result = DRIFT.drift(traced(), replayed, {0: first, 1: second})
     assert result.tokens == 4
     assert result.exits_differ == 0.25
     assert result.mean_exit_difference == 0.25
     assert result.tokens_differ == 0.25
     with pytest.raises(InputError, match="document 0"):
-        drift(traced(), replayed, {0: generation([12, 99, 14], [0, 0, 0], [2, 2, 2], 2)})
+        DRIFT.drift(traced(), replayed, {0: generation([12, 99, 14], [0, 0, 0], [2, 2, 2], 2)})

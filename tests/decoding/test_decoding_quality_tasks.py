@@ -221,7 +221,7 @@ NO_SOURCE = object()
 
 def test_plug_ins_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [EntryPoint("mine", f"{__name__}:PLUG_IN", registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: points)
     assert isinstance(load_task("mine"), Broken)
     assert [source.name for source in describe_tasks()][-1] == "mine"
     with pytest.raises(InputError, match="did you mean mine"):
@@ -229,11 +229,12 @@ def test_plug_ins_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("nowhere_at_all:X", "cannot be loaded"), (f"{__name__}:NO_SOURCE", "is a object")]
+    ("value", "message"),
+    [("nowhere_at_all:X", "cannot be loaded"), (f"{__name__}:NO_SOURCE", "type object")],
 )
 def test_broken_plug_ins_are_named(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     points = [EntryPoint("mine", value, registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: points)
     with pytest.raises(InputError, match=message):
         load_task("mine")
     assert load_task("multiple-choice").name == "multiple-choice"  # the others are not stopped

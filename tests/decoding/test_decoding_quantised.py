@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import offramp
-from offramp.decoding.engine.abilities import ABILITIES
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import ABILITIES
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.transforms.contract import example_model

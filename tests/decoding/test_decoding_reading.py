@@ -23,7 +23,7 @@ from reading_cases import (
     traced,
 )
 
-from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads

@@ -26,9 +26,9 @@ from reading_cases import (
     traced,
 )
 
-from offramp.decoding.reading.exits import ExitReader
-from offramp.decoding.reading.fitted import PreparedClassifier, PreparedLens
-from offramp.decoding.reading.reading import Tools
+from offramp.decoding.exit_readout.head import PreparedClassifier, PreparedLens
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.exit_readout.reading import Tools
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads

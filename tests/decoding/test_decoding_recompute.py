@@ -22,7 +22,8 @@ from strategy_cases import (
 )
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.early_exit import EarlyExit, Options
+from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -47,7 +48,7 @@ def scores_of(
     hf: Any, ids: torch.Tensor, mask: torch.Tensor, policy: ExitPolicy, forced: torch.Tensor
 ) -> tuple[torch.Tensor, Any]:
     """Logits that each new token came from [batch, new, vocabulary], and the result."""
-    early = EarlyExit(Options(policy, "recompute"), forced=forced)
+    early = EarlyExit(DecodingOptions(policy, "recompute"), forced=forced)
     out = hf.generate(
         ids,
         attention_mask=mask,

@@ -18,9 +18,9 @@ from reading_cases import random_heads
 from strategy_cases import Scripted, build_windowed, tiny_model
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.scoring import Scorer
-from offramp.decoding.quality.likelihood import policy_likelihood
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.quality.accuracy import policy_likelihood
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.policies.grammar import parse_policy
 
@@ -34,7 +34,7 @@ def ids() -> list[int]:
 
 def scorer(policy: Any, kv: str = "propagate", model: Any = None) -> Scorer:
     policy = parse_policy(policy) if isinstance(policy, str) else policy
-    return Scorer(tiny_llama() if model is None else model, Options(policy, kv))
+    return Scorer(tiny_llama() if model is None else model, DecodingOptions(policy, kv))
 
 
 @pytest.mark.parametrize("split", [1, 2, 7])
@@ -83,15 +83,13 @@ def test_two_loops_come_to_the_same_likelihood(ids: list[int]) -> None:
     # A generation with forced tokens, whose first token comes out of the prompt at full depth.
     model = tiny_llama()
     heads = random_heads(model, [1, 2, 3], facts=())
-    options = Options(parse_policy(POLICY), "recompute", heads)
+    options = DecodingOptions(parse_policy(POLICY), "recompute", heads)
     scored = Scorer(model, options).score(ids[:6], ids[6:])
-    mean, generation = policy_likelihood(
-        model, ids[:5], ids[5:], {"policy": POLICY, "kv": "recompute", "heads": heads}
-    )
+    mean, generation = policy_likelihood(model, ids[:5], ids[5:], options)
     first = logprobs_of(full_logits(model, ids)[4:5], ids[5:6])[0]
     assert scored.logprob == pytest.approx(mean * len(ids[5:]) - first, abs=1e-4)
     assert scored.exits.tolist() == generation.exits[1:].tolist()
-    bare = Scorer(model, Options(parse_policy(POLICY), "recompute")).score(ids[:6], ids[6:])
+    bare = Scorer(model, DecodingOptions(parse_policy(POLICY), "recompute")).score(ids[:6], ids[6:])
     assert abs(scored.logprob - bare.logprob) > 1.0
 
 

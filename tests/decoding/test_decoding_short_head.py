@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_cases import PROMPTS, counted_layers, reference_logits, tiny_llama
+from generation_cases import PROMPTS, counted_layers, generate_batch, reference_logits, tiny_llama
 from reading_cases import build_family, random_heads, tiny_model
 from torch import Tensor
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.decoding.generation.early_exit import Options
-from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.exit_readout.head import OutputHead
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.generation.scoring import Scorer
-from offramp.decoding.reading.head import OutputHead
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import count_plain, count_steps
 from offramp.policies.bill import make_bill
@@ -237,7 +236,7 @@ def test_what_a_short_head_cannot_do_is_refused() -> None:
     with pytest.raises(PolicyError, match="verifies drafts"):
         decode(EARLY, kv="speculate")
     with pytest.raises(PolicyError, match="gives other tokens no probability"):
-        Scorer(tiny_llama(), Options(offramp.parse_policy(NEVER), heads=heads()))
+        Scorer(tiny_llama(), DecodingOptions(offramp.parse_policy(NEVER), heads=heads()))
     learning = with_short_head(offramp.parse_policy("adaptive:signal=max_prob,target=0.9,warmup=1,exits=1+2"))
     with pytest.raises(PolicyError, match="whole head"):
         decode(str(learning))

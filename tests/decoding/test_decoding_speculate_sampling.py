@@ -11,14 +11,13 @@ import torch
 from scipy import stats
 from strategy_cases import ExitReader, decode, engine_of, llama
 
-from offramp.decoding.generation.answers import Answers
-from offramp.decoding.generation.choosing import Chooser
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.generation.next_token import Chooser, accept_or_resample
+from offramp.decoding.generation.result import Answers, BatchGeneration
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.speculate import Speculate
 from offramp.decoding.strategies.strategy import Strategy
-from offramp.decoding.strategies.verdict import accept_or_resample
 from offramp.policies.grammar import parse_policy
 
 VOCABULARY = 8
@@ -89,11 +88,8 @@ def sampled(strategy: type[Strategy], rows: int, temperature: float) -> BatchGen
     engine, policy, ids = engine_of(model()), parse_policy("static:exit=1"), torch.tensor([[3, 5]] * rows)
     plan = Plan(
         engine=engine,
-        policy=policy,
+        options=DecodingOptions(policy, strategy.name, draft_length=2),
         reader=ExitReader(engine, None, policy.needs(engine.layers)),
-        strategy=strategy,
-        batching="lockstep",
-        draft_length=2,
         limit=4,
         end_tokens=frozenset(),
         decode=str,

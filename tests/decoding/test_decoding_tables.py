@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.costs.timings import MAPS, TimingsProfile
-from offramp.decoding.stopwatch import StepTimes
-from offramp.decoding.timed_probes import LENS
-from offramp.decoding.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
+from offramp.costs.timings import LENS, MAPS, TimingsProfile
+from offramp.decoding.measurement.timed_steps import StepTimes
+from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
 from offramp.models.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape(

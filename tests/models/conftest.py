@@ -74,7 +74,9 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def install(name: str, value: str) -> Any:
         point = EntryPoint(name, value, registry.ENTRY_POINT_GROUP)
-        monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+        monkeypatch.setattr(
+            "offramp.plug_ins.entry_points", lambda group: [point] if group == point.group else []
+        )
         monkeypatch.delitem(vars(TRANSFORMS), "_points", raising=False)
         return TRANSFORMS
 

@@ -19,7 +19,7 @@ class Decoding(NamedTuple):
 def check_decoding(model: Any) -> Decoding:
     """Try everything on a prompt that is longer than the small models' sliding windows."""
     from offramp.decoding.engine.build import engine_of
-    from offramp.decoding.engine.trials import random_ids, try_ability
+    from offramp.decoding.engine.capability_tests import random_ids, try_ability
     from offramp.errors import ModelError
 
     try:

@@ -10,6 +10,7 @@ import torch
 from offramp.models.discovery import find_stack
 from offramp.models.measuring import measure_shape
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.typed import from_json, to_json
 
 V, H = 101, 32
 
@@ -25,7 +26,7 @@ def shape_of(name: str, **config: Any) -> ModelShape:
     model = model_class(config_class(**({"vocab_size": V} | config))).eval().requires_grad_(False)
     shape = measure_shape(model, find_stack(model))
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert ModelShape.from_json(shape.to_json()) == shape
+    assert from_json(ModelShape, to_json(shape)) == shape
     return shape
 
 

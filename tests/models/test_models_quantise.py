@@ -18,6 +18,7 @@ from offramp.models.transforms.contract import check_transform, example_model
 from offramp.models.transforms.int8_linear import MOST_ROWS
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
+from offramp.records.typed import from_json, to_json
 
 
 @pytest.mark.parametrize(("transform", "dtype"), EVERY)
@@ -78,7 +79,7 @@ def test_the_shape_is_that_of_before_but_for_bytes(transform: Quantised, dtype: 
     assert dataclasses.replace(model.shape, layers=bare) == before
     # Measuring a quantised model as it is gives the same, K and V from the config.
     assert measure_shape(model.hf, model.stack) == model.shape
-    assert type(model.shape).from_json(model.shape.to_json()) == model.shape
+    assert from_json(type(model.shape), to_json(model.shape)) == model.shape
 
 
 def test_weights_in_several_tensors_are_looked_through() -> None:

@@ -175,10 +175,10 @@ def test_a_plug_in_is_read_like_the_built_in_ones(plug_in: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        ("needy", f"{__name__}:Missing", "cannot be imported"),
-        ("needy", "no_such_package:Needy", "cannot be imported"),
-        ("needy", "dataclasses:dataclass", "is not the class of a transform"),
-        ("needy", "dataclasses:Field", "is not the class of a transform"),
+        ("needy", f"{__name__}:Missing", "cannot be loaded"),
+        ("needy", "no_such_package:Needy", "cannot be loaded"),
+        ("needy", "dataclasses:dataclass", "not the class of a transform"),
+        ("needy", "dataclasses:Field", "not the class of a transform"),
         ("needful", f"{__name__}:Needy", "calls itself 'needy'"),
         ("plain", f"{__name__}:Plain", "cannot be written as text: Plain is no dataclass"),
         ("fractional", f"{__name__}:Fractional", "the field share has the type"),

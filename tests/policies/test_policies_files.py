@@ -12,7 +12,6 @@ import pytest
 
 from offramp.errors import PolicyError
 from offramp.files import seal_of
-from offramp.policies import registry
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json, write_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.reading import read_exit
@@ -152,6 +151,11 @@ class AboveHalf(Decider):
         return np.asarray(facts["max_prob"] > 0.5)
 
 
+def point(**facts: Any) -> Any:
+    """An entry point as one that is installed."""
+    return SimpleNamespace(group="offramp.policies", **facts)
+
+
 @pytest.fixture
 def plug_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     points: list[Any] = []
@@ -160,24 +164,28 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         assert group == "offramp.policies"
         return points
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", entry_points)
     policy_kinds.cache_clear()
     yield points
     policy_kinds.cache_clear()
 
 
 def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="every-other", value="here", load=lambda: EveryOther))
+    plug_ins.append(
+        SimpleNamespace(group="offramp.policies", name="every-other", value="here", load=lambda: EveryOther)
+    )
     assert check_policy(parse_policy("every-other:start=2")) == EveryOther(2)
 
 
 def test_a_plug_in_that_is_no_policy_is_refused_by_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="odd", value="odd:thing", load=lambda: 3))
-    with pytest.raises(PolicyError, match="'odd' is not an exit policy"):
+    plug_ins.append(point(name="odd", value="odd:thing", load=lambda: 3))
+    with pytest.raises(PolicyError, match="a policy plug-in is of type int, not a subclass of ExitPolicy"):
         parse_policy("never")
 
 
 def test_a_plug_in_may_not_take_a_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(SimpleNamespace(name="never", value="odd:Never", load=lambda: Never))
+    plug_ins.append(
+        SimpleNamespace(group="offramp.policies", name="never", value="odd:Never", load=lambda: Never)
+    )
     with pytest.raises(PolicyError, match="two policies are called 'never'"):
         parse_policy("never")

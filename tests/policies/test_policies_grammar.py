@@ -276,13 +276,20 @@ def test_errors_point_at_the_character(text: str, what: str | None, caret: int) 
     assert error.value.exit_code == 2
 
 
+def test_exits_are_joined_by_commas_too() -> None:
+    read = parse_policy("threshold:exits=10,20,25,signal=margin,value=0.9")
+    assert read == parse_policy("threshold:signal=margin,value=0.9,exits=10+20+25")
+    within = "votes:need=1,of=[patience:times=1,exits=2,3]+[static:exit=4]"
+    assert parse_policy(within) == parse_policy(within.replace("2,3", "2+3"))
+
+
 def test_near_matches_are_offered() -> None:
     with pytest.raises(PolicyError, match="did you mean 'margin'"):
         parse_policy("threshold:signal=marginn,value=0.9,exits=3")
     with pytest.raises(PolicyError, match="did you mean 'static'"):
         parse_policy("statik:exit=3")
     with pytest.raises(PolicyError, match="join exits with"):
-        parse_policy("threshold:signal=margin,value=0.9,exits=10,20")
+        parse_policy("threshold:exits=10,signal=margin,20,value=0.9")
     with pytest.raises(PolicyError, match="did you mean 'entropy'"):
         find_signal("entropie")
 

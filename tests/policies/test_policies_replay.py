@@ -275,7 +275,7 @@ def test_a_price_that_was_not_timed_is_said() -> None:
     engine = TimingsProfile(
         name="engine",
         source="profiled",
-        dtype="float32",
+        dtype="bfloat16",
         layers_count=6,
         batches=(1,),
         layer_seconds=times,

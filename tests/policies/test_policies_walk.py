@@ -51,7 +51,6 @@ def test_blocks_of_any_size_give_the_same(seed: int, token: int, column: int, ro
         patch.setattr(walking, "ROWS", rows)
         walked = walk(policy, trace)
     np.testing.assert_array_equal(walked.exits, choose_one_by_one(policy, trace).exits)
-    np.testing.assert_array_equal(policy.choose(trace), walked.exits)
 
 
 SETS = st.sets(st.integers(1, 5), min_size=1).map(sorted).map(lambda exits: "+".join(map(str, exits)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from offramp.decoding.bench.answers import answer_of
-from offramp.decoding.bench.results import (
+from offramp.decoding.measurement.answers import answer_of
+from offramp.decoding.measurement.results import (
     BenchResult,
     Cluster,
     Contender,

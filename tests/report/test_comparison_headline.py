@@ -308,3 +308,11 @@ def test_what_is_not_claimed():
 def test_answers_stand_for_every_row_floor_and_machine():
     comparison = examples.example_comparison()
     assert len(answers_of(comparison)) == 9 * 2 * 3 * 2
+
+
+def test_policies_that_all_miss_their_floor_are_an_answer():
+    bold = strategy(Estimate(1.3, 1.2, 1.4), "predicted", agreement=Estimate(0.42, 0.4, 0.44))
+    assert headline(compared(strategies=(bold,))).startswith(
+        "None of the 1 policies that were tried keeps its floor: the closest agrees on 42.0 % of the tokens, "
+        "and 95 % agreement was asked for"
+    )

@@ -11,8 +11,8 @@ from page_reader import Page
 from report_examples import example_run
 
 from combine_cases import combined_result, quality
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.results import Contender, Interval
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.results import Contender, Interval
 from offramp.report.combined_words import advice, effect_sentences, keeps
 from offramp.report.page import links, render
 from offramp.report.plot.rows import LEFT, RIGHT

@@ -69,7 +69,7 @@ def test_local_links_lead_somewhere(page):
 
 
 def hostile_answers(workload, hostile):
-    """The same answers with hostile text wherever another room's text stands."""
+    """The same answers with hostile text wherever another package's text stands."""
     certificates = [
         replace(t.certificate, method=hostile, guarantee=hostile, assumption=hostile) for t in workload.tuned
     ]

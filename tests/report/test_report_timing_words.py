@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offramp.decoding.bench.results import Cluster, Contender, Counted, FloorCheck, Interval
+from offramp.decoding.measurement.results import Cluster, Contender, Counted, FloorCheck, Interval
 from offramp.report.timing_words import (
     answer_sentence,
     contender_answer,

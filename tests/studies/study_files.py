@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Study, read_study
+from offramp.studies.study import Study
+from offramp.studies.study_file import read_study
 from offramp.studies.task import Cell, Plan
 
 SETTINGS = 'name = "small"\nthreads = 1\ntokens = 64\n'

@@ -9,7 +9,7 @@ from study_files import plan_of, small_world, write_model, write_study
 
 from offramp.errors import InputError
 from offramp.studies.plan import make_plan
-from offramp.studies.study import read_study
+from offramp.studies.study_file import read_study
 
 AXES = 'models = ["a"]\nworkloads = [{ name = "one", source = "txt:one.txt" }]\nmachines = ["h100"]\n'
 """Lines 1 to 3; [study] is line 5 where nothing stands between, its name line 6."""
@@ -28,8 +28,8 @@ def refused(folder: Path, text: str, settings: str = 'name = "small"\nthreads = 
 @pytest.mark.parametrize(
     ("text", "line", "where", "what", "fix"),
     [
-        ("modls = []\n" + AXES, 1, "modls", "no axis or table 'modls'", "did you mean 'models'?"),
-        (AXES + "[decod]\n", 8, "decod", "no axis or table 'decod'", "did you mean 'decode'?"),
+        ("modls = []\n" + AXES, 1, "modls", "has no entry 'modls'", "did you mean 'models'?"),
+        (AXES + "[decod]\n", 8, "decod", "has no entry 'decod'", "did you mean 'decode'?"),
         (
             'workloads = ["prose"]\n[[models]]\nname = "a"\nstag = "base"\n',
             8,
@@ -79,12 +79,12 @@ def refused(folder: Path, text: str, settings: str = 'name = "small"\nthreads = 
             "family is 3",
             "a text in quotes",
         ),
-        ('modls = ["a"]\nworkloads = ["prose"]\n', 1, "modls", "no axis or table", "did you mean 'models'?"),
+        ('modls = ["a"]\nworkloads = ["prose"]\n', 1, "modls", "has no entry", "did you mean 'models'?"),
         ('models = ["a"]\n', 1, "workloads", "'workloads' is missing", "models, workloads"),
         ('models = []\nworkloads = ["prose"]\n', 1, "models", "models is a list", "at least 1"),
         ("models = [3]\n" + AXES.split("\n", 1)[1], 1, "models[1]", "is 3", "a name in quotes"),
         ('models = "a"\nworkloads = ["prose"]\n', 1, "models", "models is 'a'", "square brackets"),
-        (AXES + '"a[b]" = 1\n', 4, "a[b]", "no axis or table 'a[b]'", "choose one of"),
+        (AXES + '"a[b]" = 1\n', 4, "a[b]", "has no entry 'a[b]'", "choose one of"),
         (AXES + "[decode]\nbest = 0\n", 9, "decode.best", "best is 0", "greater than or equal to 1"),
         (AXES + '[decode]\nbest = "5"\n', 9, "decode.best", "best is '5'", "valid integer"),
     ],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from offramp.studies.failures import FAILURE, Failure
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
+from offramp.studies.plan_file import FILE as PLAN_FILE
 from offramp.studies.task import Estimate, Task
 
 TASK = task_of("score")
@@ -224,10 +227,35 @@ def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:
 
 def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("offramp.studies.plan_file.SCHEMA_VERSION", 99)
+        newer.setattr("offramp.studies.folder.PLAN_FILE", replace(PLAN_FILE, version=99))
         folder.write_plan(plan_of([TASK]))
-    with pytest.raises(InputError, match="schema version 99"):
+    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 2"):
         folder.read_plan()
+
+
+def test_a_file_in_the_place_of_a_folder_of_the_study_is_told(folder: StudyFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.locks.write_text("")
+    with pytest.raises(InputError, match="something else stands where the study keeps a folder") as refused:
+        folder.write_plan(plan_of([TASK]))
+    assert refused.value.where == str(folder.locks)
+
+
+@pytest.mark.parametrize("place", ["", MANIFEST, RESULT])
+def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_made_again(
+    folder: StudyFolder, place: str
+) -> None:
+    do(folder, TASK)
+    own = folder.task_folder(TASK)
+    if place:
+        (own / place).unlink()
+        (own / place / "within").mkdir(parents=True)
+    else:
+        shutil.rmtree(own)
+        own.write_text("")
+    assert folder.condition(TASK) == "damaged"
+    do(folder, TASK)
+    assert folder.condition(TASK) == "done"
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import time
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_the_next_run_ends_a_stopped_worker_that_an_earlier_one_left(folder: Stu
         os.utime(folder.lock_path(task), (silent, silent))
         (problem,) = status_of(plan_of([job_of(task), job_of(other)]), folder).problems
         assert f"held by process {worker.process.pid} on {platform.node()}" in problem
-        assert "no sign of life for 10 min" in problem
+        assert re.search(r"no sign of life for \d+ min", problem)
         quick = task_of(1)  # the same task: what it does is not in its key
         assert quick.key == task.key
         LocalEngine(fake_works.FAKE_WORKER).run(

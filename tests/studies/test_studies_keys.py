@@ -17,9 +17,10 @@ from study_files import plan_of, small_world, write_model
 
 from offramp.errors import OfframpError
 from offramp.models import source_code
-from offramp.models.source_code import PACKAGE, rooms_fingerprint
+from offramp.models.source_code import PACKAGE, source_fingerprint
 from offramp.policies import registry as policies
-from offramp.studies.computing import ROOMS, SHARED_WORK, code_of
+from offramp.records.given_file import Source
+from offramp.studies.computing import PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
 from offramp.studies.task import Plan
@@ -60,7 +61,7 @@ PAIRS = [
 def plan_from(world: Path, values: dict[str, Any]) -> Plan:
     """The plan of a study that is not read from a file; paths start from the world's folder."""
     study = Study.model_validate({"study": SETTINGS, **values})
-    study._path = world / "STUDY.toml"
+    study._source = Source(world / "STUDY.toml", "study file", {})
     return make_plan(study)
 
 
@@ -248,24 +249,24 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
     def codes() -> dict[str, str]:
         for cached in (code_of, source_code._sources):
             cached.cache_clear()
-        return {kind: code_of(kind) for kind in ROOMS}
+        return {kind: code_of(kind) for kind in PACKAGES}
 
     try:
         before = codes()
         for changed, kinds in (
-            ("tracing/tracer.py", set(ROOMS)),
-            ("scoring/eas.py", set(ROOMS) - {"trace", "heads"}),
-            ("policies/walk.py", set(ROOMS) - {"trace", "heads", "score", "pair"}),
+            ("tracing/tracer.py", set(PACKAGES)),
+            ("scoring/eas.py", set(PACKAGES) - {"trace", "heads"}),
+            ("policies/walk.py", set(PACKAGES) - {"trace", "heads", "score", "pair"}),
             ("tuning/league.py", {"league", "tune", "profile", "decode", "combine"}),
             ("decoding/plain.py", {"profile", "decode", "combine"}),
             ("studies/work/pair.py", {"pair"}),
-            ("studies/work/inputs.py", set(ROOMS)),
+            ("studies/work/inputs.py", set(PACKAGES)),
             ("studies/plan.py", set()),
             ("report/page.py", set()),
         ):
             (copy / changed).write_text((copy / changed).read_text() + "\n# changed\n")
             after = codes()
-            assert {kind for kind in ROOMS if before[kind] != after[kind]} == kinds
+            assert {kind for kind in PACKAGES if before[kind] != after[kind]} == kinds
             before = after
     finally:
         for cached in (code_of, source_code._sources):
@@ -290,7 +291,9 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     source.write_text(PLUG_IN)
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("mine", "plug_in_of_keys:Mine", policies.ENTRY_POINTS)
-    monkeypatch.setattr(policies, "entry_points", lambda group: [point])
+    monkeypatch.setattr(
+        "offramp.plug_ins.entry_points", lambda group: [point] if group == point.group else []
+    )
     policies.policy_kinds.cache_clear()
     yield source
     policies.policy_kinds.cache_clear()
@@ -323,17 +326,17 @@ def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
     assert versions["heads"] == versions["decode"] == versions["trace"] | versions["score"]
 
 
-@pytest.mark.parametrize("kind", ROOMS)
+@pytest.mark.parametrize("kind", PACKAGES)
 def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
-    assert ROOMS.keys() == WORKS.keys()
-    covered = (*ROOMS[kind], f"studies/work/{kind}.py", *SHARED_WORK)
+    assert PACKAGES.keys() == WORKS.keys()
+    covered = (*PACKAGES[kind], f"studies/work/{kind}.py", *SHARED_WORK)
     for file in imported_by(f"studies/work/{kind}.py"):
         room = file.partition("/")[0]
         known = file in (*covered, *APART) or room in covered
         assert known, f"{kind} imports {file}"
 
 
-APART = {"errors.py", "files.py", "studies/task.py", "studies/manifest.py"}
+APART = {"errors.py", "files.py", "records/typed.py", "studies/task.py", "studies/manifest.py"}
 """They name, write and raise, and change no figure."""
 
 
@@ -348,5 +351,5 @@ def imported_by(file: str) -> set[str]:
 
 
 def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:
-    assert rooms_fingerprint("scoring") == rooms_fingerprint("scoring", "scoring/eas.py")
-    assert rooms_fingerprint("scoring") != rooms_fingerprint("scoring", "costs")
+    assert source_fingerprint("scoring") == source_fingerprint("scoring", "scoring/eas.py")
+    assert source_fingerprint("scoring") != source_fingerprint("scoring", "costs")

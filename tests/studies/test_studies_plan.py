@@ -13,14 +13,15 @@ from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, writ
 
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
-from offramp.decoding.bench import groups
+from offramp.decoding.measurement import turns
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.finding import find_source
+from offramp.records.typed import from_json, to_json
 from offramp.studies import estimates
 from offramp.studies.plan import make_plan
-from offramp.studies.plan_file import plan_from_json, plan_to_json
-from offramp.studies.study import read_study
+from offramp.studies.plan_file import PlanRecord
+from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
 from offramp.workloads.registry import load_workload
 
@@ -137,7 +138,7 @@ def test_jobs_hold_every_task_once_and_come_after_what_they_need(tmp_path: Path)
 
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
-    assert plan_from_json(json.loads(canonical_json(plan_to_json(plan)))) == plan
+    assert from_json(PlanRecord, json.loads(canonical_json(to_json(PlanRecord.of(plan))))).plan == plan
     assert plan.study["study"]["name"] == "small"
     second = plan.study["models"][1]
     assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second
@@ -233,6 +234,17 @@ def test_a_model_that_does_not_fit_is_blocked_unless_it_is_streamed(tmp_path: Pa
     trace = tasks_of(streamed, "trace")[0]
     assert (trace.recipe["stream"], trace.recipe["memory"]) == (True, 8_000_000_000)
     assert 8e9 < (trace.estimate.memory_bytes or 0) < 1e10
+
+
+def test_models_of_other_contexts_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    for name, length in (("a", 4096), ("b", 48)):
+        write_model(world / name, max_position_embeddings=length)
+    study = 'models = ["a", "b"]\nworkloads = [{ name = "one", source = "txt:one.txt" }]\n'
+    with pytest.raises(InputError, match="b takes 48 at most") as refused:
+        plan_of(world, study)
+    assert refused.value.fix == "write context = 48 in the table [study]"
+    assert plan_of(world, study, f"{SETTINGS}context = 48\n").cells
 
 
 def test_without_a_network_downloads_are_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +368,7 @@ rounds = 2
     head = 2048 * 50_000
     prompt = 64 * (2 * 1e9 + head * (2 + REDUCTION_FLOPS / 2048)) / 4e10
     once = prompt + 10 * step
-    assert estimates.FEWEST_VISITS == groups.FEWEST_VISITS
+    assert estimates.FEWEST_VISITS == turns.FEWEST_VISITS
     turn = (2 + 3) * once
     assert seconds("decode", 5, 1.0) == pytest.approx(loading + turn * (1 + 2))
     assert seconds("decode", 5, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 5))
@@ -372,7 +384,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from offramp.studies.plan import make_plan\n"
-        "from offramp.studies.study import read_study\n"
+        "from offramp.studies.study_file import read_study\n"
         f"make_plan(read_study({str(path)!r}))\n"
         "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & sys.modules.keys()\n"
     )

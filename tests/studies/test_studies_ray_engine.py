@@ -17,6 +17,7 @@ from fake_works import FAKE_WORKER, events_of, files_under, job_of, task_of, val
 from ray_cluster import SETTINGS, Cluster, two_nodes
 
 from offramp.errors import DiskFullError, InputError
+from offramp.records.typed import to_json
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine, run_on_node
@@ -164,7 +165,7 @@ def test_an_engine_that_stops_leaves_no_work_behind(connection: Cluster, folder:
 
 def test_a_node_that_does_not_see_the_folder_says_so(folder: StudyFolder) -> None:
     with pytest.raises(InputError, match="the study's folder is not there on") as caught:
-        run_on_node(job_of(task_of(1)).to_json(), str(folder.path), 1, FAKE_WORKER, 300.0)
+        run_on_node(to_json(job_of(task_of(1))), str(folder.path), 1, FAKE_WORKER, 300.0)
     assert caught.value.where == str(folder.path)
     assert list(folder.path.iterdir()) == []
 

@@ -13,9 +13,10 @@ from work_cases import Bench, planned, result_of
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import machine_facts, save_local_profile
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.contenders import GENERATE, NEVER
-from offramp.decoding.bench.result_file import from_json
-from offramp.decoding.hardware import measure_hardware
+from offramp.decoding.measurement.contenders import GENERATE, NEVER
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.results import BenchResult
+from offramp.records.typed import from_json
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of
 from offramp.studies.work.profile import stating
@@ -86,7 +87,7 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
             sources=bench.sources(),
         )
     )
-    measured = from_json(decoded["bench"])
+    measured = from_json(BenchResult, decoded["bench"])
     (chosen,) = decoded["chosen"]
     assert {chosen["contender"], NEVER, GENERATE} <= {one.name for one in measured.contenders}
     assert 1 < decoded["characters_per_token"] < 10

@@ -13,6 +13,7 @@ import pytest
 from fake_works import events_of, job_of, task_of, value
 
 from offramp.errors import DamagedFileError
+from offramp.records.typed import from_json, to_json
 from offramp.studies import runner
 from offramp.studies.engines.process import WorkerProcess
 from offramp.studies.folder import StudyFolder
@@ -42,7 +43,7 @@ def test_tasks_run_in_order_with_the_results_they_need(folder: StudyFolder) -> N
     outcome = run_job(job_of(first, other, both), folder)
     assert outcome == JobOutcome(done=(first.key, other.key, both.key))
     assert value(folder, both) == 111
-    assert JobOutcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+    assert from_json(JobOutcome, json.loads(json.dumps(to_json(outcome)))) == outcome
 
 
 def test_a_done_task_is_not_run_again(folder: StudyFolder) -> None:
@@ -108,7 +109,7 @@ def test_a_full_disk_stops_the_job_and_fails_nothing(folder: StudyFolder, deed: 
     outcome = run_job(job_of(task, later), folder)
     assert outcome.stopped is not None
     assert "the disk is full" in outcome.stopped.what
-    assert JobOutcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+    assert from_json(JobOutcome, json.loads(json.dumps(to_json(outcome)))) == outcome
     assert [folder.condition(one) for one in (task, later)] == ["unfinished"] * 2
 
 

@@ -10,7 +10,8 @@ import pytest
 from offramp.studies import availability, model_search
 from offramp.studies.availability import SLOW_SOURCES
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Study, read_study
+from offramp.studies.study import Study
+from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Document, Workload

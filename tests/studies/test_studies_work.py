@@ -37,19 +37,21 @@ from offramp.costs.local_store import (
     save_local_profile,
 )
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.combined_file import combined_from_json
-from offramp.decoding.bench.contenders import GENERATE, NEVER
-from offramp.decoding.bench.result_file import from_json
-from offramp.decoding.hardware import measure_hardware
-from offramp.decoding.profile_check import ProfileCheck
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.contenders import GENERATE, NEVER
+from offramp.decoding.measurement.machine_profiler import measure_hardware
+from offramp.decoding.measurement.profile_check import ProfileCheck
+from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay_intervals import replay_intervals
+from offramp.records.typed import from_json
 from offramp.scoring.finite import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NOTHING, best_policies
+from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
@@ -94,7 +96,7 @@ def profiled(bench: Bench) -> Path:
     folder = bench.root / "profiled"
     folder.mkdir()
     profile = measure_hardware(load_model(bench.model), budget_seconds=0.1)
-    write_sealed_json(folder / "profile.json", profile.to_json())
+    PROFILE_FILE.write(folder / "profile.json", profile)
     return folder
 
 
@@ -153,7 +155,7 @@ def test_the_text_of_a_trace_is_counted(bench: Bench, traced: Path, trace: offra
         assert texts[name].startswith(model.decode([given]) + text)
         assert size == TextSize(len(text), len(text), DOCUMENT_TOKENS)
     whole = json.loads((traced / "text.json").read_text())
-    assert whole["bytes"] == sum(size.bytes for size in sizes.values())
+    assert whole["sum"]["bytes"] == sum(size.bytes for size in sizes.values())
 
 
 def test_the_same_recipe_gives_the_same_bytes(bench: Bench, traced: Path, profiled: Path) -> None:
@@ -246,7 +248,7 @@ def _profile(folder: Path) -> Any:
 
     value = json.loads((folder / "profile.json").read_text())
     value.pop("sha256")
-    return TimingsProfile.from_json(value)
+    return from_json(TimingsProfile, value)
 
 
 def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Bench, tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Ben
     found = result_of(small.run(on_machine("league", floors=FLOORS), {"trace": traced}))
     assert found["entries"] == []
     assert "trace at least 40" in found["why_empty"]
-    assert [verdict["decision"] for verdict in found["verdicts"]] == ["too close to call"] * 2
+    assert [verdict["decision"] for verdict in found["verdicts"]] == ["not enough documents"] * 2
     tuned = result_of(small.run(on_machine("tune", floors=FLOORS), {"trace": traced}))["tuned"]
     assert [answer["policy"] for answer in tuned] == ["never", "never"]
     assert "not certifiable" in tuned[0]["answer"]
@@ -348,9 +350,11 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
-    monkeypatch.setattr("offramp.decoding.hardware.measure_hardware", measuring)
+    monkeypatch.setattr("offramp.decoding.measurement.machine_profiler.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
-    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
+    monkeypatch.setattr(
+        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+    )
     return measuring
 
 
@@ -403,7 +407,9 @@ def test_a_kept_profile_that_is_off_is_measured_again(
 ) -> None:
     bench.run(profile_task(bench), name="before")
     found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
-    monkeypatch.setattr("offramp.decoding.profile_check.check_profile", lambda model, profile: found)
+    monkeypatch.setattr(
+        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+    )
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2
 
@@ -473,7 +479,7 @@ def test_the_best_of_the_league_are_decoded(
 ) -> None:
     inputs = {"trace": traced, "profile": profiled, "league": local_league}
     result = result_of(bench.run(decode_task(bench), inputs))
-    measured = from_json(result["bench"])
+    measured = from_json(BenchResult, result["bench"])
     assert "date" not in measured.circumstances
     best = best_policies(result_of(local_league)["entries"], floor=0.5, count=2)
     assert [one["policy"] for one in result["chosen"]] == [one.policy for one in best]
@@ -518,7 +524,7 @@ def test_accelerations_are_combined(bench: Bench) -> None:
         exclusive=True,
         sources=bench.sources(),
     )
-    combined = combined_from_json(result_of(bench.run(task))["combined"])
+    combined = from_json(CombineResult, result_of(bench.run(task))["combined"])
     assert [one.name for one in combined.combinations] == [
         *("plain", "prune", "exits"),
         "prune + exits",

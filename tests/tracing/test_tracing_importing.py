@@ -233,19 +233,22 @@ BAD_MAPS = {
     "neither": ("first = 1\n", r"one of the tables \[lens\] and \[output\]; it has: first"),
     "both": (LENS_MAP + OUTPUT_MAP.replace("first = 0", ""), "not both"),
     "no toml": ("[lens", "not TOML"),
-    "unknown": (LENS_MAP + "transpose = true\n", "no entry lens.transpose: did you mean 'transposed'?"),
-    "unknown on top": ("fist = 0\n" + LENS_MAP, "no entry fist: did you mean 'first'?"),
+    "unknown": (LENS_MAP + "transpose = true\n", "unknown key 'transpose'(.|\n)*did you mean 'transposed'"),
+    "unknown on top": ("fist = 0\n" + LENS_MAP, "has no entry 'fist'(.|\n)*did you mean 'first'"),
     "first": ("first = 2\n" + LENS_MAP, "first is 2"),
-    "missing": ('[lens]\nweight = "{exit}.weight"\n', "lens.residual is missing"),
-    "type": ('[lens]\nweight = "{exit}.weight"\nresidual = 1\n', "lens.residual is 1"),
+    "missing": ('[lens]\nweight = "{exit}.weight"\n', "'residual' is missing"),
+    "type": ('[lens]\nweight = "{exit}.weight"\nresidual = 1\n', "residual is 1"),
     "placeholder": ('[lens]\nweight = "weight"\nresidual = true\n', "write {exit} where"),
     "place": ('[lens]\nweight = "{place}.weight"\nresidual = true\n', "list the exits"),
     "exits": ("exits = [3, 1]\n" + LENS_MAP, "ascending layers from 1"),
-    "exit 0": ("exits = [0, 1]\n" + LENS_MAP, "ascending layers from 1"),
-    "norm": (OUTPUT_MAP.replace('"rms"', '"batch"'), "no kind of norm 'batch'; there are: model, rms"),
+    "exit 0": ("exits = [0, 1]\n" + LENS_MAP, "an entry of exits is 0"),
+    "norm": (
+        OUTPUT_MAP.replace('"rms"', '"batch"'),
+        "kind is 'batch'",
+    ),
     "epsilon": (OUTPUT_MAP.replace("1e-5", "5"), "epsilon is 5.0"),
-    "no epsilon": (OUTPUT_MAP.replace("epsilon = 1e-5", ""), "output.norm.epsilon is missing"),
-    "bias of rms": (OUTPUT_MAP + 'bias = "{exit}.b"\n', "no entry output.norm.bias"),
+    "no epsilon": (OUTPUT_MAP.replace("epsilon = 1e-5", ""), "'epsilon' is missing"),
+    "bias of rms": (OUTPUT_MAP + 'bias = "{exit}.b"\n', "a norm of the kind rms has no bias"),
 }
 
 
@@ -255,7 +258,7 @@ def test_a_map_that_makes_no_sense_is_refused(case: str, tmp_path: Path) -> None
     path = write_map(tmp_path / "map.toml", text)
     with pytest.raises(InputError, match=re.escape(what) if case in ("placeholder",) else what) as caught:
         find_import(tmp_path / "absent.safetensors", key_map=path)
-    assert caught.value.where == str(path)
+    assert caught.value.where.startswith(str(path))
 
 
 # -- files

@@ -12,6 +12,7 @@ from rich.console import Console
 from command_line import run_offramp
 from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
+from offramp.report.policy_names import PolicyNames
 from offramp.tracing.facts import FACTS
 from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
@@ -19,6 +20,7 @@ from offramp.tracing.storage import write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned_file import read_tuned
+from offramp.workloads.workload import Document, Workload
 from policy_traces import make_shape, make_trace
 
 DOCUMENTS, TOKENS, LAYERS = 60, 20, 6
@@ -95,6 +97,7 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
         "0.9^64 = 0.12 % of 64-token answers unchanged",
         "fastest policies on the search documents",
         "written:",
+        f"next: offramp generate tiny --policy {output} --prompt TEXT",
         f"next: offramp bench tiny --policy {output} --workload texts",
     ):
         assert words in said, said
@@ -153,8 +156,10 @@ def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
     tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")
     point = replace(tuned.front[-1], policy=policy)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(front_table(replace(tuned, front=(point,))))
-    assert policy in console.export_text()
+    names = PolicyNames()
+    console.print(front_table(replace(tuned, front=(point,)), names))
+    assert "votes exit 2" in console.export_text()
+    assert names.lines() == [f"votes exit 2 = {policy}"]
 
 
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: 
         (("--floor", "agreement=0.9", "--hardware", "h1000"), "unknown hardware"),
         (("--floor", "agreement=0.9", "--batch", "0"), "decodes nothing"),
         (("--floor", "agreement=0.9", "--seed", "-1"), "a seed of -1 is below 0"),
-        (("--floor", "agreement=0.9", "--kv", "copy"), "unknown K,V strategy"),
+        (("--floor", "agreement=0.9", "--kv", "copy"), "unknown strategy"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -211,7 +216,8 @@ def test_a_trace_whose_model_or_text_is_gone_says_what_can_still_be_answered(
     text = run_offramp("tune", folder, *options).require(2).json["error"]
     assert "texts" in text["what"]
     assert text["fix"].endswith("--model none still answers with a replay bound")
-    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: None)
+    work = Workload("texts", "text", (Document("one", "a text"),), "none", "nowhere")
+    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: work)
     model = run_offramp("tune", folder, *options).require(2).json["error"]
     assert model["what"].startswith("the trace's model cannot be had")
     assert model["fix"].endswith("--model none still answers with a replay bound")

@@ -35,7 +35,7 @@ from offramp.tuning.results import Speed
 from offramp.tuning.searching import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.tuned import Candidate, Certificate, Tuned
-from offramp.tuning.verdict import decide, kept_words, percent_down, settle
+from offramp.tuning.verdict import AT_HAND, decide, kept_words, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
@@ -270,9 +270,9 @@ def test_under_twenty_documents_no_interval_and_no_claim() -> None:
 
 def test_one_document_cannot_be_judged() -> None:
     verdict = judge(informative_trace(documents=1))[0]
-    assert verdict.decision == "too close to call"
+    assert verdict.decision == "not enough documents"
     assert verdict.net_speedup.value is None
-    assert "one document" in verdict.reason
+    assert "1 document cannot both choose" in verdict.reason
     assert math.isnan(verdict.fit_agreement)
 
 
@@ -396,8 +396,11 @@ def test_an_open_verdict_says_what_is_missing() -> None:
     assert untimed.decision == "too close to call"
     assert "offramp bench" in "; ".join(untimed.missing)
     few = settle(proposed, tuned("never", holds=False, documents=12))
-    assert few.decision == "too close to call"
-    assert few.missing == ("documents: 12 at hand, 46 needed if none loses",)
+    assert few.decision == "not enough documents"
+    assert few.missing == ("documents: 12 at hand to certify on, 46 needed if none loses",)
+    allowed = tuned("never", holds=False, documents=12, provenance={AT_HAND: 60})
+    assert settle(proposed, allowed).decision == "too close to call"
+    assert "12 were allowed to be decoded, 46 needed" in settle(proposed, allowed).missing[0]
     wide = settle(proposed, tuned("static:exit=4", holds=True), replace(speed(0.98, 1.16), seconds=60.0))
     assert wide.missing[0].startswith("a narrower interval of the speed, some ")
 

@@ -1,4 +1,4 @@
-"""Traces on which some policies pay, for the tests of this room."""
+"""Traces on which some policies pay, for the tests of this package."""
 
 from __future__ import annotations
 

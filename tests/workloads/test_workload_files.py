@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import WorkloadError
 from offramp.workloads.registry import load_workload
-from offramp.workloads.text_files import SHORTEST_PARAGRAPH, paragraphs
+from offramp.workloads.text_files import ENOUGH_FILES, SHORTEST_PARAGRAPH, paragraphs
 
 
 def error_of(spec: str) -> str:
@@ -21,7 +21,7 @@ def error_of(spec: str) -> str:
     return str(caught.value)
 
 
-def test_a_file_is_one_document(tmp_path: Path) -> None:
+def test_a_file_of_one_paragraph_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_bytes(b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe\r\nzwei\n")
     workload = load_workload(f"txt:{file}")
@@ -36,6 +36,17 @@ def test_a_folder_is_one_document_per_text_in_sorted_order(tmp_path: Path) -> No
         (tmp_path / name).write_text(f"text of {name}")
     workload = load_workload(f"txt:{tmp_path}")
     assert [document.id for document in workload.documents] == ["a.md", "b.txt", "c.TXT"]
+
+
+def test_a_folder_of_too_few_texts_is_split_as_one_text_is(tmp_path: Path) -> None:
+    for number in range(ENOUGH_FILES - 1):
+        (tmp_path / f"{number:02}.txt").write_text("\n\n".join(["word " * 50] * 2))
+    few = load_workload(f"txt:{tmp_path}")
+    assert [document.id for document in few.documents[:2]] == ["00.txt:1", "00.txt:3"]
+    assert f"{ENOUGH_FILES - 1} texts were split" in few.notes[0]
+    (tmp_path / "more.md").write_text("\n\n".join(["word " * 50] * 2))
+    assert len(load_workload(f"txt:{tmp_path}").documents) == ENOUGH_FILES
+    assert len(load_workload(f"txt:{tmp_path}#paragraphs").documents) == 2 * ENOUGH_FILES
 
 
 def test_a_folder_without_texts(tmp_path: Path) -> None:
@@ -92,7 +103,11 @@ def test_paragraphs_by_hand(tmp_path: Path) -> None:
     long_one, long_two = "one " * 60, "two " * 60
     file = tmp_path / "notes.txt"
     file.write_text(f"\nTitle\n\n{long_one}\n \n{long_two}\nstill two\n\n\nend\n")
-    workload = load_workload(f"txt:{file}#paragraphs")
+    workload = load_workload(f"txt:{file}")
+    assert workload.documents == load_workload(f"txt:{file}#paragraphs").documents
+    assert "split at blank lines into 2 documents" in workload.notes[0]
+    whole = load_workload(f"txt:{file}#whole")
+    assert ([document.id for document in whole.documents], whole.notes) == (["notes.txt"], ())
     assert [(document.id, document.text) for document in workload.documents] == [
         ("notes.txt:2", f"Title\n\n{long_one.strip()}"),
         ("notes.txt:6", f"{long_two}\nstill two\n\nend"),
@@ -116,7 +131,7 @@ def test_an_unknown_part_of_a_text(tmp_path: Path) -> None:
 
 
 def test_a_number_sign_may_be_part_of_a_file_name(tmp_path: Path) -> None:
-    (tmp_path / "c#paragraphs").write_text("a\n\nb")
+    (tmp_path / "c#paragraphs").write_text("a")
     (tmp_path / "c#").write_text("text")
     assert len(load_workload(f"txt:{tmp_path / 'c#paragraphs'}").documents) == 1
     assert load_workload(f"txt:{tmp_path / 'c#'}").documents[0].id == "c#"

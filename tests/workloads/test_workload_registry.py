@@ -164,7 +164,7 @@ def test_an_entry_point_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     source = plug_in((Document("a", "A"),))
     monkeypatch.setattr(EntryPoint, "load", lambda self: source)
     found = [EntryPoint("poems", "poems_package:SOURCE", registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: found)
     assert load_workload("poems").documents[0].id == "a"
 
 
@@ -174,14 +174,14 @@ def test_an_entry_point_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("no_such_package:SOURCE", "cannot be loaded: No module named 'no_such_package'"),
         ("json:SOURCE", "cannot be loaded: .*'SOURCE'"),
-        ("json:dumps", "is a function, not a WorkloadSource"),
+        ("json:dumps", "is of type function, not a WorkloadSource"),
     ],
 )
 def test_a_broken_plug_in_is_named_and_stops_no_other(
     monkeypatch: pytest.MonkeyPatch, value: str, message: str
 ) -> None:
     found = [EntryPoint("poems", value, registry.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: found)
     with pytest.raises(WorkloadError, match=message) as caught:
         load_workload("poems")
     assert f"poems = {value}" in str(caught.value)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.errors import InputError
 from offramp.policies.charging import prices_of, seconds_of
 from offramp.report.answers import fastest_exiting
+from offramp.report.formats import whole_percent
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven, break_even
 from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.judging import judge
+from offramp.tuning.judging import documents_needed, judge
 from offramp.tuning.league import league
 from offramp.tuning.machines import machine_answers
 from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import WORTH
+from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)
 
@@ -26,6 +30,35 @@ OTHER_MACHINES = ("h100", "l4")
 """Shown beside the machine at hand: a data-centre card and a small one."""
 
 BATCHES = (1, 8, 32)
+
+DELTA = 0.1
+"""The chance that a headline is wrong: shared by the texts that it is about."""
+
+
+BESIDE_CERTIFYING = 2
+"""Documents that do not certify, at the least: one is searched on, and one reported."""
+
+
+def require_documents(workloads: Sequence[Workload]) -> None:
+    """Refuse texts on which no floor of a run could be certified, before anything is loaded.
+
+    Raises InputError with how many documents there are, and how many are needed.
+    """
+    needed = {floor: documents_needed(floor, DELTA) + BESIDE_CERTIFYING for floor in FLOORS}
+    loosest = min(FLOORS)
+    for workload in workloads:
+        found = len(workload.documents)
+        if found < needed[loosest]:
+            listed = ", ".join(
+                f"{count} for {whole_percent(floor)}" for floor, count in sorted(needed.items())
+            )
+            raise InputError(
+                f"not enough documents: {workload.name} has {found}, and a floor on agreement needs more: "
+                f"{listed}, even if nothing is lost on any of them",
+                where=f"--workload {workload.name}",
+                fix="give more texts (a text file is split into documents at its blank lines), or measure "
+                "the layers alone: offramp trace, then offramp score",
+            )
 
 
 @dataclass(frozen=True)

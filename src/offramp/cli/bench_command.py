@@ -210,7 +210,7 @@ def bench(
         )
         return
     from offramp.cli.bench_request import read_request
-    from offramp.decoding.bench.budget import Limits
+    from offramp.decoding.measurement.answers import Limits
     from offramp.tracing.model_request import find_model, read_transforms
 
     request = read_request(
@@ -241,7 +241,8 @@ def bench(
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.decoding.bench.result_file import contenders_json, to_json, write_results
+    from offramp.decoding.measurement.result_file import contenders_json, write_results
+    from offramp.records.typed import to_json
 
     if processes > 1:
         from offramp.cli.bench_processes import measured_in_processes
@@ -251,7 +252,9 @@ def bench(
         from offramp.cli.bench_stage import measured_results
 
         with stage("loading the model and checking its exits"):
-            loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+            asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+            request.options.check_asked(asked, _only(heads))
+            loaded = asked.load()
         results = measured_results(loaded, request, out)
     if output is not None:
         write_results(output, results)

@@ -11,9 +11,9 @@ from pathlib import Path
 from offramp.cli.bench_request import BenchRequest
 from offramp.cli.bench_table import show
 from offramp.cli.console import Output, stage
-from offramp.decoding.bench.processes import merged
-from offramp.decoding.bench.result_file import read_results
-from offramp.decoding.bench.results import BenchResult
+from offramp.decoding.measurement.processes import merged
+from offramp.decoding.measurement.result_file import read_results
+from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import OfframpError
 
 PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")

@@ -8,38 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.local_profile import kept_profile
-from offramp.cli.options import require_json_file, require_options
+from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file, require_options
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import check_limits, require_sizes, settle
-from offramp.decoding.bench.beside import expected_position, predict_cells
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import Extent, Setting
-from offramp.decoding.generation.binding import (
-    check_reachable,
-    check_tuned_early,
-    read_policy_source,
-    strategy_of,
-)
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
+from offramp.decoding.measurement.contenders import Extent, Setting
+from offramp.decoding.measurement.judged import expected_position, predict_cells
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Task
-from offramp.decoding.strategies.draft_length import check_draft_length
-from offramp.decoding.strategies.mapped import Mapped, check_maps
-from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.errors import InputError, PolicyError
+from offramp.errors import InputError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
-from offramp.policies.batching import BATCHINGS
 from offramp.policies.results import ReplayResult
-from offramp.policies.signals import suggest
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
-DRAFT_LENGTH = 4
 PROMPTS = 16
 QUESTIONS = 32
 
@@ -53,20 +40,15 @@ class BenchRequest:
     have.
     """
 
-    policy: str
-    kv: str
-    heads: ExitHeads | None
+    options: DecodingOptions
     workload: Workload
     prompts: int
     fewest_prompts: int
     prompt_tokens: int
-    new_tokens: int
     limits: Limits
     processes: int
     plain: str | None
     batches: tuple[int, ...]
-    batching: str
-    draft_length: int | str
     peers: bool
     tasks: tuple[Task, ...]
     questions: int
@@ -82,18 +64,8 @@ class BenchRequest:
 
         Raises InputError for what does not fit the model.
         """
-        return settle(
-            model,
-            self.policy,
-            prompts=prompts[: self.prompts * batch],
-            kv=self.kv,
-            heads=self.heads,
-            new_tokens=self.new_tokens,
-            batch=batch,
-            batching=self.batching,
-            draft_length=self.draft_length,
-            task=self.workload.name,
-        )
+        own = prompts[: self.prompts * batch]
+        return settle(model, [self.options], prompts=own, batch=batch, task=self.workload.name)
 
     def extent(self, machine: Machine | None) -> Extent:
         """Who takes part; forecasts need the full model in our loop beside the policy."""
@@ -168,6 +140,7 @@ def read_request(
     output: Path | None,
     dtype: str,
     floor: float | None,
+    new_tokens: int,
     **plain: Any,
 ) -> BenchRequest:
     """Read and check the options. plain: those that are kept as they are.
@@ -175,10 +148,10 @@ def read_request(
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
-    sizes = ("prompt_tokens", "new_tokens", "processes")
+    sizes = {name: plain[name] for name in ("prompt_tokens", "processes")}
     asked = QUESTIONS if questions is None else questions
     wanted = PROMPTS if prompts is None else prompts
-    require_sizes(**{name: plain[name] for name in sizes}, questions=asked, prompts=wanted)
+    require_sizes(**sizes, new_tokens=new_tokens, questions=asked, prompts=wanted)
     for batch in batches:
         require_sizes(batch=batch)
     check_limits(plain["limits"])
@@ -188,39 +161,31 @@ def read_request(
             where="--policy",
             fix="give --policy static:exit=20, or accelerations with --combine",
         )
-    if floor is not None:
-        raise InputError("--floor means nothing without --combine", where="--floor", fix="leave --floor out")
-    decides, tuned = read_policy_source(policy)
-    check_reachable(decides)
-    kv = strategy_of(kv, tuned)
-    _require_words(kv, batching, batches, draft_length)
-    if questions is not None and not tasks:
-        raise InputError(
-            "--questions means nothing without a task",
-            where="--questions",
-            fix="add --task, or leave --questions out",
-        )
+    options = DecodingOptions.read(
+        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
+    )
+    refuse_idle(
+        {
+            "--floor": (floor is not None, "without --combine", "--combine"),
+            "--batching": (batching is not None and max(batches) == 1, "at batch 1", "--batch 2 or more"),
+            "--draft-length": idle_draft_length(options.kv, draft_length),
+            "--questions": (questions is not None and not tasks, "without a task", "--task"),
+        }
+    )
     if output is not None:
         require_json_file(output, "a bench result", {"schema_version": object, "results": object})
     loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
-    fitted = None if heads is None else read_heads(heads)
     loaded_workload = load_workload(workload)
-    own = decides.for_task(loaded_workload.name)
-    check_tuned_early(tuned, own, fitted, kv)
-    if kv == Mapped.name:
-        check_maps(own, fitted, dtype=dtype)
+    options = options.for_task(loaded_workload.name)
+    options.check_files(dtype)
     return BenchRequest(
-        policy=policy,
-        kv=kv,
-        heads=fitted,
+        options=options,
         workload=loaded_workload,
         prompts=wanted,
         fewest_prompts=max(prompts or 1, *batches),
         batches=batches,
-        batching=batching or "lockstep",
-        draft_length=read_draft_length(draft_length),
         tasks=loaded_tasks,
         questions=asked,
         trace=None if trace is None else _read_trace(trace),
@@ -228,35 +193,6 @@ def read_request(
         machine=None if hardware in (None, LOCAL) else find_machine(str(hardware)),
         **plain,
     )
-
-
-def _require_words(kv: str, batching: str | None, batches: tuple[int, ...], draft_length: str | None) -> None:
-    """Refuse unknown words, and options that would change nothing."""
-    if kv not in STRATEGIES:
-        raise PolicyError(f"unknown strategy {kv!r} for K and V", where="--kv", fix=suggest(kv, STRATEGIES))
-    if batching is not None and batching not in BATCHINGS:
-        raise PolicyError(
-            f"unknown batching {batching!r}", where="--batching", fix=suggest(batching, BATCHINGS)
-        )
-    if batching is not None and max(batches) == 1:
-        raise InputError(
-            f"--batching {batching} means nothing at batch 1",
-            where="--batching",
-            fix="add --batch 2 or more, or leave --batching out",
-        )
-    if draft_length is not None and kv != "speculate":
-        raise InputError(
-            f"a draft length means nothing with --kv {kv}: only speculation drafts",
-            where="--draft-length",
-            fix="add --kv speculate, or leave --draft-length out",
-        )
-
-
-def read_draft_length(text: str | None) -> int | str:
-    """A number, or a word that the strategy knows. Raises InputError for any other."""
-    value: int | str = DRAFT_LENGTH if text is None else int(text) if text.isdecimal() else text
-    check_draft_length(value)
-    return value
 
 
 def _read_trace(folder: Path) -> Trace:

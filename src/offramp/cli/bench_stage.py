@@ -9,11 +9,11 @@ from offramp.cli.bench_request import BenchRequest
 from offramp.cli.bench_table import show
 from offramp.cli.console import Output, progress_bar, stage
 from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import run
-from offramp.decoding.bench.beside import forecasts_of, judged_answers, with_agreement, with_forecasts
-from offramp.decoding.bench.contenders import Setting
-from offramp.decoding.bench.prompts import prompts_of
-from offramp.decoding.bench.results import BenchResult, TaskScore
+from offramp.decoding.measurement.bench import run
+from offramp.decoding.measurement.contenders import Setting
+from offramp.decoding.measurement.judged import judge_measurement
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.results import BenchResult, TaskScore
 from offramp.decoding.quality.accuracy import task_score
 from offramp.models.model import Model
 from offramp.policies.results import ReplayResult
@@ -29,9 +29,9 @@ def measured_results(model: Model, request: BenchRequest, out: Output) -> list[B
         request.workload,
         request.fewest_prompts,
         most=request.prompts * max(request.batches),
-        new_tokens=request.new_tokens,
+        new_tokens=request.options.new_tokens,
         prompt_tokens=request.prompt_tokens,
-        heads=() if request.heads is None else (request.heads,),
+        heads=() if request.options.heads is None else (request.options.heads,),
     )
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
     machines = request.machines_for(settings)
@@ -62,25 +62,17 @@ def _measured(
             seed=request.seed,
             progress=progress,
         )
-    result, cell = measured.result, setting.cells[0]
-    agreement = {}
-    if request.quality:
-        with stage("judging the answers by the full model"):
-            quality = judged_answers(measured, seed=request.seed)
-        result = replace(with_agreement(result, setting, quality), free_running=quality[cell.name])
-        agreement[cell.name] = quality[cell.name].agreement.value
-    if machine is not None:
-        with stage("timing the parts of a token"):
-            forecasts = forecasts_of(
-                measured,
-                machine,
-                predicted=predicted,
-                workload=request.workload.name,
-                agreement=agreement,
-                parts_of=PARTS_OF,
-            )
-        result = with_forecasts(result, forecasts)
-    return result
+    with stage("judging the answers, and timing the parts of a token"):
+        judged = judge_measurement(
+            measured,
+            machine,
+            predicted=predicted,
+            workload=request.workload.name,
+            parts_of=PARTS_OF,
+            quality=request.quality,
+            seed=request.seed,
+        )
+    return replace(judged.bench, free_running=judged.free_running.get(setting.main.name))
 
 
 def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
@@ -90,14 +82,10 @@ def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
             scores.append(
                 task_score(
                     model,
-                    request.policy,
+                    request.options,
                     task,
-                    kv=request.kv,
-                    heads=request.heads,
                     questions=request.questions,
                     seed=request.seed,
-                    batching=request.batching,
-                    draft_length=request.draft_length,
                     progress=progress,
                 )
             )

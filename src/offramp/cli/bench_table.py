@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from offramp.decoding.bench.results import BenchResult, Contender, Forecast, Interval
-from offramp.report.formats import counted, decimal, duration, interval_text, percent
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
+from offramp.report.formats import counted, decimal, duration, interval_text, percent, timed_interval
 from offramp.report.timing_words import (
     contender_answer,
     counted_text,
@@ -107,12 +107,13 @@ def _rate_table(result: BenchResult) -> Table:
 
 def table(heads: list[str], rows: list[list[str]]) -> Table:
     """Rows of texts under heads, numbers on the right."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    from offramp.report.word_table import WordTable
+
+    table = WordTable()
     for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", overflow="fold")
+        table.add_column(head, justify="right" if place else "left")
     for row in rows:
         # As text, not markup: a policy within another stands in brackets.
         table.add_row(*map(Text, row))
@@ -196,6 +197,9 @@ def _forecast(found: Forecast) -> list[str]:
 
 
 def _interval(interval: Interval, number: Callable[[float], str]) -> str:
-    limits = interval_text(interval.low, interval.high, number)
+    if number is percent:
+        limits = interval_text(interval.low, interval.high, number)
+    else:
+        limits = timed_interval(interval.value, interval.low, interval.high, number)
     value = number(interval.value)
     return f"{value} ({limits})" if limits else value

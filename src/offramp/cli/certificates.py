@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.cli.answers import FLOORS, MAIN_FLOOR, searchable
+from offramp.cli.answers import DELTA, FLOORS, MAIN_FLOOR, searchable
 from offramp.cli.console import stage
 from offramp.cli.run_folder import EXECUTIONS
 from offramp.costs.local_store import LOCAL
@@ -16,6 +16,7 @@ from offramp.decoding.execution.executor import opened_executor
 from offramp.decoding.execution.tune import PROMPT_TOKENS
 from offramp.errors import OfframpError
 from offramp.models.model import Model
+from offramp.report.formats import whole_percent
 from offramp.report.run_result import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -26,9 +27,6 @@ from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import open_candidate, settle
 from offramp.workloads.workload import Workload
-
-DELTA = 0.1
-"""The chance that a headline is wrong: shared by the texts that it is about."""
 
 SEED = 0
 NEW_TOKENS = 16
@@ -83,7 +81,8 @@ def _executed(run: Certifying, model: Model, workload: Workload, trace: Trace) -
     ) as executor:
         for floor in sorted(FLOORS, key=lambda one: one != MAIN_FLOOR):
             seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
-            with stage(f"{workload.name}: tuning for {floor:.0%} agreement, by what decodes"):
+            what = f"{workload.name}: tuning for {whole_percent(floor)} agreement, by what decodes"
+            with stage(what, seconds):
                 found[floor] = tune_trace(
                     executor.trace,
                     {"agreement": floor},

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.bench_request import PROMPTS, read_draft_length
-from offramp.cli.options import require_options
+from offramp.cli.bench_request import PROMPTS
+from offramp.cli.options import refuse_idle, require_options
 from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
-from offramp.decoding.bench.acceleration import SPECULATE, read_accelerations
-from offramp.decoding.bench.bench import check_limits, require_sizes
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.combine import FLOOR, require_floor, require_policy
-from offramp.decoding.generation.binding import check_reachable, read_policy_source
-from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.errors import InputError, PolicyError
-from offramp.policies.signals import suggest
+from offramp.decoding.measurement.accelerations import SPECULATE, read_accelerations
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.bench import check_limits, require_sizes
+from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
+from offramp.errors import InputError
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import load_workload
@@ -45,7 +44,7 @@ class CombineRequest:
     worth: float
     looks: bool
     plain: str | None
-    draft_length: int | str
+    draft_length: int | str | Auto
     floor: float
     output: Path | None
     seed: int
@@ -84,18 +83,11 @@ def read_combine_request(
                 f"{option} is not possible with --combine", where=option, fix=f"leave {option} out"
             )
     asked = read_accelerations(accelerations, dtype)
-    if kv is not None and kv not in STRATEGIES:
-        raise PolicyError(f"unknown strategy {kv!r} for K and V", where="--kv", fix=suggest(kv, STRATEGIES))
+    options = DecodingOptions.read(policy, kv=kv, draft_length=draft_length)
     fitted = tuple(map(read_heads, heads))
     require_policy(asked, policy, kv, fitted)
-    if policy is not None:
-        check_reachable(read_policy_source(policy)[0])
-    if draft_length is not None and SPECULATE not in accelerations:
-        raise InputError(
-            "a draft length means nothing without speculation",
-            where="--draft-length",
-            fix="add --combine speculate, or leave --draft-length out",
-        )
+    idle = draft_length is not None and SPECULATE not in accelerations
+    refuse_idle({"--draft-length": (idle, "without speculation", "--combine speculate")})
     return CombineRequest(
         accelerations=tuple(accelerations),
         policy=policy,
@@ -104,7 +96,7 @@ def read_combine_request(
         workload=load_workload(workload),
         prompts=wanted,
         fewest_prompts=prompts or 1,
-        draft_length=read_draft_length(draft_length),
+        draft_length=options.draft_length,
         floor=floor,
         output=None if output is None else _file_of(output),
         **plain,

@@ -7,11 +7,12 @@ from pathlib import Path
 from offramp.cli.combine_request import CombineRequest
 from offramp.cli.combine_table import show_combined
 from offramp.cli.console import Output, progress_bar
-from offramp.decoding.bench.combine import combine
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.combined_file import combined_to_json, write_combined
-from offramp.decoding.bench.prompts import prompts_of
+from offramp.decoding.measurement.combine import combine
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.prompts import prompts_of
+from offramp.decoding.measurement.result_file import write_combined
 from offramp.models.model import Model
+from offramp.records.typed import to_json
 from offramp.report.combined_words import advice
 from offramp.report.sections.combined import write_combined_page
 
@@ -30,7 +31,7 @@ def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trus
         {
             "advice": advice(result),
             "defects": list(result.defects),
-            "result": combined_to_json(result),
+            "result": to_json(result),
             "file": None if request.output is None else str(request.output),
             "page": None if page is None else str(page),
         }

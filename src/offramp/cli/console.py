@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from offramp.errors import OfframpError
 
 Progress = Callable[[int, int], None]
 """Called with what is done so far and with how much there is in all."""
+
+SECONDS_BETWEEN_LINES = 15.0
+"""Of progress, where nobody sees a bar move."""
 
 
 class Output:
@@ -31,30 +35,60 @@ class Output:
             print(json.dumps(finite_json(value), allow_nan=False), flush=True)
 
 
+def say(line: str) -> None:
+    """A plain line about what is going on, on standard error."""
+    print(f"- {line}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def stage(description: str) -> Iterator[None]:
-    """Say on a terminal what takes a moment, and take it back when it is over."""
+def stage(description: str, seconds: float | None = None) -> Iterator[None]:
+    """Say on standard error what takes a moment: on a terminal until it is over, else in a line.
+
+    seconds: that it is expected to take, None if that is not known.
+    """
+    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
     if not sys.stderr.isatty():
+        say(description + expected)
         yield
         return
     from rich.console import Console
 
-    with Console(file=sys.stderr, emoji=False).status(description):
+    with Console(file=sys.stderr, emoji=False).status(description + expected):
         yield
 
 
 @contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A progress bar on standard error, on a terminal."""
+def progress_bar(description: str, seconds: float | None = None) -> Iterator[Progress]:
+    """A progress bar on standard error; where there is no terminal, a line now and then.
+
+    seconds: that it is expected to take, None if that is not known.
+    """
+    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        say(description + expected)
+        yield _Lines(description).show
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(file=sys.stderr, emoji=False), transient=True) as bar:
-        shown = bar.add_task(description, total=None)
+        shown = bar.add_task(description + expected, total=None)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
+
+
+class _Lines:
+    """Progress where there is no terminal."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.said = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        """Say how far it is, if that was not said for a while."""
+        now = time.monotonic()
+        if now - self.said >= SECONDS_BETWEEN_LINES:
+            self.said = now
+            say(f"{self.description}: {done:,} of {total:,}")
 
 
 def show_error(error: OfframpError, *, as_json: bool) -> int:

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.bench.contenders import SHORT
-from offramp.decoding.bench.pilot import PILOT_TOKENS, PILOT_VISITS
-from offramp.decoding.bench.trials import TRIAL_TOKENS
+from offramp.decoding.measurement.contenders import SHORT
+from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"
-DRAFT_LENGTH = 1
-"""Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
-
 MOST_NEW_TOKENS = 32
 MOST_ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""
-BESIDE = 3
-"""The fastest plain decoder, the same again, and never exit: beside every text's policies."""
+BESIDE = 3.5
+"""The fastest plain decoder, the same again, never exit, and in every second turn prompt lookup: beside every
+text's policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried on every text, and in the pilot."""
 FEWEST_PROMPTS = 4
 """Of each text, that there should be time for: with fewer, intervals are wide."""
 BUDGET_SECONDS, LIMIT_SECONDS = 66.0, 300.0
-"""Of the whole measurement; of the smallest there is, beyond which nothing is timed."""
+"""Of the whole measurement, unless --decode-budget says otherwise; of the smallest there is, beyond which
+nothing is timed (with --decode-budget, nothing beyond that is)."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
 on average about as long as plain ones."""
@@ -78,13 +76,13 @@ def chosen_policies(result: WorkloadResult) -> list[Choice]:
     return [Choice(entry.policy, CHARGED_KV, why, entry.floor)]
 
 
-def new_tokens_for(cells: Sequence[int], plain_seconds: float) -> int:
-    """New tokens per prompt with which so many policies on each text are timed within BUDGET_SECONDS.
+def new_tokens_for(cells: Sequence[int], plain_seconds: float, budget: float = BUDGET_SECONDS) -> int:
+    """New tokens per prompt with which so many policies on each text are timed within a budget of seconds.
 
     plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
     """
     for new_tokens in range(MOST_NEW_TOKENS, 0, -1):
-        if seconds_for(cells, plain_seconds, new_tokens) <= BUDGET_SECONDS:
+        if seconds_for(cells, plain_seconds, new_tokens) <= budget:
             return new_tokens
     return 0
 

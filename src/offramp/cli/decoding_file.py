@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offramp.cli.run_folder import DECODING_FILE
 from offramp.errors import DamagedFileError
-from offramp.files import read_sealed_json, write_sealed_json
+from offramp.records.sealed_file import SealedFile
 from offramp.report.run_result import Decoded
-from offramp.scoring.finite import finite_json
-
-SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -33,49 +26,21 @@ class Kept:
     machine: str | None = None
 
 
+FILE = SealedFile(Kept, "{name} is damaged", "delete it; the same run measures again", version=4)
+
+
 def read_kept(folder: Path) -> Kept | None:
     """What an earlier run measured; None without it, and if it is damaged or of another version."""
     path = folder / DECODING_FILE
     if not path.exists():
         return None
     try:
-        value = read_sealed_json(path, _damaged)
+        return FILE.read(path)
     except DamagedFileError as error:
         print(f"offramp: decoded again: {error.what}", file=sys.stderr)
         return None
-    if value["schema_version"] != SCHEMA_VERSION:
-        return None
-    decoded = from_json(tuple[Decoded, ...], value["decoded"])
-    return Kept(value["key"], decoded, value["missing"], value["machine"])
 
 
 def write_kept(folder: Path, kept: Kept) -> None:
     """Write all of it in one step."""
-    decoded = [finite_json(dataclasses.asdict(one)) for one in kept.decoded]
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "key": kept.key,
-        "decoded": decoded,
-        "machine": kept.machine,
-    }
-    write_sealed_json(folder / DECODING_FILE, {**content, "missing": dict(kept.missing)})
-
-
-def _damaged(path: Path, reason: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"{path.name} is damaged: {reason}", where=str(path), fix="delete it; the same run measures again"
-    )
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """A dataclass, or a tuple or optional of them, from what `dataclasses.asdict` and JSON made of it."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        inner = [argument for argument in typing.get_args(kind) if argument is not type(None)]
-        return None if value is None else from_json(inner[0], value)
-    if origin is tuple:
-        return tuple(from_json(typing.get_args(kind)[0], item) for item in value)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: from_json(hints[name], part) for name, part in value.items()})
-    return value
+    FILE.write(folder / DECODING_FILE, kept)

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.cli.decoding_choice import DRAFT_LENGTH, MOST_ROUNDS, Choice
+from offramp.cli.decoding_choice import MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL
-from offramp.costs.machine import Machine
-from offramp.decoding.bench.bench import settle
-from offramp.decoding.bench.budget import Limits
-from offramp.decoding.bench.contenders import SHORT, Cell, Setting
-from offramp.decoding.bench.judged import (
-    NO_STATIC_CACHE,
-    Judged,
-    judge_measurement,
-    predict_unseen,
-    prompt_notes,
-)
-from offramp.decoding.bench.together import Measurement, run_together
-from offramp.decoding.bench.traced_prompts import PROMPTS, Prompts
+from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.chosen import Chosen, decode_chosen
+from offramp.decoding.measurement.judged import Judged
+from offramp.decoding.measurement.prompts import PROMPTS, Prompts
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.policies.grammar import parse_policy
-from offramp.policies.results import ReplayResult
 from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.workloads.workload import Workload
-
-TIMED_APART = 1
-"""Prompts of each text on which the parts of a policy's tokens are timed."""
 
 
 @dataclass(frozen=True)
@@ -54,65 +40,39 @@ def decode_together(
     Raises InputError or PolicyError for a policy that does not fit the model.
     """
     machine = prepared.machine if prepared.machine and prepared.machine.name == LOCAL else None
-    settings = [_setting(model, task, prepared, new_tokens) for task in tasks]
-    predicted = [
-        {} if machine is None else predict_unseen(setting, task.result.trace, machine, task.result.name)
-        for task, setting in zip(tasks, settings, strict=True)
+    chosen = [
+        Chosen(
+            task.result.name,
+            task.result.trace,
+            tuple((choice.policy, choice.kv) for choice in task.choices),
+            task.prompts,
+            PROMPTS,
+            task.left_out,
+        )
+        for task in tasks
     ]
-    measured = run_together(settings, extent=SHORT, limits=Limits(seconds, MOST_ROUNDS))
-    found: list[Decoded | OfframpError] = []
-    for task, one, predictions in zip(tasks, measured, predicted, strict=True):
-        try:
-            if isinstance(one, OfframpError):
-                raise one
-            found.append(_decoded(task, one, machine, predictions))
-        except OfframpError as error:  # the other texts still count
-            found.append(error)
-    return found
-
-
-def _setting(model: Model, task: Task, prepared: Prepared, new_tokens: int) -> Setting:
-    first, *others = [(choice.policy, choice.kv) for choice in task.choices]
-    return settle(
+    found = decode_chosen(
         model,
-        first[0],
-        kv=first[1],
-        cells=others,
-        prompts=task.prompts.ids,
+        chosen,
+        machine,
         heads=prepared.heads,
-        new_tokens=_room(model, task, new_tokens),
-        draft_length=DRAFT_LENGTH,
-        task=task.workload.name,
+        new_tokens=new_tokens,
+        limits=Limits(seconds, MOST_ROUNDS),
     )
+    return [
+        judged if isinstance(judged, OfframpError) else _decoded(task, one, judged)
+        for task, one, judged in zip(tasks, chosen, found, strict=True)
+    ]
 
 
-def _name(task: Task, choice: Choice) -> str:
-    """Of a choice, in the measurement."""
-    return Cell(parse_policy(choice.policy).for_task(task.workload.name), choice.kv).name
-
-
-def _room(model: Model, task: Task, new_tokens: int) -> int:
-    """New tokens that the model's context has room for."""
-    if model.context_length is None:
-        return new_tokens
-    return min(new_tokens, model.context_length - max(map(len, task.prompts.ids)))
-
-
-def _decoded(
-    task: Task, measured: Measurement, machine: Machine | None, predicted: Mapping[str, ReplayResult]
-) -> Decoded:
-    """A measurement with its answers judged and its time predicted."""
-    notes = (NO_STATIC_CACHE, *task.left_out, *prompt_notes(task.prompts, PROMPTS))
-    judged = judge_measurement(
-        measured, machine, predicted=predicted, workload=task.result.name, parts_of=TIMED_APART, notes=notes
-    )
-    policies = tuple(_policy(task, choice, judged) for choice in task.choices)
+def _decoded(task: Task, chosen: Chosen, judged: Judged) -> Decoded:
+    names = [options.name for options in chosen.options]
+    policies = tuple(_policy(choice, name, judged) for choice, name in zip(task.choices, names, strict=True))
     return Decoded(task.result.name, judged.bench, policies, str(judged.bench.circumstances["date"]))
 
 
-def _policy(task: Task, choice: Choice, judged: Judged) -> DecodedPolicy:
+def _policy(choice: Choice, name: str, judged: Judged) -> DecodedPolicy:
     """One choice; a contender that was left out has neither forecast nor answers."""
-    name = _name(task, choice)
     return DecodedPolicy(
         contender=name,
         forecast=judged.forecasts.get(name),

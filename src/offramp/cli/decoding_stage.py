@@ -23,20 +23,20 @@ from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
 from offramp.costs.local_store import LOCAL, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
-from offramp.decoding.bench.traced_prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
+from offramp.decoding.measurement.prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.model import Model
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.report.run_result import Decoded, WorkloadResult
 from offramp.tracing.request import library_versions
 from offramp.workloads.workload import Workload
 
 TOO_LONG = (
-    "timing it too would make the run too long; `offramp bench MODEL --policy FILE` times a policy of the "
-    "run's folder on its own"
+    "timing it too would make the run too long (--decode-budget SECONDS allows more); "
+    "`offramp bench MODEL --policy FILE` times a policy of the run's folder on its own"
 )
 
 
@@ -56,19 +56,21 @@ def decode_workloads(
     folder: Path,
     *,
     again: bool,
+    budget: float | None = None,
 ) -> DecodingResult:
     """Decode with the policies of all workloads in one measurement.
 
+    budget: seconds that it may take, None for those of any run.
     What an earlier run measured under the same conditions is taken from the folder, unless `again`. A
     workload, or a family of models, that cannot be decoded is named with its reason.
     """
     tasks, missing = _tasks(model, workloads, results)
     if not tasks:
         return DecodingResult((), missing)
-    key = _key(model, tasks, prepared)
+    key = _key(model, tasks, prepared, budget)
     kept = None if again else read_kept(folder)
     if kept is None or kept.key != key:
-        measured = _measured(model, tasks, prepared)
+        measured = _measured(model, tasks, prepared, budget)
         if isinstance(measured, str):
             return DecodingResult((), {**missing, **{task.result.name: measured for task in tasks}})
         machine = None if prepared.machine is None else machine_fingerprint(prepared.machine)
@@ -77,19 +79,23 @@ def decode_workloads(
     return DecodingResult(kept.decoded, {**missing, **kept.missing})
 
 
-def _measured(model: Model, tasks: Sequence[Task], prepared: Prepared) -> DecodingResult | str:
+def _measured(
+    model: Model, tasks: Sequence[Task], prepared: Prepared, budget: float | None
+) -> DecodingResult | str:
     """What fits into the budget, timed; why nothing can be said of its time here."""
     plain = _plain_seconds(model, prepared.machine, tasks)
     if isinstance(plain, str):
         return plain
-    fitting, new_tokens, missing = within_budget(tasks, plain)
+    fitting, new_tokens, missing = within_budget(tasks, plain, budget)
     if not fitting:
         return DecodingResult((), missing)
     names = ", ".join(task.result.name for task in fitting)
     cells = [len(task.choices) for task in fitting]
-    whole = max(BUDGET_SECONDS, seconds_for(cells, plain, new_tokens))
+    whole = max(budget or BUDGET_SECONDS, seconds_for(cells, plain, new_tokens))
     seconds = whole - seconds_after(cells, plain, new_tokens)
-    with stage(f"decoding {sum(cells)} policies beside plain decoding on {names}"):
+    policies = f"{sum(cells)} {'policy' if sum(cells) == 1 else 'policies'}"
+    what = f"decoding {policies} beside plain decoding on {names}"
+    with stage(what, whole):
         found = decode_together(model, fitting, prepared, new_tokens, seconds)
     decoded = tuple(one for one in found if isinstance(one, Decoded))
     failed = {
@@ -132,20 +138,22 @@ def _tasks(
     return tasks, missing
 
 
-def within_budget(tasks: Sequence[Task], plain_seconds: float) -> tuple[list[Task], int, dict[str, str]]:
+def within_budget(
+    tasks: Sequence[Task], plain_seconds: float, budget: float | None = None
+) -> tuple[list[Task], int, dict[str, str]]:
     """The measurements that fit into the budget, their new tokens, and what is left out for it.
 
     All of them; else one policy of each text; else that of the first alone, however long it takes up to a
-    limit.
+    limit, which is the budget where one was asked for.
     """
     chosen = [_main_alone(task) for task in tasks]
     for plan in (list(tasks), chosen, chosen[:1]):
         counts = [len(task.choices) for task in plan]
-        new_tokens = new_tokens_for(counts, plain_seconds) if plan else 0
+        new_tokens = new_tokens_for(counts, plain_seconds, budget or BUDGET_SECONDS) if plan else 0
         if new_tokens >= FEWEST_NEW_TOKENS:
             return plan, new_tokens, _too_long(tasks, plan)
     alone = chosen[:1]
-    if alone and seconds_for([1], plain_seconds, FEWEST_NEW_TOKENS) <= LIMIT_SECONDS:
+    if alone and seconds_for([1], plain_seconds, FEWEST_NEW_TOKENS) <= (budget or LIMIT_SECONDS):
         return alone, FEWEST_NEW_TOKENS, _too_long(tasks, alone)
     return [], 0, _too_long(tasks, [])
 
@@ -173,7 +181,7 @@ def _plain_seconds(model: Model, machine: Machine | None, tasks: Sequence[Task])
         return error.what
 
 
-def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
+def _key(model: Model, tasks: Sequence[Task], prepared: Prepared, budget: float | None) -> str:
     """SHA-256 of everything that a measurement depends on, sizes that follow from the profile included."""
     machine = prepared.machine
     return sha256_of_text(
@@ -181,6 +189,7 @@ def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
             {
                 "model": model.identity.fingerprint,
                 "dtype": model.dtype,
+                "budget": budget,
                 "tasks": [
                     {
                         "workload": task.result.name,
@@ -194,7 +203,7 @@ def _key(model: Model, tasks: Sequence[Task], prepared: Prepared) -> str:
                 "machine": machine_facts(torch.get_num_threads()),
                 "profile": None if machine is None else canonical_json(machine.to_json()),
                 "versions": library_versions(model.identity.transforms),
-                "code": rooms_fingerprint("models", "tracing", "costs", "policies", "decoding", "cli"),
+                "code": source_fingerprint("models", "tracing", "costs", "policies", "decoding", "cli"),
             }
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 from dataclasses import asdict, dataclass
 
@@ -77,7 +78,11 @@ def _cache() -> Finding:
     from offramp.models.dense_cache import cache_folder
 
     folder = cache_folder()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "may not be written" if existing.is_dir() else "is no folder"
+        fix = "set OFFRAMP_CACHE to a folder that this user may write"
+        return Finding("cache", False, f"{folder}: {existing} {why}", fix)
     free = shutil.disk_usage(existing).free / 2**30
     return Finding("cache", free > 2, f"{folder} ({free:.0f} GiB free)", "free 2 GiB or set OFFRAMP_CACHE")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,8 @@ from offramp.cli.options import (
     Precision,
     RemoteCode,
     Transforms,
+    idle_draft_length,
+    refuse_idle,
     require_options,
 )
 from offramp.errors import InputError, OfframpError
@@ -26,30 +28,21 @@ if TYPE_CHECKING:
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import PromptBatch
     from offramp.decoding.generation.result import BatchGeneration
+    from offramp.decoding.options import DecodingOptions
     from offramp.models.model import Model
-    from offramp.policies.policy import ExitPolicy
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tuning.tuned import Tuned
 
 NEW_TOKENS = 64
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is to be generated, checked as far as it goes without the model.
 
-    decodes: the policy, the tuned one whole. exits: the policy itself. sampling: options of transformers.
+    sampling: options of transformers.
     """
 
     prompts: list[str]
-    decodes: ExitPolicy | Tuned
-    exits: ExitPolicy
-    heads: ExitHeads | None
-    kv: str
-    batching: str
-    draft_length: int | str
-    new_tokens: int
+    options: DecodingOptions
     chat: bool
     seed: int | None
     sampling: dict[str, Any]
@@ -136,92 +129,41 @@ def generate(
     prompts = read_prompts(prompt or [], prompt_file or [])
     out = Output(as_json)
 
-    from offramp.decoding.generation import binding
-    from offramp.decoding.strategies.mapped import Mapped, check_maps
+    from offramp.decoding.options import DecodingOptions
 
-    exits, tuned = binding.read_policy_source(policy)
-    binding.check_reachable(exits)
-    kv = binding.strategy_of(kv, tuned)
-    _require_use(kv, draft_length, batching, len(prompts), seed, bool(sampling))
-    _require_names(kv, batching)
-    wanted = Wanted(
-        prompts=prompts,
-        decodes=exits if tuned is None else tuned,
-        exits=exits,
-        heads=binding.read_heads_source(heads),
-        kv=kv,
-        batching=batching or "lockstep",
-        draft_length=_draft_length(draft_length),
-        new_tokens=new_tokens,
-        chat=chat,
-        seed=seed,
-        sampling=sampling,
+    options = DecodingOptions.read(
+        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
     )
+    one, way = len(prompts) == 1, "--temperature, --top-k or --top-p"
+    refuse_idle(
+        {
+            "--draft-length": idle_draft_length(options.kv, draft_length),
+            "--batching": (batching is not None and one, "with one prompt", "another --prompt"),
+            "--seed": (seed is not None and not sampling, "with greedy decoding", way),
+        }
+    )
+    wanted = Wanted(prompts, options, chat, seed, sampling)
     with stage("loading the model and checking its exits"):
         asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
-        if wanted.heads is not None:
-            asked.require_heads(wanted.heads, str(heads))
-            binding.check_policy(exits, int(wanted.heads.model["layers"]), wanted.heads)
-            binding.check_tuned_early(tuned, exits, wanted.heads, kv)
-        if kv == Mapped.name:
-            check_maps(exits, wanted.heads, dtype=dtype)
+        options.check_asked(asked, heads)
+        options.check_files(dtype)
         loaded = asked.load()
     _answer(out, loaded, wanted, check)
 
 
 def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None) -> None:
     """Raise InputError for a number out of its range."""
-    from offramp.decoding.generation.sampling import RANGES
+    from offramp.decoding.generation.arguments import RANGES
 
     ranges = {
         "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),
-        "--seed": (seed, seed is None or 0 <= seed < 2**63, "0 or more"),
+        "--seed": (seed, seed is None or 0 <= seed < 2**63, "from 0 to 2^63 - 1"),
     }
     for name, value in sampling.items():
         ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)
     for option, (value, fits, range_) in ranges.items():
         if not fits:
             raise InputError(f"{option[2:]} cannot be {value}", where=option, fix=f"give a number {range_}")
-
-
-def _require_use(
-    kv: str, draft_length: str | None, batching: str | None, prompts: int, seed: int | None, sampling: bool
-) -> None:
-    """Raise InputError for an option that was given and would change nothing."""
-    idle = {
-        "--draft-length": (draft_length is not None and kv != "speculate", f"--kv {kv}", "--kv speculate"),
-        "--batching": (batching is not None and prompts == 1, "one prompt", "another --prompt"),
-        "--seed": (seed is not None and not sampling, "greedy decoding", "--temperature, --top-k or --top-p"),
-    }
-    for option, (is_idle, beside, needed) in idle.items():
-        if is_idle:
-            raise InputError(
-                f"{option} means nothing with {beside}", where=option, fix=f"add {needed}, or leave it out"
-            )
-
-
-def _require_names(kv: str, batching: str | None) -> None:
-    """Raise InputError for a strategy or a batching that does not exist, with near ones."""
-    from offramp.decoding.strategies.registry import STRATEGIES
-    from offramp.policies.batching import BATCHINGS
-    from offramp.policies.signals import suggest
-
-    if kv not in STRATEGIES:
-        raise InputError(f"unknown strategy {kv!r}", where="--kv", fix=suggest(kv, STRATEGIES))
-    if batching is not None and batching not in BATCHINGS:
-        raise InputError(
-            f"unknown batching {batching!r}", where="--batching", fix=suggest(batching, BATCHINGS)
-        )
-
-
-def _draft_length(text: str | None) -> int | str:
-    if text is None:
-        return 4
-    if text == AUTO or (text.isascii() and text.isdigit() and 1 <= int(text) < 1000):
-        return text if text == AUTO else int(text)
-    raise InputError(
-        f"a draft length cannot be {text!r}", where="--draft-length", fix="give a number from 1, or auto"
-    )
 
 
 def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
@@ -236,18 +178,19 @@ def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
     summary = Console(stderr=True, highlight=False, emoji=False)
     if wanted.chat and model.uses_plain_chat_template:
         summary.print("the model has no chat template: a plain turn is used")
-    painter = Painter(out.console, tuple(wanted.exits.needs(model.layers)), model.layers)
+    painter = Painter(out.console, tuple(wanted.options.policy.needs(model.layers)), model.layers)
     legend = painter.legend()
     if legend is not None:
         out.console.file.write(legend + "\n")
     batch = _shown(painter, model, wanted, prompts)
     problem = next((row.problem for row in batch.rows if row.problem is not None), None)
     found = _checked(model, wanted, prompts, batch) if check and problem is None else None
-    for line in summary_lines(batch, wanted.kv, found, model.decode):
+    for line in summary_lines(batch, wanted.options.kv, found, model.decode):
         summary.print(line, markup=False, soft_wrap=True)
-    if found is not None and wanted.heads is None and wanted.exits.needs(model.layers):
+    policy = wanted.options.policy
+    if found is not None and wanted.options.heads is None and policy.needs(model.layers):
         summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
-    value = to_json(model.shown_name, str(wanted.exits), wanted.kv, wanted.prompts, batch, found)
+    value = to_json(model.shown_name, str(policy), wanted.options.kv, wanted.prompts, batch, found)
     if problem is not None:
         broken = OfframpError(
             f"the generation stopped early: {problem}",
@@ -291,13 +234,8 @@ def _generated(model: Model, wanted: Wanted, prompts: PromptBatch, streamer: Any
             model,
             prompts.ids,
             prompts.mask,
-            policy=wanted.decodes,
-            kv=wanted.kv,
-            heads=wanted.heads,
-            max_new_tokens=wanted.new_tokens,
-            draft_length=wanted.draft_length,
+            wanted.options.for_task(None),
             seed=wanted.seed,
-            batching=wanted.batching,
             streamer=streamer,
             **wanted.sampling,
         )
@@ -306,11 +244,12 @@ def _generated(model: Model, wanted: Wanted, prompts: PromptBatch, streamer: Any
 def _checked(model: Model, wanted: Wanted, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
     """The answers held against the full model's own."""
     from offramp.cli.generation_summary import FullModelCheck
-    from offramp.decoding.generation.generate import generate_batch
+    from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
     from offramp.decoding.quality.free_running import free_running, tokens_before_divergence
 
     with stage("the full model's own answer"):
-        plain = generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=wanted.new_tokens)
+        options = replace(FULL_MODEL, new_tokens=wanted.options.new_tokens)
+        plain = generate_batch(model, prompts.ids, prompts.mask, options)
         pairs = list(zip(batch.rows, plain.rows, strict=True))
         quality = free_running(
             model,

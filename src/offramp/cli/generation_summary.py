@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.decoding.bench.results import FreeRunning
 from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.results import FreeRunning
 from offramp.report.formats import counted, decimal, duration, percent
 
 DRAFTING = "speculate"

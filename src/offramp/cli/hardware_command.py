@@ -75,7 +75,7 @@ def measure(
     import torch
 
     from offramp.costs.local_store import save_local_profile
-    from offramp.decoding.hardware import measure_hardware
+    from offramp.decoding.measurement.machine_profiler import measure_hardware
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -255,11 +255,21 @@ def _rank(text: str) -> int | str:
 
 
 def _require_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is a folder, is there already or cannot be written."""
+    """Refuse an output that is a folder, cannot be written, or is there already: other files even if told to
+    overwrite.
+    """
+    from offramp.tracing.heads_file import is_heads_file
+
     if path.is_dir():
         raise InputError("the output is a folder, not a file", where=str(path), fix="name a file with -o")
     if path.exists() and not overwrite:
         raise InputError(
             "the output file is there already", where=str(path), fix="choose another, or add --overwrite"
+        )
+    if path.exists() and not is_heads_file(path):
+        raise InputError(
+            "the output file is there already, and holds no exit heads",
+            where=str(path),
+            fix="choose another with -o",
         )
     require_writable(path.parent)

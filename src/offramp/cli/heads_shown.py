@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from rich.table import Table
 
+    from offramp.report.word_table import WordTable
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 
-def heads_table(fitted: ExitHeads) -> Table:
+def heads_table(fitted: ExitHeads) -> WordTable:
     """Explained variance and each classifier's AUROC per exit; in brackets where it does not beat chance."""
-    from rich.table import Table
-
     from offramp.report.formats import decimal
+    from offramp.report.word_table import WordTable
 
     title = "held-out documents: variance explained by the lens, AUROC of the classifiers"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = WordTable(title=f"[bold]{title}[/]")
     table.add_column("exit", justify="right")
     if fitted.lens is not None:
         table.add_column("lens", justify="right")
@@ -41,14 +40,13 @@ def heads_table(fitted: ExitHeads) -> Table:
     return table
 
 
-def maps_table(maps: KeyValueMaps) -> Table:
+def maps_table(maps: KeyValueMaps) -> WordTable:
     """Rank, size and explained variance of each exit's K,V maps, mean over its deeper layers."""
-    from rich.table import Table
-
     from offramp.report.formats import decimal
+    from offramp.report.word_table import WordTable
 
     title = "K,V maps, held-out documents: variance explained of what deeper layers add to the exit's state"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = WordTable(title=f"[bold]{title}[/]")
     for column in ("exit", "rank", "layers", "MB", "explained", "next layer", "last layer"):
         table.add_column(column, justify="right")
     for exit, one in maps.maps.items():

@@ -9,8 +9,8 @@ from offramp.cli.console import stage
 from offramp.costs.local_store import disturbed, load_local_profile, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.hardware import BATCHES, measure_hardware
-from offramp.decoding.profile_check import check_profile
+from offramp.decoding.measurement.machine_profiler import BATCHES, measure_hardware
+from offramp.decoding.measurement.profile_check import check_profile
 from offramp.errors import InputError
 from offramp.models.model import Model
 
@@ -68,7 +68,7 @@ def _held(model: Model, kept: TimingsProfile) -> LocalProfile:
 
 def measured_profile(model: Model, batches: Sequence[int] = BATCHES) -> LocalProfile:
     """New timings, which are kept unless they were taken under load. Raises ModelError as `local_profile`."""
-    with stage("timing layers, head and probes on this machine"):
+    with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
         profile = measure_hardware(model, batches=batches, budget_seconds=MEASURING_SECONDS)
     save_local_profile(profile)
     busy = disturbed(profile)

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,19 @@ from offramp.cli.tune_command import tune
 from offramp.errors import InputError, OfframpError, is_out_of_memory
 
 INTERRUPTED = 130
+BAD_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+"""Of errors of the operating system, those that another path would not have."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Without a file's name they are of standard output: files are written by `offramp.files`."""
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that stop a run as Ctrl-C does."""
 # What the parser raises on bad usage: click's exception, which typer keeps in a place of its own.
@@ -143,8 +157,14 @@ def main() -> None:
             exit_code = show_error(_out_of_memory(problem), as_json=as_json)
         elif isinstance(problem, OSError):
             exit_code = show_error(_system_error(problem), as_json=as_json)
+        elif _while_importing_torch(problem):
+            exit_code = show_error(_no_torch(problem), as_json=as_json)
         else:
             raise
+    except ValueError as problem:  # TORCH_LOGS=nonsense
+        if not _while_importing_torch(problem):
+            raise
+        exit_code = show_error(_no_torch(problem), as_json=as_json)
     sys.exit(exit_code)
 
 
@@ -181,14 +201,29 @@ def _usage_error(problem: Exception) -> InputError:
 
 def _system_error(problem: OSError) -> OfframpError:
     """What the operating system refused: a path that cannot be one (bad input), or a disk that fails."""
-    bad_path = problem.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+    bad_path = problem.errno in BAD_PATH
     kind = InputError if bad_path else OfframpError
     return kind(
         f"the operating system says: {problem.strerror or problem}",
-        where=str(problem.filename or ""),
+        where=str(problem.filename or ("standard output" if problem.errno in NO_ROOM else "")),
         fix="check the path and its permissions"
         if bad_path
         else "check the disk and the space on it, then run the same command again",
+    )
+
+
+def _while_importing_torch(problem: BaseException) -> bool:
+    """Whether an error came out of torch's own beginnings, which read the environment."""
+    frames = (frame for frame, _ in traceback.walk_tb(problem.__traceback__))
+    return any(
+        frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "torch" for frame in frames
+    )
+
+
+def _no_torch(problem: BaseException) -> OfframpError:
+    return OfframpError(
+        f"torch cannot be imported: {problem}",
+        fix="look at the environment variables that it reads (TORCH_..., PYTORCH_...), or install it anew",
     )
 
 

@@ -51,11 +51,31 @@ def _has_entries(path: Path, entries: Mapping[str, type]) -> bool:
     )
 
 
+def refuse_idle(options: Mapping[str, tuple[bool, str, str]]) -> None:
+    """Refuse options that were given and would change nothing.
+
+    options: by name, whether that is so, beside what ("at batch 1"), and what to add for it to have a
+    meaning, "" if nothing can give it one.
+
+    Raises InputError for the first.
+    """
+    for option, (is_idle, beside, needed) in options.items():
+        if is_idle:
+            leave = f"leave {option} out"
+            fix = f"add {needed}, or {leave}" if needed else leave
+            raise InputError(f"{option} means nothing {beside}", where=option, fix=fix)
+
+
+def idle_draft_length(kv: str, draft_length: object) -> tuple[bool, str, str]:
+    """Of `--draft-length`, for `refuse_idle`: only speculation drafts."""
+    return draft_length is not None and kv != "speculate", f"with --kv {kv}", "--kv speculate"
+
+
 ModelName = Annotated[
     str, typer.Argument(help="smollm2, a Hub id, a local folder or a .gguf file.", show_default=True)
 ]
-WorkloadName = Annotated[
-    str,
+WorkloadNames = Annotated[
+    list[str],
     typer.Option(
         "--workload",
         "-w",

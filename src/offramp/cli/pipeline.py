@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from offramp.cli.console import stage
 from offramp.cli.decoding_stage import DecodingResult, decode_workloads
 from offramp.cli.preparation import RUN_SIGNALS, Prepared, prepare
 from offramp.cli.run_folder import (
+    HEADS_FILE,
     POLICIES,
     TRACES,
     claim,
@@ -25,7 +26,7 @@ from offramp.cli.run_folder import (
 from offramp.cli.run_writer import FinishedRun, Writer
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import LOCAL
-from offramp.decoding.plain import time_plain_decoding
+from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
@@ -33,7 +34,7 @@ from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.policies.results import Frontier
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
-from offramp.report.run_result import Timing, WorkloadResult
+from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted import FittedHeads
@@ -50,7 +51,7 @@ from offramp.tuning.tuned_file import write_tuned
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 
-NOT_ASKED = ("overwrite", "repair", "decode", "stream", "memory", "workloads_given")
+NOT_ASKED = ("overwrite", "repair", "decode", "decode_budget", "stream", "memory", "workloads_given")
 """Options that change how a run gets its results, not which: a folder is the same run's with any of them."""
 
 
@@ -58,7 +59,8 @@ NOT_ASKED = ("overwrite", "repair", "decode", "stream", "memory", "workloads_giv
 class RunOptions:
     """What was asked for on the command line, workloads and folder apart.
 
-    transforms: texts of their grammar. stream, memory: as `load_for_tracing` takes them. workloads_given:
+    transforms: texts of their grammar. decode_budget: seconds of the decoding, None for those of any run.
+    stream, memory: as `load_for_tracing` takes them. workloads_given:
     whether the workloads were named, or are those of any run.
     """
 
@@ -76,13 +78,21 @@ class RunOptions:
     overwrite: bool
     repair: bool
     decode: bool
+    decode_budget: float | None
     stream: bool | None
     memory: int | None
     workloads_given: bool
 
 
-def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Path | None) -> FinishedRun:
+def run_pipeline(
+    options: RunOptions,
+    workloads: Sequence[Workload],
+    output: Path | None,
+    before_decoding: Callable[[RunResult], None] = lambda result: None,
+) -> FinishedRun:
     """Run every stage into one folder; a second run of the same request goes on where the first stopped.
+
+    before_decoding: told what is known before policies are decoded and timed, unless nothing is to be.
 
     Raises InputError if the folder holds another run, and whatever the stages raise. No folder is made for
     input that is refused.
@@ -119,7 +129,7 @@ def run_pipeline(options: RunOptions, workloads: Sequence[Workload], output: Pat
     with locked_folder(folder):
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
-        return _run_stages(model, workloads, traceable, given, options, folder)
+        return _run_stages(model, workloads, traceable, given, options, folder, before_decoding)
 
 
 def _traceable(model: Model, workloads: Sequence[Workload]) -> list[Workload]:
@@ -170,6 +180,7 @@ def _one_workload(
         overwrite=options.overwrite,
         repair=options.repair,
         memory=options.memory,
+        progress=True,
     )
     document = typical_document(trace)
 
@@ -184,7 +195,8 @@ def _one_workload(
     )
     tuned = certify(certifying, workload, trace)
     verdicts = settled(answers.verdicts, tuned)
-    _write_policies(verdicts, tuned, folder / POLICIES, safe_name(workload.name))
+    heads_file = None if prepared.heads is None else options.heads or folder / HEADS_FILE
+    _write_policies(verdicts, tuned, folder / POLICIES, safe_name(workload.name), heads_file)
     return WorkloadResult(
         name=workload.name,
         mode=workload.mode,
@@ -205,13 +217,15 @@ def _one_workload(
     )
 
 
-def _write_policies(verdicts: Sequence[Verdict], tuned: Sequence[Tuned], folder: Path, workload: str) -> None:
+def _write_policies(
+    verdicts: Sequence[Verdict], tuned: Sequence[Tuned], folder: Path, workload: str, heads_file: Path | None
+) -> None:
     """The policy of every verdict, and the tuner's answer with its certificate, one file each."""
     folder.mkdir(exist_ok=True)
     for verdict in verdicts:
         write_policy(parse_policy(verdict.policy), folder / f"{workload}-agreement-{verdict.floor:g}.json")
     for one in tuned:
-        write_tuned(folder / f"{workload}-tuned-{one.floor.value:g}.json", one)
+        write_tuned(folder / f"{workload}-tuned-{one.floor.value:g}.json", one, heads_file)
 
 
 def _frontiers(trace: Trace) -> tuple[Frontier, ...]:
@@ -232,6 +246,7 @@ def _run_stages(
     given: ExitHeads | None,
     options: RunOptions,
     folder: Path,
+    before_decoding: Callable[[RunResult], None],
 ) -> FinishedRun:
     """Every stage in turn, with a page after each. workloads: those of the asked ones that can be traced."""
     writer = Writer(model, folder)
@@ -247,8 +262,15 @@ def _run_stages(
         writer.results.append(result)
     writer.so_far(decoding, [])
     if options.decode:
+        before_decoding(writer.result(None))
         writer.decoding = decode_workloads(
-            model, workloads, writer.results, prepared, folder, again=options.overwrite
+            model,
+            workloads,
+            writer.results,
+            prepared,
+            folder,
+            again=options.overwrite,
+            budget=options.decode_budget,
         )
     else:
         writer.decoding = DecodingResult(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson
+from offramp.cli.options import AsJson, refuse_idle
 from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
 
@@ -87,9 +87,9 @@ def predict(
         "--seed": seed != 0,
     }
     if from_scores is None:
-        _refuse(only_scores, "a policy")
+        refuse_idle({option: (given, "with a policy", "") for option, given in only_scores.items()})
     else:
-        _refuse(only_policy, "--from-scores")
+        refuse_idle({option: (given, "with --from-scores", "") for option, given in only_policy.items()})
     out = Output(as_json)
     if from_scores is not None:
         _predict_from_score(out, trace, from_scores, score, level, floor, hardware)
@@ -106,13 +106,6 @@ def predict(
         found = predict_policy(named, loaded, hardware=hardware, batch=batch, kv=kv, seed=seed, unseen=unseen)
     _show(out, found)
     out.finish(_to_json(found))
-
-
-def _refuse(options: dict[str, bool], beside: str) -> None:
-    """Raise InputError for the first option that was given and would be ignored."""
-    for option, given in options.items():
-        if given:
-            raise InputError(f"{option} has no meaning with {beside}", where=option, fix="leave it out")
 
 
 def _predict_from_score(
@@ -187,11 +180,11 @@ def _show(out: Output, found: Prediction) -> None:
 
 def _shift_table(found: Prediction) -> Table:
     """What the policy reads at its checks: the tuning documents above, these below."""
-    from rich.table import Table
+    from offramp.report.word_table import WordTable
 
-    table = Table(title="what its checks read", title_justify="left", box=None, padding=(0, 1))
+    table = WordTable(title="what its checks read")
     for name in ("exit", "fact", "texts", "5 %", "median", "95 %", "agreement", "max_prob less it"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for row in found.shift:
         tuned = _shift_cells(row.tuned_quantiles, row.tuned_agreement, row.tuned_calibration)
         other = _shift_cells(row.other_quantiles, row.other_agreement, row.other_calibration)

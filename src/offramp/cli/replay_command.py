@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, TraceFolder
+from offramp.cli.options import AsJson, TraceFolder, idle_draft_length, refuse_idle
 from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
 
@@ -158,13 +158,13 @@ def _execute(
 
 def _refuse_idle_execution(execute: bool, batch: int, model: str | None, heads: Path | None) -> None:
     """Raise InputError for options of a rerun without one, and for a rerun in a batch."""
-    for option, given in (("--model", model), ("--heads", heads)):
-        if given is not None and not execute:
-            raise InputError(
-                f"{option} means nothing without --execute",
-                where=option,
-                fix=f"add --execute, or leave {option} out",
-            )
+    without = "without --execute"
+    refuse_idle(
+        {
+            "--model": (model is not None and not execute, without, "--execute"),
+            "--heads": (heads is not None and not execute, without, "--execute"),
+        }
+    )
     if execute and batch > 1:
         raise InputError(
             "a rerun follows one sequence at a time", where="--execute", fix="leave --batch or --execute out"
@@ -173,18 +173,12 @@ def _refuse_idle_execution(execute: bool, batch: int, model: str | None, heads: 
 
 def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length: int | None) -> None:
     """Raise InputError for an option that was given and would change nothing."""
-    if draft_length is not None and kv != "speculate":
-        raise InputError(
-            f"a draft length means nothing with --kv {kv}: only speculation drafts",
-            where="--draft-length",
-            fix="add --kv speculate, or leave --draft-length out",
-        )
-    if batching is not None and batch == 1:
-        raise InputError(
-            f"--batching {batching} means nothing at batch 1",
-            where="--batching",
-            fix="add --batch 2 or more, or leave --batching out",
-        )
+    refuse_idle(
+        {
+            "--draft-length": idle_draft_length(kv, draft_length),
+            "--batching": (batching is not None and batch == 1, "at batch 1", "--batch 2 or more"),
+        }
+    )
 
 
 def _summary_table(result: ReplayResult) -> Table:
@@ -228,9 +222,9 @@ def _summary_table(result: ReplayResult) -> Table:
 
 def _bill_table(bill: Bill) -> Table:
     """The lines of a bill that cost something; their sum is the total."""
-    from rich.table import Table
+    from offramp.report.word_table import WordTable
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1), title="The bill", title_justify="left")
+    table = WordTable(title="The bill")
     for name in ("what", "where", "rows", "times", "each", "sum"):
         table.add_column(name, justify="left" if name in ("what", "where") else "right")
     for line in bill.lines:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,8 +26,13 @@ from offramp.cli.options import (
     Transforms,
     require_options,
 )
+from offramp.cli.run_folder import SUMMARY_FILE
+from offramp.errors import InputError
 from offramp.models.registry import DEFAULT_MODEL
 from offramp.tracing.sizes import DEFAULT_TOKENS
+
+if TYPE_CHECKING:
+    from offramp.cli.run_writer import FinishedRun
 
 DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
 """The short items: enough documents of each to certify a floor on."""
@@ -75,6 +81,14 @@ def run(
             "every speed is a prediction.",
         ),
     ] = True,
+    decode_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--decode-budget",
+            help="Seconds for that real decoding. By default 66; more give more tokens and policies.",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     stream: Stream = None,
     memory: Memory = None,
@@ -82,11 +96,12 @@ def run(
     repair: Repair = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trace, score and replay a model on some workloads, decode with the best policies, and write a page.
+    """Would early exit pay? Traces a model, searches policies, decodes with the best, and writes a page.
 
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
+    from offramp.cli.answers import require_documents
     from offramp.models.memory_size import parse_size
     from offramp.tracing.model_request import read_transforms
     from offramp.tuning.verdict import require_worth
@@ -94,6 +109,7 @@ def run(
 
     out = Output(as_json)
     require_worth(worth)
+    _require_budget(decode_budget, decode)
     require_options(
         tokens=tokens,
         context=context,
@@ -105,9 +121,10 @@ def run(
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
+    require_documents(workloads)
 
     from offramp.cli.pipeline import RunOptions, run_pipeline
-    from offramp.report.terminal import print_summary
+    from offramp.report.terminal import print_summary, print_verdict_so_far
 
     options = RunOptions(
         model=model,
@@ -124,10 +141,42 @@ def run(
         overwrite=overwrite,
         repair=repair,
         decode=decode,
+        decode_budget=decode_budget,
         stream=stream,
         memory=budget,
         workloads_given=bool(workload),
     )
-    finished = run_pipeline(options, workloads, output)
+    finished = run_pipeline(
+        options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
+    )
     print_summary(finished.result, out.console, finished.report)
-    out.finish({"report": str(finished.report), "summary": finished.summary})
+    out.finish(_short(finished))
+
+
+SHORT = ("workload", "floor", "decision", "policy", "kv", "certified", "executed_agreement", "speed")
+"""Of a verdict, in what `--json` prints; summary.json has everything."""
+
+
+def _short(finished: FinishedRun) -> dict[str, Any]:
+    """The answer of a run for machines: headline, verdicts, and where the rest lies."""
+    verdict = finished.summary["verdict"]
+    return {
+        "headline": verdict["headline"],
+        "decision": verdict["decision"],
+        "verdicts": [
+            {**{name: one[name] for name in SHORT}, "missing": one["missing"]}
+            for one in verdict["by_workload"]
+        ],
+        "summary": str(finished.report.parent / SUMMARY_FILE),
+        "report": str(finished.report),
+    }
+
+
+def _require_budget(seconds: float | None, decode: bool) -> None:
+    """Raise InputError for a budget that is no time, or that nothing would use."""
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"{seconds} seconds are no time", where="--decode-budget", fix="give more than 0")
+    if seconds is not None and not decode:
+        raise InputError(
+            "--decode-budget means nothing with --no-decode", where="--decode-budget", fix="leave one out"
+        )

@@ -50,8 +50,9 @@ def require_writable(folder: Path) -> None:
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        what = "the output is a file, not a folder" if existing == folder else "the output lies below a file"
-        raise InputError(what, where=str(existing), fix="choose another folder with -o")
+        kind = "a file" if existing.exists() else "a link that leads nowhere"
+        what = f"is {kind}, not a folder" if existing == folder else f"lies below {kind}"
+        raise InputError(f"the output {what}", where=str(existing), fix="choose another folder with -o")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
             "the output folder may not be written"

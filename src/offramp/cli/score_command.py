@@ -12,8 +12,7 @@ from offramp.cli.options import AsJson
 from offramp.cli.run_folder import find_traces
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from offramp.report.word_table import WordTable
     from offramp.scoring.card import ScoreCard
     from offramp.tracing.trace import Trace
 
@@ -46,22 +45,22 @@ def _notes(card: ScoreCard) -> list[str]:
     return [*([f"no intervals: {why}"] if why else []), *card.notes]
 
 
-def _block(folder: Path, trace: Trace, card: ScoreCard) -> Table:
+def _block(folder: Path, trace: Trace, card: ScoreCard) -> WordTable:
     """One trace's figures with their intervals, one a line."""
     from rich.markup import escape
-    from rich.table import Table
 
     from offramp.report.formats import counted, decimal, estimate_text, percent
+    from offramp.report.word_table import WordTable
 
     request = trace.request
     title = (
         f"{request['model']['name']} on {request['workload']['name']}: {counted(card.tokens, 'token')} of "
         f"{counted(card.documents, 'document')} at {counted(len(trace.exits), 'exit')}\n{folder}"
     )
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("from 0 to 1, higher is more suitable", no_wrap=True)
-    table.add_column("with its 95 % interval", overflow="fold")
-    table.add_column("span", overflow="fold")
+    table = WordTable(title=f"[bold]{escape(title)}[/]")
+    table.add_column("from 0 to 1, higher is more suitable")
+    table.add_column("with its 95 % interval")
+    table.add_column("span")
     up_to = f"0 to {decimal(card.ceiling)}"
     table.add_row("representation quality", estimate_text(card.representation), up_to)
     table.add_row("information increment", estimate_text(card.increment), "0 to 1")

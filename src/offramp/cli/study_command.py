@@ -170,7 +170,7 @@ def report_command(
     from offramp.cli.study_report import show_report, write_report
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import study_file_problems
-    from offramp.studies.study import read_study
+    from offramp.studies.study_file import read_study
 
     out = Output(as_json)
     name = read_study(study_file).name
@@ -193,7 +193,7 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
     """
     from offramp.studies.folder import StudyFolder
     from offramp.studies.plan import make_plan
-    from offramp.studies.study import read_study
+    from offramp.studies.study_file import read_study
 
     read = read_study(study_file)
     path = folder_of(read.name, output)

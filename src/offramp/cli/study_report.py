@@ -55,12 +55,12 @@ def show_report(out: Output, report: Path) -> None:
 def _content(folder: StudyFolder) -> dict[str, str]:
     """SHA-256 of all that a report follows from: plan, journal (every result has its line there), code."""
     from offramp.files import sha256_of_file
-    from offramp.models.source_code import rooms_fingerprint
+    from offramp.models.source_code import source_fingerprint
     from offramp.studies.folder import JOURNAL, PLAN
 
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if path.is_file()}
-    return {**digests, "code": rooms_fingerprint("report", "studies", "scoring", "cli")}
+    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli")}
 
 
 def _written(folder: StudyFolder) -> dict[str, str]:

@@ -14,6 +14,7 @@ from offramp.cli.study_words import (
     state_shown,
     task_names,
 )
+from offramp.records.typed import to_json
 from offramp.report.formats import counted
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         "counts": count_cells(plan, status),
         "tasks": len(plan.tasks),
         "failures": [
-            {"name": names.get(key, key), "task": key, **failure.to_json()}
+            {"name": names.get(key, key), "task": key, **to_json(failure)}
             for key, failure in status.failures.items()
         ],
         "unavailable": dict(plan.unavailable),

@@ -24,15 +24,16 @@ from offramp.cli.options import (
     Stream,
     Tokens,
     Transforms,
-    WorkloadName,
+    WorkloadNames,
     require_options,
 )
+from offramp.errors import InputError
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
 
 def trace(
     model: ModelName,
-    workload: WorkloadName,
+    workload: WorkloadNames,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trace.")],
     tokens: Tokens = DEFAULT_TOKENS,
     exits: Exits = "all",
@@ -67,7 +68,13 @@ def trace(
     )
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
-    work = load_workload(workload)
+    if len(workload) > 1:
+        raise InputError(
+            f"a trace is of one workload, not of {len(workload)}",
+            where="--workload",
+            fix="trace each into a folder of its own, or all at once with offramp run",
+        )
+    work = load_workload(workload[0])
     recorded = parse_signals(signals, work.mode)
 
     from offramp.report.formats import counted
@@ -95,6 +102,7 @@ def trace(
         output=output,
         overwrite=overwrite,
         repair=repair,
+        progress=True,
     )
     valid = [document for document in result.documents if document.valid]
     left_out = [document for document in result.documents if not document.valid]

@@ -28,7 +28,7 @@ def load_traced_model(
     from offramp.tracing.model_request import find_model, read_transforms
 
     traced: dict[str, Any] = dict(trace.request.get("model") or {})
-    wanted = name or _name_of(traced)
+    wanted = name or loadable_name(traced)
     where = str(trace.folder or "the trace")
     if not wanted:
         raise InputError(
@@ -57,7 +57,7 @@ def load_traced_model(
         return asked.load()
 
 
-def _name_of(traced: dict[str, Any]) -> str | None:
+def loadable_name(traced: dict[str, Any]) -> str | None:
     """What the traced model is loaded by: its folder or file while that is there, else its name."""
     from pathlib import Path
 

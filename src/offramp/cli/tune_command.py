@@ -17,9 +17,11 @@ from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.decoding.execution.tasks import TunedTasks
+    from offramp.decoding.execution.tune import TunedTasks
     from offramp.scoring.estimate import Estimate
+    from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
+    from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
 
 NO_MODEL = "none"
@@ -113,8 +115,7 @@ def tune(
     from offramp.cli.local_profile import kept_profile
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
     from offramp.costs.local_store import LOCAL
-    from offramp.decoding.execution.tasks import tune_tasks
-    from offramp.decoding.execution.tune import require_sizes
+    from offramp.decoding.execution.tune import require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.charging import machine_for
     from offramp.tracing.trace import Trace
@@ -122,7 +123,7 @@ def tune(
     from offramp.tuning.tune import EXECUTED, check_settings
 
     out = Output(as_json)
-    wanted, _ = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
+    wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
     require_json_file(output, "a policy", {"schema_version": object, "kind": str})
     kept = executions or output.absolute().parent / "executions"
@@ -134,6 +135,8 @@ def tune(
         fitted = read_traced_heads(loaded[0], heads)
         for one in loaded:
             _require_executable(one, kv, batch)
+            needed = rule.needed(wanted.risk, delta / len(loaded))
+            _require_documents(one, wanted, needed, documents, fitted, seed)
         decodes = load_traced_model(
             loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
         )
@@ -171,12 +174,13 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
     """Write a tuned policy and show it; its JSON object."""
     from offramp.tuning.tuned_file import to_json, write_tuned
 
-    write_tuned(output, tuned)
+    write_tuned(output, tuned, heads)
     _show(out, tuned, output)
-    following = next_command(tuned, output, heads)
-    if following is not None:
-        out.console.print(f"next: {following}", markup=False, soft_wrap=True)
-    return {**to_json(tuned), "file": str(output), "next": following}
+    decoding, timing = next_commands(tuned, output, heads)
+    if decoding is not None:
+        out.console.print(f"next: {decoding}", markup=False, soft_wrap=True)
+        out.console.print(f"next: {timing}", markup=False, soft_wrap=True)
+    return {**to_json(tuned), "file": str(output), "generate": decoding, "next": timing}
 
 
 def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
@@ -213,35 +217,70 @@ def _require_executable(trace: Trace, kv: str, batch: int) -> None:
         raise InputError(error.what, where=error.where, fix=fix) from error
 
 
-def next_command(tuned: Tuned, output: Path, heads: Path | None) -> str | None:
-    """The command that times what was tuned, or that certifies it; None for the full model."""
+def _require_documents(
+    trace: Trace, floor: Floor, needed: int, allowed: int | None, heads: ExitHeads | None, seed: int
+) -> None:
+    """Refuse, before the model is loaded, a floor that the documents at hand could not certify at all.
+
+    needed: documents without a loss that the floor needs. allowed: to decode per candidate, None for any.
+
+    Raises InputError.
+    """
+    from offramp.decoding.execution.prompts import further_documents, traced_workload
+    from offramp.tuning.splits import split_roles
+
+    roles = split_roles(trace, seed)
+    apart = [*roles.search, *roles.report]
+    further = further_documents(trace, traced_workload(trace), seed, heads, apart)
+    at_hand = len(roles.certify) + len(further)
+    where = f"--floor {floor}, for {trace.folder or 'the trace'}"
+    if at_hand < needed or not len(roles.search):
+        raise InputError(
+            f"not enough documents: {at_hand} to certify on, {needed} needed even if nothing is lost on any "
+            "of them, and one more at least to search on",
+            where=where,
+            fix=f"trace a workload of more documents, or ask for a looser floor; {INSTEAD}",
+        )
+    if allowed is not None and allowed < needed:
+        raise InputError(
+            f"{allowed} documents to decode cannot certify the floor: {needed} are needed even if nothing is "
+            "lost on any of them",
+            where=where,
+            fix=f"give --documents {needed} or more, or leave it out",
+        )
+
+
+def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str | None, str | None]:
+    """The commands that decode with what was tuned and that time it; None of the full model."""
+    from offramp.cli.traced_model import loadable_name
     from offramp.models.identity import command_name
 
     if tuned.policy_text == "never":
-        return None
+        return None, None
     model = dict(tuned.model)
-    transforms = model.get("transforms", ())
-    name = str(model.get("name", "MODEL")).removesuffix("".join(f" + {text}" for text in transforms))
+    name = command_name(loadable_name(model) or "MODEL", model.get("transforms", ()))
     with_heads = "" if heads is None else f" --heads {shlex.quote(str(heads))}"
     workload = shlex.quote(str(tuned.workload.get("name", "prose")))
-    return (
-        f"offramp bench {command_name(name, transforms)} --policy {shlex.quote(str(output))}{with_heads} "
-        f"--workload {workload}"
-    )
+    what = f"{name} --policy {shlex.quote(str(output))}{with_heads}"
+    return f"offramp generate {what} --prompt TEXT", f"offramp bench {what} --workload {workload}"
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
+    from offramp.report.policy_names import PolicyNames
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)
     for line in (*report_lines(tuned), *certificate_lines(tuned)):
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
+    names = PolicyNames()
     if tuned.candidates:
-        out.console.print(candidates_table(tuned))
+        out.console.print(candidates_table(tuned, names))
     elif len(tuned.front) > 1:
-        out.console.print(front_table(tuned))
+        out.console.print(front_table(tuned, names))
+    for line in names.lines():
+        out.console.print(f"  {line}", markup=False, soft_wrap=True)
     out.console.print(f"written: {output}", markup=False)
 
 

@@ -5,30 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from offramp.report.policy_names import PolicyNames
+    from offramp.report.word_table import WordTable
     from offramp.tuning.tuned import Tuned
 
 # Points of the front that the terminal shows.
 SHOWN_POINTS = 8
 
 
-def candidates_table(tuned: Tuned) -> Table:
+def candidates_table(tuned: Tuned, names: PolicyNames) -> WordTable:
     """What was decoded to certify it, in the order of the tests; the lossless contender last."""
-    from rich.table import Table
     from rich.text import Text
 
     from offramp.report.formats import percent, times
+    from offramp.report.word_table import WordTable
 
-    table = Table(
+    table = WordTable(
         title="candidates, from cautious to bold",
         caption="replayed and rerun: agreement on the search documents; executed: on those decoded",
-        box=None,
-        padding=(0, 1),
     )
-    names = ("replayed", "rerun", "executed", "documents", "speed", "K and V", "outcome", "policy")
-    for name in names:
-        table.add_column(name, overflow="fold")
+    heads = ("replayed", "rerun", "executed", "documents", "speed", "K and V", "outcome", "policy")
+    for name in heads:
+        table.add_column(name)
     for one in tuned.candidates:
         table.add_row(
             percent(one.replayed),
@@ -39,33 +37,33 @@ def candidates_table(tuned: Tuned) -> Table:
             one.kv,
             one.outcome,
             # Brackets of a policy are no markup.
-            Text(one.policy),
+            Text(names.of(one.policy)),
         )
     return table
 
 
-def front_table(tuned: Tuned) -> Table:
+def front_table(tuned: Tuned, names: PolicyNames) -> WordTable:
     """A few points of the Pareto front, from cautious to bold."""
-    from rich.table import Table
     from rich.text import Text
 
     from offramp.report.formats import percent, times
+    from offramp.report.word_table import WordTable
     from offramp.tuning.answers import ALONE
 
     batched = tuned.batch > 1
     title = "fastest policies on the search documents"
     caption = f"batch {tuned.batch} in lockstep: {ALONE}" if batched else None
-    table = Table(title=title, caption=caption, box=None, padding=(0, 1))
+    table = WordTable(title=title, caption=caption)
     # A skip of each token alone would contradict the speed in lockstep.
     kept = tuned.floor.kind.replace("_", " ")
     for name in (kept, "speed", *(() if batched else ("layers skipped",)), "policy"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     step = max(1, -(-len(tuned.front) // SHOWN_POINTS))
     for point in tuned.front[::step]:
         quality = percent(point.quality) if tuned.floor.clip is None else nats(point.quality)
         skip = () if batched else (percent(point.skip_ratio),)
         # Brackets of a policy are no markup.
-        table.add_row(quality, times(point.net_speedup), *skip, Text(point.policy))
+        table.add_row(quality, times(point.net_speedup), *skip, Text(names.of(point.policy)))
     return table
 
 

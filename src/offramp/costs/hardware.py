@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from offramp.costs.local_store import list_local_profiles, load_local_profile
@@ -14,6 +14,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.profile_file import read_profile
 from offramp.costs.roofline import Roofline
 from offramp.errors import InputError
+from offramp.plug_ins import load_plug_in, plug_ins
 
 ENTRY_POINTS = "offramp.hardware"
 LOCAL = "local"
@@ -32,7 +33,7 @@ class MachineDescription:
 
 def machine_names() -> list[str]:
     """Names that `find_machine` knows: built-in profiles, plug-ins (group "offramp.hardware") and "local"."""
-    return [*sorted(path.stem for path in PROFILES.glob("*.toml")), *sorted(_plug_ins()), LOCAL]
+    return [*sorted(path.stem for path in PROFILES.glob("*.toml")), *sorted(plug_ins(ENTRY_POINTS)), LOCAL]
 
 
 def find_machine(
@@ -61,9 +62,9 @@ def find_machine(
     built_in = PROFILES / f"{name_or_path}.toml"
     if os.sep not in name_or_path and built_in.is_file():
         return read_profile(built_in)
-    plug_ins = _plug_ins()
-    if name_or_path in plug_ins:
-        return _load_plug_in(plug_ins[name_or_path])
+    added = plug_ins(ENTRY_POINTS)
+    if name_or_path in added:
+        return _load(added[name_or_path])
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         return read_profile(path)
@@ -96,19 +97,9 @@ def describe_machines() -> list[MachineDescription]:
     return found + (measured or [nothing])
 
 
-def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+def _load(point: EntryPoint) -> Machine:
+    def fits(found: object) -> bool:
+        return not isinstance(found, type) and isinstance(found, Machine)
 
-
-def _load_plug_in(point: EntryPoint) -> Machine:
-    where = f"entry point {point.name} = {point.value} in the group {ENTRY_POINTS}"
-    fix = "mend or uninstall the package that brings it"
-    try:
-        machine = point.load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"a hardware plug-in cannot be loaded: {error}", where=where, fix=fix) from error
-    if isinstance(machine, type) or not isinstance(machine, Machine):
-        raise InputError(
-            f"a hardware plug-in is a {type(machine).__name__}, not a machine", where=where, fix=fix
-        )
+    machine: Machine = load_plug_in(point, fits, "hardware", "a machine")
     return machine

@@ -11,12 +11,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.timings import TimingsProfile
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, read_sealed_json, sha256_of_text, write_sealed_json
+from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
+from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text
 from offramp.models.dense_cache import cache_folder
 from offramp.models.identity import command_name
+from offramp.records.sealed_file import SealedFile
 
+FILE = SealedFile(
+    TimingsProfile,
+    "the timings in {name} are damaged",
+    "delete the file and measure again: offramp hardware measure MODEL",
+    SCHEMA_VERSION,
+)
 LOCAL = "local"
 FOLDER = "hardware"
 STEPS = "steps"
@@ -80,7 +87,7 @@ def save_local_profile(profile: TimingsProfile) -> Path | None:
     key = sha256_of_text(canonical_json(facts))[:12]
     path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed_json(path, profile.to_json())
+    FILE.write(path, profile)
     return path
 
 
@@ -109,7 +116,7 @@ def load_local_profile(
     profiles = [
         profile
         for path in sorted(_folder().glob(f"{model_fingerprint[:16]}-{dtype}-*.json"))
-        if (profile := _read(path)).details["model"]["fingerprint"] == model_fingerprint
+        if (profile := FILE.read(path)).details["model"]["fingerprint"] == model_fingerprint
     ]
     wanted = threads_in_use() if threads is None else threads
     fitting = [
@@ -142,7 +149,7 @@ def list_local_profiles() -> list[TimingsProfile]:
 
     Raises DamagedFileError if a file was changed.
     """
-    return [_read(path) for path in sorted(_folder().glob("*.json"))]
+    return [FILE.read(path) for path in sorted(_folder().glob("*.json"))]
 
 
 def kept_notes(machine: object) -> tuple[str, ...]:
@@ -181,15 +188,3 @@ def _folder() -> Path:
 
 def _machine_text(machine: dict[str, Any]) -> str:
     return f"{machine['processor']} with {machine['threads']} threads and torch {machine['torch']}"
-
-
-def _read(path: Path) -> TimingsProfile:
-    return TimingsProfile.from_json(read_sealed_json(path, _damaged))
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"the timings in {path.name} are damaged: {why}",
-        where=str(path),
-        fix="delete the file and measure again: offramp hardware measure MODEL",
-    )

@@ -33,247 +33,208 @@ Timings, all of one decoding step in the unit that the file names, at as many ba
 
 from __future__ import annotations
 
-import itertools
-import math
-import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from offramp.costs import roofline, timings
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.costs.roofline import Roofline
+from offramp.costs.roofline import LONGEST_WAIT, Roofline
 from offramp.costs.timings import TimingsProfile
-from offramp.errors import InputError
-from offramp.files import read_given_text
+from offramp.records.given_file import (
+    Line,
+    NotNegative,
+    Positive,
+    Source,
+    Table,
+    checked,
+    did_you_mean,
+    read_toml,
+)
 
-OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens", "probes")
+OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens")
+"""Of a step, to be given at every batch size or at none."""
 UNITS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 """Seconds of one unit that a timings file may be written in."""
-KEYS = {
-    roofline.KIND: "kind, name, description, source, bytes_per_second, launch_seconds, decision_seconds and "
-    "a table [flops_per_second] with float32 and bfloat16",
-    timings.KIND: "kind, name, source, dtype, unit, layers and for each batch size a table [[batch]] with "
-    "size, layer, head",
-}
-"""What a profile of each kind must have, in words."""
+
 # More layers, or sequences side by side, than any model or engine has: a slip of the pen.
-LARGEST_COUNT = 100_000
+Size = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Rate = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]
+Wait = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LONGEST_WAIT)]
 
 
-class Entries:
-    """The entries of one table of a file, read one by one; what is missing, wrong or left over is refused."""
+class _Rates(Table):
+    float32: Rate
+    bfloat16: Rate
 
-    def __init__(self, table: Any, path: Path, key: str = "", header: str = "") -> None:
-        self.path = path
-        self.key = key
-        self.header = header or f"[{key}]"
-        self.kind = ""
-        if not isinstance(table, dict):
-            raise self.refused(key or "the file", "is not a table", "write it as a table of entries")
-        self.table = dict(table)
 
-    def refused(self, key: str, what: str, fix: str) -> InputError:
-        """The error for one entry, with the file and the key."""
-        return InputError(f"{key} {what}", where=str(self.path), fix=fix)
+class _RooflineFile(Table):
+    kind: Literal["roofline"]
+    name: Line
+    description: Line
+    source: Line
+    flops_per_second: _Rates
+    bytes_per_second: Rate
+    launch_seconds: Wait
+    decision_seconds: Wait
 
-    def named(self, key: str) -> str:
-        """The entry's full name in the file."""
-        return f"{self.key}.{key}" if self.key else key
 
-    def take(self, key: str) -> Any:
-        """An entry that must be there."""
-        if key not in self.table:
-            place = f"to the table {self.header}" if self.key else "above the first table"
-            needs = f"; a profile of kind {self.kind} has: {KEYS[self.kind]}" if self.kind else ""
-            raise self.refused(self.named(key), "is missing", f"add the entry {key} {place}{needs}")
-        return self.table.pop(key)
+class _Step(Table):
+    """One table [[batch]], in the file's unit."""
 
-    def text(self, key: str) -> str:
-        """A text that is not empty."""
-        value = self.take(key)
-        if not isinstance(value, str) or not value.strip():
-            raise self.refused(self.named(key), f"is {value!r}, not a text", "write a text in quotes")
-        return value
+    size: Size
+    layer: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
+    head: Positive
+    overhead: NotNegative | None = None
+    token: NotNegative | None = None
+    key_value: NotNegative | None = None
+    lens: NotNegative | None = None
+    probes: Mapping[str, NotNegative] = {}
 
-    def number(self, key: str, *, positive: bool = False) -> float:
-        """A finite number of at least zero, or above zero."""
-        return self.as_number(self.take(key), self.named(key), positive=positive)
+    def layers(self, count: int) -> tuple[float, ...]:
+        """The time of each layer."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,) * count
 
-    def as_number(self, value: Any, name: str, *, positive: bool) -> float:
-        """A value of the file as a number; see `number`."""
-        least = "above zero" if positive else "of at least zero"
-        try:
-            number = (
-                math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
-            )
-        except OverflowError:  # a whole number of more than 308 digits
-            number = math.inf
-        if not math.isfinite(number) or number < 0 or (positive and number == 0):
-            raise self.refused(name, f"is {value!r}", f"write a finite number {least}")
-        return number
 
-    def count(self, key: str) -> int:
-        """A whole number of at least one."""
-        value = self.take(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
-            raise self.refused(
-                self.named(key), f"is {value!r}", f"write a whole number, 1 to {LARGEST_COUNT}"
-            )
-        return value
+class _TimingsFile(Table):
+    hints: ClassVar[Mapping[str, str]] = {"unit": "write the unit of every time: " + ", ".join(UNITS)}
 
-    def finish(self, known: str) -> None:
-        """Refuse entries that nobody took."""
-        if self.table:
-            key = next(iter(self.table))
-            raise self.refused(self.named(key), "is not an entry of a hardware profile", known)
+    kind: Literal["timings"]
+    name: Line
+    source: Line
+    dtype: Literal["float32", "bfloat16"]
+    unit: Literal["seconds", "milliseconds", "microseconds"]
+    layers: Size
+    batch: tuple[_Step, ...] = Field(min_length=1)
 
 
 def read_profile(path: Path) -> Machine:
     """The machine that a TOML file describes.
 
-    Raises InputError, with the file and the key, for a file that is missing or no TOML, and for an entry that
-    is missing, unknown, negative or not finite.
+    Raises InputError, with the file, the line and the key, for a file that is missing or no TOML, and for an
+    entry that is missing, unknown, negative or not finite.
     """
-    try:
-        table = tomllib.loads(read_given_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the hardware profile cannot be read: {error}", where=str(path), fix="check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits is neither
-        raise InputError(
-            f"the hardware profile is not TOML: {error}", where=str(path), fix="correct the line"
-        ) from error
-    entries = Entries(table, path)
-    kind = entries.text("kind")
-    if kind not in READERS:
-        raise entries.refused("kind", f"is {kind!r}", "write one of: " + ", ".join(READERS))
-    entries.kind = kind
-    return READERS[kind](entries)
+    values, source = read_toml(path, "hardware profile")
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in READERS:
+        what = "'kind' is missing" if kind is None else f"kind is {kind!r}"
+        raise source.refused(what, did_you_mean(str(kind), READERS), "kind")
+    return READERS[kind](values, source)
 
 
-def _read_roofline(entries: Entries) -> Machine:
-    rates = Entries(entries.take("flops_per_second"), entries.path, "flops_per_second")
-    machine = Roofline(
-        name=entries.text("name"),
-        description=entries.text("description"),
-        source=entries.text("source"),
-        flops_per_second={dtype: rates.number(dtype, positive=True) for dtype in roofline.DTYPES.values()},
-        bytes_per_second=entries.number("bytes_per_second", positive=True),
-        launch_seconds=entries.number("launch_seconds"),
-        decision_seconds=entries.number("decision_seconds"),
-    )
-    rates.finish("keep only: " + ", ".join(roofline.DTYPES.values()))
-    entries.finish("keep only the entries of a roofline: " + ", ".join(machine.to_json()))
-    return machine
+def _read_roofline(values: Mapping[str, Any], source: Source) -> Machine:
+    given = checked(_RooflineFile, values, source)
+    return Roofline(**{**dict(given), "flops_per_second": dict(given.flops_per_second)})
 
 
-def _read_timings(entries: Entries) -> Machine:
-    layers = entries.count("layers")
-    steps = entries.take("batch")
-    if not isinstance(steps, list) or not steps:
-        raise entries.refused("batch", "holds no timings", "add a table [[batch]] for each batch size")
-    unit = entries.text("unit")
-    if unit not in UNITS:
-        raise entries.refused("unit", f"is {unit!r}", "write the unit of every time: " + ", ".join(UNITS))
-    tables = [Entries(step, entries.path, f"batch[{place}]", "[[batch]]") for place, step in enumerate(steps)]
-    given = _given_throughout(entries, tables)
-    rows = sorted(
-        (_read_step(table, layers, UNITS[unit]) for table in tables), key=lambda row: int(row["size"])
-    )
-    for row, after in itertools.pairwise(rows):
-        if row["size"] == after["size"]:
-            raise entries.refused("batch", f"has the size {row['size']} twice", "give each size once")
-    probes = sorted({name for row in rows for name in row.get("probes", {})})
-    for name, row in itertools.product(probes, rows):
-        if name not in row["probes"]:
-            raise entries.refused(
-                f'batch.probes."{name}"', f"is missing at batch size {row['size']}", "give it at every size"
-            )
-    dtype = entries.text("dtype")
-    if dtype not in roofline.DTYPES.values():
-        raise entries.refused(
-            "dtype", f"is {dtype!r}", "write one of: " + ", ".join(roofline.DTYPES.values())
-        )
-    profile = TimingsProfile(
-        name=entries.text("name"),
-        source=entries.text("source"),
-        dtype=dtype,
-        layers_count=layers,
-        batches=tuple(row["size"] for row in rows),
-        layer_seconds=np.array([row["layer"] for row in rows]),
-        layer_seconds_per_position=np.zeros((len(rows), layers)),
-        head_seconds=np.array([row["head"] for row in rows]),
-        probe_seconds={name: np.array([row["probes"][name] for row in rows]) for name in probes},
-        lens_seconds=np.array([row["lens"] for row in rows]) if "lens" in given else None,
-        key_value_seconds=(
-            np.array([np.full(layers, row["key_value"]) for row in rows]) if "key_value" in given else None
+def _read_timings(values: Mapping[str, Any], source: Source) -> Machine:
+    given = checked(_TimingsFile, values, source)
+    for place, step in enumerate(given.batch):
+        _check_step(step, place, given.layers, source)
+    _check_together(given.batch, source)
+    steps = sorted(given.batch, key=lambda step: step.size)
+    unit = UNITS[given.unit]
+
+    def times(name: str) -> Any:
+        """Of each step in seconds, None where the file does not give them."""
+        found = [getattr(step, name) for step in steps]
+        return None if found[0] is None else np.array(found) * unit
+
+    layers = np.array([step.layers(given.layers) for step in steps]) * unit
+    head, key_value = times("head"), times("key_value")
+    return TimingsProfile(
+        name=given.name,
+        source=given.source,
+        dtype=given.dtype,
+        layers_count=given.layers,
+        batches=tuple(step.size for step in steps),
+        layer_seconds=layers,
+        layer_seconds_per_position=np.zeros_like(layers),
+        head_seconds=head,
+        probe_seconds={
+            name: np.array([step.probes[name] for step in steps]) * unit for name in sorted(steps[0].probes)
+        },
+        lens_seconds=times("lens"),
+        key_value_seconds=None if key_value is None else np.repeat(key_value[:, None], given.layers, axis=1),
+        overhead_seconds=np.array(
+            [
+                _overhead(step, float(seconds.sum() + last), unit)
+                for step, seconds, last in zip(steps, layers, head, strict=True)
+            ]
         ),
-        overhead_seconds=np.array([row["overhead"] for row in rows]),
     )
-    entries.finish("keep only: kind, name, source, dtype, unit, layers, batch")
-    return profile
 
 
-def _given_throughout(entries: Entries, tables: list[Entries]) -> set[str]:
-    """The optional times that are given; refuses one that some batch sizes have and others have not."""
-    given = {key for table in tables for key in table.table if key in OPTIONAL_TIMES}
-    for key, table in itertools.product(sorted(given), tables):
-        if key not in table.table:
-            raise entries.refused(table.named(key), "is missing", "give it at every batch size or at none")
-    return given
-
-
-def _read_step(entries: Entries, layers: int, unit: float) -> dict[str, Any]:
-    """One table [[batch]] in seconds: "size", "layer" [layers], "head", "overhead" and what else is given.
-
-    unit: seconds of the file's unit.
-    """
-    row: dict[str, Any] = {"size": entries.count("size"), "layer": _read_layers(entries, layers, unit)}
-    row["head"] = entries.number("head", positive=True) * unit
-    for key in ("key_value", "lens"):
-        if key in entries.table:
-            row[key] = entries.number(key) * unit
-    if "probes" in entries.table:
-        probes = Entries(entries.take("probes"), entries.path, entries.named("probes"))
-        row["probes"] = {name: probes.number(name) * unit for name in list(probes.table) if name in PROBES}
-        probes.finish("name one of the kinds of probe: " + ", ".join(PROBES))
-    row["overhead"] = _read_overhead(entries, float(np.sum(row["layer"])) + row["head"], unit)
-    entries.finish("keep only: size, layer, head, " + ", ".join(OPTIONAL_TIMES))
-    return row
-
-
-def _read_layers(entries: Entries, layers: int, unit: float) -> list[float]:
-    value = entries.take("layer")
-    name = entries.named("layer")
-    values = value if isinstance(value, list) else [value] * layers
-    if len(values) != layers:
-        raise entries.refused(
-            name, f"holds {len(values)} times", f"give one number, or one per layer: {layers}"
+def _check_step(step: _Step, place: int, layers: int, source: Source) -> None:
+    """Refuse what does not fit together in one table [[batch]]."""
+    given = len(step.layers(layers))
+    if given != layers:
+        raise source.refused(
+            f"layer holds {given} times",
+            f"give one number, or one per layer: {layers}",
+            "batch",
+            place,
+            "layer",
         )
-    return [entries.as_number(item, name, positive=True) * unit for item in values]
-
-
-def _read_overhead(entries: Entries, counted: float, unit: float) -> float:
-    """Seconds of a step beside its layers and head, as given or as what is left of the whole step."""
-    if "token" not in entries.table:
-        return entries.number("overhead") * unit if "overhead" in entries.table else 0.0
-    if "overhead" in entries.table:
-        raise entries.refused(
-            entries.named("token"), "stands beside overhead", "give the whole step or the overhead, not both"
+    for name in step.probes:
+        if name not in PROBES:
+            raise source.refused(
+                f"there is no probe {name!r}", did_you_mean(name, PROBES), "batch", place, "probes", name
+            )
+    if step.token is None:
+        return
+    if step.overhead is not None:
+        raise source.refused(
+            "token stands beside overhead",
+            "give the whole step or the overhead, not both",
+            "batch",
+            place,
+            "token",
         )
-    left = entries.number("token") * unit - counted
-    # A billionth: sums of decimal numbers are rounded.
-    if left < -1e-9 * counted:
-        raise entries.refused(
-            entries.named("token"),
-            f"is less than the layers and the head together, {counted / unit:.6g}",
+    counted = sum(step.layers(layers)) + step.head
+    if step.token < counted * (1 - ROUNDING):
+        raise source.refused(
+            f"token is less than the layers and the head together, {counted:.6g}",
             "give the time of the whole step",
+            *("batch", place, "token"),
         )
-    return max(left, 0.0)
+
+
+ROUNDING = 1e-9
+"""Sums of decimal numbers are rounded."""
+
+
+def _check_together(steps: Sequence[_Step], source: Source) -> None:
+    """Refuse batch sizes given twice, and times that some of them have and others have not."""
+    sizes = [step.size for step in steps]
+    for place, size in enumerate(sizes):
+        if size in sizes[:place]:
+            raise source.refused(
+                f"batch has the size {size} twice", "give each size once", "batch", place, "size"
+            )
+    for name in OPTIONAL_TIMES:
+        lacking = [place for place, step in enumerate(steps) if getattr(step, name) is None]
+        if 0 < len(lacking) < len(steps):
+            raise source.refused(
+                f"{name!r} is missing", "give it at every batch size or at none", "batch", lacking[0]
+            )
+    for name in sorted({name for step in steps for name in step.probes}):
+        for place, step in enumerate(steps):
+            if name not in step.probes:
+                raise source.refused(
+                    f"the probe {name!r} is missing", "give it at every batch size", "batch", place, "probes"
+                )
+
+
+def _overhead(step: _Step, counted: float, unit: float) -> float:
+    """Seconds of a step beside its layers and head, as given or as what is left of the whole step."""
+    if step.token is not None:
+        return max(step.token * unit - counted, 0.0)
+    return 0.0 if step.overhead is None else step.overhead * unit
 
 
 READERS = {roofline.KIND: _read_roofline, timings.KIND: _read_timings}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from offramp.costs import counting
 from offramp.costs.probes import (
@@ -21,10 +21,12 @@ from offramp.costs.probes import (
     map_flops,
     timed_map_layers,
 )
+from offramp.costs.roofline import DTYPES
 from offramp.costs.token import TokenCosts
 from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.typed import FloatArray, to_json
 
 SCHEMA_VERSION = 1
 KIND = "timings"
@@ -37,7 +39,7 @@ LENS, REPAIR, MAPS = "lens", "K,V projection", "K,V map"
 """Names of parts, beside the kinds of probe, that may be derived instead of timed."""
 OPTIONAL = ("lens_seconds", "map_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
-Table = NDArray[np.float64]
+Table = FloatArray
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ class TimingsProfile:
         there; below the smallest the smallest one's time. sizes: of the probes; a probe timed at other sizes
         is scaled by its FLOPs and bytes.
 
-        Raises InputError for a model with another number of layers, a batch below 1 or above four times the
-        largest timed one (with one timed size, any above it), or a position that is negative or not finite.
+        Raises InputError for a model with another number of layers or of another dtype, a batch below 1 or
+        above four times the largest timed one (with one timed size, any above it), or a position that is
+        negative or not finite.
         """
         counting.check_position(position)
         self._check(shape, batch)
@@ -224,6 +227,13 @@ class TimingsProfile:
                 f"{len(shape.layers)}",
                 where=f"timings {self.name}",
                 fix="use timings of this model: offramp hardware measure MODEL",
+            )
+        stated = DTYPES.get(shape.element_bytes, self.dtype)
+        if stated != self.dtype:
+            raise InputError(
+                f"the timings are of weights in {self.dtype}, this model's are in {stated}",
+                where=f"timings {self.name}",
+                fix=f"use timings in {stated}: offramp hardware measure MODEL --dtype {stated}",
             )
         largest = self.largest_batch
         if batch < 1 or batch > largest:
@@ -284,42 +294,8 @@ class TimingsProfile:
         return self._at(self.key_value_seconds + (0.0 if slope is None else slope * attended), batch)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back, bit for bit."""
-        entries = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
-        return {
-            **entries,
-            "schema_version": SCHEMA_VERSION,
-            "batches": list(self.batches),
-            "probe_seconds": {name: table.tolist() for name, table in self.probe_seconds.items()},
-            "sizes": {**vars(self.sizes), "kv_maps": [list(one) for one in self.sizes.kv_maps]},
-            "details": dict(self.details),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TimingsProfile:
-        """The profile written by `to_json`.
-
-        Raises InputError for another kind of profile, a newer schema, a missing or unknown entry, and as the
-        constructor does.
-        """
-        version = value.get("schema_version")
-        if value.get("kind") != KIND or version != SCHEMA_VERSION:
-            raise InputError(
-                f"this is a profile of kind {value.get('kind')!r}, schema {version!r}, not timings of schema "
-                f"{SCHEMA_VERSION}",
-                fix="measure again with this version: offramp hardware measure MODEL",
-            )
-        entries = {key: entry for key, entry in value.items() if key not in ("schema_version", "kind")}
-        try:
-            return cls(**{**entries, "sizes": ProbeSizes(**entries["sizes"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"the timings have a missing or unknown entry: {error}",
-                fix="measure again: offramp hardware measure MODEL",
-            ) from error
+        """A JSON object that is read back bit for bit (see `offramp.records.typed.from_json`)."""
+        return {"schema_version": SCHEMA_VERSION, **to_json(self)}
 
 
 def attended_before(layer: LayerShape, position: float) -> float:

@@ -20,6 +20,14 @@ AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
 """Sizes that are an axis of a weight, whatever the family."""
 
 # Names under which configs and modules state how many layers there are.
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "context_length",
+    "n_ctx",
+)
 LAYER_COUNT_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
 # Constants that GPT-Neo and its kin once stored with their weights.
 OBSOLETE_CONSTANTS = (".masked_bias",)

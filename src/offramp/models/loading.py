@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.checkpoint import check_vocabulary, find_strangers, refuse_strangers
+from offramp.models.checkpoint import CONTEXT_KEYS, check_vocabulary, find_strangers, refuse_strangers
 from offramp.models.encoding import find_bos_policy, find_eos_token_ids
 from offramp.models.finding import find_source as find_source
 from offramp.models.finite import check_finite
@@ -27,14 +27,6 @@ from offramp.models.weight_files import read_headers
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 LONGEST_REASON = 300
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "context_length",
-    "n_ctx",
-)
 
 
 def require_dtype(dtype: str) -> None:
@@ -127,13 +119,15 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
+        reading, file = "config", source.folder / "config.json"
         config = AutoConfig.from_pretrained(source.folder, **options)
+        reading, file = "tokenizer", source.folder / "tokenizer.json"
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     except Exception as error:  # tokenizers raises plain Exception, so nothing narrower will do
         raise_if_out_of_memory(error)
         raise ModelError(
-            f"transformers cannot read the config or the tokenizer: {_brief(error)}",
-            where=str(_broken_file(source.folder) or source.folder),
+            f"transformers cannot read the {reading}: {_brief(error)}",
+            where=str(_broken_file(source.folder) or file),
             fix="check that config.json and the tokenizer files are complete and of a known family",
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
@@ -143,7 +137,14 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
 def _brief(error: Exception) -> str:
     """What a library says, on one line; its advice, which comes last, is seldom of use here."""
     said = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        said = f"it does not know, or misses, {said}"
     return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+
+
+def _blamed_file(folder: Path, error: Exception) -> Path:
+    """Where to look first: a value that transformers does not know stands in the config."""
+    return folder / "config.json" if isinstance(error, KeyError | TypeError) else folder
 
 
 def _broken_file(folder: Path) -> Path | None:
@@ -178,7 +179,7 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[
         mismatch = _other_shape(source, trust_remote_code) if "mismatched_sizes" in str(error) else None
         raise ModelError(
             f"transformers cannot load the model: {mismatch or _brief(error)}",
-            where=str(_broken_file(source.folder) or source.folder),
+            where=str(_broken_file(source.folder) or _blamed_file(source.folder, error)),
             fix="check that the files are complete and of a causal language model that transformers knows",
         ) from error
     missing = sorted(report["missing_keys"])

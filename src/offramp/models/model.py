@@ -40,6 +40,10 @@ class Model:
     source: Source | None = None
     streamed: StreamedLayers | None = None
 
+    def __repr__(self) -> str:
+        where = "" if self.streamed is None else ", layers on disk"
+        return f"Model({self.shown_name}, {self.layers} layers, {self.dtype}{where})"
+
     @property
     def shown_name(self) -> str:
         """The name with what was done to the model after loading, for people: "smollm2 + int8"."""

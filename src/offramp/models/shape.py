@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +54,3 @@ class ModelShape:
     tail_parameters: int
     head_parameters: int
     element_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> ModelShape:
-        """The shape written by `to_json`."""
-        layers = tuple(LayerShape(**layer) for layer in value["layers"])
-        return cls(**{**value, "layers": layers})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies.bill import Item, Usage
 from offramp.policies.charging import gives_output
-from offramp.policies.signals import probes_of
+from offramp.policies.signals import probes_of, suggest
 from offramp.policies.walk import Walk
 
 Steps = NDArray[np.int64]
@@ -65,6 +65,15 @@ def in_lockstep(walk: Walk, steps: Steps) -> Walk:
 
 BATCHINGS: dict[str, Callable[[Walk, Steps], Walk]] = {"lockstep": in_lockstep, "rebatch": as_it_is}
 """What becomes of a walk when its tokens are decoded in batches, by name."""
+
+
+def find_batching(name: str) -> Callable[[Walk, Steps], Walk]:
+    """The batching of that name. Raises PolicyError, with near names, for one that there is not."""
+    if name not in BATCHINGS:
+        raise PolicyError(
+            f"unknown batching {name!r}", where="batching= (--batching)", fix=suggest(name, BATCHINGS)
+        )
+    return BATCHINGS[name]
 
 
 def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool, maps: bool = False) -> Usage:

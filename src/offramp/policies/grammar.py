@@ -2,7 +2,7 @@
 
 never
 static:exit=20
-threshold:signal=margin,value=0.9,exits=10+15+20
+threshold:signal=margin,value=0.9,exits=10+15+20 (or exits=10,15,20)
 votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=1,exits=10+15]
 """
 
@@ -16,8 +16,14 @@ from typing import Any
 from offramp.errors import PolicyError
 from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
 from offramp.policies.binding import TunedOn, require_base
-from offramp.policies.policy import ExitPolicy, ParameterError, text_of
-from offramp.policies.reading import require_balanced, split_outside_brackets
+from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
+from offramp.policies.reading import (
+    PolicyText,
+    read_exit_list,
+    read_exits,
+    require_balanced,
+    split_outside_brackets,
+)
 from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
@@ -89,7 +95,7 @@ def read_text(text: str) -> ExitPolicy:
                 offset=len(text),
             )
         try:
-            values[parameter.name] = parameter.read(value)
+            values[parameter.name] = _read_value(parameter, value)
         except ParameterError as error:
             raise error.moved(given[0] if given else 0) from error
     try:
@@ -99,16 +105,38 @@ def read_text(text: str) -> ExitPolicy:
         raise error.moved(start) from error
 
 
+def _read_value(parameter: Parameter, text: str) -> Any:
+    """A parameter's value, the policies within it read too."""
+    value = parameter.read(text)
+    if isinstance(value, tuple):
+        return tuple(_policy_read(one) if isinstance(one, PolicyText) else one for one in value)
+    return _policy_read(value) if isinstance(value, PolicyText) else value
+
+
+def _policy_read(nested: PolicyText) -> ExitPolicy:
+    try:
+        return read_text(nested.text)
+    except ParameterError as error:
+        raise error.moved(nested.offset) from error
+
+
 def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str, tuple[int, str]]:
     """Where each parameter's value starts in the text, and the value.
 
     start: characters before the settings.
     """
     names = [parameter.name for parameter in kind.parameters]
+    of_exits = [one.name for one in kind.parameters if one.read in (read_exits, read_exit_list)]
     found: dict[str, tuple[int, str]] = {}
+    last = ""
     for offset, setting in split_outside_brackets(settings, ","):
         place = start + offset
         name, equals, value = setting.partition("=")
+        if last in of_exits and name.isdecimal() and not equals:  # exits=10,15 is exits=10+15
+            first, exits = found[last]
+            found[last] = (first, f"{exits}+{name}")
+            continue
+        last = name
         if name not in names:
             what = (
                 f"{kind.kind} has no parameter {name!r}"
@@ -145,6 +173,8 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
         raise _no_policy_file(where)
     version = value.get("schema_version")
     if isinstance(version, int) and version > TUNED_SCHEMA_VERSION:
+        if value["kind"] != "tuned" and "parameters" not in value:
+            raise _no_policy_file(where)
         raise PolicyError(
             f"the policy has schema version {version}, newer than {TUNED_SCHEMA_VERSION}",
             where=where,
@@ -209,7 +239,7 @@ def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: s
         try:
             text = text_of(given)
             require_balanced(text)
-            values[parameter.name] = parameter.read(text)
+            values[parameter.name] = _read_value(parameter, text)
         except ParameterError as error:
             raise PolicyError(error.what, where=f"{where}, {parameter.name}", fix=error.fix) from error
     return values

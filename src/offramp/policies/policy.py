@@ -170,12 +170,6 @@ class ExitPolicy(ABC):
         """The exits below L, ascending, where facts are read."""
         return tuple(exit for exit, facts in self.needs(layers).items() if facts)
 
-    def choose(self, trace: Trace) -> NDArray[np.int64]:
-        """The exit at which each token of a trace leaves: int64 [tokens]."""
-        from offramp.policies.walk import walk
-
-        return walk(self, trace).exits
-
     def parameter_values(self) -> dict[str, Any]:
         """Parameters by name, as JSON holds them: tuples become lists, policies their text in brackets."""
         fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from offramp.errors import PolicyError
@@ -13,6 +14,7 @@ from offramp.policies.signals import SIGNALS, Signal, suggest
 Exits = tuple[int, ...]
 ExitsOrAll = Exits | Literal["all"]
 
+LARGEST_COUNT = 999_999_999
 DEEPEST = 8
 """How deep policies may be nested in one another."""
 
@@ -55,8 +57,8 @@ def require_balanced(text: str) -> None:
 
 def _count(text: str) -> int | None:
     """A whole number of at least 1, None for any other text."""
-    fits = text.isascii() and text.isdigit() and len(text) < 10
-    return int(text) if fits and int(text) > 0 else None
+    fits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_COUNT))
+    return int(text) if fits and 0 < int(text) <= LARGEST_COUNT else None
 
 
 def read_count(text: str) -> int:
@@ -64,7 +66,8 @@ def read_count(text: str) -> int:
     count = _count(text)
     if count is None:
         raise ParameterError(
-            f"{text!r} is not a whole number of 1 or more", fix="write a whole number, 1 or more"
+            f"{text!r} is not a whole number of 1 or more",
+            fix=f"write a whole number from 1 to {LARGEST_COUNT:,}",
         )
     return count
 
@@ -143,29 +146,33 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
-def read_nested(text: str) -> ExitPolicy:
-    """A policy in brackets."""
-    from offramp.policies.grammar import read_text  # the grammar reads kinds, whose parameters are read here
+@dataclass(frozen=True)
+class PolicyText:
+    """The text of a policy within another, which the grammar reads. offset: characters in front of it."""
 
+    text: str
+    offset: int
+
+
+def read_nested(text: str) -> PolicyText:
+    """A policy in brackets."""
     if not (text.startswith("[") and text.endswith("]")):
         raise ParameterError(
             "a policy within another stands in brackets", fix="write it as [threshold:signal=...]"
         )
-    try:
-        return read_text(text[1:-1])
-    except ParameterError as error:
-        raise error.moved(1) from error
+    return PolicyText(text[1:-1], 1)
 
 
-def read_nested_list(text: str) -> tuple[ExitPolicy, ...]:
+def read_nested_list(text: str) -> tuple[PolicyText, ...]:
     """Policies in brackets, joined by "+"."""
-    policies: list[ExitPolicy] = []
+    found: list[PolicyText] = []
     for offset, item in split_outside_brackets(text, "+"):
         try:
-            policies.append(read_nested(item))
+            nested = read_nested(item)
         except ParameterError as error:
             raise error.moved(offset) from error
-    return tuple(policies)
+        found.append(PolicyText(nested.text, offset + nested.offset))
+    return tuple(found)
 
 
 def require_threshold(signal: Signal, value: float, parameter: str = "value") -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 
 from offramp.errors import PolicyError
+from offramp.plug_ins import load_plug_in, plug_ins, refused
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.adaptive import Adaptive
 from offramp.policies.rules.bandit import Bandit
@@ -50,19 +50,13 @@ def policy_kinds() -> dict[str, type[ExitPolicy]]:
     Raises PolicyError for a plug-in that is no ExitPolicy class or takes the name of another kind.
     """
     kinds = {policy.kind: policy for policy in BUILT_IN}
-    for point in entry_points(group=ENTRY_POINTS):
-        policy = point.load()
-        if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
-            raise PolicyError(
-                f"the plug-in {point.name!r} is not an exit policy",
-                where=point.value,
-                fix="let the entry point name a subclass of offramp.policies.policy.ExitPolicy",
-            )
+    for point in plug_ins(ENTRY_POINTS).values():
+        policy = load_plug_in(point, _is_kind, "policy", "a subclass of ExitPolicy", PolicyError)
         if policy.kind in kinds:
-            raise PolicyError(
-                f"two policies are called {policy.kind!r}",
-                where=point.value,
-                fix="rename or remove the plug-in",
-            )
+            raise refused(point, f"two policies are called {policy.kind!r}", PolicyError)
         kinds[policy.kind] = policy
     return kinds
+
+
+def _is_kind(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, ExitPolicy)

@@ -15,6 +15,7 @@ from offramp.policies.batching import Steps, count_steps
 from offramp.policies.bill import Item, Usage
 from offramp.policies.map_ranks import MAPPED, maps_of, require_exits
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.signals import suggest
 from offramp.policies.speculation import count_rounds, find_rounds
 from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
@@ -166,6 +167,15 @@ STRATEGIES: dict[str, KeyValueStrategy] = {
         ),
     )
 }
+
+
+def find_strategy(name: str, where: str = "kv= (--kv)") -> KeyValueStrategy:
+    """The strategy of that name. Raises PolicyError, with near names, for one that there is not."""
+    if name not in STRATEGIES:
+        raise PolicyError(
+            f"unknown strategy {name!r} for K and V", where=where, fix=suggest(name, STRATEGIES)
+        )
+    return STRATEGIES[name]
 
 
 def executed_layers(usage: Usage, shape: ModelShape) -> int:

@@ -12,7 +12,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
-from offramp.policies.batching import BATCHINGS, count_plain, group_into_steps
+from offramp.policies.batching import count_plain, find_batching, group_into_steps
 from offramp.policies.bill import PriceAt, make_bill
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.charging import (
@@ -30,10 +30,10 @@ from offramp.policies.gain import split_gain
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers
+from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers, find_strategy
 from offramp.policies.results import ReplayResult
 from offramp.policies.short_list import seen_by
-from offramp.policies.signals import suggest
+from offramp.policies.speculation import read_draft_length
 from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
@@ -128,25 +128,25 @@ def run_of(
     own = policy.for_task(task_of(trace))
     trace = seen_by(own, trace)
     steps = group_into_steps(trace.document, batch, seed)
-    return Run(trace, own, BATCHINGS[batching](walk(own, trace), steps), steps, draft_length)
+    return Run(trace, own, find_batching(batching)(walk(own, trace), steps), steps, draft_length)
 
 
 def check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
     """The strategy of that name. Raises PolicyError for options that are unknown or do not go together."""
-    if kv not in STRATEGIES:
-        raise PolicyError(f"unknown strategy {kv!r} for K and V", fix=suggest(kv, STRATEGIES))
-    if batching not in BATCHINGS:
-        raise PolicyError(f"unknown batching {batching!r}", fix=suggest(batching, BATCHINGS))
-    for name, value in {"batch": batch, "draft length": draft_length}.items():
-        if value < 1:
-            raise PolicyError(f"a {name} of {value} is not possible", fix="give 1 or more")
-    if batch > 1 and not STRATEGIES[kv].batches:
+    strategy = find_strategy(kv)
+    find_batching(batching)
+    read_draft_length(draft_length, adapts=False)
+    if batch < 1:
+        raise PolicyError(
+            f"a batch of {batch} is not possible", where="batch= (--batch)", fix="give 1 or more"
+        )
+    if batch > 1 and not strategy.batches:
         able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.batches)
         raise PolicyError(
             f"{kv!r} is charged for one sequence at a time, not for a batch of {batch}",
             fix=f"give batch 1, or one of the strategies {able}",
         )
-    return STRATEGIES[kv]
+    return strategy
 
 
 @dataclass(frozen=True)

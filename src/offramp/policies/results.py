@@ -57,6 +57,13 @@ class ReplayResult:
     notes: tuple[str, ...]
     reference_agreement: float | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"ReplayResult({self.policy}: agreement {self.agreement:.1%}, {self.skip_ratio:.1%} of the "
+            f"layers skipped, predicted speed {self.predicted_speedup:.3f} by {self.basis}, "
+            f"{len(self.exits):,} tokens)"
+        )
+
 
 @dataclass(frozen=True)
 class Frontier:
@@ -73,3 +80,6 @@ class Frontier:
     skip_ratio: NDArray[np.float64]
     speedup: NDArray[np.float64]
     speedup_without_probes: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"

@@ -11,11 +11,39 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.errors import PolicyError
 from offramp.policies.batching import count_steps
 from offramp.policies.bill import Item, Usage
 from offramp.policies.walk import Walk
 
 Integers = NDArray[np.int64]
+
+AUTO = "auto"
+"""The draft length that adapts itself while it decodes."""
+
+DRAFT_LENGTH = 4
+"""Tokens drafted before a verification, at most, where nothing is said."""
+
+
+def read_draft_length(value: object, *, adapts: bool = True) -> int | str:
+    """How many tokens are drafted before a verification, at most: a whole number, or "auto".
+
+    value: that, or the text of it. adapts: whether "auto" means something here: only a decoder knows what it
+    would be.
+
+    Raises PolicyError for anything else.
+    """
+    if isinstance(value, str) and len(value) < 7 and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if value == AUTO and adapts:
+        return AUTO
+    raise PolicyError(
+        f"a draft length of {value!r} is not possible",
+        where="draft_length= (--draft-length)",
+        fix=f"give a whole number from 1{', or auto' if adapts else ''}",
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ DECISION_WORDS: dict[Decision, str] = {
     "pays": "yes",
     "does not pay": "no",
     "too close to call": "too close to call",
+    "not enough documents": "not enough documents",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.report.formats import decimal, duration, listed, percent
-from offramp.report.run_result import Decoded, RunResult, WorkloadResult
+from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import Verdict
 
@@ -57,15 +57,21 @@ def how_obtained(run: RunResult) -> list[str]:
         "Under “Decoded for real” stand the policies that were decoded and timed, on a few prompts of "
         f"{texts}. Of all others {replayed}"
     ]
-    notes += [defect_note(decoded) for decoded in run.decoding if not decoded.sound]
+    notes += defect_notes(run)
     notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
     return notes + ([repair_note(run)] if exits else [])
 
 
-def defect_note(decoded: Decoded) -> str:
-    """That a measurement has a defect, and which."""
-    why = "; ".join(decoded.bench.defects)
-    return f"The measurement on {decoded.workload} has a defect and changes no verdict: {why}."
+def defect_notes(run: RunResult) -> list[str]:
+    """Which measurements have a defect, and which one; said once for all texts that share it."""
+    by_reason: dict[str, list[str]] = {}
+    for decoded in run.decoding:
+        if not decoded.sound:
+            by_reason.setdefault("; ".join(decoded.bench.defects), []).append(decoded.workload)
+    return [
+        f"The measurement on {listed(texts)} has a defect and changes no verdict: {why}."
+        for why, texts in by_reason.items()
+    ]
 
 
 def repair_note(run: RunResult) -> str:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from offramp.decoding.bench.combined import PLAIN_NAME, Combination, CombineResult, Effect, Quality
-from offramp.decoding.bench.results import Interval
-from offramp.report.formats import counted, decimal, interval_text, listed, percent, value_text, whole_percent
+from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect, Quality
+from offramp.decoding.measurement.results import Interval
+from offramp.report.formats import (
+    counted,
+    decimal,
+    listed,
+    percent,
+    timed_interval,
+    timed_text,
+    value_text,
+    whole_percent,
+)
 
 NOTHING = 0.06
 """How far an interval may reach from 1 for a part that changes nothing."""
@@ -70,7 +79,7 @@ def times_plain(found: Interval | None) -> str:
     """A speedup over plain decoding: "1.52 × (1.48 to 1.55)"."""
     if found is None:
         return "–"
-    limits = interval_text(found.low, found.high)
+    limits = timed_interval(found.value, found.low, found.high, decimal)
     return f"{decimal(found.value)} ×{f' ({limits})' if limits else ''}"
 
 
@@ -78,7 +87,7 @@ def interval(found: Interval | None) -> str:
     """A ratio: "0.97 (0.95 to 0.99)", "–" without one."""
     if found is None:
         return "–"
-    return value_text(found.value, found.low, found.high)
+    return timed_text(found.value, found.low, found.high, decimal)
 
 
 def kept_text(one: Combination) -> str:

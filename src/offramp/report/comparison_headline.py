@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from offramp.report.comparison_answers import (
+    NEVER,
     NOT_CERTIFIABLE,
     Answer,
     answers_of,
@@ -14,6 +15,7 @@ from offramp.report.comparison_answers import (
     decision_on,
     decoded,
     fastest,
+    floor_kept,
     has_defect,
     overall_decision,
     paying_cells,
@@ -21,7 +23,7 @@ from offramp.report.comparison_answers import (
     why_no_answer,
 )
 from offramp.report.comparison_words import distinct, floor_shown, place_of, row_name
-from offramp.report.formats import counted, decimal, limits_text, listed, times, whole_percent
+from offramp.report.formats import counted, decimal, limits_text, listed, percent, times, whole_percent
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Strategy
 from offramp.tuning.from_scores import BASES_NEEDED
@@ -207,6 +209,14 @@ def _uncertified_headline(comparison: Comparison) -> str:
     best = measured or predicted
     if best is None and comparison.combined:
         return _combined_headline(comparison)
+    below = [one for one in comparison.strategies if one.policy != NEVER and floor_kept(one) == "missed"]
+    if best is None and below:
+        closest = max(below, key=lambda one: one.agreement.value or 0.0)
+        return (
+            f"None of the {len(below):,} policies that were tried keeps its floor: the closest agrees on "
+            f"{percent(closest.agreement.value or 0.0)} of the tokens, and {floor_shown(closest.floor)} was "
+            'asked for; "tuned" among the policies of a study lets the tuner search.'
+        )
     if best is None:
         return "These are scores alone: whether early exit pays in time was not asked."
     how = "decoded for real" if measured else "by replay and without a certificate"

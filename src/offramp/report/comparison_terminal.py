@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from offramp.decoding.bench.combined_file import combined_from_json
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.records.typed import from_json
 from offramp.report.combined_words import advice
 from offramp.report.comparison_answers import NEVER, has_defect, overall_decision
 from offramp.report.comparison_headline import best_sentences, headline, left_over, not_claimed
@@ -27,6 +27,7 @@ from offramp.report.sections.compare_pairs import said
 from offramp.report.sections.compare_strategies import Standing, beside, floor_note
 from offramp.report.sections.compare_validity import claims
 from offramp.report.terminal import DECISION_STYLES
+from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
 
@@ -65,17 +66,17 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
 
 def advices(comparison: Comparison) -> list[str]:
     """What to use of accelerations that were timed together, a sentence for each measurement."""
-    found = [combined_from_json(dict(value)) for value in comparison.combined]
+    found = [from_json(CombineResult, value) for value in comparison.combined]
     return [f"{one.model} on {one.workload or 'the prompts'}: {advice(one)}" for one in found]
 
 
-def models_table(rows: Sequence[Row]) -> Table:
+def models_table(rows: Sequence[Row]) -> WordTable:
     """One line for each trace: the best certified speed at every floor and the scores."""
     floors = floors_of(rows)
     title = "Models" if len(rows) <= SHOWN else f"Models, {SHOWN} of {len(rows)}; the page has all"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = WordTable(title=title)
     for name in ("model", "workload"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for floor in floors:
         table.add_column(f"speed at\n{floor_shown(floor)}", justify="right")
     for _, name, _ in SCORES:
@@ -95,7 +96,7 @@ def speed_text(row: Row, floor: str) -> str:
     return "[dim]never exits[/]" if saving.policy == NEVER else stacked(saving.net_speedup, times)
 
 
-def strategies_table(comparison: Comparison) -> Table:
+def strategies_table(comparison: Comparison) -> WordTable:
     """The fastest strategies that can be followed, one for each place and floor; those that miss it last."""
     standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
     best: dict[tuple[str, ...], Standing] = {}
@@ -107,9 +108,9 @@ def strategies_table(comparison: Comparison) -> Table:
     title = "Fastest strategies" + (
         "" if len(kept) <= SHOWN else f", {SHOWN} of {len(kept)}; the page has all"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = WordTable(title=title, caption="what misses its floor stands last, and is marked")
     for name in ("strategy", "where", "floor"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for name in ("speed\n(predicted)", "speed\n(measured)", "agreement"):
         table.add_column(name, justify="right")
     for standing in kept[:SHOWN]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from offramp.decoding.bench.prediction import PredictionVerdict, when_it_counts
-from offramp.decoding.bench.results import Forecast, PartError
+from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
+from offramp.decoding.measurement.results import Forecast, PartError
 from offramp.report.formats import counted, duration, faster, listed, percent
 from offramp.report.run_result import Decoded, DecodedPolicy
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from offramp.policies.gain import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.verdict import TOO_WIDE
 
 MINUS = "−"
 NumberFormat = Callable[[float], str]
@@ -87,6 +88,25 @@ def limits_text(low: float | None, high: float | None, number: NumberFormat) -> 
 def value_text(value: float, low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
     """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
     limits = interval_text(low, high, number)
+    return f"{number(value)} ({limits})" if limits else number(value)
+
+
+TOO_FEW_PROMPTS = "too few prompts for an interval"
+
+
+def too_wide(value: float, low: float | None, high: float | None) -> bool:
+    """Whether an interval of times or their ratio says no more than that there were too few prompts."""
+    return low is not None and high is not None and (high > TOO_WIDE * value or TOO_WIDE * low < value)
+
+
+def timed_interval(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
+    """`interval_text` of times or their ratio, in words where it is too wide to say anything."""
+    return TOO_FEW_PROMPTS if too_wide(value, low, high) else interval_text(low, high, number)
+
+
+def timed_text(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
+    """`value_text` of a time or a ratio of times, in words where its interval is too wide to say anything."""
+    limits = timed_interval(value, low, high, number)
     return f"{number(value)} ({limits})" if limits else number(value)
 
 

@@ -15,7 +15,7 @@ from offramp.tuning.verdict import kept_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 HEADLINE_FLOOR = 0.95
-OverallDecision = Literal["pays", "does not pay", "too close to call", "depends on the text", "undefined"]
+OverallDecision = Decision | Literal["depends on the text", "undefined"]
 Named = tuple[str, Verdict]
 
 
@@ -63,6 +63,8 @@ def short_answer(run: RunResult) -> str:
             return f"Early exit does not pay for {model} on {texts}."
         case "pays":
             return f"Early exit pays for {model} on {texts}."
+        case "not enough documents":
+            return f"There are not enough documents to say whether early exit pays for {model} on {texts}."
         case _:
             return f"It is too close to call whether early exit pays for {model} on {texts}."
 
@@ -125,6 +127,7 @@ def mixed_sentence(model: str, found: list[Named], *, figures: bool) -> str:
         "pays": "pays on",
         "does not pay": "does not pay on",
         "too close to call": "is too close to call on",
+        "not enough documents": "cannot be judged, for want of documents, on",
     }
     parts = []
     for decision, words in wording.items():

@@ -30,6 +30,7 @@ DECISION_SIGNS: dict[str, str] = {
     "pays": "✓",
     "does not pay": "✕",
     "too close to call": "≈",
+    "not enough documents": "?",
     "not certifiable": "?",
     "depends on the text": "±",
     "undefined": "?",

@@ -8,8 +8,8 @@ from typing import Any
 
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
-from offramp.decoding.bench.combined import CombineResult
-from offramp.decoding.bench.results import BenchResult, Contender, Forecast, FreeRunning, Interval
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning, Interval
 from offramp.errors import InputError
 from offramp.policies.results import Frontier
 from offramp.scoring.card import ScoreCard

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.forecasts import error_sentence, rule_name, short_name
+from offramp.report.forecasts import error_sentence
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -20,16 +19,25 @@ from offramp.report.formats import (
     interval_text,
     milliseconds,
     percent,
+    timed_interval,
     times,
     whole_percent,
 )
 from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.policy_names import PolicyNames
+from offramp.report.ranking import NAMES, basis_text, kept_text, ranked, sample_text
+from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.timing_words import contender_answer
+from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.results import Verdict
 
-DECISION_STYLES = {"pays": "green", "does not pay": "red", "too close to call": "yellow"}
+DECISION_STYLES = {
+    "pays": "green",
+    "does not pay": "red",
+    "too close to call": "yellow",
+    "not enough documents": "yellow",
+}
 
 
 def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
@@ -38,23 +46,41 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
     console.print()
     console.print(f"[bold {style}]{escape(headline(run))}[/]")
     console.print()
-    console.print(floors_table(run))
-    console.print()
+    names = PolicyNames()
+    for workload in run.workloads:
+        console.print(floors_table(workload, names))
+        console.print()
     console.print(scores_table(run))
     console.print()
     for line in answer_lines(run):
         console.print(line)
-    if run.decoding:
+    by_name = {workload.name: workload for workload in run.workloads}
+    for decoded in run.decoding:
         console.print()
-        console.print(decoded_table(run))
-        for line in decoded_lines(run):
+        console.print(ranking_table(decoded, by_name.get(decoded.workload), names))
+        for line in not_timed_lines(decoded):
             console.print(line)
-        console.print()
+    for line in decoded_lines(run):
+        console.print(line)
+    if names.lines():
+        console.print("\nPolicies in full:")
+        for line in names.lines():
+            console.print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
+    console.print()
     console.print(plain_line(run))
     for note in caveats(run):
         console.print(f"[dim]{escape(note)}[/]")
     if report is not None:
         console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def print_verdict_so_far(run: RunResult, console: Console) -> None:
+    """Print the verdict as certified and predicted, before policies are timed."""
+    style = DECISION_STYLES.get(overall_decision(run), "yellow")
+    console.print(f"\nBefore the timing: [bold {style}]{escape(headline(run))}[/]")
+    console.print(
+        "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
+    )
 
 
 def answer_lines(run: RunResult) -> list[str]:
@@ -75,31 +101,32 @@ def answer_lines(run: RunResult) -> list[str]:
     return lines
 
 
-def floors_table(run: RunResult) -> Table:
-    """One row per workload and floor: what is kept as executed and the speed, then what was replayed."""
-    table = Table(title="At the quality you would keep", title_justify="left", box=None, pad_edge=False)
-    for name in ("workload", "keep", "verdict and policy"):
-        table.add_column(name, overflow="fold")
+def floors_table(workload: WorkloadResult, names: PolicyNames) -> WordTable:
+    """One row per floor of a text: what is kept as executed and the speed, then what was replayed."""
+    table = WordTable(title=f"At the quality you would keep: [bold]{escape(workload.name)}[/]")
+    for name in ("keep", "verdict and policy"):
+        table.add_column(name)
     for name in ("kept\n(executed)", "speed", "agreement\n(replayed)"):
         table.add_column(name, justify="right")
-    for workload in run.workloads:
-        for row, verdict in enumerate(workload.verdicts):
-            style = DECISION_STYLES[verdict.decision]
-            table.add_row(
-                escape(workload.name) if row == 0 else "",
-                whole_percent(verdict.floor),
-                f"[{style}]{verdict.decision}[/]\n[dim]{escape(shown_policy(verdict))}[/]" + saved(verdict),
-                kept(verdict),
-                speed(verdict),
-                stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
-            )
+    for verdict in workload.verdicts:
+        style = DECISION_STYLES[verdict.decision]
+        policy = escape(shown_policy(verdict, names))
+        table.add_row(
+            whole_percent(verdict.floor),
+            f"[{style}]{verdict.decision}[/]\n[dim]{policy}[/]" + saved(verdict),
+            kept(verdict),
+            speed(verdict),
+            stacked(verdict.agreement, percent) + reference(verdict.reference_agreement),
+        )
     return table
 
 
-def shown_policy(verdict: Verdict) -> str:
+def shown_policy(verdict: Verdict, names: PolicyNames) -> str:
     """What to decode with, and what was tried where nothing is certified yet."""
     tried = verdict.tried
-    return verdict.policy if tried is None else f"never; tried: {rule_name(tried.policy)} · {tried.kv}"
+    if tried is not None:
+        return f"never; tried: {names.of(tried.policy)} · {tried.kv}"
+    return names.of(verdict.policy)
 
 
 def kept(verdict: Verdict) -> str:
@@ -120,8 +147,9 @@ def speed(verdict: Verdict) -> str:
     found = verdict.speed
     if found is None:
         return "–"
-    limits = interval_text(found.low, found.high, times)
-    return f"{times(found.value)}\n[dim]{limits}{' ' if limits else ''}{found.how}[/]"
+    limits = timed_interval(found.value, found.low, found.high, times)
+    below = f"{limits}\n{found.how}" if limits else found.how
+    return f"{times(found.value)}\n[dim]{below}[/]"
 
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:
@@ -145,32 +173,42 @@ def reference(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"\n[dim]untransformed:[/]\n{stacked(estimate, percent)}"
 
 
-def decoded_table(run: RunResult) -> Table:
-    """Predicted beside measured, one row a policy that was decoded for real."""
-    table = Table(title="Decoded for real", title_justify="left", box=None, pad_edge=False)
-    for name in ("workload", "policy · K,V"):
-        table.add_column(name, overflow="fold")
-    for name in ("ms a token\n(predicted)", "ms a token\n(measured)", "net speed\n(measured)"):
+def ranking_table(decoded: Decoded, workload: WorkloadResult | None, names: PolicyNames) -> WordTable:
+    """Every way to decode that was timed on a text: how fast it is and what it keeps, the best first."""
+    broken = "" if decoded.sound else " [red](DEFECT)[/]"
+    table = WordTable(
+        title=f"Decoded for real, ranked: [bold]{escape(decoded.workload)}[/], {sample_text(decoded)}{broken}"
+    )
+    table.add_column("")
+    table.add_column("way to decode")
+    for name in ("speed\n(measured)", "agreement\n(executed)", "ms a token\n(predicted)", "(measured)"):
         table.add_column(name, justify="right")
-    for decoded in run.decoding:
-        for row, policy in enumerate(decoded.policies):
-            timed, forecast = decoded.timed(policy), policy.forecast
-            predicted = None if forecast is None else forecast.predicted
-            broken = "" if decoded.sound else "\n[red]DEFECT[/]"
-            name = f"{escape(decoded.workload)}{broken}" if row == 0 else ""
-            seconds, speedup = timed.seconds_per_token, timed.ratio
-            table.add_row(
-                name,
-                escape(short_name(policy)),
-                "–" if predicted is None else decimal(1000 * predicted, 1),
-                "not timed" if seconds is None else decimal(1000 * seconds.value, 1),
-                "–" if speedup is None else f"{times(speedup.value)}\n[dim]{_answer(decoded, policy)}[/]",
-            )
+    place = 0
+    for one in ranked(decoded, workload):
+        place += not one.misses
+        policy, timed = one.policy, one.timed
+        name = one.name if policy is None else f"{names.of(policy.policy)} · {policy.kv}"
+        predicted = None if policy is None or policy.forecast is None else policy.forecast.predicted
+        basis, seconds = basis_text(one), timed.seconds_per_token
+        assert timed.ratio is not None, "only what was timed is ranked"
+        table.add_row(
+            "–" if one.misses else str(place),
+            escape(name),
+            f"{times(timed.ratio.value)}\n[dim]{contender_answer(timed, decoded.bench.worth)}[/]",
+            kept_text(one) + (f"\n[{'red' if one.misses else 'dim'}]{basis}[/]" if basis else ""),
+            "–" if predicted is None else decimal(1000 * predicted, 1),
+            "–" if seconds is None else decimal(1000 * seconds.value, 1),
+        )
     return table
 
 
-def _answer(decoded: Decoded, policy: DecodedPolicy) -> str:
-    return contender_answer(decoded.timed(policy), decoded.bench.worth)
+def not_timed_lines(decoded: Decoded) -> list[str]:
+    """Policies and peers that were to take part and did not, with the reason."""
+    return [
+        f"[dim]not timed: {escape(NAMES.get(one.name, one.name))}: {escape(one.left_out)}[/]"
+        for one in decoded.bench.contenders
+        if one.left_out is not None
+    ]
 
 
 def decoded_lines(run: RunResult) -> list[str]:
@@ -188,21 +226,19 @@ def plain_line(run: RunResult) -> str:
     plain = run.plain_seconds_per_token
     if plain is None:
         return "Plain decoding was not timed."
-    interval = interval_text(plain.low, plain.high, milliseconds)
+    interval = timed_interval(plain.value, plain.low, plain.high, milliseconds)
     return (
         f"Plain decoding: {milliseconds(plain.value)} per token{f' ({interval})' if interval else ''}, "
         "measured."
     )
 
 
-def scores_table(run: RunResult) -> Table:
+def scores_table(run: RunResult) -> WordTable:
     """The components and oracles: one row per figure, one column per workload."""
-    table = Table(
-        title="Suitability from 0 to 1, and oracles", title_justify="left", box=None, pad_edge=False
-    )
+    table = WordTable(title="Suitability from 0 to 1, and oracles")
     table.add_column("measured")
     for workload in run.workloads:
-        table.add_column(escape(workload.name), justify="right", overflow="fold")
+        table.add_column(escape(workload.name), justify="right")
     figures: tuple[tuple[str, str, NumberFormat], ...] = (
         ("representation quality", "representation", decimal),
         ("information increment", "increment", decimal),

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from offramp.decoding.bench.results import Answer, BenchResult, Contender, FloorCheck, Interval, Stopped
-from offramp.report.formats import counted, decimal, interval_text, percent, times, value_text, whole_percent
+from offramp.decoding.measurement.results import Answer, BenchResult, Contender, FloorCheck, Interval, Stopped
+from offramp.report.formats import (
+    counted,
+    decimal,
+    percent,
+    timed_interval,
+    timed_text,
+    times,
+    value_text,
+    whole_percent,
+)
+from offramp.tuning.verdict import TOO_WIDE
 
 ENDED: Mapping[Stopped, str] = {
     "answered": "every question was answered",
@@ -28,6 +38,8 @@ def answer_name(answer: Answer, resolution: float | None, worth: float) -> str:
     if answer == "equivalent":
         return f"equivalent within ± {whole_percent(worth)}"
     if answer == "unresolved":
+        if resolution is not None and resolution >= TOO_WIDE - 1.0:
+            return "unresolved: too few prompts"
         return "unresolved" if resolution is None else f"unresolved at ± {percent(resolution)}"
     return answer
 
@@ -50,7 +62,7 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
 
 def ratio_text(ratio: Interval) -> str:
     """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
-    return value_text(ratio.value, ratio.low, ratio.high, times)
+    return timed_text(ratio.value, ratio.low, ratio.high, times)
 
 
 def stopped_text(stopped: Stopped, seconds: float) -> str:
@@ -60,7 +72,7 @@ def stopped_text(stopped: Stopped, seconds: float) -> str:
 
 def twins_text(a_a: Interval) -> str:
     """How equal the plain decoder came out to itself."""
-    limits = interval_text(a_a.low, a_a.high, lambda value: decimal(value, 3))
+    limits = timed_interval(a_a.value, a_a.low, a_a.high, lambda value: decimal(value, 3))
     return f"{decimal(a_a.value, 3)}{f' ({limits} at 99 %)' if limits else ''}"
 
 

@@ -14,8 +14,9 @@ from offramp.report.formats import (
     interval_text,
     listed,
     percent,
+    timed_text,
     times,
-    value_text,
+    too_wide,
     whole_percent,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -32,7 +33,7 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    return f"{how_words(speed)} {value_text(speed.value, speed.low, speed.high, times)}"
+    return f"{how_words(speed)} {timed_text(speed.value, speed.low, speed.high, times)}"
 
 
 def how_words(speed: Speed) -> str:
@@ -48,7 +49,7 @@ def worth_words(verdict: Verdict) -> str:
     if speed is None:
         return ""
     counts = f"you count more than {percent(verdict.worth, 0 if verdict.worth >= 0.01 else 1)} as worth it"
-    if speed.low is None or speed.high is None:
+    if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
         return f"; {counts}"
     change = interval_text(speed.low, speed.high, lambda value: percent(value - 1))
     return f": {change} faster; {counts}"

@@ -136,6 +136,12 @@ class ScoreCard:
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
 
+    def __repr__(self) -> str:
+        names = ("representation", "increment", "calibration", "composite")
+        values = [(name, getattr(self, name).value) for name in names]
+        shown = [f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in values]
+        return f"ScoreCard({', '.join(shown)}; {self.tokens:,} tokens of {self.documents:,} documents)"
+
     @property
     def time_ceiling_first_match(self) -> Estimate:
         """Share of time that the first-match oracle saves: its skip ratio x (1 - head share)."""

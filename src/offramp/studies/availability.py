@@ -14,9 +14,10 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import processor_name
 from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import FILE_SOURCES, LOCAL, WorkloadEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
@@ -24,7 +25,6 @@ from offramp.studies.model_search import find_models
 from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on
 from offramp.studies.study import Study
-from offramp.studies.toml_lines import Location
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import describe_workloads, load_workload
 from offramp.workloads.standard_library import library_files
@@ -103,7 +103,7 @@ def _installed() -> list[Any]:
     """What built-in workloads are made of: this Python, its library's files, and the packages installed."""
     packages = sorted(path.name for folder in sys.path if folder for path in Path(folder).glob("*.dist-info"))
     library = evidence_of(path for _, path in library_files())
-    return [sys.version, packages, library, rooms_fingerprint("workloads")]
+    return [sys.version, packages, library, source_fingerprint("workloads")]
 
 
 def _find_machines(study: Study) -> dict[str, FoundMachine]:
@@ -181,4 +181,4 @@ def _kernels() -> list[Any]:
     """What it depends on whether this machine can do a transform."""
     names = ("torch", "torchao")
     versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in names}
-    return [versions, processor_name(), rooms_fingerprint("models")]
+    return [versions, processor_name(), source_fingerprint("models")]

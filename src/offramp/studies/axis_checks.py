@@ -10,12 +10,12 @@ from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
-from offramp.policies.repair import STRATEGIES
+from offramp.policies.repair import find_strategy
+from offramp.records.given_file import did_you_mean
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import FILE_SOURCES, LOCAL, NONE, HeadsEntry, TransformEntry
-from offramp.studies.file_errors import did_you_mean
 from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on, steps_of
-from offramp.studies.toml_lines import Location
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.workloads.registry import describe_workloads
 
@@ -104,12 +104,7 @@ def check_policies(study: Study) -> None:
                 )
             continue
         check_policy_text(study, entry.policy, ("policies", place))
-        if entry.kv not in STRATEGIES:
-            raise InputError(
-                f"unknown strategy {entry.kv!r} for K and V",
-                where=study.where("policies", place, "kv"),
-                fix=did_you_mean(entry.kv, STRATEGIES),
-            )
+        find_strategy(entry.kv, study.where("policies", place, "kv"))
 
 
 def check_policy_text(study: Study, text: str, location: Location) -> None:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from offramp.decoding.bench.acceleration import EXITS, SPECULATE
+from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
 from offramp.models.memory_size import parse_size
 from offramp.models.registry import DTYPES
 from offramp.policies.grammar import parse_policy
+from offramp.records.given_file import did_you_mean
 from offramp.studies.axis_checks import (
     check_heads,
     check_machines,
@@ -21,7 +22,6 @@ from offramp.studies.axis_checks import (
     check_workloads,
 )
 from offramp.studies.entries import LEAGUE, LOCAL, Entry
-from offramp.studies.file_errors import did_you_mean
 from offramp.studies.places import placed
 from offramp.studies.steps import accelerations_of
 from offramp.tracing.recording import parse_signals

@@ -1,4 +1,4 @@
-"""What computes a task's result: the code of the rooms that it is made in, and the libraries."""
+"""What computes a task's result: the code of the packages that it is made in, and the libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from offramp.files import sha256_of_file
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.tracing.request import library_versions
 
 WORK = "studies/work"
@@ -20,7 +20,7 @@ SCORING = (*MEASURING, "costs", "scoring")
 REPLAYING = (*SCORING, "policies")
 TUNING = (*REPLAYING, "tuning")
 DECODING = (*TUNING, "decoding")
-ROOMS: Mapping[str, tuple[str, ...]] = {
+PACKAGES: Mapping[str, tuple[str, ...]] = {
     "trace": MEASURING,
     "heads": MEASURING,
     "profile": DECODING,
@@ -32,7 +32,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "combine": DECODING,
     "pair": SCORING,
 }
-"""Rooms whose code makes the result, by kind of task."""
+"""Packages whose code makes the result, by kind of task."""
 SHARED_WORK = tuple(
     f"{WORK}/{name}.py" for name in ("context", "inputs", "model_cache", "nameless", "text_size")
 )
@@ -47,7 +47,7 @@ OWN = "offramp"
 @functools.cache
 def code_of(kind: str) -> str:
     """Fingerprint of the code that makes the result of one kind of task."""
-    return rooms_fingerprint(*ROOMS[kind], f"{WORK}/{kind}.py", *SHARED_WORK)
+    return source_fingerprint(*PACKAGES[kind], f"{WORK}/{kind}.py", *SHARED_WORK)
 
 
 @functools.cache

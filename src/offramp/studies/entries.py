@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from offramp.records.given_file import Count, Number, Positive, Share, Table, Text, Truth, Whole
 from offramp.tracing.fitting.sizes import FITTING_TOKENS
 from offramp.tracing.sizes import DEFAULT_TOKENS
 
@@ -19,20 +21,7 @@ LOCAL = "local"
 FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Truth = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
-Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
-Text = Annotated[str, Field(pattern=r"\S")]
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
-
-
-class Table(BaseModel):
-    """One table of the file; a key that it does not have is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Settings(Table):
@@ -41,6 +30,8 @@ class Settings(Table):
     tokens: per workload. threads: of torch, by default the cores at hand. exits, context, document_tokens,
     signals: as `offramp trace` takes them. floors: on agreement. draws: of the bootstrap.
     """
+
+    hints: ClassVar[Mapping[str, str]] = {"name": "write small letters, digits and single hyphens"}
 
     name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     title: str = ""
@@ -85,6 +76,7 @@ class ModelEntry(Entry):
     """
 
     named_alike: ClassVar[tuple[str, ...]] = ("source", "base")
+    hints: ClassVar[Mapping[str, str]] = {"released": 'write year and month: released = "2024-11"'}
 
     source: Text
     base: Text

@@ -32,7 +32,7 @@ PROMPT_TOKENS = 64
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
 FEWEST_VISITS = 2
-"""Prompts that are decoded whatever the seconds are (`offramp.decoding.bench.groups`)."""
+"""Prompts that are decoded whatever the seconds are (`offramp.decoding.measurement.turns`)."""
 PLAIN_CONTENDERS = 3
 """That take turns with the others: the fastest plain decoder, the same again, and never exit."""
 SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5, "pair": 5e-5}

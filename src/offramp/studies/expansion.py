@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from offramp.errors import InputError
+from offramp.records.toml_lines import Location
 from offramp.studies.checks import AXES
 from offramp.studies.entries import (
     LEAGUE,
@@ -23,7 +24,6 @@ from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.recipes import Recipes
 from offramp.studies.study import Study
 from offramp.studies.task import Cell, Task
-from offramp.studies.toml_lines import Location
 from offramp.studies.variant import Variant
 
 UNTRANSFORMED = TransformEntry(name=NONE)
@@ -79,6 +79,7 @@ class _Expansion:
         self.found = found
         self.recipes = Recipes(study, found)
         self.fitness = Fitness(study, found)
+        self.fitness.check_contexts()
         self.cells: dict[str, Cell] = {}  # by task: no two cells have the same
         self.tasks: dict[str, Task] = {}
         self.names: dict[str, str] = {}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offramp.errors import DamagedFileError, OfframpError
-from offramp.files import read_sealed_json, write_sealed_json
+from offramp.records.sealed_file import SealedFile
 
 FAILURE = "failure.json"
 
@@ -30,20 +28,16 @@ class Failure:
             return cls(error.what, error.where, error.fix, name)
         return cls(str(error) or name, error=name)
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back as equal."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Failure:
-        """The failure that `to_json` made an object of."""
-        return cls(**value)
+FILE = SealedFile(
+    Failure, "the task failed, and the record of why is damaged", "run the study again with --retry"
+)
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
     """Record that the task of a folder failed; its next try removes the record (see `remove_failure`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_sealed_json(folder / FAILURE, failure.to_json())
+    FILE.write(folder / FAILURE, failure)
 
 
 def read_failure(folder: Path) -> Failure | None:
@@ -52,7 +46,7 @@ def read_failure(folder: Path) -> Failure | None:
     if not path.exists():
         return None
     try:
-        return Failure.from_json(read_sealed_json(path, _damaged))
+        return FILE.read(path)
     except DamagedFileError as error:
         return Failure.of(error)
 
@@ -60,11 +54,3 @@ def read_failure(folder: Path) -> Failure | None:
 def remove_failure(folder: Path) -> None:
     """Forget that the task of a folder failed, as before another try."""
     (folder / FAILURE).unlink(missing_ok=True)
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"the task failed, and the record of why is damaged: {why}",
-        where=str(path),
-        fix="run the study again with --retry",
-    )

@@ -9,17 +9,18 @@ from offramp.models.transforms.unfit_families import why_unfit
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import require_neighbours
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import HeadsEntry, PolicyEntry
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.places import placed
 from offramp.studies.steps import layers_left
 from offramp.studies.study import Study
-from offramp.studies.toml_lines import Location
 from offramp.studies.variant import Variant
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.recording import Recording, parse_signals
 from offramp.tracing.request import parse_exits
+from offramp.tracing.sizes import DEFAULT_CONTEXT
 
 LEAVE_OUT = "or leave these cells out with [[exclude]]"
 
@@ -30,6 +31,27 @@ class Fitness:
     def __init__(self, study: Study, found: Found) -> None:
         self.study = study
         self.found = found
+
+    def check_contexts(self) -> None:
+        """Refuse models that would be traced in contexts of different lengths: those are not compared.
+
+        Raises InputError.
+        """
+        if self.study.settings.context is not None:
+            return
+        lengths = {
+            model.entry.name: min(DEFAULT_CONTEXT, model.context)
+            for model in self.found.models.values()
+            if model.context is not None
+        }
+        shortest, longest = (pick(lengths, key=lengths.__getitem__, default="") for pick in (min, max))
+        if lengths and lengths[shortest] != lengths[longest]:
+            raise InputError(
+                f"{longest} would be traced in contexts of {lengths[longest]} tokens, {shortest} takes "
+                f"{lengths[shortest]} at most, and such results are not compared",
+                where=self.study.where("study"),
+                fix=f"write context = {lengths[shortest]} in the table [study]",
+            )
 
     def check_row(self, variant: Variant, workload: FoundWorkload, heads: HeadsEntry) -> None:
         """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""

@@ -7,15 +7,12 @@ record of its failure. The journal only tells people what happened when, and how
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import (
-    read_sealed_json,
-    sweep_temporary_files,
-    write_sealed_json,
-)
+from offramp.files import remove, sweep_temporary_files
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.journal import Journal
 from offramp.studies.locks import holding
@@ -25,12 +22,13 @@ from offramp.studies.manifest import (
     RESULT,
     Manifest,
     check_files,
-    damaged,
     files_of,
     read_manifest,
     write_manifest,
 )
-from offramp.studies.plan_file import plan_from_json, plan_to_json
+from offramp.studies.manifest import FILE as MANIFEST_FILE
+from offramp.studies.plan_file import FILE as PLAN_FILE
+from offramp.studies.plan_file import PlanRecord
 from offramp.studies.task import Plan, Task
 
 PLAN = "plan.json"
@@ -105,7 +103,7 @@ class StudyFolder:
         manifest, problems = self._examine(task.kind, task.key, whole=False)
         path = self.task_folder(task) / RESULT
         if problems:
-            raise damaged(path, problems[0])
+            raise MANIFEST_FILE.damaged(path, problems[0])
         if manifest is None or RESULT not in manifest.files:
             raise InputError(
                 f"there is no result of this {task.kind} task",
@@ -148,6 +146,8 @@ class StudyFolder:
         a killed trace, or, where `was_damaged`, one whose damaged parts are to be traced again.
         """
         folder = self.task_folder(task)
+        if os.path.lexists(folder) and not folder.is_dir():
+            remove(folder)  # nothing that offramp writes: a task's folder is its own
         folder.mkdir(parents=True, exist_ok=True)
         problems = self._examine(task.kind, task.key, whole=False)[1]
         if problems:
@@ -157,6 +157,8 @@ class StudyFolder:
         for path in files_of(folder):
             if path.parent == folder:
                 path.unlink()
+        if (folder / RESULT).is_dir():
+            remove(folder / RESULT)
         self.journal.append("started", task)
         return folder
 
@@ -177,6 +179,7 @@ class StudyFolder:
     def _withdraw(self, task: Task, problems: list[str]) -> None:
         """Take the manifest away from a task with damaged files, so that it is done again."""
         folder = self.task_folder(task)
+        remove(folder / DAMAGED)
         (folder / MANIFEST).replace(folder / DAMAGED)
         self.journal.append("damaged", task, problems=problems)
 
@@ -202,9 +205,16 @@ class StudyFolder:
 
         Raises InputError if the folder cannot be made or written.
         """
+        for place in (self.path / TASKS, self.locks, self.logs):
+            if os.path.lexists(place) and not place.is_dir():
+                raise InputError(
+                    "something else stands where the study keeps a folder of its own",
+                    where=str(place),
+                    fix="move it away, or choose another folder with -o",
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_sealed_json(self.path / PLAN, plan_to_json(plan))
+            PLAN_FILE.write(self.path / PLAN, PlanRecord.of(plan))
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(
                 f"the study's folder cannot be made or written: {error.strerror}",
@@ -224,4 +234,4 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        return plan_from_json(read_sealed_json(path, damaged))
+        return PLAN_FILE.read(path).plan

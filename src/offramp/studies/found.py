@@ -19,7 +19,8 @@ ELEMENT_BYTES = {dtype: size for size, dtype in DTYPES.items()}
 class FoundModel:
     """A model. source: what it is loaded by. identity: None if it is not here.
 
-    layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says.
+    layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says. context:
+    tokens that it takes, None if its files do not say.
     model_type: of its config. missing: why it cannot be had here, None if it can. damaged: whether that is
     since its files are not whole or not safe.
     """
@@ -30,6 +31,7 @@ class FoundModel:
     layers: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None
+    context: int | None = None
     parameters: float | None = None
     model_type: str | None = None
     missing: str | None = None

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from offramp.errors import DamagedFileError
-from offramp.files import TEMPORARY_PREFIX, read_sealed_json, sha256_of_file, sync_folder, write_sealed_json
+from offramp.files import TEMPORARY_PREFIX, remove, sha256_of_file, sync_folder
+from offramp.records.sealed_file import SealedFile
+from offramp.records.typed import Record
 from offramp.studies.failures import FAILURE
 from offramp.studies.task import Task
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
 """The manifest of a finished task one of whose files was found damaged; it vouches for nothing any more."""
@@ -23,18 +24,34 @@ APART = frozenset({MANIFEST, DAMAGED, FAILURE})
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A finished file: its SHA-256 in hexadecimal and its size in bytes."""
+    """A finished file: its SHA-256 in hexadecimal and its size."""
 
     sha256: str
-    size: int
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished task left: its files by path relative to the task's folder. key: the task's."""
+    """What a finished task left: its files by path relative to the task's folder. The rest is the task's."""
 
+    kind: str
     key: str
+    recipe: Mapping[str, Any]
+    needs: Mapping[str, str]
     files: Mapping[str, FileRecord]
+
+
+def study_file(record: type[Record], version: int | None = None) -> SealedFile[Record]:
+    """A kind of file of a study whose damage the next run mends."""
+    return SealedFile(
+        record,
+        "a file of the study is damaged: {name}",
+        "run the study again: it does the damaged tasks anew and keeps the others",
+        version,
+    )
+
+
+FILE = study_file(Manifest, version=1)
 
 
 def write_manifest(folder: Path, task: Task) -> None:
@@ -45,22 +62,12 @@ def write_manifest(folder: Path, task: Task) -> None:
     files = {}
     for path in files_of(folder):
         flush(path)
-        record = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+        record = FileRecord(sha256_of_file(path), path.stat().st_size)
         files[path.relative_to(folder).as_posix()] = record
     for below in sorted({(folder / name).parent for name in files} - {folder}):
         sync_folder(below)  # the task's own is flushed with the manifest
-    (folder / DAMAGED).unlink(missing_ok=True)
-    write_sealed_json(
-        folder / MANIFEST,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "kind": task.kind,
-            "key": task.key,
-            "recipe": dict(task.recipe),
-            "needs": dict(task.needs),
-            "files": files,
-        },
-    )
+    remove(folder / DAMAGED)
+    FILE.write(folder / MANIFEST, Manifest(task.kind, task.key, task.recipe, task.needs, files))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -70,11 +77,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        value = read_sealed_json(path, damaged)
+        return FILE.read(path)
     except FileNotFoundError:
         return None
-    files = {name: FileRecord(file["sha256"], file["bytes"]) for name, file in value["files"].items()}
-    return Manifest(value["key"], files)
+    except NotADirectoryError as error:
+        raise FILE.damaged(folder, "it is a file, not the folder of a task") from error
 
 
 def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
@@ -87,8 +94,8 @@ def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif path.stat().st_size != record.size:
-            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {record.size:,}")
+        elif path.stat().st_size != record.bytes:
+            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {record.bytes:,}")
         elif (whole or name == RESULT) and sha256_of_file(path) != record.sha256:
             problems.append(f"{name}: its bytes changed since it was written (SHA-256 differs)")
     return problems
@@ -111,12 +118,3 @@ def flush(path: Path) -> None:
     """Flush a file's bytes to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def damaged(path: Path, why: str) -> DamagedFileError:
-    """The error for a file of a study whose bytes are not those that were written."""
-    return DamagedFileError(
-        f"a file of the study is damaged: {path.name}: {why}",
-        where=str(path),
-        fix="run the study again: it does the damaged tasks anew and keeps the others",
-    )

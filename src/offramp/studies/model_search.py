@@ -10,14 +10,14 @@ from typing import Any
 
 from offramp.errors import ModelError
 from offramp.models.available_memory import WORKING_SHARE, machine_memory
-from offramp.models.checkpoint import CONFIG_FILE, read_config, stated_count, stated_layers
+from offramp.models.checkpoint import CONFIG_FILE, CONTEXT_KEYS, read_config, stated_count, stated_layers
 from offramp.models.finding import find_source, hub_source
 from offramp.models.hub import find_downloaded, looks_like_hub_id, unknown_model
 from offramp.models.identity import ModelIdentity
 from offramp.models.memory_size import shown_size
 from offramp.models.registry import BUNDLED
 from offramp.models.source import Source
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.models.weight_files import read_headers
 from offramp.studies.entries import ModelEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
@@ -49,9 +49,8 @@ class _ModelSearch:
 
     def find(self, entry: ModelEntry, place: int) -> FoundModel:
         path = (self.study.folder / Path(entry.source).expanduser()).absolute()
-        stated = FoundModel(
-            entry, entry.source, None, entry.layers, entry.hidden, entry.vocabulary, entry.parameters
-        )
+        sizes = ("layers", "hidden", "vocabulary", "parameters")
+        stated = FoundModel(entry, entry.source, **{name: getattr(entry, name) for name in sizes})
         if entry.source in BUNDLED:
             try:
                 path = BUNDLED[entry.source].find()
@@ -113,7 +112,7 @@ class _ModelSearch:
         def evidence(value: Any) -> Any:
             folders = [] if value is None else [Path(value["folder"])]
             versions = importlib.metadata.version("transformers")
-            return [evidence_of({*paths, *folders}), versions, rooms_fingerprint("models")]
+            return [evidence_of({*paths, *folders}), versions, source_fingerprint("models")]
 
         def find() -> Any:
             return _describe(source or find_source(stated.source))
@@ -147,6 +146,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "layers": stated_layers(config),
         "hidden": stated_count(config, HIDDEN_KEYS),
         "vocabulary": stated_count(config, ("vocab_size",)),
+        "context": stated_count(config, CONTEXT_KEYS),
         "parameters": float(sum(tensor.elements for tensor in read_headers(source.folder).values())),
         "model_type": (config.get("text_config") or config).get("model_type"),
     }

@@ -1,51 +1,60 @@
-"""A plan as a JSON object, for the study's folder."""
+"""A plan as a file of the study's folder: a task stands there once, a job names its tasks by key."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
-from offramp.errors import InputError
+from offramp.studies.manifest import study_file
 from offramp.studies.task import Cell, Job, Plan, Task
 
-SCHEMA_VERSION = 1
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job whose tasks are named by their keys; else as `Job`."""
+
+    name: str
+    tasks: tuple[str, ...]
+    needs: tuple[str, ...]
+    threads: int
+    exclusive: bool
+    memory_bytes: int
 
 
-def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """A JSON object that `plan_from_json` reads back as equal; a task stands there once, a job by keys."""
-    jobs = [{**asdict(job), "tasks": [task.key for task in job.tasks]} for job in plan.jobs]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "study": dict(plan.study),
-        "cells": [asdict(cell) for cell in plan.cells],
-        "tasks": [{"key": key, **task.to_json()} for key, task in plan.tasks.items()],
-        "jobs": jobs,
-        "unavailable": dict(plan.unavailable),
-        "damaged": list(plan.damaged),
-    }
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as it is kept; fields as in `Plan`."""
 
+    study: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    tasks: tuple[Task, ...]
+    jobs: tuple[PlannedJob, ...]
+    unavailable: Mapping[str, str]
+    damaged: tuple[str, ...]
 
-def plan_from_json(value: Mapping[str, Any]) -> Plan:
-    """The plan that `plan_to_json` made an object of.
-
-    Raises InputError if a newer offramp wrote it.
-    """
-    if value["schema_version"] > SCHEMA_VERSION:
-        raise InputError(
-            f"the study's plan has schema version {value['schema_version']}; "
-            f"this offramp reads up to {SCHEMA_VERSION}",
-            fix="upgrade offramp: pip install --upgrade offramp",
+    @classmethod
+    def of(cls, plan: Plan) -> PlanRecord:
+        """The record of a plan."""
+        jobs = tuple(
+            PlannedJob(**{**_fields(job), "tasks": tuple(task.key for task in job.tasks)})
+            for job in plan.jobs
         )
-    tasks = {}
-    for entry in value["tasks"]:
-        fields = {name: part for name, part in entry.items() if name != "key"}
-        tasks[entry["key"]] = Task.from_json(fields)
-    jobs = []
-    for entry in value["jobs"]:
-        members = tuple(tasks[key] for key in entry["tasks"])
-        jobs.append(Job(**{**entry, "tasks": members, "needs": tuple(entry["needs"])}))
-    cells = tuple(Cell(**cell) for cell in value["cells"])
-    return Plan(
-        value["study"], cells, tasks, tuple(jobs), value["unavailable"], tuple(value.get("damaged", ()))
-    )
+        return cls(**{**_fields(plan), "tasks": tuple(plan.tasks.values()), "jobs": jobs})
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it is the record of."""
+        tasks = {task.key: task for task in self.tasks}
+        jobs = tuple(
+            Job(**{**_fields(job), "tasks": tuple(tasks[key] for key in job.tasks)}) for job in self.jobs
+        )
+        return Plan(**{**_fields(self), "tasks": tasks, "jobs": jobs})
+
+
+FILE = study_file(PlanRecord, version=2)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}

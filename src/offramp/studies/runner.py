@@ -7,9 +7,9 @@ import functools
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from offramp.errors import DamagedFileError, DiskFullError, OfframpError, is_out_of_memory
 from offramp.files import disk_full, is_disk_full
@@ -42,17 +42,6 @@ class JobOutcome:
     busy: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     stopped: Failure | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back as equal."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> JobOutcome:
-        """The outcome that `to_json` made an object of."""
-        stopped = value["stopped"] and Failure.from_json(value["stopped"])
-        fates = {fate: tuple(keys) for fate, keys in value.items() if fate != "stopped"}
-        return cls(**fates, stopped=stopped)
 
 
 def run_job(job: Job, folder: StudyFolder) -> JobOutcome:

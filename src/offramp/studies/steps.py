@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from offramp.decoding.bench.acceleration import DECODERS
+from offramp.decoding.measurement.accelerations import DECODERS
 from offramp.errors import InputError
 from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.registry import TRANSFORMS
 from offramp.models.transforms.transform import Transform
+from offramp.records.given_file import did_you_mean
+from offramp.records.toml_lines import Location
 from offramp.studies.entries import Combine, TransformEntry
-from offramp.studies.file_errors import did_you_mean
-from offramp.studies.toml_lines import Location
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study

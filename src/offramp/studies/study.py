@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr
 
-from offramp.errors import InputError
-from offramp.files import canonical_json, read_given_text, sha256_of_text
+from offramp.files import canonical_json, sha256_of_text
+from offramp.records.given_file import Source, Table, checked
 from offramp.studies.entries import (
     LEAGUE,
     LOCAL,
@@ -26,12 +25,11 @@ from offramp.studies.entries import (
     Pair,
     PolicyEntry,
     Settings,
-    Table,
     TransformEntry,
     WorkloadEntry,
 )
-from offramp.studies.file_errors import invalid_file, not_toml
-from offramp.studies.toml_lines import Location, lines_of, place_in
+
+WHAT = "study file"
 
 
 class Study(Table):
@@ -55,8 +53,7 @@ class Study(Table):
     combine: Combine | None = None
     large: Large | None = None
 
-    _path: Path = PrivateAttr(default=Path("STUDY.toml"))
-    _lines: Mapping[Location, int] = PrivateAttr(default_factory=dict)
+    _source: Source = PrivateAttr(default=Source(Path("STUDY.toml"), WHAT, {}))
 
     @property
     def name(self) -> str:
@@ -66,12 +63,12 @@ class Study(Table):
     @property
     def path(self) -> Path:
         """The file it was read from."""
-        return self._path
+        return self._source.path
 
     @property
     def folder(self) -> Path:
         """What relative paths in it start from."""
-        return self._path.parent
+        return self.path.parent
 
     @property
     def streamed(self) -> bool:
@@ -85,37 +82,18 @@ class Study(Table):
 
     def where(self, *location: str | int) -> str:
         """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"."""
-        return place_in(self._path, self._lines, location)
+        return self._source.where(*location)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of everything it says, defaults included."""
         return self.model_dump(mode="json", by_alias=True)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: Source) -> Study:
+        """The study that the entries of a file describe, not yet held against one another.
 
-def read_study(path: str | Path) -> Study:
-    """The study that a TOML file describes.
-
-    Raises InputError, with the line and the key, for a file that cannot be read, is no TOML, has an unknown
-    axis or key, or a value that does not fit; and what `offramp.studies.checks.check_study` refuses.
-    """
-    from offramp.studies.checks import check_study  # it is about studies, and read with them
-
-    path = Path(path)
-    try:
-        text = read_given_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the study file cannot be read: {error}", where=str(path), fix="check the path"
-        ) from error
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits, too
-        raise not_toml(path, error) from error
-    lines = lines_of(text)
-    try:
-        study = Study.model_validate(values)
-    except ValidationError as error:
-        raise invalid_file(path, lines, Study, error) from error
-    study._path, study._lines = path, lines
-    check_study(study)
-    return study
+        Raises InputError as `offramp.records.given_file.checked`.
+        """
+        study = checked(cls, values, source)
+        study._source = source
+        return study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_text
@@ -54,15 +54,6 @@ class Task:
         content = [SCHEMA_VERSION, self.kind, dict(self.recipe), dict(self.needs)]
         return sha256_of_text(canonical_json(content))
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back as equal."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Task:
-        """The task that `to_json` made an object of."""
-        return cls(**{**value, "estimate": Estimate(**value["estimate"])})
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -106,17 +97,6 @@ class Job:
     def key(self) -> str:
         """SHA-256 of its tasks' keys."""
         return sha256_of_text(canonical_json([task.key for task in self.tasks]))
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back as equal."""
-        value = asdict(self)
-        return {**value, "needs": list(self.needs), "tasks": [task.to_json() for task in self.tasks]}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Job:
-        """The job that `to_json` made an object of."""
-        tasks = tuple(Task.from_json(task) for task in value["tasks"])
-        return cls(**{**value, "tasks": tasks, "needs": tuple(value["needs"])})
 
 
 @dataclass(frozen=True)

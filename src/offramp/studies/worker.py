@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.heartbeat import start_beating
 from offramp.studies.runner import run_job
@@ -32,13 +33,13 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Ctrl-C reaches every process of a terminal; the engine decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job = Job.from_json(json.loads(_read_line()))
+    job = from_json(Job, json.loads(_read_line()))
     threading.Thread(target=_end_with_engine, daemon=True).start()
     folder = StudyFolder(Path(sys.argv[1]))
     start_beating(folder.alive_path(sys.argv[2]))
     outcome = run_job(job, folder)
     with os.fdopen(answer, "w") as file:
-        json.dump(outcome.to_json(), file)
+        json.dump(to_json(outcome), file)
 
 
 def _read_line() -> bytes:

@@ -102,6 +102,12 @@ class ExitHeads:
     kv_maps: KeyValueMaps | None = None
     texts: tuple[Sketch, ...] | None = None
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self.exits)} exits"] if self.exits else []
+        kinds = {"lens": self.lens, "output heads": self.output, "K,V maps": self.kv_maps}
+        parts += [*(name for name, part in kinds.items() if part is not None), *self.classifiers]
+        return f"ExitHeads(of {self.model.get('name', 'a model')}: {', '.join(parts)})"
+
     @property
     def reads_exits(self) -> bool:
         """Whether exits are read through these heads instead of the model's own norm and output head."""

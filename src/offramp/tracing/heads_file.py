@@ -18,6 +18,8 @@ SCHEMA_VERSION = 3
 known. Older files are those without them."""
 
 HEADER = "offramp_heads"
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, by its format."""
 SCHEMA = "schema_version"
 SEAL = "sha256"
 
@@ -108,6 +110,14 @@ def _read_bytes(path: Path) -> bytes:
             fix=MADE_BY,
         )
     return data
+
+
+def is_heads_file(path: Path) -> bool:
+    """Whether a file begins as `write_heads` writes them, whole or not."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, LARGEST_HEADER))
+    return header.startswith(b"{") and HEADER.encode() in header
 
 
 def is_pickle(beginning: bytes) -> bool:

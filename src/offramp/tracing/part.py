@@ -122,7 +122,7 @@ def _write(table: pa.Table, path: Path) -> None:
     others = [field.name for field in table.schema if field.name not in floats]
     pq.write_table(
         table,
-        path,
+        path.absolute(),  # pyarrow takes a relative "a:b" for a URI, and "~" for a home
         compression={name: "none" if name in floats else "zstd" for name in table.column_names},
         use_dictionary=others,
         write_page_checksum=True,
@@ -135,7 +135,7 @@ def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, Arra
     Raises DamagedFileError, naming the file, if it cannot be read whole.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             table = file.read(columns, use_threads=False)
         return {name: table.column(name).to_numpy() for name in columns or table.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -155,7 +155,9 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
             path = part_path(folder, kind, index)
             raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     columns = {kind: read_columns(part_path(folder, kind, index)) for kind in FILE_KINDS}
-    details = json.loads(pq.read_schema(part_path(folder, "tokens", index)).metadata[b"offramp.part"])
+    details = json.loads(
+        pq.read_schema(part_path(folder, "tokens", index).absolute()).metadata[b"offramp.part"]
+    )
     return Part(
         index=index,
         tokens=columns["tokens"],

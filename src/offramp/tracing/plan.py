@@ -87,7 +87,7 @@ def _notes(
     model: Model, workload: Workload, selection: Selection, tokens: int, document_tokens: int | None
 ) -> list[str]:
     about_weights = weights_note(model.identity.weights)
-    notes = [] if about_weights is None else [about_weights]
+    notes = [*([] if about_weights is None else [about_weights]), *workload.notes]
     if selection.tokens < tokens:
         why = (
             "there are no more"
@@ -98,7 +98,7 @@ def _notes(
     if len(selection.documents) == 1:
         notes.append(
             "there is one document, so nothing is left to judge a policy on; a text file is split into "
-            "documents at its blank lines by txt:PATH#paragraphs"
+            "documents at its blank lines"
         )
     if selection.skipped:
         first = selection.skipped[0]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
 from offramp.models.transforms.layouts import PACKAGE
 from offramp.models.transforms.quantise import is_quantisation
 from offramp.tracing.recording import Recording
@@ -64,8 +64,8 @@ class TraceRequest:
 
 @functools.cache
 def code_fingerprint() -> str:
-    """SHA-256 of the source of the rooms that make a trace."""
-    return rooms_fingerprint("models", "workloads", "tracing")
+    """SHA-256 of the source of the packages that make a trace."""
+    return source_fingerprint("models", "workloads", "tracing")
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:

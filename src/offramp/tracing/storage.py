@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import NO_FILE, is_irregular, sha256_of_file
 from offramp.models.shape import ModelShape
+from offramp.records.typed import from_json, to_json
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
@@ -67,7 +68,7 @@ def write_manifest(
             "request": request.to_json(),
             "request_fingerprint": request.fingerprint,
             "exits": list(request.exits),
-            "shape": shape.to_json(),
+            "shape": to_json(shape),
             "facts": [
                 {"name": fact.name, "dtype": fact.dtype, "unit": fact.unit} for fact in recording.facts
             ],
@@ -206,7 +207,7 @@ def open_trace(folder: Path, manifest: dict[str, Any]) -> Trace:
         document_facts=_document_facts(tokens),
         documents=_records(manifest),
         marginal=functools.partial(_read_marginal, folder, manifest),
-        shape=ModelShape.from_json(manifest["shape"]),
+        shape=from_json(ModelShape, manifest["shape"]),
         provenance={
             "request": manifest["request"],
             "request_fingerprint": manifest["request_fingerprint"],

@@ -35,6 +35,7 @@ from offramp.tuning.sequence import (
 from offramp.tuning.sequential import fewest_documents
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import Candidate, Certificate, Tuned
+from offramp.tuning.verdict import AT_HAND
 
 PER_NEEDED = 4
 """Documents that a candidate may be decoded on, over those that are needed if none loses anything."""
@@ -108,7 +109,7 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         held=held,
         pool=pool,
         certified_on=executor.certified_on(looked_at),
-        provenance={"left_out": executor.left_out},
+        provenance={"left_out": executor.left_out, AT_HAND: executor.documents},
         executed_agreement=agreement,
         candidates=(*candidates, *(() if contender is None else (contender,))),
     )

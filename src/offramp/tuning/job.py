@@ -24,7 +24,7 @@ from offramp.tuning.pricing import Pricing
 from offramp.tuning.searching import search_pool
 from offramp.tuning.shift import shift_of
 from offramp.tuning.splits import Roles, digests, texts
-from offramp.tuning.tuned import Certificate, FrontPoint, Tuned
+from offramp.tuning.tuned import LAYERS, Certificate, FrontPoint, Tuned
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -103,6 +103,7 @@ class Job:
             workload=dict(self.trace.request.get("workload", {})),
             provenance={
                 "seed": self.seed,
+                LAYERS: self.trace.layers,
                 "offramp": importlib.metadata.version("offramp"),
                 "machine": None if self.machine is None else self.machine.to_json(),
                 "trace": self.trace.provenance.get("request_fingerprint"),

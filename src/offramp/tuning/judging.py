@@ -11,6 +11,7 @@ from offramp.policies.charging import prices_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
@@ -22,7 +23,7 @@ from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.results import Decision, Speed, Verdict
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import CUT, LOCAL, NEVER, WORTH, decide, percent_down, require_worth
+from offramp.tuning.verdict import CUT, LOCAL, NEVER, TOO_FEW, WORTH, decide, percent_down, require_worth
 
 
 def judge(
@@ -57,7 +58,10 @@ def judge(
     documents = (len(fit), len(report))
     unjudged = _why_unjudged(trace, len(fit))
     if unjudged is not None:
-        return tuple(_unjudged(trace, floor, worth, delta, unjudged, documents, pricing) for floor in floors)
+        decision: Decision = "too close to call" if len(fit) else TOO_FEW
+        return tuple(
+            _unjudged(trace, floor, worth, delta, unjudged, decision, documents, pricing) for floor in floors
+        )
     halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:
@@ -206,10 +210,19 @@ def _replay_reason(
     return f"{said}{kept}. Nothing was executed: decoding may keep less."
 
 
+def trace_documents(trace: Trace) -> str:
+    """How many documents a trace has tokens of, in words."""
+    count = document_rows(trace).count
+    return f"{count} document{'' if count == 1 else 's'}"
+
+
 def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
     """Why no policy can be chosen and judged on this trace, None if one can."""
     if not fit_documents:
-        return "one document cannot both choose a policy and judge it; trace at least 40"
+        return (
+            f"{trace_documents(trace)} cannot both choose a policy and judge it; trace at least "
+            f"{2 * DOCUMENTS_NEEDED}"
+        )
     if len(trace.exits) == 1 and trace.layers > 1:
         return "no exit before the last was traced, so no policy could be replayed; trace more exits"
     return None
@@ -221,6 +234,7 @@ def _unjudged(
     worth: float,
     delta: float,
     why: str,
+    decision: Decision,
     documents: tuple[int, int],
     pricing: Pricing,
 ) -> Verdict:
@@ -229,7 +243,7 @@ def _unjudged(
     return Verdict(
         floor=floor,
         worth=worth,
-        decision="too close to call",
+        decision=decision,
         reason=f"Nothing was judged: {why}.",
         missing=(why,),
         policy=NEVER,

@@ -26,7 +26,7 @@ from offramp.policies.charging import (
 from offramp.policies.gain import Gain, gain_of_parts
 from offramp.policies.map_ranks import MAPPED, maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES
+from offramp.policies.repair import find_strategy
 from offramp.policies.short_list import costs_for
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
@@ -247,11 +247,9 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
 
 def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
     """Raise InputError for what cannot be charged to each token alone."""
-    if kv not in PRICED:
+    if find_strategy(kv).name not in PRICED:
         raise InputError(
-            f"the price of the K,V strategy {kv!r} does not fall on each token alone"
-            if kv in STRATEGIES
-            else f"unknown K,V strategy {kv!r}",
+            f"the price of the K,V strategy {kv!r} does not fall on each token alone",
             where="--kv",
             fix="choose one of: " + ", ".join(PRICED),
         )

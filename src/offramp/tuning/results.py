@@ -10,7 +10,7 @@ from offramp.policies.gain import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.tuned import Candidate, Certificate
 
-Decision = Literal["pays", "does not pay", "too close to call"]
+Decision = Literal["pays", "does not pay", "too close to call", "not enough documents"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Verdict:
     """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
 
     worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
-    "too close to call". policy, kv: "never" if nothing is faster; kv is None where nothing was executed.
-    certificate: executed, or a replay bound, None if neither was asked for. executed_agreement: of documents
-    that did not choose the policy. speed: measured if it was, else predicted.
+    "too close to call", or how many documents are needed where there are too few. policy, kv: "never" if
+    nothing is faster; kv is None where nothing was executed. certificate: executed, or a replay bound, None
+    if neither was asked for. executed_agreement: of documents that did not choose the policy. speed:
+    measured if it was, else predicted.
     Beside it, replayed on one half of the documents a policy that was chosen on the other: replayed_policy,
     its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
     and reference_agreement (with the untransformed full model, None without transforms).
@@ -76,6 +77,9 @@ class Verdict:
     without: str = "never"
     credit: Estimate | None = None
     tried: Candidate | None = None
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
 
     @property
     def certified(self) -> bool:

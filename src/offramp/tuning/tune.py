@@ -8,7 +8,7 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.charging import machine_for
 from offramp.policies.map_ranks import exits_without, maps_charged
-from offramp.policies.repair import STRATEGIES
+from offramp.policies.repair import find_strategy
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method, find_method
 from offramp.tuning.certify import require_delta
@@ -71,11 +71,9 @@ def tune(
     if executed or kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = KEY_VALUE[0]
-    elif kv not in KEY_VALUE:
+    elif find_strategy(kv).name not in KEY_VALUE:
         raise InputError(
-            f"tuning does not search with the K,V strategy {kv!r} without a model"
-            if kv in STRATEGIES
-            else f"unknown K,V strategy {kv!r}",
+            f"tuning does not search with the K,V strategy {kv!r} without a model",
             where="--kv",
             fix="choose one of: " + ", ".join(KEY_VALUE),
         )

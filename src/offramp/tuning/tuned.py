@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from offramp.policies.binding import TunedOn
@@ -11,6 +12,12 @@ from offramp.policies.gain import Gain
 from offramp.scoring.documents import Lengths, lengths_text
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
+
+HEADS_FILE = "heads_file"
+"""In a tuned policy's provenance: where its exit heads lie, absolute once it is read."""
+
+LAYERS = "layers"
+"""In its provenance: of the model that it was tuned on."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,15 @@ class Tuned:
     candidates: tuple[Candidate, ...] = ()
     gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Tuned({self.policy_text} at {self.floor}: {self.answer})"
+
+    @property
+    def heads_file(self) -> Path | None:
+        """Where its exit heads lay when it was written; None without any, or if that is not known."""
+        kept = self.provenance.get(HEADS_FILE)
+        return None if kept is None else Path(str(kept))
 
     @property
     def tuned_on(self) -> TunedOn:

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import os
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import SEAL, canonical_json, read_given_text, seal_of, write_sealed_json
-from offramp.policies.gain import Gain
+from offramp.files import SEAL, read_given_text, seal_of, write_sealed_json
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
-from offramp.scoring.estimate import Estimate
-from offramp.tuning.floor import Floor
-from offramp.tuning.tuned import Candidate, Certificate, FrontPoint, Shift, Tuned
+from offramp.records.typed import InvalidRecordError, from_json
+from offramp.records.typed import to_json as record_json
+from offramp.tuning.tuned import HEADS_FILE, Tuned
 
 KIND = "tuned"
-
-ESTIMATES = ("quality", "skip_ratio", "net_speedup", "seconds_per_token")
 
 
 def to_json(tuned: Tuned) -> dict[str, Any]:
     """The JSON object of a tuned policy, without its seal; "policy" is the policy's text."""
-    fields = asdict(tuned)
+    fields = record_json(tuned)
     text = fields.pop("policy_text")
-    # Through JSON once, so that tuples and lists seal alike.
-    value: dict[str, Any] = json.loads(
-        canonical_json({"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields})
-    )
-    return value
+    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields}
 
 
-def write_tuned(path: Path, tuned: Tuned) -> None:
-    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`)."""
-    write_sealed_json(path, to_json(tuned))
+def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
+    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`).
+
+    heads_file: where the exit heads lie that it was tuned with, None without any. Kept relative to the policy
+    if it lies beside or just above it, so that both can be moved together; their fingerprint is part of
+    `Tuned.model`.
+    """
+    value = to_json(tuned)
+    if heads_file is not None:
+        value["provenance"][HEADS_FILE] = _place(heads_file.resolve(), path.resolve().parent)
+    write_sealed_json(path, value)
+
+
+def _place(heads: Path, folder: Path) -> str:
+    near = heads.parent in (folder, folder.parent)
+    return os.path.relpath(heads, folder) if near else str(heads)
 
 
 def is_tuned_file(path: Path) -> bool:
@@ -68,7 +74,18 @@ def read_tuned(path: str | Path) -> Tuned:
             where=str(path),
             fix="run offramp tune again: a certificate holds only for the policy that was tested",
         )
-    return _from_json(value)
+    kept = value.get("provenance", {}).get(HEADS_FILE)
+    if kept is not None:
+        place = os.path.normpath(path.absolute().parent / kept)
+        value["provenance"] = {**value["provenance"], HEADS_FILE: place}
+    try:
+        return from_json(Tuned, {**value, "policy_text": value.get("policy")})
+    except InvalidRecordError as error:  # sealed, but by another program
+        raise InputError(
+            f"the tuned policy is not what offramp writes: {error}",
+            where=str(path),
+            fix="run offramp tune again",
+        ) from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -87,27 +104,3 @@ def _read_object(path: Path) -> dict[str, Any]:
             "the policy file holds no JSON object", where=str(path), fix="give what offramp tune -o wrote"
         )
     return value
-
-
-def _from_json(value: dict[str, Any]) -> Tuned:
-    fields = {key: part for key, part in value.items() if key not in ("schema_version", "kind", SEAL)}
-    fields["policy_text"] = fields.pop("policy")
-    fields["floor"] = Floor(**fields["floor"])
-    certificate = fields["certificate"]
-    if certificate.get("document_tokens") is not None:
-        certificate = {**certificate, "document_tokens": tuple(certificate["document_tokens"])}
-    fields["certificate"] = Certificate(**certificate)
-    fields |= {name: Estimate(**fields[name]) for name in ESTIMATES}
-    for name in ("reference_agreement", "executed_agreement"):
-        if fields.get(name) is not None:
-            fields[name] = Estimate(**fields[name])
-    fields["candidates"] = tuple(Candidate(**one) for one in fields.get("candidates", ()))
-    if fields.get("gain") is not None:
-        fields["gain"] = Gain(**fields["gain"])
-    fields["front"] = tuple(FrontPoint(**point) for point in fields["front"])
-    fields["shift"] = tuple(
-        Shift(**{**shift, "quantiles": tuple(shift["quantiles"])}) for shift in fields["shift"]
-    )
-    for name in ("document_digests", "document_texts"):
-        fields[name] = {role: tuple(values) for role, values in fields.get(name, {}).items()}
-    return Tuned(**fields)

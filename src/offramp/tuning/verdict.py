@@ -13,8 +13,15 @@ from offramp.tuning.tuned import Candidate, Tuned
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
 
+TOO_WIDE = 1.5
+"""An interval that reaches so many times above a speed, or below, only says that samples are few."""
+
 LOCAL = "local"
 NEVER = "never"
+TOO_FEW: Decision = "not enough documents"
+
+AT_HAND = "documents_at_hand"
+"""In a tuned policy's provenance: documents to certify on, whether or not so many were allowed."""
 
 
 def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool) -> Decision:
@@ -23,6 +30,8 @@ def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool)
     speed: of the fastest candidate that is certified, or may yet be; None without one. certified: whether its
     executed agreement is certified at the floor. refuted: whether nothing faster than plain decoding can be
     certified, although the documents would have sufficed.
+
+    (`settle` says "not enough documents" in its place where these could not have certified anything.)
 
     "pays": certified, and the lower limit of a measured speed exceeds 1 + worth, or of a predicted one where
     the machine is not at hand. "does not pay": refuted, or the upper limit lies below 1 + worth. Else "too
@@ -57,6 +66,8 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
     low = credit is None or (credit.how == "predicted" and credit.value < 1.0 + verdict.worth)
     if decision == "too close to call" and not exits and low and verdict.decision == "does not pay":
         decision = "does not pay"  # replay already says that nothing is worth it, before any drift
+    if decision == "too close to call" and _too_few(tuned):
+        decision = TOO_FEW
     settled = replace(
         verdict,
         decision=decision,
@@ -88,6 +99,12 @@ def open_candidate(tuned: Tuned) -> Candidate | None:
     if tuned.policy_text != NEVER:
         return None
     return next((one for one in tuned.candidates if one.documents and one.outcome == "time used up"), None)
+
+
+def _too_few(tuned: Tuned) -> bool:
+    """Whether the documents at hand, all of them, could not certify the floor even if none lost anything."""
+    at_hand = tuned.provenance.get(AT_HAND, tuned.certificate.documents)
+    return tuned.certificate.executed and at_hand < tuned.certificate.documents_needed
 
 
 def _boldest(tuned: Tuned) -> Candidate | None:
@@ -165,20 +182,25 @@ def speed_words(speed: Speed, worth: float) -> str:
     said = f"{how} {speed.value:.3f} × the speed of plain decoding"
     if speed.low is None or speed.high is None:
         return f"{said}, without an interval"
+    if speed.high > TOO_WIDE * speed.value or TOO_WIDE * speed.low < speed.value:
+        return f"{said}, from too few prompts for an interval"
     low, high = 100 * (speed.low - 1.0), 100 * (speed.high - 1.0)
     return f"{said}, {low:+.1f} to {high:+.1f} %; more than {100 * worth:g} % counts as worth it"
 
 
 def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
     """What would settle it; nothing where it is settled."""
-    if verdict.decision != "too close to call":
+    if verdict.decision not in ("too close to call", TOO_FEW):
         return ()
     certificate, speed, found = tuned.certificate, verdict.speed, []
     if not certificate.executed:
         found.append("an executed certificate: offramp tune TRACE --floor agreement=" + f"{verdict.floor:g}")
     elif certificate.documents < certificate.documents_needed:
+        where = "at hand to certify on" if _too_few(tuned) else "were allowed to be decoded"
+        fix = "" if _too_few(tuned) else f"; offramp tune TRACE --floor agreement={verdict.floor:g} takes all"
         found.append(
-            f"documents: {certificate.documents} at hand, {certificate.documents_needed} needed if none loses"
+            f"documents: {certificate.documents} {where}, {certificate.documents_needed} needed if none "
+            f"loses{fix}"
         )
     elif not verdict.certified:
         found.append("time to decode the documents that are at hand")

@@ -76,14 +76,14 @@ PROSE = WorkloadSource(
     mode="text",
     documents="one per topic (more than 60)",
     licence=LICENCE,
-    description="English prose: the topics of the Python language reference",
+    description="technical English, no literature: the topics of the Python language reference",
     sizes=(
         WorkloadSize(
             "short",
             load_short_prose,
             documents=f"one per docstring (more than {FEWEST_ITEMS})",
-            description="English prose in short items, enough to certify agreement 0.99: docstrings of the "
-            f"standard library, at most {SHORT_PER_FILE} of one file; they are taken as independent",
+            description="technical English in short items, enough to certify agreement 0.99: docstrings of "
+            f"the standard library, at most {SHORT_PER_FILE} of one file; they are taken as independent",
         ),
     ),
 )

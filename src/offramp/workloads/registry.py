@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from offramp.errors import WorkloadError
+from offramp.plug_ins import load_plug_in, plug_ins
 from offramp.workloads.chat import CHAT
 from offramp.workloads.code import CODE
 from offramp.workloads.hub_dataset import HUB_DATASET
@@ -111,24 +111,11 @@ def _sources() -> dict[str, WorkloadSource]:
 
     Raises WorkloadError naming a plug-in that cannot be loaded.
     """
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        if entry_point.name not in _SOURCES:
-            register_workload(_load_plug_in(entry_point))
+    for name, point in plug_ins(ENTRY_POINT_GROUP).items():
+        if name not in _SOURCES:
+            fits, wanted = (lambda found: isinstance(found, WorkloadSource)), "a WorkloadSource"
+            register_workload(load_plug_in(point, fits, "workload", wanted, WorkloadError))
     return _SOURCES
-
-
-def _load_plug_in(entry_point: EntryPoint) -> WorkloadSource:
-    where = f"entry point {entry_point.name} = {entry_point.value} in the group {ENTRY_POINT_GROUP}"
-    fix = "mend or uninstall the package that brings it"
-    try:
-        source = entry_point.load()
-    except (ImportError, AttributeError) as error:
-        raise WorkloadError(f"a workload plug-in cannot be loaded: {error}", where=where, fix=fix) from error
-    if not isinstance(source, WorkloadSource):
-        raise WorkloadError(
-            f"a workload plug-in is a {type(source).__name__}, not a WorkloadSource", where=where, fix=fix
-        )
-    return source
 
 
 def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:

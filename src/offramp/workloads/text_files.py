@@ -1,4 +1,4 @@
-"""`txt:PATH`: a text file, its paragraphs, or a folder of text files."""
+"""`txt:PATH`: a text file, split at its blank lines, or a folder of text files."""
 
 from __future__ import annotations
 
@@ -14,35 +14,75 @@ from offramp.workloads.workload import Document, Workload
 OWN_LICENCE = "not stated (given by the user)"
 SUFFIXES = (".txt", ".md")
 SHORTEST_PARAGRAPH = 200
-PARAGRAPHS = "#paragraphs"
+PARAGRAPHS, WHOLE = "#paragraphs", "#whole"
+
+ENOUGH_FILES = 40
+"""So many files of a folder are documents enough: half of them choose a policy, half judge it."""
 
 
 def load_text(argument: str) -> Workload:
-    """A file as one document, a folder as one per *.txt and *.md file in it, sorted by name.
+    """The documents of a text file, or of the *.txt and *.md files of a folder, sorted by name.
 
-    With "#paragraphs" at the end each file is split at blank lines; a paragraph under 200 characters is
-    joined with the next.
+    One file is split at its blank lines, since one document can show nothing: a paragraph under 200
+    characters is joined with the next. A file of a folder stays one document, unless there are fewer than
+    ENOUGH_FILES: then each is split too. With "#paragraphs" at the end every file is split, with "#whole"
+    none.
 
     Raises WorkloadError for a missing path, a folder without texts, and files that are not UTF-8 text.
     """
-    by_paragraph = argument.endswith(PARAGRAPHS) and not Path(argument).exists()
-    path = Path(argument.removesuffix(PARAGRAPHS) if by_paragraph else argument)
-    _require_known_part(argument)
+    path, part = _path_and_part(argument)
     require_exists(path)
-    documents: list[Document] = []
-    for file in _text_files(path) if path.is_dir() else [path]:
-        text = read_text(file)
-        if by_paragraph:
-            documents.extend(Document(f"{file.name}:{line}", part) for line, part in paragraphs(text))
-        else:
-            documents.append(Document(file.name, text))
+    files = _text_files(path) if path.is_dir() else [path]
+    texts = {file.name: read_text(file) for file in files}
+    split = part == PARAGRAPHS or (part is None and len(files) < ENOUGH_FILES)
+    documents = [
+        document
+        for name, text in texts.items()
+        for document in (_paragraphs_of(name, text) if split else [Document(name, text)])
+    ]
+    notes: tuple[str, ...] = ()
+    if split and len(documents) > len(texts):
+        what = "the text was" if len(texts) == 1 else f"{len(texts)} texts were"
+        notes = (
+            f"{what} split at blank lines into {len(documents):,} documents, which are taken as independent "
+            f"(txt:PATH{WHOLE} leaves each file one document)",
+        )
     return Workload(
         name=f"txt:{argument}",
         mode="text",
         documents=tuple(documents),
         licence=OWN_LICENCE,
         source=str(path),
+        notes=notes,
     )
+
+
+def _path_and_part(argument: str) -> tuple[Path, str | None]:
+    """The path that is meant, and what was asked for of its files, None if nothing was.
+
+    Raises WorkloadError for a part that there is not.
+    """
+    before, mark, word = argument.rpartition("#")
+    part = f"#{word}"
+    if not mark or Path(argument).exists():  # a number sign may be part of a name
+        return Path(argument), None
+    if part in (PARAGRAPHS, WHOLE):
+        return Path(before), part
+    if Path(before).exists():
+        raise WorkloadError(
+            f"a text has no part {word!r}",
+            where=argument,
+            fix=f"write txt:{before}, txt:{before}{PARAGRAPHS} or txt:{before}{WHOLE}",
+        )
+    return Path(argument), None
+
+
+def _paragraphs_of(name: str, text: str) -> list[Document]:
+    """A document for each paragraph of a file; the file itself where there is nothing to split."""
+    found = list(paragraphs(text))
+    if len(found) == 1:
+        return [Document(name, text)]
+    return [Document(f"{name}:{line}", part) for line, part in found]
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, str]]:
@@ -83,22 +123,14 @@ def _text_files(folder: Path) -> list[Path]:
     return files
 
 
-def _require_known_part(argument: str) -> None:
-    before, mark, part = argument.rpartition("#")
-    if mark and f"#{part}" != PARAGRAPHS and not Path(argument).exists() and Path(before).exists():
-        raise WorkloadError(
-            f"a text has no part {part!r}",
-            where=argument,
-            fix=f"write txt:{before} or txt:{before}{PARAGRAPHS}",
-        )
-
-
 TEXT = WorkloadSource(
     name="txt",
     load=load_text,
     mode="text",
-    documents="one per file",
+    documents="one per paragraph of a file, or per file of a folder",
     licence=OWN_LICENCE,
-    description="your own text: a file, a folder of *.txt and *.md files, or PATH#paragraphs",
+    description="your own text: a file, split at blank lines into documents, or a folder of *.txt and *.md "
+    f"files, one document each ({ENOUGH_FILES} at least, else split too); PATH{PARAGRAPHS} splits always, "
+    f"PATH{WHOLE} never",
     argument="PATH",
 )

@@ -26,6 +26,7 @@ class Workload:
     mode: "text" traces the given text teacher-forced; "generation" lets the full model answer each prompt
     greedily and traces the answer.
     chat: the prompts go through the model's chat template.
+    notes: what was done to the texts that a reader of the results must know, one phrase each.
     """
 
     name: str
@@ -34,6 +35,10 @@ class Workload:
     licence: str
     source: str
     chat: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"
 
     @property
     def fingerprint(self) -> str:

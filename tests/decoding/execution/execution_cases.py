@@ -18,8 +18,8 @@ from strategy_cases import agreeable
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.generate import generate
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.trace import Trace
@@ -41,8 +41,8 @@ def agreeable_llama(eos: int | None = None, **config: Any) -> Model:
     )
 
 
-def options_of(policy: str = POLICY, kv: str = "propagate", **more: Any) -> Options:
-    return Options(parse_policy(policy), kv, **more)
+def options_of(policy: str = POLICY, kv: str = "propagate", **more: Any) -> DecodingOptions:
+    return DecodingOptions(parse_policy(policy), kv, **more)
 
 
 def openings_of(*lengths: int, vocabulary: int = 58) -> list[Opening]:
@@ -54,7 +54,7 @@ def openings_of(*lengths: int, vocabulary: int = 58) -> list[Opening]:
     ]
 
 
-def decoded_alone(model: Model, opening: Opening, options: Options, new_tokens: int) -> Any:
+def decoded_alone(model: Model, opening: Opening, options: DecodingOptions, new_tokens: int) -> Any:
     """One prompt decoded by itself."""
     return generate(
         model,

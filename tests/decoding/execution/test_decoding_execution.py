@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from execution_cases import (
 from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
 from offramp.decoding.quality.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
+from offramp.records.typed import from_json, to_json
 
 NEW = 12
 
@@ -30,7 +33,7 @@ def test_losses_are_those_of_the_naive_loop(kv: str, lengths: tuple[int, ...]) -
     model, options, openings = agreeable_llama(), options_of(kv=kv), openings_of(*lengths)
     rows = rows_together(model, options, max(lengths) + NEW)
     assert rows == (1 if kv == "speculate" else ROWS_TOGETHER)
-    found = execute(model, openings, options, Judge(model), new_tokens=NEW, rows=rows)
+    found = execute(model, openings, replace(options, new_tokens=NEW), Judge(model), rows=rows)
     lost = []
     for opening, one in zip(openings, found, strict=True):
         alone = decoded_alone(model, opening, options, NEW)
@@ -50,7 +53,7 @@ def test_losses_are_those_of_the_naive_loop(kv: str, lengths: tuple[int, ...]) -
 
 def test_a_policy_that_never_leaves_loses_nothing() -> None:
     model = agreeable_llama()
-    found = execute(model, openings_of(6, 6, 6), options_of("never"), Judge(model), new_tokens=NEW, rows=3)
+    found = execute(model, openings_of(6, 6, 6), options_of("never", new_tokens=NEW), Judge(model), rows=3)
     assert [one.loss for one in found] == [0.0, 0.0, 0.0]
     assert all(one.layers_executed == 4 * (NEW - 1) for one in found)
 
@@ -61,7 +64,7 @@ def test_an_end_token_ends_an_answer() -> None:
     answers = [decoded_alone(free, opening, options, NEW).tokens for opening in openings]
     ends = answers[0][4]
     model = agreeable_llama(eos=ends)
-    found = execute(model, openings, options, Judge(model), new_tokens=NEW, rows=4)
+    found = execute(model, openings, replace(options, new_tokens=NEW), Judge(model), rows=4)
     for answer, one in zip(answers, found, strict=True):
         expected = answer[: answer.index(ends) + 1] if ends in answer else answer
         assert list(one.answer) == expected
@@ -72,7 +75,7 @@ def test_rows_are_decoded_one_by_one_where_a_family_cannot_leave_apart() -> None
     model = tiny_model(build_family("mamba"), name="mamba")
     options = options_of("static:exit=1")
     assert rows_together(model, options, 40) == 1
-    found = execute(model, openings_of(6, 8), options, Judge(model), new_tokens=5, rows=1)
+    found = execute(model, openings_of(6, 8), replace(options, new_tokens=5), Judge(model), rows=1)
     assert len(found) == 2
     # What is refused for one prompt is refused before anything runs.
     with pytest.raises(PolicyError, match="oracle"):
@@ -95,11 +98,11 @@ def test_documents_that_fit_in_memory_are_decoded_together(monkeypatch: pytest.M
 def test_the_models_own_generation_config_changes_nothing() -> None:
     model = agreeable_llama()
     openings, options = openings_of(9, 9), options_of()
-    before = execute(model, openings, options, Judge(model), new_tokens=NEW, rows=2)
+    before = execute(model, openings, replace(options, new_tokens=NEW), Judge(model), rows=2)
     config = model.hf.generation_config
     config.repetition_penalty = 5.0
     try:
-        assert execute(model, openings, options, Judge(model), new_tokens=NEW, rows=2) == before
+        assert execute(model, openings, replace(options, new_tokens=NEW), Judge(model), rows=2) == before
         assert model.hf.generation_config.repetition_penalty == 5.0
     finally:
         config.repetition_penalty = None
@@ -113,7 +116,7 @@ def test_a_broken_answer_is_wholly_lost() -> None:
         # What the first answer says second cannot be embedded.
         model.hf.get_input_embeddings().weight[first[1]] = float("inf")
     with pytest.warns(RuntimeWarning, match="not finite"):
-        found = execute(model, openings, options_of("never"), Judge(model), new_tokens=6, rows=1)
+        found = execute(model, openings, options_of("never", new_tokens=6), Judge(model), rows=1)
     assert found[0].problem is not None
     assert found[0].loss == 1.0
     assert len(found[0].answer) < 6
@@ -121,7 +124,7 @@ def test_a_broken_answer_is_wholly_lost() -> None:
 
 def test_a_record_is_read_back_as_it_was() -> None:
     one = Execution("d", (1, 2), (3, 4), (4, 2), (True, False), 6, None)
-    assert Execution.of_json(one.to_json()) == one
+    assert from_json(Execution, to_json(one)) == one
     assert one.loss == 0.5
 
 

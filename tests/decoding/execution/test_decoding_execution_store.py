@@ -100,7 +100,6 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
             "model": model,
             "options": options_of(),
             "openings": openings,
-            "new_tokens": NEW,
             "rows": 2,
         }
         made = request_of(**(given | changed))
@@ -117,7 +116,7 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
         request(openings=openings[:1]),
         request(openings=openings[::-1]),
         request(openings=[*openings[:1], Opening("d1", (3, 3, 3, 3, 3), True)]),
-        request(new_tokens=NEW + 1),
+        request(options=options_of(new_tokens=NEW + 1)),
         request(rows=1),
     ]
     threads = torch.get_num_threads()
@@ -140,7 +139,7 @@ def test_heads_are_in_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
     options = options_of()
     object.__setattr__(options, "heads", Heads())
-    made = request_of(agreeable_llama(), options, openings_of(5), new_tokens=NEW, rows=1)
+    made = request_of(agreeable_llama(), options, openings_of(5), rows=1)
     assert made["heads"] == "h"
 
 
@@ -152,13 +151,13 @@ from execution_cases import agreeable_llama, openings_of, options_of
 from offramp.decoding.execution.execution import execute
 from offramp.decoding.execution.store import ExecutionStore, request_of
 from offramp.decoding.quality.judging import Judge
-model, options, openings = agreeable_llama(), options_of(), openings_of(*(5,) * 40)
+model, options, openings = agreeable_llama(), options_of(new_tokens=6), openings_of(*(5,) * 40)
 judge = Judge(model)
 with ExecutionStore.open(Path(sys.argv[1])) as store:
     for start in range(0, 40, 4):
         some = openings[start : start + 4]
-        request = request_of(model, options, some, new_tokens=6, rows=4)
-        store.get_or_make(request, lambda: execute(model, some, options, judge, new_tokens=6, rows=4))
+        request = request_of(model, options, some, rows=4)
+        store.get_or_make(request, lambda: execute(model, some, options, judge, rows=4))
         print(start, flush=True)
         time.sleep(0.05)
 """
@@ -177,15 +176,15 @@ def test_a_kill_costs_nothing_but_the_group_at_hand(tmp_path: Path) -> None:
     process.wait()
     kept = {path.name: path.read_bytes() for path in folder.glob("[!.]*.json")}
     assert 3 <= len(kept) < 10
-    model, options, openings = agreeable_llama(), options_of(POLICY), openings_of(*(5,) * 40)
+    model, options, openings = agreeable_llama(), options_of(POLICY, new_tokens=NEW), openings_of(*(5,) * 40)
     judge = Judge(model)
 
     def run(store: ExecutionStore) -> list[Execution]:
         found: list[Execution] = []
         for start in range(0, 40, 4):
             some = openings[start : start + 4]
-            request = request_of(model, options, some, new_tokens=NEW, rows=4)
-            make = lambda some=some: execute(model, some, options, judge, new_tokens=NEW, rows=4)  # noqa: E731
+            request = request_of(model, options, some, rows=4)
+            make = lambda some=some: execute(model, some, options, judge, rows=4)  # noqa: E731
             found += store.get_or_make(request, make)
         return found
 

@@ -205,7 +205,7 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
         ({"seconds": 0.0}, "are no time"),
         ({"seconds": float("nan")}, "are no time"),
         ({"kv": "speculate"}, "speculate is lossless"),
-        ({"kv": "propogate"}, "unknown K,V strategy 'propogate'"),
+        ({"kv": "propogate"}, "unknown strategy 'propogate'"),
         ({"method": "wrs"}, "unknown method"),
         ({"batch": 2}, "not a batch of 2"),
         ({"prompt_tokens": 95}, "do not leave room"),

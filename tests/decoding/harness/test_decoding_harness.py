@@ -31,10 +31,10 @@ from harness_cases import (
 
 import offramp
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.early_exit import Options
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.model import OfframpLM
 from offramp.decoding.harness.registration import register
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.heads_file import write_heads
@@ -136,7 +136,7 @@ def test_exits_are_read_through_heads(folder: Path, model: offramp.Model, tmp_pa
         heads=str(tmp_path / "heads.safetensors"),
     )
     ids, after = model.encode("the cat sat on"), [7, 8, 9]
-    options = Options(parse_policy("static:exit=2"), "recompute", heads)
+    options = DecodingOptions(parse_policy("static:exit=2"), "recompute", heads)
     expected = Scorer(model, options).score(ids, after)
     ((found, _),) = lm._loglikelihood_tokens([(("a", "b"), ids, after)], disable_tqdm=True)
     assert found == pytest.approx(expected.logprob, abs=1e-5)

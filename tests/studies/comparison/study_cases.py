@@ -14,10 +14,9 @@ from comparison_traces import easy_documents, synthetic_trace
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.bench.answers import answer_of
-from offramp.decoding.bench.combined_file import combined_to_json
-from offramp.decoding.bench.result_file import to_json
-from offramp.decoding.bench.results import BenchResult, Contender, Counted, Interval
+from offramp.decoding.measurement.answers import answer_of
+from offramp.decoding.measurement.results import BenchResult, Contender, Counted, Interval
+from offramp.records.typed import to_json
 from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -226,7 +225,7 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     needs = {"trace": traces["alpha", "code"], "league": league_task(case, 0.95, "never")}
     nothing = case.task("decode", {"floor": 0.95}, needs=needs)
     case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), NOTHING)
-    combined = combined_to_json(combined_result({"plain": 60.0, "int8": 40.0}))
+    combined = to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})
     case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})
     _add_undone(case)

@@ -14,9 +14,9 @@ from study_cases import BROKEN, DOCUMENTS, LENGTH, bench_result
 
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
-from offramp.decoding.bench.combined_file import combined_to_json
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text, write_sealed_json
+from offramp.records.typed import to_json
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult, price_list
 from offramp.report.summary import SCHEMA_VERSION, summarise, summary_schema
 from offramp.scoring.scoring import score
@@ -140,7 +140,7 @@ def test_league_tuner_and_decoding_are_those_of_the_run(tmp_path: Path, run: Run
     assert {one.machine for one in (fast, slow)} == {"local"}  # wherever its time was predicted for
     assert row.measured_speedup == {"agreement=0.9 | local": pytest.approx(1.25)}
     assert content.failures == {"tiny + int8 · code · decode": "no policy exits"}
-    assert content.combined == (combined_to_json(run.combined),)
+    assert content.combined == (to_json(run.combined),)
 
 
 def test_a_measurement_with_a_defect_saves_nothing(tmp_path: Path, run: RunResult) -> None:

@@ -14,6 +14,7 @@ from study_cases import BROKEN, FLOORS, MACHINE, POLICY, WORKLOADS, StudyCase, d
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.scoring.estimate import Estimate
 from offramp.scoring.paired import paired_differences
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.content import Content
@@ -24,7 +25,12 @@ from offramp.studies.comparison.study_rows import (
     model_fingerprint,
     read_study_folder,
 )
-from offramp.studies.comparison.study_strategies import Finished, decoded_strategies, measured_speedups
+from offramp.studies.comparison.study_strategies import (
+    Finished,
+    decoded_strategies,
+    floor_of,
+    measured_speedups,
+)
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import NOTHING
 from offramp.tracing.trace import Trace
@@ -103,7 +109,7 @@ def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Content) -> Non
 def test_the_league_is_that_of_the_api(case: StudyCase, content: Content) -> None:
     row = content.rows[0]
     entries = league(trace_of(case, row), find_machine(MACHINE), tuple(FLOORS), 0)
-    found = [one for one in strategies_of(content, row) if one.floor and one.family != "tuned"]
+    found = [one for one in strategies_of(content, row) if one.family not in ("tuned", "at 4")]
     assert len(found) == len(entries)
     for one, entry in zip(found, entries, strict=True):
         assert (one.family, one.policy, one.machine) == (entry.family, entry.policy, MACHINE)
@@ -132,9 +138,16 @@ def test_tuned_policies_are_savings_and_strategies(case: StudyCase, content: Con
     assert [one.agreement for one in found] == [one.quality for one in tuned]
 
 
-def test_policies_of_the_file_have_no_floor(content: Content) -> None:
-    (one,) = (one for one in strategies_of(content, content.rows[0]) if not one.floor)
-    assert (one.family, one.policy, one.machine) == ("at 4", "static:exit=4", MACHINE)
+def test_policies_of_the_file_are_held_against_the_floors_of_the_study(content: Content) -> None:
+    (one,) = (one for one in strategies_of(content, content.rows[0]) if one.family == "at 4")
+    assert (one.policy, one.machine) == ("static:exit=4", MACHINE)
+    kept = [floor for floor in FLOORS if one.agreement.value >= floor]
+    assert one.floor == f"agreement={max(kept, default=min(FLOORS)):g}"
+    assert [floor_of(Estimate(value), [0.9, 0.5]) for value in (0.95, 0.6, 0.42)] == [
+        "agreement=0.9",
+        "agreement=0.5",
+        "agreement=0.5",
+    ]
     assert one.skip_ratio.value == pytest.approx(1 - 4 / 6)
     assert one.agreement.low < one.agreement.value < one.agreement.high
     assert one.net_speedup.value > 1.0

@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.abilities import Abilities
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.kept_state import KeptState, find_kept_state
+from offramp.decoding.engine.cache_probe import KeptState, find_cache_keyword, find_kept_state
+from offramp.decoding.engine.capability_tests import own_logits, try_ability
+from offramp.decoding.engine.engine import Abilities, Engine, transposed_is_faster
 from offramp.decoding.engine.meter import Meter
-from offramp.decoding.engine.products import transposed_is_faster
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.engine.trials import own_logits, try_ability
-from offramp.decoding.stream import find_cache_keyword
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids

@@ -1,15 +1,165 @@
-"""The engine: what is known of a model that is driven layer by layer, the same for every generation."""
+"""The engine: a model driven layer by layer, what its family can do, and the product of its output head."""
 
 from __future__ import annotations
 
+import statistics
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from offramp.decoding.engine.abilities import Abilities
-from offramp.decoding.engine.products import head_logits
 from offramp.models.stack import ExitStack
+
+ABILITIES = (
+    "never_exit",
+    "propagate",
+    "mapped",
+    "recompute",
+    "speculate",
+    "monotone",
+    "lockstep",
+    "rebatch",
+    "drop",
+)
+"""Whether the loop gives the model's own logits, the KV strategies, and what can be done with a batch."""
+
+SAME_AS = {"mapped": "propagate"}
+"""Abilities that a family has if it has another one: layers that leave K and V of one state do of any."""
+
+
+class Abilities:
+    """Each ability is None if the family can do it exactly, else the reason in a sentence.
+
+    trial: tries one ability by name. answers: kept between engines of one model.
+    """
+
+    def __init__(
+        self, trial: Callable[[str], str | None], answers: dict[str, str | None] | None = None
+    ) -> None:
+        self._trial = trial
+        self._answers = {} if answers is None else answers
+        self._lock = threading.Lock()
+
+    def reason(self, ability: str) -> str | None:
+        """Why the family cannot do one of ABILITIES, None if it can; tried when first asked for."""
+        ability = SAME_AS.get(ability, ability)
+        with self._lock:
+            if ability not in self._answers:
+                self._answers[ability] = self._trial(ability)
+            return self._answers[ability]
+
+    @property
+    def never_exit(self) -> str | None:
+        """Logits and greedy tokens of the loop without exits are the model's own."""
+        return self.reason("never_exit")
+
+    @property
+    def propagate(self) -> str | None:
+        """A skipped layer leaves the K and V (or the moved state) of its exit's hidden state."""
+        return self.reason("propagate")
+
+    @property
+    def mapped(self) -> str | None:
+        """The same, each skipped layer of a state of its own."""
+        return self.reason("mapped")
+
+    @property
+    def recompute(self) -> str | None:
+        """Skipped layers run later, several positions at once, as if they had run in time."""
+        return self.reason("recompute")
+
+    @property
+    def speculate(self) -> str | None:
+        """Positions can be drafted by the first layers, verified by the rest, and taken back."""
+        return self.reason("speculate")
+
+    @property
+    def monotone(self) -> str | None:
+        """The first layers go on alone when the rest is never needed again."""
+        return self.reason("monotone")
+
+    @property
+    def lockstep(self) -> str | None:
+        """Each row of a left-padded batch gets the logits it has alone."""
+        return self.reason("lockstep")
+
+    @property
+    def rebatch(self) -> str | None:
+        """Layers run for some rows of a batch while the others only leave their K and V."""
+        return self.reason("rebatch")
+
+    @property
+    def drop(self) -> str | None:
+        """Rows of a batch that are over leave it, and the others go on."""
+        return self.reason("drop")
+
+
+MOST_ROWS = 8
+"""Rows up to which the transposed product was faster; a prompt has more."""
+
+SMALLEST = 4_000_000
+"""Weights from which on a product is worth a choice: smaller ones stay in the processor's caches."""
+
+CLEARLY = 1.25
+"""How much faster the transposed product must be: the model's own rounding is not given up for noise."""
+
+_ROUNDS = 5
+
+
+def transposed_product(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    """states W^T (+ bias) computed as (W states^T)^T: [..., features] -> [..., columns].
+
+    Libraries multiply one row by a float32 matrix with one thread, and two or three rows worse than four;
+    the same product with the weights on the left keeps all threads busy. A single row is doubled for that.
+    Sums are added up in another order, so that logits differ by rounding.
+    """
+    rows = states.reshape(-1, states.shape[-1])
+    doubled = torch.cat([rows, rows]) if len(rows) == 1 else rows
+    product = torch.mm(weight, doubled.t())[:, : len(rows)].t().contiguous()
+    return (product if bias is None else product + bias).view(*states.shape[:-1], -1)
+
+
+def head_logits(stack: ExitStack, normed: Tensor, transposed: bool) -> Tensor:
+    """Logits of states behind the tail of a linear head: [..., features] -> [..., vocabulary].
+
+    transposed: whether few rows take `transposed_product` (see `transposed_is_faster`).
+    """
+    assert stack.transform is not None, "a fast readout knows its transform"
+    rows = normed.numel() // normed.shape[-1]
+    if transposed and stack.head_weight is not None and rows <= MOST_ROWS:
+        return stack.transform.apply(transposed_product(stack.head_weight, stack.head_bias, normed))
+    assert stack.head is not None, "a fast readout has a head"
+    return stack.transform.apply(stack.head(normed))
+
+
+def transposed_is_faster(stack: ExitStack) -> bool:
+    """Whether this machine computes one row's logits clearly faster with the weights on the left, tried.
+
+    Only for a linear head in float32 on a processor; anything else keeps the model's own product.
+    """
+    weight = stack.head_weight
+    if stack.readout_kind != "fast" or weight is None or weight.numel() < SMALLEST:
+        return False
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return False
+    row = torch.linspace(-1.0, 1.0, weight.shape[1])[None]
+    with torch.no_grad():
+        own = _seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
+        other = _seconds(lambda: transposed_product(weight, stack.head_bias, row))
+    return other * CLEARLY < own
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    samples = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        product()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples[1:])
 
 
 @dataclass(frozen=True)
@@ -22,7 +172,7 @@ class Engine:
     after how many updates of the cache all that it leaves behind is written, so that it can stop there (0 if
     it cannot). keeps: bool per layer, whether it leaves anything behind: a layer that attends to another
     layer's K and V does not. transposed: whether the output head's product is faster with the weights on the
-    left (`offramp.decoding.engine.products`). entries: per layer, the places in the cache's list that it
+    left (`offramp.decoding.engine.engine`). entries: per layer, the places in the cache's list that it
     writes to. abilities: what the family can do, and why not.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine import cached_past
-from offramp.decoding.engine.cached_past import Past
+from offramp.decoding.engine import truncated_cache
+from offramp.decoding.engine.cache_probe import counting_updates, kept_aside, merging
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.inputs import Inputs, token_positions
-from offramp.decoding.engine.kept_state import counting_updates
-from offramp.decoding.engine.length_view import at_length
 from offramp.decoding.engine.meter import Meter
-from offramp.decoding.engine.row_views import kept_aside, merging
+from offramp.decoding.engine.truncated_cache import Past, at_length
 from offramp.errors import ModelError
 from offramp.models.caches import caches_among
 from offramp.models.calls import first_tensor
-from offramp.models.recording import Recorder
+from offramp.models.recording import LayerCall, Recorder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the layers are given for the tokens at positions start..end-1.
+
+    hidden: the embedding [rows, end - start, hidden]. calls: the other arguments of every layer.
+    """
+
+    start: int
+    end: int
+    hidden: Tensor
+    calls: list[LayerCall]
+
+
+def token_positions(ids: Tensor, mask: Tensor | None, start: int, end: int) -> Tensor:
+    """Position ids of tokens start..end-1 as `generate()` makes them, padding left out: int64 [batch, n].
+
+    Given even without padding: some families count from 0 in every block if they are not told.
+    """
+    if mask is None:
+        return torch.arange(start, end, device=ids.device).expand(len(ids), -1)
+    return (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]
+
 
 OnPosition = Callable[[int, int], None]
 """Called with a layer's index and the position that a recurrent layer has just run."""
@@ -250,19 +272,19 @@ class Sequences:
 
     def snapshot(self, first: int, last: int) -> Past:
         """What layers first+1..last hold now, for `restore`; it may be restored several times."""
-        return cached_past.snapshot(
+        return truncated_cache.snapshot(
             self.cache, self._entries(range(first, last)), first, self.lengths[first:last]
         )
 
     def restore(self, past: Past) -> None:
         """Go back to a snapshot in the layers it was taken of."""
-        cached_past.restore(self.cache, past)
+        truncated_cache.restore(self.cache, past)
         self.lengths[past.first : past.first + len(past.lengths)] = past.lengths
 
     def record_past(self) -> None:
         """From now on sliding windows keep what slides out of them until the next `crop`, so that it can be
         taken back; call `crop` after every block, also with nothing to remove, lest they grow."""
-        cached_past.record_past(self.cache)
+        truncated_cache.record_past(self.cache)
 
     def crop(self, length: int, first: int, last: int) -> None:
         """Remove the positions from `length` on from layers first+1..last that hold more, exactly.
@@ -277,7 +299,7 @@ class Sequences:
                     fix="restore a snapshot, then run the positions again",
                 )
             if surplus >= 0:
-                cached_past.crop(self.cache, self.engine.entries[index], surplus)
+                truncated_cache.crop(self.cache, self.engine.entries[index], surplus)
                 self.lengths[index] = length
 
     def select_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.generation.early_exit import check_decodable
+from offramp.decoding.generation.failures import free_bytes, key_value_bytes
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.memory import free_bytes, key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.free_running import full_models_choices
 from offramp.decoding.quality.judging import Judge
-from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.answers import plain_greedy
@@ -50,20 +49,8 @@ class Execution:
         """Share of the answer's tokens that are not the full model's choice; all of it after a problem."""
         return 1.0 if self.problem is not None else 1.0 - sum(self.agrees) / len(self.agrees)
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
-        return {key: list(part) if isinstance(part, tuple) else part for key, part in asdict(self).items()}
 
-    @classmethod
-    def of_json(cls, value: dict[str, Any]) -> Execution:
-        """The record that `to_json` gave."""
-        fields: dict[str, Any] = {
-            key: tuple(part) if isinstance(part, list) else part for key, part in value.items()
-        }
-        return cls(**fields)
-
-
-def rows_together(model: Model, options: Options, tokens: int) -> int:
+def rows_together(model: Model, options: DecodingOptions, tokens: int) -> int:
     """How many documents of so many tokens, prompt and answer, a policy decodes side by side.
 
     More than one where each row of a batch leaves at its own exit, as alone: the family has the ability, and
@@ -72,18 +59,9 @@ def rows_together(model: Model, options: Options, tokens: int) -> int:
     Raises InputError and PolicyError for what cannot be decoded at all.
     """
     engine = engine_of(model)
-    request = {
-        "policy": options.policy,
-        "layers": model.layers,
-        "draft_length": options.draft_length,
-        "sampling": False,
-        "processors": (),
-        "forced": False,
-    }
-    options.check(engine, Request(**request, batch=1, batching="lockstep"))  # type: ignore[arg-type]
-    apart = Options(options.policy, options.kv, options.heads, options.draft_length, "rebatch")
+    check_decodable(engine, options)
     try:
-        apart.check(engine, Request(**request, batch=2, batching="rebatch", padded=True))  # type: ignore[arg-type]
+        check_decodable(engine, replace(options, batching="rebatch"), batch=2)
     except InputError:
         return 1
     fitting = free_bytes(model.stack.device) // 2 // max(key_value_bytes(model) * tokens, 1)
@@ -93,10 +71,9 @@ def rows_together(model: Model, options: Options, tokens: int) -> int:
 def execute(
     model: Model,
     openings: Sequence[Opening],
-    options: Options,
+    options: DecodingOptions,
     judge: Judge,
     *,
-    new_tokens: int,
     rows: int,
 ) -> list[Execution]:
     """Decode documents greedily and freely, `rows` side by side, and judge what came out.
@@ -109,7 +86,7 @@ def execute(
     found: list[Execution] = []
     for start in range(0, len(openings), rows):
         some = openings[start : start + rows]
-        generations = _decode(model, some, options, new_tokens)
+        generations = _decode(model, some, options)
         judged = judge([(opening.ids, row.tokens) for opening, row in zip(some, generations, strict=True)])
         for opening, row, verdict in zip(some, generations, judged, strict=True):
             agrees = full_models_choices(verdict, 0, model.dtype)
@@ -127,21 +104,15 @@ def execute(
     return found
 
 
-def _decode(
-    model: Model, openings: Sequence[Opening], options: Options, new_tokens: int
-) -> tuple[Generation, ...]:
+def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions) -> tuple[Generation, ...]:
     prompts = prompt_batch(model, [list(opening.ids) for opening in openings], chat=False)
     padded = not bool(torch.all(prompts.mask == 1))
-    with plain_greedy(model, new_tokens):
+    batching = "rebatch" if len(openings) > 1 else "lockstep"
+    with plain_greedy(model, options.new_tokens):
         result = generate_batch(
             model,
             prompts.ids,
             prompts.mask if padded else None,
-            policy=options.policy,
-            kv=options.kv,
-            heads=options.heads,
-            max_new_tokens=new_tokens,
-            draft_length=options.draft_length,
-            batching="rebatch" if len(openings) > 1 else "lockstep",
+            replace(options, batching=batching),
         )
     return result.rows

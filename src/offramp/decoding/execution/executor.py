@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.decoding.compatibility import HeadsSource, read_heads_source
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
 from offramp.decoding.execution.prompts import Opening, Openings, choose_openings, traced_workload
 from offramp.decoding.execution.store import ExecutionStore, request_of
-from offramp.decoding.generation.binding import HeadsSource, read_heads_source
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import Judge
 from offramp.decoding.rerun.rerunner import Rerunner, require_heads, with_maps_of
 from offramp.decoding.rerun.sequences import require_model
@@ -25,7 +25,7 @@ from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES as CHARGED
-from offramp.policies.signals import suggest
+from offramp.policies.repair import find_strategy
 from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.exit_heads import ExitHeads
@@ -159,16 +159,15 @@ class ModelExecutor:
         options = self._options(policy, kv)
         rows = self._rows_of(policy, kv)
         assert rows is not None, "asked whether it can"
-        request = request_of(self.model, options, openings, new_tokens=self.new_tokens, rows=rows)
+        request = request_of(self.model, options, openings, rows=rows)
         return self.store.get_or_make(
             request,
-            lambda: execute(
-                self.model, openings, options, self._judge, new_tokens=self.new_tokens, rows=rows
-            ),
+            lambda: execute(self.model, openings, options, self._judge, rows=rows),
         )
 
-    def _options(self, policy: ExitPolicy, kv: str) -> Options:
-        return Options(policy.for_task(task_of(self.trace)), kv, self.heads)
+    def _options(self, policy: ExitPolicy, kv: str) -> DecodingOptions:
+        own = policy.for_task(task_of(self.trace))
+        return DecodingOptions(own, kv, self.heads, new_tokens=self.new_tokens)
 
     def _rows_of(self, policy: ExitPolicy, kv: str) -> int | None:
         """Documents decoded side by side, None for what cannot be decoded."""
@@ -260,15 +259,14 @@ def strategies_of(kv: str) -> tuple[str, ...]:
     able = tuple(name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless)
     if kv == AUTO:
         return able
-    if kv in STRATEGIES and STRATEGIES[kv].lossless:
+    find_strategy(kv)
+    if STRATEGIES[kv].lossless:
         raise InputError(
             f"{kv} is lossless: its output is the full model's, so there is no floor to tune for",
             where="--kv",
             fix="leave --kv out: its best drafts are named beside the answer; offramp bench --kv "
             f"{kv} times them",
         )
-    if kv not in able:
-        raise InputError(f"unknown K,V strategy {kv!r}", where="--kv", fix=suggest(kv, (AUTO, *able)))
     return (kv,)
 
 

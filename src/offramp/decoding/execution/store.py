@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,17 @@ import torch
 
 from offramp.decoding.execution.execution import Execution
 from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError
 from offramp.files import (
     canonical_json,
     locked_folder,
-    read_sealed_json,
     sha256_of_text,
     sweep_temporary_files,
-    write_sealed_json,
 )
 from offramp.models.model import Model
-from offramp.models.source_code import rooms_fingerprint
+from offramp.models.source_code import source_fingerprint
+from offramp.records.sealed_file import SealedFile
 from offramp.tracing.request import library_versions
 
 SCHEMA_VERSION = 1
@@ -35,7 +35,8 @@ CODE = (
     "policies",
     "decoding/engine",
     "decoding/generation",
-    "decoding/reading",
+    "decoding/options.py",
+    "decoding/exit_readout",
     "decoding/strategies",
     "decoding/quality/judging.py",
     "decoding/quality/free_running.py",
@@ -44,8 +45,19 @@ CODE = (
 """The source that an execution depends on."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What one file holds: a request (see `request_of`), and what answers it."""
+
+    request: Mapping[str, Any]
+    executions: tuple[Execution, ...]
+
+
+FILE = SealedFile(Kept, "{name} is damaged", "nothing: it is decoded again")
+
+
 def request_of(
-    model: Model, options: Options, openings: Sequence[Opening], *, new_tokens: int, rows: int
+    model: Model, options: DecodingOptions, openings: Sequence[Opening], *, rows: int
 ) -> dict[str, Any]:
     """Everything that changes what decoding some documents gives, as JSON.
 
@@ -61,7 +73,7 @@ def request_of(
         "draft_length": options.draft_length,
         "heads": None if options.heads is None else options.heads.fingerprint,
         "documents": [[opening.document, list(opening.ids)] for opening in openings],
-        "new_tokens": new_tokens,
+        "new_tokens": options.new_tokens,
         "rows": rows,
         "device": model.stack.device.type,
         "threads": torch.get_num_threads(),
@@ -72,7 +84,7 @@ def request_of(
 
 @functools.cache
 def _code() -> str:
-    return rooms_fingerprint(*CODE)
+    return source_fingerprint(*CODE)
 
 
 class ExecutionStore:
@@ -118,26 +130,21 @@ class ExecutionStore:
         executions = tuple(make())
         self.made += len(executions)
         if self.folder is not None:
-            kept = {"request": request, "executions": [one.to_json() for one in executions]}
-            write_sealed_json(self._path(key), kept)
+            FILE.write(self._path(key), Kept(request, executions))
         return executions
 
     def _read(self, key: str) -> tuple[Execution, ...] | None:
         if self.folder is None or not (path := self._path(key)).exists():
             return None
         try:
-            value = read_sealed_json(path, _damaged)
-            if sha256_of_text(canonical_json(value["request"])) != key:
-                raise _damaged(path, "it answers another request")
+            kept = FILE.read(path)
+            if sha256_of_text(canonical_json(kept.request)) != key:
+                raise FILE.damaged(path, "it answers another request")
         except DamagedFileError as error:
             print(f"offramp: decoded again: {error.what}", file=sys.stderr)
             return None
-        return tuple(Execution.of_json(one) for one in value["executions"])
+        return kept.executions
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{key}.json"
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path.name} is damaged: {why}", where=str(path.parent), fix="nothing")

@@ -3,85 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.generation.answers import Answers
-from offramp.decoding.generation.arguments import given_to_generate, refuse_arguments
-from offramp.decoding.generation.binding import (
+from offramp.decoding.compatibility import (
     HeadsSource,
     PolicySource,
     check_policy,
     check_tuned_heads,
-    read_heads_source,
-    read_policy_source,
-    strategy_of,
-    warn_of_strategy,
 )
-from offramp.decoding.generation.choosing import Chooser
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.arguments import given_to_generate, refuse_arguments
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.reading.exits import ExitReader
-from offramp.decoding.strategies.draft_length import check_draft_length
+from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.result import Answers, BatchGeneration
+from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Request
-from offramp.errors import InputError, PolicyError
+from offramp.errors import InputError
 from offramp.policies.batching import BATCHINGS
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.signals import suggest
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.policies.speculation import DRAFT_LENGTH
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to decode; see `offramp.generate`."""
+def check_decodable(
+    engine: Engine, options: DecodingOptions, request: Request | None = None, *, batch: int = 1
+) -> None:
+    """Refuse what the family or the strategy cannot do, before anything runs.
 
-    policy: ExitPolicy
-    kv: str = "propagate"
-    heads: ExitHeads | None = None
-    draft_length: int | str = 4
-    batching: str = "lockstep"
+    request: None for `batch` texts, padded if they are several.
 
-    def __post_init__(self) -> None:
-        """Raise PolicyError for an unknown strategy or batching, InputError for an impossible draft."""
-        if self.kv not in STRATEGIES:
-            raise PolicyError(
-                f"unknown strategy {self.kv!r} for K and V", where="kv=", fix=suggest(self.kv, STRATEGIES)
+    Raises PolicyError for the policy, InputError for the rest.
+    """
+    request = request or Request(options, engine.layers, engine.dtype, batch, padded=batch > 1)
+    check_policy(options.policy, engine.layers, options.heads)
+    STRATEGIES[options.kv].check(request)
+    wanted = ["never_exit", *([options.kv] if options.policy.needs(engine.layers) else [])]
+    if request.batch > 1 or request.padded:
+        wanted.append("lockstep")
+    if request.batch > 1 and options.batching == "rebatch":
+        wanted.append("rebatch")
+    for ability in wanted:
+        reason = getattr(engine.abilities, ability)
+        if reason is not None:
+            raise InputError(
+                f"{type(engine.hf).__name__} cannot decode this way ({ability}): {reason}",
+                where="batching=" if ability in BATCHINGS else "kv=",
+                fix="choose another strategy, or decode one prompt at a time; see docs/families.md",
             )
-        if self.batching not in BATCHINGS:
-            raise PolicyError(
-                f"unknown batching {self.batching!r}",
-                where="batching=",
-                fix=suggest(self.batching, BATCHINGS),
-            )
-        check_draft_length(self.draft_length)
-
-    def check(self, engine: Engine, request: Request) -> None:
-        """Refuse what the family or the strategy cannot do, before anything runs.
-
-        Raises PolicyError for the policy, InputError for the rest.
-        """
-        check_policy(self.policy, engine.layers, self.heads)
-        STRATEGIES[self.kv].check(request)
-        wanted = ["never_exit", *([self.kv] if self.policy.needs(engine.layers) else [])]
-        if request.batch > 1 or request.padded:
-            wanted.append("lockstep")
-        if request.batch > 1 and self.batching == "rebatch":
-            wanted.append("rebatch")
-        for ability in wanted:
-            reason = getattr(engine.abilities, ability)
-            if reason is not None:
-                raise InputError(
-                    f"{type(engine.hf).__name__} cannot decode this way ({ability}): {reason}",
-                    where="batching=" if ability in BATCHINGS else "kv=",
-                    fix="choose another strategy, or decode one prompt at a time; see docs/families.md",
-                )
 
 
 class EarlyExit:
@@ -97,7 +70,7 @@ class EarlyExit:
 
     def __init__(
         self,
-        options: Options,
+        options: DecodingOptions,
         *,
         engine: Engine | None = None,
         forced: Tensor | None = None,
@@ -146,19 +119,14 @@ class EarlyExit:
         mask = model_kwargs.get("attention_mask")
         limit = int(generation_config.max_length) - input_ids.shape[1]
         request = Request(
-            policy=self.options.policy,
+            options=self.options,
             layers=engine.layers,
-            batch=len(input_ids),
-            batching=self.options.batching,
-            draft_length=self.options.draft_length,
-            sampling=bool(generation_config.do_sample),
-            processors=tuple(logits_processor),
-            forced=self._forced is not None,
-            padded=mask is not None and not bool(mask.all()),
-            heads=self.options.heads,
             dtype=engine.dtype,
+            batch=len(input_ids),
+            processors=tuple(logits_processor),
+            padded=mask is not None and not bool(mask.all()),
         )
-        self.options.check(engine, request)
+        check_decodable(engine, self.options, request)
         answers = Answers(
             input_ids,
             stops=stopping_criteria if self._forced is None else _at_length(input_ids.shape[1] + limit),
@@ -169,7 +137,7 @@ class EarlyExit:
         chooser = Chooser(
             logits_processor,
             prompt=input_ids.shape[1],
-            sampling=request.sampling,
+            sampling=bool(generation_config.do_sample),
             forced=self._forced,
             random=self._random,
         )
@@ -187,7 +155,7 @@ class EarlyExit:
         policy = options.policy
         return Plan(
             engine=engine,
-            policy=policy,
+            options=options,
             reader=ExitReader(
                 engine,
                 options.heads,
@@ -195,14 +163,10 @@ class EarlyExit:
                 policy.final_facts,
                 short_list=policy.short_list,
             ),
-            strategy=STRATEGIES[options.kv],
-            batching=options.batching,
-            draft_length=options.draft_length,
             limit=limit,
             end_tokens=frozenset() if ends is None else frozenset(ends.tolist()),
             decode=self._decode,
             timing=self._timing,
-            maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
         )
 
 
@@ -211,8 +175,8 @@ def early_exit(
     *,
     kv: str | None = None,
     heads: HeadsSource = None,
-    draft_length: int | str = 4,
-    batching: str = "lockstep",
+    draft_length: int | str | Auto = DRAFT_LENGTH,
+    batching: str = LOCKSTEP,
     task: str | None = None,
 ) -> EarlyExit:
     """Early exit for `model.generate(**inputs, custom_generate=offramp.early_exit(policy))`.
@@ -224,16 +188,14 @@ def early_exit(
 
     Raises PolicyError and InputError as `offramp.generate` does.
     """
-    decides, tuned = read_policy_source(policy)
-    own = decides.for_task(task)
-    fitted = read_heads_source(heads)
+    options = DecodingOptions.read(
+        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching
+    ).for_task(task)
 
     def check(engine: Engine) -> None:
-        if tuned is not None:
-            check_tuned_heads(tuned, own, fitted, engine.layers, options.kv)
+        if options.tuned is not None:
+            check_tuned_heads(options.tuned, options.policy, options.heads, engine.layers, options.kv)
 
-    options = Options(own, strategy_of(kv, tuned), fitted, draft_length, batching)
-    warn_of_strategy(options.kv, tuned)
     return EarlyExit(options, before=check)
 
 

@@ -9,21 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.binding import (
+from offramp.decoding.compatibility import (
     HeadsSource,
     PolicySource,
-    check_model,
     check_number,
     check_policy,
-    read_heads_source,
-    read_policy_source,
-    strategy_of,
-    warn_of_strategy,
 )
-from offramp.decoding.generation.early_exit import EarlyExit, Options
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.arguments import SAMPLES, check_sampling
+from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.generation.failures import explain_out_of_memory
 from offramp.decoding.generation.loop import Loop
-from offramp.decoding.generation.memory import explain_out_of_memory
 from offramp.decoding.generation.prompts import (
     Prompt,
     PromptBatch,
@@ -34,9 +30,14 @@ from offramp.decoding.generation.prompts import (
     token_rows,
 )
 from offramp.decoding.generation.result import BatchGeneration, Generation
-from offramp.decoding.generation.sampling import SAMPLES, check_sampling
+from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.policies.rules.fixed import Never
+from offramp.policies.speculation import DRAFT_LENGTH
+
+FULL_MODEL = DecodingOptions(Never())
 
 _NOT_HERE = {
     "num_beams": "beam search has no exits of its own",
@@ -73,9 +74,9 @@ def generate(
     max_new_tokens: int = 64,
     force_tokens: Sequence[Any] | Tensor | None = None,
     chat: bool = False,
-    draft_length: int | str = 4,
+    draft_length: int | str | Auto = DRAFT_LENGTH,
     seed: int | None = None,
-    batching: str = "lockstep",
+    batching: str = LOCKSTEP,
     task: str | None = None,
     timing: bool = False,
     streamer: Any = None,
@@ -113,19 +114,21 @@ def generate(
     check_number("max_new_tokens", max_new_tokens)
     prompts = prompt_batch(model, prompt, chat=chat)
     forced = _forced(model, force_tokens, prompts, sampling)
+    options = DecodingOptions.read(
+        policy,
+        kv=kv,
+        heads=heads,
+        draft_length=draft_length,
+        batching=batching,
+        new_tokens=max_new_tokens if forced is None else forced.shape[1],
+    ).for_task(task)
     result = generate_batch(
         model,
         prompts.ids,
         prompts.mask,
-        policy=policy,
-        kv=kv,
-        heads=heads,
-        max_new_tokens=max_new_tokens if forced is None else forced.shape[1],
+        options,
         force_tokens=forced,
-        draft_length=draft_length,
         seed=seed,
-        batching=batching,
-        task=task,
         timing=timing,
         streamer=streamer,
         **sampling,
@@ -137,36 +140,25 @@ def generate_batch(
     model: Model,
     ids: Tensor,
     mask: Tensor | None = None,
+    options: DecodingOptions = FULL_MODEL,
     *,
-    policy: PolicySource = None,
-    kv: str | None = None,
-    heads: HeadsSource = None,
-    max_new_tokens: int = 64,
     force_tokens: Tensor | None = None,
-    draft_length: int | str = 4,
     seed: int | None = None,
-    batching: str = "lockstep",
-    task: str | None = None,
     timing: bool = False,
     streamer: Any = None,
     **sampling: Any,
 ) -> BatchGeneration:
     """`generate` for int64 [batch, length] and what the whole batch ran; see there for everything else.
 
-    mask: int64 [batch, length], 0 for padding on the left; None without any. force_tokens: int64 [batch,
-    new].
+    mask: int64 [batch, length], 0 for padding on the left; None without any. options: by default the full
+    model. force_tokens: int64 [batch, new].
     """
     if seed is not None:
         check_number("seed", seed, least=0)
-    decides, tuned = read_policy_source(policy)
-    fitted = read_heads_source(heads)
-    options = Options(decides.for_task(task), strategy_of(kv, tuned), fitted, draft_length, batching)
-    warn_of_strategy(options.kv, tuned)
-    check_policy(options.policy, model.layers, fitted)
-    check_model(tuned, options.policy, fitted, model, options.kv)
+    options.check_model(model)
     _refuse_options(sampling)
     check_sampling(sampling)
-    check_context(model, ids.shape[1], max_new_tokens)
+    check_context(model, ids.shape[1], options.new_tokens)
     early = EarlyExit(
         options,
         engine=engine_of(model),
@@ -176,8 +168,8 @@ def generate_batch(
         decode=model.decode,
         random=_random(seed, model),
     )
-    prepared = _prepared(model, ids, mask, max_new_tokens, sampling)
-    with explain_out_of_memory(model, ids, max_new_tokens):
+    prepared = _prepared(model, ids, mask, options.new_tokens, sampling)
+    with explain_out_of_memory(model, ids, options.new_tokens):
         try:
             model.hf.generate(ids, custom_generate=early, streamer=streamer, **prepared)
         except (ValueError, TypeError) as error:
@@ -193,9 +185,7 @@ def generate_batch(
     return early.last
 
 
-def hold_batch(
-    model: Model, ids: Tensor, mask: Tensor | None, options: Options, *, max_new_tokens: int
-) -> Loop:
+def hold_batch(model: Model, ids: Tensor, mask: Tensor | None, options: DecodingOptions) -> Loop:
     """The loop that `generate_batch` would run, for a caller that takes its steps one by one.
 
     Greedy, of exactly so many new tokens, whatever end tokens come. Everything else as there.
@@ -203,9 +193,9 @@ def hold_batch(
     Raises what `generate_batch` raises before anything runs.
     """
     check_policy(options.policy, model.layers, options.heads)
-    check_context(model, ids.shape[1], max_new_tokens)
+    check_context(model, ids.shape[1], options.new_tokens)
     early = EarlyExit(options, engine=engine_of(model), decode=model.decode, held=True)
-    prepared = _prepared(model, ids, mask, max_new_tokens, {"eos_token_id": None})
+    prepared = _prepared(model, ids, mask, options.new_tokens, {"eos_token_id": None})
     model.hf.generate(ids, custom_generate=early, **prepared)
     assert early.loop is not None  # transformers calls what it is given
     return early.loop

@@ -14,12 +14,14 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.answers import About, Answers
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
-from offramp.decoding.generation.problems import describe_problem, prompt_entropy
-from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.reading.reader import Reader
+from offramp.decoding.exit_readout.reader import Reader
+from offramp.decoding.generation.failures import describe_problem
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
+from offramp.decoding.generation.policy_driver import PolicyDriver
+from offramp.decoding.generation.prompts import prompt_entropy
+from offramp.decoding.generation.result import About, Answers, BatchGeneration
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.policies.policy import ExitPolicy
@@ -29,21 +31,26 @@ from offramp.policies.policy import ExitPolicy
 class Plan:
     """How a batch is to be decoded.
 
-    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts. maps: as in
-    `Work`.
+    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
     """
 
     engine: Engine
-    policy: ExitPolicy
+    options: DecodingOptions
     reader: Reader
-    strategy: type[Strategy]
-    batching: str
-    draft_length: int | str
     limit: int
     end_tokens: frozenset[int]
     decode: Callable[[list[int]], str]
     timing: bool = False
-    maps: StateMaps | None = None
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """Of the options."""
+        return self.options.policy
+
+    @property
+    def strategy(self) -> type[Strategy]:
+        """Of the options, for K and V."""
+        return STRATEGIES[self.options.kv]
 
 
 class Loop:
@@ -134,17 +141,16 @@ class Loop:
     def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
         """What a strategy works with. facts: of the documents, as the policy reads them."""
         plan, batch = self.plan, self.sequences.batch
-        asking = Asking(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
+        driver = PolicyDriver(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
         return Work(
             engine=plan.engine,
+            options=plan.options,
             sequences=self.sequences,
-            asking=asking,
+            driver=driver,
             chooser=self.chooser,
             meter=self.meter,
             tokens=lambda: self.answers.ids,
-            batching=plan.batching,
-            draft_length=plan.draft_length,
-            maps=plan.maps,
+            maps=StateMaps.of(plan.options.heads, plan.engine.layers, plan.engine.stack.device),
             limit=plan.limit,
             # Forced tokens go on whatever they say.
             end_tokens=() if self.chooser.forced is not None else tuple(plan.end_tokens),
@@ -154,7 +160,7 @@ class Loop:
     def step(self, strategy: Strategy) -> None:
         """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
         running = (~self.answers.finished).cpu().numpy()
-        strategy.work.asking.finished[:] = ~running
+        strategy.work.driver.finished[:] = ~running
         self.chooser.finished = None if running.all() else self.answers.finished
         if self.drops and int(running.sum()) < self.sequences.batch:
             self._drop(strategy, running)
@@ -171,20 +177,20 @@ class Loop:
     def _drops(self) -> bool:
         """Whether rows leave the batch as soon as they are over, unless they go on or are scored."""
         plan, answers = self.plan, self.answers
-        if self.sequences.batch == 1 or plan.batching != "lockstep" or not plan.strategy.drops:
+        if self.sequences.batch == 1 or plan.options.batching != "lockstep" or not plan.strategy.drops:
             return False
         return answers.pads and answers.scores is None and plan.engine.abilities.drop is None
 
     def _drop(self, strategy: Strategy, running: NDArray[np.bool_]) -> None:
         """Only running rows, bool [batch], go on."""
-        asking = strategy.work.asking
-        before = np.arange(len(running)) if asking.present is None else asking.present
+        driver = strategy.work.driver
+        before = np.arange(len(running)) if driver.present is None else driver.present
         rows = np.flatnonzero(running[before])
         self.sequences.select_rows(rows)
         device = self.answers.ids.device
         strategy.keep_rows(torch.from_numpy(rows).to(device))
-        asking.present = np.flatnonzero(running)
-        self.chooser.present = torch.from_numpy(asking.present).to(device)
+        driver.present = np.flatnonzero(running)
+        self.chooser.present = torch.from_numpy(driver.present).to(device)
 
     def _add(self, advance: Advance) -> None:
         self.answers.add(advance.tokens, advance.chosen, advance.exits, advance.scores)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.models.stack import ExitStack
+from offramp.tracing.prompts import PROMPT_TOKENS
 
 Prompt = str | Sequence[Any] | Tensor
 """One text, several texts, the ids of one prompt or of several, or int64 [batch, length]."""
@@ -127,3 +131,20 @@ def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bo
 
 def _nested(prompt: Sequence[Any]) -> bool:
     return any(isinstance(item, (list, tuple, Tensor)) for item in prompt)
+
+
+def prompt_entropy(
+    stack: ExitStack, hidden: Tensor, mask: Tensor | None, names: tuple[str, ...]
+) -> dict[str, NDArray[np.float64]]:
+    """Mean entropy of the full model over each prompt's last tokens, nats: float64 [batch], by fact name.
+
+    hidden: states after layer L [batch, positions, hidden]. See `offramp.tracing.prompts`.
+    """
+    last = hidden[:, -PROMPT_TOKENS:]
+    log_probabilities = stack.readout(last).float().log_softmax(-1)
+    # A token that is ruled out adds 0 log 0 = 0.
+    log_probabilities = log_probabilities.clamp(min=torch.finfo(torch.float32).min)
+    entropy = (-log_probabilities.exp() * log_probabilities).sum(-1).double()
+    real = torch.ones_like(entropy) if mask is None else mask[:, -PROMPT_TOKENS:].double()
+    mean = ((entropy * real).sum(1) / real.sum(1)).cpu().numpy()
+    return dict.fromkeys(names, mean)

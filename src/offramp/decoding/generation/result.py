@@ -1,14 +1,20 @@
-"""What came out of a generation: the tokens, where each left, and what was run for them."""
+"""What comes out of a generation: answers as they grow, where each token left, and what was run for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from offramp.policies.bill import Usage
+
+SHOWN_TEXT = 60
+"""Characters of a text that its short form shows."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,13 @@ class Generation:
     prompt_tokens: int
     stopped: str
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= SHOWN_TEXT else f"{self.text[:SHOWN_TEXT]}…"
+        return (
+            f"Generation({len(self.tokens):,} tokens, {self.skip_ratio:.1%} of the layers skipped, ended by "
+            f"{self.stopped}: {start!r})"
+        )
 
     @property
     def skip_ratio(self) -> float:
@@ -71,3 +84,138 @@ class BatchGeneration:
     drafted: int = 0
     accepted: int = 0
     layers_executed: int = 0
+
+    def __repr__(self) -> str:
+        return f"BatchGeneration({len(self.rows)} sequences, {self.steps:,} steps in {self.seconds:.2f} s)"
+
+
+Stops = Callable[[Tensor, Any], Tensor]
+"""transformers' stopping criteria: token ids [batch, length] and scores to bool [batch], rows that end."""
+
+
+@dataclass
+class Answer:
+    """One row's new tokens so far; see `offramp.decoding.generation.result.Generation`."""
+
+    tokens: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    exits: list[int] = field(default_factory=list)
+    layers: int = 0
+
+
+class Answers:
+    """All rows of a batch.
+
+    ids: int64 [batch, length], prompt and new tokens, padded with `pad` after a row's end, None for going on.
+    finished: bool [batch]. stops: stopping criteria. streamer: given each column of new tokens as it comes;
+    one with a method `put_exits` is given their exits, int64 [batch], just before.
+    scores: those of every new token, float32 [batch, vocabulary] each, None unless `keep_scores`.
+    """
+
+    def __init__(
+        self, ids: Tensor, *, stops: Stops, pad: int | None, streamer: Any, keep_scores: bool
+    ) -> None:
+        self.ids = ids
+        self.prompt = ids.shape[1]
+        self.finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        self.rows = [Answer() for _ in ids]
+        self.scores: list[Tensor] | None = [] if keep_scores else None
+        self._stops = stops
+        self._pad = pad
+        self._streamer = streamer
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return bool(self.finished.all())
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows are filled up after their end, so that nothing else of them is wanted."""
+        return self._pad is not None
+
+    @property
+    def last(self) -> Tensor:
+        """The newest token of every row: int64 [batch, 1]."""
+        return self.ids[:, -1:]
+
+    def add(self, tokens: Tensor, chosen: Tensor, exits: NDArray[np.int64], scores: Tensor) -> None:
+        """Append new tokens, int64 [batch, new], one column at a time until every row has ended.
+
+        chosen, exits: [batch, new]. scores: float32 [batch, new, vocabulary].
+        """
+        for column in range(tokens.shape[1]):
+            self._add(tokens[:, column], chosen[:, column].tolist(), exits[:, column], scores[:, column])
+            if self.done:
+                return
+
+    def _add(self, tokens: Tensor, chosen: list[int], exits: NDArray[np.int64], scores: Tensor) -> None:
+        live = ~self.finished
+        if self._pad is not None:
+            tokens = torch.where(live, tokens, self._pad)
+        for row, answer in enumerate(self.rows):
+            if live[row]:
+                answer.tokens.append(int(tokens[row]))
+                answer.chosen.append(chosen[row])
+                answer.exits.append(int(exits[row]))
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self._streamer is not None:
+            if hasattr(self._streamer, "put_exits"):
+                self._streamer.put_exits(exits)
+            self._streamer.put(tokens.cpu())
+        kept = None if self.scores is None else tuple(self.scores)
+        self.finished = self.finished | self._stops(self.ids, kept)
+
+    def end(self) -> None:
+        """Nothing follows."""
+        if self._streamer is not None:
+            self._streamer.end()
+
+    def add_layers(self, layers: NDArray[np.int64], running: NDArray[np.bool_]) -> None:
+        """Layers that ran for each row, int64 [batch], of rows that were running then, bool [batch]."""
+        for answer, executed, ran in zip(self.rows, layers.tolist(), running.tolist(), strict=True):
+            answer.layers += executed if ran else 0
+
+    def generations(self, about: About) -> tuple[Generation, ...]:
+        """What came out, row by row."""
+        return tuple(about.generation(row, answer) for row, answer in enumerate(self.rows))
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a batch beside its tokens.
+
+    prompt_tokens: of each row, padding left out. prompt_layers: layers that each row's prompt ran. limit: new
+    tokens at most. end_tokens: ids that end an answer. decode: token ids to text. problems: by row.
+    """
+
+    layers: int
+    prompt_tokens: tuple[int, ...]
+    prompt_layers: int
+    limit: int
+    end_tokens: frozenset[int]
+    decode: Callable[[list[int]], str]
+    problems: dict[int, str]
+
+    def generation(self, row: int, answer: Answer) -> Generation:
+        """One row's result."""
+        problem = self.problems.get(row)
+        return Generation(
+            text=self.decode(answer.tokens),
+            tokens=answer.tokens,
+            chosen=answer.chosen,
+            exits=np.array(answer.exits, dtype=np.int64),
+            layers=self.layers,
+            layers_executed=self.prompt_layers + answer.layers,
+            prompt_layers=self.prompt_layers,
+            prompt_tokens=self.prompt_tokens[row],
+            stopped="problem" if problem else self._stopped(answer),
+            problem=problem,
+        )
+
+    def _stopped(self, answer: Answer) -> str:
+        if answer.tokens and answer.tokens[-1] in self.end_tokens:
+            return "end token"
+        return "length" if len(answer.tokens) >= self.limit else "criteria"

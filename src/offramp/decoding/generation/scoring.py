@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser, NonFiniteLogits
-from offramp.decoding.generation.early_exit import Options
-from offramp.decoding.generation.memory import explain_out_of_memory
-from offramp.decoding.generation.problems import describe_problem, prompt_entropy
-from offramp.decoding.generation.prompts import check_ids
-from offramp.decoding.reading.exits import ExitReader
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.early_exit import check_decodable
+from offramp.decoding.generation.failures import describe_problem, explain_out_of_memory
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
+from offramp.decoding.generation.policy_driver import PolicyDriver
+from offramp.decoding.generation.prompts import check_ids, prompt_entropy
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.state_maps import StateMaps
-from offramp.decoding.strategies.strategy import Request, Strategy, Work
+from offramp.decoding.strategies.strategy import Strategy, Work
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
 
@@ -50,22 +49,6 @@ class Scored:
         return float(self.logprobs.sum())
 
 
-def single_request(options: Options, engine: Engine) -> Request:
-    """What is asked of a strategy by one text whose tokens are given."""
-    return Request(
-        policy=options.policy,
-        layers=engine.layers,
-        batch=1,
-        batching=options.batching,
-        draft_length=options.draft_length,
-        sampling=False,
-        processors=(),
-        forced=True,
-        heads=options.heads,
-        dtype=engine.dtype,
-    )
-
-
 class Scorer:
     """Scores continuations under a policy, one step of the decoder per token.
 
@@ -78,12 +61,12 @@ class Scorer:
     outputs off a short list, which gives no probability of the tokens that are not on it.
     """
 
-    def __init__(self, model: Model, options: Options) -> None:
+    def __init__(self, model: Model, options: DecodingOptions) -> None:
         self._model = model
         self._engine = engine_of(model)
         self._options = options
         policy, layers = options.policy, self._engine.layers
-        options.check(self._engine, single_request(options, self._engine))
+        check_decodable(self._engine, options)
         if policy.short_list:
             raise PolicyError(
                 f"{policy} reads outputs off a short list, which gives other tokens no probability",
@@ -145,12 +128,12 @@ class Scorer:
         assert chooser.forced is not None  # as `_score` made it
         return Work(
             engine=engine,
+            options=options,
             sequences=sequences,
-            asking=Asking(options.policy, engine.layers, 1, self._reader, meter, facts),
+            driver=PolicyDriver(options.policy, engine.layers, 1, self._reader, meter, facts),
             chooser=chooser,
             meter=meter,
             tokens=lambda: sequences.ids,
-            draft_length=options.draft_length,
             maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
             limit=chooser.forced.shape[1],
         )

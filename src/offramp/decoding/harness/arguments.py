@@ -7,16 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.decoding.generation.binding import (
+from offramp.decoding.compatibility import (
     check_policy,
-    check_reachable,
-    check_tuned_early,
-    read_heads_source,
-    read_policy_source,
-    strategy_of,
-    warn_of_strategy,
 )
-from offramp.decoding.generation.early_exit import Options
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.loading import find_source, require_dtype
@@ -25,7 +19,6 @@ from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest
 from offramp.tracing.transformed import require_usable
-from offramp.tuning.tuned import Tuned
 
 WHERE = "--model_args"
 
@@ -60,13 +53,11 @@ OF_OFFRAMP = (
 class Arguments:
     """What to evaluate and how to decode it.
 
-    source: of the model, checked as far as possible without a weight. options: policy, strategy for K and V,
-    heads. tuned: what the tuner said of the policy, if it is a tuned one.
+    source: of the model, checked as far as possible without a weight.
     """
 
     source: Source
-    options: Options
-    tuned: Tuned | None
+    options: DecodingOptions
     dtype: str
     transforms: tuple[Transform, ...]
     trust_remote_code: bool
@@ -100,36 +91,19 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     require_dtype(dtype)
     transforms = _transforms(given.get("transforms"))
     require_usable(transforms, dtype)
-    options, tuned = _options(given)
+    options = DecodingOptions.read(
+        given.get("policy"),
+        kv=None if given.get("kv") is None else str(given["kv"]),
+        heads=given.get("heads"),
+        draft_length=given.get("draft_length"),
+    ).for_task(given.get("task"))
     trusted = bool(given.get("trust_remote_code") or False)
     source = find_source(_name(given.get("pretrained")), trust_remote_code=trusted)
-    _check_depth(options, tuned, source, transforms)
-    return Arguments(source, options, tuned, dtype, transforms, trusted)
-
-
-def _options(given: Mapping[str, Any]) -> tuple[Options, Tuned | None]:
-    decides, tuned = read_policy_source(given.get("policy"))
-    own = decides.for_task(given.get("task"))
-    check_reachable(own)
-    kv, draft = given.get("kv"), given.get("draft_length")
-    options = Options(
-        policy=own,
-        kv=strategy_of(None if kv is None else str(kv), tuned),
-        heads=read_heads_source(given.get("heads")),
-        draft_length=4 if draft is None else draft,
-    )
-    warn_of_strategy(options.kv, tuned)
-    return options, tuned
-
-
-def _check_depth(
-    options: Options, tuned: Tuned | None, source: Source, transforms: tuple[Transform, ...]
-) -> None:
-    """Refuse a policy that the model has too few layers for, where its config says how many there are."""
     layers = None if transforms else stated_layers(read_config(source.folder))
-    if layers is not None:
+    if layers is not None:  # its config says how many there are
         check_policy(options.policy, layers, options.heads)
-    check_tuned_early(tuned, options.policy, options.heads, options.kv)
+    options.check_files(dtype)
+    return Arguments(source, options, dtype, transforms, trusted)
 
 
 def _transforms(given: Any) -> tuple[Transform, ...]:

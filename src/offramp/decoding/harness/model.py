@@ -12,10 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.binding import check_model
-from offramp.decoding.generation.early_exit import EarlyExit
-from offramp.decoding.generation.memory import explain_out_of_memory
-from offramp.decoding.generation.scoring import Scorer, single_request
+from offramp.decoding.generation.early_exit import EarlyExit, check_decodable
+from offramp.decoding.generation.failures import explain_out_of_memory
+from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
 from offramp.decoding.harness.depth import Depth, Depths, depth_table
 from offramp.errors import InputError, OfframpError
@@ -96,13 +95,13 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             trust_remote_code=arguments.trust_remote_code,
         )
         model, options = self._offramp, self._options
-        check_model(arguments.tuned, options.policy, options.heads, model, options.kv)
+        options.check_model(model)
         self._exits = bool(options.policy.needs(model.layers)) or options.policy.short_head
         self._depths = Depths(model.layers)
         self._now = ("", "")
         if self._exits:
             self._engine = engine_of(model)
-            options.check(self._engine, single_request(options, self._engine))
+            check_decodable(self._engine, options)
 
     @functools.cached_property
     def _scorer(self) -> Scorer:

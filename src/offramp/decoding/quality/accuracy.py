@@ -3,22 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from offramp.decoding.bench.results import Interval, TaskScore
-from offramp.decoding.generation.binding import HeadsSource, PolicySource
-from offramp.decoding.generation.generate import generate
+from offramp.decoding.compatibility import PolicySource
+from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
+from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
-from offramp.decoding.quality.likelihood import full_likelihood, option_tokens, policy_likelihood
+from offramp.decoding.measurement.results import Interval, TaskScore
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.quality.judging import judge
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Question, Task
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
 from offramp.scoring.bootstrap import document_bootstrap
+
+
+class _Listener:
+    """A logits processor that changes nothing and notes the log-probability of each forced token.
+
+    Where a position is predicted twice, as a draft and when it is verified, the later one holds.
+    """
+
+    def __init__(self, prompt: int, forced: list[int]) -> None:
+        self.prompt = prompt
+        self.forced = forced
+        self.heard: dict[int, float] = {}
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        place = ids.shape[1] - self.prompt
+        if place < len(self.forced):
+            self.heard[place] = float(scores[0].float().log_softmax(-1)[self.forced[place]])
+        return scores
+
+
+def full_likelihood(model: Model, prompt: list[int], continuation: list[int]) -> float:
+    """Mean log-probability per token in nats under the full model: one forward."""
+    return float(judge(model, prompt, continuation).logprob.mean())
+
+
+def policy_likelihood(
+    model: Model, prompt: list[int], continuation: list[int], options: DecodingOptions
+) -> tuple[float, Generation]:
+    """Mean log-probability per token in nats, each read from the exit the token left by, and the generation.
+
+    The continuation is forced. Penalties of the model's own generation config are off: what is asked for is
+    the exits' own probability.
+
+    Raises OfframpError if the generation stopped before the end of the continuation.
+    """
+    from transformers import LogitsProcessorList
+
+    listener = _Listener(len(prompt), continuation)
+    batch = prompt_batch(model, prompt, chat=False)
+    generation = generate_batch(
+        model,
+        batch.ids,
+        batch.mask,
+        replace(options, new_tokens=len(continuation)),
+        force_tokens=torch.tensor([continuation], device=batch.ids.device),
+        logits_processor=LogitsProcessorList([listener]),
+        repetition_penalty=1.0,
+    ).rows[0]
+    missing = [place for place in range(len(continuation)) if place not in listener.heard]
+    if missing or generation.problem is not None:
+        raise OfframpError(
+            "the likelihood of a continuation is not known: " + (generation.problem or "it was cut short"),
+            where=f"its token {missing[0] + 1}" if missing else "its end",
+            fix="load the model in float32, or shorten the prompt",
+        )
+    return sum(listener.heard[place] for place in range(len(continuation))) / len(continuation), generation
+
+
+def option_tokens(model: Model, text: str, prompt: list[int], option: str) -> list[int]:
+    """Token ids of an option as they follow a prompt.
+
+    text: the prompt's. prompt: its ids. The two are encoded together where that leaves the prompt's ids as
+    they are, else apart.
+    """
+    together = model.encode(text + option)
+    if together[: len(prompt)] == prompt and len(together) > len(prompt):
+        return together[len(prompt) :]
+    ids = model.tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
+    return [int(token) for token in ids]
+
 
 DRAWS = 2000
 
@@ -43,26 +116,23 @@ class Asked:
 
 def task_score(
     model: Model,
-    policy: PolicySource,
+    policy: PolicySource | DecodingOptions,
     task: Task | str,
     *,
-    kv: str = "propagate",
-    heads: HeadsSource = None,
     questions: int = 50,
     max_new_tokens: int | None = None,
     seed: int = 0,
     batch: int = 1,
-    batching: str = "lockstep",
-    draft_length: int | str = 4,
     allow_code: bool = False,
     progress: Progress | None = None,
 ) -> TaskScore:
     """Ask the full model and the policy the same questions.
 
-    task: one, or the text of one (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how
-    many and which. max_new_tokens: room for a free answer, the task's own by default. batch: free answers
-    decoded together. Both models answer greedily, in the same loop. allow_code: whether a task may run code
-    that the model wrote.
+    policy: with how to decode, if that is not the default. task: one, or the text of one
+    (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how many and which.
+    max_new_tokens: room for a free answer, the task's own by default. batch: free answers decoded together.
+    Both models answer greedily, in the same loop. allow_code: whether a task may run code that the model
+    wrote.
 
     A question with options is answered with the option of the largest mean log-probability per token. The
     policy's is its own: every option is forced through the decoding loop, alone, and each token's
@@ -80,15 +150,10 @@ def task_score(
     if batch < 1:
         raise InputError(f"a batch of {batch} is not possible", where="batch=", fix="give 1 or more")
     asked = loaded.questions(questions, seed)
-    decoding = {
-        "policy": policy,
-        "kv": kv,
-        "heads": heads,
-        "batching": batching,
-        "draft_length": draft_length,
-    }
+    options = policy if isinstance(policy, DecodingOptions) else DecodingOptions.read(policy)
     room = loaded.max_new_tokens if max_new_tokens is None else max_new_tokens
-    parts = [_ask(model, loaded, group, decoding, room) for group in _groups(asked, batch, progress)]
+    options = replace(options, new_tokens=room)
+    parts = [_ask(model, loaded, group, options) for group in _groups(asked, batch, progress)]
     return _summary(loaded.name, parts, seed)
 
 
@@ -107,12 +172,12 @@ def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Ite
             progress(place, len(asked))
 
 
-def _ask(model: Model, task: Task, group: list[Question], decoding: dict[str, Any], room: int) -> Asked:
+def _ask(model: Model, task: Task, group: list[Question], options: DecodingOptions) -> Asked:
     if group[0].options:
-        return _choose(model, task, group[0], decoding)
+        return _choose(model, task, group[0], options)
     prompts = [_encode(model, task, question) for question in group]
-    plain = _answers(model, prompts, room, {"policy": None})
-    policy = _answers(model, prompts, room, decoding)
+    plain = _answers(model, prompts, replace(FULL_MODEL, new_tokens=options.new_tokens))
+    policy = _answers(model, prompts, options)
     return Asked(
         _scores(model, task, group, prompts, plain),
         _scores(model, task, group, prompts, policy),
@@ -120,9 +185,9 @@ def _ask(model: Model, task: Task, group: list[Question], decoding: dict[str, An
     )
 
 
-def _answers(model: Model, prompts: list[list[int]], room: int, decoding: dict[str, Any]) -> list[Generation]:
-    found = generate(model, prompts, max_new_tokens=room, **decoding)
-    return found if isinstance(found, list) else [found]
+def _answers(model: Model, prompts: list[list[int]], options: DecodingOptions) -> list[Generation]:
+    batch = prompt_batch(model, prompts, chat=False)
+    return list(generate_batch(model, batch.ids, batch.mask, options).rows)
 
 
 def _scores(
@@ -148,12 +213,12 @@ def answer_text(model: Model, prompt: list[int], tokens: list[int]) -> str:
     return whole[len(start) :] if whole.startswith(start) else text(tokens)
 
 
-def _choose(model: Model, task: Task, question: Question, decoding: dict[str, Any]) -> Asked:
+def _choose(model: Model, task: Task, question: Question, options: DecodingOptions) -> Asked:
     """One question with options."""
     prompt = _encode(model, task, question)
     tokens = [option_tokens(model, question.prompt, prompt, option) for option in question.options]
     plain = [full_likelihood(model, prompt, option) for option in tokens]
-    forced = [policy_likelihood(model, prompt, option, decoding) for option in tokens]
+    forced = [policy_likelihood(model, prompt, option, options) for option in tokens]
     chosen = [
         question.options[int(np.argmax(likelihoods))]
         for likelihoods in (plain, [likelihood for likelihood, _ in forced])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.decoding.bench.results import FreeRunning, Interval
+from offramp.decoding.measurement.results import FreeRunning, Interval
 from offramp.decoding.quality.judging import Judged, judge
 from offramp.errors import InputError
 from offramp.models.model import Model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,15 +12,13 @@ from numpy.typing import NDArray
 
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.rerun.batches import first_decided
-from offramp.decoding.rerun.sequences import TracedSequence
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.rerun.sequences import TracedSequence, first_decided
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.policies.policy import ExitPolicy
-from offramp.tracing.exit_heads import ExitHeads
 
 ROWS_AT_ONCE = 8
 APART = (Propagate.name, Mapped.name, Recompute.name)
@@ -29,9 +28,7 @@ APART = (Propagate.name, Mapped.name, Recompute.name)
 def decode_forced(
     model: Model,
     engine: Engine,
-    policy: ExitPolicy,
-    kv: str,
-    heads: ExitHeads | None,
+    options: DecodingOptions,
     sequences: Sequence[TracedSequence],
     prompt_tokens: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -41,7 +38,7 @@ def decode_forced(
 
     Raises InputError as `offramp.generate` does, OfframpError for a logit that is not finite.
     """
-    apart = kv in APART and engine.abilities.rebatch is None and engine.abilities.lockstep is None
+    apart = options.kv in APART and engine.abilities.rebatch is None and engine.abilities.lockstep is None
     rows, exits, top1 = [], [], []
     shapes = sorted(sequences, key=lambda one: (one.length, first_decided(one, prompt_tokens)))
     for (_, first), alike in itertools.groupby(
@@ -51,7 +48,7 @@ def decode_forced(
         size = ROWS_AT_ONCE if apart else 1
         for start in range(0, len(some), size):
             together = some[start : start + size]
-            found = _decode(model, policy, kv, heads, together, first)
+            found = _decode(model, options, together, first)
             rows += [one.rows[first - one.first_row :] for one in together]
             exits += [generation_exits for generation_exits, _ in found]
             top1 += [chosen for _, chosen in found]
@@ -60,26 +57,14 @@ def decode_forced(
 
 
 def _decode(
-    model: Model,
-    policy: ExitPolicy,
-    kv: str,
-    heads: ExitHeads | None,
-    sequences: Sequence[TracedSequence],
-    first: int,
+    model: Model, options: DecodingOptions, sequences: Sequence[TracedSequence], first: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     device = model.hf.device
     prompts = torch.tensor([one.ids[:first] for one in sequences], device=device)
     forced = torch.tensor([[*one.ids[first:], one.next_token] for one in sequences], device=device)
-    result = generate_batch(
-        model,
-        prompts,
-        policy=policy,
-        kv=kv,
-        heads=heads,
-        max_new_tokens=forced.shape[1],
-        force_tokens=forced,
-        batching="rebatch" if len(sequences) > 1 else "lockstep",
-    )
+    batching = "rebatch" if len(sequences) > 1 else "lockstep"
+    own = replace(options, batching=batching, new_tokens=forced.shape[1])
+    result = generate_batch(model, prompts, options=own, force_tokens=forced)
     problem = next((row.problem for row in result.rows if row.problem is not None), None)
     if problem is not None:
         raise OfframpError(problem, where=model.name, fix="load the model in float32")

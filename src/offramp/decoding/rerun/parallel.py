@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.inputs import Inputs
 from offramp.decoding.engine.meter import Meter
-from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.choosing import is_broken
-from offramp.decoding.reading.exits import ExitReader
-from offramp.decoding.rerun.batches import Batch
+from offramp.decoding.engine.sequences import Inputs, Sequences
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.next_token import is_broken
 from offramp.decoding.rerun.carried import Carried, InputsAfter
+from offramp.decoding.rerun.sequences import Batch
 from offramp.errors import OfframpError
 from offramp.policies.charging import gives_output
 from offramp.policies.policy import ExitPolicy, Tokens

@@ -8,25 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offramp.decoding.compatibility import HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.binding import (
-    HeadsSource,
-    PolicySource,
-    read_heads_source,
-    read_policy_source,
-)
-from offramp.decoding.generation.early_exit import Options
-from offramp.decoding.generation.problems import prompt_entropy
-from offramp.decoding.generation.scoring import single_request
-from offramp.decoding.reading.exits import ExitReader
-from offramp.decoding.rerun.batches import Batch, first_decided, make_batches
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.generation.early_exit import check_decodable
+from offramp.decoding.generation.prompts import prompt_entropy
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.carried import InputsAfter, unchanged
 from offramp.decoding.rerun.forced import decode_forced
 from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Untouched
 from offramp.decoding.rerun.result import Drift, How, RerunResult
-from offramp.decoding.rerun.sequences import traced_sequences
+from offramp.decoding.rerun.sequences import Batch, first_decided, make_batches, traced_sequences
 from offramp.decoding.strategies.mapped import Mapped
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.state_maps import StateMaps
@@ -36,6 +30,7 @@ from offramp.policies.binding import base_of, reads_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES, Run, executed_layers
 from offramp.policies.short_list import seen_by
+from offramp.policies.speculation import DRAFT_LENGTH
 from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
 from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads
@@ -44,9 +39,6 @@ from offramp.workloads.workload import Workload
 
 SHARED_BYTES = 1 << 30
 """States that policies share may take so much memory."""
-
-DRAFT_LENGTH = 4
-"""Drafts before a verification, as `offramp.replay` counts them by default."""
 
 Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 
@@ -126,15 +118,14 @@ class Rerunner:
 
     def run(self, policy: PolicySource, kv: str = "propagate") -> RerunResult:
         """One policy with one strategy for K and V. Raises as `rerun` does."""
-        decides, _ = read_policy_source(policy)
-        own = decides.for_task(task_of(self.trace))
-        options = Options(own, kv, self.heads)
-        options.check(self.engine, single_request(options, self.engine))
-        how, (exits, top1, probed) = self._decided(own, kv)
-        return self._result(own, kv, how, exits, top1, probed)
+        options = DecodingOptions.read(policy, kv=kv, heads=self.heads).for_task(task_of(self.trace))
+        check_decodable(self.engine, options)
+        how, (exits, top1, probed) = self._decided(options)
+        return self._result(options.policy, kv, how, exits, top1, probed)
 
-    def _decided(self, policy: ExitPolicy, kv: str) -> tuple[How, Columns]:
+    def _decided(self, options: DecodingOptions) -> tuple[How, Columns]:
         """Exits, outputs and probes of the decided rows, and how they were had."""
+        policy, kv = options.policy, options.kv
         after = self._inputs_after(kv)
         if after is None and self._holds(policy):
             return "replay, exact K and V", self._replayed(policy, lossless=STRATEGIES[kv].exact)
@@ -143,7 +134,7 @@ class Rerunner:
                 return "one parallel forward", self._parallel(policy, after)
             except NotParallel:  # some of its tokens skip checks that others compare with
                 pass
-        return "forced decoding", self._forced(policy, kv)
+        return "forced decoding", self._forced(options)
 
     def _inputs_after(self, kv: str) -> InputsAfter | None:
         """What skipped layers are given, None for a strategy whose K and V are the full model's."""
@@ -211,14 +202,14 @@ class Rerunner:
                 columns[name].append(np.repeat(value, sequence.length - first))
         return {name: np.concatenate(values) for name, values in columns.items()}
 
-    def _forced(self, policy: ExitPolicy, kv: str) -> Columns:
+    def _forced(self, options: DecodingOptions) -> Columns:
         rows, exits, top1 = decode_forced(
-            self.model, self.engine, policy, kv, self.heads, self.sequences, self.prompt_tokens
+            self.model, self.engine, options, self.sequences, self.prompt_tokens
         )
         order = np.argsort(rows)
         exits, top1 = exits[order], top1[order]
         # Decoding does not say which checks a policy left out: all up to the exit are charged.
-        checked = np.array(list(probed_facts(policy, self.engine.layers)), dtype=np.int64)
+        checked = np.array(list(probed_facts(options.policy, self.engine.layers)), dtype=np.int64)
         return exits, top1, exits[:, None] >= checked
 
     def _result(

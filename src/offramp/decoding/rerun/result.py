@@ -53,3 +53,9 @@ class RerunResult:
     skip_ratio: float
     walk: Walk
     drift: Drift | None
+
+    def __repr__(self) -> str:
+        return (
+            f"RerunResult({self.policy}, {self.kv}: agreement {self.agreement:.1%}, {self.skip_ratio:.1%} of "
+            f"the layers skipped, {len(self.exits):,} tokens, {self.how})"
+        )

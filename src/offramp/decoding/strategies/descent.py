@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from offramp.decoding.engine.inputs import Inputs
+from offramp.decoding.engine.sequences import Inputs
 from offramp.decoding.strategies.strategy import Advance, Work
 
 
 @dataclass(frozen=True)
-class Landing:
+class ExitStep:
     """Where the sequences left together.
 
     exit: 1..L. hidden, before: output and input of layer `exit` [batch, 1, hidden]; before is None where
@@ -30,43 +30,43 @@ def feed(work: Work, tokens: Tensor) -> Inputs:
     sequences, present = work.sequences, work.chooser.present
     sequences.feed(tokens if present is None else tokens[present])
     work.meter.count("overhead", rows=sequences.batch)
-    work.asking.begin()
+    work.driver.begin()
     return sequences.inputs(sequences.length - 1, sequences.length)
 
 
-def descend(work: Work, inputs: Inputs) -> Landing:
+def descend(work: Work, inputs: Inputs) -> ExitStep:
     """Run layers until every row has left; all rows go as deep as the deepest of their own exits."""
-    asking, hidden, before, done = work.asking, inputs.hidden, None, 0
-    for exit in asking.stops:
-        if not asking.running.any():
+    driver, hidden, before, done = work.driver, inputs.hidden, None, 0
+    for exit in driver.stops:
+        if not driver.running.any():
             break
         before, hidden = run_to(work, hidden, inputs, done, exit)
         done = exit
-        asking.at(exit, hidden, before)
-    if asking.running.any():
-        before, hidden = run_to(work, hidden, inputs, done, asking.layers)
-        done = asking.layers
-    return Landing(done, hidden, before, inputs)
+        driver.at(exit, hidden, before)
+    if driver.running.any():
+        before, hidden = run_to(work, hidden, inputs, done, driver.layers)
+        done = driver.layers
+    return ExitStep(done, hidden, before, inputs)
 
 
 def run_to(work: Work, hidden: Tensor, inputs: Inputs, first: int, last: int) -> tuple[Tensor | None, Tensor]:
     """Run layers first+1..last: the input of the last one, None where nothing reads it, and its output."""
     run = work.sequences.run
-    if not work.asking.reader.wants_before(last):
+    if not work.driver.reader.wants_before(last):
         return None, run(hidden, inputs, first, last)
     before = run(hidden, inputs, first, last - 1)
     return before, run(before, inputs, last - 1, last)
 
 
-def land(work: Work, landing: Landing) -> Tensor:
+def exit_logits(work: Work, step: ExitStep) -> Tensor:
     """The logits at the exit, [batch, vocabulary]; the policy is told that the token is done."""
-    asking = work.asking
-    if landing.exit == asking.layers:
-        logits = read_final(work, landing.hidden)
-        asking.end(logits, landing.hidden, landing.before)
+    driver = work.driver
+    if step.exit == driver.layers:
+        logits = read_final(work, step.hidden)
+        driver.end(logits, step.hidden, step.before)
     else:
-        logits = asking.logits(landing.exit, landing.hidden)
-        asking.end()
+        logits = driver.logits(step.exit, step.hidden)
+        driver.end()
     return logits
 
 
@@ -75,9 +75,9 @@ def read_final(work: Work, hidden: Tensor) -> Tensor:
 
     float32 [rows, vocabulary]; read off the short list, the whole head is not computed.
     """
-    asking = work.asking
+    driver = work.driver
     return (
-        asking.logits(asking.layers, hidden) if asking.policy.short_head else work.sequences.read_out(hidden)
+        driver.logits(driver.layers, hidden) if driver.policy.short_head else work.sequences.read_out(hidden)
     )
 
 

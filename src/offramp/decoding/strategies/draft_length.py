@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from offramp.costs.probes import ProbeSizes
 from offramp.decoding.engine.engine import Engine
-from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
 
 Rows = Callable[[int], float]
@@ -131,11 +130,7 @@ class AdaptiveLength(DraftLength):
 
 
 def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy) -> DraftLength:
-    """What a caller's draft length means for a policy: a number, "auto", or settings of it.
-
-    Raises InputError as `check_draft_length` does.
-    """
-    check_draft_length(value)
+    """What a caller's draft length means for a policy: a number, "auto", or settings of it."""
     if isinstance(value, int):
         return FixedLength(value)
     settings = value if isinstance(value, Auto) else Auto()
@@ -145,17 +140,6 @@ def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy)
         exit_head = head * _share_of_vocabulary(engine) if policy.short_list else head
     shallowest = min(policy.needs(engine.layers), default=engine.layers)
     return AdaptiveLength(settings, engine.layers, head, exit_head, shallowest)
-
-
-def check_draft_length(value: object) -> None:
-    """Raise InputError for anything but a whole number from 1, "auto", or its settings."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not (whole or value == "auto" or isinstance(value, Auto)):
-        raise InputError(
-            f"a draft length of {value!r} is not possible",
-            where="draft_length",
-            fix='give a whole number from 1, or "auto"',
-        )
 
 
 def head_in_layers(engine: Engine) -> float:

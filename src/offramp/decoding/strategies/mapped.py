@@ -7,16 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from offramp.decoding.compatibility import check_maps
 from offramp.decoding.engine.sequences import States
-from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.rebatch import LeftStates
+from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Request, Work
-from offramp.errors import InputError, PolicyError
-from offramp.policies.policy import ExitPolicy
-from offramp.tracing.exit_heads import ExitHeads
-
-FIT_MAPS = "offramp heads fit MODEL --workload W --kv-maps {} --no-lens --no-classifiers -o FILE"
-"""The command that fits maps alone, by their exits."""
 
 
 class Mapped(Propagate):
@@ -36,7 +30,7 @@ class Mapped(Propagate):
     @classmethod
     def check(cls, request: Request) -> None:
         """Raise InputError for maps that are missing or another model's, PolicyError for exits without."""
-        check_maps(request.policy, request.heads, request.layers, request.dtype)
+        check_maps(request.options.policy, request.options.heads, request.layers, request.dtype)
 
     def given(self, exit: int, hidden: Tensor) -> States:
         """What the layers after an exit are given where all rows left, with states [batch, 1, hidden]."""
@@ -45,43 +39,6 @@ class Mapped(Propagate):
     def left_states(self, hidden: Tensor) -> LeftStates:
         """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
         return MappedStates(self.work, hidden)
-
-
-def check_maps(
-    policy: ExitPolicy, heads: ExitHeads | None, layers: int | None = None, dtype: str | None = None
-) -> None:
-    """Refuse to map K and V where the heads have no maps, or not from every exit of a policy.
-
-    layers, dtype: of the model, where it is known, else those that the maps are of.
-
-    Raises InputError for maps that are missing or another model's, PolicyError for exits without.
-    """
-    if heads is not None:
-        layers = int(heads.model["layers"]) if layers is None else layers
-    exits = [] if layers is None else sorted(exit for exit in policy.needs(layers) if exit < layers - 1)
-    fix = FIT_MAPS.format(",".join(map(str, exits)) or "EXITS")
-    if heads is None or heads.kv_maps is None:
-        raise InputError(
-            "K and V cannot be mapped: there are no K,V maps"
-            + ("" if heads is None else " in these exit heads"),
-            where='kv "mapped"',
-            fix=f"fit them and give the file (--heads FILE): {fix}",
-        )
-    for what, value in {"layers": layers, "dtype": dtype}.items():
-        if value is not None and heads.model[what] != value:
-            raise InputError(
-                f"the K,V maps are of a model with {what} {heads.model[what]}, this one has {value}",
-                where='kv "mapped"',
-                fix=f"fit maps of this model: {fix}",
-            )
-    missing = heads.kv_maps.missing(exits, int(heads.model["layers"]))
-    if missing:
-        raise PolicyError(
-            f"{policy} leaves at exit {missing[0]}, which has no K,V maps; they start at: "
-            + ", ".join(map(str, heads.kv_maps.exits)),
-            where='kv "mapped"',
-            fix=f"choose a policy whose exits are among these, or fit maps of its exits: {fix}",
-        )
 
 
 class MappedStates(LeftStates):

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import PositionsMissing
-from offramp.decoding.strategies.descent import choose, descend, feed, land
-from offramp.decoding.strategies.rebatch import advance_apart
+from offramp.decoding.strategies.descent import choose, descend, exit_logits, feed
+from offramp.decoding.strategies.propagate import advance_apart
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.errors import PolicyError
 
@@ -36,31 +36,31 @@ class Monotone(Strategy):
     @classmethod
     def check(cls, request: Request) -> None:
         """Raise PolicyError for a policy that lets tokens go deeper than those before them."""
-        if not request.policy.never_deepens:
-            raise _refused(str(request.policy))
+        if not request.options.policy.never_deepens:
+            raise _refused(str(request.options.policy))
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        asking = self.work.asking
+        driver = self.work.driver
         try:
             advance = self._advance(tokens)
         except PositionsMissing as error:
-            raise _refused(str(asking.policy)) from error
-        deeper = np.flatnonzero((asking.own > self._deepest) & ~asking.finished)
+            raise _refused(str(driver.policy)) from error
+        deeper = np.flatnonzero((driver.own > self._deepest) & ~driver.finished)
         if deeper.size:
             row = int(deeper[0])
-            example = f": one leaves at exit {self._deepest[row]}, a later one at {asking.own[row]}"
-            raise _refused(str(asking.policy), example)
-        self._deepest = asking.own.copy()
+            example = f": one leaves at exit {self._deepest[row]}, a later one at {driver.own[row]}"
+            raise _refused(str(driver.policy), example)
+        self._deepest = driver.own.copy()
         return advance
 
     def _advance(self, tokens: Tensor) -> Advance:
         work = self.work
         inputs = feed(work, tokens)
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return advance_apart(work, inputs, repair=False)
-        landing = descend(work, inputs)
-        return choose(work, land(work, landing), landing.exit)
+        step = descend(work, inputs)
+        return choose(work, exit_logits(work, step), step.exit)
 
 
 def _refused(policy: str, example: str = "") -> PolicyError:

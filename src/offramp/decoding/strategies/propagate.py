@@ -1,15 +1,132 @@
-"""CALM's strategy: K and V of skipped layers are projected from the hidden state that left."""
+"""CALM's strategy: K and V of skipped layers come from the hidden state that left, also row by row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine.sequences import States
-from offramp.decoding.strategies.descent import choose, descend, feed, land
-from offramp.decoding.strategies.rebatch import LeftStates, advance_apart
-from offramp.decoding.strategies.strategy import Advance, Strategy
+from offramp.decoding.engine.sequences import Inputs, States
+from offramp.decoding.strategies.descent import choose, descend, exit_logits, feed, read_final
+from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+
+
+class LeftStates:
+    """What the rows of a step that have left give the layers that they skip: the state with which each left.
+
+    hidden: of all rows before the first layer [batch, 1, hidden], which those that are over give.
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._left = hidden.clone()
+
+    def leave(self, exit: int, rows: Tensor, hidden: Tensor) -> None:
+        """Some rows leave, int64 [rows], with their states there [rows, 1, hidden]."""
+        self._left[rows] = hidden
+
+    def given(self, first: int, last: int, rows: Tensor | None = None) -> States:
+        """What some rows, int64 [rows], or all of them give layers first+1..last."""
+        return self._left if rows is None else self._left[rows]
+
+
+def advance_apart(
+    work: Work, inputs: Inputs, *, repair: bool = True, left: Callable[[Tensor], LeftStates] = LeftStates
+) -> Advance:
+    """One new token per row, each from the exit that its own policy decides.
+
+    A row that has left no longer runs; K and V of the layers above are projected from where it left, for all
+    such rows of a layer together. Rows that are over leave before the first layer.
+
+    repair: whether layers that no row runs get K and V too. left: keeps what skipped layers are given.
+    """
+    step = RowsApart(work, inputs, repair, left(inputs.hidden))
+    logits = step.run()
+    choice = work.chooser.choose(work.sequences.ids, logits)
+    exits = work.driver.own.copy()
+    layers = np.where(work.driver.finished, 0, exits)
+    return Advance(
+        choice.fed[:, None], choice.chosen[:, None], exits[:, None], choice.scores[:, None], layers=layers
+    )
+
+
+class RowsApart:
+    """The rows of one step on their way down.
+
+    rows: those that go on, ascending. hidden: their state after `depth` layers [rows, 1, hidden]; before: the
+    state before the last of these layers, None where nothing reads it. left: of the other rows.
+    """
+
+    def __init__(self, work: Work, inputs: Inputs, repair: bool, left: LeftStates) -> None:
+        self.work = work
+        self.repair = repair
+        self.inputs = inputs
+        self.rows: NDArray[np.int64] = np.flatnonzero(~work.driver.finished)
+        self.left = left
+        self.hidden = inputs.hidden[self._index(self.rows)]
+        self.before: Tensor | None = None
+        self.depth = 0
+        self._logits: Tensor | None = None
+
+    def run(self) -> Tensor:
+        """Run each row as deep as it goes: its logits, float32 [batch, vocabulary], zeros for those over."""
+        driver, layers = self.work.driver, self.work.engine.layers
+        for exit in driver.stops:
+            if not len(self.rows):
+                break
+            self._run_to(exit)
+            leaving = driver.at(exit, self.hidden, self.before, self.rows)[self.rows]
+            if leaving.any():
+                self._leave(exit, leaving)
+        if len(self.rows):
+            self._run_to(layers)
+            logits = read_final(self.work, self.hidden)
+            self._keep_logits(self.rows, logits)
+            driver.end(logits, self.hidden, self.before, self.rows)
+        else:
+            if self.repair:
+                given = self.left.given(self.depth, layers)
+                self.work.sequences.write(given, self.inputs, self.depth, layers)
+            driver.end()
+        assert self._logits is not None  # some row is not over, and every such row has left
+        return self._logits
+
+    def _run_to(self, exit: int) -> None:
+        self.before = None
+        if self.work.driver.reader.wants_before(exit):
+            self.before = self.hidden = self._run_layers(exit - 1)
+        self.hidden = self._run_layers(exit)
+
+    def _run_layers(self, last: int) -> Tensor:
+        sequences, first, self.depth = self.work.sequences, self.depth, last
+        if first == last:
+            return self.hidden
+        if len(self.rows) == sequences.batch:
+            return sequences.run(self.hidden, self.inputs, first, last)
+        others = np.setdiff1d(np.arange(sequences.batch), self.rows)
+        left = self.left.given(first, last, self._index(others))
+        return sequences.run_rows(self.hidden, left, self.rows, self.inputs.start, first, last)
+
+    def _leave(self, exit: int, leaving: NDArray[np.bool_]) -> None:
+        """Some of the rows leave, bool [rows]."""
+        chosen = torch.from_numpy(leaving).to(self.hidden.device)
+        gone = self.rows[leaving]
+        self._keep_logits(gone, self.work.driver.logits(exit, self.hidden, chosen))
+        self.left.leave(exit, self._index(gone), self.hidden[chosen])
+        self.hidden, self.rows = self.hidden[~chosen], self.rows[~leaving]
+        self.work.driver.reader.keep_rows(np.flatnonzero(~leaving))
+
+    def _keep_logits(self, rows: NDArray[np.int64], logits: Tensor) -> None:
+        if self._logits is None:
+            shape = (self.work.sequences.batch, logits.shape[-1])
+            self._logits = torch.zeros(shape, dtype=torch.float32, device=logits.device)
+        self._logits[self._index(rows)] = logits.float()
+
+    def _index(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows).to(self.inputs.hidden.device)
 
 
 class Propagate(Strategy):
@@ -29,13 +146,13 @@ class Propagate(Strategy):
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
         work = self.work
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return advance_apart(work, feed(work, tokens), left=self.left_states)
-        landing = descend(work, feed(work, tokens))
-        logits = land(work, landing)
-        given = self.given(landing.exit, landing.hidden)
-        work.sequences.write(given, landing.inputs, landing.exit, work.engine.layers)
-        return choose(work, logits, landing.exit)
+        step = descend(work, feed(work, tokens))
+        logits = exit_logits(work, step)
+        given = self.given(step.exit, step.hidden)
+        work.sequences.write(given, step.inputs, step.exit, work.engine.layers)
+        return choose(work, logits, step.exit)
 
     def given(self, exit: int, hidden: Tensor) -> States:
         """What the layers after an exit are given where all rows left, with states [batch, 1, hidden]."""

@@ -42,46 +42,46 @@ class Recompute(Strategy):
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        work, asking, layers = self.work, self.work.asking, self.work.engine.layers
+        work, driver, layers = self.work, self.work.driver, self.work.engine.layers
         feed(work, tokens)
-        if work.batching == "rebatch" and work.sequences.batch > 1:
+        if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return self._advance_apart()
         stop = descend(work, self._waiting)
-        if asking.running.any():
+        if driver.running.any():
             stop = go_on(work, self._waiting, stop, layers)
             logits = read_final(work, stop.block.last)
-            asking.end(logits, stop.block.last, stop.before)
+            driver.end(logits, stop.block.last, stop.before)
         else:
             self._waiting.leave(stop.exit, stop.block)
-            logits = asking.logits(stop.exit, stop.block.last)
-            asking.end()
+            logits = driver.logits(stop.exit, stop.block.last)
+            driver.end()
         return choose(work, logits, stop.exit)
 
     def _advance_apart(self) -> Advance:
         """The same where each row answers from its own exit; a row that is over answers nothing."""
-        work, asking, layers = self.work, self.work.asking, self.work.engine.layers
+        work, driver, layers = self.work, self.work.driver, self.work.engine.layers
         rows: list[NDArray[np.int64]] = []
         answers: list[Tensor] = []
 
         def leave(stop: Stop, leaving: NDArray[np.bool_]) -> None:
             rows.append(np.flatnonzero(leaving))
             chosen = torch.from_numpy(leaving).to(stop.block.hidden.device)
-            answers.append(asking.logits(stop.exit, stop.block.last, chosen).float())
+            answers.append(driver.logits(stop.exit, stop.block.last, chosen).float())
 
         stop = descend(work, self._waiting, leave)
-        if asking.running.any():
+        if driver.running.any():
             stop = go_on(work, self._waiting, stop, layers)
-            deep = np.flatnonzero(asking.running)
+            deep = np.flatnonzero(driver.running)
             hidden = stop.block.last[deep]
             rows.append(deep)
             answers.append(read_final(work, hidden).float())
-            asking.end(answers[-1], hidden, None if stop.before is None else stop.before[deep], deep)
+            driver.end(answers[-1], hidden, None if stop.before is None else stop.before[deep], deep)
         else:
             self._waiting.leave(stop.exit, stop.block)
-            asking.end()
+            driver.end()
         found = torch.cat(answers)
-        logits = found.new_zeros((len(asking.own), found.shape[1]))
+        logits = found.new_zeros((len(driver.own), found.shape[1]))
         logits[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
         choice = work.chooser.choose(work.tokens(), logits)
-        exits = asking.own.copy()
+        exits = driver.own.copy()
         return Advance(choice.fed[:, None], choice.chosen[:, None], exits[:, None], choice.scores[:, None])

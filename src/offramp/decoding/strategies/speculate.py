@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.cached_past import Past
-from offramp.decoding.generation.choosing import Choice, NonFiniteLogits
-from offramp.decoding.strategies.draft_length import check_draft_length, draft_length_of
+from offramp.decoding.engine.truncated_cache import Past
+from offramp.decoding.generation.next_token import Choice, NonFiniteLogits, Verdict, judge
+from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
-from offramp.decoding.strategies.verdict import Verdict, judge
 from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
 from offramp.errors import InputError
 from offramp.policies.repair import require_full_head
@@ -86,7 +85,7 @@ class Speculate(Strategy):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._length = draft_length_of(work.draft_length, work.engine, work.asking.policy)
+        self._length = draft_length_of(work.options.draft_length, work.engine, work.driver.policy)
         self._waiting = Waiting(work.sequences, self._keep_state)
         self._states: dict[tuple[int, int], Past] = {}
         self._recurrent = [layer for layer, moves in enumerate(work.engine.recurrent) if moves]
@@ -99,19 +98,18 @@ class Speculate(Strategy):
 
     @classmethod
     def check(cls, request: Request) -> None:
-        """Raise InputError for rows that would not be verified together, an impossible draft length, or a
-        logits processor that keeps count of its calls, which drafts would upset; PolicyError for a policy
-        that never computes the full model's head."""
+        """Raise InputError for rows that would not be verified together, or a logits processor that keeps
+        count of its calls, which drafts would upset; PolicyError for a policy that never computes the full
+        model's head."""
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
-        require_full_head(request.policy)
-        if request.batching == "rebatch" and request.batch > 1:
+        require_full_head(request.options.policy)
+        if request.options.batching == "rebatch" and request.batch > 1:
             raise InputError(
                 f"{cls.name!r} cannot decode a batch whose rows leave one by one",
                 where='batching "rebatch"',
                 fix='rows are verified together: choose batching "lockstep", or another kv',
             )
-        check_draft_length(request.draft_length)
         for processor in request.processors:
             if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):
                 raise InputError(
@@ -155,12 +153,12 @@ class Speculate(Strategy):
         ended = self._finished()
         while len(drafts) < room and not bool(ended.all()):
             work.sequences.feed(tokens)
-            work.asking.begin()
+            work.driver.begin()
             stop = descend(work, waiting) if asked else Stop(0, waiting.newest(), None)
             draft = self._draft(stop) if len(drafts) < longest else None
             if draft is None:
                 self._kept_before = work.sequences.length - 1
-                exit = layers if work.asking.running.any() else stop.exit
+                exit = layers if work.driver.running.any() else stop.exit
                 closing = go_on(work, waiting, stop, layers)
                 return Round(start, drafts, closing.block, closing, exit)
             drafts.append(draft)
@@ -172,13 +170,13 @@ class Speculate(Strategy):
     def _draft(self, stop: Stop) -> Draft | None:
         """Let every row's token leave here; None if one of them does not."""
         work = self.work
-        if work.asking.running.any():
+        if work.driver.running.any():
             return None
-        choice = work.chooser.choose(work.sequences.ids, work.asking.logits(stop.exit, stop.block.last))
+        choice = work.chooser.choose(work.sequences.ids, work.driver.logits(stop.exit, stop.block.last))
         self._waiting.leave(stop.exit, stop.block)
-        work.asking.end()
+        work.driver.end()
         work.meter.count("overhead", rows=work.sequences.batch)
-        return Draft(stop.exit, choice, work.asking.state())
+        return Draft(stop.exit, choice, work.driver.state())
 
     def _verify(self, run: Round) -> list[Verdict]:
         """The full model on every row up to the first wrong draft, one head product for all."""
@@ -186,9 +184,9 @@ class Speculate(Strategy):
         work.meter.count("overhead", rows=hidden.shape[0] * hidden.shape[1])
         logits = work.sequences.read_out_all(hidden)
         if closing is not None and run.exit == work.engine.layers:
-            work.asking.end(logits[:, -1], run.block.last, closing.before)
+            work.driver.end(logits[:, -1], run.block.last, closing.before)
         elif closing is not None:
-            work.asking.end()
+            work.driver.end()
         verdicts: list[Verdict] = []
         ended, wrong = self._finished(), False
         choices = [*(draft.choice for draft in run.drafts), None][: hidden.shape[1]]
@@ -204,7 +202,7 @@ class Speculate(Strategy):
         return verdicts
 
     def _count(self, drafts: list[Draft], accepted: int, wrong: bool) -> None:
-        rows = int((~self.work.asking.finished).sum())
+        rows = int((~self.work.driver.finished).sum())
         self.drafted += rows * len(drafts)
         self.accepted += rows * accepted
         self._length.learn(accepted, wrong, [draft.exit for draft in drafts])
@@ -223,14 +221,14 @@ class Speculate(Strategy):
     def _start(self, longest: int) -> Moment:
         """What to go back to if a round of several rows breaks."""
         sequences = self.work.sequences
-        several = longest > 0 and len(self.work.asking.stops) > 0
+        several = longest > 0 and len(self.work.driver.stops) > 0
         states = [sequences.snapshot(layer, layer + 1) for layer in self._recurrent] if several else []
-        return Moment(sequences.length, self.work.asking.state(), states)
+        return Moment(sequences.length, self.work.driver.state(), states)
 
     def _go_back(self, moment: Moment) -> None:
         sequences = self.work.sequences
         self._waiting.clear()
-        self.work.asking.restore(moment.remembered)
+        self.work.driver.restore(moment.remembered)
         for state in moment.states:
             sequences.restore(state)
         sequences.unfeed(moment.length)
@@ -253,7 +251,7 @@ class Speculate(Strategy):
 
     def _finished(self) -> Tensor:
         """Rows that are over: bool [batch]."""
-        return torch.from_numpy(self.work.asking.finished).to(self.work.sequences.ids.device)
+        return torch.from_numpy(self.work.driver.finished).to(self.work.sequences.ids.device)
 
     def _ends(self, tokens: Tensor) -> Tensor:
         return torch.isin(tokens, self._end_tokens)

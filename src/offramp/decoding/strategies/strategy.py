@@ -14,33 +14,30 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.asking import Asking
-from offramp.decoding.generation.choosing import Chooser
+from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.policy_driver import PolicyDriver
+from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.state_maps import StateMaps
-from offramp.policies.policy import ExitPolicy
-from offramp.tracing.exit_heads import ExitHeads
 
 
 @dataclass(frozen=True)
 class Work:
     """What a strategy works with during one generation.
 
-    sequences: fed up to the prompt's end, which has run all layers. asking: the policy at work, and the
-    exits' readings. chooser: from logits to tokens (processors, sampling, forced tokens). batching:
-    "lockstep" or "rebatch". tokens: of the whole batch so far, int64 [batch, length], also where sequences
-    hold the rows that are not over only. draft_length: tokens drafted before a verification, at most; or
-    "auto". limit: new tokens that are wanted in all, None for no limit; end_tokens: those that end a row:
-    both end a round of drafts early. maps: what skipped layers are given, for the strategy that maps.
+    sequences: fed up to the prompt's end, which has run all layers. driver: the policy at work, and the
+    exits' readings. chooser: from logits to tokens (processors, sampling, forced tokens). tokens: of the
+    whole batch so far, int64 [batch, length], also where sequences hold the rows that are not over only.
+    limit: new tokens that are wanted in all, None for no limit; end_tokens: those that end a row: both end a
+    round of drafts early. maps: what skipped layers are given, for the strategy that maps.
     """
 
     engine: Engine
+    options: DecodingOptions
     sequences: Sequences
-    asking: Asking
+    driver: PolicyDriver
     chooser: Chooser
     meter: Meter
     tokens: Callable[[], Tensor]
-    batching: str = "lockstep"
-    draft_length: int | str = 4
     limit: int | None = None
     end_tokens: tuple[int, ...] = ()
     maps: StateMaps | None = None
@@ -50,22 +47,16 @@ class Work:
 class Request:
     """What is asked of a strategy, before anything runs.
 
-    batch: sequences. sampling: tokens are sampled, not the best ones taken. processors: transformers' logits
-    processors in their order. forced: the tokens are given. padded: some row has padding on its left. heads:
-    exit heads, whose K,V maps a strategy may use. dtype: of the model's weights.
+    layers, dtype: of the model. batch: sequences. processors: transformers' logits processors in their order.
+    padded: some row has padding on its left.
     """
 
-    policy: ExitPolicy
+    options: DecodingOptions
     layers: int
-    batch: int
-    batching: str
-    draft_length: int | str
-    sampling: bool
-    processors: tuple[Any, ...]
-    forced: bool
+    dtype: str
+    batch: int = 1
+    processors: tuple[Any, ...] = ()
     padded: bool = False
-    heads: ExitHeads | None = None
-    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -110,13 +110,13 @@ def descend(
 
     leave: told where rows leave, bool [batch].
     """
-    asking = work.asking
+    driver = work.driver
     stop = Stop(0, waiting.newest(), None)
-    for exit in asking.stops:
-        if not asking.running.any():
+    for exit in driver.stops:
+        if not driver.running.any():
             break
         stop = go_on(work, waiting, stop, exit)
-        leaving = asking.at(exit, stop.block.last, stop.before)
+        leaving = driver.at(exit, stop.block.last, stop.before)
         if leave is not None and leaving.any():
             leave(stop, leaving)
     return stop
@@ -124,7 +124,7 @@ def descend(
 
 def go_on(work: Work, waiting: Waiting, stop: Stop, exit: int) -> Stop:
     """Run on to a deeper exit."""
-    if not work.asking.reader.wants_before(exit):
+    if not work.driver.reader.wants_before(exit):
         return Stop(exit, waiting.run(stop.block, stop.exit, exit), None)
     block = waiting.run(stop.block, stop.exit, exit - 1)
     return Stop(exit, waiting.run(block, exit - 1, exit), block.last)

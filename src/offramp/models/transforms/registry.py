@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint
 
-from offramp.errors import InputError
+from offramp.errors import OfframpError
 from offramp.models.transforms.options import options_of
 from offramp.models.transforms.transform import Transform
+from offramp.plug_ins import FIX, load_plug_in, plug_ins, refused
 
 ENTRY_POINT_GROUP = "offramp.transforms"
 PARTS = ("name", "text", "check", "apply")
@@ -42,7 +42,7 @@ class Transforms(Mapping[str, type[Transform]]):
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
         points = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
-        for point in entry_points(group=ENTRY_POINT_GROUP):
+        for point in plug_ins(ENTRY_POINT_GROUP).values():
             if points.get(point.name, point) != point:
                 raise _refused(point, f"two transforms are called {point.name!r}")
             points[point.name] = point
@@ -78,26 +78,19 @@ def describe_transforms() -> tuple[TransformDescription, ...]:
 
 
 def _load(point: EntryPoint) -> type[Transform]:
-    try:
-        kind: Any = point.load()
-    except (ImportError, AttributeError) as error:
-        raise _refused(point, f"a transform cannot be imported: {error}") from error
-    is_transform = isinstance(kind, type) and all(hasattr(kind, part) for part in PARTS)
-    if not is_transform:
-        raise _refused(point, f"{point.name!r} is not the class of a transform")
+    kind: type[Transform] = load_plug_in(point, _is_transform, "transform", "the class of a transform")
     try:
         options_of(kind)
     except TypeError as error:
         raise _refused(point, f"the transform {point.name!r} cannot be written as text: {error}") from error
     if kind.name != point.name:
         raise _refused(point, f"the transform of the entry point {point.name!r} calls itself {kind.name!r}")
-    found: type[Transform] = kind
-    return found
+    return kind
 
 
-def _refused(point: EntryPoint, what: str) -> InputError:
-    return InputError(
-        what,
-        where=f"entry point {point.name} = {point.value} in the group {point.group}",
-        fix="mend or uninstall the package that brings it (see offramp.testing.check_transform)",
-    )
+def _is_transform(found: object) -> bool:
+    return isinstance(found, type) and all(hasattr(found, part) for part in PARTS)
+
+
+def _refused(point: EntryPoint, what: str) -> OfframpError:
+    return refused(point, what, fix=f"{FIX} (see offramp.testing.check_transform)")

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.bench.combined import Combination, CombineResult
-from offramp.decoding.bench.combined_file import combined_from_json
-from offramp.decoding.bench.results import Interval
+from offramp.decoding.measurement.combined import Combination, CombineResult
+from offramp.decoding.measurement.results import Interval
 from offramp.files import write_text_atomically
+from offramp.records.typed import from_json
 from offramp.report.combined_words import (
     advice,
     effect_sentences,
@@ -48,7 +48,7 @@ def combined_sections(comparison: Comparison) -> Markup:
     """Every measurement of combinations of a comparison, the long tables on request; nothing without one."""
     if not comparison.combined:
         return Markup()
-    results = [combined_from_json(dict(value)) for value in comparison.combined]
+    results = [from_json(CombineResult, value) for value in comparison.combined]
     found = [measurement(result) | {"name": _place(result)} for result in results]
     return fragment("combined", "section", INTRODUCTION, found, "part")
 

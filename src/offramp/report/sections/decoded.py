@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.bench.results import Forecast
+from offramp.decoding.measurement.results import Forecast
 from offramp.report.forecasts import (
     counts_sentence,
     error_sentence,
@@ -15,12 +15,12 @@ from offramp.report.forecasts import (
     prediction_verdict,
     short_name,
 )
-from offramp.report.formats import counted, decimal, interval_text, milliseconds, moment, plain_tick
+from offramp.report.formats import counted, decimal, milliseconds, moment, plain_tick
 from offramp.report.html import figure, fragment, table
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
-from offramp.report.sections.decoded_tables import contender_tables, policy_table
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.sections.decoded_tables import contender_tables, limits_of, policy_table, ranking_table
 from offramp.report.timing_words import (
     DECISIONS,
     contender_answer,
@@ -38,9 +38,12 @@ def decoded_section(run: RunResult) -> Markup:
     """Every measurement of the run; what was not decoded says why. Nothing if decoding was not tried yet."""
     if not run.decoding and not run.not_decoded:
         return Markup()
-    workloads = [workload_block(decoded) for decoded in run.decoding]
+    by_name = {workload.name: workload for workload in run.workloads}
+    workloads = [workload_block(one, by_name.get(one.workload)) for one in run.decoding]
+    # The caveats above have them with their texts; here each stands once.
+    defects = list(dict.fromkeys(defect for decoded in run.decoding for defect in decoded.bench.defects))
     reasons = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    return fragment("run", "decoded", introduction(run), workloads, reasons)
+    return fragment("run", "decoded", introduction(run), defects, workloads, reasons)
 
 
 def introduction(run: RunResult) -> str:
@@ -56,16 +59,16 @@ def introduction(run: RunResult) -> str:
     )
 
 
-def workload_block(decoded: Decoded) -> dict[str, Any]:
-    """One workload: the answer, in a word and in words, plots, table, error by part, contenders."""
+def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> dict[str, Any]:
+    """One workload: the answer, in a word and in words, plots, tables, error by part, contenders."""
     bench = decoded.bench
     return {
         "name": decoded.workload,
         "badge": contender_answer(bench.main, bench.worth),
         "style": DECISIONS[bench.answer],
-        "defects": bench.defects,
         "answer": answer_of(decoded),
         "said": sentences(decoded),
+        "ranking": ranking_table(decoded, workload),
         "figures": beside_figure(decoded) + error_figure(decoded),
         "policies": policy_table(decoded),
         "circumstances": circumstances(decoded),
@@ -118,7 +121,7 @@ def beside_figure(decoded: Decoded) -> Markup:
                 policy.kv,
                 "none" if forecast.predicted is None else milliseconds(forecast.predicted),
                 milliseconds(forecast.measured.value),
-                interval_text(forecast.measured.low, forecast.measured.high, milliseconds) or "none",
+                limits_of(forecast.measured, milliseconds) or "none",
                 milliseconds(forecast.fastest_plain),
             ]
             for policy, forecast in shown

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.bench.results import Contender, FreeRunning, Interval
+from offramp.decoding.measurement.results import Contender, FreeRunning, Interval
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -15,11 +15,33 @@ from offramp.report.formats import (
     interval_text,
     milliseconds,
     percent,
+    timed_interval,
     times,
 )
 from offramp.report.html import Column, bullets, cards, policy_code, stack, table, text
-from offramp.report.run_result import Decoded, DecodedPolicy
+from offramp.report.ranking import basis_text, kept_text, ranked, sample_text
+from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.report.timing_words import contender_answer
+
+
+def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
+    """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
+    columns = [
+        Column("Way to decode"),
+        Column("Net speed", "measured"),
+        Column("Agreement", "executed"),
+        Column("What it rests on"),
+    ]
+    kept: list[list[str]] = []
+    missed: list[list[str]] = []
+    for one in ranked(decoded, workload):
+        policy = one.policy
+        head = one.name if policy is None else stack(policy_code(policy.policy), f"K,V: {policy.kv}")
+        row = [head, net_speed(one.timed, decoded.bench.worth), kept_text(one), basis_text(one)]
+        (missed if one.misses else kept).append(row)
+    groups = {"": kept, "Not shown to keep the floor it was chosen for": missed}
+    caption = f"Ranked on {decoded.workload}, {sample_text(decoded)}; lossless ways are among them"
+    return cards(columns, groups, caption=caption, style="decoded")
 
 
 def policy_table(decoded: Decoded) -> Markup:
@@ -78,8 +100,14 @@ def divergence(answers: FreeRunning) -> Markup:
 
 def with_interval(interval: Interval, number: NumberFormat) -> Markup:
     """A figure with its interval below it."""
-    limits = interval_text(interval.low, interval.high, number)
-    return stack(number(interval.value), limits)
+    return stack(number(interval.value), limits_of(interval, number))
+
+
+def limits_of(interval: Interval, number: NumberFormat) -> str:
+    """The interval of a figure; of times and their ratios only where it says something."""
+    if number is percent:
+        return interval_text(interval.low, interval.high, number)
+    return timed_interval(interval.value, interval.low, interval.high, number)
 
 
 def contender_tables(decoded: Decoded) -> Markup:

@@ -14,12 +14,13 @@ from offramp.report.formats import (
     decimal,
     duration,
     estimate_text,
-    interval_text,
     listed,
     milliseconds,
     percent,
     range_text,
+    timed_interval,
     times,
+    too_wide,
     whole_percent,
 )
 from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
@@ -36,6 +37,7 @@ from offramp.report.html import (
     stacked,
     text,
 )
+from offramp.report.ranking import sample_text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import how_words, reference_line, speed_words, transform_sentence
 from offramp.scoring.documents import lengths_of, lengths_text
@@ -150,7 +152,8 @@ def speed_card(run: RunResult) -> KeyNumber:
     """Speed over the fastest plain decoder at the main floor."""
     found = main_verdicts(run)
     measured = any(v.speed is not None and v.speed.how == "measured" for _, v in found)
-    values = [v.speed.value for _, v in found if v.speed is not None and v.policy != "never"]
+    speeds = [v.speed for _, v in found if v.speed is not None and v.policy != "never"]
+    values = [one.value for one in speeds if not too_wide(one.value, one.low, one.high)]
     lines = [(name, _speed_line(v)) for name, v in found]
     lines += [(name, f"not decoded: {why}") for name, why in run.not_decoded.items() if not measured]
     plain = run.plain_seconds_per_token
@@ -158,6 +161,11 @@ def speed_card(run: RunResult) -> KeyNumber:
     what = f"faster decoding than the fastest plain decoder, every probe and repair paid for{token}"
     kind: Kind = "measured" if measured else "predicted"
     nothing = "nothing certified" if any(v.tried is not None for _, v in found) else "nothing faster"
+    if speeds and not values:
+        nothing = "too few prompts"
+    samples = dict.fromkeys(sample_text(one) for one in run.decoding) if measured else {}
+    if samples:
+        what += f"; timed on {listed(list(samples))} a text"
     return KeyNumber(kind, span_text(values, signed_change) or nothing, what, lines)
 
 
@@ -185,7 +193,7 @@ def plain_card(run: RunResult) -> KeyNumber:
     """Seconds per token of plain decoding, or half-depth agreement where it was not timed."""
     plain = run.plain_seconds_per_token
     if plain is not None:
-        interval = interval_text(plain.low, plain.high, milliseconds)
+        interval = timed_interval(plain.value, plain.low, plain.high, milliseconds)
         lines = [("interval", interval or "none")]
         lines.append(("machine", f"{plain.threads} threads, load {decimal(plain.load, 1)}"))
         what = "per token for plain decoding on this machine, the time that early exit would have to beat"
@@ -264,7 +272,7 @@ def speed_cell(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> Ma
     speed = verdict.speed
     if speed is None:
         return stack(times(1.0), "plain decoding")
-    limits = interval_text(speed.low, speed.high, times)
+    limits = timed_interval(speed.value, speed.low, speed.high, times)
     seconds = plain_seconds(run, workload, verdict.basis)
     token = "" if seconds is None else f"{duration(seconds / speed.value)} a token"
     return stack(times(speed.value), limits, how_words(speed), token)

@@ -226,7 +226,7 @@ class ScoreValidity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a comparison shows. combined: results of accelerations together, as `combined_to_json`.
+    """Everything a comparison shows. combined: results of accelerations together, as JSON.
 
     failures: cells that failed or were not run, by name, with the reason. provenance: versions, machine,
     study and fingerprints. citation: text of a BibTeX entry.

@@ -22,7 +22,13 @@ from offramp.studies.comparison.content import (
 from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.holm import LEVEL
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
-from offramp.studies.comparison.study_strategies import STRATEGIES, Finished, machine_of, measured_speedups
+from offramp.studies.comparison.study_strategies import (
+    STRATEGIES,
+    Finished,
+    floor_of,
+    machine_of,
+    measured_speedups,
+)
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.tracing.sizes import DEFAULT_CONTEXT
@@ -87,7 +93,7 @@ class StudyReader:
                 if score.cell.kind == "score":
                     row = self.row(score, cells)
                     rows.append(row)
-                    strategies += strategies_of(row, cells)
+                    strategies += strategies_of(row, cells, self.settings["floors"])
         name = self.settings["name"]
         pairs = tuple(pair for cell in self.done if cell.kind == "pair" for pair in self.pairs(cell))
         return Content(
@@ -305,8 +311,9 @@ def savings(found: Finished) -> Iterator[Saving]:
         yield saving_of(tuned, machine_of(found))
 
 
-def strategies_of(row: Row, cells: Sequence[Finished]) -> Iterator[Strategy]:
-    """Every strategy that was replayed, tuned or decoded on a row."""
+def strategies_of(row: Row, cells: Sequence[Finished], floors: Sequence[float]) -> Iterator[Strategy]:
+    """Every strategy that was replayed, tuned or decoded on a row. floors: those of the study."""
     for found in cells:
         if found.cell.kind in STRATEGIES:
-            yield from STRATEGIES[found.cell.kind](row, found)
+            for one in STRATEGIES[found.cell.kind](row, found):
+                yield one if one.floor else replace(one, floor=floor_of(one.agreement, floors))

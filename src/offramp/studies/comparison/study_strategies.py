@@ -68,7 +68,7 @@ def tuned_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
 
 
 def replayed_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
-    """One policy of the study's file, predicted."""
+    """One policy of the study's file, predicted; it is held against the study's floors (`floor_of`)."""
     replay = found.result["replay"]
     yield Strategy(
         **_where(row, found),
@@ -86,6 +86,13 @@ def replayed_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
         reachable=replay["reachable"],
         gain=gain_of(replay["gain"]),
     )
+
+
+def floor_of(agreement: Estimate, floors: Sequence[float]) -> str:
+    """The floor that a policy is held against which was chosen for none: the strictest that its agreement
+    reaches, else the loosest, which it misses."""
+    reached = [floor for floor in floors if agreement.value is not None and agreement.value >= floor]
+    return floor_text(max(reached, default=min(floors)))
 
 
 def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:

@@ -57,7 +57,7 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     written = []
     for name, table in comparison_tables(comparison).items():
         for ending, write in (("csv", pa.csv.write_csv), ("parquet", pa.parquet.write_table)):
-            path = folder / f"{name}.{ending}"
+            path = (folder / f"{name}.{ending}").absolute()  # pyarrow takes a relative "a:b" for a URI
             write_atomically(path, functools.partial(write, table))
             written.append(path)
     path = folder / CELLS_FILE

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.heartbeat import STALL_SECONDS, Watch
 from offramp.studies.runner import JobOutcome
@@ -80,7 +81,7 @@ class WorkerProcess:
         assert self.process.stdin is not None
         try:
             # The pipe stays open: its closing tells the worker that the engine is gone.
-            self.process.stdin.write(json.dumps(job.to_json()).encode() + b"\n")
+            self.process.stdin.write(json.dumps(to_json(job)).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # It is dead already; `wait` says how.
@@ -101,7 +102,7 @@ class WorkerProcess:
         answer = self.process.stdout.read()
         code = self.process.wait()
         # A library that ends the process may end it with 0, and without an answer.
-        outcome = JobOutcome.from_json(json.loads(answer)) if code == 0 and answer else None
+        outcome = from_json(JobOutcome, json.loads(answer)) if code == 0 and answer else None
         said = "" if outcome else last_line(self.log, self._log_start)
         self._alive.unlink(missing_ok=True)
         killed = _killed(code)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
+from offramp.records.typed import from_json, to_json
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.process import WORKER, Ending, WorkerProcess
@@ -128,9 +129,8 @@ class Submissions:
     def start(self, job: Job) -> None:
         """Hand a job to Ray."""
         remote = self._remote.options(**self._nodes.options(job))
-        self._waiting[remote.remote(job.to_json(), *self._arguments, self._program, self._stall_seconds)] = (
-            job
-        )
+        asked = (to_json(job), *self._arguments, self._program, self._stall_seconds)
+        self._waiting[remote.remote(*asked)] = job
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait until a job ends, or for so many seconds; the jobs that have ended, and how."""
@@ -179,7 +179,7 @@ def run_on_node(
             where=path,
             fix="give a folder on a file system that all nodes share under one path, with -o",
         )
-    return WorkerProcess(Job.from_json(job), folder, program, stall_seconds).wait()
+    return WorkerProcess(from_json(Job, job), folder, program, stall_seconds).wait()
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from offramp.records.typed import to_json
 from offramp.scoring.finite import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
 
 OPTIONS = ("kv", "new_tokens", "rounds", "floor", "draft_length", "seed")
-"""Of `offramp.decoding.bench.combine.combine`, where the recipe has them."""
+"""Of `offramp.decoding.measurement.combine.combine`, where the recipe has them."""
 
 
 class CombineWork:
@@ -17,12 +18,11 @@ class CombineWork:
     kind = "combine"
 
     def run(self, task: Task, context: Context) -> None:
-        """Combine. Raises what `offramp.decoding.bench.combine.combine` raises, OfframpError for inputs that
-        are not the recipe's.
+        """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs
+        that are not the recipe's.
         """
-        from offramp.decoding.bench.combine import combine
-        from offramp.decoding.bench.combined_file import combined_to_json
-        from offramp.decoding.bench.prompts import prompts_of
+        from offramp.decoding.measurement.combine import combine
+        from offramp.decoding.measurement.prompts import prompts_of
 
         require_planned(task)
         require_this_machine(task, task.recipe["machine"])
@@ -39,4 +39,4 @@ class CombineWork:
             workload=workload.name,
             **{name: recipe[name] for name in OPTIONS if name in recipe},
         )
-        context.write_result(finite_json({"combined": combined_to_json(result)}))
+        context.write_result(finite_json({"combined": to_json(result)}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import OfframpError
+from offramp.records.typed import to_json
 from offramp.scoring.finite import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -25,22 +26,14 @@ from offramp.studies.work.inputs import (
 from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
-    from offramp.decoding.bench.contenders import Setting
-    from offramp.decoding.bench.judged import Judged
-    from offramp.decoding.bench.together import Measurement
-    from offramp.decoding.bench.traced_prompts import Prompts
+    from offramp.decoding.measurement.judged import Judged
+    from offramp.decoding.measurement.measurement import Measurement
     from offramp.models.model import Model
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the league charges the first; the second is for families that refuse it."""
-
-DRAFT_LENGTH = 1
-"""No policy here drafts; the setting asks for a length all the same."""
-
-PARTS_OF = 1
-"""Prompts on which the parts of a policy's tokens are timed."""
 
 NOTHING: Mapping[str, Any] = {"bench": None, "chosen": [], "characters_per_token": None}
 """The result where no policy of the league exits: at its floor plain decoding is best."""
@@ -66,7 +59,7 @@ class DecodeWork:
 
     def run(self, task: Task, context: Context) -> None:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
-        recipe's; and what `offramp.decoding.bench` raises.
+        recipe's; and what `offramp.decoding.measurement` raises.
         """
         require_planned(task)
         machine = profile_in(context.input("profile"))
@@ -113,61 +106,27 @@ def _decode(
     choices: Sequence[Choice],
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The measurement as the task's result."""
-    from offramp.decoding.bench.bench import settle
-    from offramp.decoding.bench.traced_prompts import pick_prompts
+    """The measurement as the task's result. Raises what made the timing fail."""
+    from offramp.decoding.measurement.answers import Limits
+    from offramp.decoding.measurement.chosen import Chosen, decode_chosen
+    from offramp.decoding.measurement.prompts import pick_prompts
 
-    kv, new_tokens = _strategy(model), recipe["new_tokens"]
-    prompts: Prompts = pick_prompts(
-        model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=recipe["seed"]
-    )
-    first, *others = [(choice.policy, kv) for choice in choices]
-    setting = settle(
+    kv, new_tokens, seed = _strategy(model), recipe["new_tokens"], recipe["seed"]
+    prompts = pick_prompts(model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=seed)
+    policies = tuple((choice.policy, kv) for choice in choices)
+    chosen = Chosen(workload.name, trace, policies, prompts, recipe["prompts"])
+    (judged,) = decode_chosen(
         model,
-        first[0],
-        kv=kv,
-        cells=others,
-        prompts=prompts.ids,
+        [chosen],
+        machine,
         heads=heads,
         new_tokens=new_tokens,
-        draft_length=DRAFT_LENGTH,
-        task=workload.name,
-    )
-    measured, judged = _measure(setting, trace, machine, prompts, recipe)
-    return _result(model, measured, judged, choices, kv)
-
-
-def _measure(
-    setting: Setting, trace: Trace, machine: Machine, prompts: Prompts, recipe: Mapping[str, Any]
-) -> tuple[Measurement, Judged]:
-    """Predicted first, then timed in turns, then judged. Raises what made the timing fail."""
-    from offramp.decoding.bench.budget import Limits
-    from offramp.decoding.bench.contenders import SHORT
-    from offramp.decoding.bench.judged import (
-        NO_STATIC_CACHE,
-        judge_measurement,
-        predict_unseen,
-        prompt_notes,
-    )
-    from offramp.decoding.bench.together import run_together
-
-    seed, workload = recipe["seed"], str(setting.task)
-    predicted = predict_unseen(setting, trace, machine, workload, seed=seed)
-    (measured,) = run_together(
-        [setting], extent=SHORT, limits=Limits(recipe["seconds"], recipe["rounds"]), seed=seed
-    )
-    if isinstance(measured, OfframpError):
-        raise measured
-    judged = judge_measurement(
-        measured,
-        machine,
-        predicted=predicted,
-        workload=workload,
-        parts_of=PARTS_OF,
-        notes=(NO_STATIC_CACHE, *prompt_notes(prompts, recipe["prompts"])),
+        limits=Limits(recipe["seconds"], recipe["rounds"]),
         seed=seed,
     )
-    return measured, judged
+    if isinstance(judged, OfframpError):
+        raise judged
+    return _result(model, judged, choices, [options.name for options in chosen.options], kv)
 
 
 def _strategy(model: Model) -> str:
@@ -189,15 +148,11 @@ def _strategy(model: Model) -> str:
 
 
 def _result(
-    model: Model, measured: Measurement, judged: Judged, choices: Sequence[Choice], kv: str
+    model: Model, judged: Judged, choices: Sequence[Choice], names: Sequence[str], kv: str
 ) -> dict[str, Any]:
-    from offramp.decoding.bench.contenders import Cell
-    from offramp.decoding.bench.result_file import to_json
-    from offramp.policies.grammar import parse_policy
 
-    chosen = []
-    for choice in choices:
-        name = Cell(parse_policy(choice.policy).for_task(measured.setting.task), kv).name
+    chosen, measured = [], judged.measurement
+    for choice, name in zip(choices, names, strict=True):
         quality = judged.free_running.get(name)
         chosen.append(
             {

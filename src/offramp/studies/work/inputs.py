@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from offramp.costs.hardware import find_machine
 from offramp.costs.local_store import machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import OfframpError
-from offramp.files import canonical_json, read_sealed_json
+from offramp.files import canonical_json
 from offramp.models.threads import use_threads
 from offramp.studies.computing import code_of, code_of_module
-from offramp.studies.manifest import RESULT, damaged
+from offramp.studies.manifest import RESULT, study_file
 from offramp.studies.steps import measured_on
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -33,6 +33,7 @@ TRACE = "trace"
 """The folder of the trace in a trace task's folder."""
 HEADS = "heads.safetensors"
 PROFILE = "profile.json"
+PROFILE_FILE = study_file(TimingsProfile, SCHEMA_VERSION)
 
 
 def require_same(what: str, source: str, found: str, wanted: str | None) -> None:
@@ -122,7 +123,7 @@ def machine_of(task: Task, context: Context) -> Machine:
 
 def profile_in(folder: Path) -> TimingsProfile:
     """The timings that a profile task left. Raises DamagedFileError."""
-    return TimingsProfile.from_json(read_sealed_json(folder / PROFILE, damaged))
+    return PROFILE_FILE.read(folder / PROFILE)
 
 
 def model_of(task: Task, context: Context, *, stream: bool = False, memory: int | None = None) -> Model:

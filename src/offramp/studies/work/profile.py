@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from offramp.costs.local_store import RECIPE, load_local_profile, save_local_profile
 from offramp.errors import InputError
-from offramp.files import write_sealed_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import PROFILE, model_of, require_planned, require_this_machine
+from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, model_of, require_planned, require_this_machine
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -35,12 +34,12 @@ class ProfileWork:
         require_planned(task)
         require_this_machine(task, task.recipe["machine"])
         profile = _profile(model_of(task, context), task)
-        write_sealed_json(context.folder / PROFILE, profile.to_json())
+        PROFILE_FILE.write(context.folder / PROFILE, profile)
 
 
 def _profile(model: Model, task: Task) -> TimingsProfile:
-    from offramp.decoding.hardware import measure_hardware
-    from offramp.decoding.profile_check import check_profile
+    from offramp.decoding.measurement.machine_profiler import measure_hardware
+    from offramp.decoding.measurement.profile_check import check_profile
 
     kept = _kept(model, task)
     if kept is not None and check_profile(model, kept).holds:

@@ -11,14 +11,13 @@ at the end counts as one byte and as no character, up to two bytes too few (a U+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.files import read_sealed_json, write_sealed_json
-from offramp.studies.manifest import damaged
+from offramp.studies.manifest import study_file
 from offramp.tracing.trace import Trace
 
 TEXT = "text.json"
@@ -44,6 +43,17 @@ class TextSize:
 
 
 NOTHING = TextSize(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """What one file holds: the sizes by document, and their sum."""
+
+    sum: TextSize
+    documents: Mapping[str, TextSize]
+
+
+FILE = study_file(TextSizes)
 
 
 def text_sizes(trace: Trace, decode: Decode) -> dict[str, TextSize]:
@@ -82,11 +92,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def write_text_sizes(folder: Path, sizes: Mapping[str, TextSize]) -> None:
     """Keep the sizes by document, and their sum, in one sealed file of a folder."""
-    documents = {name: asdict(size) for name, size in sizes.items()}
-    write_sealed_json(folder / TEXT, {**asdict(sum(sizes.values(), start=NOTHING)), "documents": documents})
+    FILE.write(folder / TEXT, TextSizes(sum(sizes.values(), start=NOTHING), sizes))
 
 
 def read_text_sizes(folder: Path) -> dict[str, TextSize]:
     """What `write_text_sizes` wrote. Raises DamagedFileError if its bytes changed."""
-    value = read_sealed_json(folder / TEXT, damaged)
-    return {name: TextSize(**size) for name, size in value["documents"].items()}
+    return dict(FILE.read(folder / TEXT).documents)

@@ -64,7 +64,7 @@ def split_documents(
         raise InputError(
             f"the workload {workload.name} has {count} document{'' if count == 1 else 's'}; fitting needs "
             f"{needed}, since what is fitted on some is judged on others",
-            fix="give more documents; a text file is split at its blank lines by txt:PATH#paragraphs",
+            fix="give more documents; a text file is split at its blank lines",
         )
     later = workload.documents[-max(count // 2, needed) :]
     order = [later[place] for place in np.random.default_rng(seed).permutation(len(later))]

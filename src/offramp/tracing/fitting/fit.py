@@ -45,7 +45,7 @@ from offramp.tracing.fitting.memory import FittingMemory, fitting_memory
 from offramp.tracing.fitting.provenance import describe_fitting
 from offramp.tracing.fitting.readings import Readings, take_readings
 from offramp.tracing.fitting.shortlist import choose_shortlist
-from offramp.tracing.fitting.sizes import CLASSIFIER_TOKENS, FITTING_TOKENS
+from offramp.tracing.fitting.sizes import CLASSIFIER_TOKENS, FITTING_TOKENS, LARGEST_SEED
 from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
@@ -93,6 +93,10 @@ def fit_heads(
         raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
     require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(
+            f"the seed cannot be {seed}", where="--seed", fix=f"give a whole number from 0 to {LARGEST_SEED}"
+        )
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(

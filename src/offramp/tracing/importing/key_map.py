@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from offramp.errors import InputError
-from offramp.files import read_given_text
+from offramp.records.given_file import Count, Number, Source, Table, Text, Truth, checked, read_toml
 from offramp.tracing.exit_heads import NormKind
 from offramp.tracing.heads_build import NORM_ARRAYS
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
+
+FIX = "correct the key map; docs/bring-your-own-exits.md describes it"
 
 
 @dataclass(frozen=True)
@@ -72,143 +71,89 @@ class KeyMap:
         return tuple(sorted(int(match["exit"]) - self.first + 1 for match in matches if match))
 
 
+class _Lens(Table):
+    weight: Text
+    bias: Text | None = None
+    residual: Truth
+    transposed: Truth = False
+
+
+class _Norm(Table):
+    kind: NormKind
+    weight: Text | None = None
+    bias: Text | None = None
+    epsilon: Number | None = None
+
+
+class _Output(Table):
+    weight: Text
+    bias: Text | None = None
+    transposed: Truth = False
+    norm: _Norm = _Norm(kind="model")
+
+
+class _MapFile(Table):
+    exits: Literal["all"] | tuple[Count, ...] = "all"
+    first: Literal[0, 1] = 1
+    lens: _Lens | None = None
+    output: _Output | None = None
+
+
 def read_key_map(path: Path) -> KeyMap:
     """The key map of a TOML file.
 
-    Raises InputError for a file that is absent or no TOML, and for an entry that is unknown, missing or
-    wrong.
+    Raises InputError for a file that is absent or no TOML, and, with the line, for an entry that is unknown,
+    missing or wrong.
     """
-    try:
-        content = tomllib.loads(read_given_text(path))
-    except OSError as error:
-        raise InputError(
-            f"the key map cannot be read: {error.strerror}", where=str(path), fix="name a TOML file"
-        ) from error
-    except ValueError as error:  # no TOML, or not UTF-8
-        raise InputError(
-            f"the key map is not TOML: {error}", where=str(path), fix="correct the file"
-        ) from error
-    return parse_key_map(content, str(path))
-
-
-def parse_key_map(content: Mapping[str, Any], where: str) -> KeyMap:
-    """The key map that a TOML document describes. Raises InputError as `read_key_map` does."""
-    top = _Table(content, "", where)
-    kinds = [name for name in ("lens", "output") if name in content]
-    if len(kinds) != 1:
-        raise top.refused(
-            "the key map must have one of the tables [lens] and [output]"
-            + (", not both" if kinds else f"; it has: {', '.join(content) or 'nothing'}")
+    values, source = read_toml(path, "key map")
+    given = checked(_MapFile, values, source)
+    if (given.lens is None) == (given.output is None):
+        also = f"; it has: {', '.join(values) or 'nothing'}" if given.lens is None else ", not both"
+        raise source.refused(f"the key map must have one of the tables [lens] and [output]{also}", FIX)
+    exits = None if given.exits == "all" else tuple(given.exits)
+    if exits is not None and (not exits or list(exits) != sorted(set(exits))):
+        raise source.refused(
+            f"exits is {list(exits)}", 'write "all" or ascending layers from 1, as in [8, 16, 24]', "exits"
         )
-    exits = _exits(top)
-    first = top.take("first", int, 1)
-    if first not in (0, 1):
-        raise top.refused(f"first is {first}; it is 1 where keys count layers from 1, and 0 from 0")
-    table = _Table(top.take(kinds[0], dict), kinds[0], where)
-    reader = _lens if kinds[0] == "lens" else _output
-    found = KeyMap(reader(table, placed=exits is not None), exits, first, where)
-    table.done()
-    top.done()
-    return found
+    keys = _lens_keys(given.lens) if given.lens else _output_keys(given.output, source)
+    _require_placeholders(values, exits is not None, source)
+    return KeyMap(keys, exits, given.first, str(path))
 
 
-def _exits(top: _Table) -> tuple[int, ...] | None:
-    given = top.take("exits", (str, list), "all")
-    if given == "all":
-        return None
-    whole = isinstance(given, list) and all(type(exit) is int and exit >= 1 for exit in given)
-    if not whole or not given or given != sorted(set(given)):
-        raise top.refused(f'exits is {given!r}; write "all" or ascending layers from 1, as in [8, 16, 24]')
-    return tuple(given)
+def _lens_keys(given: _Lens) -> LensKeys:
+    return LensKeys(given.weight, given.bias, given.residual, given.transposed)
 
 
-def _lens(table: _Table, *, placed: bool) -> LensKeys:
-    return LensKeys(
-        weight=table.key("weight", placed),
-        bias=table.key_if_there("bias", placed),
-        residual=table.take("residual", bool),
-        transposed=table.take("transposed", bool, False),
+def _output_keys(given: _Output | None, source: Source) -> OutputKeys:
+    assert given is not None, "one of the two is there"
+    norm, arrays = given.norm, NORM_ARRAYS[given.norm.kind]
+    entries = {"weight": "norm_weight" in arrays, "bias": "norm_bias" in arrays, "epsilon": bool(arrays)}
+    for name, known in entries.items():
+        if getattr(norm, name) is not None and not known:
+            raise source.refused(f"a norm of the kind {norm.kind} has no {name}", FIX, "output", "norm", name)
+        if getattr(norm, name) is None and known and name != "bias":
+            raise source.refused(f"{name!r} is missing", FIX, "output", "norm")
+    if norm.epsilon is not None and not 0 <= norm.epsilon < 1:
+        raise source.refused(
+            f"epsilon is {norm.epsilon}",
+            "write the small number that is added under the norm's root",
+            *("output", "norm", "epsilon"),
+        )
+    return OutputKeys(
+        given.weight, given.bias, given.transposed, norm.kind, norm.weight, norm.bias, norm.epsilon
     )
 
 
-def _output(table: _Table, *, placed: bool) -> OutputKeys:
-    norm = _Table(table.take("norm", dict, {"kind": "model"}), "output.norm", table.where)
-    kind = norm.take("kind", str)
-    if kind not in NORM_ARRAYS:
-        raise norm.refused(f"no kind of norm {kind!r}; there are: {', '.join(NORM_ARRAYS)}")
-    arrays = NORM_ARRAYS[kind]
-    epsilon = norm.take("epsilon", float) if arrays else None
-    if epsilon is not None and not 0 <= epsilon < 1:
-        raise norm.refused(f"epsilon is {epsilon!r}; it is the small number added under the norm's root")
-    found = OutputKeys(
-        weight=table.key("weight", placed),
-        bias=table.key_if_there("bias", placed),
-        transposed=table.take("transposed", bool, False),
-        norm=kind,
-        norm_weight=norm.key("weight", placed) if "norm_weight" in arrays else None,
-        norm_bias=norm.key_if_there("bias", placed) if "norm_bias" in arrays else None,
-        epsilon=epsilon,
-    )
-    norm.done()
-    return found
-
-
-_REQUIRED: Any = object()
-
-
-class _Table:
-    """The entries of one table, read one by one; what is left over is refused."""
-
-    def __init__(self, content: Mapping[str, Any], name: str, where: str) -> None:
-        self.left = dict(content)
-        self.name = name
-        self.where = where
-        self.known: list[str] = []
-
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
-        """One entry of this type."""
-        self.known.append(key)
-        if key not in self.left:
-            if default is _REQUIRED:
-                raise self.refused(f"{self._full(key)} is missing")
-            return default
-        value = self.left.pop(key)
-        if kind is float and type(value) is int:
-            return float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.refused(f"{self._full(key)} is {value!r}, which it cannot be")
-        return value
-
-    def key(self, key: str, placed: bool) -> str:
-        """A key with a placeholder; `placed`: whether the map lists its exits, so that they have places."""
-        return self._placeheld(key, self.take(key, str), placed)
-
-    def key_if_there(self, key: str, placed: bool) -> str | None:
-        """The same, None if it is not given."""
-        value = self.take(key, str, None)
-        return None if value is None else self._placeheld(key, value, placed)
-
-    def done(self) -> None:
-        """Refuse what nobody read."""
-        for key in self.left:
-            near = difflib.get_close_matches(key, self.known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise self.refused(
-                f"there is no entry {self._full(key)}: {hint}known are {', '.join(self.known)}"
+def _require_placeholders(values: Mapping[str, Any], placed: bool, source: Source, *location: str) -> None:
+    """Refuse a key that names no exit. placed: whether the map lists its exits, so that they have places."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _require_placeholders(value, placed, source, *location, name)
+        elif name in ("weight", "bias") and EXIT not in value and PLACE not in value:
+            raise source.refused(
+                f"{name} is {value!r}", f"write {EXIT} where the exit's number stands", *location, name
             )
-
-    def refused(self, what: str) -> InputError:
-        """The error for an entry."""
-        return InputError(
-            what, where=self.where, fix="correct the key map; docs/bring-your-own-exits.md describes it"
-        )
-
-    def _placeheld(self, key: str, value: str, placed: bool) -> str:
-        if EXIT not in value and PLACE not in value:
-            raise self.refused(f"{self._full(key)} is {value!r}: write {EXIT} where the exit's number stands")
-        if PLACE in value and not placed:
-            raise self.refused(f"{self._full(key)} holds {PLACE}: list the exits, as in exits = [8, 16, 24]")
-        return value
-
-    def _full(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
+        elif name in ("weight", "bias") and PLACE in value and not placed:
+            raise source.refused(
+                f"{name} holds {PLACE}", "list the exits, as in exits = [8, 16, 24]", *location, name
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from offramp.decoding.quality.sandbox import code_refused
 from offramp.decoding.quality.tasks.human_eval import HUMAN_EVAL
@@ -11,6 +11,7 @@ from offramp.decoding.quality.tasks.multiple_choice import MULTIPLE_CHOICE
 from offramp.decoding.quality.tasks.reasoning import REASONING_GYM
 from offramp.decoding.quality.tasks.task import Task, TaskSource
 from offramp.errors import InputError
+from offramp.plug_ins import load_plug_in, plug_ins
 
 ENTRY_POINT_GROUP = "offramp.tasks"
 TASKS = {source.name: source for source in (REASONING_GYM, HUMAN_EVAL, MULTIPLE_CHOICE)}
@@ -26,11 +27,11 @@ def load_task(spec: str, *, allow_code: bool = False) -> Task:
     broken plug-in, a missing package, and a task that runs code without leave.
     """
     name, _, argument = spec.partition(":")
-    plug_ins = {} if name in TASKS else _plug_ins()
+    added = {} if name in TASKS else _plug_ins()
     if name in TASKS:
         source = TASKS[name]
-    elif name in plug_ins:
-        source = _load_plug_in(plug_ins[name])
+    elif name in added:
+        source = _load_plug_in(added[name])
     else:
         raise _unknown(spec, name)
     if argument and not source.argument:
@@ -53,20 +54,13 @@ def describe_tasks() -> tuple[TaskSource, ...]:
 
 
 def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in TASKS}
+    return {name: point for name, point in plug_ins(ENTRY_POINT_GROUP).items() if name not in TASKS}
 
 
 def _load_plug_in(point: EntryPoint) -> TaskSource:
-    where = f"entry point {point.name} = {point.value} in the group {ENTRY_POINT_GROUP}"
-    fix = "mend or uninstall the package that brings it"
-    try:
-        source = point.load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"a task plug-in cannot be loaded: {error}", where=where, fix=fix) from error
-    if not isinstance(source, TaskSource):
-        raise InputError(
-            f"a task plug-in is a {type(source).__name__}, not a TaskSource", where=where, fix=fix
-        )
+    source: TaskSource = load_plug_in(
+        point, lambda found: isinstance(found, TaskSource), "task", "a TaskSource"
+    )
     return source
 
 

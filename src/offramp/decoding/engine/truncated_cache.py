@@ -1,0 +1,111 @@
+"""A cache seen as if it held fewer tokens, and brought back to what it held before."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+
+def own_cache(cache: Any) -> Any:
+    """The cache of a decoder's own tokens, which some families keep beside one of an encoder's."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def entries_of(cache: Any) -> list[Any]:
+    """The cache's layers in order; empty for a cache of another make."""
+    return list(getattr(own_cache(cache), "layers", []))
+
+
+def at_length(cache: Any, length: int) -> Any:
+    """The cache with the same layers, which claims to hold `length` tokens."""
+    view: Any = object.__new__(_view_class(cast("Hashable", type(cache))))
+    view.__dict__.update(cache.__dict__)
+    view.__dict__["seen"] = length
+    return view
+
+
+@functools.cache
+def _view_class(kind: Hashable) -> type:
+    methods = {"get_seq_length": _length, "get_query_offset": _length, "get_mask_sizes": _mask_sizes}
+    return type("LengthView", (cast("type", kind),), methods)
+
+
+def _length(view: Any, layer_idx: int = 0) -> int:
+    return int(view.seen)
+
+
+def _mask_sizes(view: Any, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    """Length and offset of the keys that a layer will attend to: all, or a window's rest and the new ones."""
+    seen = int(view.seen)
+    layers = own_cache(view).layers
+    window = getattr(layers[layer_idx], "sliding_window", None) if layer_idx < len(layers) else None
+    if window is None:
+        return seen + query_length, 0
+    return min(window - 1, seen) + query_length, max(seen - window + 1, 0)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What some layers held at one moment.
+
+    entries: place in the cache's list and what its layer held. first: the first of the model's layers.
+    lengths: positions that each of them held.
+    """
+
+    entries: tuple[tuple[int, dict[str, Any]], ...]
+    first: int
+    lengths: tuple[int, ...]
+
+
+def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[int]) -> Past:
+    """What some places of the cache's list hold.
+
+    K and V are replaced by longer tensors and never written to, so that they need no copy; all else, such as
+    recurrent states, is copied.
+    """
+    held = entries_of(cache)
+    return Past(tuple((place, _held(vars(held[place]))) for place in entries), first, tuple(lengths))
+
+
+def restore(cache: Any, past: Past) -> None:
+    """Put back what was held; the snapshot stays as it is."""
+    entries = entries_of(cache)
+    for place, held in past.entries:
+        own = vars(entries[place])
+        own.clear()
+        own.update(_held(held))
+
+
+def _held(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value if name in ("keys", "values") else _copied(value) for name, value in values.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return copy.copy(value)
+
+
+def record_past(cache: Any) -> None:
+    """Sliding windows keep what slides out of them until they are cropped."""
+    for entry in entries_of(cache):
+        if hasattr(entry, "activate_past_recording") and not hasattr(entry, "recurrent_states"):
+            entry.activate_past_recording()
+
+
+def crop(cache: Any, entries: Sequence[int], positions: int) -> None:
+    """Remove the last positions of some places; sliding windows also forget what they kept for this."""
+    held = entries_of(cache)
+    for place in entries:
+        entry = held[place]
+        if positions or getattr(entry, "record_past", False):
+            entry.crop(-positions)

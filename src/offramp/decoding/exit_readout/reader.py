@@ -1,0 +1,182 @@
+"""Reads exits in decoding: the facts that a policy asks for and the exit's logits, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.exit_readout.facts import READERS, Chosen, Kept, Look
+from offramp.decoding.exit_readout.head import PADDING
+from offramp.decoding.exit_readout.preparation import OF_HEADS, full_head_exits, make_tools
+from offramp.decoding.exit_readout.reading import Reading
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.facts import FACT_BY_NAME
+
+FactValues = Mapping[str, NDArray[Any]]
+
+
+class Reader(Protocol):
+    """Reads exits of the tokens that are decoded now, with the arithmetic of the tracer.
+
+    hidden, before: the layer's output and its input [rows, 1, hidden]; rows may be fewer than sequences.
+    """
+
+    def begin(self) -> None:
+        """A new token: forget what was read of the one before."""
+
+    def wants_before(self, exit: int) -> bool:
+        """Whether a fact read at this exit compares with the state before its layer."""
+
+    def read(self, exit: int, facts: tuple[str, ...], hidden: Tensor, before: Tensor | None) -> FactValues:
+        """Some facts of an exit below L: by name, [rows]."""
+
+    def logits(self, exit: int, hidden: Tensor) -> Tensor:
+        """The exit's logits, float32 [rows, vocabulary], through its lens or its own head if it has one.
+
+        Off the short list if that is what it reads, at exit L as well; else L is the full model's to read.
+
+        Kept from `read` if that has computed them for the same hidden states.
+        """
+
+    def final(
+        self, facts: tuple[str, ...], logits: Tensor, hidden: Tensor, before: Tensor | None
+    ) -> FactValues:
+        """Facts at exit L, from the full model's logits [rows, vocabulary]."""
+
+    def keep_rows(self, rows: NDArray[np.int64]) -> None:
+        """Only these of the current rows go on (others left); what was read before shrinks with them."""
+
+
+class ExitReader:
+    """Reads the exits of the tokens that are decoded now (see `Reader`), with the arithmetic of the tracer.
+
+    heads: exit heads of this model; every exit is then read through their linear lens or its own output head,
+    if they have any. needs: facts that are read at each exit below L, ascending (`ExitPolicy.needs`).
+    final_facts: at L. short_list: whether outputs are read off the short list (`ExitPolicy.short_list`).
+
+    A fact that compares with the check before compares with the last check with a full head that was made of
+    the same token. With bfloat16 weights facts come from logits whose best are taken again in float32, as in
+    a trace; `logits` are the model's own.
+
+    Raises InputError if the heads, the model or the policy do not fit (see `make_tools`).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        heads: ExitHeads | None,
+        needs: Mapping[int, tuple[str, ...]],
+        final_facts: tuple[str, ...] = (),
+        *,
+        short_list: bool = False,
+    ) -> None:
+        self._layers = engine.layers
+        self._short_list = short_list
+        with torch.no_grad():
+            self._tools = make_tools(engine, heads, needs, final_facts, short_list=short_list)
+        self._wants = {**needs, engine.layers: final_facts}
+        self._asked_next = _asked_next(self._wants)
+        full = full_head_exits(needs)
+        scored = any("candidate_score" in facts for facts in needs.values())
+        self._chooses = full[0] if full and scored else None
+        self.begin()
+
+    def begin(self) -> None:
+        """A new token: forget what was read of the one before."""
+        self._reading: Reading | None = None
+        self._previous: Kept | None = None
+        self._chosen: Chosen | None = None
+
+    def wants_before(self, exit: int) -> bool:
+        """Whether a fact read at this exit compares with the state before its layer."""
+        return "hidden_cosine_to_previous" in self._wants.get(exit, ())
+
+    @torch.no_grad()
+    def read(self, exit: int, facts: tuple[str, ...], hidden: Tensor, before: Tensor | None) -> FactValues:
+        """Some facts of an exit below L: by name, [rows], int32 or float32 as in a trace.
+
+        hidden, before: output and input of layer `exit` [rows, 1, hidden].
+        """
+        self._reading = reading = Reading(self._tools, exit, hidden, before)
+        found = self._values(reading, facts)
+        if exit in self._asked_next:
+            self._previous = Kept.of(reading, self._asked_next[exit])
+        if exit == self._chooses:
+            self._chosen = Chosen.of(reading)
+        return found
+
+    @torch.no_grad()
+    def logits(self, exit: int, hidden: Tensor) -> Tensor:
+        """The exit's logits as the model gives them, float32 [rows, vocabulary], through the lens if any.
+
+        Read off the short list, its tokens have theirs and all others a finite one far below. What `read` has
+        computed of the same tensor serves again; of some of its rows only, ask for all and select.
+        """
+        reading = self._reading
+        if reading is None or reading.exit != exit or not _is_same(reading.hidden, hidden):
+            self._reading = reading = Reading(self._tools, exit, hidden, None)
+        if not self._short_list:
+            return reading.output.float()
+        short, tokens = reading.short_logits, reading.shortlist.tokens
+        spread = short.new_full((len(short), self._tools.head.vocabulary_size()), PADDING)
+        return spread.index_copy_(1, tokens, short)
+
+    @torch.no_grad()
+    def final(
+        self, facts: tuple[str, ...], logits: Tensor, hidden: Tensor, before: Tensor | None
+    ) -> FactValues:
+        """Facts at exit L, from the full model's logits [rows, vocabulary]; those of fitted heads are 1."""
+        reading = Reading(self._tools, self._layers, hidden, before, output=logits)
+        computed = tuple(fact for fact in facts if fact not in OF_HEADS)
+        of_heads = {fact: np.ones(len(logits), np.float32) for fact in facts if fact in OF_HEADS}
+        return {**self._values(reading, computed), **of_heads}
+
+    @torch.no_grad()
+    def keep_rows(self, rows: NDArray[np.int64]) -> None:
+        """Only these of the current rows go on (others left); what was read before shrinks with them."""
+        index = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(_device_of(self._tools.head.stack.hf))
+        self._reading = None
+        self._previous = None if self._previous is None else self._previous.rows(index)
+        self._chosen = None if self._chosen is None else self._chosen.rows(index)
+
+    def _values(self, reading: Reading, facts: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        """Facts of one reading, all brought to numpy at once."""
+        if not facts:
+            return {}
+        look = Look(reading, self._previous, self._chosen)
+        # Token ids are exact in float64, as float32 facts are.
+        values = torch.stack([READERS[fact](look).double() for fact in facts]).cpu().numpy()
+        return {
+            fact: value.astype(FACT_BY_NAME[fact].dtype) for fact, value in zip(facts, values, strict=True)
+        }
+
+
+def _asked_next(wants: Mapping[int, tuple[str, ...]]) -> dict[int, frozenset[str]]:
+    """By exit with a full head: what the checks after it will compare with it."""
+    exits = full_head_exits(wants)
+    looking = {exit: frozenset(wants[exit]) for exit in exits}
+    later: dict[int, frozenset[str]] = {}
+    for exit in exits:
+        # A policy may skip the next check, so the ones behind it count as well.
+        asked = frozenset().union(*(facts for other, facts in looking.items() if other > exit))
+        if asked & {"kl_to_previous", "js_to_previous", "top_k_overlap"}:
+            later[exit] = asked
+    return later
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return left is right or (
+        left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.stride() == right.stride()
+    )
+
+
+def _device_of(hf: Any) -> torch.device:
+    device: torch.device = next(hf.parameters()).device
+    return device

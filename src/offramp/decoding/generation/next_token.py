@@ -1,0 +1,156 @@
+"""Choosing the next token from logits, the best one or a sample; and what the full model says to a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Process = Callable[[Tensor, Tensor], Tensor]
+"""transformers' logits processors: ids so far [batch, length] and scores [batch, vocabulary] to scores."""
+
+
+class Choice(NamedTuple):
+    """chosen: int64 [batch]. fed: the forced tokens, if any, else the chosen. scores: float32, processed."""
+
+    chosen: Tensor
+    fed: Tensor
+    scores: Tensor
+
+
+class NonFiniteLogits(ArithmeticError):
+    """A logit is no number, or the largest is infinite. row: whose, the first such.
+
+    A token that a model rules out with a logit of -inf is none of this.
+    """
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        super().__init__(f"a logit of row {row} is not finite")
+
+
+def is_broken(logits: Tensor) -> Tensor:
+    """Whether no token can be chosen: a NaN, +inf, or nothing but -inf; bool [...] of [..., vocabulary]."""
+    return ~torch.isfinite(logits.amax(-1))
+
+
+class Chooser:
+    """Chooses one token per row.
+
+    process: logits processors. sampling: a sample of the softmax instead of the most probable token.
+    forced: int64 [batch, new], fed instead of what is chosen. prompt: length of the padded prompt.
+    random: where samples come from, None for torch's global generator.
+    finished: bool [batch], rows that are over, whose logits do not matter; None while there are none.
+    present: int64, the rows that are still decoded, None for all; processors see the whole batch all the
+    same, and samples are drawn for all of it, so that nothing depends on who has left.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        *,
+        prompt: int,
+        sampling: bool = False,
+        forced: Tensor | None = None,
+        random: torch.Generator | None = None,
+    ) -> None:
+        self.process = process
+        self.sampling = sampling
+        self.forced = forced
+        self.prompt = prompt
+        self.random = random
+        self.finished: Tensor | None = None
+        self.present: Tensor | None = None
+
+    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Processed scores, float32 [batch, vocabulary], of the tokens so far, int64 [batch, length].
+
+        Raises NonFiniteLogits for broken logits (`is_broken`) of a row that is not finished.
+        """
+        logits = logits.float()
+        broken = is_broken(logits)
+        if broken.any():
+            logits = self._without_broken(logits, broken)
+        return self.process(ids, logits)
+
+    def _without_broken(self, logits: Tensor, broken: Tensor) -> Tensor:
+        """Zeros in the place of broken rows that are finished, since no sample can be taken of them."""
+        live = broken if self.finished is None else broken & ~self.finished
+        if live.any():
+            raise NonFiniteLogits(int(live.nonzero()[0]))
+        return logits.masked_fill(broken[:, None], 0.0)
+
+    def pick(self, scores: Tensor) -> Tensor:
+        """One token per row: int64 [batch]."""
+        if self.sampling:
+            return torch.multinomial(scores.softmax(-1), 1, generator=self.random).squeeze(1)
+        return scores.argmax(-1)
+
+    def choose(self, ids: Tensor, logits: Tensor) -> Choice:
+        """The tokens after `ids` [batch, length], from the logits of the rows that are present."""
+        if self.present is not None:
+            logits = logits.new_zeros(len(ids), logits.shape[-1]).index_copy_(0, self.present, logits)
+        scores = self.scores(ids, logits)
+        chosen = self.pick(scores)
+        return Choice(chosen, self.forced_after(ids, chosen), scores)
+
+    def forced_after(self, ids: Tensor, chosen: Tensor) -> Tensor:
+        """The forced tokens after `ids`, the chosen ones where none are."""
+        return chosen if self.forced is None else self.forced[:, ids.shape[1] - self.prompt]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The full model on one token of every sequence.
+
+    chosen, fed: int64 [batch], its choice and what is to be fed. scores: float32 [batch, vocabulary], its
+    processed logits. right: bool [batch], whether the draft stands; true where there was none.
+    """
+
+    chosen: Tensor
+    fed: Tensor
+    scores: Tensor
+    right: Tensor
+
+
+def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> Verdict:
+    """Choose the tokens after `ids`, int64 [batch, length], from the full model's logits [batch, vocabulary].
+
+    Raises NonFiniteLogits as `Chooser.scores` does.
+    """
+    scores = chooser.scores(ids, logits)
+    if draft is None:
+        chosen = chooser.pick(scores)
+        right = torch.ones_like(chosen, dtype=torch.bool)
+    elif chooser.sampling:
+        chosen, right = accept_or_resample(draft.chosen, draft.scores, scores, chooser.random)
+    else:
+        chosen = chooser.pick(scores)
+        right = chosen == draft.chosen
+    return Verdict(chosen, chooser.forced_after(ids, chosen), scores, right)
+
+
+def accept_or_resample(
+    drafted: Tensor, draft_scores: Tensor, scores: Tensor, random: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens with the distribution p of `scores`, given some drawn from q of `draft_scores`.
+
+    A draft x stands with probability min(1, p(x) / q(x)); else a token of norm(max(p - q, 0)) takes its place
+    (Leviathan et al., arXiv 2211.17192, algorithm 1; Chen et al., arXiv 2302.01318, algorithm 2).
+    drafted: int64 [batch]. scores: float32 [batch, vocabulary]. random: as in `Chooser`. Returns the tokens
+    and whether drafts stand.
+    """
+    wanted, offered = scores.softmax(-1), draft_scores.softmax(-1)
+    place = drafted[:, None]
+    luck = torch.rand((len(wanted), 1), generator=random, device=wanted.device)
+    right = luck * offered.gather(1, place) < wanted.gather(1, place)
+    right = right.squeeze(1)
+    if bool(right.all()):
+        return drafted, right
+    rest = (wanted - offered).clamp(min=0)
+    # Equal distributions leave no rest; then only rounding can have refused the draft.
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)
+    return torch.where(right, drafted, torch.multinomial(rest, 1, generator=random).squeeze(1)), right

@@ -1,0 +1,168 @@
+"""Timing policies beside plain decoding and peers, until it is answered whether they are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from offramp.decoding.compatibility import HeadsSource, PolicySource, read_heads_source
+from offramp.decoding.generation.prompts import check_context, check_ids
+from offramp.decoding.measurement.answers import BUDGET_SECONDS, Limits, check_worth
+from offramp.decoding.measurement.contenders import Extent, Setting
+from offramp.decoding.measurement.decoder import batches_of
+from offramp.decoding.measurement.measurement import Measurement, Progress, run_together
+from offramp.decoding.measurement.results import BenchResult
+from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.strategies.draft_length import Auto
+from offramp.errors import InputError, OfframpError
+from offramp.models.model import Model
+from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.tuning.verdict import WORTH
+
+FEWEST_NEW_TOKENS = 4
+
+
+def bench(model: Model, policy: PolicySource, **options: Any) -> BenchResult:
+    """Time a policy beside plain decoding and peers. Options, shapes and errors as in `measure`."""
+    return measure(model, policy, **options).result
+
+
+def measure(
+    model: Model,
+    policy: PolicySource,
+    *,
+    prompts: Sequence[Sequence[int]],
+    kv: str | None = None,
+    heads: HeadsSource = None,
+    cells: Sequence[tuple[PolicySource, str]] = (),
+    new_tokens: int = 128,
+    batch: int = 1,
+    batching: str = LOCKSTEP,
+    draft_length: int | str | Auto = DRAFT_LENGTH,
+    task: str | None = None,
+    budget_seconds: float | None = BUDGET_SECONDS,
+    rounds: int | None = None,
+    worth: float = WORTH,
+    peers: bool = True,
+    never: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
+
+    Contenders: the policy and further `cells`, the fastest of several plain decoders (twice: what differs is
+    noise), and with `peers` what users would pick instead (see `offramp.decoding.measurement.contenders`).
+    Each is first decoded once untimed, while hooks count layers and memory is watched; a pilot finds the
+    fastest plain decoder. Then all take turns, a block of a few tokens each, prompt after prompt, until it is
+    answered whether each policy is faster, or the seconds are spent. Ratios are of blocks side by side, their
+    intervals over prompts.
+    prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
+    each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, task: as
+    `offramp.generate` takes them.
+    budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
+    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. never: whether
+    the full model in our loop is timed even if it is not the fastest, as forecasts need it. seed: of the
+    order of turns.
+
+    Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
+    """
+    require_sizes(new_tokens=new_tokens)
+    fitted = read_heads_source(heads)
+    asked = [
+        DecodingOptions.read(
+            source,
+            kv=strategy,
+            heads=fitted,
+            draft_length=draft_length,
+            batching=batching,
+            new_tokens=new_tokens,
+        ).for_task(task)
+        for source, strategy in ((policy, kv), *cells)
+    ]
+    setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
+    return run(
+        setting,
+        limits=Limits(budget_seconds, rounds, worth),
+        extent=Extent(peers=peers, never=never),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def settle(
+    model: Model,
+    cells: Sequence[DecodingOptions],
+    *,
+    prompts: Sequence[Sequence[int]],
+    batch: int = 1,
+    task: str | None = None,
+) -> Setting:
+    """What all contenders share, checked against the model.
+
+    cells: how each policy decodes; they differ in policy and strategy alone. prompts, batch: as in `measure`.
+    task: the prompts' workload.
+
+    Raises InputError for sizes that do not fit, or prompts that with the new tokens exceed the context;
+    PolicyError for a policy or strategy that does not fit; ModelError for a model whose layers stay on disk.
+    """
+    model.require_loaded("timing")
+    new_tokens = cells[0].new_tokens
+    require_sizes(new_tokens=new_tokens, batch=batch)
+    for place, prompt in enumerate(prompts):
+        check_ids(prompt, model.shape.vocabulary_size, f"prompts= [{place}]")
+    check_context(model, max(map(len, prompts), default=0), new_tokens)
+    distinct: dict[str, DecodingOptions] = {}
+    for cell in cells:
+        cell.check_model(model)
+        distinct.setdefault(cell.name, cell)
+    return Setting(
+        model,
+        batches_of(prompts, batch, model.hf.device),
+        tuple(distinct.values()),
+        task=task,
+        distinct=len(prompts),
+    )
+
+
+def run(
+    setting: Setting,
+    *,
+    limits: Limits,
+    extent: Extent,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""
+    check_limits(limits)
+    (found,) = run_together([setting], extent=extent, limits=limits, seed=seed, progress=progress)
+    if isinstance(found, OfframpError):
+        raise found
+    return found
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise InputError for no rounds, a negative budget, no limit at all, or a gain that is no share."""
+    if limits.rounds is not None:
+        require_sizes(rounds=limits.rounds)
+    check_worth(limits.worth)
+    if limits.seconds is None and limits.rounds is None:
+        raise InputError(
+            "neither seconds nor rounds are limited", where="budget_seconds=", fix="give one of them"
+        )
+    if limits.seconds is not None and limits.seconds < 0.0:
+        raise InputError(
+            f"a budget of {limits.seconds:g} seconds is not possible", where="--seconds", fix="give 0 or more"
+        )
+
+
+def require_sizes(**sizes: int) -> None:
+    """Raise InputError for a size below 1, or for too few new tokens to time."""
+    for name, value in sizes.items():
+        least = FEWEST_NEW_TOKENS if name == "new_tokens" else 1
+        if value < least:
+            words = name.replace("_", " ")
+            raise InputError(
+                f"{words}: {value} is too few",
+                where=f"--{name.replace('_', '-')}",
+                fix=f"give {least} or more",
+            )

@@ -1,0 +1,229 @@
+"""Beside the times: what a hardware profile predicts of policies, and what the full model says of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from offramp.costs.machine import Machine
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.measurement.contenders import NEVER, Setting, decode_timed
+from offramp.decoding.measurement.decoder import Decoded
+from offramp.decoding.measurement.figures import records_of
+from offramp.decoding.measurement.forecast import Decoding, forecast, predict
+from offramp.decoding.measurement.measurement import Measurement
+from offramp.decoding.measurement.results import (
+    BenchResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    FreeRunning,
+    Interval,
+)
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.quality.free_running import Judgements, free_running
+from offramp.policies.results import ReplayResult
+from offramp.tracing.described_heads import with_maps
+from offramp.tracing.trace import Trace
+
+DRAFTING = "speculate"
+PLAIN_ROLES = ("plain", "a/a")
+
+
+def predict_cells(
+    setting: Setting, trace: Trace, machine: Machine, workload: str = ""
+) -> Mapping[str, ReplayResult]:
+    """Every policy of a setting replayed on a trace, by the cell's name; to be asked before the timing.
+
+    Drafts whose length adapts itself are not replayed: what they would be is known only when they are made.
+
+    Raises PolicyError and InputError as `offramp.decoding.measurement.forecast.predict` does.
+    """
+    position = expected_position(setting)
+    found = {}
+    for cell in setting.cells:
+        if isinstance(cell.draft_length, int) or cell.kv != DRAFTING:
+            described = _described(setting, cell, workload)
+            # The decoder's maps, which the trace need not have been made with: its facts are the same.
+            seen = trace if not described.maps or cell.heads is None else with_maps(trace, cell.heads)
+            found[cell.name] = predict(seen, described, machine, position)
+    return found
+
+
+def expected_position(setting: Setting) -> float:
+    """Mean position (0 = first) of the tokens that will be decoded: the first new token is the prompt's."""
+    prompts = [batch.ids.shape[1] for batch in setting.prompts]
+    return sum(prompts) / len(prompts) + (setting.new_tokens - 2) / 2
+
+
+def forecasts_of(
+    measurement: Measurement,
+    machine: Machine,
+    *,
+    predicted: Mapping[str, ReplayResult] | None = None,
+    workload: str = "",
+    agreement: Mapping[str, float] | None = None,
+    parts_of: int | None = None,
+) -> dict[str, Forecast]:
+    """The forecast of every policy that was timed, by the cell's name.
+
+    Its parts are timed now, in one decoding of each batch.
+
+    predicted: what `predict_cells` said before, None to price only what ran. agreement: of generated tokens
+    with the full model, by the cell's name, where it is known. parts_of: of how many batches of prompts parts
+    are timed, None for all.
+
+    Raises InputError if the machine cannot price what ran.
+    """
+    result, setting = measurement.result, measurement.setting
+    plain = _records(measurement, NEVER)
+    timed_cells = [cell for cell in setting.cells if cell.name in measurement.decoded]
+    return {
+        cell.name: forecast(
+            _records(measurement, cell.name),
+            plain,
+            machine,
+            setting.model.shape,
+            _described(setting, cell, workload),
+            predicted=(predicted or {}).get(cell.name),
+            timed=[decode_timed(setting, cell, batch) for batch in setting.prompts[:parts_of]],
+            measured=result.contender(cell.name).seconds_per_token,
+            plain_measured=_seconds(measurement, NEVER),
+            fastest_plain=_seconds(measurement, result.plain),
+            measured_agreement=(agreement or {}).get(cell.name),
+        )
+        for cell in timed_cells
+    }
+
+
+def prompts_and_answers(
+    setting: Setting, decoded: Mapping[int, Decoded]
+) -> tuple[list[list[int]], list[tuple[int, ...]]]:
+    """Every prompt that was decoded, and its answer; those that filled up the last batch are left out."""
+    places = sorted(decoded)
+    prompts = [
+        ids[kept.bool()].tolist()
+        for place in places
+        for ids, kept in zip(setting.prompts[place].ids, setting.prompts[place].attention_mask, strict=True)
+    ]
+    filled = len(setting.prompts) * len(setting.prompts[0].ids) - setting.distinct
+    count = len(prompts) - (filled if places[-1] == len(setting.prompts) - 1 else 0)
+    return prompts[:count], [tokens for place in places for tokens in decoded[place].tokens][:count]
+
+
+def free_running_of(
+    setting: Setting,
+    own: Mapping[int, Decoded],
+    plain: Mapping[int, Decoded],
+    *,
+    seed: int = 0,
+    known: Judgements | None = None,
+) -> FreeRunning:
+    """How good answers are, judged by the full model of a setting.
+
+    own, plain: what a contender and the plain decoder decoded, by batch of prompts. known: as `free_running`
+    takes it.
+    """
+    prompts, answers = prompts_and_answers(setting, own)
+    whole = prompts_and_answers(setting, {place: plain[place] for place in own})[1]
+    return free_running(setting.model, prompts, answers, whole, seed=seed, known=known)
+
+
+def judged_answers(measurement: Measurement, *, seed: int = 0) -> dict[str, FreeRunning]:
+    """`free_running_of` every policy that was timed, by the cell's name."""
+    known: Judgements = {}
+    plain = measurement.decoded[measurement.result.plain]
+    return {
+        cell.name: free_running_of(
+            measurement.setting, measurement.decoded[cell.name], plain, seed=seed, known=known
+        )
+        for cell in measurement.setting.cells
+        if cell.name in measurement.decoded
+    }
+
+
+def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, FreeRunning]) -> BenchResult:
+    """The result with the executed agreement of every contender where it is known, and of its floor.
+
+    quality: of policies' answers, by name. It is 1 for plain decoders, and for peers that gave the full
+    model's output.
+    """
+
+    def agreement(contender: Contender) -> Interval | None:
+        if contender.name in quality:
+            return quality[contender.name].agreement
+        return Interval(1.0) if contender.role in PLAIN_ROLES or contender.same_output == 1.0 else None
+
+    contenders = tuple(
+        one if one.left_out is not None else replace(one, executed_agreement=agreement(one))
+        for one in result.contenders
+    )
+    result = replace(result, contenders=contenders)
+    tuned = setting.main.tuned
+    if tuned is None:
+        return result
+    kept = result.main.executed_agreement if tuned.floor.kind == "agreement" else None
+    floor = FloorCheck(str(tuned.floor), tuned.certificate.holds, tuned.floor.value, kept)
+    return replace(result, floor=floor)
+
+
+def with_forecasts(result: BenchResult, forecasts: Mapping[str, Forecast]) -> BenchResult:
+    """The result with the forecasts of `forecasts_of`, and with where each policy's gain comes from."""
+    contenders = tuple(
+        replace(one, gain=forecasts[one.name].gain) if one.name in forecasts else one
+        for one in result.contenders
+    )
+    return replace(result, contenders=contenders, forecasts=tuple(forecasts.values()))
+
+
+def _described(setting: Setting, cell: DecodingOptions, workload: str) -> Decoding:
+    return Decoding(cell, setting.model.dtype, workload, batch=len(setting.prompts[0].ids))
+
+
+def _records(measurement: Measurement, name: str) -> list[BatchGeneration]:
+    return records_of(list(measurement.decoded[name].values()))
+
+
+def _seconds(measurement: Measurement, name: str) -> float:
+    found = measurement.result.contender(name).seconds_per_token
+    assert found is not None  # it was timed
+    return found.value
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was measured, with forecasts. forecasts, free_running: by the cell's name, of what was timed."""
+
+    measurement: Measurement
+    bench: BenchResult
+    forecasts: Mapping[str, Forecast]
+    free_running: Mapping[str, FreeRunning]
+
+
+def judge_measurement(
+    measured: Measurement,
+    machine: Machine | None,
+    *,
+    predicted: Mapping[str, ReplayResult],
+    workload: str,
+    parts_of: int | None = None,
+    notes: tuple[str, ...] = (),
+    quality: bool = True,
+    seed: int = 0,
+) -> Judged:
+    """Answers judged by the full model, then times foretold and their parts timed (see `forecasts_of`).
+
+    machine: None for no forecasts. notes: further ones for the result. quality: whether answers are judged.
+    seed: of their intervals.
+
+    Raises InputError if the machine cannot price what ran.
+    """
+    judged = judged_answers(measured, seed=seed) if quality else {}
+    agreement = {name: one.agreement.value for name, one in judged.items()}
+    forecasts = {} if machine is None else forecasts_of(
+        measured, machine, predicted=predicted, workload=workload, agreement=agreement, parts_of=parts_of
+    )  # fmt: skip
+    bench = replace(measured.result, notes=(*measured.result.notes, *notes))
+    if quality:
+        bench = with_agreement(bench, measured.setting, judged)
+    return Judged(measured, with_forecasts(bench, forecasts), forecasts, judged)

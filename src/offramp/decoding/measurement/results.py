@@ -1,0 +1,293 @@
+"""What timing policies gives: samples, ratios with intervals and answers, the forecast's errors.
+
+Plain data without torch, for reports, files and machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
+"""Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
+
+Stopped = Literal["answered", "seconds", "rounds"]
+"""Why nothing more was timed: the questions are answered, or the budget or the rounds are over."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with a 95 % interval; low and high are None where there are too few samples."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One prompt (or batch of prompts) in one process, timed side by side with plain decoding.
+
+    log_ratio: trimmed mean of log(plain seconds / its seconds) over the pairs. pairs: how many. More of them
+    make the figure better; they are no further prompts.
+    """
+
+    process: int
+    prompt: int
+    log_ratio: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one decoded token runs on average, counted and not timed: the same on every machine.
+
+    layers: executed. heads: products with the output head, the short list's included. probes: checks of the
+    policy. flops, bytes: of all of it, bytes as moved from memory at batch 1.
+    """
+
+    layers: float
+    heads: float
+    probes: float
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to decode, timed beside the others.
+
+    name: as shown. role: "policy", "plain" (the full model's output by definition), "peer", "combination", or
+    "a/a" (the fastest plain decoder a second time).
+    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own, at the level of
+    the last look, so that it holds however the timing was stopped; without an interval for one prompt, or
+    where it was timed in the pilot only. resolution: half-width of the interval, as a share.
+    clusters: what the ratio is the mean of, by prompt. samples: seconds per new token (of all rows together)
+    after the first, one per visit, in order.
+    seconds_per_token: of the plain decoder the geometric mean over prompts, with a 95 % interval; of others
+    that over their ratio, so that the machine's load cancels between them. first_token_seconds: median time
+    to the first new token. tokens_per_second: of the whole batch. peak_memory_bytes: above what the process
+    held before, None if unknown. counted: what a token of the timed decodings runs, None where nothing says.
+    layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
+    claimed_layers_per_token: what the decoder says of the same trial.
+    same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
+    whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
+    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token
+    that "layers", "head" and "probes" save (negative: cost), None if it was not split.
+    left_out: why it was not timed, None if it was.
+    """
+
+    name: str
+    role: str
+    answer: Answer = "unresolved"
+    ratio: Interval | None = None
+    resolution: float | None = None
+    clusters: tuple[Cluster, ...] = ()
+    samples: tuple[float, ...] = ()
+    seconds_per_token: Interval | None = None
+    first_token_seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    counted: Counted | None = None
+    layers_per_token: float | None = None
+    claimed_layers_per_token: float | None = None
+    same_output: float | None = None
+    output_must_match: bool = False
+    executed_agreement: Interval | None = None
+    gain: Mapping[str, float] | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class PartError:
+    """One part of a token's time (see `offramp.decoding.engine.meter.PARTS_OF_TIME`), in seconds per token.
+
+    priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
+    within the decoding loop, in runs apart from those that were timed as a whole.
+    """
+
+    part: str
+    priced: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A policy's predicted time beside its measured one, all in seconds per token.
+
+    What is predicted is a ratio to the plain decoder, from a hardware profile that was measured before and
+    has timed no policy; in seconds it is that ratio times what plain decoding took at the moment of timing
+    (`plain_measured`), so that a machine that is slower than when it was profiled is no error of the policy.
+    predicted: replayed on the trace; None without a trace. priced: the cost model on what really ran.
+    predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
+    kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
+    loop), in the profile's own seconds; plain_measured: by the stopwatch.
+    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
+    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong, priced
+    at the moment of timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the
+    generated tokens with the full model on the same prefix. gain: what each part of a step saved of the full
+    model's price, by the cost model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head",
+    "probes"}.
+    """
+
+    policy: str
+    kv: str
+    dtype: str
+    workload: str
+    predicted: float | None
+    priced: float
+    measured: Interval
+    plain_predicted: float
+    plain_measured: float
+    fastest_plain: float
+    predicted_skip: float | None
+    measured_skip: float
+    parts: tuple[PartError, ...] = ()
+    predicted_agreement: float | None = None
+    measured_agreement: float | None = None
+    batch: int = 1
+    gain: Mapping[str, float] | None = None
+    predicted_by_profile: float | None = None
+    priced_by_profile: float | None = None
+
+    @property
+    def predicted_change(self) -> float | None:
+        """Predicted seconds per token less the plain ones of the same moment."""
+        return None if self.predicted is None else self.predicted - self.plain_measured
+
+    @property
+    def measured_change(self) -> float:
+        """Measured seconds per token less the measured plain ones."""
+        return self.measured.value - self.plain_measured
+
+    @property
+    def cost_model_error(self) -> float:
+        """Priced less measured: what is wrong given what really ran."""
+        return self.priced - self.measured.value
+
+    @property
+    def trace_error(self) -> float | None:
+        """Predicted less priced: what is wrong because other exits were taken than on the trace."""
+        return None if self.predicted is None else self.predicted - self.priced
+
+    @property
+    def worst_part(self) -> PartError | None:
+        """The part whose price is furthest from its time."""
+        return max(self.parts, key=lambda part: abs(part.priced - part.measured), default=None)
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Quality of generated answers, each judged by the full model, means over prompts.
+
+    tokens_before_divergence: new tokens up to the first that differs from the full model's own greedy answer.
+    sequence_match: share of answers equal to it. agreement: share of generated tokens that are the full
+    model's choice on the same (generated) prefix. nll, plain_nll: nats per token under the full model of what
+    was generated, and of the full model's own answer. prompts, new_tokens: how many.
+    """
+
+    tokens_before_divergence: Interval
+    sequence_match: Interval
+    agreement: Interval
+    nll: Interval
+    plain_nll: Interval
+    prompts: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Accuracy on a task with a real scorer, full model and policy on the same questions.
+
+    accuracy, plain_accuracy: shares of questions. loss: plain less policy, paired, with a 95 % interval over
+    questions. skip_ratio: share of layers not executed on this task.
+    """
+
+    task: str
+    questions: int
+    accuracy: Interval
+    plain_accuracy: Interval
+    loss: Interval
+    skip_ratio: float
+
+
+@dataclass(frozen=True)
+class FloorCheck:
+    """The floor that a policy was tuned for, beside what it kept here.
+
+    floor: as on the command line, "agreement=0.95". certified: whether the tuner certified it. value: of the
+    floor. kept: the executed agreement, None if nobody judged it or the floor is of another kind.
+    """
+
+    floor: str
+    certified: bool
+    value: float
+    kept: Interval | None = None
+
+    @property
+    def missed(self) -> bool | None:
+        """Whether less was kept; None if that is not known."""
+        return None if self.kept is None else self.kept.value < self.value
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One measurement: contenders that took turns, and what they answer.
+
+    plain: the name of the fastest plain decoder, chosen in a pilot. prompts: that were decoded; rounds: how
+    often, at most. worth: the gain that matters, as a share. defects: what is wrong with outputs, layer
+    counts or the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to
+    itself, with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to
+    the last block. processes: fresh ones that measured. circumstances: threads, load average before and
+    after, dtype, governor, processor, versions, date, seeds, fingerprints.
+    """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
+
+    model: str
+    policy: str
+    kv: str
+    batch: int
+    batching: str
+    new_tokens: int
+    prompts: int
+    rounds: int
+    worth: float
+    plain: str
+    contenders: tuple[Contender, ...]
+    defects: tuple[str, ...]
+    a_a: Interval
+    stopped: Stopped
+    seconds_spent: float
+    circumstances: Mapping[str, Any]
+    processes: int = 1
+    floor: FloorCheck | None = None
+    forecasts: tuple[Forecast, ...] = ()
+    free_running: FreeRunning | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        ratio = self.main.ratio
+        speed = "" if ratio is None else f", {ratio.value:.3f} times the speed of {self.plain}"
+        return f"BenchResult({self.policy}, {self.kv}, on {self.model}: {self.answer}{speed})"
+
+    def contender(self, name: str) -> Contender:
+        """The contender of that name."""
+        return next(contender for contender in self.contenders if contender.name == name)
+
+    @property
+    def main(self) -> Contender:
+        """The policy that was asked about."""
+        return next(contender for contender in self.contenders if contender.role == "policy")
+
+    @property
+    def answer(self) -> Answer:
+        """What is answered of it."""
+        return self.main.answer
+
+    @property
+    def resolution(self) -> float | None:
+        """Half-width of its ratio, as a share; None without an interval."""
+        return self.main.resolution

@@ -1,0 +1,208 @@
+"""Files that people write in TOML: tables with the types of their entries, and every error with its line."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from offramp.errors import InputError
+from offramp.files import read_given_text
+from offramp.records.toml_lines import Location, line_at, lines_of, place_in
+
+LARGEST_COUNT = 10**15
+LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Truth = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$")]
+"""A text of one line without control characters, which a terminal may be shown."""
+
+
+class Table(BaseModel):
+    """One table of a file; a key that it does not have is refused.
+
+    hints: what to write in a text that does not fit, by key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    hints: ClassVar[Mapping[str, str]] = {}
+
+
+Given = TypeVar("Given", bound=Table)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that somebody wrote. what: it is called in errors ("study file"). lines: of its keys."""
+
+    path: Path
+    what: str
+    lines: Mapping[Location, int]
+
+    def where(self, *location: str | int) -> str:
+        """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"."""
+        return place_in(self.path, self.lines, location)
+
+    def refused(self, what: str, fix: str, *location: str | int) -> InputError:
+        """The error for something at a place of the file."""
+        return InputError(what, where=self.where(*location), fix=fix)
+
+
+def read_toml(path: Path, what: str) -> tuple[dict[str, Any], Source]:
+    """The entries of a TOML file, and where they stand. what: the file is called in errors.
+
+    Raises InputError for a file that cannot be read, and, with the line, for one that is no TOML.
+    """
+    try:
+        text = read_given_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "check the path" if isinstance(error, OSError) else "save it as UTF-8"
+        raise InputError(f"the {what} cannot be read: {error}", where=str(path), fix=fix) from error
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits, too
+        raise _not_toml(path, what, error) from error
+    return values, Source(path, what, lines_of(text))
+
+
+def checked(kind: type[Given], values: Mapping[str, Any], source: Source) -> Given:
+    """The entries of a file as a table of this kind.
+
+    Raises InputError, with the line and the key, for the first entry that is missing, unknown or wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _invalid(source, kind, error) from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name: the nearest known one, and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}choose one of: {', '.join(names)}"
+
+
+def _not_toml(path: Path, what: str, error: Exception) -> InputError:
+    found = LINE_OF_ERROR.search(str(error))
+    said = str(error)[: found.start()] if found else str(error)
+    line = f", line {found[1]}" if found and found[1] else ""
+    return InputError(
+        f"the {what} is not TOML: {said}", where=f"{path}{line}", fix="correct the line (see toml.io)"
+    )
+
+
+def _invalid(source: Source, kind: type[Table], error: ValidationError) -> InputError:
+    """The error for the first value that does not fit, in the file's order. kind: of the whole file."""
+    lines = source.lines
+    found = {tuple(one["loc"]): one for one in error.errors()}
+    # A list is called too short, too, when an entry of it does not fit.
+    innermost = [loc for loc in found if not any(loc == other[: len(loc)] for other in found if other != loc)]
+    first = min(innermost, key=lambda loc: (line_at(lines, loc), -len(loc)))
+    if found[first]["type"] == "missing":
+        # It may be there, mistyped: an unknown key of the same table says more.
+        alike = [loc for loc in innermost if loc[:-1] == first[:-1] and _is_unknown(found[loc])]
+        first = min(alike, key=lambda loc: line_at(lines, loc), default=first)
+    details = found[first]
+    unknown = _is_unknown(details)
+    location: Location = tuple(part for part in details["loc"] if unknown or not _is_alternative(part))
+    what, fix = _words(location, kind, details, source)
+    return source.refused(what, fix, *location)
+
+
+def _is_unknown(details: ErrorDetails) -> bool:
+    """Whether a key is one that its table does not have."""
+    return details["type"] == "extra_forbidden"
+
+
+def _is_alternative(part: str | int) -> bool:
+    """Whether a part of a location names one of several types instead of a key, as pydantic puts it in."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "constrained-float"))
+
+
+def _words(location: Location, kind: type[Table], details: ErrorDetails, source: Source) -> tuple[str, str]:
+    """What is wrong and what to do."""
+    key = str(location[-1]) if location else "the file"
+    table = _table_of(kind, location[:-1])
+    if _is_unknown(details):
+        what = f"the {source.what} has no entry {key!r}" if len(location) == 1 else f"unknown key {key!r}"
+        return what, did_you_mean(key, _keys_of(table))
+    if details["type"] == "missing":
+        needed = ", ".join(name for name, needed in _keys_of(table).items() if needed)
+        return f"{key!r} is missing", f"add it; needed are: {needed}"
+    value, message = details["input"], details["msg"].replace("Input should", "it should")
+    message = MESSAGES.get(details["type"], message)
+    if details["type"] == "model_type" and hasattr(_table_of(kind, location), "named_alike"):
+        message = "write a name in quotes, or a table"
+    hints = {} if table is None else table.hints
+    if details["type"] == "string_type":
+        message = hints.get(key, "write a text in quotes")
+    if details["type"] == "literal_error":
+        choices = re.findall(r"'([^']+)'", details["msg"])
+        return f"{key} is {value!r}", did_you_mean(str(value), choices)
+    if details["type"] == "string_pattern_mismatch":
+        return f"{key} is {value!r}, which does not fit", hints.get(key, "write a text that is not empty")
+    if isinstance(location[-1] if location else "", int):
+        key = f"an entry of {location[-2]}"
+    return f"{key} is {_shown(value)}, which does not fit", message
+
+
+def _shown(value: Any) -> str:
+    """A value of the file, in an error."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
+    return str(value) if isinstance(value, datetime.date | datetime.time) else repr(value)
+
+
+MESSAGES = {
+    "model_type": "write a table",
+    "tuple_type": "write a list in square brackets",
+    "too_short": "give at least 1",
+}
+"""What to do about a value that does not fit, by pydantic's name for it, where its own words are odd."""
+
+
+def _table_of(kind: type[Table], location: Location) -> type[Table] | None:
+    """The model that a location's table is of."""
+    table: Any = kind
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = {field.alias or name: field for name, field in table.model_fields.items()}
+        table = _model_in(fields[part].annotation) if part in fields else None
+        if table is None:
+            return None
+    return table  # type: ignore[no-any-return]
+
+
+def _model_in(annotation: Any) -> type[Table] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
+def _keys_of(table: type[Table] | None) -> dict[str, bool]:
+    """The keys of a table, and whether each must be given."""
+    if table is None:
+        return {}
+    alike = getattr(table, "named_alike", ())
+    return {
+        field.alias or name: field.is_required() and name not in alike
+        for name, field in table.model_fields.items()
+    }

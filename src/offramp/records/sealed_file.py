@@ -1,0 +1,85 @@
+"""Files that offramp writes for itself: one record each, as JSON with its own SHA-256."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from offramp.errors import DamagedFileError, shortened
+from offramp.files import read_sealed_json, write_sealed_json
+from offramp.records.typed import InvalidRecordError, Record, from_json, to_json
+
+VERSION, KIND = "schema_version", "kind"
+
+
+@dataclass(frozen=True)
+class SealedFile(Generic[Record]):
+    """One kind of file.
+
+    record: the type that it holds. what: what it is called where it is damaged, with {name} for its own.
+    fix: what to do about it then. version: of its layout, None for a layout that has none; another version
+    is as good as damaged. kind: the word by which it can be told from other kinds, if it has one. apart:
+    entries that the seal leaves out.
+    """
+
+    record: type[Record]
+    what: str
+    fix: str
+    version: int | None = None
+    kind: str | None = None
+    apart: Collection[str] = ()
+
+    def write(self, path: Path, record: Record) -> None:
+        """Write a record in one step (see `offramp.files.write_atomically`); a NaN in it is an error."""
+        write_sealed_json(path, {**self._header(), **to_json(record)}, apart=self.apart)
+
+    def read(self, path: Path) -> Record:
+        """The record that was written.
+
+        Raises DamagedFileError for other bytes than those, and for a record of another version or type;
+        FileNotFoundError where there is none.
+        """
+        try:
+            value = read_sealed_json(path, self.damaged, apart=self.apart)
+        except DamagedFileError as error:  # one of an older layout may have no seal
+            raise self._of_another_layout(path) or error from error
+        other = self._of_another_kind(path, value)
+        if other is not None:
+            raise other
+        try:
+            return from_json(self.record, value)
+        except InvalidRecordError as error:  # sealed, but by another program
+            raise self.damaged(path, f"it is not what offramp writes ({error})") from error
+
+    def damaged(self, path: Path, reason: str) -> DamagedFileError:
+        """The error for a file that cannot be believed."""
+        return DamagedFileError(
+            f"{self.what.format(name=path.name)}: {reason}", where=str(path), fix=self.fix
+        )
+
+    def _of_another_layout(self, path: Path) -> DamagedFileError | None:
+        """The error for a file that states another version or kind, None for one that is broken."""
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return self._of_another_kind(path, value) if isinstance(value, dict) and VERSION in value else None
+
+    def _of_another_kind(self, path: Path, value: Mapping[str, Any]) -> DamagedFileError | None:
+        if self.kind is not None and value.get(KIND) != self.kind:
+            return self.damaged(path, f"its kind is {shortened(repr(value.get(KIND)))}, not {self.kind!r}")
+        if self.version is None or value.get(VERSION) == self.version:
+            return None
+        return DamagedFileError(
+            f"{path.name} is of another version of offramp: its schema version is "
+            f"{shortened(repr(value.get(VERSION)))}, and this one reads {self.version}",
+            where=str(path),
+            fix=self.fix,
+        )
+
+    def _header(self) -> dict[str, Any]:
+        entries = {VERSION: self.version, KIND: self.kind}
+        return {name: value for name, value in entries.items() if value is not None}

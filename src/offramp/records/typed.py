@@ -1,0 +1,97 @@
+"""Between records and JSON: a record is a dataclass or pydantic model, whose types say what it may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+    from pydantic_core import CoreSchema
+
+Record = TypeVar("Record")
+
+
+class InvalidRecordError(ValueError):
+    """A JSON value is not what a record's types say.
+
+    place: of the first part that is not: "contenders[2].name".
+    """
+
+    def __init__(self, place: str, what: str) -> None:
+        super().__init__(f"{place}: {what}" if place else what)
+        self.place = place
+        self.what = what
+
+
+class _Array:
+    """How a field of numpy numbers is read: a list, of lists where it has more dimensions."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(lambda value: np.array(value, dtype=np.float64))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "array"}
+
+
+FloatArray = Annotated[NDArray[np.float64], _Array()]
+"""A field of float64 numbers."""
+
+
+def to_json(value: Any) -> Any:
+    """A record, or anything that holds records, as JSON: tuples are lists, numpy's numbers are Python's.
+
+    A class may name properties in READ_OFF that are written for readers of the file, and not read back.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: to_json(getattr(value, name)) for name in (*names, *getattr(value, "READ_OFF", ()))}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(part) for part in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value
+
+
+def from_json(kind: type[Record], value: Any) -> Record:
+    """The record that `to_json` made JSON of; entries that its type does not have are left out.
+
+    Raises InvalidRecordError for anything else, and what the record's own checks raise.
+    """
+    from pydantic import ValidationError
+
+    from offramp.records.toml_lines import shown_location
+
+    try:
+        found: Record = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidRecordError(shown_location(first["loc"]), first["msg"]) from error
+    return found
+
+
+def json_schema(kind: type[Record]) -> dict[str, Any]:
+    """The JSON schema of a record, from its types."""
+    return _adapter(kind).json_schema()
+
+
+_adapters: dict[Any, Any] = {}
+
+
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    from pydantic import TypeAdapter  # only who reads files waits for it
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    found: TypeAdapter[Record] = _adapters[kind]
+    return found

@@ -1,0 +1,102 @@
+"""What was decoded, ranked by speed with what it keeps; tables that break no word; small samples in words."""
+
+import io
+from dataclasses import replace
+
+from decoding_examples import GENERATE, contender, decoded_run, with_decoding
+from hypothesis import given
+from hypothesis import strategies as st
+from report_examples import example_run
+from rich.console import Console
+
+from offramp.decoding.measurement.results import Interval
+from offramp.report.page import render
+from offramp.report.policy_names import PolicyNames
+from offramp.report.ranking import NAMES, ranked
+from offramp.report.terminal import print_summary
+from offramp.report.word_table import WordTable
+
+WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=14), max_size=5).map(" ".join)
+
+
+def printed(what, width=80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    what(console)
+    return console.file.getvalue()
+
+
+@given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=4), st.integers(20, 90))
+def test_a_table_never_breaks_a_word_nor_the_width(rows, width) -> None:
+    table = WordTable(title="a title")
+    for head in ("first", "second", "third"):
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row)
+    text = printed(lambda console: console.print(table), width)
+    assert max(map(len, text.splitlines())) <= width
+    shown = set(text.replace(":", " ").split())
+    assert {word for row in rows for cell in row for word in cell.split()} <= shown
+
+
+def test_two_policies_never_share_a_name() -> None:
+    names = PolicyNames()
+    texts = [f"threshold:signal=margin,value={value},exits=20+25" for value in (0.8, 0.9)]
+    assert [names.of(text) for text in (*texts, texts[0])] == [
+        "margin, exits 20+25",
+        "margin, exits 20+25 (2)",
+        "margin, exits 20+25",
+    ]
+    assert names.of("never") == "never"
+    assert names.lines() == [f"margin, exits 20+25 = {texts[0]}", f"margin, exits 20+25 (2) = {texts[1]}"]
+
+
+def with_lookup(run, speed: float):
+    first = run.decoding[0]
+    lookup = contender("generate(prompt_lookup_num_tokens)", "peer", 0.0583 / speed)
+    lookup = replace(lookup, executed_agreement=Interval(1.0))
+    bench = replace(first.bench, contenders=(*first.bench.contenders, lookup))
+    return with_decoding(run, replace(first, bench=bench), *run.decoding[1:])
+
+
+def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
+    run = with_lookup(decoded_run(example_run()), 1.2)
+    first, workload = run.decoding[0], run.workloads[0]
+    bold = replace(first.policies[1], floor=0.9)  # 31 % agreement, the fastest
+    first = replace(first, policies=(first.policies[0], bold, *first.policies[2:]))
+    found = ranked(first, workload)
+    kept = [one for one in found if not one.misses]
+    assert NAMES["generate(prompt_lookup_num_tokens)"] in [one.name for one in kept if one.lossless]
+    assert GENERATE in [one.name for one in kept]
+    assert [one.policy for one in found if one.misses][-1] in first.policies
+    assert all(one.misses for one in found[len(kept) :])
+    speeds = [one.timed.ratio.value for one in kept]
+    assert speeds == sorted(speeds, reverse=True)
+    run = replace(run, decoding=(first, *run.decoding[1:]))
+    text = printed(lambda console: print_summary(run, console))
+    assert "prompt lookup" in text
+    assert "lossless" in text
+    assert "not shown to keep" in " ".join(text.split())
+    assert "Ranked on" in render(run)
+    assert "prompt lookup" in render(run)
+
+
+def test_an_interval_of_too_few_prompts_is_said_in_words() -> None:
+    run = decoded_run(example_run())
+    workload = run.workloads[0]
+    verdicts = tuple(
+        replace(one, speed=replace(one.speed, low=1e-3, high=61312.0)) if one.speed is not None else one
+        for one in workload.verdicts
+    )
+    run = replace(run, workloads=(replace(workload, verdicts=verdicts), *run.workloads[1:]))
+    page, text = render(run), printed(lambda console: print_summary(run, console))
+    assert "61312" not in page + text
+    assert "too few prompts" in page
+    assert "too few prompts" in text
+
+
+def test_a_defect_that_texts_share_is_said_once() -> None:
+    run = decoded_run(example_run(), sound=False)
+    assert len(run.decoding) == 2
+    text = " ".join(printed(lambda console: print_summary(run, console)).split())
+    assert text.count("the same decoder twice comes out unequal") == 1
+    assert "has a defect and changes no verdict" in text
