@@ -15,8 +15,7 @@ from offramp.decoding.measurement.results import (
     Interval,
     PartError,
 )
-from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.run_result import RunResult
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
 from offramp.tuning.results import Speed
 
 PLAIN = 0.0583

@@ -17,16 +17,14 @@ from offramp.report.comparison_words import (
     floor_shown,
     heads_name,
     in_sentence,
-    limits_text,
     named,
     parameters_text,
 )
 from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_cell, facet_cell, reasons
-from offramp.report.formats import times
+from offramp.report.formats import limits_text, times
 from offramp.report.sections.compare_bytes import bytes_section
 from offramp.report.sections.compare_certified import by_floor
 from offramp.report.sections.compare_figures import best_saving, figures_of, without_speed
-from offramp.report.sections.compare_filters import facets
 from offramp.report.sections.compare_leaderboard import leaderboard_section, means_table, ordered
 from offramp.report.sections.compare_pairs import probability, said
 from offramp.report.sections.compare_strategies import (
@@ -38,6 +36,7 @@ from offramp.report.sections.compare_strategies import (
 )
 from offramp.report.sections.compare_trends import trends_section
 from offramp.report.sections.compare_validity import claims
+from offramp.report.sections.compared import facets
 from offramp.scoring.estimate import Estimate
 
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.report.charts.depth_chart import depth_svg
-from offramp.report.charts.interval_chart import IntervalChart, IntervalRow
-from offramp.report.charts.line_chart import LineChart, Rule, Series, finite_runs, thinned
-from offramp.report.charts.reliability_chart import reliability_svg
-from offramp.report.charts.scale import Scale, nice_range, nice_ticks
+from offramp.report.plot.plot import Axis, Plot, Rule, Series, finite_runs, thinned
+from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Track
+from offramp.report.plot.scale import Scale, nice_range, nice_ticks
+from offramp.report.sections.layers import reliability_plot
+from offramp.report.sections.passage import depth_plot
 from offramp.scoring.card import ReliabilityDiagram
 
 
-def line_chart(*series: Series, **options) -> LineChart:
-    return LineChart("Title", "What it shows", "layer", "share", series, (1.0, 4.0), **options)
+def line_plot(*series: Series, **options) -> Plot:
+    return Plot("Title", "What it shows", Axis("layer", (1.0, 4.0)), Axis("share"), series, **options)
 
 
 def curve(*values: float):
@@ -58,14 +58,13 @@ def test_scale_maps_ends():
 def test_nan_breaks_a_line():
     x, y = curve(1, 2, 3, 4), curve(0.1, math.nan, 0.3, 0.4)
     assert list(finite_runs(x, y)) == [[0], [2, 3]]
-    svg = line_chart(Series("a", x, y)).svg()
-    assert svg is not None
+    svg = line_plot(Series("a", x, y)).svg()
     assert svg.count('class="line"') == 2
     assert "nan" not in svg
 
 
-def test_a_chart_without_a_finite_point_is_none():
-    assert line_chart(Series("a", curve(1, 2), curve(math.nan, math.nan))).svg() is None
+def test_without_a_finite_point_there_is_no_plot():
+    assert line_plot(Series("a", curve(1, 2), curve(math.nan, math.nan))).svg() == ""
 
 
 def test_thinning_keeps_both_ends_and_drops_what_nobody_sees():
@@ -78,8 +77,7 @@ def test_thinning_keeps_both_ends_and_drops_what_nobody_sees():
 
 def test_rules_outside_the_plot_are_left_out():
     series = Series("a", curve(1, 4), curve(0, 1))
-    svg = line_chart(series, rules=(Rule("y", 0.5, "inside"), Rule("y", 9.0, "outside"))).svg()
-    assert svg is not None
+    svg = line_plot(series, rules=(Rule("y", 0.5, "inside"), Rule("y", 9.0, "outside"))).svg()
     assert "inside" in svg
     assert "outside" not in svg
 
@@ -90,17 +88,17 @@ def test_charts_are_well_formed_and_named():
         3, curve(0, 0.5, 1), np.array([4, 0]), curve(0.2, math.nan), curve(0.5, math.nan)
     )
     rows = (
-        IntervalRow("a & b", "0.5", 0.5, 0.4, 0.6, 0.1, 0.9),
-        IntervalRow("c", "undefined", None),
+        Row("a & b", (Track((Point(0.5, "a & b: 0.5", 0.4, 0.6, reach=(0.1, 0.9)),)),), "0.5"),
+        Row("<c>", (Track(bars=(Bar(0.0, 0.2, "<c>", 1),)),), "0.2"),
+        Row("d", (Track(),), "undefined"),
     )
     charts = [
-        line_chart(band).svg(),
-        IntervalChart("Scores", "…", rows, (0.0, 1.0)).svg(),
-        reliability_svg(diagram),
-        depth_svg(np.array([1, 2, 3]), np.array([0, 1, 3]), 3),
+        line_plot(band).svg(),
+        RowPlot("Scores", "…", rows, (0.0, 1.0)).svg(),
+        reliability_plot(diagram).svg(),
+        depth_plot(np.array([1, 2, 3]), np.array([0, 1, 3]), 3).svg(),
     ]
     for svg in charts:
-        assert svg is not None
         root = ElementTree.fromstring(svg)
         assert root.find("title") is not None
         assert root.find("desc") is not None
@@ -108,6 +106,26 @@ def test_charts_are_well_formed_and_named():
 
 
 def test_an_undefined_row_draws_no_dot():
-    svg = IntervalChart("Scores", "…", (IntervalRow("c", "undefined", None),), (0.0, 1.0)).svg()
+    svg = RowPlot("Scores", "…", (Row("c", (Track(),), "undefined"),), (0.0, 1.0)).svg()
     assert "<circle" not in svg
     assert "undefined" in svg
+
+
+def test_bars_add_up_from_nothing_and_two_points_are_joined():
+    bars = (Bar(0.0, 0.5, "layers", 0), Bar(0.5, 1.0, "probes", 1))
+    both = (Point(0.25, "measured", 0.2, 0.3), Point(0.75, "predicted", colour=1, shape=3))
+    rows = (Row("whole", (Track(bars=bars),)), Row("beside", (Track(both),)))
+    root = ElementTree.fromstring(
+        RowPlot("T", "d", rows, (0.0, 1.0), rule=(0.5, "half"), better="left").svg()
+    )
+    scale = Scale(0.0, 1.0, LEFT, RIGHT)
+    drawn = [node for node in root.iter("rect") if node.find("title") is not None]
+    ends = [(float(r.get("x")), float(r.get("x")) + float(r.get("width"))) for r in drawn]
+    assert ends[0] == pytest.approx((scale(0.0), scale(0.5)), abs=0.11)
+    assert ends[1] == pytest.approx((scale(0.5), scale(1.0)), abs=0.11)
+    (joined,) = [node for node in root.iter("line") if node.get("class") == "gap-line"]
+    assert float(joined.get("x1")) == pytest.approx(scale(0.25), abs=0.1)
+    assert float(joined.get("x2")) == pytest.approx(scale(0.75), abs=0.1)
+    (tint,) = [node for node in root.iter("rect") if node.get("class") == "faster"]
+    assert float(tint.get("x")) == LEFT
+    assert float(tint.get("width")) == pytest.approx(scale(0.5) - LEFT, abs=0.1)

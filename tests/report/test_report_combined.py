@@ -13,12 +13,17 @@ from report_examples import example_run
 from combine_cases import combined_result, quality
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.results import Contender, Interval
-from offramp.report.charts.product_chart import LEFT, RIGHT, ProductRow, product_svg
-from offramp.report.charts.scale import Scale
-from offramp.report.combined_page import render_combined, write_combined_page
 from offramp.report.combined_words import advice, effect_sentences, keeps
-from offramp.report.page import masthead, render
-from offramp.report.sections.combined import combined_section
+from offramp.report.page import links, render
+from offramp.report.plot.rows import LEFT, RIGHT
+from offramp.report.plot.scale import Scale
+from offramp.report.sections.combined import (
+    combined_section,
+    product_plot,
+    product_row,
+    render_combined,
+    write_combined_page,
+)
 from offramp.report.summary import combined_json, summarise, summary_schema
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
@@ -171,7 +176,7 @@ def test_a_result_where_nothing_was_timed_has_no_chart() -> None:
 def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
     run = example_run()
     assert combined_json(run) == {}
-    assert "#combined" not in masthead(run)
+    assert ("combined", "Combined") not in links(run)
     shown = replace(run, combined=result)
     page = Page(render(shown))
     assert page.faults == []
@@ -188,14 +193,13 @@ def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
 
 
 def test_points_lie_where_the_numbers_are() -> None:
-    rows = [ProductRow("both", "1.5", Interval(1.5, 1.4, 1.6), Interval(2.0))]
-    chart = product_svg("title", "description", rows)
+    chart = product_plot([product_row("both", "1.5", Interval(1.5, 1.4, 1.6), Interval(2.0))]).svg()
     scale = Scale(1.0, 2.0, LEFT, RIGHT)
     assert f'cx="{scale(1.5):.1f}"' in chart
     assert f'x1="{scale(1.4):.1f}"' in chart
     assert f'x2="{scale(1.6):.1f}"' in chart
     assert f'class="faster" x="{scale(1.0):.1f}"' in chart
     assert "both, product of single gains: 2.00\u00a0×" in chart
-    slow = product_svg("title", "description", [ProductRow("slow", "0.5", Interval(0.5))])
+    slow = product_plot([product_row("slow", "0.5", Interval(0.5), None)]).svg()
     assert "both" not in slow
     assert 'text-anchor="end" class="rule-name"' in slow  # plain decoding is at the right end

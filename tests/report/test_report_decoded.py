@@ -13,14 +13,13 @@ from page_reader import Page
 from report_examples import example_run
 from rich.console import Console
 
-from offramp.decoding.measurement.results import PartError
+from offramp.decoding.measurement.results import Interval, PartError
 from offramp.report.basis import REPAIR_NOTE
-from offramp.report.charts.beside_chart import BesideRow, beside_svg
-from offramp.report.charts.error_chart import ErrorPart, ErrorRow, error_svg
-from offramp.report.decoded import Progress
 from offramp.report.forecasts import blame, error_sentence, rule_name
 from offramp.report.headline import caveats
 from offramp.report.page import render
+from offramp.report.run_result import DecodedPolicy, Progress
+from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
 
@@ -169,8 +168,9 @@ def test_short_names(policy, name):
 
 
 def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
-    row = BesideRow("a", "60 ms, predicted 50.0", measured=60.0, low=58.0, high=62.0, predicted=50.0)
-    svg = beside_svg("t", "d", [row], plain=55.0)
+    policy = DecodedPolicy("a", "static:exit=2", "propagate", "chosen")
+    made = replace(forecast("a", "propagate", 0.05, 0.06), measured=Interval(0.06, 0.058, 0.062))
+    svg = beside_plot([(policy, made)], plain=55.0).svg()
     assert Page(svg).faults == []
     measured = float(re.search(r'<circle cx="([\d.]+)"', svg).group(1))
     predicted = float(re.search(r'class="s1"><path d="M([\d.]+)', svg).group(1))
@@ -180,10 +180,18 @@ def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
 
 
 def test_errors_stack_to_both_sides_of_zero():
-    parts = (ErrorPart("layers", -2.0, 0), ErrorPart("probes", -1.0, 1), ErrorPart("heads", 1.5, 2))
-    svg = error_svg("t", "d", [ErrorRow("a", "−1.50 ms", parts, -1.5)])
+    policy = DecodedPolicy("a", "static:exit=2", "propagate", "chosen")
+    parts = (
+        PartError("layers", 0.050, 0.052),
+        PartError("probes", 0.001, 0.002),
+        PartError("heads", 0.0025, 0.001),
+    )
+    made = replace(forecast("a", "propagate", None, 0.06), parts=parts)
+    svg = error_plot([(policy, made)]).svg()
     assert Page(svg).faults == []
-    boxes = [(float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)"', svg)]
+    boxes = [
+        (float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+    ]
     zero = float(re.search(r'<line class="rule" x1="([\d.]+)"', svg).group(1))
     (layers, layers_width), (probes, probes_width), (heads, heads_width) = boxes
     assert layers + layers_width == pytest.approx(zero, abs=0.2)

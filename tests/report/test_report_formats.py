@@ -19,7 +19,7 @@ from offramp.report.formats import (
     visible_piece,
     whole_percent,
 )
-from offramp.report.markup import slug, text
+from offramp.report.html import slug, text
 from offramp.scoring.estimate import Estimate
 
 

@@ -13,9 +13,9 @@ from report_examples import example_run
 
 from offramp.policies import bill
 from offramp.policies.gain import Gain
-from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
-from offramp.report.credit import credit_json, credit_sentence, credits_of
+from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.sections.league import PARTS, balance_of, league_section, parts_of, summary_of
+from offramp.report.verdict_words import credit_json, credit_sentence, credits_of
 from offramp.scoring.estimate import Estimate
 
 

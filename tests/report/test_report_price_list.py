@@ -11,7 +11,7 @@ from report_examples import example_run, model_shape
 from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
 from offramp.report.page import render
-from offramp.report.price_list import price_list
+from offramp.report.run_result import price_list
 from offramp.report.summary import summarise, summary_schema
 
 

@@ -18,7 +18,7 @@ from offramp.report.page import render
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
-from offramp.report.untransformed import reference_line, transform_sentence
+from offramp.report.verdict_words import reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.tuning.floor import Floor

@@ -16,8 +16,8 @@ from offramp.decoding.execution.executor import opened_executor
 from offramp.decoding.execution.tune import PROMPT_TOKENS
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.report.decoded import Decoded
 from offramp.report.formats import whole_percent
+from offramp.report.run_result import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.run_folder import require_only
 from offramp.files import write_text_atomically
-from offramp.report.names import REPORT_FILE
+from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison

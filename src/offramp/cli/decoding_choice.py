@@ -33,7 +33,7 @@ on average about as long as plain ones."""
 
 @dataclass(frozen=True)
 class Choice:
-    """One policy to decode; fields as in `offramp.report.decoded.DecodedPolicy`."""
+    """One policy to decode; fields as in `offramp.report.run_result.DecodedPolicy`."""
 
     policy: str
     kv: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp.cli.run_folder import DECODING_FILE
 from offramp.errors import DamagedFileError
 from offramp.records.sealed_file import SealedFile
-from offramp.report.decoded import Decoded
+from offramp.report.run_result import Decoded
 
 
 @dataclass(frozen=True)

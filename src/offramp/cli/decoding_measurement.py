@@ -15,8 +15,7 @@ from offramp.decoding.measurement.judged import Judged
 from offramp.decoding.measurement.prompts import PROMPTS, Prompts
 from offramp.errors import OfframpError
 from offramp.models.model import Model
-from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.run_result import WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.workloads.workload import Workload
 
 

@@ -30,8 +30,7 @@ from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.model import Model
 from offramp.models.source_code import source_fingerprint
-from offramp.report.decoded import Decoded
-from offramp.report.run_result import WorkloadResult
+from offramp.report.run_result import Decoded, WorkloadResult
 from offramp.tracing.request import library_versions
 from offramp.workloads.workload import Workload
 

@@ -21,7 +21,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.models.model import Model
 from offramp.models.shape import ModelShape
-from offramp.report.price_list import price_list
+from offramp.report.run_result import price_list
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads

@@ -18,7 +18,7 @@ from offramp.files import (
     sha256_of_text,
     write_sealed_json,
 )
-from offramp.report.names import REPORT_FILE
+from offramp.report import REPORT_FILE
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"

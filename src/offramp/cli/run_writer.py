@@ -20,9 +20,8 @@ from offramp.decoding.measurement.result_file import read_combined
 from offramp.files import sealed, write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.charging import mean_position
-from offramp.report.decoded import Progress
 from offramp.report.page import write_report
-from offramp.report.run_result import RunResult, Timing, WorkloadResult
+from offramp.report.run_result import Progress, RunResult, Timing, WorkloadResult
 from offramp.report.summary import summarise
 
 FIRST_POSITION = 64.0

@@ -20,7 +20,7 @@ def require_own(folder: Path, name: str) -> None:
     """
     from offramp.cli.comparison_files import CITATION_FILE, TABLES
     from offramp.cli.study_report import STAMP
-    from offramp.report.names import REPORT_FILE
+    from offramp.report import REPORT_FILE
     from offramp.studies.fingerprints import FILE
     from offramp.studies.folder import JOURNAL, PLAN, TASKS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.console import Output, stage
 from offramp.errors import InputError
-from offramp.report.names import REPORT_FILE
+from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from offramp.report.basis import LOCAL, machine_name
 from offramp.report.certificate import short_certificate
-from offramp.report.formats import interval_text, listed, percent, times, whole_percent
+from offramp.report.formats import estimate_text, listed, percent, times, whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.tuning.results import Decision, LeagueEntry, MachineAnswer
@@ -75,10 +75,8 @@ def league_words(entry: LeagueEntry) -> str:
         return f"nothing beats plain decoding at {floor} agreement"
     if entry.net_speedup.value is None:
         return f"no speed at {floor} agreement: {entry.net_speedup.undefined or 'no reason recorded'}"
-    interval = interval_text(entry.net_speedup.low, entry.net_speedup.high, times)
-    limits = f" ({interval})" if interval else ""
     return (
-        f"{entry.family}, {times(entry.net_speedup.value)}{limits} at {floor} agreement, "
+        f"{entry.family}, {estimate_text(entry.net_speedup, times)} at {floor} agreement, "
         f"probes are {percent(entry.probe_share)} of its cost"
     )
 

@@ -7,10 +7,11 @@ from offramp.decoding.measurement.results import Interval
 from offramp.report.formats import (
     counted,
     decimal,
-    interval_text,
     listed,
     percent,
     timed_interval,
+    timed_text,
+    value_text,
     whole_percent,
 )
 
@@ -86,24 +87,22 @@ def interval(found: Interval | None) -> str:
     """A ratio: "0.97 (0.95 to 0.99)", "–" without one."""
     if found is None:
         return "–"
-    limits = timed_interval(found.value, found.low, found.high, decimal)
-    return f"{decimal(found.value)} ({limits})" if limits else decimal(found.value)
+    return timed_text(found.value, found.low, found.high, decimal)
 
 
 def kept_text(one: Combination) -> str:
     """ "97.8 % (96.9 to 98.5 %) of the full model's tokens"; of how few answers, without an interval."""
     found = kept_share(one)
-    limits = interval_text(found.low, found.high, percent)
-    of = f"{percent(found.value)}{f' ({limits})' if limits else ''} of the full model's tokens"
+    of = f"{value_text(found.value, found.low, found.high, percent)} of the full model's tokens"
     assert one.quality is not None  # or there was no share
     answers = counted(one.quality.free_running.prompts, "answer")
-    return of if limits or one.name == PLAIN_NAME else f"{of} ({answers}, too few for an interval)"
+    known = found.low is not None or one.name == PLAIN_NAME
+    return of if known else f"{of} ({answers}, too few for an interval)"
 
 
 def shared_text(quality: Quality) -> str:
     """Share of an answer before the first token that is not the untransformed model's."""
-    limits = interval_text(quality.shared.low, quality.shared.high, percent)
-    return f"{percent(quality.shared.value)}{f' ({limits})' if limits else ''}"
+    return value_text(quality.shared.value, quality.shared.low, quality.shared.high, percent)
 
 
 def kept_share(one: Combination) -> Interval:

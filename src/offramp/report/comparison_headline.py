@@ -22,8 +22,8 @@ from offramp.report.comparison_answers import (
     replayed,
     why_no_answer,
 )
-from offramp.report.comparison_words import distinct, floor_shown, limits_text, place_of, row_name
-from offramp.report.formats import counted, decimal, listed, percent, times, whole_percent
+from offramp.report.comparison_words import distinct, floor_shown, place_of, row_name
+from offramp.report.formats import counted, decimal, limits_text, listed, percent, times, whole_percent
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Strategy
 from offramp.tuning.from_scores import BASES_NEEDED

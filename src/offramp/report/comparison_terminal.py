@@ -16,13 +16,11 @@ from offramp.report.comparison_words import (
     distinct,
     floor_order,
     floor_shown,
-    limits_text,
     line_name,
     machine_shown,
     row_name,
-    thousandths,
 )
-from offramp.report.formats import NumberFormat, percent, short_source, times
+from offramp.report.formats import NumberFormat, limits_text, percent, short_source, thousandths, times
 from offramp.report.sections.compare_figures import best_saving, floors_of, score, without_speed
 from offramp.report.sections.compare_leaderboard import ordered
 from offramp.report.sections.compare_pairs import said

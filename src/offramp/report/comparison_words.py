@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from offramp.report.certificate import value_words
-from offramp.report.formats import MINUS, NumberFormat, decimal, interval_text, percent
+from offramp.report.formats import NumberFormat, percent, thousandths
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import SAVING, floor_and_machine
 from offramp.tuning.floor import Floor, FloorKind
@@ -58,34 +58,9 @@ def is_share(key: str) -> bool:
     return key in SHARES or key.startswith(SAVING)
 
 
-def thousandths(value: float) -> str:
-    """Three decimals."""
-    return decimal(value, 3)
-
-
-def limits_text(low: float | None, high: float | None, number: NumberFormat) -> str:
-    """An interval; "" without one, and where both ends are written alike.
-
-    Documents that all cost the same have such an interval; written out it would look like precision.
-    """
-    if low is None or high is None or number(low) == number(high):
-        return ""
-    return interval_text(low, high, number)
-
-
 def in_sentence(name: str) -> str:
     """A figure's name within a sentence: "composite"; abbreviations keep their letters."""
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
-
-
-def percent_tick(value: float) -> str:
-    """A share on an axis, without needless decimals."""
-    return f"{plain_tick(100 * value)} %"
-
-
-def plain_tick(value: float) -> str:
-    """A number on an axis, without needless decimals."""
-    return f"{value:.6g}".replace("-", MINUS)
 
 
 def named(claim: str, key: str) -> str:

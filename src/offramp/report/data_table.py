@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
-from offramp.report.comparison_words import LENS, limits_text
-from offramp.report.formats import NumberFormat, counted
-from offramp.report.markup import Kind, attributes, element, kind_chip, small, text
+from markupsafe import Markup
+
+from offramp.report.comparison_words import LENS, heads_name
+from offramp.report.formats import NumberFormat, counted, limits_text
+from offramp.report.html import Kind, escaped, fragment, paragraph, stack, styled
 from offramp.scoring.estimate import Estimate
 
 NOTHING = "–"
+NEW_LINE = "\n"
 LONG = 22
 """Names of more signs may break over lines."""
 
@@ -46,7 +50,7 @@ class DataCell:
     values: of its facet, where these are not what the cell shows.
     """
 
-    html: str
+    html: Markup | str
     value: float | None = None
     values: tuple[str, ...] = ()
 
@@ -57,99 +61,81 @@ class DataTable:
 
     name: str
     caption: str
-    columns: tuple[DataColumn, ...]
+    columns: Sequence[DataColumn]
     rows: Sequence[Sequence[DataCell]]
     noun: str = "row"
 
-    def html(self) -> str:
-        """The count of rows and the table in a frame of its own that scrolls; "" without rows."""
+    def html(self) -> Markup:
+        """The count of rows and the table in a frame of its own that scrolls; nothing without rows."""
         if not self.rows:
-            return ""
+            return Markup()
         kept = [place for place, column in enumerate(self.columns) if not self._is_idle(place, column)]
-        head = "".join(_head(self.columns[place]) for place in kept)
-        body = "".join(self._row(cells, kept) for cells in self.rows)
-        whole = element(
-            "table",
-            element("caption", text(self.caption))
-            + element("thead", element("tr", head))
-            + element("tbody", body),
-            class_="data",
-            id_=f"data-{self.name}",
-            data_table=self.name,
-        )
-        count = element(
-            "span",
-            text(counted(len(self.rows), self.noun)),
-            data_count=self.name,
-            data_noun=self.noun,
-            role="status",
-        )
-        above = element("p", element("strong", text(self.caption)) + " · " + count, class_="count")
-        frame = element(
-            "div", whole, class_="scroll data-frame", tabindex=0, role="region", aria_label=self.caption
-        )
-        return element("div", above + frame, class_="data-block")
+        columns = [self.columns[place] for place in kept]
+        rows = [self._row(row, kept) for row in self.rows]
+        count = counted(len(rows), self.noun)
+        return fragment("macros", "data_table", self.name, self.caption, columns, rows, self.noun, count)
+
+    def _row(self, row: Sequence[DataCell], kept: Sequence[int]) -> Markup:
+        """A row with what the page's script sorts and narrows down by.
+
+        A page may have thousands of rows, for which a template would take four times as long.
+        """
+        parts = []
+        for place in kept:
+            cell, marks = row[place], ""
+            if cell.value is not None:
+                marks = f' data-v="{cell.value:.6g}"'
+            elif self.columns[place].numeric:
+                marks = ' data-v=""'
+            if cell.values:
+                marks += f' data-f="{escape(NEW_LINE.join(cell.values))}"'
+            shown = escaped(cell.html)
+            parts.append(f"<td{marks}>{shown}</td>" if place else f'<th scope="row"{marks}>{shown}</th>')
+        return Markup("".join(parts))
 
     def _is_idle(self, place: int, column: DataColumn) -> bool:
         """Whether a column says nothing: no number in any row, or no exit heads but the model's own."""
-        nothing = text(LENS) if column.facet == "heads" else NOTHING if column.numeric else None
-        return all(cells[place].html == nothing for cells in self.rows)
-
-    def _row(self, cells: Sequence[DataCell], kept: Sequence[int]) -> str:
-        parts = []
-        for place in kept:
-            cell, column = cells[place], self.columns[place]
-            values: dict[str, str | int | float | bool | None] = {}
-            if column.numeric:
-                values["data_v"] = "" if cell.value is None else f"{cell.value:.6g}"
-            elif cell.value is not None:
-                values["data_v"] = f"{cell.value:.6g}"
-            if cell.values:
-                values["data_f"] = "\n".join(cell.values)
-            name = "td" if place else 'th scope="row"'
-            parts.append(f"<{name}{attributes(values)}>{cell.html}</{'td' if place else 'th'}>")
-        return f"<tr>{''.join(parts)}</tr>"
+        nothing = LENS if column.facet == "heads" else NOTHING if column.numeric else None
+        return all(row[place].html == nothing for row in self.rows)
 
 
-def _head(column: DataColumn) -> str:
-    """A column's heading: its name stands in a span of its own, which the script makes a button."""
-    name = element("span", text(column.name), class_="by")
-    chip = f" {kind_chip(column.kind)}" if column.kind else ""
-    return element(
-        "th",
-        name + chip,
-        scope="col",
-        data_key=column.key,
-        data_facet=column.facet or None,
-        data_numeric=column.numeric,
-        class_="number" if column.numeric else None,
-    )
+PLACE_COLUMNS = (
+    DataColumn("model", "Model", facet="model"),
+    DataColumn("workload", "Workload", facet="workload"),
+    DataColumn("heads", "Exit heads", facet="heads"),
+)
+"""Where a trace stands: with `place_cells` the first columns of most tables."""
+
+
+def place_cells(model: str, workload: str, heads: str) -> list[DataCell]:
+    """The cells of `PLACE_COLUMNS`."""
+    return [facet_cell(model), facet_cell(workload), facet_cell(heads_name(heads))]
 
 
 def facet_cell(shown: str, *values: str, note: str = "") -> DataCell:
     """A name that rows are narrowed down by; note: a second, smaller line."""
     differs = bool(note) or values not in ((), (shown,))
-    name = element("span", text(shown), class_="long") if len(shown) > LONG else text(shown)
-    return DataCell(name + small(note), None, (values or (shown,)) if differs else ())
+    name = styled(shown, "long") if len(shown) > LONG else shown
+    return DataCell(stack(name, note) if note else name, None, (values or (shown,)) if differs else ())
 
 
 def words(shown: str) -> DataCell:
     """A cell of text, which may be long."""
-    return DataCell(element("p", text(shown)))
+    return DataCell(paragraph(shown))
 
 
 def number_cell(value: float | None, number: NumberFormat, missing: str = NOTHING) -> DataCell:
     """A number, or a sign that there is none."""
-    return DataCell(text(missing) if value is None else text(number(value)), value)
+    return DataCell(missing if value is None else number(value), value)
 
 
 def estimate_cell(estimate: Estimate, number: NumberFormat, note: str = "") -> DataCell:
     """A value with its interval below; without an interval the reason stands in the notes of the table."""
     if estimate.value is None:
-        return DataCell(element("span", "undefined", class_="undefined"))
+        return DataCell(styled("undefined", "undefined"))
     shown = number(estimate.value)
     limits = limits_text(estimate.low, estimate.high, number)
-    return DataCell(text(shown) + small(limits) + small(note), estimate.value)
+    return DataCell(stack(shown, limits, note), estimate.value)
 
 
 def reasons(estimates: Sequence[Estimate]) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.forecasts import error_sentence, prediction_verdict
-from offramp.report.run_result import RunResult
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
 from offramp.scoring.finite import finite_json
 
 

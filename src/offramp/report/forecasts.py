@@ -6,8 +6,8 @@ import re
 
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
 from offramp.decoding.measurement.results import Forecast, PartError
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import counted, duration, faster, listed, percent
+from offramp.report.run_result import Decoded, DecodedPolicy
 
 RIGHT = 0.02
 """A prediction of seconds per token within this share of the measured ones is called right."""

@@ -33,6 +33,21 @@ def whole_percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
+def thousandths(value: float) -> str:
+    """Three decimals."""
+    return decimal(value, 3)
+
+
+def percent_tick(value: float) -> str:
+    """A share on an axis, without needless decimals."""
+    return f"{plain_tick(100 * value)} %"
+
+
+def plain_tick(value: float) -> str:
+    """A number on an axis, without needless decimals."""
+    return f"{value:.6g}".replace("-", MINUS)
+
+
 def times(value: float) -> str:
     """A speedup: 1.013 -> "1.013 ×"."""
     text = decimal(value, 3)
@@ -60,6 +75,22 @@ def interval_text(low: float | None, high: float | None, number: NumberFormat = 
     return "" if low is None or high is None else range_text(number(low), number(high))
 
 
+def limits_text(low: float | None, high: float | None, number: NumberFormat) -> str:
+    """An interval; "" without one, and where both ends are written alike.
+
+    Documents that all cost the same have such an interval; written out it would look like precision.
+    """
+    if low is None or high is None or number(low) == number(high):
+        return ""
+    return interval_text(low, high, number)
+
+
+def value_text(value: float, low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
+    """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
+    limits = interval_text(low, high, number)
+    return f"{number(value)} ({limits})" if limits else number(value)
+
+
 TOO_FEW_PROMPTS = "too few prompts for an interval"
 
 
@@ -71,6 +102,12 @@ def too_wide(value: float, low: float | None, high: float | None) -> bool:
 def timed_interval(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
     """`interval_text` of times or their ratio, in words where it is too wide to say anything."""
     return TOO_FEW_PROMPTS if too_wide(value, low, high) else interval_text(low, high, number)
+
+
+def timed_text(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
+    """`value_text` of a time or a ratio of times, in words where its interval is too wide to say anything."""
+    limits = timed_interval(value, low, high, number)
+    return f"{number(value)} ({limits})" if limits else number(value)
 
 
 def range_text(low: str, high: str) -> str:
@@ -85,8 +122,7 @@ def estimate_text(estimate: Estimate, number: NumberFormat = decimal) -> str:
     """Value and interval, or why there is no value."""
     if estimate.value is None:
         return f"undefined: {estimate.undefined or 'no reason recorded'}"
-    interval = interval_text(estimate.low, estimate.high, number)
-    return f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
+    return value_text(estimate.value, estimate.low, estimate.high, number)
 
 
 def faster(speedup: float) -> str:

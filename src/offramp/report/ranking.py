@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender, Interval
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import counted, interval_text, percent, whole_percent
-from offramp.report.run_result import WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.tuning.results import Verdict
 
 NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.costs.machine import Machine
+from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning, Interval
+from offramp.errors import InputError
 from offramp.policies.results import Frontier
-from offramp.report.decoded import Decoded, Progress
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
@@ -113,6 +116,71 @@ class WorkloadResult:
 
 
 @dataclass(frozen=True)
+class DecodedPolicy:
+    """One policy that was decoded with its skipped layers not executed.
+
+    contender: its name in the measurement. kv: how later tokens find the keys and values of skipped layers.
+    floor: that it was chosen for. why: how it came to be chosen, in words. free_running: None if its answers
+    were not judged.
+    """
+
+    contender: str
+    policy: str
+    kv: str
+    why: str
+    floor: float | None = None
+    forecast: Forecast | None = None
+    free_running: FreeRunning | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One workload's measurement: everything in `bench` took turns on the same prompts.
+
+    policies: the main one first, then those of other floors. measured_on: date and time (UTC) at which it
+    ended.
+    """
+
+    workload: str
+    bench: BenchResult
+    policies: tuple[DecodedPolicy, ...]
+    measured_on: str
+
+    @property
+    def sound(self) -> bool:
+        """Whether the measurement has no defect: noise is none, it makes intervals wide."""
+        return not self.bench.defects
+
+    @property
+    def chosen(self) -> DecodedPolicy | None:
+        """The main policy of this text, None if none was decoded."""
+        return next(iter(self.policies), None)
+
+    def timed(self, policy: DecodedPolicy) -> Contender:
+        """The policy's entry in the measurement."""
+        return self.bench.contender(policy.contender)
+
+    def speedup(self, policy: DecodedPolicy) -> Interval | None:
+        """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
+        return self.timed(policy).ratio
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Seconds per token of the fastest plain decoder of the measurement."""
+        timed = self.bench.contender(self.bench.plain).seconds_per_token
+        return None if timed is None else timed.value
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come when a page was written. done, running, to_come: stages in words."""
+
+    done: tuple[str, ...]
+    running: str
+    to_come: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One run of `offramp run`.
 
@@ -120,7 +188,7 @@ class RunResult:
     model, layers, command and workloads are the summary's own and are replaced there.
     measured: stopwatch figures by name; "plain_seconds_per_token" is that of plain decoding.
     command: the command line that repeats the run.
-    hardware: the machine that speed is predicted for, made by `offramp.report.price_list.price_list`; None if
+    hardware: the machine that speed is predicted for, made by `price_list`; None if
     no profile was at hand.
     heads: what was fitted on documents of its own, None if nothing was. Keys: "documents" (fitted on),
     "exits", "lens" (whether exits are read through a linear lens), "lens_explained" (mean share of the last
@@ -153,3 +221,41 @@ class RunResult:
     def plain_seconds_per_token(self) -> Timing | None:
         """Measured seconds per token of plain decoding, None if it was not timed."""
         return None if self.measured is None else self.measured.get("plain_seconds_per_token")
+
+
+def price_list(
+    machine: Machine,
+    costs: TokenCosts,
+    *,
+    self_check_ratio: float | None = None,
+    threads: int | None = None,
+    load: float | None = None,
+    note: str | None = None,
+) -> dict[str, Any]:
+    """`RunResult.hardware` of a machine whose prices of one token are `costs`, in seconds.
+
+    self_check_ratio: predicted over measured seconds of plain decoding. threads, load: when it was measured.
+    note: how the timings were come by, None where nothing needs to be said.
+
+    Raises InputError for prices in another unit, or of a step of several sequences.
+    """
+    if costs.unit != "seconds" or costs.batch != 1:
+        raise InputError(
+            f"a price list in {costs.unit} at batch {costs.batch} cannot be shown in seconds per token",
+            where=machine.name,
+            fix="give the machine's token costs in seconds at batch 1",
+        )
+    return {
+        "name": machine.name,
+        "source": machine.source,
+        "layer_seconds": float(costs.layers.mean()),
+        "head_seconds": float(costs.head),
+        "probe_seconds": {kind: float(seconds) for kind, seconds in costs.probes.items()},
+        "overhead_seconds": float(costs.overhead),
+        "plain_seconds_per_token": float(costs.plain),
+        "key_value_seconds": float(costs.key_value.mean()),
+        "self_check_ratio": self_check_ratio,
+        "threads": threads,
+        "load": load,
+        "note": note,
+    }

@@ -13,10 +13,10 @@ import numpy as np
 from offramp.policies.results import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
-from offramp.report.credit import credit_json, credits_of
 from offramp.report.decoding_json import decoding_json
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.verdict_words import credit_json, credits_of
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.finite import finite_json, number
 from offramp.tuning.break_even import BreakEven

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.decoded import Decoded
 from offramp.report.forecasts import error_sentence
 from offramp.report.formats import (
     NumberFormat,
@@ -28,7 +27,7 @@ from offramp.report.formats import (
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.policy_names import PolicyNames
 from offramp.report.ranking import NAMES, basis_text, kept_text, ranked, sample_text
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.timing_words import contender_answer
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate

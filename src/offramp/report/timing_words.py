@@ -8,10 +8,11 @@ from offramp.decoding.measurement.results import Answer, BenchResult, Contender,
 from offramp.report.formats import (
     counted,
     decimal,
-    interval_text,
     percent,
     timed_interval,
+    timed_text,
     times,
+    value_text,
     whole_percent,
 )
 from offramp.tuning.verdict import TOO_WIDE
@@ -61,8 +62,7 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
 
 def ratio_text(ratio: Interval) -> str:
     """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
-    limits = timed_interval(ratio.value, ratio.low, ratio.high, times)
-    return f"{times(ratio.value)}{f' ({limits})' if limits else ''}"
+    return timed_text(ratio.value, ratio.low, ratio.high, times)
 
 
 def stopped_text(stopped: Stopped, seconds: float) -> str:
@@ -94,11 +94,9 @@ def floor_text(floor: FloorCheck, prompts: int) -> str:
     promise = f"{'certified' if floor.certified else 'not certified'} floor {floor.floor}"
     if floor.kept is None:
         return f"the policy's {promise} was not judged here"
-    limits = interval_text(floor.kept.low, floor.kept.high, percent)
-    kept = (
-        f"{percent(floor.kept.value)}{f' ({limits})' if limits else ''} of the generated tokens of "
-        f"{counted(prompts, 'prompt')} are the full model's choice"
-    )
+    share = value_text(floor.kept.value, floor.kept.low, floor.kept.high, percent)
+    of = f"of the generated tokens of {counted(prompts, 'prompt')}"
+    kept = f"{share} {of} are the full model's choice"
     if floor.missed:
         return f"BELOW ITS FLOOR: {kept}, under the policy's {promise}"
     return f"{kept}: the policy's {promise} is kept"

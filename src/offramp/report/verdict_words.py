@@ -1,19 +1,31 @@
-"""One verdict in words: what is kept as executed, at what speed, against which worth."""
+"""One verdict in words: what is kept and at what speed, what early exit adds, what a transform costs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
 from offramp.report.basis import machine_name
-from offramp.report.credit import CUT
 from offramp.report.formats import (
+    estimate_text,
     faster,
     gain_text,
     interval_text,
+    listed,
     percent,
-    timed_interval,
+    timed_text,
     times,
     too_wide,
+    whole_percent,
 )
-from offramp.tuning.results import Speed, Verdict
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.finite import finite_json
+from offramp.tuning.credit import Credit, early_exit_credit
+from offramp.tuning.results import LeagueEntry, Speed, Verdict
+
+CUT = "plain decoding with its output head cut to the short list"
 
 
 def speed_words(verdict: Verdict) -> str:
@@ -21,8 +33,7 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    limits = timed_interval(speed.value, speed.low, speed.high, times)
-    return f"{how_words(speed)} {times(speed.value)}{f' ({limits})' if limits else ''}"
+    return f"{how_words(speed)} {timed_text(speed.value, speed.low, speed.high, times)}"
 
 
 def how_words(speed: Speed) -> str:
@@ -52,3 +63,64 @@ def saved_words(verdict: Verdict) -> str:
     if verdict.without != "never" and credit is not None and credit.value is not None:
         said += f"; beside {CUT} it is {faster(credit.value)}"
     return said
+
+
+def credits_of(league: Sequence[LeagueEntry]) -> list[Credit]:
+    """The credit at each floor of a league, the strictest first; none where families were not ranked."""
+    if all(entry.rank is None for entry in league):
+        return []
+    floors = sorted({entry.floor for entry in league}, reverse=True)
+    return [early_exit_credit(league, floor) for floor in floors]
+
+
+def credit_sentence(credit: Credit) -> str:
+    """One floor in a sentence or two."""
+    if credit.ratio is None or credit.speedup is None:
+        return f"No early exit holds {whole_percent(credit.floor)} agreement on the documents that judge."
+    if credit.without == "never":
+        return (
+            "Nothing that leaves no layer out is faster than plain decoding here, so all that the best early "
+            f"exit gains is its own: {faster(credit.speedup)}."
+        )
+    return (
+        f"Without any early exit, {CUT} is {faster(credit.without_speedup)}. The best early exit, "
+        f"{faster(credit.speedup)} than plain decoding, is credited with what it adds to that: "
+        f"{faster(credit.ratio)}."
+    )
+
+
+def credit_json(workload: str, credit: Credit) -> dict[str, Any]:
+    """One floor of one workload as a JSON object."""
+    value: dict[str, Any] = finite_json({"workload": workload, **asdict(credit), "ratio": credit.ratio})
+    return value
+
+
+def transform_sentence(run: RunResult) -> str | None:
+    """What the transforms of the model cost before any early exit; None for a model without transforms."""
+    costs = [cost for workload in run.workloads if (cost := transform_cost(workload)) is not None]
+    if not costs:
+        return None
+    return (
+        "What the transform itself costs: the full model, as transformed, says what the untransformed one "
+        f"says on {listed(costs)}. Agreement is with the transformed full model wherever “untransformed” is "
+        "not said."
+    )
+
+
+def transform_cost(workload: WorkloadResult) -> str | None:
+    """Agreement of the transformed full model with the untransformed one on one workload."""
+    kept = workload.card.reference_agreement
+    if kept is None or kept.value is None:
+        return None
+    limits = interval_text(kept.low, kept.high, percent)
+    why = f"95 % interval {limits}" if limits else f"no interval: {kept.no_interval}"
+    return f"{percent(kept.value)} of the tokens of {workload.name} ({why})"
+
+
+def reference_line(reference: Estimate | None) -> str:
+    """Agreement with the untransformed model, to stand below an agreement; "" without transforms."""
+    if reference is None:
+        return ""
+    if reference.value is None:
+        return "untransformed: undefined"
+    return f"untransformed: {estimate_text(reference, percent)}"

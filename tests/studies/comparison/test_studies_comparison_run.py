@@ -17,9 +17,7 @@ from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text, write_sealed_json
 from offramp.records.typed import to_json
-from offramp.report.decoded import Decoded, DecodedPolicy
-from offramp.report.price_list import price_list
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult, price_list
 from offramp.report.summary import SCHEMA_VERSION, summarise, summary_schema
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.run_rows import VERSION, is_run_folder, read_run_folder

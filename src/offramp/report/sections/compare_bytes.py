@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import NEVER, believed, fastest, replayed
-from offramp.report.comparison_words import distinct, heads_name, machine_shown
-from offramp.report.data_table import DataCell, DataColumn, DataTable, facet_cell, number_cell
+from offramp.report.comparison_words import distinct, machine_shown
+from offramp.report.data_table import PLACE_COLUMNS, DataCell, DataColumn, DataTable, number_cell, place_cells
 from offramp.report.formats import decimal
-from offramp.report.markup import element, small, text
+from offramp.report.html import fragment, stack
 from offramp.studies.comparison.per_byte import per_byte_notes
 from offramp.studies.comparison.results import Comparison, Row, Strategy
 
 Places = dict[tuple[str, str, str, str], list[Strategy]]
 
 
-def bytes_section(comparison: Comparison) -> str:
+def bytes_section(comparison: Comparison) -> Markup:
     """Bits per byte and characters per second; nothing where all models read the same tokens."""
     if not per_byte_notes(comparison.rows):
-        return ""
+        return Markup()
     rows = [row for row in comparison.rows if row.bytes_per_token is not None and not row.own_text]
     places = with_characters(comparison.strategies)
     machines = distinct([machine for *_, machine in places])
     columns = [
-        DataColumn("model", "Model", facet="model"),
-        DataColumn("workload", "Workload", facet="workload"),
-        DataColumn("heads", "Exit heads", facet="heads"),
+        *PLACE_COLUMNS,
         DataColumn("bits", "Bits per byte", numeric=True),
         DataColumn("nll", "NLL per token, nats", numeric=True),
         DataColumn("bytes", "Bytes per token", numeric=True),
@@ -38,27 +38,13 @@ def bytes_section(comparison: Comparison) -> str:
     body = [[*_text_cells(row), *_speed_cells(row, machines, places)] for row in rows]
     body.sort(key=lambda cells: (cells[1].html, cells[3].value is None, cells[3].value or 0.0))
     caption = "Every model on every workload, the fewest bits per byte first"
-    content = (
-        element("h2", "Per byte of text")
-        + element("p", text(INTRODUCTION), class_="note")
-        + DataTable("bytes", caption, tuple(columns), body).html()
-    )
-    return element("section", content, id_="bytes", class_="part", aria_label="Per byte of text")
-
-
-INTRODUCTION = (
-    "These models cut the same text into tokens of different lengths, so loss and time per token cannot "
-    "be compared between them. Bits per byte (the full model's surprise at the text over its size) and "
-    "characters per second can."
-)
+    return fragment("comparison", "bytes", DataTable("bytes", caption, columns, body).html())
 
 
 def _text_cells(row: Row) -> list[DataCell]:
     nll = row.curves.get("nll", (None,))[-1]
     return [
-        facet_cell(row.model.shown),
-        facet_cell(row.workload),
-        facet_cell(heads_name(row.heads)),
+        *place_cells(row.model.shown, row.workload, row.heads),
         number_cell(row.bits_per_byte, lambda value: decimal(value, 3)),
         number_cell(nll, decimal),
         number_cell(row.bytes_per_token, decimal),
@@ -76,7 +62,7 @@ def _speed_cells(row: Row, machines: Sequence[str], places: Places) -> list[Data
         cells.append(number_cell(None if plain is None else plain.characters_per_second, whole))
         found = number_cell(None if best is None else best.characters_per_second, whole)
         said = f"{best.family}, {best.basis}" if best else ""
-        cells.append(DataCell(found.html + small(said), found.value))
+        cells.append(DataCell(stack(found.html, said), found.value))
     return cells
 
 

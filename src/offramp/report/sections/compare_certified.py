@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from offramp.report.cells import decision_pill
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import NEVER, NOT_CERTIFIABLE, Answer, answers_of
 from offramp.report.comparison_headline import lacking, passed_how
-from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
-from offramp.report.data_table import NOTHING, DataCell, DataColumn, DataTable, estimate_cell, facet_cell
+from offramp.report.comparison_words import distinct, floor_order, floor_shown, machine_shown
+from offramp.report.data_table import (
+    NOTHING,
+    PLACE_COLUMNS,
+    DataCell,
+    DataColumn,
+    DataTable,
+    estimate_cell,
+    facet_cell,
+    place_cells,
+)
 from offramp.report.formats import counted, percent, times
-from offramp.report.markup import bullets, element, policy_code, text
+from offramp.report.html import fragment, paragraph, pill, policy_code
 from offramp.studies.comparison.results import Comparison
 
 COLUMNS = (
-    DataColumn("model", "Model", facet="model"),
-    DataColumn("workload", "Workload", facet="workload"),
-    DataColumn("heads", "Exit heads", facet="heads"),
+    *PLACE_COLUMNS,
     DataColumn("machine", "Machine", facet="machine"),
     DataColumn("floor", "Floor", facet="floor"),
     DataColumn("answer", "Verdict"),
@@ -24,27 +32,15 @@ COLUMNS = (
 )
 
 
-def certified_section(comparison: Comparison) -> str:
+def certified_section(comparison: Comparison) -> Markup:
     """Every answer of the tuner; nothing if nothing was tuned."""
     answers = answers_of(comparison)
     if not answers:
-        return ""
+        return Markup()
     ranked = sorted(answers, key=lambda answer: (not answer.exits, -(answer.saving.net_speedup.value or 0.0)))
-    table = DataTable(
-        "certified",
-        "Answers of the tuner, the fastest first",
-        COLUMNS,
-        [_row(one) for one in ranked],
-        "answer",
-    )
-    content = (
-        element("h2", "What was held against a floor")
-        + bullets(by_floor(answers), "said-list")
-        + table.html()
-    )
-    return element(
-        "section", content, id_="certified", class_="part", aria_label="What was held against a floor"
-    )
+    caption = "Answers of the tuner, the fastest first"
+    found = DataTable("certified", caption, COLUMNS, [_row(one) for one in ranked], "answer")
+    return fragment("comparison", "certified", by_floor(answers), found.html())
 
 
 def by_floor(answers: list[Answer]) -> list[str]:
@@ -68,29 +64,27 @@ def by_floor(answers: list[Answer]) -> list[str]:
 
 def _row(answer: Answer) -> list[DataCell]:
     row, saving, measured = answer.row, answer.saving, answer.measured
-    policy = "" if saving.policy == NEVER else policy_code(saving.policy)
+    policy = Markup() if saving.policy == NEVER else policy_code(saving.policy)
     return [
-        facet_cell(row.model.shown),
-        facet_cell(row.workload),
-        facet_cell(heads_name(row.heads)),
+        *place_cells(row.model.shown, row.workload, row.heads),
         facet_cell(machine_shown(saving.machine)),
         facet_cell(floor_shown(saving.floor)),
-        DataCell(decision_pill(answer.decision)),
+        DataCell(pill(answer.decision)),
         estimate_cell(saving.net_speedup, times) if saving.certified else DataCell(NOTHING),
         DataCell(NOTHING) if measured is None else estimate_cell(measured.net_speedup, times),
-        DataCell(policy + element("p", text(saving.answer)) + _missed(answer) + _how(answer)),
+        DataCell(policy + paragraph(saving.answer) + _missed(answer) + _how(answer)),
     ]
 
 
-def _missed(answer: Answer) -> str:
-    """What a policy kept of its floor when it was decoded, if less; "" else."""
+def _missed(answer: Answer) -> Markup:
+    """What a policy kept of its floor when it was decoded, if less."""
     if answer.measured is None or not answer.missed:
-        return ""
+        return Markup()
     kept = percent(answer.measured.agreement.value or 0.0)
     said = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
-    return element("p", text(said), class_="invalid")
+    return paragraph(said, "invalid")
 
 
-def _how(answer: Answer) -> str:
+def _how(answer: Answer) -> Markup:
     """Whether a policy that passed did so by decoding."""
-    return element("p", text(f"Passed: {passed_how(answer)}.")) if answer.exits else ""
+    return paragraph(f"Passed: {passed_how(answer)}.") if answer.exits else Markup()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-from offramp.report.charts.dots_chart import Dot, DotRow, DotsChart
-from offramp.report.charts.drawing import SERIES_COUNT, legend
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import NEVER
-from offramp.report.comparison_words import (
-    distinct,
-    figure_name,
-    floor_shown,
+from offramp.report.comparison_words import distinct, figure_name, floor_shown, row_name
+from offramp.report.formats import (
+    NumberFormat,
+    estimate_text,
     limits_text,
+    percent,
     percent_tick,
     plain_tick,
-    row_name,
     thousandths,
+    times,
 )
-from offramp.report.formats import NumberFormat, percent, times
-from offramp.report.markup import element, figure, table
+from offramp.report.html import Kind, figure, table
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Point, RowPlot, Track
+from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.sections.compare_figures import (
     COMPONENTS,
     NO_SAVING,
@@ -43,124 +46,133 @@ LEAST_SPAN, LEAST_SPEED_SPAN = 0.1, 0.04
 """How far an axis of scores and one of speeds reaches at least."""
 
 
-def charts(rows: Sequence[Row]) -> str:
+@dataclass(frozen=True)
+class Dot:
+    """A figure of a row. remark: for the table. hollow: of a policy that never exits. reach: as a bracket."""
+
+    row: Row
+    estimate: Estimate
+    remark: str = ""
+    hollow: bool = False
+    reach: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class DotsFigure:
+    """One dot a row, on one axis. rule: what the values are held against, and its name."""
+
+    title: str
+    note: str
+    dots: Sequence[Dot]
+    number: NumberFormat = thousandths
+    rule: tuple[float, str] | None = None
+
+
+def charts(rows: Sequence[Row]) -> list[Markup]:
     """Certified speed at each floor, then the components and EAS."""
     models, workloads = distinct([row_name(row) for row in rows]), distinct([row.workload for row in rows])
     by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
     colours = {workload: place for place, workload in enumerate(workloads)} if by_model else {}
-    key = legend([(name, place, 0) for name, place in colours.items()]) if len(colours) > 1 else ""
-    floors = [floor for floor in floors_of(rows) if exits_at(rows, floor)]
-    drawn = "".join(speed_figure(rows, floor, colours, key) for floor in floors)
-    drawn += "".join(component_figure(rows, component, colours, key) for component in COMPONENTS)
-    drawn += eas_figure(rows, colours, key) + oracle_figure(rows, colours, key)
-    drawn += component_figure(rows, "composite", colours, key)
-    return element("div", drawn, class_="charts dots")
+    figures = [speed_figure(rows, floor) for floor in floors_of(rows) if exits_at(rows, floor)]
+    figures += [component_figure(rows, component) for component in COMPONENTS]
+    figures += [*eas_figures(rows), oracle_figure(rows), component_figure(rows, "composite")]
+    return [drawn(one, colours) for one in figures]
 
 
-def speed_figure(rows: Sequence[Row], floor: str, colours: Mapping[str, int], key: str) -> str:
+def speed_figure(rows: Sequence[Row], floor: str) -> DotsFigure:
     """The best certified speed of every row at one floor."""
-    found = {id(row): saving for row in rows if (saving := best_saving(row, floor)) is not None}
+    dots = []
+    for row in rows:
+        saving = best_saving(row, floor)
+        if saving is None:
+            dots.append(Dot(row, NO_SAVING, without_speed(row, floor)))
+        else:
+            hollow = saving.policy == NEVER
+            dots.append(Dot(row, saving.net_speedup, speed_note(row, floor), hollow))
     title = f"Certified net speed, {floor_shown(floor)}"
-    drawn, data = [], []
-    for row in rows:
-        saving = found.get(id(row))
-        speedup = NO_SAVING if saving is None else saving.net_speedup
-        where = without_speed(row, floor) if saving is None else speed_note(row, floor)
-        data.append([row_name(row), row.workload, *value_cells(speedup, times), where])
-        if saving is not None and speedup.value is not None:
-            dot = Dot(row.workload, speedup.value, speedup.low, speedup.high, hollow=saving.policy == NEVER)
-            drawn.append((row, dot))
     note = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
-    return dots_figure(title, note, drawn, data, colours, key, rule=(1.0, "plain decoding"), number=times)
+    return DotsFigure(title, note, dots, times, (1.0, "plain decoding"))
 
 
-def component_figure(rows: Sequence[Row], component: str, colours: Mapping[str, int], key: str) -> str:
+def component_figure(rows: Sequence[Row], component: str) -> DotsFigure:
     """One component of every row."""
-    drawn, data = [], []
-    for row in rows:
-        estimate = score(row, component)
-        data.append([row_name(row), row.workload, *value_cells(estimate, thousandths), ""])
-        if estimate.value is not None:
-            drawn.append((row, Dot(row.workload, estimate.value, estimate.low, estimate.high)))
     notes = {"composite": "Geometric mean of the three components; it is unproven that it predicts savings."}
     note = notes.get(component, "From 0 to 1, higher is more suitable.")
-    return dots_figure(figure_name(component), note, drawn, data, colours, key, number=thousandths)
+    return DotsFigure(figure_name(component), note, [Dot(row, score(row, component)) for row in rows])
 
 
-def eas_figure(rows: Sequence[Row], colours: Mapping[str, int], key: str) -> str:
+def eas_figures(rows: Sequence[Row]) -> list[DotsFigure]:
     """EAS of every row between its floor and ceiling, in one variant: centred logits where there are."""
     names = distinct([variant_name(one) for row in rows for one in row.eas])
     if not names:
-        return ""
+        return []
     name = EAS_CHARTED if EAS_CHARTED in names else names[0]
-    drawn, data = [], []
+    dots = []
     for row in rows:
-        found, estimate = variant_of(row, name), eas_estimate(row, name)
-        data.append([row_name(row), row.workload, *value_cells(estimate, thousandths), eas_reach(row, name)])
-        if found is not None and estimate.value is not None:
-            reach = {"floor": found["floor"], "ceiling": found["ceiling"]}
-            drawn.append((row, Dot(row.workload, estimate.value, estimate.low, estimate.high, **reach)))
+        found = variant_of(row, name)
+        known = found is not None and found["floor"] is not None and found["ceiling"] is not None
+        reach = (found["floor"], found["ceiling"]) if found is not None and known else None
+        dots.append(Dot(row, eas_estimate(row, name), eas_reach(row, name), reach=reach))
     note = "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling."
-    return dots_figure(f"EAS, {name}", note, drawn, data, colours, key, number=thousandths)
+    return [DotsFigure(f"EAS, {name}", note, dots)]
 
 
-def oracle_figure(rows: Sequence[Row], colours: Mapping[str, int], key: str) -> str:
+def oracle_figure(rows: Sequence[Row]) -> DotsFigure:
     """What the saturation oracle would skip of every row, at 100 % agreement."""
-    drawn, data = [], []
-    for row in rows:
-        estimate = score(row, "saturation_skip")
-        data.append([row_name(row), row.workload, *value_cells(estimate, percent), ""])
-        if estimate.value is not None:
-            drawn.append((row, Dot(row.workload, estimate.value, estimate.low, estimate.high)))
     note = "Layers that could be skipped if the full model's answer were known. No policy can know it."
-    return dots_figure(
-        "Saturation oracle skips, at 100 % agreement", note, drawn, data, colours, key, number=percent
-    )
+    dots = [Dot(row, score(row, "saturation_skip")) for row in rows]
+    return DotsFigure("Saturation oracle skips, at 100 % agreement", note, dots, percent)
 
 
-def dots_figure(
-    title: str,
-    note: str,
-    found: Sequence[tuple[Row, Dot]],
-    data: Sequence[Sequence[str]],
-    colours: Mapping[str, int],
-    key: str,
-    *,
-    number: NumberFormat,
-    rule: tuple[float, str] | None = None,
-) -> str:
-    """Dots of rows as a figure: a line for each model with its workloads, or for each row."""
-    grouped: dict[str, list[Dot]] = {}
-    several = len({row_name(row) for row, _ in found}) > 1
-    for row, dot in found:
-        shown = replace(dot, colour=colours.get(row.workload, 0))
-        name = row_name(row) if colours else f"{row_name(row)} · {row.workload}" if several else row.workload
-        grouped.setdefault(name, []).append(shown)
-    order = list(colours)
-    rows = [
-        DotRow(
-            name,
-            tuple(sorted(dots, key=lambda dot: order.index(dot.name) if dot.name in order else 0)),
-            value_text(dots[0], number) if len(dots) == 1 else "",
-        )
-        for name, dots in grouped.items()
-    ]
+def drawn(found: DotsFigure, colours: Mapping[str, int]) -> Markup:
+    """Dots as a figure: a line for each model with its workloads, or for each row. colours: of workloads."""
+    rows, note = plot_rows(found, colours), found.note
     if len(rows) > CHARTED_ROWS:
         note += f" The first {CHARTED_ROWS} of {len(rows)} are drawn."
-    # Scores of a hair's breadth apart would all be one dot on an axis from 0 to 1.
-    chart = DotsChart(
-        title,
+    plot = RowPlot(
+        found.title,
         note,
-        tuple(rows[:CHARTED_ROWS]),
-        rule=rule,
-        better=rule is not None,
-        least_span=LEAST_SPEED_SPAN if rule else LEAST_SPAN,
-        number=number,
-        tick=percent_tick if number is percent else plain_tick,
+        rows[:CHARTED_ROWS],
+        rule=found.rule,
+        better="right" if found.rule else "",
+        number=percent_tick if found.number is percent else plain_tick,
+        # Scores of a hair's breadth apart would all be one dot on an axis from 0 to 1.
+        least_span=LEAST_SPEED_SPAN if found.rule else LEAST_SPAN,
     )
+    lines = [
+        [row_name(dot.row), dot.row.workload, *value_cells(dot.estimate, found.number), dot.remark]
+        for dot in found.dots
+    ]
     header = ["Model", "Workload", "Value", "95 % interval", "Remark"]
-    whole = table(header, data, caption=title, numeric_from=2)
-    return figure(title, note, chart.svg(), whole, legend=key, kind="predicted" if rule else "measured")
+    data = table(header, lines, caption=found.title, numeric_from=2)
+    key = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
+    kind: Kind = "predicted" if found.rule else "measured"
+    return figure(found.title, note, plot.svg(), data, legend=key, kind=kind)
+
+
+def plot_rows(found: DotsFigure, colours: Mapping[str, int]) -> list[PlotRow]:
+    """A row for each model, with a track for each of its workloads in their order, or for each trace."""
+    known = [dot for dot in found.dots if dot.estimate.value is not None]
+    several = len({row_name(dot.row) for dot in known}) > 1
+    grouped: dict[str, list[Dot]] = {}
+    for dot in known:
+        both = f"{row_name(dot.row)} · {dot.row.workload}" if several else dot.row.workload
+        grouped.setdefault(row_name(dot.row) if colours else both, []).append(dot)
+    rows = []
+    for name, dots in grouped.items():
+        dots.sort(key=lambda dot: colours.get(dot.row.workload, 0))
+        tracks = [Track((point_of(name, dot, found.number, colours),)) for dot in dots]
+        alone = row_text(dots[0].estimate, found.number) if len(dots) == 1 else ""
+        rows.append(PlotRow(name, tuple(tracks), alone))
+    return rows
+
+
+def point_of(name: str, dot: Dot, number: NumberFormat, colours: Mapping[str, int]) -> Point:
+    """One dot with its interval."""
+    estimate, workload = dot.estimate, dot.row.workload
+    said = f"{name}, {workload}: {estimate_text(estimate, number)}"
+    colour, shape = colours.get(workload, 0), 4 if dot.hollow else 0
+    return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, dot.reach)
 
 
 def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
@@ -169,7 +181,7 @@ def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
     return [value, limits_text(estimate.low, estimate.high, number) or "none"]
 
 
-def value_text(dot: Dot, number: NumberFormat) -> str:
+def row_text(estimate: Estimate, number: NumberFormat) -> str:
     """ "0.412 (0.402 to 0.421)"."""
-    limits = limits_text(dot.low, dot.high, number)
-    return f"{number(dot.value)}{f' ({limits})' if limits else ''}"
+    limits = limits_text(estimate.low, estimate.high, number)
+    return f"{number(estimate.value or 0.0)}{f' ({limits})' if limits else ''}"

@@ -8,15 +8,8 @@ from functools import partial
 from typing import Any
 
 from offramp.report.comparison_answers import NEVER, NOT_CERTIFIABLE
-from offramp.report.comparison_words import (
-    distinct,
-    figure_name,
-    floor_order,
-    floor_shown,
-    machine_shown,
-    thousandths,
-)
-from offramp.report.formats import NumberFormat, decimal, percent, times
+from offramp.report.comparison_words import distinct, figure_name, floor_order, floor_shown, machine_shown
+from offramp.report.formats import NumberFormat, decimal, percent, thousandths, times
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Row, Saving
 

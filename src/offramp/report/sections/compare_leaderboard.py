@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from offramp.report.comparison_words import distinct, floor_shown, heads_name
 from offramp.report.data_table import (
+    PLACE_COLUMNS,
     DataCell,
     DataColumn,
     DataTable,
     estimate_cell,
     facet_cell,
     number_cell,
+    place_cells,
     reasons,
 )
 from offramp.report.formats import counted, listed
-from offramp.report.markup import bullets, element, small, text
+from offramp.report.html import fragment, stack, styled
 from offramp.report.sections.compare_dots import charts
 from offramp.report.sections.compare_figures import (
     NO_SAVING,
@@ -31,22 +35,22 @@ from offramp.report.sections.compare_figures import (
 from offramp.studies.comparison.results import Comparison, Row
 
 
-def leaderboard_section(comparison: Comparison) -> str:
+def leaderboard_section(comparison: Comparison) -> Markup:
     """Charts of speed and components, the means over workloads, and every row."""
     rows = ordered(comparison.rows)
     if not rows:
-        return ""
+        return Markup()
     figures = figures_of(rows)
     notes = reasons([found.of(row) for row in rows for found in figures if not found.key.startswith(SPEED)])
-    content = (
-        element("h2", "Leaderboard of models")
-        + element("p", text(introduction(rows)), class_="note")
-        + charts(rows)
-        + means_table(rows, figures)
-        + rows_table(rows, figures).html()
-        + bullets(notes, "note")
+    return fragment(
+        "comparison",
+        "leaderboard",
+        introduction=introduction(rows),
+        figures=charts(rows),
+        means=means_table(rows, figures),
+        rows=rows_table(rows, figures).html(),
+        notes=notes,
     )
-    return element("section", content, id_="leaderboard", class_="part", aria_label="Leaderboard of models")
 
 
 def introduction(rows: Sequence[Row]) -> str:
@@ -76,18 +80,16 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def rows_table(rows: Sequence[Row], figures: Sequence[Figure]) -> DataTable:
     """Every row with every figure."""
     columns = [
-        DataColumn("model", "Model", facet="model"),
-        DataColumn("workload", "Workload", facet="workload"),
-        DataColumn("heads", "Exit heads", facet="heads"),
+        *PLACE_COLUMNS,
         *[DataColumn(one.key, one.name, numeric=True) for one in figures],
     ]
     body = []
     for row in rows:
-        names = [facet_cell(row.model.shown), facet_cell(row.workload), facet_cell(heads_name(row.heads))]
+        names = place_cells(row.model.shown, row.workload, row.heads)
         body.append(names + [figure_cell(one, row) for one in figures])
     first = "fastest that passed" if floors_of(rows) else "highest composite"
     caption = f"Every model on every workload, the {first} first"
-    return DataTable("leaderboard", caption, tuple(columns), body)
+    return DataTable("leaderboard", caption, columns, body)
 
 
 def figure_cell(one: Figure, row: Row) -> DataCell:
@@ -95,15 +97,15 @@ def figure_cell(one: Figure, row: Row) -> DataCell:
     estimate = one.of(row)
     if estimate is NO_SAVING:
         why = without_speed(row, one.key.removeprefix(SPEED))
-        return DataCell(element("span", text(why), class_="undefined"))
+        return DataCell(styled(why, "undefined"))
     return estimate_cell(estimate, one.number, one.note(row))
 
 
-def means_table(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
+def means_table(rows: Sequence[Row], figures: Sequence[Figure]) -> Markup:
     """A line for each model: means over the workloads, without intervals; nothing for a single workload."""
     workloads = distinct([row.workload for row in rows])
     if len(workloads) < 2:
-        return ""
+        return Markup()
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.model.shown, row.heads), []).append(row)
@@ -120,7 +122,7 @@ def means_table(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
         body.append(names + [mean_cell(one, here, complete=not lacking) for one in figures])
     body.sort(key=lambda cells: tuple(-(cells[place].value or -1.0) for place in ranking(columns)))
     caption = f"Means over {counted(len(workloads), 'workload')}, without intervals"
-    return DataTable("means", caption, tuple(columns), body, noun="model").html()
+    return DataTable("means", caption, columns, body, noun="model").html()
 
 
 def ranking(columns: Sequence[DataColumn]) -> list[int]:
@@ -135,4 +137,4 @@ def mean_cell(one: Figure, rows: Sequence[Row], *, complete: bool) -> DataCell:
     if complete and len(values) == len(rows):
         return number_cell(sum(values) / len(values), one.number)
     what = "certified" if one.key.startswith(SPEED) else "known"
-    return DataCell(element("span", "–", class_="undefined") + small(f"{len(values)} of {len(rows)} {what}"))
+    return DataCell(stack(styled("–", "undefined"), f"{len(values)} of {len(rows)} {what}"))

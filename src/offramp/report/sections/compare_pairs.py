@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.report.charts.dots_chart import Dot, DotRow, DotsChart
-from offramp.report.charts.drawing import SERIES_COUNT, legend
+from markupsafe import Markup
+
 from offramp.report.comparison_words import (
     SHARES,
     distinct,
@@ -13,8 +13,6 @@ from offramp.report.comparison_words import (
     figure_name,
     heads_name,
     in_sentence,
-    percent_tick,
-    plain_tick,
 )
 from offramp.report.data_table import (
     DataCell,
@@ -25,8 +23,18 @@ from offramp.report.data_table import (
     number_cell,
     reasons,
 )
-from offramp.report.formats import NumberFormat, counted, decimal, interval_text
-from offramp.report.markup import bullets, element, figure, small, table, text
+from offramp.report.formats import (
+    NumberFormat,
+    counted,
+    decimal,
+    estimate_text,
+    interval_text,
+    percent_tick,
+    plain_tick,
+)
+from offramp.report.html import figure, fragment, stack, table, text
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.studies.comparison.results import Comparison, PairDifference
 
 SURE = 0.05
@@ -48,34 +56,27 @@ COLUMNS = (
 )
 
 
-def pairs_section(comparison: Comparison) -> str:
+def pairs_section(comparison: Comparison) -> Markup:
     """What the pairs say, a forest plot of each figure, and the table; nothing without pairs."""
     pairs = comparison.pairs
     if not pairs:
-        return ""
+        return Markup()
     figures = distinct([pair.figure for pair in pairs])
     drawn = [[one for one in pairs if one.figure == name] for name in figures]
-    plots = "".join(
-        forest_figure(here) for here in drawn if any(one.difference.low is not None for one in here)
-    )
     ranked = sorted(pairs, key=lambda pair: (pair.adjusted is None, pair.adjusted or 0.0))
     caption = "Every difference, the surest first"
-    content = (
-        element("h2", "Matched pairs")
-        + bullets(said(pairs), "said-list")
-        + element("p", text(INTRODUCTION), class_="note")
-        + element("div", plots, class_="charts dots")
-        + DataTable("pairs", caption, COLUMNS, [_row(pair) for pair in ranked], "difference").html()
-        + bullets(reasons([pair.difference for pair in pairs]), "note")
+    return fragment(
+        "comparison",
+        "pairs",
+        said=said(pairs),
+        figures=[
+            forest_figure(here) for here in drawn if any(one.difference.low is not None for one in here)
+        ],
+        differences=DataTable(
+            "pairs", caption, COLUMNS, [_row(pair) for pair in ranked], "difference"
+        ).html(),
+        notes=reasons([pair.difference for pair in pairs]),
     )
-    return element("section", content, id_="pairs", class_="part", aria_label="Matched pairs")
-
-
-INTRODUCTION = (
-    "Both of a pair read the same documents, so the difference is resampled over these, whole documents at a "
-    "time. p-values are adjusted after Holm over all differences of this table: the chance that even one of "
-    "those called sure is none stays under 5 %."
-)
 
 
 def sure(pair: PairDifference) -> bool:
@@ -118,38 +119,28 @@ def signed(number: NumberFormat) -> NumberFormat:
     return lambda value: f"+{number(value)}" if value > 0 else number(value)
 
 
-def forest_figure(pairs: Sequence[PairDifference]) -> str:
+def forest_figure(pairs: Sequence[PairDifference]) -> Markup:
     """One figure's differences, a row a pair and a dot a workload, around no difference."""
     key = pairs[0].figure
     number = signed(figure_format(key))
+    tick = percent_tick if key in SHARES else plain_tick
     workloads = distinct([pair.workload for pair in pairs])
     colours = {name: place % SERIES_COUNT for place, name in enumerate(workloads)}
-    rows: dict[str, list[Dot]] = {}
+    rows: dict[str, list[Track]] = {}
     for pair in pairs:
-        value = pair.difference.value
-        if value is not None:
-            dot = Dot(
-                pair.workload,
-                value,
-                pair.difference.low,
-                pair.difference.high,
-                colours[pair.workload],
-                hollow=not sure(pair),
-            )
-            rows.setdefault(pair_name(pair), []).append(dot)
-    drawn = [DotRow(name, tuple(dots)) for name, dots in rows.items()]
+        found = pair.difference
+        if found.value is not None:
+            said = f"{pair_name(pair)}, {pair.workload}: {estimate_text(found, number)}"
+            shape = 0 if sure(pair) else 4
+            point = Point(found.value, said, found.low, found.high, colours[pair.workload], shape)
+            rows.setdefault(pair_name(pair), []).append(Track((point,)))
+    drawn = [Row(name, tuple(tracks)) for name, tracks in rows.items()]
     note = "Second less first. Filled: sure after adjustment; hollow: not."
     if len(drawn) > CHARTED_PAIRS:
         note += f" The first {CHARTED_PAIRS} of {len(drawn)} pairs are drawn."
     title = figure_name(key)
-    chart = DotsChart(
-        title,
-        note,
-        tuple(drawn[:CHARTED_PAIRS]),
-        rule=(0.0, "no difference"),
-        number=number,
-        tick=signed(percent_tick if key in SHARES else plain_tick),
-    )
+    rule = (0.0, "no difference")
+    plot = RowPlot(title, note, drawn[:CHARTED_PAIRS], rule=rule, number=signed(tick))
     data = table(
         ["Pair", "Workload", "Difference", "95 % interval", "p, adjusted"],
         [
@@ -165,8 +156,8 @@ def forest_figure(pairs: Sequence[PairDifference]) -> str:
         caption=title,
         numeric_from=2,
     )
-    names = legend([(name, place, 0) for name, place in colours.items()]) if len(colours) > 1 else ""
-    return figure(title, note, chart.svg(), data, legend=names, kind="measured")
+    names = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
+    return figure(title, note, plot.svg(), data, legend=names, kind="measured")
 
 
 def pair_name(pair: PairDifference) -> str:
@@ -184,16 +175,16 @@ def probability(value: float | None) -> str:
 
 def _row(pair: PairDifference) -> list[DataCell]:
     number = figure_format(pair.figure)
-    verdict = "" if pair.adjusted is None else small("sure" if sure(pair) else "not sure")
+    verdict = "" if pair.adjusted is None else "sure" if sure(pair) else "not sure"
     return [
-        DataCell(text(f"{pair.first} → {pair.second}") + small(pair.kind), values=(pair.first, pair.second)),
+        DataCell(stack(f"{pair.first} → {pair.second}", pair.kind), values=(pair.first, pair.second)),
         facet_cell(pair.workload),
         facet_cell(heads_name(pair.heads)),
         DataCell(text(figure_name(pair.figure))),
         number_cell(pair.first_value, number),
         number_cell(pair.second_value, number),
         estimate_cell(pair.difference, signed(number)),
-        DataCell(text(probability(pair.adjusted)) + verdict, pair.adjusted),
+        DataCell(stack(probability(pair.adjusted), verdict), pair.adjusted),
         DataCell(text(probability(pair.p_value)), pair.p_value),
         number_cell(pair.documents, lambda value: decimal(value, 0)),
     ]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.report.charts.profile_chart import BANDS, Profile, ProfileChart
-from offramp.report.comparison_words import distinct, plain_tick, row_name
-from offramp.report.formats import NumberFormat, decimal, percent
-from offramp.report.markup import element, figure, table, text
+from offramp.report.comparison_words import distinct, row_name
+from offramp.report.formats import NumberFormat, decimal, percent, plain_tick
+from offramp.report.html import figure, fragment, table
+from offramp.report.plot.drawing import SERIES_COUNT
+from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Series
 from offramp.studies.comparison.results import Comparison, Row
 
 DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Where the table beside a chart gives the value; it holds from an exit to the next."""
+
+
+rounded = partial(percent, digits=0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ CURVES = (
         "Agreement",
         "share of tokens",
         "How often the exit's most probable token is the full model's. Steep and early is good for exits.",
-        lambda value: percent(value, 0),
+        rounded,
         share=True,
     ),
     CurveKind(
@@ -47,7 +53,7 @@ CURVES = (
         "Information still missing",
         "share of R₀",
         "What of the information about the final prediction has not arrived yet.",
-        lambda value: percent(value, 0),
+        rounded,
         share=True,
     ),
     CurveKind(
@@ -55,7 +61,7 @@ CURVES = (
         "Confidence",
         "mean probability",
         "How sure the exit is. Where it exceeds agreement the exit is overconfident.",
-        lambda value: percent(value, 0),
+        rounded,
         share=True,
     ),
     CurveKind("entropy", "Entropy", "nats", "How undecided the exit is.", plain_tick),
@@ -106,26 +112,15 @@ CURVES = (
 )
 
 
-def profiles_section(comparison: Comparison) -> str:
+def profiles_section(comparison: Comparison) -> Markup:
     """Every curve, over the models of a workload and over the workloads of a model."""
     groups = charts_of(comparison.rows)
-    body = ""
-    for kind in CURVES:
-        drawn = "".join(profile_figure(kind, name, rows, by) for name, by, rows in groups)
-        if drawn:
-            first = not body
-            body += element(
-                "details", element("summary", text(kind.name)) + element("div", drawn), open_=first
-            )
-    if not body:
-        return ""
-    content = (
-        element("h2", "Layer by layer")
-        + element("p", text(introduction(groups)), class_="note")
-        + element("div", "", id_="profile-choice")
-        + element("div", body, class_="profiles")
-    )
-    return element("section", content, id_="profiles", class_="part", aria_label="Layer by layer")
+    drawn = [
+        (kind.name, [found for name, by, rows in groups if (found := profile_figure(kind, name, rows, by))])
+        for kind in CURVES
+    ]
+    curves = [(name, figures) for name, figures in drawn if figures]
+    return fragment("comparison", "profiles", introduction(groups), curves) if curves else Markup()
 
 
 def introduction(groups: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
@@ -149,34 +144,44 @@ def charts_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     return found
 
 
-def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> str:
+def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> Markup:
     """One chart with its legend and table; nothing if no row has the curve."""
-    profiles = [profile_of(row, kind.key, by) for row in rows if kind.key in row.curves]
-    chart = ProfileChart(
+    having = [row for row in rows if kind.key in row.curves]
+    profiles = [profile_of(row, kind.key, by, place) for place, row in enumerate(having)]
+    plot = Plot(
         title=f"{kind.name}, {name}",
         description=kind.note,
-        y_label=kind.unit,
-        profiles=tuple(profiles),
-        y_range=(0.0, 1.0) if kind.share else None,
-        number=kind.number,
+        x=Axis("depth: share of the layers' work done", (0.0, 1.0), rounded, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        y=Axis(kind.unit, (0.0, 1.0) if kind.share else None, kind.number, include=(0.0,)),
+        series=tuple(profiles),
+        size=WIDE,
+        style="profile-chart",
+        overlaid=True,
     )
-    drawn = chart.svg()
+    drawn = plot.svg()
     if not drawn:
-        return ""
+        return Markup()
     caption = f"{kind.name} at a depth, {name}"
     lines = [[profile.name, *depth_cells(profile, kind.number)] for profile in profiles]
     header = [{"workload": "Model", "model": "Workload"}[by], *[f"{100 * depth:.0f} %" for depth in DEPTHS]]
     data = table(header, lines, caption=caption)
-    whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=chart.legend(), kind="measured")
-    return element("div", whole, class_="profile-figure", data_curve=kind.name, data_chart=f"{by}: {name}")
+    whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=plot.legend(), kind="measured")
+    return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
 
 
-def profile_of(row: Row, key: str, by: str) -> Profile:
-    """A row's curve over depth."""
+def profile_of(row: Row, key: str, by: str, place: int) -> Series:
+    """A row's curve over depth. place: among those on its plot; each has a colour and a shape of its own."""
     limits = row.intervals.get(key)
     low, high = (None, None) if limits is None else (curve(limits["low"]), curve(limits["high"]))
     name = row_name(row) if by == "workload" else row.workload
-    return Profile(name, curve(row.depth_fraction), curve(row.curves[key]), low, high)
+    x, y = curve(row.depth_fraction), curve(row.curves[key])
+    colour, shape = look(place)
+    return Series(name, x, y, colour, shape, low, high, markers=6, said=[name] * len(x))
+
+
+def look(place: int) -> tuple[int, int]:
+    """Colour and shape of a line: the first six differ in both, later ones in the pair of them."""
+    return place % SERIES_COUNT, (place + place // SERIES_COUNT) % SERIES_COUNT
 
 
 def curve(values: Sequence[float | None]) -> NDArray[np.float64]:
@@ -184,7 +189,7 @@ def curve(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def depth_cells(profile: Profile, number: NumberFormat) -> list[str]:
+def depth_cells(profile: Series, number: NumberFormat) -> list[str]:
     """The curve at each depth of the table: the value of the last exit up to it."""
     cells = []
     for depth in DEPTHS:

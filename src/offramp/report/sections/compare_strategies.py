@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, floor_kept, has_defect
-from offramp.report.comparison_words import distinct, floor_order, floor_shown, heads_name, machine_shown
+from offramp.report.comparison_words import distinct, floor_order, floor_shown, machine_shown
 from offramp.report.data_table import (
     NOTHING,
+    PLACE_COLUMNS,
     DataCell,
     DataColumn,
     DataTable,
     estimate_cell,
     facet_cell,
     number_cell,
+    place_cells,
     reasons,
 )
 from offramp.report.formats import decimal, duration, gain_text, percent, times
-from offramp.report.markup import bullets, element, policy_code, small, text
+from offramp.report.html import breakable, fragment, policy_code, small, stack, styled, text
 from offramp.studies.comparison.results import Comparison, Strategy
 
+UNDERSCORE = re.compile("(?<=_)")
 MOST_WORKLOADS = 6
 """The table of families has a column for each of so many workloads at most."""
 
@@ -52,27 +58,14 @@ class Standing:
         return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
 
 
-def strategies_section(comparison: Comparison) -> str:
+def strategies_section(comparison: Comparison) -> Markup:
     """Families side by side and every strategy; nothing without strategies."""
     if not comparison.strategies:
-        return ""
+        return Markup()
     standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
-    content = (
-        element("h2", "League of strategies")
-        + element("p", text(INTRODUCTION), class_="note")
-        + families_table(comparison.strategies)
-        + strategies_table(standings)
-        + bullets(reasons([one.net_speedup for one in comparison.strategies]), "note")
-    )
-    return element("section", content, id_="strategies", class_="part", aria_label="League of strategies")
-
-
-INTRODUCTION = (
-    "Of every family the fastest policy that keeps the floor, chosen on one half of the documents and judged "
-    "on the other, where some miss it. Net speed is over the fastest plain decoder: above 1 is faster. A "
-    "speed that is the same for all documents stands without an interval. What is measured was decoded for "
-    "real, in turns with plain decoding. An oracle knows the full model's answer: no decoder can follow it."
-)
+    notes = reasons([one.net_speedup for one in comparison.strategies])
+    families = families_table(comparison.strategies)
+    return fragment("comparison", "strategies", families, strategies_table(standings), notes)
 
 
 def beside(strategies: Sequence[Strategy]) -> list[Standing]:
@@ -98,12 +91,12 @@ def _key(one: Strategy) -> tuple[str, ...]:
     return (one.model, one.workload, one.heads, one.machine, one.policy, one.kv)
 
 
-def families_table(strategies: Sequence[Strategy]) -> str:
+def families_table(strategies: Sequence[Strategy]) -> Markup:
     """Each family's predicted speed at a floor on a machine: how often it wins, medians, by workload."""
     predicted = [one for one in strategies if one.basis == "predicted" and one.net_speedup.value is not None]
     workloads = distinct([one.workload for one in predicted])
     if len(distinct([one.family for one in predicted])) < 2:
-        return ""
+        return Markup()
     shown = workloads if 1 < len(workloads) <= MOST_WORKLOADS else []
     groups: dict[tuple[str, str, str], list[Strategy]] = {}
     for one in predicted:
@@ -127,7 +120,7 @@ def families_table(strategies: Sequence[Strategy]) -> str:
         unranked = _oracle(here) or not floor
         speeds = [_speed(one) for one in here]
         row = [
-            DataCell(_family(family) + small("out of reach" if _oracle(here) else note)),
+            DataCell(stack(_family(family), "out of reach" if _oracle(here) else note)),
             facet_cell(floor_shown(floor)),
             number_cell(_median(here), times),
             DataCell(NOTHING) if unranked else DataCell(text(f"{wins} of {len(here)}"), wins),
@@ -139,7 +132,7 @@ def families_table(strategies: Sequence[Strategy]) -> str:
         row.append(facet_cell(machine_shown(machine)))
         body.append(row)
     caption = "Families side by side: medians over models" + (" and workloads" if len(workloads) > 1 else "")
-    return DataTable("families", caption, tuple(columns), body).html()
+    return DataTable("families", caption, columns, body).html()
 
 
 def _family_rank(
@@ -185,9 +178,7 @@ COLUMNS = (
     DataColumn("strategy", "Strategy"),
     DataColumn("predicted", "Net speed", numeric=True, kind="predicted"),
     DataColumn("measured", "Net speed", numeric=True, kind="measured"),
-    DataColumn("model", "Model", facet="model"),
-    DataColumn("workload", "Workload", facet="workload"),
-    DataColumn("heads", "Exit heads", facet="heads"),
+    *PLACE_COLUMNS,
     DataColumn("machine", "Machine", facet="machine"),
     DataColumn("floor", "Floor", facet="floor"),
     DataColumn("basis", "Basis", facet="basis"),
@@ -200,7 +191,7 @@ COLUMNS = (
 )
 
 
-def strategies_table(standings: Sequence[Standing]) -> str:
+def strategies_table(standings: Sequence[Standing]) -> Markup:
     """Every strategy."""
     rows = [strategy_cells(standing) for standing in standings]
     return DataTable("strategies", CAPTION, COLUMNS, rows).html()
@@ -211,39 +202,38 @@ def strategy_cells(standing: Standing) -> list[DataCell]:
     one, predicted, measured = standing.shown, standing.predicted, standing.measured
     bases = tuple(basis for basis, has in (("predicted", predicted), ("measured", measured)) if has)
     return [
-        DataCell(_family(one.family) + _mark(one) + ("" if one.policy == NEVER else policy_code(one.policy))),
+        DataCell(_name(one)),
         DataCell(NOTHING) if predicted is None else estimate_cell(predicted.net_speedup, times),
         _measured_cell(measured),
-        facet_cell(one.model),
-        facet_cell(one.workload),
-        facet_cell(heads_name(one.heads)),
+        *place_cells(one.model, one.workload, one.heads),
         facet_cell(machine_shown(one.machine)),
         facet_cell(floor_shown(one.floor)),
         facet_cell(" and ".join(bases), *bases),
         _agreement_cell(standing),
         estimate_cell(one.skip_ratio, percent),
         number_cell(one.probe_share, percent),
-        DataCell(text(gain_text(one.gain)) or NOTHING),
+        DataCell(text(gain_text(one.gain) or NOTHING)),
         _beside(*(None if one is None else one.seconds_per_token for one in (predicted, measured))),
         number_cell(_characters(standing), lambda value: f"{value:,.0f}"),
     ]
 
 
-def _family(name: str) -> str:
+def _family(name: str) -> Markup:
     """A family's name, which may break after its signs."""
-    return text(name).replace("_", "_<wbr>")
+    return breakable(name, UNDERSCORE)
 
 
-def _mark(one: Strategy) -> str:
-    """That an oracle is out of reach."""
-    return "" if one.reachable else small("oracle, out of reach")
+def _name(one: Strategy) -> Markup:
+    """The family, that an oracle is out of reach, and the policy."""
+    name = stack(_family(one.family), "" if one.reachable else "oracle, out of reach")
+    return name if one.policy == NEVER else name + policy_code(one.policy)
 
 
 def _agreement_cell(standing: Standing) -> DataCell:
     """Agreement, that it is below the floor, and what it was in decoding where both are known."""
     one, measured = standing.shown, standing.measured
     cell, said = estimate_cell(one.agreement, percent), floor_note(one)
-    mark = element("span", text(said), class_="invalid") if floor_kept(one) == "missed" else small(said)
+    mark = styled(said, "invalid") if floor_kept(one) == "missed" else small(said)
     if measured is not None and measured is not one and measured.agreement.value is not None:
         mark += small(f"decoded for real {percent(measured.agreement.value)}")
     return DataCell(cell.html + mark, cell.value)
@@ -263,9 +253,10 @@ def _measured_cell(measured: Strategy | None) -> DataCell:
         return DataCell(NOTHING)
     cell = estimate_cell(measured.net_speedup, times)
     if has_defect(measured):
-        badge = element("span", text(measured.answer), class_="invalid")
-        return DataCell(element("s", cell.html.split("<small>", 1)[0]) + badge)
-    return DataCell(cell.html + small(measured.answer), cell.value)
+        value = measured.net_speedup.value
+        struck = text("undefined" if value is None else times(value))
+        return DataCell(fragment("comparison", "struck", struck) + styled(measured.answer, "invalid"))
+    return DataCell(stack(cell.html, measured.answer), cell.value)
 
 
 def _beside(predicted: float | None, measured: float | None) -> DataCell:
@@ -274,7 +265,7 @@ def _beside(predicted: float | None, measured: float | None) -> DataCell:
         return DataCell(NOTHING)
     if predicted is None or measured is None:
         return number_cell(predicted if measured is None else measured, duration)
-    return DataCell(text(duration(predicted)) + small(f"measured {duration(measured)}"), predicted)
+    return DataCell(stack(duration(predicted), f"measured {duration(measured)}"), predicted)
 
 
 def _characters(standing: Standing) -> float | None:

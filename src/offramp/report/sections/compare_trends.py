@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.report.charts.trend_chart import TrendChart
-from offramp.report.comparison_words import (
-    figure_format,
-    figure_name,
-    heads_name,
-    is_share,
-    named,
-    percent_tick,
-)
-from offramp.report.formats import decimal, interval_text
-from offramp.report.markup import Kind, bullets, disclosure, element, figure, table, text
+import numpy as np
+from markupsafe import Markup
+
+from offramp.report.comparison_words import figure_format, figure_name, heads_name, is_share, named
+from offramp.report.formats import NumberFormat, decimal, interval_text, percent_tick
+from offramp.report.html import Kind, figure, fragment, table
+from offramp.report.plot.plot import Axis, Curve, Plot, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.sections.compare_pairs import SURE, signed
 from offramp.studies.comparison.results import Comparison, Trend
 from offramp.studies.comparison.savings import SAVING
@@ -27,11 +24,11 @@ AXES = {
 }
 
 
-def trends_section(comparison: Comparison) -> str:
+def trends_section(comparison: Comparison) -> Markup:
     """What holds, the charts, and every slope as a table; nothing without trends."""
     trends = comparison.trends
     if not trends:
-        return ""
+        return Markup()
     claims = [
         f"{place(trend)[:1].upper()}{place(trend)[1:]}: {named(trend.claim, trend.figure)}"
         for trend in trends
@@ -44,20 +41,10 @@ def trends_section(comparison: Comparison) -> str:
         )
     ranked = sorted(trends, key=lambda trend: (not claims_something(trend), -trend.models))
     shown = [trend for trend in ranked if len(trend.points) > 1][:CHARTED]
-    content = (
-        element("h2", "Trends")
-        + bullets(claims, "said-list")
-        + element("p", text(INTRODUCTION), class_="note")
-        + element("div", "".join(trend_figure(trend) for trend in shown), class_="charts")
-        + trends_table(ranked)
+    figures = [trend_figure(trend) for trend in shown]
+    return fragment(
+        "comparison", "trends", claims, figures, f"Every slope ({len(ranked):,})", trends_table(ranked)
     )
-    return element("section", content, id_="trends", class_="part", aria_label="Trends")
-
-
-INTRODUCTION = (
-    "A dot is an independently trained model. The line is the Theil–Sen estimate: the median of the slopes "
-    "through all pairs of models, which a few odd models do not move. Below four models it has no interval."
-)
 
 
 def claims_something(trend: Trend) -> bool:
@@ -79,27 +66,57 @@ def place(trend: Trend) -> str:
     return f"on {trend.workload}{family}{f', {trend.heads}' if own else ''}"
 
 
-def trend_figure(trend: Trend) -> str:
+def trend_figure(trend: Trend) -> Markup:
     """The models of one trend with its line."""
     number = figure_format(trend.figure)
-    chart = TrendChart(
-        title=heading(trend),
-        description=trend.claim,
-        x_label=AXES.get(trend.against, trend.against),
-        y_label=figure_name(trend.figure).partition(", ")[0],
-        points=trend.points,
-        slope=trend.slope.value,
-        intercept=trend.intercept,
-        y_number=percent_tick if is_share(trend.figure) else "{:.3g}".format,
-    )
+    plot = trend_plot(trend)
     rows = [[name, f"{x:g}", number(y)] for name, x, y in trend.points]
     data = table(["Model", trend.against, figure_name(trend.figure)], rows, caption=heading(trend))
     kind: Kind = "predicted" if trend.figure.startswith(SAVING) else "measured"
-    return figure(heading(trend), named(trend.claim, trend.figure), chart.svg(), data, kind=kind)
+    return figure(heading(trend), named(trend.claim, trend.figure), plot.svg(), data, kind=kind)
 
 
-def trends_table(trends: Sequence[Trend]) -> str:
-    """Every slope; closed, since the charts come first."""
+def trend_plot(trend: Trend) -> Plot:
+    """A point a model, and the estimated line where it lies within the plot."""
+    number: NumberFormat = percent_tick if is_share(trend.figure) else "{:.3g}".format
+    x, y = [x for _, x, _ in trend.points], [y for _, _, y in trend.points]
+    heights = nice_range(y)
+    said = [f"{name}: {number(value)} at {at:g}" for name, at, value in trend.points]
+    names = [name for name, _, _ in trend.points]
+    models = Series("models", curve(x), curve(y), style="", markers=len(x), said=said, labels=names)
+    ends = line_ends(trend, heights) if heights else []
+    line = Series("estimate", curve([at for at, _ in ends]), curve([v for _, v in ends]), 1, markers=0)
+    return Plot(
+        title=heading(trend),
+        description=trend.claim,
+        x=Axis(AXES.get(trend.against, trend.against), nice_range(x), "{:g}".format),
+        y=Axis(figure_name(trend.figure).partition(", ")[0], heights, number),
+        series=(line, models),
+    )
+
+
+def line_ends(trend: Trend, heights: tuple[float, float]) -> list[tuple[float, float]]:
+    """The ends of the estimated line from the first to the last point, cut where it leaves these heights."""
+    slope, intercept = trend.slope.value, trend.intercept
+    if slope is None or intercept is None:
+        return []
+    ends = [min(x for _, x, _ in trend.points), max(x for _, x, _ in trend.points)]
+    if slope:
+        crossings = sorted((height - intercept) / slope for height in heights)
+        ends = [min(max(end, crossings[0]), crossings[1]) for end in ends]
+    found = [(end, intercept + slope * end) for end in ends]
+    low, high = heights
+    within = all(low - 1e-9 <= height <= high + 1e-9 for _, height in found)
+    return found if ends[0] < ends[1] and within else []
+
+
+def curve(values: Sequence[float]) -> Curve:
+    """Numbers as an array."""
+    return np.array(values, dtype=np.float64)
+
+
+def trends_table(trends: Sequence[Trend]) -> Markup:
+    """Every slope."""
     rows = []
     for trend in trends:
         number = signed(lambda value: decimal(value, 4))
@@ -107,4 +124,4 @@ def trends_table(trends: Sequence[Trend]) -> str:
         limits = interval_text(trend.slope.low, trend.slope.high, number) or "none"
         rows.append([heading(trend), slope, limits, str(trend.models), named(trend.claim, trend.figure)])
     header = ["Trend", "Slope per unit", "95 % interval", "Models", "What is claimed"]
-    return disclosure(f"Every slope ({len(rows):,})", table(header, rows, caption="Theil–Sen slopes"))
+    return table(header, rows, caption="Theil–Sen slopes")

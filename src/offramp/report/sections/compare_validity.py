@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from offramp.report.comparison_words import (
     figure_name,
     floor_order,
@@ -20,7 +22,7 @@ from offramp.report.data_table import (
     reasons,
 )
 from offramp.report.formats import counted, decimal, percent
-from offramp.report.markup import bullets, element, small, text
+from offramp.report.html import fragment, stack, text
 from offramp.report.sections.compare_pairs import SURE, probability
 from offramp.studies.comparison.results import Comparison, ScoreValidity
 from offramp.studies.comparison.validity import ORACLE
@@ -43,33 +45,19 @@ COLUMNS = (
 )
 
 
-def validity_section(comparison: Comparison) -> str:
+def validity_section(comparison: Comparison) -> Markup:
     """The claims, what the columns mean, and the table; nothing without one."""
     found = comparison.validity
     if not found:
-        return ""
+        return Markup()
     ranked = sorted(
         found,
         key=lambda one: (one.basis, one.machine, floor_order(one.floor), -(one.kendall.value or -2.0)),
     )
     caption = "Each score on one workload against the savings on another workload of the same model"
     estimates = [estimate for one in found for estimate in (one.kendall, one.spearman, one.less_than_oracle)]
-    content = (
-        element("h2", "Does a score predict what is saved")
-        + bullets(claims(found), "said-list")
-        + element("p", text(INTRODUCTION), class_="note")
-        + DataTable("validity", caption, COLUMNS, [_row(one) for one in ranked]).html()
-        + bullets(reasons(estimates), "note")
-    )
-    return element("section", content, id_="validity", class_="part", aria_label="Predictive validity")
-
-
-INTRODUCTION = (
-    "1 ranks models exactly as their savings do, 0 is chance, −1 is upside down. Models are resampled whole, "
-    "and variants of one base count as one model. The saturation oracle is the score to beat. "
-    "Where the league chooses never to exit, the saving is 0: a study does not time it. "
-    f"With fewer than {BASES_NEEDED} independently trained models nothing is claimed."
-)
+    scores = DataTable("validity", caption, COLUMNS, [_row(one) for one in ranked]).html()
+    return fragment("comparison", "validity", claims(found), BASES_NEEDED, scores, reasons(estimates))
 
 
 def claims(found: Sequence[ScoreValidity]) -> list[str]:
@@ -102,7 +90,7 @@ def _what(one: ScoreValidity) -> str:
 
 def _row(one: ScoreValidity) -> list[DataCell]:
     return [
-        DataCell(text(figure_name(one.score)) + small("the one to beat" if one.score == ORACLE else "")),
+        DataCell(stack(figure_name(one.score), "the one to beat" if one.score == ORACLE else "")),
         facet_cell(one.basis),
         facet_cell(machine_shown(one.machine)),
         facet_cell(floor_shown(one.floor)),

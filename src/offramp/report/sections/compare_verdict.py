@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from offramp.report.cells import decision_pill
+from markupsafe import Markup
+
 from offramp.report.comparison_answers import (
     Answer,
     answers_of,
@@ -14,32 +15,25 @@ from offramp.report.comparison_answers import (
     why_no_answer,
 )
 from offramp.report.comparison_headline import headline, left_over, not_claimed, passed_how
-from offramp.report.comparison_words import (
-    distinct,
-    floor_shown,
-    heads_name,
-    limits_text,
-    line_name,
-    machine_shown,
-    thousandths,
-)
-from offramp.report.formats import counted, percent, times
-from offramp.report.markup import Kind, bullets, element, kind_chip, policy_code, text
+from offramp.report.comparison_words import distinct, floor_shown, heads_name, line_name, machine_shown
+from offramp.report.formats import counted, limits_text, percent, thousandths, times
+from offramp.report.html import KeyNumber, Kind, fragment
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Strategy
 
 
-def verdict_section(comparison: Comparison) -> str:
+def verdict_section(comparison: Comparison) -> Markup:
     """Headline, the sentences behind it, the best of each kind as cards, and what is not claimed."""
-    eyebrow = decision_pill(overall_decision(comparison)) + element("span", text(size_of(comparison)))
-    content = (
-        element("p", text(comparison.title), class_="study-title")
-        + element("p", eyebrow, class_="eyebrow")
-        + element("h1", text(headline(comparison)))
-        + element("div", _cards(comparison), class_="keys")
-        + _not_claimed(comparison)
+    return fragment(
+        "comparison",
+        "verdict",
+        title=comparison.title,
+        decision=overall_decision(comparison),
+        size=size_of(comparison),
+        headline=headline(comparison),
+        cards=cards_of(comparison),
+        not_claimed=[*left_over(comparison), *not_claimed(comparison)],
     )
-    return element("section", content, id_="verdict", aria_label="Answer")
 
 
 def size_of(comparison: Comparison) -> str:
@@ -56,30 +50,30 @@ def size_of(comparison: Comparison) -> str:
     return " · ".join(parts)
 
 
-def _cards(comparison: Comparison) -> str:
-    """The best certified, replayed and measured speed."""
+def cards_of(comparison: Comparison) -> list[KeyNumber]:
+    """The best certified, replayed and measured speed, and the most suited by score."""
     answers, strategies = answers_of(comparison), comparison.strategies
-    cards = ""
+    cards = []
     if answers:
-        cards += _certified_card(best_certified(comparison), len(answers))
+        cards.append(_certified_card(best_certified(comparison), len(answers)))
     found = fastest(replayed(strategies))
     if found is not None:
-        cards += _strategy_card("Fastest by replay", "predicted", found)
+        cards.append(_strategy_card("Fastest by replay", "predicted", found))
     if any(one.basis == "measured" for one in strategies):
-        measured = fastest(believed(strategies))
+        measured, title = fastest(believed(strategies)), "Fastest decoded for real"
         if measured is None:
             nothing = why_no_answer(strategies) or "no policy that exits was decoded"
-            cards += _card("Fastest decoded for real", "measured", "none", nothing)
+            cards.append(KeyNumber("measured", "none", nothing, title=title))
         else:
-            cards += _strategy_card("Fastest decoded for real", "measured", measured)
+            cards.append(_strategy_card(title, "measured", measured))
     return cards + _suited_card(comparison)
 
 
-def _certified_card(best: Answer | None, asked: int) -> str:
+def _certified_card(best: Answer | None, asked: int) -> KeyNumber:
     title = "Best net speed that passed its floor"
     if best is None:
         said = f"no policy that exits early passed in {counted(asked, 'answer')}"
-        return _card(title, "predicted", "none", said)
+        return KeyNumber("predicted", "none", said, title=title)
     saving = best.saving
     facts = {
         "model": line_name(best.row.model.shown, best.row.heads),
@@ -89,10 +83,10 @@ def _certified_card(best: Answer | None, asked: int) -> str:
         "passed": passed_how(best),
     }
     kind: Kind = "predicted" if best.timed is None else "measured"
-    return _card(title, kind, *_speed(best.net_speedup), facts, saving.policy)
+    return KeyNumber(kind, *_speed(best.net_speedup), list(facts.items()), title, saving.policy)
 
 
-def _strategy_card(title: str, kind: Kind, found: Strategy) -> str:
+def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
     facts = {
         "model": line_name(found.model, found.heads),
         "workload": found.workload,
@@ -100,14 +94,14 @@ def _strategy_card(title: str, kind: Kind, found: Strategy) -> str:
         "floor": floor_shown(found.floor),
         "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
     }
-    return _card(title, kind, *_speed(found.net_speedup), facts, found.policy)
+    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, found.policy)
 
 
-def _suited_card(comparison: Comparison) -> str:
-    """The row with the highest composite."""
+def _suited_card(comparison: Comparison) -> list[KeyNumber]:
+    """The row with the highest composite; none without one."""
     known = [row for row in comparison.rows if _composite(row.scores.get("composite")) is not None]
     if not known:
-        return ""
+        return []
     best = max(known, key=lambda row: row.scores["composite"].value or 0.0)
     composite = best.scores["composite"]
     facts = {
@@ -118,7 +112,8 @@ def _suited_card(comparison: Comparison) -> str:
     }
     limits = limits_text(composite.low, composite.high, thousandths)
     what = f"composite of 0 to 1{f', {limits}' if limits else ''}"
-    return _card("Most suited by score", "measured", thousandths(composite.value or 0.0), what, facts)
+    big = thousandths(composite.value or 0.0)
+    return [KeyNumber("measured", big, what, list(facts.items()), "Most suited by score")]
 
 
 def _composite(estimate: Estimate | None) -> float | None:
@@ -134,27 +129,3 @@ def _speed(estimate: Estimate) -> tuple[str, str]:
     limits = limits_text(estimate.low, estimate.high, thousandths)
     without = ", no interval" if estimate.low is None else ""
     return times(estimate.value or 0.0), f"plain decoding{f', {limits}' if limits else without}"
-
-
-def _card(
-    title: str, kind: Kind, big: str, what: str, facts: dict[str, str] | None = None, policy: str = ""
-) -> str:
-    """One figure with what it belongs to."""
-    content = element("p", text(title), class_="key-title") + element("p", text(big), class_="big")
-    content += element("p", text(what) + " " + kind_chip(kind), class_="what")
-    if facts:
-        items = "".join(
-            element("div", element("dt", text(name)) + element("dd", text(value)))
-            for name, value in facts.items()
-        )
-        content += element("dl", items)
-    if policy:
-        content += element("p", policy_code(policy), class_="key-policy")
-    return element("div", content, class_="key")
-
-
-def _not_claimed(comparison: Comparison) -> str:
-    said = [*left_over(comparison), *not_claimed(comparison)]
-    if not said:
-        return ""
-    return element("div", element("h3", "What is not claimed") + bullets(said, ""), class_="caveats")

@@ -2,59 +2,55 @@
 
 from __future__ import annotations
 
-from offramp.report.charts.interval_chart import IntervalChart, IntervalRow
-from offramp.report.charts.scale import nice_range
-from offramp.report.formats import NumberFormat, decimal, estimate_text, interval_text, percent, whole_percent
+from markupsafe import Markup
+
+from offramp.report.formats import (
+    NumberFormat,
+    decimal,
+    estimate_text,
+    interval_text,
+    percent,
+    thousandths,
+    whole_percent,
+)
 from offramp.report.headline import main_verdict
-from offramp.report.markup import element, figure, table, text
+from offramp.report.html import figure, fragment, table
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
-from offramp.report.untransformed import transform_cost
+from offramp.report.verdict_words import transform_cost
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.reference import PUBLISHED_EAS, STUDY
 
 
-def components_section(workload: WorkloadResult) -> str:
+def components_section(workload: WorkloadResult) -> Markup:
     """Components, EAS and oracles side by side."""
-    card = workload.card
-    charts = component_figure(card) + eas_figure(card) + oracle_figure(workload)
-    notes = "".join(element("li", text(note)) for note in card.notes)
-    return (
-        element("h3", "How suited this model is")
-        + transform_note(workload)
-        + element("div", charts, class_="charts")
-        + (element("ul", notes, class_="note") if notes else "")
-    )
-
-
-def transform_note(workload: WorkloadResult) -> str:
-    """What the transform costs by itself; nothing for a model without transforms."""
-    cost = transform_cost(workload)
-    if cost is None:
-        return ""
+    card, cost = workload.card, transform_cost(workload)
     said = f"The full model, as transformed, says what the untransformed one says on {cost}."
-    return element("p", text(said), class_="note")
-
-
-def thousandths(value: float) -> str:
-    """A score with three decimals: intervals over many documents are narrower than a hundredth."""
-    return decimal(value, 3)
+    figures = [component_figure(card), eas_figure(card), oracle_figure(workload)]
+    return fragment("run", "components", "" if cost is None else said, figures, card.notes)
 
 
 def estimate_row(
-    name: str, estimate: Estimate, number: NumberFormat = thousandths, *, emphasis: bool = False
-) -> IntervalRow:
-    """One figure as a row; an undefined one has words and no dot."""
+    name: str,
+    estimate: Estimate,
+    number: NumberFormat = thousandths,
+    *,
+    emphasis: bool = False,
+    reach: tuple[float, float] | None = None,
+) -> Row:
+    """One figure as a row; an undefined one has words and no point. emphasis: drawn in the second colour."""
     if estimate.value is None:
-        return IntervalRow(name, "undefined", None)
-    interval = interval_text(estimate.low, estimate.high, number)
-    shown = f"{number(estimate.value)} ({interval})" if interval else number(estimate.value)
-    return IntervalRow(name, shown, estimate.value, estimate.low, estimate.high, emphasis=emphasis)
+        return Row(name, (Track(),), "undefined")
+    shown = estimate_text(estimate, number)
+    colour, shape = (1, 3) if emphasis else (0, 0)
+    point = Point(estimate.value, f"{name}: {shown}", estimate.low, estimate.high, colour, shape, reach)
+    return Row(name, (Track((point,)),), shown)
 
 
 def estimate_table(
     caption: str, figures: list[tuple[str, Estimate]], number: NumberFormat = thousandths
-) -> str:
+) -> Markup:
     """Figures with interval, or with the reason why one has none."""
     rows = [
         [
@@ -68,21 +64,13 @@ def estimate_table(
     return table(["Figure", "Value", "95 % interval", "Remark"], rows, caption=caption)
 
 
-def undefined_notes(figures: list[tuple[str, Estimate]]) -> str:
+def undefined_notes(figures: list[tuple[str, Estimate]]) -> Markup:
     """Why each undefined figure has no number, below its chart."""
-    items = [
-        element(
-            "p",
-            element("strong", text(f"{name} is undefined.")) + " " + text(estimate.undefined or ""),
-            class_="reason",
-        )
-        for name, estimate in figures
-        if estimate.value is None
-    ]
-    return "".join(items)
+    notes = [(name, estimate.undefined or "") for name, estimate in figures if estimate.value is None]
+    return fragment("run", "undefined_notes", notes)
 
 
-def component_figure(card: ScoreCard) -> str:
+def component_figure(card: ScoreCard) -> Markup:
     """The three components, the composite, and the study's literal calibration."""
     figures = [
         ("Representation quality", card.representation),
@@ -100,15 +88,13 @@ def component_figure(card: ScoreCard) -> str:
         f"{decimal(card.ceiling)}. That the composite predicts time saved is not shown by this page: that "
         "takes many models."
     )
-    chart = IntervalChart(
-        "Components of the suitability score", note, rows, (0.0, 1.0), number=lambda v: f"{v:g}"
-    )
+    plot = RowPlot("Components of the suitability score", note, rows, (0.0, 1.0), number="{:g}".format)
     figures.append(("Information in the final layer, nats", card.initial_information))
     data = estimate_table("Components of the suitability score", figures)
-    return figure("Components", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("Components", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
-def eas_figure(card: ScoreCard) -> str:
+def eas_figure(card: ScoreCard) -> Markup:
     """EAS by similarity between floor and ceiling, and what the study reports for other models."""
     note = (
         "The study's Early-exit Adaptability Score. Brackets run from the floor (another token's logits) "
@@ -121,30 +107,27 @@ def eas_figure(card: ScoreCard) -> str:
     figures = []
     for variant in card.eas_variants:
         name = f"{variant.similarity.replace('_', ' ')} similarity, α {variant.alpha:g}"
-        row = estimate_row(name, variant.score)
-        rows.append(IntervalRow(name, row.text, row.value, row.low, row.high, variant.floor, variant.ceiling))
+        floor, ceiling = variant.floor, variant.ceiling
+        reach = None if floor is None or ceiling is None else (floor, ceiling)
+        rows.append(estimate_row(name, variant.score, reach=reach))
         ends = ["undefined" if end is None else decimal(end, 3) for end in (variant.floor, variant.ceiling)]
         lines.append([name, estimate_text(variant.score, thousandths), *ends])
         figures.append((name, variant.score))
     for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas):
-        rows.append(
-            IntervalRow(
-                f"{other.model}, published", decimal(other.eas), other.eas, hollow=True, emphasis=True
-            )
-        )
+        name = f"{other.model}, published"
+        point = Point(other.eas, f"{name}: {decimal(other.eas)}", colour=1, shape=4)
+        rows.append(Row(name, (Track((point,)),), decimal(other.eas)))
         lines.append([f"{other.model}, as published", decimal(other.eas), "not published", "not published"])
-    chart = IntervalChart(
-        "Early-exit Adaptability Score", note, tuple(rows), (0.0, 1.0), number=lambda v: f"{v:g}"
-    )
+    plot = RowPlot("Early-exit Adaptability Score", note, rows, (0.0, 1.0), number="{:g}".format)
     data = table(
         ["Similarity or model", "EAS", "Floor", "Ceiling"],
         lines,
         caption=f"EAS; published values from {STUDY}",
     )
-    return figure("EAS", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("EAS", note, plot.svg() + undefined_notes(figures), data, kind="measured")
 
 
-def oracle_figure(workload: WorkloadResult) -> str:
+def oracle_figure(workload: WorkloadResult) -> Markup:
     """The oracles' skip ratios, the time they could save at most, and what the best policy skips."""
     card = workload.card
     figures = [
@@ -166,9 +149,8 @@ def oracle_figure(workload: WorkloadResult) -> str:
         "without changing any answer; saturation leaves out matches that later layers undo. "
         f"As time: less the output head's {percent(card.head_share)} of a token's work."
     )
-    found = nice_range([v for row in rows for v in (row.value, row.high) if v is not None], include=(0.0,))
-    chart = IntervalChart("Oracles", note, rows, found or (0.0, 1.0), number=lambda v: percent(v, 0))
+    plot = RowPlot("Oracles", note, rows, number=lambda value: percent(value, 0), include=(0.0,))
     data = estimate_table(
         "Layers skipped by the oracles, at 100 % agreement, and by the best policy", figures, number
     )
-    return figure("Oracles", note, chart.svg() + undefined_notes(figures), data, kind="measured")
+    return figure("Oracles", note, plot.svg() + undefined_notes(figures), data, kind="measured")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
 from offramp.decoding.measurement.results import Forecast
-from offramp.report.charts.beside_chart import BesideRow, beside_svg
-from offramp.report.decoded import Decoded
-from offramp.report.forecasts import counts_sentence, error_sentence, prediction_verdict, short_name
-from offramp.report.formats import counted, decimal, milliseconds, moment
-from offramp.report.markup import bullets, disclosure, element, figure, kind_chip, table, text
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.forecasts import (
+    counts_sentence,
+    error_sentence,
+    part_name,
+    prediction_verdict,
+    short_name,
+)
+from offramp.report.formats import counted, decimal, milliseconds, moment, plain_tick
+from offramp.report.html import figure, fragment, table
+from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.sections.decoded_tables import contender_tables, limits_of, policy_table, ranking_table
-from offramp.report.sections.error_parts import error_figure
 from offramp.report.timing_words import (
     DECISIONS,
     contender_answer,
@@ -19,23 +29,21 @@ from offramp.report.timing_words import (
     twins_text,
 )
 
+COLOURS = {"layers": 0, "probes": 1, "heads": 2, "K,V repair": 3, "overhead": 5}
+ELSEWHERE = "exits taken elsewhere than on the trace"
+ELSEWHERE_COLOUR = 4
 
-def decoded_section(run: RunResult) -> str:
+
+def decoded_section(run: RunResult) -> Markup:
     """Every measurement of the run; what was not decoded says why. Nothing if decoding was not tried yet."""
     if not run.decoding and not run.not_decoded:
-        return ""
-    chips = f"{kind_chip('measured')} {kind_chip('predicted')} {kind_chip('replayed')}"
-    content = element("h2", "Decoded for real " + chips) + element(
-        "p", text(introduction(run)), class_="note"
-    )
-    # The caveats above have them with their texts; here each stands once.
-    defects = dict.fromkeys(defect for decoded in run.decoding for defect in decoded.bench.defects)
-    content += bullets(tuple(defects), "note reasons")
+        return Markup()
     by_name = {workload.name: workload for workload in run.workloads}
-    content += "".join(workload_block(one, by_name.get(one.workload)) for one in run.decoding)
+    workloads = [workload_block(one, by_name.get(one.workload)) for one in run.decoding]
+    # The caveats above have them with their texts; here each stands once.
+    defects = list(dict.fromkeys(defect for decoded in run.decoding for defect in decoded.bench.defects))
     reasons = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    content += "".join(element("p", text(why), class_="reason") for why in reasons)
-    return element("section", content, id_="decoded", aria_label="Decoded for real")
+    return fragment("run", "decoded", introduction(run), defects, workloads, reasons)
 
 
 def introduction(run: RunResult) -> str:
@@ -51,23 +59,21 @@ def introduction(run: RunResult) -> str:
     )
 
 
-def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> str:
-    """One workload: the answer, in a word and in words, chart, table, error by part, contenders."""
+def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> dict[str, Any]:
+    """One workload: the answer, in a word and in words, plots, tables, error by part, contenders."""
     bench = decoded.bench
-    answer = contender_answer(bench.main, bench.worth)
-    badge = element("span", text(answer), class_=f"decision {DECISIONS[bench.answer]}")
-    heading = element("h3", text(f"On {decoded.workload} ") + badge)
-    figures = element("div", beside_figure(decoded) + error_figure(decoded), class_="beside decoded-charts")
-    return (
-        heading
-        + element("p", text(answer_of(decoded)), class_="answer")
-        + element("ul", "".join(element("li", text(line)) for line in sentences(decoded)), class_="said-list")
-        + ranking_table(decoded, workload)
-        + figures
-        + policy_table(decoded)
-        + element("p", text(circumstances(decoded)), class_="note")
-        + disclosure("All contenders, and the machine's circumstances", contender_tables(decoded))
-    )
+    return {
+        "name": decoded.workload,
+        "badge": contender_answer(bench.main, bench.worth),
+        "style": DECISIONS[bench.answer],
+        "answer": answer_of(decoded),
+        "said": sentences(decoded),
+        "ranking": ranking_table(decoded, workload),
+        "figures": beside_figure(decoded) + error_figure(decoded),
+        "policies": policy_table(decoded),
+        "circumstances": circumstances(decoded),
+        "contenders": contender_tables(decoded),
+    }
 
 
 def answer_of(decoded: Decoded) -> str:
@@ -100,28 +106,13 @@ def sentences(decoded: Decoded) -> list[str]:
     return found
 
 
-def beside_figure(decoded: Decoded) -> str:
+def beside_figure(decoded: Decoded) -> Markup:
     """Predicted beside measured seconds per token, with plain decoding as the reference."""
     plain = decoded.plain_seconds
     shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None]
     if plain is None or not shown:
-        return ""
-    rows = [
-        BesideRow(
-            name=short_name(policy),
-            text=beside_text(forecast),
-            measured=1000 * forecast.measured.value,
-            low=None if forecast.measured.low is None else 1000 * forecast.measured.low,
-            high=None if forecast.measured.high is None else 1000 * forecast.measured.high,
-            predicted=None if forecast.predicted is None else 1000 * forecast.predicted,
-        )
-        for policy, forecast in shown
-    ]
-    note = (
-        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
-        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
-    )
-    title = "Predicted beside measured"
+        return Markup()
+    plot = beside_plot(shown, 1000 * plain)
     data = table(
         ["Policy", "K,V", "Predicted", "Measured", "95 % interval", "Plain decoding"],
         [
@@ -138,7 +129,38 @@ def beside_figure(decoded: Decoded) -> str:
         caption="Predicted and measured time per token",
         numeric_from=2,
     )
-    return figure(title, note, beside_svg(title, note, rows, 1000 * plain), data)
+    return figure(plot.title, plot.description, plot.svg(), data)
+
+
+def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -> RowPlot:
+    """A row a policy in milliseconds per token; left of plain decoding's is faster."""
+    note = (
+        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
+        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
+    )
+    return RowPlot(
+        title="Predicted beside measured",
+        description=note,
+        rows=[beside_row(policy, forecast) for policy, forecast in shown],
+        rule=(plain, f"plain decoding {decimal(plain, 1)} ms"),
+        better="left",
+        unit="ms per token",
+        number="{:g}".format,
+        ticks=6,
+        style="wide",
+    )
+
+
+def beside_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+    """The way from the prediction to the measurement, in milliseconds per token."""
+    name, measured = short_name(policy), forecast.measured
+    low, high = (None if end is None else 1000 * end for end in (measured.low, measured.high))
+    said = f"{name}, measured: {decimal(1000 * measured.value, 2)} ms"
+    points = [Point(1000 * measured.value, said, low, high)]
+    if forecast.predicted is not None:
+        said = f"{name}, predicted: {decimal(1000 * forecast.predicted, 2)} ms"
+        points.append(Point(1000 * forecast.predicted, said, colour=1, shape=3))
+    return Row(name, (Track(tuple(points)),), beside_text(forecast))
 
 
 def beside_text(forecast: Forecast) -> str:
@@ -158,3 +180,87 @@ def circumstances(decoded: Decoded) -> str:
         f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
         f"{twins_text(bench.a_a)}."
     )
+
+
+def error_figure(decoded: Decoded) -> Markup:
+    """Error by part for every policy whose parts were timed; nothing without any."""
+    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.forecast.parts]
+    if not shown:
+        return Markup()
+    plot = error_plot(shown)
+    keys = {
+        name: colour for policy, forecast in shown for name, error, colour in error_parts(forecast) if error
+    }
+    patches = legend([Key(name, colour, None) for name, colour in keys.items()])
+    return figure(plot.title, plot.description, plot.svg(), error_table(shown), legend=patches)
+
+
+def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
+    """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
+    note = (
+        "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
+        "by a stopwatch within the loop, in a run apart, given the exits that were taken; the diamond is the "
+        "whole error, so parts and whole need not add up exactly."
+    )
+    return RowPlot(
+        title="Where the prediction was wrong",
+        description=note,
+        rows=[error_row(policy, forecast) for policy, forecast in shown],
+        rule=(0.0, "predicted rightly"),
+        unit="predicted less measured, ms per token",
+        number=plain_tick,
+        ticks=6,
+        style="wide",
+    )
+
+
+def error_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+    """One policy's parts as bars around nothing, and a diamond for its whole error."""
+    name = short_name(policy)
+    bars, below, above = [], 0.0, 0.0
+    for part, error, colour in error_parts(forecast):
+        start = above if error > 0 else below
+        above, below = (above + error, below) if error > 0 else (above, below + error)
+        bars.append(Bar(start, start + error, f"{part}: {decimal(error, 2)} ms", colour))
+    if forecast.predicted is None:
+        return Row(name, (Track(bars=tuple(bars)),), "no prediction")
+    total = 1000 * (forecast.predicted - forecast.measured.value)
+    whole = Point(total, f"{name}, whole error: {decimal(total, 2)} ms", colour=None, shape=3)
+    words = f"{'+' if total > 0 else ''}{decimal(total, 2)} ms"
+    return Row(name, (Track((whole,), tuple(bars)),), words)
+
+
+def error_parts(forecast: Forecast) -> list[tuple[str, float, int]]:
+    """Name, error in milliseconds per token (predicted less measured) and colour of every part."""
+    parts = [
+        (part_name(part.part), 1000 * (part.priced - part.measured), colour_of(part.part))
+        for part in forecast.parts
+    ]
+    if forecast.trace_error is not None:
+        parts.append((ELSEWHERE, 1000 * forecast.trace_error, ELSEWHERE_COLOUR))
+    return parts
+
+
+def colour_of(part: str) -> int:
+    """The colour of a part; a part of another room's own gets one too."""
+    return COLOURS.get(part, len(part) % SERIES_COUNT)
+
+
+def error_table(shown: list[tuple[DecodedPolicy, Forecast]]) -> Markup:
+    """Every part of every policy: priced beside measured."""
+    rows = []
+    for policy, forecast in shown:
+        name = short_name(policy)
+        for part in forecast.parts:
+            error = f"{decimal(1000 * (part.priced - part.measured), 2)} ms"
+            cells = [milliseconds(part.priced), milliseconds(part.measured), error]
+            rows.append([name, part_name(part.part), *cells])
+        if forecast.predicted is not None and forecast.trace_error is not None:
+            moved = f"{decimal(1000 * forecast.trace_error, 2)} ms"
+            cells = [milliseconds(forecast.predicted), milliseconds(forecast.priced), moved]
+            rows.append([name, ELSEWHERE, *cells])
+    header = ["Policy", "Part", "Predicted", "Measured", "Error"]
+    caption = (
+        "Time per token by part, priced and measured; last, by the exits of the trace and by the policy's own"
+    )
+    return table(header, rows, caption=caption, numeric_from=2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from offramp.decoding.measurement.results import Contender, FreeRunning, Interval
-from offramp.report.decoded import Decoded, DecodedPolicy
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -17,13 +18,13 @@ from offramp.report.formats import (
     timed_interval,
     times,
 )
-from offramp.report.markup import Column, element, policy_code, small, table, text, wide_table
+from offramp.report.html import Column, bullets, cards, policy_code, stack, table, text
 from offramp.report.ranking import basis_text, kept_text, ranked, sample_text
-from offramp.report.run_result import WorkloadResult
+from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.report.timing_words import contender_answer
 
 
-def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> str:
+def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
     """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
     columns = [
         Column("Way to decode"),
@@ -34,16 +35,16 @@ def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> str:
     kept: list[list[str]] = []
     missed: list[list[str]] = []
     for one in ranked(decoded, workload):
-        head = text(one.name) if one.policy is None else policy_code(one.policy.policy)
-        head += "" if one.policy is None else small(f"K,V: {one.policy.kv}")
-        row = [head, net_speed(one.timed, decoded.bench.worth), text(kept_text(one)), text(basis_text(one))]
+        policy = one.policy
+        head = one.name if policy is None else stack(policy_code(policy.policy), f"K,V: {policy.kv}")
+        row = [head, net_speed(one.timed, decoded.bench.worth), kept_text(one), basis_text(one)]
         (missed if one.misses else kept).append(row)
-    groups = [("", kept), *([("Not shown to keep the floor it was chosen for", missed)] if missed else [])]
+    groups = {"": kept, "Not shown to keep the floor it was chosen for": missed}
     caption = f"Ranked on {decoded.workload}, {sample_text(decoded)}; lossless ways are among them"
-    return wide_table(columns, groups, caption=caption, style="decoded")
+    return cards(columns, groups, caption=caption, style="decoded")
 
 
-def policy_table(decoded: Decoded) -> str:
+def policy_table(decoded: Decoded) -> Markup:
     """Every decoded policy: speed, skipped layers, agreement of replay beside that of its own text."""
     columns = [
         Column("Policy"),
@@ -55,51 +56,51 @@ def policy_table(decoded: Decoded) -> str:
         Column("Agreement, own text", "measured"),
         Column("Tokens until it differs", "measured"),
     ]
-    groups = [("", [policy_row(decoded, policy) for policy in decoded.policies])]
+    groups = {"": [policy_row(decoded, policy) for policy in decoded.policies]}
     caption = f"Policies decoded on {decoded.workload}; time is per new token at batch {decoded.bench.batch}"
-    return wide_table(columns, groups, caption=caption, style="decoded")
+    return cards(columns, groups, caption=caption, style="decoded")
 
 
 def policy_row(decoded: Decoded, policy: DecodedPolicy) -> list[str]:
     """One policy."""
     timed, forecast, answers = decoded.timed(policy), policy.forecast, policy.free_running
-    head = policy_code(policy.policy) + small(f"K,V: {policy.kv}")
+    head = stack(policy_code(policy.policy), f"K,V: {policy.kv}")
     if timed.seconds_per_token is None:
-        return [head, *["–"] * 6, text(f"not timed: {timed.left_out or 'no reason recorded'}")]
+        return [head, *["–"] * 6, f"not timed: {timed.left_out or 'no reason recorded'}"]
     predicted = None if forecast is None else forecast.predicted
-    skipped = "–" if forecast is None else text(percent(forecast.measured_skip))
+    skipped = text("–" if forecast is None else percent(forecast.measured_skip))
     if forecast is not None and forecast.predicted_skip is not None:
-        skipped += small(f"predicted {percent(forecast.predicted_skip)}")
+        skipped = stack(skipped, f"predicted {percent(forecast.predicted_skip)}")
     replayed = None if forecast is None else forecast.predicted_agreement
     return [
         head,
-        "–" if predicted is None else text(milliseconds(predicted)),
+        "–" if predicted is None else milliseconds(predicted),
         with_interval(timed.seconds_per_token, milliseconds),
         net_speed(timed, decoded.bench.worth),
         skipped,
-        "–" if replayed is None else text(percent(replayed)),
+        "–" if replayed is None else percent(replayed),
         "–" if answers is None else with_interval(answers.agreement, percent),
         "–" if answers is None else divergence(answers),
     ]
 
 
-def net_speed(timed: Contender, worth: float) -> str:
+def net_speed(timed: Contender, worth: float) -> Markup:
     """The ratio to plain decoding with its interval, and what it answers."""
     if timed.ratio is None:
-        return "–"
-    return with_interval(timed.ratio, times) + small(contender_answer(timed, worth))
+        return text("–")
+    return stack(with_interval(timed.ratio, times), contender_answer(timed, worth))
 
 
-def divergence(answers: FreeRunning) -> str:
+def divergence(answers: FreeRunning) -> Markup:
     """How far generated text follows the full model's, and how many answers are its own."""
     length = answers.new_tokens / max(answers.prompts, 1)
     same = f"{percent(answers.sequence_match.value, 0)} of answers are the full model's"
-    return text(f"{decimal(answers.tokens_before_divergence.value, 1)} of {decimal(length, 0)}") + small(same)
+    return stack(f"{decimal(answers.tokens_before_divergence.value, 1)} of {decimal(length, 0)}", same)
 
 
-def with_interval(interval: Interval, number: NumberFormat) -> str:
+def with_interval(interval: Interval, number: NumberFormat) -> Markup:
     """A figure with its interval below it."""
-    return text(number(interval.value)) + small(limits_of(interval, number))
+    return stack(number(interval.value), limits_of(interval, number))
 
 
 def limits_of(interval: Interval, number: NumberFormat) -> str:
@@ -109,17 +110,15 @@ def limits_of(interval: Interval, number: NumberFormat) -> str:
     return timed_interval(interval.value, interval.low, interval.high, number)
 
 
-def contender_tables(decoded: Decoded) -> str:
+def contender_tables(decoded: Decoded) -> Markup:
     """Every contender as a row, and the circumstances."""
     bench = decoded.bench
     caption = f"Everything that took turns on {decoded.workload}"
     timed = contender_rows_table(bench.contenders, caption, bench.worth)
-    notes = "".join(element("li", text(note)) for note in bench.notes)
-    around = circumstances_table(bench.circumstances)
-    return timed + (element("ul", notes, class_="note") if notes else "") + around
+    return timed + bullets(bench.notes, "note") + circumstances_table(bench.circumstances)
 
 
-def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: float) -> str:
+def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: float) -> Markup:
     """Contenders as rows. worth: the gain that matters, as a share."""
     header = [
         "Contender",
@@ -135,7 +134,7 @@ def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: f
     return table(header, [contender_row(one, worth) for one in contenders], caption=caption, numeric_from=2)
 
 
-def circumstances_table(circumstances: Mapping[str, Any]) -> str:
+def circumstances_table(circumstances: Mapping[str, Any]) -> Markup:
     """The machine, the versions, the fingerprints."""
     values = [[name.replace("_", " "), shown(value)] for name, value in circumstances.items()]
     return table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)

@@ -6,13 +6,14 @@ import math
 from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offramp.policies.results import Frontier
-from offramp.report.charts.line_chart import LineChart, Rule, Series
-from offramp.report.charts.scale import nice_range
 from offramp.report.formats import times, whole_percent
-from offramp.report.markup import element, kind_chip, reason, table, text
+from offramp.report.html import fragment, table
+from offramp.report.plot.plot import TALL, Axis, Plot, Rule, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
 from offramp.tuning.verdict import WORTH
 
@@ -26,41 +27,22 @@ PANELS: tuple[tuple[Bill, str], ...] = (
 )
 
 
-def frontier_section(workload: WorkloadResult) -> str:
+def frontier_section(workload: WorkloadResult) -> Markup:
     """The same frontiers twice on the same axes, and the best points as a table."""
-    title = element("h3", "What a policy could gain " + kind_chip("replayed") + " " + kind_chip("predicted"))
-    note = (
-        "Each line is one exit rule; along it the threshold goes from cautious (right) to bold (left). "
-        "Up is fewer "
-        "bytes per token, right is closer to the full model. A policy is worth having above the upper "
-        "dashed line. "
-        "Points are chosen and shown on the same documents, so they flatter; the verdicts above are "
-        "judged on unseen ones. Speed in this picture is counted in bytes moved, not in seconds."
-    )
     frontiers = [frontier for frontier in workload.frontiers if len(frontier.agreement)]
     if not frontiers:
-        return title + reason("No frontier was computed for this workload.")
+        return fragment("run", "frontier", drawn=False, why="No frontier was computed for this workload.")
     y_range = shared_range(frontiers)
     if y_range is None:
-        return (
-            title
-            + element("p", text(note))
-            + reason(
-                "No rule has an operating point that keeps 80 % agreement at half of plain speed or more."
-            )
-        )
-    charts = [panel(frontiers, bill, name, y_range) for bill, name in PANELS]
-    panels = "".join(
-        element(
-            "div",
-            element("h4", text(name)) + (chart.svg() or "") + below(frontiers, bill),
-            class_="chart-panel",
-        )
-        for chart, (bill, name) in zip(charts, PANELS, strict=True)
-    )
-    data = element("details", element("summary", "The same as a table") + best_points(frontiers))
-    content = charts[0].legend() + element("div", panels, class_="pair") + data
-    return title + element("p", text(note)) + element("figure", content)
+        why = "No rule has an operating point that keeps 80 % agreement at half of plain speed or more."
+        return fragment("run", "frontier", drawn=True, why=why)
+    plots = [panel(frontiers, bill, name, y_range) for bill, name in PANELS]
+    panels = [
+        {"name": name, "plot": plot.svg(), "below": below(frontiers, bill)}
+        for plot, (bill, name) in zip(plots, PANELS, strict=True)
+    ]
+    legend, points = plots[0].legend(), best_points(frontiers)
+    return fragment("run", "frontier", drawn=True, why="", legend=legend, panels=panels, points=points)
 
 
 def shown(frontier: Frontier, bill: Bill) -> NDArray[np.bool_]:
@@ -84,10 +66,10 @@ def below(frontiers: list[Frontier], bill: Bill) -> str:
     if not names:
         return ""
     start = f"Below the picture, slower than {LOWEST_SPEED:g} × everywhere: "
-    return element("p", text(start + "; ".join(names) + "."), class_="note")
+    return start + "; ".join(names) + "."
 
 
-def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float, float]) -> LineChart:
+def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float, float]) -> Plot:
     """One of the two panels."""
     signals = list(dict.fromkeys(frontier.signal for frontier in frontiers))
     sets = list(dict.fromkeys(frontier.exits for frontier in frontiers))
@@ -104,21 +86,16 @@ def panel(frontiers: list[Frontier], bill: Bill, name: str, y_range: tuple[float
         Rule("y", 1.0, "plain decoding", "below"),
         Rule("y", 1.0 + WORTH, f"worth it: {whole_percent(WORTH)} faster", "below"),
     )
-    return LineChart(
+    return Plot(
         title=name,
         description=(
             "Predicted net speedup against agreement with the full model; the two panels share their axes."
         ),
-        x_label="agreement with the full model",
-        y_label="predicted speed, plain decoding = 1",
+        x=Axis("agreement with the full model", (LOWEST_AGREEMENT, 1.0), whole_percent, ticks=6),
+        y=Axis("predicted speed, plain decoding = 1", y_range, "{:.2f}".format),
         series=tuple(series),
-        x_range=(LOWEST_AGREEMENT, 1.0),
-        y_range=y_range,
         rules=floors + levels,
-        x_format=whole_percent,
-        y_format=lambda value: f"{value:.2f}",
-        include_zero=False,
-        height=310,
+        size=TALL,
     )
 
 
@@ -135,7 +112,7 @@ def threshold_text(threshold: float) -> str:
     return f"{threshold:.4g}" if math.isfinite(threshold) else "never exits"
 
 
-def best_points(frontiers: list[Frontier]) -> str:
+def best_points(frontiers: list[Frontier]) -> Markup:
     """The fastest point of each rule that keeps each floor."""
     rows = []
     for frontier in frontiers:

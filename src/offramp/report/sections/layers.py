@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
-from offramp.report.charts.line_chart import LineChart, Series
-from offramp.report.charts.reliability_chart import reliability_svg
 from offramp.report.formats import NumberFormat, decimal, listed, percent
-from offramp.report.markup import element, figure, reason, table, text
+from offramp.report.html import figure, fragment, table
+from offramp.report.plot.plot import SMALL, Axis, Plot, Series
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
 
 RELIABILITY_DIAGRAMS = 6
+LARGEST_RADIUS = 9.0
 
 
 @dataclass(frozen=True)
@@ -104,26 +105,19 @@ FIGURES = (
 )
 
 
-def layers_section(workload: WorkloadResult) -> str:
-    """All charts over the layers and the reliability diagrams."""
+def layers_section(workload: WorkloadResult) -> Markup:
+    """All plots over the layers and the reliability diagrams."""
     curves = workload.card.curves
-    charts = "".join(layer_figure(spec, curves) for spec in FIGURES)
-    return (
-        element("h3", "Layer by layer")
-        + element("div", charts, class_="charts")
-        + reliability_figure(workload)
+    return fragment(
+        "run", "layers", [layer_figure(one, curves) for one in FIGURES], reliability_figure(workload)
     )
 
 
-def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
+def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     """One chart with its table, or the reason why there is none."""
     present = [(name, label) for name, label in spec.curves if name in curves.values]
     if not present:
-        return element(
-            "figure",
-            element("figcaption", element("h4", text(spec.title)))
-            + reason("the score card has no such curve."),
-        )
+        return fragment("run", "undefined_figure", spec.title, "the score card has no such curve.")
     # The full model agrees with itself: what holds an exit against agreement says nothing there.
     shown = slice(0, -1) if spec.early_only and len(curves.exits) > 1 else slice(None)
     exits = curves.exits[shown].astype(np.float64)
@@ -132,31 +126,24 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> str:
         Series(label, exits, curves.values[name][shown], index, index, *interval_of(curves, name, shown))
         for index, (name, label) in enumerate(present)
     )
-    chart = LineChart(
+    plot = Plot(
         title=spec.title,
         description=spec.note,
-        x_label="layer",
-        y_label=spec.y_label,
+        x=Axis("layer", layer_range(curves), "{:.0f}".format, ticks=6),
+        y=Axis(spec.y_label, (0.0, 1.0) if spec.share else None, number, include=(0.0,)),
         series=series,
-        x_range=layer_range(curves),
-        y_range=(0.0, 1.0) if spec.share else None,
-        x_format=lambda value: f"{value:.0f}",
-        y_format=number,
     )
-    svg = chart.svg()
+    svg = plot.svg()
     data = curve_table(spec, curves, present)
-    if svg is None:
-        return element(
-            "figure",
-            element("figcaption", element("h4", text(spec.title))) + reason(f"Undefined: {spec.undefined}."),
-        )
+    if not svg:
+        return fragment("run", "undefined_figure", spec.title, f"Undefined: {spec.undefined}.")
     note = spec.note
     absent = [label for name, label in spec.curves if name not in curves.values]
     if absent:
         note += f" Undefined on this workload: {listed(absent)}."
     if any(np.isnan(curves.values[name][shown]).any() for name, _ in present):
         note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
-    return figure(spec.title, note, svg, data, legend=chart.legend(), kind="measured")
+    return figure(spec.title, note, svg, data, legend=plot.legend(), kind="measured")
 
 
 def interval_of(curves: LayerCurves, name: str, shown: slice) -> tuple[Curve | None, Curve | None]:
@@ -179,7 +166,7 @@ def tidy(value: float) -> str:
     return decimal(value, 0) if short in ("", "-0") else short.replace("-", "−")
 
 
-def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> str:
+def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> Markup:
     """The curves of one chart as a table, intervals beside them."""
     header, columns = ["Layer"], [[str(int(layer)) for layer in curves.exits]]
     for name, label in present:
@@ -216,12 +203,12 @@ def spread(diagrams: list[ReliabilityDiagram], count: int) -> list[ReliabilityDi
     return [early[round(index * (len(early) - 1) / (count - 1))] for index in range(count)]
 
 
-def reliability_figure(workload: WorkloadResult) -> str:
-    """Reliability diagrams at some layers, all in one figure."""
+def reliability_figure(workload: WorkloadResult) -> Markup:
+    """Reliability diagrams at some layers, all in one figure; nothing without a token."""
     filled = [diagram for diagram in workload.card.reliability if diagram.count.sum()]
     diagrams = spread(filled, RELIABILITY_DIAGRAMS)
     if not diagrams:
-        return element("h4", "Reliability") + reason("No layer has tokens to bin.")
+        return Markup()
     rows = [
         [
             f"layer {diagram.exit}",
@@ -244,5 +231,40 @@ def reliability_figure(workload: WorkloadResult) -> str:
         "discs below the "
         "diagonal are overconfident, and the line from a disc to the diagonal is the error."
     )
-    charts = element("div", "".join(reliability_svg(diagram) for diagram in diagrams), class_="small-charts")
-    return figure("Reliability", note, charts, data, kind="measured")
+    plots = fragment("run", "small_charts", [reliability_plot(diagram).svg() for diagram in diagrams])
+    return figure("Reliability", note, plots, data, kind="measured")
+
+
+def reliability_plot(diagram: ReliabilityDiagram) -> Plot:
+    """One diagram; a disc's area is the share of tokens in the bin, the line to the diagonal its error."""
+    largest = max(int(diagram.count.max()), 1)
+    bins = [
+        (int(count), float(confidence), float(agreement))
+        for count, confidence, agreement in zip(
+            diagram.count, diagram.confidence, diagram.agreement, strict=True
+        )
+        if count and np.isfinite(confidence + agreement)
+    ]
+    count, confidence, agreement = np.array(bins, dtype=np.float64).reshape(-1, 3).T
+    discs = Series(
+        "",
+        confidence,
+        agreement,
+        style="",
+        markers=len(bins),
+        radii=np.maximum(2.0, LARGEST_RADIUS * np.sqrt(count / largest)),
+        stems=confidence,
+        said=[f"{n} tokens, confidence {sure:.2f}, agreement {right:.2f}" for n, sure, right in bins],
+    )
+    ends = np.array([0.0, 1.0])
+    halves = (0.0, 0.5, 1.0)
+    return Plot(
+        title=f"Reliability of layer {diagram.exit}",
+        description="Agreement with the full model against confidence.",
+        x=Axis("confidence", (0.0, 1.0), "{:g}".format, halves),
+        y=Axis("agreement ↑", (0.0, 1.0), "{:g}".format, halves),
+        series=(Series("", ends, ends, style="rule", markers=0), discs),
+        size=SMALL,
+        style="small",
+        heading=f"layer {diagram.exit}",
+    )

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from offramp.report.answers import exits_early, nearest_floor, ranked
-from offramp.report.cells import signed_change, stacked
-from offramp.report.charts.balance_bar import Balance, Part, axis_svg, reach_of, strip_svg
-from offramp.report.credit import credit_sentence, credits_of
 from offramp.report.formats import faster, gain_text, interval_text, percent, times, whole_percent
-from offramp.report.markup import Column, element, kind_chip, policy_code, small, text, wide_table
+from offramp.report.html import (
+    Column,
+    cards,
+    fragment,
+    policy_code,
+    signed_change,
+    stack,
+    stacked,
+    text,
+)
+from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.run_result import WorkloadResult
-from offramp.report.untransformed import reference_line
+from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.results import LeagueEntry
 
@@ -67,41 +76,36 @@ class Board:
         """One family."""
         balance = balance_of(entry)
         name = f"{rank}. {entry.family}" if rank else entry.family
-        reference = reference_line(entry.reference_agreement)
-        reference = small(reference) if reference else ""
-        saved = gain_text(entry.gain)
         share = "no probes" if entry.probe_share < NO_SHARE else f"probes {percent(entry.probe_share)}"
         return [
             text(name) + policy_code(entry.policy),
             balance.svg(self.reach) if balance is not None else "no speed to draw",
-            stacked(entry.net_speedup, times) + (small(saved) if saved else ""),
+            stack(stacked(entry.net_speedup, times), gain_text(entry.gain)),
             *[self.other(entry.family, floor) for floor in self.other_floors],
-            strip_svg(parts_of(entry)) + small(share),
+            stack(strip_svg(parts_of(entry)), share),
             stacked(entry.skip_ratio, percent),
-            stacked(entry.agreement, percent) + reference,
+            stack(stacked(entry.agreement, percent), reference_line(entry.reference_agreement)),
         ]
 
     def other(self, family: str, floor: float) -> str:
         """The same family's speed at another floor."""
         entry = self.others.get((family, floor))
         value = None if entry is None else entry.net_speedup.value
-        return "–" if value is None else text(times(value))
+        return "–" if value is None else times(value)
 
-    def table(
-        self, groups: Sequence[tuple[str, Sequence[LeagueEntry]]], caption: str, *, after: int = 0
-    ) -> str:
+    def table(self, groups: Mapping[str, Sequence[LeagueEntry]], caption: str, *, after: int = 0) -> Markup:
         """The table; reachable families are numbered from after + 1."""
-        rows = []
-        for name, entries in groups:
-            numbered = enumerate(entries, after + 1)
-            rows.append((name, [self.row(e, rank if e.reachable else None) for rank, e in numbered]))
-        return wide_table(self.columns(), rows, caption=caption, style="league")
+        rows = {
+            name: [self.row(e, rank if e.reachable else None) for rank, e in enumerate(entries, after + 1)]
+            for name, entries in groups.items()
+        }
+        return cards(self.columns(), rows, caption=caption, style="league")
 
 
-def league_section(workload: WorkloadResult) -> str:
+def league_section(workload: WorkloadResult) -> Markup:
     """The families ranked by net speed at the main floor, the oracles apart; nothing without a league."""
     if not workload.league:
-        return ""
+        return Markup()
     floors = sorted({entry.floor for entry in workload.league}, reverse=True)
     main = nearest_floor(floors)
     entries = ranked(workload.league, main)
@@ -111,24 +115,21 @@ def league_section(workload: WorkloadResult) -> str:
     counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
     others = {(e.family, e.floor): e for e in workload.league if e.floor != main}
     board = Board(main, [floor for floor in floors if floor != main], others, reach_of(balances), counted)
-    credits = credits_of(workload.league)
-    chips = kind_chip("replayed") + " " + kind_chip("predicted")
-    content = (
-        element("h3", "Which policy wins, and why " + chips)
-        + element("p", text(summary_of(reachable, main, counted)), class_="answer")
-        + "".join(element("p", text(credit_sentence(one))) for one in credits if one.floor == main)
-        + element("p", text(how_to_read(main, counted)), class_="note")
-        + parts_legend(entries)
-        + board.table(
-            [("", reachable[:SHOWN]), (OUT_OF_REACH, oracles)],
-            f"Families of policies at {whole_percent(main)} agreement, the fastest first",
-        )
-    )
+    keep = whole_percent(main)
+    caption = f"Families of policies at {keep} agreement, the fastest first"
     rest = reachable[SHOWN:]
-    if rest:
-        table = board.table([("", rest)], "The slower families, the fastest first", after=SHOWN)
-        content += element("details", element("summary", f"{len(rest)} slower ones") + table)
-    return content
+    return fragment(
+        "run",
+        "league",
+        answer=summary_of(reachable, main, counted),
+        credit=[credit_sentence(one) for one in credits_of(workload.league) if one.floor == main],
+        floor=keep,
+        counted=counted,
+        keys=dict.fromkeys((one.name, one.colour) for entry in entries for one in parts_of(entry)),
+        best=board.table({"": reachable[:SHOWN], OUT_OF_REACH: oracles}, caption),
+        slower=board.table({"": rest}, "The slower families, the fastest first", after=SHOWN) if rest else "",
+        slower_count=len(rest),
+    )
 
 
 def balance_of(entry: LeagueEntry) -> Balance | None:
@@ -163,17 +164,6 @@ def parts_of(entry: LeagueEntry) -> tuple[Part, ...]:
     return tuple(Part(name, time, colour) for (name, colour), time in shown.items())
 
 
-def parts_legend(entries: Sequence[LeagueEntry]) -> str:
-    """The colours of the bars."""
-    items = dict.fromkeys((part.name, part.colour) for entry in entries for part in parts_of(entry))
-    swatches = "".join(
-        element("li", f'<i class="patch s{colour}" aria-hidden="true"></i>' + text(label))
-        for label, colour in items
-    )
-    net = element("li", '<i class="dot" aria-hidden="true"></i>' + "what remains, with its interval")
-    return element("ul", swatches + net, class_="legend")
-
-
 def summary_of(reachable: Sequence[LeagueEntry], floor: float, counted: str) -> str:
     """Who wins, who loses, and what decides it."""
     exiting = [e for e in reachable if exits_early(e) and e.net_speedup.value is not None]
@@ -206,15 +196,3 @@ def words_on(entry: LeagueEntry, counted: str) -> str:
     skipped = entry.skip_ratio.value
     skips = "" if skipped is None else f"it skips {percent(skipped)} of the layers and "
     return f"{entry.family}, {speed}: {skips}spends {percent(entry.probe_share)} of its {counted} on probes"
-
-
-def how_to_read(floor: float, counted: str) -> str:
-    """What the columns mean."""
-    return (
-        f"Each family is shown with its fastest policy that keeps {whole_percent(floor)} agreement, chosen "
-        "on one half of the documents and judged on the other. Left of the line: what leaving early saves "
-        f"of plain decoding's {counted}. Right: what probes and repair cost. The dot is what remains, with "
-        "its 95 % interval; left is faster. A policy loses where its probes cost more than its exits save. "
-        f"Below each speed: the shares of plain decoding's {counted} that layers (less the repair), the "
-        "output head and probes save (+) or cost (−)."
-    )

@@ -1,34 +1,30 @@
-"""Where every number comes from, and the command that repeats the run."""
+"""Where every number comes from, and how to repeat or cite it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from offramp.report.formats import decimal
-from offramp.report.markup import element, table, text
+from offramp.report.html import fragment, table
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.studies.comparison.results import Comparison
 
 
-def provenance_section(run: RunResult) -> str:
+def provenance_section(run: RunResult) -> Markup:
     """The command, the versions and fingerprints, the workloads traced."""
-    command = element(
-        "pre", element("code", text(run.command)), id_="command", tabindex=0, aria_label="Command"
-    )
-    content = (
-        element("h2", "How to repeat this")
-        + element(
-            "div",
-            command + element("button", "Copy", type_="button", class_="copy", data_copy="command"),
-            class_="command",
-        )
-        + workload_table(run)
-        + element("dl", "".join(entries(run.provenance)), class_="provenance")
-    )
-    return element("section", content, id_="provenance", aria_label="How to repeat this")
+    return fragment("run", "provenance", run.command, workload_table(run), entries(run.provenance))
 
 
-def workload_table(run: RunResult) -> str:
+def citation_section(comparison: Comparison) -> Markup:
+    """How to cite a comparison, and where its numbers come from."""
+    citation = comparison.citation.strip() if comparison.citation else ""
+    return fragment("comparison", "citation", citation, entries(comparison.provenance))
+
+
+def workload_table(run: RunResult) -> Markup:
     """What was traced, and where the trace lies."""
     rows = [workload_row(workload) for workload in run.workloads]
     header = ["Workload", "Mode", "Documents", "Left out", "Tokens", "Seconds", "Trace"]
@@ -43,9 +39,9 @@ def workload_row(workload: WorkloadResult) -> list[str]:
     return [workload.name, workload.mode, *numbers, workload.trace_folder]
 
 
-def entries(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names and values as a definition list, nested ones with their path."""
-    items = []
+def entries(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values, nested ones with their path."""
+    items: list[tuple[str, str]] = []
     for name, value in values.items():
         path = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, Mapping):
@@ -53,6 +49,5 @@ def entries(values: Mapping[str, Any], prefix: str = "") -> list[str]:
             continue
         if isinstance(value, list | tuple):
             value = ", ".join(str(item) for item in value)
-        shown = "none" if value is None else str(value)
-        items.append(element("div", element("dt", text(path)) + element("dd", text(shown))))
+        items.append((path, "none" if value is None else str(value)))
     return items

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
 from offramp.report.basis import cost_text, machine_name
 from offramp.report.certificate import (
     certificate_sentence,
@@ -10,14 +15,24 @@ from offramp.report.certificate import (
     risk_text,
     status,
 )
-from offramp.report.formats import counted, estimate_text, gain_text, percent, times, whole_percent
-from offramp.report.markup import element, kind_chip, policy_code, text
+from offramp.report.formats import (
+    counted,
+    estimate_text,
+    gain_text,
+    percent,
+    percent_tick,
+    times,
+    whole_percent,
+)
+from offramp.report.html import figure, fragment, policy_code, table
+from offramp.report.plot.plot import Axis, Plot, Rule, Series
+from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
-from offramp.report.sections.floors import ANSWER_TOKENS
-from offramp.report.sections.front import front_figures
+from offramp.report.sections.verdict import ANSWER_TOKENS
+from offramp.report.summary import spread
 from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.tuned import Tuned
+from offramp.tuning.tuned import FrontPoint, Tuned
 
 STATUS_STYLES = {
     "certified": "pays",
@@ -33,58 +48,37 @@ ROLES = {
 }
 
 
-def tuned_section(workload: WorkloadResult) -> str:
+TABLE_POINTS = 40
+
+WIDEST = 2.5
+"""Losses are drawn up to so many times the boldest floor's: nobody chooses a policy far beyond it."""
+
+
+def tuned_section(workload: WorkloadResult) -> Markup:
     """One card for every floor tried, then the candidates; nothing if nothing was tuned."""
     if not workload.tuned:
-        return ""
-    cards = "".join(tuned_card(tuned) for tuned in workload.tuned)
+        return Markup()
     executed = any(tuned.certificate.executed for tuned in workload.tuned)
-    return (
-        element(
-            "h3", "What is kept on documents like these " + kind_chip("measured" if executed else "replayed")
-        )
-        + element("div", cards, class_="keys certificates")
-        + front_figures(workload)
-    )
+    cards = [tuned_card(tuned) for tuned in workload.tuned]
+    return fragment("run", "tuned", "measured" if executed else "replayed", cards, front_figures(workload))
 
 
-def tuned_card(tuned: Tuned) -> str:
+def tuned_card(tuned: Tuned) -> dict[str, Any]:
     """One floor: what is certified, for which policy, at what speed, resting on what."""
-    state = status(tuned)
-    pill = element("span", text(state), class_=f"decision {STATUS_STYLES.get(state, '')}".strip())
-    return element(
-        "div",
-        element("h4", text(f"Keep {floor_words(tuned.floor)} ") + pill)
-        + element("p", text(certificate_sentence(tuned)), class_="answer")
-        + answers_left(tuned.floor)
-        + policy_line(tuned)
-        + element("dl", "".join(entry(name, value) for name, value in facts(tuned)))
-        + small_print(tuned),
-        class_="key",
-    )
-
-
-def entry(name: str, value: str) -> str:
-    """A name and a value."""
-    return element("div", element("dt", text(name)) + element("dd", text(value)))
-
-
-def answers_left(floor: Floor) -> str:
-    """What the floor means for a whole answer."""
-    if floor.clip is not None:
-        return ""
+    state, floor = status(tuned), tuned.floor
     left = floor.value**ANSWER_TOKENS
-    share = percent(left, 0 if left > 0.1 else 1)
-    answers = f" = {share} of {ANSWER_TOKENS}-token answers stay unchanged if misses are independent."
-    power = text(f"Per token, not per answer: {floor.value:g}") + element("sup", str(ANSWER_TOKENS))
-    return element("p", power + text(answers), class_="note")
-
-
-def policy_line(tuned: Tuned) -> str:
-    """The policy, or that the full model is the answer."""
-    if tuned.policy_text == "never":
-        return element("p", element("strong", "Answer: the full model, no early exit."))
-    return element("p", policy_code(tuned.policy_text))
+    return {
+        "keep": f"Keep {floor_words(floor)}",
+        "state": state,
+        "style": f"decision {STATUS_STYLES.get(state, '')}".strip(),
+        "sentence": certificate_sentence(tuned),
+        "left": percent(left, 0 if left > 0.1 else 1) if floor.clip is None else "",
+        "floor": f"{floor.value:g}",
+        "tokens": ANSWER_TOKENS,
+        "policy": "" if tuned.policy_text == "never" else policy_code(tuned.policy_text),
+        "facts": facts(tuned),
+        "small_print": small_print(tuned),
+    }
 
 
 def facts(tuned: Tuned) -> list[tuple[str, str]]:
@@ -136,18 +130,131 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     return found
 
 
-def small_print(tuned: Tuned) -> str:
+def small_print(tuned: Tuned) -> list[str]:
     """The guarantee word for word, the assumption, and which documents did what."""
     certificate = tuned.certificate
     roles = [
         f"{counted(count, 'document')} for {ROLES.get(role, role)}" for role, count in tuned.documents.items()
     ]
-    lines = [
+    return [
         f"The tuner's answer: {tuned.answer}",
         f"{'Certificate' if certificate.executed else 'Replay bound'}: {certificate.guarantee}",
         f"Assumed: {certificate.assumption}",
-        f"Disjoint sets: {', '.join(roles)}" if roles else "",
+        *([f"Disjoint sets: {', '.join(roles)}"] if roles else []),
         f"Keys and values of skipped layers: {tuned.kv}",
     ]
-    items = "".join(element("li", text(line)) for line in lines if line)
-    return element("details", element("summary", "the small print") + element("ul", items, class_="note"))
+
+
+def front_figures(workload: WorkloadResult) -> list[Markup]:
+    """A chart of the candidates for each kind of floor, machine and batch size."""
+    groups: dict[tuple[str, str, int], list[Tuned]] = {}
+    for tuned in workload.tuned:
+        if tuned.front:
+            groups.setdefault((tuned.floor.kind, tuned.machine, tuned.batch), []).append(tuned)
+    return [front_figure(group) for group in groups.values()]
+
+
+def loss_of(floor: Floor, risk: float) -> float:
+    """A risk in the unit that is drawn: share of tokens, or nats."""
+    return risk if floor.clip is None else risk * floor.clip
+
+
+def front_figure(group: list[Tuned]) -> Markup:
+    """The Pareto front: how much time a loss buys, with the floors and the chosen policies marked."""
+    first = group[0]
+    widest = WIDEST * max(tuned.floor.risk for tuned in group)
+    series = front_lines(group, widest)
+    fronts = list(dict.fromkeys(tuned.front for tuned in group))
+    rules = [Rule("x", loss_of(t.floor, t.floor.risk), floor_mark(t.floor)) for t in group]
+    losses = [*[float(x) for line in series for x in line.x], *[rule.value for rule in rules]]
+    x_range = nice_range(losses, include=(0.0,)) or (0.0, 1.0)
+    note = (
+        "Every candidate that no other beats in both loss and cost, on the documents searched; "
+        f"{machine_name(first.machine)}, batch {first.batch}. Down is cheaper, left is closer to the full "
+        "model. What is right of a floor's line is not allowed; much bolder candidates are in the table only."
+    )
+    loss, cost = (
+        Axis("share of tokens changed", x_range, percent_tick, ticks=6)
+        if shares(first)
+        else Axis("loss, nats per token", x_range, "{:.3g}".format, ticks=6),
+        Axis(
+            "moved per token, MB" if first.machine == BYTES else "time per token, ms", None, "{:.4g}".format
+        ),
+    )
+    plot = Plot(
+        title="What a loss buys",
+        description=note,
+        x=loss,
+        y=cost,
+        series=tuple(series),
+        rules=(
+            *rules,
+            Rule("y", drawn_cost(first, first.plain_seconds_per_token), "plain decoding", "below"),
+        ),
+    )
+    data = front_table(fronts, first)
+    return figure("What a loss buys", note, plot.svg(), data, legend=plot.legend(), kind="predicted")
+
+
+def floor_mark(floor: Floor) -> str:
+    """A floor in as few signs as its line has room for."""
+    return whole_percent(floor.value) if floor.clip is None else f"{floor.value:g}"
+
+
+def drawn_cost(tuned: Tuned, cost: float) -> float:
+    """A token's cost as drawn: milliseconds, or megabytes moved."""
+    return cost / 1e6 if tuned.machine == BYTES else 1000 * cost
+
+
+def shares(tuned: Tuned) -> bool:
+    """Whether the loss is a share of tokens."""
+    return tuned.floor.clip is None
+
+
+def front_lines(group: list[Tuned], widest: float) -> list[Series]:
+    """Each different front as a line up to the widest risk, and the policies chosen from it as points."""
+    owners: dict[tuple[FrontPoint, ...], list[Tuned]] = {}
+    for tuned in group:
+        owners.setdefault(tuned.front, []).append(tuned)
+    lines: list[Series] = []
+    for front, choosers in owners.items():
+        floor = choosers[0].floor
+        name = "candidates" if len(owners) == 1 else f"candidates for {floor_words(floor)}"
+        near = tuple(point for point in front if point.risk <= widest)
+        lines.append(front_series(name, near, choosers[0], len(lines)))
+        for tuned in choosers:
+            chosen = [point for point in front if point.policy == tuned.policy_text != "never"]
+            if chosen:
+                name = f"chosen for {floor_words(tuned.floor)}"
+                lines.append(front_series(name, tuple(chosen[:1]), tuned, len(lines)))
+    return lines
+
+
+def front_series(name: str, front: tuple[FrontPoint, ...], tuned: Tuned, place: int) -> Series:
+    """Points of a front as a line."""
+    x = np.array([loss_of(tuned.floor, point.risk) for point in front], dtype=np.float64)
+    y = np.array([drawn_cost(tuned, point.seconds_per_token) for point in front], dtype=np.float64)
+    return Series(name, x, y, place, place)
+
+
+def front_table(fronts: list[tuple[FrontPoint, ...]], tuned: Tuned) -> Markup:
+    """The candidates as a table, at most 40 of each front."""
+    rows = [
+        [
+            point.policy,
+            risk_text(tuned.floor, point.risk),
+            cost_text(tuned.machine, point.seconds_per_token),
+            times(point.net_speedup),
+            percent(point.skip_ratio),
+        ]
+        for front in fronts
+        for point in spread(front, TABLE_POINTS)
+    ]
+    header = [
+        "Policy",
+        "Loss",
+        "Moved per token" if tuned.machine == BYTES else "Time per token",
+        "Net speed",
+        "Layers skipped",
+    ]
+    return table(header, rows, caption="Candidates of the Pareto front, on the documents searched")

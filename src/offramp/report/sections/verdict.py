@@ -4,69 +4,90 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from markupsafe import Markup
+
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.cells import decision_pill, signed_change
+from offramp.report.basis import bases, basis_words, plain_seconds
 from offramp.report.formats import (
     NumberFormat,
+    counted,
     decimal,
+    duration,
     estimate_text,
     listed,
     milliseconds,
     percent,
     range_text,
     timed_interval,
+    times,
     too_wide,
     whole_percent,
 )
 from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
-from offramp.report.markup import (
-    KIND_MEANING,
+from offramp.report.html import (
     Column,
+    KeyNumber,
     Kind,
-    element,
-    kind_chip,
+    cards,
+    fragment,
+    pill,
+    policy_code,
+    signed_change,
+    stack,
+    stacked,
     text,
-    wide_table,
 )
 from offramp.report.ranking import sample_text
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.sections.floors import floors_block
-from offramp.report.untransformed import transform_sentence
-from offramp.report.verdict_words import speed_words
+from offramp.report.verdict_words import how_words, reference_line, speed_words, transform_sentence
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tuning.results import Verdict
 from offramp.tuning.verdict import kept_words
 
+ANSWER_TOKENS = 64
 
-def verdict_section(run: RunResult) -> str:
+
+COLUMNS = (
+    Column("Keep"),
+    Column("Verdict"),
+    Column("Policy"),
+    Column("Kept", "executed"),
+    Column("Speed"),
+    Column("Beside it, replayed", "replayed"),
+    Column("Documents"),
+)
+
+
+def verdict_section(run: RunResult) -> Markup:
     """Everything a hurried reader needs."""
-    decision = overall_decision(run)
-    where = (
-        f"{run.model_name} · {run.layers} layers · {listed([w.name for w in run.workloads])} · one "
-        "sequence at a time"
-    )
-    hero = (
-        element("p", decision_pill(decision) + element("span", text(where)), class_="eyebrow")
-        + element("h1", text(short_answer(run)))
-        + grounds_line(run)
-        + element("div", "".join(key_numbers(run)), class_="keys")
-        + in_short(run)
-        + transform_line(run)
-        + kinds_legend()
-    )
-    return element(
-        "section", hero + floors_block(run) + caveat_list(run), id_="verdict", aria_label="The verdict"
+    texts = listed([workload.name for workload in run.workloads])
+    transforms = transform_sentence(run)
+    return fragment(
+        "run",
+        "verdict",
+        decision=overall_decision(run),
+        where=f"{run.model_name} · {run.layers} layers · {texts} · one sequence at a time",
+        answer=short_answer(run),
+        grounds=grounds_line(run),
+        keys=key_numbers(run),
+        short=in_short(run),
+        transforms=transforms,
+        floors=floors_table(run),
+        basis=listed([basis_words(one) for one in bases(run)]),
+        tokens=ANSWER_TOKENS,
+        caveats=[note for note in caveats(run) if note != transforms],
     )
 
 
 def grounds_line(run: RunResult) -> str:
     """What the answer rests on, below it."""
     grounds = grounds_of(run)
-    if overall_decision(run) != "depends on the text":  # else it begins with a text's name
-        grounds = grounds[:1].upper() + grounds[1:]
-    return element("p", text(grounds), class_="grounds") if grounds else ""
+    if overall_decision(run) == "depends on the text":  # it begins with a text's name
+        return grounds
+    return grounds[:1].upper() + grounds[1:]
 
 
-def in_short(run: RunResult) -> str:
+def in_short(run: RunResult) -> Markup:
     """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
     columns: dict[str, Callable[[WorkloadResult], str | None]] = {
         "Fastest policy, replayed": league_answer,
@@ -75,49 +96,20 @@ def in_short(run: RunResult) -> str:
     }
     asked = {name: answer for name, answer in columns.items() if any(map(answer, run.workloads))}
     if not asked:
-        return ""
-    rows = [
-        [text(w.name), *[text(answer(w) or "not asked") for answer in asked.values()]] for w in run.workloads
-    ]
+        return Markup()
+    rows = [[w.name, *[answer(w) or "not asked" for answer in asked.values()]] for w in run.workloads]
     names = [Column("Text"), *[Column(name) for name in asked]]
-    return wide_table(names, [("", rows)], caption="In short", style="short")
+    return cards(names, {"": rows}, caption="In short", style="short")
 
 
-def transform_line(run: RunResult) -> str:
-    """What the transform itself costs; nothing for a model without transforms."""
-    sentence = transform_sentence(run)
-    return "" if sentence is None else element("p", text(sentence), class_="answer")
-
-
-def kinds_legend() -> str:
-    """What measured, replayed and predicted mean on this page."""
-    items = [element("li", kind_chip(kind) + " " + text(meaning)) for kind, meaning in KIND_MEANING.items()]
-    return element("ul", "".join(items), class_="kinds")
-
-
-def key_numbers(run: RunResult) -> list[str]:
+def key_numbers(run: RunResult) -> list[KeyNumber]:
     """Three figures: what is kept as executed, the speed that it gives, and what an oracle could skip."""
     if not any(verdict.certificate for _, verdict in main_verdicts(run)) and not run.decoding:
         return [speed_card(run), oracle_card(run), plain_card(run)]
     return [kept_card(run), speed_card(run), oracle_card(run)]
 
 
-def key_card(kind: Kind, big: str, what: str, lines: list[tuple[str, str]]) -> str:
-    """One key number with its lines by workload."""
-    rows = "".join(
-        element("div", element("dt", text(name)) + element("dd", text(value))) for name, value in lines
-    )
-    return element(
-        "div",
-        kind_chip(kind)
-        + element("p", text(big), class_="big")
-        + element("p", text(what), class_="what")
-        + element("dl", rows),
-        class_="key",
-    )
-
-
-def kept_card(run: RunResult) -> str:
+def kept_card(run: RunResult) -> KeyNumber:
     """Executed agreement at the main floor."""
     found = main_verdicts(run)
     certified = [v.kept for _, v in found if v.certified and v.policy != "never" and v.kept is not None]
@@ -128,7 +120,7 @@ def kept_card(run: RunResult) -> str:
         "of the tokens that the policy generates are the full model's choice on the same prefix; the "
         f"floor is {floor}"
     )
-    return key_card("executed", span_text(values, percent) or "nothing certified", what, lines)
+    return KeyNumber("executed", span_text(values, percent) or "nothing certified", what, lines)
 
 
 def kept_line(verdict: Verdict) -> str:
@@ -156,7 +148,7 @@ def _without_speed(verdict: Verdict) -> str:
     return "nothing is certified yet" if open_still else "best never to exit"
 
 
-def speed_card(run: RunResult) -> str:
+def speed_card(run: RunResult) -> KeyNumber:
     """Speed over the fastest plain decoder at the main floor."""
     found = main_verdicts(run)
     measured = any(v.speed is not None and v.speed.how == "measured" for _, v in found)
@@ -174,7 +166,7 @@ def speed_card(run: RunResult) -> str:
     samples = dict.fromkeys(sample_text(one) for one in run.decoding) if measured else {}
     if samples:
         what += f"; timed on {listed(list(samples))} a text"
-    return key_card(kind, span_text(values, signed_change) or nothing, what, lines)
+    return KeyNumber(kind, span_text(values, signed_change) or nothing, what, lines)
 
 
 def span_text(values: list[float], number: NumberFormat) -> str:
@@ -185,7 +177,7 @@ def span_text(values: list[float], number: NumberFormat) -> str:
     return low if low == high else range_text(low, high)
 
 
-def oracle_card(run: RunResult) -> str:
+def oracle_card(run: RunResult) -> KeyNumber:
     """What an oracle that knows the final answer could skip."""
     estimates = [(workload.name, workload.card.saturation_skip) for workload in run.workloads]
     values = [estimate.value for _, estimate in estimates if estimate.value is not None]
@@ -194,10 +186,10 @@ def oracle_card(run: RunResult) -> str:
         "of the layers could be skipped at 100 % agreement by an oracle that knows when each answer is "
         "settled; no policy knows that, and one that may change answers can skip more"
     )
-    return key_card("measured", span_text(values, percent) or "undefined", what, lines)
+    return KeyNumber("measured", span_text(values, percent) or "undefined", what, lines)
 
 
-def plain_card(run: RunResult) -> str:
+def plain_card(run: RunResult) -> KeyNumber:
     """Seconds per token of plain decoding, or half-depth agreement where it was not timed."""
     plain = run.plain_seconds_per_token
     if plain is not None:
@@ -205,7 +197,7 @@ def plain_card(run: RunResult) -> str:
         lines = [("interval", interval or "none")]
         lines.append(("machine", f"{plain.threads} threads, load {decimal(plain.load, 1)}"))
         what = "per token for plain decoding on this machine, the time that early exit would have to beat"
-        return key_card("measured", milliseconds(plain.value), what, lines)
+        return KeyNumber("measured", milliseconds(plain.value), what, lines)
     halves = [(workload.name, half_depth_agreement(workload)) for workload in run.workloads]
     values = [value for _, value in halves if value is not None]
     what = (
@@ -213,7 +205,7 @@ def plain_card(run: RunResult) -> str:
         f"was not timed{'' if run.progress is None else ' yet'})"
     )
     lines = [(name, "undefined" if value is None else percent(value)) for name, value in halves]
-    return key_card("measured", span_text(values, percent) or "undefined", what, lines)
+    return KeyNumber("measured", span_text(values, percent) or "undefined", what, lines)
 
 
 def half_depth_agreement(workload: WorkloadResult) -> float | None:
@@ -225,8 +217,91 @@ def half_depth_agreement(workload: WorkloadResult) -> float | None:
     return float(curves.values["agreement"][nearest])
 
 
-def caveat_list(run: RunResult) -> str:
-    """What to know before quoting the sentence."""
-    above = transform_sentence(run)
-    items = "".join(element("li", text(note)) for note in caveats(run) if note != above)
-    return element("div", element("h3", "Before you quote this") + element("ul", items), class_="caveats")
+def floors_table(run: RunResult) -> Markup:
+    """The verdicts at every floor, one row each; nothing where no policy could be judged."""
+    if not any(workload.verdicts for workload in run.workloads):
+        return Markup()
+    groups = {w.name: [floor_row(run, w, verdict) for verdict in w.verdicts] for w in run.workloads}
+    caption = "Verdict by workload and quality floor, batch size 1"
+    nothing = "no policy could be judged on this workload"
+    return cards(COLUMNS, groups, caption=caption, style="floors", nothing=nothing)
+
+
+def floor_row(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> list[Markup]:
+    """One verdict."""
+    unchanged = percent(verdict.floor**ANSWER_TOKENS, 0 if verdict.floor > 0.96 else 1)
+    left = f"{unchanged} of {ANSWER_TOKENS}-token answers unchanged"
+    return [
+        stack(whole_percent(verdict.floor), left),
+        pill(verdict.decision) + fragment("run", "why", verdict.reason, verdict.missing),
+        policy_cell(verdict),
+        kept_cell(verdict),
+        speed_cell(run, workload, verdict),
+        replayed_cell(verdict),
+        documents_cell(workload, verdict),
+    ]
+
+
+def policy_cell(verdict: Verdict) -> Markup:
+    """What to decode with, and what was tried where nothing is certified yet."""
+    tried = verdict.tried
+    if tried is not None:
+        found = stack(policy_code(verdict.policy), "tried:") + policy_code(tried.policy)
+        return stack(found, f"K and V: {tried.kv}")
+    return stack(policy_code(verdict.policy), "" if verdict.kv is None else f"K and V: {verdict.kv}")
+
+
+def kept_cell(verdict: Verdict) -> Markup:
+    """Executed agreement and its certificate: one status a floor."""
+    certificate, tried = verdict.certificate, verdict.tried
+    if tried is not None and tried.executed is not None:
+        documents = counted(tried.documents, "document")
+        return stack(percent(tried.executed), f"{documents}, not certified yet")
+    if verdict.policy == "never":
+        return stack("100 %", "plain decoding")
+    if certificate is None or not certificate.executed:
+        return text("not executed")
+    value = text("not known") if verdict.kept is None else stacked(verdict.kept, percent)
+    if verdict.certified:
+        return stack(value, f"certified ≥ {whole_percent(verdict.floor)}")
+    return stack(value, "not certified")
+
+
+def speed_cell(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> Markup:
+    """The speed with its interval, and how it is known."""
+    speed = verdict.speed
+    if speed is None:
+        return stack(times(1.0), "plain decoding")
+    limits = timed_interval(speed.value, speed.low, speed.high, times)
+    seconds = plain_seconds(run, workload, verdict.basis)
+    token = "" if seconds is None else f"{duration(seconds / speed.value)} a token"
+    return stack(times(speed.value), limits, how_words(speed), token)
+
+
+def replayed_cell(verdict: Verdict) -> Markup:
+    """What the trace alone said of its own choice."""
+    if verdict.agreement.value is None:
+        return stack("undefined", verdict.agreement.undefined or "")
+    said = f"{percent(verdict.agreement.value)} agreement"
+    if verdict.net_speedup.value is not None:
+        said += f", {times(verdict.net_speedup.value)} predicted"
+    if verdict.skip_ratio.value is not None:
+        said += f", {percent(verdict.skip_ratio.value)} of the layers skipped"
+    cell = text(said)
+    if verdict.replayed_policy not in (verdict.policy, "never"):
+        cell = stack(cell, "by another policy: ") + policy_code(verdict.replayed_policy)
+    if verdict.reference_agreement is not None:
+        cell = stack(cell, reference_line(verdict.reference_agreement))
+    return cell
+
+
+def documents_cell(workload: WorkloadResult, verdict: Verdict) -> Markup:
+    """What a certificate rests on, and what it needs."""
+    certificate = verdict.certificate
+    needed = f"a certificate needs {verdict.documents_needed} or more"
+    if certificate is None or not certificate.executed:
+        halves = f"chosen on {verdict.fit_documents}, judged on {verdict.report_documents}"
+        return stack(halves, lengths_text(lengths_of(workload.trace)).strip(), needed)
+    decoded = certificate.stopped_after or 0
+    length = f"{certificate.new_tokens} new tokens each" if certificate.new_tokens else ""
+    return stack(f"{decoded} decoded of {certificate.documents}", length, needed)

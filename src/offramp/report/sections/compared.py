@@ -4,35 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from offramp.report.comparison_words import distinct, heads_name, parameters_text
-from offramp.report.data_table import DataColumn, DataTable, facet_cell, number_cell, words
+from markupsafe import Markup
+
+from offramp.report.comparison_words import (
+    distinct,
+    floor_order,
+    floor_shown,
+    heads_name,
+    machine_shown,
+    parameters_text,
+)
+from offramp.report.data_table import (
+    FACETS,
+    PLACE_COLUMNS,
+    DataColumn,
+    DataTable,
+    number_cell,
+    place_cells,
+    words,
+)
 from offramp.report.formats import counted, decimal, listed
-from offramp.report.markup import disclosure, element, table, text
+from offramp.report.html import fragment, table
 from offramp.studies.comparison.results import Comparison, ModelFacts, Row
 
 
-def cells_section(comparison: Comparison) -> str:
-    """The models, the workloads, the failures, and every cell with where it comes from."""
-    content = element("h2", "What was compared")
-    if comparison.description:
-        content += element("p", text(comparison.description))
-    content += failures(comparison)
-    content += element("div", _models(comparison.rows) + _workloads(comparison.rows), class_="compared")
-    content += disclosure(f"Every trace behind this ({len(comparison.rows):,})", _traces(comparison.rows))
-    return element("section", content, id_="compared", class_="part", aria_label="What was compared")
-
-
-def failures(comparison: Comparison) -> str:
-    """Cells that failed or did not run, each with its reason; nothing if all did."""
-    if not comparison.failures:
-        return ""
-    items = "".join(
-        element("li", element("strong", text(name)) + " " + text(why))
-        for name, why in comparison.failures.items()
+def compared_section(comparison: Comparison) -> Markup:
+    """The models, the workloads, the failures, and every trace with where it comes from."""
+    rows, failures = comparison.rows, comparison.failures
+    return fragment(
+        "comparison",
+        "compared",
+        description=comparison.description,
+        failed=counted(len(failures), "cell"),
+        failures=failures,
+        tables=_models(rows) + _workloads(rows),
+        traces=f"Every trace behind this ({len(rows):,})",
+        trace_table=_traces(rows),
     )
-    count = counted(len(comparison.failures), "cell")
-    heading = element("h3", text(f"{count} failed or did not run"))
-    return element("div", heading + element("ul", items), class_="caveats failures")
+
+
+def filters(comparison: Comparison) -> Markup:
+    """A search box and a choice for each facet that has more than one value; only there with the script."""
+    found = {FACETS[name]: (name, values) for name, values in facets(comparison).items() if len(values) > 1}
+    return fragment("comparison", "filters", found)
+
+
+def facets(comparison: Comparison) -> dict[str, list[str]]:
+    """The values of every facet, as the tables show them."""
+    rows = comparison.rows
+    savings = [saving for row in rows for saving in row.savings]
+    places = [(one.floor, one.machine) for one in savings]
+    places += [(one.floor, one.machine) for one in comparison.strategies]
+    places += [(one.floor, one.machine) for one in comparison.validity]
+    bases = [one.basis for one in comparison.strategies] + [one.basis for one in comparison.validity]
+    found = {
+        "model": [row.model.shown for row in rows],
+        "workload": [row.workload for row in rows],
+        "heads": [heads_name(row.heads) for row in rows],
+        "machine": [machine_shown(machine) for _, machine in places],
+        "floor": [floor_shown(floor) for floor in sorted({floor for floor, _ in places}, key=floor_order)],
+        "basis": bases,
+    }
+    return {name: distinct(values) for name, values in found.items()}
 
 
 FACTS: dict[str, Callable[[ModelFacts], str]] = {
@@ -45,7 +78,7 @@ FACTS: dict[str, Callable[[ModelFacts], str]] = {
 }
 
 
-def _models(rows: Sequence[Row]) -> str:
+def _models(rows: Sequence[Row]) -> Markup:
     """The models; a fact that is known of none gets no column."""
     found: dict[str, tuple[ModelFacts, int]] = {}
     for row in rows:
@@ -62,7 +95,7 @@ def _models(rows: Sequence[Row]) -> str:
     return table(header, body, caption=caption, numeric_from=len(header) - 1)
 
 
-def _workloads(rows: Sequence[Row]) -> str:
+def _workloads(rows: Sequence[Row]) -> Markup:
     """The workloads with what was traced of each."""
     body = []
     for name in distinct([row.workload for row in rows]):
@@ -75,12 +108,10 @@ def _workloads(rows: Sequence[Row]) -> str:
     return table(header, body, caption="Workloads; tokens and documents are of each trace", numeric_from=2)
 
 
-def _traces(rows: Sequence[Row]) -> str:
+def _traces(rows: Sequence[Row]) -> Markup:
     """Every trace, where it lies and what to bear in mind about it."""
     columns = (
-        DataColumn("model", "Model", facet="model"),
-        DataColumn("workload", "Workload", facet="workload"),
-        DataColumn("heads", "Exit heads", facet="heads"),
+        *PLACE_COLUMNS,
         DataColumn("tokens", "Tokens", numeric=True),
         DataColumn("documents", "Documents", numeric=True),
         DataColumn("source", "From"),
@@ -89,9 +120,7 @@ def _traces(rows: Sequence[Row]) -> str:
     )
     body = [
         [
-            facet_cell(row.model.shown),
-            facet_cell(row.workload),
-            facet_cell(heads_name(row.heads)),
+            *place_cells(row.model.shown, row.workload, row.heads),
             number_cell(row.tokens, lambda value: f"{value:,.0f}"),
             number_cell(row.documents, lambda value: decimal(value, 0)),
             words(row.source or "–"),

@@ -1,17 +1,20 @@
-"""Bars for a row of a table: what a policy saves and spends against plain decoding, where it goes."""
+"""Bars for a cell of a table: what a policy saves and spends against plain decoding, where its cost goes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.report.charts.drawing import SERIES_COUNT, label, line, marker
-from offramp.report.charts.scale import Scale, nice_step
+from markupsafe import Markup
+
 from offramp.report.formats import decimal, percent
-from offramp.report.markup import element, text
+from offramp.report.html import escaped
+from offramp.report.plot.drawing import box, label, line, marker
+from offramp.report.plot.rows import Bar, draw_bar
+from offramp.report.plot.scale import Scale, nice_step
 
 WIDTH, HEIGHT = 250, 34
 LEFT, RIGHT = 3, 247
-TOP, BOTTOM = 5, 21
+MIDDLE, NET = 13, 28
 STRIP_WIDTH, STRIP_HEIGHT = 110, 10
 AXIS_TICKS = 3
 LABEL_GAP = 40.0
@@ -42,21 +45,25 @@ class Balance:
     high: float | None = None
     hollow: bool = False
 
-    def svg(self, reach: tuple[float, float]) -> str:
+    def bars(self) -> list[Bar]:
+        """What is saved to the left of plain decoding, what is spent to the right."""
+        bars, start = [], -self.saved
+        for part in (Part("saved by leaving early", self.saved, 0), *self.spent):
+            said = f"{part.name}: {percent(part.cost)} of plain decoding"
+            bars.append(Bar(start, start + part.cost, said, part.colour))
+            start += part.cost
+        return [bar for bar in bars if bar.start < bar.end]
+
+    def svg(self, reach: tuple[float, float]) -> Markup:
         """The bar on an axis of changes from reach[0] (faster) to reach[1]; what is longer runs off it."""
         scale = Scale(*reach, LEFT, RIGHT)
-        parts = [
-            stretch(Part("saved by leaving early", self.saved, 0), -self.saved, scale, hollow=self.hollow)
-        ]
-        start = 0.0
-        for part in self.spent:
-            parts.append(stretch(part, start, scale, hollow=self.hollow))
-            start += part.cost
+        bars = self.bars()
+        parts = [draw_bar(bar, scale, MIDDLE, "part open" if self.hollow else "part") for bar in bars]
         parts.append(line(scale(0.0), 1, scale(0.0), HEIGHT - 1, "plain"))
-        if start > scale.high:
-            parts.append(f'<path class="off" d="M{RIGHT - 13} {TOP - 1}l7 9-7 9h5l7-9-7-9Z"/>')
-        if -self.saved < scale.low:
-            parts.append(f'<path class="off" d="M{LEFT + 13} {TOP - 1}l-7 9 7 9h-5l-7-9 7-9Z"/>')
+        if any(bar.end > scale.high for bar in bars):
+            parts.append(f'<path class="off" d="M{RIGHT - 13} {MIDDLE - 9}l7 9-7 9h5l7-9-7-9Z"/>')
+        if any(bar.start < scale.low for bar in bars):
+            parts.append(f'<path class="off" d="M{LEFT + 13} {MIDDLE - 9}l-7 9 7 9h-5l-7-9 7-9Z"/>')
         parts.append(self._net(scale))
         return small_drawing(f"{self.name}: {change_words(self.change)}", "".join(parts), WIDTH, HEIGHT)
 
@@ -64,11 +71,11 @@ class Balance:
         """The net change as a dot with its interval, below the bar; left out where it lies off the axis."""
         if not scale.holds(self.change):
             return ""
-        y, parts = BOTTOM + 7, []
+        parts = []
         if self.low is not None and self.high is not None and self.low < self.high:
             ends = [scale(min(max(end, scale.low), scale.high)) for end in (self.low, self.high)]
-            parts.append(line(ends[0], y, ends[1], y, "whisker"))
-        parts.append(marker(scale(self.change), y, 0, change_words(self.change), 3.6))
+            parts.append(line(ends[0], NET, ends[1], NET, "whisker"))
+        parts.append(marker(scale(self.change), NET, 0, change_words(self.change), 3.6))
         return f'<g class="net">{"".join(parts)}</g>'
 
 
@@ -79,17 +86,6 @@ def change_words(change: float) -> str:
     return f"{percent(abs(change))} {'more' if change > 0 else 'less'} than plain decoding"
 
 
-def stretch(part: Part, start: float, scale: Scale, *, hollow: bool) -> str:
-    """One part of a bar, cut at the ends of the axis."""
-    left, right = (scale(min(max(end, scale.low), scale.high)) for end in (start, start + part.cost))
-    if right <= left:
-        return ""
-    box = f'x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{BOTTOM - TOP}"'
-    title = element("title", text(f"{part.name}: {percent(part.cost)} of plain decoding"))
-    style = "part open" if hollow else "part"
-    return f'<g class="s{part.colour % SERIES_COUNT}"><rect class="{style}" {box}>{title}</rect></g>'
-
-
 def reach_of(balances: list[Balance]) -> tuple[float, float]:
     """An axis on which savings can be read: at most three times as far to the right as to the left."""
     saved = max([0.08, *[balance.saved for balance in balances]])
@@ -97,7 +93,7 @@ def reach_of(balances: list[Balance]) -> tuple[float, float]:
     return -1.06 * saved, min(1.06 * spent, 3.0 * saved)
 
 
-def axis_svg(reach: tuple[float, float]) -> str:
+def axis_svg(reach: tuple[float, float]) -> Markup:
     """The axis above a column of bars."""
     scale = Scale(*reach, LEFT, RIGHT)
     step = nice_step(reach[1] - reach[0], AXIS_TICKS)
@@ -114,25 +110,26 @@ def axis_svg(reach: tuple[float, float]) -> str:
     return small_drawing("change of cost per token against plain decoding", "".join(parts), WIDTH, 20)
 
 
-def strip_svg(parts: tuple[Part, ...]) -> str:
+def strip_svg(parts: tuple[Part, ...]) -> Markup:
     """Where the cost of a token goes, as shares of a whole."""
     whole = sum(part.cost for part in parts)
     if whole <= 0:
-        return ""
+        return Markup()
     drawn, start = [], 0.0
     for part in parts:
         width = STRIP_WIDTH * part.cost / whole
-        title = element("title", text(f"{part.name}: {percent(part.cost / whole)} of the whole"))
-        box = f'x="{start:.1f}" y="0" width="{max(width - 0.6, 0):.1f}" height="{STRIP_HEIGHT}"'
-        drawn.append(f'<g class="s{part.colour % SERIES_COUNT}"><rect {box}>{title}</rect></g>')
+        said = f"{part.name}: {percent(part.cost / whole)} of the whole"
+        drawn.append(
+            f'<g class="s{part.colour}">{box(start, 0, max(width - 0.6, 0), STRIP_HEIGHT, said=said)}</g>'
+        )
         start += width
     words = ", ".join(f"{part.name} {percent(part.cost / whole, 0)}" for part in parts)
     return small_drawing(words, "".join(drawn), STRIP_WIDTH, STRIP_HEIGHT, style="strip")
 
 
-def small_drawing(title: str, content: str, width: int, height: int, *, style: str = "row-bar") -> str:
+def small_drawing(title: str, content: str, width: int, height: int, *, style: str = "row-bar") -> Markup:
     """A small SVG as wide as its cell, that says what it shows to a screen reader."""
-    return (
-        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" aria-label="{text(title)}">'
+    return Markup(
+        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(title)}">'
         f"{content}</svg>"
     )

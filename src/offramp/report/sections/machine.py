@@ -1,57 +1,63 @@
-"""What this machine charges: layer, head and every kind of probe, in units of one layer."""
+"""What a machine charges for layers, head and probes, and what was fitted for the probes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from offramp.costs.probes import PROBES
 from offramp.report.basis import LOCAL, machine_name
-from offramp.report.charts.cost_chart import CostRow, cost_svg
-from offramp.report.formats import decimal, duration
-from offramp.report.markup import Kind, element, figure, table, text
+from offramp.report.formats import counted, decimal, duration, listed, percent
+from offramp.report.html import Kind, figure, fragment, table
+from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import RunResult
-from offramp.report.sections.heads import heads_block
 
 LAYER, HEAD, PROBE, REPAIR, AROUND = 0, 2, 1, 3, 5
 PROBED_EXITS = 3
 
 
-def hardware_section(run: RunResult) -> str:
+def machine_section(run: RunResult) -> Markup:
     """The price list that speed is predicted from, and what was fitted; nothing if neither is known."""
-    fitted = heads_block(run)
-    if run.hardware is None and not fitted:
-        return ""
-    content = fitted if run.hardware is None else prices_block(run.hardware, fitted)
-    return element("section", content, id_="machine", aria_label="What a check costs here")
+    if run.hardware is None and run.heads is None:
+        return Markup()
+    prices = None if run.hardware is None else prices_block(run.hardware)
+    return fragment("run", "machine", prices, None if run.heads is None else heads_block(run.heads))
 
 
-def prices_block(hardware: Mapping[str, Any], beside: str) -> str:
-    """The prices as a chart; what follows from them in words, and more HTML, beside it."""
-    machine = machine_name(hardware["name"])
+def prices_block(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """The prices as a figure, and what follows from them in words."""
+    machine, layer = machine_name(hardware["name"]), hardware["layer_seconds"]
     rows = price_rows(hardware)
-    layer = hardware["layer_seconds"]
     note = (
         f"Time of each part of one decoding step at batch size 1, one layer ({duration(layer)}) = 1. A "
         "probe has to be paid at every exit that is checked, whether the token leaves there or not."
     )
-    drawn = [CostRow(name, f"{ratio_text(seconds / layer)} · {duration(seconds)}", seconds / layer, colour)
-             for name, seconds, colour, _ in rows]  # fmt: skip
-    lines = [
-        [name, duration(seconds), ratio_text(seconds / layer), meaning] for name, seconds, _, meaning in rows
-    ]
+    plot = RowPlot(
+        title="The price of each part",
+        description=note,
+        rows=[cost_row(name, seconds, layer, colour) for name, seconds, colour, _ in rows],
+        rule=(1.0, "one layer"),
+        include=(0.0,),
+        number="{:g}".format,
+        ticks=6,
+        style="wide",
+    )
     data = table(
         ["Part", "Time", "In layers", "What it is"],
-        lines,
+        [[name, duration(seconds), ratio_text(seconds / layer), what] for name, seconds, _, what in rows],
         caption=f"What {machine} charges, {hardware['source']}",
     )
     kind: Kind | None = "measured" if hardware["name"] == LOCAL else None
-    chart = cost_svg("The price of each part", note, drawn)
-    shown = figure("In units of one layer", note, chart, data, kind=kind)
-    said = "".join(element("p", text(sentence)) for sentence in sentences(hardware))
-    return element("h2", text(f"What a check costs on {machine}")) + element(
-        "div", element("div", said + beside, class_="said") + shown, class_="beside"
-    )
+    shown = figure("In units of one layer", note, plot.svg(), data, kind=kind)
+    return {"machine": machine, "said": sentences(hardware), "figure": shown}
+
+
+def cost_row(name: str, seconds: float, layer: float, colour: int) -> Row:
+    """One part as a bar of so many layers."""
+    words = f"{ratio_text(seconds / layer)} · {duration(seconds)}"
+    return Row(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
 def price_rows(hardware: Mapping[str, Any]) -> list[tuple[str, float, int, str]]:
@@ -114,3 +120,51 @@ def sentences(hardware: Mapping[str, Any]) -> list[str]:
     if hardware.get("note") is not None:
         found.append(f"Timings: {hardware['note']}.")
     return found
+
+
+def heads_block(heads: Mapping[str, Any]) -> dict[str, Any]:
+    """The lens and the classifiers that were fitted on documents of their own."""
+    classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{values['better_than_chance']} of {values['exits']}",
+            "undefined" if values["auroc"] is None else decimal(values["auroc"]),
+        ]
+        for name, values in classifiers.items()
+    ]
+    header = ["Classifier", "Exits where it beats chance", "Median AUROC"]
+    caption = "Classifiers on documents that fitting did not see; AUROC 0.5 is guessing"
+    return {
+        "came": "imported" if heads.get("imported") else "fitted",
+        "said": fitted_sentence(heads),
+        "classifiers": table(header, rows, caption=caption) if rows else "",
+    }
+
+
+def fitted_sentence(heads: Mapping[str, Any]) -> str:
+    """What was fitted, on how many documents, and what is no better than chance; or what was imported."""
+    if heads.get("imported"):
+        kind = "an output head of its own" if heads.get("output") else "a linear lens"
+        return (
+            f"Others trained {kind} at {counted(heads['exits'], 'exit')}. Which documents they used is not "
+            "known: on these it looks better than on new text."
+        )
+    parts = [f"On {counted(heads['documents'], 'document')}, kept apart from all that is judged below:"]
+    made = []
+    if heads["lens"]:
+        explained = heads["lens_explained"]
+        says = (
+            ""
+            if explained is None
+            else f" (it explains {percent(explained, 0)} of the last state's variance on others)"
+        )
+        made.append(f"a linear lens at {counted(heads['exits'], 'exit')}{says}")
+    classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
+    if classifiers:
+        made.append(counted(len(classifiers), "classifier"))
+    parts.append(f"{listed(made) if made else 'nothing that could be used'}.")
+    chance = [name.replace("_", " ") for name, v in classifiers.items() if v["better_than_chance"] == 0]
+    if chance:
+        parts.append(f"No better than chance at any exit: {listed(chance)}.")
+    return " ".join(parts)

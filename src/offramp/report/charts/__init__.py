@@ -1,1 +1,0 @@
-"""Small SVG charts that stay readable on a phone, in both themes and in print."""

@@ -1,0 +1,225 @@
+"""The pages' templates, how values are escaped in them, and the pieces that cells and figures are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib import resources
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.ext import Extension
+from markupsafe import Markup
+
+from offramp.report.formats import NumberFormat, limits_text, percent
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.reference import STUDY
+
+Kind = Literal["measured", "executed", "replayed", "predicted"]
+
+KIND_MEANING: dict[Kind, str] = {
+    "measured": "read off the model itself, layer by layer, or off the stopwatch",
+    "executed": "of text that the policy itself generated, skipped layers not run, judged by the full model",
+    "replayed": "a policy's choices applied to that measurement, without running the model again",
+    "predicted": "computed, part by part, from what layers, probes and head cost, before a policy is timed",
+}
+DECISION_SIGNS: dict[str, str] = {
+    "pays": "✓",
+    "does not pay": "✕",
+    "too close to call": "≈",
+    "not enough documents": "?",
+    "not certifiable": "?",
+    "depends on the text": "±",
+    "undefined": "?",
+}
+UNIT = re.compile(r"(?<=\d) (?=[%×]|[mµ]?s\b)")
+UNIT_IN_TEMPLATE = re.compile(r"(?<=\d) (?=%(?!\})|×|[mµ]?s\b)")
+COMMENT = re.compile(r"\{#.*?#\}\s*", re.DOTALL)
+LEFT_OUT = re.compile(r"(?<=>)\s*\n\s*|(?<=%\})\s*\n\s*|(?<=\}\})\s*\n\s*(?=\{)|\s*\n\s*(?=<|\{%)")
+"""Line breaks of a template beside tags and statements, and between two expressions."""
+BREAK = re.compile(r"(?<=[,:+])")
+
+
+class Joined(Extension):
+    """Joins the lines of a template, so that a page has no white space beyond what its text needs."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """Drop line breaks beside tags, make a space of those within text; units stay with their numbers."""
+        source = UNIT_IN_TEMPLATE.sub("\u00a0", COMMENT.sub("", source))
+        return re.sub(r"\s*\n\s*", " ", LEFT_OUT.sub("", source.strip()))
+
+
+def with_units(value: Any) -> Any:
+    """A number in a text stays with its unit on one line; what is HTML already is left as it is."""
+    return UNIT.sub("\u00a0", value) if type(value) is str and " " in value else value
+
+
+def escaped(value: str) -> str:
+    """Text as HTML within a larger piece; what is HTML already stays."""
+    return str(value) if isinstance(value, Markup) else escape(with_units(value))
+
+
+def text(value: str) -> Markup:
+    """Text as HTML, for pieces that are put together before a template lays them out."""
+    return Markup(escaped(value))
+
+
+@cache
+def environment() -> Environment:
+    """The templates: what a value holds is always escaped, and a value that is not given is an error."""
+    made = Environment(
+        loader=PackageLoader("offramp.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=with_units,
+        extensions=[Joined],
+        auto_reload=False,
+    )
+    made.globals.update(kinds=KIND_MEANING, signs=DECISION_SIGNS, asset=asset, study=STUDY)
+    made.filters.update(slug=slug, breakable=breakable)
+    return made
+
+
+@cache
+def macro(template: str, name: str) -> Callable[..., Markup]:
+    """A macro of a template."""
+    found: Callable[..., Markup] = getattr(environment().get_template(f"{template}.html").module, name)
+    return found
+
+
+def fragment(template: str, name: str, *values: Any, **named: Any) -> Markup:
+    """What a macro of a template makes of values."""
+    return macro(template, name)(*values, **named)
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or script that goes into a page."""
+    return Markup(resources.files("offramp.report").joinpath("assets", name).read_text(encoding="utf-8"))
+
+
+def slug(name: str) -> str:
+    """A name as an id: letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "workload"
+
+
+def breakable(name: str, signs: re.Pattern[str] = BREAK) -> Markup:
+    """A name that may break after some of its signs."""
+    return Markup(signs.sub("<wbr>", escaped(name)))
+
+
+# Pieces of cells are made here and not by macros: a page may have tens of thousands of them, and a call of a
+# macro takes several times as long as its piece.
+
+
+def policy_code(policy: str) -> Markup:
+    """A policy's text, breakable after its signs and shortened by nothing."""
+    return Markup(f"<code>{breakable(policy)}</code>")
+
+
+def small(content: str) -> Markup:
+    """A second, smaller line; nothing without content."""
+    return Markup(f"<small>{escaped(content)}</small>") if content else Markup()
+
+
+def stack(shown: str, *notes: str) -> Markup:
+    """A text or piece with smaller lines below it; empty ones are left out."""
+    lines = "".join([f"<small>{escaped(note)}</small>" for note in notes if note])
+    return Markup(escaped(shown) + lines)
+
+
+def pill(decision: str) -> Markup:
+    """A decision with its sign and colour."""
+    return fragment("macros", "pill", decision)
+
+
+def styled(content: str, style: str) -> Markup:
+    """A piece of text with a class of the page's style."""
+    return Markup(f'<span class="{style}">{escaped(content)}</span>')
+
+
+def paragraph(content: str, style: str = "") -> Markup:
+    """A paragraph within a cell."""
+    return fragment("macros", "paragraph", content, style)
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, numeric_from: int = 1
+) -> Markup:
+    """A table of texts that scrolls sideways; columns from `numeric_from` are right-aligned."""
+    return fragment("macros", "table", header, rows, caption, numeric_from)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of cards. head: HTML above it; kind: where its numbers come from."""
+
+    name: str
+    kind: Kind | None = None
+    head: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name that each cell carries where rows are cards."""
+        return f"{self.name}, {self.kind}" if self.kind else self.name
+
+
+Cells = Sequence[str]
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A figure in large on a card: what it is, where it comes from, and what it belongs to."""
+
+    kind: Kind
+    big: str
+    what: str
+    lines: Sequence[tuple[str, str]] = ()
+    title: str = ""
+    policy: str = ""
+
+
+def cards(
+    columns: Sequence[Column],
+    groups: Mapping[str, Sequence[Cells]],
+    *,
+    caption: str,
+    style: str,
+    nothing: str = "",
+) -> Markup:
+    """A table of cells in named groups of rows, whose rows become cards on a phone.
+
+    The first cell of a row heads it. A group without a name has no heading row, one without rows says that
+    there is nothing; it is left out where that has no words.
+    """
+    found = {name: rows for name, rows in groups.items() if rows or nothing}
+    return fragment("macros", "cards", columns, found, caption, style, nothing)
+
+
+def figure(
+    title: str, note: str, plot: str, data: str, *, legend: str = "", kind: Kind | None = None
+) -> Markup:
+    """A figure: title, note, legend, plot, and the same numbers as a table."""
+    return fragment("macros", "figure", title, note, plot, data, legend, kind)
+
+
+def bullets(lines: Sequence[str], style: str) -> Markup:
+    """Texts as a list; nothing without any."""
+    return fragment("macros", "bullets", lines, style)
+
+
+def stacked(estimate: Estimate, number: NumberFormat) -> Markup:
+    """A value with its interval below it, or the reason why there is none."""
+    if estimate.value is None:
+        return stack("undefined", estimate.undefined or "")
+    limits = limits_text(estimate.low, estimate.high, number)
+    known = estimate.low is not None and estimate.high is not None
+    return stack(number(estimate.value), limits if known else estimate.no_interval or "")
+
+
+def signed_change(speedup: float) -> str:
+    """A speedup as a signed change in percent."""
+    change = percent(speedup - 1)
+    return change if change.startswith(("−", "0.0")) else f"+{change}"
