@@ -405,7 +405,7 @@ def test_one_row_with_padding_needs_what_a_batch_needs(monkeypatch: pytest.Monke
 
 
 def test_a_tuned_policy_decodes_as_it_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = cast("Tuned", SimpleNamespace(kv="recompute"))
+    tuned = cast("Tuned", SimpleNamespace(kv="recompute", heads_file=None))
     named = parse_policy("static:exit=2")
     assert DecodingOptions.read(named).kv == "propagate"
     monkeypatch.setattr(options, "read_policy_source", lambda source: (named, tuned))

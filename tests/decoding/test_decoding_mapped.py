@@ -313,7 +313,7 @@ class TunedWith:
     """As much of a tuned policy as the check of heads reads."""
 
     def __init__(self, fitted: ExitHeads | None, kv: str = "mapped") -> None:
-        self.kv = kv
+        self.kv, self.heads_file = kv, None
         self.model = {"heads": None if fitted is None else describe_heads(fitted)}
 
 
