@@ -137,7 +137,7 @@ def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Pa
 def test_an_incomplete_summary_is_a_clear_error(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "summary.json").write_text('{"schema_version": 7}')
+    (run / "summary.json").write_text('{"schema_version": 8}')
     command = ["compare", finished_run, run, "-o", tmp_path / "out", "--json"]
     outcome = run_offramp(*command).require(DamagedFileError.exit_code)
     error = outcome.json["error"]

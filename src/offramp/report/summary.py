@@ -24,7 +24,7 @@ from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import WORTH
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100

@@ -32,7 +32,7 @@ from offramp.studies.comparison.savings import floor_text, place_text
 from offramp.tuning.pricing import BYTES
 
 SUMMARY = "summary.json"
-VERSION = 7
+VERSION = 8
 """Of the summary's schema: the one that is read."""
 
 SHOWN = ("offramp", "code_fingerprint", "dtype", "processor", "threads", "date")
