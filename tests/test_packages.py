@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,3 +180,10 @@ def test_the_picture_of_the_packages_is_that_of_their_imports() -> None:
     from architecture import PICTURE, picture
 
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python tests/architecture.py"
+
+
+def test_where_things_are_decided_is_there() -> None:
+    page = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:\.py|/))`", page.partition("## Where is it decided?")[2])
+    assert len(named) > 20
+    assert [path for path in named if not (PACKAGE / path).exists()] == []
