@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -164,3 +165,18 @@ def test_a_clock_set_back_changes_no_order(tmp_path: Path, monkeypatch: pytest.M
     assert [event.event for event in events] == ["started", "finished", "started"]
     assert sorted(events, key=lambda event: event.number) == list(events)
     assert sorted(events, key=lambda event: event.monotonic) == list(events)
+
+
+def test_who_is_stopped_with_the_journal_in_hand_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.studies.journal.PATIENCE_SECONDS", 0.05)
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append("started")
+    with (tmp_path / "journal.jsonl").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert [event.event for event in journal.read().events] == ["started"]
+        journal.append("finished")
+    reading = journal.read()
+    assert [event.number for event in reading.events] == [1, 2]
+    assert reading.problems == ()

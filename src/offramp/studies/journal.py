@@ -20,6 +20,8 @@ from offramp.studies.task import Task
 CHECKSUM = "check"
 CHECKSUM_LENGTH = 12
 TAIL_BYTES = 1 << 16
+PATIENCE_SECONDS, PAUSE_SECONDS = 5.0, 0.005
+"""For a lock that is held while one line is written."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Journal:
     """A file of one JSON object a line, each with a short checksum, so that a torn line is known for one.
 
     A process that is killed while it writes leaves part of a line: the next one starts a line of its own, and
-    readers skip what is not whole. The file's lock is held only while one line is added or all are read.
+    readers skip what is not whole. The file's lock is held only while one line is added or all are read; who
+    is stopped meanwhile does not make others wait for ever.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,8 +72,8 @@ class Journal:
         """
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with os.fdopen(descriptor, "r+b", buffering=0):
+                _lock(descriptor, fcntl.LOCK_EX)
                 tail = _tail(descriptor)
                 added = Event(
                     number=_last_number(tail) + 1,
@@ -98,7 +101,7 @@ class Journal:
                 file = stack.enter_context(self.path.open("rb"))
             except FileNotFoundError:
                 return JournalReading((), ())
-            fcntl.flock(file, fcntl.LOCK_SH)
+            _lock(file.fileno(), fcntl.LOCK_SH)
             content = file.read()
         return read_lines(content)
 
@@ -128,7 +131,7 @@ def read_lines(content: bytes) -> JournalReading:
 def _missing(events: list[Event]) -> Iterator[str]:
     """A problem for every gap in the numbers: lines that were there and are gone or unreadable."""
     for before, after in itertools.pairwise(events):
-        if after.number != before.number + 1:
+        if after.number > before.number + 1:
             yield f"between events {before.number} and {after.number} of the journal events are missing"
 
 
@@ -162,6 +165,21 @@ def _last_number(tail: bytes) -> int:
     """The number of the last whole event, 0 if there is none."""
     events = (_event(line) for line in reversed(tail.split(b"\n")) if line)
     return next((event.number for event in events if event is not None), 0)
+
+
+def _lock(descriptor: int, mode: int) -> None:
+    """Take the file's lock; after a while go on without it, since its holder must have been stopped.
+
+    A line is added by one write at the end of the file, so that the worst of it is a number given twice.
+    """
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                return
+            time.sleep(PAUSE_SECONDS)
 
 
 def _write_whole(descriptor: int, path: Path, line: bytes) -> None:
