@@ -30,6 +30,7 @@ EVENTS = st.lists(
 WRITER = """
 import sys
 from pathlib import Path
+from offramp.studies.journal import Journal
 for number in range(25):
     Journal(Path(sys.argv[1])).append("noted", count=number)
 """

@@ -163,6 +163,7 @@ def test_a_damaged_input_is_not_used(folder: StudyFolder) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
+from offramp.studies.locks import machine_held
 with machine_held(Path(sys.argv[1]), alone=sys.argv[2] == "alone"):
     print(time.monotonic(), flush=True)
     time.sleep(float(sys.argv[3]))
