@@ -80,9 +80,14 @@ def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.
         text=True,
         cwd=folder,
         env={**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        # A shell's background jobs are born deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_hear_signals,
     )
+
+
+def _hear_signals() -> None:
+    """A shell's background jobs are born deaf to Ctrl-C, and what `nohup` started to a hang-up."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:

@@ -87,23 +87,26 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
         patch.setattr(decoding_measurement, "MOST_ROUNDS", 1)
-        let_certifying_end(patch)
+        forget_the_load(patch)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
 
 
-def let_certifying_end(patch: pytest.MonkeyPatch) -> None:
-    """Else a busy machine ends tests of candidates early, and a run on a quieter one goes on with them."""
+def forget_the_load(patch: pytest.MonkeyPatch) -> None:
+    """Else a run on a busy machine ends tests of candidates early, and keeps no timings of the machine; the
+    next one, on a quieter machine, goes on with the first, and with the timings of another run."""
     from offramp.cli import certificates
+    from offramp.costs import local_store
 
     for name in ("MAIN_SECONDS", "OTHER_SECONDS"):
         patch.setattr(certificates, name, 300.0)
+    patch.setattr(local_store, "disturbed", lambda profile: None)
 
 
 @pytest.fixture
-def time_to_certify(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run decodes as many documents for its certificates as the finished run did."""
-    let_certifying_end(monkeypatch)
+def forgotten_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run certifies and keeps as much as the finished run did."""
+    forget_the_load(monkeypatch)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from offramp.tuning.splits import split_documents
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS
 
-pytestmark = pytest.mark.usefixtures("remembered_answers", "time_to_certify")
+pytestmark = pytest.mark.usefixtures("remembered_answers", "forgotten_load")
 
 
 @pytest.fixture
