@@ -389,12 +389,15 @@ def test_what_was_cached_is_gone_with_the_generation_not_with_the_collector(
         gc.enable()
 
 
+CANNOT = {"lockstep": "it cannot"}
+
+
 def test_one_row_with_padding_needs_what_a_batch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     prompts = prompt_batch(model, list(PROMPTS[1:3]), chat=False)
     for batching in ("lockstep", "rebatch"):
         with monkeypatch.context() as patch:
-            patch.setattr(Abilities, "lockstep", "it cannot")
+            patch.setattr(Abilities, "reason", lambda self, ability: CANNOT.get(ability))
             with pytest.raises(offramp.InputError, match=r"\(lockstep\): it cannot"):
                 generate_batch(model, prompts.ids, prompts.mask, batching=batching, max_new_tokens=2)
             padded = int(prompts.mask.sum(1).argmin())
