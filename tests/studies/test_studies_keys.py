@@ -258,7 +258,7 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
             ("scoring/eas.py", set(PACKAGES) - {"trace", "heads"}),
             ("policies/walk.py", set(PACKAGES) - {"trace", "heads", "score", "pair"}),
             ("tuning/league.py", {"league", "tune", "profile", "decode", "combine"}),
-            ("decoding/plain.py", {"profile", "decode", "combine"}),
+            ("decoding/measurement/plain_timing.py", {"profile", "decode", "combine"}),
             ("studies/work/pair.py", {"pair"}),
             ("studies/work/inputs.py", set(PACKAGES)),
             ("studies/plan.py", set()),

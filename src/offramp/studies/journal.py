@@ -172,14 +172,12 @@ def _lock(descriptor: int, mode: int) -> None:
 
     A line is added by one write at the end of the file, so that the worst of it is a number given twice.
     """
-    patience = time.monotonic() + PATIENCE_SECONDS
-    while True:
+    for _ in range(round(PATIENCE_SECONDS / PAUSE_SECONDS)):
         try:
             return fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > patience:
-                return
             time.sleep(PAUSE_SECONDS)
+    return None
 
 
 def _write_whole(descriptor: int, path: Path, line: bytes) -> None:
