@@ -12,7 +12,7 @@ import offramp
 from command_line import run_offramp
 from offramp.cli.replay_command import amount
 from offramp.costs.hardware import machine_names
-from offramp.costs.profile_file import KEYS
+from offramp.costs.profile_file import required_keys
 from offramp.policies.registry import policy_kinds
 from offramp.policies.signals import SIGNALS
 
@@ -96,7 +96,7 @@ def test_own_timings_from_a_file(trace: Path, tmp_path: Path) -> None:
     assert value["plain_seconds_per_token"] == pytest.approx(3.25e-3)
     path.write_text(text + "[[batch]]\nsize = 1\nlayer = -0.5\nhead = 1.0\n", encoding="utf-8")
     error = run_offramp(*command, "static:exit=2").require(2).json["error"]
-    assert error["where"] == str(path)
+    assert error["where"].startswith(str(path))
     assert "batch[0].layer is -0.5" in error["what"]
 
 
@@ -176,7 +176,7 @@ def test_the_list_of_hardware_shows_rates_and_its_help_the_keys_of_a_profile() -
     shown = " ".join(run_offramp("list", "hardware").require(0).out.split())
     assert "67 TFLOP/s float32, 989 TFLOP/s bfloat16; 3,350 GB/s" in shown
     text = run_offramp("list", "--help").require(0).out
-    for key in set(re.findall(r"\w+", " ".join(KEYS.values()))) - {"with", "has"}:
+    for key in required_keys():
         assert key in text
 
 

@@ -150,7 +150,7 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     run(progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "53/53 tokens" in captured.err
+    assert "- numbers: tracing: 0/53 tokens" in captured.err
     run()
     assert capsys.readouterr().err == ""
 

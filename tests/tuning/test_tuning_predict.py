@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_refused() -> None:
         predict(POLICY, a_trace(), hardware=machine(), batch=0)
     with pytest.raises(InputError, match="a seed of -1 is below 0"):
         predict(POLICY, a_trace(), seed=-1)
-    with pytest.raises(InputError, match="K,V strategy"):
+    with pytest.raises(InputError, match="unknown strategy 'copy' for K and V"):
         predict(POLICY, a_trace(), hardware=machine(), kv="copy")
     with pytest.raises(PolicyError, match="exit 9"):
         predict(StaticExit(9), a_trace())

@@ -67,23 +67,27 @@ Rate = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]
 Wait = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LONGEST_WAIT)]
 
 
-class _Rates(Table):
+class Rates(Table):
+    """The table [flops_per_second]: dense peaks."""
+
     float32: Rate
     bfloat16: Rate
 
 
-class _RooflineFile(Table):
+class RooflineFile(Table):
+    """A profile of kind "roofline"; see `Roofline`."""
+
     kind: Literal["roofline"]
     name: Line
     description: Line
     source: Line
-    flops_per_second: _Rates
+    flops_per_second: Rates
     bytes_per_second: Rate
     launch_seconds: Wait
     decision_seconds: Wait
 
 
-class _Step(Table):
+class Step(Table):
     """One table [[batch]], in the file's unit."""
 
     size: Size
@@ -100,7 +104,9 @@ class _Step(Table):
         return self.layer if isinstance(self.layer, tuple) else (self.layer,) * count
 
 
-class _TimingsFile(Table):
+class TimingsFile(Table):
+    """A profile of kind "timings"; see `TimingsProfile`."""
+
     hints: ClassVar[Mapping[str, str]] = {"unit": "write the unit of every time: " + ", ".join(UNITS)}
 
     kind: Literal["timings"]
@@ -109,7 +115,7 @@ class _TimingsFile(Table):
     dtype: Literal["float32", "bfloat16"]
     unit: Literal["seconds", "milliseconds", "microseconds"]
     layers: Size
-    batch: tuple[_Step, ...] = Field(min_length=1)
+    batch: tuple[Step, ...] = Field(min_length=1)
 
 
 def read_profile(path: Path) -> Machine:
@@ -127,12 +133,12 @@ def read_profile(path: Path) -> Machine:
 
 
 def _read_roofline(values: Mapping[str, Any], source: Source) -> Machine:
-    given = checked(_RooflineFile, values, source)
+    given = checked(RooflineFile, values, source)
     return Roofline(**{**dict(given), "flops_per_second": dict(given.flops_per_second)})
 
 
 def _read_timings(values: Mapping[str, Any], source: Source) -> Machine:
-    given = checked(_TimingsFile, values, source)
+    given = checked(TimingsFile, values, source)
     for place, step in enumerate(given.batch):
         _check_step(step, place, given.layers, source)
     _check_together(given.batch, source)
@@ -169,7 +175,7 @@ def _read_timings(values: Mapping[str, Any], source: Source) -> Machine:
     )
 
 
-def _check_step(step: _Step, place: int, layers: int, source: Source) -> None:
+def _check_step(step: Step, place: int, layers: int, source: Source) -> None:
     """Refuse what does not fit together in one table [[batch]]."""
     given = len(step.layers(layers))
     if given != layers:
@@ -208,7 +214,7 @@ ROUNDING = 1e-9
 """Sums of decimal numbers are rounded."""
 
 
-def _check_together(steps: Sequence[_Step], source: Source) -> None:
+def _check_together(steps: Sequence[Step], source: Source) -> None:
     """Refuse batch sizes given twice, and times that some of them have and others have not."""
     sizes = [step.size for step in steps]
     for place, size in enumerate(sizes):
@@ -230,7 +236,7 @@ def _check_together(steps: Sequence[_Step], source: Source) -> None:
                 )
 
 
-def _overhead(step: _Step, counted: float, unit: float) -> float:
+def _overhead(step: Step, counted: float, unit: float) -> float:
     """Seconds of a step beside its layers and head, as given or as what is left of the whole step."""
     if step.token is not None:
         return max(step.token * unit - counted, 0.0)
@@ -238,3 +244,9 @@ def _overhead(step: _Step, counted: float, unit: float) -> float:
 
 
 READERS = {roofline.KIND: _read_roofline, timings.KIND: _read_timings}
+
+
+def required_keys() -> set[str]:
+    """Every key that some kind of profile must have, those of its tables included."""
+    tables = (RooflineFile, Rates, TimingsFile, Step)
+    return {name for table in tables for name, field in table.model_fields.items() if field.is_required()}
