@@ -97,7 +97,7 @@ def test_own_timings_from_a_file(trace: Path, tmp_path: Path) -> None:
     path.write_text(text + "[[batch]]\nsize = 1\nlayer = -0.5\nhead = 1.0\n", encoding="utf-8")
     error = run_offramp(*command, "static:exit=2").require(2).json["error"]
     assert error["where"].startswith(str(path))
-    assert "batch[0].layer is -0.5" in error["what"]
+    assert "layer is -0.5" in error["what"]
 
 
 @pytest.mark.parametrize(
