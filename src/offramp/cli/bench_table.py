@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
-from offramp.report.formats import counted, decimal, duration, interval_text, percent, timed_interval
+from offramp.report.formats import counted, decimal, duration, percent, timed_text, value_text
 from offramp.report.timing_words import (
     contender_answer,
     counted_text,
@@ -197,9 +197,5 @@ def _forecast(found: Forecast) -> list[str]:
 
 
 def _interval(interval: Interval, number: Callable[[float], str]) -> str:
-    if number is percent:
-        limits = interval_text(interval.low, interval.high, number)
-    else:
-        limits = timed_interval(interval.value, interval.low, interval.high, number)
-    value = number(interval.value)
-    return f"{value} ({limits})" if limits else value
+    shown = value_text if number is percent else timed_text
+    return shown(interval.value, interval.low, interval.high, number)

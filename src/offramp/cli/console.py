@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from offramp.errors import OfframpError
+from offramp.tracing.progress import SECONDS_BETWEEN_LINES
 
 Progress = Callable[[int, int], None]
 """Called with what is done so far and with how much there is in all."""
-
-SECONDS_BETWEEN_LINES = 15.0
-"""Of progress, where nobody sees a bar move."""
 
 
 class Output:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
 Record = TypeVar("Record")
@@ -35,11 +35,6 @@ class _Array:
         from pydantic_core import core_schema
 
         return core_schema.no_info_plain_validator_function(lambda value: np.array(value, dtype=np.float64))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {"type": "array"}
 
 
 FloatArray = Annotated[NDArray[np.float64], _Array()]
@@ -78,11 +73,6 @@ def from_json(kind: type[Record], value: Any) -> Record:
         first = error.errors(include_url=False)[0]
         raise InvalidRecordError(shown_location(first["loc"]), first["msg"]) from error
     return found
-
-
-def json_schema(kind: type[Record]) -> dict[str, Any]:
-    """The JSON schema of a record, from its types."""
-    return _adapter(kind).json_schema()
 
 
 _adapters: dict[Any, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender, Interval
-from offramp.report.formats import counted, interval_text, percent, whole_percent
+from offramp.report.formats import counted, percent, value_text, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
 from offramp.tuning.results import Verdict
 
@@ -79,8 +79,7 @@ def kept_text(one: Ranked) -> str:
     """What it keeps, with its interval."""
     if one.kept is None:
         return "not judged"
-    limits = interval_text(one.kept.low, one.kept.high, percent)
-    return f"{percent(one.kept.value)}{f' ({limits})' if limits else ''}"
+    return value_text(one.kept.value, one.kept.low, one.kept.high, percent)
 
 
 def basis_text(one: Ranked) -> str:
