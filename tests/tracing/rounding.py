@@ -203,7 +203,9 @@ def _cosine_bounds(z: Array, error: Array) -> dict[str, Array]:
 
     def relative(values: Array) -> Array:
         norm = np.linalg.norm(values, axis=-1)
-        return np.divide(size, norm, out=np.full_like(norm, 2.0), where=norm > 0)
+        # The squares of logits below 1e-19 leave float32's normal numbers: each is off by 2^-126, or gone.
+        underflow = count[..., 0] * np.finfo(np.float32).tiny
+        return np.divide(size * norm + underflow, norm**2, out=np.full_like(norm, 2.0), where=norm > 0)
 
     of_raw, of_centred = relative(raw), relative(centred)
     return {

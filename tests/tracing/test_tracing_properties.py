@@ -151,6 +151,12 @@ def test_huge_logits_give_no_overflow(head: str, data: st.DataObject) -> None:
     assert np.array_equal(facts["top1"], first)
 
 
+def test_logits_whose_squares_underflow() -> None:
+    for value in (2.741e-42, 1e-38, 1e-20, 1e-19):
+        z = np.full((1, 1, 1), value, dtype=np.float32)
+        compare(measure(z, head="readout"), z)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_masked_columns_have_no_part_in_anything(data: st.DataObject) -> None:
