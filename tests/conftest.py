@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def any_load() -> Iterator[None]:
     """Profiles are kept whatever else the machine does: tests share it with each other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", math.inf)
+        patch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", math.inf)
         yield
 
 
@@ -96,11 +96,11 @@ def forget_the_load(patch: pytest.MonkeyPatch) -> None:
     """Else a run on a busy machine ends tests of candidates early, and keeps no timings of the machine; the
     next one, on a quieter machine, goes on with the first, and with the timings of another run."""
     from offramp.cli import certificates
-    from offramp.costs import local_store
+    from offramp.costs import hardware
 
     for name in ("MAIN_SECONDS", "OTHER_SECONDS"):
         patch.setattr(certificates, name, 300.0)
-    patch.setattr(local_store, "disturbed", lambda profile: None)
+    patch.setattr(hardware, "disturbed", lambda profile: None)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 import offramp.decoding.measurement.machine_profiler
 from command_line import run_offramp, tree
-from offramp.costs.local_store import load_local_profile
+from offramp.costs.hardware import load_local_profile
 from offramp.costs.timings import TimingsProfile
 from offramp.records.typed import from_json
 

@@ -12,7 +12,7 @@ import pytest
 import offramp
 from offramp.cli import local_profile
 from offramp.cli.local_profile import kept_profile
-from offramp.costs.local_store import OTHER_LOAD, list_local_profiles, save_local_profile
+from offramp.costs.hardware import OTHER_LOAD, list_local_profiles, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.profile_check import ProfileCheck
@@ -104,7 +104,7 @@ def test_none_kept_are_measured_where_that_is_asked_for(
 def test_timings_under_load_are_used_with_a_note_and_not_kept(
     monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
 ) -> None:
-    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
     quiet = dataclasses.replace(profile, details={**profile.details, OTHER_LOAD: 0.0})
     busy = {**profile.details, OTHER_LOAD: profile.details["machine"]["cores"] + 2.9}
     measuring.return_value = dataclasses.replace(measuring.return_value, details=busy)

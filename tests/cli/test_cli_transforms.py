@@ -11,7 +11,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.costs.local_store import list_local_profiles
+from offramp.costs.hardware import list_local_profiles
 from offramp.models.loading import find_source
 from offramp.tracing import model_request
 from tiny_models import LAYERS

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from offramp.costs import hardware
-from offramp.costs.contract import example_shape
 from offramp.costs.hardware import describe_machines, find_machine, machine_names
+from offramp.costs.machine import Roofline, example_shape
 from offramp.costs.profile_file import read_profile
-from offramp.costs.roofline import Roofline
 from offramp.errors import InputError
 
 ROOFLINE = """

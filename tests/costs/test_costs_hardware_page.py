@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.costs.contract import example_shape
+from offramp.costs.machine import example_shape
 from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
 

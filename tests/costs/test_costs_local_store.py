@@ -13,8 +13,8 @@ from unittest import mock
 
 import pytest
 
-from offramp.costs import local_store
-from offramp.costs.local_store import (
+from offramp.costs import hardware
+from offramp.costs.hardware import (
     OTHER_LOAD,
     RECIPE,
     STEPS,
@@ -112,7 +112,7 @@ CORES = machine_facts(2)["cores"]
 def test_a_profile_timed_under_load_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, threads: int, load: float, kept: bool
 ) -> None:
-    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr(hardware, "TOLERABLE_LOAD", 0.3)
     made = profile(threads=threads, other_load=load)
     path = save_local_profile(made)
     assert (path is not None) == kept == (disturbed(made) is None) == bool(list_local_profiles())
@@ -123,7 +123,7 @@ def test_a_profile_timed_under_load_is_not_kept(
 
 
 def test_a_profile_timed_under_load_takes_no_other_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr(hardware, "TOLERABLE_LOAD", 0.3)
     save_local_profile(profile(head=5.0))
     save_local_profile(profile(head=9.0, other_load=CORES + 1.0))
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [5.0]
@@ -132,7 +132,7 @@ def test_a_profile_timed_under_load_takes_no_other_s_place(monkeypatch: pytest.M
 def test_a_kept_profile_that_was_timed_under_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of a version, or a limit, that still kept it."""
     saved(profile(other_load=3.9 + CORES))
-    monkeypatch.setattr(local_store, "TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr(hardware, "TOLERABLE_LOAD", 0.3)
     with pytest.raises(InputError, match="or were timed under load"):
         load_local_profile(FINGERPRINT, "float32", threads=2)
     assert len(list_local_profiles()) == 1
@@ -182,7 +182,7 @@ def test_each_thread_count_has_its_own_profile() -> None:
     save_local_profile(profile(threads=2))
     assert load_local_profile(FINGERPRINT, "float32", threads=1).head_seconds == [9.0]
     assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
-    with mock.patch.object(local_store, "threads_in_use", return_value=None):
+    with mock.patch.object(hardware, "threads_in_use", return_value=None):
         assert load_local_profile(FINGERPRINT, "float32").head_seconds == [9.0]  # the last one measured
 
 
@@ -248,6 +248,6 @@ def test_threads_are_torchs_or_the_environments(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_store_needs_no_torch() -> None:
-    program = "import sys, offramp.costs.local_store as s; s.list_local_profiles(); s.machine_facts(1); "
+    program = "import sys, offramp.costs.hardware as s; s.list_local_profiles(); s.machine_facts(1); "
     program += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

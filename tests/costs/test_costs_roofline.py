@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.costs.contract import check_machine, example_shape
 from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Roofline, check_machine, example_shape
 from offramp.costs.probes import PROBES
-from offramp.costs.roofline import Roofline
 from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape

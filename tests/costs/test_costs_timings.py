@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
-from offramp.costs.timings import TimingsProfile, attended_before
-from offramp.costs.work import Work, work_ratio
+from offramp.costs.timings import TimingsProfile, Work, attended_before, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.records.typed import InvalidRecordError, from_json

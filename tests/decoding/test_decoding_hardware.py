@@ -182,8 +182,8 @@ def test_parts_that_do_not_add_up_are_said_so(
 
 @pytest.mark.parametrize(("other_load", "said"), [(0.1, False), (0.9, True)])
 def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch, other_load: float, said: bool) -> None:
-    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
-    monkeypatch.setattr("offramp.costs.local_store.os.cpu_count", lambda: torch.get_num_threads())
+    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.hardware.os.cpu_count", lambda: torch.get_num_threads())
     load = {"load_average": [0.2, 0.3], "other_load": other_load}
     monkeypatch.setattr(machine_profiler.Load, "describe", lambda self: load)
     model = tiny_model(llama(num_hidden_layers=LAYERS))

@@ -12,8 +12,7 @@ import pytest
 from report_examples import example_run
 
 from offramp.report.summary import spread, summarise, summary_schema
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.finite import finite_json
+from offramp.scoring.estimate import Estimate, finite_json
 
 
 @pytest.fixture(scope="module")

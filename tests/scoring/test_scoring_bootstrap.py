@@ -3,7 +3,7 @@ import pytest
 from scoring_traces import facts_trace, marginal_of
 
 from offramp.errors import InputError
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.scoring import score
 
 DOCUMENTS, LENGTH, SIMULATIONS = 40, 60, 200

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from scoring_traces import facts_trace
 from sklearn.isotonic import IsotonicRegression
 
-from offramp.scoring.calibration import cross_fitted_rates, isotonic_map, squared_errors
+from offramp.scoring.calibration import cross_fitted_rates, isotonic_map, rank_by_confidence, squared_errors
 from offramp.scoring.documents import document_rows
-from offramp.scoring.ranking import rank_by_confidence
 from offramp.scoring.scoring import score
 
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
-from offramp.scoring.curves import exit_ranges
-from offramp.scoring.scoring import score
+from offramp.scoring.scoring import exit_ranges, score
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Trace
 

@@ -3,8 +3,8 @@ import pytest
 from scoring_traces import facts_trace
 
 from offramp.errors import InputError
+from offramp.scoring.card import PUBLISHED_EAS
 from offramp.scoring.eas import adaptability, layer_weights
-from offramp.scoring.reference import PUBLISHED_EAS
 from offramp.scoring.scoring import score
 
 

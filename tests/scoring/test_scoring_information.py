@@ -4,9 +4,9 @@ from scipy.stats import entropy
 from scoring_traces import facts_trace, logits_trace, marginal_of
 
 from offramp.errors import InputError
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.components import VOCABULARY_COLUMNS, initial_information, mixture_entropy
 from offramp.scoring.documents import document_rows
-from offramp.scoring.information import VOCABULARY_COLUMNS, initial_information, mixture_entropy
+from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.scoring import score
 
 

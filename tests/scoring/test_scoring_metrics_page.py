@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from test_scoring_card import improving_trace
 
-from offramp.scoring.card import ESTIMATES
-from offramp.scoring.reference import PUBLISHED_EAS
+from offramp.scoring.card import ESTIMATES, PUBLISHED_EAS
 from offramp.scoring.scoring import score
 from offramp.tracing.facts import FACTS
 

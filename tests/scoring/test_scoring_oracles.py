@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from offramp.scoring.oracles import first_match, saturation, skip_ratio
+from offramp.scoring.components import first_match, saturation, skip_ratio
 
 
 def test_by_hand():

@@ -13,7 +13,7 @@ from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.paired import BITS_PER_BYTE, Paired, PairedFigure, paired_differences, two_sided
 from offramp.scoring.scoring import drawn_figures, score
 from offramp.tracing.trace import Trace

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from offramp.scoring.ranking import aurc, auroc, rank_by_confidence
+from offramp.scoring.calibration import aurc, auroc, rank_by_confidence
 
 
 def ranking(confidence, agrees):

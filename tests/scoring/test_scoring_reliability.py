@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from offramp.scoring.reliability import BINS, expected_calibration_error, reliability_diagram
+from offramp.scoring.calibration import BINS, expected_calibration_error, reliability_diagram
 
 
 def naive_ece(confidence, correct):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from work_cases import Bench, planned, result_of
 
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import machine_facts, save_local_profile
+from offramp.costs.hardware import find_machine, machine_facts, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.contenders import GENERATE, NEVER
 from offramp.decoding.measurement.machine_profiler import measure_hardware

@@ -27,10 +27,10 @@ from work_cases import (
 )
 
 import offramp
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import (
+from offramp.costs.hardware import (
     OTHER_LOAD,
     RECIPE,
+    find_machine,
     list_local_profiles,
     load_local_profile,
     machine_facts,
@@ -47,7 +47,7 @@ from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay_intervals import replay_intervals
 from offramp.records.typed import from_json
-from offramp.scoring.finite import finite_json
+from offramp.scoring.estimate import finite_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NOTHING, best_policies
@@ -420,7 +420,7 @@ def test_a_profile_timed_under_load_serves_its_study_and_is_not_kept(
     busy = measured.return_value
     details = {**busy.details, OTHER_LOAD: busy.details["machine"]["cores"] + 1.0}
     measured.return_value = dataclasses.replace(busy, details=details)
-    monkeypatch.setattr("offramp.costs.local_store.TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
     folder = bench.run(profile_task(bench), name="busy")
     assert _profile(folder).details[OTHER_LOAD] == details[OTHER_LOAD]
     assert list_local_profiles() == []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.costs.roofline import Roofline
+from offramp.costs.machine import Roofline
 from offramp.errors import InputError, PolicyError
 from offramp.policies.batching import group_into_steps
 from offramp.policies.replay import replay

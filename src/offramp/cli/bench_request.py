@@ -9,8 +9,7 @@ from typing import Any
 
 from offramp.cli.local_profile import kept_profile
 from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file, require_options
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL, find_machine
 from offramp.costs.machine import Machine
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes, settle

@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp.cli.answers import DELTA, FLOORS, MAIN_FLOOR, searchable
 from offramp.cli.console import stage
 from offramp.cli.run_folder import EXECUTIONS
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL
 from offramp.costs.machine import Machine
 from offramp.decoding.execution.executor import opened_executor
 from offramp.decoding.execution.tune import PROMPT_TOKENS

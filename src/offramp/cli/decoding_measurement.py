@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offramp.cli.decoding_choice import MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.chosen import Chosen, decode_chosen
 from offramp.decoding.measurement.judged import Judged

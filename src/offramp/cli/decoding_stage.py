@@ -21,7 +21,7 @@ from offramp.cli.decoding_choice import (
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task, decode_together
 from offramp.cli.preparation import Prepared
-from offramp.costs.local_store import LOCAL, machine_facts
+from offramp.costs.hardware import LOCAL, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.measurement.plain_timing import time_plain_decoding

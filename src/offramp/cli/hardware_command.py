@@ -74,7 +74,7 @@ def measure(
 
     import torch
 
-    from offramp.costs.local_store import save_local_profile
+    from offramp.costs.hardware import save_local_profile
     from offramp.decoding.measurement.machine_profiler import measure_hardware
 
     if threads is not None:

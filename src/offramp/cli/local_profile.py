@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.cli.console import stage
-from offramp.costs.local_store import disturbed, load_local_profile, save_local_profile
+from offramp.costs.hardware import disturbed, load_local_profile, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.machine_profiler import BATCHES, measure_hardware

@@ -24,8 +24,7 @@ from offramp.cli.run_folder import (
     safe_name,
 )
 from offramp.cli.run_writer import FinishedRun, Writer
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL, find_machine
 from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files

@@ -14,8 +14,7 @@ from offramp.cli.console import stage
 from offramp.cli.decoding_file import read_kept
 from offramp.cli.local_profile import local_profile
 from offramp.cli.run_folder import HEADS_FILE
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL, find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import DamagedFileError, InputError, ModelError

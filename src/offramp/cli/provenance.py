@@ -13,7 +13,7 @@ import psutil
 import torch
 
 import offramp
-from offramp.costs.local_store import processor_name
+from offramp.costs.hardware import processor_name
 from offramp.models.model import Model
 from offramp.models.registry import weights_note
 from offramp.tracing.request import code_fingerprint, library_versions

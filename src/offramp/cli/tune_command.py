@@ -114,7 +114,7 @@ def tune(
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
     from offramp.cli.local_profile import kept_profile
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
-    from offramp.costs.local_store import LOCAL
+    from offramp.costs.hardware import LOCAL
     from offramp.decoding.execution.tune import require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.charging import machine_for

@@ -2,22 +2,201 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import importlib.metadata
 import os
-from collections.abc import Iterable
+import platform
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
-from offramp.costs.local_store import list_local_profiles, load_local_profile
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
-from offramp.costs.roofline import Roofline
+from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import InputError
+from offramp.files import canonical_json, sha256_of_text
+from offramp.models.dense_cache import cache_folder
+from offramp.models.identity import command_name
 from offramp.plug_ins import load_plug_in, plug_ins
+from offramp.records.sealed_file import SealedFile
+
+FILE = SealedFile(
+    TimingsProfile,
+    "the timings in {name} are damaged",
+    "delete the file and measure again: offramp hardware measure MODEL",
+    SCHEMA_VERSION,
+)
+LOCAL = "local"
+FOLDER = "hardware"
+STEPS = "steps"
+"""The detail that says whose steps were timed."""
+OTHER_LOAD = "other_load"
+"""The detail that says how many processors anything else kept busy meanwhile; older profiles lack it."""
+TOLERABLE_LOAD = 0.3
+"""Processors that others may keep busy during a timing, beside those that torch's threads leave free."""
+RECIPE = "recipe"
+"""The detail that holds the recipe of the study's task that measured a profile; others lack it."""
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def machine_facts(threads: int) -> dict[str, Any]:
+    """What timings depend on beside the model: processor, cores, torch's threads and torch itself."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": importlib.metadata.version("torch"),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name where Linux tells it, and the architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
+
+
+def disturbed(profile: TimingsProfile) -> str | None:
+    """Why a profile is not kept: what else kept the machine busy while it was timed; None if nothing did.
+
+    profile: as `measure_hardware` gives it, with the machine and the load by others in its details.
+    """
+    machine, load = profile.details["machine"], profile.details.get(OTHER_LOAD, 0.0)
+    free = max(0, (machine["cores"] or 1) - machine["threads"])
+    if load <= free + TOLERABLE_LOAD:
+        return None
+    return (
+        f"other work kept {load:.1f} of {machine['cores']} processors busy during the timing, "
+        f"{free + TOLERABLE_LOAD:g} are tolerable beside {machine['threads']} threads of ours"
+    )
+
+
+def save_local_profile(profile: TimingsProfile) -> Path | None:
+    """Keep a profile of this machine, in one step, in place of an older one of the same kind.
+
+    profile: as `measure_hardware` gives it, with the model's fingerprint, the machine and the load in its
+    details. One that states the recipe of a study's task is kept beside one that does not.
+    Returns the file; None if nothing was kept, because it was timed under load (see `disturbed`).
+    """
+    if disturbed(profile) is not None:
+        return None
+    details = profile.details
+    # A study measures briefly: it must not take the place of a profile that was measured with more care.
+    facts = [details["machine"], RECIPE] if RECIPE in details else details["machine"]
+    key = sha256_of_text(canonical_json(facts))[:12]
+    path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FILE.write(path, profile)
+    return path
+
+
+def load_local_profile(
+    model_fingerprint: str,
+    dtype: str,
+    *,
+    threads: int | None = None,
+    model: str = "MODEL",
+    transforms: Iterable[str] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> TimingsProfile:
+    """The profile of a model measured on this machine, with this version of torch.
+
+    threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
+    those of the profile measured last. model, transforms: its name and what was done to it, for the error's
+    command. recipe: if given, only a profile will do that a study's task of this very recipe measured; if
+    not, one that no study measured comes first.
+
+    Profiles of older versions, which timed something else or noted no load, and those timed under load are
+    passed over.
+
+    Raises InputError, naming the command that measures one, if there is none; DamagedFileError if the file
+    was changed.
+    """
+    profiles = [
+        profile
+        for path in sorted(_folder().glob(f"{model_fingerprint[:16]}-{dtype}-*.json"))
+        if (profile := FILE.read(path)).details["model"]["fingerprint"] == model_fingerprint
+    ]
+    wanted = threads_in_use() if threads is None else threads
+    fitting = [
+        profile
+        for profile in profiles
+        if OTHER_LOAD in profile.details
+        and disturbed(profile) is None
+        and (recipe is None or _states(profile, recipe))
+        and profile.details["machine"]
+        == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
+    ]
+    if not fitting:
+        others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
+        raise InputError(
+            "there are no timings of this model on this machine"
+            + (
+                f" as it is now; those kept are of {others}, of an older offramp, or were timed under load"
+                if others
+                else ""
+            ),
+            where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
+            fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}, "
+            "or choose from: offramp list hardware",
+        )
+    return max(fitting, key=lambda one: (RECIPE not in one.details, str(one.details["measured_at"])))
+
+
+def list_local_profiles() -> list[TimingsProfile]:
+    """Every profile kept in the cache folder, of this machine or (in a shared folder) of others.
+
+    Raises DamagedFileError if a file was changed.
+    """
+    return [FILE.read(path) for path in sorted(_folder().glob("*.json"))]
+
+
+def kept_notes(machine: object) -> tuple[str, ...]:
+    """What must be said of kept timings where no model is at hand to hold them against; nothing of others."""
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    if OTHER_LOAD not in details:
+        return ()
+    measured = datetime.datetime.fromisoformat(str(details["measured_at"]))
+    age = datetime.datetime.now(datetime.UTC) - measured.replace(tzinfo=measured.tzinfo or datetime.UTC)
+    hours = max(age.total_seconds() / 3600, 0.0)
+    old = f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} hours" if hours >= 2 else "under 2 hours"
+    return (
+        f"the timings are {old} old, of {_machine_text(details['machine'])}, while other work kept "
+        f"{details[OTHER_LOAD]:.1f} processors busy; without the model they are not held against this "
+        "machine as it is now",
+    )
+
+
+def threads_in_use() -> int | None:
+    """Threads of torch if it is loaded, else what OMP_NUM_THREADS says, None if it says nothing."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    stated = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
+    return int(stated) if stated.isdecimal() else None
+
+
+def _states(profile: TimingsProfile, recipe: Mapping[str, Any]) -> bool:
+    """Whether a profile was measured by a study's task of a recipe, which may not have been JSON yet."""
+    return canonical_json(profile.details.get(RECIPE)) == canonical_json(dict(recipe))
+
+
+def _folder() -> Path:
+    return cache_folder() / FOLDER
+
+
+def _machine_text(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']} with {machine['threads']} threads and torch {machine['torch']}"
+
 
 ENTRY_POINTS = "offramp.hardware"
-LOCAL = "local"
 PROFILES = Path(__file__).parent / "machines"
 
 

@@ -1,13 +1,22 @@
-"""A machine: anything that says how many seconds each part of a decoding step takes."""
+"""A machine: what it must answer, the one that is known by its data sheet, and the check of any other."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from offramp.costs.probes import ProbeSizes
-from offramp.costs.token import TokenCosts
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.costs import counting
+from offramp.costs.probes import PROBES, ProbeSizes
+from offramp.costs.token import TokenCosts, token_prices
+from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.shape import ModelShape
+from offramp.models.shape import LayerShape, ModelShape
 
 
 @runtime_checkable
@@ -48,3 +57,239 @@ class Machine(Protocol):
 def machine_fingerprint(machine: Machine) -> str:
     """SHA-256 of a machine's figures."""
     return sha256_of_text(canonical_json(machine.to_json()))
+
+
+KIND = "roofline"
+LONGEST_WAIT = 3600.0
+"""Seconds of a launch or a decision: more is a mistake."""
+DTYPES = {4: "float32", 2: "bfloat16"}
+"""Names of weight types by bytes of an element."""
+
+# Kernels that a serving engine with fused operators launches for one layer. Attention: norm, Q,K,V product,
+# rotation, cache write, attention, output product, norm, up product, activation, down product.
+LAYER_LAUNCHES = {"attention": 10, "recurrent": 8, "hybrid": 16, "feedforward": 5}
+# Router, sorting of tokens by expert, and the weighted sum.
+EXPERT_LAUNCHES = 3
+# Norm, K,V product, rotation with the cache write.
+KEY_VALUE_LAUNCHES = 3
+# Norm and product.
+HEAD_LAUNCHES = 2
+# Subtraction of the centre, products (two in low rank), addition of the state.
+MAP_LAUNCHES = 3
+# Embedding, choice of the token.
+STEP_LAUNCHES = 2
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Peak rates of a machine (Williams et al., Communications of the ACM 52(4), 2009) and its fixed costs.
+
+    A part takes max(FLOPs / FLOP/s, bytes / (bytes/s)) + kernels x `launch_seconds`. A probe takes
+    `decision_seconds` beside: the host has to wait for the answer before it knows what to run next; so does
+    every step once, for its token.
+
+    flops_per_second: dense peak by dtype, "float32" and "bfloat16". bytes_per_second: peak of the memory.
+    Raises InputError for a rate that is not positive, a negative time, or a missing dtype.
+    """
+
+    name: str
+    description: str
+    source: str
+    flops_per_second: Mapping[str, float]
+    bytes_per_second: float
+    launch_seconds: float
+    decision_seconds: float
+    kind: str = KIND
+
+    def __post_init__(self) -> None:
+        rates = {dtype: self.flops_per_second.get(dtype, math.nan) for dtype in DTYPES.values()}
+        for key, rate in {**rates, "bytes_per_second": self.bytes_per_second}.items():
+            if not (math.isfinite(rate) and rate >= 1.0):
+                raise self._refused(f"{key} is {rate}, not a rate of 1 or more")
+        for key in ("launch_seconds", "decision_seconds"):
+            if not 0.0 <= getattr(self, key) <= LONGEST_WAIT:
+                raise self._refused(f"{key} is {getattr(self, key)}, not a time of zero to an hour")
+
+    @property
+    def rates(self) -> str:
+        """Its peak rates and fixed times in one line."""
+        peaks = ", ".join(f"{rate / 1e12:g} TFLOP/s {dtype}" for dtype, rate in self.flops_per_second.items())
+        launch, decision = 1e6 * self.launch_seconds, 1e6 * self.decision_seconds
+        moved = f"{self.bytes_per_second / 1e9:,.6g} GB/s"
+        return f"{peaks}; {moved}; {launch:g} µs a launch, {decision:g} µs a decision"
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(what, where=f"machine {self.name}", fix="correct the entry")
+
+    def token_costs(
+        self,
+        shape: ModelShape,
+        position: float,
+        *,
+        batch: int = 1,
+        lens: bool = False,
+        sizes: ProbeSizes | None = None,
+    ) -> TokenCosts:
+        """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
+
+        Raises InputError for a position that is negative or not finite, a batch below 1, or weights of
+        another size than float32 and bfloat16.
+        """
+        rate = self._flops_per_second(shape)
+        counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
+        flops, moved = counts.flops, counts.bytes
+        lens_launches = int(lens)
+        return TokenCosts(
+            unit="seconds",
+            layers=self._seconds(flops.layers, moved.layers, rate, layer_launches(shape)),
+            head=self._second(flops.head, moved.head, rate, HEAD_LAUNCHES),
+            exit_head=self._second(flops.exit_head, moved.exit_head, rate, HEAD_LAUNCHES + lens_launches),
+            probes={
+                name: self.decision_seconds
+                + self._second(
+                    flops.probes[name],
+                    moved.probes[name],
+                    rate,
+                    kind.launches + (lens_launches if kind.reads_logits else 0),
+                )
+                for name, kind in PROBES.items()
+            },
+            key_value=self._seconds(flops.key_value, moved.key_value, rate, key_value_launches(shape)),
+            overhead=STEP_LAUNCHES * self.launch_seconds + self.decision_seconds,
+            batch=batch,
+            decision=self.decision_seconds,
+            maps={
+                exit: self._second(
+                    flops.maps[exit], moved.maps[exit], rate, MAP_LAUNCHES + int(rank is not None)
+                )
+                for exit, rank in (sizes.kv_maps if sizes else ())
+            },
+        )
+
+    def _flops_per_second(self, shape: ModelShape) -> float:
+        if shape.element_bytes not in DTYPES:
+            raise InputError(
+                f"no FLOP/s for weights of {shape.element_bytes} bytes an element",
+                where=f"machine {self.name}",
+                fix="trace in float32 or bfloat16",
+            )
+        return self.flops_per_second[DTYPES[shape.element_bytes]]
+
+    def _seconds(
+        self,
+        flops: NDArray[np.float64],
+        moved: NDArray[np.float64],
+        flops_per_second: float,
+        launches: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        busy = np.maximum(flops / flops_per_second, moved / self.bytes_per_second)
+        return np.asarray(busy + launches * self.launch_seconds)
+
+    def _second(self, flops: float, moved: float, flops_per_second: float, launches: int) -> float:
+        busy = max(flops / flops_per_second, moved / self.bytes_per_second)
+        return busy + launches * self.launch_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object, with the entries of a TOML profile."""
+        return {**vars(self), "flops_per_second": dict(self.flops_per_second)}
+
+
+def layer_launches(shape: ModelShape) -> NDArray[np.float64]:
+    """Kernels launched for each layer: float64 [layers]."""
+    return np.array([_launches(layer) for layer in shape.layers], dtype=np.float64)
+
+
+def key_value_launches(shape: ModelShape) -> NDArray[np.float64]:
+    """Kernels launched to leave behind what later tokens need of each skipped layer: float64 [layers].
+
+    A recurrent layer is run whole (see `offramp.costs.counting.key_value_flops`).
+    """
+    repairs = [KEY_VALUE_LAUNCHES if layer.key_value_width else 0 for layer in shape.layers]
+    return np.where(counting.is_recurrent(shape), layer_launches(shape), np.array(repairs, dtype=np.float64))
+
+
+def _launches(layer: LayerShape) -> int:
+    return LAYER_LAUNCHES[layer.kind] + (EXPERT_LAUNCHES if layer.experts else 0)
+
+
+FAR, NEAR = 500.0, 3.0
+
+
+def example_shape(layers: int = 4) -> ModelShape:
+    """A small dense model in bfloat16, to price where no other is at hand."""
+    layer = LayerShape("attention", 100_000, 100_000, 8_000, 128, 256, None, 0)
+    return ModelShape((layer,) * layers, 256, 1000, 256, 256_000, 2)
+
+
+def check_machine(
+    machine: Machine, shape: ModelShape | None = None, *, batches: Sequence[int] = (1, 4)
+) -> Machine:
+    """Hold a machine against what charging relies on; returns the machine.
+
+    Name, source and kind are set; the profile is JSON; at every batch size of `batches` there are finite
+    prices in seconds, none negative, one per layer and kind of probe, and the plain step takes time; a linear
+    lens makes nothing cheaper, and neither does a later position; no batch below 1 and no position below 0
+    has a price.
+
+    shape: of a model that the machine can price, by default a small dense one. Raises InputError naming the
+    first rule that is broken.
+    """
+    shape = example_shape() if shape is None else shape
+    for field in ("name", "source", "kind"):
+        if not str(getattr(machine, field, "")).strip():
+            raise _broken(machine, f"its {field} is not set", f"give the machine a {field}")
+    try:
+        json.dumps(machine.to_json(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _broken(
+            machine, f"its profile is not JSON: {error}", "let to_json give plain values"
+        ) from error
+    for batch in batches:
+        near = machine.token_costs(shape, NEAR, batch=batch)
+        _check_prices(machine, near, shape, batch)
+        for what, other in {
+            "a linear lens": machine.token_costs(shape, NEAR, batch=batch, lens=True),
+            "a later position": machine.token_costs(shape, FAR, batch=batch),
+        }.items():
+            _check_prices(machine, other, shape, batch)
+            if not all(after >= before for after, before in zip(_prices(other), _prices(near), strict=True)):
+                raise _broken(machine, f"{what} makes a part cheaper", "add its cost, never take away")
+    _check_refused(machine, "a batch of 0", lambda: machine.token_costs(shape, NEAR, batch=0))
+    _check_refused(machine, "position -1", lambda: machine.token_costs(shape, -1.0))
+    return machine
+
+
+def _prices(costs: TokenCosts) -> list[float]:
+    scalars = [costs.head, costs.exit_head, costs.overhead, *(costs.probes[name] for name in PROBES)]
+    return [*costs.layers.tolist(), *costs.key_value.tolist(), *scalars]
+
+
+def _check_prices(machine: Machine, costs: TokenCosts, shape: ModelShape, batch: int) -> None:
+    if (costs.unit, costs.batch) != ("seconds", batch):
+        raise _broken(
+            machine,
+            f"its prices are in {costs.unit} at batch {costs.batch}",
+            f"give seconds of the whole step at batch {batch}",
+        )
+    sizes = np.shape(costs.layers), np.shape(costs.key_value)
+    if sizes != ((len(shape.layers),),) * 2:
+        raise _broken(machine, f"it prices arrays of {sizes}", "give one price per layer")
+    missing = [name for name in PROBES if name not in costs.probes]
+    if missing:
+        raise _broken(machine, f"it has no price for a probe of kind {missing[0]!r}", "price every kind")
+    if not all(math.isfinite(price) and price >= 0 for price in _prices(costs)):
+        raise _broken(machine, f"a price at batch {batch} is negative or not finite", "give times")
+    if costs.plain <= 0:
+        raise _broken(machine, "the full model takes no time", "give the layers their times")
+
+
+def _check_refused(machine: Machine, what: str, ask: Callable[[], TokenCosts]) -> None:
+    try:
+        ask()
+    except InputError:
+        return
+    raise _broken(machine, f"it prices {what}", "raise InputError")
+
+
+def _broken(machine: Machine, what: str, fix: str) -> InputError:
+    return InputError(what, where=f"machine {getattr(machine, 'name', type(machine).__name__)}", fix=fix)

@@ -40,10 +40,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from offramp.costs import roofline, timings
-from offramp.costs.machine import Machine
+from offramp.costs import machine, timings
+from offramp.costs.machine import LONGEST_WAIT, Machine, Roofline
 from offramp.costs.probes import PROBES
-from offramp.costs.roofline import LONGEST_WAIT, Roofline
 from offramp.costs.timings import TimingsProfile
 from offramp.records.given_file import (
     Line,
@@ -243,7 +242,7 @@ def _overhead(step: Step, counted: float, unit: float) -> float:
     return 0.0 if step.overhead is None else step.overhead * unit
 
 
-READERS = {roofline.KIND: _read_roofline, timings.KIND: _read_timings}
+READERS = {machine.KIND: _read_roofline, timings.KIND: _read_timings}
 
 
 def required_keys() -> set[str]:

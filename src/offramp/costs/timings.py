@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from offramp.costs import counting
+from offramp.costs.machine import DTYPES
 from offramp.costs.probes import (
     PROBES,
     ProbeSizes,
@@ -21,12 +22,28 @@ from offramp.costs.probes import (
     map_flops,
     timed_map_layers,
 )
-from offramp.costs.roofline import DTYPES
 from offramp.costs.token import TokenCosts
-from offramp.costs.work import Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.records.typed import FloatArray, to_json
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a part, and the bytes that it moves."""
+
+    flops: float
+    bytes: float
+
+
+def work_ratio(wanted: Work, known: Work) -> float:
+    """How many times longer some work takes than other work on one machine, by FLOPs and by bytes.
+
+    The larger of the two ratios: a part never takes less time than its slower resource needs.
+    """
+    by_bytes = wanted.bytes / known.bytes if known.bytes else 0.0
+    return max(wanted.flops / known.flops, by_bytes)
+
 
 SCHEMA_VERSION = 1
 KIND = "timings"

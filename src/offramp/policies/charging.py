@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.counting import is_recurrent
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import kept_notes
+from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
 from offramp.costs.timings import LENS, TimingsProfile

@@ -17,9 +17,8 @@ from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import KeyValueStrategy, Run, executed_layers
 from offramp.policies.replay import check_options, run_of
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from offramp.report.forecasts import error_sentence, prediction_verdict
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
-from offramp.scoring.finite import finite_json
+from offramp.scoring.estimate import finite_json
 
 
 def decoding_json(run: RunResult) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from offramp.report.basis import how_obtained
 from offramp.report.formats import counted, listed, whole_percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import saved_words, speed_words, transform_sentence, worth_words
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.documents import lengths_of, lengths_text
+from offramp.scoring.estimate import DOCUMENTS_NEEDED
 from offramp.tuning.results import Decision, Verdict
 from offramp.tuning.verdict import kept_words
 from offramp.workloads.packing import SHORTEST_CAP

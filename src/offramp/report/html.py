@@ -15,8 +15,8 @@ from jinja2.ext import Extension
 from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, limits_text, percent
+from offramp.scoring.card import STUDY
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.reference import STUDY
 
 Kind = Literal["measured", "executed", "replayed", "predicted"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.report.run_result import Passage, PassageToken, PredictionGrid
-from offramp.scoring.oracles import first_match, saturation
+from offramp.scoring.components import first_match, saturation
 from offramp.tracing.trace import Trace
 
 Decode = Callable[[int], str]

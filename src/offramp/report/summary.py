@@ -17,8 +17,7 @@ from offramp.report.decoding_json import decoding_json
 from offramp.report.headline import caveats, headline, overall_decision
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import credit_json, credits_of
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.finite import finite_json, number
+from offramp.scoring.estimate import Estimate, finite_json, number
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
 from offramp.tuning.tuned import Tuned

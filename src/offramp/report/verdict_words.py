@@ -20,8 +20,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.finite import finite_json
+from offramp.scoring.estimate import Estimate, finite_json
 from offramp.tuning.credit import Credit, early_exit_credit
 from offramp.tuning.results import LeagueEntry, Speed, Verdict
 

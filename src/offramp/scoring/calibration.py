@@ -1,11 +1,82 @@
-"""How well an exit's confidence predicts its own agreement, once it is recalibrated."""
+"""What each exit's confidence is worth: recalibration, Brier scores, ECE, AUROC, AURC, reliability."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.scoring.ranking import ConfidenceRanking, tie_starts
+from offramp.errors import InputError
+from offramp.scoring.card import ReliabilityDiagram
+from offramp.scoring.documents import DocumentRows, fact_of
+from offramp.tracing.trace import Trace
+
+TOKENS_PER_CLASS = 20
+
+
+@dataclass(frozen=True)
+class ConfidenceRanking:
+    """The tokens of one exit by rising confidence.
+
+    rows: int64 [tokens], rows of the trace in that order. confidence, agrees: float64 [tokens], likewise.
+    ties: int64 [groups], the first place of each group of equal confidence.
+    """
+
+    rows: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    agrees: NDArray[np.float64]
+    ties: NDArray[np.int64]
+
+    @property
+    def constant(self) -> bool:
+        """Whether all tokens have the same confidence, so that it ranks nothing."""
+        return len(self.ties) == 1
+
+
+def rank_by_confidence(confidence: NDArray[np.float32], agrees: NDArray[np.bool_]) -> ConfidenceRanking:
+    """Rank the tokens of one exit: confidence float32 [tokens], agrees bool [tokens]. Exact, one sort."""
+    rows = np.argsort(confidence)
+    ranked = confidence[rows].astype(np.float64)
+    return ConfidenceRanking(rows, ranked, agrees[rows].astype(np.float64), tie_starts(ranked))
+
+
+def tie_starts(ranked: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The first place of each group of equal values in a sorted array: int64 [groups]."""
+    new_group = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    return np.flatnonzero(new_group)
+
+
+def auroc(ranking: ConfidenceRanking) -> float:
+    """Probability that a token that agrees has a higher confidence than one that does not, ties counted half.
+
+    NaN (undefined) when fewer than 20 tokens agree, fewer than 20 do not, or the confidence is constant.
+    """
+    agreeing = float(ranking.agrees.sum())
+    other = len(ranking.agrees) - agreeing
+    if min(agreeing, other) < TOKENS_PER_CLASS or ranking.constant:
+        return float("nan")
+    in_group = np.add.reduceat(ranking.agrees, ranking.ties)
+    size = np.diff(ranking.ties, append=len(ranking.agrees))
+    other_in_group = size - in_group
+    other_below = np.cumsum(other_in_group) - other_in_group
+    return float(in_group @ (other_below + 0.5 * other_in_group) / (agreeing * other))
+
+
+def aurc(ranking: ConfidenceRanking) -> float:
+    """Area under the risk-coverage curve: mean over k of the disagreement among the k most confident tokens.
+
+    In [0, 1], lower = better. Among ties the order is random, so the expected value is taken (each tied token
+    counts as the mean of its group). NaN if the confidence is constant.
+    Geifman and El-Yaniv, arXiv 1705.08500; the area: Geifman et al., arXiv 1805.08206.
+    """
+    if ranking.constant:
+        return float("nan")
+    size = np.diff(ranking.ties, append=len(ranking.agrees))
+    risk_of_group = 1.0 - np.add.reduceat(ranking.agrees, ranking.ties) / size
+    risk = np.repeat(risk_of_group, size)[::-1]
+    return float(np.mean(np.cumsum(risk) / np.arange(1, len(risk) + 1)))
+
 
 FOLDS_NEED_DOCUMENTS = 2
 
@@ -49,3 +120,136 @@ def squared_errors(rates: Values, ranking: ConfidenceRanking) -> Values:
     errors = np.empty(len(rates))
     errors[ranking.rows] = (rates - ranking.agrees) ** 2
     return errors
+
+
+BINS = 15
+
+
+def reliability_diagram(
+    exit: int, confidence: NDArray[np.float32], correct: NDArray[np.bool_]
+) -> ReliabilityDiagram:
+    """Mean confidence and share of correct tokens in 15 bins of equal width over [0, 1], for one exit.
+
+    confidence: float32 [tokens]; correct: bool [tokens] (as the full model, or as the observed text).
+    A bin holds its lower edge, the last one also 1. Guo et al., arXiv 1706.04599, section 2.
+    """
+    place = np.minimum((confidence * np.float32(BINS)).astype(np.int64), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    occupied = np.where(count > 0, count, np.nan)
+    return ReliabilityDiagram(
+        exit=exit,
+        edges=np.linspace(0.0, 1.0, BINS + 1),
+        count=count.astype(np.int64),
+        confidence=np.bincount(place, weights=confidence, minlength=BINS) / occupied,
+        agreement=np.bincount(place, weights=correct, minlength=BINS) / occupied,
+    )
+
+
+def expected_calibration_error(diagram: ReliabilityDiagram) -> float:
+    """ECE in [0, 1]: the mean gap between confidence and correctness over the bins, weighted by their tokens.
+
+    Guo et al., arXiv 1706.04599, equation 3. It is biased upwards with few tokens, so it gets no interval.
+    """
+    occupied = diagram.count > 0
+    gap = np.abs(diagram.confidence[occupied] - diagram.agreement[occupied])
+    return float(gap @ diagram.count[occupied] / diagram.count.sum())
+
+
+# Rounding of a float32 softmax may leave a probability slightly above 1.
+PROBABILITY_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ConfidenceDiagnostics:
+    """Diagnostics of `max_prob`, for every exit.
+
+    brier_sums: float64 [documents, exits], per-document sums of (max_prob - agreement)^2.
+    recalibrated_sums: the same after the cross-fitted isotonic map; None with a single document.
+    ece_agreement, ece_token: ECE against agreement and against the observed token, float64 [exits].
+    auroc, aurc: float64 [exits], NaN where undefined. reliability: one diagram per exit, against agreement.
+    constant: bool [exits], whether all tokens have the same confidence.
+    few: bool [exits], whether fewer than 20 tokens agree or fewer than 20 do not.
+    """
+
+    brier_sums: Values
+    recalibrated_sums: Values | None
+    ece_agreement: Values
+    ece_token: Values
+    auroc: Values
+    aurc: Values
+    reliability: tuple[ReliabilityDiagram, ...]
+    constant: NDArray[np.bool_]
+    few: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _ExitDiagnostics:
+    """The same figures of one exit."""
+
+    brier_sums: Values
+    recalibrated_sums: Values | None
+    ece_token: float
+    auroc: float
+    aurc: float
+    reliability: ReliabilityDiagram
+    constant: bool
+    few: bool
+
+
+def confidence_diagnostics(
+    trace: Trace, rows: DocumentRows, agreement: NDArray[np.bool_]
+) -> ConfidenceDiagnostics:
+    """Every diagnostic of `max_prob` against agreement (bool [tokens, exits]) and the observed next token.
+
+    Raises InputError if `max_prob` lies outside [0, 1].
+    """
+    # One exit's column must be contiguous: it is sorted, binned and summed as a whole.
+    confidence = np.ascontiguousarray(fact_of(trace, "max_prob").T, dtype=np.float32)
+    if confidence.min() < 0.0 or confidence.max() > 1.0 + PROBABILITY_TOLERANCE:
+        raise InputError("fact 'max_prob' lies outside [0, 1]", fix="trace the model again")
+    agrees = np.ascontiguousarray(agreement.T)
+    correct = np.ascontiguousarray((fact_of(trace, "top1") == trace.next_token[:, np.newaxis]).T)
+    fold = rows.fold_of_row() if rows.count >= FOLDS_NEED_DOCUMENTS else None
+    exits = [
+        _one_exit(int(trace.exits[column]), confidence[column], agrees[column], correct[column], rows, fold)
+        for column in range(len(trace.exits))
+    ]
+    recalibrated = [exit.recalibrated_sums for exit in exits if exit.recalibrated_sums is not None]
+    return ConfidenceDiagnostics(
+        brier_sums=np.stack([exit.brier_sums for exit in exits], axis=1),
+        recalibrated_sums=np.stack(recalibrated, axis=1) if recalibrated else None,
+        ece_agreement=np.array([expected_calibration_error(exit.reliability) for exit in exits]),
+        ece_token=np.array([exit.ece_token for exit in exits]),
+        auroc=np.array([exit.auroc for exit in exits]),
+        aurc=np.array([exit.aurc for exit in exits]),
+        reliability=tuple(exit.reliability for exit in exits),
+        constant=np.array([exit.constant for exit in exits]),
+        few=np.array([exit.few for exit in exits]),
+    )
+
+
+def _one_exit(
+    exit: int,
+    confidence: NDArray[np.float32],
+    agrees: NDArray[np.bool_],
+    correct: NDArray[np.bool_],
+    rows: DocumentRows,
+    fold: NDArray[np.bool_] | None,
+) -> _ExitDiagnostics:
+    ranking = rank_by_confidence(confidence, agrees)
+    agreeing = int(np.count_nonzero(agrees))
+    return _ExitDiagnostics(
+        brier_sums=rows.sums((confidence.astype(np.float64) - agrees) ** 2),
+        recalibrated_sums=None if fold is None else _recalibrated_sums(ranking, rows, fold),
+        ece_token=expected_calibration_error(reliability_diagram(exit, confidence, correct)),
+        auroc=auroc(ranking),
+        aurc=aurc(ranking),
+        reliability=reliability_diagram(exit, confidence, agrees),
+        constant=ranking.constant,
+        few=min(agreeing, len(agrees) - agreeing) < TOKENS_PER_CLASS,
+    )
+
+
+def _recalibrated_sums(ranking: ConfidenceRanking, rows: DocumentRows, fold: NDArray[np.bool_]) -> Values:
+    errors = squared_errors(cross_fitted_rates(ranking, fold), ranking)
+    return rows.sums(errors)

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.scoring.bootstrap import DocumentBootstrap
 from offramp.scoring.card import EasVariant
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import DocumentBootstrap, Estimate
 
 DEFAULT_ALPHA = 0.5
 FLOOR_FACT = "shuffled_logit_cosine"

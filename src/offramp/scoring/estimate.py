@@ -1,9 +1,16 @@
-"""A figure with its interval, or the reason why there is none."""
+"""A figure with its interval over documents, or why there is none; and the bootstrap behind them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,103 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the five fields."""
         return asdict(self)
+
+
+DOCUMENTS_NEEDED = 20
+DRAWS_NEEDED = 40
+LEVEL = 0.95
+# A figure that is undefined in more draws than this has no honest percentile interval.
+UNDEFINED_DRAWS_ALLOWED = 0.05
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DocumentBootstrap:
+    """Documents drawn with replacement, as weights.
+
+    weights: float64 [1 + draws, documents], how often each document is drawn. Row 0 is the trace itself (all
+    ones), so that a figure and its draws come out of one formula; it is the only row without an interval.
+    no_interval: why there are no draws, None if there are.
+
+    Tokens of one document depend on each other; only whole documents are drawn (block bootstrap, Künsch 1989;
+    percentile interval, Efron 1979).
+    """
+
+    weights: Values
+    no_interval: str | None
+
+    def totals(self, sums: Values) -> Values:
+        """Totals of each draw: per-document sums [documents, ...] -> [1 + draws, ...]."""
+        return np.asarray(self.weights @ sums)
+
+    def means(self, sums: Values, counts: Values) -> Values:
+        """Means of each draw: sums [documents, ...] over counts [documents] -> [1 + draws, ...]."""
+        totals = self.totals(sums)
+        tokens = self.totals(counts)
+        return np.asarray(totals / tokens.reshape(-1, *[1] * (totals.ndim - 1)))
+
+    def estimate(self, values: Values) -> Estimate:
+        """The estimate behind values [1 + draws]: row 0 is the figure, the others give the 95 % interval."""
+        value = float(values[0])
+        if self.no_interval is not None:
+            return Estimate(value, no_interval=self.no_interval)
+        defined = values[1:][np.isfinite(values[1:])]
+        undefined = 1.0 - len(defined) / len(values[1:])
+        if undefined > UNDEFINED_DRAWS_ALLOWED:
+            return Estimate(value, no_interval=f"undefined in {undefined:.0%} of the resampled traces")
+        low, high = _percentiles(defined)
+        return Estimate(value, low=float(low), high=float(high))
+
+    def interval(self, values: Values) -> tuple[Values, Values] | None:
+        """The 95 % limits of a curve: values [1 + draws, exits] -> (low, high), each float64 [exits].
+
+        None without draws; NaN at exits where the figure is undefined in some draw.
+        """
+        if self.no_interval is not None:
+            return None
+        low, high = _percentiles(values[1:])
+        return low, high
+
+
+def document_bootstrap(documents: int, *, draws: int, seed: int) -> DocumentBootstrap:
+    """Draw `documents` documents with replacement, `draws` times: multinomial counts.
+
+    Fewer than 20 documents: no draws, and `no_interval` says so.
+    Raises InputError for fewer than 40 draws: the outer 2.5 % would hold no draw.
+    """
+    if draws < DRAWS_NEEDED:
+        raise InputError(
+            f"{draws} draws are too few for a 95 % interval", fix=f"use at least {DRAWS_NEEDED}, or the 1000"
+        )
+    itself = np.ones((1, documents))
+    if documents < DOCUMENTS_NEEDED:
+        noun = "document" if documents == 1 else "documents"
+        return DocumentBootstrap(itself, f"{documents} {noun}; an interval needs {DOCUMENTS_NEEDED}")
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(documents, np.full(documents, 1.0 / documents), size=draws)
+    return DocumentBootstrap(np.concatenate([itself, drawn.astype(np.float64)]), None)
+
+
+def _percentiles(draws: Values) -> tuple[Values, Values]:
+    tail = 50.0 * (1.0 - LEVEL)
+    low, high = np.percentile(draws, [tail, 100.0 - tail], axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+def number(value: float | None) -> float | None:
+    """A finite number, null for anything else."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def finite_json(value: Any) -> Any:
+    """Any JSON-like value with tuples as lists, numpy scalars as numbers and non-finite numbers as null."""
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return number(value)
+    return value

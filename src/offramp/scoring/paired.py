@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.scoring.bootstrap import DocumentBootstrap
 from offramp.scoring.documents import document_rows, fact_sums
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import DocumentBootstrap, Estimate
 from offramp.scoring.scoring import DrawnFigure, drawn_figures
 from offramp.tracing.trace import Trace
 

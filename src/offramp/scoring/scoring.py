@@ -10,19 +10,78 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.errors import InputError
-from offramp.scoring import components, oracles
-from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
-from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS
-from offramp.scoring.card import EasVariant, ScoreCard
-from offramp.scoring.curves import MEAN_FACTS, curve_notes, layer_curves
-from offramp.scoring.diagnostics import ConfidenceDiagnostics, confidence_diagnostics
+from offramp.scoring import components
+from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
+from offramp.scoring.card import Curve, EasVariant, LayerCurves, ScoreCard
+from offramp.scoring.components import initial_information
 from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums
 from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, adaptability, layer_weights
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.information import initial_information
+from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 
+MEAN_FACTS: tuple[str, ...] = (
+    "max_prob",
+    "margin",
+    "entropy",
+    "kl_to_final",
+    "nll",
+    "final_logprob",
+    "logit_cosine",
+    "centred_logit_cosine",
+    "shuffled_logit_cosine",
+    "hidden_cosine_to_final",
+    "hidden_cosine_to_previous",
+    "update_norm",
+)
+
 Values = NDArray[np.float64]
+
+
+def layer_curves(
+    trace: Trace,
+    depth_fraction: Curve,
+    means: Mapping[str, Values],
+    diagnostics: ConfidenceDiagnostics,
+    bootstrap: DocumentBootstrap,
+) -> LayerCurves:
+    """All curves of a trace.
+
+    means: curve name -> float64 [1 + draws, exits], the trace and then its bootstrap draws; these get an
+    interval. The diagnostics (ECE, AUROC, AURC) and the median rank get none.
+    """
+    values: dict[str, Curve] = {name: draws[0] for name, draws in means.items()}
+    values["final_rank_median"] = np.median(fact_of(trace, "final_rank"), axis=0)
+    values["ece_agreement"] = diagnostics.ece_agreement
+    values["ece_token"] = diagnostics.ece_token
+    values["auroc"] = diagnostics.auroc
+    values["aurc"] = diagnostics.aurc
+    limits = {name: bootstrap.interval(draws) for name, draws in means.items()}
+    return LayerCurves(
+        exits=trace.exits,
+        depth_fraction=depth_fraction,
+        values=values,
+        intervals={name: limit for name, limit in limits.items() if limit is not None},
+    )
+
+
+def exit_ranges(exits: NDArray[np.int64]) -> str:
+    """A short text for a rising list of exits: [1, 2, 3, 30] -> "exits 1-3, 30", [4] -> "exit 4"."""
+    runs = np.split(exits, np.flatnonzero(np.diff(exits) != 1) + 1)
+    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"exit {ranges}" if len(exits) == 1 else f"exits {ranges}"
+
+
+def curve_notes(trace: Trace, diagnostics: ConfidenceDiagnostics) -> tuple[str, ...]:
+    """Sentences that say at which exits AUROC and AURC are undefined, and why."""
+    notes = []
+    if diagnostics.few.any():
+        exits = exit_ranges(trace.exits[diagnostics.few])
+        notes.append(f"AUROC is undefined at {exits}: fewer than 20 tokens agree or fewer than 20 do not")
+    if diagnostics.constant.any():
+        exits = exit_ranges(trace.exits[diagnostics.constant])
+        notes.append(f"AUROC and AURC are undefined at {exits}: the confidence is constant")
+    return tuple(notes)
+
 
 NO_EARLY_EXIT = "the trace holds no exit before the last"
 
@@ -236,12 +295,12 @@ def _reference_agreement(measured: _Measured) -> Estimate | None:
 def _oracle_skips(measured: _Measured) -> dict[str, Values]:
     """What all-knowing policies skip, for the trace and its draws, each float64 [1 + draws]."""
     chosen = {
-        "first_match_skip": oracles.first_match(measured.agreement),
-        "saturation_skip": oracles.saturation(measured.agreement),
+        "first_match_skip": components.first_match(measured.agreement),
+        "saturation_skip": components.saturation(measured.agreement),
     }
     trace, rows, bootstrap = measured.trace, measured.rows, measured.bootstrap
     skipped = {
-        name: rows.sums(oracles.skip_ratio(columns, trace.exits, trace.layers))
+        name: rows.sums(components.skip_ratio(columns, trace.exits, trace.layers))
         for name, columns in chosen.items()
     }
     return {name: bootstrap.means(sums, rows.tokens) for name, sums in skipped.items()}

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import find_machine
-from offramp.costs.local_store import processor_name
+from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
 from offramp.models.source_code import source_fingerprint

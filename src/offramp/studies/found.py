@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.costs.machine import Machine
-from offramp.costs.roofline import DTYPES
+from offramp.costs.machine import DTYPES, Machine
 from offramp.models.identity import ModelIdentity
 from offramp.studies.entries import ModelEntry, WorkloadEntry
 from offramp.tracing.exit_heads import ExitHeads

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offramp.costs.local_store import machine_facts
+from offramp.costs.hardware import machine_facts
 from offramp.models.memory_size import parse_size
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy

@@ -12,9 +12,8 @@ from offramp.policies.binding import text_caveat
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.repair import STRATEGIES
 from offramp.policies.rules.fixed import Never
-from offramp.scoring.bootstrap import document_bootstrap
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tuning.answers import Decoded, executed_answer
 from offramp.tuning.bounds import Losses, best_certifiable
 from offramp.tuning.executor import Executor

@@ -13,9 +13,8 @@ from offramp.policies.gain import Gain
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
-from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor
 from offramp.tuning.losses import document_losses, risk_to_quality, token_losses

@@ -10,9 +10,8 @@ from offramp.errors import InputError
 from offramp.policies.charging import prices_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
 from offramp.tuning.floor import Floor

@@ -16,8 +16,8 @@ from offramp.policies.map_ranks import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.scoring.documents import document_rows
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import DRAWS, HeldOut

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from offramp.scoring.bootstrap import DOCUMENTS_NEEDED
+from offramp.scoring.estimate import DOCUMENTS_NEEDED
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, FloorAnswer

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from offramp.costs.local_store import processor_name
+from offramp.costs.hardware import processor_name
 from offramp.models.model import Model
 from offramp.tracing.request import library_versions
 

@@ -28,7 +28,7 @@ from offramp.decoding.quality.free_running import (
 )
 from offramp.decoding.quality.judging import judge
 from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.estimate import document_bootstrap
 
 Tokens = Sequence[int]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.local_store import LOCAL, STEPS, disturbed, machine_facts
+from offramp.costs.hardware import LOCAL, STEPS, disturbed, machine_facts
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of

@@ -21,7 +21,7 @@ from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
-from offramp.scoring.bootstrap import document_bootstrap
+from offramp.scoring.estimate import document_bootstrap
 
 
 class _Listener:

@@ -12,7 +12,7 @@ from offramp.decoding.measurement.results import FreeRunning, Interval
 from offramp.decoding.quality.judging import Judged, judge
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.scoring.bootstrap import DocumentBootstrap, document_bootstrap
+from offramp.scoring.estimate import DocumentBootstrap, document_bootstrap
 
 DRAWS = 1000
 TIE = 1e-4

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies.policy import Decider, ExitPolicy, Parameter
 from offramp.policies.reading import one_of
-from offramp.scoring.oracles import first_match, saturation
+from offramp.scoring.components import first_match, saturation
 from offramp.tracing.trace import Trace
 
 ORACLES = {"first_match": first_match, "saturation": saturation}

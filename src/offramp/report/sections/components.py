@@ -18,9 +18,8 @@ from offramp.report.html import figure, fragment, table
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import transform_cost
-from offramp.scoring.card import ScoreCard
+from offramp.scoring.card import PUBLISHED_EAS, STUDY, ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.reference import PUBLISHED_EAS, STUDY
 
 
 def components_section(workload: WorkloadResult) -> Markup:

@@ -14,7 +14,7 @@ from offramp.report.html import figure, fragment, table, text
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
 from offramp.report.plot.scale import nice_ticks
 from offramp.report.run_result import Passage, PassageToken, PredictionGrid, WorkloadResult
-from offramp.scoring.oracles import saturation
+from offramp.scoring.components import saturation
 
 STRENGTHS = 5
 STRIP = 0.12

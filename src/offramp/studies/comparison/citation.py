@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from offramp.files import sha256_of_text
-from offramp.scoring.reference import STUDY
+from offramp.scoring.card import STUDY
 from offramp.studies.comparison.results import Comparison
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import PROFILES
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL, PROFILES
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.profile_file import read_profile
 from offramp.errors import DamagedFileError, InputError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.costs.local_store import LOCAL
+from offramp.costs.hardware import LOCAL
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     answer_text,

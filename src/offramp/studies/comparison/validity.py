@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.scoring.bootstrap import UNDEFINED_DRAWS_ALLOWED
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
 from offramp.studies.comparison.holm import LEVEL, holm
 from offramp.studies.comparison.left_out import left_out_errors
 from offramp.studies.comparison.rank_correlation import kendall, kendall_permuted, permuted_pairs, spearman

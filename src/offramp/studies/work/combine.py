@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.records.typed import to_json
-from offramp.scoring.finite import finite_json
+from offramp.scoring.estimate import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of

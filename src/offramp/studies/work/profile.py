@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from offramp.costs.local_store import RECIPE, load_local_profile, save_local_profile
+from offramp.costs.hardware import RECIPE, load_local_profile, save_local_profile
 from offramp.errors import InputError
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
