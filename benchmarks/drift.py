@@ -27,8 +27,8 @@ from offramp.decoding.generation.result import Generation
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import seen_by
+from offramp.policies.replay import ReplayResult
+from offramp.policies.rules.short_list import seen_by
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
@@ -83,9 +83,9 @@ def drift_of(
 def drift(trace: Trace, replayed: ReplayResult, generations: Mapping[int, Generation]) -> Drift:
     """The drift of generations that were forced to follow documents of a trace.
 
-    trace: as the policy sees it (`offramp.policies.short_list.seen_by`). generations: by the document's place
-    in `trace.documents`; each began with the document's first tokens as its prompt and was forced to continue
-    with the next ones. Its first new token is left out: it comes out of the prompt, at full depth.
+    trace: as the policy sees it (`offramp.policies.rules.short_list.seen_by`). generations: by the document's
+    place in `trace.documents`; each began with the document's first tokens as its prompt and was forced to
+    continue with the next ones. Its first new token is left out: it comes out of the prompt, at full depth.
 
     Raises InputError if a row of the trace is missing for a token.
     """

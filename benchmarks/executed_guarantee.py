@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from offramp.cli.traced_model import load_traced_model, read_traced_heads
 from offramp.costs.machine import Machine
 from offramp.decoding.execution.executor import ModelExecutor, opened_executor, strategies_of
-from offramp.policies.charging import machine_for
+from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.binding import heads_documents
-from offramp.policies.charging import machine_for
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS

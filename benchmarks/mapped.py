@@ -32,8 +32,8 @@ import offramp
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
-from offramp.policies.charging import counted_at
-from offramp.policies.map_ranks import maps_of
+from offramp.policies.kv_cost import maps_of
+from offramp.policies.policy_cost import counted_at
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.fit import fit_heads

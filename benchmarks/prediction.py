@@ -37,9 +37,8 @@ from offramp.decoding.measurement.results import BenchResult, Forecast
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
-from offramp.policies.map_ranks import MAPPED
-from offramp.policies.repair import STRATEGIES
-from offramp.policies.results import ReplayResult
+from offramp.policies.kv_cost import MAPPED, STRATEGIES
+from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import find_signal
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload

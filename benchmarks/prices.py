@@ -48,11 +48,11 @@ from offramp.decoding.measurement.prediction import LARGEST_RATIO
 from offramp.decoding.measurement.timed_steps import Stream, loop_after, prefill, widen
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.models.model import Model
-from offramp.policies.bill import lines_of
-from offramp.policies.charging import prices_by_rows
+from offramp.policies.cost_breakdown import lines_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
-from offramp.policies.rules.shortlist import ShortList
+from offramp.policies.policy_cost import prices_by_rows
+from offramp.policies.rules.short_list import ShortList
 from random_checkpoint import Size, write_checkpoint
 
 BUNDLED = "smollm2"

@@ -31,8 +31,7 @@ import numpy as np
 
 import offramp
 from offramp.policies.frontier import frontier
-from offramp.policies.replay import replay
-from offramp.policies.results import Frontier
+from offramp.policies.replay import Frontier, replay
 from offramp.policies.rules.threshold import Threshold
 from synthetic_trace import write_synthetic_trace
 

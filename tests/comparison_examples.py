@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.records.typed import to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (

@@ -13,7 +13,7 @@ from command_line import run_offramp
 from offramp.cli.replay_command import amount
 from offramp.costs.hardware import machine_names
 from offramp.costs.profile_file import required_keys
-from offramp.policies.registry import policy_kinds
+from offramp.policies.grammar import policy_kinds
 from offramp.policies.signals import SIGNALS
 
 POLICY = "threshold:signal=max_prob,value=0.06,exits=1+2+3"

@@ -26,7 +26,7 @@ from offramp.decoding.engine.meter import PARTS_OF_TIME, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.engine.truncated_cache import entries_of
 from offramp.errors import ModelError
-from offramp.policies.bill import Item
+from offramp.policies.cost_breakdown import Item
 
 FAMILIES = ["llama", "mistral", "gemma2", "deepseek_v3", "gpt2", "mamba", "jamba", "falcon_h1"]
 PROMPT = 70  # longer than the small models' sliding windows of 64

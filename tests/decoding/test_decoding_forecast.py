@@ -29,7 +29,7 @@ from offramp.decoding.measurement.forecast import (
 from offramp.decoding.measurement.results import Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
-from offramp.policies.bill import PARTS, Item
+from offramp.policies.cost_breakdown import PARTS, Item
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from policy_traces import make_shape, make_trace

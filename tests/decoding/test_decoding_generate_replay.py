@@ -18,10 +18,10 @@ import offramp
 from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import InputError, PolicyError
-from offramp.policies.batching import count_steps
-from offramp.policies.bill import Usage, lines_of
-from offramp.policies.charging import counted_at, seconds_at
-from offramp.policies.map_ranks import maps_of
+from offramp.policies.cost_breakdown import Usage, lines_of
+from offramp.policies.kv_cost import maps_of
+from offramp.policies.policy_cost import counted_at, seconds_at
+from offramp.policies.steps import count_steps
 from offramp.policies.walk import Walk, probed_facts
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.exit_heads import ExitHeads

@@ -14,7 +14,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import check_options
 from offramp.policies.rules.fixed import Never
-from offramp.policies.speculation import read_draft_length
+from offramp.policies.steps import read_draft_length
 from offramp.tuning.pricing import pricing_of
 from policy_traces import make_trace
 

@@ -26,8 +26,8 @@ from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
+from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, Run
 from offramp.policies.walk import walk
 
 LAYERS, PROMPT, NEW = 5, 6, 18

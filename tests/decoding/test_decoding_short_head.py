@@ -22,12 +22,11 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
-from offramp.policies.batching import count_plain, count_steps
-from offramp.policies.bill import make_bill
 from offramp.policies.binding import require_base
-from offramp.policies.charging import counted_at, prices_by_rows
-from offramp.policies.gain import gain_of_usage
-from offramp.policies.rules.shortlist import with_short_head
+from offramp.policies.cost_breakdown import gain_of_usage, make_bill
+from offramp.policies.policy_cost import counted_at, prices_by_rows
+from offramp.policies.rules.short_list import with_short_head
+from offramp.policies.steps import count_plain, count_steps
 from offramp.policies.walk import Walk, probed_facts
 from offramp.tracing.exit_heads import ExitHeads
 from tiny_models import LAYERS, write_documents

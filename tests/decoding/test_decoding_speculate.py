@@ -27,11 +27,11 @@ from strategy_cases import (
 from offramp.decoding.strategies.draft_length import Auto, each_costs
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.policies.batching import count_plain
 from offramp.policies.grammar import parse_policy
+from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, Run
 from offramp.policies.replay import replay
+from offramp.policies.steps import count_plain
 from offramp.policies.walk import walk
 
 LAYERS, PROMPT, NEW = 5, 6, 18

@@ -22,7 +22,7 @@ from strategy_cases import (
 
 import offramp
 from offramp.models.model import Model
-from offramp.policies.repair import STRATEGIES, Run
+from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.walk import walk
 
 # Dense, learned positions, ALiBi, windows that slide, soft caps, mixtures of experts, latent attention,

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.batching import count_plain
-from offramp.policies.bill import Usage, make_bill
+from offramp.policies.cost_breakdown import Usage, make_bill
+from offramp.policies.steps import count_plain
 from offramp.policies.walk import Walk
 
 LAYERS = 4

@@ -18,18 +18,18 @@ from offramp.costs.timings import TimingsProfile
 from offramp.errors import InputError, PolicyError
 from offramp.files import seal_of
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.policies.bill import Usage
-from offramp.policies.charging import (
+from offramp.policies.contract import check_policy
+from offramp.policies.cost_breakdown import Usage
+from offramp.policies.frontier import frontier
+from offramp.policies.grammar import parse_policy
+from offramp.policies.kv_cost import STRATEGIES, Run
+from offramp.policies.policy_cost import (
     exit_costs_without_probes,
     layers_executed,
     prices_by_rows,
     prices_of,
     walk_costs,
 )
-from offramp.policies.contract import check_policy
-from offramp.policies.frontier import frontier
-from offramp.policies.grammar import parse_policy
-from offramp.policies.repair import STRATEGIES, Run
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.walk import walk

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
-from offramp.policies.batching import BATCHINGS, count_plain, count_steps, group_into_steps, in_lockstep
-from offramp.policies.bill import Item, make_bill
+from offramp.policies.cost_breakdown import Item, make_bill
 from offramp.policies.replay import replay
+from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps, in_lockstep
 from offramp.policies.walk import Walk
 from policy_traces import make_trace
 

@@ -10,10 +10,10 @@ from bill_examples import LAYERS, at, lines, walks
 from hypothesis import given, settings
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.batching import count_plain, count_steps
-from offramp.policies.bill import Item, Usage, make_bill
-from offramp.policies.charging import walk_costs
+from offramp.policies.cost_breakdown import Item, Usage, make_bill
+from offramp.policies.policy_cost import walk_costs
 from offramp.policies.replay import replay
+from offramp.policies.steps import count_plain, count_steps
 from offramp.policies.walk import Walk
 from policy_traces import make_trace
 

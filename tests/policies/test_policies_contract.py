@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies import contract
 from offramp.policies.contract import check_policy
-from offramp.policies.grammar import parse_policy
+from offramp.policies.grammar import parse_policy, policy_kinds
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
-from offramp.policies.registry import policy_kinds
-from offramp.policies.rules.oracle import Oracle
+from offramp.policies.rules.fixed import Oracle
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
 

@@ -12,10 +12,15 @@ import pytest
 
 from offramp.errors import PolicyError
 from offramp.files import seal_of
-from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json, write_policy
+from offramp.policies.grammar import (
+    parse_policy,
+    policy_from_json,
+    policy_kinds,
+    policy_to_json,
+    write_policy,
+)
+from offramp.policies.parameters import read_exit
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
-from offramp.policies.reading import read_exit
-from offramp.policies.registry import policy_kinds
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.patience import Patience
 from offramp.policies.rules.threshold import Threshold

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
-from offramp.policies.frontier import frontier
-from offramp.policies.replay import replay
-from offramp.policies.results import Frontier
+from offramp.policies.frontier import _descending_key, _value_of_key, frontier
+from offramp.policies.replay import Frontier, replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
-from offramp.policies.sweep import _descending_key, _value_of_key
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape, make_trace
 

@@ -10,11 +10,10 @@ from bill_examples import LAYERS, at, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.policies.batching import BATCHINGS, count_plain, count_steps, group_into_steps
-from offramp.policies.bill import PARTS, Item, make_bill
-from offramp.policies.gain import GAIN_OF_PART, gain_of_usage, split_gain
+from offramp.policies.cost_breakdown import GAIN_OF_PART, PARTS, Item, gain_of_usage, make_bill, split_gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
+from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps
 from offramp.policies.walk import Walk
 from offramp.tuning.held_out import measure
 from offramp.tuning.losses import make_floor

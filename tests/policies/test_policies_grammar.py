@@ -11,22 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
-from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
+from offramp.policies.grammar import BUILT_IN, parse_policy, policy_from_json, policy_to_json
+from offramp.policies.parameters import DEEPEST
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.reading import DEEPEST
-from offramp.policies.registry import BUILT_IN
-from offramp.policies.rules.adaptive import Adaptive
-from offramp.policies.rules.bandit import Bandit
-from offramp.policies.rules.decaying import Decaying
-from offramp.policies.rules.depth import Minimum, Monotone, Schedule
-from offramp.policies.rules.dynamic import Dynamic
-from offramp.policies.rules.fixed import Never, StaticExit
-from offramp.policies.rules.oracle import Oracle
+from offramp.policies.rules.around import Minimum, Monotone
+from offramp.policies.rules.combined import Tasks, Votes
+from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
+from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained
-from offramp.policies.rules.shortlist import AT_ALL, AT_EXITS, ShortList
-from offramp.policies.rules.tasks import Tasks
-from offramp.policies.rules.threshold import Threshold, Thresholds
-from offramp.policies.rules.votes import Votes
+from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
+from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.policies.signals import SIGNALS, find_signal
 
 EXIT_LISTS = st.lists(st.integers(1, 200), min_size=1, max_size=5, unique=True).map(sorted).map(tuple)

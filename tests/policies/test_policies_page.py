@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from offramp.policies.contract import check_policy
-from offramp.policies.grammar import parse_policy
+from offramp.policies.grammar import BUILT_IN, parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.registry import BUILT_IN
 from offramp.policies.signals import SIGNALS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")

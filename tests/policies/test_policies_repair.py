@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.policies.bill import Bill
-from offramp.policies.charging import counted_at
+from offramp.policies.cost_breakdown import Bill
+from offramp.policies.kv_cost import STRATEGIES, Run, deepest_after
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, Run, deepest_after
+from offramp.policies.policy_cost import counted_at
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.walk import Walk

@@ -11,9 +11,9 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.timings import TimingsProfile
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
-from offramp.policies.charging import exit_costs, exit_costs_without_probes, seconds_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, seconds_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
@@ -183,7 +183,7 @@ def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.
         asked.update(name=name, model=model_fingerprint, dtype=dtype, transforms=transforms)
         return find_machine("l4")
 
-    monkeypatch.setattr("offramp.policies.charging.find_machine", find)
+    monkeypatch.setattr("offramp.policies.policy_cost.find_machine", find)
     trace = make_trace()
     trace.provenance["request"] = {"model": {"fingerprint": "f" * 64}, "dtype": "float32"}
     assert replay(trace, CHECKS, machine="local").basis == "l4"

@@ -9,8 +9,7 @@ import pytest
 
 from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
-from offramp.policies.replay import replay
-from offramp.policies.replay_intervals import replay_intervals
+from offramp.policies.replay import replay, replay_intervals
 from offramp.tracing.trace import DocumentRecord, Trace
 from offramp.tuning.held_out import DRAWS, measure
 from offramp.tuning.losses import make_floor

@@ -24,7 +24,7 @@ from rule_examples import (
 
 from offramp.errors import PolicyError
 from offramp.policies.grammar import parse_policy
-from offramp.policies.rules.depth import Schedule
+from offramp.policies.rules.fixed import Schedule
 from offramp.policies.walk import walk
 
 

@@ -21,7 +21,7 @@ from rule_examples import (
 )
 
 from offramp.policies.grammar import parse_policy
-from offramp.policies.rules.adaptive import agreement_thresholds, betas
+from offramp.policies.rules.learning import agreement_thresholds, betas
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace

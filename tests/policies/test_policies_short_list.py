@@ -7,15 +7,13 @@ import pytest
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
-from offramp.policies.charging import counted_at, prices_of, seconds_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.replay import replay
-from offramp.policies.replay_intervals import replay_intervals
+from offramp.policies.policy_cost import counted_at, prices_of, seconds_of
+from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
-from offramp.policies.rules.shortlist import ShortList, with_short_head
+from offramp.policies.rules.short_list import ShortList, read_short, with_short_head
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.short_list import read_short
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.certify import policy_losses

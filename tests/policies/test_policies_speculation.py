@@ -9,8 +9,8 @@ from bill_examples import lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.policies.bill import Item
-from offramp.policies.speculation import count_rounds, find_rounds
+from offramp.policies.cost_breakdown import Item
+from offramp.policies.steps import count_rounds, find_rounds
 from offramp.policies.walk import Walk
 
 LAYERS = 4

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.policies import sweep as sweep_module
+from offramp.policies import frontier as sweep_module
 from offramp.policies.frontier import frontier
-from offramp.policies.replay import replay
-from offramp.policies.results import Frontier
+from offramp.policies.replay import Frontier, replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.trace import Trace
 from policy_traces import make_trace

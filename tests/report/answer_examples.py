@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.floor import Floor

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.report.formats import (
     counted,
     decimal,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from report_examples import example_run
 
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.report.headline import (
     caveats,
     grounds_of,

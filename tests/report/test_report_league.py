@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_examples import example_run
 
-from offramp.policies import bill
-from offramp.policies.gain import Gain
+from offramp.policies import cost_breakdown
+from offramp.policies.cost_breakdown import Gain
 from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.sections.league import PARTS, balance_of, league_section, parts_of, summary_of
 from offramp.report.verdict_words import credit_json, credit_sentence, credits_of
@@ -210,7 +210,7 @@ def test_an_undefined_speed_is_a_reason_and_no_bar():
 
 
 def test_every_part_of_a_bill_is_drawn():
-    assert set(bill.PARTS) <= set(PARTS)
+    assert set(cost_breakdown.PARTS) <= set(PARTS)
 
 
 def test_a_league_in_bytes_does_not_speak_of_time():

@@ -18,7 +18,7 @@ from study_files import plan_of, small_world, write_model
 from offramp.errors import OfframpError
 from offramp.models import source_code
 from offramp.models.source_code import PACKAGE, source_fingerprint
-from offramp.policies import registry as policies
+from offramp.policies import grammar as policies
 from offramp.records.given_file import Source
 from offramp.studies.computing import PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan

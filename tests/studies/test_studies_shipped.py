@@ -121,9 +121,8 @@ def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, Plan
 
 
 def test_strategies_hold_every_kind_of_policy(plans: dict[str, tuple[Study, Plan]]) -> None:
-    from offramp.policies.grammar import parse_policy
-    from offramp.policies.registry import BUILT_IN
-    from offramp.policies.rules.oracle import ORACLES
+    from offramp.policies.grammar import BUILT_IN, parse_policy
+    from offramp.policies.rules.fixed import ORACLES
 
     study, plan = plans["strategies"]
     policies = [parse_policy(entry.policy) for entry in study.policies if not entry.searched]

@@ -45,7 +45,7 @@ from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
-from offramp.policies.replay_intervals import replay_intervals
+from offramp.policies.replay import replay_intervals
 from offramp.records.typed import from_json
 from offramp.scoring.estimate import finite_json
 from offramp.scoring.paired import paired_differences

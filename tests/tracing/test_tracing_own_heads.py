@@ -24,7 +24,7 @@ from tracing_models import build_family, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.policies.charging import prices_of
+from offramp.policies.policy_cost import prices_of
 from offramp.policies.replay import replay
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACTS, SIGNAL_FACTS

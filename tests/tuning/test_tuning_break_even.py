@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.charging import exit_costs, exit_costs_without_probes
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS

@@ -13,8 +13,7 @@ from tuning_traces import easy_and_hard
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
-from offramp.policies.replay import replay
-from offramp.policies.replay_intervals import replay_intervals
+from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict

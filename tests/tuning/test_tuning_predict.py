@@ -13,10 +13,10 @@ import pytest
 
 from offramp.costs.machine import Roofline
 from offramp.errors import InputError, PolicyError
-from offramp.policies.batching import group_into_steps
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
+from offramp.policies.steps import group_into_steps
 from offramp.policies.walk import walk
 from offramp.tracing.trace import DocumentRecord, Trace
 from offramp.tuning.bounds import two_sided_limits

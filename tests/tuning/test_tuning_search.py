@@ -12,11 +12,11 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape
-from offramp.policies.charging import exit_costs, walk_costs
 from offramp.policies.grammar import parse_policy
+from offramp.policies.policy_cost import exit_costs, walk_costs
 from offramp.policies.replay import replay
+from offramp.policies.rules.short_list import costs_for
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
-from offramp.policies.short_list import costs_for
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace

@@ -16,8 +16,7 @@ from offramp.errors import InputError
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.replay import replay
-from offramp.policies.results import ReplayResult
+from offramp.policies.replay import ReplayResult, replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.scoring.estimate import Estimate

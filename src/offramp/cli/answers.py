@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.charging import prices_of, seconds_of
+from offramp.policies.policy_cost import prices_of, seconds_of
 from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
 from offramp.tracing.trace import Trace

@@ -21,7 +21,7 @@ from offramp.decoding.quality.tasks.task import Task
 from offramp.errors import InputError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
-from offramp.policies.results import ReplayResult
+from offramp.policies.replay import ReplayResult
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload

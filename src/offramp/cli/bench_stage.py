@@ -16,7 +16,7 @@ from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.results import BenchResult, TaskScore
 from offramp.decoding.quality.accuracy import task_score
 from offramp.models.model import Model
-from offramp.policies.results import ReplayResult
+from offramp.policies.replay import ReplayResult
 
 PARTS_OF = 2
 """Batches of prompts on which the parts of a policy's tokens are timed."""

@@ -60,7 +60,7 @@ def _transforms() -> Rows:
 
 
 def _policies() -> Rows:
-    from offramp.policies.registry import policy_kinds
+    from offramp.policies.grammar import policy_kinds
 
     rows = []
     for name, kind in policy_kinds().items():

@@ -31,7 +31,7 @@ from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.policies.results import Frontier
+from offramp.policies.replay import Frontier
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score

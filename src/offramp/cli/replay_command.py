@@ -16,8 +16,8 @@ from offramp.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offramp.policies.bill import Bill
-    from offramp.policies.results import ReplayResult
+    from offramp.policies.cost_breakdown import Bill
+    from offramp.policies.replay import ReplayResult
     from offramp.tracing.trace import Trace
 
 COUNTED = {"bytes": "B", "flops": "FLOP"}

@@ -19,7 +19,7 @@ from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.result_file import read_combined
 from offramp.files import sealed, write_json_atomically
 from offramp.models.model import Model
-from offramp.policies.charging import mean_position
+from offramp.policies.policy_cost import mean_position
 from offramp.report.page import write_report
 from offramp.report.run_result import Progress, RunResult, Timing, WorkloadResult
 from offramp.report.summary import summarise

@@ -117,7 +117,7 @@ def tune(
     from offramp.costs.hardware import LOCAL
     from offramp.decoding.execution.tune import require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
-    from offramp.policies.charging import machine_for
+    from offramp.policies.policy_cost import machine_for
     from offramp.tracing.trace import Trace
     from offramp.tuning.losses import parse_floor
     from offramp.tuning.tune import EXECUTED, check_settings

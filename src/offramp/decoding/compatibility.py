@@ -11,10 +11,10 @@ from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps, reads_exits
 from offramp.policies.grammar import parse_policy
-from offramp.policies.map_ranks import MAPPED
+from offramp.policies.kv_cost import MAPPED
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.dynamic import PROMPT_ENTROPY
 from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.threshold import PROMPT_ENTROPY
 from offramp.tracing.described_heads import describe_heads, reading_of
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS

@@ -22,12 +22,10 @@ from offramp.decoding.compatibility import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.models.model import Model
-from offramp.policies.batching import find_batching
-from offramp.policies.map_ranks import MAPPED
+from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import find_strategy
 from offramp.policies.rules.fixed import Never
-from offramp.policies.speculation import DRAFT_LENGTH, read_draft_length
+from offramp.policies.steps import DRAFT_LENGTH, find_batching, read_draft_length
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.tuned import Tuned
 

@@ -14,7 +14,7 @@ from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
-from offramp.policies.rules.depth import Around
+from offramp.policies.rules.around import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
 from offramp.policies.walk import Walk, probed_facts, task_of, walk
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME

@@ -10,23 +10,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
 from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
+from offramp.plug_ins import load_plug_in, plug_ins, refused
 from offramp.policies.binding import TunedOn, require_base
-from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
-from offramp.policies.reading import (
+from offramp.policies.parameters import (
     PolicyText,
     read_exit_list,
     read_exits,
     require_balanced,
     split_outside_brackets,
 )
-from offramp.policies.registry import policy_kinds
+from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
+from offramp.policies.rules.around import Minimum, Monotone
+from offramp.policies.rules.combined import Tasks, Votes
+from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
+from offramp.policies.rules.learning import Adaptive, Bandit
+from offramp.policies.rules.patience import Patience, Sustained
+from offramp.policies.rules.short_list import ShortList
+from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
+
+ENTRY_POINTS = "offramp.policies"
+
+BUILT_IN: tuple[type[ExitPolicy], ...] = (
+    Never,
+    StaticExit,
+    Schedule,
+    Threshold,
+    Thresholds,
+    Decaying,
+    Dynamic,
+    Adaptive,
+    Bandit,
+    Patience,
+    Sustained,
+    Minimum,
+    Monotone,
+    Votes,
+    ShortList,
+    Tasks,
+    Oracle,
+)
+
+
+@cache
+def policy_kinds() -> dict[str, type[ExitPolicy]]:
+    """Policy classes by kind: the built-in ones, then those of installed plug-ins (group "offramp.policies").
+
+    Raises PolicyError for a plug-in that is no ExitPolicy class or takes the name of another kind.
+    """
+    kinds = {policy.kind: policy for policy in BUILT_IN}
+    for point in plug_ins(ENTRY_POINTS).values():
+        policy = load_plug_in(point, _is_kind, "policy", "a subclass of ExitPolicy", PolicyError)
+        if policy.kind in kinds:
+            raise refused(point, f"two policies are called {policy.kind!r}", PolicyError)
+        kinds[policy.kind] = policy
+    return kinds
+
+
+def _is_kind(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, ExitPolicy)
+
 
 SCHEMA_VERSION = 1
 TUNED_SCHEMA_VERSION = 3

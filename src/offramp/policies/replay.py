@@ -1,9 +1,10 @@
-"""Replaying one policy on a trace: where each token would leave, and what that would save and lose."""
+"""Replaying one policy on a trace: where each token would leave, what that saves and loses; intervals."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,19 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
-from offramp.policies.batching import count_plain, find_batching, group_into_steps
-from offramp.policies.bill import PriceAt, make_bill
 from offramp.policies.binding import TunedOn, seen_notes
-from offramp.policies.charging import (
+from offramp.policies.cost_breakdown import PARTS, Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.grammar import parse_policy_for, tuned_on
+from offramp.policies.kv_cost import (
+    STRATEGIES,
+    KeyValueStrategy,
+    Run,
+    executed_layers,
+    find_strategy,
+    maps_charged,
+)
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import (
     counted_at,
     derived_notes,
     has_lens,
@@ -26,17 +36,86 @@ from offramp.policies.charging import (
     seconds_at,
     untimed_notes,
 )
-from offramp.policies.gain import split_gain
-from offramp.policies.grammar import parse_policy_for, tuned_on
-from offramp.policies.map_ranks import maps_charged
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, KeyValueStrategy, Run, executed_layers, find_strategy
-from offramp.policies.results import ReplayResult
-from offramp.policies.short_list import seen_by
-from offramp.policies.speculation import read_draft_length
+from offramp.policies.rules.short_list import seen_by
+from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
 from offramp.policies.walk import task_of, walk
-from offramp.scoring.documents import fact_of
+from offramp.scoring.documents import document_rows, fact_of
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """One policy replayed on one trace.
+
+    exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
+    checked exits where it was probed; what is charged, drafts that are made again included, is
+    `bill.probes_per_token`.
+    agreement: share of tokens whose output equals the full model's. reference_agreement: the same with the
+    untransformed full model's, None for a model without transforms. nll_increase, kl: means over tokens, in
+    nats.
+    skip_ratio: share of the full model's layers that are not executed, sooner or later: one that a K,V
+    strategy runs for a token afterwards is not skipped. Below 0 where wrong drafts are run for nothing.
+    basis: what `predicted_speedup` is counted in: "bytes moved", or seconds on the machine of that name.
+    predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head) in that basis, at
+    this batch size; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of
+    the bill. probe_share: share of the policy's cost that probes add.
+    seconds_per_token, plain_seconds_per_token: on the machine, None without one.
+    kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
+    reachable: whether a decoder could follow the policy; an oracle it could not.
+    bill: every line of the cost, in bytes or seconds. gain: what each of its parts saves. notes: what to bear
+    in mind of its prices, and of documents that the policy or the exit heads have seen.
+    """
+
+    policy: str
+    exits: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    agreement: float
+    skip_ratio: float
+    predicted_speedup: float
+    predicted_speedup_flops: float
+    speedup_without_probes: float
+    probe_share: float
+    nll_increase: float
+    kl: float
+    basis: str
+    seconds_per_token: float | None
+    plain_seconds_per_token: float | None
+    kv: str
+    batch: int
+    batching: str
+    reachable: bool
+    bill: Bill
+    gain: Gain
+    notes: tuple[str, ...]
+    reference_agreement: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ReplayResult({self.policy}: agreement {self.agreement:.1%}, {self.skip_ratio:.1%} of the "
+            f"layers skipped, predicted speed {self.predicted_speedup:.3f} by {self.basis}, "
+            f"{len(self.exits):,} tokens)"
+        )
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Every distinct operating point of one threshold rule (one signal, one set of exits), float64 [points].
+
+    Points run from the most cautious threshold (never exit) to the boldest. Speedups are plain cost over
+    policy cost in bytes moved at batch 1, with probes charged and with probes left out.
+    """
+
+    signal: str
+    exits: tuple[int, ...]
+    threshold: NDArray[np.float64]
+    agreement: NDArray[np.float64]
+    skip_ratio: NDArray[np.float64]
+    speedup: NDArray[np.float64]
+    speedup_without_probes: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"
 
 
 def replay(
@@ -58,8 +137,8 @@ def replay(
     costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
     mean position. machine: prices in seconds too: a machine, or the name or TOML file of one ("local",
     "h100"). kv: "propagate", "mapped", "recompute", "speculate" or "monotone" (see
-    `offramp.policies.repair`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
-    sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.batching`), grouped at random
+    `offramp.policies.kv_cost`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
+    sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.steps`), grouped at random
     by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length: tokens
     drafted before a verification, for "speculate".
 
@@ -188,3 +267,99 @@ def _only_one_row(costs: TokenCosts, maps: MapRanks) -> PriceAt:
         return costs
 
     return at
+
+
+@dataclass(frozen=True)
+class ReplayIntervals:
+    """Figures of a replay with 95 % intervals. net_speedup: its `predicted_speedup`."""
+
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+
+
+def replay_intervals(
+    trace: Trace,
+    policy: ExitPolicy | str,
+    *,
+    machine: Machine | str | None = None,
+    kv: str = "propagate",
+    batch: int = 1,
+    batching: str = "lockstep",
+    draft_length: int = 4,
+    seed: int = 0,
+    draws: int = 1000,
+) -> ReplayIntervals:
+    """The figures that `replay` gives with the same options, bootstrapped over documents.
+
+    A policy walks through the trace once, whatever it learns on the way; what is drawn again are the tokens
+    and costs of documents. Those of one batch depend on each other through their exits: groups of a batch are
+    then the unit, and 20 of them are needed. seed: of the groups and of the draws.
+
+    Raises what `replay` raises, and InputError for fewer than 40 draws.
+    """
+    strategy = check_options(kv, batch, batching, draft_length)
+    if isinstance(policy, str):
+        policy = parse_policy_for(policy, trace)
+    machine = None if machine is None else machine_for(trace, machine)
+    maps = maps_charged(trace, kv)
+    at = counted_at(trace, "bytes", maps)
+    if machine is not None:
+        at = seconds_at(trace, machine, batch=batch, maps=maps)
+    run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
+    sums = np.array([_sums(one, strategy, at) for one in _units(run)])
+    tokens, agreeing, executed, cost, plain = sums.T
+    bootstrap = document_bootstrap(len(sums), draws=draws, seed=seed)
+    if bootstrap.no_interval is not None and batch > 1:
+        why = (
+            f"{len(sums)} groups of {batch} documents; an interval needs {DOCUMENTS_NEEDED}, "
+            f"{DOCUMENTS_NEEDED * batch} documents"
+        )
+        bootstrap = replace(bootstrap, no_interval=why)
+    skipped = 1.0 - bootstrap.means(executed / run.trace.layers, tokens)
+    return ReplayIntervals(
+        agreement=bootstrap.estimate(bootstrap.means(agreeing, tokens)),
+        skip_ratio=bootstrap.estimate(skipped),
+        net_speedup=bootstrap.estimate(bootstrap.totals(plain) / bootstrap.totals(cost)),
+    )
+
+
+def _units(run: Run) -> Iterator[Run]:
+    """The run of each document, or of each group of a batch, in an order that depends on ids only."""
+    trace = run.trace
+    rows = document_rows(trace)
+    # The first tokens of a group's documents are one step, which no other group has.
+    group_of_document = run.steps[rows.starts]
+    group_of_row = np.repeat(group_of_document, rows.lengths)
+    for group in dict.fromkeys(group_of_document[rows.order].tolist()):
+        taken = group_of_row == group
+        documents = np.unique(trace.document[taken]).astype(np.int64)
+        probed = None if run.walk.probed is None else run.walk.probed[taken]
+        yield replace(
+            run,
+            trace=trace.subset(documents),
+            walk=replace(run.walk, exits=run.walk.exits[taken], probed=probed),
+            steps=np.unique(run.steps[taken], return_inverse=True)[1].astype(np.int64),
+        )
+
+
+def _sums(run: Run, strategy: KeyValueStrategy, at: PriceAt) -> tuple[float, ...]:
+    """Tokens, tokens that agree, layers executed, the policy's cost and the full model's, in sum."""
+    trace, usage = run.trace, strategy.count(run)
+    columns = np.searchsorted(trace.exits, _outputs(run, strategy))
+    return (
+        float(trace.token_count),
+        float(trace.agreement[np.arange(trace.token_count), columns].sum()),
+        float(executed_layers(usage, trace.shape)),
+        _total(usage, at),
+        _total(count_plain(run.steps, trace.layers), at),
+    )
+
+
+def _outputs(run: Run, strategy: KeyValueStrategy) -> NDArray[np.int64]:
+    """The exit that each token's output is of: int64 [tokens]."""
+    return np.full_like(run.walk.exits, run.trace.layers) if strategy.exact else run.walk.exits
+
+
+def _total(usage: Usage, at: PriceAt) -> float:
+    return sum(count * PARTS[item.part](at, item) for item, count in usage.items() if count)

@@ -38,7 +38,7 @@ class Walk:
     short_head: bool = False
 
     def head(self, *, final: bool) -> str:
-        """The part of a bill that an output is, at exit L or below (`offramp.policies.bill.PARTS`)."""
+        """The part of a cost breakdown (`PARTS`) that an output is, at exit L or below."""
         if self.short_head if final else self.short_list:
             return "short head"
         return "final head" if final else "exit head"

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Callable, Mapping
 
-from offramp.policies.gain import HEAD, LAYERS, PROBES, Gain
+from offramp.policies.cost_breakdown import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from offramp.policies.results import Frontier
+from offramp.policies.replay import Frontier
 from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
 from offramp.report.combined_words import advice
 from offramp.report.decoding_json import decoding_json

@@ -10,7 +10,7 @@ from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
-from offramp.policies.repair import find_strategy
+from offramp.policies.kv_cost import find_strategy
 from offramp.records.given_file import did_you_mean
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import FILE_SOURCES, LOCAL, NONE, HeadsEntry, TransformEntry

@@ -11,9 +11,9 @@ import numpy as np
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.charging import check_price
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import check_price
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.tracing.trace import Trace

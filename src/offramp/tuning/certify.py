@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import seen_by
+from offramp.policies.rules.short_list import seen_by
 from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import Lengths, document_rows
 from offramp.tracing.trace import Trace

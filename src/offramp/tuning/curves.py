@@ -1,7 +1,7 @@
 """One signal with one threshold on one set of exits: risk and exits taken at a few thousand thresholds.
 
 As the threshold loosens, a token moves from exit to exit at the records of its signal, read from shallow to
-deep (see `offramp.policies.sweep`). Here values are first put on a grid of thresholds, so that nothing is
+deep (see `offramp.policies.frontier`). Here values are first put on a grid of thresholds, so that nothing is
 sorted and any loss can be summed; with no more distinct values than grid points, the grid is exact.
 """
 
@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.frontier import require_numbers
 from offramp.policies.signals import ROUNDING, Signal
-from offramp.policies.sweep import require_numbers
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 

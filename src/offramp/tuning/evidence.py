@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.charging import layers_executed
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import layers_executed
+from offramp.policies.rules.short_list import read_short
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.short_list import read_short
 from offramp.policies.signals import Signal
 from offramp.policies.walk import Walk, walk
 from offramp.scoring.documents import document_rows

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.binding import text_caveat
+from offramp.policies.kv_cost import STRATEGIES
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap

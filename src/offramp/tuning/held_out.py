@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.charging import layers_executed
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import seen_by
+from offramp.policies.policy_cost import layers_executed
+from offramp.policies.rules.short_list import seen_by
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.charging import prices_of
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import prices_of
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from offramp.costs.machine import Machine
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
-from offramp.policies.rules.oracle import ORACLES, Oracle
+from offramp.policies.rules.fixed import ORACLES, Never, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor
 from offramp.tuning.halves import Halves, halves_of

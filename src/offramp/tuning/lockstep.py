@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.policies.batching import Steps, count_plain, count_steps, group_into_steps, in_lockstep
-from offramp.policies.bill import PriceAt, Usage, lines_of
-from offramp.policies.charging import layers_executed, seconds_at
-from offramp.policies.gain import gain_of_usage
-from offramp.policies.map_ranks import maps_charged
+from offramp.policies.cost_breakdown import PriceAt, Usage, gain_of_usage, lines_of
+from offramp.policies.kv_cost import maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_list import seen_by
+from offramp.policies.policy_cost import layers_executed, seconds_at
+from offramp.policies.rules.short_list import seen_by
+from offramp.policies.steps import Steps, count_plain, count_steps, group_into_steps, in_lockstep
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, document_bootstrap

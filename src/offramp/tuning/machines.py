@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from offramp.costs.machine import Machine
-from offramp.policies.charging import untimed_notes
+from offramp.policies.policy_cost import untimed_notes
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor
 from offramp.tuning.halves import Halves, halves_of

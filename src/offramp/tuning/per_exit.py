@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.charging import check_price, gives_output
+from offramp.policies.policy_cost import check_price, gives_output
 from offramp.tuning.exit_sets import Exits
 from offramp.tuning.families import ThresholdFamily
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
-from offramp.policies.charging import lookup_notes, machine_for, untimed_notes
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
-from offramp.policies.map_ranks import maps_charged, require_exits
+from offramp.policies.kv_cost import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import lookup_notes, machine_for, untimed_notes
 from offramp.policies.walk import task_of
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import Estimate

@@ -12,8 +12,10 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.bill import Item, Usage, lines_of
-from offramp.policies.charging import (
+from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
+from offramp.policies.kv_cost import MAPPED, find_strategy, maps_charged
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.policy_cost import (
     Needs,
     check_price,
     exit_costs,
@@ -23,11 +25,7 @@ from offramp.policies.charging import (
     seconds_of,
     walk_costs,
 )
-from offramp.policies.gain import Gain, gain_of_parts
-from offramp.policies.map_ranks import MAPPED, maps_charged
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import find_strategy
-from offramp.policies.short_list import costs_for
+from offramp.policies.rules.short_list import costs_for
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.scoring.documents import DocumentRows
@@ -167,7 +165,7 @@ class Pricing:
         return total / counts.tokens
 
     def parts(self, counts: WalkCounts) -> dict[str, float]:
-        """Mean cost of a token by part of the bill (see `offramp.policies.bill.PARTS`), at batch 1."""
+        """Mean cost of a token by part of the cost breakdown (its `PARTS`), at batch 1."""
         parts: dict[str, float] = {}
         for line in lines_of(counts.usage(self.costs.maps), lambda rows: self.listed):
             parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from offramp.costs.probes import PROBES
 from offramp.policies.rules.fixed import Never
-from offramp.policies.rules.shortlist import AT_ALL, AT_EXITS, ShortList
+from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.tuning.certify import search_targets
 from offramp.tuning.exit_sets import Exits, exit_sets, holds, recorded_signals

@@ -8,7 +8,7 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy, columns_of
-from offramp.policies.short_list import seen_by
+from offramp.policies.rules.short_list import seen_by
 from offramp.policies.walk import task_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace

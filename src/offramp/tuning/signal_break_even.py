@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.charging import check_price
+from offramp.policies.policy_cost import check_price
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal
 from offramp.tracing.trace import Trace

@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
-from offramp.policies.batching import count_plain
-from offramp.policies.bill import Bill, PriceAt, Usage, make_bill
-from offramp.policies.charging import counted_at, seconds_at
-from offramp.policies.gain import Gain, split_gain
-from offramp.policies.map_ranks import maps_charged
+from offramp.policies.cost_breakdown import Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, Run, executed_layers
+from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.replay import replay
-from offramp.policies.short_list import seen_by
+from offramp.policies.rules.short_list import seen_by
+from offramp.policies.steps import count_plain
 from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.charging import machine_for
-from offramp.policies.map_ranks import exits_without, maps_charged
-from offramp.policies.repair import find_strategy
+from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
+from offramp.policies.policy_cost import machine_for
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method, find_method
 from offramp.tuning.certify import require_delta

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.policies.binding import TunedOn
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.documents import Lengths, lengths_text
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.decaying import Decaying
-from offramp.policies.rules.depth import Monotone
-from offramp.policies.rules.dynamic import Dynamic
+from offramp.policies.rules.around import Monotone
+from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.patience import Patience, Sustained
-from offramp.policies.rules.threshold import Threshold
-from offramp.policies.rules.votes import Votes
+from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold
 from offramp.scoring.documents import document_rows
 from offramp.tuning.exit_sets import Exits, exit_sets, holds
 from offramp.tuning.families import ThresholdFamily

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparison_examples import example_comparison
-from offramp.policies.gain import GAIN_PARTS, Gain
+from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score

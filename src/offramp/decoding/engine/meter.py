@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from offramp.policies.bill import Item, Usage
+from offramp.policies.cost_breakdown import Item, Usage
 
 PARTS_OF_TIME = ("layers", "probes", "K,V repair", "heads", "overhead")
 """What measured and predicted seconds are split into."""
@@ -24,7 +24,7 @@ PART_OF_ITEM: Mapping[str, str] = {
 
 
 class Meter:
-    """Counts what runs, in the items of a bill (see `offramp.policies.bill`), and times it if asked to.
+    """Counts what runs, as items of a cost breakdown (`policies.cost_breakdown`); times it if asked to.
 
     Everything after the prompt is counted; the prompt's layers are kept apart in `prompt_layers`.
     usage: items by how often they ran; an item's rows are sequences times positions that ran at once.

@@ -23,9 +23,9 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS
+from offramp.policies.kv_cost import STRATEGIES as CHARGED
+from offramp.policies.kv_cost import find_strategy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES as CHARGED
-from offramp.policies.repair import find_strategy
 from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.exit_heads import ExitHeads

@@ -11,8 +11,8 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import base_of
 from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
-from offramp.policies.rules.tasks import RESERVED, Tasks
 from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.certify import require_delta

@@ -26,8 +26,7 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError
-from offramp.policies.batching import BATCHINGS
-from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.policies.steps import BATCHINGS, DRAFT_LENGTH
 
 
 def check_decodable(

@@ -35,7 +35,7 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.rules.fixed import Never
-from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.policies.steps import DRAFT_LENGTH
 
 FULL_MODEL = DecodingOptions(Never())
 

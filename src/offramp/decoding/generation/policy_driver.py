@@ -12,8 +12,8 @@ from torch import Tensor
 
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.exit_readout.reader import Reader
-from offramp.policies.charging import gives_output
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
+from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import probed_at_last, probes_of
 
 Exits = NDArray[np.int64]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.policies.bill import Usage
+from offramp.policies.cost_breakdown import Usage
 
 SHOWN_TEXT = 60
 """Characters of a text that its short form shows."""
@@ -66,13 +66,13 @@ class Generation:
 class BatchGeneration:
     """Sequences generated together, and what the whole batch ran.
 
-    rows: one per prompt. usage: items after the prompt (see `offramp.policies.bill`). steps: decoding steps
-    after the prompt (rounds count each draft and each verification). seconds: wall time of the steps after
-    the first new token; first_token_seconds: from the start to the first new token.
-    part_seconds: seconds by part of time (`offramp.decoding.engine.meter.PARTS_OF_TIME`), None unless timed.
-    drafted, accepted: drafts made and kept, "speculate" only. layers_executed: rows times layers that ran for
-    the batch: what hooks on the layers count. More than its rows' together where one that ended before the
-    others could not leave the batch ("speculate", a family that cannot, scores that are kept).
+    rows: one per prompt. usage: items after the prompt (see `offramp.policies.cost_breakdown`). steps:
+    decoding steps after the prompt (rounds count each draft and each verification). seconds: wall time of the
+    steps after the first new token; first_token_seconds: from the start to the first new token. part_seconds:
+    seconds by part of time (`offramp.decoding.engine.meter.PARTS_OF_TIME`), None unless timed. drafted,
+    accepted: drafts made and kept, "speculate" only. layers_executed: rows times layers that ran for the
+    batch: what hooks on the layers count. More than its rows' together where one that ended before the others
+    could not leave the batch ("speculate", a family that cannot, scores that are kept).
     """
 
     rows: tuple[Generation, ...]

@@ -16,7 +16,7 @@ from offramp.decoding.options import LOCKSTEP, DecodingOptions
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
-from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.policies.steps import DRAFT_LENGTH
 from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4

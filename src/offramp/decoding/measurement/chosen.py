@@ -15,7 +15,7 @@ from offramp.decoding.measurement.prompts import Prompts
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
-from offramp.policies.results import ReplayResult
+from offramp.policies.replay import ReplayResult
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents

@@ -38,8 +38,8 @@ from offramp.models.stored import is_wrapped
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.policies.pruned import pruned_policy
-from offramp.policies.rules.shortlist import with_short_head
+from offramp.policies.parameters import pruned_policy
+from offramp.policies.rules.short_list import with_short_head
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.features import SHORTLIST
 from offramp.tracing.transformed import load_transformed

@@ -40,7 +40,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.models.gguf_file import quiet_transformers
 from offramp.models.model import Model
-from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.policies.steps import DRAFT_LENGTH
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.verdict import WORTH
 

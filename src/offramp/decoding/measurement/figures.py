@@ -21,7 +21,7 @@ from offramp.decoding.measurement.results import Cluster, Contender, Counted, In
 from offramp.decoding.measurement.trial import Pilot, Trial
 from offramp.decoding.measurement.turns import Group, Timed
 from offramp.models.shape import ModelShape
-from offramp.policies.bill import PriceAt, lines_of
+from offramp.policies.cost_breakdown import PriceAt, lines_of
 
 HEADS = ("exit head", "short head", "final head")
 UNITS = ("flops", "bytes")

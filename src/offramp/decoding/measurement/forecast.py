@@ -14,12 +14,10 @@ from offramp.decoding.measurement.results import Forecast, Interval, PartError
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.policies.bill import lines_of
-from offramp.policies.charging import has_lens, prices_by_rows
-from offramp.policies.gain import gain_of_parts, totals_of
-from offramp.policies.map_ranks import MAPPED
-from offramp.policies.replay import replay
-from offramp.policies.results import ReplayResult
+from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
+from offramp.policies.kv_cost import MAPPED
+from offramp.policies.policy_cost import has_lens, prices_by_rows
+from offramp.policies.replay import ReplayResult, replay
 from offramp.tracing.trace import Trace
 
 
@@ -182,7 +180,7 @@ def price_parts(
 def _priced(
     runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
 ) -> dict[str, float]:
-    """The same by part of the bill (`offramp.policies.bill.PARTS`)."""
+    """The same by part of the bill (`offramp.policies.cost_breakdown.PARTS`)."""
     totals: dict[str, float] = {}
     lens, maps = (False, ()) if decoding is None else (decoding.lens, decoding.maps)
     for run in runs:

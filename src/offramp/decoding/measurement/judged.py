@@ -22,7 +22,7 @@ from offramp.decoding.measurement.results import (
 )
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.free_running import Judgements, free_running
-from offramp.policies.results import ReplayResult
+from offramp.policies.replay import ReplayResult
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.trace import Trace
 

@@ -123,12 +123,11 @@ class Forecast:
     predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
     kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
     loop), in the profile's own seconds; plain_measured: by the stopwatch.
-    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup.
-    predicted_skip, measured_skip: share of layers not executed. parts: where the cost model is wrong, priced
-    at the moment of timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the
-    generated tokens with the full model on the same prefix. gain: what each part of a step saved of the full
-    model's price, by the cost model on what really ran (`offramp.policies.gain.Gain`): {"layers", "head",
-    "probes"}.
+    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup. predicted_skip,
+    measured_skip: share of layers not executed. parts: where the cost model is wrong, priced at the moment of
+    timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens
+    with the full model on the same prefix. gain: what each part of a step saved of the full model's price, by
+    the cost model on what really ran (`offramp.policies.cost_breakdown.Gain`): {"layers", "head", "probes"}.
     """
 
     policy: str

@@ -24,8 +24,8 @@ from offramp.decoding.generation.next_token import is_broken
 from offramp.decoding.rerun.carried import Carried, InputsAfter
 from offramp.decoding.rerun.sequences import Batch
 from offramp.errors import OfframpError
-from offramp.policies.charging import gives_output
 from offramp.policies.policy import ExitPolicy, Tokens
+from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import is_opened, looks_back
 from offramp.policies.walk import probed_facts
 

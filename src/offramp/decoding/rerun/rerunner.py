@@ -27,10 +27,10 @@ from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.binding import base_of, reads_exits
+from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.repair import STRATEGIES, Run, executed_layers
-from offramp.policies.short_list import seen_by
-from offramp.policies.speculation import DRAFT_LENGTH
+from offramp.policies.rules.short_list import seen_by
+from offramp.policies.steps import DRAFT_LENGTH
 from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
 from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads

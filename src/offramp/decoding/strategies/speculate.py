@@ -16,7 +16,7 @@ from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
 from offramp.errors import InputError
-from offramp.policies.repair import require_full_head
+from offramp.policies.kv_cost import require_full_head
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Policies that check nothing: the full model, and one exit for every token."""
+"""Policies that check nothing: the full model, one exit for all tokens or by position, and oracles."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, check_exits
-from offramp.policies.reading import read_exit
+from offramp.errors import PolicyError
+from offramp.policies.parameters import one_of, read_count, read_exit, require_within
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens, check_exits
+from offramp.scoring.components import first_match, saturation
+from offramp.tracing.trace import Trace
 
 
 class _AlwaysLeaves(Decider):
@@ -61,3 +65,106 @@ class StaticExit(ExitPolicy):
     def decider(self, layers: int, streams: int) -> Decider:
         """One that leaves at the static exit."""
         return _AlwaysLeaves()
+
+
+@dataclass(frozen=True)
+class Schedule(ExitPolicy):
+    """One exit for each position of the answer, falling linearly; nothing is checked.
+
+    SkipDecode's own policy (arXiv 2307.02628, section 3): the token with t tokens before it in the answer
+    leaves at first - (first - last) t / (length - 1), rounded up to a whole exit, and at `last` from position
+    length - 1 on.
+    """
+
+    first: int
+    last: int
+    length: int
+
+    kind: ClassVar[str] = "schedule"
+    never_deepens: ClassVar[bool] = True
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("first", read_exit, "the exit of the answer's first token"),
+        Parameter("last", read_exit, "the exit of its last token, no deeper"),
+        Parameter("length", read_count, "tokens until the last exit is reached, 2 or more"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a depth that rises."""
+        require_within(self.last, 1, self.first, "last")
+        require_within(self.length, 2, np.inf, "length")
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """Every exit that some position takes, without a fact. Raises PolicyError for exits beyond L."""
+        check_exits((self.last, self.first), layers)
+        falls = self.first - self.last
+        # In steps of at most one exit a position none is passed over.
+        exits = np.arange(self.last, self.first + 1)
+        if self.length <= falls:
+            exits = np.unique(self.exit_at(np.arange(self.length, dtype=np.int64)))
+        return {int(exit): () for exit in exits if exit < layers}
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that leaves at the position's exit."""
+        return _ByPosition(self)
+
+    def exit_at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The exit for so many tokens before: int64, the shape of `index`."""
+        step = np.minimum(index, self.length - 1)
+        return self.first - (self.first - self.last) * step // (self.length - 1)
+
+
+class _ByPosition(Decider):
+    """Knows each token's exit before its first layer."""
+
+    def __init__(self, policy: Schedule) -> None:
+        self.policy = policy
+        self.exit = np.zeros(0, dtype=np.int64)
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.exit = self.policy.exit_at(tokens.index)
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        return np.asarray(self.exit == exit)
+
+
+ORACLES = {"first_match": first_match, "saturation": saturation}
+
+
+@dataclass(frozen=True)
+class Oracle(ExitPolicy):
+    """Leaves where the exit agrees with the full model, which no decoder can know. It checks for free.
+
+    first_match: the first traced exit that agrees; it overstates what can be saved, since a later exit may
+    disagree again. saturation: the first from which on all agree, the saturation event of Geva et al.
+    (arXiv 2203.14680).
+    """
+
+    which: str
+
+    kind: ClassVar[str] = "oracle"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("which", one_of(*ORACLES), "first_match or saturation"),
+    )
+    reachable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        self.parameters[0].read(self.which)
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """It is asked nowhere."""
+        return {}
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """Raises PolicyError: no decoder can follow it."""
+        raise PolicyError(
+            "an oracle knows the full model's answer: it can be replayed, but nothing can decode with it",
+            where=str(self),
+            fix="choose a policy that decides from signals",
+        )
+
+    def exits_of(self, trace: Trace) -> NDArray[np.int64]:
+        """The exits that it takes on a trace: int64 [tokens]."""
+        columns = ORACLES[self.which](trace.agreement)
+        return np.asarray(trace.exits[columns], dtype=np.int64)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
-from offramp.policies.reading import (
+from offramp.policies.parameters import (
     Exits,
     ExitsOrAll,
     exits_below,
@@ -21,6 +20,7 @@ from offramp.policies.reading import (
     require_threshold,
     require_within,
 )
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
 from offramp.policies.rules.threshold import EXITS, SIGNAL, VALUE, signal_needs
 from offramp.policies.signals import SIGNALS, Signal, find_signal
 

@@ -1,4 +1,7 @@
-"""The threshold rules: a token leaves at the first checked exit whose signal passes a fixed threshold."""
+"""The threshold rules: a token leaves at the first checked exit whose signal passes a threshold.
+
+Fixed for all exits, one for each, loosening with the position, or following the complexity of the input.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, ParameterError, Rows
-from offramp.policies.reading import (
+from offramp.policies.parameters import (
     Exits,
     ExitsOrAll,
     exits_below,
+    one_of,
+    read_count,
     read_exit_list,
     read_exits,
     read_number,
@@ -23,7 +27,9 @@ from offramp.policies.reading import (
     read_signal,
     require_ascending,
     require_threshold,
+    require_within,
 )
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, ParameterError, Rows, Tokens
 from offramp.policies.signals import OPENING_FACT, SIGNALS, Signal, find_signal
 
 Limit = float | NDArray[np.float64]
@@ -145,3 +151,216 @@ class Thresholds(ExitPolicy):
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares."""
         return _Fixed(SIGNALS[self.signal], dict(zip(self.exits, self.values, strict=True)))
+
+
+LOOSENED = 0.1
+"""The share of the threshold that wears off in the end."""
+
+
+@dataclass(frozen=True)
+class Decaying(ExitPolicy):
+    """A threshold that loosens with the position in the answer, since early errors spread furthest.
+
+    CALM's decaying threshold (arXiv 2207.07061, section 3.5) in the form of FREE's published code (arXiv
+    2310.05424), whose decaying part is a share of the threshold too: at a token with t tokens before it in
+    the answer the threshold is 0.9 v + 0.1 v exp(-k t / N), v = value, k = decay, N = length: v at first,
+    0.9 v in the end.
+    Where less is surer (entropy) it rises by as much instead, to 1.1 v; of a negative v it loosens too.
+    """
+
+    signal: str
+    value: float
+    exits: ExitsOrAll
+    decay: float
+    length: int
+
+    kind: ClassVar[str] = "decaying"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        SIGNAL,
+        VALUE,
+        EXITS,
+        Parameter("decay", read_number, "how fast the threshold loosens: k in exp(-k t / N)", "4.0"),
+        Parameter("length", read_count, "N, the tokens of a long answer", "128"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        require_threshold(find_signal(self.signal), self.value)
+        require_ascending(self.exits)
+        require_within(self.decay, 0.0, np.inf, "decay")
+        require_within(self.length, 1, np.inf, "length")
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond."""
+        return signal_needs(SIGNALS[self.signal], exits_below(self.exits, layers))
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that compares with each token's own threshold."""
+        return _Decays(SIGNALS[self.signal], self)
+
+
+class _Decays(Compares):
+    """Works the token's threshold out before its first layer."""
+
+    def __init__(self, signal: Signal, policy: Decaying) -> None:
+        super().__init__(signal)
+        self.policy = policy
+        self.limits: NDArray[np.float64] = np.zeros(0)
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        worn_off = 1.0 - np.exp(-self.policy.decay * tokens.index / self.policy.length)
+        loosening = LOOSENED * abs(self.policy.value) * worn_off
+        self.limits = self.policy.value + (-loosening if self.signal.exit_when == "at least" else loosening)
+
+    def limit(self, exit: int) -> Limit:
+        return self.limits
+
+
+ENTROPY = "entropy"
+PROMPT_ENTROPY = "prompt_entropy"
+
+
+@dataclass(frozen=True)
+class Dynamic(ExitPolicy):
+    """A threshold that follows what is known of the input's complexity before the token is decided.
+
+    The threshold is value + slope (c - centre), cut to the signal's range, as the study "The Diminishing
+    Returns of Early-Exit Decoding in Modern LLMs" (arXiv 2603.23701) proposes in general terms. c is one of
+    position: the tokens before it in the answer.
+    running_entropy: mean, over the earlier tokens of the document, of the entropy at the exit where each
+    left, in nats. It must be read there, which takes a full-head probe at every check.
+    prompt_entropy: mean entropy of the full model at the end of the prompt, in nats, from its prefill.
+    As long as nothing is known, c = centre.
+    """
+
+    signal: str
+    value: float
+    exits: ExitsOrAll
+    complexity: str
+    slope: float
+    centre: float
+
+    kind: ClassVar[str] = "dynamic"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        SIGNAL,
+        VALUE,
+        EXITS,
+        Parameter(
+            "complexity",
+            one_of("position", "running_entropy", PROMPT_ENTROPY),
+            "what the threshold follows: position, running_entropy or prompt_entropy",
+        ),
+        Parameter("slope", read_number, "how much the threshold rises with one unit of complexity"),
+        Parameter("centre", read_number, "the complexity at which the threshold is the value", "0.0"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what the grammar would refuse, for policies built in Python."""
+        require_threshold(find_signal(self.signal), self.value)
+        require_ascending(self.exits)
+        self.parameters[3].read(self.complexity)
+        require_within(self.slope, -np.inf, np.inf, "slope")
+        require_within(self.centre, -np.inf, np.inf, "centre")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it follows the entropy of earlier tokens."""
+        return self.complexity == "running_entropy"
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        """The entropy of tokens that ran to exit L, if it follows that of earlier tokens."""
+        return (ENTROPY,) if self.remembers else ()
+
+    @property
+    def document_facts(self) -> tuple[str, ...]:
+        """The prompt's entropy, if it follows that."""
+        return (PROMPT_ENTROPY,) if self.complexity == PROMPT_ENTROPY else ()
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """The signal's fact, and the entropy where a token may leave if earlier tokens' is followed.
+
+        Raises PolicyError for exit L or beyond.
+        """
+        signal = SIGNALS[self.signal]
+        needs = signal_needs(signal, exits_below(self.exits, layers))
+        if not self.remembers:
+            return needs
+        return {
+            exit: (*facts, ENTROPY) if signal.fact in facts and signal.fact != ENTROPY else facts
+            for exit, facts in needs.items()
+        }
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """One that compares with each token's own threshold."""
+        if self.complexity == "position":
+            return _ByPosition(self)
+        return _ByRunningEntropy(self, layers, streams) if self.remembers else _ByPromptEntropy(self)
+
+
+class _Follows(Compares):
+    """Works the token's threshold out before its first layer."""
+
+    def __init__(self, policy: Dynamic) -> None:
+        super().__init__(SIGNALS[policy.signal])
+        self.policy = policy
+        self.limits: NDArray[np.float64] = np.zeros(0)
+
+    @abstractmethod
+    def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
+        """What is known of each stream's complexity: float64 [streams]."""
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        beyond = self.complexity(tokens) - self.policy.centre
+        limits = self.policy.value + self.policy.slope * beyond
+        self.limits = np.clip(limits, self.signal.low, self.signal.high)
+
+    def limit(self, exit: int) -> Limit:
+        return self.limits
+
+
+class _ByPosition(_Follows):
+    def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
+        return tokens.index.astype(np.float64)
+
+
+class _ByPromptEntropy(_Follows):
+    def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
+        return tokens.facts[PROMPT_ENTROPY]
+
+
+class _ByRunningEntropy(_Follows):
+    """Remembers of each stream the entropy at the exits where its tokens left."""
+
+    def __init__(self, policy: Dynamic, layers: int, streams: int) -> None:
+        super().__init__(policy)
+        self.layers = layers
+        self.sums = np.zeros(streams)
+        self.counts = np.zeros(streams)
+        self.seen: dict[int, NDArray[np.float64]] = {}
+
+    def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
+        known = self.counts > 0
+        mean = self.sums / np.where(known, self.counts, 1.0)
+        return np.where(known, mean, self.policy.centre)
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.seen = {}
+
+    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
+        if ENTROPY in facts:
+            self.seen[exit] = facts[ENTROPY].astype(np.float64)
+        return super().decide(exit, facts)
+
+    def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:
+        # A policy around this one may let a token leave where no entropy was read; it is then left out.
+        self._add(exits == self.layers, final[ENTROPY])
+        for exit, entropy in self.seen.items():
+            self._add(exits == exit, entropy)
+
+    def _add(self, rows: Rows, entropy: NDArray[np.float64]) -> None:
+        self.sums[rows] += entropy[rows]
+        self.counts[rows] += 1.0

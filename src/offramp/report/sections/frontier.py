@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.policies.results import Frontier
+from offramp.policies.replay import Frontier
 from offramp.report.formats import times, whole_percent
 from offramp.report.html import fragment, table
 from offramp.report.plot.plot import TALL, Axis, Plot, Rule, Series

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.per_byte import characters_per_second

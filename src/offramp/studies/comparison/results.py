@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from offramp.policies.gain import Gain
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 
 Basis = str

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from offramp.policies.gain import GAIN_PARTS
+from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from offramp.files import write_atomically, write_text_atomically
-from offramp.policies.gain import GAIN_PARTS
+from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.scoring.eas import SIMILARITIES
 from offramp.studies.comparison.combined_rows import combined_lines
 from offramp.studies.comparison.results import Comparison

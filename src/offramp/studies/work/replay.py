@@ -37,8 +37,7 @@ class ReplayWork:
 
     def run(self, task: Task, context: Context) -> None:
         """Replay. Raises what `offramp.replay` raises, OfframpError for another machine than the recipe's."""
-        from offramp.policies.replay import replay
-        from offramp.policies.replay_intervals import replay_intervals
+        from offramp.policies.replay import replay, replay_intervals
 
         require_planned(task)
         recipe = task.recipe

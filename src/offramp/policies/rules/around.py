@@ -1,4 +1,4 @@
-"""Rules on how deep a token may go: a minimum exit, monotone depth, and a depth by position."""
+"""Policies around another one: without its shallow checks, or never deeper than the token before."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.policies.parameters import read_exit, read_nested, require_reachable
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens, check_exits
-from offramp.policies.reading import read_count, read_exit, read_nested, require_reachable, require_within
 from offramp.policies.signals import OPENING_FACT, is_opened
 
 POLICY = Parameter("policy", read_nested, "the policy that decides otherwise, in brackets")
@@ -160,64 +160,3 @@ class _NoDeeper(Decider):
     def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:
         self.inner.end(exits, final)
         self.deepest = np.minimum(self.deepest, exits)
-
-
-@dataclass(frozen=True)
-class Schedule(ExitPolicy):
-    """One exit for each position of the answer, falling linearly; nothing is checked.
-
-    SkipDecode's own policy (arXiv 2307.02628, section 3): the token with t tokens before it in the answer
-    leaves at first - (first - last) t / (length - 1), rounded up to a whole exit, and at `last` from position
-    length - 1 on.
-    """
-
-    first: int
-    last: int
-    length: int
-
-    kind: ClassVar[str] = "schedule"
-    never_deepens: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("first", read_exit, "the exit of the answer's first token"),
-        Parameter("last", read_exit, "the exit of its last token, no deeper"),
-        Parameter("length", read_count, "tokens until the last exit is reached, 2 or more"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse a depth that rises."""
-        require_within(self.last, 1, self.first, "last")
-        require_within(self.length, 2, np.inf, "length")
-
-    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
-        """Every exit that some position takes, without a fact. Raises PolicyError for exits beyond L."""
-        check_exits((self.last, self.first), layers)
-        falls = self.first - self.last
-        # In steps of at most one exit a position none is passed over.
-        exits = np.arange(self.last, self.first + 1)
-        if self.length <= falls:
-            exits = np.unique(self.exit_at(np.arange(self.length, dtype=np.int64)))
-        return {int(exit): () for exit in exits if exit < layers}
-
-    def decider(self, layers: int, streams: int) -> Decider:
-        """One that leaves at the position's exit."""
-        return _ByPosition(self)
-
-    def exit_at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The exit for so many tokens before: int64, the shape of `index`."""
-        step = np.minimum(index, self.length - 1)
-        return self.first - (self.first - self.last) * step // (self.length - 1)
-
-
-class _ByPosition(Decider):
-    """Knows each token's exit before its first layer."""
-
-    def __init__(self, policy: Schedule) -> None:
-        self.policy = policy
-        self.exit = np.zeros(0, dtype=np.int64)
-
-    def begin(self, tokens: Tokens) -> None:
-        super().begin(tokens)
-        self.exit = self.policy.exit_at(tokens.index)
-
-    def decide(self, exit: int, facts: FactsAtExit) -> Rows:
-        return np.asarray(self.exit == exit)

@@ -23,7 +23,7 @@ from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.policies.bill import Bill, PriceAt
+from offramp.policies.cost_breakdown import Bill, PriceAt
 from offramp.policies.signals import probes_of
 from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
