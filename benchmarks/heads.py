@@ -24,11 +24,10 @@ import torch
 import offramp
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitting.capture import captured_states
 from offramp.tracing.fitting.documents import plan_rows
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.fitting.lens import lens_sums, solve_lens
-from offramp.tracing.fitting.sums import ExitSums
+from offramp.tracing.fitting.readings import captured_states
+from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.trace import Trace
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Workload

@@ -41,7 +41,7 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model, find_source
 from offramp.models.model import Model
 from offramp.models.streaming.loading import load_streamed
-from offramp.tracing.group import FORWARD_TOKENS
+from offramp.tracing.measurement import FORWARD_TOKENS
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import equal_length_batches, groups_of
 from random_checkpoint import SIZES, forget_cached, narrowed, read_once, shards_of, write_checkpoint

@@ -34,16 +34,14 @@ import offramp
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.features import CANDIDATES
-from offramp.tracing.fitted import FittedHeads
-from offramp.tracing.group import GroupMeasurer
+from offramp.tracing.fitted_heads import CANDIDATES, FittedHeads
 from offramp.tracing.head import make_head
+from offramp.tracing.measurement import GroupMeasurer
 from offramp.tracing.plan import plan_trace
-from offramp.tracing.recording import Recording
-from offramp.tracing.reductions import choose_reductions
-from offramp.tracing.request import parse_exits
+from offramp.tracing.request import Recording, parse_exits
 from offramp.tracing.rows import groups_of
 from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import choose_reductions
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Document, Workload
 

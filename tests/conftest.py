@@ -65,7 +65,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
     """The bundled model in float32. Tests leave it as it is."""
-    from offramp.tracing.transformed import load_model
+    from offramp.tracing.loading import load_model
 
     return load_model("smollm2")
 

@@ -149,7 +149,7 @@ def test_a_forbidden_import_is_found(tmp_path: Path, path: str, source: str, rea
         ("tracing/a.py", "from .trace import Trace\nfrom . import facts"),
         ("report/a.py", "from offramp.tracing.trace import Trace\nfrom offramp.errors import InputError"),
         ("cli/main.py", "import offramp\nfrom offramp import run"),
-        ("testing.py", "from offramp.workloads.contract import check_workload"),
+        ("testing.py", "from offramp.workloads.registry import check_workload"),
         ("files.py", "from offramp.errors import InputError"),
         ("policies/a.py", "import torchless\nimport numpy"),
     ],

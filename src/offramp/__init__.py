@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # The module of each public name, ":" and its name there if that is another.
 _HOMES = {
     "Model": "offramp.models.model",
-    "load_model": "offramp.tracing.transformed",
+    "load_model": "offramp.tracing.loading",
     "Workload": "offramp.workloads.workload",
     "load_workload": "offramp.workloads.registry",
     "Trace": "offramp.tracing.trace",
@@ -73,9 +73,9 @@ if TYPE_CHECKING:
     from offramp.studies.study_file import read_study
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
+    from offramp.tracing.loading import load_model
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
-    from offramp.tracing.transformed import load_model
     from offramp.tuning.judging import judge
     from offramp.tuning.league import league
     from offramp.tuning.predict import predict

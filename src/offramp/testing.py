@@ -4,7 +4,7 @@ from offramp.costs.machine import check_machine
 from offramp.decoding.quality.tasks.contract import check_task
 from offramp.models.transforms.contract import check_transform
 from offramp.policies.contract import check_policy
-from offramp.workloads.contract import check_workload, check_workload_source
+from offramp.workloads.registry import check_workload, check_workload_source
 
 __all__ = [
     "check_machine",

@@ -41,8 +41,8 @@ from offramp.errors import InputError, ModelError, OfframpError
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
+from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
-from offramp.tracing.transformed import load_model
 from offramp.tuning.splits import split_documents
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS

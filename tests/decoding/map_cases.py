@@ -12,9 +12,8 @@ from torch import Tensor
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import with_hidden
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted import describe_base
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.fitted_heads import describe_base
 
 
 def random_maps(

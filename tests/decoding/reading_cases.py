@@ -17,7 +17,7 @@ from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model,
 
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.features import apply_lens
+from offramp.tracing.fitted_heads import apply_lens
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

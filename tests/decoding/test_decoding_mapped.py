@@ -26,8 +26,7 @@ from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.key_value_maps import KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads, KeyValueMaps
 from tiny_models import LAYERS
 
 NEW = 14

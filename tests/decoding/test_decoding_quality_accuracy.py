@@ -24,7 +24,7 @@ from offramp.decoding.quality.accuracy import (
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.transformed import load_model
+from offramp.tracing.loading import load_model
 
 
 class Words(Task):

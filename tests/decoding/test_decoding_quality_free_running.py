@@ -23,8 +23,8 @@ from offramp.decoding.quality.judging import Judged, judge
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
-from offramp.tracing.transformed import load_model
 from tiny_models import VOCABULARY
 
 DRIFT = benchmark("drift")

@@ -32,7 +32,7 @@ from offramp.decoding.exit_readout.reading import Tools
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.features import apply_lens, classifier_probability
+from offramp.tracing.fitted_heads import apply_lens, classifier_probability
 
 
 def threshold_needs(fact: str, exits: Sequence[int]) -> dict[int, tuple[str, ...]]:

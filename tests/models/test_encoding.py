@@ -12,7 +12,7 @@ import pytest
 from conftest import write_tokenizer
 from offramp.errors import ModelError
 from offramp.models.encoding import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
-from offramp.tracing.transformed import load_model
+from offramp.tracing.loading import load_model
 
 
 def tokenizer(folder: Path, *, adds_bos: bool = False, chat_template: str | None = None) -> Any:

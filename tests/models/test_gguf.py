@@ -19,7 +19,7 @@ import torch
 from offramp.errors import ModelError, OfframpError
 from offramp.models import dense_cache, gguf_file
 from offramp.models.dense_cache import CACHE_VARIABLE, dense_folder, find_damage
-from offramp.tracing.transformed import load_model
+from offramp.tracing.loading import load_model
 from tiny_models import GGUF_LAYERS, write_gguf
 
 

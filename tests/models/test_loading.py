@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
 from offramp.models.registry import BUNDLED, DEFAULT_MODEL, BundledModel
-from offramp.tracing.transformed import load_model
+from offramp.tracing.loading import load_model
 
 
 def test_a_folder_gives_a_checked_model(llama_folder: Path) -> None:

@@ -55,7 +55,7 @@ from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
-from offramp.tracing.transformed import load_model
+from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
 from offramp.tuning.league import league
 from offramp.tuning.tuned_file import read_tuned, to_json
@@ -575,10 +575,10 @@ def test_a_task_without_what_it_needs_says_so(bench: Bench) -> None:
 def test_the_model_is_loaded_once_for_tasks_that_share_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from offramp.tracing import transformed
+    from offramp.tracing import loading
 
     loads: list[object] = []
-    load = transformed.load_transformed
+    load = loading.load_transformed
     task = bench.trace_task(tokens=40)
     pruned = with_recipe(task, model={**task.recipe["model"], "transforms": ["prune:drop=1"]})
 
@@ -586,7 +586,7 @@ def test_the_model_is_loaded_once_for_tasks_that_share_it(
         loads.append(options["transforms"])
         return load(source, **options)
 
-    monkeypatch.setattr(transformed, "load_transformed", counted)
+    monkeypatch.setattr(loading, "load_transformed", counted)
     bench.models.clear()
     for name in ("one", "two"):
         bench.run(task, name=name)

@@ -11,7 +11,7 @@ import torch
 
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
-from offramp.tracing.features import CANDIDATES
+from offramp.tracing.fitted_heads import CANDIDATES
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
 HIDDEN_UNITS = {"correctness_network": 6, "candidate_score": 5}

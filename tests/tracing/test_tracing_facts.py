@@ -17,8 +17,7 @@ from rounding import (
 from tracing_models import build_family, llama, tiny_model, workload_of
 
 from offramp.models.model import Model
-from offramp.tracing.reductions import can_compile
-from offramp.tracing.statistics import CANDIDATES
+from offramp.tracing.statistics import CANDIDATES, can_compile
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -101,7 +100,7 @@ def test_an_observed_token_that_is_masked_makes_its_document_invalid() -> None:
 
 
 def test_a_softcapped_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
     model = tiny_model(build_family("gemma2"), head_scale=60.0, dtype="bfloat16")
     found, sequences = trace_numbers(model, 503)
     readings = rounded_readings(model, sequences)
@@ -140,7 +139,7 @@ def test_bfloat16_on_a_wide_vocabulary_moves_agreement_by_a_thousandth_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Logits beyond 16 are rounded to steps of 0.125 by a bfloat16 product, which breaks many a tie."""
-    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
     vocabulary = 6000
     hf = llama(vocabulary, hidden_size=64, intermediate_size=64)
     model = tiny_model(hf, dtype="bfloat16", head_scale=6.0)

@@ -19,8 +19,9 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.features import CANDIDATES, SHORTLIST
+from offramp.tracing.fitted_heads import CANDIDATES
 from offramp.tracing.heads_file import write_heads
+from offramp.tracing.restricted_vocabulary import SHORTLIST
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -209,7 +210,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.M
     some = run(model, heads, 503, signals="restricted", exits="1,3")
     for name in whole.fact_names:
         assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
-    monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     parts = run(model, heads, 503, signals="restricted")
     for name in whole.fact_names:

@@ -10,8 +10,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from offramp.tracing.features import classifier_probability
-from offramp.tracing.fitting.classifier import (
+from offramp.tracing.fitted_heads import classifier_probability
+from offramp.tracing.fitting.classifiers import (
     PRIOR_VARIANCE,
     RAREST_CLASS,
     UNITS,

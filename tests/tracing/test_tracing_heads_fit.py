@@ -16,13 +16,12 @@ from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.features import SHORTLIST
+from offramp.tracing.fitting.classifiers import KINDS
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.fitting.kinds import KINDS
 from offramp.tracing.fitting.readings import take_readings
-from offramp.tracing.fitting.shortlist import choose_shortlist
 from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.tracing.restricted_vocabulary import SHORTLIST, frequent_tokens
 from offramp.tracing.tracer import trace
 from offramp.workloads.packing import Context
 from offramp.workloads.shared_text import sketches_of
@@ -116,7 +115,7 @@ def test_readings_are_what_a_trace_of_the_same_tokens_says(fitted: ExitHeads) ->
 def test_the_short_list_holds_the_tokens_that_follow_most_often() -> None:
     planned = plan_rows(tiny_llama(), [(texts(6), texts(6).documents)], 100, context=None, shown=False)
     followed = Counter(token for context in planned.contexts for token in context.next_tokens)
-    found = choose_shortlist(planned, 5000)
+    found = frequent_tokens(planned.contexts, 5000)
     assert len(found) == SHORTLIST
     assert set(followed) <= set(found.tolist())
     filled = [token for token in range(5000) if token not in followed][: SHORTLIST - len(followed)]
@@ -353,7 +352,7 @@ def test_too_few_documents_are_refused() -> None:
 
 
 def test_sums_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.fitting.memory.MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("offramp.tracing.fitting.maps.MEMORY_SHARE", 1e-9)
     with pytest.raises(InputError, match="sums of a linear lens at 2 exits take") as caught:
         fit_heads(tiny_llama(), texts(), progress=False)
     assert "--no-lens" in caught.value.fix

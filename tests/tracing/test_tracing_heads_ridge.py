@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from offramp.tracing.fitting.ridge import (
     PENALTIES,
+    NormalEquations,
     candidate_penalties,
     choose_penalty,
     fit_ridge,
     held_out_errors,
+    sums_bytes,
 )
-from offramp.tracing.fitting.sums import NormalEquations, sums_bytes
 
 HIDDEN = 5
 

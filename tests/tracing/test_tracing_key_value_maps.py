@@ -12,9 +12,8 @@ from test_tracing_heads_file import HIDDEN, MODEL, example
 
 from offramp.errors import InputError, OfframpError
 from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps, map_elements
 from offramp.tracing.heads_file import read_heads, require_base, write_heads
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps, map_elements
 
 
 def example_maps(rank: int | None = 3) -> KeyValueMaps:

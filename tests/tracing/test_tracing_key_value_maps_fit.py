@@ -12,12 +12,10 @@ from test_tracing_heads_fit import states_by_hand, texts
 from tracing_models import llama, tiny_model
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.fitting.maps import AUTO_DISTANCE
-from offramp.tracing.fitting.memory import FittingMemory, fitting_memory
-from offramp.tracing.key_value_maps import ExitMaps
+from offramp.tracing.fitting.maps import AUTO_DISTANCE, FittingMemory, fitting_memory
 from offramp.tracing.tracer import trace
 
 TOKENS = 700
@@ -195,7 +193,7 @@ def test_sizes_are_told_before_the_fit_and_refused_if_too_large(monkeypatch: pyt
     told: list[FittingMemory] = []
     fit(on_memory=told.append)
     assert "K,V maps at exits 1, 3 take" in told[0].parts[0]
-    monkeypatch.setattr("offramp.tracing.fitting.memory.MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("offramp.tracing.fitting.maps.MEMORY_SHARE", 1e-9)
     with pytest.raises(InputError, match=r"sums of K,V maps at exits 1, 3 take .* the maps at most .* free"):
         fit()
 

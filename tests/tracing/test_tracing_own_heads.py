@@ -28,8 +28,8 @@ from offramp.policies.policy_cost import prices_of
 from offramp.policies.replay import replay
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACTS, SIGNAL_FACTS
-from offramp.tracing.features import SHORTLIST
 from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.tracing.restricted_vocabulary import SHORTLIST
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -136,7 +136,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.M
     some = run(model, heads, 503, signals="restricted", exits="1,3")
     for name in whole.fact_names:
         assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
-    monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     parts = run(model, heads, 503, signals="restricted")
     for name in whole.fact_names:
@@ -159,9 +159,8 @@ def test_a_streamed_model_is_read_through_the_same_heads(tmp_path: Path) -> None
 
 
 def test_one_buffer_of_logits_serves_every_exit() -> None:
-    from offramp.tracing.fitted import FittedHeads
+    from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
     from offramp.tracing.head import LinearHead
-    from offramp.tracing.own_heads import OwnHeads
     from offramp.tracing.states import StateShape
 
     model = tiny_model(build_family("llama"))

@@ -15,11 +15,11 @@ from naive_facts import facts_of_logits
 from rounding import DEVIATIONS, UNIT, assert_within, fact_bounds
 from torch import Tensor
 
-from offramp.tracing.group import GroupMeasurer
 from offramp.tracing.head import LinearHead, ReadoutHead
-from offramp.tracing.recording import Recording
-from offramp.tracing.reductions import Transform
+from offramp.tracing.measurement import GroupMeasurer
+from offramp.tracing.request import Recording
 from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import Transform
 from offramp.workloads.packing import Context
 
 MASKED = -12345.0

@@ -13,9 +13,8 @@ from rounding import assert_within, signal_bounds
 from test_tracing_properties import HUGE, MASKED, SMALL, TIES, measure, own_error, tables
 
 from offramp.tracing.facts import SIGNAL_FACTS
-from offramp.tracing.ordering import best_columns
-from offramp.tracing.recording import Recording
-from offramp.tracing.reductions import Transform
+from offramp.tracing.request import Recording
+from offramp.tracing.statistics import Transform, best_columns
 
 EVERYTHING = Recording(tuple(SIGNAL_FACTS))
 

@@ -15,8 +15,8 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.features import SHORTLIST
-from offramp.tracing.recording import parse_signals
+from offramp.tracing.request import parse_signals
+from offramp.tracing.restricted_vocabulary import SHORTLIST
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -83,7 +83,7 @@ def test_a_masked_vocabulary() -> None:
 def test_signals_are_float32_accurate_in_bfloat16(
     family: str, head_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)  # the shapes of the reference
+    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
     model = tiny_model(build_family(family), head_scale=head_scale, dtype="bfloat16")
     found, sequences = trace_signals(model, 503)
     readings = rounded_readings(model, sequences)
@@ -92,7 +92,7 @@ def test_signals_are_float32_accurate_in_bfloat16(
 
 def test_cheap_signals_do_not_need_a_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a comparison of exits the product stays in bfloat16; its best logits are taken again."""
-    monkeypatch.setattr("offramp.tracing.group.FORWARD_TOKENS", 1)
+    monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)
     model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
     found, sequences = trace_signals(model, 503, signals=("restricted", "logit_gap"))
     readings = rounded_readings(model, sequences)
@@ -111,7 +111,7 @@ def test_the_previous_exit_is_the_previous_traced_one() -> None:
 
 
 def test_rows_in_several_chunks_give_the_same_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     monkeypatch.setattr("offramp.tracing.recorders.EAGER_ELEMENTS", 3 * 61)
     found, sequences = trace_signals(tiny_llama(), 61)
@@ -152,7 +152,7 @@ def test_only_what_was_asked_for_is_held_and_the_rest_says_how_to_get_it() -> No
 
 
 def test_prompt_entropy_is_the_mean_over_the_end_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.tracing.prompts.PROMPT_TOKENS", 4)
+    monkeypatch.setattr("offramp.tracing.recorders.PROMPT_TOKENS", 4)
     model = tiny_model(llama(), head_scale=3.0, tokenizer=NumberTokenizer())
     prompts = ("5 6 7 8 9 10 11", "12 13", "14", "15 16 17 18")
     work = workload_of(*prompts, mode="generation")

@@ -61,7 +61,7 @@ def test_a_context_beyond_the_budget_gives_the_same_facts(
         files.append(FileStore(*arguments))
         return files[-1]
 
-    monkeypatch.setattr("offramp.tracing.group.open_store", counted)
+    monkeypatch.setattr("offramp.tracing.measurement.open_store", counted)
     in_file = trace(model, work, tokens=500, context=96, progress=False)
     assert files
     assert all(store._file.closed for store in files)
@@ -76,7 +76,7 @@ def test_the_file_is_closed_when_measuring_fails(monkeypatch: pytest.MonkeyPatch
         files.append(FileStore(*arguments))
         return files[-1]
 
-    monkeypatch.setattr("offramp.tracing.group.open_store", counted)
+    monkeypatch.setattr("offramp.tracing.measurement.open_store", counted)
     monkeypatch.setattr(FileStore, "read", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trace(tiny_llama(), workload_of(lengths=(9,)), tokens=5, context=9, progress=False)

@@ -17,12 +17,9 @@ from tracing_models import llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
 from offramp.tracing.streamed import layers as layers_module
-from offramp.tracing.streamed import source as source_module
 from offramp.tracing.streamed import states as states_module
-from offramp.tracing.streamed.layers import missing_layers
-from offramp.tracing.streamed.sizes import kept_layers, output_bytes, peak_bytes
-from offramp.tracing.streamed.states import MemoryStates, TemporaryStates
-from offramp.tracing.streamed.states_folder import FolderStates
+from offramp.tracing.streamed.layers import kept_layers, missing_layers, output_bytes, peak_bytes
+from offramp.tracing.streamed.states import FolderStates, MemoryStates, TemporaryStates
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = trace_fixtures.finished
@@ -69,7 +66,7 @@ class CountedStates(MemoryStates):
 @pytest.mark.parametrize("exits", [(4,), (1, 4), (2, 6), tuple(range(1, 9))])
 def test_only_what_is_needed_is_held(exits: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(llama(num_hidden_layers=8), head_scale=3.0)
-    monkeypatch.setattr(source_module, "MemoryStates", CountedStates)
+    monkeypatch.setattr(layers_module, "MemoryStates", CountedStates)
     CountedStates.most = 0
     run(None, model=streamed(model)[0], workload=workload_of(lengths=(14, 9)), exits=list(exits))
     tokens = 13 + 8
@@ -119,7 +116,7 @@ def test_a_disk_too_full_is_told_before_anything_is_made(
     tokens = sum(trace_tokens())
     needed = 3 * tokens * 32 * 4
     usage = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr("offramp.tracing.streamed.sizes.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("offramp.tracing.streamed.layers.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=f"{needed:,} bytes are needed for a while, {needed - 1:,} bytes"):
         run(tmp_path / "new" / "trace", model=apart)
     assert not (tmp_path / "new").exists()
@@ -137,7 +134,7 @@ def test_what_is_on_disk_already_is_not_needed_again(
     stopped_run(folder, monkeypatch, 2)
     layer = sum(trace_tokens()) * 32 * 4
     usage = SimpleNamespace(free=layer - 1)
-    monkeypatch.setattr("offramp.tracing.streamed.sizes.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("offramp.tracing.streamed.layers.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=f"{layer:,} bytes are needed"):
         run(folder, model=streamed(tiny_llama())[0])
     usage.free = layer
@@ -166,11 +163,10 @@ def fill_disk(module: Any, batches: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_disk_that_runs_full_leaves_whole_layers_only(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from offramp.tracing.streamed import states_folder
 
     folder = tmp_path / "trace"
     with monkeypatch.context() as patch:
-        fill_disk(states_folder, 8, patch)
+        fill_disk(states_module, 8, patch)
         with pytest.raises(OfframpError, match="the disk is full"):
             run(folder, model=streamed(tiny_llama())[0])
     assert states_of(folder) == ["layer-0000.bin", "layer-0000.json", "states.json"]

@@ -22,8 +22,8 @@ from tracing_models import (
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.facts import FACTS
-from offramp.tracing.reductions import can_compile, choose_reductions
 from offramp.tracing.request import parse_exits
+from offramp.tracing.statistics import can_compile, choose_reductions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -115,7 +115,7 @@ def test_documents_across_blocks_of_rows_give_the_same_facts(monkeypatch: pytest
     """Positions are taken block by block, and a block chunk by chunk."""
     work = workload_of(lengths=(70, 20, 50))
     whole = run(workload=work, context=80, document_tokens=80)
-    monkeypatch.setattr("offramp.tracing.group.BLOCK_ROWS", 40)
+    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
     parts = run(workload=work, context=80, document_tokens=80)
     sequences = [[int(word) for word in document.text.split()] for document in work.documents]
@@ -179,7 +179,7 @@ def test_the_model_has_no_hooks_left_and_the_same_weights(
     before, attributes = fingerprint(model.hf), [set(vars(module)) for module in model.hf.modules()]
     assert hooks_of(model.hf) == 0
     if fails:
-        monkeypatch.setattr("offramp.tracing.group._put_layer_facts", lambda *arguments: 1 / 0)
+        monkeypatch.setattr("offramp.tracing.measurement._put_layer_facts", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(model)
     else:

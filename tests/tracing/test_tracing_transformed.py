@@ -17,9 +17,9 @@ from offramp.models.loading import find_source, load_source
 from offramp.models.model import Model
 from offramp.models.transforms.prune import Prune
 from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.loading import load_model, load_transformed
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
-from offramp.tracing.transformed import load_model, load_transformed
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 

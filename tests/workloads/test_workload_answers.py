@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import WorkloadError
 from offramp.workloads.answers import PlannedAnswer, answer_prompts, plan_answers
-from offramp.workloads.encoded import EncodedDocument
-from offramp.workloads.packing import select_contexts
+from offramp.workloads.packing import EncodedDocument, select_contexts
 
 
 class Model:

@@ -7,8 +7,7 @@ import pytest
 
 from offramp.errors import WorkloadError
 from offramp.testing import check_workload, check_workload_source
-from offramp.workloads.source import WorkloadSource
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 GOOD = Workload("poems", "text", (Document("a", "A"), Document("b", "B")), licence="CC0-1.0", source="here")
 SOURCE = WorkloadSource("poems", lambda argument: GOOD, "text", "two", "CC0-1.0", "poems")

@@ -7,8 +7,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.workloads import encoded
-from offramp.workloads.encoded import EncodedDocuments, encode_start
+from offramp.workloads import packing
+from offramp.workloads.packing import EncodedDocuments, encode_start
 from offramp.workloads.workload import Document
 
 
@@ -27,12 +27,12 @@ class Encoder:
 @given(st.lists(st.text("ab \n", min_size=1, max_size=9), max_size=400), st.integers(1, 30))
 def test_the_ids_are_the_first_of_the_whole(parts: list[str], most: int) -> None:
     text = "".join(parts)
-    short, per_token = encoded.SHORTEST_START, encoded.CHARACTERS_PER_TOKEN
-    encoded.SHORTEST_START, encoded.CHARACTERS_PER_TOKEN = 4, 2
+    short, per_token = packing.SHORTEST_START, packing.CHARACTERS_PER_TOKEN
+    packing.SHORTEST_START, packing.CHARACTERS_PER_TOKEN = 4, 2
     try:
         found = encode_start(Encoder(), text, most)
     finally:
-        encoded.SHORTEST_START, encoded.CHARACTERS_PER_TOKEN = short, per_token
+        packing.SHORTEST_START, packing.CHARACTERS_PER_TOKEN = short, per_token
     whole = Encoder()(text)
     assert list(found) == whole[: len(found)]
     assert len(found) >= min(most, len(whole))

@@ -79,9 +79,9 @@ def test_a_missing_file_gives_near_matches(tmp_path: Path) -> None:
 def test_a_file_of_any_size_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("a few words")
-    monkeypatch.setattr("offramp.workloads.reading.LARGEST_FILE", 11)
+    monkeypatch.setattr("offramp.workloads.text_files.LARGEST_FILE", 11)
     assert load_workload(f"txt:{path}").documents[0].text == "a few words"
-    monkeypatch.setattr("offramp.workloads.reading.LARGEST_FILE", 10)
+    monkeypatch.setattr("offramp.workloads.text_files.LARGEST_FILE", 10)
     with pytest.raises(WorkloadError, match="which is as much as is read"):
         load_workload(f"txt:{path}")
 

@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import InputError, WorkloadError
-from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
-from offramp.workloads.packing import Context, Selection, least_sufficient_cap, select_contexts
+from offramp.workloads.packing import (
+    Context,
+    EncodedDocument,
+    EncodedDocuments,
+    Selection,
+    least_sufficient_cap,
+    select_contexts,
+)
 from offramp.workloads.workload import Document
 
 BOS = (-1, -2)

@@ -9,12 +9,15 @@ import pytest
 
 from offramp.errors import WorkloadError
 from offramp.workloads import registry
-from offramp.workloads.code import from_first_definition
-from offramp.workloads.contract import check_workload_source
-from offramp.workloads.prose import PROSE, clean_topic, without_containers
-from offramp.workloads.registry import describe_workloads, load_workload, register_workload, workload_names
-from offramp.workloads.source import WorkloadSource
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.registry import (
+    check_workload_source,
+    describe_workloads,
+    load_workload,
+    register_workload,
+    workload_names,
+)
+from offramp.workloads.standard_library import PROSE, clean_topic, from_first_definition, without_containers
+from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 BUILT_IN = ["prose", "code", "chat", "math"]
 

@@ -13,16 +13,28 @@ import pytest
 
 from offramp.errors import WorkloadError
 from offramp.workloads import standard_library
-from offramp.workloads.code import LICENCE, SHORT_PER_FILE, load_code
-from offramp.workloads.contract import check_workload, check_workload_source
-from offramp.workloads.prose import SHORT_PER_FILE as DOCSTRINGS_PER_FILE
-from offramp.workloads.reasoning import MATH, load_math
-from offramp.workloads.registry import describe_workloads, load_workload, workload_names
-from offramp.workloads.source import WorkloadSize, WorkloadSource
-from offramp.workloads.standard_library import FEWEST_ITEMS, Piece, library_files, pieces, short_items
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.prompts import MATH, load_math
+from offramp.workloads.registry import (
+    check_workload,
+    check_workload_source,
+    describe_workloads,
+    load_workload,
+    workload_names,
+)
+from offramp.workloads.standard_library import (
+    DOCSTRINGS_PER_FILE,
+    FEWEST_ITEMS,
+    FUNCTIONS_PER_FILE,
+    LICENCE,
+    Piece,
+    library_files,
+    load_code,
+    pieces,
+    short_items,
+)
+from offramp.workloads.workload import Document, Workload, WorkloadSize, WorkloadSource
 
-PER_FILE = {"prose:short": DOCSTRINGS_PER_FILE, "code:short": SHORT_PER_FILE}
+PER_FILE = {"prose:short": DOCSTRINGS_PER_FILE, "code:short": FUNCTIONS_PER_FILE}
 
 
 @pytest.fixture(scope="module")

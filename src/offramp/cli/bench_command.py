@@ -283,7 +283,7 @@ def _combine(
 
     request = read_combine_request(accelerations=accelerations, dtype=dtype, **options)
     from offramp.cli.combine_stage import combine_and_show
-    from offramp.tracing.transformed import load_model
+    from offramp.tracing.loading import load_model
 
     with stage("loading the model and checking its exits"):
         loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)

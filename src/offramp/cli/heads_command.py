@@ -22,11 +22,11 @@ from offramp.cli.options import (
 )
 from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
-from offramp.tracing.fitting.sizes import FITTING_TOKENS
+from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.fitting.memory import FittingMemory
+    from offramp.tracing.fitting.maps import FittingMemory
 
 heads = typer.Typer(
     help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
@@ -179,8 +179,7 @@ def import_(
 ) -> None:
     """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
     from offramp.models.registry import DTYPES
-    from offramp.tracing.model_request import find_model, read_transforms
-    from offramp.tracing.streamed.loading import load_for_tracing
+    from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
 
     out = Output(as_json)
     if dtype not in DTYPES:

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from offramp.report.word_table import WordTable
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+    from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
 
 
 def heads_table(fitted: ExitHeads) -> WordTable:

@@ -36,12 +36,11 @@ from offramp.report.passage import grid_from_trace, passage_from_trace, typical_
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted import FittedHeads
+from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.model_request import find_model, read_transforms
+from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
-from offramp.tracing.streamed.loading import load_for_tracing
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
 from offramp.tuning.results import Verdict

@@ -30,7 +30,7 @@ from offramp.cli.options import (
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, safe_name
 from offramp.errors import InputError
 from offramp.models.registry import DEFAULT_MODEL
-from offramp.tracing.sizes import DEFAULT_TOKENS
+from offramp.tracing.request import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from offramp.cli.run_writer import FinishedRun

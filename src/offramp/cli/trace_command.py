@@ -28,7 +28,7 @@ from offramp.cli.options import (
     require_options,
 )
 from offramp.errors import InputError
-from offramp.tracing.sizes import DEFAULT_TOKENS
+from offramp.tracing.request import DEFAULT_TOKENS
 
 
 def trace(
@@ -52,9 +52,8 @@ def trace(
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
     from offramp.models.memory_size import parse_size
-    from offramp.tracing.model_request import find_model, read_transforms
-    from offramp.tracing.recording import parse_signals
-    from offramp.tracing.streamed.loading import load_for_tracing
+    from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
+    from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -78,7 +77,7 @@ def trace(
     recorded = parse_signals(signals, work.mode)
 
     from offramp.report.formats import counted
-    from offramp.tracing.fitted import FittedHeads
+    from offramp.tracing.fitted_heads import FittedHeads
     from offramp.tracing.heads_file import read_heads
     from offramp.tracing.request import parse_exits
     from offramp.tracing.tracer import trace as trace_model

@@ -24,7 +24,7 @@ from offramp.studies.axis_checks import (
 from offramp.studies.entries import LEAGUE, LOCAL, Entry
 from offramp.studies.places import placed
 from offramp.studies.steps import accelerations_of
-from offramp.tracing.recording import parse_signals
+from offramp.tracing.request import parse_signals
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study

@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from offramp.records.given_file import Count, Number, Positive, Share, Table, Text, Truth, Whole
-from offramp.tracing.fitting.sizes import FITTING_TOKENS
-from offramp.tracing.sizes import DEFAULT_TOKENS
+from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS
 
 NONE = "none"
 """The entry of an axis that leaves things as they are: no transform, or the logit lens."""

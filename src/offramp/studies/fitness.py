@@ -18,9 +18,7 @@ from offramp.studies.study import Study
 from offramp.studies.variant import Variant
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base
-from offramp.tracing.recording import Recording, parse_signals
-from offramp.tracing.request import parse_exits
-from offramp.tracing.sizes import DEFAULT_CONTEXT
+from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
 
 LEAVE_OUT = "or leave these cells out with [[exclude]]"
 

@@ -26,7 +26,7 @@ from offramp.studies.steps import accelerations_of, combined_steps, measured_on,
 from offramp.studies.study import Study
 from offramp.studies.task import Estimate, Task
 from offramp.studies.variant import Variant
-from offramp.tracing.recording import parse_signals
+from offramp.tracing.request import parse_signals
 
 PROFILE_SECONDS = 12.0
 """That timing this machine's parts takes."""

@@ -11,9 +11,8 @@ from torch import Tensor
 from offramp.tracing.cross import Cross, DirectCross, Gram, LinearCross
 from offramp.tracing.head import TILE, Head, LinearHead
 from offramp.tracing.recorders import Reading, Recorder
-from offramp.tracing.rows import slices
+from offramp.tracing.rows import FactTable, slices
 from offramp.tracing.statistics import RowStatistics
-from offramp.tracing.table import FactTable
 
 StatesAt = Callable[[int, slice], Tensor]
 

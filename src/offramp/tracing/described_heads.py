@@ -1,18 +1,18 @@
-"""What a trace keeps of the exit heads that it was made with."""
+"""What a trace keeps of the exit heads that it was made with, and of texts that they may have seen."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitHeads, seal_of
+from offramp.tracing.exit_heads import ExitHeads, KeyValueMaps, seal_of
 from offramp.tracing.heads_file import require_base
-from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.trace import DocumentRecord, Trace
-from offramp.workloads.shared_text import read_sketch, shares_text
+from offramp.workloads.shared_text import read_sketch, shares_text, sketches_of, write_sketch
+from offramp.workloads.workload import Workload
 
 
 def describe_heads(heads: ExitHeads) -> dict[str, Any]:
@@ -87,4 +87,24 @@ def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[Doc
     return tuple(
         replace(document, heads_saw=document.heads_saw or place in saw)
         for place, document in enumerate(documents)
+    )
+
+
+@dataclass(frozen=True)
+class DocumentText:
+    """Of one document: the sketch of its whole text, as `write_sketch` writes it, and whether it shares text
+    with a document that the trace's exit heads were fitted on."""
+
+    sketch: str
+    heads_saw: bool
+
+
+def document_texts(
+    workload: Workload, ids: Sequence[str], heads: ExitHeads | None
+) -> tuple[DocumentText, ...]:
+    """What is kept of the documents with these ids."""
+    sketches = sketches_of(workload, ids)
+    saw = shares_text(sketches, (heads.seen_texts if heads is not None else None) or ())
+    return tuple(
+        DocumentText(write_sketch(sketch), bool(seen)) for sketch, seen in zip(sketches, saw, strict=True)
     )

@@ -12,7 +12,7 @@ from offramp.tracing.part import FILE_KINDS, part_path, seal_path
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.storage import MANIFEST, REQUEST, read_manifest
-from offramp.tracing.streamed.states_folder import STATES_FOLDER, remove_states
+from offramp.tracing.streamed.states import STATES_FOLDER, remove_states
 
 
 def refuse_foreign_files(folder: Path) -> None:

@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from offramp.models.stack import ExitStack
-from offramp.tracing.ordering import best_columns
-from offramp.tracing.reductions import BLOCK, EagerSums, RawSums, Reductions, Transform, compiled_sums
 from offramp.tracing.rows import BLOCK_ROWS
 from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import RowStatistics, corrected_row_statistics, row_statistics
+from offramp.tracing.statistics import (
+    BLOCK,
+    EagerSums,
+    RawSums,
+    Reductions,
+    RowStatistics,
+    Transform,
+    best_columns,
+    compiled_sums,
+    corrected_row_statistics,
+    row_statistics,
+)
 
 BUFFER_BYTES = 51_000_000
 """Size of the buffer of logits: enough rows for an efficient product, small beside any model."""

@@ -19,8 +19,7 @@ from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Pr
 from offramp.models.transforms.transform import Transform
 from offramp.tracing.cross import cosine
 from offramp.tracing.fitting.documents import plan_contexts
-from offramp.tracing.group import FORWARD_TOKENS
-from offramp.tracing.measurement import state_shape_of
+from offramp.tracing.measurement import FORWARD_TOKENS, state_shape_of
 from offramp.tracing.progress import token_bar
 from offramp.tracing.rows import equal_length_batches
 from offramp.tracing.trace import Trace

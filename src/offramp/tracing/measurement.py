@@ -1,25 +1,232 @@
-"""Measuring one part of a trace: a request's measurer, and the facts and columns of some whole documents."""
+"""Measuring a part of a trace: groups of contexts through the layers, then blocks of rows, then columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
-from offramp.tracing.capture import Capture
-from offramp.tracing.fitted import FittedHeads
-from offramp.tracing.group import GroupFacts, GroupMeasurer
-from offramp.tracing.head import make_head
+from offramp.models.stack import ExitStack, OnLayer
+from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.cross import cosine
+from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
+from offramp.tracing.head import Head, LinearHead, make_head, on_device
 from offramp.tracing.part import Part, PartDocument, Reference
-from offramp.tracing.request import TraceRequest
-from offramp.tracing.rows import groups_of
-from offramp.tracing.states import StateShape
+from offramp.tracing.recorders import PromptStates, make_recorders
+from offramp.tracing.request import Recording, TraceRequest
+from offramp.tracing.rows import BLOCK_ROWS, Defect, FactTable, Rows, equal_length_batches, groups_of, slices
+from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.tracing.storage import block_of
 from offramp.tracing.trace import REFERENCE_TOP1
 from offramp.workloads.packing import Context
+
+Capture = Callable[[Sequence[Context], OnLayer], None]
+"""Hands on_layer(index, input, output) of contexts of one length over, layer by layer as `ExitStack.capture`
+does; layers that are no exit may be left out."""
+
+
+def ids_of(contexts: Sequence[Context]) -> Tensor:
+    """Token ids of contexts of one length, int64 [contexts, positions]."""
+    return torch.tensor([context.ids for context in contexts])
+
+
+def forward_capture(stack: ExitStack) -> Capture:
+    """Runs the model's own layers."""
+
+    def capture(contexts: Sequence[Context], on_layer: OnLayer) -> None:
+        stack.capture(ids_of(contexts), on_layer)
+
+    return capture
+
+
+FORWARD_TOKENS = 1024
+"""Tokens of one forward batch at most."""
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """Facts of one group, [rows, exits] each, and what the manifest needs of its documents.
+
+    document: int64 [rows]. marginal: sums of p_L per document, float32 [vocabulary]. defects: by document;
+    the rows of such a document are there but mean nothing. prompt_entropy: nats, by document, if recorded.
+    """
+
+    document: NDArray[np.int64]
+    facts: dict[str, NDArray[np.float32] | NDArray[np.int32]]
+    marginal: dict[int, Tensor]
+    defects: dict[int, Defect]
+    prompt_entropy: dict[int, float]
+
+
+def forward_batches(contexts: Sequence[Context], state_shape: StateShape) -> Iterator[list[Context]]:
+    """Contexts that go through the model together; one at a time if states have further axes."""
+    alone = state_shape.other_axes is not None
+    return equal_length_batches(contexts, 1 if alone else FORWARD_TOKENS)
+
+
+class LayerRows(NamedTuple):
+    """Rows of a layer's output: as they are, in float32 [rows, features], and their squared norms [rows]."""
+
+    states: Tensor
+    wide: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> LayerRows:
+        """From rows in the model's dtype."""
+        wide = states.float()
+        return cls(states, wide, torch.linalg.vecdot(wide, wide))
+
+
+class GroupMeasurer:
+    """Measures groups of contexts of one model at some exits (the last of them is L).
+
+    recording: the facts to fill beyond those of every trace. fitted: heads that states go through on their
+    way to the head, and that give facts. capture: where layers' outputs come from, by default a forward pass.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        head: Head,
+        exits: Sequence[int],
+        state_shape: StateShape,
+        dtype: torch.dtype,
+        recording: Recording = Recording(),  # noqa: B008 - frozen
+        fitted: FittedHeads | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        self.stack = stack
+        self.capture = forward_capture(stack) if capture is None else capture
+        self.head = head
+        self.exits = list(exits)
+        self.state_shape = state_shape
+        self.dtype = dtype
+        self.recording = recording
+        self.fitted = fitted
+        self.normed = isinstance(head, LinearHead)
+        reductions = head.reductions if isinstance(head, LinearHead) else "eager"
+        self.own = OwnHeads.of(fitted, stack, state_shape, reductions)
+        self.blocks = BlockMeasurer(head, self.own.heads)
+        chunk = self.blocks.exact_chunk
+        self.blocks.record_with(make_recorders(head, recording, fitted, chunk, self.own.heads))
+
+    @torch.no_grad()
+    def measure(self, contexts: Sequence[Context]) -> GroupFacts:
+        """Facts of every row of the contexts at every exit."""
+        rows = Rows.of(contexts)
+        table = FactTable(rows, self.exits, self.recording.facts)
+        marginal: dict[int, Tensor] = {}
+        prompts = PromptStates() if self.recording.document_facts else None
+        store = open_store(len(self.exits), len(rows), self.state_shape.features, self.dtype)
+
+        def states_at(index: int, part: slice) -> Tensor:
+            """States as the exit's head takes them: through the lens, and normed for a linear head."""
+            states = store.read(index, part)
+            if index < len(self.own.heads):
+                return self.own.states(index, states)
+            return self._normed(states if self.fitted is None else self.fitted.seen_by_head(index, states))
+
+        try:
+            self._forward(contexts, table, store, prompts)
+            for block in slices(0, len(rows), BLOCK_ROWS):
+                self.blocks.measure(table, block, states_at, marginal)
+                self._put_state_facts(table, block, store)
+        finally:
+            store.close()
+        return GroupFacts(
+            document=rows.document.numpy(),
+            facts={name: column.numpy() for name, column in table.columns.items()},
+            marginal=marginal,
+            prompt_entropy={} if prompts is None else prompts.entropy(table, self.head, self._normed),
+            defects=table.defects,
+        )
+
+    def _normed(self, states: Tensor) -> Tensor:
+        """States after the model's own final norm, for a linear head."""
+        return on_device(self.stack.device, self.stack.tail_forward, states) if self.normed else states
+
+    def _put_state_facts(self, table: FactTable, block: slice, store: StateStore) -> None:
+        """Cosine of every exit's hidden state with the last layer's, and what classifiers say of it."""
+        last = store.read(table.final, block).float()
+        last_square = torch.linalg.vecdot(last, last)
+        for index in range(len(table.exits)):
+            states = store.read(index, block).float()
+            square = torch.linalg.vecdot(states, states)
+            dot = torch.linalg.vecdot(states, last)
+            table.put(index, block, hidden_cosine_to_final=cosine(dot, square, last_square))
+            if self.fitted is not None:
+                table.put(index, block, **self.fitted.hidden_probabilities(index, states))
+
+    def _forward(
+        self,
+        contexts: Sequence[Context],
+        table: FactTable,
+        store: StateStore,
+        prompts: PromptStates | None,
+    ) -> None:
+        start = 0
+        for batch in forward_batches(contexts, self.state_shape):
+            self._forward_batch(batch, start, table, store, prompts)
+            start += sum(context.rows for context in batch)
+
+    def _forward_batch(
+        self,
+        batch: Sequence[Context],
+        start: int,
+        table: FactTable,
+        store: StateStore,
+        prompts: PromptStates | None,
+    ) -> None:
+        exit_index = {layer: index for index, layer in enumerate(self.exits)}
+
+        def taken(hidden: Tensor) -> LayerRows:
+            rows = self.state_shape.rows(hidden).cpu()
+            return LayerRows.of(torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)]))
+
+        # A layer's input is the output of the layer before: what was made of it then serves again.
+        known: tuple[Tensor, LayerRows] | None = None
+
+        def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
+            nonlocal known
+            index = exit_index.get(layer + 1)
+            if index is None:
+                return
+            came_in = known[1] if known is not None and known[0] is before else taken(before)
+            known = (after, taken(after))
+            _put_layer_facts(table, index, start, came_in, known[1], store)
+            if prompts is not None and index == table.final:
+                prompts.keep(batch, self.state_shape.rows(after).cpu())
+
+        self.capture(batch, on_layer)
+
+
+def _put_layer_facts(
+    table: FactTable, index: int, start: int, before: LayerRows, after: LayerRows, store: StateStore
+) -> None:
+    """Keep a layer's output and what it did to its input."""
+    rows = slice(start, start + len(after.states))
+    fine = torch.isfinite(after.square)
+    states = after.states
+    if not bool(fine.all()):
+        table.note_defects(index, rows, fine)
+        states = torch.nan_to_num(states, 0.0, 0.0, 0.0)
+    store.write(index, start, states)
+    dot = torch.linalg.vecdot(before.wide, after.wide)
+    update = torch.linalg.vector_norm(after.wide - before.wide, dim=-1)
+    table.put(
+        index,
+        rows,
+        hidden_cosine_to_previous=cosine(dot, before.square, after.square),
+        update_norm=update / before.square.sqrt().clamp(min=1e-12),
+    )
 
 
 def state_shape_of(model: Model) -> StateShape:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.registry import weights_note
-from offramp.tracing.sizes import DEFAULT_CONTEXT
+from offramp.tracing.request import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
-from offramp.workloads.encoded import EncodedDocument, EncodedDocuments
-from offramp.workloads.packing import Context, Selection, select_contexts
+from offramp.workloads.packing import Context, EncodedDocument, EncodedDocuments, Selection, select_contexts
 from offramp.workloads.workload import Workload
 
 PARTS_WANTED = 64

@@ -1,7 +1,8 @@
-"""Facts recorded on request from an exit's logits: what it says, and how it differs from the last exit."""
+"""Facts recorded on request: from an exit's logits, their change since the last exit, and prompts."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offramp.tracing.features import CANDIDATES, TOP_K, candidate_features, confidence_features
+from offramp.tracing.fitted_heads import (
+    CANDIDATES,
+    TOP_K,
+    FittedHeads,
+    candidate_features,
+    confidence_features,
+)
 from offramp.tracing.head import Head
-from offramp.tracing.reductions import EAGER_ELEMENTS, LOWEST, PADDING_LIMIT
-from offramp.tracing.rows import slices
-from offramp.tracing.statistics import RowStatistics
-from offramp.tracing.table import FactTable
+from offramp.tracing.request import Recording
+from offramp.tracing.restricted_vocabulary import restricted_tokens
+from offramp.tracing.rows import FactTable, slices
+from offramp.tracing.statistics import EAGER_ELEMENTS, LOWEST, PADDING_LIMIT, RowStatistics
+from offramp.workloads.packing import Context
 
 PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")
 
@@ -200,3 +208,67 @@ class PreviousExit:
         negative = torch.linalg.vecdot(both, torch.log(both, out=self._scratch[: len(z)]))
         q.copy_(p)
         return cross, negative
+
+
+def make_recorders(
+    head: Head, recording: Recording, fitted: FittedHeads | None, rows: int, below: Sequence[Head] = ()
+) -> tuple[Recorder, ...]:
+    """The recorders of one head, or of one at L and others below. rows: of one float32 output at most."""
+    recorders: list[Recorder] = []
+    if "logit_gap" in recording.signals:
+        recorders.append(LogitGap())
+    if "restricted" in recording.signals:
+        tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size)
+        recorders.append(Restricted((head, *below), tokens))
+    if fitted is not None and "adainfer" in fitted.heads.classifiers:
+        recorders.append(Confidence(functools.partial(fitted.probability, "adainfer")))
+    if fitted is not None and fitted.candidate_index is not None:
+        probability = functools.partial(fitted.probability, "candidate_score")
+        recorders.append(Candidates(fitted.candidate_index, probability))
+    compared = [name for name in PREVIOUS_EXIT_SIGNALS if name in recording.signals]
+    if compared:
+        recorders.append(PreviousExit(head.vocabulary_size, rows, compared))
+    return tuple(recorders)
+
+
+PROMPT_TOKENS = 32
+"""Last tokens of a prompt whose entropy is averaged."""
+
+
+class PromptStates:
+    """The last layer's states of the ends of prompts, kept while contexts run."""
+
+    def __init__(self) -> None:
+        self._contexts: list[Context] = []
+        self._states: list[Tensor] = []
+
+    def keep(self, contexts: Sequence[Context], states: Tensor) -> None:
+        """Keep the prompts' last states of a batch [contexts, positions, features]."""
+        for context, of_context in zip(contexts, states, strict=True):
+            self._contexts.append(context)
+            self._states.append(of_context[_first(context) : context.first_row].clone())
+
+    def entropy(self, table: FactTable, head: Head, normed: Callable[[Tensor], Tensor]) -> dict[int, float]:
+        """Mean entropy at exit L over each prompt's last tokens, nats, by document.
+
+        A prompt with a non-finite number is noted as its document's defect.
+        """
+        together = torch.split(torch.cat(self._states), head.exact_rows)
+        per_token = torch.cat([_entropy(head, normed(some)) for some in together])
+        found = {}
+        lengths = [len(states) for states in self._states]
+        for context, entropy in zip(self._contexts, torch.split(per_token, lengths), strict=True):
+            for place in torch.nonzero(~torch.isfinite(entropy)).flatten().tolist():
+                table.note_defect(table.final, context.document, _first(context) + place)
+            found[context.document] = float(entropy.double().mean())
+        return found
+
+
+def _first(context: Context) -> int:
+    return max(0, context.first_row - PROMPT_TOKENS)
+
+
+def _entropy(head: Head, states: Tensor) -> Tensor:
+    """Entropy in float32 accuracy: [rows], nats."""
+    wanted = torch.zeros(len(states), 2, dtype=torch.long)
+    return head.statistics(states, head.exact_output(states), wanted)[0].entropy.clamp(min=0)

@@ -11,13 +11,12 @@ from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.streaming.loading import load_streamed, would_not_fit
-from offramp.tracing.capture import Capture
-from offramp.tracing.measurement import make_measurer, measure_part
+from offramp.tracing.measurement import Capture, make_measurer, measure_part
 from offramp.tracing.part import Part, Reference
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.streamed.source import streamed_capture
+from offramp.tracing.streamed.layers import streamed_capture
 
 
 def check_reference(model: Model, given: Model | None) -> None:

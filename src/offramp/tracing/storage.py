@@ -17,11 +17,11 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import NO_FILE, is_irregular, sha256_of_file
 from offramp.models.shape import ModelShape
 from offramp.records.typed import from_json, to_json
+from offramp.tracing.described_heads import DocumentText
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.part import FILE_KINDS, TOKEN_COLUMNS, Part, part_path, read_columns
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 from offramp.tracing.sealed import TIMESTAMPS, damaged, read_sealed_json, write_sealed_json
-from offramp.tracing.texts import DocumentText
 from offramp.tracing.trace import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,

@@ -17,22 +17,25 @@ from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
-from offramp.tracing.capture import Capture
-from offramp.tracing.described_heads import describe_heads
+from offramp.tracing.described_heads import DocumentText, describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted import FittedHeads
+from offramp.tracing.fitted_heads import FittedHeads, require_readable
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
-from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
-from offramp.tracing.own_heads import require_readable
+from offramp.tracing.measurement import Capture, make_measurer, measure_part, state_shape_of
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
 from offramp.tracing.progress import token_bar
-from offramp.tracing.recording import parse_signals
-from offramp.tracing.reductions import choose_reductions
 from offramp.tracing.reference import check_reference, measure_references
-from offramp.tracing.request import TraceRequest, code_fingerprint, library_versions, parse_exits
-from offramp.tracing.sizes import DEFAULT_TOKENS
+from offramp.tracing.request import (
+    DEFAULT_TOKENS,
+    TraceRequest,
+    code_fingerprint,
+    library_versions,
+    parse_exits,
+    parse_signals,
+)
+from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.storage import (
     MANIFEST,
     REQUEST,
@@ -43,10 +46,8 @@ from offramp.tracing.storage import (
     verify_parts,
     write_manifest,
 )
-from offramp.tracing.streamed.sizes import require_room
-from offramp.tracing.streamed.source import needed_bytes, require_given_text, streamed_capture
-from offramp.tracing.streamed.states_folder import remove_states
-from offramp.tracing.texts import DocumentText, document_texts
+from offramp.tracing.streamed.layers import needed_bytes, require_given_text, require_room, streamed_capture
+from offramp.tracing.streamed.states import remove_states
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from offramp.errors import WorkloadError
-from offramp.workloads.encoded import EncodedDocument
-from offramp.workloads.packing import default_cap, least_sufficient_cap, require_sizes
+from offramp.workloads.packing import EncodedDocument, default_cap, least_sufficient_cap, require_sizes
 
 ANSWERS_AT_ONCE = 32
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offramp.errors import WorkloadError
-from offramp.workloads.source import WorkloadSource
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 GRAMMAR = "dataset#split#field"
 

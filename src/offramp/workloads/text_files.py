@@ -1,15 +1,78 @@
-"""`txt:PATH`: a text file, split at its blank lines, or a folder of text files."""
+"""People's own text: `txt:PATH`, a file or a folder, and `jsonl:PATH#field`, a document a line."""
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from offramp.errors import WorkloadError
-from offramp.workloads.reading import read_text, require_exists
-from offramp.workloads.source import WorkloadSource
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.workload import Document, Workload, WorkloadSource
+
+LARGEST_FILE = 1_000_000_000
+"""Bytes of a text file: the whole of it is held in memory."""
+
+
+def require_exists(path: Path) -> None:
+    """Raise WorkloadError for a path that is missing, with near matches in its folder."""
+    if path.exists():
+        return
+    if path.is_symlink():
+        raise WorkloadError("the file is a link that leads nowhere", where=str(path), fix="check the link")
+    folder = path.parent
+    if not folder.is_dir():
+        raise WorkloadError("the folder does not exist", where=str(folder), fix="check the path")
+    near = difflib.get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=3)
+    fix = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else "check the path"
+    raise WorkloadError("the file does not exist", where=str(path), fix=fix)
+
+
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark.
+
+    Raises WorkloadError for a path that is missing or no regular file, and for a file that is unreadable, of
+    more than LARGEST_FILE bytes, empty, binary or not UTF-8.
+    """
+    require_exists(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+        raise WorkloadError(f"this is {kind}, not a file", where=str(path), fix="give a regular text file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise WorkloadError(
+            f"the file cannot be read: {error.strerror}", where=str(path), fix="check its permissions"
+        ) from error
+    if len(content) > LARGEST_FILE:
+        raise WorkloadError(
+            f"the file is larger than {LARGEST_FILE / 1e9:g} GB, which is as much as is read",
+            where=str(path),
+            fix="give a part of it: a trace needs a few thousand tokens",
+        )
+    if (offset := content.find(0)) >= 0:
+        raise WorkloadError(
+            f"the file is not text: it has a NUL byte at offset {offset:,}",
+            where=str(path),
+            fix="give a text file in UTF-8 (a UTF-16 file: convert it first)",
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The decoder counts from after a byte order mark; the offset is that in the file.
+        offset = error.start + len(content) - len(error.object)
+        raise WorkloadError(
+            f"the file is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,}",
+            where=str(path),
+            fix="convert it, for example: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW",
+        ) from error
+    if not text.strip():
+        raise WorkloadError("the file is empty", where=str(path), fix="give a file with text in it")
+    return text
+
 
 OWN_LICENCE = "not stated (given by the user)"
 SUFFIXES = (".txt", ".md")
@@ -133,4 +196,104 @@ TEXT = WorkloadSource(
     f"files, one document each ({ENOUGH_FILES} at least, else split too); PATH{PARAGRAPHS} splits always, "
     f"PATH{WHOLE} never",
     argument="PATH",
+)
+
+
+def load_json_lines(argument: str) -> Workload:
+    """One document per line, the text in `field`; blank lines are skipped.
+
+    A document's id is the line's own "id" (a string or an integer), or "line N" where it has none.
+
+    Raises WorkloadError, with the line number, for bad JSON, a missing field, a value that is not text, an
+    empty text and an id that came before; and without a field, with the fields of the first line.
+    """
+    name, mark, field = argument.rpartition("#")
+    path = Path(name if mark else argument)
+    numbered = [
+        (number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()
+    ]
+    if not mark or not field:
+        raise _no_field(path, _json_object(path, *numbered[0]))
+    documents: list[Document] = []
+    lines: dict[str, int] = {}
+    for number, line in numbered:
+        document = _document(path, number, _json_object(path, number, line), field)
+        if document.id in lines:
+            raise WorkloadError(
+                f"the id {document.id!r} is that of line {lines[document.id]} too",
+                where=f"{path}, line {number}",
+                fix="make the ids distinct",
+            )
+        lines[document.id] = number
+        documents.append(document)
+    return Workload(
+        name=f"jsonl:{argument}",
+        mode="text",
+        documents=tuple(documents),
+        licence=OWN_LICENCE,
+        source=argument,
+    )
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    where = f"{path}, line {number}"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads, too
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise WorkloadError(
+            f"the line is not JSON: {why}", where=where, fix="write one JSON object per line"
+        ) from error
+    if not isinstance(value, dict):
+        raise WorkloadError(
+            f"the line holds {_kind(value)}, not an object", where=where, fix='write {"field": "text"}'
+        )
+    return value
+
+
+def _document(path: Path, number: int, value: dict[str, Any], field: str) -> Document:
+    where = f"{path}, line {number}"
+    if field not in value:
+        raise WorkloadError(
+            f"the line has no field {field!r}", where=where, fix=f"its fields are: {_fields(value)}"
+        )
+    text = value[field]
+    if not isinstance(text, str):
+        raise WorkloadError(
+            f"the field {field!r} holds {_kind(text)}, not text",
+            where=where,
+            fix=f"choose a field of text; the line's fields are: {_fields(value)}",
+        )
+    if not text.strip():
+        raise WorkloadError(f"the field {field!r} is empty", where=where, fix="remove the line")
+    identifier = value.get("id")
+    named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
+    return Document(str(identifier) if named else f"line {number}", text)
+
+
+def _no_field(path: Path, first: dict[str, Any]) -> WorkloadError:
+    return WorkloadError(
+        "the field that holds the text is not given",
+        where=str(path),
+        fix=f"write jsonl:{path}#FIELD; the fields of the first line are: {_fields(first)}",
+    )
+
+
+def _fields(value: dict[str, Any]) -> str:
+    return ", ".join(value) or "none"
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", bool: "true or false", str: "a text", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+JSON_LINES = WorkloadSource(
+    name="jsonl",
+    load=load_json_lines,
+    mode="text",
+    documents="one per line",
+    licence=OWN_LICENCE,
+    description="your own text: a field of a JSON-lines file",
+    argument="PATH#field",
 )

@@ -1,10 +1,13 @@
-"""A workload: texts or prompts with their licence, source and fingerprint."""
+"""A workload: texts or prompts with their licence and fingerprint; and a source of such, for the registry."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
 
 Mode = Literal["text", "generation"]
@@ -45,3 +48,72 @@ class Workload:
         """SHA-256 of mode, chat and every document: equal exactly when the traced text is equal."""
         content = [self.mode, self.chat, [[document.id, document.text] for document in self.documents]]
         return sha256_of_text(canonical_json(content))
+
+
+@dataclass(frozen=True)
+class WorkloadSize:
+    """Another cut of a source's texts, written after a colon: "prose:short".
+
+    documents, description: for people, one phrase each.
+    """
+
+    name: str
+    load: Callable[[], Workload]
+    documents: str
+    description: str
+
+
+@dataclass(frozen=True)
+class WorkloadSource:
+    """One kind of workload that `load_workload` knows.
+
+    name: the word before the colon ("prose", "txt").
+    load: makes the workload from the text after the colon ("" where `argument` is empty).
+    argument: grammar of that text ("PATH#field"), empty if the source takes none.
+    documents, licence, description: for people, one phrase each.
+    sizes: other cuts of the same kind of text, for a source that takes no argument.
+    """
+
+    name: str
+    load: Callable[[str], Workload]
+    mode: Mode
+    documents: str
+    licence: str
+    description: str
+    argument: str = ""
+    sizes: tuple[WorkloadSize, ...] = ()
+
+    @property
+    def grammar(self) -> str:
+        """How the source is written on the command line: "prose", "txt:PATH"."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    @property
+    def grammars(self) -> tuple[str, ...]:
+        """Every way to write it, one per size: "prose", "prose:short"."""
+        return (self.grammar, *(f"{self.name}:{size.name}" for size in self.sizes))
+
+    def open(self, argument: str | None) -> Workload:
+        """The workload for the text after the colon, None without a colon.
+
+        Raises WorkloadError for an argument that is missing, that the source does not take, or that is no
+        size of it (with those that there are).
+        """
+        if self.argument and not argument:
+            raise WorkloadError(f"the workload {self.name!r} needs an argument", fix=f"write {self.grammar}")
+        if self.argument or argument is None:
+            return self.load(argument or "")
+        if not self.sizes:
+            raise WorkloadError(
+                f"the workload {self.name!r} takes no argument, but {argument!r} was given",
+                fix=f"write {self.name}",
+            )
+        sizes = {size.name: size for size in self.sizes}
+        if argument not in sizes:
+            near = difflib.get_close_matches(argument, sizes, n=1)
+            hint = f"did you mean {self.name}:{near[0]}? " if near else ""
+            raise WorkloadError(
+                f"the workload {self.name!r} has no size {argument!r}",
+                fix=f"{hint}write {' or '.join(self.grammars)}",
+            )
+        return sizes[argument].load()

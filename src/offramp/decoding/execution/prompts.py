@@ -14,7 +14,7 @@ from offramp.policies.binding import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles
-from offramp.workloads.encoded import encode_start
+from offramp.workloads.packing import encode_start
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload

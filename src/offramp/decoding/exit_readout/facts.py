@@ -12,9 +12,14 @@ from torch import Tensor
 from offramp.decoding.exit_readout.head import best_of, rows_of
 from offramp.decoding.exit_readout.reading import Reading
 from offramp.tracing.cross import cosine
-from offramp.tracing.features import CANDIDATES, TOP_K, candidate_features, confidence_features
-from offramp.tracing.fitted import HIDDEN_STATE_FACTS
-from offramp.tracing.reductions import PADDING_LIMIT
+from offramp.tracing.fitted_heads import (
+    CANDIDATES,
+    HIDDEN_STATE_FACTS,
+    TOP_K,
+    candidate_features,
+    confidence_features,
+)
+from offramp.tracing.statistics import PADDING_LIMIT
 
 DIVERGENCES = frozenset({"kl_to_previous", "js_to_previous"})
 

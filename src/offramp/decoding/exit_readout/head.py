@@ -14,8 +14,7 @@ from offramp.decoding.engine.engine import head_logits
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
 from offramp.tracing.exit_heads import ExitClassifier, LinearLens
-from offramp.tracing.ordering import best_columns
-from offramp.tracing.reductions import BLOCK, Transform
+from offramp.tracing.statistics import BLOCK, Transform, best_columns
 
 
 def rows_of(hidden: Tensor, position_axis: int) -> Tensor:

@@ -15,9 +15,8 @@ from offramp.models.calls import first_tensor
 from offramp.policies.signals import looks_back, probe_of, suggest
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.features import SHORTLIST
-from offramp.tracing.fitted import FittedHeads
-from offramp.tracing.own_heads import exit_stack, require_readable
+from offramp.tracing.fitted_heads import FittedHeads, exit_stack, require_readable
+from offramp.tracing.restricted_vocabulary import restricted_tokens
 
 FULL_HEAD = "full head"
 OF_SOME_COLUMNS = frozenset({"restricted head", "candidates"})
@@ -175,8 +174,6 @@ def _shortlist(
     head: OutputHead, own_heads: Mapping[int, OutputHead], fitted: FittedHeads | None, device: torch.device
 ) -> Shortlist:
     """The restricted vocabulary: the heads' own, else the first ids."""
-    listed = None if fitted is None else fitted.shortlist
-    tokens = torch.arange(min(SHORTLIST, head.vocabulary_size())) if listed is None else listed
-    tokens = tokens.to(device)
+    tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size()).to(device)
     own = {exit: own_head.columns(tokens) for exit, own_head in own_heads.items()}
     return Shortlist(tokens, head.columns(tokens), own)

@@ -16,7 +16,7 @@ from offramp.decoding.exit_readout.head import (
     hidden_of,
     rows_of,
 )
-from offramp.tracing.reductions import LOWEST
+from offramp.tracing.statistics import LOWEST
 
 
 @dataclass(frozen=True)

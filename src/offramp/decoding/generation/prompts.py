@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
-from offramp.tracing.prompts import PROMPT_TOKENS
+from offramp.tracing.recorders import PROMPT_TOKENS
 
 Prompt = str | Sequence[Any] | Tensor
 """One text, several texts, the ids of one prompt or of several, or int64 [batch, length]."""
@@ -138,7 +138,7 @@ def prompt_entropy(
 ) -> dict[str, NDArray[np.float64]]:
     """Mean entropy of the full model over each prompt's last tokens, nats: float64 [batch], by fact name.
 
-    hidden: states after layer L [batch, positions, hidden]. See `offramp.tracing.prompts`.
+    hidden: states after layer L [batch, positions, hidden]. See `offramp.tracing.recorders`.
     """
     last = hidden[:, -PROMPT_TOKENS:]
     log_probabilities = stack.readout(last).float().log_softmax(-1)

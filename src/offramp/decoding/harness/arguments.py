@@ -18,7 +18,7 @@ from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest
-from offramp.tracing.transformed import require_usable
+from offramp.tracing.loading import require_usable
 
 WHERE = "--model_args"
 

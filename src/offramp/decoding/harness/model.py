@@ -19,7 +19,7 @@ from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse
 from offramp.decoding.harness.depth import Depth, Depths, depth_table
 from offramp.errors import InputError, OfframpError
 from offramp.models.quiet import quiet_loggers
-from offramp.tracing.transformed import load_transformed
+from offramp.tracing.loading import load_transformed
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request as lm-eval encodes it: its texts (None for a window), and the ids of context and continuation."""

@@ -12,7 +12,7 @@ from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents, split_roles
-from offramp.workloads.encoded import encode_start
+from offramp.workloads.packing import encode_start
 from offramp.workloads.shared_text import without_shared_text
 from offramp.workloads.workload import Workload
 

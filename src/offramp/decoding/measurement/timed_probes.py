@@ -25,8 +25,7 @@ from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.signals import OPENING_FACT
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMaps, KeyValueMaps, LinearLens
 
 FACTS: Mapping[str, str] = {
     "full head": "margin",

@@ -16,7 +16,7 @@ from offramp.decoding.strategies.strategy import Request, Work
 class Mapped(Propagate):
     """As `Propagate`, but each skipped layer is given the exit's state through an affine map of its own.
 
-    The maps are ridge regressions of the deeper layers' outputs (`offramp.tracing.key_value_maps`), all of an
+    The maps are ridge regressions of the deeper layers' outputs (`offramp.tracing.exit_heads`), all of an
     exit's applied at once. Exact and approximate is what is with `Propagate`; a state that is mapped lies
     nearer to what the layer would have been given. A recurrent layer runs on its mapped state.
     """

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.features import tensor_of
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.fitted_heads import tensor_of
 
 
 @dataclass(frozen=True)

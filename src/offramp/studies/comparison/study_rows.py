@@ -31,7 +31,7 @@ from offramp.studies.comparison.study_strategies import (
 )
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
-from offramp.tracing.sizes import DEFAULT_CONTEXT
+from offramp.tracing.request import DEFAULT_CONTEXT
 from offramp.tracing.storage import MANIFEST, read_manifest
 
 TRACE = "trace"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
-from offramp.tracing.fitted import describe_base
-from offramp.tracing.fitting.capture import add_up, require_both_sides, require_one_stream
-from offramp.tracing.fitting.classifier import (
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, KeyValueMaps, LinearLens
+from offramp.tracing.fitted_heads import describe_base
+from offramp.tracing.fitting.classifiers import (
+    ClassifierKind,
     FittedClassifier,
     Samples,
+    choose_kinds,
     constant_classifier,
     fit_classifier,
     stack_exits,
@@ -31,29 +33,65 @@ from offramp.tracing.fitting.documents import (
     split_documents,
     without_text_of,
 )
-from offramp.tracing.fitting.kinds import ClassifierKind, choose_kinds
-from offramp.tracing.fitting.lens import lens_sums, solve_lens
 from offramp.tracing.fitting.maps import (
     AUTO,
+    FittingMemory,
     Rank,
     check_rank,
+    fitting_memory,
     map_sums,
     parse_map_exits,
     solve_maps,
 )
-from offramp.tracing.fitting.memory import FittingMemory, fitting_memory
-from offramp.tracing.fitting.provenance import describe_fitting
-from offramp.tracing.fitting.readings import Readings, take_readings
-from offramp.tracing.fitting.shortlist import choose_shortlist
-from offramp.tracing.fitting.sizes import CLASSIFIER_TOKENS, FITTING_TOKENS, LARGEST_SEED
-from offramp.tracing.key_value_maps import KeyValueMaps
+from offramp.tracing.fitting.readings import (
+    Readings,
+    add_up,
+    require_both_sides,
+    require_one_stream,
+    take_readings,
+)
+from offramp.tracing.fitting.ridge import lens_sums, solve_lens
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
-from offramp.tracing.request import parse_exits
+from offramp.tracing.request import FITTING_TOKENS, code_fingerprint, library_versions, parse_exits
+from offramp.tracing.restricted_vocabulary import frequent_tokens
 from offramp.workloads.packing import require_sizes
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
+
+
+def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRows | None]) -> dict[str, Any]:
+    """Tokens, documents and workloads that fitting read; code, threads and libraries that it ran with.
+
+    rows: that each part was fitted on, by its name; None for a part that is not there.
+    """
+    keys = ("name", "fingerprint", "mode", "licence", "source")
+    return {
+        **{part: _describe_rows(of_part) for part, of_part in rows.items()},
+        "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
+        "threads": torch.get_num_threads(),
+        "code": code_fingerprint(),
+        "versions": library_versions()
+        | {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")},
+    }
+
+
+def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
+    if rows is None:
+        return None
+    return {
+        "tokens": rows.tokens,
+        "documents": len(rows.held_out),
+        "held_out_documents": int(rows.held_out.sum()),
+    }
+
+
+LARGEST_SEED = 2**32 - 1
+"""That scikit-learn takes."""
+
+CLASSIFIER_TOKENS = 4096
+"""Tokens for the classifiers at most: every exit is read out for them, and their states are kept."""
 
 
 def fit_heads(
@@ -154,7 +192,9 @@ class _Job:
         lens_rows = linear_rows if self.lens else None
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
-        shortlist = None if listed is None else choose_shortlist(listed, self.model.shape.vocabulary_size)
+        shortlist = (
+            None if listed is None else frequent_tokens(listed.contexts, self.model.shape.vocabulary_size)
+        )
         fitted: dict[str, ExitClassifier] = {}
         if classifier_rows is not None and shortlist is not None:
             fitted = self._classifiers(classifier_rows, lens, shortlist)

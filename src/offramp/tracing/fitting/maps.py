@@ -1,4 +1,4 @@
-"""K,V maps from the sums of their exits: ridge regressions of all deeper layers, whole or of low rank.
+"""K,V maps from the sums of their exits, and the memory it takes: ridge regressions, whole or of low rank.
 
 What is predicted is how a layer's output differs from the exit's, so that the penalty draws towards
 propagating the exit's state. In low rank the layers of an exit share one V (the rows of their coefficients,
@@ -11,14 +11,24 @@ U_l^T = V^T C_l: of full rank it is the ridge regression itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 from offramp.errors import InputError
-from offramp.tracing.fitting.ridge import choose_penalty, explained_by, fit_ridge, variances
-from offramp.tracing.fitting.sums import ExitSums, Matrix, NormalEquations
-from offramp.tracing.key_value_maps import ExitMaps
+from offramp.tracing.exit_heads import ELEMENT_BYTES, ExitMaps, map_elements
+from offramp.tracing.fitting.ridge import (
+    ExitSums,
+    Matrix,
+    NormalEquations,
+    choose_penalty,
+    explained_by,
+    fit_ridge,
+    sums_bytes,
+    variances,
+)
 
 Rank = int | str
 """A rank, "full" for whole maps, or "auto"."""
@@ -148,3 +158,72 @@ def _cross_moments(sums: NormalEquations) -> Iterable[Matrix]:
     """Cross covariance of x with each target, one after the other: [hidden, hidden] each."""
     mean_x = sums.mean_x
     return (sums.moments_xy(target, mean_x, mean_y) for target, mean_y in enumerate(sums.mean_y))
+
+
+MEMORY_SHARE = 0.8
+"""Share of the free memory that sums and maps may take."""
+
+
+@dataclass(frozen=True)
+class FittingMemory:
+    """Bytes that fitting takes beside the model.
+
+    lens_exits: how many exits get a lens. map_exits: those that get K,V maps. lens_sums, map_sums: of the
+    sums of each; maps: of the maps themselves, at most.
+    """
+
+    lens_exits: int
+    map_exits: tuple[int, ...]
+    lens_sums: int
+    map_sums: int
+    maps: int
+
+    @property
+    def parts(self) -> list[str]:
+        """What takes how much, in words."""
+        found = []
+        if self.lens_exits:
+            exits = "exit" if self.lens_exits == 1 else "exits"
+            found.append(
+                f"the sums of a linear lens at {self.lens_exits} {exits} take {_size(self.lens_sums)}"
+            )
+        if self.map_exits:
+            listed = ", ".join(map(str, self.map_exits))
+            found.append(
+                f"the sums of K,V maps at exit{'s' * (len(self.map_exits) > 1)} {listed} take "
+                f"{_size(self.map_sums)}, the maps at most {_size(self.maps)}"
+            )
+        return found
+
+    def require(self, model: str) -> None:
+        """Raise InputError, with all sizes, if they do not fit into memory."""
+        free = psutil.virtual_memory().available
+        if self.lens_sums + self.map_sums + self.maps <= MEMORY_SHARE * free:
+            return
+        fixes = ["give fewer --exits, or leave the lens out with --no-lens"] * bool(self.lens_exits)
+        fixes += ["give fewer --kv-maps, or a lower --kv-rank"] * bool(self.map_exits)
+        raise InputError(
+            f"{'; '.join(self.parts)}; {_size(free)} are free", where=model, fix="; ".join(fixes)
+        )
+
+
+def fitting_memory(
+    hidden: int, layers: int, lens_exits: int, map_exits: Sequence[int], rank: Rank
+) -> FittingMemory:
+    """What fitting takes on a model of so many layers.
+
+    Maps whose rank is still to be found are counted as whole ones: they take no more.
+    """
+    counts = [len(deeper) for deeper in mapped_layers(map_exits, layers).values()]
+    kept = min(rank, hidden) if isinstance(rank, int) else None
+    return FittingMemory(
+        lens_exits=lens_exits,
+        map_exits=tuple(map_exits),
+        lens_sums=sums_bytes(hidden, [1] * lens_exits),
+        map_sums=sums_bytes(hidden, counts),
+        maps=ELEMENT_BYTES * sum(map_elements(hidden, count, kept) for count in counts),
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

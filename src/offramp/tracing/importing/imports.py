@@ -12,15 +12,20 @@ import numpy as np
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads, LinearLens, OutputHeads, Weights
-from offramp.tracing.fitted import FittedHeads, describe_base
-from offramp.tracing.importing import tuned_lens
-from offramp.tracing.importing.key_map import KeyMap, LensKeys, OutputKeys, read_key_map
+from offramp.tracing.fitted_heads import FittedHeads, describe_base, require_readable
+from offramp.tracing.importing.key_map import (
+    TUNED_LENS,
+    KeyMap,
+    LensKeys,
+    OutputKeys,
+    TunedLensConfig,
+    read_key_map,
+    read_tuned_lens_config,
+)
 from offramp.tracing.importing.tensors import Tensors
-from offramp.tracing.importing.tuned_lens import TunedLensConfig
 from offramp.tracing.measurement import state_shape_of
-from offramp.tracing.own_heads import require_readable
 
-FORMATS = (tuned_lens.FORMAT,)
+FORMATS = (TUNED_LENS,)
 
 
 def import_heads(
@@ -49,7 +54,7 @@ def find_import(path: str | Path, *, key_map: str | Path | None = None, format: 
         raise InputError("both a key map and a format are given", where="--map", fix="leave one of them out")
     path = Path(path)
     if format is not None:
-        tensors, config = Tensors.find(path), tuned_lens.read_config(path)
+        tensors, config = Tensors.find(path), read_tuned_lens_config(path)
         found = Import(tensors, config.key_map(), config)
     else:
         keys = None if key_map is None else read_key_map(Path(key_map))
@@ -115,7 +120,7 @@ class Import:
             provenance={
                 "imported": {
                     "files": self.tensors.digests(self._all_keys(exits)),
-                    "format": "key map" if self.config is None else tuned_lens.FORMAT,
+                    "format": "key map" if self.config is None else TUNED_LENS,
                     "base_recognised_by": base,
                 }
             },

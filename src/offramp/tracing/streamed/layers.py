@@ -1,18 +1,40 @@
-"""Running all batches through a model layer by layer, with the weights of one layer in memory at a time."""
+"""A trace of a model with weights left on disk: all batches through one layer at a time, then handed over."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import InputError, ModelError
+from offramp.files import canonical_json, sha256_of_text
 from offramp.models.calls import first_tensor
+from offramp.models.model import Model
 from offramp.models.recording import LayerCall, Recorder
+from offramp.models.stack import ExitStack, OnLayer
 from offramp.models.streaming.layers import StreamedLayers
-from offramp.tracing.streamed.progress import LayerBar
-from offramp.tracing.streamed.states import LayerStates
+from offramp.tracing.measurement import Capture, forward_batches, ids_of, state_shape_of
+from offramp.tracing.plan import TracePlan
+from offramp.tracing.request import TraceRequest
+from offramp.tracing.rows import groups_of
+from offramp.tracing.streamed.progress import LayerBar, layer_bar
+from offramp.tracing.streamed.states import (
+    FolderStates,
+    LayerStates,
+    MemoryStates,
+    TemporaryStates,
+    held_bytes,
+    prepare_states,
+    reusable_parts,
+)
+from offramp.workloads.packing import Context
+from offramp.workloads.workload import Workload
 
 CALLS_BUDGET = 64_000_000
 """Bytes of layers' arguments kept in memory: masks, position embeddings. What is beyond is made anew."""
@@ -128,3 +150,185 @@ def _outputs(
         arguments, keywords = call.arguments(hidden)
         yield first_tensor(module(*arguments, **keywords))
         bar.advance(calls.positions(batch))
+
+
+class Replay:
+    """A `Capture` of batches that all went through the layers before.
+
+    batches: those the states are of, in order. layers: whose inputs and outputs are handed over, from 0,
+    ascending.
+    """
+
+    def __init__(
+        self,
+        states: LayerStates,
+        calls: BatchCalls,
+        batches: Sequence[Sequence[Context]],
+        layers: Sequence[int],
+    ) -> None:
+        self._states = states
+        self._calls = calls
+        self._numbers = {_name(batch): number for number, batch in enumerate(batches)}
+        self._layers = layers
+
+    def __call__(self, contexts: Sequence[Context], on_layer: OnLayer) -> None:
+        """Hand over one batch; an output is the very tensor that comes in as the next layer's input."""
+        batch = self._numbers[_name(contexts)]
+        last: tuple[int, Tensor] | None = None
+        for layer in self._layers:
+            if last is not None and last[0] == layer - 1:
+                before = last[1]
+            elif layer == 0:
+                before = self._calls.first(batch)
+            else:
+                before = self._states.read(layer - 1, batch)
+            after = self._states.read(layer, batch)
+            on_layer(layer, before, after)
+            last = (layer, after)
+
+
+def _name(contexts: Sequence[Context]) -> tuple[tuple[int, int], ...]:
+    """What tells a batch from all others of a plan."""
+    return tuple((context.document, context.start) for context in contexts)
+
+
+DEFAULT_STATES_MEMORY = 1_000_000_000
+"""Bytes of hidden states kept in memory if no budget is given and the trace has no folder."""
+
+
+def kept_layers(exits: Sequence[int]) -> frozenset[int]:
+    """Layers, from 0, whose outputs the facts of exits need: an exit's own and that of the layer before."""
+    return frozenset(layer for exit in exits for layer in (exit - 1, exit - 2) if layer >= 0)
+
+
+def output_bytes(stack: ExitStack, tokens: int) -> tuple[int, ...]:
+    """Bytes of each layer's output at some positions, from the outputs that the stack was found by."""
+    sizes = []
+    for output in stack.layer_outputs:
+        hidden = first_tensor(output)
+        positions = hidden.shape[stack.position_axis]
+        sizes.append(hidden.numel() // positions * hidden.element_size() * tokens)
+    return tuple(sizes)
+
+
+def peak_bytes(sizes: Sequence[int], kept: Collection[int]) -> int:
+    """Bytes at most while layers are computed in order: what is kept, a layer's input and its output."""
+    peak = held = 0
+    for layer, size in enumerate(sizes):
+        before = sizes[layer - 1] if layer and layer - 1 not in kept else 0
+        peak = max(peak, held + before + size)
+        held += size if layer in kept else 0
+    return peak
+
+
+def memory_for_states(memory: int | None, streamed: StreamedLayers) -> int:
+    """Bytes that a budget leaves beside weights: those resident, a layer, and the one that is read ahead.
+
+    memory: the budget in bytes, None for none.
+    """
+    if memory is None:
+        return DEFAULT_STATES_MEMORY
+    return memory - streamed.resident_bytes - 2 * max(streamed.layer_bytes)
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to start if the disk of a folder, which need not be there yet, has too little room.
+
+    needed: bytes. Raises InputError that says how many are needed and how many are free.
+    """
+    disk = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise InputError(
+            f"the disk is too full for the hidden states: {needed:,} bytes are needed for a while, "
+            f"{free:,} bytes are free",
+            where=str(folder),
+            fix="free some space, choose a folder on another disk, or trace fewer --tokens or --exits",
+        )
+
+
+def require_given_text(model: str, workload: Workload, weight_bytes: int) -> None:
+    """Refuse a workload whose prompts a streamed model would have to answer first.
+
+    weight_bytes: of all layers. Raises ModelError.
+    """
+    if workload.mode == "generation":
+        raise ModelError(
+            f"the workload's prompts need answers, and a model whose weights stay on disk would read all of "
+            f"them, {weight_bytes / 1e9:,.1f} GB, for every new token",
+            where=f"{workload.name} with {model}",
+            fix="trace text that is there (prose, code, txt:PATH, or jsonl:PATH#field with answers in it), "
+            "or use --no-stream on a machine with enough memory",
+        )
+
+
+@contextmanager
+def streamed_capture(
+    model: Model,
+    plan: TracePlan,
+    parts: Sequence[int],
+    request: TraceRequest,
+    *,
+    folder: Path | None,
+    memory: int | None,
+    title: str,
+    shown: bool,
+) -> Iterator[Capture]:
+    """Bring the contexts of some parts through all layers, then hand their states over.
+
+    folder: of the trace; states are kept in it, and a run that was stopped goes on after the last whole
+    layer. Without one they are in memory if `memory` (bytes, for weights and states) allows it, else in
+    unnamed temporary files.
+
+    Raises InputError before anything is computed if the disk has too little room, OfframpError if it runs
+    full on the way.
+    """
+    assert model.streamed is not None
+    states, covered = _open_states(model, model.streamed, plan, parts, request, folder, memory)
+    batches = batches_of(model, [plan.parts[part] for part in covered])
+    calls = BatchCalls(Recorder(model.stack), [ids_of(batch).to(model.stack.device) for batch in batches])
+    try:
+        with layer_bar(title, len(model.stack), shown=shown) as bar:
+            compute_layers(model.streamed, calls, states, kept_layers(request.exits), bar)
+        yield Replay(states, calls, batches, [exit - 1 for exit in request.exits])
+    finally:
+        states.close()
+
+
+def _open_states(
+    model: Model,
+    streamed: StreamedLayers,
+    plan: TracePlan,
+    parts: Sequence[int],
+    request: TraceRequest,
+    folder: Path | None,
+    memory: int | None,
+) -> tuple[LayerStates, tuple[int, ...]]:
+    """Where the states are kept, and the parts that they are of."""
+    if folder is None:
+        needed = needed_bytes(model, plan, parts, request)
+        if needed <= memory_for_states(memory, streamed):
+            return MemoryStates(), tuple(parts)
+        require_room(Path(tempfile.gettempdir()), needed)
+        return TemporaryStates(), tuple(parts)
+    covered = reusable_parts(folder, request.fingerprint, parts) or tuple(parts)
+    require_room(folder, needed_bytes(model, plan, covered, request) - held_bytes(folder))
+    states_of = sha256_of_text(canonical_json([request.fingerprint, covered]))
+    return FolderStates(prepare_states(folder, request.fingerprint, covered), states_of), covered
+
+
+def batches_of(model: Model, parts: Sequence[Sequence[Context]]) -> list[list[Context]]:
+    """The contexts of some parts in the batches in which they go through a model, as in memory."""
+    shape = state_shape_of(model)
+    return [
+        batch
+        for contexts in parts
+        for group in groups_of(contexts)
+        for batch in forward_batches(group, shape)
+    ]
+
+
+def needed_bytes(model: Model, plan: TracePlan, parts: Sequence[int], request: TraceRequest) -> int:
+    """Bytes of hidden states at most, while some parts go through the layers."""
+    tokens = sum(len(context.ids) for part in parts for context in plan.parts[part])
+    return peak_bytes(output_bytes(model.stack, tokens), kept_layers(request.exits))

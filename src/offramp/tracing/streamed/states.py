@@ -1,20 +1,25 @@
-"""Hidden states of all batches after each layer, between the layers: in memory or in unnamed files."""
+"""Hidden states of all batches after each layer: in memory, in unnamed files, or in a folder."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offramp.errors import OfframpError
+from offramp.errors import DamagedFileError, OfframpError
+from offramp.files import sha256_of_file, write_atomically
+from offramp.tracing.sealed import damaged, read_sealed_json, write_sealed_json
 
 
 class LayerStates(Protocol):
@@ -161,3 +166,150 @@ def _disk_full(layer: int) -> OfframpError:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return tensor.view(-1).view(torch.uint8).numpy().data.cast("B")
+
+
+STATES_FOLDER = ".states"
+"""Beside the parts of the trace that is being made."""
+
+DESCRIPTION = "states.json"
+
+
+class FolderStates:
+    """Outputs of layers in a folder of their own.
+
+    A layer is a file of raw tensors, and a sealed JSON file that is written after it: shapes, dtypes, the
+    SHA-256 of the bytes and what the states are of. Both are flushed to disk and renamed into place.
+    """
+
+    def __init__(self, folder: Path, states_of: str) -> None:
+        self._folder = folder
+        self._states_of = states_of
+        self._known: dict[int, tuple[BatchPlace, ...] | None] = {}
+
+    def holds(self, layer: int) -> bool:
+        """Whether a layer's file is whole; its bytes are read once to see. A damaged one is deleted."""
+        if layer not in self._known:
+            self._known[layer] = self._verified(layer)
+        return self._known[layer] is not None
+
+    def write(self, layer: int, outputs: Iterable[Tensor]) -> None:
+        """Write a layer's file; raises OfframpError if the disk is full, and leaves nothing of it then."""
+        places: list[BatchPlace] = []
+        digest = hashlib.sha256()
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+
+                def write_hashed(data: memoryview) -> None:
+                    digest.update(data)
+                    file.write(data)
+
+                places.extend(write_batches(write_hashed, outputs))
+
+        self._drop(layer)
+        write_atomically(self._data(layer), write)
+        batches = [[list(place.shape), str(place.dtype).removeprefix("torch.")] for place in places]
+        description = {"states_of": self._states_of, "layer": layer, "batches": batches}
+        write_sealed_json(self._seal(layer), {**description, "data_sha256": digest.hexdigest()})
+        self._known[layer] = tuple(places)
+
+    def read(self, layer: int, batch: int) -> Tensor:
+        """Read the output of one batch."""
+        places = self._known[layer]
+        if places is None:
+            raise LookupError(f"no outputs of layer {layer} are here")
+        with self._data(layer).open("rb", buffering=0) as file:
+            return read_batch(file.fileno(), places[batch])
+
+    def keep_only(self, layers: Collection[int]) -> None:
+        """Delete the files of all other layers."""
+        for seal in self._folder.glob("layer-*.json"):
+            layer = int(seal.stem.removeprefix("layer-"))
+            if layer not in layers:
+                self._drop(layer)
+
+    def close(self) -> None:
+        """Leave everything for a run that resumes; `remove_states` deletes it."""
+
+    def _data(self, layer: int) -> Path:
+        return self._folder / f"layer-{layer:04d}.bin"
+
+    def _seal(self, layer: int) -> Path:
+        return self._folder / f"layer-{layer:04d}.json"
+
+    def _drop(self, layer: int) -> None:
+        """Delete a layer's files, the one that vouches for the other first."""
+        self._seal(layer).unlink(missing_ok=True)
+        self._data(layer).unlink(missing_ok=True)
+        self._known[layer] = None
+
+    def _verified(self, layer: int) -> tuple[BatchPlace, ...] | None:
+        """Where the batches of a layer lie; None if there is no whole file of these states."""
+        if not self._seal(layer).exists():
+            self._drop(layer)
+            return None
+        try:
+            description = read_sealed_json(self._seal(layer))
+            if description["states_of"] != self._states_of or description["layer"] != layer:
+                raise damaged(self._seal(layer), "it belongs to other states")
+            data = self._data(layer)
+            if not data.is_file() or sha256_of_file(data) != description["data_sha256"]:
+                raise damaged(data, "its bytes are not those that were written")
+        except DamagedFileError as error:
+            print(f"offramp: computed again: {error.what}", file=sys.stderr)
+            self._drop(layer)
+            return None
+        return tuple(_places(description["batches"]))
+
+
+def _places(batches: Sequence[Any]) -> list[BatchPlace]:
+    places: list[BatchPlace] = []
+    for shape, dtype in batches:
+        offset = places[-1].offset + places[-1].size if places else 0
+        places.append(BatchPlace(offset, tuple(shape), getattr(torch, dtype)))
+    return places
+
+
+def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[int, ...] | None:
+    """The parts whose states an earlier run of the same request left; None if it left none of all of these.
+
+    They may be of other parts too, which were finished since. request: its fingerprint.
+    """
+    found = _described(folder / STATES_FOLDER / DESCRIPTION)
+    if found is None or found["request"] != request or not set(parts) <= set(found["parts"]):
+        return None
+    return tuple(found["parts"])
+
+
+def prepare_states(folder: Path, request: str, parts: Sequence[int]) -> Path:
+    """The folder for states of these parts; what is there is kept if it is of just them, else deleted."""
+    states = folder / STATES_FOLDER
+    if reusable_parts(folder, request, parts) != tuple(parts):
+        remove_states(folder)
+        states.mkdir()
+        write_sealed_json(states / DESCRIPTION, {"request": request, "parts": list(parts)})
+    return states
+
+
+def _described(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_sealed_json(path)
+    except DamagedFileError as error:
+        print(f"offramp: computed again: {error.what}", file=sys.stderr)
+        path.unlink()
+        return None
+
+
+def remove_states(folder: Path) -> None:
+    """Delete the states of a trace, if there are any."""
+    states = folder / STATES_FOLDER
+    if states.is_dir():
+        (states / DESCRIPTION).unlink(missing_ok=True)  # first: the rest vouches for nothing without it
+        shutil.rmtree(states)
+
+
+def held_bytes(folder: Path) -> int:
+    """Bytes of the states that lie in a trace's folder."""
+    return sum(path.stat().st_size for path in (folder / STATES_FOLDER).glob("layer-*.bin"))

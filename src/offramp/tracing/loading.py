@@ -1,4 +1,4 @@
-"""`load_model`: from a name and transforms to a checked model, the one entry for everything above tracing."""
+"""`load_model`: from a name and transforms to a checked model; it may measure, so it is not in `models`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,41 @@
-"""`math`: word problems and arithmetic made by the package reasoning-gym."""
+"""Prompts that the model answers: `chat`, written for offramp, and `math`, made by reasoning-gym."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.resources import files
 
 from offramp.errors import WorkloadError
-from offramp.workloads.source import WorkloadSize, WorkloadSource
-from offramp.workloads.workload import Document, Workload
+from offramp.workloads.workload import Document, Workload, WorkloadSize, WorkloadSource
 
 LICENCE = "Apache-2.0"
+
+
+def load_chat(argument: str = "") -> Workload:
+    """One prompt per line of the packaged data file, in a fixed mixed order; the model answers them."""
+    lines = (files("offramp.workloads") / "data" / "chat.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return Workload(
+        name="chat",
+        mode="generation",
+        documents=tuple(Document(record["id"], record["text"]) for record in records),
+        licence=LICENCE,
+        source="offramp, workloads/data/chat.jsonl",
+        chat=True,
+    )
+
+
+CHAT = WorkloadSource(
+    name="chat",
+    load=load_chat,
+    mode="generation",
+    documents="100 prompts",
+    licence=LICENCE,
+    description="everyday requests: explain, summarise, write, list, translate, code, plan, compare, compute",
+)
+
+
 SEED = 20260323
 PROBLEMS_PER_FAMILY = 12
 SHORT_SEED = 20261125

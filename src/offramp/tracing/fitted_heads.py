@@ -1,0 +1,301 @@
+"""Fitted exit heads at work: lens, output heads, features and probabilities, in fitting and tracing alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from offramp.errors import InputError
+from offramp.models.calls import first_tensor
+from offramp.models.model import Model
+from offramp.models.stack import ExitStack
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
+from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.head import Head, LinearHead, make_head, on_device
+from offramp.tracing.states import StateShape
+from offramp.tracing.statistics import Reductions
+
+CANDIDATES = 8
+"""Tokens whose logits a candidate head looks at: the best ones of the candidate exit."""
+
+TOP_K = 10
+"""Most probable tokens whose set is compared between exits."""
+
+
+def candidate_features(now: Tensor, then: Tensor) -> Tensor:
+    """Features of a few candidate tokens (SpecEE, arXiv 2504.08850): float32 [rows, 3 x candidates].
+
+    now, then: logits [rows, candidates] of the same tokens at an exit and at the candidate exit, best first
+    there. First each logit less the largest of the candidates', then each share of a softmax over the
+    candidates, then the change of that share since the candidate exit.
+    """
+    below_best = now.float() - now.float().amax(-1, keepdim=True)
+    share = below_best.softmax(-1)
+    return torch.cat([below_best, share, share - then.float().softmax(-1)], dim=-1)
+
+
+def confidence_features(max_prob: Tensor, margin: Tensor) -> Tensor:
+    """Features p1 and p1 - p2 of an exit (AdaInfer, arXiv 2403.02181, section 3): float32 [rows, 2]."""
+    return torch.stack([max_prob, margin], dim=-1).float()
+
+
+def classifier_probability(classifier: ExitClassifier, exit_index: int, features: Tensor) -> Tensor:
+    """Probability that one exit's classifier gives: float32 [rows] of features [rows, features].
+
+    exit_index: place on the first axis of the classifier's arrays.
+    """
+    values = (features.float() - tensor_of(classifier.mean[exit_index])) / tensor_of(
+        classifier.scale[exit_index]
+    )
+    last = len(classifier.weights) - 1
+    for layer, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
+        values = torch.addmm(tensor_of(bias[exit_index]), values, tensor_of(weight[exit_index]))
+        if layer < last:
+            values = values.relu()
+    return values.squeeze(-1).sigmoid()
+
+
+def apply_lens(lens: LinearLens, exit_index: int, states: Tensor) -> Tensor:
+    """A h + b of hidden states [rows, hidden] at one exit, in float32.
+
+    exit_index: place on the first axis of the lens's arrays.
+    """
+    weight, bias = tensor_of(lens.weight[exit_index]), tensor_of(lens.bias[exit_index])
+    return torch.addmm(bias, states.float(), weight.t())
+
+
+def tensor_of(array: NDArray[np.float32]) -> Tensor:
+    """The array as a tensor; read-only memory is copied, since torch cannot promise to leave it alone."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "short_correctness")
+"""Facts whose classifier looks at the hidden state as the layer gave it."""
+
+
+def describe_base(model: Model) -> dict[str, Any]:
+    """What heads keep of the model that they belong to (`ExitHeads.model`)."""
+    return {
+        "name": model.shown_name,
+        "fingerprint": model.identity.fingerprint,
+        "dtype": model.dtype,
+        "layers": model.layers,
+        "hidden_size": model.shape.hidden_size,
+        "vocabulary_size": model.shape.vocabulary_size,
+    }
+
+
+def _refused(why: str) -> InputError:
+    fix = "fit heads of this model: offramp heads fit MODEL --workload W -o FILE"
+    return InputError(f"the exit heads cannot be used: {why}", where="--heads", fix=fix)
+
+
+@dataclass(frozen=True)
+class FittedHeads:
+    """The heads of some traced exits.
+
+    places: of each exit below L on the first axis of the heads' arrays; of no meaning if these hold K,V maps
+    alone.
+    """
+
+    heads: ExitHeads
+    places: tuple[int, ...]
+    candidate_index: int | None
+
+    @classmethod
+    def of(cls, heads: ExitHeads, exits: Sequence[int]) -> FittedHeads:
+        """Heads for these exits, the last of which is L.
+
+        Raises InputError for an exit that the heads were not fitted at, a candidate exit that is left out, a
+        fact that is not known, and arrays that are not whole.
+        """
+        _require_whole(heads)
+        below = exits[:-1]
+        if heads.holds_maps_alone:
+            return cls(heads, (0,) * len(below), None)
+        missing = [exit for exit in below if exit not in heads.exits]
+        if missing:
+            raise InputError(
+                f"the heads were not fitted at exit {missing[0]}; they have: "
+                + ", ".join(str(exit) for exit in heads.exits),
+                where="--heads",
+                fix="trace their exits only: --exits " + ",".join(str(exit) for exit in heads.exits),
+            )
+        candidate = heads.candidate_exit if "candidate_score" in heads.classifiers else None
+        if candidate is not None and candidate not in below:
+            raise InputError(
+                f"the heads take their candidate tokens from exit {candidate}, which is not traced",
+                where="--exits",
+                fix=f"add {candidate} to --exits",
+            )
+        places = tuple(heads.exits.index(exit) for exit in below)
+        return cls(heads, places, None if candidate is None else list(below).index(candidate))
+
+    def require_sizes(self, features: int, vocabulary_size: int) -> None:
+        """Raise InputError unless the heads fit hidden states of so many features and this vocabulary."""
+        candidates = min(CANDIDATES, vocabulary_size)
+        given = {
+            "adainfer": 2,
+            "candidate_score": 3 * candidates,
+            **dict.fromkeys(self.hidden_facts, features),
+        }
+        sizes = {name: classifier.mean.shape[-1] for name, classifier in self.heads.classifiers.items()}
+        if self.heads.lens is not None:
+            given["lens"], sizes["lens"] = features, self.heads.lens.weight.shape[-1]
+        if self.heads.kv_maps is not None:
+            maps = next(iter(self.heads.kv_maps.maps.values()))
+            given["K,V maps"], sizes["K,V maps"] = features, len(maps.centre)
+        if self.heads.output is not None:
+            _, tokens, sizes["output head"] = self.heads.output.weight.shape
+            given["output head"] = features
+            if tokens != vocabulary_size:
+                raise _refused(
+                    f"their output heads are of {tokens:,} tokens, and this model of {vocabulary_size:,}"
+                )
+        for name, size in sizes.items():
+            if size != given[name]:
+                raise _refused(f"{name} takes {size} numbers per token, and this model gives {given[name]}")
+        shortlist = self.heads.shortlist
+        if shortlist is not None and not ((shortlist >= 0) & (shortlist < vocabulary_size)).all():
+            raise _refused(f"its short list names tokens beyond the {vocabulary_size:,} of this model")
+
+    @property
+    def hidden_facts(self) -> tuple[str, ...]:
+        """The facts of classifiers of hidden states that the heads give."""
+        return tuple(name for name in HIDDEN_STATE_FACTS if name in self.heads.classifiers)
+
+    def seen_by_head(self, index: int, states: Tensor) -> Tensor:
+        """States of one exit through the lens, in their own dtype; those of exit L as they are."""
+        if self.heads.lens is None or index == len(self.places):
+            return states
+        return apply_lens(self.heads.lens, self.places[index], states).to(states.dtype)
+
+    def probability(self, name: str, index: int, features: Tensor) -> Tensor:
+        """What one classifier says at one exit below L: float32 [rows] of features [rows, features]."""
+        return classifier_probability(self.heads.classifiers[name], self.places[index], features)
+
+    def hidden_probabilities(self, index: int, states: Tensor) -> dict[str, Tensor | float]:
+        """Facts of the hidden states [rows, features] of one exit; 1 at exit L."""
+        if index == len(self.places):
+            return dict.fromkeys(self.hidden_facts, 1.0)
+        return {name: self.probability(name, index, states) for name in self.hidden_facts}
+
+
+def _require_whole(heads: ExitHeads) -> None:
+    unknown = sorted(set(heads.classifiers) - {fact.name for fact in HEAD_FACTS})
+    if unknown:
+        raise _refused(f"they give a fact that is not known: {unknown[0]}")
+    for name, array in replace(heads, kv_maps=None).arrays().items():
+        if name == "shortlist" or name.startswith("texts."):  # of no exit
+            continue
+        if len(array) != len(heads.exits):
+            raise _refused(f"{name} is of {len(array)} exits, not of {len(heads.exits)}")
+        if not name.endswith(".auroc") and not np.isfinite(array).all():
+            raise _refused(f"{name} holds a number that is not finite")
+
+
+class ExitNorm(nn.Module):
+    """An exit's own norm, "rms" or "layer", computed in float32 and given in the dtype of its input."""
+
+    def __init__(self, heads: OutputHeads, place: int, device: torch.device) -> None:
+        super().__init__()
+        assert heads.norm_weight is not None, "checked when it was read"
+        assert heads.epsilon is not None, "checked when it was read"
+        self.rms = heads.norm == "rms"
+        self.epsilon = heads.epsilon
+        self.weight = tensor_of(heads.norm_weight[place]).to(device)
+        self.bias = None if heads.norm_bias is None else tensor_of(heads.norm_bias[place]).to(device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The norm over the last axis: [..., hidden] -> [..., hidden]."""
+        wide, sizes = hidden.float(), hidden.shape[-1:]
+        if self.rms:
+            return F.rms_norm(wide, sizes, self.weight, self.epsilon).to(hidden.dtype)
+        return F.layer_norm(wide, sizes, self.weight, self.bias, self.epsilon).to(hidden.dtype)
+
+
+def require_readable(heads: ExitHeads, stack: ExitStack, where: str = "--heads") -> None:
+    """Refuse output heads for a model that does with its logits, or before its head, what no exit can repeat.
+
+    Raises InputError.
+    """
+    if heads.output is None:
+        return
+    if stack.readout_kind != "fast" or stack.transform is None:
+        raise InputError(
+            "exits cannot have output heads of their own: this model's logits are more than a norm, an "
+            "output head and a scale or a soft-cap",
+            where=where,
+            fix="read its exits by the logit lens, or import a linear lens",
+        )
+    features = first_tensor(stack.layer_outputs[-1]).shape[-1]
+    inputs = features if stack.head_weight is None else stack.head_weight.shape[1]
+    if heads.output.norm == "model" and inputs != features:
+        raise InputError(
+            f"exits cannot have output heads behind the model's own norm: its head takes {inputs} numbers, "
+            f"made of the {features} of a hidden state",
+            where=where,
+            fix='import the heads with a norm of their own, or kind = "none"',
+        )
+
+
+def exit_stack(stack: ExitStack, heads: OutputHeads, place: int) -> ExitStack:
+    """The model's stack with the norm and the output head of one exit, in the model's dtype, on its device.
+
+    place: of the exit on the first axis of the heads' arrays. The heads fit the model (`require_readable`,
+    `FittedHeads.require_sizes`).
+    """
+    dtype = first_tensor(stack.layer_outputs[-1]).dtype
+    device = stack.device
+    own_norm = heads.norm in ("rms", "layer")
+    weight = tensor_of(heads.weight[place]).to(device, dtype)
+    bias = None if heads.bias is None else tensor_of(heads.bias[place]).to(device, dtype)
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        head.bias = nn.Parameter(bias, requires_grad=False)
+    own_tail = (ExitNorm(heads, place, device),) if own_norm else ()
+    return dataclasses.replace(
+        stack,
+        tail=stack.tail if heads.norm == "model" else own_tail,
+        head=head,
+        head_weight=weight,
+        head_bias=bias,
+    )
+
+
+@dataclass(frozen=True)
+class OwnHeads:
+    """What traced exits below L are read with, where each has an output head of its own; empty elsewhere."""
+
+    stacks: tuple[ExitStack, ...] = ()
+    heads: tuple[Head, ...] = ()
+
+    @classmethod
+    def of(
+        cls, fitted: FittedHeads | None, stack: ExitStack, state_shape: StateShape, reductions: Reductions
+    ) -> OwnHeads:
+        """The output heads of the traced exits. One buffer of logits serves them all."""
+        if fitted is None or fitted.heads.output is None:
+            return cls()
+        stacks = tuple(exit_stack(stack, fitted.heads.output, place) for place in fitted.places)
+        heads: list[Head] = []
+        for own in stacks:
+            assert own.head_weight is not None
+            first = heads[0] if heads else None
+            buffer_of = first if isinstance(first, LinearHead) else None
+            heads.append(make_head(own, len(own.head_weight), state_shape, reductions, buffer_of=buffer_of))
+        return cls(stacks, tuple(heads))
+
+    def states(self, index: int, states: Tensor) -> Tensor:
+        """States [rows, features] of one exit below L as its head takes them."""
+        own = self.stacks[index]
+        return on_device(own.device, own.tail_forward, states)
