@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.facts import FACTS
-from offramp.tracing.part import Part, PartDocument, write_part
+from offramp.tracing.manifest import describe_trace, write_manifest
+from offramp.tracing.part import Part, PartDocument, block_of, write_part
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.storage import block_of, write_manifest
 
 VOCABULARY = 49_152
 DOCUMENT_TOKENS = 250
@@ -71,7 +71,7 @@ def write_synthetic_trace(folder: Path, tokens: int, exits: int) -> None:
         write_part(folder, part, np.arange(1, exits + 1), request.fingerprint)
         parts.append(part)
     ids = [f"document {number}" for number in range(documents)]
-    write_manifest(folder, request, parts, ids, shape_of(exits), [], 0.0)
+    write_manifest(folder, describe_trace(request, parts, ids, shape_of(exits), []), 0.0)
 
 
 def synthetic_part(

@@ -10,7 +10,8 @@ import pytest
 from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay, replay_intervals
-from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.tracing.manifest import DocumentRecord
+from offramp.tracing.trace import Trace
 from offramp.tuning.held_out import DRAWS, measure
 from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import pricing_of

@@ -7,7 +7,8 @@ from scipy.special import log_softmax
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.facts import FACTS
-from offramp.tracing.trace import MARGINAL_BLOCKS, Marginal, Trace
+from offramp.tracing.part import MARGINAL_BLOCKS
+from offramp.tracing.trace import Marginal, Trace
 
 HEAD_PARAMETERS = 3
 

@@ -21,7 +21,8 @@ from offramp.studies.work.text_size import (
     text_sizes,
     write_text_sizes,
 )
-from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.tracing.manifest import DocumentRecord
+from offramp.tracing.trace import Trace
 from policy_traces import make_shape
 
 END = 256

@@ -11,6 +11,9 @@ import pytest
 from killed_runs import LENGTHS
 from tracing_models import tiny_llama, workload_of
 
+from offramp.files import read_sealed_json, write_sealed_json
+from offramp.tracing.manifest import TIMESTAMPS
+from offramp.tracing.part import damaged
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -46,6 +49,16 @@ def assert_same_trace(left: Trace, right: Trace) -> None:
     assert left.documents == right.documents
     assert left.shape == right.shape
     assert left.provenance == right.provenance
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """A JSON file of a trace, without its seal."""
+    return read_sealed_json(path, damaged, apart=(TIMESTAMPS,))
+
+
+def write_stored(path: Path, value: dict[str, Any]) -> None:
+    """A JSON file of a trace with its seal, whatever is in it."""
+    write_sealed_json(path, value, apart=(TIMESTAMPS,))
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:

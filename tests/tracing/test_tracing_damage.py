@@ -34,7 +34,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     """Folders of runs that were killed, and the signal that ended each."""
     folder = tmp_path_factory.mktemp("killed")
     script = Path(__file__).with_name("killed_runs.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+    path = os.pathsep.join([str(script.parent), *sys.path])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True
     )

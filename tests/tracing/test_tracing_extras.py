@@ -12,14 +12,13 @@ import pytest
 import trace_fixtures
 from killed_runs import everything
 from random_heads import random_heads
-from stored_traces import assert_same_trace, files_of, flip, must_not_run, run
+from stored_traces import assert_same_trace, files_of, flip, must_not_run, read_stored, run, write_stored
 from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.tracing import tracer
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.part import part_path
-from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -53,7 +52,7 @@ def test_every_fact_comes_back_from_disk(extended: Path) -> None:
     loaded = Trace.load(extended)
     assert loaded.fact_names == ALL_NAMES
     assert_same_trace(loaded, run(None, **everything()))
-    manifest = read_sealed_json(extended / "manifest.json")
+    manifest = read_stored(extended / "manifest.json")
     assert [fact["name"] for fact in manifest["facts"]] == list(ALL_NAMES)
     assert manifest["schema_version"] == 4
 
@@ -115,17 +114,17 @@ def test_facts_of_documents_come_back_from_disk(tmp_path: Path) -> None:
     assert stored.dtype == np.float64
     assert np.array_equal(stored, held.document_fact("prompt_entropy"))
     assert len(np.unique(stored)) == len(loaded.documents)
-    assert read_sealed_json(tmp_path / "trace" / "manifest.json")["document_facts"] == ["prompt_entropy"]
+    assert read_stored(tmp_path / "trace" / "manifest.json")["document_facts"] == ["prompt_entropy"]
 
 
 def test_a_trace_of_schema_version_1_is_read(finished: Path, tmp_path: Path) -> None:
     """As an older offramp wrote it: no signals or heads in the request, no list of document facts."""
     old = Path(shutil.copytree(finished, tmp_path / "old"))
-    manifest = read_sealed_json(old / "manifest.json")
+    manifest = read_stored(old / "manifest.json")
     manifest["schema_version"] = 1
     del manifest["document_facts"], manifest["request"]["signals"], manifest["request"]["heads"]
-    write_sealed_json(old / "manifest.json", manifest)
-    write_sealed_json(old / "request.json", manifest["request"])
+    write_stored(old / "manifest.json", manifest)
+    write_stored(old / "request.json", manifest["request"])
     assert json.loads((old / "manifest.json").read_text())["schema_version"] == 1
     loaded, new = Trace.load(old), Trace.load(finished)
     assert loaded.fact_names == tuple(fact.name for fact in FACTS)

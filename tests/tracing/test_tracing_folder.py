@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import trace_fixtures
-from stored_traces import fail, files_of, run
+from stored_traces import fail, files_of, read_stored, run, write_stored
 from tracing_models import llama, tiny_model, workload_of
 
 from offramp.errors import InputError
 from offramp.files import TEMPORARY_PREFIX, locked_folder
-from offramp.tracing.sealed import read_sealed_json, write_sealed_json
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
 
@@ -37,10 +36,10 @@ def test_a_newer_schema_is_refused(folder: Path) -> None:
 def test_a_trace_of_an_older_schema_holds_no_texts(folder: Path) -> None:
     texts = [document.text for document in Trace.load(folder).documents]
     assert all(text is not None and len(read_sketch(text)) for text in texts)
-    manifest = read_sealed_json(folder / "manifest.json")
+    manifest = read_stored(folder / "manifest.json")
     for document in manifest["documents"]:
         del document["text"], document["heads_saw"]
-    write_sealed_json(folder / "manifest.json", {**manifest, "schema_version": 3})
+    write_stored(folder / "manifest.json", {**manifest, "schema_version": 3})
     found = Trace.load(folder)
     assert [document.text for document in found.documents] == [None] * len(texts)
     assert not any(document.heads_saw for document in found.documents)

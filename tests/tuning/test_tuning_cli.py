@@ -14,9 +14,9 @@ from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
 from offramp.report.policy_names import PolicyNames
 from offramp.tracing.facts import FACTS
+from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.storage import write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned_file import read_tuned
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.mkdir()
     write_part(path, part, trace.exits, request.fingerprint)
     ids = [f"document {place}" for place in range(DOCUMENTS)]
-    write_manifest(path, request, [part], ids, make_shape(LAYERS, head=20), [], 0.0)
+    write_manifest(path, describe_trace(request, [part], ids, make_shape(LAYERS, head=20), []), 0.0)
     return path
 
 

@@ -18,7 +18,8 @@ from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.steps import group_into_steps
 from offramp.policies.walk import walk
-from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.tracing.manifest import DocumentRecord
+from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
 from offramp.tuning.floor import Floor
 from offramp.tuning.losses import document_losses, token_losses

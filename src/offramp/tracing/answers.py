@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.tracing.sealed import read_sealed_json, write_sealed_json
+from offramp.tracing.part import trace_file
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
 
 PROBE_LENGTH = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """New tokens of each answer. request: the fingerprint of the request that they are for."""
+
+    request: str
+    answers: dict[str, list[int]]
+
+
+ANSWERS_FILE = trace_file(Answers)
 
 
 class Answerer:
@@ -50,7 +62,7 @@ class Answerer:
             for key, new_tokens in zip(keys, answered, strict=True):
                 self.kept[key] = list(new_tokens)
             if self.path is not None:
-                write_sealed_json(self.path, {"request": self.request, "answers": self.kept})
+                ANSWERS_FILE.write(self.path, Answers(self.request, self.kept))
         answers = [tuple(self.kept[key]) for key in keys]
         self.on_tokens(sum(len(answer) for answer in answers))
         return answers
@@ -63,8 +75,8 @@ class Answerer:
     def _read(self) -> dict[str, list[int]]:
         if self.path is None or not self.path.exists():
             return {}
-        content = read_sealed_json(self.path)
-        return dict(content["answers"]) if content["request"] == self.request else {}
+        content = ANSWERS_FILE.read(self.path)
+        return content.answers if content.request == self.request else {}
 
 
 def generate_greedily(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from offramp.errors import InputError
 from offramp.tracing.exit_heads import ExitHeads, KeyValueMaps, seal_of
 from offramp.tracing.heads_file import require_base
-from offramp.tracing.trace import DocumentRecord, Trace
+from offramp.tracing.manifest import DocumentRecord, DocumentText
+from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 
@@ -88,15 +89,6 @@ def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[Doc
         replace(document, heads_saw=document.heads_saw or place in saw)
         for place, document in enumerate(documents)
     )
-
-
-@dataclass(frozen=True)
-class DocumentText:
-    """Of one document: the sketch of its whole text, as `write_sketch` writes it, and whether it shares text
-    with a document that the trace's exit heads were fitted on."""
-
-    sketch: str
-    heads_saw: bool
 
 
 def document_texts(

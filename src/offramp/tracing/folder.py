@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import TEMPORARY_PREFIX
-from offramp.tracing.answers import ANSWERS
-from offramp.tracing.part import FILE_KINDS, part_path, seal_path
+from offramp.tracing.answers import ANSWERS, ANSWERS_FILE
+from offramp.tracing.manifest import MANIFEST, REQUEST, read_manifest
+from offramp.tracing.part import FILE_KINDS, part_path, seal_path, trace_file
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.sealed import read_sealed_json, write_sealed_json
-from offramp.tracing.storage import MANIFEST, REQUEST, read_manifest
 from offramp.tracing.streamed.states import STATES_FOLDER, remove_states
+
+Content = TypeVar("Content")
+
+_REQUEST_FILE = trace_file(dict[str, Any])  # one of an older version has fewer entries than `TraceRequest`
 
 
 def refuse_foreign_files(folder: Path) -> None:
@@ -56,9 +60,9 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
                 fix="choose another folder with -o, or give --overwrite to replace it",
             )
         _clear(folder)
-    for name in (MANIFEST, ANSWERS):
-        _readable(folder / name, forgive=repair)
-    write_sealed_json(folder / REQUEST, request.to_json())
+    _read(folder / MANIFEST, lambda path: read_manifest(path.parent), forgive=repair)
+    _read(folder / ANSWERS, ANSWERS_FILE.read, forgive=repair)
+    _REQUEST_FILE.write(folder / REQUEST, request.to_json())
 
 
 def _holds_work(folder: Path) -> bool:
@@ -69,19 +73,19 @@ def _holds_work(folder: Path) -> bool:
 
 def _found_request(folder: Path, *, forgive: bool) -> dict[str, Any] | None:
     """The request that the folder answers, None if that is unknown."""
-    found = _readable(folder / REQUEST, forgive=forgive)
+    found = _read(folder / REQUEST, _REQUEST_FILE.read, forgive=forgive)
     if found is not None:
         return found
-    manifest = _readable(folder / MANIFEST, forgive=forgive)
-    return None if manifest is None else manifest["request"]
+    manifest = _read(folder / MANIFEST, lambda path: read_manifest(path.parent), forgive=forgive)
+    return None if manifest is None else manifest.request
 
 
-def _readable(path: Path, *, forgive: bool) -> dict[str, Any] | None:
+def _read(path: Path, read: Callable[[Path], Content], *, forgive: bool) -> Content | None:
     """A sealed file's content; None if there is none, or if it is damaged and may be deleted."""
     if not path.exists():
         return None
     try:
-        return read_manifest(path.parent) if path.name == MANIFEST else read_sealed_json(path)
+        return read(path)
     except DamagedFileError:
         if not forgive:
             raise

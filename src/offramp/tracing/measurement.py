@@ -18,13 +18,11 @@ from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.cross import cosine
 from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
 from offramp.tracing.head import Head, LinearHead, make_head, on_device
-from offramp.tracing.part import Part, PartDocument, Reference
+from offramp.tracing.part import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
 from offramp.tracing.rows import BLOCK_ROWS, Defect, FactTable, Rows, equal_length_batches, groups_of, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
-from offramp.tracing.storage import block_of
-from offramp.tracing.trace import REFERENCE_TOP1
 from offramp.workloads.packing import Context
 
 Capture = Callable[[Sequence[Context], OnLayer], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from offramp.errors import DamagedFileError
 from offramp.files import canonical_json, sha256_of_file, write_atomically
-from offramp.tracing.sealed import damaged, read_sealed_json, write_sealed_json
+from offramp.records.sealed_file import SealedFile
+from offramp.records.typed import Record
 
-TOKEN_COLUMNS = {
-    "token": "int32",
-    "next_token": "int32",
-    "document": "int32",
-    "position": "int32",
-    "generated": "bool",
-}
+WHAT = "a file of the trace is damaged: {name}"
+FIX = "run the command that made the trace again with --repair; it traces only the damaged parts again"
+
+
+def trace_file(record: type[Record], apart: Collection[str] = ()) -> SealedFile[Record]:
+    """One kind of JSON file in a trace's folder (see `SealedFile`)."""
+    return SealedFile(record, WHAT, FIX, apart=apart)
+
+
+def damaged(path: Path, why: str) -> DamagedFileError:
+    """The error for a trace file whose bytes are not those that were written."""
+    return DamagedFileError(f"{WHAT.format(name=path.name)}: {why}", where=str(path), fix=FIX)
+
+
+TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
+"""Of every part's tokens; bool for `generated`, int32 for the others."""
+
+REFERENCE_TOP1 = "reference_top1"
+"""The token column that a transformed model's trace has besides."""
+
+MARGINAL_BLOCKS = 16
+
+
+def block_of(document: int, documents: int) -> int:
+    """The block of the marginal that a document belongs to: consecutive documents share one."""
+    return document * MARGINAL_BLOCKS // documents
+
 
 FILE_KINDS = ("facts", "marginal", "tokens")
 """In the order of writing. A part is whole once the seal over all three is there too."""
@@ -77,6 +99,17 @@ class Reference:
     reasons: Mapping[int, str]
 
 
+@dataclass(frozen=True)
+class PartSeal:
+    """What vouches for a part. request: the fingerprint of what it answers. files: SHA-256 by kind."""
+
+    request: str
+    files: dict[str, str]
+
+
+_SEAL = trace_file(PartSeal)
+
+
 def part_path(folder: Path, kind: str, index: int) -> Path:
     """The file of one kind of one part."""
     return folder / f"{kind}-{index:05d}.parquet"
@@ -103,9 +136,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
             {"offramp.request": request, "offramp.part": canonical_json(details)}
         )
         write_atomically(part_path(folder, kind, part.index), functools.partial(_write, table))
-    write_sealed_json(
-        seal_path(folder, part.index), {"request": request, "files": _digests(folder, part.index)}
-    )
+    _SEAL.write(seal_path(folder, part.index), PartSeal(request, _digests(folder, part.index)))
 
 
 def _digests(folder: Path, index: int) -> dict[str, str]:
@@ -142,19 +173,25 @@ def read_columns(path: Path, columns: list[str] | None = None) -> dict[str, Arra
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
+def read_marginal(folder: Path, index: int) -> dict[int, NDArray[np.float64]]:
+    """The sums of p_L of one part by block (see `Part`)."""
+    columns = read_columns(part_path(folder, "marginal", index))
+    return {int(name.removeprefix("block_")): sums for name, sums in columns.items()}
+
+
 def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequence[str]) -> Part:
     """A whole part with facts of these names, every byte of its files held against its seal.
 
     Raises DamagedFileError if a file is missing, changed or answers another request.
     """
-    seal = read_sealed_json(seal_path(folder, index))
-    if seal["request"] != request:
+    seal = _SEAL.read(seal_path(folder, index))
+    if seal.request != request:
         raise damaged(seal_path(folder, index), "it belongs to another trace")
     for kind, digest in _digests(folder, index).items():
-        if seal["files"][kind] != digest:
+        if seal.files.get(kind) != digest:
             path = part_path(folder, kind, index)
             raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    columns = {kind: read_columns(part_path(folder, kind, index)) for kind in FILE_KINDS}
+    columns = {kind: read_columns(part_path(folder, kind, index)) for kind in ("facts", "tokens")}
     details = json.loads(
         pq.read_schema(part_path(folder, "tokens", index).absolute()).metadata[b"offramp.part"]
     )
@@ -162,7 +199,7 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
         index=index,
         tokens=columns["tokens"],
         facts={name: columns["facts"][name].reshape(-1, exits) for name in facts},
-        marginal={int(name.removeprefix("block_")): sums for name, sums in columns["marginal"].items()},
+        marginal=read_marginal(folder, index),
         marginal_rows={int(block): rows for block, rows in details["marginal_rows"].items()},
         documents=tuple(PartDocument(**document) for document in details["documents"]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,26 +14,18 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS
-
-MARGINAL_BLOCKS = 16
+from offramp.tracing.manifest import DocumentRecord, Manifest, damaged_parts, read_manifest
+from offramp.tracing.part import (
+    MARGINAL_BLOCKS,
+    REFERENCE_TOP1,
+    TOKEN_COLUMNS,
+    Part,
+    part_path,
+    read_columns,
+    read_marginal,
+)
 
 FactArray = NDArray[np.float32] | NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class DocumentRecord:
-    """One traced document: its id, traced tokens, and why it was left out if it was.
-
-    text: the sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from
-    before schema version 4. heads_saw: it shares text with one that the trace's exit heads were fitted on.
-    """
-
-    id: str
-    tokens: int
-    valid: bool = True
-    reason: str | None = None
-    text: str | None = None
-    heads_saw: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +38,6 @@ class Marginal:
     sums: NDArray[np.float64]
     tokens: NDArray[np.int64]
     block_of_document: NDArray[np.int64]
-
-
-TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
-
-REFERENCE_TOP1 = "reference_top1"
-"""The token column that a transformed model's trace has besides."""
 
 
 class Trace:
@@ -104,9 +90,76 @@ class Trace:
 
         Raises InputError if there is no whole trace, DamagedFileError if a part's bytes changed.
         """
-        from offramp.tracing.storage import read_trace
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for _, error in damaged_parts(folder, manifest):
+            raise error
+        return cls.open(folder, manifest)
 
-        return read_trace(Path(folder))
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest) -> Trace:
+        """The trace of a manifest whose parts were verified; facts are read when first asked for."""
+        parts = [part for part in manifest.parts if part.rows]
+        tokens = [read_columns(part_path(folder, "tokens", part.index)) for part in parts]
+        exits = len(manifest.exits)
+
+        def fact(name: str) -> FactArray:
+            # In place, part by part: a fact of a long trace would not fit into memory twice.
+            found = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
+            start = 0
+            for part in parts:
+                column = read_columns(part_path(folder, "facts", part.index), [name])[name]
+                found[start : start + part.rows] = column.reshape(-1, exits)
+                start += part.rows
+            return found
+
+        def sums() -> Iterator[Mapping[int, NDArray[np.float64]]]:
+            return (read_marginal(folder, part.index) for part in manifest.parts)
+
+        return cls._of_manifest(manifest, tokens, fact, sums, folder)
+
+    @classmethod
+    def of_parts(cls, manifest: Manifest, parts: Sequence[Part]) -> Trace:
+        """A trace held in memory, of all parts that a manifest describes."""
+        return cls._of_manifest(
+            manifest,
+            [part.tokens for part in parts],
+            lambda name: np.concatenate([part.facts[name] for part in parts]),
+            lambda: (part.marginal for part in parts),
+        )
+
+    @classmethod
+    def _of_manifest(
+        cls,
+        manifest: Manifest,
+        tokens: Sequence[Mapping[str, NDArray[Any]]],
+        facts: Callable[[str], FactArray],
+        sums: Callable[[], Iterable[Mapping[int, NDArray[np.float64]]]],
+        folder: Path | None = None,
+    ) -> Trace:
+        """tokens: columns of each part. sums: of p_L by block, of each part."""
+
+        def column(name: str) -> NDArray[Any]:
+            return np.concatenate([columns[name] for columns in tokens])
+
+        return cls(
+            exits=np.array(manifest.exits, dtype=np.int64),
+            tokens={name: column(name) for name in (*TOKEN_COLUMNS, REFERENCE_TOP1) if name in tokens[0]},
+            facts=facts,
+            fact_names=[fact.name for fact in manifest.facts],
+            document_facts={
+                name: column(name).astype(np.float64) for name in DOCUMENT_FACTS if name in tokens[0]
+            },
+            documents=manifest.documents,
+            marginal=lambda: _marginal(manifest, sums()),
+            shape=manifest.shape,
+            provenance={
+                "request": manifest.request,
+                "request_fingerprint": manifest.request_fingerprint,
+                "notes": list(manifest.notes),
+            },
+            folder=folder,
+        )
 
     @classmethod
     def from_facts(
@@ -301,3 +354,15 @@ class Trace:
             fact_names=self.fact_names,
             full_top1=None if self._full_top1 is None else self._full_top1[rows],
         )
+
+
+def _marginal(manifest: Manifest, of_parts: Iterable[Mapping[int, NDArray[np.float64]]]) -> Marginal:
+    """The marginal from the sums of every part."""
+    sums = np.zeros((MARGINAL_BLOCKS, manifest.shape.vocabulary_size))
+    tokens = np.zeros(MARGINAL_BLOCKS, dtype=np.int64)
+    for part, of_part in zip(manifest.parts, of_parts, strict=True):
+        for block, column in of_part.items():
+            sums[block] += column
+            tokens[block] += part.marginal_rows[block]
+    blocks = np.array([document.block for document in manifest.documents], dtype=np.int64)
+    return Marginal(sums, tokens, blocks)

@@ -17,11 +17,20 @@ from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
 from offramp.tracing.answers import Answerer
-from offramp.tracing.described_heads import DocumentText, describe_heads, document_texts
+from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads, require_readable
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
+from offramp.tracing.manifest import (
+    MANIFEST,
+    REQUEST,
+    Manifest,
+    damaged_parts,
+    describe_trace,
+    read_manifest,
+    write_manifest,
+)
 from offramp.tracing.measurement import Capture, make_measurer, measure_part, state_shape_of
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_trace, usable_context
@@ -36,16 +45,6 @@ from offramp.tracing.request import (
     parse_signals,
 )
 from offramp.tracing.statistics import choose_reductions
-from offramp.tracing.storage import (
-    MANIFEST,
-    REQUEST,
-    open_trace,
-    read_manifest,
-    read_trace,
-    trace_from_parts,
-    verify_parts,
-    write_manifest,
-)
 from offramp.tracing.streamed.layers import needed_bytes, require_given_text, require_room, streamed_capture
 from offramp.tracing.streamed.states import remove_states
 from offramp.tracing.trace import Trace
@@ -155,23 +154,20 @@ class _Run:
         plan = self.plan(None)
         parts: list[Part] = []
         self._measure(plan, range(len(plan.parts)), parts.append, None)
-        _require_rows(parts, plan)
-        return trace_from_parts(
-            parts, self.request, plan.document_ids, self.model.shape, plan.notes, self.texts(plan)
-        )
+        return Trace.of_parts(self.described(plan, parts), parts)
 
     def in_folder(self, folder: Path, plan: TracePlan | None, *, repair: bool) -> Trace:
         """The trace in a prepared folder: what is whole there is kept, the rest is measured."""
         started = time.monotonic()
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
-            problems = verify_parts(folder, manifest)
-            if not problems:
+            found = damaged_parts(folder, manifest)
+            if not found:
                 remove_states(folder)  # which a run that was killed after its last step left behind
-                return open_trace(folder, manifest)
+                return Trace.open(folder, manifest)
             if not repair:
-                raise problems[0][1]
-            for index, _ in problems:
+                raise found[0][1]
+            for index, _ in found:
                 remove_part(folder, index)
         plan = plan or self.plan(folder)
         done = self._whole_parts(folder, plan)
@@ -183,20 +179,10 @@ class _Run:
             done[part.index] = part
 
         self._measure(plan, missing, keep, folder)
-        parts = [done[index] for index in range(len(plan.parts))]
-        _require_rows(parts, plan)
-        write_manifest(
-            folder,
-            self.request,
-            parts,
-            plan.document_ids,
-            self.model.shape,
-            plan.notes,
-            time.monotonic() - started,
-            self.texts(plan),
-        )
+        manifest = self.described(plan, [done[index] for index in range(len(plan.parts))])
+        write_manifest(folder, manifest, time.monotonic() - started)
         remove_states(folder)
-        return read_trace(folder)
+        return Trace.load(folder)
 
     def plan(self, folder: Path | None) -> TracePlan:
         """What is traced; the folder keeps the answers of generation mode."""
@@ -216,10 +202,18 @@ class _Run:
                 document_tokens=self.request.document_tokens,
             )
 
-    def texts(self, plan: TracePlan) -> tuple[DocumentText, ...]:
-        """What is kept of the texts that were traced."""
+    def described(self, plan: TracePlan, parts: Sequence[Part]) -> Manifest:
+        """The manifest of all parts. Raises ModelError if there is no row in any of them."""
+        if not any(part.rows for part in parts):
+            record = parts[0].documents[0]
+            raise ModelError(
+                "every document met a non-finite number, so nothing was traced",
+                where=f"{plan.document_ids[record.index]}: {record.reason}",
+                fix="try --dtype float32, or check the model's weights",
+            )
         heads = None if self.fitted is None else self.fitted.heads
-        return document_texts(self.workload, plan.document_ids, heads)
+        texts = document_texts(self.workload, plan.document_ids, heads)
+        return describe_trace(self.request, parts, plan.document_ids, self.model.shape, plan.notes, texts)
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that is not as it was written is measured again."""
@@ -288,14 +282,3 @@ def _fitted_heads(heads: str | Path | ExitHeads, model: Model, exits: tuple[int,
     fitted.require_sizes(shape.features, model.shape.vocabulary_size)
     require_readable(content, model.stack)
     return fitted
-
-
-def _require_rows(parts: Sequence[Part], plan: TracePlan) -> None:
-    if sum(part.rows for part in parts):
-        return
-    record = parts[0].documents[0]
-    raise ModelError(
-        "every document met a non-finite number, so nothing was traced",
-        where=f"{plan.document_ids[record.index]}: {record.reason}",
-        fix="try --dtype float32, or check the model's weights",
-    )

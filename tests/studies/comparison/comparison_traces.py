@@ -10,7 +10,8 @@ from offramp.models.shape import LayerShape, ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import ModelFacts, Row
 from offramp.tracing.facts import FACTS
-from offramp.tracing.trace import DocumentRecord, Marginal, Trace
+from offramp.tracing.manifest import DocumentRecord
+from offramp.tracing.trace import Marginal, Trace
 
 LAYERS = 6
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from study_cases import StudyCase
 
+from offramp.models.shape import ModelShape
 from offramp.studies.comparison.run_rows import RunReader
 from offramp.studies.comparison.study_rows import TRACE, StudyReader
-from offramp.tracing.sealed import write_sealed_json
-from offramp.tracing.storage import KIND, MANIFEST, SCHEMA_VERSION
+from offramp.tracing.manifest import Manifest, write_manifest
 
 RECIPE = {"dtype": "bfloat16", "context": 128, "document_tokens": 32, "exits": "all", "tokens": 480}
 DEFAULT = {**RECIPE, "context": None, "document_tokens": None}
@@ -26,10 +26,9 @@ def read_settings(
     folder = case.folder.start(task)
     if context is not None:
         (folder / TRACE).mkdir()
-        write_sealed_json(
-            folder / TRACE / MANIFEST,
-            {"schema_version": SCHEMA_VERSION, "kind": KIND, "request": {"context": context}},
-        )
+        shape = ModelShape((), 8, 16, 8, 128, 4)
+        manifest = Manifest({"context": context}, "", (), shape, (), (), 0, (), ())
+        write_manifest(folder / TRACE, manifest, seconds=None)
     case.folder.finish(task, 1.0)
     case.write()
     return StudyReader(case.folder).traced_settings(task)

@@ -31,8 +31,8 @@ from offramp.studies.comparison.study_strategies import (
 )
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
+from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tracing.request import DEFAULT_CONTEXT
-from offramp.tracing.storage import MANIFEST, read_manifest
 
 TRACE = "trace"
 FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
@@ -194,7 +194,7 @@ class StudyReader:
         if "context" in found and found["context"] is None:
             folder = self.folder.task_folder(trace) / TRACE
             kept = self.conditions[trace.key] == "done" and (folder / MANIFEST).is_file()
-            found["context"] = read_manifest(folder)["request"]["context"] if kept else DEFAULT_CONTEXT
+            found["context"] = read_manifest(folder).request["context"] if kept else DEFAULT_CONTEXT
         return found
 
     def facts(self, name: str, transform: str = "") -> ModelFacts:

@@ -54,9 +54,8 @@ class TraceWork:
 
 def _leave_out_times(folder: Path) -> None:
     """Take the clock out of the manifest, which its seal leaves out anyway: equal traces, equal bytes."""
-    from offramp.tracing.sealed import TIMESTAMPS, write_sealed_json
-    from offramp.tracing.storage import MANIFEST, read_manifest
+    from offramp.tracing.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(folder)
-    if manifest.pop(TIMESTAMPS, None) is not None:
-        write_sealed_json(folder / MANIFEST, manifest)
+    if manifest.timestamps is not None:
+        write_manifest(folder, manifest, seconds=None)

@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor
 
 from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import sha256_of_file, write_atomically
-from offramp.tracing.sealed import damaged, read_sealed_json, write_sealed_json
+from offramp.tracing.part import damaged, trace_file
 
 
 class LayerStates(Protocol):
@@ -174,6 +174,31 @@ STATES_FOLDER = ".states"
 DESCRIPTION = "states.json"
 
 
+Batches = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and dtype of each batch's output."""
+
+
+@dataclass(frozen=True)
+class _LayerSeal:
+    """What vouches for a layer's file. states_of: what the states are of."""
+
+    states_of: str
+    layer: int
+    batches: Batches
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class _Description:
+    """Whose states a folder holds: the request's fingerprint, and the parts that they are of."""
+
+    request: str
+    parts: tuple[int, ...]
+
+
+_SEAL, _DESCRIPTION = trace_file(_LayerSeal), trace_file(_Description)
+
+
 class FolderStates:
     """Outputs of layers in a folder of their own.
 
@@ -208,9 +233,8 @@ class FolderStates:
 
         self._drop(layer)
         write_atomically(self._data(layer), write)
-        batches = [[list(place.shape), str(place.dtype).removeprefix("torch.")] for place in places]
-        description = {"states_of": self._states_of, "layer": layer, "batches": batches}
-        write_sealed_json(self._seal(layer), {**description, "data_sha256": digest.hexdigest()})
+        batches = tuple((place.shape, str(place.dtype).removeprefix("torch.")) for place in places)
+        _SEAL.write(self._seal(layer), _LayerSeal(self._states_of, layer, batches, digest.hexdigest()))
         self._known[layer] = tuple(places)
 
     def read(self, layer: int, batch: int) -> Tensor:
@@ -249,24 +273,24 @@ class FolderStates:
             self._drop(layer)
             return None
         try:
-            description = read_sealed_json(self._seal(layer))
-            if description["states_of"] != self._states_of or description["layer"] != layer:
+            seal = _SEAL.read(self._seal(layer))
+            if seal.states_of != self._states_of or seal.layer != layer:
                 raise damaged(self._seal(layer), "it belongs to other states")
             data = self._data(layer)
-            if not data.is_file() or sha256_of_file(data) != description["data_sha256"]:
+            if not data.is_file() or sha256_of_file(data) != seal.data_sha256:
                 raise damaged(data, "its bytes are not those that were written")
         except DamagedFileError as error:
             print(f"offramp: computed again: {error.what}", file=sys.stderr)
             self._drop(layer)
             return None
-        return tuple(_places(description["batches"]))
+        return tuple(_places(seal.batches))
 
 
-def _places(batches: Sequence[Any]) -> list[BatchPlace]:
+def _places(batches: Batches) -> list[BatchPlace]:
     places: list[BatchPlace] = []
     for shape, dtype in batches:
         offset = places[-1].offset + places[-1].size if places else 0
-        places.append(BatchPlace(offset, tuple(shape), getattr(torch, dtype)))
+        places.append(BatchPlace(offset, shape, getattr(torch, dtype)))
     return places
 
 
@@ -276,9 +300,9 @@ def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[in
     They may be of other parts too, which were finished since. request: its fingerprint.
     """
     found = _described(folder / STATES_FOLDER / DESCRIPTION)
-    if found is None or found["request"] != request or not set(parts) <= set(found["parts"]):
+    if found is None or found.request != request or not set(parts) <= set(found.parts):
         return None
-    return tuple(found["parts"])
+    return found.parts
 
 
 def prepare_states(folder: Path, request: str, parts: Sequence[int]) -> Path:
@@ -287,15 +311,15 @@ def prepare_states(folder: Path, request: str, parts: Sequence[int]) -> Path:
     if reusable_parts(folder, request, parts) != tuple(parts):
         remove_states(folder)
         states.mkdir()
-        write_sealed_json(states / DESCRIPTION, {"request": request, "parts": list(parts)})
+        _DESCRIPTION.write(states / DESCRIPTION, _Description(request, tuple(parts)))
     return states
 
 
-def _described(path: Path) -> dict[str, Any] | None:
+def _described(path: Path) -> _Description | None:
     if not path.is_file():
         return None
     try:
-        return read_sealed_json(path)
+        return _DESCRIPTION.read(path)
     except DamagedFileError as error:
         print(f"offramp: computed again: {error.what}", file=sys.stderr)
         path.unlink()
