@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from offramp.errors import OfframpError
-from offramp.tracing.progress import SECONDS_BETWEEN_LINES
+from offramp.tracing.progress import Lines, say
 
 Progress = Callable[[int, int], None]
 """Called with what is done so far and with how much there is in all."""
@@ -31,11 +30,6 @@ class Output:
 
         if self.as_json:
             print(json.dumps(finite_json(value), allow_nan=False), flush=True)
-
-
-def say(line: str) -> None:
-    """A plain line about what is going on, on standard error."""
-    print(f"- {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -64,7 +58,7 @@ def progress_bar(description: str, seconds: float | None = None) -> Iterator[Pro
     expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
     if not sys.stderr.isatty():
         say(description + expected)
-        yield _Lines(description).show
+        yield Lines(description).show
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -72,21 +66,6 @@ def progress_bar(description: str, seconds: float | None = None) -> Iterator[Pro
     with Bar(console=Console(file=sys.stderr, emoji=False), transient=True) as bar:
         shown = bar.add_task(description + expected, total=None)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
-
-
-class _Lines:
-    """Progress where there is no terminal."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self.said = time.monotonic()
-
-    def show(self, done: int, total: int) -> None:
-        """Say how far it is, if that was not said for a while."""
-        now = time.monotonic()
-        if now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = now
-            say(f"{self.description}: {done:,} of {total:,}")
 
 
 def show_error(error: OfframpError, *, as_json: bool) -> int:

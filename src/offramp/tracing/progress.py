@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Advance = Callable[[int], None]
 
@@ -13,8 +17,34 @@ SECONDS_BETWEEN_LINES = 15.0
 """Where nobody sees a bar move: more lines would fill a log."""
 
 
-def _ignore(tokens: int) -> None:
-    """Show nothing."""
+def say(line: str) -> None:
+    """A plain line about what is going on, on standard error."""
+    print(f"- {line}", file=sys.stderr, flush=True)
+
+
+class Lines:
+    """Progress where there is no terminal: a line now and then with the speed and the time that is left.
+
+    unit: of what is counted, "" without a speed. done: by an earlier run; it does not count for the speed.
+    """
+
+    def __init__(self, description: str, unit: str = "", done: int = 0) -> None:
+        self.description, self.unit, self.found = description, unit, done
+        self.started = self.said = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        """Say how far it is, if that was not said for a while."""
+        now = time.monotonic()
+        if now - self.said < SECONDS_BETWEEN_LINES or done <= self.found:
+            return
+        self.said = now
+        speed = (done - self.found) / (now - self.started)
+        more = f", {speed:,.0f} {self.unit}/s" if self.unit else ""
+        self.say(done, total, f"{more}, about {(total - done) / speed:.0f} s left")
+
+    def say(self, done: int, total: int, more: str = "") -> None:
+        """Say how far it is."""
+        say(f"{self.description}: {done:,}/{total:,}{' ' * bool(self.unit)}{self.unit}{more}")
 
 
 @contextmanager
@@ -24,23 +54,20 @@ def token_bar(description: str, total: int, *, shown: bool, done: int = 0) -> It
     shown: whether anything is. done: tokens that an earlier run finished; they do not count for the speed.
     """
     if not shown:
-        yield _ignore
+        yield lambda tokens: None
         return
     if not sys.stderr.isatty():
-        yield _Lines(description, total, done).advance
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        lines, reached = Lines(description, "tokens", done), done
+        lines.say(done, total)
 
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr, emoji=False)) as progress:
+        def count(tokens: int) -> None:
+            nonlocal reached
+            reached += tokens
+            lines.show(reached, total)
+
+        yield count
+        return
+    with _bar("tokens", width=28) as progress:
         task = progress.add_task(description, total=total, completed=done, speed="")
 
         def advance(tokens: int) -> None:
@@ -51,24 +78,45 @@ def token_bar(description: str, total: int, *, shown: bool, done: int = 0) -> It
         yield advance
 
 
-class _Lines:
-    """A line when it begins, and one now and then with the time that is left."""
+def _bar(unit: str, *, width: int, shown: bool = True) -> Progress:
+    """A bar of rich. width: of the description."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    def __init__(self, description: str, total: int, done: int) -> None:
-        self.description, self.total, self.done = description, total, done
-        self.found_done = done
-        self.started = self.said = time.monotonic()
-        self._say("")
+    columns = (
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(file=sys.stderr, emoji=False), disable=not shown)
+
+
+class LayerBar:
+    """A bar over layers x tokens that says whether weights are being read or used. Layers count from 0."""
+
+    def __init__(self, progress: Progress, description: str, layers: int) -> None:
+        self._progress, self._description, self._layers = progress, description, layers
+        self._task = progress.add_task(description, total=0, speed="")
+
+    def begin(self, layers: int, tokens: int) -> None:
+        """So many layers are to be computed, for so many tokens each."""
+        self._progress.update(self._task, total=layers * tokens)
+
+    def at(self, layer: int, what: str) -> None:
+        """What is done with a layer: "reading" its weights, or "computing"."""
+        described = f"{self._description}: {what} layer {layer + 1}/{self._layers}"
+        self._progress.update(self._task, description=described)
 
     def advance(self, tokens: int) -> None:
-        """Count tokens, and say how far it is if that was not said for a while."""
-        self.done += tokens
-        now = time.monotonic()
-        if now - self.said < SECONDS_BETWEEN_LINES or self.done <= self.found_done:
-            return
-        self.said = now
-        speed = (self.done - self.found_done) / (now - self.started)
-        self._say(f", {speed:,.0f} tokens/s, about {(self.total - self.done) / speed:.0f} s left")
+        """Some tokens are through the layer."""
+        self._progress.advance(self._task, tokens)
 
-    def _say(self, more: str) -> None:
-        print(f"- {self.description}: {self.done:,}/{self.total:,} tokens{more}", file=sys.stderr, flush=True)
+
+@contextmanager
+def layer_bar(description: str, layers: int, *, shown: bool) -> Iterator[LayerBar]:
+    """A bar on standard error, or one that nobody sees. layers: L."""
+    with _bar("layers x tokens", width=40, shown=shown) as progress:
+        yield LayerBar(progress, description, layers)

@@ -21,9 +21,9 @@ from offramp.models.stack import ExitStack, OnLayer
 from offramp.models.streaming.layers import StreamedLayers
 from offramp.tracing.measurement import Capture, forward_batches, ids_of, state_shape_of
 from offramp.tracing.plan import TracePlan
+from offramp.tracing.progress import LayerBar, layer_bar
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.rows import groups_of
-from offramp.tracing.streamed.progress import LayerBar, layer_bar
 from offramp.tracing.streamed.states import (
     FolderStates,
     LayerStates,
@@ -133,9 +133,9 @@ def compute_layers(
     bar.begin(layers=len(order), tokens=sum(calls.positions(batch) for batch in range(len(calls))))
     for place, layer in enumerate(order):
         following = order[place + 1] if place + 1 < len(order) else None
-        bar.reading(layer)
+        bar.at(layer, "reading")
         with streamed.layer(layer, following=following) as module:
-            bar.computing(layer)
+            bar.at(layer, "computing")
             states.write(layer, _outputs(module, layer, calls, states, bar))
         states.keep_only({*kept, *(later - 1 for later in order[place + 1 :])})
 
