@@ -193,7 +193,7 @@ def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
     (tmp_path / "moved").mkdir()
     moved = [shutil.move(path, tmp_path / "moved" / path.name) for path in (policy, heads)]
     assert run_offramp(*generate, moved[0]).require(0).out == without
-    monkeypatch.setattr("offramp.tracing.model_request.ModelRequest.load", None)
+    monkeypatch.setattr("offramp.tracing.loading.ModelRequest.load", None)
     heads = tmp_path / "moved" / "heads.safetensors"
     heads.rename(tmp_path / "moved" / "other.safetensors")
     lost = run_offramp(*generate, moved[0]).require(2).err

@@ -117,7 +117,7 @@ class Damped:
 def test_a_transform_that_does_nothing_to_layers_on_disk_is_refused(
     sharded: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.tracing.model_request.read_transforms", lambda texts, dtype: (Damped(),))
+    monkeypatch.setattr("offramp.tracing.loading.read_transforms", lambda texts, dtype: (Damped(),))
     arguments = (sharded, documents, tmp_path / "trace", "--transform", "damped")
     assert (
         "damped cannot be applied to layers that stay on disk"

@@ -13,7 +13,7 @@ import offramp
 from command_line import run_offramp
 from offramp.costs.hardware import list_local_profiles
 from offramp.models.loading import find_source
-from offramp.tracing import model_request
+from offramp.tracing import loading
 from tiny_models import LAYERS
 
 PRUNE = ("--transform", "prune:drop=2")
@@ -135,9 +135,9 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
     assert NAME in refused.err
     assert "offramp heads fit tiny --workload" in refused.err
     run_offramp(*trace, *PRUNE).require(0)
-    asked = model_request.find_model(
+    asked = loading.find_model(
         str(tiny_model),
-        model_request.read_transforms(["prune:drop=3"], "float32"),
+        loading.read_transforms(["prune:drop=3"], "float32"),
         dtype="float32",
         trust_remote_code=False,
     )
@@ -152,7 +152,7 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
         "--transform",
         "prune:drop=3",
     ]
-    monkeypatch.setattr(model_request.ModelRequest, "load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(loading.ModelRequest, "load", lambda self: pytest.fail("loaded"))
     assert "offramp heads fit tiny --transform prune:drop=3" in run_offramp(*generate).require(2).err
 
 
@@ -160,8 +160,8 @@ def test_who_a_model_will_be_is_known_unless_layers_are_to_be_measured(tiny_mode
     source = find_source(str(tiny_model))
 
     def identity(*texts: str) -> Any:
-        transforms = model_request.read_transforms(texts, "float32")
-        return model_request.ModelRequest(source, transforms, "float32", False).identity
+        transforms = loading.read_transforms(texts, "float32")
+        return loading.ModelRequest(source, transforms, "float32", False).identity
 
     assert identity().fingerprint == source.identity.fingerprint
     assert (
@@ -201,7 +201,7 @@ def test_a_run_of_a_transformed_model_ends_in_a_page(
 def test_what_was_found_out_of_a_model_before_its_transform_is_not_kept(tiny_model: Path) -> None:
     model = offramp.load_model(str(tiny_model))
     offramp.generate(model, "the cat", policy="static:exit=2", max_new_tokens=2)
-    pruned = model_request.read_transforms(["prune:drop=2"], "float32")[0].apply(model)
+    pruned = loading.read_transforms(["prune:drop=2"], "float32")[0].apply(model)
     out = offramp.generate(pruned, "the cat", policy="static:exit=2", max_new_tokens=3)
     fresh = offramp.load_model(str(tiny_model), transforms=["prune:drop=2"])
     assert out.tokens == offramp.generate(fresh, "the cat", policy="static:exit=2", max_new_tokens=3).tokens

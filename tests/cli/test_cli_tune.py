@@ -87,9 +87,7 @@ def test_what_does_not_fit_is_refused(
     trace: Path, tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if options[0] != "--prompt-tokens":  # which takes the model's context to know
-        monkeypatch.setattr(
-            "offramp.tracing.model_request.ModelRequest.load", lambda self: pytest.fail("loaded")
-        )
+        monkeypatch.setattr("offramp.tracing.loading.ModelRequest.load", lambda self: pytest.fail("loaded"))
     refused = run_offramp("tune", trace, *FLOOR, *options, "-o", tmp_path / "policy.json").require(2)
     assert said in refused.err
     assert list(tmp_path.glob("*.json")) == []

@@ -11,7 +11,7 @@ from stored_traces import run
 from streamed_models import LayersApart, streamed
 from tracing_models import tiny_llama
 
-from offramp.tracing.streamed.states import STATES_FOLDER
+from offramp.tracing.streamed_states import STATES_FOLDER
 
 
 class Stopped(Exception):

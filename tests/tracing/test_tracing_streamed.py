@@ -18,7 +18,7 @@ from offramp.errors import ModelError
 from offramp.models import source_code
 from offramp.models.recording import Recorder
 from offramp.tracing.request import code_fingerprint
-from offramp.tracing.streamed.layers import BatchCalls
+from offramp.tracing.streamed_layers import BatchCalls
 from offramp.tracing.tracer import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")

@@ -20,7 +20,7 @@ from streamed_runs import Stopped, states_of, stopped_run
 from tracing_models import tiny_llama
 
 from offramp.errors import InputError
-from offramp.tracing.streamed.states import STATES_FOLDER
+from offramp.tracing.streamed_states import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = trace_fixtures.finished

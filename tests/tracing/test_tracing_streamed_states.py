@@ -16,10 +16,10 @@ from streamed_runs import states_of, stopped_run, trace_tokens
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
-from offramp.tracing.streamed import layers as layers_module
-from offramp.tracing.streamed import states as states_module
-from offramp.tracing.streamed.layers import kept_layers, missing_layers, output_bytes, peak_bytes
-from offramp.tracing.streamed.states import FolderStates, MemoryStates, TemporaryStates
+from offramp.tracing import streamed_layers as layers_module
+from offramp.tracing import streamed_states as states_module
+from offramp.tracing.streamed_layers import kept_layers, missing_layers, output_bytes, peak_bytes
+from offramp.tracing.streamed_states import FolderStates, MemoryStates, TemporaryStates
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = trace_fixtures.finished
@@ -116,7 +116,7 @@ def test_a_disk_too_full_is_told_before_anything_is_made(
     tokens = sum(trace_tokens())
     needed = 3 * tokens * 32 * 4
     usage = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr("offramp.tracing.streamed.layers.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("offramp.tracing.streamed_layers.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=f"{needed:,} bytes are needed for a while, {needed - 1:,} bytes"):
         run(tmp_path / "new" / "trace", model=apart)
     assert not (tmp_path / "new").exists()
@@ -134,7 +134,7 @@ def test_what_is_on_disk_already_is_not_needed_again(
     stopped_run(folder, monkeypatch, 2)
     layer = sum(trace_tokens()) * 32 * 4
     usage = SimpleNamespace(free=layer - 1)
-    monkeypatch.setattr("offramp.tracing.streamed.layers.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("offramp.tracing.streamed_layers.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=f"{layer:,} bytes are needed"):
         run(folder, model=streamed(tiny_llama())[0])
     usage.free = layer

@@ -211,7 +211,7 @@ def bench(
         return
     from offramp.cli.bench_request import read_request
     from offramp.decoding.measurement.answers import Limits
-    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.loading import find_model, read_transforms
 
     request = read_request(
         policy=policy,

@@ -113,7 +113,7 @@ def generate(
 ) -> None:
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
     from offramp.cli.prompts import read_prompts
-    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.loading import find_model, read_transforms
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}

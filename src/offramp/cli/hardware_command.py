@@ -55,7 +55,7 @@ def measure(
 ) -> None:
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
     from offramp.models.registry import DTYPES
-    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.loading import find_model, read_transforms
 
     out = Output(as_json)
     sizes = _read_batches(batches)

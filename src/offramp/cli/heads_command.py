@@ -92,7 +92,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
-    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
@@ -179,7 +179,7 @@ def import_(
 ) -> None:
     """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
     from offramp.models.registry import DTYPES
-    from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
+    from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
     out = Output(as_json)
     if dtype not in DTYPES:

@@ -38,7 +38,7 @@ from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
+from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.trace import Trace

@@ -105,7 +105,7 @@ def run(
     """
     from offramp.cli.answers import require_documents
     from offramp.models.memory_size import parse_size
-    from offramp.tracing.model_request import read_transforms
+    from offramp.tracing.loading import read_transforms
     from offramp.tuning.verdict import require_worth
     from offramp.workloads.registry import load_workload
 

@@ -25,7 +25,7 @@ def load_traced_model(
 
     Raises InputError for a model that is gone or another one, or for heads of another model.
     """
-    from offramp.tracing.model_request import find_model, read_transforms
+    from offramp.tracing.loading import find_model, read_transforms
 
     traced: dict[str, Any] = dict(trace.request.get("model") or {})
     wanted = name or loadable_name(traced)

@@ -23,7 +23,7 @@ from offramp.tuning.predict import named_policy
 from offramp.tuning.tuned import LAYERS, Tuned
 
 if TYPE_CHECKING:
-    from offramp.tracing.model_request import ModelRequest
+    from offramp.tracing.loading import ModelRequest
 
 PolicySource = ExitPolicy | Tuned | str | Path | None
 """A policy, its text, the path of its file, a tuned policy, or None for the full model."""

@@ -30,7 +30,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.tuned import Tuned
 
 if TYPE_CHECKING:
-    from offramp.tracing.model_request import ModelRequest
+    from offramp.tracing.loading import ModelRequest
 
 PROPAGATE, LOCKSTEP = "propagate", "lockstep"
 

@@ -12,7 +12,7 @@ from offramp.tracing.answers import ANSWERS, ANSWERS_FILE
 from offramp.tracing.manifest import MANIFEST, REQUEST, read_manifest
 from offramp.tracing.part import FILE_KINDS, part_path, seal_path, trace_file
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.streamed.states import STATES_FOLDER, remove_states
+from offramp.tracing.streamed_states import STATES_FOLDER, remove_states
 
 Content = TypeVar("Content")
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError, ModelError
+from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import Model
+from offramp.models.source import Source
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
 from offramp.tracing.cross import cosine
@@ -156,6 +158,20 @@ def resolve(transform: Transform, model: Model, *, progress: bool | None = None)
         return least_influence(importance.influence, transform.count)
     first = int(np.argmin(importance.block_distances(transform.count)))
     return Prune(drop=tuple(range(first + 1, first + 1 + transform.count)))
+
+
+def resolve_early(transform: Transform, source: Source) -> Transform:
+    """The transform with what is known of it without the weights; what cannot be done is refused."""
+    if not isinstance(transform, Prune):
+        return transform
+    layers = stated_layers(read_config(source.folder))
+    if layers is not None:
+        transform.check_depth(layers, str(source.folder))
+    if transform.trace is not None:
+        return resolve_from_trace(transform, source.identity)
+    if not transform.resolved:
+        load_workload(transform.workload)
+    return transform
 
 
 def resolve_from_trace(transform: Prune, identity: ModelIdentity) -> Prune:

@@ -1,18 +1,27 @@
-"""`load_model`: from a name and transforms to a checked model; it may measure, so it is not in `models`."""
+"""Models by name and transforms: found and checked first, loaded once all else fits, whole or layer by layer.
+
+A transform may have to measure the model (see `layer_importance`), so this stands above `models`. Nothing of
+torch is loaded before a model is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from offramp.models import loading
-from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.model import Model
-from offramp.models.source import Source
-from offramp.models.transforms.grammar import parse_transform, require_distinct
-from offramp.models.transforms.prune import Prune
-from offramp.models.transforms.transform import Transform
-from offramp.tracing.layer_importance import resolve, resolve_from_trace
-from offramp.workloads.registry import load_workload
+from offramp.errors import InputError, ModelError
+from offramp.models.identity import ModelIdentity, shown_name
+from offramp.models.memory_size import shown_size
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
+    from offramp.models.source import Source
+    from offramp.models.transforms.transform import Transform
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.workloads.workload import Workload
 
 
 def load_model(
@@ -32,11 +41,97 @@ def load_model(
     model, weights that are not finite, exits that cannot be read out exactly, or a model that cannot be
     transformed so. InputError: a transform that is unknown, given twice, or that no model or machine allows.
     """
-    loading.require_dtype(dtype)
-    parsed = _parsed(transforms)
-    require_usable(parsed, dtype)
-    source = loading.find_source(name, trust_remote_code=trust_remote_code)
-    return load_transformed(source, dtype=dtype, transforms=parsed, trust_remote_code=trust_remote_code)
+    from offramp.models.loading import require_dtype
+
+    require_dtype(dtype)
+    parsed = read_transforms(transforms, dtype)
+    return find_model(name, parsed, dtype=dtype, trust_remote_code=trust_remote_code).load()
+
+
+def read_transforms(
+    given: str | Transform | Sequence[str | Transform] | None, dtype: str
+) -> tuple[Transform, ...]:
+    """The transforms of `--transform`, refused here, before any model is looked at, if they cannot be used.
+
+    dtype: that the model will be loaded in.
+
+    Raises InputError for a text that is none, a transform given twice, or one that this machine cannot do.
+    """
+    from offramp.models.transforms.grammar import parse_transform
+
+    listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    transforms = tuple(
+        parse_transform(one) if isinstance(one, str) else one for one in listed if one is not None
+    )
+    require_usable(transforms, dtype)
+    return transforms
+
+
+def require_usable(transforms: Sequence[Transform], dtype: str) -> None:
+    """Refuse a transform that is given twice or that this machine cannot do in a dtype. Raises InputError."""
+    from offramp.models.transforms.grammar import require_distinct
+
+    require_distinct(transforms)
+    for transform in transforms:
+        transform.check(dtype)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model's files and what is to be done to it; no weight is loaded yet."""
+
+    source: Source
+    transforms: tuple[Transform, ...]
+    dtype: str
+    trust_remote_code: bool
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The transforms as texts of their grammar."""
+        return tuple(transform.text for transform in self.transforms)
+
+    @property
+    def name(self) -> str:
+        """The model's name with what is to be done to it."""
+        return shown_name(self.source.name, self.texts)
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """Who the model will be; None where the layers to drop are yet to be measured."""
+        from offramp.models.transforms.prune import Prune
+
+        if any(isinstance(transform, Prune) and not transform.resolved for transform in self.transforms):
+            return None
+        return dataclasses.replace(self.source.identity, transforms=self.texts)
+
+    def require_heads(self, heads: ExitHeads, where: str) -> None:
+        """Refuse exit heads of another model, as far as it is known which one this will be.
+
+        Raises InputError that names both.
+        """
+        from offramp.tracing.heads_file import require_base
+
+        if self.identity is not None:
+            require_base(heads, {"name": self.source.name, **self.identity.to_json()}, where)
+
+    def load(self) -> Model:
+        """The model, checked and transformed. Raises ModelError or InputError for what does not fit."""
+        return load_transformed(
+            self.source,
+            dtype=self.dtype,
+            transforms=self.transforms,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def find_model(
+    name: str, transforms: Sequence[Transform], *, dtype: str, trust_remote_code: bool
+) -> ModelRequest:
+    """A model's files, checked as far as possible without loading a weight. Raises ModelError."""
+    from offramp.models.loading import find_source
+
+    source = find_source(name, trust_remote_code=trust_remote_code)
+    return ModelRequest(source, tuple(transforms), dtype, trust_remote_code)
 
 
 def load_transformed(
@@ -54,38 +149,82 @@ def load_transformed(
     Raises what `load_model` raises; what can be told from the transforms, the config and a trace is refused
     before any weight is loaded.
     """
+    from offramp.models.loading import load_source
+    from offramp.tracing.layer_importance import resolve, resolve_early
+
     require_usable(transforms, dtype)
-    ready = [_resolved_early(transform, source) for transform in transforms]
-    model = loading.load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    ready = [resolve_early(transform, source) for transform in transforms]
+    model = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
     for transform in ready:
         model = resolve(transform, model, progress=progress).apply(model)
     return model
 
 
-def require_usable(transforms: Sequence[Transform], dtype: str) -> None:
-    """Refuse a transform that is given twice or that this machine cannot do in a dtype. Raises InputError."""
-    require_distinct(transforms)
-    for transform in transforms:
-        transform.check(dtype)
+def load_for_tracing(
+    asked: ModelRequest, workloads: Sequence[Workload], *, stream: bool | None, memory: int | None
+) -> Model:
+    """The model of a request, whole or with its layers left on disk.
+
+    stream: whether they are left there; None: if the weights do not fit in `memory` bytes, or in what is free
+    if that is None. The choice is said on standard error.
+
+    Raises ModelError for workloads that need all weights in memory, a transform that does nothing to layers
+    on disk, and what loading raises; InputError for a model that is to be pruned and does not fit, or for a
+    budget of a model that is to be whole.
+    """
+    from offramp.models.transforms.prune import Prune
+
+    if memory is not None and stream is False:
+        raise InputError(
+            "--memory says how much of a model's weights may be in memory, --no-stream that all of them are",
+            where="--memory",
+            fix="leave out one of them",
+        )
+    # Pruning changes the list that layers are read into.
+    pruned = any(isinstance(transform, Prune) for transform in asked.transforms)
+    if pruned and (stream or memory is not None):
+        raise InputError(
+            "a model is pruned as a whole, so its layers cannot stay on disk",
+            where=", ".join(asked.texts),
+            fix="leave out the pruning, or --stream and --memory",
+        )
+    if stream is False or not (stream or _exceeds(asked, memory)):
+        return asked.load()
+    if pruned:
+        raise InputError(
+            "a model is pruned as a whole, and its weights do not fit in the memory that is free",
+            where=asked.name,
+            fix="free some memory, leave out the pruning, or try all the same with --no-stream",
+        )
+    from offramp.models.streaming.loading import load_streamed, needed_memory
+    from offramp.tracing.streamed_layers import require_given_text
+
+    need = needed_memory(asked.source, asked.dtype, trust_remote_code=asked.trust_remote_code)
+    for workload in workloads:
+        require_given_text(asked.name, workload, need.whole_bytes - need.resident_bytes)
+    if stream is None:
+        room = "the memory that is free" if memory is None else shown_size(memory)
+        weights = f"the weights of {asked.name}, {shown_size(need.whole_bytes)},"
+        print(f"offramp: {weights} do not fit in {room}: traced layer by layer from disk", file=sys.stderr)
+    model = load_streamed(
+        asked.source, dtype=asked.dtype, trust_remote_code=asked.trust_remote_code, memory_bytes=memory
+    )
+    for transform in asked.transforms:
+        plain, model = model, transform.apply(model)
+        if model.streamed is plain.streamed:
+            # What it did to the layers in memory, which have no weights, is lost when they are read.
+            raise ModelError(
+                f"{transform.text} cannot be applied to layers that stay on disk",
+                where=plain.shown_name,
+                fix="use --no-stream, on a machine with enough memory",
+            )
+    return model
 
 
-def _parsed(transforms: str | Transform | Sequence[str | Transform]) -> list[Transform]:
-    if isinstance(transforms, str):
-        return [parse_transform(transforms)]
-    if isinstance(transforms, Sequence):
-        return [parse_transform(one) if isinstance(one, str) else one for one in transforms]
-    return [transforms]
+def _exceeds(asked: ModelRequest, memory: int | None) -> bool:
+    """Whether the weights are more than a budget in bytes, or than fits if that is None."""
+    from offramp.models.streaming.loading import weight_bytes, would_not_fit
 
-
-def _resolved_early(transform: Transform, source: Source) -> Transform:
-    """The transform with what is known of it without the weights; what cannot be done is refused."""
-    if not isinstance(transform, Prune):
-        return transform
-    layers = stated_layers(read_config(source.folder))
-    if layers is not None:
-        transform.check_depth(layers, str(source.folder))
-    if transform.trace is not None:
-        return resolve_from_trace(transform, source.identity)
-    if not transform.resolved:
-        load_workload(transform.workload)
-    return transform
+    if memory is None:
+        return would_not_fit(asked.source, asked.dtype)
+    return weight_bytes(asked.source, asked.dtype) > memory

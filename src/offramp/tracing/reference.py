@@ -16,7 +16,7 @@ from offramp.tracing.part import Part, Reference
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.streamed.layers import streamed_capture
+from offramp.tracing.streamed_layers import streamed_capture
 
 
 def check_reference(model: Model, given: Model | None) -> None:

@@ -45,8 +45,8 @@ from offramp.tracing.request import (
     parse_signals,
 )
 from offramp.tracing.statistics import choose_reductions
-from offramp.tracing.streamed.layers import needed_bytes, require_given_text, require_room, streamed_capture
-from offramp.tracing.streamed.states import remove_states
+from offramp.tracing.streamed_layers import needed_bytes, require_given_text, require_room, streamed_capture
+from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload

@@ -133,7 +133,7 @@ def model_of(task: Task, context: Context, *, stream: bool = False, memory: int 
     Raises ModelError or InputError for what cannot be loaded, OfframpError for other weights, config or
     tokenizer than the recipe's.
     """
-    from offramp.tracing.model_request import find_model, load_for_tracing, read_transforms
+    from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
     use_threads(task.recipe["threads"])
     source, dtype, described = task.sources["model"], task.recipe["dtype"], task.recipe["model"]
