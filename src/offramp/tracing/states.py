@@ -97,7 +97,8 @@ class FileStore:
         except OSError as error:
             self._file.close()
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(exits * rows * self._row_bytes) from error
+                needed = f"{exits * rows * self._row_bytes:,} bytes of hidden states are needed for a while"
+                raise disk_full(needed, "trace with a shorter --context") from error
             raise
 
     def _offset(self, exit_index: int, row: int) -> int:
@@ -105,7 +106,7 @@ class FileStore:
 
     def write(self, exit_index: int, start: int, rows: Tensor) -> None:
         """Write rows of one exit at their place."""
-        data = rows.contiguous().view(torch.uint8).numpy().data.cast("B")
+        data = bytes_of(rows.contiguous())
         done = 0
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], self._offset(exit_index, start) + done)
@@ -114,27 +115,37 @@ class FileStore:
         """Read rows of one exit."""
         count = rows.stop - rows.start
         states = torch.empty(count, self._features, dtype=self._dtype)
-        data = states.view(torch.uint8).numpy().data.cast("B")
-        done = 0
-        while done < len(data):
-            read = os.preadv(self._file.fileno(), [data[done:]], self._offset(exit_index, rows.start) + done)
-            if read == 0:
-                raise OSError("the temporary file of hidden states ended early")
-            done += read
-        return states
+        return read_into(states, self._file.fileno(), self._offset(exit_index, rows.start))
 
     def close(self) -> None:
         """Close and so delete the file."""
         self._file.close()
 
 
-def _no_room(size: int) -> OfframpError:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data.cast("B")
+
+
+def read_into(tensor: Tensor, descriptor: int, offset: int) -> Tensor:
+    """Fill a contiguous tensor from a place in an open file."""
+    data = bytes_of(tensor)
+    done = 0
+    while done < len(data):
+        read = os.preadv(descriptor, [data[done:]], offset + done)
+        if read == 0:
+            raise OSError("a file of hidden states ended early")
+        done += read
+    return tensor
+
+
+def disk_full(what: str, fix: str) -> OfframpError:
+    """The error for hidden states that the disk of temporary files has no room for."""
     folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
     return OfframpError(
-        f"the disk is full: {size:,} bytes of hidden states are needed for a while, {free:,} bytes are free",
+        f"the disk is full: {what}, {shutil.disk_usage(folder).free:,} bytes are free",
         where=folder,
-        fix="free some space, set TMPDIR to a folder with more, or trace with a shorter --context",
+        fix=f"free some space, set TMPDIR to a folder with more, or {fix}",
     )
 
 

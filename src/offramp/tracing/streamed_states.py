@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
-import os
 import shutil
 import sys
 import tempfile
@@ -17,9 +16,10 @@ from typing import IO, Protocol
 import torch
 from torch import Tensor
 
-from offramp.errors import DamagedFileError, OfframpError
+from offramp.errors import DamagedFileError
 from offramp.files import sha256_of_file, write_atomically
 from offramp.tracing.part import damaged, trace_file
+from offramp.tracing.states import bytes_of, disk_full, read_into
 
 
 class LayerStates(Protocol):
@@ -78,12 +78,7 @@ class BatchPlace:
 
     offset: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+    dtype: str
 
 
 class TemporaryStates:
@@ -104,7 +99,8 @@ class TemporaryStates:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise _disk_full(layer) from error
+            what = f"the hidden states after layer {layer + 1} do not fit"
+            raise disk_full(what, "give a larger --memory") from error
         finally:
             if layer not in self._files:
                 file.close()
@@ -127,45 +123,23 @@ class TemporaryStates:
 def write_batches(write: Callable[[memoryview], object], outputs: Iterable[Tensor]) -> list[BatchPlace]:
     """Write the raw bytes of the outputs one after the other, and say where they are."""
     places: list[BatchPlace] = []
+    offset = 0
     for output in outputs:
         kept = output.to("cpu").contiguous()
-        offset = places[-1].offset + places[-1].size if places else 0
-        places.append(BatchPlace(offset, tuple(kept.shape), kept.dtype))
-        write(_bytes_of(kept))
+        places.append(BatchPlace(offset, tuple(kept.shape), str(kept.dtype).removeprefix("torch.")))
+        write(bytes_of(kept))
+        offset += kept.nbytes
     return places
 
 
 def read_batch(descriptor: int, place: BatchPlace) -> Tensor:
     """The output of one batch from its place in an open file."""
-    output = torch.empty(place.shape, dtype=place.dtype)
-    data = _bytes_of(output)
-    done = 0
-    while done < len(data):
-        read = os.preadv(descriptor, [data[done:]], place.offset + done)
-        if read == 0:
-            raise OSError("a file of hidden states ended early")
-        done += read
-    return output
+    return read_into(torch.empty(place.shape, dtype=getattr(torch, place.dtype)), descriptor, place.offset)
 
 
 def _write_whole(file: IO[bytes], data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def _disk_full(layer: int) -> OfframpError:
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    return OfframpError(
-        f"the disk is full: the hidden states after layer {layer + 1} do not fit, {free:,} bytes are free",
-        where=folder,
-        fix="free some space, set TMPDIR to a folder with more, or give a larger --memory",
-    )
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return tensor.view(-1).view(torch.uint8).numpy().data.cast("B")
 
 
 STATES_FOLDER = ".states"
@@ -174,17 +148,13 @@ STATES_FOLDER = ".states"
 DESCRIPTION = "states.json"
 
 
-Batches = tuple[tuple[tuple[int, ...], str], ...]
-"""Shape and dtype of each batch's output."""
-
-
 @dataclass(frozen=True)
 class _LayerSeal:
     """What vouches for a layer's file. states_of: what the states are of."""
 
     states_of: str
     layer: int
-    batches: Batches
+    places: tuple[BatchPlace, ...]
     data_sha256: str
 
 
@@ -233,9 +203,9 @@ class FolderStates:
 
         self._drop(layer)
         write_atomically(self._data(layer), write)
-        batches = tuple((place.shape, str(place.dtype).removeprefix("torch.")) for place in places)
-        _SEAL.write(self._seal(layer), _LayerSeal(self._states_of, layer, batches, digest.hexdigest()))
-        self._known[layer] = tuple(places)
+        seal = _LayerSeal(self._states_of, layer, tuple(places), digest.hexdigest())
+        _SEAL.write(self._seal(layer), seal)
+        self._known[layer] = seal.places
 
     def read(self, layer: int, batch: int) -> Tensor:
         """Read the output of one batch."""
@@ -283,15 +253,7 @@ class FolderStates:
             print(f"offramp: computed again: {error.what}", file=sys.stderr)
             self._drop(layer)
             return None
-        return tuple(_places(seal.batches))
-
-
-def _places(batches: Batches) -> list[BatchPlace]:
-    places: list[BatchPlace] = []
-    for shape, dtype in batches:
-        offset = places[-1].offset + places[-1].size if places else 0
-        places.append(BatchPlace(offset, shape, getattr(torch, dtype)))
-    return places
+        return seal.places
 
 
 def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[int, ...] | None:
