@@ -11,9 +11,6 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.source_code import source_fingerprint
-from offramp.models.transforms.layouts import PACKAGE
-from offramp.models.transforms.quantise import is_quantisation
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
 ALL = "all"
@@ -126,11 +123,16 @@ class TraceRequest:
 @functools.cache
 def code_fingerprint() -> str:
     """SHA-256 of the source of the packages that make a trace."""
+    from offramp.models.source_code import source_fingerprint
+
     return source_fingerprint("models", "workloads", "tracing")
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
     """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts."""
+    from offramp.models.transforms.layouts import PACKAGE
+    from offramp.models.transforms.quantise import is_quantisation
+
     names = ["torch", "transformers", "numpy"]
     if any(map(is_quantisation, transforms)):
         names.append(PACKAGE)
