@@ -36,10 +36,11 @@ import torch
 from torch import Tensor, nn
 
 import offramp
-from offramp.models.gguf_file import quiet_transformers
 from offramp.models.identity import ModelIdentity
-from offramp.models.loading import build_model, find_source
+from offramp.models.loading import build_model
 from offramp.models.model import Model
+from offramp.models.quiet import quiet_transformers
+from offramp.models.source import find_source
 from offramp.models.streaming.loading import load_streamed
 from offramp.tracing.measurement import FORWARD_TOKENS
 from offramp.tracing.request import parse_exits

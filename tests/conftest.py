@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from offramp.models.dense_cache import CACHE_VARIABLE, cache_folder
+from offramp.models.gguf_file import CACHE_VARIABLE, cache_folder
 from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli import preparation
 from offramp.models.model import Model
-from offramp.models.registry import BUNDLED
+from offramp.models.source import BUNDLED
 
 README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")

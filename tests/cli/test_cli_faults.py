@@ -15,7 +15,7 @@ import pytest
 
 from command_line import Outcome, run_offramp
 from offramp.files import write_sealed_json
-from offramp.models.dense_cache import CACHE_VARIABLE
+from offramp.models.gguf_file import CACHE_VARIABLE
 
 ENTRY = [sys.executable, "-c", "from offramp.cli.entry import main; main()"]
 

@@ -15,9 +15,9 @@ from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
-from offramp.models.dense_cache import CACHE_VARIABLE
-from offramp.models.loading import find_source
+from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.model import Model
+from offramp.models.source import find_source
 from offramp.models.streaming.loading import load_streamed
 
 

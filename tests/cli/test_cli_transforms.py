@@ -12,7 +12,7 @@ import pytest
 import offramp
 from command_line import run_offramp
 from offramp.costs.hardware import list_local_profiles
-from offramp.models.loading import find_source
+from offramp.models.source import find_source
 from offramp.tracing import loading
 from tiny_models import LAYERS
 
@@ -54,7 +54,7 @@ def test_bad_texts_are_refused_before_a_model_is_looked_at(
     def loaded(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("the model was looked at")
 
-    monkeypatch.setattr("offramp.models.loading.find_source", loaded)
+    monkeypatch.setattr("offramp.models.source.find_source", loaded)
     words = [str(word).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[command]]
     given = [word for text in texts for word in ("--transform", text)]
     shown = run_offramp(*words, *given).require(2)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.models.calls import first_tensor
+from offramp.models.calls import first_tensor, with_hidden
 from offramp.models.model import Model
-from offramp.models.stack import with_hidden
 from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
 from offramp.tracing.fitted_heads import describe_base
 

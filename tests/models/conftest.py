@@ -69,11 +69,11 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes one more transform known: plug_in(name, "module:Class"), which returns the registry."""
     from importlib.metadata import EntryPoint
 
-    from offramp.models.transforms import registry
-    from offramp.models.transforms.registry import TRANSFORMS
+    from offramp.models.transforms import transform
+    from offramp.models.transforms.transform import TRANSFORMS
 
     def install(name: str, value: str) -> Any:
-        point = EntryPoint(name, value, registry.ENTRY_POINT_GROUP)
+        point = EntryPoint(name, value, transform.ENTRY_POINT_GROUP)
         monkeypatch.setattr(
             "offramp.plug_ins.entry_points", lambda group: [point] if group == point.group else []
         )

@@ -13,13 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import write_tokenizer
-from offramp.models.calls import first_tensor
+from offramp.models.calls import Recorder, first_tensor
 from offramp.models.discovery import probe_ids
-from offramp.models.gguf_file import quiet_transformers
-from offramp.models.loading import find_source
 from offramp.models.model import Model
-from offramp.models.recording import Recorder
-from offramp.models.source import Source
+from offramp.models.quiet import quiet_transformers
+from offramp.models.source import Source, find_source
 
 INDEX = "model.safetensors.index.json"
 

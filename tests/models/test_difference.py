@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from offramp.models.difference import largest_difference, largest_finite
+from offramp.models.tensors import largest_difference, largest_finite
 
 
 def test_equal_infinities_do_not_differ_and_unequal_ones_do() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import write_tokenizer
 from offramp.errors import ModelError
-from offramp.models.encoding import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
+from offramp.models.model import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
 from offramp.tracing.loading import load_model
 
 

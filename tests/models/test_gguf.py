@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from offramp.errors import ModelError, OfframpError
-from offramp.models import dense_cache, gguf_file
-from offramp.models.dense_cache import CACHE_VARIABLE, dense_folder, find_damage
+from offramp.models import gguf_file
+from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.tracing.loading import load_model
 from tiny_models import GGUF_LAYERS, write_gguf
 
@@ -39,7 +39,7 @@ def test_a_gguf_becomes_a_dense_model_with_its_weights(
     assert "converting tiny.gguf" in capsys.readouterr().err
     assert (model.name, model.layers, model.context_length) == ("tiny", GGUF_LAYERS, 64)
     assert model.identity.licence == "mit"
-    assert model.identity.weights == dense_cache.sha256_of_file(path)
+    assert model.identity.weights == gguf_file.sha256_of_file(path)
     embedding = model.hf.get_input_embeddings().weight
     assert torch.equal(embedding, torch.from_numpy(tensors["token_embd.weight"]))
     down = model.hf.model.layers[1].mlp.down_proj.weight
@@ -63,7 +63,7 @@ def test_half_precision_is_kept_only_where_it_is_lossless(tmp_path: Path, cache:
     for dtype in (np.float16, np.float32):
         path = tmp_path / f"{np.dtype(dtype).name}.gguf"
         write_gguf(path, dtype=dtype)
-        folder = dense_folder(path, dense_cache.sha256_of_file(path), gguf_file.convert_to_safetensors)
+        folder = dense_folder(path, gguf_file.sha256_of_file(path), gguf_file.convert_to_safetensors)
         stored[path.stem] = {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
     assert stored == {"float16": {torch.float16}, "float32": {torch.float32}}
 
@@ -82,7 +82,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed_and_repaired(
     after = load_model(str(path)).hf.get_input_embeddings().weight
     assert "is damaged (model.safetensors changed); converting it again" in capsys.readouterr().err
     assert torch.equal(before, after)
-    (weights.parent / dense_cache.MANIFEST).unlink()
+    (weights.parent / gguf_file.MANIFEST).unlink()
     assert find_damage(weights.parent) is not None
 
 
@@ -161,7 +161,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None
 CONVERT_SLOWLY = """
 import sys, time
 from pathlib import Path
-from offramp.models.dense_cache import dense_folder
+from offramp.models.gguf_file import dense_folder
 
 def convert(source, folder):
     (folder / "model.safetensors").write_bytes(b"half")
@@ -201,7 +201,7 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_one_sweeps(tmp_path: 
 
     folder = dense_folder(source, "a" * 64, convert)
     assert [entry for entry in (cache / "dense").iterdir() if entry.is_dir()] == [folder]
-    manifest = json.loads((folder / dense_cache.MANIFEST).read_text())
+    manifest = json.loads((folder / gguf_file.MANIFEST).read_text())
     assert list(manifest["files"]) == ["model.safetensors"]
     assert find_damage(folder) is None
 

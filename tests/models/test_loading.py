@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
-from offramp.models.registry import BUNDLED, DEFAULT_MODEL, BundledModel
+from offramp.models.source import BUNDLED, DEFAULT_MODEL, BundledModel
 from offramp.tracing.loading import load_model
 
 

@@ -10,9 +10,8 @@ from family_configs import build_family
 from streaming_cases import write_family
 from torch import nn
 
-from offramp.models.streaming.kinds import kinds_of_layers
+from offramp.models.streaming.partial_model import kinds_of_layers, plan_partial_model
 from offramp.models.streaming.skeleton import Skeleton, build_skeleton
-from offramp.models.streaming.twin import plan_twin
 
 
 def skeleton_of(hf: object, layers: nn.ModuleList) -> Skeleton:
@@ -36,7 +35,7 @@ def test_layers_are_told_apart_by_their_make(family: str, kinds: list[int], tmp_
     source = write_family(tmp_path, family)
     skeleton = build_skeleton(source, dtype="float32")
     assert kinds_of_layers(skeleton) == kinds
-    real = plan_twin(skeleton).real
+    real = plan_partial_model(skeleton).real
     assert {0, 1, *kinds} <= set(real)
     assert all(kind == 0 or kind - 1 in real for kind in kinds)
 

@@ -9,13 +9,12 @@ import torch
 from quantised_cases import EVERY, IDS, config_by_hand, logits_of, needs_int4
 
 from offramp.errors import InputError, ModelError
-from offramp.models.finite import check_finite
 from offramp.models.loading import build_model
 from offramp.models.measuring import measure_shape
 from offramp.models.model import Model
-from offramp.models.stored import is_finite, mean_element_bytes, stored_bytes
+from offramp.models.tensors import check_finite, is_finite, mean_element_bytes, stored_bytes
 from offramp.models.transforms.contract import check_transform, example_model
-from offramp.models.transforms.int8_linear import MOST_ROWS
+from offramp.models.transforms.kernels import MOST_ROWS
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
 from offramp.records.typed import from_json, to_json
@@ -144,7 +143,8 @@ def test_a_family_that_cannot_run_so_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_the_real_model_gets_the_logits_of_torchao(smollm2: Model) -> None:
     from torchao.quantization import quantize_
 
-    from offramp.models.loading import find_source, load_source
+    from offramp.models.loading import load_source
+    from offramp.models.source import find_source
 
     ids = torch.tensor([smollm2.encode("The capital of France is Paris, and that of Italy")])
     by_hand = copy.deepcopy(smollm2.hf)

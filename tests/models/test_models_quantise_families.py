@@ -12,8 +12,8 @@ from torch import nn
 from offramp.errors import ModelError
 from offramp.models.identity import ModelIdentity
 from offramp.models.measuring import measure_shape
-from offramp.models.stored import is_wrapped
-from offramp.models.transforms import linear_modules
+from offramp.models.tensors import is_wrapped
+from offramp.models.transforms import quantised_layers
 from offramp.models.transforms.quantise import Int4, Int8
 
 
@@ -77,7 +77,7 @@ def test_an_expert_that_no_token_meets_is_quantised_too() -> None:
             return found
 
     layer = Layer()
-    called = linear_modules.called_linears([layer], lambda: layer(torch.zeros(1, 4)))
+    called = quantised_layers.called_linears([layer], lambda: layer(torch.zeros(1, 4)))
     assert called == [layer.experts[0][0], layer.experts[1][0]]
     assert not layer._forward_pre_hooks
 

@@ -12,12 +12,11 @@ from quantised_cases import EVERY, IDS
 from torch import nn
 
 from offramp.errors import ModelError
-from offramp.models.calls import first_tensor
+from offramp.models.calls import Recorder, first_tensor
 from offramp.models.model import Model
-from offramp.models.recording import Recorder
-from offramp.models.stored import is_wrapped
+from offramp.models.tensors import is_wrapped
 from offramp.models.transforms.contract import example_model
-from offramp.models.transforms.int8_linear import Int8Linear
+from offramp.models.transforms.kernels import Int8Linear
 from offramp.models.transforms.quantise import Int8, Quantised
 
 

@@ -7,9 +7,8 @@ import torch
 from family_configs import build_family
 from torch import nn
 
-from offramp.models.calls import first_tensor
+from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.discovery import find_stack, probe_ids
-from offramp.models.recording import LayerCall, Recorder
 from offramp.models.streaming.skeleton import drop_weights
 
 

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from offramp.errors import InputError, OfframpError
 from offramp.models.transforms.grammar import parse_transform, parse_transforms
-from offramp.models.transforms.options import options_of, text_of
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import GROUPS, Int4, Int8
-from offramp.models.transforms.registry import describe_transforms
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import Transform, describe_transforms, options_of, text_of
 
 
 @pytest.mark.parametrize(

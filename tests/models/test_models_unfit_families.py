@@ -11,7 +11,7 @@ from offramp.errors import ModelError
 from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.transforms.grammar import parse_transform
-from offramp.models.transforms.unfit_families import UNFIT, why_unfit
+from offramp.models.transforms.transform import UNFIT, why_unfit
 
 EXAMPLES = {"int8": "int8", "prune": "prune:drop=2"}
 

@@ -14,10 +14,9 @@ from streaming_cases import INDEX, shards
 
 from conftest import write_llama
 from offramp.errors import ModelError
-from offramp.models.checkpoint import check_checkpoint
-from offramp.models.gguf_file import quiet_transformers
-from offramp.models.loading import find_source
-from offramp.models.weight_files import SINGLE_FILE, StoredTensor, read_headers
+from offramp.models.checkpoint import SINGLE_FILE, StoredTensor, check_checkpoint, read_headers
+from offramp.models.quiet import quiet_transformers
+from offramp.models.source import find_source
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from offramp.errors import ModelError
 from offramp.models.discovery import find_stack, probe_ids
+from offramp.models.logit_scaling import LogitTransform, find_transform
 from offramp.models.stack import READOUTS
-from offramp.models.transform import LogitTransform, find_transform
 
 
 def llama(**config: Any) -> Any:

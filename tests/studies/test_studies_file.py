@@ -11,7 +11,7 @@ from study_files import SETTINGS, plan_of, small_world, study_of
 
 import offramp
 from offramp.errors import InputError
-from offramp.models.finding import find_source
+from offramp.models.source import find_source
 from offramp.studies.study_file import read_study
 from offramp.tracing.exit_heads import ExitHeads, LinearLens
 from offramp.tracing.heads_file import write_heads

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from study_files import small_world, study_of, write_model
 
-from offramp.models.finding import find_source
+from offramp.models.source import find_source
 from offramp.studies import availability, model_search
 from offramp.studies.fingerprints import FILE, Fingerprints, evidence_of
 from offramp.studies.plan import make_plan

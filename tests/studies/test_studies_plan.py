@@ -16,7 +16,7 @@ from offramp.costs.hardware import PROFILES, find_machine
 from offramp.decoding.measurement import turns
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.finding import find_source
+from offramp.models.source import find_source
 from offramp.records.typed import from_json, to_json
 from offramp.studies import estimates
 from offramp.studies.plan import make_plan

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.models.loading import find_source
+from offramp.models.source import find_source
 from offramp.studies.computing import code_of
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context

@@ -145,7 +145,8 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.M
 
 
 def test_a_streamed_model_is_read_through_the_same_heads(tmp_path: Path) -> None:
-    from offramp.models.loading import find_source, load_source
+    from offramp.models.loading import load_source
+    from offramp.models.source import find_source
     from offramp.models.streaming.loading import load_streamed
     from tiny_models import write_llama
 

@@ -6,7 +6,7 @@ import pytest
 from naive_facts import assert_facts, following_of, readings_of
 
 from offramp.models.model import Model
-from offramp.models.registry import BUNDLED
+from offramp.models.source import BUNDLED
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 

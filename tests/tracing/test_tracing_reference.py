@@ -15,8 +15,9 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_model, wor
 
 import offramp.tracing.reference as reference
 from offramp.errors import InputError, ModelError
-from offramp.models.loading import find_source, load_source
+from offramp.models.loading import load_source
 from offramp.models.model import Model
+from offramp.models.source import find_source
 from offramp.tracing.part import TOKEN_COLUMNS, read_columns
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace

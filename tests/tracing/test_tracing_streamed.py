@@ -16,7 +16,7 @@ from tracing_models import build_family, llama, tiny_llama, tiny_model, workload
 
 from offramp.errors import ModelError
 from offramp.models import source_code
-from offramp.models.recording import Recorder
+from offramp.models.calls import Recorder
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed_layers import BatchCalls
 from offramp.tracing.tracer import trace

@@ -10,8 +10,9 @@ import trace_fixtures
 from stored_traces import files_of, run
 from tracing_models import build_family, workload_of
 
-from offramp.models.loading import find_source, load_source
+from offramp.models.loading import load_source
 from offramp.models.model import Model
+from offramp.models.source import find_source
 from offramp.models.streaming.loading import load_streamed
 from tiny_models import write_tokenizer
 

@@ -13,8 +13,9 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 import offramp
 from offramp.errors import InputError, ModelError
-from offramp.models.loading import find_source, load_source
+from offramp.models.loading import load_source
 from offramp.models.model import Model
+from offramp.models.source import find_source
 from offramp.models.transforms.prune import Prune
 from offramp.tracing.layer_importance import measure_importance
 from offramp.tracing.loading import load_model, load_transformed

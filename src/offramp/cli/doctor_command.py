@@ -60,7 +60,7 @@ def _packages() -> list[Finding]:
 
 
 def _default_model() -> Finding:
-    from offramp.models.registry import BUNDLED, DEFAULT_MODEL
+    from offramp.models.source import BUNDLED, DEFAULT_MODEL
 
     try:
         return Finding("default model", True, str(BUNDLED[DEFAULT_MODEL].find()))
@@ -75,7 +75,7 @@ def _compiler() -> Finding:
 
 
 def _cache() -> Finding:
-    from offramp.models.dense_cache import cache_folder
+    from offramp.models.gguf_file import cache_folder
 
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))

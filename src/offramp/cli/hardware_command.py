@@ -54,7 +54,7 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
-    from offramp.models.registry import DTYPES
+    from offramp.models.shape import DTYPES
     from offramp.tracing.loading import find_model, read_transforms
 
     out = Output(as_json)

@@ -178,7 +178,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
-    from offramp.models.registry import DTYPES
+    from offramp.models.shape import DTYPES
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
     out = Output(as_json)

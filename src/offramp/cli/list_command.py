@@ -22,7 +22,7 @@ NAME_WIDTH = 38
 
 
 def _models() -> Rows:
-    from offramp.models.registry import BUNDLED
+    from offramp.models.source import BUNDLED
 
     return [
         {
@@ -52,7 +52,7 @@ def _workloads() -> Rows:
 
 
 def _transforms() -> Rows:
-    from offramp.models.transforms.registry import describe_transforms
+    from offramp.models.transforms.transform import describe_transforms
 
     return [
         {"name": transform.name, "what it is": transform.description} for transform in describe_transforms()

@@ -229,8 +229,7 @@ def _no_torch(problem: BaseException) -> OfframpError:
 
 def _out_of_memory(problem: BaseException) -> OfframpError:
     """Memory ran out: how much there is, and what takes less."""
-    from offramp.models.available_memory import available_memory, machine_memory
-    from offramp.models.memory_size import shown_size
+    from offramp.models.memory import available_memory, machine_memory, shown_size
 
     free, total = shown_size(available_memory()), shown_size(machine_memory())
     said = str(problem).partition("\n")[0] or "no more can be had"

@@ -178,7 +178,7 @@ def require_options(
     Raises InputError for a size below 1, exits that are no list of layers, an unknown dtype, and an output
     folder that cannot be one.
     """
-    from offramp.models.registry import DTYPES
+    from offramp.models.shape import DTYPES
     from offramp.workloads.packing import require_sizes
 
     require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)

@@ -15,7 +15,7 @@ import torch
 import offramp
 from offramp.costs.hardware import processor_name
 from offramp.models.model import Model
-from offramp.models.registry import weights_note
+from offramp.models.source import weights_note
 from offramp.tracing.request import code_fingerprint, library_versions
 from offramp.tracing.trace import Trace
 

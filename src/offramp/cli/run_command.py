@@ -29,7 +29,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, safe_name
 from offramp.errors import InputError
-from offramp.models.registry import DEFAULT_MODEL
+from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run(
     again.
     """
     from offramp.cli.answers import require_documents
-    from offramp.models.memory_size import parse_size
+    from offramp.models.memory import parse_size
     from offramp.tracing.loading import read_transforms
     from offramp.tuning.verdict import require_worth
     from offramp.workloads.registry import load_workload

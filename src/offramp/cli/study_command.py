@@ -207,7 +207,7 @@ def engine_options(
     workers: int | None, memory: str | None, address: str | None, retry: bool, stall_limit: float
 ) -> EngineOptions:
     """The options of an engine. Raises InputError for a size below 1 and for what is no amount of memory."""
-    from offramp.models.memory_size import parse_size
+    from offramp.models.memory import parse_size
     from offramp.studies.engines.engine import EngineOptions
 
     if workers is not None and workers < 1:

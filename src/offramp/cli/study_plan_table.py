@@ -21,7 +21,7 @@ from offramp.cli.study_words import (
     state_shown,
     task_names,
 )
-from offramp.models.memory_size import shown_size
+from offramp.models.memory import shown_size
 from offramp.report.formats import counted
 
 if TYPE_CHECKING:

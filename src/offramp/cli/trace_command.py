@@ -51,7 +51,7 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
-    from offramp.models.memory_size import parse_size
+    from offramp.models.memory import parse_size
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
     from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload

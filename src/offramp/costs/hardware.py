@@ -19,7 +19,7 @@ from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.dense_cache import cache_folder
+from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import command_name
 from offramp.plug_ins import load_plug_in, plug_ins
 from offramp.records.sealed_file import SealedFile

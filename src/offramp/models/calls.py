@@ -1,39 +1,23 @@
-"""The tree of module calls that one forward pass makes: which module called which, and in what order."""
+"""Calls of modules: what goes in and comes out, watched, replaced or noted, and the caches among it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from offramp.models.stack import ExitStack
 
-@dataclass(eq=False)
-class Call:
-    """One call of a module: `index` is its place among its caller's calls, `output` what it returned."""
-
-    module: nn.Module
-    caller: Call | None
-    index: int
-    children: list[Call] = field(default_factory=list)
-    output: Any = None
-
-    @property
-    def depth(self) -> int:
-        """Calls around this one; 0 for the top-level module."""
-        return 0 if self.caller is None else self.caller.depth + 1
-
-    def walk(self) -> Iterator[Call]:
-        """This call and all below it, in the order in which they began."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    def calls(self, module: nn.Module | None) -> bool:
-        """Whether `module` is called here or below."""
-        return any(call.module is module for call in self.walk())
+# Held while modules have other `forward` methods: no other thread may replace or copy them then.
+FORWARDS_REPLACED = threading.RLock()
 
 
 def first_tensor(output: Any) -> Any:
@@ -58,92 +42,224 @@ def place_of_hidden(
     return None
 
 
-def record_calls(model: nn.Module, ids: Tensor) -> Call:
-    """Run one forward without a cache and record every module call.
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A module's recorded output with another hidden state; its other tensors (states, weights) left out."""
+    if isinstance(output, (tuple, list)):
+        rest = [None if isinstance(item, Tensor) else item for item in output[1:]]
+        return (hidden, *rest)
+    if isinstance(output, Tensor):
+        return hidden
+    output = copy.copy(output)
+    output["last_hidden_state"] = hidden
+    return output
 
-    ids: int64 [batch, positions]. Returns the top-level call; its `output` is the model's.
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], before: Any, after: Any) -> Iterator[None]:
+    """Run with two functions called around every call of some modules, once for a module given twice.
+
+    before(module, arguments, keywords); after(module, arguments, keywords, output).
     """
-    root: Call | None = None
-    stack: list[Call] = []
-
-    def enter(module: nn.Module, arguments: Any) -> None:
-        nonlocal root
-        caller = stack[-1] if stack else None
-        call = Call(module, caller, len(caller.children) if caller else 0)
-        if caller is not None:
-            caller.children.append(call)
-        else:
-            root = call
-        stack.append(call)
-
-    def leave(module: nn.Module, arguments: Any, output: Any) -> None:
-        stack.pop().output = output
-
     handles = []
     try:
-        for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+        for module in dict.fromkeys(modules):
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    assert root is not None, "a forward pass calls at least the model itself"
-    return root
 
 
-def find_layer_calls(root: Call, expected: int | None) -> list[Call]:
-    """The calls of the decoder layers, in execution order.
+@contextmanager
+def replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Run with other `forward` methods on some modules."""
+    with FORWARDS_REPLACED:
+        yield from _with_replaced(replacements)
 
-    Decoder layers are the elements of one module list that one caller runs one after the other. Among such
-    lists the one with the `expected` number of executions comes first, then the outermost, then the longest:
-    a list of experts is called from inside a layer, hence deeper. Lists that this forward never runs (a
-    vision tower, an encoder, extra prediction heads) do not appear at all.
+
+def _with_replaced(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    saved: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in replacements}
+    try:
+        for module, forward in replacements.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, own in saved.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+class _AllNoted(Exception):
+    """Ends the forward pass after its last layer was noted: tail and head never run."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What a layer is called with, its hidden state left out.
+
+    before, after: positional arguments around the hidden state. keywords: without it. name: the keyword that
+    takes it, None if it is positional.
     """
-    candidates = []
-    calls_of: dict[nn.Module, list[Call]] = {}
-    for call in root.walk():
-        calls_of.setdefault(call.module, []).append(call)
-    order = {call: number for number, call in enumerate(root.walk())}
-    for module in root.module.modules():
-        if not isinstance(module, nn.ModuleList):
-            continue
-        calls = [call for element in dict.fromkeys(module) for call in calls_of.get(element, [])]
-        if not calls or any(call.caller is not calls[0].caller for call in calls):
-            continue
-        if not all(isinstance(first_tensor(call.output), Tensor) for call in calls):
-            continue
-        calls.sort(key=order.__getitem__)
-        candidates.append(calls)
-    if not candidates:
-        return []
-    return min(candidates, key=lambda calls: (len(calls) != expected, calls[0].depth, -len(calls)))
+
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    keywords: dict[str, Any]
+    name: str | None
+
+    def arguments(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with a hidden state in its place."""
+        if self.name is None:
+            return (*self.before, hidden, *self.after), self.keywords
+        return self.before, {**self.keywords, self.name: hidden}
+
+    def with_cache(self, view: Any, cache: Any) -> LayerCall:
+        """The same call with the cache itself in the place of a view of it."""
+        keywords = {name: cache if value is view else value for name, value in self.keywords.items()}
+        before, after = (
+            tuple(cache if value is view else value for value in values)
+            for values in (self.before, self.after)
+        )
+        return LayerCall(before, after, keywords, self.name)
 
 
-def calls_after(last: Call, until: Call) -> list[Call]:
-    """The outermost calls between the end of `last` and the end of `until`, one of its callers."""
-    after = []
-    call = last
-    while call is not until:
-        caller = call.caller
-        assert caller is not None, "`until` must be a caller of `last`"
-        after.extend(caller.children[call.index + 1 :])
-        call = caller
-    return after
+class Recorder:
+    """Runs a model's forward pass up to its layers, and notes each layer's arguments.
 
-
-def calls_before(calls: list[Call], module: nn.Module) -> list[Call] | None:
-    """The outermost of `calls` that ended before `module` was called, going into the call that holds it.
-
-    None if none of them calls `module`.
+    Works on copies of the modules on the way from the model to its layers, so that the model itself is never
+    changed and threads do not meet. All other modules are shared with the model.
     """
-    before: list[Call] = []
-    for call in calls:
-        if call.module is module:
-            return before
-        if call.calls(module):
-            inner = calls_before(call.children, module)
-            return None if inner is None else before + inner
-        before.append(call)
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._outputs = stack.layer_outputs
+        self._noted: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        with FORWARDS_REPLACED:
+            self._model = self._copied(stack.hf, frozenset(stack.layers), {})
+
+    def _copied(
+        self, module: nn.Module, layers: frozenset[nn.Module], copies: dict[nn.Module, nn.Module]
+    ) -> nn.Module:
+        """A shallow copy without hooks, its layers replaced; the module itself if no layer lies in it."""
+        if module not in copies:
+            if module in layers:
+                copies[module] = _shallow(module)
+                copies[module].__dict__["forward"] = self._note
+            elif layers.isdisjoint(module.modules()):
+                copies[module] = module
+            else:
+                copies[module] = _shallow(module)
+                for name, child in module._modules.items():
+                    if child is not None:
+                        copies[module]._modules[name] = self._copied(child, layers, copies)
+        return copies[module]
+
+    def _note(self, *arguments: Any, **keywords: Any) -> Any:
+        place = len(self._noted)
+        self._noted.append((arguments, keywords))
+        if place + 1 == len(self._outputs):
+            raise _AllNoted
+        return with_hidden(self._outputs[place], _hidden_of(arguments, keywords)[1])
+
+    def __call__(self, **inputs: Any) -> tuple[Tensor, list[LayerCall]]:
+        """The hidden state that the first layer is given, and the call of every layer."""
+        self._noted.clear()
+        try:
+            with contextlib.suppress(_AllNoted):
+                self._model(**inputs)
+            if len(self._noted) != len(self._outputs):
+                raise LookupError(f"{len(self._noted)} of {len(self._outputs)} layers were called")
+            first = _hidden_of(*self._noted[0])[1]
+            return first, [_call(*noted) for noted in self._noted]
+        finally:
+            # The copies hold this object and it holds them: only the collector would free what was noted.
+            self._noted.clear()
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = dict(module._modules)
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        copied.__dict__[name] = OrderedDict()
+    return copied
+
+
+def _hidden_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[int | str, Tensor]:
+    """Place or keyword of a layer's hidden state, and the state; raises LookupError if it has none."""
+    found = place_of_hidden(arguments, keywords)
+    if found is None:
+        raise LookupError("a layer is called without a hidden state")
+    return found
+
+
+def _call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> LayerCall:
+    place, _ = _hidden_of(arguments, keywords)
+    if isinstance(place, int):
+        return LayerCall(arguments[:place], arguments[place + 1 :], keywords, None)
+    rest = {name: value for name, value in keywords.items() if name != place}
+    return LayerCall(arguments, (), rest, place)
+
+
+def held_tensors(layer: nn.Module, arguments: Any) -> list[Tensor]:
+    """The floating-point tensors that a layer can keep between calls.
+
+    They lie in a cache among its arguments, or are attributes of its modules (no parameters, no buffers).
+    """
+    seen: set[int] = set()
+    held = [tensor for cache in caches_among(arguments) for tensor in _walk(cache, seen)]
+    for module in layer.modules():
+        held += [value for value in vars(module).values() if _is_floating(value) and id(value) not in seen]
+    return held
+
+
+def caches_among(values: Any) -> list[Any]:
+    """The cache objects among a layer's arguments."""
+    found = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            found += caches_among(value)
+        elif isinstance(value, dict):
+            found += caches_among(value.values())
+        elif is_cache(value):
+            found.append(value)
+    return found
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an object is a cache: of a class, or a parent class, whose name holds "Cache"."""
+    return any("Cache" in parent.__name__ for parent in type(value).__mro__)
+
+
+def sliding_window(arguments: Any, written: list[Tensor]) -> int | None:
+    """The window of the cache's layer that holds one of the `written` tensors, None if it does not slide."""
+    ids = {id(tensor) for tensor in written}
+    for cache in caches_among(arguments):
+        for layer in getattr(cache, "layers", []):
+            window = getattr(layer, "sliding_window", None)
+            if not isinstance(window, int) or not getattr(layer, "is_sliding", False):
+                continue
+            if ids & {id(tensor) for tensor in _walk(layer, set())}:
+                return window
     return None
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _walk(item, seen)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _walk(item, seen)
+    elif is_cache(value):
+        yield from _walk(vars(value), seen)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_file, sha256_of_text
-from offramp.models.weight_files import find_weight_files
+from offramp.models.checkpoint import find_weight_files
 
 TOKENIZER_PATTERNS = (
     "tokenizer*",

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from offramp.errors import ModelError
-from offramp.models.calls import hidden_argument
+from offramp.models.calls import hidden_argument, with_hidden
 from offramp.models.checkpoint import LAYER_COUNT_KEYS
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
-from offramp.models.stack import ExitStack, with_hidden
+from offramp.models.stack import ExitStack
 
 # Attributes that may be a layer's number though only one layer has them.
 INDEX_WORDS = ("idx", "index", "layer_number", "layer_id")

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.checkpoint import CONTEXT_KEYS, check_vocabulary, find_strangers, refuse_strangers
-from offramp.models.encoding import find_bos_policy, find_eos_token_ids
-from offramp.models.finding import find_source as find_source
-from offramp.models.finite import check_finite
-from offramp.models.gguf_file import quiet_transformers
+from offramp.models.checkpoint import (
+    CONTEXT_KEYS,
+    check_vocabulary,
+    find_strangers,
+    read_headers,
+    refuse_strangers,
+)
 from offramp.models.identity import ModelIdentity
-from offramp.models.model import Model
-from offramp.models.registry import DTYPES
-from offramp.models.shape import ModelShape
+from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
+from offramp.models.quiet import quiet_transformers
+from offramp.models.shape import DTYPES, ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
-from offramp.models.streaming.layers import StreamedLayers
-from offramp.models.weight_files import read_headers
+from offramp.models.tensors import check_finite
+
+if TYPE_CHECKING:
+    from offramp.models.streaming.layers import StreamedLayers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)

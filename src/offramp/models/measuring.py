@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,62 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from offramp.models.caches import held_tensors, sliding_window
+from offramp.models.calls import held_tensors, hooked, is_cache, sliding_window
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
-from offramp.models.expansion import expansion_parameters
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.models.stack import ExitStack
-from offramp.models.stored import mean_element_bytes
+from offramp.models.tensors import mean_element_bytes
+
+# Positions in the cache of the step that is watched: a number that few products have as rows by chance.
+CACHED_POSITIONS = 11
+
+
+class _Products(TorchFunctionMode):
+    """Adds up, for the layer that runs, the weights of products with a row for every attended position."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.elements = dict.fromkeys(map(id, layers), 0)
+        self.running: nn.Module | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and self.running is not None:
+            inputs, weight = args[0], args[1]
+            if inputs.numel() == (CACHED_POSITIONS + 1) * inputs.shape[-1]:
+                self.elements[id(self.running)] += weight.numel()
+        return func(*args, **(kwargs or {}))
+
+    def enter(self, layer: nn.Module, arguments: Any, keywords: Any) -> None:
+        """The layer begins to run."""
+        self.running = layer
+
+    def leave(self, layer: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+        """The layer has run."""
+        self.running = None
+
+
+def expansion_parameters(hf: Any, layers: Sequence[nn.Module]) -> list[int]:
+    """Elements of each layer's weights that one decoding step multiplies once for every attended position.
+
+    Latent attention that keeps a latent in the cache makes K and V of all positions anew at every step (as
+    transformers does for DeepSeek's, arXiv 2405.04434, section 2.1). Zero for a family that cannot decode a
+    single token with a cache.
+    """
+    ids = probe_ids(hf, CACHED_POSITIONS + 1)
+    products = _Products(layers)
+    keyword = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"
+    with torch.no_grad():
+        try:
+            output = hf(input_ids=ids[:, :-1], use_cache=True)
+            cache = next((value for value in output.values() if is_cache(value)), None)
+            if cache is None:
+                return [0] * len(layers)
+            with hooked(layers, products.enter, products.leave), products:
+                hf(input_ids=ids[:, -1:], **{keyword: cache}, use_cache=True)
+        except UNFIT_ERRORS:
+            return [0] * len(layers)
+    return [products.elements[id(layer)] for layer in layers]
+
 
 # Tokens of the forward that is measured: a number that no state or head size is likely to have.
 CACHED_TOKENS = 13
@@ -266,7 +317,11 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
         attention = _AttentionCalls()
         recorder = _CacheRecorder(attention)
         try:
-            with _hooked(stack, recorder, gradients), torch.set_grad_enabled(gradients), attention:
+            with (
+                hooked(stack.layers, recorder.enter, recorder.leave),
+                _gradients(stack.layers, gradients),
+                attention,
+            ):
                 hf(input_ids=probe_ids(hf, CACHED_TOKENS), use_cache=use_cache)
         except UNFIT_ERRORS:
             continue
@@ -275,19 +330,14 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
 
 
 @contextmanager
-def _hooked(stack: ExitStack, recorder: _CacheRecorder, gradients: bool) -> Iterator[None]:
-    layers = list(dict.fromkeys(stack.layers))
+def _gradients(layers: Iterable[nn.Module], wanted: bool) -> Iterator[None]:
+    """Run with or without gradients of the layers' weights; afterwards they have none."""
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    handles = []
     try:
-        for layer in layers:
-            handles.append(layer.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-            handles.append(layer.register_forward_hook(recorder.leave, with_kwargs=True))
         for parameter in parameters:
-            parameter.requires_grad_(gradients)
-        yield
+            parameter.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter in parameters:
             parameter.requires_grad_(False)

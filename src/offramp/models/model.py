@@ -1,19 +1,111 @@
-"""A loaded model: transformers' own model and tokenizer, the stack of exits, shape and identity."""
+"""A loaded model: transformers' own, the stack of exits, shape and identity; from text to token ids.
+
+Which beginning-of-sequence token goes in front of a text, and how a chat turn is written, is decided here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateError
 
 from offramp.errors import ModelError
-from offramp.models import encoding
-from offramp.models.encoding import BosPolicy
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
-from offramp.models.streaming.layers import StreamedLayers
+
+if TYPE_CHECKING:
+    from offramp.models.streaming.layers import StreamedLayers
+
+# Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
+FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
+
+PLAIN_CHAT_TEMPLATE = "User: {prompt}\nAssistant:"
+
+
+@dataclass(frozen=True)
+class BosPolicy:
+    """What `encode` puts in front of a text.
+
+    source: "tokenizer" (the tokenizer adds the token by itself), "forced" (the family needs it and the
+    tokenizer does not add it) or "none". token_id: the token, None for "none".
+    """
+
+    source: Literal["tokenizer", "forced", "none"]
+    token_id: int | None = None
+
+
+def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
+    """Look at what the tokenizer does to a short text, and force BOS for the families that need it."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    without = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    if list(ids[:1]) != list(without[:1]):
+        return BosPolicy("tokenizer", int(ids[0]))
+    if bos is not None and model_type.startswith(FAMILIES_THAT_NEED_BOS):
+        return BosPolicy("forced", int(bos))
+    return BosPolicy("none")
+
+
+def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
+    """Token ids of a text as `tokenizer(text)` gives them, with BOS in front if the policy forces it."""
+    return _with_bos(policy, tokenizer(text, verbose=False)["input_ids"])
+
+
+def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str) -> list[int]:
+    """Token ids of one user turn, ready for the assistant's answer.
+
+    With the tokenizer's chat template and its generation prompt; without a template, as a plain turn
+    ("User: ... Assistant:").
+
+    Raises ModelError if the template cannot write one user turn.
+    """
+    if tokenizer.chat_template is None:
+        return encode_text(tokenizer, policy, PLAIN_CHAT_TEMPLATE.format(prompt=prompt))
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the model's chat template cannot write a user's turn: {type(error).__name__}: {error}",
+            where=str(tokenizer.name_or_path),
+            fix="trace a workload of given texts, or repair the template in the tokenizer's files",
+        ) from error
+    return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _with_bos(policy: BosPolicy, tokens: Iterable[Any]) -> list[int]:
+    """Token ids with BOS in front if the policy forces it and it is not there."""
+    ids = [int(token) for token in tokens]
+    if policy.source == "forced" and policy.token_id is not None and ids[:1] != [policy.token_id]:
+        return [policy.token_id, *ids]
+    return ids
+
+
+def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer: the generation config's, the config's and the tokenizer's.
+
+    Raises ModelError for an end token that is no number.
+    """
+    stated: list[Any] = [
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+        getattr(model.config.get_text_config(), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ]
+    ids: set[int] = set()
+    for value in stated:
+        tokens: list[Any] = [] if value is None else [value] if isinstance(value, (int, str)) else list(value)
+        if not all(isinstance(token, int) for token in tokens):
+            raise ModelError(
+                f"the end token {value!r} of the model is not a token id",
+                where="eos_token_id in config.json or generation_config.json",
+                fix="write the token's number there",
+            )
+        ids.update(tokens)
+    return tuple(sorted(ids))
 
 
 @dataclass(frozen=True)
@@ -83,11 +175,11 @@ class Model:
 
         Raises ModelError if the text holds a special token that the model has no embedding for.
         """
-        return self._with_rows(encoding.encode_text(self.tokenizer, self.bos_policy, text))
+        return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text))
 
     def encode_chat(self, prompt: str) -> list[int]:
         """Token ids of one user turn with the generation prompt (see `uses_plain_chat_template`)."""
-        return self._with_rows(encoding.encode_chat(self.tokenizer, self.bos_policy, prompt))
+        return self._with_rows(encode_chat(self.tokenizer, self.bos_policy, prompt))
 
     def _with_rows(self, ids: list[int]) -> list[int]:
         """The same ids, refused if one has no row in the embedding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 TORCHAO_LOGGERS = ("torchao", "torch.utils._pytree")
 """They warn, at the import of torchao, of its kernels for accelerators that are not there."""
@@ -22,3 +23,21 @@ def quiet_loggers(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Run without transformers' progress bars and warnings, and those of torchao, which it may import."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with quiet_loggers(*TORCHAO_LOGGERS):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()

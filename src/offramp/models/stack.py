@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.models.calls import first_tensor, hidden_argument
-from offramp.models.transform import LogitTransform
-
-# Held while modules have other `forward` methods: no other thread may replace or copy them then.
-FORWARDS_REPLACED = threading.RLock()
+from offramp.models.calls import first_tensor, hidden_argument, hooked, replaced_forward, with_hidden
+from offramp.models.logit_scaling import LogitTransform
 
 ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]
@@ -97,7 +91,7 @@ class ExitStack:
             if previous is None:
                 previous = hidden_argument(arguments, keywords)
 
-        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+        def after(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
             nonlocal executed, previous
             hidden = first_tensor(output)
             on_layer(executed, hidden if previous is None else previous, hidden)
@@ -106,7 +100,7 @@ class ExitStack:
             if executed == len(self.layers):
                 raise _LastLayerDone
 
-        with torch.no_grad(), _hooked(self.layers, before, after):
+        with torch.no_grad(), hooked(self.layers, before, after):
             try:
                 self.hf(input_ids=ids.to(self.device), use_cache=False)
             except _LastLayerDone:
@@ -117,52 +111,6 @@ def _chain(modules: Sequence[nn.Module], hidden: Tensor) -> Tensor:
     for module in modules:
         hidden = module(hidden)
     return hidden
-
-
-@contextmanager
-def _hooked(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[None]:
-    handles = []
-    try:
-        for layer in dict.fromkeys(layers):
-            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(layer.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def replaced_forward(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Run with other `forward` methods on some modules."""
-    with FORWARDS_REPLACED:
-        yield from _with_replaced(replacements)
-
-
-def _with_replaced(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    saved: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in replacements}
-    try:
-        for module, forward in replacements.items():
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, own in saved.items():
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
-
-
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A module's recorded output with another hidden state; its other tensors (states, weights) left out."""
-    if isinstance(output, (tuple, list)):
-        rest = [None if isinstance(item, Tensor) else item for item in output[1:]]
-        return (hidden, *rest)
-    if isinstance(output, Tensor):
-        return hidden
-    output = copy.copy(output)
-    output["last_hidden_state"] = hidden
-    return output
 
 
 def _read_fast(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
-from offramp.models.memory_size import parse_size
-from offramp.models.registry import DTYPES
+from offramp.models.memory import parse_size
+from offramp.models.shape import DTYPES
 from offramp.policies.grammar import parse_policy
 from offramp.records.given_file import did_you_mean
 from offramp.studies.axis_checks import (

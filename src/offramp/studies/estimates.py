@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.counting import REDUCTION_FLOPS
-from offramp.models.available_memory import WORKING_SHARE
-from offramp.models.memory_size import parse_size
+from offramp.models.memory import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import Combine, Decode, HeadsEntry

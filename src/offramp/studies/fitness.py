@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from offramp.errors import InputError
-from offramp.models.transforms.unfit_families import why_unfit
+from offramp.models.transforms.transform import why_unfit
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.walk import require_neighbours

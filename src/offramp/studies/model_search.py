@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
-from offramp.models.available_memory import WORKING_SHARE, machine_memory
-from offramp.models.checkpoint import CONFIG_FILE, CONTEXT_KEYS, read_config, stated_count, stated_layers
-from offramp.models.finding import find_source, hub_source
-from offramp.models.hub import find_downloaded, looks_like_hub_id, unknown_model
+from offramp.models.checkpoint import (
+    CONFIG_FILE,
+    CONTEXT_KEYS,
+    read_config,
+    read_headers,
+    stated_count,
+    stated_layers,
+)
 from offramp.models.identity import ModelIdentity
-from offramp.models.memory_size import shown_size
-from offramp.models.registry import BUNDLED
-from offramp.models.source import Source
+from offramp.models.memory import WORKING_SHARE, machine_memory, shown_size
+from offramp.models.source import (
+    BUNDLED,
+    Source,
+    find_downloaded,
+    find_source,
+    hub_source,
+    looks_like_hub_id,
+    unknown_model,
+)
 from offramp.models.source_code import source_fingerprint
-from offramp.models.weight_files import read_headers
 from offramp.studies.entries import ModelEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import FoundModel

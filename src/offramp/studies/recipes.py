@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.costs.hardware import machine_facts
-from offramp.models.memory_size import parse_size
+from offramp.models.memory import parse_size
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.paired import PAIRED_DRAWS

@@ -9,8 +9,7 @@ from offramp.decoding.measurement.accelerations import DECODERS
 from offramp.errors import InputError
 from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
-from offramp.models.transforms.registry import TRANSFORMS
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import TRANSFORMS, Transform
 from offramp.records.given_file import did_you_mean
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import Combine, TransformEntry

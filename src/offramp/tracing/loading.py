@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from offramp.errors import InputError, ModelError
 from offramp.models.identity import ModelIdentity, shown_name
-from offramp.models.memory_size import shown_size
+from offramp.models.memory import shown_size
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -128,7 +128,7 @@ def find_model(
     name: str, transforms: Sequence[Transform], *, dtype: str, trust_remote_code: bool
 ) -> ModelRequest:
     """A model's files, checked as far as possible without loading a weight. Raises ModelError."""
-    from offramp.models.loading import find_source
+    from offramp.models.source import find_source
 
     source = find_source(name, trust_remote_code=trust_remote_code)
     return ModelRequest(source, tuple(transforms), dtype, trust_remote_code)

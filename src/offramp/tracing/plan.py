@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.models.registry import weights_note
+from offramp.models.source import weights_note
 from offramp.tracing.request import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.packing import Context, EncodedDocument, EncodedDocuments, Selection, select_contexts

@@ -130,8 +130,7 @@ def code_fingerprint() -> str:
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
     """Versions of the libraries that a trace's numbers depend on. transforms: of the model, as texts."""
-    from offramp.models.transforms.layouts import PACKAGE
-    from offramp.models.transforms.quantise import is_quantisation
+    from offramp.models.transforms.quantise import PACKAGE, is_quantisation
 
     names = ["torch", "transformers", "numpy"]
     if any(map(is_quantisation, transforms)):

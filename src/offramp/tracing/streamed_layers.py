@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.models.calls import first_tensor
+from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.model import Model
-from offramp.models.recording import LayerCall, Recorder
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.models.streaming.layers import StreamedLayers
 from offramp.tracing.measurement import Capture, forward_batches, ids_of, state_shape_of

@@ -18,10 +18,10 @@ from offramp.decoding.engine.engine import Abilities, Engine, transposed_is_fast
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, find_stack, probe_ids
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
+from offramp.models.tensors import largest_difference, largest_finite
 
 PROMPT = 6
 # Of the largest logit, our loop against the model's own forward with a cache.

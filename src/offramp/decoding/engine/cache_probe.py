@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from offramp.decoding.engine.truncated_cache import entries_of, own_cache
 from offramp.errors import ModelError
-from offramp.models.caches import is_cache
-from offramp.models.calls import first_tensor
-from offramp.models.difference import largest_difference, largest_finite
+from offramp.models.calls import LayerCall, first_tensor, is_cache
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.models.recording import LayerCall
+from offramp.models.tensors import largest_difference, largest_finite
 
 CHECKED_TOKENS = 7
 # Of the largest logit. Wide: a cache that is not read at all is what must be found.

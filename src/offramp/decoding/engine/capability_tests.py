@@ -13,8 +13,8 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.sequences import Sequences, token_positions
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.difference import largest_difference, largest_finite
 from offramp.models.discovery import UNFIT_ERRORS, special_tokens
+from offramp.models.tensors import largest_difference, largest_finite
 
 # Tokens of a trial's prompt and those decoded after it.
 PROMPT, NEW = 9, 4

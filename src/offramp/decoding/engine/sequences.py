@@ -17,9 +17,7 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.engine.meter import Meter
 from offramp.decoding.engine.truncated_cache import Past, at_length
 from offramp.errors import ModelError
-from offramp.models.caches import caches_among
-from offramp.models.calls import first_tensor
-from offramp.models.recording import LayerCall, Recorder
+from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from offramp.decoding.compatibility import (
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.loading import find_source, require_dtype
-from offramp.models.source import Source
+from offramp.models.loading import require_dtype
+from offramp.models.source import Source, find_source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest

@@ -11,8 +11,7 @@ from offramp.decoding.measurement.combined import PLAIN_NAME
 from offramp.errors import InputError
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.quantise import Quantised
-from offramp.models.transforms.registry import TRANSFORMS
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import TRANSFORMS, Transform
 from offramp.policies.signals import suggest
 
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"

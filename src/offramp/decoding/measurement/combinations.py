@@ -34,7 +34,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
-from offramp.models.stored import is_wrapped
+from offramp.models.tensors import is_wrapped
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform

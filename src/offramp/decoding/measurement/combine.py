@@ -38,8 +38,8 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
-from offramp.models.gguf_file import quiet_transformers
 from offramp.models.model import Model
+from offramp.models.quiet import quiet_transformers
 from offramp.policies.steps import DRAFT_LENGTH
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.verdict import WORTH

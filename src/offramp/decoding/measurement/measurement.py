@@ -34,7 +34,7 @@ from offramp.decoding.measurement.trial import PILOT_VISITS, Pilot, Trial, choos
 from offramp.decoding.measurement.turns import Group, time_groups
 from offramp.errors import OfframpError
 from offramp.files import sha256_of_text
-from offramp.models.gguf_file import quiet_transformers
+from offramp.models.quiet import quiet_transformers
 
 PEERS_SHARE = 0.15
 """Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""

@@ -25,7 +25,7 @@ from offramp.decoding.strategies.descent import ExitStep, choose, exit_logits, f
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.errors import ModelError
-from offramp.models.caches import held_tensors
+from offramp.models.calls import held_tensors
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy

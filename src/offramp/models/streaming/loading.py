@@ -1,28 +1,83 @@
-"""`load_streamed`: a checked model whose layers stay on disk."""
+"""Loading a model whose layers stay on disk, and how much memory that takes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from offramp.errors import ModelError
-from offramp.models.gguf_file import quiet_transformers
-from offramp.models.loading import describe_model, load_tokenizer
-from offramp.models.model import Model
-from offramp.models.source import Source
-from offramp.models.streaming.memory import (
-    MemoryNeed,
-    memory_need,
-    needed_memory,
-    weight_bytes,
-    would_not_fit,
-)
-from offramp.models.streaming.shards import ShardedLayers, read_weights
-from offramp.models.streaming.skeleton import Skeleton, build_skeleton, set_tensor
-from offramp.models.streaming.twin import discover, plan_twin
-from offramp.models.streaming.weight_map import WeightMap, map_weights
-from offramp.models.weight_files import read_headers
+import torch
 
-__all__ = ["MemoryNeed", "load_streamed", "needed_memory", "weight_bytes", "would_not_fit"]
+from offramp.errors import ModelError
+from offramp.models.checkpoint import read_headers
+from offramp.models.loading import describe_model, load_tokenizer
+from offramp.models.memory import WORKING_SHARE, available_memory
+from offramp.models.model import Model
+from offramp.models.quiet import quiet_transformers
+from offramp.models.source import Source
+from offramp.models.streaming.layers import ShardedLayers, read_weights
+from offramp.models.streaming.partial_model import PartialModel, discover, plan_partial_model
+from offramp.models.streaming.skeleton import Skeleton, build_skeleton, set_tensor
+from offramp.models.streaming.weight_map import WeightMap, map_weights
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of a model's weights in the dtype they are loaded in.
+
+    whole_bytes: all of them. largest_layer_bytes: the largest layer. resident_bytes: what belongs to no layer
+    (embedding, final norm, output head). streaming_bytes: the most that reading layer by layer holds at a
+    time: the resident weights with the layer in use and the next one, or with the layers that are needed
+    together to look at the model.
+    """
+
+    whole_bytes: int
+    largest_layer_bytes: int
+    resident_bytes: int
+    streaming_bytes: int
+
+
+def needed_memory(source: Source, dtype: str, *, trust_remote_code: bool = False) -> MemoryNeed:
+    """What a model's weights need, from the headers of its weight files; nothing is loaded.
+
+    Raises ModelError if the model cannot be read layer by layer, or if the files do not fit the config.
+    """
+    with quiet_transformers():
+        skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        weight_map = map_weights(skeleton, read_headers(source.folder))
+        return memory_need(weight_map, plan_partial_model(skeleton))
+
+
+def memory_need(weight_map: WeightMap, partial: PartialModel) -> MemoryNeed:
+    """What a model's weights need, some of its layers in memory together at first."""
+    sizes, reading = weight_map.layer_bytes, weight_map.reading_bytes
+    resident = sum(step.result_bytes for step in weight_map.resident)
+    resident_reading = resident + max((step.spare_bytes for step in weight_map.resident), default=0)
+    pairs = [size + following for size, following in zip(sizes, reading[1:], strict=False)]
+    spare = max(reading[index] - sizes[index] for index in partial.real)
+    looking = sum(sizes[index] for index in partial.real) + spare
+    return MemoryNeed(
+        whole_bytes=resident + sum(sizes),
+        largest_layer_bytes=max(sizes),
+        resident_bytes=resident,
+        streaming_bytes=max(resident_reading, resident + max(*pairs, looking, 0)),
+    )
+
+
+def would_not_fit(source: Source, dtype: str) -> bool:
+    """Whether the weights of a model, with a tenth more for working with them, exceed the available memory.
+
+    Only the headers of the weight files are read. Raises ModelError if they are damaged.
+    """
+    return weight_bytes(source, dtype) * WORKING_SHARE > available_memory()
+
+
+def weight_bytes(source: Source, dtype: str) -> int:
+    """Bytes of all of a model's weight files in the dtype they are loaded in, whatever the model's family.
+
+    Only the headers of the weight files are read. Raises ModelError if they are damaged.
+    """
+    size: int = getattr(torch, dtype).itemsize
+    return sum(tensor.elements * size for tensor in read_headers(source.folder).values())
 
 
 def load_streamed(
@@ -41,12 +96,12 @@ def load_streamed(
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         skeleton = build_skeleton(source, dtype=dtype, trust_remote_code=trust_remote_code)
         weight_map = map_weights(skeleton, read_headers(source.folder))
-        twin = plan_twin(skeleton)
-        need = memory_need(weight_map, twin)
+        partial = plan_partial_model(skeleton)
+        need = memory_need(weight_map, partial)
         _check_memory(need, memory_bytes, source.name)
         _load_resident(skeleton, weight_map)
         streamed = ShardedLayers(skeleton, weight_map, need.resident_bytes)
-        stack, shape = discover(skeleton, streamed, twin)
+        stack, shape = discover(skeleton, streamed, partial)
     return describe_model(
         skeleton.hf,
         tokenizer,

@@ -20,10 +20,9 @@ from transformers.core_model_loading import (
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from offramp.errors import ModelError
-from offramp.models.checkpoint import find_strangers, refuse_strangers
+from offramp.models.checkpoint import StoredTensor, find_strangers, refuse_strangers
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.streaming.skeleton import Skeleton, shared_parameters
-from offramp.models.weight_files import StoredTensor
 
 Read = Callable[[StoredTensor], Tensor]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offramp.errors import InputError
-from offramp.models.registry import DTYPES
+from offramp.models.shape import DTYPES
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.transform import Transform
 
@@ -72,8 +72,8 @@ def _check_text(transform: Transform) -> None:
 def _check_logits(transform: Transform, model: Model, other: Model) -> None:
     import torch
 
-    from offramp.models.difference import largest_difference, largest_finite
     from offramp.models.discovery import find_stack, probe_ids
+    from offramp.models.tensors import largest_difference, largest_finite
 
     ids = probe_ids(model.hf)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def _decoded(model: Model, ids: Tensor) -> Tensor:
     """Logits of all positions, the last STEPS of them decoded one by one."""
     import torch
 
-    from offramp.models.caches import is_cache
+    from offramp.models.calls import is_cache
 
     keyword = "cache" if "cache" in inspect.signature(model.hf.forward).parameters else "past_key_values"
     prompt = ids.shape[1] - STEPS
@@ -121,9 +121,9 @@ def example_model(dtype: str = "float32") -> Model:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from offramp.models.gguf_file import quiet_transformers
     from offramp.models.identity import ModelIdentity
     from offramp.models.loading import build_model
+    from offramp.models.quiet import quiet_transformers
 
     with quiet_transformers():
         from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.models.transforms.options import Option, options_of
-from offramp.models.transforms.registry import TRANSFORMS
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import TRANSFORMS, Option, Transform, options_of
 
 
 def parse_transform(text: str) -> Transform:

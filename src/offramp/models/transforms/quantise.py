@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from offramp.errors import InputError, ModelError
-from offramp.models.registry import DTYPES
+from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
     from torch import nn
 
     from offramp.models.model import Model
     from offramp.models.shape import ModelShape
+
+PACKAGE = "torchao"
 
 GROUPS = (32, 64, 128)
 """Weights that share a scale, as torchao's int4 kernels take them."""
@@ -59,7 +61,7 @@ class Quantised(ABC):
         dtype: that the model is to be loaded in; None to refuse only what fits none. A small product is
         tried, once.
         """
-        from offramp.models.transforms.layouts import find_config
+        from offramp.models.transforms.kernels import find_config
 
         failed: dict[str, InputError] = {}
         for known in DTYPES:
@@ -82,7 +84,7 @@ class Quantised(ABC):
         Raises ModelError if the model is quantised already, has a layer with less than half of its weights in
         linear modules that fit, or cannot run with them; InputError as `check` does.
         """
-        from offramp.models.transforms.layouts import find_config
+        from offramp.models.transforms.kernels import find_config
 
         self._check_plain(model)
         device = next(model.hf.parameters()).device.type
@@ -93,8 +95,8 @@ class Quantised(ABC):
 
     def _in_memory(self, model: Model, config: Any) -> Model:
         from offramp.models.discovery import find_stack, probe_ids
-        from offramp.models.stored import mean_element_bytes
-        from offramp.models.transforms.linear_modules import called_linears, quantise_linears
+        from offramp.models.tensors import mean_element_bytes
+        from offramp.models.transforms.quantised_layers import called_linears, quantise_linears
 
         layers = list(dict.fromkeys(model.stack.layers))
         ids = probe_ids(model.hf)
@@ -132,7 +134,7 @@ class Quantised(ABC):
         )
 
     def _check_plain(self, model: Model) -> None:
-        from offramp.models.stored import is_wrapped
+        from offramp.models.tensors import is_wrapped
 
         before = any(map(is_quantisation, model.identity.transforms))
         parameters = (parameter for layer in model.stack.layers for parameter in layer.parameters())

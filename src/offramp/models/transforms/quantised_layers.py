@@ -1,21 +1,80 @@
-"""Layers that stay on disk, quantised each time that one is read."""
+"""Layers whose linear modules are quantised: in place, or each time that one is read from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torchao.quantization import quantize_
 
 from offramp.errors import ModelError
+from offramp.models.calls import Recorder
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.models.recording import Recorder
-from offramp.models.stored import mean_element_bytes
 from offramp.models.streaming.layers import StreamedLayers
-from offramp.models.transforms.linear_modules import called_linears, quantise_linears
+from offramp.models.tensors import is_wrapped, mean_element_bytes
+from offramp.models.transforms.kernels import Int8Linear, few_rows_pay
+
+
+def linear_modules(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Parent, name and module of each linear module whose weights torchao quantises, as it chooses them."""
+    for parent in layer.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and not isinstance(child, NonDynamicallyQuantizableLinear):
+                yield parent, name, child
+
+
+def called_linears(layers: Iterable[nn.Module], run: Callable[[], object]) -> list[nn.Linear]:
+    """The linear modules of some layers without those that their parents do not call in a run.
+
+    The weights of such a module are read directly (Mamba's step size), which quantised ones do not allow. An
+    expert that no token of the run meets has a parent that is not called either, and stays.
+    """
+    layers = list(layers)
+    called: set[nn.Module] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda module, arguments: called.add(module))
+        for module in {module for layer in layers for module in layer.modules()}
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [entry for layer in layers for entry in linear_modules(layer)]
+    return list(
+        dict.fromkeys(linear for parent, _, linear in found if linear in called or parent not in called)
+    )
+
+
+def quantise_linears(
+    layer: nn.Module, config: Any, chosen: Collection[nn.Module]
+) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Quantise a layer's linear modules that are among the chosen ones, in place.
+
+    config: of torchao. Where torch's kernel is faster for few rows, a module becomes an `Int8Linear`. Returns
+    parent, name and quantised module of each, as they were found.
+    """
+    quantize_(
+        layer, config, filter_fn=lambda module, name: module in chosen and not is_wrapped(module.weight)
+    )
+    found = [entry for entry in linear_modules(layer) if entry[2] in chosen]
+    for parent, name, linear in found:
+        if _takes_kernel(linear):
+            setattr(parent, name, Int8Linear.of(linear))
+    return found
+
+
+def _takes_kernel(linear: nn.Linear) -> bool:
+    # A subclass computes something else beside the product.
+    weight: Any = linear.weight
+    if type(linear) is not nn.Linear or type(weight.data).__name__ != "Int8Tensor":
+        return False
+    return few_rows_pay(str(weight.dtype).removeprefix("torch."), weight.device.type)
 
 
 class QuantisedLayers:

@@ -1,8 +1,18 @@
-"""What every transform is: a change to a loaded model that gives another model, named in its identity."""
+"""What every transform is, its options as text, and the transforms that are known by name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from offramp.errors import OfframpError
+from offramp.plug_ins import FIX, load_plug_in, plug_ins, refused
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -35,3 +45,192 @@ class Transform(Protocol):
 
         Raises ModelError if the model cannot be transformed so.
         """
+
+
+LONGEST_NUMBER = 9
+"""Digits of a number at most: far more than layers, tokens or weights in a group."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a transform.
+
+    read: from its text to the value; raises ValueError for a text that does not fit. wanted: what it takes,
+    in words. default: the value if it is left out. required: it must be given.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    wanted: str
+    default: Any = None
+    required: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The option with its default, for lists: "group=32", or "drop=…" if it has none."""
+        empty = self.default is None or self.default == ()
+        return f"{self.name}=…" if empty else f"{self.name}={text_of(self.default)}"
+
+
+def options_of(kind: type[Any]) -> tuple[Option, ...]:
+    """The options of a transform's class: its dataclass fields, read by their types.
+
+    Types: str, int, bool, and tuples of whole numbers, each also `| None`. Raises TypeError for a class that
+    is no dataclass or has a field of another type.
+    """
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"{kind.__name__} is no dataclass")
+    hints = typing.get_type_hints(kind)
+    return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(kind) if field.init)
+
+
+def text_of(value: Any) -> str:
+    """The value of an option as the grammar writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
+    kinds = [kind for kind in _alternatives(hint) if kind is not types.NoneType]
+    known = READERS.get(kinds[0]) if len(kinds) == 1 else None
+    if known is None:
+        raise TypeError(f"the field {field.name} has the type {hint}, which no text is read as")
+    read, wanted = known
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    default = None if field.default is dataclasses.MISSING else field.default
+    return Option(field.name, read, wanted, default, required)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
+        raise ValueError(text)
+    return int(text)
+
+
+def _wholes(text: str) -> tuple[int, ...]:
+    return tuple(_whole(item) for item in text.split("+"))
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    str: (str, "a word"),
+    int: (_whole, "a whole number"),
+    bool: (_truth, "true or false"),
+    tuple[int, ...]: (_wholes, 'whole numbers joined by "+", as in 20+21'),
+}
+"""Readers by the type of the field, and what they take."""
+
+
+ENTRY_POINT_GROUP = "offramp.transforms"
+PARTS = ("name", "text", "check", "apply")
+BUILT_IN = {
+    "int8": "offramp.models.transforms.quantise:Int8",
+    "int4": "offramp.models.transforms.quantise:Int4",
+    "prune": "offramp.models.transforms.prune:Prune",
+}
+
+
+@dataclass(frozen=True)
+class TransformDescription:
+    """One line of `offramp list transforms`. name: as written, with every option and its default."""
+
+    name: str
+    description: str
+
+
+class Transforms(Mapping[str, type[Transform]]):
+    """Classes of transforms by name; a class is imported when it is looked up, and then kept to its rules.
+
+    A package adds one by pointing an entry point of the group "offramp.transforms", whose name is the
+    transform's, at a frozen dataclass that fits `offramp.models.transforms.transform.Transform`.
+
+    Looking one up raises InputError for a plug-in that cannot be imported, is no such class, or bears
+    another name; iterating, for one that takes the name of a built-in transform.
+    """
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        points = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
+        for point in plug_ins(ENTRY_POINT_GROUP).values():
+            if points.get(point.name, point) != point:
+                raise _refused(point, f"two transforms are called {point.name!r}")
+            points[point.name] = point
+        return points
+
+    def __getitem__(self, name: str) -> type[Transform]:
+        return _load(self._points[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._points)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+
+TRANSFORMS = Transforms()
+
+
+def describe_transforms() -> tuple[TransformDescription, ...]:
+    """Every known transform, those of plug-ins included; nothing that it needs is imported.
+
+    Raises InputError naming a plug-in that cannot be used.
+    """
+    described = []
+    for name, kind in TRANSFORMS.items():
+        options = ",".join(option.shown for option in options_of(kind))
+        first_line = (kind.__doc__ or "").strip().splitlines()[0]
+        described.append(TransformDescription(f"{name}:{options}" if options else name, first_line))
+    return tuple(described)
+
+
+def _load(point: EntryPoint) -> type[Transform]:
+    kind: type[Transform] = load_plug_in(point, _is_transform, "transform", "the class of a transform")
+    try:
+        options_of(kind)
+    except TypeError as error:
+        raise _refused(point, f"the transform {point.name!r} cannot be written as text: {error}") from error
+    if kind.name != point.name:
+        raise _refused(point, f"the transform of the entry point {point.name!r} calls itself {kind.name!r}")
+    return kind
+
+
+def _is_transform(found: object) -> bool:
+    return isinstance(found, type) and all(hasattr(found, part) for part in PARTS)
+
+
+def _refused(point: EntryPoint, what: str) -> OfframpError:
+    return refused(point, what, fix=f"{FIX} (see offramp.testing.check_transform)")
+
+
+QUANTISATION = {
+    "falcon": "its layers multiply with their weights themselves, in ways that quantised ones do not allow",
+    "gpt2": "its matrices are convolutions, and torchao quantises linear modules alone",
+    "mixtral": "most of its weights are stacked experts, and torchao quantises linear modules alone",
+}
+PRUNING = {
+    "gemma3n_text": "its layers take embeddings of their own, by number",
+    "zamba2": "its layers share weights",
+    "zaya": "its layers compute something else when they move up",
+}
+UNFIT: Mapping[str, Mapping[str, str]] = {"int8": QUANTISATION, "int4": QUANTISATION, "prune": PRUNING}
+"""Why a family is refused, by the name of the transform and the model type in the config."""
+
+
+def why_unfit(transform: Transform, model_type: str | None) -> str | None:
+    """Why a transform cannot be applied to a family; None if nothing is known against it."""
+    return UNFIT.get(transform.name, {}).get(model_type or "")

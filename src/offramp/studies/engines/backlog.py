@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from offramp.errors import DiskFullError, OfframpError
-from offramp.models.memory_size import shown_size
+from offramp.models.memory import shown_size
 from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure

@@ -13,7 +13,7 @@ from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import OfframpError
 from offramp.files import canonical_json
-from offramp.models.threads import use_threads
+from offramp.models.memory import use_threads
 from offramp.studies.computing import code_of, code_of_module
 from offramp.studies.manifest import RESULT, study_file
 from offramp.studies.steps import measured_on

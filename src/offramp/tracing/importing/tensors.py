@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
-from offramp.models.weight_files import PICKLE_PATTERNS, find_weight_files
+from offramp.models.checkpoint import PICKLE_PATTERNS, find_weight_files
 from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")

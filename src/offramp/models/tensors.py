@@ -1,4 +1,7 @@
-"""Bytes of weights as they are stored, where a tensor may be made of several (quantised weights)."""
+"""What is asked of tensors: how far they lie apart, whether they are finite, the bytes they are stored in.
+
+A model may rule tokens out with logits of -inf, and a quantised weight is stored in several tensors.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from offramp.errors import ModelError
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference of two tensors of one shape, NaN if one holds a NaN.
+
+    Equal infinities do not differ; unequal ones differ by infinity.
+    """
+    found, expected = found.float(), expected.float()
+    return float((found - expected).abs().masked_fill(found == expected, 0.0).max())
+
+
+def largest_finite(logits: Tensor) -> float:
+    """Largest absolute value apart from infinities: what a difference is held against."""
+    return float(logits.float().abs().masked_fill(logits.isinf(), 0.0).max())
 
 
 def is_wrapped(tensor: Tensor) -> bool:
@@ -50,3 +69,20 @@ def mean_element_bytes(module: nn.Module) -> float | None:
     if not any(is_wrapped(parameter) for parameter in parameters):
         return None
     return stored_bytes([module]) / sum(parameter.numel() for parameter in parameters)
+
+
+def check_finite(hf: Any, name: str) -> None:
+    """Raise ModelError for a model with a NaN or infinite weight, naming the tensor; `name`: of the model."""
+    for parameter_name, parameter in hf.named_parameters():
+        if not parameter.is_meta:
+            check_tensor_finite(parameter_name, parameter, name)
+
+
+def check_tensor_finite(tensor_name: str, tensor: Tensor, name: str) -> None:
+    """Raise ModelError for a weight with a NaN or infinity."""
+    if not is_finite(tensor):
+        raise ModelError(
+            f"the weight {tensor_name} holds NaN or infinite values",
+            where=name,
+            fix="the file is damaged or the training failed: use another copy of the model",
+        )
