@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import (
     TEMPORARY_PREFIX,
@@ -196,6 +194,8 @@ def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
 
 
 def _convert_atomically(source: Path, folder: Path, convert: Convert) -> None:
+    from safetensors import SafetensorError
+
     temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
     temporary.mkdir()
     try:
