@@ -34,14 +34,14 @@ from offramp.decoding.execution.executor import ModelExecutor, opened_executor, 
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import METHODS
-from offramp.tuning.certify import losses_in_order, run_sequence
-from offramp.tuning.losses import make_floor
+from offramp.tuning.bounds import METHODS, settle
+from offramp.tuning.certificate import losses_in_order, run_sequence
+from offramp.tuning.executor import Clock, Proposal
+from offramp.tuning.floor import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.proposals import Clock, Proposal, Proposals
-from offramp.tuning.searching import search_pool
-from offramp.tuning.sequential import settle
+from offramp.tuning.proposals import Proposals
+from offramp.tuning.search import search_pool
 from offramp.tuning.splits import Roles, split_roles
 from offramp.tuning.strategy_costs import StrategyCosts
 

@@ -29,13 +29,11 @@ from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS
-from offramp.tuning.certify import losses_in_order, ordered_candidates, run_sequence
-from offramp.tuning.evidence import Evidence
-from offramp.tuning.floor import Floor
-from offramp.tuning.losses import make_floor
-from offramp.tuning.pool import ROUNDING, Pool
+from offramp.tuning.certificate import losses_in_order, ordered_candidates, run_sequence
+from offramp.tuning.floor import Floor, make_floor
+from offramp.tuning.pool import ROUNDING, Evidence, Pool
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.searching import search_pool
+from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_roles
 
 DELTAS = (0.1, 0.05)

@@ -17,7 +17,7 @@ from pathlib import Path
 import offramp
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import LeagueEntry
+from offramp.tuning.league import LeagueEntry
 
 FLOORS = (0.99, 0.95, 0.90)
 COLUMNS = (

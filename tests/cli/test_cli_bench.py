@@ -190,7 +190,7 @@ def test_one_prompt_has_no_interval_and_says_so(tiny_model: Path, workload: str)
 def test_a_tuned_policy_is_held_to_its_floor(
     measured: tuple[Outcome, Path, Path], model: Path, workload: str, tmp_path: Path
 ) -> None:
-    from offramp.tuning.tuned_file import write_tuned
+    from offramp.tuning.tuned import write_tuned
 
     trace = offramp.Trace.load(measured[2])
     tuned = offramp.tune(trace, floor={"agreement": 0.5}, hardware="h100")

@@ -22,7 +22,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.runner import run_job
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
-from offramp.tuning.tuned_file import read_tuned
+from offramp.tuning.tuned import read_tuned
 
 NOT_READ = (".lock", ".log", ".html", ".bib", ".csv", ".parquet")
 """Endings of what only people read, or nobody; a trace's Parquet files are flipped by its own tests too."""

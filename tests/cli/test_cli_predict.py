@@ -15,10 +15,8 @@ from offramp.scoring.scoring import score
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor
 from offramp.tuning.predict import predict
-from offramp.tuning.shift import shift_of
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import Tuned, read_tuned, shift_of, write_tuned
 from tiny_models import write_documents, write_llama
 
 POLICY = "threshold:signal=hidden_cosine,value=0.9,exits=1+3"

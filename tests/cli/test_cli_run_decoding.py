@@ -382,8 +382,9 @@ def test_texts_too_short_for_a_prompt_are_refused(tiny_model: Path, text_result:
 def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
     from offramp.tuning.judging import judge
-    from offramp.tuning.results import LeagueEntry, Verdict
+    from offramp.tuning.league import LeagueEntry
     from offramp.tuning.tuned import Tuned
+    from offramp.tuning.verdict import Verdict
 
     one = Estimate(1.0)
     (folder,) = [path for path in (finished_run / "traces").glob("*/*") if path.name != "chat"]

@@ -9,7 +9,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.tuning.tuned_file import read_tuned
+from offramp.tuning.tuned import read_tuned
 from tiny_models import write_documents
 
 FLOOR = ("--floor", "agreement=0.6", "--hardware", "cpu-2core", "--prompt-tokens", "8", "--new-tokens", "6")

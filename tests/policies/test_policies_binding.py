@@ -14,7 +14,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
 from offramp.tuning.splits import digests
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import read_tuned, write_tuned
 from policy_traces import make_trace
 
 MODEL = {"name": "tiny", "fingerprint": "m1"}

@@ -15,8 +15,8 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps
 from offramp.policies.walk import Walk
+from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import measure
-from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import pricing_of
 from policy_traces import make_shape, make_trace
 

@@ -12,8 +12,8 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay, replay_intervals
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import DRAWS, measure
-from offramp.tuning.losses import make_floor
 from offramp.tuning.pricing import pricing_of
 from policy_traces import make_trace
 

@@ -16,13 +16,12 @@ from offramp.policies.rules.short_list import ShortList, read_short, with_short_
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
-from offramp.tuning.certify import policy_losses
-from offramp.tuning.held_out import measure
-from offramp.tuning.lockstep import measure_in_lockstep, walk_in_lockstep
-from offramp.tuning.losses import make_floor, token_losses
+from offramp.tuning.certificate import policy_losses
+from offramp.tuning.floor import make_floor, token_losses
+from offramp.tuning.held_out import measure, measure_in_lockstep, walk_in_lockstep
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.searching import search_pool
+from offramp.tuning.search import search_pool
 from policy_traces import make_shape, make_trace
 
 SHAPE = make_shape(head=1_000_000)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
+from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
-from offramp.tuning.results import LeagueEntry, MachineAnswer
-from offramp.tuning.tuned import Certificate, FrontPoint, Tuned
+from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.tuned import FrontPoint, Tuned
 
 PLAIN = 0.0583
 

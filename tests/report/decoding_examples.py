@@ -16,7 +16,7 @@ from offramp.decoding.measurement.results import (
     PartError,
 )
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
-from offramp.tuning.results import Speed
+from offramp.tuning.verdict import Speed
 
 PLAIN = 0.0583
 NEVER, GENERATE = "never exit", "generate()"

@@ -15,8 +15,8 @@ from offramp.report.headline import (
     short_answer,
 )
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Speed, Verdict
-from offramp.tuning.tuned import Certificate
+from offramp.tuning.certificate import Certificate
+from offramp.tuning.verdict import Speed, Verdict
 
 
 def certificate(*, holds: bool = True, executed: bool = True) -> Certificate:

@@ -16,8 +16,8 @@ from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Speed
-from offramp.tuning.tuned import Candidate, Certificate
+from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.verdict import Speed
 
 TRIED = Candidate("static:exit=20", "propagate", 0.98, 0.955, 0.9632, 56, 1.014, False, "time used up")
 OPEN = Certificate(

@@ -58,7 +58,7 @@ from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
 from offramp.tuning.league import league
-from offramp.tuning.tuned_file import read_tuned, to_json
+from offramp.tuning.tuned import read_tuned, to_json
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 

@@ -21,10 +21,17 @@ from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
-from offramp.tuning.break_even import LEVERS, BreakEven, amount, break_even, checked_at_one_price, net_speedup
-from offramp.tuning.exit_sets import exit_sets
-from offramp.tuning.losses import document_losses, make_floor, token_losses
-from offramp.tuning.signal_break_even import break_even_by_signal
+from offramp.tuning.break_even import (
+    LEVERS,
+    BreakEven,
+    amount,
+    break_even,
+    break_even_by_signal,
+    checked_at_one_price,
+    net_speedup,
+)
+from offramp.tuning.floor import document_losses, make_floor, token_losses
+from offramp.tuning.threshold_family import exit_sets
 from policy_traces import make_shape, make_trace
 
 

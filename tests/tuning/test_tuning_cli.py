@@ -19,7 +19,7 @@ from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned_file import read_tuned
+from offramp.tuning.tuned import read_tuned
 from offramp.workloads.workload import Document, Workload
 from policy_traces import make_shape, make_trace
 

@@ -9,9 +9,7 @@ from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
-from offramp.tuning.credit import Credit, early_exit_credit
-from offramp.tuning.league import league
-from offramp.tuning.results import LeagueEntry
+from offramp.tuning.league import Credit, LeagueEntry, early_exit_credit, league
 
 SHORT = "shortlist:policy=[never],at=all"
 

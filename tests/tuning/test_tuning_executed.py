@@ -23,18 +23,15 @@ from offramp.policies.walk import walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
-from offramp.tuning.bounds import METHODS, Losses
-from offramp.tuning.certify import policy_losses
+from offramp.tuning.bounds import METHODS, Losses, settle
+from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import Limits
-from offramp.tuning.executor import Rerun
-from offramp.tuning.losses import make_floor
-from offramp.tuning.proposals import RERUNS, Clock, Proposal
-from offramp.tuning.sequence import FixedSequence, chosen_trial
-from offramp.tuning.sequential import settle
+from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chosen_trial
+from offramp.tuning.floor import make_floor
+from offramp.tuning.proposals import RERUNS
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 
 AGREEMENT = make_floor({"agreement": 0.9})
 

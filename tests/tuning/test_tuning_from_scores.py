@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import InputError
-from offramp.tuning.from_scores import BASES_NEEDED, fit_line, predict_from_score
-from offramp.tuning.score_cells import ScoreCell, read_cells
+from offramp.tuning.from_scores import BASES_NEEDED, ScoreCell, fit_line, predict_from_score, read_cells
 
 
 def cell(

@@ -6,14 +6,12 @@ from tuning_traces import easy_and_hard
 from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never
-from offramp.tuning.halves import halves_of
-from offramp.tuning.judging import judge
-from offramp.tuning.league import league
-from offramp.tuning.losses import make_floor
-from offramp.tuning.machines import machine_answers
+from offramp.tuning.floor import make_floor
+from offramp.tuning.judging import halves_of, judge
+from offramp.tuning.league import league, machine_answers
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.searching import search_pool
+from offramp.tuning.search import search_pool
 
 
 def test_the_league_lists_every_family_with_its_bounds() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from offramp.errors import InputError
-from offramp.tuning.losses import (
+from offramp.tuning.floor import (
     document_losses,
     document_weights,
     make_floor,

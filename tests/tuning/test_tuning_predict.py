@@ -21,14 +21,11 @@ from offramp.policies.walk import walk
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
-from offramp.tuning.floor import Floor
-from offramp.tuning.losses import document_losses, token_losses
+from offramp.tuning.floor import Floor, document_losses, token_losses
 from offramp.tuning.predict import predict
-from offramp.tuning.shift import shift_of
 from offramp.tuning.splits import digests, traced
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import Tuned, read_tuned, shift_of, write_tuned
 from offramp.workloads.shared_text import Sketcher, write_sketch
 from policy_traces import make_shape, make_trace
 

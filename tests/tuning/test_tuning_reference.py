@@ -17,14 +17,13 @@ from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import curve, make_grid
-from offramp.tuning.evidence import Evidence
+from offramp.tuning.floor import document_weights, parse_floor, token_losses
 from offramp.tuning.judging import judge
-from offramp.tuning.league import league
-from offramp.tuning.losses import document_weights, parse_floor, token_losses
-from offramp.tuning.machines import machine_answers
+from offramp.tuning.league import league, machine_answers
+from offramp.tuning.pool import Evidence
 from offramp.tuning.predict import predict
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import read_tuned, write_tuned
 from policy_traces import make_trace
 
 FLOOR = "reference_agreement"

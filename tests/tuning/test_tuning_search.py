@@ -20,16 +20,19 @@ from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
 from offramp.policies.signals import SIGNALS
 from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
-from offramp.tuning.certify import order_places, policy_losses, search_targets
+from offramp.tuning.certificate import order_places, policy_losses, search_targets
 from offramp.tuning.curves import curve, make_grid
-from offramp.tuning.exit_sets import fitting_sets, recorded_signals
-from offramp.tuning.families import ThresholdFamily
+from offramp.tuning.floor import document_weights, make_floor, token_losses
 from offramp.tuning.held_out import measure
-from offramp.tuning.losses import document_weights, make_floor, token_losses
-from offramp.tuning.per_exit import per_exit_thresholds
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import Pricing, count_walk, pricing_of
-from offramp.tuning.searching import add_exact, search_pool, targets_around
+from offramp.tuning.search import add_exact, search_pool, targets_around
+from offramp.tuning.threshold_family import (
+    ThresholdFamily,
+    fitting_sets,
+    per_exit_thresholds,
+    recorded_signals,
+)
 from policy_traces import make_shape, make_trace
 
 POLICIES = (

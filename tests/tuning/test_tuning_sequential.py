@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from offramp.tuning.bounds import BET_LIMIT, METHODS, Losses, documents_needed
-from offramp.tuning.sequential import Settled, fewest_documents, sequential_capital, settle
+from offramp.tuning.bounds import (
+    BET_LIMIT,
+    METHODS,
+    Losses,
+    Settled,
+    documents_needed,
+    fewest_documents,
+    sequential_capital,
+    settle,
+)
 
 LOSSES = arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1, width=16))
 

@@ -12,7 +12,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.trace import Trace
-from offramp.tuning.shift import QUANTILES, shift_of, shift_rows
+from offramp.tuning.tuned import QUANTILES, shift_of, shift_rows
 from policy_traces import make_shape, make_trace
 
 

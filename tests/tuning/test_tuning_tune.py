@@ -19,12 +19,11 @@ from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
 from offramp.tuning.answers import meaning_of
 from offramp.tuning.bounds import METHODS
-from offramp.tuning.certify import losses_in_order, run_sequence
-from offramp.tuning.losses import make_floor
+from offramp.tuning.certificate import losses_in_order, run_sequence
+from offramp.tuning.floor import make_floor
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.tuned_file import read_tuned, write_tuned
+from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 from policy_traces import make_shape, make_trace
 
 

@@ -8,7 +8,7 @@ import pytest
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
 from offramp.models.shape import LayerShape
-from offramp.tuning.machines import machine_answers
+from offramp.tuning.league import machine_answers
 from offramp.tuning.predict import predict
 from offramp.tuning.pricing import pricing_of
 from policy_traces import make_shape, make_trace

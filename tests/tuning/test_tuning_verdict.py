@@ -21,20 +21,18 @@ from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
+from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
-from offramp.tuning.evidence import Evidence
-from offramp.tuning.exit_sets import exit_sets, recorded_signals
-from offramp.tuning.floor import Floor
+from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.judging import documents_needed, judge
-from offramp.tuning.losses import make_floor
-from offramp.tuning.machines import machine_answers
-from offramp.tuning.pool import Pool
+from offramp.tuning.league import machine_answers
+from offramp.tuning.pool import Evidence, Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.results import Speed
-from offramp.tuning.searching import add_exact, targets_around
+from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
-from offramp.tuning.tuned import Candidate, Certificate, Tuned
-from offramp.tuning.verdict import AT_HAND, decide, kept_words, percent_down, settle
+from offramp.tuning.threshold_family import exit_sets, recorded_signals
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import AT_HAND, Speed, decide, kept_words, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)

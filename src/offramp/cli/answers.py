@@ -13,13 +13,10 @@ from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven, break_even
-from offramp.tuning.halves import Halves, halves_of
-from offramp.tuning.judging import documents_needed, judge
-from offramp.tuning.league import league
-from offramp.tuning.machines import machine_answers
-from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.judging import Halves, documents_needed, halves_of, judge
+from offramp.tuning.league import LeagueEntry, MachineAnswer, league, machine_answers
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import WORTH
+from offramp.tuning.verdict import WORTH, Verdict
 from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)

@@ -21,11 +21,10 @@ from offramp.report.run_result import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
-from offramp.tuning.results import Speed, Verdict
 from offramp.tuning.tune import AUTO
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import open_candidate, settle
+from offramp.tuning.verdict import Speed, Verdict, open_candidate, settle
 from offramp.workloads.workload import Workload
 
 SEED = 0

@@ -43,9 +43,8 @@ from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace as trace_model
-from offramp.tuning.results import Verdict
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.tuned_file import write_tuned
+from offramp.tuning.tuned import Tuned, write_tuned
+from offramp.tuning.verdict import Verdict
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 

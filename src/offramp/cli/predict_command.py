@@ -119,8 +119,7 @@ def _predict_from_score(
 ) -> None:
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
-    from offramp.tuning.from_scores import predict_from_score
-    from offramp.tuning.score_cells import read_cells
+    from offramp.tuning.from_scores import predict_from_score, read_cells
 
     known = read_cells(cells)
     with stage("scoring"):
@@ -135,7 +134,7 @@ def _show(out: Output, found: Prediction) -> None:
 
     from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
     from offramp.scoring.documents import lengths_text
-    from offramp.tuning.losses import NATS, loss_text
+    from offramp.tuning.floor import NATS, loss_text
     from offramp.tuning.pricing import BYTES
 
     def cost(value: float) -> str:

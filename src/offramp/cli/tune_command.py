@@ -119,7 +119,7 @@ def tune(
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.policy_cost import machine_for
     from offramp.tracing.trace import Trace
-    from offramp.tuning.losses import parse_floor
+    from offramp.tuning.floor import parse_floor
     from offramp.tuning.tune import EXECUTED, check_settings
 
     out = Output(as_json)
@@ -172,7 +172,7 @@ def tune(
 
 def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> dict[str, Any]:
     """Write a tuned policy and show it; its JSON object."""
-    from offramp.tuning.tuned_file import to_json, write_tuned
+    from offramp.tuning.tuned import to_json, write_tuned
 
     write_tuned(output, tuned, heads)
     _show(out, tuned, output)
@@ -287,7 +287,7 @@ def _show(out: Output, tuned: Tuned, output: Path) -> None:
 def certificate_lines(tuned: Tuned) -> list[str]:
     """The certificate in plain words."""
     from offramp.tuning.bounds import find_method
-    from offramp.tuning.losses import loss_text
+    from offramp.tuning.floor import loss_text
 
     certificate = tuned.certificate
     rule = find_method(certificate.method)
@@ -313,7 +313,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
     from offramp.report.formats import counted, estimate_text, gain_text, percent, times
-    from offramp.tuning.losses import NATS
+    from offramp.tuning.floor import NATS
 
     def said(estimate: Estimate, number: Callable[[float], str]) -> str:
         why = f" (no interval: {estimate.no_interval})" if estimate.no_interval else ""

@@ -9,7 +9,8 @@ from offramp.report.certificate import short_certificate
 from offramp.report.formats import estimate_text, listed, percent, times, whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
-from offramp.tuning.results import Decision, LeagueEntry, MachineAnswer
+from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.verdict import Decision
 
 DECISION_WORDS: dict[Decision, str] = {
     "pays": "yes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from offramp.report.formats import decimal, duration, listed, percent
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.results import Verdict
+from offramp.tuning.verdict import Verdict
 
 LOCAL = "local"
 

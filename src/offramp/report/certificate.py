@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from offramp.report.formats import counted, decimal, faster, percent, whole_percent
+from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor, FloorKind
-from offramp.tuning.tuned import Certificate, Tuned
+from offramp.tuning.tuned import Tuned
 
 METHODS: dict[str, str] = {
     "wsr": "betting bound (Waudby-Smith and Ramdas)",

@@ -10,8 +10,7 @@ from offramp.report.comparison_words import SHARE_FLOORS, floor_shown, machine_s
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
-from offramp.tuning.results import Decision, Speed
-from offramp.tuning.verdict import WORTH, decide
+from offramp.tuning.verdict import WORTH, Decision, Speed, decide
 
 NEVER = "never"
 NOT_CERTIFIABLE = "not certifiable"

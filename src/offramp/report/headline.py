@@ -10,8 +10,7 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import saved_words, speed_words, transform_sentence, worth_words
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED
-from offramp.tuning.results import Decision, Verdict
-from offramp.tuning.verdict import kept_words
+from offramp.tuning.verdict import Decision, Verdict, kept_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 HEADLINE_FLOOR = 0.95

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from offramp.decoding.measurement.results import Contender, Interval
 from offramp.report.formats import counted, percent, value_text, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
-from offramp.tuning.results import Verdict
+from offramp.tuning.verdict import Verdict
 
 NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
 """How users know what the measurement calls otherwise."""

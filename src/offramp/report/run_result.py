@@ -15,8 +15,9 @@ from offramp.policies.replay import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.league import LeagueEntry, MachineAnswer
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Verdict
 from offramp.workloads.workload import Mode
 
 

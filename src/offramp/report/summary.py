@@ -19,9 +19,9 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import credit_json, credits_of
 from offramp.scoring.estimate import Estimate, finite_json, number
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.results import LeagueEntry, MachineAnswer, Verdict
+from offramp.tuning.league import LeagueEntry, MachineAnswer
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import WORTH
+from offramp.tuning.verdict import WORTH, Verdict
 
 SCHEMA_VERSION = 8
 BATCH_SIZE = 1

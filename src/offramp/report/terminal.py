@@ -31,7 +31,7 @@ from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.timing_words import contender_answer
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.results import Verdict
+from offramp.tuning.verdict import Verdict
 
 DECISION_STYLES = {
     "pays": "green",

@@ -21,8 +21,8 @@ from offramp.report.formats import (
 )
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate, finite_json
-from offramp.tuning.credit import Credit, early_exit_credit
-from offramp.tuning.results import LeagueEntry, Speed, Verdict
+from offramp.tuning.league import Credit, LeagueEntry, early_exit_credit
+from offramp.tuning.verdict import Speed, Verdict
 
 CUT = "plain decoding with its output head cut to the short list"
 

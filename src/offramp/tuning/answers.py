@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.floor import Floor
+from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.floor import NATS, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.job import Job
-from offramp.tuning.losses import NATS, loss_text
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.splits import fewest_documents
-from offramp.tuning.tuned import Candidate, Certificate
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
 """What is searched and certified at a batch above 1."""

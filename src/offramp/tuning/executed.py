@@ -15,25 +15,26 @@ from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tuning.answers import Decoded, executed_answer
-from offramp.tuning.bounds import Losses, best_certifiable
-from offramp.tuning.executor import Executor
-from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
-from offramp.tuning.job import Job
-from offramp.tuning.losses import loss_text, risk_to_quality
-from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import KEY_VALUE, WalkCounts
-from offramp.tuning.proposals import TARGETS, Clock, Proposal, Proposals
-from offramp.tuning.replay_bound import measure_report
-from offramp.tuning.sequence import (
+from offramp.tuning.bounds import Losses, best_certifiable, fewest_documents
+from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
+    Clock,
+    Executor,
     FixedSequence,
     OnDocuments,
+    Proposal,
     Trial,
     chosen_trial,
 )
-from offramp.tuning.sequential import fewest_documents
+from offramp.tuning.floor import loss_text, risk_to_quality
+from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
+from offramp.tuning.job import Job
+from offramp.tuning.pool import Pool, front_of
+from offramp.tuning.pricing import KEY_VALUE, WalkCounts
+from offramp.tuning.proposals import TARGETS, Proposals
 from offramp.tuning.strategy_costs import StrategyCosts
-from offramp.tuning.tuned import Candidate, Certificate, Tuned
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import AT_HAND
 
 PER_NEEDED = 4
@@ -228,7 +229,7 @@ def _lossless(job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | N
 def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal | None) -> HeldOut:
     """The chosen policy rerun on the report documents, each charged as its strategy runs."""
     if chosen is None or not len(job.roles.report):
-        return measure_report(job, Never())
+        return job.report(Never())
     again = executor.rerun(chosen.policy, chosen.kv, job.roles.report)
     if not again.trace.token_count:
         return unmeasured("the report documents are one token each", job.pricing.plain)

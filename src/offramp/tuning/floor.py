@@ -1,9 +1,19 @@
-"""A quality floor: what the user will not give up."""
+"""Quality floors, and what a token and a document lose under a policy, in [0, 1]."""
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import InputError
+from offramp.scoring.documents import document_rows, fact_of
+from offramp.tracing.trace import FactArray, Trace
 
 FloorKind = Literal["agreement", "reference_agreement", "nll", "kl"]
 FloorAnswer = Literal["holds", "broken", "not decided"]
@@ -31,3 +41,158 @@ class Floor:
     def __str__(self) -> str:
         """As on the command line: agreement=0.99."""
         return f"{self.kind}={self.value:g}"
+
+
+CLIP = 1.0
+"""Nats at which a token's loss is cut for the floors "nll" and "kl", unless another limit is given."""
+
+KINDS: tuple[FloorKind, ...] = get_args(FloorKind)
+
+SHARES: tuple[FloorKind, ...] = ("agreement", "reference_agreement")
+"""Floors that bound a share of tokens."""
+
+NATS: dict[FloorKind, str] = {"nll": "NLL increase", "kl": "KL to the full model"}
+"""What a floor in nats bounds."""
+
+
+def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) -> Floor:
+    """A checked floor: {"agreement": 0.99}, {"reference_agreement": 0.95}, {"nll": 0.02} or {"kl": 0.02}.
+
+    clip: for nll and kl, the nats at which a token's loss is cut, 1 by default.
+
+    Raises InputError for another kind, for none or several, for a value out of range, or a clip that does
+    not lie above it.
+    """
+    if not isinstance(floor, Floor):
+        if len(floor) != 1:
+            raise InputError(
+                f"{len(floor)} floors were given", where="--floor", fix="give one, as in agreement=0.99"
+            )
+        kind, value = next(iter(floor.items()))
+        if kind not in KINDS:
+            near = difflib.get_close_matches(kind, KINDS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"unknown floor {kind!r}", where="--floor", fix=f"{hint}choose one of: {', '.join(KINDS)}"
+            )
+        limit = None if kind in SHARES else (CLIP if clip is None else clip)
+        floor = Floor(kind, value, limit)
+        if kind in SHARES and clip is not None:
+            raise InputError(
+                "a floor on agreement is not clipped", where="--floor-clip", fix="leave --floor-clip out"
+            )
+    _require_range(floor)
+    return floor
+
+
+def _require_range(floor: Floor) -> None:
+    """Raise InputError for a floor that cannot be one."""
+    if floor.kind in SHARES:
+        if not 0.0 < floor.value < 1.0:
+            raise InputError(
+                f"a floor of {floor.value} on agreement is no share",
+                where="--floor",
+                fix="choose a number between 0 and 1; 1 itself can never be certified from a sample",
+            )
+        return
+    if not (math.isfinite(floor.value) and floor.value > 0.0):
+        raise InputError(
+            f"a floor of {floor.value} nats is out of range", where="--floor", fix="choose a positive number"
+        )
+    if floor.clip is None or not (math.isfinite(floor.clip) and floor.clip > floor.value):
+        raise InputError(
+            f"losses cannot be cut at {floor.clip} nats with {floor.value} nats allowed",
+            where="--floor-clip",
+            fix="choose a limit above the floor",
+        )
+
+
+def parse_floor(text: str, clip: float | None = None) -> Floor:
+    """A floor as on the command line: agreement=0.99. Raises InputError for a text that is none."""
+    kind, equals, number = text.partition("=")
+    try:
+        value = float(number) if equals else math.nan
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise InputError(
+            f"{text!r} is no floor", where="--floor", fix="write agreement=0.99, nll=0.02 or kl=0.02"
+        )
+    return make_floor({kind.strip(): value}, clip)
+
+
+def risk_to_quality(floor: Floor, risk: float) -> float:
+    """A mean loss in [0, 1] in the floor's own unit: agreement as a share, the others in nats."""
+    return 1.0 - risk if floor.clip is None else risk * floor.clip
+
+
+def loss_text(floor: Floor, loss: float, digits: str = "g") -> str:
+    """A mean loss in [0, 1] in words: a share of tokens that differ, or nats."""
+    if floor.clip is None:
+        return f"{loss:{digits}}"
+    return f"{loss * floor.clip:{digits}} nats (clipped at {floor.clip:g})"
+
+
+def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
+    """What each token loses at each exit, in [0, 1]: float32 [tokens, exits].
+
+    agreement: whether the exit's top-1 differs from the full model's. reference_agreement: whether it differs
+    from the untransformed full model's, as it may at exit L too, where nothing else is lost. nll: the
+    increase of -log p of the observed token, cut to [0, B] nats, over B. kl: KL(p_L || p_exit), cut likewise.
+
+    Raises InputError for a fact that the trace lacks or that is not a number, and for a trace of a model
+    without transforms, which has no other reference than itself.
+    """
+    if floor.clip is None:
+        top1 = fact_of(trace, "top1")
+        wanted = trace.full_top1 if floor.kind == "agreement" else _reference(trace)
+        return np.asarray(top1 != wanted[:, None], dtype=np.float32)
+    if floor.kind == "nll":
+        values = _numbers(trace, "nll", finite=True)
+        values = values - values[:, -1:]
+    else:
+        values = _numbers(trace, "kl_to_final").copy()
+        values[:, -1] = 0.0
+    return np.asarray(np.clip(values, 0.0, floor.clip) / np.float32(floor.clip), dtype=np.float32)
+
+
+def _reference(trace: Trace) -> NDArray[np.int32]:
+    if trace.reference_top1 is None:
+        raise InputError(
+            "the trace is of a model without transforms: there is no untransformed one to agree with",
+            where=f"--floor reference_agreement, {trace.folder or 'the trace'}",
+            fix="write agreement= instead of reference_agreement=",
+        )
+    return trace.reference_top1
+
+
+def _numbers(trace: Trace, name: str, *, finite: bool = False) -> FactArray:
+    """A fact without a NaN, or without an infinity either where differences are taken."""
+    values = fact_of(trace, name)
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1) if finite else np.isnan(values).any(axis=1))
+    if broken.size:
+        document = trace.documents[int(trace.document[broken[0]])].id
+        raise InputError(
+            f"{name} is not a number for {broken.size} tokens",
+            where=f"{document} in {trace.folder or 'the trace'}",
+            fix="trace the model again; a document with a broken logit should have been left out",
+        )
+    return values
+
+
+def document_weights(trace: Trace) -> NDArray[np.float64]:
+    """Weights of the tokens in the mean loss over documents, each document one share: float64 [tokens]."""
+    rows = document_rows(trace)
+    return np.repeat(1.0 / (rows.count * rows.lengths.astype(np.float64)), rows.lengths)
+
+
+def document_losses(
+    trace: Trace, losses: NDArray[np.float32], exits: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean loss of each document's tokens at the exits they took: float64 [documents], canonical order.
+
+    losses: float32 [tokens, exits of the trace]. exits: int64 [tokens], layers.
+    """
+    rows = document_rows(trace)
+    columns = np.searchsorted(trace.exits, exits)
+    return np.asarray(rows.sums(losses[np.arange(trace.token_count), columns]) / rows.tokens)

@@ -1,23 +1,25 @@
-"""A policy's figures on documents that its choice never saw, with intervals over documents."""
+"""A policy's figures on documents that its choice never saw, one at a time or in lockstep, with intervals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.cost_breakdown import Gain
+from offramp.costs.machine import Machine
+from offramp.policies.cost_breakdown import Gain, PriceAt, Usage, gain_of_usage, lines_of
+from offramp.policies.kv_cost import maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import layers_executed
+from offramp.policies.policy_cost import layers_executed, seconds_at
 from offramp.policies.rules.short_list import seen_by
+from offramp.policies.steps import Steps, count_plain, count_steps, group_into_steps, in_lockstep
 from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import document_rows
-from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
-from offramp.tuning.floor import Floor
-from offramp.tuning.losses import document_losses, risk_to_quality, token_losses
+from offramp.tuning.floor import Floor, document_losses, risk_to_quality, token_losses
 from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
 
 DRAWS = 2000
@@ -112,3 +114,141 @@ def unmeasured(why: str, plain_cost: float, *, transformed: bool = False) -> Hel
     nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
     counts = WalkCounts(nobody, {}, nobody, nobody)
     return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, counts, nothing if transformed else None)
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """A trace's documents walked in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
+
+    policy: as it decides on this workload. walk: the exits taken, at each step the deepest that one of its
+    tokens asks for. steps: int64 [tokens]. group_of_row: int64 [tokens]; group_of_document: int64
+    [documents], canonical order. Documents of one group depend on each other through their exits, so that
+    groups, not documents, are the unit of intervals.
+    """
+
+    policy: ExitPolicy
+    batch: int
+    walk: Walk
+    steps: Steps
+    group_of_row: NDArray[np.int64]
+    group_of_document: NDArray[np.int64]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Documents of each group, fewer than the batch in a last one: int64 [groups]."""
+        return np.bincount(self.group_of_document)
+
+    def sums(self, values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Sums over each group's tokens: [tokens] -> float64 [groups]."""
+        return np.bincount(self.group_of_row, weights=values).astype(np.float64)
+
+    def of_group(self, group: int) -> tuple[Walk, Steps]:
+        """The walk of one group's tokens, and its steps counted from 0."""
+        rows = self.group_of_row == group
+        probed = None if self.walk.probed is None else self.walk.probed[rows]
+        steps = np.unique(self.steps[rows], return_inverse=True)[1].astype(np.int64)
+        return replace(self.walk, exits=self.walk.exits[rows], probed=probed), steps
+
+
+def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:
+    """Walk a trace's documents in groups drawn by `seed`.
+
+    Raises PolicyError if the policy does not fit the trace, or for fewer documents than the batch has rows.
+    """
+    rows = document_rows(trace)
+    steps = group_into_steps(trace.document, batch, seed)
+    # The first tokens of a group's documents are one step, which no other group has.
+    groups = np.unique(steps[rows.starts], return_inverse=True)[1].astype(np.int64)
+    return Lockstep(
+        policy=policy.for_task(task_of(trace)),
+        batch=batch,
+        walk=in_lockstep(walk(policy, trace), steps),
+        steps=steps,
+        group_of_row=np.repeat(groups, rows.lengths),
+        group_of_document=groups[rows.order],
+    )
+
+
+def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
+    """Mean loss of each group's documents, of whole groups only: float64 [whole groups], in [0, 1]."""
+    means = _loss_sums(trace, lockstep, floor) / lockstep.sizes
+    return np.asarray(means[lockstep.sizes == lockstep.batch])
+
+
+def measure_in_lockstep(
+    trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int, kv: str = "propagate"
+) -> HeldOut:
+    """A walked policy's figures, its steps priced by their rows; intervals need 20 groups.
+
+    kv: "propagate" or "mapped". Raises InputError for what the machine cannot price.
+    """
+    exits, trace = lockstep.walk.exits, seen_by(lockstep.policy, trace)
+    bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
+    if bootstrap.no_interval is not None:
+        bootstrap = replace(bootstrap, no_interval=_no_interval(lockstep))
+    tokens = lockstep.sums(np.ones(len(exits)))
+    taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
+    reference = trace.reference_agreement
+    risk = bootstrap.means(_loss_sums(trace, lockstep, floor), lockstep.sizes.astype(np.float64))
+    skipped = 1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers
+    maps = maps_charged(trace, kv)
+    at = seconds_at(trace, machine, maps=maps)
+    charged, unprobed, plain = _charges(trace, lockstep, at, mapped=bool(maps))
+    cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
+    probes = float((charged - unprobed).sum())
+
+    def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+        return bootstrap.means(lockstep.sums(values), tokens)
+
+    return HeldOut(
+        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
+        agreement=bootstrap.estimate(mean(trace.agreement[taken])),
+        skip_ratio=bootstrap.estimate(mean(skipped)),
+        net_speedup=bootstrap.estimate(full / cost),
+        cost=bootstrap.estimate(cost),
+        plain_cost=float(full[0]),
+        probe_share=max(0.0, probes / float(charged.sum())),
+        probe_cost=max(0.0, probes / len(exits)),
+        counts=count_walk(lockstep.walk, trace.layers),
+        reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
+        gain=gain_of_usage(
+            count_steps(lockstep.walk, lockstep.steps, trace.layers, repair=True),
+            count_plain(lockstep.steps, trace.layers),
+            at,
+            len(exits),
+        ),
+    )
+
+
+def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
+    seen = seen_by(lockstep.policy, trace)
+    losses = document_losses(seen, token_losses(seen, floor), lockstep.walk.exits)
+    return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
+
+
+def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt, *, mapped: bool) -> NDArray[np.float64]:
+    """What each group costs, what it would without a check, and with the full model: float64 [3, groups]."""
+
+    def total(usage: Usage) -> float:
+        return sum(line.total for line in lines_of(usage, at))
+
+    charges = []
+    for group in range(len(lockstep.sizes)):
+        walked, steps = lockstep.of_group(group)
+        charges.append(
+            (
+                total(count_steps(walked, steps, trace.layers, repair=True, maps=mapped)),
+                total(count_steps(walked.unchecked(), steps, trace.layers, repair=True, maps=mapped)),
+                total(count_plain(steps, trace.layers)),
+            )
+        )
+    return np.array(charges).T
+
+
+def _no_interval(lockstep: Lockstep) -> str:
+    groups, batch = len(lockstep.sizes), lockstep.batch
+    noun = "group" if groups == 1 else "groups"
+    return (
+        f"{groups} {noun} of {batch} documents; an interval needs {DOCUMENTS_NEEDED}, "
+        f"{DOCUMENTS_NEEDED * batch} documents"
+    )

@@ -16,15 +16,14 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method
-from offramp.tuning.floor import Floor
-from offramp.tuning.held_out import HeldOut
-from offramp.tuning.losses import risk_to_quality, token_losses
+from offramp.tuning.certificate import Certificate
+from offramp.tuning.floor import Floor, risk_to_quality, token_losses
+from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, unmeasured, walk_in_lockstep
 from offramp.tuning.pool import Pool, Scored, front_of
 from offramp.tuning.pricing import Pricing
-from offramp.tuning.searching import search_pool
-from offramp.tuning.shift import shift_of
+from offramp.tuning.search import search_pool
 from offramp.tuning.splits import Roles, digests, texts
-from offramp.tuning.tuned import LAYERS, Certificate, FrontPoint, Tuned
+from offramp.tuning.tuned import LAYERS, FrontPoint, Tuned, shift_of
 
 # Points of the front that are kept, spread over its risks.
 FRONT_POINTS = 24
@@ -52,6 +51,22 @@ class Job:
         pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
         search_pool(pool, self.floor.risk)
         return pool
+
+    def report(self, policy: ExitPolicy, kv: str = "propagate") -> HeldOut:
+        """The policy replayed on documents that nothing was chosen on, in lockstep if batched."""
+        count, batch = len(self.roles.report), self.pricing.batch
+        transformed = self.trace.reference_top1 is not None
+        if not count:
+            why = "no documents are left to report on"
+            return unmeasured(why, self.pricing.plain, transformed=transformed)
+        held = self.trace.subset(self.roles.report)
+        if batch == 1 or self.machine is None:
+            return measure(held, policy, self.pricing, self.floor, self.seed)
+        if count < batch:
+            why = f"{count} report documents do not fill a batch of {batch}"
+            return unmeasured(why, self.pricing.plain, transformed=transformed)
+        lockstep = walk_in_lockstep(held, policy, batch, self.seed)
+        return measure_in_lockstep(held, lockstep, self.machine, self.floor, self.seed, kv)
 
     def tuned(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -14,15 +14,73 @@ from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning import bounds
-from offramp.tuning.floor import Floor
-from offramp.tuning.halves import Halves, halves_of
+from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, speed_over
-from offramp.tuning.losses import make_floor
-from offramp.tuning.pool import Pool
+from offramp.tuning.pool import Evidence, Pool, require_policies
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
-from offramp.tuning.results import Decision, Speed, Verdict
+from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import CUT, LOCAL, NEVER, TOO_FEW, WORTH, decide, percent_down, require_worth
+from offramp.tuning.verdict import (
+    CUT,
+    LOCAL,
+    NEVER,
+    TOO_FEW,
+    WORTH,
+    Decision,
+    Speed,
+    Verdict,
+    decide,
+    percent_down,
+    require_worth,
+)
+
+
+@dataclass
+class Halves:
+    """Documents for choosing and for judging, and the searches made on the former.
+
+    Verdict, league and machines choose from the same searches, so that they cannot contradict each other;
+    what does not depend on prices is computed once for all of them.
+    """
+
+    choosing: Trace
+    judging: Trace
+    seed: int
+    _evidence: list[Evidence] = field(init=False, repr=False, default_factory=list)
+    _pools: list[Pool] = field(init=False, repr=False, default_factory=list)
+
+    def searched(self, floor: Floor, pricing: Pricing) -> Pool:
+        """Every family's fastest members around a floor, on the documents for choosing."""
+        for pool in self._pools:
+            if pool.floor == floor and pool.pricing.same_prices(pricing):
+                return pool
+        pool = Pool(self.choosing, floor, pricing, self._evidence_for(floor))
+        search_pool(pool, floor.risk)
+        self._pools.append(pool)
+        return pool
+
+    def _evidence_for(self, floor: Floor) -> Evidence:
+        for evidence in self._evidence:
+            if evidence.serves(floor):
+                return evidence
+        self._evidence.append(Evidence(self.choosing, floor))
+        return self._evidence[-1]
+
+
+def halves_of(trace: Trace, seed: int = 0) -> Halves:
+    """The two halves, documents that exit heads were fitted on left out.
+
+    Raises PolicyError for a trace without exits below L, InputError for fewer than two documents.
+    """
+    require_policies(trace)
+    choosing, judging = split_documents(trace, seed)
+    if not len(choosing):
+        raise InputError(
+            "one document cannot both choose policies and judge them",
+            where=str(trace.folder or "the trace"),
+            fix="trace at least 40 documents",
+        )
+    return Halves(trace.subset(choosing), trace.subset(judging), seed)
 
 
 def judge(
@@ -37,7 +95,7 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """What a trace alone says at each floor on agreement, at batch 1: seconds on a machine, else bytes moved.
 
-    The policy is the fastest that `offramp.tuning.searching.search_pool` finds on one half of the documents
+    The policy is the fastest that `offramp.tuning.search.search_pool` finds on one half of the documents
     (split by `seed`; halves: the trace's, if they were searched before); its replay is measured on the other,
     with 95 % bootstrap intervals over documents. It is credited only with what it adds to the fastest decoder
     at that floor which leaves no layer out: the full model, or the full model with its output head cut to the

@@ -1,21 +1,116 @@
-"""The pool of a search: policies with their risk and cost on the search documents, and the best of them."""
+"""The pool of a search: what policies do on its documents, computed once, their costs, and the best of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk
+from offramp.policies.policy_cost import layers_executed
+from offramp.policies.rules.short_list import read_short
+from offramp.policies.rules.threshold import Threshold
+from offramp.policies.signals import Signal
+from offramp.policies.walk import Walk, walk
+from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
-from offramp.tuning.evidence import Evidence
-from offramp.tuning.exit_sets import Exits
-from offramp.tuning.floor import Floor
-from offramp.tuning.pricing import Pricing
+from offramp.tuning.curves import Curve, Grid, curve, make_grid
+from offramp.tuning.floor import Floor, document_weights, token_losses
+from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
+from offramp.tuning.threshold_family import Exits
+
+# Tokens on which every member of a family is tried; the best of each are then walked over all of them.
+SCREENED_TOKENS = 30_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one policy does to all tokens, at whatever price: its mean loss over documents, and its counts."""
+
+    risk: float
+    counts: WalkCounts
+
+
+class Evidence:
+    """Losses, curves and walks on one set of documents; none depends on a price or on how much may be lost.
+
+    losses: float32 [tokens, exits of the trace], in the kind and the clip of the floor that it was made for.
+    weights: float64 [tokens] of the mean over documents. below: the traced exits below L. executed: float64
+    [layers], share of the layers that a token runs which leaves at exit l = 1..L. policies: threshold rules
+    that were made before, by signal, exits and place on the signal's grid.
+    """
+
+    def __init__(self, trace: Trace, floor: Floor) -> None:
+        self.trace = trace
+        self.floor = floor
+        self.losses = token_losses(trace, floor)
+        self.weights = document_weights(trace)
+        self.below: Exits = tuple(int(exit) for exit in trace.exits if exit < trace.layers)
+        self.executed = layers_executed(trace.shape) / trace.layers
+        self.policies: dict[tuple[str, Exits, int], Threshold] = {}
+        self._grids: dict[str, Grid] = {}
+        self._curves: dict[tuple[str, Exits], Curve] = {}
+        self._outcomes: dict[ExitPolicy, Outcome] = {}
+
+    def serves(self, floor: Floor) -> bool:
+        """Whether losses are counted as under this floor."""
+        return (floor.kind, floor.clip) == (self.floor.kind, self.floor.clip)
+
+    def columns(self, exits: Exits) -> NDArray[np.int64]:
+        """Columns of the trace that hold these traced exits."""
+        return np.searchsorted(self.trace.exits, np.array(exits, dtype=np.int64)).astype(np.int64)
+
+    def grid(self, signal: Signal) -> Grid:
+        """The thresholds of a signal at every exit below L."""
+        if signal.name not in self._grids:
+            self._grids[signal.name] = make_grid(self.trace, signal, self.columns(self.below))
+        return self._grids[signal.name]
+
+    def curve(self, signal: Signal, firing: Exits) -> Curve:
+        """Risk and exits at every threshold, where tokens may leave at these exits."""
+        key = (signal.name, firing)
+        if key not in self._curves:
+            places = [self.below.index(exit) for exit in firing]
+            columns = self.columns(firing)
+            self._curves[key] = curve(self.grid(signal), places, self.losses, columns, self.weights)
+        return self._curves[key]
+
+    def outcome(self, policy: ExitPolicy, walked: Walk | None = None) -> Outcome:
+        """What a policy does; the documents are walked through it, unless that was done."""
+        if policy not in self._outcomes:
+            walked = walk(policy, self.trace) if walked is None else walked
+            counts = count_walk(walked, self.trace.layers)
+            self._outcomes[policy] = Outcome(self.risk_of(walked.exits), counts)
+        return self._outcomes[policy]
+
+    def risk_of(self, exits: NDArray[np.int64]) -> float:
+        """Mean loss over documents of tokens that leave at these layers: int64 [tokens]."""
+        taken = self.losses[np.arange(len(exits)), np.searchsorted(self.trace.exits, exits)]
+        return float(taken @ self.weights)
+
+    @cached_property
+    def short_list(self) -> Evidence:
+        """The same documents with exits below L read off the short list."""
+        return Evidence(read_short(self.trace), self.floor)
+
+    @cached_property
+    def short_head(self) -> Evidence:
+        """The same documents with every exit read off the short list."""
+        return Evidence(read_short(self.trace, head=True), self.floor)
+
+    @cached_property
+    def screening(self) -> Evidence:
+        """On the first documents, in the order of their ids, that hold enough tokens; all if they are few."""
+        rows = document_rows(self.trace)
+        enough = int(np.searchsorted(np.cumsum(rows.tokens), SCREENED_TOKENS)) + 1
+        if enough >= rows.count:
+            return self
+        return Evidence(self.trace.subset(rows.index[:enough]), self.floor)
+
 
 # Sums of losses may differ by so much with the order in which they are added up.
 ROUNDING = 1e-12

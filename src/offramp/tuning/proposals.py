@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.policy import ExitPolicy
-from offramp.tuning.certify import order_places
-from offramp.tuning.executor import Executor
+from offramp.tuning.certificate import order_places
+from offramp.tuning.executor import Clock, Executor, Proposal
 from offramp.tuning.pool import ROUNDING, Pool, Scored, front_of
 from offramp.tuning.strategy_costs import StrategyCosts
 
@@ -31,41 +29,6 @@ TARGETS = 6
 
 WORTH_A_TEST = 0.01
 """A candidate saves at least this share of the seconds of a more cautious one: a test takes documents."""
-
-
-class Clock:
-    """When the time that was given is used up; never without a limit."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    @property
-    def over(self) -> bool:
-        """Whether it is used up."""
-        return self._end is not None and time.monotonic() >= self._end
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A policy with a K,V strategy on the search documents.
-
-    replayed, risk: mean loss over documents in replay, and as rerun. cost, plain: of a token there, with the
-    policy and plainly, charged as the strategy runs. free: whether the rerun was a replay, K and V being the
-    full model's.
-    """
-
-    policy: ExitPolicy
-    kv: str
-    replayed: float
-    risk: float
-    cost: float
-    plain: float
-    free: bool
-
-    @property
-    def relative_cost(self) -> float:
-        """Cost over plain cost of the same tokens."""
-        return self.cost / self.plain
 
 
 Ladder = tuple[Scored, ...]

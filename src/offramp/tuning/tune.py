@@ -1,4 +1,4 @@
-"""Tuning: the fastest policy that keeps a quality floor, with a certificate, or an honest no."""
+"""Tuning: the fastest policy that keeps a floor, with a certificate, a *replay bound*, or an honest no."""
 
 from __future__ import annotations
 
@@ -6,21 +6,82 @@ from collections.abc import Mapping
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.policies.binding import text_caveat
 from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import machine_for
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tracing.trace import Trace
+from offramp.tuning.answers import replayed_answer
 from offramp.tuning.bounds import Method, find_method
-from offramp.tuning.certify import require_delta
+from offramp.tuning.certificate import (
+    Certificate,
+    Tested,
+    losses_in_order,
+    make_certificate,
+    ordered_candidates,
+    require_delta,
+    run_sequence,
+)
 from offramp.tuning.executed import Limits, tune_by_execution
 from offramp.tuning.executor import Executor
-from offramp.tuning.floor import Floor
+from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.job import Job
-from offramp.tuning.losses import make_floor
-from offramp.tuning.pool import require_policies
+from offramp.tuning.pool import Scored, require_policies
 from offramp.tuning.pricing import KEY_VALUE, pricing_of
-from offramp.tuning.replay_bound import tune_by_replay
 from offramp.tuning.splits import require_seed, split_roles
 from offramp.tuning.tuned import Tuned
+
+
+def tune_by_replay(job: Job, kv: str) -> Tuned:
+    """Search, test on the certify documents as they are replayed, and measure on the report documents."""
+    pool = job.search()
+    candidates = ordered_candidates(pool, job.floor.risk) if pool else []
+    tested, certificate = _test(job, candidates)
+    chosen = None if tested.chosen is None else candidates[tested.chosen]
+    policy: ExitPolicy = Never() if chosen is None else chosen.policy
+    held = job.report(policy, kv)
+    answer = replayed_answer(job, len(candidates), certificate, policy, held)
+    return job.tuned(policy, kv, answer=answer, certificate=certificate, held=held, pool=pool)
+
+
+def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
+    """Test the candidates on the certify documents, if those could show anything at all."""
+    documents = job.roles.certify
+    enough = len(documents) >= job.rule.needed(job.floor.risk, job.delta)
+    policies = [candidate.policy for candidate in candidates] if enough else []
+    losses = losses_in_order(job.trace, documents, policies, job.floor)
+    costs = [candidate.cost for candidate in candidates]
+    tested = run_sequence(losses, costs, job.floor.risk, job.delta, job.rule)
+    return tested, make_certificate(
+        job.floor,
+        job.rule.name,
+        job.delta,
+        losses,
+        tested,
+        assumption_of_replay(job),
+        lengths_of(job.trace, documents),
+    )
+
+
+def assumption_of_replay(job: Job) -> str:
+    """What a replay bound takes for granted."""
+    trace = job.trace
+    name = trace.request.get("workload", {}).get("name", "this workload")
+    generated = bool(trace.generated.any())
+    forced = "teacher-forced on the full model's own answers" if generated else "teacher-forced"
+    tokens = lengths_text(lengths_of(trace))
+    said = f"{forced}, later tokens reading the full model's own keys and values, on documents{tokens} drawn "
+    said += f"like those of {name}, each counting once"
+    if caveat := text_caveat(trace):
+        said += f"; {caveat}"
+    if job.floor.clip is not None:
+        said += f"; a token's loss is cut to 0 to {job.floor.clip:g} nats"
+    if job.pricing.batch > 1:
+        said += "; quality is that of the exits the policy itself asks for, not of a batch that waits"
+    return said
+
 
 AUTO = "auto"
 """The K,V strategy is chosen like the policy; without a model it is "propagate"."""

@@ -1,16 +1,30 @@
-"""What tuning holds: its answer, the certificate, and what was to be certified."""
+"""The answer of tuning and its file, sealed, with what the texts look like to the policy's checks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from offramp.errors import InputError
+from offramp.files import SEAL, read_given_text, seal_of, write_sealed_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.cost_breakdown import Gain
-from offramp.scoring.documents import Lengths, lengths_text
+from offramp.policies.grammar import TUNED_SCHEMA_VERSION
+from offramp.policies.policy import ExitPolicy, columns_of
+from offramp.policies.rules.short_list import seen_by
+from offramp.policies.walk import task_of
+from offramp.records.typed import InvalidRecordError, from_json
+from offramp.records.typed import to_json as record_json
+from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Estimate
+from offramp.tracing.trace import Trace
+from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 
 HEADS_FILE = "heads_file"
@@ -18,87 +32,6 @@ HEADS_FILE = "heads_file"
 
 LAYERS = "layers"
 """In its provenance: of the model that it was tuned on."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """A statement about documents that tuning never saw, and what it rests on.
-
-    executed: whether the losses are of texts that were really decoded; else it is a *replay bound*, which
-    says nothing of what the policy's own K and V and its own tokens do to later tokens.
-    method: "wsr", "hb", "crc" or "naive". guarantee: what is stated in one plain sentence; for "naive",
-    that nothing is. holds: whether it holds for the policy at the floor. delta: the chance that the statement
-    is wrong, None where the method has none. documents: at hand to test on. empirical_risk: mean loss on
-    those that settled it.
-    risk_bound: what the mean loss of all such documents does not exceed, but for a chance of delta, although
-    these documents chose the policy: the allowed risk; None without such a bound. best_floor: the floor that
-    so many documents without one loss could certify at best. documents_needed: documents without one loss
-    that the asked floor needs. tested, passed: how many candidates, in sequence. assumption: in words.
-    document_tokens: fewest, median and most tokens of a document that was replayed, None where none was.
-    Of an executed one: kv: the strategy for K and V that was decoded with. prompt_tokens: of each text's
-    opening, None for prompts taken whole. new_tokens: of an answer, at most. stopped_after: documents of the
-    chosen candidate, or of the last one tested, after which its test was settled, None if none was tested.
-    """
-
-    method: str
-    guarantee: str
-    holds: bool
-    delta: float | None
-    documents: int
-    empirical_risk: float | None
-    risk_bound: float | None
-    best_floor: float
-    documents_needed: int
-    tested: int
-    passed: int
-    assumption: str
-    executed: bool = False
-    kv: str | None = None
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
-    stopped_after: int | None = None
-    document_tokens: Lengths | None = None
-
-    @property
-    def of_tokens(self) -> str:
-        """How long its documents are, to follow "documents": " of 16 tokens"; nothing if not known."""
-        return certified_lengths(self.document_tokens, self.new_tokens)
-
-
-def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | None) -> str:
-    """How long the documents of a certificate are, of these of its fields."""
-    if new_tokens is None:
-        return lengths_text(document_tokens)
-    return f" of up to {new_tokens:,} new token{'' if new_tokens == 1 else 's'}"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One policy with a K,V strategy that was to be certified, or the lossless contender.
-
-    replayed, rerun: agreement on the search documents, means over documents: with the full model's K and V,
-    and as the strategy leaves them. executed: mean agreement on the documents that it was decoded on, None if
-    on none. documents: how many. predicted_speed: plain cost over its own, on the search documents.
-    passed: whether it is certified (of a lossless strategy, whose output is the full model's: true), None if
-    it was not tested. outcome: how its test ended, or why there was none. draft_length: of a strategy that
-    drafts.
-    """
-
-    policy: str
-    kv: str
-    replayed: float
-    rerun: float
-    executed: float | None
-    documents: int
-    predicted_speed: float
-    passed: bool | None
-    outcome: str
-    draft_length: int | None = None
-
-    @property
-    def lossless(self) -> bool:
-        """Whether it only drafts: its output is the full model's, and nothing is left to certify."""
-        return self.draft_length is not None
 
 
 @dataclass(frozen=True)
@@ -199,3 +132,184 @@ class Tuned:
         from offramp.policies.grammar import parse_policy
 
         return parse_policy(self.policy_text)
+
+
+KIND = "tuned"
+
+
+def to_json(tuned: Tuned) -> dict[str, Any]:
+    """The JSON object of a tuned policy, without its seal; "policy" is the policy's text."""
+    fields = record_json(tuned)
+    text = fields.pop("policy_text")
+    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields}
+
+
+def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
+    """Write a tuned policy with its seal in one step (see `offramp.files.write_atomically`).
+
+    heads_file: where the exit heads lie that it was tuned with, None without any. Kept relative to the policy
+    if it lies beside or just above it, so that both can be moved together; their fingerprint is part of
+    `Tuned.model`.
+    """
+    value = to_json(tuned)
+    if heads_file is not None:
+        value["provenance"][HEADS_FILE] = _place(heads_file.resolve(), path.resolve().parent)
+    write_sealed_json(path, value)
+
+
+def _place(heads: Path, folder: Path) -> str:
+    near = heads.parent in (folder, folder.parent)
+    return os.path.relpath(heads, folder) if near else str(heads)
+
+
+def is_tuned_file(path: Path) -> bool:
+    """Whether a file calls itself a tuned policy, of whatever version."""
+    try:
+        return bool(_read_object(path).get("kind") == KIND)
+    except InputError:
+        return False
+
+
+def read_tuned(path: str | Path) -> Tuned:
+    """The tuned policy that `write_tuned` wrote.
+
+    Raises InputError for a file that is none, that a newer offramp wrote, or that was changed since.
+    """
+    path = Path(path)
+    value = _read_object(path)
+    if value.get("kind") != KIND:
+        raise InputError(
+            "the file holds no tuned policy", where=str(path), fix="give what offramp tune -o wrote"
+        )
+    version = value.get("schema_version")
+    if not isinstance(version, int) or version > TUNED_SCHEMA_VERSION:
+        raise InputError(
+            f"the tuned policy has schema version {version}; this offramp reads up to {TUNED_SCHEMA_VERSION}",
+            where=str(path),
+            fix="upgrade offramp: pip install --upgrade offramp",
+        )
+    if value.get(SEAL) != seal_of(value):
+        raise InputError(
+            "the tuned policy was edited since it was written (SHA-256 differs)",
+            where=str(path),
+            fix="run offramp tune again: a certificate holds only for the policy that was tested",
+        )
+    kept = value.get("provenance", {}).get(HEADS_FILE)
+    if kept is not None:
+        place = os.path.normpath(path.absolute().parent / kept)
+        value["provenance"] = {**value["provenance"], HEADS_FILE: place}
+    try:
+        return from_json(Tuned, {**value, "policy_text": value.get("policy")})
+    except InvalidRecordError as error:  # sealed, but by another program
+        raise InputError(
+            f"the tuned policy is not what offramp writes: {error}",
+            where=str(path),
+            fix="run offramp tune again",
+        ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(read_given_text(path))
+    except OSError as error:
+        raise InputError(
+            f"the policy file cannot be read: {error.strerror}", where=str(path), fix="check the path"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            "the policy file is no JSON", where=f"{path}: {error}", fix="give what offramp tune -o wrote"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(
+            "the policy file holds no JSON object", where=str(path), fix="give what offramp tune -o wrote"
+        )
+    return value
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class ShiftRow:
+    """One check of the policy: the documents it was tuned on beside the other workload's."""
+
+    exit: int
+    fact: str | None
+    tuned_quantiles: tuple[float, ...]
+    other_quantiles: tuple[float, ...]
+    tuned_agreement: float
+    other_agreement: float
+    tuned_calibration: float | None
+    other_calibration: float | None
+
+
+def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
+    """What the policy reads at every checked exit, over all tokens of the trace, by exit.
+
+    quantiles: of the first measured fact that it reads there, at `QUANTILES` (inverse of the distribution
+    function: each is a recorded value); none where it reads token numbers only. agreement: share of tokens
+    whose top-1 there is the full model's. calibration: mean of max_prob less that share, None if max_prob was
+    not recorded.
+
+    Raises PolicyError for exits that were not traced, InputError for a trace without tokens or without a
+    fact, or for one that is not a number.
+    """
+    if not trace.token_count:
+        raise InputError("the trace holds no tokens", fix="trace more text")
+    trace = seen_by(policy.for_task(task_of(trace)), trace)
+    needs = {
+        exit: facts for exit, facts in policy.for_task(task_of(trace)).needs(trace.layers).items() if facts
+    }
+    columns = columns_of(trace, tuple(needs))
+    confidence = trace.fact("max_prob") if "max_prob" in trace.fact_names else None
+    shifts = []
+    for (exit, facts), column in zip(needs.items(), columns, strict=True):
+        # Facts that are token numbers are whole: their order means nothing.
+        fact = next((name for name in facts if fact_of(trace, name).dtype.kind == "f"), None)
+        agreement = float(np.mean(trace.agreement[:, column]))
+        shifts.append(
+            Shift(
+                exit=exit,
+                fact=fact,
+                quantiles=() if fact is None else _quantiles(trace, fact, int(column), exit),
+                agreement=agreement,
+                calibration=None
+                if confidence is None
+                else float(np.mean(confidence[:, column], dtype=np.float64)) - agreement,
+            )
+        )
+    return tuple(shifts)
+
+
+def shift_rows(tuned: tuple[Shift, ...], other: Trace, policy: ExitPolicy) -> tuple[ShiftRow, ...]:
+    """The tuning documents beside another trace, at every exit that the policy checks on both.
+
+    A policy that holds one per task may check other exits on other texts; those have no counterpart and no
+    row. Raises as `shift_of` does.
+    """
+    before = {shift.exit: shift for shift in tuned}
+    return tuple(
+        ShiftRow(
+            exit=after.exit,
+            fact=after.fact,
+            tuned_quantiles=before[after.exit].quantiles,
+            other_quantiles=after.quantiles,
+            tuned_agreement=before[after.exit].agreement,
+            other_agreement=after.agreement,
+            tuned_calibration=before[after.exit].calibration,
+            other_calibration=after.calibration,
+        )
+        for after in shift_of(other, policy)
+        if after.exit in before and before[after.exit].fact == after.fact
+    )
+
+
+def _quantiles(trace: Trace, fact: str, column: int, exit: int) -> tuple[float, ...]:
+    values = fact_of(trace, fact)[:, column]
+    if np.isnan(values).any():
+        raise InputError(
+            f"{fact} is not a number for {int(np.isnan(values).sum())} tokens at exit {exit}",
+            where=str(trace.folder or "the trace"),
+            fix="trace the model again; a document with a broken logit should have been left out",
+        )
+    return tuple(float(value) for value in np.quantile(values, QUANTILES, method="inverted_cdf"))

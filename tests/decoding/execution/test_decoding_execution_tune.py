@@ -32,8 +32,7 @@ from offramp.decoding.execution.executor import opened_executor, strategies_of
 from offramp.decoding.execution.prompts import Opening
 from offramp.errors import InputError
 from offramp.tracing.tracer import trace
-from offramp.tuning.bounds import METHODS
-from offramp.tuning.sequential import settle
+from offramp.tuning.bounds import METHODS, settle
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tuned import Tuned
 

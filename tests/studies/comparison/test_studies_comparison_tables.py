@@ -33,7 +33,7 @@ from offramp.studies.comparison.savings import share_saved
 from offramp.studies.comparison.score_cells import score_cells
 from offramp.studies.comparison.table_lines import CURVES
 from offramp.studies.comparison.tables import comparison_tables, write_tables
-from offramp.tuning.score_cells import read_cells
+from offramp.tuning.from_scores import read_cells
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)

@@ -15,10 +15,10 @@ from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
-from offramp.tuning.certify import require_delta
+from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
+from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import Floor
-from offramp.tuning.sequence import OnDocuments
 from offramp.tuning.tune import AUTO, EXECUTED, check_settings
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned

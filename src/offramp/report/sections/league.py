@@ -22,8 +22,8 @@ from offramp.report.html import (
 from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
+from offramp.tuning.league import LeagueEntry
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.results import LeagueEntry
 
 REPAIR = "repair of keys and values"
 PROBES = "probes"

@@ -41,8 +41,7 @@ from offramp.report.ranking import sample_text
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import how_words, reference_line, speed_words, transform_sentence
 from offramp.scoring.documents import lengths_of, lengths_text
-from offramp.tuning.results import Verdict
-from offramp.tuning.verdict import kept_words
+from offramp.tuning.verdict import Verdict, kept_words
 
 ANSWER_TOKENS = 64
 

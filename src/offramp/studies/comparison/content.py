@@ -12,8 +12,8 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.per_byte import characters_per_second
 from offramp.studies.comparison.results import Lacks, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.tuning.certificate import certified_lengths
 from offramp.tuning.splits import fewest_documents
-from offramp.tuning.tuned import certified_lengths
 
 PROPAGATE = "propagate"
 """How the league charges keys and values of skipped layers."""

@@ -6,7 +6,7 @@ import math
 
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.savings import floor_and_machine, share_saved
-from offramp.tuning.score_cells import ScoreCell
+from offramp.tuning.from_scores import ScoreCell
 
 
 def score_cells(comparison: Comparison) -> tuple[ScoreCell, ...]:

@@ -21,8 +21,7 @@ class LeagueWork:
 
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.
         """
-        from offramp.tuning.halves import halves_of
-        from offramp.tuning.judging import judge
+        from offramp.tuning.judging import halves_of, judge
         from offramp.tuning.league import league
 
         require_planned(task)

@@ -19,7 +19,7 @@ class TuneWork:
     def run(self, task: Task, context: Context) -> None:
         """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
         from offramp.tuning.tune import tune
-        from offramp.tuning.tuned_file import to_json, write_tuned
+        from offramp.tuning.tuned import to_json, write_tuned
 
         require_planned(task)
         trace, machine = trace_of(context), machine_of(task, context)

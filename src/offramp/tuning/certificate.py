@@ -1,4 +1,4 @@
-"""Certifying: candidates ordered on the search documents, tested on others in that order."""
+"""Certificates: what they state, and the test of candidates ordered on the search documents, on others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,93 @@ from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.walk import task_of, walk
-from offramp.scoring.documents import Lengths, document_rows
+from offramp.scoring.documents import Lengths, document_rows, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
-from offramp.tuning.floor import Floor
-from offramp.tuning.losses import document_losses, loss_text, risk_to_quality, token_losses
+from offramp.tuning.floor import Floor, document_losses, loss_text, risk_to_quality, token_losses
 from offramp.tuning.pool import Pool, Scored
-from offramp.tuning.tuned import Certificate
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A statement about documents that tuning never saw, and what it rests on.
+
+    executed: whether the losses are of texts that were really decoded; else it is a *replay bound*, which
+    says nothing of what the policy's own K and V and its own tokens do to later tokens.
+    method: "wsr", "hb", "crc" or "naive". guarantee: what is stated in one plain sentence; for "naive",
+    that nothing is. holds: whether it holds for the policy at the floor. delta: the chance that the statement
+    is wrong, None where the method has none. documents: at hand to test on. empirical_risk: mean loss on
+    those that settled it.
+    risk_bound: what the mean loss of all such documents does not exceed, but for a chance of delta, although
+    these documents chose the policy: the allowed risk; None without such a bound. best_floor: the floor that
+    so many documents without one loss could certify at best. documents_needed: documents without one loss
+    that the asked floor needs. tested, passed: how many candidates, in sequence. assumption: in words.
+    document_tokens: fewest, median and most tokens of a document that was replayed, None where none was.
+    Of an executed one: kv: the strategy for K and V that was decoded with. prompt_tokens: of each text's
+    opening, None for prompts taken whole. new_tokens: of an answer, at most. stopped_after: documents of the
+    chosen candidate, or of the last one tested, after which its test was settled, None if none was tested.
+    """
+
+    method: str
+    guarantee: str
+    holds: bool
+    delta: float | None
+    documents: int
+    empirical_risk: float | None
+    risk_bound: float | None
+    best_floor: float
+    documents_needed: int
+    tested: int
+    passed: int
+    assumption: str
+    executed: bool = False
+    kv: str | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    stopped_after: int | None = None
+    document_tokens: Lengths | None = None
+
+    @property
+    def of_tokens(self) -> str:
+        """How long its documents are, to follow "documents": " of 16 tokens"; nothing if not known."""
+        return certified_lengths(self.document_tokens, self.new_tokens)
+
+
+def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | None) -> str:
+    """How long the documents of a certificate are, of these of its fields."""
+    if new_tokens is None:
+        return lengths_text(document_tokens)
+    return f" of up to {new_tokens:,} new token{'' if new_tokens == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One policy with a K,V strategy that was to be certified, or the lossless contender.
+
+    replayed, rerun: agreement on the search documents, means over documents: with the full model's K and V,
+    and as the strategy leaves them. executed: mean agreement on the documents that it was decoded on, None if
+    on none. documents: how many. predicted_speed: plain cost over its own, on the search documents.
+    passed: whether it is certified (of a lossless strategy, whose output is the full model's: true), None if
+    it was not tested. outcome: how its test ended, or why there was none. draft_length: of a strategy that
+    drafts.
+    """
+
+    policy: str
+    kv: str
+    replayed: float
+    rerun: float
+    executed: float | None
+    documents: int
+    predicted_speed: float
+    passed: bool | None
+    outcome: str
+    draft_length: int | None = None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it only drafts: its output is the full model's, and nothing is left to certify."""
+        return self.draft_length is not None
+
 
 TARGETS = 21
 """Targets of the search risk, evenly spread from 0 to the allowed risk."""

@@ -1,0 +1,302 @@
+"""One signal's thresholds on sets of exits: which sets, all thresholds alike, or one for each exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.policies.policy_cost import check_price, gives_output
+from offramp.policies.rules.fixed import StaticExit
+from offramp.policies.rules.threshold import Threshold, signal_needs
+from offramp.policies.signals import SIGNALS, Signal
+from offramp.policies.walk import Walk
+from offramp.tracing.trace import Trace
+from offramp.tuning.curves import Curve, Grid, shortest_threshold
+from offramp.tuning.pool import ROUNDING, Pool, Scored
+
+Exits = tuple[int, ...]
+
+
+def exit_sets(below: Exits) -> tuple[Exits, ...]:
+    """Sets worth checking of the exits below L: last quarter, last half, every 4th, every 2nd, all."""
+    count = len(below)
+    sets = (
+        below[count - -(-count // 4) :],
+        below[count - -(-count // 2) :],
+        below[::-1][::4][::-1],
+        below[::-1][::2][::-1],
+        below,
+    )
+    return tuple(dict.fromkeys(exits for exits in sets if exits))
+
+
+def recorded_signals(trace: Trace) -> tuple[Signal, ...]:
+    """The signals whose fact, and what their first check reads, the trace holds without a NaN."""
+    return tuple(signal for signal in SIGNALS.values() if holds(trace, signal.fact))
+
+
+def holds(trace: Trace, fact: str) -> bool:
+    """Whether a trace holds a fact."""
+    return fact in trace.fact_names
+
+
+def fitting_sets(trace: Trace, signal: Signal, sets: Iterable[Exits]) -> tuple[Exits, ...]:
+    """The sets of exits on which a signal can be checked, each with the exit that it opens with.
+
+    A signal that looks back was recorded against the previous traced exit, so its checks follow one another;
+    the candidates of one that opens were taken at one exit.
+    """
+    sets = tuple(sets)
+    if not signal.opens:
+        return sets
+    traced = [int(exit) for exit in trace.exits]
+    opened: list[Exits] = []
+    for exits in sets:
+        if signal.looks_back:
+            first = max(traced.index(exits[0]) - 1, 0)
+            run = tuple(traced[first : traced.index(exits[-1]) + 1])
+            if len(run) > 1 and set(run[1:]) <= set(exits):
+                opened.append(run)
+        else:
+            opener = opening_exit(trace)
+            beyond = tuple(exit for exit in exits if opener is not None and exit > opener)
+            if opener is not None and beyond:
+                opened.append((opener, *beyond))
+    return tuple(dict.fromkeys(opened))
+
+
+def firing_exits(signal: Signal, exits: Exits) -> Exits:
+    """The exits of a set where a signal may let a token leave: all but one that only opens."""
+    return exits[1:] if signal.opens else exits
+
+
+def opening_exit(trace: Trace) -> int | None:
+    """The exit whose best tokens are the candidates of the trace's candidate head, if that was recorded."""
+    heads = trace.request.get("heads")
+    opener = heads.get("candidate_exit") if heads else None
+    if opener is None or opener not in trace.exits:
+        return None
+    return int(opener)
+
+
+# Signals whose best single exit is grown into sets, the fastest first.
+GROWN_SIGNALS = 4
+# Those sets are grown one exit at a time, up to so many exits.
+LARGEST_GROWN_SET = 3
+
+
+def add_static(pool: Pool) -> None:
+    """Every traced exit below L as a static exit."""
+    for exit in pool.below:
+        exits = np.full(pool.trace.token_count, exit, dtype=np.int64)
+        pool.add(pool.score("static exit", StaticExit(exit), Walk(exits, {}, None)))
+
+
+class ThresholdFamily:
+    """All thresholds of one signal on sets of exits of one pool."""
+
+    def __init__(self, pool: Pool, signal: Signal, targets: Iterable[float]) -> None:
+        self.pool = pool
+        self.signal = signal
+        self.targets = np.array(tuple(targets), dtype=np.float64)
+        self.grid: Grid = pool.evidence.grid(signal)
+        self.seen: set[Exits] = set()
+
+    def curve_of(self, exits: Exits) -> Curve:
+        """Risk and exits at every threshold on one set of exits, the opening one among them."""
+        return self.pool.evidence.curve(self.signal, firing_exits(self.signal, exits))
+
+    def costs_of(self, exits: Exits, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean cost of a token at every threshold: shares [points, firing exits + 1] -> float64 [points]."""
+        firing = firing_exits(self.signal, exits)
+        per_exit = self.pool.pricing.at_exits(signal_needs(self.signal, exits))
+        taken = per_exit[np.array([*firing, self.pool.trace.layers]) - 1]
+        return self.pool.pricing.mean(taken, shares)
+
+    def try_set(self, exits: Exits) -> Scored | None:
+        """Add the fastest threshold at each target; gives the fastest at the largest target."""
+        if exits in self.seen or not self.grid.points:
+            return None
+        self.seen.add(exits)
+        found = self.curve_of(exits)
+        costs = self.costs_of(exits, found.shares)
+        best: Scored | None = None
+        for point in found.cheapest(costs, self.targets + ROUNDING):
+            best = self._scored(exits, found, costs, point)
+            self.pool.add(best)
+        return best
+
+    def value_at(self, point: int) -> float:
+        """One threshold of the grid, in the shortest number that decides alike."""
+        value, bolder, signal = float(self.grid.values[point]), float(self.grid.bolder[point]), self.signal
+        upwards = signal.exit_when == "at most"
+        short = shortest_threshold(value, None if math.isnan(bolder) else bolder, upwards=upwards)
+        # Shortened beyond the signal's range it would not be a threshold.
+        return short if signal.holds(short) else value
+
+    def policy_at(self, exits: Exits, point: int) -> Threshold:
+        """The policy at one threshold of the grid."""
+        known, key = self.pool.evidence.policies, (self.signal.name, exits, point)
+        if key not in known:
+            every = exits == tuple(range(1, self.pool.trace.layers))
+            known[key] = Threshold(self.signal.name, self.value_at(point), "all" if every else exits)
+        return known[key]
+
+    def _scored(self, exits: Exits, found: Curve, costs: NDArray[np.float64], point: int) -> Scored:
+        firing = firing_exits(self.signal, exits)
+        depth = self.pool.evidence.executed[np.array([*firing, self.pool.trace.layers]) - 1]
+        return Scored(
+            family=f"{self.signal.name}, {_described(len(exits), len(self.pool.below))}",
+            policy=self.policy_at(exits, point),
+            risk=float(found.risk[point]),
+            cost=float(costs[point]),
+            skip_ratio=float(1.0 - found.shares[point] @ depth),
+        )
+
+
+def _described(count: int, traced: int) -> str:
+    if count == traced and count > 1:
+        return "all exits"
+    return "1 exit" if count == 1 else f"{count} exits"
+
+
+def add_thresholds(
+    pool: Pool, signals: Iterable[Signal], targets: Iterable[float]
+) -> dict[str, ThresholdFamily]:
+    """Thresholds of every signal on single exits, on the usual sets, and grown from the best single exits."""
+    targets = tuple(targets)
+    families, singles = {}, []
+    below = pool.below
+    for signal in signals:
+        family = ThresholdFamily(pool, signal, targets)
+        families[signal.name] = family
+        best = [
+            scored
+            for exits in fitting_sets(pool.trace, signal, [(exit,) for exit in below])
+            if (scored := family.try_set(exits)) is not None
+        ]
+        for exits in fitting_sets(pool.trace, signal, exit_sets(below)):
+            family.try_set(exits)
+        if best and not signal.opens:
+            singles.append((min(best, key=lambda scored: scored.cost), family))
+    singles.sort(key=lambda pair: (pair[0].cost, pair[0].family))
+    for scored, family in singles[:GROWN_SIGNALS]:
+        _grow(family, scored)
+    return families
+
+
+def _grow(family: ThresholdFamily, single: Scored) -> None:
+    """Add the exit that helps most, again and again, while that helps."""
+    below, best = family.pool.below, single
+    for _ in range(LARGEST_GROWN_SET - 1):
+        checked = best.policy.checked_exits(family.pool.trace.layers)
+        tried = [
+            scored
+            for exit in below
+            if exit not in checked and (scored := family.try_set(tuple(sorted((*checked, exit))))) is not None
+        ]
+        better = min(tried, key=lambda scored: scored.cost, default=best)
+        if better.cost >= best.cost:
+            return
+        best = better
+
+
+# What a unit of mean loss may cost, in plain tokens per allowed risk: from bold to cautious.
+PRICES_OF_LOSS = tuple(float(price) for price in np.geomspace(0.03, 30.0, 8))
+# Passes over the exits; the second rarely changes much.
+PASSES = 2
+
+NEVER = -1
+"""The threshold of an exit where nothing leaves, so that it need not be checked."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Prices of one token at batch 1 at every checked exit: float64 [exits].
+
+    leave: layers and head of leaving there; check: the probe. last: of exit L.
+    """
+
+    leave: NDArray[np.float64]
+    check: NDArray[np.float64]
+    last: float
+
+
+def rates_of(family: ThresholdFamily, exits: Exits) -> Rates:
+    """The prices of a signal's exits, shared out evenly over the batch."""
+    costs = family.pool.pricing.costs
+    facts = (family.signal.fact,)
+    places = np.array(exits) - 1
+    heads = np.zeros(len(exits)) if gives_output(facts) else costs.heads[places]
+    leave = costs.overhead + costs.until_exit[places] + heads
+    price = check_price(costs, facts)
+    check = np.full(len(exits), price)
+    return Rates(leave / costs.batch, check / costs.batch, costs.plain / costs.batch)
+
+
+def per_exit_thresholds(
+    family: ThresholdFamily, exits: Exits, risk: float, prices: Iterable[float] = PRICES_OF_LOSS
+) -> list[tuple[Exits, tuple[float, ...]]]:
+    """Thresholds per exit that coordinate ascent finds for a signal on a set of exits: (exits, thresholds).
+
+    Minimised is the mean cost of a token plus a price times its loss, from deep to shallow exits, all others
+    held fixed, over all thresholds of the grid at once; the start is the best single threshold at that price.
+    Exits where nothing should leave are dropped. The signal must not open.
+    """
+    pool = family.pool
+    places = np.array([pool.below.index(exit) for exit in exits])
+    ranks = family.grid.ranks[:, places].astype(np.int32)
+    losses = pool.losses[:, [*pool.evidence.columns(exits), -1]]
+    rates = rates_of(family, exits)
+    single = family.curve_of(exits)
+    costs = family.costs_of(exits, single.shares)
+    found = []
+    for price in prices:
+        of_loss = price * pool.pricing.plain / risk
+        start = int(np.argmin(costs + of_loss * single.risk))
+        thresholds = np.full(len(exits), start, dtype=np.int64)
+        for _ in range(PASSES):
+            _improve(thresholds, ranks, losses, rates, pool.weights, of_loss, family.grid.points)
+        kept = np.flatnonzero(thresholds != NEVER)
+        if kept.size:
+            chosen = tuple(exits[place] for place in kept)
+            found.append((chosen, tuple(family.value_at(int(thresholds[place])) for place in kept)))
+    return list(dict.fromkeys(found))
+
+
+def _improve(
+    thresholds: NDArray[np.int64],
+    ranks: NDArray[np.int32],
+    losses: NDArray[np.float32],
+    rates: Rates,
+    weights: NDArray[np.float64],
+    of_loss: float,
+    points: int,
+) -> None:
+    """One pass over the exits from deep to shallow; changes `thresholds`.
+
+    ranks: [tokens, exits]. losses: [tokens, exits + 1], those at exit L last. weights: float64 [tokens].
+    """
+    tokens = len(ranks)
+    fires = ranks <= thresholds
+    arrives = np.ones(fires.shape, dtype=np.bool_)
+    np.logical_not(np.logical_or.accumulate(fires[:, :-1], axis=1), out=arrives[:, 1:])
+    # What a token that passes the exit costs and loses from there on.
+    cost, lost = np.full(tokens, rates.last), losses[:, -1].astype(np.float64)
+    for place in range(len(thresholds) - 1, -1, -1):
+        rows = np.flatnonzero(arrives[:, place])
+        leaving = (rates.leave[place] - cost[rows]) / tokens
+        leaving += of_loss * weights[rows] * (losses[rows, place] - lost[rows])
+        change = np.cumsum(np.bincount(ranks[rows, place], weights=leaving, minlength=points + 1)[:points])
+        best = int(np.argmin(change))
+        checked = rates.check[place] * len(rows) / tokens
+        thresholds[place] = best if change[best] + checked < 0.0 else NEVER
+        if thresholds[place] == NEVER:
+            continue
+        goes = ranks[:, place] <= thresholds[place]
+        cost = np.where(goes, rates.leave[place], cost) + rates.check[place]
+        lost = np.where(goes, losses[:, place], lost)
