@@ -17,7 +17,7 @@ from pathlib import Path
 import offramp
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.league import LeagueEntry
+from offramp.tuning.ranking import RankedPolicy
 
 FLOORS = (0.99, 0.95, 0.90)
 COLUMNS = (
@@ -34,7 +34,7 @@ def workload_of(trace: offramp.Trace) -> tuple[str, str]:
     return request["workload"]["name"], "linear lens" if heads.get("lens") else "logit lens"
 
 
-def row_of(name: str, heads: str, machine: str, entry: LeagueEntry) -> dict[str, object]:
+def row_of(name: str, heads: str, machine: str, entry: RankedPolicy) -> dict[str, object]:
     """One line of the table of everything."""
     speed, agreement = entry.net_speedup, entry.agreement
     return {
@@ -66,7 +66,7 @@ def interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def print_winners(found: Sequence[tuple[str, str, str, LeagueEntry]]) -> None:
+def print_winners(found: Sequence[tuple[str, str, str, RankedPolicy]]) -> None:
     """The policy that the choosing half picked, for every trace, machine and floor."""
     print("\n### Chosen on one half of the documents, judged on the other\n")
     header = (
@@ -87,24 +87,24 @@ def print_winners(found: Sequence[tuple[str, str, str, LeagueEntry]]) -> None:
             print("| " + " | ".join([*cells, interval(entry.net_speedup)]) + " |")
 
 
-def print_tables(name: str, heads: str, leagues: dict[str, Sequence[LeagueEntry]]) -> None:
+def print_tables(name: str, heads: str, rankings: dict[str, Sequence[RankedPolicy]]) -> None:
     """One Markdown table per floor: families as rows, the fastest on the first machine first."""
-    first = next(iter(leagues))
+    first = next(iter(rankings))
     for floor in FLOORS:
         print(f"\n### {name}, {heads}, {floor:.0%} agreement\n")
-        header = ["family", "skipped", "agreement", "probes' share", *leagues]
+        header = ["family", "skipped", "agreement", "probes' share", *rankings]
         print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
         others = {
             machine: {entry.family: entry for entry in entries if entry.floor == floor}
-            for machine, entries in leagues.items()
+            for machine, entries in rankings.items()
         }
-        for entry in (entry for entry in leagues[first] if entry.floor == floor):
+        for entry in (entry for entry in rankings[first] if entry.floor == floor):
             family = entry.family if entry.reachable else f"*{entry.family} (unreachable)*"
             cells = [
                 interval(others[machine][entry.family].net_speedup)
                 if entry.family in others[machine]
                 else "–"
-                for machine in leagues
+                for machine in rankings
             ]
             shares = [entry.skip_ratio.value, entry.agreement.value, entry.probe_share]
             print(f"| {family} | " + " | ".join([f"{share or 0:.1%}" for share in shares] + cells) + " |")
@@ -116,15 +116,15 @@ def main() -> None:
     parser.add_argument("--machines", default="local,h100,l4")
     parser.add_argument("--csv", type=Path, help="write every line there")
     options = parser.parse_args()
-    found: list[tuple[str, str, str, LeagueEntry]] = []
+    found: list[tuple[str, str, str, RankedPolicy]] = []
     for folder in options.traces:
         trace = offramp.Trace.load(folder)
         name, heads = workload_of(trace)
-        leagues: dict[str, Sequence[LeagueEntry]] = {}
+        rankings: dict[str, Sequence[RankedPolicy]] = {}
         for machine in options.machines.split(","):
-            leagues[machine] = offramp.league(trace, machine_for(trace, machine), FLOORS)
-            found += [(name, heads, machine, entry) for entry in leagues[machine]]
-        print_tables(name, heads, leagues)
+            rankings[machine] = offramp.ranking(trace, machine_for(trace, machine), FLOORS)
+            found += [(name, heads, machine, entry) for entry in rankings[machine]]
+        print_tables(name, heads, rankings)
     print_winners(found)
     rows = [row_of(*line) for line in found]
     if options.csv is not None:

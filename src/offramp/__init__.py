@@ -25,7 +25,8 @@ _HOMES = {
     "replay": "offramp.policies.replay",
     "frontier": "offramp.policies.frontier",
     "judge": "offramp.tuning.judging",
-    "league": "offramp.tuning.league",
+    "ranking": "offramp.tuning.ranking",
+    "league": "offramp.tuning.ranking:ranking",  # what a ranking was called before
     "tune": "offramp.decoding.execution.tune",
     "tune_tasks": "offramp.decoding.execution.tune",
     "TunedTasks": "offramp.decoding.execution.tune",
@@ -77,8 +78,9 @@ if TYPE_CHECKING:
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
     from offramp.tuning.judging import judge
-    from offramp.tuning.league import league
     from offramp.tuning.predict import predict
+    from offramp.tuning.ranking import ranking
+    from offramp.tuning.ranking import ranking as league
     from offramp.tuning.tuned import Tuned
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
@@ -112,6 +114,7 @@ __all__ = [
     "measure_hardware",
     "parse_policy",
     "predict",
+    "ranking",
     "read_study",
     "replay",
     "rerun",

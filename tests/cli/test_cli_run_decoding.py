@@ -382,7 +382,7 @@ def test_texts_too_short_for_a_prompt_are_refused(tiny_model: Path, text_result:
 def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
     from offramp.tuning.judging import judge
-    from offramp.tuning.league import LeagueEntry
+    from offramp.tuning.ranking import RankedPolicy
     from offramp.tuning.tuned import Tuned
     from offramp.tuning.verdict import Verdict
 
@@ -391,13 +391,13 @@ def test_who_is_chosen(finished_run: Path) -> None:
     judged = judge(Trace.load(folder), (0.95,))[0]
     verdict = replace(judged, policy="static:exit=3", kv="recompute")
 
-    def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> LeagueEntry:
-        return LeagueEntry(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
+    def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> RankedPolicy:
+        return RankedPolicy(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
 
     class Stub:
         verdicts: tuple[Verdict, ...] = (replace(verdict, floor=0.9, policy="static:exit=1"), verdict)
         tuned: tuple[Tuned, ...] = ()
-        league: tuple[LeagueEntry, ...] = ()
+        league: tuple[RankedPolicy, ...] = ()
 
     result: Any = Stub()
 

@@ -9,7 +9,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
-from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import FrontPoint, Tuned
 
 PLAIN = 0.0583
@@ -107,7 +107,7 @@ def around(value: float, half: float) -> Estimate:
 
 def league_entry(
     family: str, policy: str, floor: float, skip: float, probes: float, reachable: bool = True
-) -> LeagueEntry:
+) -> RankedPolicy:
     skip *= {0.99: 0.45, 0.95: 1.0, 0.9: 1.6}.get(floor, 1.0)
     parts = {
         "layers": 30 * (1 - skip) * HARDWARE["layer_seconds"],
@@ -120,7 +120,7 @@ def league_entry(
     speed = HARDWARE["plain_seconds_per_token"] / seconds
     layers = 30 * HARDWARE["layer_seconds"] - parts["layers"] - parts["K,V projection"]
     plain = HARDWARE["plain_seconds_per_token"]
-    return LeagueEntry(
+    return RankedPolicy(
         family=family,
         policy=policy,
         reachable=reachable,
@@ -137,7 +137,7 @@ def league_entry(
     )
 
 
-def league(extra: float = 0.0) -> tuple[LeagueEntry, ...]:
+def league(extra: float = 0.0) -> tuple[RankedPolicy, ...]:
     """extra: share of layers that this text lets policies skip beside."""
     entries = []
     for floor in (0.99, 0.95, 0.9):

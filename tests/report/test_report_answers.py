@@ -15,7 +15,7 @@ from offramp.report.answers import (
     ranked,
 )
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.league import MachineAnswer
+from offramp.tuning.ranking import MachineAnswer
 
 
 def answer(machine: str, batch: int, decision: str, floor: float = 0.95) -> MachineAnswer:

@@ -57,7 +57,7 @@ from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
-from offramp.tuning.league import league
+from offramp.tuning.ranking import ranking
 from offramp.tuning.tuned import read_tuned, to_json
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
@@ -218,7 +218,7 @@ def test_a_replay_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.
 def test_a_league_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
     result = result_of(bench.run(on_machine("league", floors=FLOORS), {"trace": traced}))
     machine = find_machine("h100")
-    entries = league(trace, machine, tuple(FLOORS), SEED)
+    entries = ranking(trace, machine, tuple(FLOORS), SEED)
     assert result["entries"] == finite_json([asdict(entry) for entry in entries])
     verdicts = judge(trace, tuple(FLOORS), seed=SEED, machine=machine)
     assert result["verdicts"] == finite_json([asdict(verdict) for verdict in verdicts])

@@ -9,16 +9,16 @@ from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
-from offramp.tuning.league import Credit, LeagueEntry, early_exit_credit, league
+from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit, ranking
 
 SHORT = "shortlist:policy=[never],at=all"
 
 
 def entry(
     policy: str, speed: float, rank: int | None, *, agreement: float = 0.97, floor: float = 0.95
-) -> LeagueEntry:
+) -> RankedPolicy:
     decides = parse_policy(policy)
-    return LeagueEntry(
+    return RankedPolicy(
         family=policy,
         policy=policy,
         reachable=decides.reachable,
@@ -73,7 +73,7 @@ def test_a_league_ranks_its_families_and_holds_the_short_list() -> None:
         exits=trace.exits,
         position=trace.position,
     )
-    entries = league(listed, find_machine("h100"), (0.95,))
+    entries = ranking(listed, find_machine("h100"), (0.95,))
     families = {one.family: one for one in entries}
     assert [one.rank for one in entries if one.family in ("full model", "oracle: saturation")] == [None, None]
     ranks = sorted(one.rank for one in entries if one.rank is not None)

@@ -8,15 +8,15 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never
 from offramp.tuning.floor import make_floor
 from offramp.tuning.judging import halves_of, judge
-from offramp.tuning.league import league, machine_answers
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
+from offramp.tuning.ranking import ranking, machine_answers
 from offramp.tuning.search import search_pool
 
 
 def test_the_league_lists_every_family_with_its_bounds() -> None:
     machine = find_machine("h100")
-    entries = league(easy_and_hard(80), machine, (0.95,))
+    entries = ranking(easy_and_hard(80), machine, (0.95,))
     families = {entry.family: entry for entry in entries}
     assert {"full model", "oracle: first match", "oracle: saturation", "max_prob, 1 exit"} <= set(families)
     assert not families["oracle: saturation"].reachable
@@ -63,8 +63,8 @@ def test_verdict_league_and_machines_choose_the_same_policy() -> None:
     alone = judge(trace, floors, machine=machine)
     halves = halves_of(trace)
     assert judge(trace, floors, machine=machine, halves=halves) == alone
-    entries = league(trace, machine, floors, halves=halves)
-    assert entries == league(trace, machine, floors)
+    entries = ranking(trace, machine, floors, halves=halves)
+    assert entries == ranking(trace, machine, floors)
     for verdict in alone:
         pool = halves.searched(make_floor({"agreement": verdict.floor}), pricing_of(trace, machine))
         assert verdict.policy == str(pool.fastest_of_families(1.0 - verdict.floor)[0].policy)

@@ -19,9 +19,9 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.curves import curve, make_grid
 from offramp.tuning.floor import document_weights, parse_floor, token_losses
 from offramp.tuning.judging import judge
-from offramp.tuning.league import league, machine_answers
 from offramp.tuning.pool import Evidence
 from offramp.tuning.predict import predict
+from offramp.tuning.ranking import ranking, machine_answers
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import read_tuned, write_tuned
 from policy_traces import make_trace
@@ -102,7 +102,7 @@ def test_a_transform_that_breaks_the_floor_by_itself_is_said_to() -> None:
 
 def test_every_answer_carries_it(trace: Trace) -> None:
     machine = find_machine("h100")
-    answers = [*judge(trace, machine=machine), *league(trace, machine, (0.95,))]
+    answers = [*judge(trace, machine=machine), *ranking(trace, machine, (0.95,))]
     answers += machine_answers(trace, [machine], (1,), 0.95)
     assert tune(trace, {"agreement": 0.95}, "h100", batch=2).reference_agreement is not None
     for answer in answers:

@@ -8,9 +8,9 @@ import pytest
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
 from offramp.models.shape import LayerShape
-from offramp.tuning.league import machine_answers
 from offramp.tuning.predict import predict
 from offramp.tuning.pricing import pricing_of
+from offramp.tuning.ranking import machine_answers
 from policy_traces import make_shape, make_trace
 
 POLICY = "threshold:signal=max_prob,value=0.9,exits=3"

@@ -25,9 +25,9 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.judging import documents_needed, judge
-from offramp.tuning.league import machine_answers
 from offramp.tuning.pool import Evidence, Pool
 from offramp.tuning.pricing import pricing_of
+from offramp.tuning.ranking import machine_answers
 from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals

@@ -14,7 +14,7 @@ from offramp.report.formats import whole_percent
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven, break_even
 from offramp.tuning.judging import Halves, documents_needed, halves_of, judge
-from offramp.tuning.league import LeagueEntry, MachineAnswer, league, machine_answers
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ranking, machine_answers
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import WORTH, Verdict
 from offramp.workloads.workload import Workload
@@ -63,7 +63,7 @@ class Answers:
     """The answers on one workload."""
 
     verdicts: tuple[Verdict, ...]
-    league: tuple[LeagueEntry, ...] = ()
+    league: tuple[RankedPolicy, ...] = ()
     machines: tuple[MachineAnswer, ...] = ()
     break_even: tuple[BreakEven, ...] = ()
 
@@ -75,7 +75,7 @@ def answers_of(trace: Trace, machine: Machine | None, worth: float = WORTH) -> A
     # Searched once for all who choose, so that they cannot contradict each other.
     halves = halves_of(trace)
     verdicts = judge(trace, FLOORS, worth, machine=machine, halves=halves)
-    entries = league(trace, machine, FLOORS, halves=halves)
+    entries = ranking(trace, machine, FLOORS, halves=halves)
     closest = fastest_exiting(entries)
     costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
     return Answers(

@@ -9,7 +9,7 @@ from offramp.report.certificate import short_certificate
 from offramp.report.formats import estimate_text, listed, percent, times, whole_percent
 from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
-from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.verdict import Decision
 
 DECISION_WORDS: dict[Decision, str] = {
@@ -25,19 +25,19 @@ def nearest_floor(floors: Sequence[float]) -> float:
     return min(floors, key=lambda floor: abs(floor - HEADLINE_FLOOR))
 
 
-def ranked(entries: Sequence[LeagueEntry], floor: float) -> list[LeagueEntry]:
+def ranked(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
     """The families at one floor, the fastest first; those without a speed last."""
     found = [entry for entry in entries if entry.floor == floor]
     return sorted(found, key=lambda entry: (-speed_of(entry), entry.family))
 
 
-def speed_of(entry: LeagueEntry) -> float:
+def speed_of(entry: RankedPolicy) -> float:
     """The net speedup, below everything if undefined."""
     value = entry.net_speedup.value
     return float("-inf") if value is None else value
 
 
-def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
+def best_of_league(workload: WorkloadResult) -> RankedPolicy | None:
     """The family that was chosen at the main floor, on documents that do not judge it; None without a league.
 
     The fastest reachable one where it was not kept which was chosen.
@@ -49,12 +49,12 @@ def best_of_league(workload: WorkloadResult) -> LeagueEntry | None:
     return next((entry for entry in able if entry.chosen), able[0] if able else None)
 
 
-def exits_early(entry: LeagueEntry) -> bool:
+def exits_early(entry: RankedPolicy) -> bool:
     """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
     return entry.policy != "never" and not entry.full_depth
 
 
-def fastest_exiting(entries: Sequence[LeagueEntry]) -> LeagueEntry | None:
+def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
     """The fastest reachable policy at the main floor that exits at all; None if there is none."""
     if not entries:
         return None
@@ -69,7 +69,7 @@ def league_answer(workload: WorkloadResult) -> str | None:
     return None if entry is None else league_words(entry)
 
 
-def league_words(entry: LeagueEntry) -> str:
+def league_words(entry: RankedPolicy) -> str:
     """One family in a few words."""
     floor = whole_percent(entry.floor)
     if entry.policy == "never":

@@ -15,7 +15,7 @@ from offramp.policies.replay import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 from offramp.workloads.workload import Mode
@@ -109,7 +109,7 @@ class WorkloadResult:
     notes: tuple[str, ...]
     trace_folder: str
     seconds: float
-    league: tuple[LeagueEntry, ...] = ()
+    league: tuple[RankedPolicy, ...] = ()
     tuned: tuple[Tuned, ...] = ()
     machines: tuple[MachineAnswer, ...] = ()
     break_even: tuple[BreakEven, ...] = ()

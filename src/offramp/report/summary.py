@@ -19,7 +19,7 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import credit_json, credits_of
 from offramp.scoring.estimate import Estimate, finite_json, number
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.league import LeagueEntry, MachineAnswer
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import WORTH, Verdict
 
@@ -173,7 +173,7 @@ def predicted_json(run: RunResult, workload: WorkloadResult, verdict: Verdict) -
     }
 
 
-def result_json(workload: str, value: MachineAnswer | BreakEven | LeagueEntry) -> dict[str, Any]:
+def result_json(workload: str, value: MachineAnswer | BreakEven | RankedPolicy) -> dict[str, Any]:
     """A result whose fields are numbers, texts and estimates, as it is."""
     return {"workload": workload, **finite_json(asdict(value))}
 

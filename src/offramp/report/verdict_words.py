@@ -21,7 +21,7 @@ from offramp.report.formats import (
 )
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate, finite_json
-from offramp.tuning.league import Credit, LeagueEntry, early_exit_credit
+from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit
 from offramp.tuning.verdict import Speed, Verdict
 
 CUT = "plain decoding with its output head cut to the short list"
@@ -64,7 +64,7 @@ def saved_words(verdict: Verdict) -> str:
     return said
 
 
-def credits_of(league: Sequence[LeagueEntry]) -> list[Credit]:
+def credits_of(league: Sequence[RankedPolicy]) -> list[Credit]:
     """The credit at each floor of a league, the strictest first; none where families were not ranked."""
     if all(entry.rank is None for entry in league):
         return []

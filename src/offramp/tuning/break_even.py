@@ -12,6 +12,7 @@ from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.grammar import parse_policy
+from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import check_price
 from offramp.policies.rules.threshold import signal_needs
@@ -22,7 +23,6 @@ from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.threshold_family import (
-    Exits,
     ThresholdFamily,
     exit_sets,
     firing_exits,

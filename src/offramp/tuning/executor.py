@@ -1,4 +1,4 @@
-"""What tuning asks of a model without knowing one, and the sequence of candidates tested on what it decodes."""
+"""What tuning asks of a model without knowing one, and candidates tested in sequence on what it decodes."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from offramp.tuning.verdict import (
 class Halves:
     """Documents for choosing and for judging, and the searches made on the former.
 
-    Verdict, league and machines choose from the same searches, so that they cannot contradict each other;
+    Verdict, ranking and machines choose from the same searches, so that they cannot contradict each other;
     what does not depend on prices is computed once for all of them.
     """
 

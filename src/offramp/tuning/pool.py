@@ -1,4 +1,4 @@
-"""The pool of a search: what policies do on its documents, computed once, their costs, and the best of them."""
+"""The pool of a search: what policies do on its documents, computed once, what they cost, and the best."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed
 from offramp.policies.rules.short_list import read_short
@@ -21,7 +22,6 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.curves import Curve, Grid, curve, make_grid
 from offramp.tuning.floor import Floor, document_weights, token_losses
 from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
-from offramp.tuning.threshold_family import Exits
 
 # Tokens on which every member of a family is tried; the best of each are then walked over all of them.
 SCREENED_TOKENS = 30_000

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from offramp.costs.probes import PROBES
+from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.around import Monotone
 from offramp.policies.rules.combined import Votes
@@ -20,7 +21,6 @@ from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.threshold_family import (
-    Exits,
     ThresholdFamily,
     add_static,
     add_thresholds,

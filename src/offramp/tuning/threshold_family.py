@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.parameters import Exits
 from offramp.policies.policy_cost import check_price, gives_output
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.rules.threshold import Threshold, signal_needs
@@ -17,8 +18,6 @@ from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import Curve, Grid, shortest_threshold
 from offramp.tuning.pool import ROUNDING, Pool, Scored
-
-Exits = tuple[int, ...]
 
 
 def exit_sets(below: Exits) -> tuple[Exits, ...]:

@@ -23,8 +23,8 @@ from offramp.scoring.scoring import score
 from offramp.studies.comparison.run_rows import VERSION, is_run_folder, read_run_folder
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.tuning.judging import judge
-from offramp.tuning.league import league
 from offramp.tuning.pricing import BYTES
+from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
 
 FLOORS = (0.9, 0.5)
@@ -61,7 +61,7 @@ def run() -> RunResult:
         notes=(),
         trace_folder="traces/tiny/prose",
         seconds=1.0,
-        league=league(trace, machine, FLOORS),
+        league=ranking(trace, machine, FLOORS),
         tuned=(tune(trace, {"agreement": 0.5}, machine),),
     )
     return RunResult(

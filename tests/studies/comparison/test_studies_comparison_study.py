@@ -34,7 +34,7 @@ from offramp.studies.comparison.study_strategies import (
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import NOTHING
 from offramp.tracing.trace import Trace
-from offramp.tuning.league import league
+from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
 
 
@@ -108,7 +108,7 @@ def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Content) -> Non
 
 def test_the_league_is_that_of_the_api(case: StudyCase, content: Content) -> None:
     row = content.rows[0]
-    entries = league(trace_of(case, row), find_machine(MACHINE), tuple(FLOORS), 0)
+    entries = ranking(trace_of(case, row), find_machine(MACHINE), tuple(FLOORS), 0)
     found = [one for one in strategies_of(content, row) if one.family not in ("tuned", "at 4")]
     assert len(found) == len(entries)
     for one, entry in zip(found, entries, strict=True):

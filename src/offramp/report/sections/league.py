@@ -22,8 +22,8 @@ from offramp.report.html import (
 from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
-from offramp.tuning.league import LeagueEntry
 from offramp.tuning.pricing import BYTES
+from offramp.tuning.ranking import RankedPolicy
 
 REPAIR = "repair of keys and values"
 PROBES = "probes"
@@ -56,7 +56,7 @@ class Board:
 
     floor: float
     other_floors: Sequence[float]
-    others: Mapping[tuple[str, float], LeagueEntry]
+    others: Mapping[tuple[str, float], RankedPolicy]
     reach: tuple[float, float]
     counted: str
 
@@ -72,7 +72,7 @@ class Board:
             Column("Agreement"),
         ]
 
-    def row(self, entry: LeagueEntry, rank: int | None) -> list[str]:
+    def row(self, entry: RankedPolicy, rank: int | None) -> list[str]:
         """One family."""
         balance = balance_of(entry)
         name = f"{rank}. {entry.family}" if rank else entry.family
@@ -93,7 +93,7 @@ class Board:
         value = None if entry is None else entry.net_speedup.value
         return "–" if value is None else times(value)
 
-    def table(self, groups: Mapping[str, Sequence[LeagueEntry]], caption: str, *, after: int = 0) -> Markup:
+    def table(self, groups: Mapping[str, Sequence[RankedPolicy]], caption: str, *, after: int = 0) -> Markup:
         """The table; reachable families are numbered from after + 1."""
         rows = {
             name: [self.row(e, rank if e.reachable else None) for rank, e in enumerate(entries, after + 1)]
@@ -132,7 +132,7 @@ def league_section(workload: WorkloadResult) -> Markup:
     )
 
 
-def balance_of(entry: LeagueEntry) -> Balance | None:
+def balance_of(entry: RankedPolicy) -> Balance | None:
     """What the policy saves and spends; None if it has no speed."""
     speed = entry.net_speedup
     if not speed.value:
@@ -148,7 +148,7 @@ def balance_of(entry: LeagueEntry) -> Balance | None:
     )
 
 
-def parts_of(entry: LeagueEntry) -> tuple[Part, ...]:
+def parts_of(entry: RankedPolicy) -> tuple[Part, ...]:
     """The parts of a token's time, plain decoding's time = 1; probes and all else where no more is known."""
     if not entry.net_speedup.value or not entry.seconds_per_token:
         return ()
@@ -164,7 +164,7 @@ def parts_of(entry: LeagueEntry) -> tuple[Part, ...]:
     return tuple(Part(name, time, colour) for (name, colour), time in shown.items())
 
 
-def summary_of(reachable: Sequence[LeagueEntry], floor: float, counted: str) -> str:
+def summary_of(reachable: Sequence[RankedPolicy], floor: float, counted: str) -> str:
     """Who wins, who loses, and what decides it."""
     exiting = [e for e in reachable if exits_early(e) and e.net_speedup.value is not None]
     keep = f"At {whole_percent(floor)} agreement"
@@ -184,7 +184,7 @@ def summary_of(reachable: Sequence[LeagueEntry], floor: float, counted: str) -> 
     return " ".join(parts)
 
 
-def words_on(entry: LeagueEntry, counted: str) -> str:
+def words_on(entry: RankedPolicy, counted: str) -> str:
     """One family's speed with what it skips and what its probes take."""
     value = entry.net_speedup.value or 1.0
     if value < MUCH_SLOWER:

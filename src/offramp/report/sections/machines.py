@@ -13,7 +13,7 @@ from offramp.report.html import Column, cards, fragment, pill, stack, stacked, s
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import reference_line
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.league import MachineAnswer
+from offramp.tuning.ranking import MachineAnswer
 
 
 def machines_section(workload: WorkloadResult) -> Markup:

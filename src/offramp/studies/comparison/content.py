@@ -104,7 +104,7 @@ def _lacks(certificate: Mapping[str, Any], documents: Mapping[str, int]) -> Lack
 
 
 def league_speedups(entries: Sequence[Mapping[str, Any]], machine: str) -> dict[str, float]:
-    """Net speedup of what the league chose at each floor, by floor and machine. entries: `LeagueEntry`s."""
+    """Net speedup of what the league chose at each floor, by floor and machine. entries: `RankedPolicy`s."""
     return {
         place_text(floor_text(entry["floor"]), machine): entry["net_speedup"]["value"]
         for entry in entries

@@ -20,7 +20,7 @@ from offramp.studies.comparison.per_byte import characters_per_second
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import floor_text, place_text
 from offramp.studies.task import Cell
-from offramp.tuning.league import FULL_MODEL
+from offramp.tuning.ranking import FULL_MODEL
 
 TUNED = "tuned"
 NEVER = "never"

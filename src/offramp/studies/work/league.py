@@ -22,7 +22,7 @@ class LeagueWork:
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.
         """
         from offramp.tuning.judging import halves_of, judge
-        from offramp.tuning.league import league
+        from offramp.tuning.ranking import ranking
 
         require_planned(task)
         trace, machine = trace_of(context), machine_of(task, context)
@@ -30,7 +30,7 @@ class LeagueWork:
         why = why_not_halved(trace, seed)
         halves = halves_of(trace, seed) if why is None else None
         verdicts = judge(trace, floors, seed=seed, machine=machine, halves=halves)
-        entries = () if halves is None else league(trace, machine, floors, seed, halves=halves)
+        entries = () if halves is None else ranking(trace, machine, floors, seed, halves=halves)
         context.write_result(
             finite_json(
                 {

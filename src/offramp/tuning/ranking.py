@@ -21,7 +21,7 @@ from offramp.tuning.verdict import WORTH, Decision
 
 
 @dataclass(frozen=True)
-class LeagueEntry:
+class RankedPolicy:
     """One family of policies at one floor: its fastest member, chosen on one half of the documents.
 
     family: "max_prob, all exits", "restricted_margin, 3 exits", "patience", ... reachable: False for an
@@ -78,14 +78,14 @@ class MachineAnswer:
 FULL_MODEL = "full model"
 
 
-def league(
+def ranking(
     trace: Trace,
     machine: Machine | None,
     floors: tuple[float, ...] = (0.99, 0.95, 0.90),
     seed: int = 0,
     *,
     halves: Halves | None = None,
-) -> tuple[LeagueEntry, ...]:
+) -> tuple[RankedPolicy, ...]:
     """Per floor on agreement and family its fastest member, by net speedup; oracles and the full model too.
 
     machine: seconds are counted on it, bytes moved without one. A family is listed at a floor if one of its
@@ -95,7 +95,7 @@ def league(
     """
     checked = [make_floor({"agreement": floor}) for floor in floors]
     pricing, halves = pricing_of(trace, machine), halves or halves_of(trace, seed)
-    entries: list[LeagueEntry] = []
+    entries: list[RankedPolicy] = []
     for floor in checked:
         pool = halves.searched(floor, pricing)
         best = pool.fastest_of_families(floor.risk)
@@ -117,9 +117,9 @@ def _fixed(pool: Pool) -> list[Scored]:
 
 def _judged(
     halves: Halves, floor: Floor, pricing: Pricing, scored: Scored, chosen: ExitPolicy, rank: int | None
-) -> LeagueEntry:
+) -> RankedPolicy:
     held = measure(halves.judging, scored.policy, pricing, floor, halves.seed)
-    return LeagueEntry(
+    return RankedPolicy(
         family=scored.family,
         policy=str(scored.policy),
         reachable=scored.policy.reachable,
@@ -209,8 +209,8 @@ class Credit:
         return None if self.speedup is None else self.speedup / self.without_speedup
 
 
-def early_exit_credit(entries: Iterable[LeagueEntry], floor: float) -> Credit:
-    """What early exit is credited with at a floor, from a league's entries there.
+def early_exit_credit(entries: Iterable[RankedPolicy], floor: float) -> Credit:
+    """What early exit is credited with at a floor, from a ranking there.
 
     Those count that hold the floor on the half that judges them (its value, not its interval). Of early exits
     and of the others the one that was faster on the half that chose is taken, and its speed on the other, so
