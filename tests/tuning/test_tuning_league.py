@@ -10,7 +10,7 @@ from offramp.tuning.floor import make_floor
 from offramp.tuning.judging import halves_of, judge
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.ranking import ranking, machine_answers
+from offramp.tuning.ranking import machine_answers, ranking
 from offramp.tuning.search import search_pool
 
 

@@ -21,7 +21,7 @@ from offramp.tuning.floor import document_weights, parse_floor, token_losses
 from offramp.tuning.judging import judge
 from offramp.tuning.pool import Evidence
 from offramp.tuning.predict import predict
-from offramp.tuning.ranking import ranking, machine_answers
+from offramp.tuning.ranking import machine_answers, ranking
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import read_tuned, write_tuned
 from policy_traces import make_trace

@@ -14,7 +14,7 @@ from offramp.report.formats import whole_percent
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven, break_even
 from offramp.tuning.judging import Halves, documents_needed, halves_of, judge
-from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ranking, machine_answers
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy, machine_answers, ranking
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import WORTH, Verdict
 from offramp.workloads.workload import Workload
