@@ -19,10 +19,10 @@ from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import InputError, PolicyError
 from offramp.policies.cost_breakdown import Usage, lines_of
+from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.kv_cost import maps_of
 from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.steps import count_steps
-from offramp.policies.walk import Walk, probed_facts
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.workloads.workload import Document, Workload
@@ -120,7 +120,7 @@ def test_what_runs_is_what_replay_charges(policy: str, batch: int, batching: str
     needs = probed_facts(offramp.parse_policy(policy), LAYERS)
     steps = np.tile(np.arange(NEW - 1), batch)
     mapped = kv == "mapped"
-    assert found.usage == count_steps(Walk(exits, needs), steps, LAYERS, repair=True, maps=mapped)
+    assert found.usage == count_steps(Decisions(exits, needs), steps, LAYERS, repair=True, maps=mapped)
     assert found.steps == NEW - 1
 
 
@@ -193,4 +193,4 @@ def test_monotone_writes_nothing_for_skipped_layers() -> None:
     assert exits[-1] < LAYERS
     assert (np.diff(exits) <= 0).all()
     needs = probed_facts(offramp.parse_policy(policy), LAYERS)
-    assert found.usage == count_steps(Walk(exits, needs), np.arange(NEW - 1), LAYERS, repair=False)
+    assert found.usage == count_steps(Decisions(exits, needs), np.arange(NEW - 1), LAYERS, repair=False)

@@ -273,12 +273,12 @@ def test_steps_of_the_loop_are_those_that_generation_makes() -> None:
             custom_generate=early_exit(policy),
         )
         tokens = whole[0, 12:].tolist()
-        walked = widen(stream, 1)
-        walked.tokens = torch.tensor([tokens[:1]])
+        decisions = widen(stream, 1)
+        decisions.tokens = torch.tensor([tokens[:1]])
         made = tokens[:1]
         for _ in range(5):
-            session._run(walked, KindOfStep("cut" if cut_from else PLAIN, cut_from))
-            made.append(int(walked.tokens))
+            session._run(decisions, KindOfStep("cut" if cut_from else PLAIN, cut_from))
+            made.append(int(decisions.tokens))
         assert made == tokens
 
 

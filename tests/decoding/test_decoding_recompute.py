@@ -25,10 +25,10 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import walk
 
 LAYERS, PROMPT, NEW = 5, 6, 18
 SCRIPT = Scripted((1, 4, 5, 2, 2, 3, 1, 5, 5, 4, 1, 1, 1))
@@ -131,11 +131,11 @@ def test_every_exit_says_what_it_says_in_the_full_model(name: str) -> None:
 def test_forced_exits_and_usage_are_those_of_replay(policy: ExitPolicy) -> None:
     ids = number_text(9, PROMPT + NEW)
     traced = trace_of_new(model(), ids, PROMPT)
-    walked = walk(policy, traced)
-    run = Run(traced, policy, walked, np.arange(traced.token_count), 4)
+    decisions = replay_decisions(policy, traced)
+    run = Run(traced, policy, decisions, np.arange(traced.token_count), 4)
     with counted_layers(model().hf) as counts:
         found = decode(model().hf, torch.tensor([ids[:PROMPT]]), policy, "recompute", forced=ids[PROMPT:])
-    assert found.rows[0].exits[1:].tolist() == walked.exits.tolist()
+    assert found.rows[0].exits[1:].tolist() == decisions.exits.tolist()
     assert found.usage == STRATEGIES["recompute"].count(run)
     assert sum(counts.values()) == found.rows[0].layers_executed
 

@@ -24,10 +24,10 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
 from offramp.policies.binding import require_base
 from offramp.policies.cost_breakdown import gain_of_usage, make_bill
+from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.policy_cost import counted_at, prices_by_rows
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.steps import count_plain, count_steps
-from offramp.policies.walk import Walk, probed_facts
 from offramp.tracing.exit_heads import ExitHeads
 from tiny_models import LAYERS, write_documents
 
@@ -124,8 +124,8 @@ def test_what_runs_is_what_replay_charges_and_its_gain_sums_up(policy: str, rows
     exits = np.concatenate([row.exits[1:] for row in found.rows])
     steps = np.tile(np.arange(NEW - 1), rows)
     needs = probed_facts(offramp.parse_policy(policy), LAYERS)
-    walked = Walk(exits, needs, short_list=True, short_head=True)
-    assert found.usage == count_steps(walked, steps, LAYERS, repair=True)
+    decisions = Decisions(exits, needs, short_list=True, short_head=True)
+    assert found.usage == count_steps(decisions, steps, LAYERS, repair=True)
     plain = decode("never", rows, batching, force_tokens=forced)
     assert plain.usage == count_plain(steps, LAYERS)
     shape, tokens = tiny_llama().shape, rows * (NEW - 1)

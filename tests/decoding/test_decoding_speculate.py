@@ -27,12 +27,12 @@ from strategy_cases import (
 from offramp.decoding.strategies.draft_length import Auto, each_costs
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
 from offramp.policies.steps import count_plain
-from offramp.policies.walk import walk
 
 LAYERS, PROMPT, NEW = 5, 6, 18
 
@@ -94,13 +94,13 @@ def usage_in_replay(
 ) -> tuple[Any, Any]:
     """Exits and usage that replay finds for the new tokens of a text."""
     traced = trace_of_new(model(), ids, PROMPT)
-    walked = walk(policy, traced)
-    run = Run(traced, policy, walked, np.arange(traced.token_count), draft_length)
+    decisions = replay_decisions(policy, traced)
+    run = Run(traced, policy, decisions, np.arange(traced.token_count), draft_length)
     if isinstance(policy, Scripted):
-        return walked.exits, STRATEGIES[kv].count(run)
+        return decisions.exits, STRATEGIES[kv].count(run)
     replayed = replay(traced, policy, kv=kv, draft_length=draft_length)
-    assert np.array_equal(replayed.exits, walked.exits)
-    return walked.exits, STRATEGIES[kv].count(run)
+    assert np.array_equal(replayed.exits, decisions.exits)
+    return decisions.exits, STRATEGIES[kv].count(run)
 
 
 @pytest.mark.parametrize(

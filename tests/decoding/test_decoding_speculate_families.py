@@ -22,8 +22,8 @@ from strategy_cases import (
 
 import offramp
 from offramp.models.model import Model
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.kv_cost import STRATEGIES, Run
-from offramp.policies.walk import walk
 
 # Dense, learned positions, ALiBi, windows that slide, soft caps, mixtures of experts, latent attention,
 # sinks, state spaces and hybrids of them with attention.
@@ -101,11 +101,11 @@ def test_forced_exits_and_usage_are_those_of_replay(name: str) -> None:
     layers, ids = model.layers, number_text(3, PROMPT + NEW)
     policy = Scripted((layers - 1, 1, layers - 1, layers, 2, 1, layers - 1))
     traced = trace_of_new(model, ids, PROMPT)
-    run = Run(traced, policy, walk(policy, traced), np.arange(traced.token_count), 3)
+    run = Run(traced, policy, replay_decisions(policy, traced), np.arange(traced.token_count), 3)
     found = decode(
         model.hf, torch.tensor([ids[:PROMPT]]), policy, "speculate", forced=ids[PROMPT:], draft_length=3
     )
-    assert found.rows[0].exits[1:].tolist() == run.walk.exits.tolist()
+    assert found.rows[0].exits[1:].tolist() == run.decisions.exits.tolist()
     assert found.usage == STRATEGIES["speculate"].count(run)
     assert found.accepted < found.drafted
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import Usage, make_bill
+from offramp.policies.decisions import Decisions
 from offramp.policies.steps import count_plain
-from offramp.policies.walk import Walk
 
 LAYERS = 4
 
@@ -36,7 +36,7 @@ def lines(usage: Usage, tokens: int = 3) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def walks(draw: Any) -> Walk:
+def decisions_of(draw: Any) -> Decisions:
     """Tokens that leave anywhere at or above some checked exits, probed at all of them or at some."""
     tokens = draw(st.integers(1, 30))
     generator = np.random.default_rng(draw(st.integers(0, 999)))
@@ -45,7 +45,7 @@ def walks(draw: Any) -> Walk:
     needs = {exit: facts[int(generator.integers(3))] for exit in checked}
     exits = generator.integers(1, LAYERS + 1, tokens)
     if draw(st.booleans()):
-        return Walk(exits, needs)
+        return Decisions(exits, needs)
     asked = generator.random((tokens, len(checked))) < 0.6
     reached = exits[:, None] >= np.array(checked, dtype=np.int64)
-    return Walk(exits, needs, asked & reached)
+    return Decisions(exits, needs, asked & reached)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offramp.policies.contract import choose_one_by_one
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape
@@ -78,8 +78,8 @@ def must_equal(policy: str | ExitPolicy, trace: Trace, expected: NDArray[np.int6
     if isinstance(policy, str):
         assert str(parse_policy(str(parse_policy(policy)))) == str(parse_policy(policy))
         policy = parse_policy(policy)
-    walked, alone = walk(policy, trace), choose_one_by_one(policy, trace)
-    np.testing.assert_array_equal(walked.exits, expected)
+    decisions, alone = replay_decisions(policy, trace), choose_one_by_one(policy, trace)
+    np.testing.assert_array_equal(decisions.exits, expected)
     np.testing.assert_array_equal(alone.exits, expected)
-    for place in range(len(walked.needs)):
-        np.testing.assert_array_equal(walked.probed_at(place), alone.probed[:, place])
+    for place in range(len(decisions.needs)):
+        np.testing.assert_array_equal(decisions.probed_at(place), alone.probed[:, place])

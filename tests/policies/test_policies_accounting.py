@@ -20,19 +20,19 @@ from offramp.files import seal_of
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.contract import check_policy
 from offramp.policies.cost_breakdown import Usage
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy_cost import (
+    decision_costs,
     exit_costs_without_probes,
     layers_executed,
     prices_by_rows,
     prices_of,
-    walk_costs,
 )
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape, make_trace
 
@@ -88,7 +88,7 @@ def test_a_recurrent_layer_shares_no_step_among_tokens_of_one_document(kv: str) 
     for shape in (make_shape(6), shape_with_states()):
         trace = make_trace(shape=shape)
         policy = parse_policy(CHECKS)
-        run = Run(trace, policy, walk(policy, trace), np.arange(60), 3)
+        run = Run(trace, policy, replay_decisions(policy, trace), np.arange(60), 3)
         used[shape] = STRATEGIES[kv].count(run)
     dense, mixed = used.values()
     for layer in range(1, 7):
@@ -122,16 +122,16 @@ def test_a_frontier_of_comparisons_takes_those_that_were_recorded() -> None:
 @pytest.mark.parametrize("signal", ["restricted_margin", "restricted_max_prob"])
 def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
     trace = random_trace(3)
-    walked = walk(parse_policy(BANDIT.format(signal)), trace)
-    through = walked.exits == LAYERS
+    decisions = replay_decisions(parse_policy(BANDIT.format(signal)), trace)
+    through = decisions.exits == LAYERS
     assert 0 < through.sum() < len(through)
-    assert walked.needs[LAYERS] == (signal,)
-    np.testing.assert_array_equal(walked.probed_at(3), through)
+    assert decisions.needs[LAYERS] == (signal,)
+    np.testing.assert_array_equal(decisions.probed_at(3), through)
     costs = prices_of(trace).bytes
-    checks = sum(walked.probed_at(place).astype(int) for place in range(3))
-    expected = exit_costs_without_probes(costs)[walked.exits - 1]
+    checks = sum(decisions.probed_at(place).astype(int) for place in range(3))
+    expected = exit_costs_without_probes(costs)[decisions.exits - 1]
     expected = expected + (checks + through) * costs.probes["restricted head"]
-    np.testing.assert_allclose(walk_costs(costs, walked), expected)
+    np.testing.assert_allclose(decision_costs(costs, decisions), expected)
     result = replay(trace, BANDIT.format(signal))
     (line,) = [line for line in result.bill.lines if line.part == "probe" and line.places == (LAYERS,)]
     assert line.count == through.sum()
@@ -140,14 +140,14 @@ def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
 
 @pytest.mark.parametrize("policy", [BANDIT.format("margin"), BANDIT.format("correctness")])
 def test_what_the_full_head_tells_at_the_last_exit_is_at_hand(policy: str) -> None:
-    assert list(walk(parse_policy(policy), random_trace(3)).needs) == [1, 3, 5]
+    assert list(replay_decisions(parse_policy(policy), random_trace(3)).needs) == [1, 3, 5]
 
 
 def test_a_number_missing_at_the_last_exit_is_refused() -> None:
     margin = np.full((60, 6), 0.1, dtype=np.float32)
     margin[17, -1] = np.nan
     with pytest.raises(PolicyError, match="margin is not a number for 1 tokens at the last exit"):
-        walk(parse_policy(BANDIT.format("margin")), make_trace(margin=margin))
+        replay_decisions(parse_policy(BANDIT.format("margin")), make_trace(margin=margin))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def test_the_contract_refuses_what_no_decoder_knows_at_the_last_exit(
     with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
         check_policy(Learns("max_prob", 0.5, (1,)))
     with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
-        walk(Learns("max_prob", 0.5, (1,)), make_trace())
+        replay_decisions(Learns("max_prob", 0.5, (1,)), make_trace())
 
 
 def timed(batches: tuple[int, ...] = (1, 4)) -> TimingsProfile:

@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, lines, walks
+from bill_examples import LAYERS, at, decisions_of, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
 from offramp.policies.cost_breakdown import Item, make_bill
+from offramp.policies.decisions import Decisions
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps, in_lockstep
-from offramp.policies.walk import Walk
 from policy_traces import make_trace
 
 # Two steps of two rows: exits 1 and 3, then 4 and 2.
 STEPS = np.array([0, 1, 0, 1])
-WALK = Walk(np.array([1, 4, 3, 2]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
+DECISIONS = Decisions(np.array([1, 4, 3, 2]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
 
 
 def test_rebatch_by_hand() -> None:
-    assert lines(count_steps(WALK, STEPS, LAYERS, repair=True)) == [
+    assert lines(count_steps(DECISIONS, STEPS, LAYERS, repair=True)) == [
         ("overhead", "", 2, 2, 8.0),
         # Layers 3 and 4 run for the first step's second row and the second step's first.
         ("layers", "layer 2", 1, 1, 110.0),
@@ -43,7 +43,7 @@ def test_rebatch_by_hand() -> None:
 
 
 def test_lockstep_by_hand() -> None:
-    aligned = in_lockstep(WALK, STEPS)
+    aligned = in_lockstep(DECISIONS, STEPS)
     np.testing.assert_array_equal(aligned.exits, [3, 4, 3, 4])
     assert lines(count_steps(aligned, STEPS, LAYERS, repair=True)) == [
         ("overhead", "", 2, 2, 8.0),
@@ -82,7 +82,7 @@ def test_steps_are_the_nth_tokens_of_a_group_of_documents() -> None:
         group_into_steps(document, 6, 0)
 
 
-def usage_step_by_step(walk: Walk, steps: Any, batching: str) -> dict[Item, int]:
+def usage_step_by_step(decisions: Decisions, steps: Any, batching: str) -> dict[Item, int]:
     """Every step run in a plain loop, row by row and layer by layer."""
     usage: dict[Item, int] = {}
 
@@ -94,7 +94,7 @@ def usage_step_by_step(walk: Walk, steps: Any, batching: str) -> dict[Item, int]
     kinds = {"margin": "full head", "hidden_cosine_to_previous": "cosine"}
     for step in sorted(set(steps.tolist())):
         rows = [token for token in range(len(steps)) if steps[token] == step]
-        own = {token: int(walk.exits[token]) for token in rows}
+        own = {token: int(decisions.exits[token]) for token in rows}
         last = max(own.values())
         leaves = {token: last if batching == "lockstep" else own[token] for token in rows}
         answered: set[int] = set()
@@ -103,14 +103,14 @@ def usage_step_by_step(walk: Walk, steps: Any, batching: str) -> dict[Item, int]
             running = [token for token in rows if leaves[token] >= layer]
             pay("layers", layer, len(running))
             pay("K,V projection", layer, len(rows) - len(running))
-            if layer in walk.needs:
-                place = list(walk.needs).index(layer)
-                asked = [token for token in running if walk.probed_at(place)[token]]
+            if layer in decisions.needs:
+                place = list(decisions.needs).index(layer)
+                asked = [token for token in running if decisions.probed_at(place)[token]]
                 if batching == "lockstep" and asked:
                     asked = running
-                for kind in sorted({kinds[fact] for fact in walk.needs[layer]}):
+                for kind in sorted({kinds[fact] for fact in decisions.needs[layer]}):
                     pay("probe", layer, len(asked), kind)
-                if "margin" in walk.needs[layer]:
+                if "margin" in decisions.needs[layer]:
                     answered |= {token for token in asked if leaves[token] == layer}
             going = [token for token in running if leaves[token] == layer and token not in answered]
             pay("final head" if layer == LAYERS else "exit head", layer, len(going))
@@ -119,29 +119,36 @@ def usage_step_by_step(walk: Walk, steps: Any, batching: str) -> dict[Item, int]
 
 @settings(deadline=None, max_examples=60)
 @given(
-    walk=walks(), size=st.integers(1, 5), seed=st.integers(0, 99), batching=st.sampled_from(list(BATCHINGS))
+    decisions=decisions_of(),
+    size=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    batching=st.sampled_from(list(BATCHINGS)),
 )
-def test_counted_steps_are_those_of_a_plain_loop(walk: Walk, size: int, seed: int, batching: str) -> None:
+def test_counted_steps_are_those_of_a_plain_loop(
+    decisions: Decisions, size: int, seed: int, batching: str
+) -> None:
     steps = np.unique(
-        np.random.default_rng(seed).integers(0, 1 + len(walk.exits) // size, len(walk.exits)),
+        np.random.default_rng(seed).integers(0, 1 + len(decisions.exits) // size, len(decisions.exits)),
         return_inverse=True,
     )[1]
-    counted = count_steps(BATCHINGS[batching](walk, steps), steps, LAYERS, repair=True)
-    assert dict(counted) == usage_step_by_step(walk, steps, batching)
+    counted = count_steps(BATCHINGS[batching](decisions, steps), steps, LAYERS, repair=True)
+    assert dict(counted) == usage_step_by_step(decisions, steps, batching)
 
 
 @settings(deadline=None, max_examples=30)
-@given(walk=walks(), seed=st.integers(0, 99))
-def test_rows_that_wait_for_others_never_cost_less_layers(walk: Walk, seed: int) -> None:
-    steps = np.unique(np.random.default_rng(seed).integers(0, 5, len(walk.exits)), return_inverse=True)[1]
+@given(decisions=decisions_of(), seed=st.integers(0, 99))
+def test_rows_that_wait_for_others_never_cost_less_layers(decisions: Decisions, seed: int) -> None:
+    steps = np.unique(np.random.default_rng(seed).integers(0, 5, len(decisions.exits)), return_inverse=True)[
+        1
+    ]
     plain = count_plain(steps, LAYERS)
     totals = {}
     for name, batching in BATCHINGS.items():
-        usage = count_steps(batching(walk, steps), steps, LAYERS, repair=False)
+        usage = count_steps(batching(decisions, steps), steps, LAYERS, repair=False)
         bill = make_bill(usage, plain, at, len(steps))
         totals[name] = sum(line.total for line in bill.lines if line.part == "layers")
     assert totals["lockstep"] >= totals["rebatch"]
-    assert (in_lockstep(walk, steps).exits >= walk.exits).all()
+    assert (in_lockstep(decisions, steps).exits >= decisions.exits).all()
 
 
 def test_a_replayed_batch_gives_what_the_steps_give() -> None:

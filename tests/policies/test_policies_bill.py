@@ -6,22 +6,22 @@ import math
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, lines, walks
+from bill_examples import LAYERS, at, decisions_of, lines
 from hypothesis import given, settings
 
 from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import Item, Usage, make_bill
-from offramp.policies.policy_cost import walk_costs
+from offramp.policies.decisions import Decisions
+from offramp.policies.policy_cost import decision_costs
 from offramp.policies.replay import replay
 from offramp.policies.steps import count_plain, count_steps
-from offramp.policies.walk import Walk
 from policy_traces import make_trace
 
 
 def test_a_hand_worked_bill() -> None:
     # Exits 1, 3 and 4, probed with a full head at 1 and with a cosine at 3.
-    walk = Walk(np.array([1, 3, 4]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
-    assert lines(count_steps(walk, np.arange(3), LAYERS, repair=True)) == [
+    decisions = Decisions(np.array([1, 3, 4]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
+    assert lines(count_steps(decisions, np.arange(3), LAYERS, repair=True)) == [
         ("overhead", "", 1, 3, 7.0),
         ("layers", "layer 1", 1, 3, 100.0),
         ("layers", "layer 2", 1, 2, 110.0),
@@ -55,13 +55,13 @@ def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
     assert line.places == (1, 2, 3, 5, 8, 9)
 
 
-def cost_of_one_token(walk: Walk, token: int) -> float:
+def cost_of_one_token(decisions: Decisions, token: int) -> float:
     """The bill of one token, added up one thing after the other."""
-    price, exit = at(1), int(walk.exits[token])
+    price, exit = at(1), int(decisions.exits[token])
     total = price.overhead + sum(price.layers[:exit]) + sum(price.key_value[exit:])
     answered = False
-    for place, (checked, facts) in enumerate(walk.needs.items()):
-        if walk.probed_at(place)[token]:
+    for place, (checked, facts) in enumerate(decisions.needs.items()):
+        if decisions.probed_at(place)[token]:
             for kind in (
                 {"margin": "full head", "hidden_cosine_to_previous": "cosine"}[facts[0]],
                 *(["cosine"] if len(facts) > 1 else []),
@@ -74,13 +74,15 @@ def cost_of_one_token(walk: Walk, token: int) -> float:
 
 
 @settings(deadline=None)
-@given(walk=walks())
-def test_a_bill_is_the_sum_of_its_tokens(walk: Walk) -> None:
-    tokens = len(walk.exits)
-    one_by_one = [cost_of_one_token(walk, token) for token in range(tokens)]
-    np.testing.assert_allclose(walk_costs(at(1), walk), one_by_one, rtol=1e-12)
+@given(decisions=decisions_of())
+def test_a_bill_is_the_sum_of_its_tokens(decisions: Decisions) -> None:
+    tokens = len(decisions.exits)
+    one_by_one = [cost_of_one_token(decisions, token) for token in range(tokens)]
+    np.testing.assert_allclose(decision_costs(at(1), decisions), one_by_one, rtol=1e-12)
     steps = np.arange(tokens)
-    bill = make_bill(count_steps(walk, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, tokens)
+    bill = make_bill(
+        count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, tokens
+    )
     assert bill.total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
 
 

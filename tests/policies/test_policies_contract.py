@@ -230,24 +230,24 @@ def test_an_oracle_that_hides_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_policy_that_sees_deeper_exits_or_later_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What replay shows to both ways of deciding alike must still not be deeper or later."""
     policy = Threshold("max_prob", 0.6, (1, 2))
-    honest = contract.walk
+    honest = contract.decisions
 
     def deeper(own: ExitPolicy, trace: Any) -> Any:
-        walked = honest(own, trace)
-        walked.exits[trace.fact("max_prob")[:, -1] > 0.5] = 1
-        return walked
+        decisions = honest(own, trace)
+        decisions.exits[trace.fact("max_prob")[:, -1] > 0.5] = 1
+        return decisions
 
     def later(own: ExitPolicy, trace: Any) -> Any:
-        walked = honest(own, trace)
-        shallow = np.roll(walked.exits, -1) == 1
-        walked.exits[shallow] = trace.layers
-        return walked
+        decisions = honest(own, trace)
+        shallow = np.roll(decisions.exits, -1) == 1
+        decisions.exits[shallow] = trace.layers
+        return decisions
 
-    monkeypatch.setattr(contract, "_check_sequential", lambda policy, walked, expected: None)
-    monkeypatch.setattr(contract, "walk", deeper)
+    monkeypatch.setattr(contract, "_check_sequential", lambda policy, decisions, expected: None)
+    monkeypatch.setattr(contract, "replay_decisions", deeper)
     with pytest.raises(PolicyError, match="deeper than the one it takes"):
         check_policy(policy)
-    monkeypatch.setattr(contract, "walk", later)
+    monkeypatch.setattr(contract, "replay_decisions", later)
     with pytest.raises(PolicyError, match="depends on later tokens"):
         check_policy(policy)
 

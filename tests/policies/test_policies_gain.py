@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, walks
+from bill_examples import LAYERS, at, decisions_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.policies.cost_breakdown import GAIN_OF_PART, PARTS, Item, gain_of_usage, make_bill, split_gain
+from offramp.policies.decisions import Decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps
-from offramp.policies.walk import Walk
 from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import measure
 from offramp.tuning.pricing import pricing_of
@@ -24,9 +24,9 @@ PLAIN = 7 + 460 + 1000
 """One token of the full model at the prices of `bill_examples`."""
 
 
-def gain_of(walk: Walk) -> dict[str, float]:
-    steps = np.arange(len(walk.exits))
-    usage = count_steps(walk, steps, LAYERS, repair=True)
+def gain_of(decisions: Decisions) -> dict[str, float]:
+    steps = np.arange(len(decisions.exits))
+    usage = count_steps(decisions, steps, LAYERS, repair=True)
     return split_gain(make_bill(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
 
 
@@ -37,30 +37,35 @@ def test_every_part_of_a_bill_counts_for_one_part_of_the_gain() -> None:
 
 def test_a_gain_by_hand() -> None:
     # One token leaves at exit 2 by a cosine: layers 3 and 4 are saved, their K and V made, a lens' head paid.
-    found = gain_of(Walk(np.array([2]), {2: ("hidden_cosine_to_previous",)}))
+    found = gain_of(Decisions(np.array([2]), {2: ("hidden_cosine_to_previous",)}))
     assert found == pytest.approx(
         {"layers": (250 - 25) / PLAIN, "head": (1000 - 1100) / PLAIN, "probes": -2 / PLAIN}
     )
 
 
 def test_a_probe_that_gives_the_output_saves_the_head_and_costs_its_own_product() -> None:
-    found = gain_of(Walk(np.array([2]), {2: ("margin",)}))
+    found = gain_of(Decisions(np.array([2]), {2: ("margin",)}))
     assert found["head"] == pytest.approx(1000 / PLAIN)
     assert found["probes"] == pytest.approx(-1007 / PLAIN)
 
 
 def test_the_full_model_gains_nothing_and_its_checks_cost() -> None:
-    assert gain_of(Walk(np.array([LAYERS]), {})) == {"layers": 0.0, "head": 0.0, "probes": 0.0}
-    checked = gain_of(Walk(np.array([LAYERS]), {2: ("margin",)}))
+    assert gain_of(Decisions(np.array([LAYERS]), {})) == {"layers": 0.0, "head": 0.0, "probes": 0.0}
+    checked = gain_of(Decisions(np.array([LAYERS]), {2: ("margin",)}))
     assert checked == pytest.approx({"layers": 0.0, "head": 0.0, "probes": -1007 / PLAIN})
 
 
 @settings(deadline=None)
-@given(walk=walks(), batch=st.integers(1, 4), batching=st.sampled_from(list(BATCHINGS)), repair=st.booleans())
-def test_the_parts_sum_to_the_gain(walk: Walk, batch: int, batching: str, repair: bool) -> None:
-    tokens = len(walk.exits)
+@given(
+    decisions=decisions_of(),
+    batch=st.integers(1, 4),
+    batching=st.sampled_from(list(BATCHINGS)),
+    repair=st.booleans(),
+)
+def test_the_parts_sum_to_the_gain(decisions: Decisions, batch: int, batching: str, repair: bool) -> None:
+    tokens = len(decisions.exits)
     steps = group_into_steps(np.arange(tokens, dtype=np.int32) // 2, min(batch, (tokens + 1) // 2), 0)
-    usage = count_steps(BATCHINGS[batching](walk, steps), steps, LAYERS, repair=repair)
+    usage = count_steps(BATCHINGS[batching](decisions, steps), steps, LAYERS, repair=repair)
     bill = make_bill(usage, count_plain(steps, LAYERS), at, tokens)
     gain = split_gain(bill)
     assert gain.total == pytest.approx(1.0 - bill.total / bill.plain, abs=1e-12)

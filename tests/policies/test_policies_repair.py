@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.cost_breakdown import Bill
+from offramp.policies.decisions import Decisions
 from offramp.policies.kv_cost import STRATEGIES, Run, deepest_after
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import counted_at
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
-from offramp.policies.walk import Walk
 from policy_traces import make_trace
 
 CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
@@ -28,7 +28,7 @@ def part(bill: Bill, name: str) -> float:
 def run_of(exits: list[int], documents: list[int], policy: ExitPolicy | None = None) -> Run:
     trace = make_trace(tokens=len(exits), layers=4)
     trace.document = np.array(documents, dtype=np.int32)
-    return Run(trace, policy or Never(), Walk(np.array(exits), {}), np.arange(len(exits)), 4)
+    return Run(trace, policy or Never(), Decisions(np.array(exits), {}), np.arange(len(exits)), 4)
 
 
 def test_recomputing_by_hand() -> None:

@@ -23,10 +23,10 @@ from rule_examples import (
 )
 
 from offramp.errors import PolicyError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape
 
@@ -73,7 +73,9 @@ def test_a_decaying_threshold_loosens_from_its_value_by_a_tenth() -> None:
     sure = np.tile(np.resize(levels, len(DOCUMENT))[:, None], (1, LAYERS)).astype(np.float32)
     trace = Trace.from_facts({"margin": sure}, document=DOCUMENT, shape=make_shape(LAYERS))
     # From 0.9 down to 0.81 at once: only the first token of each document meets 0.9.
-    chosen = walk(parse_policy("decaying:signal=margin,value=0.9,exits=2,decay=99,length=1"), trace).exits
+    chosen = replay_decisions(
+        parse_policy("decaying:signal=margin,value=0.9,exits=2,decay=99,length=1"), trace
+    ).exits
     first = np.concatenate([[0], np.flatnonzero(np.diff(DOCUMENT)) + 1])
     later = np.setdiff1d(np.arange(len(DOCUMENT)), first)
     np.testing.assert_array_equal(chosen[first] == 2, sure[first, 1] >= 0.9)
@@ -109,7 +111,9 @@ def test_sustained(seed: int, signal: str, value: float, times: int, exits: list
 def test_oracle(seed: int, which: str) -> None:
     trace = random_trace(seed)
     expected = by_document(trace, scalar.oracle, which=which)
-    np.testing.assert_array_equal(walk(parse_policy(f"oracle:which={which}"), trace).exits, expected)
+    np.testing.assert_array_equal(
+        replay_decisions(parse_policy(f"oracle:which={which}"), trace).exits, expected
+    )
 
 
 def test_no_decoder_follows_an_oracle() -> None:

@@ -23,9 +23,9 @@ from rule_examples import (
 )
 
 from offramp.errors import PolicyError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Schedule
-from offramp.policies.walk import walk
 
 
 @few
@@ -113,7 +113,9 @@ def test_tasks_choose_by_workload_class(task: str | None, expected: str) -> None
     assert str(policy.for_task(task)) == expected
     trace = random_trace(1)
     trace.provenance = {"request": {"workload": {"name": task}}}
-    np.testing.assert_array_equal(walk(policy, trace).exits, walk(parse_policy(expected), trace).exits)
+    np.testing.assert_array_equal(
+        replay_decisions(policy, trace).exits, replay_decisions(parse_policy(expected), trace).exits
+    )
 
 
 def test_tasks_reach_into_other_policies() -> None:

@@ -20,10 +20,10 @@ from rule_examples import (
     text,
 )
 
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.learning import agreement_thresholds, betas
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape
 
@@ -138,10 +138,10 @@ def test_a_bandit_settles_on_the_exit_that_rewards_most() -> None:
         {"max_prob": sure}, document=np.zeros(400, dtype=np.int32), shape=make_shape(LAYERS)
     )
     policy = parse_policy("bandit:signal=max_prob,value=0.9,exits=1+3+5,cost=0.5,exploration=0.1")
-    walked = walk(policy, trace)
-    assert walked.exits[:4].tolist() == [6, 5, 3, 6]
-    assert np.mean(walked.exits[200:] == 3) > 0.9
+    decisions = replay_decisions(policy, trace)
+    assert decisions.exits[:4].tolist() == [6, 5, 3, 6]
+    assert np.mean(decisions.exits[200:] == 3) > 0.9
     # One check a token at most, and none for the full model's arm.
-    assert walked.probed is not None
-    assert walked.probed.sum(axis=1).max() == 1
-    assert not walked.probed[0].any()
+    assert decisions.probed is not None
+    assert decisions.probed.sum(axis=1).max() == 1
+    assert not decisions.probed[0].any()

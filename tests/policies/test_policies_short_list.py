@@ -18,7 +18,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import make_floor, token_losses
-from offramp.tuning.held_out import measure, measure_in_lockstep, walk_in_lockstep
+from offramp.tuning.held_out import measure, measure_in_lockstep, replay_in_lockstep
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
@@ -207,9 +207,9 @@ def test_lockstep_reads_the_list_too() -> None:
     trace, machine = short_trace(), find_machine("cpu-2core")
     for at in ("exits", "all"):
         policy = ShortList(CHEAP, at)
-        walked = walk_in_lockstep(trace, policy, 4, 0)
-        held = measure_in_lockstep(trace, walked, machine, FLOOR, 0)
-        said = agreement_by_hand(trace, walked.walk.exits, head=at == "all")
+        decisions = replay_in_lockstep(trace, policy, 4, 0)
+        held = measure_in_lockstep(trace, decisions, machine, FLOOR, 0)
+        said = agreement_by_hand(trace, decisions.decisions.exits, head=at == "all")
         assert held.agreement.value == pytest.approx(said.mean())
         result = replay(trace, policy, machine=machine, batch=4)
         assert held.cost.value == pytest.approx(result.seconds_per_token)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.policies.cost_breakdown import Item
+from offramp.policies.decisions import Decisions
 from offramp.policies.steps import count_rounds, find_rounds
-from offramp.policies.walk import Walk
 
 LAYERS = 4
 MARGIN = {1: ("margin",), 3: ("hidden_cosine_to_previous",)}
@@ -42,9 +42,9 @@ def test_rounds_by_hand() -> None:
 
 def test_a_bill_by_hand() -> None:
     # One round: drafts leave at 1 (full head) and 3 (cosine, then the head), the third token goes through.
-    walk = Walk(np.array([1, 3, 4]), MARGIN)
-    rounds = find_rounds(walk.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 4)
-    assert lines(count_rounds(walk, rounds, LAYERS)) == [
+    decisions = Decisions(np.array([1, 3, 4]), MARGIN)
+    rounds = find_rounds(decisions.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 4)
+    assert lines(count_rounds(decisions, rounds, LAYERS)) == [
         ("overhead", "", 1, 2, 7.0),
         ("overhead", "", 3, 1, 9.0),
         # Layer 1 once for each; layers 2 and 3 for both drafts as the second runs, then for the third token.
@@ -64,10 +64,10 @@ def test_a_bill_by_hand() -> None:
 
 def test_the_row_after_a_full_draft_is_asked_and_runs_to_the_end() -> None:
     # It would leave at exit 3: both probes up to there are paid, but no exit head.
-    walk = Walk(np.array([1, 3, 1]), MARGIN)
-    rounds = find_rounds(walk.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 1)
+    decisions = Decisions(np.array([1, 3, 1]), MARGIN)
+    rounds = find_rounds(decisions.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 1)
     assert list(zip(rounds.start.tolist(), rounds.closed.tolist(), strict=True)) == [(0, True), (2, False)]
-    assert lines(count_rounds(walk, rounds, LAYERS)) == [
+    assert lines(count_rounds(decisions, rounds, LAYERS)) == [
         ("overhead", "", 1, 3, 7.0),
         ("overhead", "", 2, 1, 8.0),
         ("layers", "layer 1", 1, 3, 100.0),
@@ -85,9 +85,9 @@ def test_the_row_after_a_full_draft_is_asked_and_runs_to_the_end() -> None:
 
 
 def test_the_last_drafts_of_a_document_are_verified_by_a_step_of_their_own() -> None:
-    walk = Walk(np.array([2, 2]), {})
-    rounds = find_rounds(walk.exits, np.ones(2, bool), np.zeros(2, np.int32), LAYERS, 4)
-    assert lines(count_rounds(walk, rounds, LAYERS)) == [
+    decisions = Decisions(np.array([2, 2]), {})
+    rounds = find_rounds(decisions.exits, np.ones(2, bool), np.zeros(2, np.int32), LAYERS, 4)
+    assert lines(count_rounds(decisions, rounds, LAYERS)) == [
         ("overhead", "", 1, 2, 7.0),
         ("overhead", "", 2, 1, 8.0),
         ("layers", "layer 1", 1, 2, 100.0),
@@ -99,7 +99,7 @@ def test_the_last_drafts_of_a_document_are_verified_by_a_step_of_their_own() -> 
     ]
 
 
-def decode(walk: Walk, agrees: Any, document: Any, draft_length: int) -> dict[Item, int]:
+def decode(decisions: Decisions, agrees: Any, document: Any, draft_length: int) -> dict[Item, int]:
     """A decoder that drafts and verifies, played token by token with a set of what each row still lacks."""
     usage: dict[Item, int] = {}
 
@@ -115,8 +115,8 @@ def decode(walk: Walk, agrees: Any, document: Any, draft_length: int) -> dict[It
 
     def check(token: int, exit: int) -> None:
         answered = False
-        for place, (checked, facts) in enumerate(walk.needs.items()):
-            if walk.probed_at(place)[token]:
+        for place, (checked, facts) in enumerate(decisions.needs.items()):
+            if decisions.probed_at(place)[token]:
                 for kind in sorted({KINDS[fact] for fact in facts}):
                     pay("probe", checked, 1, kind)
                 answered |= "margin" in facts and checked == exit
@@ -124,12 +124,12 @@ def decode(walk: Walk, agrees: Any, document: Any, draft_length: int) -> dict[It
             pay("exit head", exit, 1)
 
     token = 0
-    while token < len(walk.exits):
+    while token < len(decisions.exits):
         end = token + int((document[token:] == document[token]).sum())
         lacking: dict[int, set[int]] = {}
         row = token
-        while row < end and len(lacking) < draft_length and walk.exits[row] < LAYERS:
-            exit = int(walk.exits[row])
+        while row < end and len(lacking) < draft_length and decisions.exits[row] < LAYERS:
+            exit = int(decisions.exits[row])
             for layer in range(1, exit + 1):
                 run(layer, row, lacking)
             check(row, exit)
@@ -160,9 +160,9 @@ def test_counted_rounds_are_those_of_a_played_decoder(seed: int, draft_length: i
     document = np.sort(generator.integers(0, 4, tokens)).astype(np.int32)
     agrees = generator.random(tokens) < 0.7
     probed = (exits[:, None] >= np.array([1, 3])) & (generator.random((tokens, 2)) < 0.7)
-    walk = Walk(exits, MARGIN, probed if some else None)
+    decisions = Decisions(exits, MARGIN, probed if some else None)
     rounds = find_rounds(exits, agrees, document, LAYERS, draft_length)
-    counted = count_rounds(walk, rounds, LAYERS)
+    counted = count_rounds(decisions, rounds, LAYERS)
     assert {item: count for item, count in counted.items() if count} == decode(
-        walk, agrees, document, draft_length
+        decisions, agrees, document, draft_length
     )

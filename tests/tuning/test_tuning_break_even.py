@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import (
     LEVERS,
@@ -180,21 +180,23 @@ def test_the_needed_price_gives_exactly_the_target(
 ) -> None:
     trace = make_trace(seed=seed)
     costs = prices(layers=6, head=head, probe=probe, key_value=key_value, overhead=overhead, batch=batch)
-    walked = walk(policy, trace)
+    decisions = replay_decisions(policy, trace)
     for row in break_even(trace, policy, costs, target):
         if row.lever == "probe":
             if row.needed is not None:
-                assert net_speedup(*checked_at_one_price(costs, walked, row.needed)) == pytest.approx(target)
+                assert net_speedup(*checked_at_one_price(costs, decisions, row.needed)) == pytest.approx(
+                    target
+                )
             else:
-                assert net_speedup(*checked_at_one_price(costs, walked, 0.0)) < target
+                assert net_speedup(*checked_at_one_price(costs, decisions, 0.0)) < target
             continue
         lever = next(lever for lever in LEVERS if lever.name == row.lever)
         if row.factor is not None:
-            assert net_speedup(lever.scaled(costs, row.factor), walked) == pytest.approx(target)
+            assert net_speedup(lever.scaled(costs, row.factor), decisions) == pytest.approx(target)
             assert row.needed == pytest.approx(row.factor * row.now)
         else:
             reached = {
-                net_speedup(lever.scaled(costs, factor), walked) >= target - 1e-9
+                net_speedup(lever.scaled(costs, factor), decisions) >= target - 1e-9
                 for factor in (0.0, 0.3, 1.0, 5.0, 1e4)
             }
             assert len(reached) == 1
@@ -218,7 +220,7 @@ def brute_force_price(
     for exits in dict.fromkeys([*((exit,) for exit in below), *exit_sets(below)]):
         columns = np.searchsorted(trace.exits, exits)
         for value in np.unique(trace.fact(signal.fact)[:, columns]):
-            taken = walk(Threshold(name, float(value), exits), trace).exits
+            taken = replay_decisions(Threshold(name, float(value), exits), trace).exits
             if document_losses(trace, losses, taken).mean() > 1.0 - floor + 1e-12:
                 continue
             free = exit_costs_without_probes(costs)[taken - 1].mean()
@@ -255,8 +257,8 @@ def test_by_signal_the_price_gives_exactly_the_target() -> None:
         if row.needed is None or row.policy is None:
             continue
         found += 1
-        walked = walk(parse_policy(row.policy), trace)
-        assert net_speedup(*checked_at_one_price(costs, walked, row.needed * 0.5)) == pytest.approx(1.05)
+        decisions = replay_decisions(parse_policy(row.policy), trace)
+        assert net_speedup(*checked_at_one_price(costs, decisions, row.needed * 0.5)) == pytest.approx(1.05)
         assert f"{row.needed:.3g} or less" in row.sentence
     assert found
 
@@ -282,10 +284,10 @@ def test_by_signal_an_opening_check_is_charged_and_never_left_by() -> None:
     assert row.needed is not None
     assert row.policy is not None
     policy = parse_policy(row.policy)
-    walked = walk(policy, trace)
+    decisions = replay_decisions(policy, trace)
     opener, *others = policy.checked_exits(6)
-    assert not np.any(walked.exits == opener)
+    assert not np.any(decisions.exits == opener)
     repriced = {opener: ("top1",), **dict.fromkeys(others, ("hidden_cosine_to_previous",))}
     free = replace(costs, probes={**costs.probes, "cosine": row.needed})
-    mean = exit_costs(free, repriced)[walked.exits - 1].mean()
+    mean = exit_costs(free, repriced)[decisions.exits - 1].mean()
     assert costs.plain / mean == pytest.approx(1.01)

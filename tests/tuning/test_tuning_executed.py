@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tuning_traces import easy_and_hard
 
 from offramp.errors import InputError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.replay import replay
-from offramp.policies.walk import walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
@@ -75,7 +75,7 @@ class Scripted:
         if not free:
             self.reruns.append((str(policy), kv))
             losses = np.minimum(self.drift * losses, 1.0)
-        return Rerun(held, walk(policy, held), losses, free)
+        return Rerun(held, replay_decisions(policy, held), losses, free)
 
     def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
         self.decoded.append((str(policy), kv, first, last))
@@ -427,11 +427,11 @@ def test_executed_answers_are_read_back_whole(passing: tuple[Tuned, Scripted], t
 def test_every_strategy_pays_its_own_price(trace: Trace) -> None:
     policy = parse_policy("threshold:signal=max_prob,value=0.5,exits=2+4")
     costs = StrategyCosts(trace, None)
-    walked = walk(policy, trace)
+    decisions = replay_decisions(policy, trace)
     each = {}
     for kv in ("propagate", "recompute"):
-        charged = costs.of_documents(trace, policy, kv, walked)
-        cost, plain = costs.of_token(trace, policy, kv, walked)
+        charged = costs.of_documents(trace, policy, kv, decisions)
+        cost, plain = costs.of_token(trace, policy, kv, decisions)
         found = replay(trace, policy, kv=kv)
         assert plain / cost == pytest.approx(found.predicted_speedup)
         assert charged.plain.sum() / charged.cost.sum() == pytest.approx(found.predicted_speedup, rel=1e-3)

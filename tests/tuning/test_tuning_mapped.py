@@ -12,12 +12,12 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay, replay_intervals
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
-from offramp.tuning.pricing import count_walk, pricing_of
+from offramp.tuning.pricing import count_decisions, pricing_of
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune
 
@@ -36,18 +36,18 @@ def mapped(documents: int = 300, ranks: dict[int, int | None] | None = None, **o
 
 
 @pytest.mark.parametrize("machine", [None, "h100"])
-def test_the_price_of_a_walk_is_that_of_its_replay(machine: str | None) -> None:
+def test_the_price_of_decisions_is_that_of_its_replay(machine: str | None) -> None:
     trace = mapped(40)
     found = None if machine is None else find_machine(machine)
     pricing, plain = pricing_of(trace, found, 1, "mapped"), pricing_of(trace, found)
-    walked = walk(parse_policy(POLICY), trace)
+    decisions = replay_decisions(parse_policy(POLICY), trace)
     result = replay(trace, POLICY, machine=machine, kv="mapped")
-    assert pricing.of_walk(walked) == pytest.approx(result.bill.total / trace.token_count)
-    parts = pricing.parts(count_walk(walked, trace.layers))
-    assert math.fsum(parts.values()) == pytest.approx(pricing.of_walk(walked))
+    assert pricing.of_decisions(decisions) == pytest.approx(result.bill.total / trace.token_count)
+    parts = pricing.parts(count_decisions(decisions, trace.layers))
+    assert math.fsum(parts.values()) == pytest.approx(pricing.of_decisions(decisions))
     paid = sum(line.total for line in result.bill.lines if line.part == "K,V map")
     assert parts["K,V map"] == pytest.approx(paid / trace.token_count)
-    assert pricing.of_walk(walked) == pytest.approx(plain.of_walk(walked) + parts["K,V map"])
+    assert pricing.of_decisions(decisions) == pytest.approx(plain.of_decisions(decisions) + parts["K,V map"])
     assert not pricing.same_prices(plain)
     assert pricing.same_prices(pricing_of(trace, found, 1, "mapped"))
     intervals = replay_intervals(trace, POLICY, machine=machine, kv="mapped")

@@ -13,11 +13,11 @@ import pytest
 
 from offramp.costs.machine import Roofline
 from offramp.errors import InputError, PolicyError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.steps import group_into_steps
-from offramp.policies.walk import walk
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import two_sided_limits
@@ -194,7 +194,7 @@ def test_whether_the_floor_holds(floor: float, answer: str) -> None:
     tuned = tuned_policy()
     tuned = replace(tuned, policy_text=str(bold), floor=replace(tuned.floor, value=floor))
     found = predict(tuned, trace)
-    losses = document_losses(trace, token_losses(trace, tuned.floor), walk(bold, trace).exits)
+    losses = document_losses(trace, token_losses(trace, tuned.floor), replay_decisions(bold, trace).exits)
     assert (found.risk_low, found.risk_high) == two_sided_limits(losses, found.delta)
     assert found.floor_answer == answer
     assert found.quality.value == pytest.approx(1.0 - losses.mean())
@@ -207,7 +207,7 @@ def test_a_floor_in_nats_is_judged_in_nats() -> None:
     found = predict(tuned, trace)
     kl = np.clip(trace.fact("kl_to_final").astype(np.float64), 0.0, 1.0)
     kl[:, -1] = 0.0
-    exits = walk(POLICY, trace).exits
+    exits = replay_decisions(POLICY, trace).exits
     taken = kl[np.arange(trace.token_count), exits - 1]
     means = [taken[trace.document == document].mean() for document in range(40)]
     assert found.quality.value == pytest.approx(float(np.mean(means)), rel=1e-5)

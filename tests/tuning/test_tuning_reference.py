@@ -12,9 +12,9 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import curve, make_grid
 from offramp.tuning.floor import document_weights, parse_floor, token_losses
@@ -60,7 +60,7 @@ def test_losses_are_counted_against_the_untransformed_model() -> None:
     kept=st.floats(0.0, 1.0),
     exits=st.sets(st.integers(1, 5), min_size=1).map(sorted),
 )
-def test_the_curve_is_what_walking_every_threshold_gives(seed: int, kept: float, exits: list[int]) -> None:
+def test_the_curve_is_what_replaying_every_threshold_gives(seed: int, kept: float, exits: list[int]) -> None:
     trace = transformed(make_trace(seed=seed, levels=9), kept, seed)
     floor = parse_floor(f"{FLOOR}=0.9")
     evidence, signal = Evidence(trace, floor), SIGNALS["max_prob"]
@@ -69,8 +69,8 @@ def test_the_curve_is_what_walking_every_threshold_gives(seed: int, kept: float,
     found = curve(grid, list(columns), evidence.losses, columns, document_weights(trace))
     for place, value in enumerate(grid.values):
         text = f"threshold:signal=max_prob,value={float(value)!r},exits={'+'.join(map(str, exits))}"
-        walked = walk(parse_policy(text), trace)
-        assert found.risk[place] == pytest.approx(evidence.risk_of(walked.exits), abs=1e-9)
+        decisions = replay_decisions(parse_policy(text), trace)
+        assert found.risk[place] == pytest.approx(evidence.risk_of(decisions.exits), abs=1e-9)
 
 
 def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp_path: Path) -> None:

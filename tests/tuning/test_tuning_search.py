@@ -12,20 +12,20 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy_cost import exit_costs, walk_costs
+from offramp.policies.policy_cost import decision_costs, exit_costs
 from offramp.policies.replay import replay
 from offramp.policies.rules.short_list import costs_for
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
 from offramp.policies.signals import SIGNALS
-from offramp.policies.walk import walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import order_places, policy_losses, search_targets
 from offramp.tuning.curves import curve, make_grid
 from offramp.tuning.floor import document_weights, make_floor, token_losses
 from offramp.tuning.held_out import measure
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import Pricing, count_walk, pricing_of
+from offramp.tuning.pricing import Pricing, count_decisions, pricing_of
 from offramp.tuning.search import add_exact, search_pool, targets_around
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
@@ -74,7 +74,7 @@ def with_signals(**options: Any) -> Trace:
     levels=st.sampled_from([3, None]),
     kind=st.sampled_from(["agreement", "kl"]),
 )
-def test_a_curve_is_what_walking_at_every_threshold_gives(
+def test_a_curve_is_what_replaying_at_every_threshold_gives(
     seed: int, signal: str, exits: tuple[int, ...], levels: int | None, kind: str
 ) -> None:
     trace = make_trace(seed=seed, levels=levels)
@@ -84,7 +84,7 @@ def test_a_curve_is_what_walking_at_every_threshold_gives(
     grid = make_grid(trace, SIGNALS[signal], np.arange(5))
     found = curve(grid, [exit - 1 for exit in exits], losses, columns, weights)
     for point in range(0, grid.points, max(1, grid.points // 12)):
-        taken = walk(Threshold(signal, float(grid.values[point]), exits), trace).exits
+        taken = replay_decisions(Threshold(signal, float(grid.values[point]), exits), trace).exits
         risk = float(losses[np.arange(len(taken)), taken - 1] @ weights)
         shares = [np.mean(taken == exit) for exit in (*exits, 6)]
         assert found.risk[point] == pytest.approx(risk, abs=1e-6)
@@ -119,12 +119,12 @@ def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
     search_pool(pool, FLOOR.risk)
     assert {"static exit", "patience", "votes"} <= {scored.family for scored in pool.found}
     for scored in pool.found[:: max(1, len(pool.found) // 40)]:
-        walked = walk(scored.policy, trace)
+        decisions = replay_decisions(scored.policy, trace)
         costs = costs_for(scored.policy, pool.pricing.costs)
-        assert scored.cost == pytest.approx(float(walk_costs(costs, walked).mean()), rel=1e-9)
+        assert scored.cost == pytest.approx(float(decision_costs(costs, decisions).mean()), rel=1e-9)
         losses = policy_losses(trace, scored.policy, FLOOR)
         assert scored.risk == pytest.approx(float(losses.mean()), abs=1e-6)
-        assert scored.skip_ratio == pytest.approx(1 - walked.exits.mean() / 6)
+        assert scored.skip_ratio == pytest.approx(1 - decisions.exits.mean() / 6)
 
 
 def test_the_fastest_threshold_at_every_target_is_found() -> None:
@@ -195,16 +195,16 @@ def test_the_front_drops_what_is_beaten() -> None:
 def test_a_batch_in_lockstep_leaves_where_its_last_token_would() -> None:
     trace = make_trace(tokens=4000, documents=8)
     pool = pool_of(trace, batch=3)
-    walked = walk(Threshold("max_prob", 0.7, (2, 4)), trace)
+    decisions = replay_decisions(Threshold("max_prob", 0.7, (2, 4)), trace)
     rng = np.random.default_rng(0)
-    steps = rng.choice(walked.exits, (200_000, 3)).max(axis=1)
+    steps = rng.choice(decisions.exits, (200_000, 3)).max(axis=1)
     per_exit = exit_costs(pool.pricing.costs, signal_needs(SIGNALS["max_prob"], (2, 4))) / 3
-    assert pool.pricing.of_walk(walked) == pytest.approx(per_exit[steps - 1].mean(), rel=2e-3)
+    assert pool.pricing.of_decisions(decisions) == pytest.approx(per_exit[steps - 1].mean(), rel=2e-3)
     family = ThresholdFamily(pool, SIGNALS["max_prob"], (0.1,))
     found = family.curve_of((2, 4))
     point = int(np.flatnonzero(family.grid.values >= 0.7)[-1])
     assert family.costs_of((2, 4), found.shares)[point] == pytest.approx(
-        pool.pricing.of_walk(walk(family.policy_at((2, 4), point), trace)), rel=1e-9
+        pool.pricing.of_decisions(replay_decisions(family.policy_at((2, 4), point), trace)), rel=1e-9
     )
 
 
@@ -244,17 +244,17 @@ def test_the_cheapest_threshold_within_each_target(seed: int, levels: int | None
 def test_parts_are_those_of_the_bill(seed: int, text: str) -> None:
     trace = make_trace(seed=seed, shape=make_shape(head=500))
     pricing = pricing_of(trace, find_machine("h100"))
-    walked = walk(parse_policy(text), trace)
-    counts = count_walk(walked, trace.layers)
+    decisions = replay_decisions(parse_policy(text), trace)
+    counts = count_decisions(decisions, trace.layers)
     bill = replay(trace, text, machine="h100").bill
     by_part: dict[str, float] = {}
     for line in bill.lines:
         by_part[line.part] = by_part.get(line.part, 0.0) + line.total / trace.token_count
     assert pricing.parts(counts) == pytest.approx(by_part)
-    mean = float(walk_costs(pricing.costs, walked).mean())
+    mean = float(decision_costs(pricing.costs, decisions).mean())
     assert pricing.of_counts(counts) == pytest.approx(mean, rel=1e-9)
     assert sum(by_part.values()) == pytest.approx(mean, rel=1e-9)
-    assert counts.mean(np.arange(1.0, 7.0)) == pytest.approx(walked.exits.mean())
+    assert counts.mean(np.arange(1.0, 7.0)) == pytest.approx(decisions.exits.mean())
 
 
 @pytest.mark.parametrize("text", POLICIES[1:3])

@@ -10,8 +10,8 @@ import numpy as np
 
 from offramp.errors import PolicyError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.policies.decisions import task_of
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import task_of
 from offramp.tracing.described_heads import reading_of
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace

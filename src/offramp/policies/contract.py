@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
 from offramp.policies.rules.around import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
-from offramp.policies.walk import Walk, probed_facts, task_of, walk
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.trace import FactArray, Trace
 
@@ -53,7 +53,7 @@ def check_policy(policy: ExitPolicy) -> ExitPolicy:
                 if own.reachable:
                     _check_decisions(policy, own, trace, generator)
                 else:
-                    _check_exits(own, walk(policy, trace).exits, trace)
+                    _check_exits(own, replay_decisions(policy, trace).exits, trace)
     return policy
 
 
@@ -69,7 +69,7 @@ def choose_one_by_one(policy: ExitPolicy, trace: Trace) -> OneByOne:
     """Where each token leaves and is checked, token by token and exit by exit, as a decoder asks.
 
     At an exit that the policy checks it is given the facts it needs there, elsewhere it is not asked. Slow:
-    the reference of `walk`.
+    the reference of `replay_decisions`.
     """
     policy = policy.for_task(task_of(trace))
     needs = policy.needs(trace.layers)
@@ -155,29 +155,32 @@ def _check_decisions(
         expected = choose_one_by_one(own, trace)
     except KeyError as error:
         raise _broken(own, f"it reads {error}, which needs does not list there") from error
-    walked = walk(policy, trace)
-    _check_exits(own, walked.exits, trace)
-    _check_sequential(own, walked, expected)
+    decisions = replay_decisions(policy, trace)
+    _check_exits(own, decisions.exits, trace)
+    _check_sequential(own, decisions, expected)
     other = _random_facts(generator, trace.token_count, trace.exits)
-    deeper = trace.exits[None, :] > walked.exits[:, None]
-    if not np.array_equal(walk(policy, _changed(trace, other, deeper)).exits, walked.exits):
+    deeper = trace.exits[None, :] > decisions.exits[:, None]
+    if not np.array_equal(replay_decisions(policy, _changed(trace, other, deeper)).exits, decisions.exits):
         raise _broken(own, "a choice depends on exits deeper than the one it takes")
     for cut in generator.choice(np.arange(1, trace.token_count), CUTS, replace=False).tolist():
         later = np.broadcast_to(np.arange(trace.token_count)[:, None] >= cut, deeper.shape)
-        if not np.array_equal(walk(policy, _changed(trace, other, later)).exits[:cut], walked.exits[:cut]):
+        if not np.array_equal(
+            replay_decisions(policy, _changed(trace, other, later)).exits[:cut], decisions.exits[:cut]
+        ):
             raise _broken(own, "a choice depends on later tokens")
-    if not np.array_equal(walk(_Spoiled(own), trace).exits, walked.exits):
+    if not np.array_equal(replay_decisions(_Spoiled(own), trace).exits, decisions.exits):
         raise _broken(own, "a choice depends on facts of streams that read none, having left or not checking")
 
 
-def _check_sequential(policy: ExitPolicy, walked: Walk, expected: OneByOne) -> None:
-    different = np.flatnonzero(walked.exits != expected.exits)
+def _check_sequential(policy: ExitPolicy, decisions: Decisions, expected: OneByOne) -> None:
+    different = np.flatnonzero(decisions.exits != expected.exits)
     if different.size:
         token = int(different[0])
-        what = f"a token leaves at exit {walked.exits[token]} in replay, {expected.exits[token]} on its own"
+        found, alone = decisions.exits[token], expected.exits[token]
+        what = f"a token leaves at exit {found} in replay, {alone} on its own"
         raise _broken(policy, what)
-    for place, exit in enumerate(walked.needs):
-        if not np.array_equal(walked.probed_at(place), expected.probed[:, place]):
+    for place, exit in enumerate(decisions.needs):
+        if not np.array_equal(decisions.probed_at(place), expected.probed[:, place]):
             raise _broken(policy, f"replay checks other tokens at exit {exit} than a decoder does")
 
 

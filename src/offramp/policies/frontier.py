@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
+from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, layers_executed, prices_of
 from offramp.policies.replay import Frontier
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import Signal, find_signal
-from offramp.policies.walk import require_comparisons
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 

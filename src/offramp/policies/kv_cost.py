@@ -13,10 +13,10 @@ from offramp.costs.probes import MapRanks
 from offramp.errors import PolicyError
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import Item, Usage
+from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.signals import suggest
 from offramp.policies.steps import Steps, count_rounds, count_steps, find_rounds
-from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 
 MAPPED = "mapped"
@@ -66,13 +66,13 @@ def require_exits(maps: MapRanks, exits: Iterable[int], layers: int, policy: str
 class Run:
     """A policy on a trace, ready to be charged.
 
-    walk: where tokens leave and are probed, batches taken into account. steps: int64 [tokens], the step of
-    each token.
+    decisions: where tokens leave and are probed, batches taken into account. steps: int64 [tokens], the step
+    of each token.
     """
 
     trace: Trace
     policy: ExitPolicy
-    walk: Walk
+    decisions: Decisions
     steps: Steps
     draft_length: int
 
@@ -82,7 +82,7 @@ class KeyValueStrategy:
     """One way to give later tokens the K and V of skipped layers.
 
     exact: every output is the full model's. batches: whether it can be charged for more than one sequence.
-    count: what it makes a walk run.
+    count: what it runs for a policy's decisions.
     """
 
     name: str
@@ -93,13 +93,15 @@ class KeyValueStrategy:
 
 
 def _propagate(run: Run) -> Usage:
-    return count_steps(run.walk, run.steps, run.trace.layers, repair=True)
+    return count_steps(run.decisions, run.steps, run.trace.layers, repair=True)
 
 
 def _mapped(run: Run) -> Usage:
-    exits = set(run.policy.needs(run.trace.layers)) if run.policy.reachable else set(run.walk.exits.tolist())
+    exits = (
+        set(run.policy.needs(run.trace.layers)) if run.policy.reachable else set(run.decisions.exits.tolist())
+    )
     require_exits(maps_of(run.trace), exits, run.trace.layers, str(run.policy))
-    return count_steps(run.walk, run.steps, run.trace.layers, repair=True, maps=True)
+    return count_steps(run.decisions, run.steps, run.trace.layers, repair=True, maps=True)
 
 
 def _recompute(run: Run) -> Usage:
@@ -107,8 +109,8 @@ def _recompute(run: Run) -> Usage:
 
     They are one block of rows. What no later token of the document runs is never charged.
     """
-    layers, exits, document = run.trace.layers, run.walk.exits, run.trace.document
-    alone = count_steps(run.walk, run.steps, layers, repair=False)
+    layers, exits, document = run.trace.layers, run.decisions.exits, run.trace.document
+    alone = count_steps(run.decisions, run.steps, layers, repair=False)
     usage: Usage = Usage({item: count for item, count in alone.items() if item.part != "layers"})
     for layer in range(1, layers + 1):
         runs = np.flatnonzero(exits >= layer)
@@ -125,10 +127,10 @@ def _recompute(run: Run) -> Usage:
 def _speculate(run: Run) -> Usage:
     require_full_head(run.policy)
     trace = run.trace
-    columns = np.searchsorted(trace.exits, run.walk.exits)
+    columns = np.searchsorted(trace.exits, run.decisions.exits)
     agrees = trace.agreement[np.arange(trace.token_count), columns]
-    rounds = find_rounds(run.walk.exits, agrees, trace.document, trace.layers, run.draft_length)
-    usage = count_rounds(run.walk, rounds, trace.layers)
+    rounds = find_rounds(run.decisions.exits, agrees, trace.document, trace.layers, run.draft_length)
+    usage = count_rounds(run.decisions, rounds, trace.layers)
     return _one_by_one(usage, trace.shape)
 
 
@@ -158,20 +160,21 @@ def _one_by_one(usage: Usage, shape: ModelShape) -> Usage:
 
 
 def _monotone(run: Run) -> Usage:
-    deepest = deepest_after(run.walk.exits, run.trace.document)
-    deeper = np.flatnonzero(deepest > run.walk.exits)
+    deepest = deepest_after(run.decisions.exits, run.trace.document)
+    deeper = np.flatnonzero(deepest > run.decisions.exits)
     if not run.policy.never_deepens or deeper.size:
         example = ""
         if deeper.size:
             row = int(deeper[0])
             name = run.trace.documents[int(run.trace.document[row])].id
-            example = f": in {name} one leaves at exit {run.walk.exits[row]}, a later one at {deepest[row]}"
+            first, later = run.decisions.exits[row], deepest[row]
+            example = f": in {name} one leaves at exit {first}, a later one at {later}"
         raise PolicyError(
             f"{run.policy} lets tokens go deeper than those before them{example}",
             where='kv "monotone"',
             fix="put the policy into monotone:policy=[...], or choose another strategy for K and V",
         )
-    return count_steps(run.walk, run.steps, run.trace.layers, repair=False)
+    return count_steps(run.decisions, run.steps, run.trace.layers, repair=False)
 
 
 STRATEGIES: dict[str, KeyValueStrategy] = {

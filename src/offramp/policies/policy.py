@@ -163,7 +163,7 @@ class ExitPolicy(ABC):
     def exits_of(self, trace: Trace) -> NDArray[np.int64]:
         """The exits that an unreachable policy takes, int64 [tokens]; raises PolicyError for any other."""
         raise PolicyError(
-            f"{self.kind} looks nothing up", where=str(self), fix="replay it with offramp.policies.walk.walk"
+            f"{self.kind} looks nothing up", where=str(self), fix="ask its decider, token by token"
         )
 
     def checked_exits(self, layers: int) -> tuple[int, ...]:

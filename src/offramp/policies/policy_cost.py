@@ -24,8 +24,8 @@ from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, toke
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import Bill, PriceAt
+from offramp.policies.decisions import Decisions
 from offramp.policies.signals import probes_of
-from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 
 Needs = Mapping[int, tuple[str, ...]]
@@ -71,24 +71,24 @@ def layers_executed(shape: ModelShape) -> NDArray[np.float64]:
     return np.asarray(np.arange(1.0, len(recurrent) + 1.0) + above)
 
 
-def walk_costs(costs: TokenCosts, walk: Walk) -> NDArray[np.float64]:
+def decision_costs(costs: TokenCosts, decisions: Decisions) -> NDArray[np.float64]:
     """Cost of each token, in the unit of `costs`: float64 [tokens]."""
-    if walk.probed is None:
-        return np.asarray(exit_costs(costs, walk.needs)[walk.exits - 1])
-    total = exit_costs_without_probes(costs)[walk.exits - 1]
-    for place, (exit, facts) in enumerate(walk.needs.items()):
-        probed = walk.probed_at(place)
+    if decisions.probed is None:
+        return np.asarray(exit_costs(costs, decisions.needs)[decisions.exits - 1])
+    total = exit_costs_without_probes(costs)[decisions.exits - 1]
+    for place, (exit, facts) in enumerate(decisions.needs.items()):
+        probed = decisions.probed_at(place)
         total[probed] += check_price(costs, facts)
         if gives_output(facts):
-            total[probed & (walk.exits == exit)] -= costs.heads[exit - 1]
+            total[probed & (decisions.exits == exit)] -= costs.heads[exit - 1]
     return np.asarray(total)
 
 
-def probes_made(walk: Walk) -> NDArray[np.int64]:
+def probes_made(decisions: Decisions) -> NDArray[np.int64]:
     """Checked exits where each token was probed: int64 [tokens]."""
-    made = np.zeros(len(walk.exits), dtype=np.int64)
-    for place in range(len(walk.needs)):
-        made += walk.probed_at(place)
+    made = np.zeros(len(decisions.exits), dtype=np.int64)
+    for place in range(len(decisions.needs)):
+        made += decisions.probed_at(place)
     return made
 
 

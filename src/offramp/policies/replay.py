@@ -15,6 +15,7 @@ from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv_cost import (
     STRATEGIES,
@@ -38,7 +39,6 @@ from offramp.policies.policy_cost import (
 )
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
-from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
@@ -157,19 +157,21 @@ def replay(
     else:
         in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
-    trace, own, walked, steps = run.trace, run.policy, run.walk, run.steps
+    trace, own, decisions, steps = run.trace, run.policy, run.decisions, run.steps
     usage, plain = strategy.count(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
-    unchecked = strategy.count(dataclasses.replace(run, walk=walked.unchecked()))
+    unchecked = strategy.count(dataclasses.replace(run, decisions=decisions.unchecked()))
     seconds = None if machine is None else seconds_at(trace, machine, position, batch=batch, maps=maps)
     at = seconds or in_bytes
     bill = make_bill(usage, plain, at, trace.token_count)
     unprobed = make_bill(unchecked, plain, at, trace.token_count)
-    quality = _quality(trace, np.full_like(walked.exits, trace.layers) if strategy.exact else walked.exits)
+    quality = _quality(
+        trace, np.full_like(decisions.exits, trace.layers) if strategy.exact else decisions.exits
+    )
     return ReplayResult(
         policy=str(policy),
-        exits=walked.exits,
-        probes=probes_made(walked),
+        exits=decisions.exits,
+        probes=probes_made(decisions),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
         predicted_speedup=bill.speedup,
         predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
@@ -200,14 +202,14 @@ def replay(
 def run_of(
     trace: Trace, policy: ExitPolicy, *, batch: int, batching: str, draft_length: int, seed: int
 ) -> Run:
-    """A policy walked through a trace, its tokens grouped into steps: ready to be charged.
+    """A policy's decisions on a trace, its tokens grouped into steps: ready to be charged.
 
     Raises PolicyError if the policy does not fit the trace or the batch.
     """
     own = policy.for_task(task_of(trace))
     trace = seen_by(own, trace)
     steps = group_into_steps(trace.document, batch, seed)
-    return Run(trace, own, find_batching(batching)(walk(own, trace), steps), steps, draft_length)
+    return Run(trace, own, find_batching(batching)(replay_decisions(own, trace), steps), steps, draft_length)
 
 
 def check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
@@ -292,7 +294,7 @@ def replay_intervals(
 ) -> ReplayIntervals:
     """The figures that `replay` gives with the same options, bootstrapped over documents.
 
-    A policy walks through the trace once, whatever it learns on the way; what is drawn again are the tokens
+    A policy decides through the trace once, whatever it learns on the way; what is drawn again are the tokens
     and costs of documents. Those of one batch depend on each other through their exits: groups of a batch are
     then the unit, and 20 of them are needed. seed: of the groups and of the draws.
 
@@ -334,11 +336,11 @@ def _units(run: Run) -> Iterator[Run]:
     for group in dict.fromkeys(group_of_document[rows.order].tolist()):
         taken = group_of_row == group
         documents = np.unique(trace.document[taken]).astype(np.int64)
-        probed = None if run.walk.probed is None else run.walk.probed[taken]
+        probed = None if run.decisions.probed is None else run.decisions.probed[taken]
         yield replace(
             run,
             trace=trace.subset(documents),
-            walk=replace(run.walk, exits=run.walk.exits[taken], probed=probed),
+            decisions=replace(run.decisions, exits=run.decisions.exits[taken], probed=probed),
             steps=np.unique(run.steps[taken], return_inverse=True)[1].astype(np.int64),
         )
 
@@ -358,7 +360,7 @@ def _sums(run: Run, strategy: KeyValueStrategy, at: PriceAt) -> tuple[float, ...
 
 def _outputs(run: Run, strategy: KeyValueStrategy) -> NDArray[np.int64]:
     """The exit that each token's output is of: int64 [tokens]."""
-    return np.full_like(run.walk.exits, run.trace.layers) if strategy.exact else run.walk.exits
+    return np.full_like(run.decisions.exits, run.trace.layers) if strategy.exact else run.decisions.exits
 
 
 def _total(usage: Usage, at: PriceAt) -> float:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.cost_breakdown import Item, Usage
+from offramp.policies.decisions import Decisions
 from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import probes_of, suggest
-from offramp.policies.walk import Walk
 
 Steps = NDArray[np.int64]
 
@@ -47,32 +47,32 @@ def group_into_steps(document: NDArray[np.int32], batch: int, seed: int) -> Step
     return np.asarray(np.unique(key, return_inverse=True)[1], dtype=np.int64)
 
 
-def as_it_is(walk: Walk, steps: Steps) -> Walk:
+def as_it_is(decisions: Decisions, steps: Steps) -> Decisions:
     """Rebatch: every row leaves at its own exit, and the step goes on with those that are left."""
-    return walk
+    return decisions
 
 
-def in_lockstep(walk: Walk, steps: Steps) -> Walk:
+def in_lockstep(decisions: Decisions, steps: Steps) -> Decisions:
     """Lockstep: all rows of a step leave at the deepest of their own exits.
 
     A check is made for all rows of a step as long as one of them asks for it. What a policy remembers is what
     it saw on each document alone.
     """
     deepest = np.zeros(int(steps.max(initial=-1)) + 1, dtype=np.int64)
-    np.maximum.at(deepest, steps, walk.exits)
-    probed = np.zeros((len(walk.exits), len(walk.needs)), dtype=np.bool_)
-    for place in range(len(walk.needs)):
+    np.maximum.at(deepest, steps, decisions.exits)
+    probed = np.zeros((len(decisions.exits), len(decisions.needs)), dtype=np.bool_)
+    for place in range(len(decisions.needs)):
         asked = np.zeros(len(deepest), dtype=np.bool_)
-        asked[steps[walk.probed_at(place)]] = True
+        asked[steps[decisions.probed_at(place)]] = True
         probed[:, place] = asked[steps]
-    return replace(walk, exits=deepest[steps], probed=probed)
+    return replace(decisions, exits=deepest[steps], probed=probed)
 
 
-BATCHINGS: dict[str, Callable[[Walk, Steps], Walk]] = {"lockstep": in_lockstep, "rebatch": as_it_is}
-"""What becomes of a walk when its tokens are decoded in batches, by name."""
+BATCHINGS: dict[str, Callable[[Decisions, Steps], Decisions]] = {"lockstep": in_lockstep, "rebatch": as_it_is}
+"""What becomes of a policy's decisions when tokens are decoded in batches, by name."""
 
 
-def find_batching(name: str) -> Callable[[Walk, Steps], Walk]:
+def find_batching(name: str) -> Callable[[Decisions, Steps], Decisions]:
     """The batching of that name. Raises PolicyError, with near names, for one that there is not."""
     if name not in BATCHINGS:
         raise PolicyError(
@@ -81,39 +81,41 @@ def find_batching(name: str) -> Callable[[Walk, Steps], Walk]:
     return BATCHINGS[name]
 
 
-def count_steps(walk: Walk, steps: Steps, layers: int, *, repair: bool, maps: bool = False) -> Usage:
-    """What the steps of a walk run: layers, probes and heads with the rows that need them.
+def count_steps(
+    decisions: Decisions, steps: Steps, layers: int, *, repair: bool, maps: bool = False
+) -> Usage:
+    """What the steps run: layers, probes and heads with the rows that need them.
 
     repair: whether K and V of skipped layers are projected from the exit's hidden state; the rows of a step
     that skip a layer are then projected together. maps: whether that state is mapped first, for the rows of a
     step that leave at one exit together; from exit L - 1 on there is nothing to map.
     """
     usage: Usage = Usage()
-    everybody = np.ones(len(walk.exits), dtype=np.bool_)
+    everybody = np.ones(len(decisions.exits), dtype=np.bool_)
     _count(usage, "overhead", 0, everybody, steps)
     for layer in range(1, layers + 1):
-        runs = walk.exits >= layer
+        runs = decisions.exits >= layer
         _count(usage, "layers", layer, runs, steps)
         if repair:
             _count(usage, "K,V projection", layer, ~runs, steps)
-    answered = np.zeros(len(walk.exits), dtype=np.bool_)
-    for place, (exit, facts) in enumerate(walk.needs.items()):
-        probed = walk.probed_at(place)
+    answered = np.zeros(len(decisions.exits), dtype=np.bool_)
+    for place, (exit, facts) in enumerate(decisions.needs.items()):
+        probed = decisions.probed_at(place)
         for kind in probes_of(facts):
             _count(usage, "probe", exit, probed, steps, kind)
         if gives_output(facts):
-            answered |= probed & (walk.exits == exit)
-    for exit in np.unique(walk.exits):
-        part = walk.head(final=bool(exit == layers))
-        _count(usage, part, int(exit), (walk.exits == exit) & ~answered, steps)
+            answered |= probed & (decisions.exits == exit)
+    for exit in np.unique(decisions.exits):
+        part = decisions.head(final=bool(exit == layers))
+        _count(usage, part, int(exit), (decisions.exits == exit) & ~answered, steps)
         if maps and exit < layers - 1:
-            _count(usage, "K,V map", int(exit), walk.exits == exit, steps)
+            _count(usage, "K,V map", int(exit), decisions.exits == exit, steps)
     return usage
 
 
 def count_plain(steps: Steps, layers: int) -> Usage:
     """What the full model runs in the same steps."""
-    never = Walk(np.full(len(steps), layers, dtype=np.int64), {})
+    never = Decisions(np.full(len(steps), layers, dtype=np.int64), {})
     return count_steps(never, steps, layers, repair=False)
 
 
@@ -203,7 +205,7 @@ def find_rounds(
     return Rounds(start, drafts[start].astype(np.int64), closed[start])
 
 
-def count_rounds(walk: Walk, rounds: Rounds, layers: int) -> Usage:
+def count_rounds(decisions: Decisions, rounds: Rounds, layers: int) -> Usage:
     """What the rounds run.
 
     Each draft runs layers 1 to its exit, with its probes and its exit's head, as one row. The row that closes
@@ -217,9 +219,9 @@ def count_rounds(walk: Walk, rounds: Rounds, layers: int) -> Usage:
     closing = (rounds.start + rounds.drafts)[rounds.closed]
     rows = np.concatenate([drafted, closing])
     # Wherever the policy lets a closing row leave, it runs to exit L and needs no exit's head.
-    exits = np.where(np.arange(len(rows)) < len(drafted), walk.exits[rows], layers)
-    probed = [walk.probed_at(place)[rows] for place in range(len(walk.needs))]
-    shallow = replace(walk, exits=exits, probed=np.stack(probed, axis=1) if probed else None)
+    exits = np.where(np.arange(len(rows)) < len(drafted), decisions.exits[rows], layers)
+    probed = [decisions.probed_at(place)[rows] for place in range(len(decisions.needs))]
+    shallow = replace(decisions, exits=exits, probed=np.stack(probed, axis=1) if probed else None)
     alone = count_steps(shallow, np.arange(len(rows), dtype=np.int64), layers, repair=False)
     usage: Usage = Usage(
         {item: count for item, count in alone.items() if item.part in ("probe", "exit head", "short head")}
@@ -229,15 +231,15 @@ def count_rounds(walk: Walk, rounds: Rounds, layers: int) -> Usage:
         if size and count:
             usage[Item("overhead", 0, size)] += count
             usage[Item("final head", layers, size)] += count
-    _count_layers(usage, _reaches(walk, rounds, layers), rounds, layers)
+    _count_layers(usage, _reaches(decisions, rounds, layers), rounds, layers)
     return usage
 
 
-def _reaches(walk: Walk, rounds: Rounds, layers: int) -> Integers:
+def _reaches(decisions: Decisions, rounds: Rounds, layers: int) -> Integers:
     """How deep each row of a round runs by itself, 0 where there is no row: [rounds, longest draft + 1]."""
     column = np.arange(int(rounds.drafts.max(initial=0)) + 1)
-    rows = np.minimum(rounds.start[:, None] + column, len(walk.exits) - 1)
-    reaches = np.where(column < rounds.drafts[:, None], walk.exits[rows], 0)
+    rows = np.minimum(rounds.start[:, None] + column, len(decisions.exits) - 1)
+    reaches = np.where(column < rounds.drafts[:, None], decisions.exits[rows], 0)
     reaches[(column == rounds.drafts[:, None]) & rounds.closed[:, None]] = layers
     return np.asarray(reaches, dtype=np.int64)
 

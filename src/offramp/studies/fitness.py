@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 from offramp.errors import InputError
 from offramp.models.transforms.transform import why_unfit
+from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import require_neighbours
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import HeadsEntry, PolicyEntry
 from offramp.studies.found import Found, FoundWorkload

@@ -11,13 +11,13 @@ import numpy as np
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import check_price
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal, probes_of
-from offramp.policies.walk import Walk, task_of, walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.pool import Pool
@@ -119,10 +119,10 @@ def break_even(
     """
     require_target(target)
     policy = parse_policy(policy) if isinstance(policy, str) else policy
-    walked = walk(policy, trace)
+    decisions = replay_decisions(policy, trace)
     pricing = _pricing(costs).paid_by(policy.for_task(task_of(trace)))
-    rows = [] if not walked.needs else [_probe_row(str(policy), walked, pricing, target)]
-    return (*rows, *(_row(str(policy), lever, walked, pricing, target) for lever in LEVERS))
+    rows = [] if not decisions.needs else [_probe_row(str(policy), decisions, pricing, target)]
+    return (*rows, *(_row(str(policy), lever, decisions, pricing, target) for lever in LEVERS))
 
 
 def require_target(target: float) -> None:
@@ -134,25 +134,27 @@ def require_target(target: float) -> None:
         )
 
 
-def checked_at_one_price(costs: TokenCosts, walked: Walk, price: float) -> tuple[TokenCosts, Walk]:
-    """The same walk with every check made by a probe of this price that gives no output; with its prices."""
-    silent: Mapping[int, tuple[str, ...]] = dict.fromkeys(walked.needs, (SILENT_FACT,))
-    return replace(costs, probes=dict.fromkeys(costs.probes, price)), replace(walked, needs=dict(silent))
+def checked_at_one_price(
+    costs: TokenCosts, decisions: Decisions, price: float
+) -> tuple[TokenCosts, Decisions]:
+    """The same decisions with all checks by a probe of this price that gives no output; with its prices."""
+    silent: Mapping[int, tuple[str, ...]] = dict.fromkeys(decisions.needs, (SILENT_FACT,))
+    return replace(costs, probes=dict.fromkeys(costs.probes, price)), replace(decisions, needs=dict(silent))
 
 
-def net_speedup(costs: TokenCosts, walked: Walk) -> float:
+def net_speedup(costs: TokenCosts, decisions: Decisions) -> float:
     """Plain cost over the policy's mean cost."""
     pricing = _pricing(costs)
-    return pricing.plain / pricing.of_walk(walked)
+    return pricing.plain / pricing.of_decisions(decisions)
 
 
 def _pricing(costs: TokenCosts) -> Pricing:
     return Pricing(costs, "the price list", "as given")
 
 
-def _margin(pricing: Pricing, walked: Walk, target: float) -> float:
+def _margin(pricing: Pricing, decisions: Decisions, target: float) -> float:
     """P - target C: at least zero exactly where the policy reaches the target."""
-    return pricing.plain - target * pricing.of_walk(walked)
+    return pricing.plain - target * pricing.of_decisions(decisions)
 
 
 def _scaled(pricing: Pricing, lever: Lever, factor: float) -> Pricing:
@@ -161,17 +163,17 @@ def _scaled(pricing: Pricing, lever: Lever, factor: float) -> Pricing:
     return replace(pricing, costs=lever.scaled(pricing.costs, factor), full=full)
 
 
-def _probe_row(name: str, walked: Walk, pricing: Pricing, target: float) -> BreakEven:
-    costs, free = pricing.costs, pricing.without_probes(walked)
-    one_each, silent = checked_at_one_price(costs, walked, 1.0)
-    per_unit = _pricing(one_each).of_walk(silent) - free
+def _probe_row(name: str, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
+    costs, free = pricing.costs, pricing.without_probes(decisions)
+    one_each, silent = checked_at_one_price(costs, decisions, 1.0)
+    per_unit = _pricing(one_each).of_decisions(silent) - free
     needed = (pricing.plain / target - free) / per_unit if per_unit > 0.0 else -1.0
-    now = _mean_check(costs, walked)
+    now = _mean_check(costs, decisions)
     if needed < 0.0:
         sentence = f"Even free checks would not make the policy {target:g} times as fast as the full model."
         return BreakEven(name, "probe", now, None, None, target, sentence)
     unit = costs.unit
-    head = any(PROBES[kind].gives_output for facts in walked.needs.values() for kind in probes_of(facts))
+    head = any(PROBES[kind].gives_output for facts in decisions.needs.values() for kind in probes_of(facts))
     beside = ", the head's product beside where a token leaves" if head else ""
     sentence = (
         f"A check costs {amount(now, unit)}; at {amount(needed, unit)} or less{beside}, the policy would be "
@@ -180,18 +182,18 @@ def _probe_row(name: str, walked: Walk, pricing: Pricing, target: float) -> Brea
     return BreakEven(name, "probe", now, needed, needed / now if now > 0.0 else None, target, sentence)
 
 
-def _mean_check(costs: TokenCosts, walked: Walk) -> float:
+def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
     """Today's mean price of a check, over all checks made: of a step if it holds one token of each row."""
-    made = np.array([np.count_nonzero(walked.probed_at(place)) for place in range(len(walked.needs))])
-    prices = np.array([check_price(costs, facts) for facts in walked.needs.values()])
+    made = np.array([np.count_nonzero(decisions.probed_at(place)) for place in range(len(decisions.needs))])
+    prices = np.array([check_price(costs, facts) for facts in decisions.needs.values()])
     weights = made if made.any() else np.ones(len(made))
     return float(np.average(prices, weights=weights))
 
 
-def _row(name: str, lever: Lever, walked: Walk, pricing: Pricing, target: float) -> BreakEven:
+def _row(name: str, lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
     now, unit = lever.now(pricing.listed), pricing.costs.unit
-    free = _margin(_scaled(pricing, lever, 0.0), walked, target)
-    slope = _margin(pricing, walked, target) - free
+    free = _margin(_scaled(pricing, lever, 0.0), decisions, target)
+    slope = _margin(pricing, decisions, target) - free
     # Sums of prices are rounded: a slope of a few last digits is none.
     flat = abs(slope) <= 1e-12 * pricing.plain
     factor = None if flat or -free / slope < 0.0 else -free / slope

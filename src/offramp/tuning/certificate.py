@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
-from offramp.policies.walk import task_of, walk
 from offramp.scoring.documents import Lengths, document_rows, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
@@ -158,7 +158,7 @@ def losses_in_order(
 def policy_losses(trace: Trace, policy: ExitPolicy, floor: Floor) -> NDArray[np.float64]:
     """Mean loss of each document's tokens under a policy, in [0, 1]: float64 [documents], canonical order."""
     seen = seen_by(policy.for_task(task_of(trace)), trace)
-    return document_losses(seen, token_losses(seen, floor), walk(policy, seen).exits)
+    return document_losses(seen, token_losses(seen, floor), replay_decisions(policy, seen).exits)
 
 
 @dataclass(frozen=True)

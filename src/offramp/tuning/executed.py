@@ -31,7 +31,7 @@ from offramp.tuning.floor import loss_text, risk_to_quality
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import KEY_VALUE, WalkCounts
+from offramp.tuning.pricing import KEY_VALUE, DecisionCounts
 from offramp.tuning.proposals import TARGETS, Proposals
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import Tuned
@@ -233,7 +233,7 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
     again = executor.rerun(chosen.policy, chosen.kv, job.roles.report)
     if not again.trace.token_count:
         return unmeasured("the report documents are one token each", job.pricing.plain)
-    charged = costs.of_documents(again.trace, chosen.policy, chosen.kv, again.walk)
+    charged = costs.of_documents(again.trace, chosen.policy, chosen.kv, again.decisions)
     rows = document_rows(again.trace)
     bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=job.seed)
 
@@ -257,7 +257,7 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
         plain_cost=job.pricing.plain,
         probe_share=max(0.0, probes / float(charged.cost.sum())),
         probe_cost=max(0.0, probes / float(rows.tokens.sum())),
-        counts=WalkCounts(nobody, {}, nobody, nobody),
+        counts=DecisionCounts(nobody, {}, nobody, nobody),
         reference_agreement=None if reference is None else kept(reference),
-        gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.walk),
+        gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.decisions),
     )

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, Outcome, Settled, settle
 
@@ -20,14 +20,14 @@ from offramp.tuning.bounds import Losses, Method, Outcome, Settled, settle
 class Rerun:
     """A policy on the texts of some documents, keys and values as its strategy leaves them.
 
-    trace: the rows that the policy was asked about; walk: where they left and were probed. losses: float64
-    [documents], share of each document's new tokens that are not the full model's, of a transformed model
-    also `reference_losses`, those that are not the untransformed one's; in the order of `document_rows`.
-    free: whether it took no forward pass, the strategy's K and V being the full model's own.
+    trace: the rows that the policy was asked about; decisions: where they left and were probed. losses:
+    float64 [documents], share of each document's new tokens that are not the full model's, of a transformed
+    model also `reference_losses`, those that are not the untransformed one's; in the order of
+    `document_rows`. free: whether it took no forward pass, the strategy's K and V being the full model's own.
     """
 
     trace: Trace
-    walk: Walk
+    decisions: Decisions
     losses: Losses
     free: bool
     reference_losses: Losses | None = None

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.policies.cost_breakdown import Gain, PriceAt, Usage, gain_of_usage, lines_of
+from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.kv_cost import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed, seconds_at
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import Steps, count_plain, count_steps, group_into_steps, in_lockstep
-from offramp.policies.walk import Walk, task_of, walk
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, document_losses, risk_to_quality, token_losses
-from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
+from offramp.tuning.pricing import DecisionCounts, Pricing, count_decisions
 
 DRAWS = 2000
 
@@ -45,7 +45,7 @@ class HeldOut:
     plain_cost: float
     probe_share: float
     probe_cost: float
-    counts: WalkCounts
+    counts: DecisionCounts
     reference_agreement: Estimate | None = None
     gain: Gain | None = None
 
@@ -64,19 +64,19 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     own = policy.for_task(task_of(trace))
     trace, pricing = seen_by(own, trace), pricing.paid_by(own)
     rows = document_rows(trace)
-    walked = walk(policy, trace)
-    exits, counts = walked.exits, count_walk(walked, trace.layers)
+    decisions = replay_decisions(policy, trace)
+    exits, counts = decisions.exits, count_decisions(decisions, trace.layers)
     bootstrap = _drawn(rows.count, seed)
     weights = bootstrap.weights
     taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
     reference = trace.reference_agreement
     risk = (weights @ document_losses(trace, token_losses(trace, floor), exits)) / weights.sum(axis=1)
-    cost = pricing.of_documents(walked, rows, weights)
+    cost = pricing.of_documents(decisions, rows, weights)
     # The full model's cost takes the same way through the sums, so that its own speedup is exactly 1.
-    never = Walk(np.full_like(exits, trace.layers), {})
+    never = Decisions(np.full_like(exits, trace.layers), {})
     plain = pricing.of_full_model.of_documents(never, rows, weights)
     charged = float(cost[0])
-    probes = charged - pricing.without_probes(walked)
+    probes = charged - pricing.without_probes(decisions)
 
     def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
         return bootstrap.means(rows.sums(values), rows.tokens)
@@ -103,8 +103,8 @@ def speed_over(trace: Trace, policy: ExitPolicy, other: ExitPolicy, pricing: Pri
 
     def cost(one: ExitPolicy) -> NDArray[np.float64]:
         own = one.for_task(task_of(trace))
-        walked = walk(own, seen_by(own, trace))
-        return pricing.paid_by(own).of_documents(walked, rows, bootstrap.weights)
+        decisions = replay_decisions(own, seen_by(own, trace))
+        return pricing.paid_by(own).of_documents(decisions, rows, bootstrap.weights)
 
     return bootstrap.estimate(cost(other) / cost(policy))
 
@@ -112,23 +112,23 @@ def speed_over(trace: Trace, policy: ExitPolicy, other: ExitPolicy, pricing: Pri
 def unmeasured(why: str, plain_cost: float, *, transformed: bool = False) -> HeldOut:
     """The figures where there are no documents to measure on. transformed: whether there is a reference."""
     nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
-    counts = WalkCounts(nobody, {}, nobody, nobody)
+    counts = DecisionCounts(nobody, {}, nobody, nobody)
     return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, counts, nothing if transformed else None)
 
 
 @dataclass(frozen=True)
 class Lockstep:
-    """A trace's documents walked in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
+    """A trace's documents decided in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
 
-    policy: as it decides on this workload. walk: the exits taken, at each step the deepest that one of its
-    tokens asks for. steps: int64 [tokens]. group_of_row: int64 [tokens]; group_of_document: int64
+    policy: as it decides on this workload. decisions: the exits taken, at each step the deepest that one of
+    its tokens asks for. steps: int64 [tokens]. group_of_row: int64 [tokens]; group_of_document: int64
     [documents], canonical order. Documents of one group depend on each other through their exits, so that
     groups, not documents, are the unit of intervals.
     """
 
     policy: ExitPolicy
     batch: int
-    walk: Walk
+    decisions: Decisions
     steps: Steps
     group_of_row: NDArray[np.int64]
     group_of_document: NDArray[np.int64]
@@ -142,16 +142,16 @@ class Lockstep:
         """Sums over each group's tokens: [tokens] -> float64 [groups]."""
         return np.bincount(self.group_of_row, weights=values).astype(np.float64)
 
-    def of_group(self, group: int) -> tuple[Walk, Steps]:
-        """The walk of one group's tokens, and its steps counted from 0."""
+    def of_group(self, group: int) -> tuple[Decisions, Steps]:
+        """The decisions on one group's tokens, and its steps counted from 0."""
         rows = self.group_of_row == group
-        probed = None if self.walk.probed is None else self.walk.probed[rows]
+        probed = None if self.decisions.probed is None else self.decisions.probed[rows]
         steps = np.unique(self.steps[rows], return_inverse=True)[1].astype(np.int64)
-        return replace(self.walk, exits=self.walk.exits[rows], probed=probed), steps
+        return replace(self.decisions, exits=self.decisions.exits[rows], probed=probed), steps
 
 
-def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:
-    """Walk a trace's documents in groups drawn by `seed`.
+def replay_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:
+    """Replay a policy on a trace's documents, in groups drawn by `seed`.
 
     Raises PolicyError if the policy does not fit the trace, or for fewer documents than the batch has rows.
     """
@@ -162,7 +162,7 @@ def walk_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) ->
     return Lockstep(
         policy=policy.for_task(task_of(trace)),
         batch=batch,
-        walk=in_lockstep(walk(policy, trace), steps),
+        decisions=in_lockstep(replay_decisions(policy, trace), steps),
         steps=steps,
         group_of_row=np.repeat(groups, rows.lengths),
         group_of_document=groups[rows.order],
@@ -178,11 +178,11 @@ def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.f
 def measure_in_lockstep(
     trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int, kv: str = "propagate"
 ) -> HeldOut:
-    """A walked policy's figures, its steps priced by their rows; intervals need 20 groups.
+    """A replayed policy's figures, its steps priced by their rows; intervals need 20 groups.
 
     kv: "propagate" or "mapped". Raises InputError for what the machine cannot price.
     """
-    exits, trace = lockstep.walk.exits, seen_by(lockstep.policy, trace)
+    exits, trace = lockstep.decisions.exits, seen_by(lockstep.policy, trace)
     bootstrap = document_bootstrap(len(lockstep.sizes), draws=DRAWS, seed=seed)
     if bootstrap.no_interval is not None:
         bootstrap = replace(bootstrap, no_interval=_no_interval(lockstep))
@@ -209,10 +209,10 @@ def measure_in_lockstep(
         plain_cost=float(full[0]),
         probe_share=max(0.0, probes / float(charged.sum())),
         probe_cost=max(0.0, probes / len(exits)),
-        counts=count_walk(lockstep.walk, trace.layers),
+        counts=count_decisions(lockstep.decisions, trace.layers),
         reference_agreement=None if reference is None else bootstrap.estimate(mean(reference[taken])),
         gain=gain_of_usage(
-            count_steps(lockstep.walk, lockstep.steps, trace.layers, repair=True),
+            count_steps(lockstep.decisions, lockstep.steps, trace.layers, repair=True),
             count_plain(lockstep.steps, trace.layers),
             at,
             len(exits),
@@ -222,7 +222,7 @@ def measure_in_lockstep(
 
 def _loss_sums(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.float64]:
     seen = seen_by(lockstep.policy, trace)
-    losses = document_losses(seen, token_losses(seen, floor), lockstep.walk.exits)
+    losses = document_losses(seen, token_losses(seen, floor), lockstep.decisions.exits)
     return np.bincount(lockstep.group_of_document, weights=losses).astype(np.float64)
 
 
@@ -234,11 +234,11 @@ def _charges(trace: Trace, lockstep: Lockstep, at: PriceAt, *, mapped: bool) -> 
 
     charges = []
     for group in range(len(lockstep.sizes)):
-        walked, steps = lockstep.of_group(group)
+        decisions, steps = lockstep.of_group(group)
         charges.append(
             (
-                total(count_steps(walked, steps, trace.layers, repair=True, maps=mapped)),
-                total(count_steps(walked.unchecked(), steps, trace.layers, repair=True, maps=mapped)),
+                total(count_steps(decisions, steps, trace.layers, repair=True, maps=mapped)),
+                total(count_steps(decisions.unchecked(), steps, trace.layers, repair=True, maps=mapped)),
                 total(count_plain(steps, trace.layers)),
             )
         )

@@ -18,7 +18,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Method
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor, risk_to_quality, token_losses
-from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, unmeasured, walk_in_lockstep
+from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, replay_in_lockstep, unmeasured
 from offramp.tuning.pool import Pool, Scored, front_of
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.search import search_pool
@@ -65,7 +65,7 @@ class Job:
         if count < batch:
             why = f"{count} report documents do not fill a batch of {batch}"
             return unmeasured(why, self.pricing.plain, transformed=transformed)
-        lockstep = walk_in_lockstep(held, policy, batch, self.seed)
+        lockstep = replay_in_lockstep(held, policy, batch, self.seed)
         return measure_in_lockstep(held, lockstep, self.machine, self.floor, self.seed, kv)
 
     def tuned(

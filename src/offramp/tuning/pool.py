@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed
 from offramp.policies.rules.short_list import read_short
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import Signal
-from offramp.policies.walk import Walk, walk
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import Curve, Grid, curve, make_grid
 from offramp.tuning.floor import Floor, document_weights, token_losses
-from offramp.tuning.pricing import Pricing, WalkCounts, count_walk
+from offramp.tuning.pricing import DecisionCounts, Pricing, count_decisions
 
-# Tokens on which every member of a family is tried; the best of each are then walked over all of them.
+# Tokens on which every member of a family is tried; the best of each are then replayed on all of them.
 SCREENED_TOKENS = 30_000
 
 
@@ -32,11 +32,11 @@ class Outcome:
     """What one policy does to all tokens, at whatever price: its mean loss over documents, and its counts."""
 
     risk: float
-    counts: WalkCounts
+    counts: DecisionCounts
 
 
 class Evidence:
-    """Losses, curves and walks on one set of documents; none depends on a price or on how much may be lost.
+    """Losses, curves and replays on one set of documents; none depends on a price or on how much may be lost.
 
     losses: float32 [tokens, exits of the trace], in the kind and the clip of the floor that it was made for.
     weights: float64 [tokens] of the mean over documents. below: the traced exits below L. executed: float64
@@ -79,12 +79,12 @@ class Evidence:
             self._curves[key] = curve(self.grid(signal), places, self.losses, columns, self.weights)
         return self._curves[key]
 
-    def outcome(self, policy: ExitPolicy, walked: Walk | None = None) -> Outcome:
-        """What a policy does; the documents are walked through it, unless that was done."""
+    def outcome(self, policy: ExitPolicy, decisions: Decisions | None = None) -> Outcome:
+        """What a policy does, replayed on the documents unless that was done."""
         if policy not in self._outcomes:
-            walked = walk(policy, self.trace) if walked is None else walked
-            counts = count_walk(walked, self.trace.layers)
-            self._outcomes[policy] = Outcome(self.risk_of(walked.exits), counts)
+            decisions = replay_decisions(policy, self.trace) if decisions is None else decisions
+            counts = count_decisions(decisions, self.trace.layers)
+            self._outcomes[policy] = Outcome(self.risk_of(decisions.exits), counts)
         return self._outcomes[policy]
 
     def risk_of(self, exits: NDArray[np.int64]) -> float:
@@ -164,9 +164,9 @@ class Pool:
         """The traced exits below L."""
         return self.evidence.below
 
-    def score(self, family: str, policy: ExitPolicy, walked: Walk | None = None) -> Scored:
-        """Walk the documents through a policy, unless that was done; the result is not kept in the pool."""
-        outcome = self.evidence.outcome(policy, walked)
+    def score(self, family: str, policy: ExitPolicy, decisions: Decisions | None = None) -> Scored:
+        """Replay a policy on the documents, unless that was done; the result is not kept in the pool."""
+        outcome = self.evidence.outcome(policy, decisions)
         counts = outcome.counts
         skip = 1.0 - counts.mean(self.evidence.executed)
         return Scored(family, policy, outcome.risk, self.pricing.of_counts(counts), skip)

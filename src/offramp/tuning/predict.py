@@ -14,18 +14,18 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, untimed_notes
-from offramp.policies.walk import task_of
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed, two_sided_limits
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import Floor, FloorAnswer
-from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep, walk_in_lockstep
+from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep, replay_in_lockstep
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.splits import require_disjoint, require_seed, seen_documents, traced
 from offramp.tuning.tuned import ShiftRow, Tuned, is_tuned_file, read_tuned, shift_rows
@@ -335,7 +335,7 @@ def _judged(
     if machine is None or pricing.batch == 1:
         held = measure(trace, policy, pricing, floor, seed)
         return held, policy_losses(trace, policy, floor)
-    lockstep = walk_in_lockstep(trace, policy, pricing.batch, seed)
+    lockstep = replay_in_lockstep(trace, policy, pricing.batch, seed)
     held = measure_in_lockstep(trace, lockstep, machine, floor, seed, kv)
     return held, group_losses(trace, lockstep, floor)
 

@@ -13,21 +13,21 @@ from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
+from offramp.policies.decisions import Decisions
 from offramp.policies.kv_cost import MAPPED, find_strategy, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     Needs,
     check_price,
+    decision_costs,
     exit_costs,
     exit_costs_without_probes,
     gives_output,
     prices_of,
     seconds_of,
-    walk_costs,
 )
 from offramp.policies.rules.short_list import costs_for
 from offramp.policies.signals import probes_of
-from offramp.policies.walk import Walk
 from offramp.scoring.documents import DocumentRows
 from offramp.tracing.trace import Trace
 
@@ -38,8 +38,8 @@ BYTES = "bytes moved"
 
 
 @dataclass(frozen=True)
-class WalkCounts:
-    """What a walk is charged for, counted over its tokens.
+class DecisionCounts:
+    """What decisions are charged for, counted over its tokens.
 
     leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
     probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. heads: the
@@ -54,7 +54,7 @@ class WalkCounts:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were walked."""
+        """How many tokens were decided."""
         return int(self.leaving.sum())
 
     def mean(self, at_exits: NDArray[np.float64]) -> float:
@@ -81,18 +81,21 @@ class WalkCounts:
         return usage
 
 
-def count_walk(walk: Walk, layers: int) -> WalkCounts:
-    """What a walk through a model of so many layers is charged for."""
-    probed = [walk.probed_at(place) for place in range(len(walk.needs))]
-    return WalkCounts(
-        leaving=np.bincount(walk.exits - 1, minlength=layers),
-        needs=walk.needs,
+def count_decisions(decisions: Decisions, layers: int) -> DecisionCounts:
+    """What decisions on a model of so many layers are charged for."""
+    probed = [decisions.probed_at(place) for place in range(len(decisions.needs))]
+    return DecisionCounts(
+        leaving=np.bincount(decisions.exits - 1, minlength=layers),
+        needs=decisions.needs,
         probed=np.array([rows.sum() for rows in probed], dtype=np.int64),
         answered=np.array(
-            [(rows & (walk.exits == exit)).sum() for rows, exit in zip(probed, walk.needs, strict=True)],
+            [
+                (rows & (decisions.exits == exit)).sum()
+                for rows, exit in zip(probed, decisions.needs, strict=True)
+            ],
             dtype=np.int64,
         ),
-        heads=(walk.head(final=False), walk.head(final=True)),
+        heads=(decisions.head(final=False), decisions.head(final=True)),
     )
 
 
@@ -149,11 +152,11 @@ class Pricing:
         reached = np.clip(np.cumsum(shares, axis=-1), 0.0, 1.0) ** self.batch
         return np.asarray(np.diff(reached, axis=-1, prepend=0.0) @ at_exits)
 
-    def of_walk(self, walk: Walk) -> float:
-        """Mean cost of a walk's tokens."""
-        return self.of_counts(count_walk(walk, len(self.costs.layers)))
+    def of_decisions(self, decisions: Decisions) -> float:
+        """Mean cost of the tokens decided."""
+        return self.of_counts(count_decisions(decisions, len(self.costs.layers)))
 
-    def of_counts(self, counts: WalkCounts) -> float:
+    def of_counts(self, counts: DecisionCounts) -> float:
         """Mean cost of the tokens that were counted."""
         if self.batch > 1:
             return float(self.mean(self.at_exits(counts.needs), counts.leaving / counts.tokens))
@@ -164,19 +167,19 @@ class Pricing:
                 total -= float(counts.answered[place] * self.costs.heads[exit - 1])
         return total / counts.tokens
 
-    def parts(self, counts: WalkCounts) -> dict[str, float]:
+    def parts(self, counts: DecisionCounts) -> dict[str, float]:
         """Mean cost of a token by part of the cost breakdown (its `PARTS`), at batch 1."""
         parts: dict[str, float] = {}
         for line in lines_of(counts.usage(self.costs.maps), lambda rows: self.listed):
             parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens
         return parts
 
-    def gain(self, counts: WalkCounts) -> Gain | None:
+    def gain(self, counts: DecisionCounts) -> Gain | None:
         """Where the gain of the tokens that were counted comes from; None for a batch, or without tokens."""
         if self.batch > 1 or not counts.tokens:
             return None
-        never = Walk(np.full(1, len(self.costs.layers), dtype=np.int64), {})
-        plain = self.of_full_model.parts(count_walk(never, len(self.costs.layers)))
+        never = Decisions(np.full(1, len(self.costs.layers), dtype=np.int64), {})
+        plain = self.of_full_model.parts(count_decisions(never, len(self.costs.layers)))
         return gain_of_parts(self.parts(counts), plain)
 
     def same_prices(self, other: Pricing) -> bool:
@@ -192,22 +195,22 @@ class Pricing:
         )
 
     def of_documents(
-        self, walk: Walk, rows: DocumentRows, weights: NDArray[np.float64]
+        self, decisions: Decisions, rows: DocumentRows, weights: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Mean cost of a token for some weightings of documents: [draws, documents] -> float64 [draws]."""
         if self.batch == 1:
             return np.asarray(
-                (weights @ rows.sums(walk_costs(self.costs, walk))) / (weights @ rows.tokens),
+                (weights @ rows.sums(decision_costs(self.costs, decisions))) / (weights @ rows.tokens),
                 dtype=np.float64,
             )
         layers = len(self.costs.layers)
-        leaving = rows.sums(np.eye(layers, dtype=np.float32)[walk.exits - 1])
+        leaving = rows.sums(np.eye(layers, dtype=np.float32)[decisions.exits - 1])
         shares = (weights @ leaving) / (weights @ rows.tokens)[:, None]
-        return self.mean(self.at_exits(walk.needs), shares)
+        return self.mean(self.at_exits(decisions.needs), shares)
 
-    def without_probes(self, walk: Walk) -> float:
-        """Mean cost of a walk's tokens with checks for free."""
-        return self.of_walk(walk.unchecked())
+    def without_probes(self, decisions: Decisions) -> float:
+        """Mean cost of the same tokens with checks for free."""
+        return self.of_decisions(decisions.unchecked())
 
 
 KEY_VALUE = ("propagate", MAPPED, "recompute")

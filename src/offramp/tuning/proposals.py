@@ -142,7 +142,7 @@ class Proposals:
         """Rerun a policy and note what it does."""
         found = self.executor.rerun(scored.policy, kv, self.documents)
         self.reruns += not found.free
-        cost, plain = self.costs.of_token(found.trace, scored.policy, kv, found.walk)
+        cost, plain = self.costs.of_token(found.trace, scored.policy, kv, found.decisions)
         proposal = Proposal(scored.policy, kv, scored.risk, found.risk, cost, plain, found.free)
         self.found.append(proposal)
         return proposal

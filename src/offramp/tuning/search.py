@@ -144,10 +144,10 @@ def starts_of(pool: Pool, families: Mapping[str, ThresholdFamily], risk: float) 
     return starts
 
 
-def add_walked(
+def add_replayed(
     pool: Pool, families: Mapping[str, ThresholdFamily], risk: float, targets: Sequence[float]
 ) -> None:
-    """Try every member on some of the documents, and add the best of each family, walked over all."""
+    """Try every member on some of the documents, and add the best of each family, replayed on all."""
     starts = starts_of(pool, families, risk)
     screening = pool.evidence.screening
     small = Pool(screening.trace, pool.floor, pool.pricing, screening)
@@ -171,14 +171,14 @@ def search_pool(pool: Pool, risk: float) -> None:
     """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
 
     Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), the families that are
-    walked token by token, and thresholds whose exits are read off the short list.
+    replayed token by token, and thresholds whose exits are read off the short list.
     """
     if not pool.below:
         return
     targets = targets_around(risk)
     families = add_exact(pool, targets)
     add_per_exit(pool, families, risk)
-    add_walked(pool, families, risk, targets[:: len(targets) // 6])
+    add_replayed(pool, families, risk, targets[:: len(targets) // 6])
     add_short_list(pool, risk, targets)
 
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.policies.cost_breakdown import Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.decisions import Decisions, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.replay import replay
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import count_plain
-from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 
@@ -56,24 +56,26 @@ class StrategyCosts:
             )
         return self._by_maps[maps]
 
-    def of_documents(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Charged:
-        """What a trace's documents take. walk: where their tokens leave."""
+    def of_documents(self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions) -> Charged:
+        """What a trace's documents take. decisions: where their tokens leave."""
         rows = document_rows(trace)
         each = []
         for start, length in zip(rows.starts, rows.lengths, strict=True):
             taken = np.arange(start, start + length)
-            each.append(self._charge(trace.at_rows(taken), policy, kv, _at_rows(walk, taken)))
+            each.append(self._charge(trace.at_rows(taken), policy, kv, _at_rows(decisions, taken)))
         columns = np.array(each, dtype=np.float64)[rows.order].T
         return Charged(*columns)
 
-    def of_token(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> tuple[float, float]:
+    def of_token(
+        self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions
+    ) -> tuple[float, float]:
         """Mean cost of a token, with the policy and plainly."""
-        cost, _, plain, _ = self._charge(trace, policy, kv, walk)
+        cost, _, plain, _ = self._charge(trace, policy, kv, decisions)
         return cost / trace.token_count, plain / trace.token_count
 
-    def gain(self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk) -> Gain:
+    def gain(self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions) -> Gain:
         """What each part of a step saves of plain decoding, over all tokens."""
-        run = _run(trace, policy, walk)
+        run = _run(trace, policy, decisions)
         return split_gain(self._bill(run, kv, STRATEGIES[kv].count(run)))
 
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
@@ -85,13 +87,13 @@ class StrategyCosts:
         return min(found)
 
     def _charge(
-        self, trace: Trace, policy: ExitPolicy, kv: str, walk: Walk
+        self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions
     ) -> tuple[float, float, float, float]:
         """The columns of `Charged`, of all tokens together."""
-        run, count = _run(trace, policy, walk), STRATEGIES[kv].count
+        run, count = _run(trace, policy, decisions), STRATEGIES[kv].count
         usage = count(run)
         bill = self._bill(run, kv, usage)
-        free = self._bill(run, kv, count(replace(run, walk=Walk(walk.exits, {}))))
+        free = self._bill(run, kv, count(replace(run, decisions=Decisions(decisions.exits, {}))))
         return bill.total, free.total, bill.plain, executed_layers(usage, trace.shape)
 
     def _bill(self, run: Run, kv: str, usage: Usage) -> Bill:
@@ -100,13 +102,13 @@ class StrategyCosts:
         return make_bill(usage, plain, self._at(kv), run.trace.token_count)
 
 
-def _run(trace: Trace, policy: ExitPolicy, walk: Walk) -> Run:
+def _run(trace: Trace, policy: ExitPolicy, decisions: Decisions) -> Run:
     """The tokens of a trace one after the other, as their own task's policy sees them."""
     own = policy.for_task(task_of(trace))
     steps = np.arange(trace.token_count, dtype=np.int64)
-    return Run(seen_by(own, trace), own, walk, steps, draft_length=1)
+    return Run(seen_by(own, trace), own, decisions, steps, draft_length=1)
 
 
-def _at_rows(walk: Walk, rows: NDArray[np.int64]) -> Walk:
-    probed = None if walk.probed is None else walk.probed[rows]
-    return Walk(walk.exits[rows], walk.needs, probed)
+def _at_rows(decisions: Decisions, rows: NDArray[np.int64]) -> Decisions:
+    probed = None if decisions.probed is None else decisions.probed[rows]
+    return Decisions(decisions.exits[rows], decisions.needs, probed)

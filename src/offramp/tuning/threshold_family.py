@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.decisions import Decisions
 from offramp.policies.parameters import Exits
 from offramp.policies.policy_cost import check_price, gives_output
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import SIGNALS, Signal
-from offramp.policies.walk import Walk
 from offramp.tracing.trace import Trace
 from offramp.tuning.curves import Curve, Grid, shortest_threshold
 from offramp.tuning.pool import ROUNDING, Pool, Scored
@@ -92,7 +92,7 @@ def add_static(pool: Pool) -> None:
     """Every traced exit below L as a static exit."""
     for exit in pool.below:
         exits = np.full(pool.trace.token_count, exit, dtype=np.int64)
-        pool.add(pool.score("static exit", StaticExit(exit), Walk(exits, {}, None)))
+        pool.add(pool.score("static exit", StaticExit(exit), Decisions(exits, {}, None)))
 
 
 class ThresholdFamily:

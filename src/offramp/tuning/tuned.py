@@ -15,10 +15,10 @@ from offramp.errors import InputError
 from offramp.files import SEAL, read_given_text, seal_of, write_sealed_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.decisions import task_of
 from offramp.policies.grammar import TUNED_SCHEMA_VERSION
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
-from offramp.policies.walk import task_of
 from offramp.records.typed import InvalidRecordError, from_json
 from offramp.records.typed import to_json as record_json
 from offramp.scoring.documents import fact_of

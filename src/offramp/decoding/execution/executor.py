@@ -23,10 +23,10 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS
+from offramp.policies.decisions import Decisions, task_of
 from offramp.policies.kv_cost import STRATEGIES as CHARGED
 from offramp.policies.kv_cost import find_strategy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.walk import Walk, task_of
 from offramp.scoring.documents import document_rows
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -118,12 +118,12 @@ class ModelExecutor:
         rerunner = self._rerunners[places]
         held, found = rerunner.trace, rerunner.run(policy, kv)
         rows = np.flatnonzero(found.decided)
-        walk = found.walk
-        probed = None if walk.probed is None else walk.probed[rows]
+        decisions = found.decisions
+        probed = None if decisions.probed is None else decisions.probed[rows]
         reference = held.reference_top1
         return Rerun(
             trace=held.at_rows(rows),
-            walk=Walk(walk.exits[rows], walk.needs, probed),
+            decisions=Decisions(decisions.exits[rows], decisions.needs, probed),
             losses=_mean_loss(held, ~found.agrees, found.answered),
             free=found.how == REPLAYED,
             reference_losses=None

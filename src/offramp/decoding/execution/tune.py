@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.binding import base_of
+from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
-from offramp.policies.walk import task_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits

@@ -24,10 +24,10 @@ from offramp.decoding.generation.next_token import is_broken
 from offramp.decoding.rerun.carried import Carried, InputsAfter
 from offramp.decoding.rerun.sequences import Batch
 from offramp.errors import OfframpError
+from offramp.policies.decisions import probed_facts
 from offramp.policies.policy import ExitPolicy, Tokens
 from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import is_opened, looks_back
-from offramp.policies.walk import probed_facts
 
 ROWS = 256
 """Tokens whose exits are read together: the logits of so many are in memory at once."""

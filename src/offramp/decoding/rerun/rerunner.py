@@ -27,11 +27,11 @@ from offramp.decoding.strategies.state_maps import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.models.model import Model
 from offramp.policies.binding import base_of, reads_exits
+from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import DRAFT_LENGTH
-from offramp.policies.walk import Walk, probed_facts, require_comparisons, task_of, walk
 from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -167,12 +167,12 @@ class Rerunner:
     def _replayed(self, policy: ExitPolicy, *, lossless: bool = False) -> Columns:
         """The same from the trace alone, with the full model's K and V."""
         trace = seen_by(policy, self.decided_trace)
-        walked = walk(policy, trace)
-        columns = np.searchsorted(trace.exits, walked.exits)
+        decisions = replay_decisions(policy, trace)
+        columns = np.searchsorted(trace.exits, decisions.exits)
         columns = np.full_like(columns, len(trace.exits) - 1) if lossless else columns
         top1 = trace.fact("top1")[np.arange(trace.token_count), columns].astype(np.int64)
-        probed = [walked.probed_at(place) for place in range(len(walked.needs))]
-        return walked.exits, top1, np.stack(probed, 1) if probed else np.zeros((len(top1), 0), np.bool_)
+        probed = [decisions.probed_at(place) for place in range(len(decisions.needs))]
+        return decisions.exits, top1, np.stack(probed, 1) if probed else np.zeros((len(top1), 0), np.bool_)
 
     def _parallel(self, policy: ExitPolicy, after: InputsAfter) -> Columns:
         reader = ExitReader(
@@ -239,8 +239,8 @@ class Rerunner:
             answered=self.answered,
             decided=decided,
             agreement=float(agrees[self.answered].mean()),
-            skip_ratio=self._skip_ratio(policy, kv, Walk(exits, needs, probed)),
-            walk=Walk(all_exits, needs, all_probed),
+            skip_ratio=self._skip_ratio(policy, kv, Decisions(exits, needs, probed)),
+            decisions=Decisions(all_exits, needs, all_probed),
             drift=self._drift(policy, exits, top1),
         )
 
@@ -249,13 +249,13 @@ class Rerunner:
         name = "restricted_top1" if policy.short_head else "top1"
         return self.trace.fact(name)[:, -1].astype(np.int64)
 
-    def _skip_ratio(self, policy: ExitPolicy, kv: str, walked: Walk) -> float:
+    def _skip_ratio(self, policy: ExitPolicy, kv: str, decisions: Decisions) -> float:
         """Share of the layers of the decided tokens that are not executed, sooner or later."""
         trace = self.decided_trace
         if not trace.token_count:
             return 0.0
         steps = np.arange(trace.token_count, dtype=np.int64)
-        usage = STRATEGIES[kv].count(Run(trace, policy, walked, steps, DRAFT_LENGTH))
+        usage = STRATEGIES[kv].count(Run(trace, policy, decisions, steps, DRAFT_LENGTH))
         return 1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers)
 
     def _drift(self, policy: ExitPolicy, exits: NDArray[np.int64], top1: NDArray[np.int64]) -> Drift | None:

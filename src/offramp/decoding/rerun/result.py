@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.walk import Walk
+from offramp.policies.decisions import Decisions
 
 How = Literal["one parallel forward", "replay, exact K and V", "forced decoding"]
 
@@ -37,7 +37,7 @@ class RerunResult:
     answered: bool [tokens], rows that predict what decoding would call a new token: those of the prompt but
     its last one are not. decided: bool [tokens], the rows that the policy was asked about.
     agreement: share of the answered rows that agree. skip_ratio: share of the layers of the decided ones that
-    are not executed. walk: exits and probes, as a replay's, for charging. drift: beside the replay, None
+    are not executed. decisions: exits and probes, as a replay's, for charging. drift: beside the replay, None
     where the trace does not hold what the policy reads.
     """
 
@@ -51,7 +51,7 @@ class RerunResult:
     decided: NDArray[np.bool_]
     agreement: float
     skip_ratio: float
-    walk: Walk
+    decisions: Decisions
     drift: Drift | None
 
     def __repr__(self) -> str:

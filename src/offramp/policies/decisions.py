@@ -1,4 +1,4 @@
-"""Walking tokens through a policy, exit by exit, as a decoder does: the one way every policy is replayed."""
+"""A policy's decisions on a trace, exit by exit, as a decoder asks: the one way every policy is replayed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from offramp.policies.signals import FULL_HEAD, looks_back, probed_at_last, prob
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
-# Rows walked at once, so that the columns of a block stay in the processor's cache.
+# Rows decided at once, so that the columns of a block stay in the processor's cache.
 ROWS = 8192
 
 CANDIDATES = "candidate_score"
 
 
 @dataclass(frozen=True)
-class Walk:
+class Decisions:
     """Where each token left and where it was probed.
 
     exits: int64 [tokens]. needs: the facts probed for at every checked exit, by exit, ascending; L is among
@@ -43,7 +43,7 @@ class Walk:
             return "short head"
         return "final head" if final else "exit head"
 
-    def unchecked(self) -> Walk:
+    def unchecked(self) -> Decisions:
         """The same exits without a single check."""
         return replace(self, needs={}, probed=None)
 
@@ -71,7 +71,7 @@ def task_of(trace: Trace) -> str | None:
     return None if name is None else str(name)
 
 
-def walk(policy: ExitPolicy, trace: Trace) -> Walk:
+def replay_decisions(policy: ExitPolicy, trace: Trace) -> Decisions:
     """Every token of a trace through a policy, an oracle included.
 
     Raises PolicyError if the policy does not fit the trace: exits that it lacks, facts that are not numbers,
@@ -80,11 +80,11 @@ def walk(policy: ExitPolicy, trace: Trace) -> Walk:
     """
     policy = policy.for_task(task_of(trace))
     if not policy.reachable:
-        return Walk(policy.exits_of(trace), {})
-    return _Walker(policy, trace).walk()
+        return Decisions(policy.exits_of(trace), {})
+    return _Replay(policy, trace).decisions()
 
 
-class _Walker:
+class _Replay:
     """One policy on one trace."""
 
     def __init__(self, policy: ExitPolicy, trace: Trace) -> None:
@@ -105,7 +105,7 @@ class _Walker:
         self.probed = np.zeros((trace.token_count, len(self.checked)), dtype=np.bool_)
         self.everywhere = True
 
-    def walk(self) -> Walk:
+    def decisions(self) -> Decisions:
         """All tokens: at once if the policy remembers nothing, else the n-th of all documents together."""
         count = self.trace.token_count
         if self.policy.remembers:
@@ -121,7 +121,7 @@ class _Walker:
                 streams = rows.stop - start
                 decider = self.policy.decider(self.trace.layers, streams)
                 self._step(decider, rows, np.ones(streams, dtype=np.bool_))
-        return Walk(
+        return Decisions(
             self.exits,
             self.checked,
             None if self.everywhere else self.probed,

@@ -8,13 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import InputError, PolicyError
-from offramp.policies import walk as walking
+from offramp.policies import decisions as replayed
 from offramp.policies.contract import choose_one_by_one
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.walk import walk
 from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape, make_trace
@@ -48,9 +48,9 @@ def test_blocks_of_any_size_give_the_same(seed: int, token: int, column: int, ro
     # A threshold that is exactly one of the values: all ways must agree on equality.
     policy = Threshold("margin", float(trace.fact("margin")[token, column]), (1, 2, 4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walking, "ROWS", rows)
-        walked = walk(policy, trace)
-    np.testing.assert_array_equal(walked.exits, choose_one_by_one(policy, trace).exits)
+        patch.setattr(replayed, "ROWS", rows)
+        decisions = replay_decisions(policy, trace)
+    np.testing.assert_array_equal(decisions.exits, choose_one_by_one(policy, trace).exits)
 
 
 SETS = st.sets(st.integers(1, 5), min_size=1).map(sorted).map(lambda exits: "+".join(map(str, exits)))
@@ -86,42 +86,42 @@ def test_policies_within_policies_decide_alike_side_by_side_and_alone(seed: int,
     except PolicyError:
         assume(False)
     trace = make_trace(seed=seed, levels=10, tokens=40, documents=3)
-    walked, alone = walk(policy, trace), choose_one_by_one(policy, trace)
-    np.testing.assert_array_equal(walked.exits, alone.exits)
-    for place in range(len(walked.needs)):
-        np.testing.assert_array_equal(walked.probed_at(place), alone.probed[:, place])
+    decisions, alone = replay_decisions(policy, trace), choose_one_by_one(policy, trace)
+    np.testing.assert_array_equal(decisions.exits, alone.exits)
+    for place in range(len(decisions.needs)):
+        np.testing.assert_array_equal(decisions.probed_at(place), alone.probed[:, place])
 
 
 def test_where_tokens_are_probed() -> None:
     sure = np.array([[0.9, 0.9, 0.9], [0.1, 0.9, 0.9], [0.1, 0.2, 0.9]], dtype=np.float32)
     trace = make_trace(tokens=3, layers=3, documents=3, max_prob=sure)
-    walked = walk(parse_policy("threshold:signal=max_prob,value=0.5,exits=1+2"), trace)
-    assert walked.exits.tolist() == [1, 2, 3]
-    assert walked.needs == {1: ("max_prob",), 2: ("max_prob",)}
-    assert walked.probed is None
-    assert walked.probed_at(0).tolist() == [True, True, True]
-    assert walked.probed_at(1).tolist() == [False, True, True]
-    assert not walk(StaticExit(2), trace).needs
+    decisions = replay_decisions(parse_policy("threshold:signal=max_prob,value=0.5,exits=1+2"), trace)
+    assert decisions.exits.tolist() == [1, 2, 3]
+    assert decisions.needs == {1: ("max_prob",), 2: ("max_prob",)}
+    assert decisions.probed is None
+    assert decisions.probed_at(0).tolist() == [True, True, True]
+    assert decisions.probed_at(1).tolist() == [False, True, True]
+    assert not replay_decisions(StaticExit(2), trace).needs
 
 
 def test_a_threshold_is_not_rounded_to_the_precision_of_the_fact() -> None:
     # float32(0.9) is below 0.9, so a fact of float32(0.9) does not reach the threshold 0.9.
     trace = make_trace(max_prob=np.full((60, 6), np.float32(0.9)))
     policy = Threshold("max_prob", 0.9, (2,))
-    assert (walk(policy, trace).exits == 6).all()
+    assert (replay_decisions(policy, trace).exits == 6).all()
     assert (choose_one_by_one(policy, trace).exits == 6).all()
 
 
 def test_what_does_not_fit_the_trace_is_refused() -> None:
     trace = make_trace(exits=[2, 5, 6])
     with pytest.raises(PolicyError, match="exit 20 is beyond the model, which has 6 layers"):
-        walk(StaticExit(20), trace)
+        replay_decisions(StaticExit(20), trace)
     with pytest.raises(PolicyError, match=r"exit 3 was not traced(.|\n)*--exits 2,3,5,6"):
-        walk(StaticExit(3), trace)
+        replay_decisions(StaticExit(3), trace)
     with pytest.raises(PolicyError, match=r"exit 1, 3, 4 was not traced"):
-        walk(Threshold("margin", 0.5, "all"), trace)
+        replay_decisions(Threshold("margin", 0.5, "all"), trace)
     with pytest.raises(PolicyError, match="exit 6 is the full model"):
-        walk(Threshold("margin", 0.5, (2, 6)), trace)
+        replay_decisions(Threshold("margin", 0.5, (2, 6)), trace)
 
 
 def test_a_fact_that_is_not_a_number_is_refused_where_it_is_read() -> None:
@@ -129,11 +129,11 @@ def test_a_fact_that_is_not_a_number_is_refused_where_it_is_read() -> None:
     entropy[7, 2] = np.nan
     trace = make_trace(entropy=entropy)
     with pytest.raises(PolicyError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
-        walk(Threshold("entropy", 0.5, (3, 4)), trace)
-    assert (walk(Threshold("entropy", 0.5, (2, 4)), trace).exits > 1).all()
+        replay_decisions(Threshold("entropy", 0.5, (3, 4)), trace)
+    assert (replay_decisions(Threshold("entropy", 0.5, (2, 4)), trace).exits > 1).all()
     monotone = parse_policy("monotone:policy=[threshold:signal=entropy,value=0,exits=3+4]")
     with pytest.raises(PolicyError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
-        walk(monotone, trace)
+        replay_decisions(monotone, trace)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_fact_that_is_not_a_number_is_refused_where_it_is_read() -> None:
 )
 def test_a_fact_that_was_not_recorded_names_the_option_that_does(signal: str, option: str) -> None:
     with pytest.raises(InputError) as error:
-        walk(Threshold(signal, 0.5, (1, 2)), make_trace())
+        replay_decisions(Threshold(signal, 0.5, (1, 2)), make_trace())
     assert signal in error.value.what
     assert option in error.value.fix
 
@@ -157,7 +157,7 @@ def test_a_document_fact_that_is_missing_or_no_number_is_refused() -> None:
     policy = parse_policy("dynamic:signal=margin,value=0.5,exits=2,complexity=prompt_entropy,slope=0.1")
     trace = make_trace()
     with pytest.raises(InputError, match="--signals prompt_entropy"):
-        walk(policy, trace)
+        replay_decisions(policy, trace)
     entropy = np.full(60, 2.0)
     entropy[10:20] = np.nan
     broken = Trace.from_facts(
@@ -167,16 +167,16 @@ def test_a_document_fact_that_is_missing_or_no_number_is_refused() -> None:
         document_facts={"prompt_entropy": entropy},
     )
     with pytest.raises(PolicyError, match=r"prompt_entropy is not a number for 10 tokens\n(.|\n)*document 1"):
-        walk(policy, broken)
+        replay_decisions(policy, broken)
 
 
 def test_exits_are_compared_with_the_check_before() -> None:
     policy = Threshold("kl_to_previous", 0.5, (1, 3, 5))
-    walked = walk(policy, full_trace([1, 3, 5]))
-    assert walked.needs == {1: ("top1",), 3: ("kl_to_previous",), 5: ("kl_to_previous",)}
-    assert (walked.exits >= 3).all()
+    decisions = replay_decisions(policy, full_trace([1, 3, 5]))
+    assert decisions.needs == {1: ("top1",), 3: ("kl_to_previous",), 5: ("kl_to_previous",)}
+    assert (decisions.exits >= 3).all()
     with pytest.raises(PolicyError) as error:
-        walk(policy, full_trace([1, 2, 3, 5]))
+        replay_decisions(policy, full_trace([1, 2, 3, 5]))
     assert "recorded against exit 2" in error.value.what
     assert "before it is at exit 1" in error.value.what
     assert "--exits 1,3,5,6" in error.value.fix
@@ -186,26 +186,26 @@ def test_a_cheaper_check_gives_nothing_to_compare_with() -> None:
     cheap = "[threshold:signal=restricted_margin,value=0.5,exits=2]"
     policy = parse_policy(f"votes:need=any,of=[threshold:signal=kl_to_previous,value=0.5,exits=1+3]+{cheap}")
     with pytest.raises(PolicyError, match=r"recorded against exit 2, but.*at exit 1"):
-        walk(policy, full_trace([1, 2, 3]))
+        replay_decisions(policy, full_trace([1, 2, 3]))
     full = parse_policy(str(policy).replace("restricted_margin", "margin"))
-    assert walk(full, full_trace([1, 2, 3])).needs[2] == ("margin",)
+    assert replay_decisions(full, full_trace([1, 2, 3])).needs[2] == ("margin",)
 
 
 def test_candidates_come_from_the_first_check() -> None:
     policy = Threshold("candidate_score", 0.5, (2, 3, 5))
-    assert (walk(policy, full_trace([1, 2, 3, 4, 5], candidate_exit=2)).exits >= 3).all()
+    assert (replay_decisions(policy, full_trace([1, 2, 3, 4, 5], candidate_exit=2)).exits >= 3).all()
     with pytest.raises(PolicyError) as error:
-        walk(policy, full_trace([1, 2, 3, 4, 5], candidate_exit=1))
+        replay_decisions(policy, full_trace([1, 2, 3, 4, 5], candidate_exit=1))
     assert "the candidates of exit 1" in error.value.what
     assert "is at exit 2" in error.value.what
     assert error.value.fix == "start its exits with 1"
     with pytest.raises(PolicyError, match="the candidates of no exit"):
-        walk(policy, full_trace([1, 2, 3, 4, 5]))
+        replay_decisions(policy, full_trace([1, 2, 3, 4, 5]))
 
 
 @pytest.mark.parametrize("policy", [Never(), Threshold("margin", 0.5, (2,))])
 def test_a_trace_without_tokens_has_no_exits(policy: ExitPolicy) -> None:
-    assert len(walk(policy, make_trace().subset(np.array([99]))).exits) == 0
+    assert len(replay_decisions(policy, make_trace().subset(np.array([99]))).exits) == 0
 
 
 def test_documents_do_not_share_what_a_policy_remembers() -> None:
@@ -213,4 +213,4 @@ def test_documents_do_not_share_what_a_policy_remembers() -> None:
     sure = np.repeat([[0.9], [0.1]], 10, axis=0) * np.ones((1, 6))
     trace = make_trace(tokens=20, documents=2, max_prob=sure.astype(np.float32))
     policy = parse_policy("monotone:policy=[threshold:signal=max_prob,value=0.5,exits=all]")
-    assert walk(policy, trace).exits.tolist() == [1] * 10 + [6] * 10
+    assert replay_decisions(policy, trace).exits.tolist() == [1] * 10 + [6] * 10
