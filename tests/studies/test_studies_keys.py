@@ -257,7 +257,7 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
             ("tracing/tracer.py", set(PACKAGES)),
             ("scoring/eas.py", set(PACKAGES) - {"trace", "heads"}),
             ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "score", "pair"}),
-            ("tuning/league.py", {"league", "tune", "profile", "decode", "combine"}),
+            ("tuning/ranking.py", {"league", "tune", "profile", "decode", "combine"}),
             ("decoding/measurement/plain_timing.py", {"profile", "decode", "combine"}),
             ("studies/work/pair.py", {"pair"}),
             ("studies/work/inputs.py", set(PACKAGES)),
