@@ -230,7 +230,7 @@ def test_an_oracle_that_hides_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_policy_that_sees_deeper_exits_or_later_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What replay shows to both ways of deciding alike must still not be deeper or later."""
     policy = Threshold("max_prob", 0.6, (1, 2))
-    honest = contract.decisions
+    honest = contract.replay_decisions
 
     def deeper(own: ExitPolicy, trace: Any) -> Any:
         decisions = honest(own, trace)
