@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.report.comparison_page import render_comparison, write_comparison_page
+from offramp.report.page import render_comparison, write_comparison_page
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Saving, Strategy
 from offramp.studies.comparison.tables import write_tables

@@ -9,7 +9,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.report.comparison_page import NAVIGATION
+from offramp.report.page import NAVIGATION
 from offramp.studies import entries
 from offramp.studies.comparison.tables import TABLES as TABLES_OF_A_COMPARISON
 from offramp.studies.engines.registry import ENGINES

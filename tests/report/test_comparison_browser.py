@@ -12,7 +12,7 @@ import pytest
 from page_reader import VOID, Page
 
 import comparison_examples as examples
-from offramp.report.comparison_page import write_comparison_page
+from offramp.report.page import write_comparison_page
 
 BROWSER = next(
     (found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))),

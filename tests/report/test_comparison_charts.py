@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.report.plot import rows as row_plot
+from offramp.report.plot.drawing import Scale
 from offramp.report.plot.plot import BANDS, MEDIUM, WIDE, Axis, Plot, Series
 from offramp.report.plot.rows import Point, Row, RowPlot, Track, shortened
-from offramp.report.plot.scale import Scale
-from offramp.report.sections.compare_profiles import look
-from offramp.report.sections.compare_trends import trend_plot
+from offramp.report.sections.claims import trend_plot
+from offramp.report.sections.curves import look
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Trend
 

@@ -11,7 +11,7 @@ import pytest
 from page_reader import Page, require_self_contained
 
 import comparison_examples as examples
-from offramp.report.comparison_page import NAVIGATION, render_comparison, write_comparison_page
+from offramp.report.page import NAVIGATION, render_comparison, write_comparison_page
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, ModelFacts
 from offramp.studies.comparison.tables import comparison_tables

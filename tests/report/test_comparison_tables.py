@@ -9,8 +9,10 @@ import pytest
 from page_reader import Page
 
 import comparison_examples as examples
-from offramp.report.comparison_answers import answers_of
-from offramp.report.comparison_words import (
+from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_cell, facet_cell, reasons
+from offramp.report.findings import findings_of
+from offramp.report.formats import limits_text, times
+from offramp.report.names import (
     figure_format,
     figure_name,
     floor_order,
@@ -20,23 +22,12 @@ from offramp.report.comparison_words import (
     named,
     parameters_text,
 )
-from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_cell, facet_cell, reasons
-from offramp.report.formats import limits_text, times
-from offramp.report.sections.compare_bytes import bytes_section
-from offramp.report.sections.compare_certified import by_floor
-from offramp.report.sections.compare_figures import best_saving, figures_of, without_speed
-from offramp.report.sections.compare_leaderboard import leaderboard_section, means_table, ordered
-from offramp.report.sections.compare_pairs import probability, said
-from offramp.report.sections.compare_strategies import (
-    Standing,
-    beside,
-    families_table,
-    floor_note,
-    strategies_table,
-)
-from offramp.report.sections.compare_trends import trends_section
-from offramp.report.sections.compare_validity import claims
-from offramp.report.sections.compared import facets
+from offramp.report.ranking import Standing, beside, floor_note
+from offramp.report.sections.claims import claims, probability, said, trends_section
+from offramp.report.sections.dots import best_saving, figures_of, without_speed
+from offramp.report.sections.leaderboard import leaderboard_section, means_table, ordered
+from offramp.report.sections.provenance import facets
+from offramp.report.sections.strategies import by_floor, bytes_section, families_table, strategies_table
 from offramp.scoring.estimate import Estimate
 
 
@@ -258,7 +249,7 @@ def test_a_models_own_answers_have_no_bits_per_byte(comparison):
 
 
 def test_floors_are_summed_up(comparison):
-    lines = by_floor(answers_of(comparison))
+    lines = by_floor(findings_of(comparison))
     assert lines[0] == (
         "99 % agreement: no policy that exits early passed, in 36 answers. "
         "36 not certifiable: 12 documents to certify on, 230 needed for 99 % agreement (trace at least 460 "

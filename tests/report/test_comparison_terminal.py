@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 import comparison_examples as examples
-from offramp.report.comparison_terminal import comparison_terminal
+from offramp.report.terminal import comparison_terminal
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 

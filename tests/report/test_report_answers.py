@@ -8,11 +8,11 @@ from report_examples import example_run
 from offramp.report.answers import (
     best_of_league,
     certificate_answer,
+    families_at,
     league_answer,
     machines_answer,
     machines_sentence,
     nearest_floor,
-    ranked,
 )
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.ranking import MachineAnswer
@@ -30,7 +30,7 @@ def workload(**changes):
 def test_ranked_by_net_speed_and_undefined_last():
     entries = answers.league()
     broken = replace(entries[0], family="broken", net_speedup=Estimate(None, undefined="no tokens"))
-    found = ranked((broken, *entries), entries[0].floor)
+    found = families_at((broken, *entries), entries[0].floor)
     speeds = [entry.net_speedup.value for entry in found[:-1]]
     assert speeds == sorted(speeds, reverse=True)
     assert found[-1].family == "broken"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import answer_examples as answers
 import pytest
 
-from offramp.report.certificate import certificate_sentence, risk_text, short_certificate, status
+from offramp.report.verdict_words import certificate_sentence, risk_text, short_certificate, status
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.report.passage import depth_plot
+from offramp.report.plot.drawing import Scale, nice_range, nice_ticks
 from offramp.report.plot.plot import Axis, Plot, Rule, Series, finite_runs, thinned
 from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Track
-from offramp.report.plot.scale import Scale, nice_range, nice_ticks
-from offramp.report.sections.layers import reliability_plot
-from offramp.report.sections.passage import depth_plot
+from offramp.report.sections.curves import reliability_plot
 from offramp.scoring.card import ReliabilityDiagram
 
 

@@ -13,17 +13,19 @@ from report_examples import example_run
 from combine_cases import combined_result, quality
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.results import Contender, Interval
-from offramp.report.combined_words import advice, effect_sentences, keeps
-from offramp.report.page import links, render
-from offramp.report.plot.rows import LEFT, RIGHT
-from offramp.report.plot.scale import Scale
-from offramp.report.sections.combined import (
+from offramp.report.combined import (
+    advice,
     combined_section,
+    effect_sentences,
+    keeps,
     product_plot,
     product_row,
     render_combined,
     write_combined_page,
 )
+from offramp.report.page import links, render
+from offramp.report.plot.drawing import Scale
+from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.summary import combined_json, summarise, summary_schema
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}

@@ -14,14 +14,13 @@ from report_examples import example_run
 from rich.console import Console
 
 from offramp.decoding.measurement.results import Interval, PartError
-from offramp.report.basis import REPAIR_NOTE
-from offramp.report.forecasts import blame, error_sentence, rule_name
-from offramp.report.headline import caveats
+from offramp.report.caveats import REPAIR_NOTE, caveats
 from offramp.report.page import render
 from offramp.report.run_result import DecodedPolicy, Progress
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
+from offramp.report.timing import blame, error_sentence, rule_name
 
 DEFINITIONS = {"$defs": summary_schema()["$defs"]}
 

@@ -6,14 +6,9 @@ import pytest
 from report_examples import example_run
 
 from offramp.policies.cost_breakdown import Gain
-from offramp.report.headline import (
-    caveats,
-    grounds_of,
-    headline,
-    main_verdict,
-    overall_decision,
-    short_answer,
-)
+from offramp.report.caveats import caveats
+from offramp.report.findings import main_verdict, run_decision
+from offramp.report.headline import grounds_of, headline, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.verdict import Speed, Verdict
@@ -150,7 +145,7 @@ def run_with(*verdicts: Verdict):
 )  # fmt: skip
 def test_sentences(verdicts, decision, sentence):
     run = run_with(*verdicts)
-    assert overall_decision(run) == decision
+    assert run_decision(run) == decision
     assert headline(run) == sentence
     assert " ".join([short_answer(run), grounds_of(run)]).count("95 %") >= 1
     assert headline(run).startswith(short_answer(run).rstrip(".").split(" on ")[0])
@@ -169,7 +164,7 @@ def test_the_answer_alone_is_short_and_its_grounds_stand_below():
 
 def test_no_verdict_at_all():
     run = replace(example_run(), workloads=tuple(replace(w, verdicts=()) for w in example_run().workloads))
-    assert overall_decision(run) == "undefined"
+    assert run_decision(run) == "undefined"
     assert headline(run) == "There is no verdict for smollm2: no policy could be judged on these workloads."
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from offramp.decoding.measurement.results import Interval
 from offramp.report.formats import short_source
 from offramp.report.page import render
-from offramp.report.policy_names import PolicyNames
-from offramp.report.ranking import NAMES, ranked
+from offramp.report.ranking import NAMES, ways_ranked
 from offramp.report.terminal import print_summary
+from offramp.report.timing import PolicyNames
 from offramp.report.word_table import WordTable
 
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=14), max_size=5).map(" ".join)
@@ -70,7 +70,7 @@ def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
     first, workload = run.decoding[0], run.workloads[0]
     bold = replace(first.policies[1], floor=0.9)  # 31 % agreement, the fastest
     first = replace(first, policies=(first.policies[0], bold, *first.policies[2:]))
-    found = ranked(first, workload)
+    found = ways_ranked(first, workload)
     kept = [one for one in found if not one.misses]
     assert NAMES["generate(prompt_lookup_num_tokens)"] in [one.name for one in kept if one.lossless]
     assert GENERATE in [one.name for one in kept]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offramp.decoding.measurement.results import Cluster, Contender, Counted, FloorCheck, Interval
-from offramp.report.timing_words import (
+from offramp.report.timing import (
     answer_sentence,
     contender_answer,
     counted_text,

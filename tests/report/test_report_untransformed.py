@@ -12,8 +12,8 @@ from page_reader import Page
 from report_examples import CHAT, LAYERS, answered, workload_result
 from rich.console import Console
 
+from offramp.report.caveats import caveats
 from offramp.report.formats import percent
-from offramp.report.headline import caveats
 from offramp.report.page import render
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise, summary_schema

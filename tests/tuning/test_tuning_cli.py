@@ -12,7 +12,7 @@ from rich.console import Console
 from command_line import run_offramp
 from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
-from offramp.report.policy_names import PolicyNames
+from offramp.report.timing import PolicyNames
 from offramp.tracing.facts import FACTS
 from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.part import Part, PartDocument, write_part

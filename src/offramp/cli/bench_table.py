@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
 from offramp.report.formats import counted, decimal, duration, percent, timed_text, value_text
-from offramp.report.timing_words import (
+from offramp.report.timing import (
     contender_answer,
     counted_text,
     defect_lines,

@@ -13,8 +13,7 @@ from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.result_file import write_combined
 from offramp.models.model import Model
 from offramp.records.typed import to_json
-from offramp.report.combined_words import advice
-from offramp.report.sections.combined import write_combined_page
+from offramp.report.combined import advice, write_combined_page
 
 
 def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trust_remote_code: bool) -> None:

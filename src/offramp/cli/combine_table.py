@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.bench_table import or_dash, ratio, table
 from offramp.decoding.measurement.combined import Combination, CombineResult
-from offramp.report.combined_words import advice, interval, shared_text
+from offramp.report.combined import advice, interval, shared_text
 from offramp.report.formats import counted, decimal, duration, percent
-from offramp.report.timing_words import contender_answer, defect_lines, stopped_text, twins_text
+from offramp.report.timing import contender_answer, defect_lines, stopped_text, twins_text
 
 if TYPE_CHECKING:
     from rich.console import Console

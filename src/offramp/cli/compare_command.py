@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare models, strategies and texts: leaderboard, pairs, trends, and which score predicts savings."""
     from offramp.cli.comparison_files import CITATION_FILE, TABLES, require_own, write_comparison
-    from offramp.report.comparison_terminal import comparison_terminal
+    from offramp.report.terminal import comparison_terminal
     from offramp.studies.comparison.reading import read_comparison
 
     out = Output(as_json)

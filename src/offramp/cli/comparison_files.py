@@ -19,7 +19,7 @@ OWN = (REPORT_FILE, TABLES, CITATION_FILE)
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write `report.html`, `tables/` (CSV and Parquet) and `citation.bib` into a folder; the page's path."""
-    from offramp.report.comparison_page import write_comparison_page
+    from offramp.report.page import write_comparison_page
     from offramp.studies.comparison.tables import write_tables
 
     folder.mkdir(parents=True, exist_ok=True)

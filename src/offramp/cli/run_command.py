@@ -184,7 +184,7 @@ def next_commands(result: RunResult, folder: Path, model: str) -> list[str]:
 
     model: as a command line names it, transforms included.
     """
-    from offramp.report.headline import main_verdicts
+    from offramp.report.findings import main_verdicts
 
     found = []
     for name, verdict in main_verdicts(result):

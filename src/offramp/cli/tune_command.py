@@ -267,7 +267,7 @@ def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str |
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
-    from offramp.report.policy_names import PolicyNames
+    from offramp.report.timing import PolicyNames
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)

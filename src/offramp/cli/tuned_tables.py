@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from offramp.report.policy_names import PolicyNames
+    from offramp.report.timing import PolicyNames
     from offramp.report.word_table import WordTable
     from offramp.tuning.tuned import Tuned
 

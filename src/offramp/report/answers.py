@@ -1,14 +1,13 @@
-"""The answers of league, tuner and machines in one line each, for the head of the page and the terminal."""
+"""What the ranking of families, the tuner and other machines answer, one line each, for page and terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from offramp.report.basis import LOCAL, machine_name
-from offramp.report.certificate import short_certificate
+from offramp.report.findings import HEADLINE_FLOOR
 from offramp.report.formats import estimate_text, listed, percent, times, whole_percent
-from offramp.report.headline import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
+from offramp.report.verdict_words import LOCAL, machine_name, short_certificate
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.verdict import Decision
 
@@ -25,13 +24,13 @@ def nearest_floor(floors: Sequence[float]) -> float:
     return min(floors, key=lambda floor: abs(floor - HEADLINE_FLOOR))
 
 
-def ranked(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
+def families_at(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
     """The families at one floor, the fastest first; those without a speed last."""
     found = [entry for entry in entries if entry.floor == floor]
-    return sorted(found, key=lambda entry: (-speed_of(entry), entry.family))
+    return sorted(found, key=lambda entry: (-family_speed(entry), entry.family))
 
 
-def speed_of(entry: RankedPolicy) -> float:
+def family_speed(entry: RankedPolicy) -> float:
     """The net speedup, below everything if undefined."""
     value = entry.net_speedup.value
     return float("-inf") if value is None else value
@@ -45,7 +44,7 @@ def best_of_league(workload: WorkloadResult) -> RankedPolicy | None:
     if not workload.league:
         return None
     floor = nearest_floor([entry.floor for entry in workload.league])
-    able = [entry for entry in ranked(workload.league, floor) if entry.reachable]
+    able = [entry for entry in families_at(workload.league, floor) if entry.reachable]
     return next((entry for entry in able if entry.chosen), able[0] if able else None)
 
 
@@ -59,7 +58,7 @@ def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
     if not entries:
         return None
     floor = nearest_floor([entry.floor for entry in entries])
-    able = [entry for entry in ranked(entries, floor) if entry.reachable and exits_early(entry)]
+    able = [entry for entry in families_at(entries, floor) if entry.reachable and exits_early(entry)]
     return able[0] if able else None
 
 

@@ -8,9 +8,9 @@ from html import escape
 
 from markupsafe import Markup
 
-from offramp.report.comparison_words import LENS, heads_name
 from offramp.report.formats import NumberFormat, counted, limits_text
 from offramp.report.html import Kind, escaped, fragment, paragraph, stack, styled
+from offramp.report.names import LENS, heads_name
 from offramp.scoring.estimate import Estimate
 
 NOTHING = "–"

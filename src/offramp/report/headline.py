@@ -1,46 +1,36 @@
-"""The verdict in one plain sentence, and what to bear in mind beside it."""
+"""The answer of a run or a comparison in one plain sentence, and what it rests on."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
-from offramp.report.basis import how_obtained
-from offramp.report.formats import counted, listed, whole_percent
-from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.verdict_words import saved_words, speed_words, transform_sentence, worth_words
-from offramp.scoring.documents import lengths_of, lengths_text
-from offramp.scoring.estimate import DOCUMENTS_NEEDED
-from offramp.tuning.verdict import Decision, Verdict, kept_words
-from offramp.workloads.packing import SHORTEST_CAP
-
-HEADLINE_FLOOR = 0.95
-OverallDecision = Decision | Literal["depends on the text", "undefined"]
-Named = tuple[str, Verdict]
-
-
-def main_verdict(workload: WorkloadResult) -> Verdict | None:
-    """The verdict at the floor nearest to 95 % agreement, None if there is none."""
-    return min(workload.verdicts, key=lambda verdict: abs(verdict.floor - HEADLINE_FLOOR), default=None)
-
-
-def main_verdicts(run: RunResult) -> list[Named]:
-    """The main verdict of every workload that has one, with the workload's name."""
-    found = [(workload.name, main_verdict(workload)) for workload in run.workloads]
-    return [(name, verdict) for name, verdict in found if verdict is not None]
-
-
-def overall_decision(run: RunResult) -> OverallDecision:
-    """The decision that all workloads share, or that they differ."""
-    decisions: set[Decision] = {verdict.decision for _, verdict in main_verdicts(run)}
-    if not decisions:
-        return "undefined"
-    return decisions.pop() if len(decisions) == 1 else "depends on the text"
+from offramp.report.caveats import combined_with_defects, lacking
+from offramp.report.findings import (
+    NOT_CERTIFIABLE,
+    Finding,
+    best_certified,
+    cell_decisions,
+    comparison_decision,
+    decision_on,
+    findings_of,
+    main_findings,
+    run_decision,
+    speed_of,
+)
+from offramp.report.formats import counted, limits_text, listed, percent, thousandths, times, whole_percent
+from offramp.report.names import floor_shown, place_of
+from offramp.report.ranking import believed, fastest, floor_kept, replayed
+from offramp.report.run_result import RunResult
+from offramp.report.verdict_words import saved_words, speed_words, worth_words
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Saving
+from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, kept_words
 
 
 def headline(run: RunResult) -> str:
     """The verdict at batch size 1 in one sentence: what was executed first, then the speed."""
-    found = main_verdicts(run)
-    if overall_decision(run) == "depends on the text":
+    found = main_findings(run)
+    if run_decision(run) == "depends on the text":
         return mixed_sentence(run.model_name, found, figures=True)
     answer, grounds = short_answer(run), grounds_of(run)
     return f"{answer.removesuffix('.')}: {grounds}" if grounds else answer
@@ -48,10 +38,10 @@ def headline(run: RunResult) -> str:
 
 def short_answer(run: RunResult) -> str:
     """The decision alone, in a sentence that can be read at a glance."""
-    found = main_verdicts(run)
-    texts = listed([name for name, _ in found]) if found else ""
+    found = main_findings(run)
+    texts = listed([one.workload for one in found]) if found else ""
     model = run.model_name
-    match overall_decision(run):
+    match run_decision(run):
         case "undefined" if run.progress is not None:
             return f"There is no verdict for {model} yet."
         case "undefined":
@@ -70,14 +60,14 @@ def short_answer(run: RunResult) -> str:
 
 def grounds_of(run: RunResult) -> str:
     """What the short answer rests on: the figures, a sentence without a capital; "" if there are none yet."""
-    found = main_verdicts(run)
-    match overall_decision(run):
+    found = main_findings(run)
+    match run_decision(run):
         case "undefined" if run.progress is not None:
             return ""
         case "undefined":
             return "no policy could be judged on these workloads."
         case "depends on the text":
-            return f"{'; '.join(f'{name}: {short_figures(one)}' for name, one in found)}."
+            return f"{'; '.join(f'{one.workload}: {short_figures(one.detail)}' for one in found)}."
         case "does not pay":
             return f"{refusal(found)}."
         case "pays":
@@ -86,29 +76,30 @@ def grounds_of(run: RunResult) -> str:
             return f"{doubt(found)}."
 
 
-def refusal(found: list[Named]) -> str:
+def refusal(found: list[Finding[Verdict]]) -> str:
     """Why it does not pay: the best workload's figure against the worth."""
-    name, verdict = best(found)
-    floor = whole_percent(verdict.floor)
+    first = best(found)
+    verdict, floor = first.detail, whole_percent(first.detail.floor)
     if verdict.speed is None:
-        if all(one.certificate is not None and one.certificate.executed for _, one in found):
+        if all(one.detail.certificate is not None and one.detail.certificate.executed for one in found):
             return f"at {floor} agreement nothing faster than plain decoding keeps the floor as executed"
         return f"at {floor} agreement no policy, replayed on the measurement, is faster than plain decoding"
-    where = f"the best, on {name}, " if len(found) > 1 else "the best policy "
+    where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
     return f"at {floor} agreement {where}{figures(verdict)}"
 
 
-def promise(found: list[Named]) -> str:
+def promise(found: list[Finding[Verdict]]) -> str:
     """Why it pays: the weakest workload's figures, so that the sentence holds for all."""
-    name, verdict = min(found, key=lambda named: speed(named[1]))
-    even = f"even on {name}, the weakest of them, " if len(found) > 1 else ""
-    return f"at {whole_percent(verdict.floor)} agreement it {even}{figures(verdict)}"
+    weakest = min(found, key=lambda one: one.speedup)
+    even = f"even on {weakest.workload}, the weakest of them, " if len(found) > 1 else ""
+    return f"at {whole_percent(weakest.detail.floor)} agreement it {even}{figures(weakest.detail)}"
 
 
-def doubt(found: list[Named]) -> str:
+def doubt(found: list[Finding[Verdict]]) -> str:
     """What keeps the answer open, and what would settle it."""
-    name, verdict = best(found)
-    where = f"the best, on {name}, " if len(found) > 1 else "the best policy "
+    first = best(found)
+    verdict = first.detail
+    where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
     said = f"at {whole_percent(verdict.floor)} agreement "
     said += f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing could be certified"
     missing = f"; missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
@@ -120,7 +111,7 @@ def figures(verdict: Verdict) -> str:
     return f"{kept_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
 
 
-def mixed_sentence(model: str, found: list[Named], *, figures: bool) -> str:
+def mixed_sentence(model: str, found: list[Finding[Verdict]], *, figures: bool) -> str:
     """One sentence for workloads that differ, with or without each one's figures."""
     wording: dict[Decision, str] = {
         "pays": "pays on",
@@ -131,13 +122,13 @@ def mixed_sentence(model: str, found: list[Named], *, figures: bool) -> str:
     parts = []
     for decision, words in wording.items():
         texts = [
-            f"{name} ({short_figures(one)})" if figures else name
-            for name, one in found
+            f"{one.workload} ({short_figures(one.detail)})" if figures else one.workload
+            for one in found
             if one.decision == decision
         ]
         if texts:
             parts.append(f"{words} {listed(texts)}")
-    return f"For {model} at {whole_percent(found[0][1].floor)} agreement, early exit {', '.join(parts)}."
+    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {', '.join(parts)}."
 
 
 def short_figures(verdict: Verdict) -> str:
@@ -149,62 +140,126 @@ def short_figures(verdict: Verdict) -> str:
     return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"
 
 
-def speed(verdict: Verdict) -> float:
-    """The speed over plain decoding, below everything if there is none."""
-    return float("-inf") if verdict.speed is None else verdict.speed.value
-
-
-def best(found: list[Named]) -> Named:
+def best(found: list[Finding[Verdict]]) -> Finding[Verdict]:
     """The workload with the largest speed: of a certified policy where there is one, else of a tried one."""
-    return max(found, key=lambda named: (named[1].certified, speed(named[1])))
+    return max(found, key=lambda one: (one.certified == "executed", one.speedup))
 
 
-def caveats(run: RunResult) -> list[str]:
-    """What a reader must know before quoting the headline; first, how the figures were obtained."""
-    cost = transform_sentence(run)
-    return [
-        *how_obtained(run),
-        *([] if cost is None else [cost]),
-        *verdict_caveats(run),
-        *trace_caveats(run),
-    ]
+NOWHERE = "Early exit does not pay anywhere here"
 
 
-def verdict_caveats(run: RunResult) -> list[str]:
-    """Few documents, and what would settle an open verdict."""
-    notes = []
-    traces = {workload.name: workload.trace for workload in run.workloads}
-    for name, verdict in main_verdicts(run):
-        if verdict.missing:
-            notes.append(f"On {name} the verdict is open; missing: {'; '.join(verdict.missing)}.")
-        if verdict.report_documents < DOCUMENTS_NEEDED:
-            notes.append(
-                f"On {name} what is replayed rests on {counted(verdict.report_documents, 'document')}"
-                f"{lengths_text(lengths_of(traces[name]))}; {DOCUMENTS_NEEDED} are needed for an interval, "
-                "and as many to choose a policy on: give "
-                f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
-            )
-    cells = {v.certificate.delta for _, v in main_verdicts(run) if v.certificate and v.certificate.delta}
-    if len(run.workloads) > 1 and cells:
-        notes.append(
-            f"The sentence is about {len(run.workloads)} texts: each certificate spends a chance of "
-            f"{max(cells):.2g} to be wrong, all of them together {len(run.workloads) * max(cells):.2g}."
-        )
-    return notes
+def comparison_headline(comparison: Comparison) -> str:
+    """The answer in one sentence."""
+    found = findings_of(comparison)
+    if not found:
+        return _uncertified_headline(comparison)
+    decision, decisions = comparison_decision(comparison), list(cell_decisions(found).values())
+    best = best_certified(found)
+    at_best = "" if best is None else f"{passed_how(best)}, it is at best {over_plain(best.speed)}"
+    at_best += ", decoded for real" if best is not None and best.timed else ""
+    if decision == "pays":
+        return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
+    if decision == "too close to call":
+        why = at_best or "what is certified has no speed on documents that it has not seen"
+        return f"Whether early exit pays is too close to call: {why}."
+    if decision == NOT_CERTIFIABLE:
+        return _open_headline(decisions, found)
+    if best is None:
+        return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
+    return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
 
 
-def trace_caveats(run: RunResult) -> list[str]:
-    """Notes of all workloads once, documents left out, and notes of single workloads."""
-    several = run.workloads if len(run.workloads) > 1 else ()
-    common = (
-        [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
+def _where_it_pays(found: Sequence[Finding[Saving]], cells: int) -> str:
+    """ "pays in 1 of 4 cells, and is predicted to pay in 2 more": in cells without a measurement."""
+    paying = [one for one in found if one.decision == "pays"]
+    timed = {one.cell for one in paying if one.timed}
+    measured, predicted = len(timed), len({one.cell for one in paying} - timed)
+    verb = "pays" if measured else "is predicted to pay"
+    if cells == 1:
+        return f"{verb} here"
+    more = f", and is predicted to pay in {predicted:,} more" if measured and predicted else ""
+    return f"{verb} in {measured or predicted:,} of {counted(cells, 'cell')}{more}"
+
+
+def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Saving]]) -> str:
+    """The answer where nothing pays, but not everything could be certified."""
+    unknown, refused = decisions.count(NOT_CERTIFIABLE), decisions.count("does not pay")
+    why = lacking([one for one in found if one.decision == NOT_CERTIFIABLE])
+    if not refused:
+        return f"Whether early exit pays is not certifiable here: {why}."
+    return (
+        f"Early exit does not pay in {refused:,} of {counted(len(decisions), 'cell')}; in {unknown:,} it is "
+        f"not certifiable: {why}."
     )
-    notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
-    for workload in run.workloads:
-        invalid = [document for document in workload.trace.documents if not document.valid]
-        notes += [
-            f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
-            for document in invalid
-        ]
-        notes += [f"{workload.name}: {note}" for note in workload.notes if note not in common]
-    return notes
+
+
+def best_sentences(comparison: Comparison) -> list[str]:
+    """What stands behind the headline: the best that is certified, replayed and measured, a sentence each."""
+    said = []
+    best = best_certified(findings_of(comparison))
+    if best is not None:
+        how = (
+            f"decoded for real; predicted were {over_plain(best.predicted)}"
+            if best.timed
+            else "predicted on documents that neither search nor certificate saw"
+        )
+        said.append(
+            f"The best speed that passed its floor is {over_plain(best.speed)} ({passed_how(best)}): "
+            f"{best.place}, {how}."
+        )
+    found = fastest(replayed(comparison.strategies))
+    if found is not None:
+        said.append(
+            f"By replay, without a certificate, the fastest strategy is {over_plain(found.net_speedup)}: "
+            f"{found.family}, {place_of(found)}, at {floor_shown(found.floor)}."
+        )
+    found = fastest(believed(comparison.strategies))
+    if found is not None:
+        speed = over_plain(found.net_speedup)
+        where = f"{place_of(found)}, at {floor_shown(found.floor)}"
+        said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
+    return said
+
+
+def passed_how(one: Finding[Saving]) -> str:
+    """What a policy passed its floor by: decoding, or a replay alone."""
+    return "certified" if one.certified == "executed" else "by a replay bound, nothing decoded"
+
+
+def _uncertified_headline(comparison: Comparison) -> str:
+    """The answer where nothing was tuned for a certificate."""
+    measured, predicted = fastest(believed(comparison.strategies)), fastest(replayed(comparison.strategies))
+    best = measured or predicted
+    if best is None and comparison.combined:
+        return _combined_headline(comparison)
+    below = [one for one in comparison.strategies if one.policy != NEVER and floor_kept(one) == "missed"]
+    if best is None and below:
+        closest = max(below, key=lambda one: one.agreement.value or 0.0)
+        return (
+            f"None of the {len(below):,} policies that were tried keeps its floor: the closest agrees on "
+            f"{percent(closest.agreement.value or 0.0)} of the tokens, and {floor_shown(closest.floor)} was "
+            'asked for; "tuned" among the policies of a study lets the tuner search.'
+        )
+    if best is None:
+        return "These are scores alone: whether early exit pays in time was not asked."
+    how = "decoded for real" if measured else "by replay and without a certificate"
+    speed = speed_of(best.net_speedup, measured=best is measured)
+    too_slow = decision_on(speed, certified=False) == "does not pay"
+    answer = NOWHERE if too_slow else "Whether early exit pays is too close to call"
+    return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {over_plain(speed)}."
+
+
+def _combined_headline(comparison: Comparison) -> str:
+    """The answer where accelerations were timed together, and nothing else was asked."""
+    count, broken = len(comparison.combined), combined_with_defects(comparison)
+    said = f"Early exit was timed beside other accelerations only, in {counted(count, 'measurement')}"
+    wrong = f"{broken:,}" if broken else "none"
+    return f"{said}, {wrong} of them with a defect: what to use is said of each."
+
+
+def over_plain(speed: Speed | Estimate | None) -> str:
+    """ "1.113 × plain decoding (1.098 to 1.128)"."""
+    if speed is None or speed.value is None:
+        return "undefined plain decoding"
+    limits = limits_text(speed.low, speed.high, thousandths)
+    return f"{times(speed.value)} plain decoding{f' ({limits})' if limits else ''}"

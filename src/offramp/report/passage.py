@@ -1,14 +1,21 @@
-"""A passage and a grid of predictions, cut from a trace with the tokenizer's decoder alone."""
+"""A passage and a grid of predictions: cut from a trace with the tokenizer's decoder alone, and shown."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.report.run_result import Passage, PassageToken, PredictionGrid
+from offramp.report.formats import percent, percent_tick, visible_piece
+from offramp.report.html import figure, fragment, table, text
+from offramp.report.plot.drawing import nice_ticks
+from offramp.report.plot.plot import FLAT, Axis, Box, Plot
+from offramp.report.run_result import Passage, PassageToken, PredictionGrid, WorkloadResult
 from offramp.scoring.components import first_match, saturation
 from offramp.tracing.trace import Trace
 
@@ -103,3 +110,180 @@ def grid_from_trace(
         agrees=tuple(tuple(bool(value) for value in agreement[:, e]) for e in shown),
         saturation_exits=tuple(int(layer) for layer in trace.exits[saturation(agreement)]),
     )
+
+
+STRENGTHS = 5
+STRIP = 0.12
+"""Height of the strip of colours, as a share of the highest bar's."""
+
+
+def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Markup:
+    """The passage, the panel that shows every layer's prediction, and where all tokens could have stopped."""
+    passage = workload.passage
+    return fragment(
+        "run",
+        "passage",
+        id=identity,
+        lead=visible_piece(passage.lead),
+        tokens=[token_part(passage, token) for token in passage.tokens],
+        shown=(
+            f"Document “{passage.document}”: its first {len(passage.tokens)} of {passage.document_tokens} "
+            "traced tokens."
+        ),
+        data=passage_data(passage),
+        depths=depth_figure(workload, layers),
+        as_table=passage_table(passage),
+    )
+
+
+def token_part(passage: Passage, token: PassageToken) -> tuple[Markup, str, str]:
+    """One token of the running text, its style, and a label that says in words what its colour says."""
+    other = token.full_prediction != token.piece
+    label = (
+        f"{visible_piece(token.piece)}: could stop after layer {token.saturation_exit} of {passage.exits[-1]}"
+    )
+    if other:
+        label += f"; the full model says {visible_piece(token.full_prediction)}"
+    style = f"t e{token.saturation_exit}{' other' if other else ''}"
+    return shown_piece(token.piece), style, label
+
+
+def shown_piece(piece: str) -> Markup:
+    """A token in running text: its inner spaces as they are, anything that would not show as a sign."""
+    if not piece.strip(" "):
+        return text(visible_piece(piece))
+    visible = visible_piece(piece)
+    body = visible.strip("·") if piece.startswith(" ") or piece.endswith(" ") else visible
+    left, right = len(piece) - len(piece.lstrip(" ")), len(piece) - len(piece.rstrip(" "))
+    # Two or more spaces are shown as signs: they would otherwise look like one.
+    before = " " if left == 1 else "·" * left
+    after = " " if right == 1 else "·" * right
+    return text(before + body + after) + Markup("<br>" if "\n" in piece else "")
+
+
+def passage_data(passage: Passage) -> Markup:
+    """The passage for the script: pieces once, then per token indices, per mille of confidence, agreement."""
+    index: dict[str, int] = {}
+
+    def number(piece: str) -> int:
+        return index.setdefault(visible_piece(piece), len(index))
+
+    tokens = [
+        [
+            number(token.piece),
+            number(token.full_prediction),
+            token.first_match_exit,
+            token.saturation_exit,
+            [number(piece) for piece in token.predictions],
+            [round(1000 * value) if np.isfinite(value) else None for value in token.max_prob],
+            "".join("1" if agrees else "0" for agrees in token.agrees),
+        ]
+        for token in passage.tokens
+    ]
+    value = {"exits": passage.exits, "tokens": tokens, "pieces": list(index)}
+    # "<" must not appear, or a token could close the script element.
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+def depth_figure(workload: WorkloadResult, layers: int) -> Markup:
+    """Where all traced tokens of the workload could have stopped; also the passage's colour key."""
+    trace = workload.trace
+    counts = np.bincount(saturation(trace.agreement), minlength=len(trace.exits))
+    total = max(int(counts.sum()), 1)
+    running = np.cumsum(counts)
+    rows = [
+        [f"layer {layer}", str(int(count)), percent(int(count) / total), percent(int(sum_) / total)]
+        for layer, count, sum_ in zip(trace.exits, counts, running, strict=True)
+    ]
+    return figure(
+        "Where tokens could have stopped",
+        f"All {total:,} traced tokens of {workload.name} by the layer from which the prediction stays; the "
+        "strip is the "
+        "passage's colour key.",
+        depth_plot(trace.exits, counts, layers).svg(),
+        table(
+            ["Layer", "Tokens", "Share", "Up to here"], rows, caption="Tokens by the layer they could stop at"
+        ),
+        kind="measured",
+    )
+
+
+def depth_plot(exits: NDArray[np.int64], counts: NDArray[np.int64], layers: int) -> Plot:
+    """Bars over layers 1..L on a strip of the passage's colours; exits, counts: int64 [exits]."""
+    share = counts / max(int(counts.sum()), 1)
+    tallest = float(share.max()) or 1.0
+    strip = [Box(layer, layer + 1, -STRIP * tallest, 0.0, f"e{layer}") for layer in range(1, layers + 1)]
+    bars = [
+        Box(layer, layer + 1, 0.0, part, f"bar e{layer}", f"layer {layer}: {100 * part:.1f} % of tokens")
+        for layer, part in zip(exits.tolist(), share.tolist(), strict=True)
+    ]
+    ends = {1: "layer 1", layers + 1: f"layer {layers}, the full model"}
+    return Plot(
+        title="Where tokens could have stopped",
+        description="Share of all traced tokens by the layer from which the prediction no longer changes.",
+        x=Axis("", (1, layers + 1), lambda layer: ends[int(layer)], ticks=tuple(ends)),
+        y=Axis("share of tokens", (-STRIP * tallest, tallest), percent_tick, nice_ticks(0.0, tallest, 3)),
+        boxes=(*strip, *bars),
+        size=FLAT,
+        style="wide",
+    )
+
+
+def passage_table(passage: Passage) -> Markup:
+    """The passage's tokens with their exits and predictions at a few layers."""
+    last = len(passage.exits) - 1
+    at = sorted({round(last * part) for part in (0.25, 0.5, 0.75)})
+    header = [
+        "Token",
+        "Full model says",
+        "First match",
+        "Stays from",
+        *[f"Layer {passage.exits[i]} says" for i in at],
+    ]
+    rows = [
+        [
+            visible_piece(token.piece),
+            visible_piece(token.full_prediction),
+            str(token.first_match_exit),
+            str(token.saturation_exit),
+            *[f"{visible_piece(token.predictions[i])} ({percent(token.max_prob[i], 0)})" for i in at],
+        ]
+        for token in passage.tokens
+    ]
+    return table(
+        header,
+        rows,
+        caption="Tokens of the passage and the layers where they could have stopped",
+        numeric_from=9,
+    )
+
+
+def grid_section(grid: PredictionGrid) -> Markup:
+    """What the model would say at every depth, as a real table: rows are layers, columns positions."""
+    shown = ""
+    if len(grid.exits) < grid.traced_exits:
+        shown = f" {len(grid.exits)} of {grid.traced_exits} traced layers are shown, evenly spaced."
+    return fragment(
+        "run",
+        "grid",
+        document=grid.document,
+        inputs=[visible_piece(piece) for piece in grid.inputs],
+        rows=[
+            (layer, [grid_cell(grid, row, column) for column in range(len(grid.inputs))])
+            for row, layer in enumerate(grid.exits)
+        ],
+        targets=[visible_piece(piece) for piece in grid.targets],
+        shown_of=shown,
+    )
+
+
+def grid_cell(grid: PredictionGrid, row: int, column: int) -> tuple[str, str, str]:
+    """One prediction, its style (agreement, confidence, where the answer settles), and its confidence."""
+    agrees, probability = grid.agrees[row][column], grid.max_prob[row][column]
+    known = math.isfinite(probability)
+    strength = min(int(probability * STRENGTHS), STRENGTHS - 1) if known else 0
+    settled = grid.exits[row] >= grid.saturation_exits[column]
+    settles = settled and (row == 0 or grid.exits[row - 1] < grid.saturation_exits[column])
+    style = f"{'a' if agrees else 'd'}{strength}{' x' if settles else ''}"
+    title = f"{100 * probability:.0f}%" if known else "undefined"
+    return visible_piece(grid.pieces[row][column]), style, title

@@ -11,17 +11,102 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offramp.policies.replay import Frontier
-from offramp.report.basis import basis_words, how_obtained, plain_seconds, predicted_seconds
-from offramp.report.combined_words import advice
-from offramp.report.decoding_json import decoding_json
-from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.verdict_words import credit_json, credits_of
+from offramp.report.caveats import caveats, how_obtained
+from offramp.report.combined import advice
+from offramp.report.findings import run_decision
+from offramp.report.headline import headline
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.timing import error_sentence, prediction_verdict
+from offramp.report.verdict_words import (
+    basis_words,
+    credit_json,
+    credits_of,
+    plain_seconds,
+    predicted_seconds,
+)
 from offramp.scoring.estimate import Estimate, finite_json, number
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import WORTH, Verdict
+
+
+def decoding_json(run: RunResult) -> dict[str, Any]:
+    """Every measurement, and by workload why there is none."""
+    return {
+        "workloads": [measurement_json(decoded) for decoded in run.decoding],
+        "not_decoded": dict(run.not_decoded),
+    }
+
+
+def measurement_json(decoded: Decoded) -> dict[str, Any]:
+    """One workload: what it answers, every contender with its raw samples, every policy's forecast."""
+    bench = decoded.bench
+    verdict = prediction_verdict(decoded)
+    value = {
+        "workload": decoded.workload,
+        "measured_on": decoded.measured_on,
+        "answer": bench.answer,
+        "resolution": bench.resolution,
+        "worth": bench.worth,
+        "defects": bench.defects,
+        "stopped": bench.stopped,
+        "seconds_spent": bench.seconds_spent,
+        "plain": bench.plain,
+        "a_a": asdict(bench.a_a),
+        **{name: getattr(bench, name) for name in ("prompts", "rounds", "new_tokens", "batch", "batching")},
+        "policies": [policy_json(decoded, policy) for policy in decoded.policies],
+        "contenders": [asdict(contender) for contender in bench.contenders],
+        "prediction_counts": None if verdict is None else verdict.to_json(),
+        "circumstances": bench.circumstances,
+        "notes": bench.notes,
+    }
+    found: dict[str, Any] = finite_json(value)
+    return found
+
+
+def policy_json(decoded: Decoded, policy: DecodedPolicy) -> dict[str, Any]:
+    """One policy: predicted beside measured, where the error comes from, and the quality of its own text."""
+    timed, forecast = decoded.timed(policy), policy.forecast
+    seconds = timed.seconds_per_token
+    value = {name: getattr(policy, name) for name in ("policy", "kv", "why", "floor", "contender")}
+    value |= {
+        "answer": timed.answer,
+        "resolution": timed.resolution,
+        "executed_agreement": None if timed.executed_agreement is None else asdict(timed.executed_agreement),
+        "gain": None if timed.gain is None else dict(timed.gain),
+        "counted": None if timed.counted is None else asdict(timed.counted),
+        "left_out": timed.left_out,
+        "predicted_seconds_per_token": None if forecast is None else forecast.predicted,
+        "measured_seconds_per_token": None if seconds is None else seconds.value,
+        "plain_seconds_per_token": decoded.plain_seconds,
+        "measured_interval": None if seconds is None else asdict(seconds),
+        "net_speedup": None if timed.ratio is None else asdict(timed.ratio),
+        "free_running": None if policy.free_running is None else asdict(policy.free_running),
+        "error": None,
+    }
+    if forecast is not None:
+        worst = forecast.worst_part
+        value["error"] = {
+            "priced_seconds_per_token": forecast.priced,
+            "predicted_seconds_by_profile": forecast.predicted_by_profile,
+            "priced_seconds_by_profile": forecast.priced_by_profile,
+            "predicted_plain_seconds_per_token": forecast.plain_predicted,
+            "never_exit_seconds_per_token": forecast.plain_measured,
+            "predicted_change": forecast.predicted_change,
+            "measured_change": forecast.measured_change,
+            "cost_model_error": forecast.cost_model_error,
+            "trace_error": forecast.trace_error,
+            "parts": [asdict(part) for part in forecast.parts],
+            "worst_part": None if worst is None else worst.part,
+            "sentence": error_sentence(forecast),
+            **{
+                name: getattr(forecast, name)
+                for name in ("predicted_skip", "measured_skip", "predicted_agreement", "measured_agreement")
+            },
+        }
+    return value
+
 
 SCHEMA_VERSION = 8
 BATCH_SIZE = 1
@@ -44,7 +129,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "verdict": {
             "headline": headline(run),
-            "decision": overall_decision(run),
+            "decision": run_decision(run),
             "batch_size": BATCH_SIZE,
             "worth": worth_of(run),
             "by_workload": [verdict_json(w, v) for w in run.workloads for v in w.verdicts],

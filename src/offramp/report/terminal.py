@@ -1,37 +1,63 @@
-"""The compact summary that a run prints when it ends."""
+"""A run and a comparison in the terminal: the answer first, then tables, then what to bear in mind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.records.typed import from_json
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.forecasts import error_sentence
+from offramp.report.caveats import caveats, left_over, not_claimed
+from offramp.report.combined import advice
+from offramp.report.findings import comparison_decision, run_decision
 from offramp.report.formats import (
     NumberFormat,
     counted,
     decimal,
     estimate_text,
     gain_text,
-    interval_text,
+    limits_text,
     milliseconds,
     percent,
     short_source,
+    thousandths,
     timed_interval,
     times,
     whole_percent,
 )
-from offramp.report.headline import caveats, headline, overall_decision
-from offramp.report.policy_names import PolicyNames
-from offramp.report.ranking import NAMES, basis_text, kept_text, ranked, sample_text
+from offramp.report.headline import best_sentences, comparison_headline, headline
+from offramp.report.names import (
+    distinct,
+    floor_order,
+    floor_shown,
+    line_name,
+    machine_shown,
+    row_name,
+)
+from offramp.report.ranking import (
+    NAMES,
+    Standing,
+    basis_text,
+    beside,
+    floor_note,
+    has_defect,
+    kept_text,
+    sample_text,
+    ways_ranked,
+)
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
-from offramp.report.timing_words import contender_answer
+from offramp.report.sections.claims import claims, said
+from offramp.report.sections.dots import best_saving, floors_of, score, without_speed
+from offramp.report.sections.leaderboard import ordered
+from offramp.report.timing import PolicyNames, contender_answer, error_sentence
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.verdict import Verdict
+from offramp.studies.comparison.results import Comparison, Row
+from offramp.tuning.verdict import NEVER, Verdict
 
 DECISION_STYLES = {
     "pays": "green",
@@ -43,7 +69,7 @@ DECISION_STYLES = {
 
 def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
     """Print the verdict, the floors, the scores, what to bear in mind, and where the report lies."""
-    style = DECISION_STYLES.get(overall_decision(run), "yellow")
+    style = DECISION_STYLES.get(run_decision(run), "yellow")
     console.print()
     console.print(f"[bold {style}]{escape(headline(run))}[/]")
     console.print()
@@ -77,7 +103,7 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
 
 def print_verdict_so_far(run: RunResult, console: Console) -> None:
     """Print the verdict as certified and predicted, before policies are timed."""
-    style = DECISION_STYLES.get(overall_decision(run), "yellow")
+    style = DECISION_STYLES.get(run_decision(run), "yellow")
     console.print(f"\nBefore the timing: [bold {style}]{escape(headline(run))}[/]")
     console.print(
         "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
@@ -155,12 +181,15 @@ def speed(verdict: Verdict) -> str:
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:
     """A value with its interval on the next line, or the reason why there is none."""
+    return escape(estimate_text(estimate)) if estimate.value is None else short_stacked(estimate, number)
+
+
+def short_stacked(estimate: Estimate, number: NumberFormat) -> str:
+    """A value with its interval on the next line; where there is none, the reason stands elsewhere."""
     if estimate.value is None:
-        return escape(estimate_text(estimate))
-    limits = interval_text(estimate.low, estimate.high, number)
-    if not limits or estimate.low == estimate.high:
-        return number(estimate.value)
-    return f"{number(estimate.value)}\n[dim]{limits}[/]"
+        return "[dim]undefined[/]"
+    limits = limits_text(estimate.low, estimate.high, thousandths if number is times else number)
+    return f"{number(estimate.value)}\n[dim]{limits}[/]" if limits else number(estimate.value)
 
 
 def saved(verdict: Verdict) -> str:
@@ -185,7 +214,7 @@ def ranking_table(decoded: Decoded, workload: WorkloadResult | None, names: Poli
     for name in ("speed\n(measured)", "agreement\n(executed)", "ms a token\n(predicted)", "(measured)"):
         table.add_column(name, justify="right")
     place = 0
-    for one in ranked(decoded, workload):
+    for one in ways_ranked(decoded, workload):
         place += not one.misses
         policy, timed = one.policy, one.timed
         name = one.name if policy is None else f"{names.of(policy.policy)} · {policy.kv}"
@@ -251,3 +280,108 @@ def scores_table(run: RunResult) -> WordTable:
     for name, field, number in figures:
         table.add_row(name, *[stacked(getattr(workload.card, field), number) for workload in run.workloads])
     return table
+
+
+SHOWN_ROWS = 12
+"""Rows of a table; the page has them all."""
+
+SCORES: tuple[tuple[str, str, NumberFormat], ...] = (
+    ("saturation_skip", "oracle skips\nat 100 %", percent),
+    ("composite", "composite", thousandths),
+)
+
+
+def comparison_terminal(comparison: Comparison, console: Console) -> None:
+    """Print the answer, models, the fastest strategies, what combinations, pairs and scores say, failures."""
+    style = DECISION_STYLES.get(comparison_decision(comparison), "yellow")
+    console.print()
+    console.print(f"[bold {style}]{escape(comparison_headline(comparison))}[/]")
+    for sentence in best_sentences(comparison):
+        console.print(escape(sentence))
+    console.print()
+    console.print(models_table(ordered(comparison.rows)))
+    if comparison.strategies:
+        console.print()
+        console.print(strategies_table(comparison))
+    findings = [*advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
+    if findings:
+        console.print()
+        for sentence in findings:
+            console.print(escape(sentence))
+    console.print()
+    for name, why in comparison.failures.items():
+        console.print(f"[red]not run:[/] {escape(name)}: {escape(why)}")
+    for note in [*left_over(comparison), *not_claimed(comparison)]:
+        console.print(f"[dim]{escape(note)}[/]")
+
+
+def advices(comparison: Comparison) -> list[str]:
+    """What to use of accelerations that were timed together, a sentence for each measurement."""
+    found = [from_json(CombineResult, value) for value in comparison.combined]
+    return [f"{one.model} on {one.workload or 'the prompts'}: {advice(one)}" for one in found]
+
+
+def models_table(rows: Sequence[Row]) -> WordTable:
+    """One line for each trace: the best certified speed at every floor and the scores."""
+    floors = floors_of(rows)
+    title = "Models" if len(rows) <= SHOWN_ROWS else f"Models, {SHOWN_ROWS} of {len(rows)}; the page has all"
+    table = WordTable(title=title)
+    for name in ("model", "workload"):
+        table.add_column(name)
+    for floor in floors:
+        table.add_column(f"speed at\n{floor_shown(floor)}", justify="right")
+    for _, name, _ in SCORES:
+        table.add_column(name, justify="right")
+    for row in rows[:SHOWN_ROWS]:
+        speeds = [speed_text(row, floor) for floor in floors]
+        scores = [short_stacked(score(row, key), number) for key, _, number in SCORES]
+        table.add_row(escape(row_name(row)), escape(short_source(row.workload)), *speeds, *scores)
+    return table
+
+
+def speed_text(row: Row, floor: str) -> str:
+    """The best certified speed at a floor, or why there is none."""
+    saving = best_saving(row, floor)
+    if saving is None:
+        return f"[dim]{without_speed(row, floor)}[/]"
+    return "[dim]never exits[/]" if saving.policy == NEVER else short_stacked(saving.net_speedup, times)
+
+
+def strategies_table(comparison: Comparison) -> WordTable:
+    """The fastest strategies that can be followed, one for each place and floor; those that miss it last."""
+    standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
+    best: dict[tuple[str, ...], Standing] = {}
+    for standing in standings:
+        one = standing.shown
+        if one.reachable:
+            best.setdefault((one.model, one.workload, one.heads, one.machine, one.floor), standing)
+    kept = sorted(best.values(), key=lambda standing: (standing.rank, floor_order(standing.shown.floor)))
+    title = "Fastest strategies" + (
+        "" if len(kept) <= SHOWN_ROWS else f", {SHOWN_ROWS} of {len(kept)}; the page has all"
+    )
+    table = WordTable(title=title, caption="what misses its floor stands last, and is marked")
+    for name in ("strategy", "where", "floor"):
+        table.add_column(name)
+    for name in ("speed\n(predicted)", "speed\n(measured)", "agreement"):
+        table.add_column(name, justify="right")
+    for standing in kept[:SHOWN_ROWS]:
+        table.add_row(*_cells(standing))
+    return table
+
+
+def _cells(standing: Standing) -> list[str]:
+    one, measured = standing.shown, standing.measured
+    place = (line_name(one.model, one.heads), short_source(one.workload), machine_shown(one.machine))
+    where = " · ".join(distinct(list(place)))
+    note = floor_note(one)
+    timed = "–" if measured is None else short_stacked(measured.net_speedup, times)
+    if measured is not None and has_defect(measured):
+        timed = "[red]DEFECT[/]"
+    return [
+        escape(one.family),
+        escape(where),
+        escape(floor_shown(one.floor)),
+        "–" if standing.predicted is None else short_stacked(standing.predicted.net_speedup, times),
+        timed,
+        "\n".join([short_stacked(one.agreement, percent), *([f"[red]{note}[/]"] if note else [])]),
+    ]

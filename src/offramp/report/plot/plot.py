@@ -19,16 +19,17 @@ from offramp.report.plot.drawing import (
     SERIES_COUNT,
     SERIES_DASHES,
     Key,
+    Scale,
     box,
     drawing,
     label,
     legend,
     line,
     marker,
+    nice_range,
     path,
     tick_label,
 )
-from offramp.report.plot.scale import Scale, nice_range
 
 BANDS = 4
 """Intervals of overlaid lines are drawn for so many of them at most; more bands hide each other."""

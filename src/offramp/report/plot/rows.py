@@ -9,8 +9,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, decimal
-from offramp.report.plot.drawing import box, drawing, label, line, marker, tick_label
-from offramp.report.plot.scale import Scale, nice_range
+from offramp.report.plot.drawing import Scale, box, drawing, label, line, marker, nice_range, tick_label
 
 WIDTH, LEFT, RIGHT = 360, 10, 350
 RULE_NAME, NAME, STEP, BAR, GAP, FOOT = 16, 18, 11, 11, 7, 22

@@ -1,1 +1,1 @@
-"""The sections of the report page, in reading order."""
+"""The sections of the pages, a module for each subject."""

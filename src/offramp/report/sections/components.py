@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from offramp.report.findings import main_verdict
 from offramp.report.formats import (
     NumberFormat,
     decimal,
@@ -13,7 +14,6 @@ from offramp.report.formats import (
     thousandths,
     whole_percent,
 )
-from offramp.report.headline import main_verdict
 from offramp.report.html import figure, fragment, table
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import WorkloadResult

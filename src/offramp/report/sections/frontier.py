@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from offramp.policies.replay import Frontier
 from offramp.report.formats import times, whole_percent
 from offramp.report.html import fragment, table
+from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import TALL, Axis, Plot, Rule, Series
-from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
 from offramp.tuning.verdict import WORTH
 

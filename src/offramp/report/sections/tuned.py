@@ -7,14 +7,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from offramp.report.basis import cost_text, machine_name
-from offramp.report.certificate import (
-    certificate_sentence,
-    floor_words,
-    method_name,
-    risk_text,
-    status,
-)
 from offramp.report.formats import (
     counted,
     estimate_text,
@@ -25,11 +17,20 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import figure, fragment, policy_code, table
+from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import Axis, Plot, Rule, Series
-from offramp.report.plot.scale import nice_range
 from offramp.report.run_result import WorkloadResult
 from offramp.report.sections.verdict import ANSWER_TOKENS
 from offramp.report.summary import spread
+from offramp.report.verdict_words import (
+    certificate_sentence,
+    cost_text,
+    floor_words,
+    machine_name,
+    method_name,
+    risk_text,
+    status,
+)
 from offramp.tuning.floor import Floor
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FrontPoint, Tuned

@@ -1,4 +1,4 @@
-"""The answer: the verdict in a sentence, three key numbers, the table of floors."""
+"""The answer on top of a page: the verdict in a sentence, key numbers, a run's floors."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from offramp.report.answers import certificate_answer, league_answer, machines_answer
-from offramp.report.basis import bases, basis_words, plain_seconds
+from offramp.report.caveats import caveats, left_over, not_claimed
+from offramp.report.findings import (
+    Finding,
+    best_certified,
+    comparison_decision,
+    findings_of,
+    main_verdicts,
+    run_decision,
+)
 from offramp.report.formats import (
     NumberFormat,
     counted,
     decimal,
     duration,
     estimate_text,
+    limits_text,
     listed,
     milliseconds,
     percent,
     range_text,
+    thousandths,
     timed_interval,
     times,
     too_wide,
     whole_percent,
 )
-from offramp.report.headline import caveats, grounds_of, main_verdicts, overall_decision, short_answer
+from offramp.report.headline import comparison_headline, grounds_of, passed_how, short_answer
 from offramp.report.html import (
     Column,
     KeyNumber,
@@ -37,11 +47,22 @@ from offramp.report.html import (
     stacked,
     text,
 )
-from offramp.report.ranking import sample_text
+from offramp.report.names import distinct, floor_shown, heads_name, line_name, machine_shown
+from offramp.report.ranking import believed, fastest, replayed, sample_text, why_no_answer
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.verdict_words import how_words, reference_line, speed_words, transform_sentence
+from offramp.report.verdict_words import (
+    bases,
+    basis_words,
+    how_words,
+    plain_seconds,
+    reference_line,
+    speed_words,
+    transform_sentence,
+)
 from offramp.scoring.documents import lengths_of, lengths_text
-from offramp.tuning.verdict import Verdict, kept_words
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Saving, Strategy
+from offramp.tuning.verdict import Speed, Verdict, kept_words
 
 ANSWER_TOKENS = 64
 
@@ -64,7 +85,7 @@ def verdict_section(run: RunResult) -> Markup:
     return fragment(
         "run",
         "verdict",
-        decision=overall_decision(run),
+        decision=run_decision(run),
         where=f"{run.model_name} · {run.layers} layers · {texts} · one sequence at a time",
         answer=short_answer(run),
         grounds=grounds_line(run),
@@ -81,7 +102,7 @@ def verdict_section(run: RunResult) -> Markup:
 def grounds_line(run: RunResult) -> str:
     """What the answer rests on, below it."""
     grounds = grounds_of(run)
-    if overall_decision(run) == "depends on the text":  # it begins with a text's name
+    if run_decision(run) == "depends on the text":  # it begins with a text's name
         return grounds
     return grounds[:1].upper() + grounds[1:]
 
@@ -304,3 +325,113 @@ def documents_cell(workload: WorkloadResult, verdict: Verdict) -> Markup:
     decoded = certificate.stopped_after or 0
     length = f"{certificate.new_tokens} new tokens each" if certificate.new_tokens else ""
     return stack(f"{decoded} decoded of {certificate.documents}", length, needed)
+
+
+def answer_section(comparison: Comparison) -> Markup:
+    """Headline, the sentences behind it, the best of each kind as cards, and what is not claimed."""
+    return fragment(
+        "comparison",
+        "verdict",
+        title=comparison.title,
+        decision=comparison_decision(comparison),
+        size=size_of(comparison),
+        headline=comparison_headline(comparison),
+        cards=cards_of(comparison),
+        not_claimed=[*left_over(comparison), *not_claimed(comparison)],
+    )
+
+
+def size_of(comparison: Comparison) -> str:
+    """ "9 models · 2 workloads · 1,920 tokens each"."""
+    rows = comparison.rows
+    models = distinct([row.model.shown for row in rows])
+    workloads = distinct([row.workload for row in rows])
+    tokens = sorted({row.tokens for row in rows})
+    each = f"{tokens[0]:,} tokens each" if len(tokens) == 1 else "unequal numbers of tokens"
+    parts = [counted(len(models), "model"), counted(len(workloads), "workload"), *([each] if tokens else [])]
+    bases = distinct([row.model.base for row in rows])
+    if len(bases) < len(models):
+        parts.insert(1, f"{counted(len(bases), 'independent training')}")
+    return " · ".join(parts)
+
+
+def cards_of(comparison: Comparison) -> list[KeyNumber]:
+    """The best certified, replayed and measured speed, and the most suited by score."""
+    found, strategies = findings_of(comparison), comparison.strategies
+    cards = []
+    if found:
+        cards.append(_certified_card(best_certified(found), len(found)))
+    predicted = fastest(replayed(strategies))
+    if predicted is not None:
+        cards.append(_strategy_card("Fastest by replay", "predicted", predicted))
+    if any(one.basis == "measured" for one in strategies):
+        measured, title = fastest(believed(strategies)), "Fastest decoded for real"
+        if measured is None:
+            nothing = why_no_answer(strategies) or "no policy that exits was decoded"
+            cards.append(KeyNumber("measured", "none", nothing, title=title))
+        else:
+            cards.append(_strategy_card(title, "measured", measured))
+    return cards + _suited_card(comparison)
+
+
+def _certified_card(best: Finding[Saving] | None, asked: int) -> KeyNumber:
+    title = "Best net speed that passed its floor"
+    if best is None:
+        said = f"no policy that exits early passed in {counted(asked, 'answer')}"
+        return KeyNumber("predicted", "none", said, title=title)
+    model, workload, machine = best.cell
+    facts = {
+        "model": model,
+        "workload": workload,
+        "machine": machine_shown(machine),
+        "keeps": floor_shown(best.floor),
+        "passed": passed_how(best),
+    }
+    kind: Kind = "measured" if best.timed else "predicted"
+    return KeyNumber(kind, *_speed(best.speed), list(facts.items()), title, best.policy)
+
+
+def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
+    facts = {
+        "model": line_name(found.model, found.heads),
+        "workload": found.workload,
+        "machine": machine_shown(found.machine),
+        "floor": floor_shown(found.floor),
+        "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
+    }
+    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, found.policy)
+
+
+def _suited_card(comparison: Comparison) -> list[KeyNumber]:
+    """The row with the highest composite; none without one."""
+    known = [row for row in comparison.rows if _composite(row.scores.get("composite")) is not None]
+    if not known:
+        return []
+    best = max(known, key=lambda row: row.scores["composite"].value or 0.0)
+    composite = best.scores["composite"]
+    facts = {
+        "model": best.model.shown,
+        "workload": best.workload,
+        "exit heads": heads_name(best.heads),
+        "oracle skips": _share(best.scores.get("saturation_skip")),
+    }
+    limits = limits_text(composite.low, composite.high, thousandths)
+    what = f"composite of 0 to 1{f', {limits}' if limits else ''}"
+    big = thousandths(composite.value or 0.0)
+    return [KeyNumber("measured", big, what, list(facts.items()), "Most suited by score")]
+
+
+def _composite(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "–" if estimate is None or estimate.value is None else percent(estimate.value)
+
+
+def _speed(speed: Speed | Estimate | None) -> tuple[str, str]:
+    """A speed in large, and what it is over with its interval."""
+    assert speed is not None, "the best has a speed"
+    limits = limits_text(speed.low, speed.high, thousandths)
+    without = ", no interval" if speed.low is None else ""
+    return times(speed.value or 0.0), f"plain decoding{f', {limits}' if limits else without}"

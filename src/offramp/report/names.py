@@ -1,11 +1,11 @@
-"""What the pages and tables of a comparison call models, floors, heads and figures."""
+"""What pages and tables call models, floors, machines, exit heads and figures."""
 
 from __future__ import annotations
 
 from typing import get_args
 
-from offramp.report.certificate import value_words
 from offramp.report.formats import NumberFormat, percent, thousandths
+from offramp.report.verdict_words import value_words
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import SAVING, floor_and_machine
 from offramp.tuning.floor import Floor, FloorKind

@@ -1,17 +1,23 @@
-"""Layer by layer: agreement, calibration, information, similarity."""
+"""Curves over depth: layer by layer of one trace, and many models or texts on one plot."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from offramp.report.formats import NumberFormat, decimal, listed, percent
+from offramp.report.formats import NumberFormat, decimal, listed, percent, plain_tick
 from offramp.report.html import figure, fragment, table
-from offramp.report.plot.plot import SMALL, Axis, Plot, Series
+from offramp.report.names import distinct, row_name
+from offramp.report.plot.drawing import SERIES_COUNT
+from offramp.report.plot.plot import BANDS, SMALL, WIDE, Axis, Plot, Series
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
+from offramp.studies.comparison.results import Comparison, Row
 
 RELIABILITY_DIAGRAMS = 6
 LARGEST_RADIUS = 9.0
@@ -268,3 +274,185 @@ def reliability_plot(diagram: ReliabilityDiagram) -> Plot:
         style="small",
         heading=f"layer {diagram.exit}",
     )
+
+
+DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Where the table beside a chart gives the value; it holds from an exit to the next."""
+
+
+rounded = partial(percent, digits=0)
+
+
+@dataclass(frozen=True)
+class CurveKind:
+    """A curve: its key in a row, name, unit on the axis, what it says, and how it is written."""
+
+    key: str
+    name: str
+    unit: str
+    note: str
+    number: NumberFormat = decimal
+    share: bool = False
+
+
+CURVES = (
+    CurveKind(
+        "agreement",
+        "Agreement",
+        "share of tokens",
+        "How often the exit's most probable token is the full model's. Steep and early is good for exits.",
+        rounded,
+        share=True,
+    ),
+    CurveKind(
+        "kl_to_final", "KL to the full model", "nats", "How far the exit's distribution still is.", plain_tick
+    ),
+    CurveKind(
+        "remaining_information",
+        "Information still missing",
+        "share of R₀",
+        "What of the information about the final prediction has not arrived yet.",
+        rounded,
+        share=True,
+    ),
+    CurveKind(
+        "max_prob",
+        "Confidence",
+        "mean probability",
+        "How sure the exit is. Where it exceeds agreement the exit is overconfident.",
+        rounded,
+        share=True,
+    ),
+    CurveKind("entropy", "Entropy", "nats", "How undecided the exit is.", plain_tick),
+    CurveKind(
+        "nll", "NLL of the text", "nats", "How badly the exit predicts the text's own tokens.", plain_tick
+    ),
+    CurveKind(
+        "recalibrated_brier",
+        "Brier score, recalibrated",
+        "squared error",
+        "What confidence says about agreement at its best. Lower is better.",
+        plain_tick,
+    ),
+    CurveKind(
+        "ece_agreement",
+        "Calibration error (ECE)",
+        "error",
+        "Raw confidence against agreement. It is biased upwards in small samples.",
+        plain_tick,
+    ),
+    CurveKind(
+        "auroc", "Does confidence rank exits (AUROC)", "area", "0.5 is guessing, 1 is perfect.", plain_tick
+    ),
+    CurveKind(
+        "centred_logit_cosine",
+        "Similarity to the last exit, centred logits",
+        "cosine",
+        "Cosine of the exit's logits to the full model's, the vocabulary's mean removed.",
+        plain_tick,
+    ),
+    CurveKind(
+        "hidden_cosine_to_final",
+        "Similarity to the last exit, hidden state",
+        "cosine",
+        "Cosine of the hidden state to the last one.",
+        plain_tick,
+    ),
+    CurveKind(
+        "block_influence",
+        "Block influence",
+        "1 − cosine",
+        "How much each layer turns the hidden state. Small: the layer could be left out.",
+        plain_tick,
+    ),
+    CurveKind(
+        "update_norm", "Size of each layer's update", "ratio", "Its norm over what it reads.", plain_tick
+    ),
+)
+
+
+def profiles_section(comparison: Comparison) -> Markup:
+    """Every curve, over the models of a workload and over the workloads of a model."""
+    groups = charts_of(comparison.rows)
+    drawn = [
+        (kind.name, [found for name, by, rows in groups if (found := profile_figure(kind, name, rows, by))])
+        for kind in CURVES
+    ]
+    curves = [(name, figures) for name, figures in drawn if figures]
+    return fragment("comparison", "profiles", introduction(groups), curves) if curves else Markup()
+
+
+def introduction(groups: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
+    """What the axis is, and where intervals are left out."""
+    said = (
+        "Models differ in their number of layers: depth is the share of the layers' work done up to an exit."
+    )
+    if any(len(rows) > BANDS for _, _, rows in groups):
+        said += f" Bands are 95 % intervals; charts of more than {BANDS} lines have none."
+    return said
+
+
+def charts_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """What is overlaid: (name, "workload" or "model", rows). One line a model, or one line a workload."""
+    workloads, models = distinct([row.workload for row in rows]), distinct([row_name(row) for row in rows])
+    found = []
+    if len(models) > 1 or len(workloads) == 1:
+        found += [(name, "workload", [row for row in rows if row.workload == name]) for name in workloads]
+    if len(workloads) > 1:
+        found += [(name, "model", [row for row in rows if row_name(row) == name]) for name in models]
+    return found
+
+
+def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> Markup:
+    """One chart with its legend and table; nothing if no row has the curve."""
+    having = [row for row in rows if kind.key in row.curves]
+    profiles = [profile_of(row, kind.key, by, place) for place, row in enumerate(having)]
+    plot = Plot(
+        title=f"{kind.name}, {name}",
+        description=kind.note,
+        x=Axis("depth: share of the layers' work done", (0.0, 1.0), rounded, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        y=Axis(kind.unit, (0.0, 1.0) if kind.share else None, kind.number, include=(0.0,)),
+        series=tuple(profiles),
+        size=WIDE,
+        style="profile-chart",
+        overlaid=True,
+    )
+    drawn = plot.svg()
+    if not drawn:
+        return Markup()
+    caption = f"{kind.name} at a depth, {name}"
+    lines = [[profile.name, *depth_cells(profile, kind.number)] for profile in profiles]
+    header = [{"workload": "Model", "model": "Workload"}[by], *[f"{100 * depth:.0f} %" for depth in DEPTHS]]
+    data = table(header, lines, caption=caption)
+    whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=plot.legend(), kind="measured")
+    return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
+
+
+def profile_of(row: Row, key: str, by: str, place: int) -> Series:
+    """A row's curve over depth. place: among those on its plot; each has a colour and a shape of its own."""
+    limits = row.intervals.get(key)
+    low, high = (None, None) if limits is None else (curve(limits["low"]), curve(limits["high"]))
+    name = row_name(row) if by == "workload" else row.workload
+    x, y = curve(row.depth_fraction), curve(row.curves[key])
+    colour, shape = look(place)
+    return Series(name, x, y, colour, shape, low, high, markers=6, said=[name] * len(x))
+
+
+def look(place: int) -> tuple[int, int]:
+    """Colour and shape of a line: the first six differ in both, later ones in the pair of them."""
+    return place % SERIES_COUNT, (place + place // SERIES_COUNT) % SERIES_COUNT
+
+
+def curve(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """Numbers with NaN for what is undefined: float64 [exits]."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def depth_cells(profile: Series, number: NumberFormat) -> list[str]:
+    """The curve at each depth of the table: the value of the last exit up to it."""
+    cells = []
+    for depth in DEPTHS:
+        reached = np.flatnonzero(profile.x <= depth + 1e-9)
+        value = float(profile.y[reached[-1]]) if len(reached) else float("nan")
+        cells.append(number(value) if np.isfinite(value) else "–")
+    return cells

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from offramp.report.comparison_words import distinct, floor_shown, heads_name
 from offramp.report.data_table import (
     PLACE_COLUMNS,
     DataCell,
@@ -20,11 +19,12 @@ from offramp.report.data_table import (
 )
 from offramp.report.formats import counted, listed
 from offramp.report.html import fragment, stack, styled
-from offramp.report.sections.compare_dots import charts
-from offramp.report.sections.compare_figures import (
+from offramp.report.names import distinct, floor_shown, heads_name
+from offramp.report.sections.dots import (
     NO_SAVING,
     SPEED,
     Figure,
+    charts,
     exits_at,
     figures_of,
     floors_of,

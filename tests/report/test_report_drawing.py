@@ -2,7 +2,7 @@
 
 import pytest
 
-from offramp.report.colours import (
+from offramp.report.plot.drawing import (
     DARK_RAMP,
     LIGHT_RAMP,
     contrast,

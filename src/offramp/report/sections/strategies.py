@@ -1,16 +1,14 @@
-"""The league of strategies: families side by side, then every strategy, predicted beside measured."""
+"""Strategies of a comparison: families side by side, every strategy, what is certified, text per byte."""
 
 from __future__ import annotations
 
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from offramp.report.comparison_answers import FLOORS_KEPT, NEVER, floor_kept, has_defect
-from offramp.report.comparison_words import distinct, floor_order, floor_shown, machine_shown
+from offramp.report.caveats import lacking
 from offramp.report.data_table import (
     NOTHING,
     PLACE_COLUMNS,
@@ -23,39 +21,28 @@ from offramp.report.data_table import (
     place_cells,
     reasons,
 )
-from offramp.report.formats import decimal, duration, gain_text, percent, times
-from offramp.report.html import breakable, fragment, policy_code, small, stack, styled, text
-from offramp.studies.comparison.results import Comparison, Strategy
+from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
+from offramp.report.formats import counted, decimal, duration, gain_text, percent, times
+from offramp.report.headline import passed_how
+from offramp.report.html import breakable, fragment, paragraph, pill, policy_code, small, stack, styled, text
+from offramp.report.names import distinct, floor_order, floor_shown, machine_shown
+from offramp.report.ranking import (
+    Standing,
+    believed,
+    beside,
+    fastest,
+    floor_kept,
+    floor_note,
+    has_defect,
+    replayed,
+)
+from offramp.studies.comparison.per_byte import per_byte_notes
+from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
+from offramp.tuning.verdict import NEVER
 
 UNDERSCORE = re.compile("(?<=_)")
 MOST_WORKLOADS = 6
 """The table of families has a column for each of so many workloads at most."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A strategy in one place: predicted, measured, or both."""
-
-    predicted: Strategy | None
-    measured: Strategy | None
-
-    @property
-    def shown(self) -> Strategy:
-        """Where its names are read off."""
-        one = self.predicted or self.measured
-        assert one is not None  # a standing is made of at least one
-        return one
-
-    @property
-    def rank(self) -> tuple[bool, int, bool, float]:
-        """Sorts what can be followed before oracles, what keeps its floor before the rest, then by speed.
-
-        What has a defect has no speed.
-        """
-        both = [one for one in (self.predicted, self.measured) if one is not None and not has_defect(one)]
-        known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
-        place = FLOORS_KEPT.index(floor_kept(self.shown))
-        return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
 
 
 def strategies_section(comparison: Comparison) -> Markup:
@@ -66,29 +53,6 @@ def strategies_section(comparison: Comparison) -> Markup:
     notes = reasons([one.net_speedup for one in comparison.strategies])
     families = families_table(comparison.strategies)
     return fragment("comparison", "strategies", families, strategies_table(standings), notes)
-
-
-def beside(strategies: Sequence[Strategy]) -> list[Standing]:
-    """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
-    measured = [one for one in strategies if one.basis == "measured"]
-    by_key: dict[tuple[str, ...], list[int]] = {}
-    for place, one in enumerate(measured):
-        by_key.setdefault(_key(one), []).append(place)
-    used: set[int] = set()
-    found = []
-    for one in strategies:
-        if one.basis == "measured":
-            continue
-        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in ("", one.floor)), None)
-        if match is not None:
-            used.add(match)
-        found.append(Standing(one, None if match is None else measured[match]))
-    found += [Standing(None, one) for place, one in enumerate(measured) if place not in used]
-    return found
-
-
-def _key(one: Strategy) -> tuple[str, ...]:
-    return (one.model, one.workload, one.heads, one.machine, one.policy, one.kv)
 
 
 def families_table(strategies: Sequence[Strategy]) -> Markup:
@@ -174,7 +138,7 @@ def _oracle(strategies: Sequence[Strategy]) -> bool:
 
 
 CAPTION = "Every strategy: what keeps its floor first, the fastest of it first, oracles last"
-COLUMNS = (
+STRATEGY_COLUMNS = (
     DataColumn("strategy", "Strategy"),
     DataColumn("predicted", "Net speed", numeric=True, kind="predicted"),
     DataColumn("measured", "Net speed", numeric=True, kind="measured"),
@@ -194,7 +158,7 @@ COLUMNS = (
 def strategies_table(standings: Sequence[Standing]) -> Markup:
     """Every strategy."""
     rows = [strategy_cells(standing) for standing in standings]
-    return DataTable("strategies", CAPTION, COLUMNS, rows).html()
+    return DataTable("strategies", CAPTION, STRATEGY_COLUMNS, rows).html()
 
 
 def strategy_cells(standing: Standing) -> list[DataCell]:
@@ -239,14 +203,6 @@ def _agreement_cell(standing: Standing) -> DataCell:
     return DataCell(cell.html + mark, cell.value)
 
 
-def floor_note(one: Strategy) -> str:
-    """That a strategy misses its floor, or may; "" if it keeps it, or none was asked."""
-    if floor_kept(one) == "missed":
-        return "misses the floor"
-    below = floor_kept(one) == "perhaps" and one.agreement.value is not None
-    return "below the floor, perhaps by chance" if below else ""
-
-
 def _measured_cell(measured: Strategy | None) -> DataCell:
     """The stopwatch's answer; one with a defect is struck out and sorted last."""
     if measured is None:
@@ -272,3 +228,132 @@ def _characters(standing: Standing) -> float | None:
     """Characters per second, as measured where it was."""
     found = [one.characters_per_second for one in (standing.measured, standing.predicted) if one is not None]
     return next((value for value in found if value is not None), None)
+
+
+CERTIFIED_COLUMNS = (
+    *PLACE_COLUMNS,
+    DataColumn("machine", "Machine", facet="machine"),
+    DataColumn("floor", "Floor", facet="floor"),
+    DataColumn("answer", "Verdict"),
+    DataColumn("speed", "Net speed", numeric=True, kind="predicted"),
+    DataColumn("measured", "Net speed", numeric=True, kind="measured"),
+    DataColumn("policy", "Policy, and what the tuner says"),
+)
+
+
+def certified_section(comparison: Comparison) -> Markup:
+    """Every answer of the tuner; nothing if nothing was tuned."""
+    answers = findings_of(comparison)
+    if not answers:
+        return Markup()
+    ranked = sorted(answers, key=lambda one: (not one.exits, -(one.predicted.value or 0.0)))
+    caption = "Answers of the tuner, the fastest first"
+    found = DataTable(
+        "certified", caption, CERTIFIED_COLUMNS, [_certified_row(one) for one in ranked], "answer"
+    )
+    return fragment("comparison", "certified", by_floor(answers), found.html())
+
+
+def by_floor(answers: list[Finding[Saving]]) -> list[str]:
+    """How many answers at each floor exit, pay, or are not certifiable, and why."""
+    said = []
+    for floor in sorted(distinct([one.floor for one in answers]), key=floor_order):
+        here = [one for one in answers if one.floor == floor]
+        exits = sum(one.exits for one in here)
+        pays = sum(one.decision == "pays" for one in here)
+        unknown = [one for one in here if one.decision == NOT_CERTIFIABLE]
+        tail = f" {len(unknown)} not certifiable: {lacking(unknown)}." if unknown else ""
+        has = (
+            f"{exits} of {counted(len(here), 'answer')} {'is' if exits == 1 else 'are'} a policy that exits "
+            f"early, and {pays or 'none'} of these surely {'pays' if pays == 1 else 'pay'}."
+            if exits
+            else f"no policy that exits early passed, in {counted(len(here), 'answer')}."
+        )
+        said.append(f"{floor_shown(floor)}: {has}{tail}")
+    return said
+
+
+def _certified_row(one: Finding[Saving]) -> list[DataCell]:
+    policy = Markup() if one.policy == NEVER else policy_code(one.policy)
+    missed = how = Markup()
+    if one.missed and one.kept is not None:
+        kept = percent(one.kept.value or 0.0)
+        said = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
+        missed = paragraph(said, "invalid")
+    if one.exits:
+        how = paragraph(f"Passed: {passed_how(one)}.")
+    return [
+        *place_cells(one.model, one.workload, one.heads),
+        facet_cell(machine_shown(one.machine)),
+        facet_cell(floor_shown(one.floor)),
+        DataCell(pill(one.decision)),
+        estimate_cell(one.predicted, times) if one.certified else DataCell(NOTHING),
+        DataCell(NOTHING) if one.measured is None else estimate_cell(one.measured, times),
+        DataCell(policy + paragraph(one.detail.answer) + missed + how),
+    ]
+
+
+Places = dict[tuple[str, str, str, str], list[Strategy]]
+
+
+def bytes_section(comparison: Comparison) -> Markup:
+    """Bits per byte and characters per second; nothing where all models read the same tokens."""
+    if not per_byte_notes(comparison.rows):
+        return Markup()
+    rows = [row for row in comparison.rows if row.bytes_per_token is not None and not row.own_text]
+    places = with_characters(comparison.strategies)
+    machines = distinct([machine for *_, machine in places])
+    columns = [
+        *PLACE_COLUMNS,
+        DataColumn("bits", "Bits per byte", numeric=True),
+        DataColumn("nll", "NLL per token, nats", numeric=True),
+        DataColumn("bytes", "Bytes per token", numeric=True),
+        DataColumn("characters", "Characters per token", numeric=True),
+    ]
+    for machine in machines:
+        name = machine_shown(machine)
+        columns.append(DataColumn(f"plain-{machine}", f"Characters per second, plain, {name}", numeric=True))
+        columns.append(DataColumn(f"best-{machine}", f"… with the fastest strategy, {name}", numeric=True))
+    body = [[*_text_cells(row), *_speed_cells(row, machines, places)] for row in rows]
+    body.sort(key=lambda cells: (cells[1].html, cells[3].value is None, cells[3].value or 0.0))
+    caption = "Every model on every workload, the fewest bits per byte first"
+    return fragment("comparison", "bytes", DataTable("bytes", caption, columns, body).html())
+
+
+def _text_cells(row: Row) -> list[DataCell]:
+    nll = row.curves.get("nll", (None,))[-1]
+    return [
+        *place_cells(row.model.shown, row.workload, row.heads),
+        number_cell(row.bits_per_byte, lambda value: decimal(value, 3)),
+        number_cell(nll, decimal),
+        number_cell(row.bytes_per_token, decimal),
+        number_cell(row.characters_per_token, decimal),
+    ]
+
+
+def _speed_cells(row: Row, machines: Sequence[str], places: Places) -> list[DataCell]:
+    """On each machine plain decoding's characters per second, and those of the fastest strategy."""
+    cells = []
+    for machine in machines:
+        here = places.get((row.model.shown, row.workload, row.heads, machine), [])
+        plain = next((one for one in here if one.policy == NEVER), None)
+        best = fastest(replayed(here)) or fastest(believed(here))
+        cells.append(number_cell(None if plain is None else plain.characters_per_second, whole))
+        found = number_cell(None if best is None else best.characters_per_second, whole)
+        said = f"{best.family}, {best.basis}" if best else ""
+        cells.append(DataCell(stack(found.html, said), found.value))
+    return cells
+
+
+def with_characters(strategies: Sequence[Strategy]) -> Places:
+    """The strategies whose characters per second are known, by model, workload, heads and machine."""
+    places: Places = {}
+    for one in strategies:
+        if one.characters_per_second is not None:
+            places.setdefault((one.model, one.workload, one.heads, one.machine), []).append(one)
+    return places
+
+
+def whole(value: float) -> str:
+    """A count without decimals."""
+    return f"{value:,.0f}"

@@ -13,14 +13,24 @@ from report_examples import example_run
 
 from offramp.policies import cost_breakdown
 from offramp.policies.cost_breakdown import Gain
-from offramp.report.plot.cell_bars import Balance, Part, axis_svg, reach_of, strip_svg
-from offramp.report.sections.league import PARTS, balance_of, league_section, parts_of, summary_of
+from offramp.report.sections.families import (
+    PARTS,
+    Balance,
+    Part,
+    axis_svg,
+    balance_of,
+    families_section,
+    parts_of,
+    reach_of,
+    strip_svg,
+    summary_of,
+)
 from offramp.report.verdict_words import credit_json, credit_sentence, credits_of
 from offramp.scoring.estimate import Estimate
 
 
 def section(*entries):
-    return league_section(replace(example_run().workloads[0], league=entries))
+    return families_section(replace(example_run().workloads[0], league=entries))
 
 
 @given(
@@ -188,7 +198,7 @@ def test_without_a_smaller_head_the_gain_is_early_exits_own():
 
 
 def test_rows_are_ranked_and_oracles_stand_apart():
-    html = league_section(example_run().workloads[0])
+    html = families_section(example_run().workloads[0])
     ranks = [int(rank) for rank in re.findall(r'<th scope="row">(\d+)\. ', html)]
     assert ranks == list(range(1, len(answers.FAMILIES) + 1))
     apart = html.index("Out of reach")
@@ -216,11 +226,11 @@ def test_every_part_of_a_bill_is_drawn():
 def test_a_league_in_bytes_does_not_speak_of_time():
     workload = example_run().workloads[0]
     verdicts = tuple(replace(v, basis="bytes moved") for v in workload.verdicts)
-    html = league_section(replace(workload, verdicts=verdicts))
+    html = families_section(replace(workload, verdicts=verdicts))
     assert "Where its bytes go" in html
     assert "of its bytes on probes" in html
     assert " time" not in re.sub("<[^>]*>", "", html)
-    assert "of its time on probes" in league_section(
+    assert "of its time on probes" in families_section(
         replace(workload, verdicts=tuple(replace(v, basis="local") for v in verdicts))
     )
 

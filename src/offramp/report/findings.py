@@ -1,0 +1,254 @@
+"""What is known of each cell (a model on a text, on a machine, at a floor), of runs and comparisons alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
+
+from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
+from offramp.report.ranking import believed, fastest, floor_kept, replayed
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
+from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide
+
+HEADLINE_FLOOR = 0.95
+NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
+CellDecision = Decision | Literal["not certifiable"]
+OverallDecision = CellDecision | Literal["depends on the text", "undefined"]
+
+Detail = TypeVar("Detail", Verdict, Saving)
+"""What a finding rests on: a run's verdict, or an answer of the tuner as a comparison keeps it."""
+
+
+@dataclass(frozen=True)
+class Finding(Generic[Detail]):
+    """One cell: what was found there, and how it is known.
+
+    floor: as a text, "agreement=0.95". policy, kv: what was judged, "never" if nothing is faster. speed: by
+    which it was decided, None if there is none. predicted: net speed by replay or from prices; measured: by
+    the stopwatch, None if the policy was not timed, or not so that it can be believed. kept: share of the
+    tokens that it generated itself which are the full model's choice, None if it was not executed.
+    certified: how its floor was shown to be kept, "" if it was not. missed: whether it was decoded and kept
+    less than the floor. missing: what would settle it.
+    """
+
+    model: str
+    heads: str
+    workload: str
+    machine: str
+    floor: str
+    decision: CellDecision
+    policy: str
+    kv: str | None
+    speed: Speed | None
+    predicted: Estimate
+    measured: Estimate | None
+    kept: Estimate | None
+    certified: Literal["", "replayed", "executed"]
+    missed: bool
+    missing: tuple[str, ...]
+    detail: Detail
+
+    @property
+    def exits(self) -> bool:
+        """Whether a policy that exits early is shown to keep the floor, at a speed that is known."""
+        return self.certified != "" and self.policy != NEVER and self.predicted.value is not None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the stopwatch decided it."""
+        return self.speed is not None and self.speed.how == "measured"
+
+    @property
+    def speedup(self) -> float:
+        """The speed that decides, below everything if there is none."""
+        return float("-inf") if self.speed is None else self.speed.value
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Model, text and machine: it pays there if it does so at any floor."""
+        return (line_name(self.model, self.heads), self.workload, self.machine)
+
+    @property
+    def place(self) -> str:
+        """Where it holds: "smollm2 on prose, h100, at 95 % agreement"."""
+        name, workload, machine = self.cell
+        return f"{name} on {workload}, {machine_shown(machine)}, at {floor_shown(self.floor)}"
+
+
+def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[Verdict]:
+    """A cell of a run: the verdict has been decided with what was executed and timed."""
+    speed, certificate = verdict.speed, verdict.certificate
+    timed = speed is not None and speed.how == "measured"
+    bound = certificate is not None and certificate.holds
+    return Finding(
+        model=model,
+        heads="",
+        workload=workload,
+        machine=verdict.basis,
+        floor=f"agreement={verdict.floor:g}",
+        decision=verdict.decision,
+        policy=verdict.policy,
+        kv=verdict.kv,
+        speed=speed,
+        predicted=verdict.net_speedup,
+        measured=Estimate(speed.value, speed.low, speed.high) if speed is not None and timed else None,
+        kept=verdict.kept,
+        certified="executed" if verdict.certified else "replayed" if bound else "",
+        missed=False,
+        missing=verdict.missing,
+        detail=verdict,
+    )
+
+
+def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Finding[Saving]:
+    """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
+
+    What was measured beats what was predicted; where the policy missed its floor when it was decoded, that
+    only shows that it is too slow.
+    """
+    missed = measured is not None and floor_kept(replace(measured, floor=saving.floor)) == "missed"
+    speed = speed_of(saving.net_speedup, measured=False)
+    if measured is not None:
+        timed = speed_of(measured.net_speedup, measured=True)
+        if not missed or decision_on(timed, certified=False) == "does not pay":
+            speed = timed
+    decision: CellDecision
+    if saving.lacks:
+        decision = NOT_CERTIFIABLE
+    elif not saving.certified or saving.policy == NEVER:
+        decision = "does not pay"
+    else:
+        # A replay bound never pays, nor does a certificate that decoding contradicts.
+        decision = decision_on(speed, certified=saving.executed and not missed)
+    return Finding(
+        model=row.model.shown,
+        heads=row.heads,
+        workload=row.workload,
+        machine=saving.machine,
+        floor=saving.floor,
+        decision=decision,
+        policy=saving.policy,
+        kv=saving.kv,
+        speed=speed,
+        predicted=saving.net_speedup,
+        measured=None if measured is None else measured.net_speedup,
+        kept=None if measured is None else measured.agreement,
+        certified="" if not saving.certified else "executed" if saving.executed else "replayed",
+        missed=missed,
+        missing=(saving.lacks,) if saving.lacks else (),
+        detail=saving,
+    )
+
+
+def speed_of(speedup: Estimate, *, measured: bool) -> Speed | None:
+    """A net speedup as the rule reads it; a machine of a comparison is not at hand."""
+    if speedup.value is None:
+        return None
+    how: Literal["measured", "predicted"] = "measured" if measured else "predicted"
+    return Speed(speedup.value, speedup.low, speedup.high, how, machine="", at_hand=measured)
+
+
+def decision_on(speed: Speed | None, *, certified: bool) -> Decision:
+    """A decision on one policy by the rule of the verdict."""
+    return decide(worth=WORTH, speed=speed, certified=certified, refuted=False)
+
+
+def main_verdict(workload: WorkloadResult) -> Verdict | None:
+    """The verdict at the floor nearest to 95 % agreement, None if there is none."""
+    return min(workload.verdicts, key=lambda verdict: abs(verdict.floor - HEADLINE_FLOOR), default=None)
+
+
+def main_verdicts(run: RunResult) -> list[tuple[str, Verdict]]:
+    """The main verdict of every text that has one, with the text's name."""
+    found = [(workload.name, main_verdict(workload)) for workload in run.workloads]
+    return [(name, verdict) for name, verdict in found if verdict is not None]
+
+
+def main_findings(run: RunResult) -> list[Finding[Verdict]]:
+    """What a run found at its main floor, for each text that could be judged."""
+    return [finding_of_verdict(run.model_name, name, verdict) for name, verdict in main_verdicts(run)]
+
+
+def findings_of(comparison: Comparison) -> list[Finding[Saving]]:
+    """Every answer of the tuner, with a measurement of its policy that may be believed."""
+    measured = {
+        (one.model, one.workload, one.heads, one.machine, one.policy, one.kv): one
+        for one in believed(comparison.strategies)
+    }
+    return [
+        finding_of_saving(
+            row,
+            one,
+            measured.get((row.model.shown, row.workload, row.heads, one.machine, one.policy, one.kv)),
+        )
+        for row in comparison.rows
+        for one in row.savings
+    ]
+
+
+def best_certified(findings: Sequence[Finding[Saving]]) -> Finding[Saving] | None:
+    """The fastest policy that exits and is certified; one that surely pays before one that may."""
+    found = [one for one in findings if one.exits]
+    paying = [one for one in found if one.decision == "pays"]
+    return max(paying or found, key=lambda one: one.speedup, default=None)
+
+
+def cell_decisions(findings: Sequence[Finding[Saving]]) -> dict[tuple[str, str, str], CellDecision]:
+    """Whether it pays in each cell, at any of its floors.
+
+    A policy that keeps a strict floor keeps a looser one: a floor that could not be certified stands open
+    only where none looser was found not to pay.
+    """
+    by_cell: dict[tuple[str, str, str], list[Finding[Saving]]] = {}
+    for one in findings:
+        by_cell.setdefault(one.cell, []).append(one)
+    return {cell: _cell_decision(here) for cell, here in by_cell.items()}
+
+
+def _cell_decision(findings: Sequence[Finding[Saving]]) -> CellDecision:
+    found = {one.decision for one in findings}
+    for decision in OPEN_OR_PAYING:
+        if decision in found:
+            return decision
+    refused, unknown = (
+        [one.floor for one in findings if one.decision == decision]
+        for decision in ("does not pay", NOT_CERTIFIABLE)
+    )
+    settled = all(any(_is_looser(floor, than) for floor in refused) for than in unknown)
+    return "does not pay" if settled else NOT_CERTIFIABLE
+
+
+OPEN_OR_PAYING: tuple[CellDecision, ...] = ("pays", "too close to call")
+
+
+def _is_looser(floor: str, than: str) -> bool:
+    """Whether a floor of the same kind allows more."""
+    (kind, _, value), (other, _, limit) = floor.partition("="), than.partition("=")
+    if kind != other:
+        return False
+    return float(value) < float(limit) if kind in SHARE_FLOORS else float(value) > float(limit)
+
+
+def run_decision(run: RunResult) -> OverallDecision:
+    """The decision that all texts of a run share, or that they differ."""
+    decisions = {one.decision for one in main_findings(run)}
+    if not decisions:
+        return "undefined"
+    return decisions.pop() if len(decisions) == 1 else "depends on the text"
+
+
+def comparison_decision(comparison: Comparison) -> OverallDecision:
+    """Whether early exit pays anywhere by what was certified, else whether the fastest is too slow."""
+    decisions = set(cell_decisions(findings_of(comparison)).values())
+    for decision in (*OPEN_OR_PAYING, NOT_CERTIFIABLE):
+        if decision in decisions:
+            return decision
+    if decisions:
+        return "does not pay"
+    found = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
+    if found is None:
+        return "undefined"
+    return decision_on(speed_of(found.net_speedup, measured=found.basis == "measured"), certified=False)

@@ -1,0 +1,262 @@
+"""Timings in words: what they answer, how far off a prediction was and why, short names of policies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
+from offramp.decoding.measurement.results import (
+    Answer,
+    BenchResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    Interval,
+    PartError,
+    Stopped,
+)
+from offramp.report.formats import (
+    counted,
+    decimal,
+    duration,
+    faster,
+    listed,
+    percent,
+    timed_interval,
+    timed_text,
+    times,
+    value_text,
+    whole_percent,
+)
+from offramp.report.run_result import Decoded, DecodedPolicy
+from offramp.tuning.verdict import TOO_WIDE
+
+ENDED: Mapping[Stopped, str] = {
+    "answered": "every question was answered",
+    "seconds": "the seconds were spent",
+    "rounds": "the rounds were over",
+}
+
+DECISIONS: Mapping[Answer, str] = {
+    "faster": "pays",
+    "slower": "does-not-pay",
+    "defect": "does-not-pay",
+    "equivalent": "open",
+    "unresolved": "open",
+}
+"""The colour that an answer has on a page, as a class of its decisions."""
+
+
+def answer_name(answer: Answer, resolution: float | None, worth: float) -> str:
+    """An answer with what it stands on: "equivalent within ± 5 %", "unresolved at ± 3.4 %", "faster"."""
+    if answer == "equivalent":
+        return f"equivalent within ± {whole_percent(worth)}"
+    if answer == "unresolved":
+        if resolution is not None and resolution >= TOO_WIDE - 1.0:
+            return "unresolved: too few prompts"
+        return "unresolved" if resolution is None else f"unresolved at ± {percent(resolution)}"
+    return answer
+
+
+def contender_answer(contender: Contender, worth: float) -> str:
+    """`answer_name` of a contender; why there is none."""
+    if contender.ratio is None:
+        return f"not timed: {contender.left_out or 'no reason recorded'}"
+    if contender.answer == "unresolved" and contender.resolution is None:
+        return "unresolved: one prompt has no interval" if contender.clusters else "in the pilot only"
+    return answer_name(contender.answer, contender.resolution, worth)
+
+
+def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
+    """The answer with its ratio: "faster: 1.120 × the speed of generate() (1.090 to 1.150 ×)"."""
+    if contender.ratio is None:
+        return f"{contender.name} was {contender_answer(contender, worth)}"
+    return f"{contender_answer(contender, worth)}: {ratio_text(contender.ratio)} the speed of {plain}"
+
+
+def ratio_text(ratio: Interval) -> str:
+    """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
+    return timed_text(ratio.value, ratio.low, ratio.high, times)
+
+
+def stopped_text(stopped: Stopped, seconds: float) -> str:
+    """Why nothing more was timed: "every question was answered after 61 s"."""
+    return f"{ENDED[stopped]} after {decimal(seconds, 0)} s"
+
+
+def twins_text(a_a: Interval) -> str:
+    """How equal the plain decoder came out to itself."""
+    limits = timed_interval(a_a.value, a_a.low, a_a.high, lambda value: decimal(value, 3))
+    return f"{decimal(a_a.value, 3)}{f' ({limits} at 99 %)' if limits else ''}"
+
+
+def counted_text(contender: Contender, plain: Contender) -> str | None:
+    """What a token runs beside what a plain one does, counted; None where nobody counted."""
+    own, full = contender.counted, plain.counted
+    if own is None or full is None:
+        return None
+    probes = f" and {decimal(own.probes, 1)} probes" if own.probes else ""
+    return (
+        f"{decimal(own.layers, 1)} of {decimal(full.layers, 0)} layers, {decimal(own.heads, 1)} heads"
+        f"{probes}; {percent(own.flops / full.flops, 0)} of the FLOPs and "
+        f"{percent(own.bytes / full.bytes, 0)} of the bytes of plain decoding"
+    )
+
+
+def floor_text(floor: FloorCheck, prompts: int) -> str:
+    """What a policy kept of the floor that it was tuned for; a floor that is missed is named first."""
+    promise = f"{'certified' if floor.certified else 'not certified'} floor {floor.floor}"
+    if floor.kept is None:
+        return f"the policy's {promise} was not judged here"
+    share = value_text(floor.kept.value, floor.kept.low, floor.kept.high, percent)
+    of = f"of the generated tokens of {counted(prompts, 'prompt')}"
+    kept = f"{share} {of} are the full model's choice"
+    if floor.missed:
+        return f"BELOW ITS FLOOR: {kept}, under the policy's {promise}"
+    return f"{kept}: the policy's {promise} is kept"
+
+
+def gain_text(gain: Mapping[str, float]) -> str:
+    """Where a gain comes from: "layers 4.1 %, head 1.2 %, probes -0.5 %", of the plain decoder's time."""
+    return ", ".join(f"{part} {percent(share)}" for part, share in gain.items())
+
+
+def defect_lines(result_defects: tuple[str, ...]) -> list[str]:
+    """Every defect as a line of its own."""
+    return [f"DEFECT: {sentence}" for sentence in result_defects]
+
+
+def headline_of(result: BenchResult) -> str:
+    """The answer of a measurement in one sentence."""
+    return f"{result.main.name} is {answer_sentence(result.main, result.plain, result.worth)}"
+
+
+RIGHT = 0.02
+"""A prediction of seconds per token within this share of the measured ones is called right."""
+
+MOST_NAMED = 4
+"""Of so many exits each is named in a short name."""
+
+PART_NAMES = {
+    "layers": "the layers",
+    "probes": "the probes",
+    "K,V repair": "the repair of keys and values",
+    "heads": "the output head",
+    "overhead": "the program around (overhead per token)",
+}
+
+
+def part_name(part: str) -> str:
+    """A part of time in a sentence."""
+    return PART_NAMES.get(part, part)
+
+
+def short_name(policy: DecodedPolicy) -> str:
+    """A decoded policy as the label of a row: what it is, and how keys and values are repaired."""
+    return f"{rule_name(policy.policy)} · {policy.kv}"
+
+
+def rule_name(policy: str) -> str:
+    """A policy's text in a few words: its signal or kind, and the exits it checks."""
+    kind = policy.partition(":")[0]
+    values = dict(re.findall(r"(\w+)=([^,()\[\]]+)", policy))
+    named = str(values.get("exit") or values.get("exits") or "")
+    if not named:
+        return kind
+    exits = named.split("+")
+    where = f"exit{'' if len(exits) == 1 else 's'} {named}"
+    if len(exits) > MOST_NAMED:
+        where = f"{len(exits)} exits"
+    signal = values.get("signal")
+    listed_tokens = ", short list" if kind == "shortlist" else ""
+    return f"{kind} {where}" if signal is None else f"{signal.replace('_', ' ')}, {where}{listed_tokens}"
+
+
+def change_words(decoded: Decoded, policy: DecodedPolicy) -> str:
+    """The net speed that was measured, in words; why there is none."""
+    timed = decoded.timed(policy)
+    if timed.left_out is not None:
+        return f"not timed: {timed.left_out}"
+    return "not timed" if timed.ratio is None else faster(timed.ratio.value)
+
+
+def error_sentence(forecast: Forecast) -> str:
+    """How far the prediction was off, and because of what."""
+    if forecast.predicted is None:
+        return f"There was no prediction to hold against {duration(forecast.measured.value)} per token."
+    error = forecast.predicted - forecast.measured.value
+    share = abs(error) / forecast.measured.value
+    measured = duration(forecast.measured.value)
+    beside = f"{duration(forecast.predicted)} predicted, {measured} measured per token"
+    if share <= RIGHT:
+        return f"{beside}: right within {percent(share)}."
+    way = "too high" if error > 0 else "too low"
+    return f"{beside}: {percent(share)} {way}. {blame(forecast)}"
+
+
+def blame(forecast: Forecast) -> str:
+    """Which part of the prediction was wrong."""
+    trace, worst = forecast.trace_error, forecast.worst_part
+    cost = forecast.priced - forecast.measured.value
+    if trace is not None and abs(trace) > abs(cost):
+        predicted = "" if forecast.predicted_skip is None else percent(forecast.predicted_skip)
+        skipped = percent(forecast.measured_skip)
+        beside = f": {predicted} of the layers skipped on the trace, {skipped} in decoding"
+        return (
+            "Most of it comes from exits that were taken elsewhere than on the trace"
+            f"{beside if predicted not in ('', skipped) else ''}."
+        )
+    if worst is None:
+        return "It comes from the prices, given the exits that were taken; the parts were not timed apart."
+    return f"Most of it comes from the prices: {part_sentence(worst)}."
+
+
+def part_sentence(part: PartError) -> str:
+    """One part priced and timed."""
+    verb = "were" if part.part in ("layers", "probes") else "was"
+    return (
+        f"{part_name(part.part)} {verb} priced at {duration(part.priced)} per token and took "
+        f"{duration(part.measured)}"
+    )
+
+
+def prediction_verdict(decoded: Decoded) -> PredictionVerdict | None:
+    """Whether the predictions of this measurement count, None with fewer than three of them."""
+    found = [p.forecast for p in decoded.policies if p.forecast is not None]
+    found = [forecast for forecast in found if forecast.predicted is not None]
+    if len(found) < 3:
+        return None
+    return when_it_counts(found, defect=not decoded.sound)
+
+
+def counts_sentence(verdict: PredictionVerdict) -> str:
+    """By the rule that was set down before the timing."""
+    beside = (
+        f"over {counted(verdict.policies, 'prediction')} the change against plain decoding was off by "
+        f"{duration(verdict.median_error)} per token where it was {duration(verdict.median_change)} (medians)"
+    )
+    if verdict.counts:
+        return f"These predictions count: {beside}."
+    broken = listed([check.rule for check in verdict.rule if not check.holds])
+    return f"These predictions do not count: {beside}. Out of bounds: {broken}."
+
+
+class PolicyNames:
+    """Names one policy after another, each text always alike and no two texts the same."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def of(self, policy: str) -> str:
+        """The short name of a policy's text."""
+        short = name = rule_name(policy)
+        place = 1
+        while self._texts.setdefault(name, policy) != policy:
+            place += 1
+            name = f"{short} ({place})"
+        return name
+
+    def lines(self) -> list[str]:
+        """ "margin, exits 20+25 = threshold:signal=margin,...", one for each that its name does not say."""
+        return [f"{name} = {text}" for name, text in self._texts.items() if name != text]
