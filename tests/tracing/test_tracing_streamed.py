@@ -130,4 +130,4 @@ def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.Monk
     monkeypatch.setattr(source_code, "sha256_of_file", noted)
     monkeypatch.setattr(source_code, "_sources", source_code._sources.__wrapped__)
     code_fingerprint.__wrapped__()
-    assert {"tracing/fitting/ridge.py", "models/streaming/shards.py", "offramp/models/stack.py"} <= set(read)
+    assert {"tracing/fitting/ridge.py", "models/streaming/layers.py", "offramp/models/stack.py"} <= set(read)
