@@ -41,7 +41,7 @@ from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
 from offramp.models.source import find_source
-from offramp.models.streaming.loading import load_streamed
+from offramp.models.streamed_loading import load_streamed
 from offramp.tracing.measurement import FORWARD_TOKENS
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import equal_length_batches, groups_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ NO_FILE = "it is a folder, a device or a pipe, not a file"
 
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name as a policy, a profile or a study."""
+
+PACKAGE = Path(__file__).parent
+"""Where the source of offramp itself lies."""
 
 SEAL = "sha256"
 """Where a sealed JSON object holds the SHA-256 of everything else in it."""
@@ -229,3 +233,17 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 fix="wait for it to end, or choose another folder with -o",
             ) from error
         yield
+
+
+def source_fingerprint(*places: str) -> str:
+    """SHA-256 of the source in some packages or files of offramp: "tracing", "scoring/eas.py"."""
+    files = {name: digest for place in places for name, digest in _sources(place)}
+    return sha256_of_text(canonical_json(sorted(files.items())))
+
+
+@functools.cache
+def _sources(place: str) -> tuple[tuple[str, str], ...]:
+    """Name and SHA-256 of every source file of one package or file."""
+    path = PACKAGE / place
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return tuple((file.relative_to(PACKAGE).as_posix(), sha256_of_file(file)) for file in files)

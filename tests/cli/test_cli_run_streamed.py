@@ -18,7 +18,7 @@ from offramp.errors import ModelError
 from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.model import Model
 from offramp.models.source import find_source
-from offramp.models.streaming.loading import load_streamed
+from offramp.models.streamed_loading import load_streamed
 
 
 @pytest.fixture(scope="module")

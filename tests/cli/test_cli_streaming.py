@@ -60,7 +60,7 @@ def test_a_model_that_would_not_fit_is_streamed_and_it_is_said(
 ) -> None:
     arguments = (sharded, documents, tmp_path / "trace", "--json")
     assert traced(*arguments).require(0).json["streamed"] is False
-    monkeypatch.setattr("offramp.models.streaming.loading.available_memory", lambda: 1000)
+    monkeypatch.setattr("offramp.models.streamed_loading.available_memory", lambda: 1000)
     done = traced(*arguments, "--overwrite").require(0)
     assert done.json["streamed"] is True
     assert "do not fit in the memory that is free: traced layer by layer" in done.err
@@ -81,7 +81,7 @@ def test_a_budget_that_all_weights_fit_in_needs_no_streaming(
     sharded: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a family which cannot be streamed is traced."""
-    monkeypatch.setattr("offramp.models.streaming.loading.build_skeleton", lambda *some, **more: 1 / 0)
+    monkeypatch.setattr("offramp.models.streamed_loading.build_skeleton", lambda *some, **more: 1 / 0)
     done = traced(sharded, documents, tmp_path / "trace", "--memory", "1GB", "--json").require(0)
     assert done.json["streamed"] is False
 
@@ -89,7 +89,7 @@ def test_a_budget_that_all_weights_fit_in_needs_no_streaming(
 def test_a_pruned_model_that_would_not_fit_is_refused(
     sharded: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.models.streaming.loading.available_memory", lambda: 1000)
+    monkeypatch.setattr("offramp.models.streamed_loading.available_memory", lambda: 1000)
     arguments = (sharded, documents, tmp_path / "trace", "--transform", "prune:drop=2")
     assert "do not fit in the memory that is free" in traced(*arguments).require(2).err
     assert not (tmp_path / "trace").exists()
@@ -159,7 +159,7 @@ def test_options_that_do_not_fit_are_refused(
 def test_prompts_without_answers_are_refused_before_loading(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.models.streaming.loading.load_streamed", lambda *some, **more: 1 / 0)
+    monkeypatch.setattr("offramp.models.streamed_loading.load_streamed", lambda *some, **more: 1 / 0)
     done = run_offramp("trace", sharded, "-w", "chat", "--stream", "-o", tmp_path / "trace").require(2)
     assert "for every new token" in done.err
     assert "jsonl:PATH#field" in done.err

@@ -69,8 +69,8 @@ def assert_read_as_traced(model: Model, norm: str, vocabulary: int, tolerance: f
                 np.testing.assert_allclose(values, column, rtol=tolerance, atol=tolerance, err_msg=name)
         if model.dtype == "float32":
             z = torch.tensor(output_logits(model, heads, place, hidden[:, -1].double().numpy()))
-            assert model.stack.transform is not None
-            by_hand = model.stack.transform.apply(z).float()
+            assert model.stack.logit_scaling is not None
+            by_hand = model.stack.logit_scaling.apply(z).float()
             torch.testing.assert_close(reader.logits(exit, hidden), by_hand, rtol=tolerance, atol=tolerance)
 
 

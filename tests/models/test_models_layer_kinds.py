@@ -10,8 +10,7 @@ from family_configs import build_family
 from streaming_cases import write_family
 from torch import nn
 
-from offramp.models.streaming.partial_model import kinds_of_layers, plan_partial_model
-from offramp.models.streaming.skeleton import Skeleton, build_skeleton
+from offramp.models.skeleton import Skeleton, build_skeleton, kinds_of_layers, plan_partial_model
 
 
 def skeleton_of(hf: object, layers: nn.ModuleList) -> Skeleton:

@@ -9,7 +9,7 @@ from torch import nn
 
 from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.discovery import find_stack, probe_ids
-from offramp.models.streaming.skeleton import drop_weights
+from offramp.models.skeleton import drop_weights
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.errors import ModelError
+from offramp.models import streamed_layers as shards_module
 from offramp.models.checkpoint import read_headers
 from offramp.models.model import Model
+from offramp.models.skeleton import build_skeleton
 from offramp.models.source import Source, find_source
-from offramp.models.streaming import layers as shards_module
-from offramp.models.streaming.layers import read_weights
-from offramp.models.streaming.loading import load_streamed
-from offramp.models.streaming.skeleton import build_skeleton
-from offramp.models.streaming.weight_map import map_weights
+from offramp.models.streamed_layers import read_weights
+from offramp.models.streamed_loading import load_streamed
+from offramp.models.weight_map import map_weights
 
 # Of one layer of the small llama, the tensors of this shape: gate and up.
 MARKED = (96, 64)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from offramp.errors import ModelError
 from offramp.models.discovery import find_stack, probe_ids
-from offramp.models.logit_scaling import LogitTransform, find_transform
+from offramp.models.logit_scaling import LogitScaling, find_logit_scaling
 from offramp.models.stack import READOUTS
 
 
@@ -40,7 +40,7 @@ def test_each_exit_of_a_llama_is_norm_and_head_of_the_hidden_state() -> None:
     assert stack.tail == (model.model.norm,)
     assert stack.head is model.lm_head
     assert stack.readout_kind == "fast"
-    assert stack.transform == LogitTransform()
+    assert stack.logit_scaling == LogitScaling()
     assert stack.largest_difference == 0.0
     assert stack.head_weight is not None
     assert torch.equal(stack.head_weight, model.lm_head.weight)
@@ -95,19 +95,19 @@ def test_capture_never_runs_the_output_head() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda z: z, LogitTransform()),
-        (lambda z: z * 0.0625, LogitTransform("scale", 0.0625)),
-        (lambda z: z * 0.3, LogitTransform("scale", 0.3)),
-        (lambda z: z / 6.0, LogitTransform("scale", 1 / 6.0, 6.0)),
-        (lambda z: torch.tanh(z / 30.0) * 30.0, LogitTransform("softcap", 30.0)),
+        (lambda z: z, LogitScaling()),
+        (lambda z: z * 0.0625, LogitScaling("scale", 0.0625)),
+        (lambda z: z * 0.3, LogitScaling("scale", 0.3)),
+        (lambda z: z / 6.0, LogitScaling("scale", 1 / 6.0, 6.0)),
+        (lambda z: torch.tanh(z / 30.0) * 30.0, LogitScaling("softcap", 30.0)),
         (lambda z: z + 1.0, None),
         (lambda z: torch.relu(z), None),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_transform_is_found_numerically(change: Any, expected: LogitTransform | None, dtype: Any) -> None:
+def test_the_transform_is_found_numerically(change: Any, expected: LogitScaling | None, dtype: Any) -> None:
     model = _Transformed(change).to(dtype)
-    found = find_transform(model, model.lm_head, torch.zeros(1, 7, dtype=torch.long))
+    found = find_logit_scaling(model, model.lm_head, torch.zeros(1, 7, dtype=torch.long))
     if expected is None:
         assert found is None
         return

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_files import plan_of, small_world, write_model
 
+from offramp import files
 from offramp.errors import OfframpError
-from offramp.models import source_code
-from offramp.models.source_code import PACKAGE, source_fingerprint
+from offramp.files import PACKAGE, source_fingerprint
 from offramp.policies import grammar as policies
 from offramp.records.given_file import Source
 from offramp.studies.computing import PACKAGES, SHARED_WORK, code_of
@@ -244,10 +244,10 @@ def test_a_changed_file_changes_the_keys(tmp_path: Path) -> None:
 def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "offramp"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(source_code, "PACKAGE", copy)
+    monkeypatch.setattr(files, "PACKAGE", copy)
 
     def codes() -> dict[str, str]:
-        for cached in (code_of, source_code._sources):
+        for cached in (code_of, files._sources):
             cached.cache_clear()
         return {kind: code_of(kind) for kind in PACKAGES}
 
@@ -269,7 +269,7 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
             assert {kind for kind in PACKAGES if before[kind] != after[kind]} == kinds
             before = after
     finally:
-        for cached in (code_of, source_code._sources):
+        for cached in (code_of, files._sources):
             cached.cache_clear()
 
 

@@ -193,16 +193,16 @@ def readings_of(
 def gram_of(model: Model, after: np.ndarray) -> dict[str, np.ndarray]:
     """What x^T G y may be off for a model with a linear head."""
     stack = model.stack
-    if stack.readout_kind != "fast" or stack.head_weight is None or stack.transform is None:
+    if stack.readout_kind != "fast" or stack.head_weight is None or stack.logit_scaling is None:
         return {}
     if stack.head_weight.shape[1] != after.shape[-1]:  # several streams, which the tail brings together
         return {}
     bias = torch.zeros(len(stack.head_weight)) if stack.head_bias is None else stack.head_bias
-    if stack.transform.kind == "softcap" or not torch.isfinite(bias).all():
+    if stack.logit_scaling.kind == "softcap" or not torch.isfinite(bias).all():
         return {}
     with torch.no_grad():
         states = stack.tail_forward(torch.tensor(after).float()).double()
-    scale = stack.transform.value if stack.transform.kind == "scale" else 1.0
+    scale = stack.logit_scaling.value if stack.logit_scaling.kind == "scale" else 1.0
     weight = torch.cat([stack.head_weight.double(), bias.double()[:, None]], dim=1) * scale
     states = torch.cat([states, torch.ones(*states.shape[:-1], 1)], dim=-1)
     return gram_bounds(states.numpy(), weight.numpy())

@@ -45,7 +45,7 @@ def by_hand(model: Model, heads: ExitHeads, vocabulary: int) -> tuple[Readings, 
     """Readings from h -> norm -> W h + b at each exit and the model's own logits at L; the next tokens."""
     documents = workload_of(lengths=LENGTHS, vocabulary=vocabulary).documents
     sequences = [[int(word) for word in document.text.split()] for document in documents]
-    transform = model.stack.transform
+    transform = model.stack.logit_scaling
     assert transform is not None
 
     def logits(after: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.M
 def test_a_streamed_model_is_read_through_the_same_heads(tmp_path: Path) -> None:
     from offramp.models.loading import load_source
     from offramp.models.source import find_source
-    from offramp.models.streaming.loading import load_streamed
+    from offramp.models.streamed_loading import load_streamed
     from tiny_models import write_llama
 
     source = find_source(str(write_llama(tmp_path / "tiny")))

@@ -14,8 +14,8 @@ from stored_traces import assert_same_trace, files_of, run
 from streamed_models import streamed
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
+from offramp import files
 from offramp.errors import ModelError
-from offramp.models import source_code
 from offramp.models.calls import Recorder
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed_layers import BatchCalls
@@ -127,7 +127,7 @@ def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.Monk
         read.append("/".join(path.parts[-3:]))
         return "its SHA-256"
 
-    monkeypatch.setattr(source_code, "sha256_of_file", noted)
-    monkeypatch.setattr(source_code, "_sources", source_code._sources.__wrapped__)
+    monkeypatch.setattr(files, "sha256_of_file", noted)
+    monkeypatch.setattr(files, "_sources", files._sources.__wrapped__)
     code_fingerprint.__wrapped__()
-    assert {"tracing/fitting/ridge.py", "models/streaming/layers.py", "offramp/models/stack.py"} <= set(read)
+    assert {"tracing/fitting/ridge.py", "models/streamed_layers.py", "offramp/models/stack.py"} <= set(read)

@@ -13,7 +13,7 @@ from tracing_models import build_family, workload_of
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.source import find_source
-from offramp.models.streaming.loading import load_streamed
+from offramp.models.streamed_loading import load_streamed
 from tiny_models import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")

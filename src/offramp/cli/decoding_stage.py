@@ -27,9 +27,8 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.decoding.measurement.prompts import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.errors import OfframpError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.files import canonical_json, sha256_of_text, source_fingerprint
 from offramp.models.model import Model
-from offramp.models.source_code import source_fingerprint
 from offramp.report.run_result import Decoded, WorkloadResult
 from offramp.tracing.request import library_versions
 from offramp.workloads.workload import Workload

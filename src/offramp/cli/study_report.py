@@ -54,8 +54,7 @@ def show_report(out: Output, report: Path) -> None:
 
 def _content(folder: StudyFolder) -> dict[str, str]:
     """SHA-256 of all that a report follows from: plan, journal (every result has its line there), code."""
-    from offramp.files import sha256_of_file
-    from offramp.models.source_code import source_fingerprint
+    from offramp.files import sha256_of_file, source_fingerprint
     from offramp.studies.folder import JOURNAL, PLAN
 
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}

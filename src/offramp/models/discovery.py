@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import first_tensor, hooked
-from offramp.models.logit_scaling import find_transform
+from offramp.models.logit_scaling import find_logit_scaling
 from offramp.models.stack import READOUTS, ExitStack, ReadoutKind, plain_linear
 from offramp.models.tensors import largest_difference, largest_finite
 
@@ -142,7 +142,7 @@ def _unchecked_stack(model: Any, root: Call, ids: Tensor, name: str) -> ExitStac
     assert core_call is not None, "layers are called by the module that owns them"
     head = _find_head(model, root, last)
     tail = None if head is None else calls_before(calls_after(last, root), head)
-    transform = None if head is None else find_transform(model, head, ids)
+    logit_scaling = None if head is None else find_logit_scaling(model, head, ids)
     return ExitStack(
         hf=model,
         layers=tuple(call.module for call in layer_calls),
@@ -152,7 +152,7 @@ def _unchecked_stack(model: Any, root: Call, ids: Tensor, name: str) -> ExitStac
         tail=tuple(call.module for call in tail or ()),
         core_tail=tuple(call.module for call in calls_after(last, core_call)),
         head=head if tail is not None else None,
-        transform=transform,
+        logit_scaling=logit_scaling,
         position_axis=_position_axis(first_tensor(last.output), ids.shape[1]),
     )
 

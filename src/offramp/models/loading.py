@@ -25,7 +25,7 @@ from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
 
 if TYPE_CHECKING:
-    from offramp.models.streaming.layers import StreamedLayers
+    from offramp.models.streamed_layers import StreamedLayers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)

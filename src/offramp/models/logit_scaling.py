@@ -12,7 +12,7 @@ SATURATING_LOGIT = 1e9
 
 
 @dataclass(frozen=True)
-class LogitTransform:
+class LogitScaling:
     """logits = z ("identity"), value * z ("scale") or value * tanh(z / value) ("softcap").
 
     divisor: set where the model divides instead of multiplying; 1 / value, kept so that `apply` is bit-exact.
@@ -23,7 +23,7 @@ class LogitTransform:
     divisor: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The transformed logits, same shape and dtype."""
+        """The scaled logits, same shape and dtype."""
         if self.kind == "identity":
             return logits
         if self.kind == "softcap":
@@ -31,8 +31,8 @@ class LogitTransform:
         return logits * self.value if self.divisor is None else logits / self.divisor
 
 
-def find_transform(model: nn.Module, head: nn.Module, ids: Tensor) -> LogitTransform | None:
-    """Find the transform by putting known float32 logits in place of the head's output.
+def find_logit_scaling(model: nn.Module, head: nn.Module, ids: Tensor) -> LogitScaling | None:
+    """Find it by putting known float32 logits in place of the head's output.
 
     ids: int64 [batch, positions]. Returns None if what the model does is none of the three kinds, bit for
     bit.
@@ -61,18 +61,18 @@ def find_transform(model: nn.Module, head: nn.Module, ids: Tensor) -> LogitTrans
     return None
 
 
-def _candidates(model: nn.Module, returned: Tensor) -> list[LogitTransform]:
-    """Transforms that fit the two telling logits: 1 shows a scale, a saturating one shows a soft-cap."""
+def _candidates(model: nn.Module, returned: Tensor) -> list[LogitScaling]:
+    """Scalings that fit the two telling logits: 1 shows a scale, a saturating one shows a soft-cap."""
     at_one, at_saturation = float(returned.flatten()[0]), float(returned.flatten()[-1])
-    candidates = [LogitTransform()]
+    candidates = [LogitScaling()]
     for value in _with_config_values(model, at_one):
-        candidates.append(LogitTransform("scale", value))
+        candidates.append(LogitScaling("scale", value))
     for divisor in _with_config_values(model, 1.0 / at_one if at_one else 0.0):
         if divisor:
-            candidates.append(LogitTransform("scale", 1.0 / divisor, divisor))
+            candidates.append(LogitScaling("scale", 1.0 / divisor, divisor))
     if 0.0 < at_saturation < SATURATING_LOGIT:
         for cap in _with_config_values(model, at_saturation):
-            candidates.append(LogitTransform("softcap", cap))
+            candidates.append(LogitScaling("softcap", cap))
     return candidates
 
 

@@ -18,7 +18,7 @@ from offramp.models.source import Source
 from offramp.models.stack import ExitStack
 
 if TYPE_CHECKING:
-    from offramp.models.streaming.layers import StreamedLayers
+    from offramp.models.streamed_layers import StreamedLayers
 
 # Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.models.calls import first_tensor, hidden_argument, hooked, replaced_forward, with_hidden
-from offramp.models.logit_scaling import LogitTransform
+from offramp.models.logit_scaling import LogitScaling
 
 ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]
@@ -30,9 +30,10 @@ class ExitStack:
     core: the module that calls the layers. tail: the modules between the last layer and the head, usually the
     final norm. core_tail: those of them that run inside the core. head: the output head (None if not found).
     head_weight [vocabulary, hidden], head_bias [vocabulary]: None if the head is not a plain linear map.
-    readout_kind: "fast" = transform(head(tail(h))); "stub" = the model's own forward with the core replaced;
-    "swap" = the model's own forward with every layer passing the hidden state through. position_axis: the
-    axis of a layer's output that counts positions, from the end (-2 in [batch, positions, hidden]).
+    readout_kind: "fast" = logit_scaling(head(tail(h))); "stub" = the model's own forward with the core
+    replaced; "swap" = the model's own forward with every layer passing the hidden state through.
+    position_axis: the axis of a layer's output that counts positions, from the end (-2 in [batch, positions,
+    hidden]).
     largest_difference: largest absolute difference at exit L from the model's own logits (0.0 in float32).
     """
 
@@ -44,7 +45,7 @@ class ExitStack:
     tail: tuple[nn.Module, ...]
     core_tail: tuple[nn.Module, ...]
     head: nn.Module | None
-    transform: LogitTransform | None
+    logit_scaling: LogitScaling | None
     position_axis: int
     readout_kind: ReadoutKind = "fast"
     head_weight: Tensor | None = None
@@ -114,10 +115,10 @@ def _chain(modules: Sequence[nn.Module], hidden: Tensor) -> Tensor:
 
 
 def _read_fast(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
-    if stack.head is None or stack.transform is None:
-        raise LookupError("no head or no known logit transform")
+    if stack.head is None or stack.logit_scaling is None:
+        raise LookupError("no head or no known scaling of logits")
     logits: Tensor = stack.head(stack.tail_forward(hidden))
-    return stack.transform.apply(logits)
+    return stack.logit_scaling.apply(logits)
 
 
 def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:

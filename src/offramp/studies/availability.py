@@ -13,7 +13,7 @@ from typing import Any
 from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
-from offramp.models.source_code import source_fingerprint
+from offramp.files import source_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.records.toml_lines import Location

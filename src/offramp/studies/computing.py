@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from offramp.files import sha256_of_file
-from offramp.models.source_code import source_fingerprint
+from offramp.files import sha256_of_file, source_fingerprint
 from offramp.tracing.request import library_versions
 
 WORK = "studies/work"

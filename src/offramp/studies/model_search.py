@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.files import source_fingerprint
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     CONTEXT_KEYS,
@@ -28,7 +29,6 @@ from offramp.models.source import (
     looks_like_hub_id,
     unknown_model,
 )
-from offramp.models.source_code import source_fingerprint
 from offramp.studies.entries import ModelEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import FoundModel

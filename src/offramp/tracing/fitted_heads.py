@@ -229,7 +229,7 @@ def require_readable(heads: ExitHeads, stack: ExitStack, where: str = "--heads")
     """
     if heads.output is None:
         return
-    if stack.readout_kind != "fast" or stack.transform is None:
+    if stack.readout_kind != "fast" or stack.logit_scaling is None:
         raise InputError(
             "exits cannot have output heads of their own: this model's logits are more than a norm, an "
             "output head and a scale or a soft-cap",

@@ -113,7 +113,7 @@ def make_head(
 
 def transform_of(stack: ExitStack) -> Transform:
     """What the model does to its head's output, as numbers for the compiled pass."""
-    found = stack.transform
+    found = stack.logit_scaling
     if found is None or found.kind == "identity":
         return Transform()
     return Transform(cap=found.value) if found.kind == "softcap" else Transform(scale=found.value)

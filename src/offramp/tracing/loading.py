@@ -196,7 +196,7 @@ def load_for_tracing(
             where=asked.name,
             fix="free some memory, leave out the pruning, or try all the same with --no-stream",
         )
-    from offramp.models.streaming.loading import load_streamed, needed_memory
+    from offramp.models.streamed_loading import load_streamed, needed_memory
     from offramp.tracing.streamed_layers import require_given_text
 
     need = needed_memory(asked.source, asked.dtype, trust_remote_code=asked.trust_remote_code)
@@ -223,7 +223,7 @@ def load_for_tracing(
 
 def _exceeds(asked: ModelRequest, memory: int | None) -> bool:
     """Whether the weights are more than a budget in bytes, or than fits if that is None."""
-    from offramp.models.streaming.loading import weight_bytes, would_not_fit
+    from offramp.models.streamed_loading import weight_bytes, would_not_fit
 
     if memory is None:
         return would_not_fit(asked.source, asked.dtype)

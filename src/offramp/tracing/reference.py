@@ -10,7 +10,7 @@ from dataclasses import replace
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.model import Model
-from offramp.models.streaming.loading import load_streamed, would_not_fit
+from offramp.models.streamed_loading import load_streamed, would_not_fit
 from offramp.tracing.measurement import Capture, make_measurer, measure_part
 from offramp.tracing.part import Part, Reference
 from offramp.tracing.plan import TracePlan

@@ -123,7 +123,7 @@ class TraceRequest:
 @functools.cache
 def code_fingerprint() -> str:
     """SHA-256 of the source of the packages that make a trace."""
-    from offramp.models.source_code import source_fingerprint
+    from offramp.files import source_fingerprint
 
     return source_fingerprint("models", "workloads", "tracing")
 

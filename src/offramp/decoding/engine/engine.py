@@ -83,12 +83,12 @@ def head_logits(stack: ExitStack, normed: Tensor, transposed: bool) -> Tensor:
 
     transposed: whether few rows take `transposed_product` (see `transposed_is_faster`).
     """
-    assert stack.transform is not None, "a fast readout knows its transform"
+    assert stack.logit_scaling is not None, "a fast readout knows its transform"
     rows = normed.numel() // normed.shape[-1]
     if transposed and stack.head_weight is not None and rows <= MOST_ROWS:
-        return stack.transform.apply(transposed_product(stack.head_weight, stack.head_bias, normed))
+        return stack.logit_scaling.apply(transposed_product(stack.head_weight, stack.head_bias, normed))
     assert stack.head is not None, "a fast readout has a head"
-    return stack.transform.apply(stack.head(normed))
+    return stack.logit_scaling.apply(stack.head(normed))
 
 
 def transposed_is_faster(stack: ExitStack) -> bool:

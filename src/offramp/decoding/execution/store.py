@@ -20,10 +20,10 @@ from offramp.files import (
     canonical_json,
     locked_folder,
     sha256_of_text,
+    source_fingerprint,
     sweep_temporary_files,
 )
 from offramp.models.model import Model
-from offramp.models.source_code import source_fingerprint
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.request import library_versions
 

@@ -106,7 +106,7 @@ class OutputHead:
         return logits.scatter(1, best, self.at(normed, best))
 
     def _transformed(self, logits: Tensor) -> Tensor:
-        transform = self.stack.transform
+        transform = self.stack.logit_scaling
         assert transform is not None, "a fast readout knows its transform"
         return transform.apply(logits)
 

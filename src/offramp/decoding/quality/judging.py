@@ -130,7 +130,7 @@ def float_logits(stack: ExitStack, hidden: Tensor, ids: Tensor) -> Tensor:
 
     A product that the model rounds to its own dtype is taken in float32, so that its NLL is no step function.
     """
-    weight, bias, transform = stack.head_weight, stack.head_bias, stack.transform
+    weight, bias, transform = stack.head_weight, stack.head_bias, stack.logit_scaling
     if stack.readout_kind != "fast" or weight is None or transform is None or weight.dtype == torch.float32:
         return stack.readout(hidden, ids)[0].float()
     normed = stack.tail_forward(hidden)[0].float()

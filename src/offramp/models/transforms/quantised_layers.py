@@ -15,7 +15,7 @@ from offramp.errors import ModelError
 from offramp.models.calls import Recorder
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.models.streaming.layers import StreamedLayers
+from offramp.models.streamed_layers import StreamedLayers
 from offramp.models.tensors import is_wrapped, mean_element_bytes
 from offramp.models.transforms.kernels import Int8Linear, few_rows_pay
 

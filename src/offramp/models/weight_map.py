@@ -22,7 +22,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from offramp.errors import ModelError
 from offramp.models.checkpoint import StoredTensor, find_strangers, refuse_strangers
 from offramp.models.discovery import UNFIT_ERRORS
-from offramp.models.streaming.skeleton import Skeleton, shared_parameters
+from offramp.models.skeleton import Skeleton, shared_parameters
 
 Read = Callable[[StoredTensor], Tensor]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from offramp.errors import ModelError
 from offramp.models.checkpoint import StoredTensor
-from offramp.models.streaming.skeleton import Skeleton, drop_weights, set_tensor
-from offramp.models.streaming.weight_map import Assembly, WeightMap
+from offramp.models.skeleton import Skeleton, drop_weights, set_tensor
 from offramp.models.tensors import check_tensor_finite
+from offramp.models.weight_map import Assembly, WeightMap
 
 
 class StreamedLayers(Protocol):
