@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from streamed_models import streamed
-from test_tracing_defects import TEXTS, planted
+from test_tracing_nonfinite import TEXTS, planted
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, ModelError

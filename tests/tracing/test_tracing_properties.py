@@ -64,7 +64,7 @@ def measure(
     )
     measurer = GroupMeasurer(stack, made, range(1, exits + 1), shape, dtype, recording)
     found = measurer.measure([Context(0, 0, (0,) * rows, 0, first_row=0)])
-    assert found.defects == {}
+    assert found.nonfinite == {}
     return found.facts
 
 
@@ -242,8 +242,8 @@ def test_a_bad_logit_is_a_defect_and_never_a_token(head: str, bad: float) -> Non
     found = GroupMeasurer(stack, made, [1, 2, 3], shape, torch.float32).measure(
         [Context(0, 0, (0, 0), 0, first_row=0), Context(1, 0, (0, 0), 0, first_row=0)]
     )
-    assert set(found.defects) == {1}
-    assert (found.defects[1].layer, found.defects[1].position) == (2, 0)
+    assert set(found.nonfinite) == {1}
+    assert (found.nonfinite[1].layer, found.nonfinite[1].position) == (2, 0)
 
 
 def test_another_last_digit_of_the_reference_moves_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_tracing_defects import TEXTS, planted
+from test_tracing_nonfinite import TEXTS, planted
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 import offramp.tracing.reference as reference

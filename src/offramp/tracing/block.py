@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.tracing.cross import Cross, DirectCross, Gram, LinearCross
+from offramp.tracing.final_comparison import Comparer, DirectComparer, Gram, LinearComparer
 from offramp.tracing.head import TILE, Head, LinearHead
 from offramp.tracing.recorders import Reading, Recorder
 from offramp.tracing.rows import FactTable, slices
@@ -35,7 +35,7 @@ class BlockMeasurer:
         gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
         # Squares of weights beyond 1e19 overflow although the logits may not.
         self.gram = gram if gram is not None and bool(torch.isfinite(gram.centred).all()) else None
-        share = 7 if self.gram is None else 1  # `DirectCross` holds seven arrays of the size of the logits
+        share = 7 if self.gram is None else 1  # `DirectComparer` holds seven arrays of the size of the logits
         heads = (head, *below)
         self.chunk = max(16, min(one.rows for one in heads) // share)
         self.exact_chunk = max(8, min(one.exact_rows for one in heads) // share)
@@ -59,16 +59,16 @@ class BlockMeasurer:
         states_at(exit index, rows): states [rows, features] as the head takes them. marginal: sums of p_L by
         document, added to.
         """
-        cross = self._final_exit(table, block, states_at, marginal)
+        comparer = self._final_exit(table, block, states_at, marginal)
         for rows in slices(block.start, block.stop, self.chunk):
             for index in range(table.final):
-                self._exit(table, index, rows, block.start, states_at(index, rows), cross)
+                self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
             if self._comparing:
                 self._compare_final_exit(table, rows, states_at(table.final, rows))
 
     def _final_exit(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
-    ) -> Cross:
+    ) -> Comparer:
         """Statistics of exit L, the marginal, and what the other exits are compared with."""
         index = table.final
         expected_weight: list[Tensor] = []
@@ -86,16 +86,16 @@ class BlockMeasurer:
                 expected_weight.append(self._expected_weight(probability))
         partner = _partners(table, block)
         states = states_at(index, block)
-        cross: Cross
+        comparer: Comparer
         if self.gram is not None:
-            cross = LinearCross(self.gram, states, torch.cat(expected_weight), partner)
+            comparer = LinearComparer(self.gram, states, torch.cat(expected_weight), partner)
         else:
-            cross = DirectCross(self.head, states, partner)
+            comparer = DirectComparer(self.head, states, partner)
         for place in slices(0, len(states), self.exact_chunk):
             rows = slice(block.start + place.start, block.start + place.stop)
-            compared = cross.compare(states[place], None, place, self.head)
+            compared = comparer.compare(states[place], None, place, self.head)
             table.put(index, rows, shuffled_logit_cosine=compared.shuffled_cosine)
-        return cross
+        return comparer
 
     def _compare_final_exit(self, table: FactTable, rows: slice, states: Tensor) -> None:
         """Exit L once more, after the exits below it, for the recorders that compare exits."""
@@ -105,7 +105,7 @@ class BlockMeasurer:
         _record(self._comparing, table, Reading(table.final, rows, self.head, states, output, statistics))
 
     def _exit(
-        self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, cross: Cross
+        self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, comparer: Comparer
     ) -> None:
         head = self.head_at(index)
         output = head.exact_output(states) if self._comparing else head.output(states)
@@ -119,10 +119,10 @@ class BlockMeasurer:
         # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
         rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
         places = slice(rows.start - block_start, rows.stop - block_start)
-        compared = cross.compare(states, output, places, head)
+        compared = comparer.compare(states, output, places, head)
         divergence = statistics.maximum - compared.expected + statistics.log_sum
         divergence -= table.columns["entropy"][rows, table.final]
-        table.note_defects(index, rows, torch.isfinite(divergence))
+        table.note_nonfinite(index, rows, torch.isfinite(divergence))
         table.put(
             index,
             rows,
@@ -163,7 +163,7 @@ def _put_own_facts(
     """The facts that need the exit alone."""
     fine = torch.isfinite(row.log_sum) & torch.isfinite(row.maximum)
     # An observed token of probability 0 (a masked part of the vocabulary) has no finite NLL.
-    table.note_defects(index, rows, fine & torch.isfinite(next_logit) & torch.isfinite(final_logit))
+    table.note_nonfinite(index, rows, fine & torch.isfinite(next_logit) & torch.isfinite(final_logit))
     best = torch.exp(-row.log_sum)
     table.put(
         index,
@@ -188,7 +188,9 @@ def _add_marginal(marginal: dict[int, Tensor], document: Tensor, probability: Te
 def _partners(table: FactTable, block: slice) -> Tensor:
     """Another row of the block for every row, half a block away, among documents that are whole so far."""
     documents = table.rows.document[block].tolist()
-    whole = torch.tensor([place for place, document in enumerate(documents) if document not in table.defects])
+    whole = torch.tensor(
+        [place for place, document in enumerate(documents) if document not in table.nonfinite]
+    )
     partner = torch.arange(len(documents))
     if len(whole):
         partner[whole] = whole.roll(len(whole) // 2)

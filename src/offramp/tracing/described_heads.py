@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -73,10 +72,7 @@ def with_maps(trace: Trace, heads: ExitHeads) -> Trace:
             where=str(trace.folder or "the trace"),
             fix="add the maps to the heads that the trace was made with (offramp heads fit --add-to FILE)",
         )
-    changed = copy.copy(trace)
-    changed.documents = _seen_by(trace.documents, heads)
-    changed.provenance = {**trace.provenance, "request": {**request, "heads": now}}
-    return changed
+    return trace.of_request({**request, "heads": now}, _seen_by(trace.documents, heads))
 
 
 def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[DocumentRecord, ...]:

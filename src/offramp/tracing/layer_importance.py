@@ -19,9 +19,9 @@ from offramp.models.model import Model
 from offramp.models.source import Source
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
-from offramp.tracing.cross import cosine
+from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitting.documents import plan_contexts
-from offramp.tracing.measurement import FORWARD_TOKENS, state_shape_of
+from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, state_shape_of, traced_rows
 from offramp.tracing.progress import token_bar
 from offramp.tracing.rows import equal_length_batches
 from offramp.tracing.trace import Trace
@@ -88,8 +88,7 @@ class _Sums:
         """Run the layers on sequences of equal length."""
 
         def taken(hidden: Tensor) -> Tensor:
-            rows = rows_of(hidden)
-            return torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)]).float()
+            return traced_rows(rows_of(hidden), batch).float()
 
         def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
             came_in, went_out = taken(before), taken(after)
@@ -106,7 +105,7 @@ class _Sums:
             dot = torch.linalg.vecdot(came_in, went_out)
             self.cosines[layer] += float(cosine(dot, *square).double().sum())
 
-        model.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
+        model.stack.capture(ids_of(batch), on_layer)
         self.rows += sum(context.rows for context in batch)
 
     def importance(self) -> LayerImportance:

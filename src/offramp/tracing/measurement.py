@@ -15,13 +15,21 @@ from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
-from offramp.tracing.cross import cosine
+from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
 from offramp.tracing.head import Head, LinearHead, make_head, on_device
 from offramp.tracing.part import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
-from offramp.tracing.rows import BLOCK_ROWS, Defect, FactTable, Rows, equal_length_batches, groups_of, slices
+from offramp.tracing.rows import (
+    BLOCK_ROWS,
+    FactTable,
+    NonFinite,
+    Rows,
+    equal_length_batches,
+    groups_of,
+    slices,
+)
 from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.workloads.packing import Context
 
@@ -33,6 +41,11 @@ does; layers that are no exit may be left out."""
 def ids_of(contexts: Sequence[Context]) -> Tensor:
     """Token ids of contexts of one length, int64 [contexts, positions]."""
     return torch.tensor([context.ids for context in contexts])
+
+
+def traced_rows(hidden: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """The rows of contexts of one length, from [contexts, positions, features]."""
+    return torch.cat([hidden[place, context.first_row :] for place, context in enumerate(contexts)])
 
 
 def forward_capture(stack: ExitStack) -> Capture:
@@ -52,14 +65,14 @@ FORWARD_TOKENS = 1024
 class GroupFacts:
     """Facts of one group, [rows, exits] each, and what the manifest needs of its documents.
 
-    document: int64 [rows]. marginal: sums of p_L per document, float32 [vocabulary]. defects: by document;
+    document: int64 [rows]. marginal: sums of p_L per document, float32 [vocabulary]. nonfinite: by document;
     the rows of such a document are there but mean nothing. prompt_entropy: nats, by document, if recorded.
     """
 
     document: NDArray[np.int64]
     facts: dict[str, NDArray[np.float32] | NDArray[np.int32]]
     marginal: dict[int, Tensor]
-    defects: dict[int, Defect]
+    nonfinite: dict[int, NonFinite]
     prompt_entropy: dict[int, float]
 
 
@@ -133,7 +146,10 @@ class GroupMeasurer:
             return self._normed(states if self.fitted is None else self.fitted.seen_by_head(index, states))
 
         try:
-            self._forward(contexts, table, store, prompts)
+            start = 0
+            for batch in forward_batches(contexts, self.state_shape):
+                self._forward(batch, start, table, store, prompts)
+                start += sum(context.rows for context in batch)
             for block in slices(0, len(rows), BLOCK_ROWS):
                 self.blocks.measure(table, block, states_at, marginal)
                 self._put_state_facts(table, block, store)
@@ -144,7 +160,7 @@ class GroupMeasurer:
             facts={name: column.numpy() for name, column in table.columns.items()},
             marginal=marginal,
             prompt_entropy={} if prompts is None else prompts.entropy(table, self.head, self._normed),
-            defects=table.defects,
+            nonfinite=table.nonfinite,
         )
 
     def _normed(self, states: Tensor) -> Tensor:
@@ -165,18 +181,6 @@ class GroupMeasurer:
 
     def _forward(
         self,
-        contexts: Sequence[Context],
-        table: FactTable,
-        store: StateStore,
-        prompts: PromptStates | None,
-    ) -> None:
-        start = 0
-        for batch in forward_batches(contexts, self.state_shape):
-            self._forward_batch(batch, start, table, store, prompts)
-            start += sum(context.rows for context in batch)
-
-    def _forward_batch(
-        self,
         batch: Sequence[Context],
         start: int,
         table: FactTable,
@@ -186,8 +190,7 @@ class GroupMeasurer:
         exit_index = {layer: index for index, layer in enumerate(self.exits)}
 
         def taken(hidden: Tensor) -> LayerRows:
-            rows = self.state_shape.rows(hidden).cpu()
-            return LayerRows.of(torch.cat([rows[i, context.first_row :] for i, context in enumerate(batch)]))
+            return LayerRows.of(traced_rows(self.state_shape.rows(hidden).cpu(), batch))
 
         # A layer's input is the output of the layer before: what was made of it then serves again.
         known: tuple[Tensor, LayerRows] | None = None
@@ -214,7 +217,7 @@ def _put_layer_facts(
     fine = torch.isfinite(after.square)
     states = after.states
     if not bool(fine.all()):
-        table.note_defects(index, rows, fine)
+        table.note_nonfinite(index, rows, fine)
         states = torch.nan_to_num(states, 0.0, 0.0, 0.0)
     store.write(index, start, states)
     dot = torch.linalg.vecdot(before.wide, after.wide)
@@ -301,23 +304,22 @@ def measure_part(
 
 def _reasons(groups: Sequence[GroupFacts]) -> dict[int, str]:
     """Why documents are left out: where the first of their non-finite numbers is."""
-    defects = {document: defect for group in reversed(groups) for document, defect in group.defects.items()}
+    nonfinite = {document: first for group in reversed(groups) for document, first in group.nonfinite.items()}
     return {
-        document: f"a non-finite number at layer {defect.layer}, position {defect.position}"
-        for document, defect in defects.items()
+        document: f"a non-finite number at layer {first.layer}, position {first.position}"
+        for document, first in nonfinite.items()
     }
 
 
 def _token_columns(contexts: Sequence[Context], groups: Sequence[GroupFacts]) -> dict[str, np.ndarray]:
-    def column(values: list[int]) -> np.ndarray:
-        return np.array(values, dtype=np.int32)
-
+    rows = Rows.of(contexts)
+    token = [token for context in contexts for token in context.ids[context.first_row :]]
     generated = [context.generated for context in contexts for _ in range(context.rows)]
     columns = {
-        "token": column([token for context in contexts for token in context.ids[context.first_row :]]),
-        "next_token": column([token for context in contexts for token in context.next_tokens]),
-        "document": column([context.document for context in contexts for _ in range(context.rows)]),
-        "position": column([p for context in contexts for p in range(context.first_row, len(context.ids))]),
+        "token": np.array(token, dtype=np.int32),
+        "next_token": rows.next_token.int().numpy(),
+        "document": rows.document.int().numpy(),
+        "position": rows.position.int().numpy(),
         "generated": np.array(generated, dtype=np.bool_),
     }
     of_documents = {document: value for group in groups for document, value in group.prompt_entropy.items()}

@@ -55,7 +55,7 @@ ArrayOf = NDArray[Any]
 
 @dataclass(frozen=True)
 class PartDocument:
-    """What became of one document: its index in the selection, traced rows, and a defect if any."""
+    """What became of one document: its index in the selection, traced rows, and why it is left out."""
 
     index: int
     rows: int

@@ -85,7 +85,7 @@ class Restricted:
         z = self._logits[id(reading.head)](reading.states, reading.output)
         place = z.argmax(-1, keepdim=True)
         maximum = z.gather(1, place)
-        table.note_defects(reading.index, reading.rows, torch.isfinite(maximum[:, 0]))
+        table.note_nonfinite(reading.index, reading.rows, torch.isfinite(maximum[:, 0]))
         share = (z - maximum).clamp(min=LOWEST).exp()
         total = share.sum(-1)
         second = share.scatter(1, place, 0.0).amax(-1)
@@ -183,7 +183,7 @@ class PreviousExit:
         if reading.index > 0:
             kl = (-self._entropy - cross).clamp(min=0)
             js = (math.log(2) - 0.5 * (negative + entropy + self._entropy)).clamp(0, math.log(2))
-            table.note_defects(reading.index, reading.rows, torch.isfinite(kl + js))
+            table.note_nonfinite(reading.index, reading.rows, torch.isfinite(kl + js))
         self._entropy = entropy
         found = {"kl_to_previous": kl, "js_to_previous": js}
         table.put(reading.index, reading.rows, **{name: found[name] for name in self.signals & found.keys()})
@@ -251,7 +251,7 @@ class PromptStates:
     def entropy(self, table: FactTable, head: Head, normed: Callable[[Tensor], Tensor]) -> dict[int, float]:
         """Mean entropy at exit L over each prompt's last tokens, nats, by document.
 
-        A prompt with a non-finite number is noted as its document's defect.
+        A prompt with a non-finite number is noted as its document's.
         """
         together = torch.split(torch.cat(self._states), head.exact_rows)
         per_token = torch.cat([_entropy(head, normed(some)) for some in together])
@@ -259,7 +259,7 @@ class PromptStates:
         lengths = [len(states) for states in self._states]
         for context, entropy in zip(self._contexts, torch.split(per_token, lengths), strict=True):
             for place in torch.nonzero(~torch.isfinite(entropy)).flatten().tolist():
-                table.note_defect(table.final, context.document, _first(context) + place)
+                table.note_nonfinite_at(table.final, context.document, _first(context) + place)
             found[context.document] = float(entropy.double().mean())
         return found
 

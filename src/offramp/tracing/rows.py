@@ -1,4 +1,4 @@
-"""The rows of a trace while they are measured: their contexts, how these are grouped, facts and defects."""
+"""The rows of a trace while they are measured: their contexts, how these are grouped, facts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def groups_of(contexts: Sequence[Context], rows: int = BLOCK_ROWS) -> Iterator[l
 
 
 @dataclass(frozen=True)
-class Defect:
+class NonFinite:
     """Where the non-finite numbers of a document begin: exit (layer) and position."""
 
     layer: int
@@ -75,12 +75,12 @@ class Defect:
 
 
 class FactTable:
-    """Columns [rows, exits] by fact, and the first defect of each document."""
+    """Columns [rows, exits] by fact, and where the non-finite numbers of each document begin."""
 
     def __init__(self, rows: Rows, exits: Sequence[int], facts: Sequence[Fact] = FACTS) -> None:
         self.rows = rows
         self.exits = exits
-        self.defects: dict[int, Defect] = {}
+        self.nonfinite: dict[int, NonFinite] = {}
         self.columns: dict[str, Tensor] = {
             fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype)) for fact in facts
         }
@@ -95,7 +95,7 @@ class FactTable:
         for name, value in values.items():
             self.columns[name][rows, index] = value
 
-    def note_defects(self, index: int, rows: slice, fine: Tensor) -> None:
+    def note_nonfinite(self, index: int, rows: slice, fine: Tensor) -> None:
         """Remember where each document's bad numbers begin: the shallowest exit, then the earliest position.
 
         A bad state spreads to other positions in the layers above it, so depth comes first. fine: bool, one
@@ -103,11 +103,11 @@ class FactTable:
         """
         for offset in torch.nonzero(~fine).flatten().tolist():
             row = rows.start + offset
-            self.note_defect(index, int(self.rows.document[row]), int(self.rows.position[row]))
+            self.note_nonfinite_at(index, int(self.rows.document[row]), int(self.rows.position[row]))
 
-    def note_defect(self, index: int, document: int, position: int) -> None:
+    def note_nonfinite_at(self, index: int, document: int, position: int) -> None:
         """Remember a bad number of a document at one exit and position, if it is the first."""
-        found = Defect(self.exits[index], position)
-        known = self.defects.setdefault(document, found)
+        found = NonFinite(self.exits[index], position)
+        known = self.nonfinite.setdefault(document, found)
         if (found.layer, found.position) < (known.layer, known.position):
-            self.defects[document] = found
+            self.nonfinite[document] = found

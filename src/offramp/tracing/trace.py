@@ -305,24 +305,19 @@ class Trace:
         documents = sum(document.valid for document in self.documents)
         return f"Trace({self.token_count:,} tokens of {documents:,} documents at {len(self.exits)} exits)"
 
+    def of_request(self, request: Mapping[str, Any], documents: tuple[DocumentRecord, ...]) -> Trace:
+        """The same facts as the answer to another request, with what that makes known of the documents."""
+        provenance = {**self.provenance, "request": request}
+        return self._with(
+            facts=self.fact, full_top1=self._full_top1, documents=documents, provenance=provenance
+        )
+
     def with_facts(self, facts: Callable[[str], FactArray], full_top1: FactArray | None = None) -> Trace:
         """The same rows and exits with other facts of the same names.
 
         full_top1: the full model's top-1 [tokens], where `top1` at exit L is another.
         """
-        return Trace(
-            exits=self.exits,
-            tokens=self.token_columns,
-            facts=facts,
-            documents=self.documents,
-            marginal=lambda: self.marginal,
-            shape=self.shape,
-            provenance=self.provenance,
-            folder=self.folder,
-            document_facts=self._document_facts,
-            fact_names=self.fact_names,
-            full_top1=full_top1,
-        )
+        return self._with(facts=facts, full_top1=full_top1)
 
     def subset(self, documents: NDArray[np.int64]) -> Trace:
         """The rows of some documents, in their old order; the marginal stays that of the whole trace.
@@ -342,18 +337,29 @@ class Trace:
         document, documents: other documents for them, int32 [rows] and what it indexes; None for their own.
         """
         columns = {name: column[rows] for name, column in self.token_columns.items()}
-        return Trace(
-            exits=self.exits,
+        return self._with(
             tokens=columns if document is None else {**columns, "document": document},
             facts=lambda name: self.fact(name)[rows],
             documents=self.documents if documents is None else documents,
-            marginal=lambda: self.marginal,
-            shape=self.shape,
-            provenance=self.provenance,
+            folder=None,
             document_facts={name: values[rows] for name, values in self._document_facts.items()},
-            fact_names=self.fact_names,
             full_top1=None if self._full_top1 is None else self._full_top1[rows],
         )
+
+    def _with(self, **changed: Any) -> Trace:
+        """A trace that differs from this one in some arguments of its making."""
+        own: dict[str, Any] = {
+            "exits": self.exits,
+            "tokens": self.token_columns,
+            "documents": self.documents,
+            "marginal": lambda: self.marginal,
+            "shape": self.shape,
+            "provenance": self.provenance,
+            "folder": self.folder,
+            "document_facts": self._document_facts,
+            "fact_names": self.fact_names,
+        }
+        return Trace(**{**own, **changed})
 
 
 def _marginal(manifest: Manifest, of_parts: Iterable[Mapping[int, NDArray[np.float64]]]) -> Marginal:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.decoding.exit_readout.head import best_of, rows_of
 from offramp.decoding.exit_readout.reading import Reading
-from offramp.tracing.cross import cosine
+from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import (
     CANDIDATES,
     HIDDEN_STATE_FACTS,

@@ -17,7 +17,7 @@ from offramp.tracing.fitted_heads import CANDIDATES, apply_lens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
 from offramp.tracing.head import Head, LinearHead, make_head
-from offramp.tracing.measurement import FORWARD_TOKENS
+from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.rows import Rows, equal_length_batches, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.tracing.statistics import choose_reductions
@@ -110,9 +110,9 @@ def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> li
 
     def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
         if layer + 1 in wanted:
-            found[layer + 1] = torch.cat([after[i, context.first_row :] for i, context in enumerate(batch)])
+            found[layer + 1] = traced_rows(after, batch)
 
-    model.stack.capture(torch.tensor([context.ids for context in batch]), on_layer)
+    model.stack.capture(ids_of(batch), on_layer)
     return [found[exit] for exit in exits]
 
 

@@ -20,7 +20,7 @@ from offramp.tracing.head import Head, LinearHead
 _GRAM_ROWS = 8192
 
 
-class CrossStatistics(NamedTuple):
+class Comparison(NamedTuple):
     """Between z of an exit and z_L, float32 [rows].
 
     expected: sum_v p_L(v) z(v). cosine, centred_cosine: z and z_L. shuffled_cosine: z and a partner's z_L.
@@ -32,10 +32,10 @@ class CrossStatistics(NamedTuple):
     shuffled_cosine: Tensor
 
 
-class Cross(Protocol):
+class Comparer(Protocol):
     """Holds the final exit of a group of tokens, and compares other exits of the same tokens with it."""
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
         """Statistics of some rows of the group at an exit: their states [rows, features] and head output.
 
         output: None at the final exit, where it is not at hand; it is computed again if it is needed. head:
@@ -93,8 +93,8 @@ def with_bias_feature(states: Tensor) -> Tensor:
     return wide
 
 
-class LinearCross:
-    """Cross statistics of a linear head, from states alone.
+class LinearComparer:
+    """Comparisons of a linear head, from states alone.
 
     final_states: [tokens, features] of exit L. expected_weight: float32 [tokens, features + 1], W^T p_L.
     partner: int64 [tokens], another token of the group.
@@ -109,7 +109,7 @@ class LinearCross:
         self._final_mean = final @ gram.mean
         self._partner = partner
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
         """Statistics of some rows; neither `output` nor `head` is needed."""
         wide = with_bias_feature(states)
         size = self.gram.vocabulary_size
@@ -123,7 +123,7 @@ class LinearCross:
             other_square = self._final_square[tokens] + size * self._final_mean[tokens].square()
             return cosine(dot, raw_square, other_square)
 
-        return CrossStatistics(
+        return Comparison(
             expected=torch.linalg.vecdot(self.expected_weight[rows], wide),
             cosine=raw_cosine(rows),
             centred_cosine=cosine(centred_dot, square, self._final_square[rows]),
@@ -131,8 +131,8 @@ class LinearCross:
         )
 
 
-class DirectCross:
-    """Cross statistics by sums over the vocabulary, for soft-capped, masked and indirect heads, and for
+class DirectComparer:
+    """Comparisons by sums over the vocabulary, for soft-capped, masked and indirect heads, and for
     exits whose heads are their own.
 
     A column that is -inf at the final exit is a masked part of the vocabulary: its probability is 0 at every
@@ -147,7 +147,7 @@ class DirectCross:
         self._rows: slice | None = None
         self._final = self._partners_final = torch.empty(0)
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> CrossStatistics:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
         """Statistics of some rows, from their head output [rows, padded vocabulary]."""
         output = head.exact_output(states) if output is None else output
         z = head.transform(output[:, : head.vocabulary_size]).clone()
@@ -162,7 +162,7 @@ class DirectCross:
         centred_final = final - torch.where(known, final, 0.0).sum(-1, keepdim=True) / count
         centred = _masked_cosine(centred_z, centred_final)
         shuffled = _masked_cosine(z, partners_final)
-        return CrossStatistics(expected, raw, centred, shuffled)
+        return Comparison(expected, raw, centred, shuffled)
 
     def _final_of(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Logits at exit L of some rows and of their partners."""
