@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.source import weights_note
+from offramp.tracing.answers import Answerer
+from offramp.tracing.progress import token_bar
 from offramp.tracing.request import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
 from offramp.workloads.packing import Context, EncodedDocument, EncodedDocuments, Selection, select_contexts
@@ -25,7 +29,6 @@ class TracePlan:
     parts: tuple[tuple[Context, ...], ...]
     document_ids: tuple[str, ...]
     tokens: int
-    document_tokens: int
     notes: tuple[str, ...]
 
 
@@ -67,19 +70,42 @@ def plan_trace(
     encoded: Sequence[EncodedDocument] = EncodedDocuments(
         workload.documents, encode, prepended=front, most=most
     )
-    sizes = {"tokens": tokens, "context": context, "document_tokens": document_tokens}
     if workload.mode == "generation":
-        encoded = answer_prompts(encoded, answer(), **sizes)  # type: ignore[arg-type]
-    selection = select_contexts(encoded, **sizes)  # type: ignore[arg-type]
+        encoded = answer_prompts(
+            encoded, answer(), tokens=tokens, context=context, document_tokens=document_tokens
+        )
+    selection = select_contexts(encoded, tokens=tokens, context=context, document_tokens=document_tokens)
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]
     return TracePlan(
         parts=tuple(_parts(contexts, selection.tokens)),
         document_ids=tuple(document.id for document in selection.documents),
         tokens=selection.tokens,
-        document_tokens=selection.document_tokens,
         notes=tuple(_notes(model, workload, selection, tokens, document_tokens)),
     )
+
+
+def plan_with_answers(
+    model: Model,
+    workload: Workload,
+    *,
+    tokens: int,
+    context: int,
+    document_tokens: int | None,
+    shown: bool,
+    folder: Path | None = None,
+    request: str = "",
+) -> TracePlan:
+    """The same, answered by the model. shown: show a bar. folder, request: as `Answerer` takes them."""
+    with contextlib.ExitStack() as bars:
+
+        def answerer() -> Answerer:
+            bar = bars.enter_context(token_bar(f"{workload.name}: answers", tokens, shown=shown))
+            return Answerer(model, folder=folder, request=request, on_tokens=bar)
+
+        return plan_trace(
+            model, workload, answerer, tokens=tokens, context=context, document_tokens=document_tokens
+        )
 
 
 def _notes(

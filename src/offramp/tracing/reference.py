@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.streamed_loading import load_streamed, would_not_fit
-from offramp.tracing.measurement import Capture, make_measurer, measure_part
+from offramp.tracing.measurement import make_measurer, measure_part
 from offramp.tracing.part import Part, Reference
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.streamed_layers import streamed_capture
+from offramp.tracing.streamed_layers import capture_for
 
 
 def check_reference(model: Model, given: Model | None) -> None:
@@ -80,21 +79,15 @@ def _measured(
     alone = replace(request, exits=(plain.layers,), signals=(), heads=None)
     documents = len(plan.document_ids)
     rows = sum(context.rows for index in indices for context in plan.parts[index])
-    with _capture(plain, alone, plan, indices, title, shown) as capture:
+    with capture_for(
+        plain, plan, indices, alone, folder=None, memory=None, title=title, shown=shown
+    ) as capture:
         measurer = make_measurer(plain, alone, None, capture)
         with token_bar(title, rows, shown=shown) as advance:
             return {
                 index: _reference_of(measure_part(measurer, index, plan.parts[index], documents, advance))
                 for index in indices
             }
-
-
-def _capture(
-    plain: Model, request: TraceRequest, plan: TracePlan, indices: Sequence[int], title: str, shown: bool
-) -> AbstractContextManager[Capture | None]:
-    if plain.streamed is None:
-        return nullcontext()
-    return streamed_capture(plain, plan, indices, request, folder=None, memory=None, title=title, shown=shown)
 
 
 def _load_untransformed(model: Model) -> Model:

@@ -262,7 +262,7 @@ def require_given_text(model: str, workload: Workload, weight_bytes: int) -> Non
 
 
 @contextmanager
-def streamed_capture(
+def capture_for(
     model: Model,
     plan: TracePlan,
     parts: Sequence[int],
@@ -272,8 +272,10 @@ def streamed_capture(
     memory: int | None,
     title: str,
     shown: bool,
-) -> Iterator[Capture]:
-    """Bring the contexts of some parts through all layers, then hand their states over.
+) -> Iterator[Capture | None]:
+    """Where the layers' outputs of some parts come from; None is a forward pass of the model.
+
+    If its layers stay on disk, all contexts are brought through them first, and their states handed over.
 
     folder: of the trace; states are kept in it, and a run that was stopped goes on after the last whole
     layer. Without one they are in memory if `memory` (bytes, for weights and states) allows it, else in
@@ -282,7 +284,9 @@ def streamed_capture(
     Raises InputError before anything is computed if the disk has too little room, OfframpError if it runs
     full on the way.
     """
-    assert model.streamed is not None
+    if model.streamed is None:
+        yield None
+        return
     states, covered = _open_states(model, model.streamed, plan, parts, request, folder, memory)
     batches = batches_of(model, [plan.parts[part] for part in covered])
     calls = BatchCalls(Recorder(model.stack), [ids_of(batch).to(model.stack.device) for batch in batches])

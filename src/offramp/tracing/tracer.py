@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import torch
 from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
-from offramp.tracing.answers import Answerer
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads, require_readable
@@ -31,9 +28,9 @@ from offramp.tracing.manifest import (
     read_manifest,
     write_manifest,
 )
-from offramp.tracing.measurement import Capture, make_measurer, measure_part, state_shape_of
+from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
 from offramp.tracing.part import Part, read_part, seal_path, write_part
-from offramp.tracing.plan import TracePlan, plan_trace, usable_context
+from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.reference import check_reference, measure_references
 from offramp.tracing.request import (
@@ -45,7 +42,7 @@ from offramp.tracing.request import (
     parse_signals,
 )
 from offramp.tracing.statistics import choose_reductions
-from offramp.tracing.streamed_layers import needed_bytes, require_given_text, require_room, streamed_capture
+from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
@@ -186,21 +183,16 @@ class _Run:
 
     def plan(self, folder: Path | None) -> TracePlan:
         """What is traced; the folder keeps the answers of generation mode."""
-        title = f"{self.workload.name}: answers"
-        with contextlib.ExitStack() as bars:
-
-            def answerer() -> Answerer:
-                bar = bars.enter_context(token_bar(title, self.request.tokens, shown=self.shown))
-                return Answerer(self.model, folder=folder, request=self.request.fingerprint, on_tokens=bar)
-
-            return plan_trace(
-                self.model,
-                self.workload,
-                answerer,
-                tokens=self.request.tokens,
-                context=self.request.context,
-                document_tokens=self.request.document_tokens,
-            )
+        return plan_with_answers(
+            self.model,
+            self.workload,
+            tokens=self.request.tokens,
+            context=self.request.context,
+            document_tokens=self.request.document_tokens,
+            shown=self.shown,
+            folder=folder,
+            request=self.request.fingerprint,
+        )
 
     def described(self, plan: TracePlan, parts: Sequence[Part]) -> Manifest:
         """The manifest of all parts. Raises ModelError if there is no row in any of them."""
@@ -246,22 +238,7 @@ class _Run:
             shown=self.shown,
         )
         missing = sum(context.rows for index in indices for context in plan.parts[index])
-        with self._capture(plan, indices, folder) as capture:
-            measurer = make_measurer(self.model, self.request, self.fitted, capture)
-            with token_bar(
-                f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
-            ) as advance:
-                for index in indices:
-                    contexts, reference = plan.parts[index], references.get(index)
-                    keep(measure_part(measurer, index, contexts, len(plan.document_ids), advance, reference))
-
-    def _capture(
-        self, plan: TracePlan, indices: Sequence[int], folder: Path | None
-    ) -> AbstractContextManager[Capture | None]:
-        """Where the layers' outputs of these parts come from; None is a forward pass of the model."""
-        if self.model.streamed is None:
-            return contextlib.nullcontext()
-        return streamed_capture(
+        with capture_for(
             self.model,
             plan,
             indices,
@@ -270,7 +247,14 @@ class _Run:
             memory=self.memory,
             title=self.workload.name,
             shown=self.shown,
-        )
+        ) as capture:
+            measurer = make_measurer(self.model, self.request, self.fitted, capture)
+            with token_bar(
+                f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
+            ) as advance:
+                for index in indices:
+                    contexts, reference = plan.parts[index], references.get(index)
+                    keep(measure_part(measurer, index, contexts, len(plan.document_ids), advance, reference))
 
 
 def _fitted_heads(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> FittedHeads:

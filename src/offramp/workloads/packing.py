@@ -127,22 +127,13 @@ class Context:
 
 
 @dataclass(frozen=True)
-class DocumentRows:
-    """How much of one document is traced: rows taken, of those that were encoded."""
+class PackedDocument:
+    """How many rows of one document are traced; where that is none, why."""
 
     document: int
     id: str
-    rows: int
-    available: int
-
-
-@dataclass(frozen=True)
-class SkippedDocument:
-    """A document that was looked at and gives no row, and why."""
-
-    document: int
-    id: str
-    reason: str
+    rows: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,17 +141,13 @@ class Selection:
     """The contexts to trace, in document order.
 
     document_tokens: the cap on rows per document that was used.
-    available_tokens: rows of the documents looked at, without any cap (of a long document those that were
-    encoded, as many as were asked for); with `tokens` fewer than asked for and no cap given, these are all
-    rows there are.
     documents: one entry per traced document. skipped: documents without a row.
     """
 
     contexts: tuple[Context, ...]
     document_tokens: int
-    available_tokens: int
-    documents: tuple[DocumentRows, ...]
-    skipped: tuple[SkippedDocument, ...]
+    documents: tuple[PackedDocument, ...]
+    skipped: tuple[PackedDocument, ...]
 
     @property
     def tokens(self) -> int:
@@ -244,8 +231,8 @@ def _take(
     encoded: Sequence[EncodedDocument], looked_at: Sequence[int], *, tokens: int, context: int, cap: int
 ) -> Selection:
     contexts: list[Context] = []
-    documents: list[DocumentRows] = []
-    skipped: list[SkippedDocument] = []
+    documents: list[PackedDocument] = []
+    skipped: list[PackedDocument] = []
     remaining = tokens
     for index in looked_at:
         if remaining == 0:
@@ -253,20 +240,19 @@ def _take(
         document = encoded[index]
         available = rows_within(document, context)
         if available == 0:
-            skipped.append(SkippedDocument(index, document.id, _why_no_row(document, context)))
+            skipped.append(PackedDocument(index, document.id, reason=_why_no_row(document, context)))
             continue
         rows = min(cap, available, remaining)
         remaining -= rows
         contexts.extend(_contexts(document, index, rows=rows, context=context))
-        documents.append(DocumentRows(index, document.id, rows, available))
+        documents.append(PackedDocument(index, document.id, rows))
     if not documents:
         raise WorkloadError(
             "no document of the workload has a token to trace",
             where="; ".join(f"{document.id}: {document.reason}" for document in skipped[:3]),
             fix="use longer documents (two tokens at least), or raise --context",
         )
-    available_tokens = sum(rows_within(encoded[index], context) for index in looked_at)
-    return Selection(tuple(contexts), cap, available_tokens, tuple(documents), tuple(skipped))
+    return Selection(tuple(contexts), cap, tuple(documents), tuple(skipped))
 
 
 def _contexts(document: EncodedDocument, index: int, *, rows: int, context: int) -> Iterator[Context]:

@@ -62,11 +62,6 @@ def load_workload(spec: str) -> Workload:
     return workload
 
 
-def workload_names() -> tuple[str, ...]:
-    """How each known workload is written: "prose", "txt:PATH", ..."""
-    return tuple(grammar for source in _sources().values() for grammar in source.grammars)
-
-
 def describe_workloads() -> tuple[WorkloadDescription, ...]:
     """What `offramp list workloads` shows, one line per size; loads none of them."""
     described = []

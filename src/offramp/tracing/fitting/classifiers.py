@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.tracing.exit_heads import ExitClassifier
-from offramp.tracing.fitted_heads import CANDIDATES, candidate_features, confidence_features
+from offramp.tracing.fitted_heads import candidate_features, confidence_features
 from offramp.tracing.fitting.readings import Readings
 
 RAREST_CLASS = 20
@@ -216,7 +216,6 @@ class ClassifierKind:
     name: str
     features: Callable[[Readings, int], NDArray[np.float32]]
     labels: Callable[[Readings, int], NDArray[np.bool_]]
-    width: Callable[[int], int]
     network: bool = False
     after_candidates: bool = False
 
@@ -243,10 +242,6 @@ def _agrees(readings: Readings, index: int) -> NDArray[np.bool_]:
     return readings.agrees[:, index]
 
 
-def _short_agrees(readings: Readings, index: int) -> NDArray[np.bool_]:
-    return readings.short_agrees[:, index]
-
-
 def _converged(readings: Readings, index: int) -> NDArray[np.bool_]:
     labels: NDArray[np.bool_] = (readings.cosine[:, index] > CONVERGED).numpy()
     return labels
@@ -257,23 +252,16 @@ KINDS: dict[str, ClassifierKind] = {
     for kind in (
         # A learned head that says whether this exit is right: BERxiT's learning to exit (Xin et al., EACL
         # 2021), CALM's early-exit classifier (arXiv 2207.07061).
-        ClassifierKind("correctness", _hidden, _agrees, lambda hidden: hidden),
-        ClassifierKind("correctness_network", _hidden, _agrees, lambda hidden: hidden, network=True),
+        ClassifierKind("correctness", _hidden, _agrees),
+        ClassifierKind("correctness_network", _hidden, _agrees, network=True),
         # The same for an exit that is read off the short list of frequent tokens.
-        ClassifierKind("short_correctness", _hidden, _short_agrees, lambda hidden: hidden),
+        ClassifierKind("short_correctness", _hidden, lambda readings, index: readings.short_agrees[:, index]),
         # AdaInfer (arXiv 2403.02181): p1 and p1 - p2.
-        ClassifierKind("adainfer", _confidence, _agrees, lambda hidden: 2),
+        ClassifierKind("adainfer", _confidence, _agrees),
         # SpecEE (arXiv 2504.08850): logits of a few candidate tokens, their shares, the shares' change.
-        ClassifierKind(
-            "candidate_score",
-            _candidates,
-            _agrees,
-            lambda hidden: 3 * CANDIDATES,
-            network=True,
-            after_candidates=True,
-        ),
+        ClassifierKind("candidate_score", _candidates, _agrees, network=True, after_candidates=True),
         # A router of converged hidden states.
-        ClassifierKind("convergence", _hidden, _converged, lambda hidden: hidden),
+        ClassifierKind("convergence", _hidden, _converged),
     )
 }
 """By the fact that each gives."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.answers import Answerer
-from offramp.tracing.plan import plan_trace, usable_context
-from offramp.tracing.progress import token_bar
+from offramp.tracing.plan import plan_with_answers, usable_context
 from offramp.workloads.packing import Context
 from offramp.workloads.shared_text import Sketch, Sketcher, sketches_of, text_groups, without_shared_text
 from offramp.workloads.workload import Document, Workload
@@ -154,18 +151,8 @@ def plan_contexts(
 
     In generation mode the model answers its prompts first. shown: show bars.
     """
-    with contextlib.ExitStack() as bars:
-
-        def answerer() -> Answerer:
-            bar = bars.enter_context(token_bar(f"{workload.name}: answers", tokens, shown=shown))
-            return Answerer(model, folder=None, request="", on_tokens=bar)
-
-        plan = plan_trace(
-            model,
-            workload,
-            answerer,
-            tokens=tokens,
-            context=usable_context(model, context),
-            document_tokens=None,
-        )
+    longest = usable_context(model, context)
+    plan = plan_with_answers(
+        model, workload, tokens=tokens, context=longest, document_tokens=None, shown=shown
+    )
     return [one for part in plan.parts for one in part], plan.document_ids

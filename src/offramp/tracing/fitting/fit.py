@@ -140,7 +140,11 @@ def fit_heads(
         raise InputError(
             "there is no exit below the last layer to fit", where="--exits", fix="write --exits all"
         )
-    candidate = _candidate_exit(candidate_exit, below, model.layers) if _wants_candidates(kinds) else None
+    candidate = (
+        _candidate_exit(candidate_exit, below, model.layers)
+        if any(kind.after_candidates for kind in kinds)
+        else None
+    )
     job = _Job(
         model=model,
         workloads=_distinct(workloads),
@@ -300,15 +304,11 @@ class _Job:
     def _classifier(
         self, kind: ClassifierKind, readings: Readings, index: int, held_out: np.ndarray
     ) -> FittedClassifier:
-        labels = kind.labels(readings, index)
-        if (
-            kind.after_candidates
-            and readings.candidate_index is not None
-            and index <= readings.candidate_index
-        ):
-            width = kind.width(self.model.shape.hidden_size)
-            return constant_classifier(width, labels[~held_out], network=kind.network)
-        samples = Samples(kind.features(readings, index), labels, readings.document)
+        samples = Samples(kind.features(readings, index), kind.labels(readings, index), readings.document)
+        candidate = readings.candidate_index
+        if kind.after_candidates and candidate is not None and index <= candidate:
+            fit = samples[~held_out]
+            return constant_classifier(fit.x.shape[1], fit.y, network=kind.network)
         return fit_classifier(samples[~held_out], samples[held_out], network=kind.network, seed=self.seed)
 
     def _bar(self, title: str, tokens: int) -> Any:
@@ -322,10 +322,6 @@ def _distinct(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Wor
     if not loaded:
         raise InputError("there is no workload to fit on", fix="give one, such as prose")
     return tuple({work.fingerprint: work for work in loaded}.values())
-
-
-def _wants_candidates(kinds: Sequence[ClassifierKind]) -> bool:
-    return any(kind.after_candidates for kind in kinds)
 
 
 def _candidate_exit(wanted: int | None, exits: Sequence[int], layers: int) -> int:
