@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from killed_runs import LENGTHS, PART_ROWS, kill_at_replace
-from streamed_models import streamed
+from streamed_runs import streamed
 from tracing_models import tiny_llama, workload_of
 
 import offramp.tracing.plan as plan

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from killed_runs import LENGTHS
+import torch
+from killed_runs import LENGTHS, PART_ROWS
 from tracing_models import tiny_llama, workload_of
 
 from offramp.files import read_sealed_json, write_sealed_json
@@ -73,3 +76,34 @@ def fail(*arguments: Any, **keywords: Any) -> None:
 
 def must_not_run(*arguments: Any, **keywords: Any) -> Any:
     pytest.fail("nothing should be measured here")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads are part of a request, and the killed runs have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts need parts smaller than the real ones."""
+    monkeypatch.setattr("offramp.tracing.plan.SMALLEST_PART", PART_ROWS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("traces") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offramp.tracing.plan.SMALLEST_PART", PART_ROWS)
+        run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed run."""
+    return Path(shutil.copytree(finished, tmp_path / "trace"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trace_fixtures
+import stored_traces
 from killed_runs import everything
 from stored_traces import files_of, flip, run
 
@@ -23,10 +23,10 @@ from offramp.tracing.part import part_path, seal_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
-finished = trace_fixtures.finished
-folder = trace_fixtures.folder
-one_thread = trace_fixtures.one_thread
-small_parts = trace_fixtures.small_parts
+finished = stored_traces.finished
+folder = stored_traces.folder
+one_thread = stored_traces.one_thread
+small_parts = stored_traces.small_parts
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import trace_fixtures
+import stored_traces
 from killed_runs import everything
 from random_heads import random_heads
 from stored_traces import assert_same_trace, files_of, flip, must_not_run, read_stored, run, write_stored
@@ -22,9 +22,9 @@ from offramp.tracing.part import part_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
-one_thread = trace_fixtures.one_thread
-small_parts = trace_fixtures.small_parts
-finished = trace_fixtures.finished
+one_thread = stored_traces.one_thread
+small_parts = stored_traces.small_parts
+finished = stored_traces.finished
 
 ALL_NAMES = (
     *(fact.name for fact in FACTS),
@@ -38,7 +38,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path
     """A trace with every fact that a text has. Tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("traces") / "extended"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offramp.tracing.plan.SMALLEST_PART", trace_fixtures.PART_ROWS)
+        patch.setattr("offramp.tracing.plan.SMALLEST_PART", stored_traces.PART_ROWS)
         run(folder, **everything())
     return folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from streamed_models import streamed
+from streamed_runs import streamed
 from test_tracing_nonfinite import TEXTS, planted
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 

@@ -8,25 +8,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trace_fixtures
+import stored_traces
 from random_heads import random_heads
 from stored_traces import assert_same_trace, files_of, run
-from streamed_models import streamed
+from streamed_runs import streamed
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp import files
 from offramp.errors import ModelError
 from offramp.models.calls import Recorder
+from offramp.models.loading import load_source
+from offramp.models.model import Model
+from offramp.models.source import find_source
+from offramp.models.streamed_loading import load_streamed
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed_layers import BatchCalls
 from offramp.tracing.tracer import trace
+from tiny_models import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
-finished = trace_fixtures.finished
-one_thread = trace_fixtures.one_thread
-small_parts = trace_fixtures.small_parts
+finished = stored_traces.finished
+one_thread = stored_traces.one_thread
+small_parts = stored_traces.small_parts
 
-# Beside those that `test_tracing_streamed_disk` reads from shards.
+# Beside FROM_SHARDS.
 FAMILIES = ("mamba", "falcon_h1", "lfm2", "cohere", "rwkv")
 
 
@@ -131,3 +136,28 @@ def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.Monk
     monkeypatch.setattr(files, "_sources", files._sources.__wrapped__)
     code_fingerprint.__wrapped__()
     assert {"tracing/fitting/ridge.py", "models/streamed_layers.py", "offramp/models/stack.py"} <= set(read)
+
+
+FROM_SHARDS = ("gpt2", "llama", "qwen3_moe", "granitemoehybrid", "mamba2", "jamba", "gemma2", "mixtral")
+"""Tied, plain and expert weights, state spaces and hybrids."""
+
+
+@pytest.mark.parametrize("family", FROM_SHARDS)
+def test_a_model_read_from_shards_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    build_family(family).save_pretrained(folder, max_shard_size="60KB")
+    write_tokenizer(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    source = find_source(str(folder))
+    apart = load_streamed(source, dtype="float32")
+    work = workload_of(lengths=(14, 9, 20), vocabulary=400)
+    kept = traced(load_source(source, dtype="float32"), tmp_path / "memory", work)
+    assert traced(apart, tmp_path / "streamed", work) == kept
+    assert apart.streamed is not None
+    assert apart.streamed.read_seconds > 0
+    assert all(weight.is_meta for layer in apart.stack.layers for weight in layer.parameters())
+
+
+def traced(model: Model, folder: Path, work: object) -> dict[str, bytes]:
+    run(folder, model=dataclasses.replace(model, name="tiny"), workload=work, context=12, document_tokens=20)
+    return files_of(folder)

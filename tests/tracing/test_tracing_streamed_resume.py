@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trace_fixtures
+import stored_traces
 from killed_streams import CODE
 from stored_traces import files_of, flip, run
-from streamed_models import streamed
-from streamed_runs import Stopped, states_of, stopped_run
+from streamed_runs import Stopped, states_of, stopped_run, streamed
 from tracing_models import tiny_llama
 
 from offramp.errors import InputError
 from offramp.tracing.streamed_states import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
-finished = trace_fixtures.finished
-one_thread = trace_fixtures.one_thread
-small_parts = trace_fixtures.small_parts
+finished = stored_traces.finished
+one_thread = stored_traces.one_thread
+small_parts = stored_traces.small_parts
 
 
 @pytest.mark.parametrize("exits", ["all", "3"])

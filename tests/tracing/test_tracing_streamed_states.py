@@ -8,11 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import stored_traces
 import torch
-import trace_fixtures
 from stored_traces import files_of, run
-from streamed_models import streamed
-from streamed_runs import states_of, stopped_run, trace_tokens
+from streamed_runs import states_of, stopped_run, streamed, trace_tokens
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
@@ -22,9 +21,9 @@ from offramp.tracing.streamed_layers import kept_layers, missing_layers, output_
 from offramp.tracing.streamed_states import FolderStates, MemoryStates, TemporaryStates
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
-finished = trace_fixtures.finished
-one_thread = trace_fixtures.one_thread
-small_parts = trace_fixtures.small_parts
+finished = stored_traces.finished
+one_thread = stored_traces.one_thread
+small_parts = stored_traces.small_parts
 
 
 @pytest.mark.parametrize("kind", [MemoryStates, TemporaryStates, FolderStates])
