@@ -232,7 +232,7 @@ def test_the_summary_holds_every_pair(run):
 
 
 def test_a_measurement_of_a_wrong_type_fails(run):
-    validator = jsonschema.Draft202012Validator(summary_schema()["$defs"]["measurement"] | DEFINITIONS)
+    validator = jsonschema.Draft202012Validator(summary_schema()["$defs"]["MeasurementRecord"] | DEFINITIONS)
     measurement = summarise(run)["decoding"]["workloads"][0]
     validator.validate(measurement)
     for change in (

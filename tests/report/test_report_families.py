@@ -25,7 +25,8 @@ from offramp.report.sections.families import (
     strip_svg,
     summary_of,
 )
-from offramp.report.verdict_words import credit_json, credit_sentence, credits_of
+from offramp.report.summary import summarise
+from offramp.report.verdict_words import credit_sentence, credits_of
 from offramp.scoring.estimate import Estimate
 
 
@@ -192,7 +193,9 @@ def test_without_a_smaller_head_the_gain_is_early_exits_own():
     exits, _ = short_entries()
     (credit,) = credits_of([replace(exits, policy="static:exit=28", net_speedup=Estimate(1.02))])
     assert "is its own: 2.0 % faster" in credit_sentence(credit)
-    value = credit_json("prose", credits_of(short_entries())[0])
+    run = example_run()
+    short = replace(run, workloads=(replace(run.workloads[0], league=tuple(short_entries())),))
+    (value,) = summarise(short)["credit"]
     assert value["ratio"] == pytest.approx(1.056 / 1.05)
     assert (value["without"], value["without_speedup"], value["workload"]) == (SHORT, 1.05, "prose")
 

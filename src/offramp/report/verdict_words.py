@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from offramp.report.formats import (
     counted,
@@ -23,7 +21,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.scoring.estimate import Estimate, finite_json
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor, FloorKind
 from offramp.tuning.pricing import BYTES
@@ -303,12 +301,6 @@ def credit_sentence(credit: Credit) -> str:
         f"{faster(credit.speedup)} than plain decoding, is credited with what it adds to that: "
         f"{faster(credit.ratio)}."
     )
-
-
-def credit_json(workload: str, credit: Credit) -> dict[str, Any]:
-    """One floor of one workload as a JSON object."""
-    value: dict[str, Any] = finite_json({"workload": workload, **asdict(credit), "ratio": credit.ratio})
-    return value
 
 
 def transform_sentence(run: RunResult) -> str | None:
