@@ -30,24 +30,29 @@ OPENING_FACT = "top1"
 class Signal:
     """One per-(token, exit) measure of confidence.
 
-    fact: the column of the trace, and the key in the facts that a decision is given. exit_when: the token
-    leaves when the fact is "at least" or "at most" the threshold. low, high: the range of the fact, infinite
-    where it has no bound. probe: what one check computes, a name in
-    `offramp.costs.probes.PROBES`. source: where the signal was introduced. opens: its first check only makes
-    what later ones compare with (a full head product) and never lets a token leave. looks_back: it compares
-    with the check before, not with the first.
+    source: what it is, and where it was introduced. probe: what one check computes, a name in
+    `offramp.costs.probes.PROBES`. exit_when: the token leaves when the fact is "at least" or "at most" the
+    threshold. low, high: the range of the fact, infinite where it has no bound. opens: its first check only
+    makes what later ones compare with (a full head product) and never lets a token leave. looks_back: it
+    compares with the check before, not with the first. column: of the trace, where that is not called as the
+    signal is.
     """
 
     name: str
-    fact: str
-    exit_when: Direction
-    probe: str
-    unit: str
     source: str
+    probe: str = FULL_HEAD
+    unit: str = "probability"
+    exit_when: Direction = "at least"
     opens: bool = False
     looks_back: bool = False
     low: float = 0.0
     high: float = 1.0
+    column: str | None = None
+
+    @property
+    def fact(self) -> str:
+        """The column of the trace, and the key in the facts that a decision is given."""
+        return self.name if self.column is None else self.column
 
     @property
     def is_confidence(self) -> bool:
@@ -68,148 +73,85 @@ class Signal:
 SIGNALS: dict[str, Signal] = {
     signal.name: signal
     for signal in (
-        Signal(
-            "max_prob",
-            "max_prob",
-            "at least",
-            "full head",
-            "probability",
-            "largest softmax probability; EE-LLM (arXiv 2312.04916)",
-        ),
+        Signal("max_prob", "largest softmax probability; EE-LLM (arXiv 2312.04916)"),
         Signal(
             "margin",
-            "margin",
-            "at least",
-            "full head",
-            "probability",
             "difference of the two largest softmax probabilities; CALM (arXiv 2207.07061, section 3.5)",
         ),
-        Signal(
-            "logit_gap",
-            "logit_gap",
-            "at least",
-            "full head",
-            "logits",
-            "difference of the two largest logits, log p1/p2",
-            high=math.inf,
-        ),
+        Signal("logit_gap", "difference of the two largest logits, log p1/p2", unit="logits", high=math.inf),
         Signal(
             "entropy",
-            "entropy",
-            "at most",
-            "full head",
-            "nats",
             "entropy of the softmax; BranchyNet (arXiv 1709.01686, section III), DeeBERT (arXiv 2004.12993)",
+            unit="nats",
+            exit_when="at most",
             high=math.inf,
         ),
         Signal(
             "hidden_cosine",
-            "hidden_cosine_to_previous",
-            "at least",
-            "cosine",
-            "cosine",
             "cosine of the hidden state before and after the layer; CALM's state saturation (arXiv "
             "2207.07061, section 3.5)",
+            "cosine",
+            unit="cosine",
             low=-1.0,
+            column="hidden_cosine_to_previous",
         ),
         Signal(
             "kl_to_previous",
-            "kl_to_previous",
-            "at most",
-            "full head",
-            "nats",
             "KL(p of the previous check || p of this one): the prediction has settled",
-            opens=True,
-            looks_back=True,
+            unit="nats",
             high=math.inf,
+            exit_when="at most",
+            opens=True,
+            looks_back=True,
         ),
         Signal(
             "js_to_previous",
-            "js_to_previous",
-            "at most",
-            "full head",
-            "nats",
             "Jensen-Shannon divergence of the predictions at this check and the previous one",
-            opens=True,
-            looks_back=True,
+            unit="nats",
             high=math.log(2.0),
-        ),
-        Signal(
-            "top_k_overlap",
-            "top_k_overlap",
-            "at least",
-            "full head",
-            "share",
-            "share of the ten most probable tokens that were so at the previous check: top-k stability",
+            exit_when="at most",
             opens=True,
             looks_back=True,
         ),
         Signal(
-            "restricted_margin",
-            "restricted_margin",
-            "at least",
-            "restricted head",
-            "probability",
-            "margin of a softmax over a short list of frequent tokens",
+            "top_k_overlap",
+            "share of the ten most probable tokens that were so at the previous check: top-k stability",
+            unit="share",
+            opens=True,
+            looks_back=True,
+        ),
+        Signal(
+            "restricted_margin", "margin of a softmax over a short list of frequent tokens", "restricted head"
         ),
         Signal(
             "restricted_max_prob",
-            "restricted_max_prob",
-            "at least",
-            "restricted head",
-            "probability",
             "largest probability of a softmax over a short list of frequent tokens",
+            "restricted head",
         ),
         Signal(
             "correctness",
-            "correctness",
-            "at least",
-            "classifier",
-            "probability",
             "logistic classifier of agreement on the hidden state; CALM's meta classifier (arXiv 2207.07061, "
             "section 3.5), BERxiT's learning to exit (EACL 2021, section 4)",
-        ),
-        Signal(
-            "correctness_network",
-            "correctness_network",
-            "at least",
-            "network",
-            "probability",
-            "the same with a small network",
-        ),
-        Signal(
-            "short_correctness",
-            "short_correctness",
-            "at least",
             "classifier",
-            "probability",
+        ),
+        Signal("correctness_network", "the same with a small network", "network"),
+        Signal(
+            "short_correctness",
             "logistic classifier, on the hidden state, of agreement by the short list's best token",
+            "classifier",
         ),
         Signal(
-            "adainfer",
-            "adainfer",
-            "at least",
-            "full head",
-            "probability",
-            "classifier of agreement on p1 and p1 - p2; AdaInfer (arXiv 2403.02181, section 4)",
+            "adainfer", "classifier of agreement on p1 and p1 - p2; AdaInfer (arXiv 2403.02181, section 4)"
         ),
         Signal(
             "candidate_score",
-            "candidate_score",
-            "at least",
-            "candidates",
-            "probability",
             "classifier of agreement on a few candidate tokens' logits, shares and their change; SpecEE "
             "(arXiv 2504.08850, section 4)",
+            "candidates",
             opens=True,
         ),
         Signal(
-            "convergence",
-            "convergence",
-            "at least",
-            "classifier",
-            "probability",
-            "router on the hidden state that predicts cos(h, h_L) > 0.98; TIDE",
+            "convergence", "router on the hidden state that predicts cos(h, h_L) > 0.98; TIDE", "classifier"
         ),
     )
 }

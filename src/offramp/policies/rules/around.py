@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -17,8 +18,50 @@ from offramp.policies.signals import OPENING_FACT, is_opened
 POLICY = Parameter("policy", read_nested, "the policy that decides otherwise, in brackets")
 
 
-class Around(ExitPolicy):
-    """A policy around another one, its field `policy`, which says what it remembers and reads."""
+class Delegating(ExitPolicy):
+    """A policy that remembers and reads what another one does, `deciding`."""
+
+    @property
+    @abstractmethod
+    def deciding(self) -> ExitPolicy:
+        """The policy that decides."""
+
+    @property
+    def remembers(self) -> bool:
+        """As the policy that decides."""
+        return self.deciding.remembers
+
+    @property
+    def short_list(self) -> bool:
+        """As the policy that decides."""
+        return self.deciding.short_list
+
+    @property
+    def short_head(self) -> bool:
+        """As the policy that decides."""
+        return self.deciding.short_head
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        """As the policy that decides."""
+        return self.deciding.final_facts
+
+    @property
+    def document_facts(self) -> tuple[str, ...]:
+        """As the policy that decides."""
+        return self.deciding.document_facts
+
+    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
+        """As the policy that decides."""
+        return self.deciding.needs(layers)
+
+    def decider(self, layers: int, streams: int) -> Decider:
+        """As the policy that decides."""
+        return self.deciding.decider(layers, streams)
+
+
+class Around(Delegating):
+    """A policy around another one, its field `policy`."""
 
     policy: ExitPolicy
 
@@ -27,34 +70,14 @@ class Around(ExitPolicy):
         require_reachable((self.policy,), "policy")
 
     @property
-    def remembers(self) -> bool:
-        """As the inner policy."""
-        return self.policy.remembers
-
-    @property
-    def short_list(self) -> bool:
-        """As the inner policy."""
-        return self.policy.short_list
-
-    @property
-    def short_head(self) -> bool:
-        """As the inner policy."""
-        return self.policy.short_head
+    def deciding(self) -> ExitPolicy:
+        """The inner policy."""
+        return self.policy
 
     @property
     def full_depth(self) -> bool:
         """As the inner policy."""
         return self.policy.full_depth
-
-    @property
-    def final_facts(self) -> tuple[str, ...]:
-        """As the inner policy."""
-        return self.policy.final_facts
-
-    @property
-    def document_facts(self) -> tuple[str, ...]:
-        """As the inner policy."""
-        return self.policy.document_facts
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,14 +88,6 @@ class Around(ExitPolicy):
         """The same around the inner policy for that workload class."""
         fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}
         return type(self)(**{**fields, "policy": self.policy.for_task(task)})
-
-    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
-        """As the inner policy."""
-        return self.policy.needs(layers)
-
-    def decider(self, layers: int, streams: int) -> Decider:
-        """As the inner policy."""
-        return self.policy.decider(layers, streams)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from offramp.policies.policy import (
     Rows,
     Tokens,
 )
+from offramp.policies.rules.around import Delegating
 
 Need = Literal["all", "any"] | int
 
@@ -199,7 +200,7 @@ def read_names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Tasks(ExitPolicy):
+class Tasks(Delegating):
     """One policy per class of workload, and a fallback for all others.
 
     Task-dependent strategies, as the study "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
@@ -243,40 +244,12 @@ class Tasks(ExitPolicy):
         return policy.for_task(task)
 
     @property
-    def remembers(self) -> bool:
-        """As the fallback, which decides as long as no task is chosen."""
-        return self._unknown.remembers
-
-    @property
-    def short_list(self) -> bool:
-        """As the fallback."""
-        return self._unknown.short_list
-
-    @property
-    def short_head(self) -> bool:
-        """As the fallback."""
-        return self._unknown.short_head
-
-    @property
-    def final_facts(self) -> tuple[str, ...]:
-        """As the fallback."""
-        return self._unknown.final_facts
-
-    @property
-    def document_facts(self) -> tuple[str, ...]:
-        """As the fallback."""
-        return self._unknown.document_facts
+    def deciding(self) -> ExitPolicy:
+        """The fallback, as long as no task is chosen."""
+        return self.fallback.for_task(None)
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """As the fallback. Raises PolicyError if one of the policies does not fit the model."""
         for policy in self.policies:
             policy.needs(layers)
-        return self._unknown.needs(layers)
-
-    def decider(self, layers: int, streams: int) -> Decider:
-        """As the fallback."""
-        return self._unknown.decider(layers, streams)
-
-    @property
-    def _unknown(self) -> ExitPolicy:
-        return self.fallback.for_task(None)
+        return super().needs(layers)

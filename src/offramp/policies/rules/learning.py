@@ -17,13 +17,13 @@ from offramp.policies.parameters import (
     read_signal,
     require_ascending,
     require_confidence,
-    require_threshold,
     require_within,
 )
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
-from offramp.policies.rules.threshold import EXITS, VALUE
+from offramp.policies.rules.threshold import EXITS, VALUE, OnSignal
 from offramp.policies.signals import SIGNALS, find_signal
 
+CONFIDENCE = Parameter("signal", read_signal, "a confidence from 0 to 1, such as max_prob or margin")
 TOP1 = "top1"
 PSEUDO_CONFIDENCES = (0.25, 0.75)
 """What both distributions are taken to have seen once each before the first token."""
@@ -87,7 +87,7 @@ class Adaptive(ExitPolicy):
 
     kind: ClassVar[str] = "adaptive"
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("signal", read_signal, "a confidence from 0 to 1, such as max_prob or margin"),
+        CONFIDENCE,
         Parameter("target", read_number, "how likely agreement must be, between 0 and 1"),
         Parameter("warmup", read_count, "tokens of each document that run to the last exit first"),
         EXITS,
@@ -158,7 +158,7 @@ class _Learns(Decider):
 
 
 @dataclass(frozen=True)
-class Bandit(ExitPolicy):
+class Bandit(OnSignal):
     """One check a token, at the exit that an upper-confidence-bound bandit chooses for it.
 
     SplitEE (arXiv 2309.09195, algorithm 1), with the layers that are left in the place of its cloud. The arms
@@ -170,15 +170,12 @@ class Bandit(ExitPolicy):
     arm; each arm is tried once first, from L up to the shallowest, and the deeper wins a tie.
     """
 
-    signal: str
-    value: float
-    exits: ExitsOrAll
     cost: float
     exploration: float
 
     kind: ClassVar[str] = "bandit"
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("signal", read_signal, "a confidence from 0 to 1, such as max_prob or margin"),
+        CONFIDENCE,
         VALUE,
         EXITS,
         Parameter("cost", read_number, "what running all layers costs, in units of confidence", "0.5"),
@@ -188,8 +185,7 @@ class Bandit(ExitPolicy):
     def __post_init__(self) -> None:
         """Refuse what the grammar would refuse, for policies built in Python."""
         require_confidence(find_signal(self.signal))
-        require_threshold(find_signal(self.signal), self.value)
-        require_ascending(self.exits)
+        super().__post_init__()
         require_within(self.cost, 0.0, np.inf, "cost")
         require_within(self.exploration, 0.0, np.inf, "exploration")
 
@@ -202,10 +198,6 @@ class Bandit(ExitPolicy):
     def final_facts(self) -> tuple[str, ...]:
         """The confidence at exit L."""
         return (SIGNALS[self.signal].fact,)
-
-    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
-        """The signal's fact at every exit that may be chosen. Raises PolicyError for exit L or beyond."""
-        return dict.fromkeys(exits_below(self.exits, layers), (SIGNALS[self.signal].fact,))
 
     def decider(self, layers: int, streams: int) -> Decider:
         """One that learns the arms' rewards for each stream."""

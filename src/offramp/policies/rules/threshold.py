@@ -83,20 +83,32 @@ class _Fixed(Compares):
         return self.limits[exit]
 
 
-@dataclass(frozen=True)
-class Threshold(ExitPolicy):
-    """A token leaves at the first checked exit whose signal passes one threshold.
+class _PerToken(Compares):
+    """Works the token's threshold out before its first layer."""
 
-    Confidence-thresholded early exit as in BranchyNet (arXiv 1709.01686, algorithm 1) and CALM (arXiv
-    2207.07061, equation 1), with one threshold for all exits and positions.
-    """
+    def __init__(self, signal: Signal) -> None:
+        super().__init__(signal)
+        self.limits: NDArray[np.float64] = np.zeros(0)
+
+    @abstractmethod
+    def limits_of(self, tokens: Tokens) -> NDArray[np.float64]:
+        """The threshold of each stream's token: float64 [streams]."""
+
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self.limits = self.limits_of(tokens)
+
+    def limit(self, exit: int) -> Limit:
+        return self.limits
+
+
+@dataclass(frozen=True)
+class OnSignal(ExitPolicy):
+    """What rules have in common that compare one signal with a threshold at some exits."""
 
     signal: str
     value: float
     exits: ExitsOrAll
-
-    kind: ClassVar[str] = "threshold"
-    parameters: ClassVar[tuple[Parameter, ...]] = (SIGNAL, VALUE, EXITS)
 
     def __post_init__(self) -> None:
         """Refuse what the grammar would refuse, for policies built in Python."""
@@ -106,6 +118,18 @@ class Threshold(ExitPolicy):
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond."""
         return signal_needs(SIGNALS[self.signal], exits_below(self.exits, layers))
+
+
+@dataclass(frozen=True)
+class Threshold(OnSignal):
+    """A token leaves at the first checked exit whose signal passes one threshold.
+
+    Confidence-thresholded early exit as in BranchyNet (arXiv 1709.01686, algorithm 1) and CALM (arXiv
+    2207.07061, equation 1), with one threshold for all exits and positions.
+    """
+
+    kind: ClassVar[str] = "threshold"
+    parameters: ClassVar[tuple[Parameter, ...]] = (SIGNAL, VALUE, EXITS)
 
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares."""
@@ -158,7 +182,7 @@ LOOSENED = 0.1
 
 
 @dataclass(frozen=True)
-class Decaying(ExitPolicy):
+class Decaying(OnSignal):
     """A threshold that loosens with the position in the answer, since early errors spread furthest.
 
     CALM's decaying threshold (arXiv 2207.07061, section 3.5) in the form of FREE's published code (arXiv
@@ -168,9 +192,6 @@ class Decaying(ExitPolicy):
     Where less is surer (entropy) it rises by as much instead, to 1.1 v; of a negative v it loosens too.
     """
 
-    signal: str
-    value: float
-    exits: ExitsOrAll
     decay: float
     length: int
 
@@ -185,36 +206,26 @@ class Decaying(ExitPolicy):
 
     def __post_init__(self) -> None:
         """Refuse what the grammar would refuse, for policies built in Python."""
-        require_threshold(find_signal(self.signal), self.value)
-        require_ascending(self.exits)
+        super().__post_init__()
         require_within(self.decay, 0.0, np.inf, "decay")
         require_within(self.length, 1, np.inf, "length")
-
-    def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
-        """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond."""
-        return signal_needs(SIGNALS[self.signal], exits_below(self.exits, layers))
 
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares with each token's own threshold."""
         return _Decays(SIGNALS[self.signal], self)
 
 
-class _Decays(Compares):
-    """Works the token's threshold out before its first layer."""
+class _Decays(_PerToken):
+    """A share of the threshold wears off with the position."""
 
     def __init__(self, signal: Signal, policy: Decaying) -> None:
         super().__init__(signal)
         self.policy = policy
-        self.limits: NDArray[np.float64] = np.zeros(0)
 
-    def begin(self, tokens: Tokens) -> None:
-        super().begin(tokens)
+    def limits_of(self, tokens: Tokens) -> NDArray[np.float64]:
         worn_off = 1.0 - np.exp(-self.policy.decay * tokens.index / self.policy.length)
         loosening = LOOSENED * abs(self.policy.value) * worn_off
-        self.limits = self.policy.value + (-loosening if self.signal.exit_when == "at least" else loosening)
-
-    def limit(self, exit: int) -> Limit:
-        return self.limits
+        return self.policy.value + (-loosening if self.signal.exit_when == "at least" else loosening)
 
 
 ENTROPY = "entropy"
@@ -222,7 +233,7 @@ PROMPT_ENTROPY = "prompt_entropy"
 
 
 @dataclass(frozen=True)
-class Dynamic(ExitPolicy):
+class Dynamic(OnSignal):
     """A threshold that follows what is known of the input's complexity before the token is decided.
 
     The threshold is value + slope (c - centre), cut to the signal's range, as the study "The Diminishing
@@ -234,9 +245,6 @@ class Dynamic(ExitPolicy):
     As long as nothing is known, c = centre.
     """
 
-    signal: str
-    value: float
-    exits: ExitsOrAll
     complexity: str
     slope: float
     centre: float
@@ -257,8 +265,7 @@ class Dynamic(ExitPolicy):
 
     def __post_init__(self) -> None:
         """Refuse what the grammar would refuse, for policies built in Python."""
-        require_threshold(find_signal(self.signal), self.value)
-        require_ascending(self.exits)
+        super().__post_init__()
         self.parameters[3].read(self.complexity)
         require_within(self.slope, -np.inf, np.inf, "slope")
         require_within(self.centre, -np.inf, np.inf, "centre")
@@ -283,8 +290,7 @@ class Dynamic(ExitPolicy):
 
         Raises PolicyError for exit L or beyond.
         """
-        signal = SIGNALS[self.signal]
-        needs = signal_needs(signal, exits_below(self.exits, layers))
+        needs, signal = super().needs(layers), SIGNALS[self.signal]
         if not self.remembers:
             return needs
         return {
@@ -299,26 +305,21 @@ class Dynamic(ExitPolicy):
         return _ByRunningEntropy(self, layers, streams) if self.remembers else _ByPromptEntropy(self)
 
 
-class _Follows(Compares):
-    """Works the token's threshold out before its first layer."""
+class _Follows(_PerToken):
+    """The threshold rises with the complexity, within the signal's range."""
 
     def __init__(self, policy: Dynamic) -> None:
         super().__init__(SIGNALS[policy.signal])
         self.policy = policy
-        self.limits: NDArray[np.float64] = np.zeros(0)
 
     @abstractmethod
     def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
         """What is known of each stream's complexity: float64 [streams]."""
 
-    def begin(self, tokens: Tokens) -> None:
-        super().begin(tokens)
+    def limits_of(self, tokens: Tokens) -> NDArray[np.float64]:
         beyond = self.complexity(tokens) - self.policy.centre
         limits = self.policy.value + self.policy.slope * beyond
-        self.limits = np.clip(limits, self.signal.low, self.signal.high)
-
-    def limit(self, exit: int) -> Limit:
-        return self.limits
+        return np.clip(limits, self.signal.low, self.signal.high)
 
 
 class _ByPosition(_Follows):
