@@ -6,7 +6,7 @@ Maps are fitted on the later half of a workload's documents, once: lower ranks a
 same fit. Documents that fitting did not see are traced, and for every exit a threshold is chosen at which the
 replay keeps `--replayed` of the full model's tokens. Then the same texts are decoded with their own tokens
 forced, K and V propagated and mapped: what is lost between replay and decoding is the drift. Beside it stand
-the cost of leaving K and V, mapped over propagated, in bytes and FLOPs as the bill counts them and in seconds
+the cost of leaving K and V, mapped over propagated, in bytes and FLOPs as a replay counts them and in seconds
 as the decoder takes them, and the share of the held-out variance that the maps explain: what no linear map
 explains is where the rest of the drift comes from. The last line is one JSON object.
 """

@@ -45,23 +45,23 @@ def test_a_machine_gives_seconds_and_the_function_the_same(trace: Path) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_the_bill_is_printed_line_by_line(trace: Path) -> None:
+def test_the_breakdown_is_printed_line_by_line(trace: Path) -> None:
     command = ["replay", trace, "--policy", POLICY, "--explain"]
     value = run_offramp(*command, "--json").require(0).json
-    bill = value["bill"]
-    assert math.fsum(line["count"] * line["price"] for line in bill["lines"]) == bill["total"]
-    assert bill["plain"] / bill["total"] == value["predicted_speedup"]
+    breakdown = value["bill"]
+    assert math.fsum(line["count"] * line["price"] for line in breakdown["lines"]) == breakdown["total"]
+    assert breakdown["plain"] / breakdown["total"] == value["predicted_speedup"]
     shown = run_offramp(*command).require(0).out
-    rows = [row for row in shown.partition("The bill")[2].splitlines() if row.strip()]
-    charged = [line for line in bill["lines"] if line["total"]]
-    assert len(charged) < len(bill["lines"])  # overhead moves no bytes
+    rows = [row for row in shown.partition("The cost breakdown")[2].splitlines() if row.strip()]
+    charged = [line for line in breakdown["lines"] if line["total"]]
+    assert len(charged) < len(breakdown["lines"])  # overhead moves no bytes
     for line, row in zip(charged, rows[1:], strict=False):
         assert row.startswith(line["part"])
         assert f"{line['count']:,}" in row
     assert not re.search(r"\de[+-]?\d", "".join(rows))
     assert len(rows) == 1 + len(charged) + 3
     assert "full model / total" in shown
-    assert f"{bill['speedup']:.4f}" in shown
+    assert f"{breakdown['speedup']:.4f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "bill" not in run_offramp(*command[:-1], "--json").require(0).json
 
@@ -160,7 +160,7 @@ def test_the_lists_of_hardware_and_signals() -> None:
         (6.1e-6, "seconds", "6.10 µs"),
     ],
 )
-def test_a_bill_shows_amounts_in_the_unit_that_suits_them(value: float, unit: str, shown: str) -> None:
+def test_a_breakdown_shows_amounts_in_the_unit_that_suits_them(value: float, unit: str, shown: str) -> None:
     assert amount(value, unit) == shown
 
 

@@ -218,7 +218,7 @@ def test_a_single_new_token_is_nothing_to_judge() -> None:
         forecast([alone], [alone], by_hand(), SHAPE, decoding("static:exit=2"))
 
 
-def test_every_item_of_a_bill_belongs_to_a_part_of_time() -> None:
+def test_every_item_of_a_breakdown_belongs_to_a_part_of_time() -> None:
     assert set(PART_OF_ITEM) == set(PARTS)
     assert set(PART_OF_ITEM.values()) == set(PARTS_OF_TIME)
 

@@ -153,12 +153,12 @@ def test_a_forced_generation_costs_what_its_replay_is_charged(machine: str | Non
         at = seconds_at(traced, find_machine(machine), maps=charged)
     lines = lines_of(usage, at)
     assert [(line.part, line.places, line.count, line.price) for line in lines] == [
-        (line.part, line.places, line.count, line.price) for line in result.bill.lines
+        (line.part, line.places, line.count, line.price) for line in result.breakdown.lines
     ]
     maps_paid = [line for line in lines if line.part == "K,V map"]
     assert [(line.where, line.count) for line in maps_paid] == [("exit 1", traced.token_count)]
     propagated = offramp.replay(traced, policy, machine=machine)
-    assert result.bill.total == pytest.approx(propagated.bill.total + maps_paid[0].total)
+    assert result.breakdown.total == pytest.approx(propagated.breakdown.total + maps_paid[0].total)
 
 
 def test_a_replay_without_maps_names_the_command_that_fits_them() -> None:
@@ -170,7 +170,9 @@ def test_a_replay_without_maps_names_the_command_that_fits_them() -> None:
         offramp.replay(few, POLICY, kv="mapped")
     offramp.replay(few, "static:exit=2", kv="mapped")
     offramp.replay(few, "static:exit=3", kv="mapped")
-    assert offramp.replay(few, POLICY).bill.to_json() == offramp.replay(trace(), POLICY).bill.to_json()
+    assert (
+        offramp.replay(few, POLICY).breakdown.to_json() == offramp.replay(trace(), POLICY).breakdown.to_json()
+    )
 
 
 def test_a_trace_takes_maps_that_read_its_exits_alike_only() -> None:

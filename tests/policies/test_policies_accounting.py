@@ -133,9 +133,9 @@ def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
     expected = expected + (checks + through) * costs.probes["restricted head"]
     np.testing.assert_allclose(decision_costs(costs, decisions), expected)
     result = replay(trace, BANDIT.format(signal))
-    (line,) = [line for line in result.bill.lines if line.part == "probe" and line.places == (LAYERS,)]
+    (line,) = [line for line in result.breakdown.lines if line.part == "probe" and line.places == (LAYERS,)]
     assert line.count == through.sum()
-    assert result.bill.total == pytest.approx(expected.sum())
+    assert result.breakdown.total == pytest.approx(expected.sum())
 
 
 @pytest.mark.parametrize("policy", [BANDIT.format("margin"), BANDIT.format("correctness")])
@@ -262,7 +262,7 @@ def test_more_waiting_rows_than_timings_reach_are_charged_as_several_steps() -> 
     margin = np.tile((np.arange(41) < 40)[:, None], 6).astype(np.float32)
     trace = make_trace(tokens=41, documents=1, margin=margin)
     result = replay(trace, "threshold:signal=margin,value=0.5,exits=2", machine=timed(), kv="recompute")
-    assert max(line.rows for line in result.bill.lines) == 41
+    assert max(line.rows for line in result.breakdown.lines) == 41
     with pytest.raises(InputError, match="no timings for batch size 17"):
         replay(make_trace(documents=20), CHECKS, machine=timed(), batch=17)
 

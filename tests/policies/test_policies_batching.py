@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, decisions_of, lines
+from breakdown_examples import LAYERS, at, decisions_of, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
-from offramp.policies.cost_breakdown import Item, make_bill
+from offramp.policies.cost_breakdown import Item, break_down
 from offramp.policies.decisions import Decisions
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps, in_lockstep
@@ -145,8 +145,8 @@ def test_rows_that_wait_for_others_never_cost_less_layers(decisions: Decisions, 
     totals = {}
     for name, batching in BATCHINGS.items():
         usage = count_steps(batching(decisions, steps), steps, LAYERS, repair=False)
-        bill = make_bill(usage, plain, at, len(steps))
-        totals[name] = sum(line.total for line in bill.lines if line.part == "layers")
+        breakdown = break_down(usage, plain, at, len(steps))
+        totals[name] = sum(line.total for line in breakdown.lines if line.part == "layers")
     assert totals["lockstep"] >= totals["rebatch"]
     assert (in_lockstep(decisions, steps).exits >= decisions.exits).all()
 

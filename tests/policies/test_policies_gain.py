@@ -1,4 +1,4 @@
-"""Where a gain comes from: worked by hand, and parts that sum to the whole gain of any bill."""
+"""Where a gain comes from: worked by hand, and parts that sum to the whole gain of any breakdown."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, decisions_of
+from breakdown_examples import LAYERS, at, decisions_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.policies.cost_breakdown import GAIN_OF_PART, PARTS, Item, gain_of_usage, make_bill, split_gain
+from offramp.policies.cost_breakdown import GAIN_OF_PART, PARTS, Item, break_down, gain_of_usage, split_gain
 from offramp.policies.decisions import Decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
@@ -27,10 +27,10 @@ PLAIN = 7 + 460 + 1000
 def gain_of(decisions: Decisions) -> dict[str, float]:
     steps = np.arange(len(decisions.exits))
     usage = count_steps(decisions, steps, LAYERS, repair=True)
-    return split_gain(make_bill(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
+    return split_gain(break_down(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
 
 
-def test_every_part_of_a_bill_counts_for_one_part_of_the_gain() -> None:
+def test_every_part_of_a_breakdown_counts_for_one_part_of_the_gain() -> None:
     assert set(PARTS) <= set(GAIN_OF_PART)
     assert set(GAIN_OF_PART.values()) == {"layers", "head", "probes"}
 
@@ -66,9 +66,9 @@ def test_the_parts_sum_to_the_gain(decisions: Decisions, batch: int, batching: s
     tokens = len(decisions.exits)
     steps = group_into_steps(np.arange(tokens, dtype=np.int32) // 2, min(batch, (tokens + 1) // 2), 0)
     usage = count_steps(BATCHINGS[batching](decisions, steps), steps, LAYERS, repair=repair)
-    bill = make_bill(usage, count_plain(steps, LAYERS), at, tokens)
-    gain = split_gain(bill)
-    assert gain.total == pytest.approx(1.0 - bill.total / bill.plain, abs=1e-12)
+    breakdown = break_down(usage, count_plain(steps, LAYERS), at, tokens)
+    gain = split_gain(breakdown)
+    assert gain.total == pytest.approx(1.0 - breakdown.total / breakdown.plain, abs=1e-12)
     assert gain == gain_of_usage(usage, count_plain(steps, LAYERS), at, tokens)
 
 
@@ -81,16 +81,16 @@ def test_the_parts_sum_to_the_gain(decisions: Decisions, batch: int, batching: s
         "shortlist:policy=[threshold:signal=hidden_cosine,value=0.6,exits=2+4]",
     ],
 )
-def test_a_replays_gain_is_that_of_its_bill(policy: str, kv: str, machine: str | None) -> None:
+def test_a_replays_gain_is_that_of_its_breakdown(policy: str, kv: str, machine: str | None) -> None:
     plain = make_trace(shape=make_shape(head=1_000_000))
     trace = make_trace(shape=plain.shape, restricted_top1=plain.fact("top1"))
     result = replay(trace, policy, kv=kv, machine=machine)
     assert result.gain.total == pytest.approx(1.0 - 1.0 / result.predicted_speedup, abs=1e-12)
-    layers = sum(line.total for line in result.bill.lines if line.part in ("layers", "K,V projection"))
-    plain = sum(line.total for line in result.bill.plain_lines if line.part == "layers")
-    overhead = sum(line.total for line in result.bill.plain_lines if line.part == "overhead")
-    overhead -= sum(line.total for line in result.bill.lines if line.part == "overhead")
-    assert result.gain.layers == pytest.approx((plain - layers + overhead) / result.bill.plain)
+    layers = sum(line.total for line in result.breakdown.lines if line.part in ("layers", "K,V projection"))
+    plain = sum(line.total for line in result.breakdown.plain_lines if line.part == "layers")
+    overhead = sum(line.total for line in result.breakdown.plain_lines if line.part == "overhead")
+    overhead -= sum(line.total for line in result.breakdown.lines if line.part == "overhead")
+    assert result.gain.layers == pytest.approx((plain - layers + overhead) / result.breakdown.plain)
 
 
 @pytest.mark.parametrize("policy", ["static:exit=3", "threshold:signal=margin,value=0.5,exits=1+3", "never"])

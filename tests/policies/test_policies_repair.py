@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import PolicyError
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.policies.cost_breakdown import Bill
+from offramp.policies.cost_breakdown import CostBreakdown
 from offramp.policies.decisions import Decisions
 from offramp.policies.kv_cost import STRATEGIES, Run, deepest_after
 from offramp.policies.policy import ExitPolicy
@@ -21,8 +21,8 @@ from policy_traces import make_trace
 CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
 
 
-def part(bill: Bill, name: str) -> float:
-    return sum(line.total for line in bill.lines if line.part == name)
+def part(breakdown: CostBreakdown, name: str) -> float:
+    return sum(line.total for line in breakdown.lines if line.part == name)
 
 
 def run_of(exits: list[int], documents: list[int], policy: ExitPolicy | None = None) -> Run:
@@ -56,13 +56,13 @@ def test_deepest_after_is_the_plain_maximum(tokens: list[tuple[int, int]]) -> No
 def test_a_recomputed_layer_costs_a_row_more_in_bytes_and_a_whole_layer_in_flops() -> None:
     trace = make_trace()
     result = replay(trace, CHECKS, kv="recompute")
-    lines = [line for line in result.bill.lines if line.part == "layers"]
+    lines = [line for line in result.breakdown.lines if line.part == "layers"]
     waited = sum(line.count * (line.rows - 1) for line in lines)
     attended = float(trace.position.mean()) + 1
     alone = float(counted_at(trace, "bytes")(1).layers[0])
     # A row more reads and writes K,V of its own: 10 elements a position, 2 bytes each.
     assert waited > 0
-    assert part(result.bill, "layers") == pytest.approx(
+    assert part(result.breakdown, "layers") == pytest.approx(
         sum(line.count for line in lines) * alone + waited * 2 * 10 * (attended + 1)
     )
     flops, one = counted_at(trace, "flops")(2).layers, counted_at(trace, "flops")(1).layers
@@ -77,9 +77,9 @@ def test_a_recomputed_layer_costs_a_row_more_in_bytes_and_a_whole_layer_in_flops
 def test_monotone_policies_repair_nothing(policy: ExitPolicy | str) -> None:
     trace = make_trace()
     result, propagated = replay(trace, policy, kv="monotone"), replay(trace, policy)
-    repair = part(propagated.bill, "K,V projection")
-    assert part(result.bill, "K,V projection") == 0.0
-    assert propagated.bill.total - result.bill.total == pytest.approx(repair)
+    repair = part(propagated.breakdown, "K,V projection")
+    assert part(result.breakdown, "K,V projection") == 0.0
+    assert propagated.breakdown.total - result.breakdown.total == pytest.approx(repair)
 
 
 def test_a_policy_that_may_go_deeper_is_refused() -> None:
@@ -97,5 +97,5 @@ def test_a_recurrent_layer_is_charged_whole_where_it_is_skipped() -> None:
     layer = LayerShape("recurrent", 800, 800, 0, 0, 0, None, 64)
     trace = make_trace(shape=ModelShape((layer,) * 6, 10, 30, 10, 300, 2))
     result = replay(trace, StaticExit(2))
-    assert part(result.bill, "K,V projection") == 60 * 4 * 2 * (800 + 2 * 64)
+    assert part(result.breakdown, "K,V projection") == 60 * 4 * 2 * (800 + 2 * 64)
     assert result.predicted_speedup == result.predicted_speedup_flops == pytest.approx(1.0)

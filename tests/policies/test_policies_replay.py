@@ -27,7 +27,7 @@ PRICES = Prices(bytes=COSTS, flops=COSTS)
 CHECKED = st.sets(st.integers(1, 5)).map(sorted).map(tuple)
 
 
-def test_a_hand_worked_bill_line_by_line() -> None:
+def test_a_hand_worked_breakdown_line_by_line() -> None:
     # Three tokens of a 4-layer model, checked at exits 1 and 3 with max_prob >= 0.5.
     sure = np.array([[0.9, 0.9, 0.9, 0.9], [0.1, 0.9, 0.6, 0.9], [0.1, 0.9, 0.2, 0.9]], dtype=np.float32)
     top1 = np.array([[1, 1, 1, 1], [3, 1, 2, 1], [1, 1, 1, 2]], dtype=np.int32)
@@ -198,7 +198,7 @@ def test_one_row_in_a_step_is_the_plain_replay(policy: str) -> None:
         result = replay(trace, policy, machine="a100", batch=1, batching=batching)
         np.testing.assert_array_equal(result.exits, plain.exits)
         np.testing.assert_array_equal(result.probes, plain.probes)
-        assert result.bill == plain.bill
+        assert result.breakdown == plain.breakdown
         assert result.predicted_speedup_flops == plain.predicted_speedup_flops
 
 
@@ -262,12 +262,12 @@ def test_an_oracle_is_marked() -> None:
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
-def test_probes_per_token_are_those_of_the_bill(kv: str) -> None:
+def test_probes_per_token_are_those_of_the_breakdown(kv: str) -> None:
     result = replay(make_trace(), CHECKS, kv=kv)
-    charged = sum(line.count * line.rows for line in result.bill.lines if line.part == "probe")
-    assert result.bill.probes_per_token == charged / len(result.exits)
+    charged = sum(line.count * line.rows for line in result.breakdown.lines if line.part == "probe")
+    assert result.breakdown.probes_per_token == charged / len(result.exits)
     # Drafts that are thrown away were checked too.
-    assert (result.bill.probes_per_token == result.probes.mean()) == (kv != "speculate")
+    assert (result.breakdown.probes_per_token == result.probes.mean()) == (kv != "speculate")
 
 
 def test_a_price_that_was_not_timed_is_said() -> None:

@@ -58,7 +58,7 @@ def test_the_figures_are_the_replays_own(trace: Trace, policy: str, options: dic
 
 @pytest.mark.parametrize("machine", [None, "h100"])
 def test_the_intervals_are_those_of_the_tuners_measuring(trace: Trace, machine: str | None) -> None:
-    """Two ways to the same draws: documents' whole bills here, costs of single tokens there."""
+    """Two ways to the same draws: documents' whole costs here, costs of single tokens there."""
     profile = None if machine is None else find_machine(machine)
     found = replay_intervals(trace, THRESHOLD, machine=profile, seed=5, draws=DRAWS)
     held = measure(

@@ -64,8 +64,8 @@ def test_an_exit_pays_the_short_lists_product_instead_of_the_whole_heads() -> No
     left = np.count_nonzero(result.exits < trace.layers)
     saved = left * (costs.exit_head - costs.probes["restricted head"])
     assert saved != 0
-    assert result.bill.total == pytest.approx(whole.bill.total - saved)
-    assert result.bill.plain == whole.bill.plain
+    assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
+    assert result.breakdown.plain == whole.breakdown.plain
 
 
 def test_a_static_exit_through_the_short_list() -> None:
@@ -73,7 +73,7 @@ def test_a_static_exit_through_the_short_list() -> None:
     costs = counted_at(trace, "bytes")(1)
     result = replay(trace, ShortList(StaticExit(3)))
     expected = costs.overhead + costs.until_exit[2] + costs.probes["restricted head"]
-    assert result.bill.total == pytest.approx(expected * trace.token_count)
+    assert result.breakdown.total == pytest.approx(expected * trace.token_count)
 
 
 @pytest.mark.parametrize("inner", [Never(), CHEAP, StaticExit(3)])
@@ -92,10 +92,10 @@ def test_a_short_head_answers_and_costs_the_list_everywhere(inner: ExitPolicy, l
     saved = left * (costs.exit_head - short) + (trace.token_count - left) * (
         costs.head - (short - (costs.exit_head - costs.head))
     )
-    assert result.bill.total == pytest.approx(whole.bill.total - saved)
-    assert result.bill.plain == whole.bill.plain
-    assert {line.part for line in result.bill.lines} & {"exit head", "final head"} == set()
-    assert result.gain.head == pytest.approx(saved / whole.bill.plain + whole.gain.head)
+    assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
+    assert result.breakdown.plain == whole.breakdown.plain
+    assert {line.part for line in result.breakdown.lines} & {"exit head", "final head"} == set()
+    assert result.gain.head == pytest.approx(saved / whole.breakdown.plain + whole.gain.head)
     assert result.skip_ratio == whole.skip_ratio
     assert np.isnan(result.nll_increase)
     assert np.isnan(result.kl)
@@ -147,7 +147,7 @@ def test_tuning_measures_what_replay_says(policy: ExitPolicy) -> None:
     assert held.agreement.value == pytest.approx(result.agreement)
     assert held.net_speedup.value == pytest.approx(result.predicted_speedup)
     assert 1.0 - policy_losses(trace, policy, FLOOR).mean() == pytest.approx(result.agreement)
-    assert held.plain_cost == pytest.approx(result.bill.plain / trace.token_count)
+    assert held.plain_cost == pytest.approx(result.breakdown.plain / trace.token_count)
     assert held.gain is not None
     assert held.gain.to_json() == pytest.approx(result.gain.to_json())
     intervals = replay_intervals(trace, policy)
@@ -170,7 +170,7 @@ def test_a_search_finds_short_lists_with_their_own_risk_and_cost() -> None:
     for scored in [best, *(one for one in pool.found if one.policy.short_list)][::7]:
         result = replay(trace, scored.policy)
         assert scored.risk == pytest.approx(1.0 - result.agreement)
-        assert scored.cost == pytest.approx(result.bill.total / trace.token_count)
+        assert scored.cost == pytest.approx(result.breakdown.total / trace.token_count)
         assert parse_policy(str(scored.policy)) == scored.policy
         assert scored.family.startswith("short list everywhere") == (
             scored.policy.short_head and not scored.policy.full_depth

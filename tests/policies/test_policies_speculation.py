@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from bill_examples import lines
+from breakdown_examples import lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ def test_rounds_by_hand() -> None:
     assert rounds_of([4, 1], [False, True], [2]) == [(0, 0, True), (1, 1, False)]
 
 
-def test_a_bill_by_hand() -> None:
+def test_a_breakdown_by_hand() -> None:
     # One round: drafts leave at 1 (full head) and 3 (cosine, then the head), the third token goes through.
     decisions = Decisions(np.array([1, 3, 4]), MARGIN)
     rounds = find_rounds(decisions.exits, np.ones(3, bool), np.zeros(3, np.int32), LAYERS, 4)

@@ -201,7 +201,7 @@ def test_a_check_costs_one_head_product_and_no_lens() -> None:
     costs, exits = prices_of(own).bytes, result.exits
     checks = np.minimum(exits, 2) * costs.probes["full head"]
     total = costs.overhead + costs.until_exit[exits - 1] + checks + np.where(exits == 3, costs.head, 0.0)
-    assert result.bill.total == pytest.approx(total.sum())
+    assert result.breakdown.total == pytest.approx(total.sum())
     assert 0 < np.mean(exits < 3) < 1
 
 

@@ -241,14 +241,14 @@ def test_the_cheapest_threshold_within_each_target(seed: int, levels: int | None
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), text=st.sampled_from(POLICIES))
-def test_parts_are_those_of_the_bill(seed: int, text: str) -> None:
+def test_parts_are_those_of_the_breakdown(seed: int, text: str) -> None:
     trace = make_trace(seed=seed, shape=make_shape(head=500))
     pricing = pricing_of(trace, find_machine("h100"))
     decisions = replay_decisions(parse_policy(text), trace)
     counts = count_decisions(decisions, trace.layers)
-    bill = replay(trace, text, machine="h100").bill
+    breakdown = replay(trace, text, machine="h100").breakdown
     by_part: dict[str, float] = {}
-    for line in bill.lines:
+    for line in breakdown.lines:
         by_part[line.part] = by_part.get(line.part, 0.0) + line.total / trace.token_count
     assert pricing.parts(counts) == pytest.approx(by_part)
     mean = float(decision_costs(pricing.costs, decisions).mean())

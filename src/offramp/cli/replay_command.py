@@ -16,7 +16,7 @@ from offramp.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offramp.policies.cost_breakdown import Bill
+    from offramp.policies.cost_breakdown import CostBreakdown
     from offramp.policies.replay import ReplayResult
     from offramp.tracing.trace import Trace
 
@@ -64,7 +64,9 @@ def replay(
             show_default=False,
         ),
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Print every line of the bill.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print every line of the cost breakdown.")
+    ] = False,
     execute: Annotated[
         bool,
         typer.Option(
@@ -117,10 +119,10 @@ def replay(
     for note in result.notes:
         out.console.print(f"  note: {note}", markup=False)
     if explain:
-        out.console.print(_bill_table(result.bill))
-    bill = {"bill": result.bill.to_json()} if explain else {}
+        out.console.print(_breakdown_table(result.breakdown))
+    breakdown = {"bill": result.breakdown.to_json()} if explain else {}
     rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads)} if execute else {}
-    out.finish({**_as_json(result), **bill, **rerun})
+    out.finish({**_as_json(result), **breakdown, **rerun})
 
 
 def _execute(
@@ -206,7 +208,7 @@ def _summary_table(result: ReplayResult) -> Table:
         "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
         "speed if probes were free": times(result.speedup_without_probes),
         "probes' share of the cost": percent(result.probe_share),
-        "probes per token": decimal(result.bill.probes_per_token),
+        "probes per token": decimal(result.breakdown.probes_per_token),
         "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
         "KL to the full model": f"{decimal(result.kl, 4)} nats",
     }
@@ -220,22 +222,22 @@ def _summary_table(result: ReplayResult) -> Table:
     return table
 
 
-def _bill_table(bill: Bill) -> Table:
-    """The lines of a bill that cost something; their sum is the total."""
+def _breakdown_table(breakdown: CostBreakdown) -> Table:
+    """The lines of a cost breakdown that cost something; their sum is the total."""
     from offramp.report.word_table import WordTable
 
-    table = WordTable(title="The bill")
+    table = WordTable(title="The cost breakdown")
     for name in ("what", "where", "rows", "times", "each", "sum"):
         table.add_column(name, justify="left" if name in ("what", "where") else "right")
-    for line in bill.lines:
+    for line in breakdown.lines:
         if not line.total:
             continue
         what = f"{line.part}, {line.probe}" if line.probe else line.part
-        price, total = amount(line.price, bill.unit), amount(line.total, bill.unit)
+        price, total = amount(line.price, breakdown.unit), amount(line.total, breakdown.unit)
         table.add_row(what, line.where, str(line.rows), f"{line.count:,}", price, total)
-    table.add_row("total", "", "", "", "", amount(bill.total, bill.unit))
-    table.add_row("full model", "", "", "", "", amount(bill.plain, bill.unit))
-    table.add_row("full model / total", "", "", "", "", f"{bill.speedup:.4f}")
+    table.add_row("total", "", "", "", "", amount(breakdown.total, breakdown.unit))
+    table.add_row("full model", "", "", "", "", amount(breakdown.plain, breakdown.unit))
+    table.add_row("full model / total", "", "", "", "", f"{breakdown.speedup:.4f}")
     return table
 
 
@@ -271,7 +273,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "gain": result.gain.to_json(),
         "speedup_without_probes": result.speedup_without_probes,
         "probe_share": result.probe_share,
-        "probes_per_token": result.bill.probes_per_token,
+        "probes_per_token": result.breakdown.probes_per_token,
         "nll_increase": result.nll_increase,
         "kl": result.kl,
         "notes": list(result.notes),

@@ -52,7 +52,7 @@ PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a bill: `count` times `price`.
+    """One line of a breakdown: `count` times `price`.
 
     places: the layers or exits that it is about, ascending. rows: tokens that it is done for at once.
     """
@@ -66,7 +66,7 @@ class Line:
 
     @property
     def total(self) -> float:
-        """Count times price, in the bill's unit."""
+        """Count times price, in the unit of the breakdown."""
         return self.count * self.price
 
     @property
@@ -87,12 +87,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostBreakdown:
     """What a policy is charged for a whole trace, and what the full model costs on the same tokens.
 
     unit: "bytes", "flops" or "seconds", of every price and total. lines: in the order of PARTS; their sum is
     `total`. plain_lines: what the full model costs in the same steps; their sum is `plain`. tokens: that the
-    bill is for.
+    breakdown is for.
     """
 
     unit: str
@@ -126,7 +126,7 @@ class Bill:
         return tuple(sorted({line.rows for line in self.lines}))
 
     def to_json(self) -> dict[str, Any]:
-        """The whole bill as a JSON object."""
+        """The whole breakdown as a JSON object."""
         return {
             "unit": self.unit,
             "tokens": self.tokens,
@@ -137,13 +137,15 @@ class Bill:
         }
 
 
-def make_bill(usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int) -> Bill:
-    """The bill of some usage, and of the full model's usage on the same tokens."""
-    return Bill(at(1).unit, tokens, lines=lines_of(usage, at), plain_lines=lines_of(plain, at))
+def break_down(
+    usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int
+) -> CostBreakdown:
+    """The breakdown of some usage, and of the full model's usage on the same tokens."""
+    return CostBreakdown(at(1).unit, tokens, lines=lines_of(usage, at), plain_lines=lines_of(plain, at))
 
 
 def lines_of(usage: Mapping[Item, int], at: PriceAt) -> tuple[Line, ...]:
-    """The lines of a bill; layers and heads of one price are one line, probes have one for each exit."""
+    """The lines of a breakdown; layers and heads of one price are one line, probes have one for each exit."""
     order = list(PARTS)
     merged: dict[tuple[Any, ...], list[Item]] = {}
     for item in sorted(usage, key=lambda item: (order.index(item.part), item.rows, item.place, item.probe)):
@@ -176,7 +178,7 @@ GAIN_OF_PART: Mapping[str, str] = {
     "short head": HEAD,
     "final head": HEAD,
 }
-"""What each part of a bill counts for (the names of `offramp.policies.cost_breakdown.PARTS`)."""
+"""What each part counts for (the names of PARTS)."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,9 @@ class Gain:
         return asdict(self)
 
 
-def split_gain(bill: Bill) -> Gain:
-    """Where the gain of a bill comes from, by its own prices."""
-    return gain_of_parts(totals_of(bill.lines), totals_of(bill.plain_lines))
+def split_gain(breakdown: CostBreakdown) -> Gain:
+    """Where the gain of a breakdown comes from, by its own prices."""
+    return gain_of_parts(totals_of(breakdown.lines), totals_of(breakdown.plain_lines))
 
 
 def gain_of_usage(usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int) -> Gain:
@@ -214,11 +216,11 @@ def gain_of_usage(usage: Mapping[Item, int], plain: Mapping[Item, int], at: Pric
     usage, plain: of a generation with a policy and of one with the full model (`BatchGeneration.usage`), of
     as many tokens each.
     """
-    return split_gain(make_bill(usage, plain, at, tokens))
+    return split_gain(break_down(usage, plain, at, tokens))
 
 
 def gain_of_parts(policy: Mapping[str, float], plain: Mapping[str, float]) -> Gain:
-    """Where a gain comes from, from costs of a token by part of a bill (the keys of GAIN_OF_PART)."""
+    """Where a gain comes from, from costs of a token by part (the keys of GAIN_OF_PART)."""
     whole = math.fsum(plain.values())
     saved: dict[str, list[float]] = {LAYERS: [], HEAD: [], PROBES: []}
     for costs, sign in ((plain, 1.0), (policy, -1.0)):
@@ -228,7 +230,7 @@ def gain_of_parts(policy: Mapping[str, float], plain: Mapping[str, float]) -> Ga
 
 
 def totals_of(lines: Iterable[Line]) -> dict[str, float]:
-    """Sums of some lines by part of the bill."""
+    """Sums of some lines by part."""
     totals: dict[str, float] = {}
     for line in lines:
         totals[line.part] = totals.get(line.part, 0.0) + line.total

@@ -23,7 +23,7 @@ from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.policies.cost_breakdown import Bill, PriceAt
+from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
 from offramp.policies.signals import probes_of
 from offramp.tracing.trace import Trace
@@ -57,7 +57,7 @@ def exit_costs(costs: TokenCosts, needs: Needs) -> NDArray[np.float64]:
 
 
 def exit_costs_without_probes(costs: TokenCosts) -> NDArray[np.float64]:
-    """The same bill with checks for free, one head product a token: float64 [layers]."""
+    """The same with checks for free, one head product a token: float64 [layers]."""
     return costs.overhead + costs.until_exit + costs.heads
 
 
@@ -199,12 +199,12 @@ def lookup_notes(given: Machine | str | None, machine: Machine | None) -> tuple[
     return kept_notes(machine) if isinstance(given, str) else ()
 
 
-def derived_notes(machine: Machine | None, bill: Bill, *, lens: bool) -> tuple[str, ...]:
-    """What must be said of prices in a bill that were derived instead of timed; lens: whether it has one."""
+def derived_notes(machine: Machine | None, breakdown: CostBreakdown, *, lens: bool) -> tuple[str, ...]:
+    """What must be said of prices that were derived instead of timed; lens: whether the trace has one."""
     if not isinstance(machine, TimingsProfile):
         return ()
     priced_as = {"short head": "restricted head"}
-    used = {line.probe or priced_as.get(line.part, line.part) for line in bill.lines}
+    used = {line.probe or priced_as.get(line.part, line.part) for line in breakdown.lines}
     return machine.derived_notes(used | {LENS} if lens else used)
 
 

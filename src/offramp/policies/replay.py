@@ -14,7 +14,7 @@ from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError, PolicyError
 from offramp.policies.binding import TunedOn, seen_notes
-from offramp.policies.cost_breakdown import PARTS, Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv_cost import (
@@ -50,7 +50,7 @@ class ReplayResult:
 
     exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
     checked exits where it was probed; what is charged, drafts that are made again included, is
-    `bill.probes_per_token`.
+    `breakdown.probes_per_token`.
     agreement: share of tokens whose output equals the full model's. reference_agreement: the same with the
     untransformed full model's, None for a model without transforms. nll_increase, kl: means over tokens, in
     nats.
@@ -59,12 +59,12 @@ class ReplayResult:
     basis: what `predicted_speedup` is counted in: "bytes moved", or seconds on the machine of that name.
     predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head) in that basis, at
     this batch size; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of
-    the bill. probe_share: share of the policy's cost that probes add.
-    seconds_per_token, plain_seconds_per_token: on the machine, None without one.
-    kv: the strategy for skipped layers' K and V. batch, batching: rows of a step, and how they leave.
-    reachable: whether a decoder could follow the policy; an oracle it could not.
-    bill: every line of the cost, in bytes or seconds. gain: what each of its parts saves. notes: what to bear
-    in mind of its prices, and of documents that the policy or the exit heads have seen.
+    it. probe_share: share of the policy's cost that probes add.
+    seconds_per_token, plain_seconds_per_token: on the machine, None without one. kv: the strategy for skipped
+    layers' K and V. batch, batching: rows of a step, and how they leave. reachable: whether a decoder could
+    follow the policy; an oracle it could not. breakdown: every line of the cost, in bytes or seconds. gain:
+    what each of its parts saves. notes: what to bear in mind of its prices, and of documents that the policy
+    or the exit heads have seen.
     """
 
     policy: str
@@ -85,7 +85,7 @@ class ReplayResult:
     batch: int
     batching: str
     reachable: bool
-    bill: Bill
+    breakdown: CostBreakdown
     gain: Gain
     notes: tuple[str, ...]
     reference_agreement: float | None = None
@@ -163,8 +163,8 @@ def replay(
     unchecked = strategy.count(dataclasses.replace(run, decisions=decisions.unchecked()))
     seconds = None if machine is None else seconds_at(trace, machine, position, batch=batch, maps=maps)
     at = seconds or in_bytes
-    bill = make_bill(usage, plain, at, trace.token_count)
-    unprobed = make_bill(unchecked, plain, at, trace.token_count)
+    breakdown = break_down(usage, plain, at, trace.token_count)
+    unprobed = break_down(unchecked, plain, at, trace.token_count)
     quality = _quality(
         trace, np.full_like(decisions.exits, trace.layers) if strategy.exact else decisions.exits
     )
@@ -173,27 +173,27 @@ def replay(
         exits=decisions.exits,
         probes=probes_made(decisions),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
-        predicted_speedup=bill.speedup,
-        predicted_speedup_flops=make_bill(usage, plain, in_flops, trace.token_count).speedup,
+        predicted_speedup=breakdown.speedup,
+        predicted_speedup_flops=break_down(usage, plain, in_flops, trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
-        probe_share=1.0 - unprobed.total / bill.total,
+        probe_share=1.0 - unprobed.total / breakdown.total,
         agreement=quality.agreement,
         reference_agreement=quality.reference_agreement,
         nll_increase=quality.nll_increase,
         kl=quality.kl,
         basis="bytes moved" if machine is None else machine.name,
-        seconds_per_token=bill.total / bill.tokens if seconds else None,
-        plain_seconds_per_token=bill.plain / bill.tokens if seconds else None,
+        seconds_per_token=breakdown.total / breakdown.tokens if seconds else None,
+        plain_seconds_per_token=breakdown.plain / breakdown.tokens if seconds else None,
         kv=kv,
         batch=batch,
         batching=batching,
         reachable=own.reachable,
-        bill=bill,
-        gain=split_gain(bill),
+        breakdown=breakdown,
+        gain=split_gain(breakdown),
         notes=(
             *lookup_notes(given, machine),
-            *untimed_notes(machine, bill.batches),
-            *derived_notes(machine, bill, lens=has_lens(trace)),
+            *untimed_notes(machine, breakdown.batches),
+            *derived_notes(machine, breakdown, lens=has_lens(trace)),
             *seen_notes(trace, tuned_on(source) if isinstance(source, str) else TunedOn()),
         ),
     )

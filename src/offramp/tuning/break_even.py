@@ -105,7 +105,7 @@ LEVERS: tuple[Lever, ...] = (
 def break_even(
     trace: Trace, policy: ExitPolicy | str, costs: TokenCosts, target: float = TARGET
 ) -> tuple[BreakEven, ...]:
-    """For each part of the bill, the price at which the policy's net speedup reaches the target.
+    """For each part of the cost, the price at which the policy's net speedup reaches the target.
 
     costs: prices of one step; `now` and `needed` are in its unit, of a whole step.
 

@@ -43,7 +43,7 @@ class DecisionCounts:
 
     leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
     probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. heads: the
-    part of a bill that the output is below L, and at L.
+    part of a breakdown that the output is below L, and at L.
     """
 
     leaving: NDArray[np.int64]
@@ -62,7 +62,7 @@ class DecisionCounts:
         return float(self.leaving @ at_exits) / self.tokens
 
     def usage(self, mapped: Collection[int] = ()) -> Usage:
-        """The same as items of a bill, at batch 1 with K and V propagated, or mapped from some exits."""
+        """The same as items of a breakdown, at batch 1 with K and V propagated, or mapped from some exits."""
         layers = len(self.leaving)
         skipping = np.append(0, np.cumsum(self.leaving)[:-1])
         outputs = self.leaving.copy()

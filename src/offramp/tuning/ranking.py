@@ -27,7 +27,7 @@ class RankedPolicy:
     family: "max_prob, all exits", "restricted_margin, 3 exits", "patience", ... reachable: False for an
     oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
     probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
-    token by part of the bill (the names of `offramp.policies.cost_breakdown.PARTS`), summing to
+    token by part (the names of `offramp.policies.cost_breakdown.PARTS`), summing to
     seconds_per_token; empty where not kept. chosen: whether it was the fastest early exit on the half that
     chose (the full model if none beat what leaves no layer out), and so is the verdict's policy; the fastest
     on the other half may be another by luck. gain: what each part of a step saves on the other half, None

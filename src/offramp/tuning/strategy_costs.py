@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
-from offramp.policies.cost_breakdown import Bill, Gain, PriceAt, Usage, make_bill, split_gain
+from offramp.policies.cost_breakdown import CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import Decisions, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
@@ -76,14 +76,14 @@ class StrategyCosts:
     def gain(self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions) -> Gain:
         """What each part of a step saves of plain decoding, over all tokens."""
         run = _run(trace, policy, decisions)
-        return split_gain(self._bill(run, kv, STRATEGIES[kv].count(run)))
+        return split_gain(self._breakdown(run, kv, STRATEGIES[kv].count(run)))
 
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
         """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
         found = []
         for length in DRAFT_LENGTHS:
-            bill = replay(trace, policy, machine=self.machine, kv=kv, draft_length=length).bill
-            found.append((bill.total / bill.tokens, bill.plain / bill.tokens, length))
+            breakdown = replay(trace, policy, machine=self.machine, kv=kv, draft_length=length).breakdown
+            found.append((breakdown.total / breakdown.tokens, breakdown.plain / breakdown.tokens, length))
         return min(found)
 
     def _charge(
@@ -92,14 +92,14 @@ class StrategyCosts:
         """The columns of `Charged`, of all tokens together."""
         run, count = _run(trace, policy, decisions), STRATEGIES[kv].count
         usage = count(run)
-        bill = self._bill(run, kv, usage)
-        free = self._bill(run, kv, count(replace(run, decisions=Decisions(decisions.exits, {}))))
-        return bill.total, free.total, bill.plain, executed_layers(usage, trace.shape)
+        breakdown = self._breakdown(run, kv, usage)
+        free = self._breakdown(run, kv, count(replace(run, decisions=Decisions(decisions.exits, {}))))
+        return breakdown.total, free.total, breakdown.plain, executed_layers(usage, trace.shape)
 
-    def _bill(self, run: Run, kv: str, usage: Usage) -> Bill:
+    def _breakdown(self, run: Run, kv: str, usage: Usage) -> CostBreakdown:
         """What runs, and what plain decoding of the same tokens runs, at this machine's prices."""
         plain = count_plain(run.steps, run.trace.layers)
-        return make_bill(usage, plain, self._at(kv), run.trace.token_count)
+        return break_down(usage, plain, self._at(kv), run.trace.token_count)
 
 
 def _run(trace: Trace, policy: ExitPolicy, decisions: Decisions) -> Run:

@@ -20,7 +20,7 @@ PART_OF_ITEM: Mapping[str, str] = {
     "final head": "heads",
     "overhead": "overhead",
 }
-"""The part of time that an item of a bill belongs to."""
+"""The part of time that an item of a cost breakdown belongs to."""
 
 
 class Meter:

@@ -180,7 +180,7 @@ def price_parts(
 def _priced(
     runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
 ) -> dict[str, float]:
-    """The same by part of the bill (`offramp.policies.cost_breakdown.PARTS`)."""
+    """The same by part (`offramp.policies.cost_breakdown.PARTS`)."""
     totals: dict[str, float] = {}
     lens, maps = (False, ()) if decoding is None else (decoding.lens, decoding.maps)
     for run in runs:

@@ -1,4 +1,4 @@
-"""Bills: every line worked out by hand, and sums that equal token-by-token charging."""
+"""Cost breakdowns: every line worked out by hand, and sums that equal token-by-token charging."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from bill_examples import LAYERS, at, decisions_of, lines
+from breakdown_examples import LAYERS, at, decisions_of, lines
 from hypothesis import given, settings
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.cost_breakdown import Item, Usage, make_bill
+from offramp.policies.cost_breakdown import Item, Usage, break_down
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy_cost import decision_costs
 from offramp.policies.replay import replay
@@ -18,7 +18,7 @@ from offramp.policies.steps import count_plain, count_steps
 from policy_traces import make_trace
 
 
-def test_a_hand_worked_bill() -> None:
+def test_a_hand_worked_breakdown() -> None:
     # Exits 1, 3 and 4, probed with a full head at 1 and with a cosine at 3.
     decisions = Decisions(np.array([1, 3, 4]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
     assert lines(count_steps(decisions, np.arange(3), LAYERS, repair=True)) == [
@@ -38,11 +38,11 @@ def test_a_hand_worked_bill() -> None:
     ]
 
 
-def test_the_full_models_bill() -> None:
+def test_the_full_models_breakdown() -> None:
     assert lines(count_plain(np.arange(3), LAYERS))[0] == ("overhead", "", 1, 3, 7.0)
-    bill = make_bill(count_plain(np.arange(3), LAYERS), count_plain(np.arange(3), LAYERS), at, 3)
-    assert bill.total == bill.plain == 3 * (7 + 460 + 1000)
-    assert bill.speedup == 1.0
+    breakdown = break_down(count_plain(np.arange(3), LAYERS), count_plain(np.arange(3), LAYERS), at, 3)
+    assert breakdown.total == breakdown.plain == 3 * (7 + 460 + 1000)
+    assert breakdown.speedup == 1.0
 
 
 def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
@@ -50,13 +50,13 @@ def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
         return TokenCosts("flops", np.full(9, 3.0), 8.0, 8.0, {}, np.full(9, 1.0))
 
     usage = Usage({Item("layers", layer): 10 - layer for layer in (1, 2, 3, 5, 8, 9)})
-    (line,) = make_bill(usage, usage, flat, 1).lines
+    (line,) = break_down(usage, usage, flat, 1).lines
     assert (line.where, line.count, line.total) == ("layers 1-3, 5, 8-9", 32, 96.0)
     assert line.places == (1, 2, 3, 5, 8, 9)
 
 
 def cost_of_one_token(decisions: Decisions, token: int) -> float:
-    """The bill of one token, added up one thing after the other."""
+    """The cost of one token, added up one thing after the other."""
     price, exit = at(1), int(decisions.exits[token])
     total = price.overhead + sum(price.layers[:exit]) + sum(price.key_value[exit:])
     answered = False
@@ -75,28 +75,28 @@ def cost_of_one_token(decisions: Decisions, token: int) -> float:
 
 @settings(deadline=None)
 @given(decisions=decisions_of())
-def test_a_bill_is_the_sum_of_its_tokens(decisions: Decisions) -> None:
+def test_a_breakdown_is_the_sum_of_its_tokens(decisions: Decisions) -> None:
     tokens = len(decisions.exits)
     one_by_one = [cost_of_one_token(decisions, token) for token in range(tokens)]
     np.testing.assert_allclose(decision_costs(at(1), decisions), one_by_one, rtol=1e-12)
     steps = np.arange(tokens)
-    bill = make_bill(
+    breakdown = break_down(
         count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, tokens
     )
-    assert bill.total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
+    assert breakdown.total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
 @pytest.mark.parametrize("machine", [None, "rtx4090"])
 def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     result = replay(make_trace(), "threshold:signal=margin,value=0.5,exits=1+3", kv=kv, machine=machine)
-    bill = result.bill
-    assert math.fsum(line.count * line.price for line in bill.lines) == bill.total
-    assert bill.plain / bill.total == result.predicted_speedup
-    assert bill.unit == ("bytes" if machine is None else "seconds")
+    breakdown = result.breakdown
+    assert math.fsum(line.count * line.price for line in breakdown.lines) == breakdown.total
+    assert breakdown.plain / breakdown.total == result.predicted_speedup
+    assert breakdown.unit == ("bytes" if machine is None else "seconds")
     if machine is not None:
-        assert result.seconds_per_token == bill.total / 60
-    shown = bill.to_json()
-    assert math.fsum(line["total"] for line in shown["lines"]) == shown["total"] == bill.total
-    probes = math.fsum(line.total for line in bill.lines if line.part == "probe")
+        assert result.seconds_per_token == breakdown.total / 60
+    shown = breakdown.to_json()
+    assert math.fsum(line["total"] for line in shown["lines"]) == shown["total"] == breakdown.total
+    probes = math.fsum(line.total for line in breakdown.lines if line.part == "probe")
     assert probes > 0

@@ -1,4 +1,4 @@
-"""Prices that depend on rows, and random walks, for the tests of bills, batches and speculation."""
+"""Prices that depend on rows, and random decisions, for the tests of costs, batches and speculation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from offramp.costs.token import TokenCosts
-from offramp.policies.cost_breakdown import Usage, make_bill
+from offramp.policies.cost_breakdown import Usage, break_down
 from offramp.policies.decisions import Decisions
 from offramp.policies.steps import count_plain
 
@@ -31,8 +31,8 @@ def at(rows: int) -> TokenCosts:
 
 
 def lines(usage: Usage, tokens: int = 3) -> list[tuple[Any, ...]]:
-    bill = make_bill(usage, count_plain(np.arange(tokens), LAYERS), at, tokens)
-    return [(line.part, line.where, line.rows, line.count, line.price) for line in bill.lines]
+    breakdown = break_down(usage, count_plain(np.arange(tokens), LAYERS), at, tokens)
+    return [(line.part, line.where, line.rows, line.count, line.price) for line in breakdown.lines]
 
 
 @st.composite
