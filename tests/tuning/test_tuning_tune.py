@@ -322,9 +322,9 @@ def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: 
     certificate = {**whole["certificate"], "risk_bound": 0.0}
     refused(json.dumps({**whole, "certificate": certificate}), "was edited since it was written")
     newer = {**whole, "schema_version": 4}
-    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 4; this offramp reads up to 3")
+    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 4, newer than 3")
     refused(json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy")
-    refused("{", "is no JSON")
+    refused("{", "is not JSON")
     refused("[]", "holds no JSON object")
     with pytest.raises(InputError, match="cannot be read"):
         read_tuned(tmp_path / "nowhere.json")

@@ -82,6 +82,8 @@ SCHEMA_VERSION = 1
 TUNED_SCHEMA_VERSION = 3
 """That of a file of the tuner, which holds a policy among other things. 3: certificates may be executed."""
 FIRST_TUNED_SCHEMA_VERSION = 2
+TUNED = "tuned"
+"""The kind of such a file."""
 
 SHOWN_AROUND = 100
 """Characters of a policy's text that an error shows on each side of a fault."""
@@ -112,19 +114,22 @@ def _pointed(text: str, offset: int) -> str:
 def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
     """`parse_policy` for one trace: a tuner's file must fit its model and heads. Raises PolicyError."""
     policy = parse_policy(text)
-    if text.endswith(".json"):
-        value = _read_json(Path(text))
-        if value.get("kind") == "tuned":
-            require_base(value.get("model") or {}, policy, trace)
+    tuned = _tuned_file(text)
+    if tuned is not None:
+        require_base(tuned.get("model") or {}, policy, trace)
     return policy
 
 
 def tuned_on(text: str) -> TunedOn:
     """The documents that shaped a policy where its text names a tuner's file; else none."""
-    value = _read_json(Path(text)) if text.endswith(".json") else {}
-    if value.get("kind") != "tuned":
-        return TunedOn()
-    return TunedOn(value.get("document_digests") or {}, value.get("document_texts") or {})
+    tuned = _tuned_file(text) or {}
+    return TunedOn(tuned.get("document_digests") or {}, tuned.get("document_texts") or {})
+
+
+def _tuned_file(text: str) -> dict[str, Any] | None:
+    """The JSON object of the tuner's file that a text names, None if it names none."""
+    value = read_policy_file(Path(text)) if text.endswith(".json") else {}
+    return value if value.get("kind") == TUNED else None
 
 
 def read_text(text: str) -> ExitPolicy:
@@ -222,26 +227,38 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise _no_policy_file(where)
     version = value.get("schema_version")
-    if isinstance(version, int) and version > TUNED_SCHEMA_VERSION:
-        if value["kind"] != "tuned" and "parameters" not in value:
-            raise _no_policy_file(where)
-        raise PolicyError(
-            f"the policy has schema version {version}, newer than {TUNED_SCHEMA_VERSION}",
-            where=where,
-            fix="upgrade offramp",
-        )
-    tuned = isinstance(version, int) and version >= FIRST_TUNED_SCHEMA_VERSION
-    if tuned and value.get("kind") == "tuned":
-        if value.get(SEAL) != seal_of(value):
-            raise PolicyError(
-                "the tuned policy was edited since it was written (SHA-256 differs)",
-                where=where,
-                fix="tune again: a certificate holds only for the policy that was tested",
-            )
+    newer = isinstance(version, int) and version > TUNED_SCHEMA_VERSION
+    if newer and value["kind"] != TUNED and "parameters" not in value:
+        raise _no_policy_file(where)
+    if newer:
+        raise _newer(version, where)
+    if value["kind"] == TUNED and isinstance(version, int) and version >= FIRST_TUNED_SCHEMA_VERSION:
+        require_whole(value, where)
         return _policy_within(value.get("policy"), where)
     if version is True or version != SCHEMA_VERSION:
         raise _no_policy_file(where)
     return _plain_policy(value, where)
+
+
+def require_whole(value: Mapping[str, Any], where: str) -> None:
+    """Refuse a tuned policy's object that a newer offramp wrote, or that was edited. Raises PolicyError."""
+    version = value.get("schema_version")
+    if not isinstance(version, int) or version > TUNED_SCHEMA_VERSION:
+        raise _newer(version, where)
+    if value.get(SEAL) != seal_of(value):
+        raise PolicyError(
+            "the tuned policy was edited since it was written (SHA-256 differs)",
+            where=where,
+            fix="tune again: a certificate holds only for the policy that was tested",
+        )
+
+
+def _newer(version: object, where: str) -> PolicyError:
+    return PolicyError(
+        f"the policy has schema version {version}, newer than {TUNED_SCHEMA_VERSION}",
+        where=where,
+        fix="upgrade offramp",
+    )
 
 
 def _policy_within(value: Any, where: str) -> ExitPolicy:
@@ -305,12 +322,13 @@ def _no_policy_file(where: str) -> PolicyError:
 
 def read_policy(path: Path) -> ExitPolicy:
     """The policy in a JSON file. Raises PolicyError if there is no such file or it is no policy."""
-    return policy_from_json(_read_json(path), str(path))
+    return policy_from_json(read_policy_file(path), str(path))
 
 
-def _read_json(path: Path) -> Any:
+def read_policy_file(path: Path) -> dict[str, Any]:
+    """The JSON object of a policy's file, a plain one or the tuner's. Raises PolicyError if it is none."""
     try:
-        return json.loads(read_given_text(path))
+        value = json.loads(read_given_text(path))
     except FileNotFoundError as error:
         raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
     except OSError as error:
@@ -321,6 +339,9 @@ def _read_json(path: Path) -> Any:
         raise PolicyError(
             f"the policy file is not JSON: {error}", where=str(path), fix="write it again"
         ) from error
+    if not isinstance(value, dict):
+        raise _no_policy_file(str(path))
+    return value
 
 
 def write_policy(policy: ExitPolicy, path: Path) -> None:

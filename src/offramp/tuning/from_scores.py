@@ -7,21 +7,25 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.policies.signals import suggest
+from offramp.records.typed import InvalidRecordError, from_json
 from offramp.scoring.card import ScoreCard
 
-TEXTS = ("model", "base", "floor", "machine")
 EXAMPLE = (
     '{"model": "a-7b-chat", "base": "a-7b", "scores": {"composite": 0.41}, "saving": 0.08, '
     '"floor": "agreement=0.99", "machine": "h100"}'
 )
+
+Text = Annotated[str, Field(strict=True, pattern=r"\S")]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,12 @@ class ScoreCell:
     negative if it was slower.
     """
 
-    model: str
-    base: str
-    scores: Mapping[str, float]
-    saving: float
-    floor: str
-    machine: str
+    model: Text
+    base: Text
+    scores: Mapping[str, Finite]
+    saving: Annotated[Finite, Field(le=1.0)]
+    floor: Text
+    machine: Text
 
 
 def read_cells(path: Path) -> tuple[ScoreCell, ...]:
@@ -80,33 +84,15 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _cell(value: Any, where: str) -> ScoreCell:
-    if not isinstance(value, dict):
-        raise InputError("a cell is no object", where=where, fix=f"write cells like {EXAMPLE}")
-    missing = [key for key in (*TEXTS, "scores", "saving") if key not in value]
-    if missing:
-        raise InputError(f"a cell has no {missing[0]!r}", where=where, fix=f"write cells like {EXAMPLE}")
-    for key in TEXTS:
-        if not isinstance(value[key], str) or not value[key].strip():
-            raise InputError(f"a cell's {key!r} is no text", where=where, fix=f"write cells like {EXAMPLE}")
-    if not isinstance(value["scores"], dict):
-        raise InputError("a cell's 'scores' are no object", where=where, fix=f"write cells like {EXAMPLE}")
-    scores = {
-        name: _number(score, name, where) for name, score in value["scores"].items() if score is not None
-    }
-    saving = _number(value["saving"], "saving", where)
-    if saving > 1.0:
+    if isinstance(value, dict) and isinstance(value.get("scores"), dict):
+        scores = {name: score for name, score in value["scores"].items() if score is not None}
+        value = {**value, "scores": scores}
+    try:
+        return from_json(ScoreCell, value)
+    except InvalidRecordError as error:
         raise InputError(
-            f"a saving of {saving:g} is more than all the time",
-            where=where,
-            fix="write the share of time saved: 0.08 for 8 %",
-        )
-    return ScoreCell(value["model"], value["base"], scores, saving, value["floor"], value["machine"])
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}, no finite number", where=where, fix="write a number")
-    return float(value)
+            f"a cell does not fit: {error}", where=where, fix=f"write cells like {EXAMPLE}"
+        ) from error
 
 
 BASES_NEEDED = 12

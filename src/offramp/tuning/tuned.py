@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import InputError
-from offramp.files import SEAL, read_given_text, seal_of, write_sealed_json
+from offramp.files import write_sealed_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
-from offramp.policies.grammar import TUNED_SCHEMA_VERSION
+from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
 from offramp.records.typed import InvalidRecordError, from_json
@@ -134,14 +133,11 @@ class Tuned:
         return parse_policy(self.policy_text)
 
 
-KIND = "tuned"
-
-
 def to_json(tuned: Tuned) -> dict[str, Any]:
     """The JSON object of a tuned policy, without its seal; "policy" is the policy's text."""
     fields = record_json(tuned)
     text = fields.pop("policy_text")
-    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": KIND, "policy": text, **fields}
+    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": TUNED, "policy": text, **fields}
 
 
 def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
@@ -165,7 +161,7 @@ def _place(heads: Path, folder: Path) -> str:
 def is_tuned_file(path: Path) -> bool:
     """Whether a file calls itself a tuned policy, of whatever version."""
     try:
-        return bool(_read_object(path).get("kind") == KIND)
+        return bool(read_policy_file(path).get("kind") == TUNED)
     except InputError:
         return False
 
@@ -173,27 +169,18 @@ def is_tuned_file(path: Path) -> bool:
 def read_tuned(path: str | Path) -> Tuned:
     """The tuned policy that `write_tuned` wrote.
 
+    It is read as people's files are, and not as a SealedFile: it may be copied and laid out anew, files of
+    the version before are read, and what is wrong with it is an error of what was given.
+
     Raises InputError for a file that is none, that a newer offramp wrote, or that was changed since.
     """
     path = Path(path)
-    value = _read_object(path)
-    if value.get("kind") != KIND:
+    value = read_policy_file(path)
+    if value.get("kind") != TUNED:
         raise InputError(
             "the file holds no tuned policy", where=str(path), fix="give what offramp tune -o wrote"
         )
-    version = value.get("schema_version")
-    if not isinstance(version, int) or version > TUNED_SCHEMA_VERSION:
-        raise InputError(
-            f"the tuned policy has schema version {version}; this offramp reads up to {TUNED_SCHEMA_VERSION}",
-            where=str(path),
-            fix="upgrade offramp: pip install --upgrade offramp",
-        )
-    if value.get(SEAL) != seal_of(value):
-        raise InputError(
-            "the tuned policy was edited since it was written (SHA-256 differs)",
-            where=str(path),
-            fix="run offramp tune again: a certificate holds only for the policy that was tested",
-        )
+    require_whole(value, str(path))
     kept = value.get("provenance", {}).get(HEADS_FILE)
     if kept is not None:
         place = os.path.normpath(path.absolute().parent / kept)
@@ -206,24 +193,6 @@ def read_tuned(path: str | Path) -> Tuned:
             where=str(path),
             fix="run offramp tune again",
         ) from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_given_text(path))
-    except OSError as error:
-        raise InputError(
-            f"the policy file cannot be read: {error.strerror}", where=str(path), fix="check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            "the policy file is no JSON", where=f"{path}: {error}", fix="give what offramp tune -o wrote"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(
-            "the policy file holds no JSON object", where=str(path), fix="give what offramp tune -o wrote"
-        )
-    return value
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
