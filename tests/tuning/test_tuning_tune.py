@@ -325,8 +325,8 @@ def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: 
     refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 4, newer than 3")
     refused(json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy")
     refused("{", "is not JSON")
-    refused("[]", "holds no JSON object")
-    with pytest.raises(InputError, match="cannot be read"):
+    refused("[]", "not a policy file")
+    with pytest.raises(InputError, match="no such policy file"):
         read_tuned(tmp_path / "nowhere.json")
 
 
