@@ -13,7 +13,6 @@ from offramp.errors import InputError
 from offramp.policies.binding import TunedOn, heads_documents, seen_notes, text_caveat
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import (
-    SAW,
     digests,
     fewest_documents,
     require_disjoint,
@@ -27,6 +26,10 @@ from offramp.workloads.shared_text import Sketcher, read_sketch, sharing, write_
 from policy_traces import make_trace
 
 WORKLOAD = {"name": "texts", "fingerprint": "w1"}
+
+
+SAW = ("search", "certify")
+"""The roles whose documents shaped a tuned policy."""
 
 
 def traced(documents: int, *, fitted: tuple[str, ...] = (), workload: Any = None) -> Trace:

@@ -280,11 +280,6 @@ def break_even_by_signal(
     )
 
 
-def _dearest_first(row: SignalBreakEven) -> tuple[float, float, str]:
-    """Signals whose checks may cost most first; then those that are fastest with free checks."""
-    return -1.0 if row.needed is None else row.needed, row.free_speedup or 0.0, row.signal
-
-
 def _signal_row(pool: Pool, signal: Signal, target: float) -> SignalBreakEven:
     layer = float(np.mean(pool.pricing.costs.layers))
     now = check_price(pool.pricing.costs, (signal.fact,)) / layer

@@ -23,9 +23,6 @@ SEARCH_SHARE = 0.2
 REPORT_SHARE = 0.2
 """Share of the documents that neither search nor certificate saw."""
 
-SAW = ("search", "certify")
-"""The roles whose documents shaped a tuned policy."""
-
 
 @dataclass(frozen=True)
 class Roles:
