@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from report_examples import example_run
 
+from offramp.records.typed import finite_json
 from offramp.report.summary import spread, summarise, summary_schema
-from offramp.scoring.estimate import Estimate, finite_json
+from offramp.scoring.estimate import Estimate
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,7 @@ from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay import replay_intervals
-from offramp.records.typed import from_json
-from offramp.scoring.estimate import finite_json
+from offramp.records.typed import finite_json, from_json
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NOTHING, best_policies
@@ -58,7 +57,7 @@ from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
 from offramp.tuning.ranking import ranking
-from offramp.tuning.tuned import read_tuned, to_json
+from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 
@@ -229,7 +228,7 @@ def test_tuning_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Tr
     folder = bench.run(on_machine("tune", floors=FLOORS), {"trace": traced})
     for floor, value in zip(FLOORS, result_of(folder)["tuned"], strict=True):
         expected = offramp.tune(trace, {"agreement": floor}, "h100", seed=SEED)
-        assert value == finite_json(to_json(expected))
+        assert value == finite_json(expected)
         assert read_tuned(folder / f"tuned-{floor:g}.json") == expected
 
 

@@ -26,7 +26,7 @@ class Output:
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
-        from offramp.scoring.estimate import finite_json
+        from offramp.records.typed import finite_json
 
         if self.as_json:
             print(json.dumps(finite_json(value), allow_nan=False), flush=True)

@@ -226,6 +226,17 @@ def caches_among(values: Any) -> list[Any]:
     return found
 
 
+def continued(output: Any) -> dict[str, Any]:
+    """The keyword argument by which a model goes on from the cache in its output, of the same name there.
+
+    Raises LookupError where the output holds none.
+    """
+    name = next((name for name, value in output.items() if is_cache(value)), None)
+    if name is None:
+        raise LookupError("the model returns no cache")
+    return {name: output[name]}
+
+
 def is_cache(value: Any) -> bool:
     """Whether an object is a cache: of a class, or a parent class, whose name holds "Cache"."""
     return any("Cache" in parent.__name__ for parent in type(value).__mro__)

@@ -250,16 +250,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _depth(value: Any) -> int:
     """Objects and lists within each other, counted without recursion, DEEPEST_CONFIG + 1 at most."""
-    depth, inner = 0, [value]
+    depth, inner = 0, _items(value)
     while inner and depth <= DEEPEST_CONFIG:
-        inner = [
-            item
-            for outer in inner
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += bool(inner)
+        depth, inner = depth + 1, [item for outer in inner for item in _items(outer)]
     return depth
+
+
+def _items(value: Any) -> list[Any]:
+    """What an object or a list holds; nothing of anything else."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def stated_layers(config: Mapping[str, Any]) -> int | None:
@@ -285,9 +284,8 @@ def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_c
 
 
 def _holds_key(value: Any, key: str) -> bool:
-    if isinstance(value, dict):
-        return bool(value.get(key)) or any(_holds_key(item, key) for item in value.values())
-    return isinstance(value, list) and any(_holds_key(item, key) for item in value)
+    held = isinstance(value, dict) and bool(value.get(key))
+    return held or any(_holds_key(item, key) for item in _items(value))
 
 
 def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:

@@ -245,27 +245,28 @@ def _only_one_process(path: Path) -> Iterator[None]:
 
     Raises OfframpError where one holds it for longer than any conversion takes.
     """
+    began, told = time.monotonic(), False
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("another process is converting this model; waiting for it")
-            _wait_for(file, path)
+        while not _locked(file):
+            if time.monotonic() - began >= LONGEST_CONVERSION:
+                raise OfframpError(
+                    "another process has been converting this model for "
+                    f"{LONGEST_CONVERSION / 60:.0f} minutes",
+                    where=str(path),
+                    fix="end that process (it may be stopped), then run the same command again",
+                )
+            if not told:
+                _say("another process is converting this model; waiting for it")
+            told = True
+            time.sleep(0.2)
         yield
 
 
-def _wait_for(file: IO[str], path: Path) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < LONGEST_CONVERSION:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.2)
-    raise OfframpError(
-        f"another process has been converting this model for {LONGEST_CONVERSION / 60:.0f} minutes",
-        where=str(path),
-        fix="end that process (it may be stopped), then run the same command again",
-    )
+def _locked(file: IO[str]) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _say(message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from offramp.errors import ModelError
-from offramp.models.calls import hidden_argument, with_hidden
+from offramp.models.calls import continued, hidden_argument, with_hidden
 from offramp.models.checkpoint import LAYER_COUNT_KEYS
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.stack import ExitStack
@@ -111,10 +111,9 @@ def _answers(hf: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     with torch.no_grad():
         logits = hf(input_ids=ids, use_cache=False).logits
         try:
-            output = hf(input_ids=ids[:, :-1], use_cache=True)
-            name = next(name for name in ("cache", "past_key_values") if output.get(name) is not None)
-            step = hf(input_ids=ids[:, -1:], use_cache=True, **{name: output[name]}).logits
-        except (*UNFIT_ERRORS, StopIteration):
+            cache = continued(hf(input_ids=ids[:, :-1], use_cache=True))
+            step = hf(input_ids=ids[:, -1:], use_cache=True, **cache).logits
+        except UNFIT_ERRORS:
             step = None
     return logits, step
 

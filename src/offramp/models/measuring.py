@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from offramp.models.calls import held_tensors, hooked, is_cache, sliding_window
+from offramp.models.calls import continued, held_tensors, hooked, sliding_window
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.models.stack import ExitStack
@@ -57,15 +56,11 @@ def expansion_parameters(hf: Any, layers: Sequence[nn.Module]) -> list[int]:
     """
     ids = probe_ids(hf, CACHED_POSITIONS + 1)
     products = _Products(layers)
-    keyword = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"
     with torch.no_grad():
         try:
-            output = hf(input_ids=ids[:, :-1], use_cache=True)
-            cache = next((value for value in output.values() if is_cache(value)), None)
-            if cache is None:
-                return [0] * len(layers)
+            cache = continued(hf(input_ids=ids[:, :-1], use_cache=True))
             with hooked(layers, products.enter, products.leave), products:
-                hf(input_ids=ids[:, -1:], **{keyword: cache}, use_cache=True)
+                hf(input_ids=ids[:, -1:], **cache, use_cache=True)
         except UNFIT_ERRORS:
             return [0] * len(layers)
     return [products.elements[id(layer)] for layer in layers]

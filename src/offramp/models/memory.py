@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,9 @@ from offramp.errors import InputError
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+"""Of control groups: the files of the limit and of what is used, and what the statistics call idle pages."""
 
 WORKING_SHARE = 1.1
 """Of its weights' bytes, what a loaded model takes: with activations, logits and Python itself."""
@@ -20,57 +24,32 @@ def available_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """Bytes that this process can still use: what the machine has free, or what its control groups leave it.
 
     groups, own: where Linux lists the limits of control groups (containers), and the groups of this process.
+    Idle pages of files count as free: the system gives them up when memory is asked for.
     """
-    rooms = [int(psutil.virtual_memory().available)]
-    paths = own.read_text().splitlines() if own.is_file() else []
-    for line in paths:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            rooms += _rooms(groups, path, limit="memory.max", used="memory.current", idle="inactive_file")
-        elif "memory" in controllers.split(","):
-            rooms += _rooms(
-                groups / "memory",
-                path,
-                limit="memory.limit_in_bytes",
-                used="memory.usage_in_bytes",
-                idle="total_inactive_file",
-            )
-    return max(min(rooms), 0)
-
-
-def _rooms(root: Path, path: str, *, limit: str, used: str, idle: str) -> list[int]:
-    """What each control group from `path` up to the root leaves; idle pages of files count as free."""
-    rooms = []
-    inner = root / path.strip("/")
-    for group in (inner, *inner.parents):
-        if not group.is_relative_to(root):
-            break
-        stated = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
-        if stated != "max":
-            lines = (group / "memory.stat").read_text().splitlines()
-            statistics = dict(line.split() for line in lines)
-            rooms.append(int(stated) - int((group / used).read_text()) + int(statistics.get(idle, 0)))
-    return rooms
+    left = [int(psutil.virtual_memory().available)]
+    for group, (_, used, idle), limit in _limited_groups(groups, own):
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        left.append(limit - int((group / used).read_text()) + int(statistics.get(idle, 0)))
+    return max(min(left), 0)
 
 
 def machine_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """Bytes that there are for all processes here: the machine's, or what its control groups allow."""
-    sizes = [int(psutil.virtual_memory().total)]
+    return min([int(psutil.virtual_memory().total), *(limit for *_, limit in _limited_groups(groups, own))])
+
+
+def _limited_groups(groups: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str, str], int]]:
+    """The control groups around this process that state a limit: folder, names of its files, the limit."""
     for line in own.read_text().splitlines() if own.is_file() else []:
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            sizes += _limits(groups, path, "memory.max")
-        elif "memory" in controllers.split(","):
-            sizes += _limits(groups / "memory", path, "memory.limit_in_bytes")
-    return min(sizes)
-
-
-def _limits(root: Path, path: str, limit: str) -> list[int]:
-    """The limit of each control group from `path` up to the root that has one."""
-    inner = root / path.strip("/")
-    files = [group / limit for group in (inner, *inner.parents) if group.is_relative_to(root)]
-    stated = [file.read_text().strip() for file in files if file.is_file()]
-    return [int(text) for text in stated if text != "max"]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, files = (groups / "memory", VERSION_1) if controllers else (groups, VERSION_2)
+        inner = root / path.strip("/")
+        for group in (inner, *inner.parents):
+            file = group / files[0]
+            if group.is_relative_to(root) and file.is_file() and file.read_text().strip() != "max":
+                yield group, files, int(file.read_text())
 
 
 UNITS = {

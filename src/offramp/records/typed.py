@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
@@ -46,16 +47,27 @@ def to_json(value: Any) -> Any:
 
     A class may name properties in READ_OFF that are written for readers of the file, and not read back.
     """
+    return _json(value, lambda plain: plain)
+
+
+def finite_json(value: Any) -> Any:
+    """The same with null for every number that is not finite."""
+    return _json(value, lambda plain: plain if not isinstance(plain, float) or math.isfinite(plain) else None)
+
+
+def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
+    """plain: what becomes of numbers, texts and whatever else holds nothing."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
-        return {name: to_json(getattr(value, name)) for name in (*names, *getattr(value, "READ_OFF", ()))}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(part) for part in value]
+        names += getattr(value, "READ_OFF", ())
+        return {name: _json(getattr(value, name), plain) for name in names}
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return value
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _json(part, plain) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(part, plain) for part in value]
+    return plain(value)
 
 
 def from_json(kind: type[Record], value: Any) -> Record:

@@ -19,7 +19,7 @@ from offramp.decoding.measurement.results import (
 )
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.replay import Frontier
-from offramp.records.typed import to_json
+from offramp.records.typed import finite_json
 from offramp.report.caveats import caveats, how_obtained
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
@@ -27,7 +27,7 @@ from offramp.report.headline import headline
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, Timing, WorkloadResult
 from offramp.report.timing import error_sentence, prediction_verdict
 from offramp.report.verdict_words import basis_words, credits_of, plain_seconds, predicted_seconds
-from offramp.scoring.estimate import Estimate, finite_json
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import FloorKind
@@ -542,7 +542,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "workloads": [workload_record(workload) for workload in run.workloads],
         },
     }
-    found: dict[str, Any] = finite_json(to_json(value))
+    found: dict[str, Any] = finite_json(value)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -94,15 +93,14 @@ def _decoded(model: Model, ids: Tensor) -> Tensor:
     """Logits of all positions, the last STEPS of them decoded one by one."""
     import torch
 
-    from offramp.models.calls import is_cache
+    from offramp.models.calls import continued
 
-    keyword = "cache" if "cache" in inspect.signature(model.hf.forward).parameters else "past_key_values"
     prompt = ids.shape[1] - STEPS
     output = model.hf(input_ids=ids[:, :prompt], use_cache=True)
     parts = [output.logits]
     for place in range(prompt, ids.shape[1]):
-        cache = next(value for value in output.values() if is_cache(value))
-        output = model.hf(input_ids=ids[:, place : place + 1], **{keyword: cache}, use_cache=True)
+        cache = continued(output)
+        output = model.hf(input_ids=ids[:, place : place + 1], **cache, use_cache=True)
         parts.append(output.logits)
     return torch.cat(parts, dim=1)
 

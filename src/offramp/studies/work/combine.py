@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.records.typed import to_json
-from offramp.scoring.estimate import finite_json
+from offramp.records.typed import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
@@ -39,4 +38,4 @@ class CombineWork:
             workload=workload.name,
             **{name: recipe[name] for name in OPTIONS if name in recipe},
         )
-        context.write_result(finite_json({"combined": to_json(result)}))
+        context.write_result(finite_json({"combined": result}))

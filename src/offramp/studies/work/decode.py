@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import OfframpError
-from offramp.records.typed import to_json
-from offramp.scoring.estimate import finite_json
+from offramp.records.typed import finite_json, to_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import (
