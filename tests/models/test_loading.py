@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
+from offramp.models.checkpoint import INDEX_FILE, SINGLE_FILE
 from offramp.models.source import BUNDLED, DEFAULT_MODEL, BundledModel
 from offramp.tracing.loading import load_model
 
@@ -46,41 +48,78 @@ def test_the_same_files_elsewhere_have_the_same_fingerprint(llama_folder: Path, 
     assert first.source != second.source
 
 
-def change_one_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 4] += 0.5
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+Spoil = Callable[[Path], object]
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_norm.weight"
 
 
-def change_the_config(folder: Path) -> None:
-    edit_json(folder / "config.json", rms_norm_eps=1e-3)
+def config(**changes: object) -> Spoil:
+    """Changes entries of config.json."""
+    return lambda folder: edit_json(folder / "config.json", **changes)
 
 
-def change_the_end_token(folder: Path) -> None:
-    edit_json(folder / "generation_config.json", eos_token_id=7)
+def text(file: str, content: str) -> Spoil:
+    """Writes a file anew."""
+    return lambda folder: (folder / file).write_text(content)
 
 
-def add_code(folder: Path) -> None:
-    (folder / "modeling.py").write_text("LAYERS = 3\n")
+def weights(edit: Callable[[dict[str, Tensor]], object]) -> Spoil:
+    """Changes the stored tensors."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / SINGLE_FILE)
+        edit(tensors)
+        save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+
+    return spoil
 
 
-def change_the_tokenizer(folder: Path) -> None:
-    write_tokenizer(folder, vocabulary=VOCABULARY - 1)
+def number(name: str, *place: int, value: float) -> Spoil:
+    """Changes one stored number."""
+    return weights(lambda tensors: tensors[name].__setitem__(place, value))
+
+
+def weight_bytes(edit: Callable[[bytes], bytes]) -> Spoil:
+    """Changes the bytes of the weight file."""
+
+    def spoil(folder: Path) -> None:
+        (folder / SINGLE_FILE).write_bytes(edit((folder / SINGLE_FILE).read_bytes()))
+
+    return spoil
+
+
+def indexed(file: str, content: str | None = None) -> Spoil:
+    """Moves the weights to another file, with an index that names it, or with this content."""
+
+    def spoil(folder: Path) -> None:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder / SINGLE_FILE), file)}
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / SINGLE_FILE).rename(folder / file)
+        (folder / INDEX_FILE).write_text(json.dumps(index) if content is None else content)
+
+    return spoil
+
+
+def tokenizer(vocabulary: int) -> Spoil:
+    """Writes a tokenizer of so many words."""
+    return lambda folder: write_tokenizer(folder, vocabulary=vocabulary)
+
+
+def without(*patterns: str) -> Spoil:
+    """Removes files."""
+    return lambda folder: [path.unlink() for pattern in patterns for path in folder.glob(pattern)]
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (change_one_weight, "weights"),
-        (change_the_config, "config"),
-        (change_the_end_token, "config"),
-        (add_code, "config"),
-        (change_the_tokenizer, "tokenizer"),
+        (number(UP, 3, 4, value=0.5), "weights"),
+        (config(rms_norm_eps=1e-3), "config"),
+        (lambda folder: edit_json(folder / "generation_config.json", eos_token_id=7), "config"),
+        (text("modeling.py", "LAYERS = 3\n"), "config"),
+        (tokenizer(VOCABULARY - 1), "tokenizer"),
     ],
 )
-def test_each_change_moves_its_own_fingerprint(
-    llama_folder: Path, change: Callable[[Path], None], part: str
-) -> None:
+def test_each_change_moves_its_own_fingerprint(llama_folder: Path, change: Spoil, part: str) -> None:
     before = load_model(str(llama_folder)).identity
     change(llama_folder)
     after = load_model(str(llama_folder)).identity
@@ -92,13 +131,9 @@ def test_each_change_moves_its_own_fingerprint(
 
 
 def test_weight_files_in_an_inner_folder_count(llama_folder: Path) -> None:
-    (llama_folder / "inner").mkdir()
-    names = load_file(llama_folder / "model.safetensors")
-    (llama_folder / "model.safetensors").rename(llama_folder / "inner" / "model.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "inner/model.safetensors")}
-    (llama_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed("inner/model.safetensors")(llama_folder)
     before = load_model(str(llama_folder)).identity
-    change_one_weight(llama_folder / "inner")
+    number(UP, 3, 4, value=0.5)(llama_folder / "inner")
     assert load_model(str(llama_folder)).identity.weights != before.weights
 
 
@@ -108,192 +143,114 @@ def test_the_licence_comes_from_the_model_card(llama_folder: Path) -> None:
     assert load_model(str(llama_folder)).identity.licence == "mit"
 
 
-def no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def broken_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "llama",')
-
-
-def unknown_family(folder: Path) -> None:
-    edit_json(folder / "config.json", model_type="no-such-family")
-
-
 def only_pickle_weights(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def remote_code(folder: Path) -> None:
-    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
-
-
-def nested_remote_code(folder: Path) -> None:
-    edit_json(folder / "config.json", text_config={"auto_map": {"AutoConfig": "configuration.Evil"}})
-
-
-def truncated_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty_weights(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"")
-
-
-def flipped_header_bit(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[content.index(b'"shape"') + 9] ^= 0x01
-    path.write_bytes(content)
+    torch.save(load_file(folder / SINGLE_FILE), folder / "pytorch_model.bin")
+    (folder / SINGLE_FILE).unlink()
 
 
 def missing_shard(folder: Path) -> None:
-    names = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed("model-00001-of-00002.safetensors")(folder)
+    without("*.safetensors")(folder)
 
 
-def broken_index(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    (folder / "model.safetensors.index.json").write_text("[]")
+def flipped_header_bit(content: bytes) -> bytes:
+    place = content.index(b'"shape"') + 9
+    return content[:place] + bytes([content[place] ^ 0x01]) + content[place + 1 :]
 
 
-def missing_tensor(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def layer_too_many(folder: Path) -> None:
-    edit_json(folder / "config.json", num_hidden_layers=2)
-
-
-def norm_of_another_family(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.self_attn.q_norm.weight"] = torch.ones(8)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def nan_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def infinite_weights(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = float("inf")
-    weights["model.norm.weight"][1] = float("-inf")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def other_tokenizer(folder: Path) -> None:
-    write_tokenizer(folder, vocabulary=VOCABULARY + 20)
-
-
-def no_tokenizer(folder: Path) -> None:
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-
-
-def broken_tokenizer(folder: Path) -> None:
-    edit_json(folder / "tokenizer.json", model={"type": "NoSuchModel"})
-
-
-def set_in_config(**changes: object) -> Callable[[Path], None]:
-    return lambda folder: edit_json(folder / "config.json", **changes)
-
-
-def deep_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a": ' * 100_000 + "1" + "}" * 100_000)
-
-
-def rather_deep_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a": ' * 300 + "1" + "}" * 300)
-
-
-def deep_index(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": ' * 100_000)
-
-
-def weights_outside(folder: Path) -> None:
-    names = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../other.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def overflowing_weights(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    for name, weight in weights.items():
+def overflow(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         if "down_proj" in name or "up_proj" in name:
-            weights[name] = torch.full_like(weight, 1e30)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            tensor.fill_(1e30)
+
+
+def opposite_infinities(tensors: dict[str, Tensor]) -> None:
+    """Whose sum is NaN, not infinite."""
+    tensors["model.norm.weight"][:2] = torch.tensor([float("inf"), float("-inf")])
+
+
+REMOTE_CODE = config(auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+TRUNCATED = weight_bytes(lambda content: content[:-100])
+OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
 
 
 @pytest.mark.parametrize(
     ("spoil", "what", "fix"),
     [
         (
-            set_in_config(num_hidden_layers=10**9),
+            config(num_hidden_layers=10**9),
             "states num_hidden_layers = 1,000,000,000",
             "same model",
         ),
-        (set_in_config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but", "same model"),
-        (set_in_config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but", "same model"),
-        (set_in_config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers", "same model"),
+        (config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but", "same model"),
+        (config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but", "same model"),
+        (config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers", "same model"),
         (
-            set_in_config(intermediate_size=10**12),
+            config(intermediate_size=10**12),
             "mlp.down_proj.weight is [32, 48] in the weight files, and [32, 1000000000000] by config.json",
             "complete",
         ),
-        (deep_config, "not valid JSON", "download"),
-        (rather_deep_config, "nested more than 40 deep", "download"),
-        (deep_index, "index of the weight files is damaged", "download"),
-        (weights_outside, "outside of the model's folder: ../other.safetensors", "into the folder"),
-        (overflowing_weights, "logits are NaN or infinite", "another copy"),
-        (set_in_config(rms_norm_eps=float("nan")), "logits are NaN or infinite", "another copy"),
-        (no_config, "no config.json", "config.json"),
-        (broken_config, "not valid JSON", "download"),
-        (unknown_family, "cannot read the config", "config.json"),
-        (only_pickle_weights, "pickle files (pytorch_model.bin)", "save_pretrained"),
-        (no_weights, "no weights", "safetensors"),
-        (remote_code, "auto_map", "trust_remote_code"),
-        (nested_remote_code, "auto_map", "trust_remote_code"),
-        (truncated_weights, "damaged or truncated", "download"),
-        (empty_weights, "damaged or truncated", "download"),
-        (flipped_header_bit, "damaged or truncated", "download"),
-        (missing_shard, "the first is model-00001-of-00002.safetensors", "missing"),
-        (broken_index, "index of the weight files is damaged", "download"),
-        (missing_tensor, "model.layers.1.mlp.up_proj.weight", "complete"),
+        (text("config.json", '{"a": ' * 100_000 + "1" + "}" * 100_000), "not valid JSON", "download"),
+        (text("config.json", '{"a": ' * 300 + "1" + "}" * 300), "nested more than 40 deep", "download"),
         (
-            layer_too_many,
+            indexed("a.safetensors", '{"weight_map": ' * 100_000),
+            "index of the weight files is damaged",
+            "download",
+        ),
+        (
+            indexed("../other.safetensors"),
+            "outside of the model's folder: ../other.safetensors",
+            "into the folder",
+        ),
+        (weights(overflow), "logits are NaN or infinite", "another copy"),
+        (config(rms_norm_eps=float("nan")), "logits are NaN or infinite", "another copy"),
+        (without("config.json"), "no config.json", "config.json"),
+        (text("config.json", '{"model_type": "llama",'), "not valid JSON", "download"),
+        (config(model_type="no-such-family"), "cannot read the config", "config.json"),
+        (only_pickle_weights, "pickle files (pytorch_model.bin)", "save_pretrained"),
+        (without(SINGLE_FILE), "no weights", "safetensors"),
+        (REMOTE_CODE, "auto_map", "trust_remote_code"),
+        (
+            config(text_config={"auto_map": {"AutoConfig": "configuration.Evil"}}),
+            "auto_map",
+            "trust_remote_code",
+        ),
+        (TRUNCATED, "damaged or truncated", "download"),
+        (weight_bytes(lambda content: b""), "damaged or truncated", "download"),
+        (weight_bytes(flipped_header_bit), "damaged or truncated", "download"),
+        (missing_shard, "the first is model-00001-of-00002.safetensors", "missing"),
+        (indexed("a.safetensors", "[]"), "index of the weight files is damaged", "download"),
+        (weights(lambda tensors: tensors.pop(UP)), "model.layers.1.mlp.up_proj.weight", "complete"),
+        (
+            config(num_hidden_layers=2),
             "hold 9 tensors of layers that the model in config.json does not have",
             "same model",
         ),
-        (norm_of_another_family, "the first is model.layers.1.self_attn.q_norm.weight", "same model"),
-        (nan_weight, "model.layers.1.mlp.up_proj.weight holds NaN", "another copy"),
-        (infinite_weights, "model.norm.weight holds NaN or infinite", "another copy"),
         (
-            other_tokenizer,
+            weights(lambda tensors: tensors.update({NORM: torch.ones(8)})),
+            "the first is model.layers.1.self_attn.q_norm.weight",
+            "same model",
+        ),
+        (number(UP, 3, 4, value=float("nan")), "model.layers.1.mlp.up_proj.weight holds NaN", "another copy"),
+        (
+            weights(opposite_infinities),
+            "model.norm.weight holds NaN or infinite",
+            "another copy",
+        ),
+        (
+            OTHER_TOKENIZER,
             f"ids up to {VOCABULARY + 19}, the model's embedding has {VOCABULARY} rows",
             "tokenizer",
         ),
-        (broken_tokenizer, "cannot read the tokenizer", "tokenizer"),
-        (no_tokenizer, "cannot read the tokenizer", "tokenizer"),
+        (
+            lambda folder: edit_json(folder / "tokenizer.json", model={"type": "NoSuchModel"}),
+            "cannot read the tokenizer",
+            "tokenizer",
+        ),
+        (without("tokenizer*"), "cannot read the tokenizer", "tokenizer"),
     ],
 )
-def test_bad_checkpoints_are_refused(
-    llama_folder: Path, spoil: Callable[[Path], None], what: str, fix: str
-) -> None:
+def test_bad_checkpoints_are_refused(llama_folder: Path, spoil: Spoil, what: str, fix: str) -> None:
     spoil(llama_folder)
     with pytest.raises(ModelError) as error:
         load_model(str(llama_folder))
@@ -305,19 +262,20 @@ def test_bad_checkpoints_are_refused(
 
 def test_tensors_that_old_checkpoints_hold_and_heads_of_exits_do_no_harm(llama_folder: Path) -> None:
     before = load_model(str(llama_folder))
-    weights = load_file(llama_folder / "model.safetensors")
-    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    weights["model.layers.0.self_attn.masked_bias"] = torch.tensor(-1e9)
-    weights["exits.1.head.weight"] = torch.ones(VOCABULARY, 32)
-    save_file(weights, llama_folder / "model.safetensors", metadata={"format": "pt"})
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.masked_bias": torch.tensor(-1e9),
+        "exits.1.head.weight": torch.ones(VOCABULARY, 32),
+    }
+    weights(lambda tensors: tensors.update(more))(llama_folder)
     assert load_model(str(llama_folder)).shape == before.shape
 
 
 @pytest.mark.parametrize(
-    "spoil", [only_pickle_weights, remote_code, truncated_weights, missing_shard, other_tokenizer]
+    "spoil", [only_pickle_weights, REMOTE_CODE, TRUNCATED, missing_shard, OTHER_TOKENIZER]
 )
 def test_unsafe_or_damaged_checkpoints_are_refused_before_a_weight_is_loaded(
-    llama_folder: Path, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    llama_folder: Path, spoil: Spoil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers
 

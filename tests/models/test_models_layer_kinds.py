@@ -10,7 +10,8 @@ from family_configs import build_family
 from streaming_cases import write_family
 from torch import nn
 
-from offramp.models.skeleton import Skeleton, build_skeleton, kinds_of_layers, plan_partial_model
+from offramp.models.skeleton import Skeleton, build_skeleton, kinds_of_layers
+from offramp.models.streamed_loading import plan_partial_model
 
 
 def skeleton_of(hf: object, layers: nn.ModuleList) -> Skeleton:
