@@ -38,7 +38,7 @@ from offramp.decoding.measurement.prompts import (
 )
 from offramp.decoding.measurement.turns import FEWEST_VISITS
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.report.findings import HEADLINE_FLOOR
+from offramp.report.ranking import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.tracing.loading import load_model

@@ -65,7 +65,7 @@ def test_every_part_is_there_in_the_order_a_reader_needs(page):
         "What was comparedMade-up figures",
         "2 cells failed or did not runllama3",
         "Leaderboard of models",
-        "League of strategies",
+        "Ranking of strategies",
         "What was held against a floor",
         "Layer by layer",
         "Matched pairs",

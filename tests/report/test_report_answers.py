@@ -1,19 +1,12 @@
-"""League, certificate and machines in one line each."""
+"""Ranking, certificate and machines in one line each."""
 
 from dataclasses import replace
 
 import answer_examples as answers
 from report_examples import example_run
 
-from offramp.report.answers import (
-    best_of_league,
-    certificate_answer,
-    families_at,
-    league_answer,
-    machines_answer,
-    machines_sentence,
-    nearest_floor,
-)
+from offramp.report.headline import certificate_answer, families_answer, machines_answer, machines_sentence
+from offramp.report.ranking import best_family, families_at, nearest_floor
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.ranking import MachineAnswer
 
@@ -39,33 +32,33 @@ def test_ranked_by_net_speed_and_undefined_last():
 
 def test_the_best_is_never_an_oracle():
     entries = answers.league()
-    best = best_of_league(workload(league=entries))
+    best = best_family(workload(league=entries))
     assert best is not None
     assert best.reachable
     assert best.floor == 0.95
     fastest = max(e.net_speedup.value for e in entries if e.floor == 0.95 and e.reachable)
     assert best.net_speedup.value == fastest
     oracles = tuple(entry for entry in entries if not entry.reachable)
-    assert best_of_league(workload(league=oracles)) is None
+    assert best_family(workload(league=oracles)) is None
     # The one that was chosen, though another was faster on the documents that judge.
     slower = next(
         entry for entry in entries if entry.reachable and entry.floor == best.floor and entry != best
     )
     chosen = [replace(entry, chosen=entry == slower) for entry in entries]
-    assert best_of_league(workload(league=chosen)) == replace(slower, chosen=True)
+    assert best_family(workload(league=chosen)) == replace(slower, chosen=True)
 
 
 def test_league_in_words():
     entry = answers.league_entry("patience", "patience:times=2", 0.9, 0.1, 0.0)
     entry = replace(entry, net_speedup=Estimate(1.05, 1.01, 1.09), probe_share=0.125)
-    assert league_answer(workload(league=(entry,))) == (
+    assert families_answer(workload(league=(entry,))) == (
         "patience, 1.050 × (1.010 to 1.090 ×) at 90 % agreement, probes are 12.5 % of its cost"
     )
     never = replace(entry, policy="never")
-    assert league_answer(workload(league=(never,))) == "nothing beats plain decoding at 90 % agreement"
+    assert families_answer(workload(league=(never,))) == "nothing beats plain decoding at 90 % agreement"
     undefined = replace(entry, net_speedup=Estimate(None, undefined="no tokens"))
-    assert league_answer(workload(league=(undefined,))) == "no speed at 90 % agreement: no tokens"
-    assert league_answer(workload(league=())) is None
+    assert families_answer(workload(league=(undefined,))) == "no speed at 90 % agreement: no tokens"
+    assert families_answer(workload(league=())) is None
 
 
 def test_the_floor_nearest_to_95():

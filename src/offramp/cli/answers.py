@@ -9,8 +9,8 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.policies.policy_cost import prices_of, seconds_of
-from offramp.report.answers import fastest_exiting
 from offramp.report.formats import whole_percent
+from offramp.report.ranking import fastest_exiting
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven, break_even
 from offramp.tuning.judging import Halves, documents_needed, halves_of, judge

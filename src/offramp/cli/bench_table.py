@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
-from offramp.report.formats import counted, decimal, duration, percent, timed_text, value_text
+from offramp.report.formats import counted, decimal, duration, gain_text, percent, timed_text, value_text
 from offramp.report.timing import (
+    a_a_text,
     contender_answer,
     counted_text,
     defect_lines,
     floor_text,
-    gain_text,
     headline_of,
     stopped_text,
-    twins_text,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def answer_lines(result: BenchResult) -> list[str]:
         *([] if main.gain is None else [f"its gain: {gain_text(main.gain)} of the plain decoder's time"]),
         *([] if result.floor is None else [floor_text(result.floor, result.prompts)]),
         f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
-        f"{twins_text(result.a_a)}",
+        f"{a_a_text(result.a_a)}",
         *defect_lines(result.defects),
     ]
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.bench_table import or_dash, ratio, table
 from offramp.decoding.measurement.combined import Combination, CombineResult
-from offramp.report.combined import advice, interval, shared_text
+from offramp.report.combined import advice, interval
 from offramp.report.formats import counted, decimal, duration, percent
-from offramp.report.timing import contender_answer, defect_lines, stopped_text, twins_text
+from offramp.report.timing import a_a_text, contender_answer, defect_lines, share_text, stopped_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ def show_combined(console: Console, result: CombineResult) -> None:
     console.print(_quality_table(timed))
     ended = (
         f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
-        f"{twins_text(result.a_a)}"
+        f"{a_a_text(result.a_a)}"
     )
     lines = [ended, *defect_lines(result.defects), *_details(result)]
     for line in (*lines, advice(result)):
@@ -71,7 +71,7 @@ def _quality_table(timed: list[Combination]) -> Table:
             [
                 one.name,
                 percent(found.forced_agreement.value),
-                shared_text(found),
+                share_text(found.shared),
                 percent(found.free_running.sequence_match.value, 0),
                 ratio(found.free_running.nll.value),
             ]

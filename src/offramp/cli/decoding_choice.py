@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from offramp.decoding.measurement.contenders import SHORT
 from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
-from offramp.report.answers import fastest_exiting
-from offramp.report.findings import HEADLINE_FLOOR
 from offramp.report.formats import whole_percent
+from offramp.report.ranking import HEADLINE_FLOOR, fastest_exiting
 from offramp.report.run_result import WorkloadResult
 
 CHARGED_KV = "propagate"

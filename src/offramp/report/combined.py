@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect, Quality
+from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect
 from offramp.decoding.measurement.results import Interval
 from offramp.files import write_text_atomically
 from offramp.records.typed import from_json
@@ -20,9 +20,7 @@ from offramp.report.formats import (
     milliseconds,
     moment,
     percent,
-    timed_interval,
     timed_text,
-    value_text,
     whole_percent,
 )
 from offramp.report.html import Column, cards, figure, fragment, policy_code, stack, table, text
@@ -30,7 +28,7 @@ from offramp.report.plot.drawing import Key, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.sections.decoded import circumstances_table, contender_rows_table, with_interval
-from offramp.report.timing import contender_answer, stopped_text, twins_text
+from offramp.report.timing import a_a_text, contender_answer, limits_of, share_text, stopped_text
 from offramp.studies.comparison.results import Comparison
 
 NOTHING = 0.06
@@ -67,11 +65,11 @@ def advice(result: CombineResult) -> str:
         best = max(faster, key=lambda one: kept_share(one).value)
         return (
             f"Use plain decoding: everything that is faster changes the answers, and {best.name} "
-            f"({times_plain(best.speedup)}), which changes them least, chooses {kept_text(best)}, where "
+            f"({times_plain(best.speedup)}), which changes them least, chooses {of_the_tokens(best)}, where "
             f"{whole_percent(result.floor)} were asked for."
         )
     best = _without_idle_parts(result, max(good, key=speed), good)
-    return f"Use {_name(best)}, {times_plain(best.speedup)} at {kept_text(best)}{_why(result, best)}."
+    return f"Use {_name(best)}, {times_plain(best.speedup)} at {of_the_tokens(best)}{_why(result, best)}."
 
 
 def effect_sentences(result: CombineResult) -> list[str]:
@@ -97,7 +95,7 @@ def times_plain(found: Interval | None) -> str:
     """A speedup over plain decoding: "1.52 × (1.48 to 1.55)"."""
     if found is None:
         return "–"
-    limits = timed_interval(found.value, found.low, found.high, decimal)
+    limits = limits_of(found, decimal)
     return f"{decimal(found.value)} ×{f' ({limits})' if limits else ''}"
 
 
@@ -108,19 +106,14 @@ def interval(found: Interval | None) -> str:
     return timed_text(found.value, found.low, found.high, decimal)
 
 
-def kept_text(one: Combination) -> str:
+def of_the_tokens(one: Combination) -> str:
     """ "97.8 % (96.9 to 98.5 %) of the full model's tokens"; of how few answers, without an interval."""
     found = kept_share(one)
-    of = f"{value_text(found.value, found.low, found.high, percent)} of the full model's tokens"
+    of = f"{share_text(found)} of the full model's tokens"
     assert one.quality is not None  # or there was no share
     answers = counted(one.quality.free_running.prompts, "answer")
     known = found.low is not None or one.name == PLAIN_NAME
     return of if known else f"{of} ({answers}, too few for an interval)"
-
-
-def shared_text(quality: Quality) -> str:
-    """Share of an answer before the first token that is not the untransformed model's."""
-    return value_text(quality.shared.value, quality.shared.low, quality.shared.high, percent)
 
 
 def kept_share(one: Combination) -> Interval:
@@ -365,7 +358,7 @@ def combination_row(one: Combination, worth: float) -> list[str]:
         head,
         *cells,
         with_interval(share, percent),
-        shared_text(quality),
+        share_text(quality.shared),
         percent(answers.sequence_match.value, 0),
         stack(decimal(answers.nll.value, 3), interval_text(answers.nll.low, answers.nll.high)),
     ]
@@ -385,5 +378,5 @@ def circumstances(result: CombineResult) -> str:
         f"Measured {moment(result.circumstances['date'])}: {counted(result.prompts, 'prompt')}, "
         f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}, in turns of a few tokens; "
         f"{stopped_text(result.stopped, result.seconds_spent)}. The plain decoder against itself came out at "
-        f"{twins_text(result.a_a)}. Plain decoding is {result.plain}."
+        f"{a_a_text(result.a_a)}. Plain decoding is {result.plain}."
     )

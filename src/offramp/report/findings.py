@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
-from offramp.report.ranking import believed, fastest, floor_kept, replayed
+from offramp.report.ranking import HEADLINE_FLOOR, believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
 from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide
 
-HEADLINE_FLOOR = 0.95
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]
 OverallDecision = CellDecision | Literal["depends on the text", "undefined"]

@@ -85,6 +85,12 @@ def limits_text(low: float | None, high: float | None, number: NumberFormat) -> 
     return interval_text(low, high, number)
 
 
+def short_text(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
+    """A value with `limits_text`: "0.412 (0.402 to 0.421)"."""
+    limits = limits_text(low, high, number)
+    return f"{number(value)} ({limits})" if limits else number(value)
+
+
 def value_text(value: float, low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
     """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
     limits = interval_text(low, high, number)
@@ -146,6 +152,11 @@ def signed_percent(value: float, digits: int = 1) -> str:
     """A share as a percentage with its sign, none for 0: 0.031 -> "+3.1 %"."""
     rounded = percent(value, digits)
     return f"+{rounded}" if round(100 * value, digits) > 0 else rounded
+
+
+def signed_change(speedup: float) -> str:
+    """A speedup as a signed change: 1.031 -> "+3.1 %"."""
+    return signed_percent(speedup - 1)
 
 
 def moment(when: str) -> str:

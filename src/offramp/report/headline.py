@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from offramp.report.caveats import combined_with_defects, lacking
 from offramp.report.findings import (
@@ -17,13 +17,30 @@ from offramp.report.findings import (
     run_decision,
     speed_of,
 )
-from offramp.report.formats import counted, limits_text, listed, percent, thousandths, times, whole_percent
+from offramp.report.formats import (
+    counted,
+    estimate_text,
+    limits_text,
+    listed,
+    percent,
+    thousandths,
+    times,
+    whole_percent,
+)
 from offramp.report.names import floor_shown, place_of
-from offramp.report.ranking import believed, fastest, floor_kept, replayed
-from offramp.report.run_result import RunResult
-from offramp.report.verdict_words import saved_words, speed_words, worth_words
+from offramp.report.ranking import believed, best_family, fastest, floor_kept, nearest_floor, replayed
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.verdict_words import (
+    LOCAL,
+    machine_name,
+    saved_words,
+    short_certificate,
+    speed_words,
+    worth_words,
+)
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, kept_words
 
 
@@ -263,3 +280,94 @@ def over_plain(speed: Speed | Estimate | None) -> str:
         return "undefined plain decoding"
     limits = limits_text(speed.low, speed.high, thousandths)
     return f"{times(speed.value)} plain decoding{f' ({limits})' if limits else ''}"
+
+
+DECISION_WORDS: dict[Decision, str] = {
+    "pays": "yes",
+    "does not pay": "no",
+    "too close to call": "too close to call",
+    "not enough documents": "not enough documents",
+}
+
+
+def families_answer(workload: WorkloadResult) -> str | None:
+    """The best family in one line, None without a ranking."""
+    entry = best_family(workload)
+    return None if entry is None else family_words(entry)
+
+
+def family_words(entry: RankedPolicy) -> str:
+    """One family in a few words."""
+    floor = whole_percent(entry.floor)
+    if entry.policy == "never":
+        return f"nothing beats plain decoding at {floor} agreement"
+    if entry.net_speedup.value is None:
+        return f"no speed at {floor} agreement: {entry.net_speedup.undefined or 'no reason recorded'}"
+    return (
+        f"{entry.family}, {estimate_text(entry.net_speedup, times)} at {floor} agreement, "
+        f"probes are {percent(entry.probe_share)} of its cost"
+    )
+
+
+def certificate_answer(workload: WorkloadResult) -> str | None:
+    """What is certified, floor by floor, None if nothing was tuned."""
+    return "; ".join(short_certificate(tuned) for tuned in workload.tuned) or None
+
+
+def machines_answer(workload: WorkloadResult) -> str | None:
+    """Whether it would pay on this machine and where else, in few words; None if not asked."""
+    if not workload.machines:
+        return None
+    answers = answers_at_main_floor(workload.machines)
+    own = [answer for answer in answers if answer.machine == LOCAL]
+    others = [answer for answer in answers if answer.machine != LOCAL]
+    parts = [f"on this machine {batch_words(own)}"] if own else []
+    open_first: tuple[Decision, ...] = ("pays", "too close to call")
+    for decision in open_first:
+        batches: dict[str, list[str]] = {}
+        for answer in others:
+            if answer.decision == decision:
+                batches.setdefault(answer.machine, []).append(str(answer.batch))
+        if batches:
+            parts.append(f"{DECISION_WORDS[decision]} on {places(batches)}")
+            break
+    else:
+        if others:
+            parts.append(f"no on {listed(list(dict.fromkeys(answer.machine for answer in others)))}")
+    return "; ".join(parts)
+
+
+def places(batches: Mapping[str, Sequence[str]]) -> str:
+    """Machines with their batch sizes, those with the same ones together: "a100 and h100 at batch 1"."""
+    groups: dict[str, list[str]] = {}
+    for machine, sizes in batches.items():
+        groups.setdefault(listed(list(sizes)), []).append(machine)
+    return ", ".join(f"{listed(machines)} at batch {sizes}" for sizes, machines in groups.items())
+
+
+def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:
+    """The answers at the floor nearest to 95 %, in their order."""
+    floor = nearest_floor([answer.floor for answer in answers])
+    return [answer for answer in answers if answer.floor == floor]
+
+
+def machines_sentence(answers: Sequence[MachineAnswer]) -> str:
+    """ "on this machine no; on h100 yes at batch 1, no at batch 8 and 32": at the main floor."""
+    by_machine: dict[str, list[MachineAnswer]] = {}
+    for answer in answers_at_main_floor(answers):
+        by_machine.setdefault(answer.machine, []).append(answer)
+    return "; ".join(
+        f"on {machine_name(machine)} {batch_words(found)}" for machine, found in by_machine.items()
+    )
+
+
+def batch_words(answers: Sequence[MachineAnswer]) -> str:
+    """The decisions of one machine by batch size; one word if they are all the same."""
+    by_decision: dict[Decision, list[str]] = {}
+    for answer in answers:
+        by_decision.setdefault(answer.decision, []).append(str(answer.batch))
+    if len(by_decision) == 1:
+        return DECISION_WORDS[answers[0].decision]
+    return ", ".join(
+        f"{DECISION_WORDS[decision]} at batch {listed(batches)}" for decision, batches in by_decision.items()
+    )

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.ext import Extension
 from markupsafe import Markup
 
-from offramp.report.formats import NumberFormat, limits_text, percent
+from offramp.report.formats import NumberFormat, limits_text
 from offramp.scoring.card import STUDY
 from offramp.scoring.estimate import Estimate
 
@@ -217,9 +217,3 @@ def stacked(estimate: Estimate, number: NumberFormat) -> Markup:
     limits = limits_text(estimate.low, estimate.high, number)
     known = estimate.low is not None and estimate.high is not None
     return stack(number(estimate.value), limits if known else estimate.no_interval or "")
-
-
-def signed_change(speedup: float) -> str:
-    """A speedup as a signed change in percent."""
-    change = percent(speedup - 1)
-    return change if change.startswith(("−", "0.0")) else f"+{change}"

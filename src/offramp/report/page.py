@@ -21,13 +21,12 @@ from offramp.report.passage import grid_section, passage_section
 from offramp.report.plot.drawing import ramp_rules
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.claims import pairs_section, trends_section, validity_section
-from offramp.report.sections.components import components_section
 from offramp.report.sections.curves import layers_section, profiles_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section
-from offramp.report.sections.frontier import frontier_section
 from offramp.report.sections.leaderboard import leaderboard_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
+from offramp.report.sections.potential import components_section, frontier_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
 from offramp.report.sections.tuned import tuned_section

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender, Interval
-from offramp.report.formats import counted, percent, value_text, whole_percent
+from offramp.report.formats import counted, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult
+from offramp.report.timing import share_text
 from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Strategy
+from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import NEVER, Verdict
 
 NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
 """How users know what the measurement calls otherwise."""
 
 PLAIN, PEER = "plain", "peer"
+HEADLINE_FLOOR = 0.95
+"""Agreement at which a run answers first."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def kept_text(one: Ranked) -> str:
     """What it keeps, with its interval."""
     if one.kept is None:
         return "not judged"
-    return value_text(one.kept.value, one.kept.low, one.kept.high, percent)
+    return share_text(one.kept)
 
 
 def basis_text(one: Ranked) -> str:
@@ -136,11 +140,6 @@ def floor_kept(one: Strategy) -> str:
     if agreement.value >= float(value):
         return "kept"
     return "perhaps" if agreement.high is not None and agreement.high >= float(value) else "missed"
-
-
-def _missed(one: Strategy, floor: str) -> bool:
-    """Whether a strategy misses a floor, be it its own or another."""
-    return floor_kept(replace(one, floor=floor)) == "missed"
 
 
 def keeps_floor(one: Strategy) -> bool:
@@ -238,3 +237,46 @@ def floor_note(one: Strategy) -> str:
         return "misses the floor"
     below = floor_kept(one) == "perhaps" and one.agreement.value is not None
     return "below the floor, perhaps by chance" if below else ""
+
+
+def nearest_floor(floors: Sequence[float]) -> float:
+    """The floor nearest to 95 % agreement. Raises ValueError if there is none."""
+    return min(floors, key=lambda floor: abs(floor - HEADLINE_FLOOR))
+
+
+def families_at(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
+    """The families at one floor, the fastest first; those without a speed last."""
+    found = [entry for entry in entries if entry.floor == floor]
+    return sorted(found, key=lambda entry: (-family_speed(entry), entry.family))
+
+
+def family_speed(entry: RankedPolicy) -> float:
+    """The net speedup, below everything if undefined."""
+    value = entry.net_speedup.value
+    return float("-inf") if value is None else value
+
+
+def best_family(workload: WorkloadResult) -> RankedPolicy | None:
+    """The family chosen at the main floor, on documents that do not judge it; None without a ranking.
+
+    The fastest reachable one where it was not kept which was chosen.
+    """
+    if not workload.league:
+        return None
+    floor = nearest_floor([entry.floor for entry in workload.league])
+    able = [entry for entry in families_at(workload.league, floor) if entry.reachable]
+    return next((entry for entry in able if entry.chosen), able[0] if able else None)
+
+
+def exits_early(entry: RankedPolicy) -> bool:
+    """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
+    return entry.policy != "never" and not entry.full_depth
+
+
+def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
+    """The fastest reachable policy at the main floor that exits at all; None if there is none."""
+    if not entries:
+        return None
+    floor = nearest_floor([entry.floor for entry in entries])
+    able = [entry for entry in families_at(entries, floor) if entry.reachable and exits_early(entry)]
+    return able[0] if able else None

@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.records.typed import from_json
-from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.caveats import caveats, left_over, not_claimed
 from offramp.report.combined import advice
 from offramp.report.findings import comparison_decision, run_decision
@@ -29,7 +28,14 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.headline import best_sentences, comparison_headline, headline
+from offramp.report.headline import (
+    best_sentences,
+    certificate_answer,
+    comparison_headline,
+    families_answer,
+    headline,
+    machines_answer,
+)
 from offramp.report.names import (
     distinct,
     floor_order,
@@ -111,9 +117,9 @@ def print_verdict_so_far(run: RunResult, console: Console) -> None:
 
 
 def answer_lines(run: RunResult) -> list[str]:
-    """The best of the league, the certificates and the machines, one line each; only what was asked for."""
+    """The best family, the certificates and the machines, one line each; only what was asked for."""
     answers: dict[str, Callable[[WorkloadResult], str | None]] = {
-        "Best policy": league_answer,
+        "Best policy": families_answer,
         "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
     }

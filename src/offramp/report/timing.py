@@ -17,12 +17,15 @@ from offramp.decoding.measurement.results import (
     Stopped,
 )
 from offramp.report.formats import (
+    NumberFormat,
     counted,
     decimal,
     duration,
     faster,
+    interval_text,
     listed,
     percent,
+    thousandths,
     timed_interval,
     timed_text,
     times,
@@ -75,6 +78,18 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
     return f"{contender_answer(contender, worth)}: {ratio_text(contender.ratio)} the speed of {plain}"
 
 
+def share_text(share: Interval) -> str:
+    """A share with its interval: "97.8 % (96.9 to 98.5 %)"."""
+    return value_text(share.value, share.low, share.high, percent)
+
+
+def limits_of(interval: Interval, number: NumberFormat) -> str:
+    """The interval of a figure; of times and their ratios only where it says something."""
+    if number is percent:
+        return interval_text(interval.low, interval.high, number)
+    return timed_interval(interval.value, interval.low, interval.high, number)
+
+
 def ratio_text(ratio: Interval) -> str:
     """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
     return timed_text(ratio.value, ratio.low, ratio.high, times)
@@ -85,9 +100,9 @@ def stopped_text(stopped: Stopped, seconds: float) -> str:
     return f"{ENDED[stopped]} after {decimal(seconds, 0)} s"
 
 
-def twins_text(a_a: Interval) -> str:
+def a_a_text(a_a: Interval) -> str:
     """How equal the plain decoder came out to itself."""
-    limits = timed_interval(a_a.value, a_a.low, a_a.high, lambda value: decimal(value, 3))
+    limits = limits_of(a_a, thousandths)
     return f"{decimal(a_a.value, 3)}{f' ({limits} at 99 %)' if limits else ''}"
 
 
@@ -109,17 +124,12 @@ def floor_text(floor: FloorCheck, prompts: int) -> str:
     promise = f"{'certified' if floor.certified else 'not certified'} floor {floor.floor}"
     if floor.kept is None:
         return f"the policy's {promise} was not judged here"
-    share = value_text(floor.kept.value, floor.kept.low, floor.kept.high, percent)
+    share = share_text(floor.kept)
     of = f"of the generated tokens of {counted(prompts, 'prompt')}"
     kept = f"{share} {of} are the full model's choice"
     if floor.missed:
         return f"BELOW ITS FLOOR: {kept}, under the policy's {promise}"
     return f"{kept}: the policy's {promise} is kept"
-
-
-def gain_text(gain: Mapping[str, float]) -> str:
-    """Where a gain comes from: "layers 4.1 %, head 1.2 %, probes -0.5 %", of the plain decoder's time."""
-    return ", ".join(f"{part} {percent(share)}" for part, share in gain.items())
 
 
 def defect_lines(result_defects: tuple[str, ...]) -> list[str]:

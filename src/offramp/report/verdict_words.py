@@ -279,12 +279,12 @@ def saved_words(verdict: Verdict) -> str:
     return said
 
 
-def credits_of(league: Sequence[RankedPolicy]) -> list[Credit]:
-    """The credit at each floor of a league, the strictest first; none where families were not ranked."""
-    if all(entry.rank is None for entry in league):
+def credits_of(families: Sequence[RankedPolicy]) -> list[Credit]:
+    """The credit at each floor of a ranking, the strictest first; none where families were not ranked."""
+    if all(entry.rank is None for entry in families):
         return []
-    floors = sorted({entry.floor for entry in league}, reverse=True)
-    return [early_exit_credit(league, floor) for floor in floors]
+    floors = sorted({entry.floor for entry in families}, reverse=True)
+    return [early_exit_credit(families, floor) for floor in floors]
 
 
 def credit_sentence(credit: Credit) -> str:

@@ -18,7 +18,6 @@ from offramp.report.formats import (
     moment,
     percent,
     plain_tick,
-    timed_interval,
     times,
 )
 from offramp.report.html import Column, bullets, cards, figure, fragment, policy_code, stack, table, text
@@ -28,15 +27,16 @@ from offramp.report.ranking import basis_text, kept_text, sample_text, ways_rank
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing import (
     DECISIONS,
+    a_a_text,
     contender_answer,
     counts_sentence,
     error_sentence,
+    limits_of,
     part_name,
     prediction_verdict,
     ratio_text,
     short_name,
     stopped_text,
-    twins_text,
 )
 
 
@@ -117,13 +117,6 @@ def divergence(answers: FreeRunning) -> Markup:
 def with_interval(interval: Interval, number: NumberFormat) -> Markup:
     """A figure with its interval below it."""
     return stack(number(interval.value), limits_of(interval, number))
-
-
-def limits_of(interval: Interval, number: NumberFormat) -> str:
-    """The interval of a figure; of times and their ratios only where it says something."""
-    if number is percent:
-        return interval_text(interval.low, interval.high, number)
-    return timed_interval(interval.value, interval.low, interval.high, number)
 
 
 def contender_tables(decoded: Decoded) -> Markup:
@@ -340,7 +333,7 @@ def circumstances(decoded: Decoded) -> str:
         f"Measured {moment(decoded.measured_on)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
         f"new tokens, {counted(bench.rounds, 'round')}, in turns of a few tokens; "
         f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
-        f"{twins_text(bench.a_a)}."
+        f"{a_a_text(bench.a_a)}."
     )
 
 
@@ -404,7 +397,7 @@ def error_parts(forecast: Forecast) -> list[tuple[str, float, int]]:
 
 
 def colour_of(part: str) -> int:
-    """The colour of a part; a part of another room's own gets one too."""
+    """The colour of a part; a part that a plug-in names gets one too."""
     return COLOURS.get(part, len(part) % SERIES_COUNT)
 
 

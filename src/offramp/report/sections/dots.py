@@ -18,6 +18,7 @@ from offramp.report.formats import (
     percent,
     percent_tick,
     plain_tick,
+    short_text,
     thousandths,
     times,
 )
@@ -283,8 +284,9 @@ def plot_rows(found: DotsFigure, colours: Mapping[str, int]) -> list[PlotRow]:
     for name, dots in grouped.items():
         dots.sort(key=lambda dot: colours.get(dot.row.workload, 0))
         tracks = [Track((point_of(name, dot, found.number, colours),)) for dot in dots]
-        alone = row_text(dots[0].estimate, found.number) if len(dots) == 1 else ""
-        rows.append(PlotRow(name, tuple(tracks), alone))
+        first = dots[0].estimate
+        shown = short_text(first.value or 0.0, first.low, first.high, found.number)
+        rows.append(PlotRow(name, tuple(tracks), shown if len(dots) == 1 else ""))
     return rows
 
 
@@ -300,9 +302,3 @@ def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
     """Value and interval as texts."""
     value = "undefined" if estimate.value is None else number(estimate.value)
     return [value, limits_text(estimate.low, estimate.high, number) or "none"]
-
-
-def row_text(estimate: Estimate, number: NumberFormat) -> str:
-    """ "0.412 (0.402 to 0.421)"."""
-    limits = limits_text(estimate.low, estimate.high, number)
-    return f"{number(estimate.value or 0.0)}{f' ({limits})' if limits else ''}"

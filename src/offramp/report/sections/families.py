@@ -1,4 +1,4 @@
-"""The policy league: every family at its best, ranked by the time it would really take."""
+"""Policies ranked by family: each at its best, ranked by the time it would really take."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from offramp.report.answers import exits_early, families_at, nearest_floor
-from offramp.report.formats import decimal, faster, gain_text, interval_text, percent, times, whole_percent
+from offramp.report.formats import (
+    decimal,
+    faster,
+    gain_text,
+    interval_text,
+    percent,
+    signed_change,
+    times,
+    whole_percent,
+)
 from offramp.report.html import (
     Column,
     cards,
     escaped,
     fragment,
     policy_code,
-    signed_change,
     stack,
     stacked,
     text,
 )
 from offramp.report.plot.drawing import Scale, box, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
+from offramp.report.ranking import exits_early, families_at, nearest_floor
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
@@ -152,7 +160,7 @@ def small_drawing(title: str, content: str, width: int, height: int, *, style: s
 
 REPAIR = "repair of keys and values"
 PROBES = "probes"
-# What a token's cost goes to, by part of the bill: the name shown and its colour. Order of drawing.
+# What a token's cost goes to, by part of the breakdown: the name shown and its colour. Order of drawing.
 PARTS: Mapping[str, tuple[str, int]] = {
     "layers": ("layers", 0),
     "rest": ("layers, head and the rest", 0),
@@ -173,7 +181,7 @@ NO_SHARE = 1e-9
 
 @dataclass(frozen=True)
 class Board:
-    """How to draw one workload's league.
+    """How to draw one workload's ranking of families.
 
     others: the entries at other floors by family and floor. reach: the axis of the bars. counted: what a
     token costs, "time" or "bytes".
@@ -228,7 +236,7 @@ class Board:
 
 
 def families_section(workload: WorkloadResult) -> Markup:
-    """The families ranked by net speed at the main floor, the oracles apart; nothing without a league."""
+    """The families ranked by net speed at the main floor, the oracles apart; nothing without a ranking."""
     if not workload.league:
         return Markup()
     floors = sorted({entry.floor for entry in workload.league}, reverse=True)
@@ -245,7 +253,7 @@ def families_section(workload: WorkloadResult) -> Markup:
     rest = reachable[SHOWN:]
     return fragment(
         "run",
-        "league",
+        "families",
         answer=summary_of(reachable, main, counted),
         credit=[credit_sentence(one) for one in credits_of(workload.league) if one.floor == main],
         floor=keep,

@@ -8,7 +8,6 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.costs.probes import PROBES
-from offramp.report.answers import answers_at_main_floor, machines_sentence
 from offramp.report.formats import (
     counted,
     decimal,
@@ -19,6 +18,7 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
+from offramp.report.headline import answers_at_main_floor, machines_sentence
 from offramp.report.html import (
     Column,
     Kind,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from offramp.report.answers import certificate_answer, league_answer, machines_answer
 from offramp.report.caveats import caveats, left_over, not_claimed
 from offramp.report.findings import (
     Finding,
@@ -27,13 +26,22 @@ from offramp.report.formats import (
     milliseconds,
     percent,
     range_text,
+    signed_change,
     thousandths,
     timed_interval,
     times,
     too_wide,
     whole_percent,
 )
-from offramp.report.headline import comparison_headline, grounds_of, passed_how, short_answer
+from offramp.report.headline import (
+    certificate_answer,
+    comparison_headline,
+    families_answer,
+    grounds_of,
+    machines_answer,
+    passed_how,
+    short_answer,
+)
 from offramp.report.html import (
     Column,
     KeyNumber,
@@ -42,7 +50,6 @@ from offramp.report.html import (
     fragment,
     pill,
     policy_code,
-    signed_change,
     stack,
     stacked,
     text,
@@ -108,9 +115,9 @@ def grounds_line(run: RunResult) -> str:
 
 
 def in_short(run: RunResult) -> Markup:
-    """The answers of league, certificate and machines, one row a workload; nothing if none was asked for."""
+    """The answers of ranking, certificate and machines, one row a workload; nothing if none was asked for."""
     columns: dict[str, Callable[[WorkloadResult], str | None]] = {
-        "Fastest policy, replayed": league_answer,
+        "Fastest policy, replayed": families_answer,
         "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
     }
