@@ -60,10 +60,10 @@ def test_the_families_take_all_kinds_of_readout() -> None:
     }
     assert readouts["llama"].readout_kind == "fast"
     assert readouts["gemma3n_text"].readout_kind == "swap"
-    assert readouts["gemma2"].transform is not None
-    assert readouts["gemma2"].transform.kind == "softcap"
-    assert readouts["granite"].transform is not None
-    assert readouts["granite"].transform.kind == "scale"
+    assert readouts["gemma2"].logit_scaling is not None
+    assert readouts["gemma2"].logit_scaling.kind == "softcap"
+    assert readouts["granite"].logit_scaling is not None
+    assert readouts["granite"].logit_scaling.kind == "scale"
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 40, 63, 64, 65, 130])

@@ -28,6 +28,16 @@ from offramp.tracing.exit_heads import (
 )
 from offramp.workloads.shared_text import WHOLE, Sketch
 
+SCHEMA_VERSION = 3
+"""3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a lens whose fit is not
+known. Older files are those without them."""
+
+HEADER = "offramp_heads"
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, by its format."""
+SCHEMA = "schema_version"
+SEAL = "sha256"
+
 NORM_ARRAYS: dict[str, tuple[str, ...]] = {
     "model": (),
     "rms": ("norm_weight",),
@@ -223,17 +233,6 @@ class Reader:
     def refused(self, why: str) -> InputError:
         """The error for heads whose arrays do not belong together."""
         return InputError(f"the exit heads cannot be used: {why}", where=self.where, fix=MADE_BY)
-
-
-SCHEMA_VERSION = 3
-"""3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a lens whose fit is not
-known. Older files are those without them."""
-
-HEADER = "offramp_heads"
-LARGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header, by its format."""
-SCHEMA = "schema_version"
-SEAL = "sha256"
 
 
 def write_heads(heads: ExitHeads, path: str | Path) -> None:

@@ -27,6 +27,9 @@ from offramp.workloads.packing import Context
 
 PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")
 
+PROMPT_TOKENS = 32
+"""Last tokens of a prompt whose entropy is averaged."""
+
 Probability = Callable[[int, Tensor], Tensor]
 """Of an exit's index and features [rows, features]: float32 [rows]."""
 
@@ -229,10 +232,6 @@ def make_recorders(
     if compared:
         recorders.append(PreviousExit(head.vocabulary_size, rows, compared))
     return tuple(recorders)
-
-
-PROMPT_TOKENS = 32
-"""Last tokens of a prompt whose entropy is averaged."""
 
 
 class PromptStates:

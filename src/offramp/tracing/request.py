@@ -13,6 +13,19 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
+SCHEMA_VERSION = 4
+"""2: extra facts on request. 3: of a transformed model the untransformed one's top-1, and layers with their
+own size of an element. 4: sketches of the documents' texts. A trace of version 1 is one without any of
+this."""
+
+DEFAULT_TOKENS = 1600
+"""50 documents of 32 tokens: what three workloads of a small model allow in three minutes on two cores."""
+
+DEFAULT_CONTEXT = 512
+
+FITTING_TOKENS = 16_384
+"""To fit exit heads on: enough for a hidden size of several hundred; larger models gain from more."""
+
 ALL = "all"
 
 
@@ -71,12 +84,6 @@ def parse_signals(signals: str | Sequence[str], mode: str) -> tuple[str, ...]:
             fix=f"leave {needs_prompts[0]} out, or trace a workload of prompts such as chat or math",
         )
     return tuple(sorted(names))
-
-
-SCHEMA_VERSION = 4
-"""2: extra facts on request. 3: of a transformed model the untransformed one's top-1, and layers with their
-own size of an element. 4: sketches of the documents' texts. A trace of version 1 is one without any of
-this."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +170,3 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
             fix=f"choose among 1 to {layers}",
         )
     return tuple(sorted(wanted | {layers}))
-
-
-DEFAULT_TOKENS = 1600
-"""50 documents of 32 tokens: what three workloads of a small model allow in three minutes on two cores."""
-
-DEFAULT_CONTEXT = 512
-
-FITTING_TOKENS = 16_384
-"""To fit exit heads on: enough for a hidden size of several hundred; larger models gain from more."""

@@ -38,6 +38,9 @@ from offramp.workloads.workload import Workload
 CALLS_BUDGET = 64_000_000
 """Bytes of layers' arguments kept in memory: masks, position embeddings. What is beyond is made anew."""
 
+DEFAULT_STATES_MEMORY = 1_000_000_000
+"""Bytes of hidden states kept in memory if no budget is given and the trace has no folder."""
+
 
 class BatchCalls:
     """What each layer is called with, batch by batch.
@@ -189,10 +192,6 @@ class Replay:
 def _name(contexts: Sequence[Context]) -> tuple[tuple[int, int], ...]:
     """What tells a batch from all others of a plan."""
     return tuple((context.document, context.start) for context in contexts)
-
-
-DEFAULT_STATES_MEMORY = 1_000_000_000
-"""Bytes of hidden states kept in memory if no budget is given and the trace has no folder."""
 
 
 def kept_layers(exits: Sequence[int]) -> frozenset[int]:

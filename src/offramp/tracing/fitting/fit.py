@@ -60,33 +60,6 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
-
-def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRows | None]) -> dict[str, Any]:
-    """Tokens, documents and workloads that fitting read; code, threads and libraries that it ran with.
-
-    rows: that each part was fitted on, by its name; None for a part that is not there.
-    """
-    keys = ("name", "fingerprint", "mode", "licence", "source")
-    return {
-        **{part: _describe_rows(of_part) for part, of_part in rows.items()},
-        "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
-        "threads": torch.get_num_threads(),
-        "code": code_fingerprint(),
-        "versions": library_versions()
-        | {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")},
-    }
-
-
-def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
-    if rows is None:
-        return None
-    return {
-        "tokens": rows.tokens,
-        "documents": len(rows.held_out),
-        "held_out_documents": int(rows.held_out.sum()),
-    }
-
-
 LARGEST_SEED = 2**32 - 1
 """That scikit-learn takes."""
 
@@ -313,6 +286,32 @@ class _Job:
 
     def _bar(self, title: str, tokens: int) -> Any:
         return token_bar(f"{self.model.name}: {title}", tokens, shown=self.shown)
+
+
+def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRows | None]) -> dict[str, Any]:
+    """Tokens, documents and workloads that fitting read; code, threads and libraries that it ran with.
+
+    rows: that each part was fitted on, by its name; None for a part that is not there.
+    """
+    keys = ("name", "fingerprint", "mode", "licence", "source")
+    return {
+        **{part: _describe_rows(of_part) for part, of_part in rows.items()},
+        "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
+        "threads": torch.get_num_threads(),
+        "code": code_fingerprint(),
+        "versions": library_versions()
+        | {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")},
+    }
+
+
+def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
+    if rows is None:
+        return None
+    return {
+        "tokens": rows.tokens,
+        "documents": len(rows.held_out),
+        "held_out_documents": int(rows.held_out.sum()),
+    }
 
 
 def _distinct(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Workload, ...]:
