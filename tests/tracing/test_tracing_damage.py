@@ -19,7 +19,7 @@ from stored_traces import files_of, flip, run
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing import part as part_module
-from offramp.tracing.part import part_path, seal_path
+from offramp.tracing.part import FILE_KINDS, part_path, seal_path
 from offramp.tracing.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
@@ -176,11 +176,17 @@ def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.
             assert files_of(folder) == whole
 
 
-def test_a_part_of_another_trace_is_not_taken_over(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_its_seal", [False, True])
+def test_a_part_of_another_trace_is_not_taken_over(with_its_seal: bool, folder: Path, tmp_path: Path) -> None:
     whole = files_of(folder)
     other = tmp_path / "other"
     run(other, exits=[1])
     (folder / "manifest.json").unlink()
-    shutil.copy(part_path(other, "tokens", 1), part_path(folder, "tokens", 1))
+    if with_its_seal:
+        for kind in FILE_KINDS:
+            shutil.copy(part_path(other, kind, 1), part_path(folder, kind, 1))
+        shutil.copy(seal_path(other, 1), seal_path(folder, 1))
+    else:
+        shutil.copy(part_path(other, "tokens", 1), part_path(folder, "tokens", 1))
     run(folder)
     assert files_of(folder) == whole
