@@ -17,7 +17,7 @@ from rounding import (
 from tracing_models import build_family, llama, tiny_model, workload_of
 
 from offramp.models.model import Model
-from offramp.tracing.statistics import CANDIDATES, can_compile
+from offramp.tracing.statistics import EXACT_COLUMNS, can_compile
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -106,7 +106,7 @@ def test_a_softcapped_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = rounded_readings(model, sequences)
     expected, bounds = readings.facts(following_of(sequences))
     assert_best(found.top1, readings.logits, readings.error)
-    for name, more in bfloat16_bounds(readings.logits, CANDIDATES).items():
+    for name, more in bfloat16_bounds(readings.logits, EXACT_COLUMNS).items():
         if name != "kl_to_final":  # summed over logits that are all rounded
             assert_within(found.fact(name), expected[name], bounds[name] + more, name)
 
@@ -154,7 +154,7 @@ def test_bfloat16_on_a_wide_vocabulary_moves_agreement_by_a_thousandth_at_most(
     assert (found.top1 != expected["top1"]).mean(0).max() <= 0.001
     off = found.final_rank != expected["final_rank"]
     assert off[expected["final_rank"] < 3].mean() <= 0.01, "ranks near the top come from float32 logits"
-    of_others = bfloat16_bounds(readings.logits, CANDIDATES)
+    of_others = bfloat16_bounds(readings.logits, EXACT_COLUMNS)
     assert np.median(of_others["max_prob"]) < 0.004, "the bound would hide what is to be shown"
     for name, bound in bounds.items():
         if name != "shuffled_logit_cosine":  # of a partner in another group than the reference's

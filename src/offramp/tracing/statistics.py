@@ -148,7 +148,7 @@ class EagerSums:
         return block_maximum, maximum, weight.sum(-1), torch.linalg.vecdot(weight, shifted), above.float()
 
 
-CANDIDATES = 8
+EXACT_COLUMNS = 8
 """Best columns of a bfloat16 product whose logits are computed again in float32."""
 
 WINNING_BLOCKS = 8
@@ -207,7 +207,7 @@ def corrected_row_statistics(
     """Statistics of rows whose head output was rounded to bfloat16; the best candidates are taken in float32.
 
     A bfloat16 product rounds a logit of 16 to a step of 0.125, which breaks ties and moves the largest
-    probabilities. The best CANDIDATES columns carry nearly all of that error; `exact(columns [rows,
+    probabilities. The best EXACT_COLUMNS columns carry nearly all of that error; `exact(columns [rows,
     candidates])` gives their float32 logits (transformed), and their rounded contributions are replaced in
     every sum. Where more columns share the largest rounded logit than are candidates, the whole row is taken
     from `exact_output(rows)`, the float32 head output of some rows.
@@ -217,7 +217,7 @@ def corrected_row_statistics(
     rows = torch.arange(len(output))[:, None]
     blocks = sums.block_maximum.topk(min(WINNING_BLOCKS, sums.block_maximum.shape[1]), dim=-1).indices
     inside = transform(output.view(len(output), -1, BLOCK)[rows, blocks]).flatten(1)
-    rounded, where = inside.topk(min(CANDIDATES, inside.shape[1]), dim=-1)
+    rounded, where = inside.topk(min(EXACT_COLUMNS, inside.shape[1]), dim=-1)
     columns = blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK
     others = _without_own(sums, output, own, reference, transform)
     counted = columns != own[:, None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from offramp.errors import WorkloadError
@@ -13,21 +12,10 @@ from offramp.workloads.hub_dataset import HUB_DATASET
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
 from offramp.workloads.text_files import JSON_LINES, TEXT
-from offramp.workloads.workload import Mode, Workload, WorkloadSource
+from offramp.workloads.workload import Workload, WorkloadDescription, WorkloadSource
 
 ENTRY_POINT_GROUP = "offramp.workloads"
 _SOURCES: dict[str, WorkloadSource] = {}
-
-
-@dataclass(frozen=True)
-class WorkloadDescription:
-    """One line of `offramp list workloads`."""
-
-    name: str
-    mode: Mode
-    documents: str
-    licence: str
-    description: str
 
 
 def register_workload(source: WorkloadSource) -> None:
@@ -64,15 +52,7 @@ def load_workload(spec: str) -> Workload:
 
 def describe_workloads() -> tuple[WorkloadDescription, ...]:
     """What `offramp list workloads` shows, one line per size; loads none of them."""
-    described = []
-    for source in _sources().values():
-        cuts = [(source.grammar, source.documents, source.description)]
-        cuts += [(f"{source.name}:{size.name}", size.documents, size.description) for size in source.sizes]
-        described += [
-            WorkloadDescription(name, source.mode, documents, source.licence, description)
-            for name, documents, description in cuts
-        ]
-    return tuple(described)
+    return tuple(described for source in _sources().values() for described in source.described)
 
 
 def require_usable(workload: Workload) -> None:
@@ -111,7 +91,7 @@ def _sources() -> dict[str, WorkloadSource]:
 
 
 def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
-    known = ", ".join(grammar for source in sources.values() for grammar in source.grammars)
+    known = ", ".join(described.name for source in sources.values() for described in source.described)
     near = difflib.get_close_matches(name, sources, n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if Path(spec).exists():

@@ -64,6 +64,17 @@ class WorkloadSize:
 
 
 @dataclass(frozen=True)
+class WorkloadDescription:
+    """One line of `offramp list workloads`."""
+
+    name: str
+    mode: Mode
+    documents: str
+    licence: str
+    description: str
+
+
+@dataclass(frozen=True)
 class WorkloadSource:
     """One kind of workload that `load_workload` knows.
 
@@ -89,9 +100,14 @@ class WorkloadSource:
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @property
-    def grammars(self) -> tuple[str, ...]:
-        """Every way to write it, one per size: "prose", "prose:short"."""
-        return (self.grammar, *(f"{self.name}:{size.name}" for size in self.sizes))
+    def described(self) -> tuple[WorkloadDescription, ...]:
+        """Every way to write it, one line per size: "prose", "prose:short"."""
+        cuts = [(self.grammar, self.documents, self.description)]
+        cuts += [(f"{self.name}:{size.name}", size.documents, size.description) for size in self.sizes]
+        return tuple(
+            WorkloadDescription(name, self.mode, documents, self.licence, description)
+            for name, documents, description in cuts
+        )
 
     def open(self, argument: str | None) -> Workload:
         """The workload for the text after the colon, None without a colon.
@@ -114,6 +130,6 @@ class WorkloadSource:
             hint = f"did you mean {self.name}:{near[0]}? " if near else ""
             raise WorkloadError(
                 f"the workload {self.name!r} has no size {argument!r}",
-                fix=f"{hint}write {' or '.join(self.grammars)}",
+                fix=f"{hint}write {' or '.join(one.name for one in self.described)}",
             )
         return sizes[argument].load()
