@@ -36,6 +36,17 @@ def run(model: Model | None = None, **options: Any) -> Trace:
     return trace(model or tiny_llama(), work, **settings)
 
 
+# -- tokens
+
+
+@pytest.mark.parametrize("options", [{"tokens": 10}, {"tokens": 40, "document_tokens": 10}], ids=str)
+def test_of_a_long_text_as_many_tokens_are_traced_as_are_asked_for(options: dict[str, Any]) -> None:
+    """Though no more than its start is encoded, which holds one token more: that of the last row's next."""
+    found = run(workload=workload_of("5 6 7 " * 20_000), **options)
+    assert found.token_count == 10
+    assert found.next_token[-1] == found.token[1]
+
+
 # -- exits
 
 
