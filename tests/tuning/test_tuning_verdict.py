@@ -21,10 +21,11 @@ from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import documents_needed
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.judging import documents_needed, judge
+from offramp.tuning.judging import judge
 from offramp.tuning.pool import Evidence, Pool
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import machine_answers
@@ -121,7 +122,7 @@ def test_nothing_pays_that_a_cut_head_gives_alone() -> None:
 
 
 def test_documents_needed() -> None:
-    assert [documents_needed(floor, 0.1) for floor in FLOORS] == [230, 45, 22]
+    assert [documents_needed(1.0 - floor, 0.1) for floor in FLOORS] == [230, 45, 22]
     assert 0.99**230 <= 0.1 < 0.99**229
 
 

@@ -12,8 +12,9 @@ from offramp.policies.policy_cost import prices_of, seconds_of
 from offramp.report.formats import whole_percent
 from offramp.report.ranking import fastest_exiting
 from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import documents_needed
 from offramp.tuning.break_even import BreakEven, break_even
-from offramp.tuning.judging import Halves, documents_needed, halves_of, judge
+from offramp.tuning.judging import Halves, halves_of, judge
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, machine_answers, ranking
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import WORTH, Verdict
@@ -41,7 +42,7 @@ def require_documents(workloads: Sequence[Workload]) -> None:
 
     Raises InputError with how many documents there are, and how many are needed.
     """
-    needed = {floor: documents_needed(floor, DELTA) + BESIDE_CERTIFYING for floor in FLOORS}
+    needed = {floor: documents_needed(1.0 - floor, DELTA) + BESIDE_CERTIFYING for floor in FLOORS}
     loosest = min(FLOORS)
     for workload in workloads:
         found = len(workload.documents)

@@ -44,13 +44,14 @@ class ProbeKind:
     """
 
     name: str
-    gives_output: bool
-    reads_logits: bool
     meaning: str
     flops: Callable[[ModelShape, ProbeSizes], float]
     bytes: Callable[[ModelShape, ProbeSizes], float]
-    row_bytes: Callable[[ModelShape, ProbeSizes], float]
     launches: int
+    # Hidden states are at hand in the processor's caches, as all activations are taken to be.
+    row_bytes: Callable[[ModelShape, ProbeSizes], float] = lambda shape, sizes: 0.0
+    gives_output: bool = False
+    reads_logits: bool = False
 
     def batch_flops(self, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
         """FLOPs of one check of each of `batch` tokens."""
@@ -95,73 +96,57 @@ def _candidate_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
     return _product_bytes(shape, sizes.candidates) + tail + network
 
 
-def _no_bytes(shape: ModelShape, sizes: ProbeSizes) -> float:
-    # Hidden states are at hand in the processor's caches, as all activations are taken to be.
-    return 0.0
-
-
 PROBES: dict[str, ProbeKind] = {
     kind.name: kind
     for kind in (
         ProbeKind(
             "full head",
-            True,
-            True,
             "final norm, output head and reductions over the vocabulary",
             lambda shape, sizes: counting.probe_flops(shape),
             lambda shape, sizes: counting.probe_bytes(shape),
-            lambda shape, sizes: counting.REDUCTION_BYTES * shape.vocabulary_size,
             launches=4,
+            row_bytes=lambda shape, sizes: counting.REDUCTION_BYTES * shape.vocabulary_size,
+            gives_output=True,
+            reads_logits=True,
         ),
         ProbeKind(
             "restricted head",
-            False,
-            True,
             "final norm and the head's columns of a short list of tokens",
             _restricted_flops,
             _restricted_bytes,
-            lambda shape, sizes: counting.REDUCTION_BYTES * _listed(shape, sizes),
             launches=4,
+            row_bytes=lambda shape, sizes: counting.REDUCTION_BYTES * _listed(shape, sizes),
+            reads_logits=True,
         ),
         ProbeKind(
             "candidates",
-            False,
-            True,
             "final norm, the head's columns of a few candidate tokens and a small network",
             _candidate_flops,
             _candidate_bytes,
-            # Candidates differ from token to token, and so do the head's columns.
-            lambda shape, sizes: _product_bytes(shape, sizes.candidates),
             launches=6,
+            # Candidates differ from token to token, and so do the head's columns.
+            row_bytes=lambda shape, sizes: _product_bytes(shape, sizes.candidates),
+            reads_logits=True,
         ),
         ProbeKind(
             "cosine",
-            False,
-            False,
             "one cosine of two hidden states",
             lambda shape, sizes: 6.0 * shape.hidden_size,
-            _no_bytes,
-            _no_bytes,
+            lambda shape, sizes: 0.0,
             launches=1,
         ),
         ProbeKind(
             "classifier",
-            False,
-            False,
             "one linear classifier on the hidden state",
             lambda shape, sizes: 2.0 * shape.hidden_size,
             lambda shape, sizes: _product_bytes(shape, 1),
-            _no_bytes,
             launches=1,
         ),
         ProbeKind(
             "network",
-            False,
-            False,
             "a small network on the hidden state",
             lambda shape, sizes: 2.0 * sizes.hidden * (shape.hidden_size + 1),
             lambda shape, sizes: _product_bytes(shape, sizes.hidden) + shape.element_bytes * sizes.hidden,
-            _no_bytes,
             launches=3,
         ),
     )

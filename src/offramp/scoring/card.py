@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
 
 Curve = NDArray[np.float64]
@@ -35,17 +36,10 @@ class LayerCurves:
     values: Mapping[str, Curve]
     intervals: Mapping[str, tuple[Curve, Curve]]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Any:
         """A JSON object; NaN becomes null."""
-        return {
-            "exits": self.exits.tolist(),
-            "depth_fraction": _numbers(self.depth_fraction),
-            "values": {name: _numbers(curve) for name, curve in self.values.items()},
-            "intervals": {
-                name: {"low": _numbers(low), "high": _numbers(high)}
-                for name, (low, high) in self.intervals.items()
-            },
-        }
+        limits = {name: {"low": low, "high": high} for name, (low, high) in self.intervals.items()}
+        return finite_json({**vars(self), "intervals": limits})
 
 
 @dataclass(frozen=True)
@@ -61,15 +55,9 @@ class ReliabilityDiagram:
     confidence: Curve
     agreement: Curve
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Any:
         """A JSON object; NaN (an empty bin) becomes null."""
-        return {
-            "exit": self.exit,
-            "edges": _numbers(self.edges),
-            "count": self.count.tolist(),
-            "confidence": _numbers(self.confidence),
-            "agreement": _numbers(self.agreement),
-        }
+        return finite_json(vars(self))
 
 
 @dataclass(frozen=True)
@@ -88,13 +76,7 @@ class EasVariant:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the five fields."""
-        return {
-            "similarity": self.similarity,
-            "alpha": self.alpha,
-            "score": self.score.to_json(),
-            "ceiling": self.ceiling,
-            "floor": self.floor,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -161,9 +143,7 @@ class ScoreCard:
         return {
             **{name: getattr(self, name).to_json() for name in ESTIMATES},
             **{name: getattr(self, name) for name in NUMBERS},
-            "reference_agreement": None
-            if self.reference_agreement is None
-            else self.reference_agreement.to_json(),
+            "reference_agreement": self.reference_agreement and self.reference_agreement.to_json(),
             "candidates": dict(self.candidates),
             "curves": self.curves.to_json(),
             "reliability": [diagram.to_json() for diagram in self.reliability],
@@ -186,10 +166,6 @@ ESTIMATES: tuple[str, ...] = (
 )
 
 NUMBERS: tuple[str, ...] = ("ceiling", "head_share", "mean_position", "documents", "tokens")
-
-
-def _numbers(curve: Curve) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in curve]
 
 
 STUDY = "arXiv 2603.23701"

@@ -114,24 +114,6 @@ def naive_p_values(losses: Losses, risk: float, delta: float) -> NDArray[np.floa
     return np.where(losses.mean(axis=0) <= risk + 1e-12, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to decide from a sample whether the mean loss of all documents is at most a risk.
-
-    p_values: (losses [documents, candidates], risk, delta) -> [candidates]. confident: whether it bounds the
-    risk with probability 1 - delta. sequential: whether a candidate counts only if all before it passed.
-    needed: documents without a loss that a risk needs at least (risk, delta). guarantee: in words.
-    """
-
-    name: str
-    title: str
-    p_values: Callable[[Losses, float, float], NDArray[np.float64]]
-    confident: bool
-    sequential: bool
-    needed: Callable[[float, float], int]
-    guarantee: str
-
-
 def documents_needed(risk: float, delta: float) -> int:
     """Documents without a loss that certify a risk at `delta`: the smallest n with (1 - risk)^n <= delta.
 
@@ -150,46 +132,48 @@ def _crc_needed(risk: float, delta: float) -> int:
     return max(1, math.ceil(1.0 / risk - 1.0 - 1e-9))
 
 
+@dataclass(frozen=True)
+class Method:
+    """One way to decide from a sample whether the mean loss of all documents is at most a risk.
+
+    p_values: (losses [documents, candidates], risk, delta) -> [candidates]. guarantee: in words. confident:
+    whether it bounds the risk with probability 1 - delta. sequential: whether a candidate counts only if all
+    before it passed. needed: documents without a loss that a risk needs at least (risk, delta).
+    """
+
+    name: str
+    title: str
+    p_values: Callable[[Losses, float, float], NDArray[np.float64]]
+    guarantee: str = (
+        "with probability {confidence} over the documents drawn, the mean loss over all such documents is at "
+        "most {risk}"
+    )
+    confident: bool = True
+    sequential: bool = True
+    needed: Callable[[float, float], int] = documents_needed
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            "wsr",
-            "the betting bound (Waudby-Smith and Ramdas)",
-            wsr_p_values,
-            True,
-            True,
-            documents_needed,
-            "with probability {confidence} over the documents drawn, the mean loss over all such documents "
-            "is at most {risk}",
-        ),
-        Method(
-            "hb",
-            "Hoeffding-Bentkus",
-            hb_p_values,
-            True,
-            True,
-            documents_needed,
-            "with probability {confidence} over the documents drawn, the mean loss over all such documents "
-            "is at most {risk}",
-        ),
+        Method("wsr", "the betting bound (Waudby-Smith and Ramdas)", wsr_p_values),
+        Method("hb", "Hoeffding-Bentkus", hb_p_values),
         Method(
             "crc",
             "conformal risk control",
             crc_p_values,
-            False,
-            True,
-            _crc_needed,
             "on average over draws of documents, the mean loss is at most {risk}; one draw may exceed it",
+            confident=False,
+            needed=_crc_needed,
         ),
         Method(
             "naive",
             "naive: no guarantee",
             naive_p_values,
-            False,
-            False,
-            lambda risk, delta: 1,
             "no guarantee: the mean loss of these documents is at most {risk}, other documents may lose more",
+            confident=False,
+            sequential=False,
+            needed=lambda risk, delta: 1,
         ),
     )
 }

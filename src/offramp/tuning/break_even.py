@@ -309,7 +309,7 @@ def _signal_row(pool: Pool, signal: Signal, target: float) -> SignalBreakEven:
 def _cheap_enough(pool: Pool, signal: Signal, target: float) -> list[_Best]:
     """On each set of exits, the threshold that may pay most for a check, and the fastest with free checks."""
     family = ThresholdFamily(pool, signal, ())
-    sets = dict.fromkeys([*((exit,) for exit in pool.below), *exit_sets(pool.below)])
+    sets = dict.fromkeys([*((exit,) for exit in pool.evidence.below), *exit_sets(pool.evidence.below)])
     found = []
     if family.grid.points:
         for exits in fitting_sets(pool.trace, signal, sets):

@@ -13,7 +13,7 @@ from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
-from offramp.tuning import bounds
+from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, speed_over
 from offramp.tuning.pool import Evidence, Pool, require_policies
@@ -162,14 +162,6 @@ def choose(pool: Pool, floor: Floor) -> Choice:
     return Choice(best.policy, best.risk, baseline)
 
 
-def documents_needed(floor: float, delta: float) -> int:
-    """Documents without a loss that a certificate of this floor at risk `delta` needs at least.
-
-    The smallest n with floor^n <= delta: ceil(ln delta / ln floor), 230 for 0.99 at 0.1.
-    """
-    return bounds.documents_needed(1.0 - floor, delta)
-
-
 def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
     """The decision that a replay on unseen documents allows: it may refuse, and never promises.
 
@@ -222,7 +214,7 @@ def _replayed(
         fit_agreement=1.0 - choice.risk,
         fit_documents=documents[0],
         report_documents=documents[1],
-        documents_needed=documents_needed(floor, delta),
+        documents_needed=documents_needed(1.0 - floor, delta),
         basis=pricing.machine,
         reference_agreement=held.reference_agreement,
         gain=held.gain,
@@ -316,7 +308,7 @@ def _unjudged(
         fit_agreement=math.nan,
         fit_documents=documents[0],
         report_documents=documents[1],
-        documents_needed=documents_needed(floor, delta),
+        documents_needed=documents_needed(1.0 - floor, delta),
         basis=pricing.machine,
         reference_agreement=None if trace.reference_top1 is None else undefined,
     )

@@ -149,21 +149,6 @@ class Pool:
         """Compute the losses, unless they are lent."""
         self.evidence = Evidence(self.trace, self.floor) if lent is None else lent
 
-    @property
-    def losses(self) -> NDArray[np.float32]:
-        """What each token loses at each traced exit: float32 [tokens, exits of the trace]."""
-        return self.evidence.losses
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """Weights of the tokens in the mean over documents: float64 [tokens]."""
-        return self.evidence.weights
-
-    @property
-    def below(self) -> Exits:
-        """The traced exits below L."""
-        return self.evidence.below
-
     def score(self, family: str, policy: ExitPolicy, decisions: Decisions | None = None) -> Scored:
         """Replay a policy on the documents, unless that was done; the result is not kept in the pool."""
         outcome = self.evidence.outcome(policy, decisions)

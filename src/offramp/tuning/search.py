@@ -54,7 +54,7 @@ def patience(pool: Pool, starts: Sequence[Start]) -> Members:
     """The same prediction several times in a row, of the full and of the restricted head."""
     for fact in ("top1", "restricted_top1"):
         if holds(pool.trace, fact):
-            for exits, times in itertools.product(exit_sets(pool.below), STREAKS):
+            for exits, times in itertools.product(exit_sets(pool.evidence.below), STREAKS):
                 if len(exits) > times:
                     yield Patience(times, exits, fact)
 
@@ -173,7 +173,7 @@ def search_pool(pool: Pool, risk: float) -> None:
     Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), the families that are
     replayed token by token, and thresholds whose exits are read off the short list.
     """
-    if not pool.below:
+    if not pool.evidence.below:
         return
     targets = targets_around(risk)
     families = add_exact(pool, targets)
@@ -249,7 +249,7 @@ def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) 
             return
         best = scored.policy.checked_exits(pool.trace.layers)
         for exits in dict.fromkeys(
-            one for one in (best, *exit_sets(pool.below)[1:2], pool.below) if len(one) > 1
+            one for one in (best, *exit_sets(pool.evidence.below)[1:2], pool.evidence.below) if len(one) > 1
         ):
             _add(pool, family, exits, risk)
 

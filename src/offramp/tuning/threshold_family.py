@@ -90,7 +90,7 @@ LARGEST_GROWN_SET = 3
 
 def add_static(pool: Pool) -> None:
     """Every traced exit below L as a static exit."""
-    for exit in pool.below:
+    for exit in pool.evidence.below:
         exits = np.full(pool.trace.token_count, exit, dtype=np.int64)
         pool.add(pool.score("static exit", StaticExit(exit), Decisions(exits, {}, None)))
 
@@ -149,7 +149,7 @@ class ThresholdFamily:
         firing = firing_exits(self.signal, exits)
         depth = self.pool.evidence.executed[np.array([*firing, self.pool.trace.layers]) - 1]
         return Scored(
-            family=f"{self.signal.name}, {_described(len(exits), len(self.pool.below))}",
+            family=f"{self.signal.name}, {_described(len(exits), len(self.pool.evidence.below))}",
             policy=self.policy_at(exits, point),
             risk=float(found.risk[point]),
             cost=float(costs[point]),
@@ -169,7 +169,7 @@ def add_thresholds(
     """Thresholds of every signal on single exits, on the usual sets, and grown from the best single exits."""
     targets = tuple(targets)
     families, singles = {}, []
-    below = pool.below
+    below = pool.evidence.below
     for signal in signals:
         family = ThresholdFamily(pool, signal, targets)
         families[signal.name] = family
@@ -190,7 +190,7 @@ def add_thresholds(
 
 def _grow(family: ThresholdFamily, single: Scored) -> None:
     """Add the exit that helps most, again and again, while that helps."""
-    below, best = family.pool.below, single
+    below, best = family.pool.evidence.below, single
     for _ in range(LARGEST_GROWN_SET - 1):
         checked = best.policy.checked_exits(family.pool.trace.layers)
         tried = [
@@ -247,9 +247,9 @@ def per_exit_thresholds(
     Exits where nothing should leave are dropped. The signal must not open.
     """
     pool = family.pool
-    places = np.array([pool.below.index(exit) for exit in exits])
+    places = np.array([pool.evidence.below.index(exit) for exit in exits])
     ranks = family.grid.ranks[:, places].astype(np.int32)
-    losses = pool.losses[:, [*pool.evidence.columns(exits), -1]]
+    losses = pool.evidence.losses[:, [*pool.evidence.columns(exits), -1]]
     rates = rates_of(family, exits)
     single = family.curve_of(exits)
     costs = family.costs_of(exits, single.shares)
@@ -259,7 +259,7 @@ def per_exit_thresholds(
         start = int(np.argmin(costs + of_loss * single.risk))
         thresholds = np.full(len(exits), start, dtype=np.int64)
         for _ in range(PASSES):
-            _improve(thresholds, ranks, losses, rates, pool.weights, of_loss, family.grid.points)
+            _improve(thresholds, ranks, losses, rates, pool.evidence.weights, of_loss, family.grid.points)
         kept = np.flatnonzero(thresholds != NEVER)
         if kept.size:
             chosen = tuple(exits[place] for place in kept)
