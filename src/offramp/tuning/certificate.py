@@ -14,8 +14,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.scoring.documents import Lengths, document_rows, lengths_text
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import Losses, Method, best_certifiable, find_method
-from offramp.tuning.floor import Floor, document_losses, loss_text, risk_to_quality, token_losses
+from offramp.tuning.bounds import Losses, Method
+from offramp.tuning.floor import Floor, document_losses, token_losses
 from offramp.tuning.pool import Pool, Scored
 
 
@@ -191,42 +191,6 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
         passed = len(eligible)
     chosen = min(eligible, key=lambda place: (costs[place], place), default=None)
     return Tested(tested, passed, chosen)
-
-
-def make_certificate(
-    floor: Floor,
-    method: str,
-    delta: float,
-    losses: Losses,
-    tested: Tested,
-    assumption: str,
-    document_tokens: Lengths | None = None,
-) -> Certificate:
-    """The certificate of a sequence's choice on the certify documents: losses [documents, candidates].
-
-    The bound is the allowed risk itself: it holds whichever candidate the sequence chose. A confidence limit
-    of the chosen one alone would be smaller, but not valid, since the same documents chose it.
-    """
-    rule = find_method(method)
-    documents = len(losses)
-    chosen = None if tested.chosen is None else losses[:, tested.chosen]
-    bound = None if chosen is None or not rule.confident else floor.risk
-    said = rule.guarantee.format(confidence=f"{1.0 - delta:g}", risk=loss_text(floor, floor.risk))
-    return Certificate(
-        method=method,
-        guarantee=said,
-        holds=chosen is not None and rule.name != "naive",
-        delta=delta if rule.confident else None,
-        documents=documents,
-        empirical_risk=None if chosen is None else float(chosen.mean()),
-        risk_bound=bound,
-        best_floor=risk_to_quality(floor, best_certifiable(documents, delta, method)),
-        documents_needed=rule.needed(floor.risk, delta),
-        tested=tested.tested,
-        passed=tested.passed,
-        assumption=assumption,
-        document_tokens=document_tokens,
-    )
 
 
 def require_delta(delta: float) -> None:

@@ -15,7 +15,7 @@ from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tuning.answers import Decoded, executed_answer
-from offramp.tuning.bounds import Losses, best_certifiable, fewest_documents
+from offramp.tuning.bounds import Losses, fewest_documents
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
@@ -27,7 +27,6 @@ from offramp.tuning.executor import (
     Trial,
     chosen_trial,
 )
-from offramp.tuning.floor import loss_text, risk_to_quality
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
@@ -131,20 +130,10 @@ def _certificate(
     job: Job, executor: Executor, trials: Sequence[Trial], chosen: Trial | None, needed: int, planned: int
 ) -> Certificate:
     """What is certified of the chosen candidate, or how far the last one got."""
-    rule, floor = job.rule, job.floor
     last = chosen or (trials[-1] if trials else None)
-    said = rule.guarantee.format(
-        confidence=f"{1.0 - job.delta:g}", risk=loss_text(floor, round(floor.risk, 12))
-    )
-    return Certificate(
-        method=rule.name,
-        guarantee=said,
-        holds=chosen is not None and rule.name != "naive",
-        delta=job.delta if rule.confident else None,
+    return job.certificate(
+        None if chosen is None else chosen.losses,
         documents=planned,
-        empirical_risk=None if chosen is None else float(chosen.losses.mean()),
-        risk_bound=None if chosen is None or not rule.confident else floor.risk,
-        best_floor=risk_to_quality(floor, best_certifiable(planned, job.delta, rule.name)),
         documents_needed=needed,
         tested=len(trials),
         passed=sum(trial.passed for trial in trials),

@@ -15,9 +15,9 @@ from offramp.policies.binding import base_of, digest_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import Method
+from offramp.tuning.bounds import Losses, Method, best_certifiable
 from offramp.tuning.certificate import Certificate
-from offramp.tuning.floor import Floor, risk_to_quality, token_losses
+from offramp.tuning.floor import Floor, loss_text, risk_to_quality, token_losses
 from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, replay_in_lockstep, unmeasured
 from offramp.tuning.pool import Pool, Scored, front_of
 from offramp.tuning.pricing import Pricing
@@ -51,6 +51,34 @@ class Job:
         pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
         search_pool(pool, self.floor.risk)
         return pool
+
+    def certificate(
+        self, chosen: Losses | None, *, documents: int, assumption: str, **found: Any
+    ) -> Certificate:
+        """What is certified of the chosen policy, whose losses are float64 [documents]; None without one.
+
+        documents: at hand to test on. found: further fields of the certificate.
+
+        The bound is the allowed risk itself: it holds whichever candidate the sequence chose. A confidence
+        limit of the chosen one alone would be smaller, but not valid, since the same documents chose it.
+        """
+        rule, floor = self.rule, self.floor
+        said = {"confidence": f"{1.0 - self.delta:g}", "risk": loss_text(floor, floor.risk)}
+        return Certificate(
+            **{
+                "method": rule.name,
+                "guarantee": rule.guarantee.format(**said),
+                "holds": chosen is not None and rule.name != "naive",
+                "delta": self.delta if rule.confident else None,
+                "documents": documents,
+                "empirical_risk": None if chosen is None else float(chosen.mean()),
+                "risk_bound": None if chosen is None or not rule.confident else floor.risk,
+                "best_floor": risk_to_quality(floor, best_certifiable(documents, self.delta, rule.name)),
+                "documents_needed": rule.needed(floor.risk, self.delta),
+                "assumption": assumption,
+                **found,
+            }
+        )
 
     def report(self, policy: ExitPolicy, kv: str = "propagate") -> HeldOut:
         """The policy replayed on documents that nothing was chosen on, in lockstep if batched."""

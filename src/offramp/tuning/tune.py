@@ -19,7 +19,6 @@ from offramp.tuning.certificate import (
     Certificate,
     Tested,
     losses_in_order,
-    make_certificate,
     ordered_candidates,
     require_delta,
     run_sequence,
@@ -54,14 +53,13 @@ def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
     losses = losses_in_order(job.trace, documents, policies, job.floor)
     costs = [candidate.cost for candidate in candidates]
     tested = run_sequence(losses, costs, job.floor.risk, job.delta, job.rule)
-    return tested, make_certificate(
-        job.floor,
-        job.rule.name,
-        job.delta,
-        losses,
-        tested,
-        assumption_of_replay(job),
-        lengths_of(job.trace, documents),
+    return tested, job.certificate(
+        None if tested.chosen is None else losses[:, tested.chosen],
+        documents=len(losses),
+        tested=tested.tested,
+        passed=tested.passed,
+        assumption=assumption_of_replay(job),
+        document_tokens=lengths_of(job.trace, documents),
     )
 
 
