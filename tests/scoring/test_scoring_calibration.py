@@ -1,11 +1,24 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_traces import facts_trace
 from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import roc_auc_score
 
-from offramp.scoring.calibration import cross_fitted_rates, isotonic_map, rank_by_confidence, squared_errors
+from offramp.scoring.calibration import (
+    BINS,
+    aurc,
+    auroc,
+    cross_fitted_rates,
+    expected_calibration_error,
+    isotonic_map,
+    rank_by_confidence,
+    reliability_diagram,
+    squared_errors,
+)
 from offramp.scoring.documents import document_rows
 from offramp.scoring.scoring import score
 
@@ -77,3 +90,87 @@ def test_a_perfect_and_a_useless_confidence():
     assert perfect.calibration.value == 1.0
     flat = score(facts_trace({"agreement": agreement, "max_prob": np.full((400, 3), 0.5)}, document=document))
     assert flat.calibration.value == pytest.approx(0.0, abs=0.02)
+
+
+def ranking(confidence, agrees):
+    return rank_by_confidence(np.asarray(confidence, dtype=np.float32), np.asarray(agrees, dtype=bool))
+
+
+def naive_aurc(confidence, agrees):
+    """Mean risk over coverages; each tied token counts as the mean of its group."""
+    values = sorted(set(confidence), reverse=True)
+    errors = []
+    for value in values:
+        group = [1.0 - float(a) for c, a in zip(confidence, agrees, strict=True) if c == value]
+        errors += [sum(group) / len(group)] * len(group)
+    return sum(sum(errors[: k + 1]) / (k + 1) for k in range(len(errors))) / len(errors)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([2, 7, 100_000]))
+def test_auroc_and_aurc_equal_plain_references(seed, levels):
+    generator = np.random.default_rng(seed)
+    confidence = (generator.integers(0, levels, 150) / levels).astype(np.float32)
+    agrees = generator.random(150) < 0.3 + 0.4 * confidence
+    expected = roc_auc_score(agrees, confidence)
+    assert auroc(ranking(confidence, agrees)) == pytest.approx(expected, abs=1e-12)
+    assert aurc(ranking(confidence, agrees)) == pytest.approx(naive_aurc(confidence, agrees), abs=1e-12)
+
+
+def test_aurc_by_hand():
+    # Most confident first: right, wrong, right: risks 0, 1/2, 1/3.
+    assert aurc(ranking([0.1, 0.9, 0.5], [1, 1, 0])) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_aurc_of_ties_is_the_mean_over_their_orders():
+    # 0.9 right; 0.5 tied: one right, one wrong. Orders: (0, 0, 1/3) and (0, 1/2, 1/3).
+    assert aurc(ranking([0.9, 0.5, 0.5], [1, 1, 0])) == pytest.approx((0 + 1 / 4 + 1 / 3) / 3)
+
+
+@pytest.mark.parametrize("minority", [0, 19, 20])
+def test_auroc_needs_twenty_tokens_of_each_class(minority):
+    confidence = np.linspace(0, 1, 100)
+    for agrees in (np.arange(100) < minority, np.arange(100) >= minority):
+        assert np.isnan(auroc(ranking(confidence, agrees))) == (minority < 20)
+
+
+def test_constant_confidence_ranks_nothing():
+    constant = ranking(np.full(100, 0.5), np.arange(100) < 50)
+    assert np.isnan(auroc(constant))
+    assert np.isnan(aurc(constant))
+
+
+def naive_ece(confidence, correct):
+    total = 0.0
+    for bin in range(BINS):
+        low, high = bin / BINS, (bin + 1) / BINS
+        inside = [i for i, c in enumerate(confidence) if low <= c < high or (bin == BINS - 1 and c >= 1.0)]
+        if inside:
+            gap = np.mean(confidence[inside]) - np.mean(correct[inside])
+            total += abs(gap) * len(inside) / len(confidence)
+    return total
+
+
+def test_ece_equals_a_plain_loop():
+    generator = np.random.default_rng(0)
+    confidence = generator.random(500).astype(np.float32)
+    correct = generator.random(500) < confidence**2
+    diagram = reliability_diagram(3, confidence, correct)
+    assert expected_calibration_error(diagram) == pytest.approx(naive_ece(confidence.astype(float), correct))
+    assert diagram.count.sum() == 500
+
+
+def test_diagram_by_hand_with_both_ends_and_empty_bins():
+    confidence = np.array([0.0, 1.0, 1.0, 0.5], dtype=np.float32)
+    diagram = reliability_diagram(7, confidence, np.array([True, True, False, True]))
+    assert diagram.exit == 7
+    assert diagram.count.tolist() == [1] + [0] * 6 + [1] + [0] * 6 + [2]
+    assert diagram.agreement[[0, 7, 14]].tolist() == [1.0, 1.0, 0.5]
+    assert np.isnan(diagram.confidence[1])
+    # Gaps 1, 0.5 and 0.5 with weights 1/4, 1/4, 2/4.
+    assert expected_calibration_error(diagram) == pytest.approx(0.25 + 0.125 + 0.25)
+
+
+def test_a_probability_rounded_above_one_stays_in_the_last_bin():
+    diagram = reliability_diagram(1, np.array([1.0000001], dtype=np.float32), np.array([True]))
+    assert diagram.count[-1] == 1

@@ -1,3 +1,5 @@
+"""What early exit is credited with: beside the best decoder without it, and never by luck."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,11 +8,13 @@ from tuning_traces import easy_and_hard
 from offramp.costs.hardware import find_machine
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never
+from offramp.scoring.estimate import Estimate
+from offramp.tracing.trace import Trace
 from offramp.tuning.floor import make_floor
 from offramp.tuning.judging import halves_of, judge
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.ranking import machine_answers, ranking
+from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit, machine_answers, ranking
 from offramp.tuning.search import search_pool
 
 
@@ -95,3 +99,84 @@ def test_a_search_is_made_once_for_each_floor_and_price_list() -> None:
     # Losses in nats are other losses.
     nats = halves.searched(make_floor({"kl": 0.1}), first.pricing)
     assert nats.evidence is not first.evidence
+
+
+SHORT = "shortlist:policy=[never],at=all"
+
+
+def entry(
+    policy: str, speed: float, rank: int | None, *, agreement: float = 0.97, floor: float = 0.95
+) -> RankedPolicy:
+    decides = parse_policy(policy)
+    return RankedPolicy(
+        family=policy,
+        policy=policy,
+        reachable=decides.reachable,
+        floor=floor,
+        agreement=Estimate(agreement),
+        skip_ratio=Estimate(0.0),
+        net_speedup=Estimate(speed),
+        seconds_per_token=1.0 / speed,
+        probe_share=0.0,
+        probe_seconds=0.0,
+        full_depth=decides.full_depth,
+        rank=rank,
+    )
+
+
+PLAIN, ORACLE = entry("never", 1.0, None, agreement=1.0), entry("oracle:which=saturation", 2.0, None)
+
+
+def test_a_short_list_that_early_exit_rides_on_is_not_its_merit() -> None:
+    both = entry("shortlist:policy=[static:exit=5],at=all", 1.056, 1)
+    alone, exits = entry(SHORT, 1.05, 2), entry("static:exit=5", 1.001, 3)
+    found = early_exit_credit([PLAIN, ORACLE, exits, alone, both], 0.95)
+    assert found == Credit(0.95, both.policy, 1.056, SHORT, 1.05)
+    assert found.ratio == pytest.approx(1.056 / 1.05)
+    assert early_exit_credit([PLAIN, exits], 0.95).ratio == pytest.approx(1.001)
+
+
+def test_who_breaks_the_floor_does_not_count() -> None:
+    broken = entry(SHORT, 1.3, 1, agreement=0.94)
+    exits = entry("static:exit=5", 1.1, 2)
+    assert early_exit_credit([broken, exits], 0.95) == Credit(0.95, "static:exit=5", 1.1, "never", 1.0)
+    assert early_exit_credit([broken, exits], 0.9) == Credit(0.9, None, None, "never", 1.0)
+    assert early_exit_credit([PLAIN], 0.95).ratio is None
+
+
+def test_the_half_that_chose_picks_who_is_compared() -> None:
+    lucky = entry("static:exit=4", 1.5, 2)
+    assert early_exit_credit([lucky, entry("static:exit=5", 1.1, 1)], 0.95).exits == "static:exit=5"
+
+
+def test_what_is_slower_than_plain_decoding_is_no_alternative_to_it() -> None:
+    found = early_exit_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
+    assert (found.without, found.ratio) == ("never", 0.8)
+
+
+def test_a_league_ranks_its_families_and_holds_the_short_list() -> None:
+    trace = easy_and_hard(80)
+    listed = Trace.from_facts(
+        {**{name: trace.fact(name) for name in trace.fact_names}, "restricted_top1": trace.fact("top1")},
+        document=trace.document,
+        shape=trace.shape,
+        exits=trace.exits,
+        position=trace.position,
+    )
+    entries = ranking(listed, find_machine("h100"), (0.95,))
+    families = {one.family: one for one in entries}
+    assert [one.rank for one in entries if one.family in ("full model", "oracle: saturation")] == [None, None]
+    ranks = sorted(one.rank for one in entries if one.rank is not None)
+    assert ranks == list(range(1, len(ranks) + 1))
+    short = families["short list at full depth"]
+    assert short.full_depth
+    assert (short.policy, short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
+    assert short.gain is not None
+    assert (short.gain.layers, short.gain.probes) == (0.0, 0.0)
+    for one in entries:
+        assert one.gain is not None
+        assert one.gain.total == pytest.approx(1.0 - 1.0 / (one.net_speedup.value or 0.0), abs=1e-9)
+    credit = early_exit_credit(entries, 0.95)
+    assert credit.without_speedup == max(1.0, short.net_speedup.value or 0.0)
+    assert credit.exits is not None
+    assert not parse_policy(credit.exits).full_depth
