@@ -43,6 +43,11 @@ class Decisions:
             return "short head"
         return "final head" if final else "exit head"
 
+    def at_rows(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Decisions:
+        """The decisions on some of the tokens."""
+        probed = None if self.probed is None else self.probed[rows]
+        return replace(self, exits=self.exits[rows], probed=probed)
+
     def unchecked(self) -> Decisions:
         """The same exits without a single check."""
         return replace(self, needs={}, probed=None)

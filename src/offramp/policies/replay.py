@@ -336,11 +336,10 @@ def _units(run: Run) -> Iterator[Run]:
     for group in dict.fromkeys(group_of_document[rows.order].tolist()):
         taken = group_of_row == group
         documents = np.unique(trace.document[taken]).astype(np.int64)
-        probed = None if run.decisions.probed is None else run.decisions.probed[taken]
         yield replace(
             run,
             trace=trace.subset(documents),
-            decisions=replace(run.decisions, exits=run.decisions.exits[taken], probed=probed),
+            decisions=run.decisions.at_rows(taken),
             steps=np.unique(run.steps[taken], return_inverse=True)[1].astype(np.int64),
         )
 

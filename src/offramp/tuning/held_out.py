@@ -145,9 +145,8 @@ class Lockstep:
     def of_group(self, group: int) -> tuple[Decisions, Steps]:
         """The decisions on one group's tokens, and its steps counted from 0."""
         rows = self.group_of_row == group
-        probed = None if self.decisions.probed is None else self.decisions.probed[rows]
         steps = np.unique(self.steps[rows], return_inverse=True)[1].astype(np.int64)
-        return replace(self.decisions, exits=self.decisions.exits[rows], probed=probed), steps
+        return self.decisions.at_rows(rows), steps
 
 
 def replay_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) -> Lockstep:

@@ -62,7 +62,7 @@ class StrategyCosts:
         each = []
         for start, length in zip(rows.starts, rows.lengths, strict=True):
             taken = np.arange(start, start + length)
-            each.append(self._charge(trace.at_rows(taken), policy, kv, _at_rows(decisions, taken)))
+            each.append(self._charge(trace.at_rows(taken), policy, kv, decisions.at_rows(taken)))
         columns = np.array(each, dtype=np.float64)[rows.order].T
         return Charged(*columns)
 
@@ -93,7 +93,7 @@ class StrategyCosts:
         run, count = _run(trace, policy, decisions), STRATEGIES[kv].count
         usage = count(run)
         breakdown = self._breakdown(run, kv, usage)
-        free = self._breakdown(run, kv, count(replace(run, decisions=Decisions(decisions.exits, {}))))
+        free = self._breakdown(run, kv, count(replace(run, decisions=decisions.unchecked())))
         return breakdown.total, free.total, breakdown.plain, executed_layers(usage, trace.shape)
 
     def _breakdown(self, run: Run, kv: str, usage: Usage) -> CostBreakdown:
@@ -107,8 +107,3 @@ def _run(trace: Trace, policy: ExitPolicy, decisions: Decisions) -> Run:
     own = policy.for_task(task_of(trace))
     steps = np.arange(trace.token_count, dtype=np.int64)
     return Run(seen_by(own, trace), own, decisions, steps, draft_length=1)
-
-
-def _at_rows(decisions: Decisions, rows: NDArray[np.int64]) -> Decisions:
-    probed = None if decisions.probed is None else decisions.probed[rows]
-    return Decisions(decisions.exits[rows], decisions.needs, probed)
