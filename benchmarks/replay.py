@@ -30,8 +30,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 import offramp
-from offramp.policies.frontier import frontier
-from offramp.policies.replay import Frontier, replay
+from offramp.policies.frontier import Frontier, frontier
+from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from synthetic_trace import write_synthetic_trace
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
 from offramp.policies import frontier as sweep_module
-from offramp.policies.frontier import _descending_key, _value_of_key, frontier
-from offramp.policies.replay import Frontier, replay
+from offramp.policies.frontier import Frontier, _descending_key, _value_of_key, frontier
+from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace

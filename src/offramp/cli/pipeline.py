@@ -29,9 +29,8 @@ from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.model import Model
-from offramp.policies.frontier import frontier
+from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.policies.replay import Frontier
 from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score

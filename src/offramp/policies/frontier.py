@@ -23,7 +23,6 @@ from offramp.errors import PolicyError
 from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, layers_executed, prices_of
-from offramp.policies.replay import Frontier
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import Signal, find_signal
 from offramp.scoring.documents import fact_of
@@ -294,6 +293,26 @@ def require_numbers(trace: Trace, fact: str, values: NDArray[Any], exit: int) ->
             where=f"{document}, row {int(broken[0])} of {trace.folder or 'the trace'}",
             fix="trace the model again; a document with a broken logit should have been left out",
         )
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Every distinct operating point of one threshold rule (one signal, one set of exits), float64 [points].
+
+    Points run from the most cautious threshold (never exit) to the boldest. Speedups are plain cost over
+    policy cost in bytes moved at batch 1, with probes charged and with probes left out.
+    """
+
+    signal: str
+    exits: tuple[int, ...]
+    threshold: NDArray[np.float64]
+    agreement: NDArray[np.float64]
+    skip_ratio: NDArray[np.float64]
+    speedup: NDArray[np.float64]
+    speedup_without_probes: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"
 
 
 def frontier(

@@ -98,26 +98,6 @@ class ReplayResult:
         )
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """Every distinct operating point of one threshold rule (one signal, one set of exits), float64 [points].
-
-    Points run from the most cautious threshold (never exit) to the boldest. Speedups are plain cost over
-    policy cost in bytes moved at batch 1, with probes charged and with probes left out.
-    """
-
-    signal: str
-    exits: tuple[int, ...]
-    threshold: NDArray[np.float64]
-    agreement: NDArray[np.float64]
-    skip_ratio: NDArray[np.float64]
-    speedup: NDArray[np.float64]
-    speedup_without_probes: NDArray[np.float64]
-
-    def __repr__(self) -> str:
-        return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"
-
-
 def replay(
     trace: Trace,
     policy: ExitPolicy | str,

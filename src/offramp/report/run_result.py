@@ -11,7 +11,7 @@ from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning, Interval
 from offramp.errors import InputError
-from offramp.policies.replay import Frontier
+from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven

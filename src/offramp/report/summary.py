@@ -18,7 +18,7 @@ from offramp.decoding.measurement.results import (
     Stopped,
 )
 from offramp.policies.cost_breakdown import Gain
-from offramp.policies.replay import Frontier
+from offramp.policies.frontier import Frontier
 from offramp.records.typed import finite_json
 from offramp.report.caveats import caveats, how_obtained
 from offramp.report.combined import advice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -15,7 +15,7 @@ from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.held_out import HeldOut, measure, speed_over
+from offramp.tuning.held_out import HeldOut, measure, speed_over, unmeasured
 from offramp.tuning.pool import Evidence, Pool, require_policies
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.search import search_pool
@@ -23,7 +23,6 @@ from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import (
     CUT,
     LOCAL,
-    NEVER,
     TOO_FEW,
     WORTH,
     Decision,
@@ -289,26 +288,10 @@ def _unjudged(
 ) -> Verdict:
     """The answer for a trace on which nothing can be judged."""
     undefined = Estimate(None, undefined=why)
-    return Verdict(
-        floor=floor,
-        worth=worth,
-        decision=decision,
-        reason=f"Nothing was judged: {why}.",
-        missing=(why,),
-        policy=NEVER,
-        kv=None,
-        certificate=None,
-        executed_agreement=None,
-        speed=None,
-        replayed_policy=NEVER,
-        agreement=undefined,
-        skip_ratio=undefined,
-        net_speedup=undefined,
-        net_speedup_flops=undefined,
-        fit_agreement=math.nan,
-        fit_documents=documents[0],
-        report_documents=documents[1],
-        documents_needed=documents_needed(1.0 - floor, delta),
-        basis=pricing.machine,
-        reference_agreement=None if trace.reference_top1 is None else undefined,
-    )
+    nothing = _replayed(
+        floor, worth, delta, Choice(Never(), math.nan, Never()),
+        unmeasured(why, pricing.plain, transformed=trace.reference_top1 is not None), pricing,
+        flops=undefined, credit=undefined, documents=documents,
+    )  # fmt: skip
+    reason = f"Nothing was judged: {why}."
+    return replace(nothing, decision=decision, reason=reason, missing=(why,), credit=None)

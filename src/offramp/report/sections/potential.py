@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.policies.replay import Frontier
+from offramp.policies.frontier import Frontier
 from offramp.report.findings import main_verdict
 from offramp.report.formats import (
     NumberFormat,
