@@ -25,14 +25,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.answers import Limits, combined_clusters, ratio_of
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
-from offramp.decoding.measurement.intervals import combined_clusters, ratio_of
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.results import BenchResult, Cluster, Interval
+from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.workloads.registry import load_workload

@@ -25,10 +25,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from offramp.decoding.measurement.answers import answer_of, resolution_of
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.intervals import ratio_of
-from offramp.decoding.measurement.result_file import read_combined
+from offramp.decoding.measurement.answers import answer_of, ratio_of, resolution_of
+from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.decoding.measurement.results import Cluster, Contender, Interval
 
 PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")

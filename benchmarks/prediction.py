@@ -32,8 +32,8 @@ from offramp.decoding.measurement.forecast import Decoding, predict
 from offramp.decoding.measurement.judged import forecasts_of
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
-from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.results import BenchResult, Forecast
+from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.models.model import Model

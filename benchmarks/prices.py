@@ -38,11 +38,10 @@ import torch
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.cache_probe import cache_keyword
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.build import cache_keyword, engine_of
+from offramp.decoding.engine.engine import Meter
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.measurement.circumstances import Load
+from offramp.decoding.measurement.defects import Load
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.prediction import LARGEST_RATIO
 from offramp.decoding.measurement.timed_steps import Stream, loop_after, prefill, widen

@@ -144,7 +144,7 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     from offramp.decoding.measurement.answers import Limits
     from offramp.decoding.measurement.bench import run, settle
     from offramp.decoding.measurement.contenders import NEVER, Extent
-    from offramp.decoding.measurement.prompts import prompts_of
+    from offramp.decoding.openings import prompts_of
     from offramp.decoding.options import DecodingOptions
     from offramp.workloads.registry import load_workload
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.decoding.measurement.answers import answer_of, resolution_of
+from offramp.decoding.measurement.answers import answer_of, combined_clusters, ratio_of, resolution_of
+from offramp.decoding.measurement.combine import interaction_of, product_of
 from offramp.decoding.measurement.combined import Combination, CombineResult, OnTop, Quality
-from offramp.decoding.measurement.combined_figures import interaction_of, product_of
-from offramp.decoding.measurement.intervals import combined_clusters, ratio_of
 from offramp.decoding.measurement.results import Cluster, Contender, FreeRunning, Interval
 
 WORTH = 0.05

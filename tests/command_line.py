@@ -45,7 +45,7 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
-    from offramp.decoding.measurement.profile_check import ProfileCheck
+    from offramp.decoding.measurement.plain_timing import ProfileCheck
 
     def holds(*_: object) -> ProfileCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.

@@ -81,7 +81,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
     from offramp.cli import decoding_choice, decoding_measurement
-    from offramp.decoding.measurement.prompts import FEWEST_NEW_TOKENS
+    from offramp.decoding.openings import FEWEST_NEW_TOKENS
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:

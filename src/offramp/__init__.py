@@ -39,7 +39,7 @@ _HOMES = {
     "bench": "offramp.decoding.measurement.bench",
     "generate": "offramp.decoding.generation.generate",
     "rerun": "offramp.decoding.rerun.rerunner",
-    "RerunResult": "offramp.decoding.rerun.result",
+    "RerunResult": "offramp.decoding.rerun.rerunner",
     "early_exit": "offramp.decoding.generation.early_exit",
     "Study": "offramp.studies.study",
     "read_study": "offramp.studies.study_file",
@@ -58,8 +58,7 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.result import Generation
     from offramp.decoding.measurement.bench import bench
     from offramp.decoding.measurement.machine_profiler import measure_hardware
-    from offramp.decoding.rerun.rerunner import rerun
-    from offramp.decoding.rerun.result import RerunResult
+    from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
     from offramp.models.model import Model
     from offramp.policies.frontier import frontier

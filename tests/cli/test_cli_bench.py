@@ -16,8 +16,7 @@ from rich.console import Console
 import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
-from offramp.decoding.measurement.result_file import read_results
-from offramp.decoding.measurement.results import BenchResult
+from offramp.decoding.measurement.results import BenchResult, read_results
 from offramp.records.typed import from_json
 from tiny_models import write_llama
 

@@ -10,8 +10,7 @@ import pytest
 
 from command_line import Outcome, run_offramp
 from offramp.cli.run_folder import COMBINED_FILE, COMBINED_PAGE, RUN_FILE, claim
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.result_file import read_combined
+from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.records.typed import from_json
 from offramp.report.combined import advice
 from offramp.workloads.registry import load_workload

@@ -15,7 +15,7 @@ from offramp.cli.local_profile import kept_profile
 from offramp.costs.hardware import OTHER_LOAD, list_local_profiles, save_local_profile
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.profile_check import ProfileCheck
+from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.errors import InputError
 from offramp.models.model import Model
 

@@ -29,14 +29,14 @@ from offramp.cli.decoding_choice import (
 from offramp.cli.decoding_file import Kept, read_kept, write_kept
 from offramp.cli.decoding_measurement import Task
 from offramp.decoding.measurement.contenders import SHORT
-from offramp.decoding.measurement.prompts import (
+from offramp.decoding.measurement.turns import FEWEST_VISITS
+from offramp.decoding.openings import (
     FEWEST_NEW_TOKENS,
     OPENING_TOKENS,
     PROMPTS,
     Prompts,
     pick_prompts,
 )
-from offramp.decoding.measurement.turns import FEWEST_VISITS
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.report.ranking import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult

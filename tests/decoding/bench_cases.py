@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
+from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.measurement import answers, decoder, turns
 from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.contenders import GENERATE, Setting
-from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch, Running, decoding_in_steps
+from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, decoding_in_steps
 from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted, Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
@@ -114,11 +115,11 @@ def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
     plain = Contender(
         GENERATE, "plain", "equivalent", Interval(1.0, 1.0, 1.0), 0.0, seconds_per_token=Interval(0.1)
     )
-    twin = Contender(f"{GENERATE} again", "a/a", "equivalent", Interval(1.0, 0.99, 1.01), 0.01, clusters)
+    again = Contender(f"{GENERATE} again", "a/a", "equivalent", Interval(1.0, 0.99, 1.01), 0.01, clusters)
     values: dict[str, Any] = {
         "model": "fake", "policy": "static:exit=3", "kv": "propagate", "batch": 1, "batching": "lockstep",
         "new_tokens": 5, "prompts": 3, "rounds": 1, "worth": 0.05, "plain": GENERATE,
-        "contenders": (policy, plain, twin, *further), "defects": (), "a_a": Interval(1.0, 0.98, 1.02),
+        "contenders": (policy, plain, again, *further), "defects": (), "a_a": Interval(1.0, 0.98, 1.02),
         "stopped": "answered", "seconds_spent": 41.5, "circumstances": {"cores": 2, "threads": 2},
     }  # fmt: skip
     return BenchResult(**{**values, **changes})

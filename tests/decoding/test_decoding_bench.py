@@ -13,7 +13,7 @@ import torch
 from bench_cases import family_model, hook_count, settled
 from generation_cases import tiny_llama
 
-from offramp.decoding.measurement import contenders, running
+from offramp.decoding.measurement import contenders, decoder
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import bench, measure, run
 from offramp.decoding.measurement.contenders import (
@@ -163,10 +163,10 @@ def test_the_answer_is_the_main_policys(measured: Measurement) -> None:
 
 
 def test_the_same_decoder_twice_is_compared_at_99_percent(measured: Measurement) -> None:
-    twin = measured.result.contender(f"{measured.result.plain} again")
-    assert twin.ratio is not None
-    assert measured.result.a_a.value == twin.ratio.value
-    assert measured.result.a_a.high > twin.ratio.high  # type: ignore[operator]
+    again = measured.result.contender(f"{measured.result.plain} again")
+    assert again.ratio is not None
+    assert measured.result.a_a.value == again.ratio.value
+    assert measured.result.a_a.high > again.ratio.high  # type: ignore[operator]
 
 
 def test_the_circumstances_are_recorded(measured: Measurement) -> None:
@@ -228,9 +228,9 @@ def test_the_executed_agreement_is_judged_on_each_answers_own_prefix(measured: M
 
 def lying(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> BenchResult:
     """The result of a decoder whose records are changed."""
-    honest = running.LoopRunning.finish
+    honest = decoder.LoopRunning.finish
 
-    def finish(loop: running.LoopRunning, *seconds: float) -> Any:
+    def finish(loop: decoder.LoopRunning, *seconds: float) -> Any:
         decoded = honest(loop, *seconds)
         if not loop._loop.plan.policy.needs(4):
             return decoded
@@ -239,7 +239,7 @@ def lying(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> BenchResult:
         claimed = (decoded.claimed_layers or 0) - changes.get("layers", 0)
         return dataclasses.replace(decoded, tokens=(tuple(row),), claimed_layers=claimed)
 
-    monkeypatch.setattr(running.LoopRunning, "finish", finish)
+    monkeypatch.setattr(decoder.LoopRunning, "finish", finish)
     return bench(
         tiny_llama(),
         "static:exit=2",
@@ -264,13 +264,13 @@ def test_a_lossless_decoder_that_loses_is_a_defect(monkeypatch: pytest.MonkeyPat
     assert "but new token 6 of prompt 1 is" in result.defects[0]
 
 
-def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slowed_repeat_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two decoders that are said to be the same, of which one takes twice as long."""
     honest = contenders.again
 
     def slowed(decoder: Decoder) -> Decoder:
-        twin = honest(decoder)
-        start = twin.start
+        again = honest(decoder)
+        start = again.start
         assert start is not None
 
         def twice(prompts: Any, new_tokens: int) -> Any:
@@ -284,7 +284,7 @@ def test_a_slowed_twin_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyPat
             running.step = slow  # type: ignore[method-assign]
             return running
 
-        return dataclasses.replace(twin, start=twice)
+        return dataclasses.replace(again, start=twice)
 
     monkeypatch.setattr("offramp.decoding.measurement.measurement.again", slowed)
     prompts = [[1 + place, 2, 3] for place in range(6)]
@@ -322,14 +322,14 @@ def test_a_recurrent_family_is_timed_without_the_peers_that_cannot() -> None:
 
 
 def test_what_fails_beside_the_policy_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    works = running.PlainRunning.__init__
+    works = decoder.PlainRunning.__init__
 
     def start(running: Any, *arguments: Any, **keywords: Any) -> None:
         if keywords.get("cache_implementation") == "static":
             raise ValueError("no cache of fixed size")
         works(running, *arguments, **keywords)
 
-    monkeypatch.setattr(running.PlainRunning, "__init__", start)
+    monkeypatch.setattr(decoder.PlainRunning, "__init__", start)
     result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
     assert result.contender(STATIC_CACHE).left_out == "ValueError: no cache of fixed size"
     assert result.plain in (NEVER, GENERATE, ONE_CALL)
@@ -340,7 +340,7 @@ def test_a_library_whose_steps_cannot_be_taken_is_still_timed(monkeypatch: pytes
     def start(*arguments: Any, **keywords: Any) -> None:
         raise TypeError("prepare_inputs_for_generation() has other arguments")
 
-    monkeypatch.setattr(running.PlainRunning, "__init__", start)
+    monkeypatch.setattr(decoder.PlainRunning, "__init__", start)
     result = bench(tiny_llama(), "static:exit=2", prompts=PROMPTS, new_tokens=4, rounds=1, peers=False)
     assert result.contender(GENERATE).left_out is not None
     assert result.contender(ONE_CALL).seconds_per_token is not None
@@ -453,7 +453,7 @@ def test_every_contender_has_a_name_of_its_own(measured: Measurement) -> None:
     assert len(names) == len(set(names)) == len(measured.result.contenders)
 
 
-def test_texts_measured_together_share_the_pilot_and_the_twins_and_little_else() -> None:
+def test_texts_measured_together_share_the_pilot_and_the_a_a_and_little_else() -> None:
     model = tiny_llama()
     settings = [
         settled(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),

@@ -6,9 +6,8 @@ import pytest
 from generation_cases import generate_batch, tiny_llama
 
 from offramp.costs.token import token_costs
-from offramp.decoding.measurement.decoder import batches_of
-from offramp.decoding.measurement.figures import counted_plain, counted_policy
-from offramp.decoding.measurement.running import own_config, plain_config
+from offramp.decoding.measurement.decoder import batches_of, own_config, plain_config
+from offramp.decoding.measurement.forecast import counted_plain, counted_policy
 from offramp.policies.grammar import parse_policy
 
 NEW_TOKENS, PROMPT = 9, [5, 6, 7, 8]

@@ -9,11 +9,6 @@ from pathlib import Path
 import pytest
 from bench_cases import made_up_result
 
-from offramp.decoding.measurement.result_file import (
-    contenders_json,
-    read_results,
-    write_results,
-)
 from offramp.decoding.measurement.results import (
     BenchResult,
     Contender,
@@ -23,6 +18,9 @@ from offramp.decoding.measurement.results import (
     Interval,
     PartError,
     TaskScore,
+    contenders_json,
+    read_results,
+    write_results,
 )
 from offramp.errors import DamagedFileError
 from offramp.records.typed import from_json, to_json
@@ -57,7 +55,7 @@ def test_results_survive_json(tmp_path: Path) -> None:
 
 
 def test_contenders_in_one_line_each() -> None:
-    policy, plain, twin = contenders_json(full_result())  # what was left out has no answer
+    policy, plain, again = contenders_json(full_result())  # what was left out has no answer
     assert {
         name: policy[name] for name in ("name", "answer", "ratio", "low", "high", "executed_agreement")
     } == {
@@ -70,7 +68,7 @@ def test_contenders_in_one_line_each() -> None:
     }
     assert policy["gain"] == {"layers": 0.4, "head": 0.1, "probes": 0.0}
     assert policy["counted"] == {"layers": 3.0, "heads": 1.0, "probes": 0.0, "flops": 1e6, "bytes": 2e6}
-    assert (plain["gain"], plain["counted"], twin["role"]) == (None, None, "a/a")
+    assert (plain["gain"], plain["counted"], again["role"]) == (None, None, "a/a")
 
 
 @pytest.mark.parametrize(("kept", "missed"), [(0.96, False), (0.95, False), (0.78, True), (None, None)])

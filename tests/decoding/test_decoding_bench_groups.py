@@ -132,11 +132,11 @@ def test_a_budget_of_nothing_gives_an_interval_all_the_same(clock: Clock) -> Non
 
 def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clock) -> None:
     peer = Fake(clock, "peer", 0.1, role="peer", stepping=False)
-    twin = Fake(clock, "twin", 0.1, role="a/a")
+    again = Fake(clock, "a/a", 0.1, role="a/a")
     asked = Fake(clock, "asked", 0.1, stepping=False)
-    timed(group_of(plain(clock), peer, twin, asked, rounds=1))
+    timed(group_of(plain(clock), peer, again, asked, rounds=1))
     assert len(peer.prompts_seen) == 3
-    assert len(twin.prompts_seen) == len(asked.prompts_seen) == 6
+    assert len(again.prompts_seen) == len(asked.prompts_seen) == 6
 
 
 def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) -> None:

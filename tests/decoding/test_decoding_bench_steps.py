@@ -11,8 +11,17 @@ import torch
 from bench_cases import family_model
 from generation_cases import POLICY, generate_batch, tiny_llama
 
-from offramp.decoding.measurement.decoder import PromptBatch, Running, batches_of, decoding_in_steps
-from offramp.decoding.measurement.running import LoopRunning, PlainRunning, generate, own_config, plain_config
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.measurement.decoder import (
+    LoopRunning,
+    PlainRunning,
+    Running,
+    batches_of,
+    decoding_in_steps,
+    generate,
+    own_config,
+    plain_config,
+)
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.models.model import Model

@@ -13,20 +13,19 @@ from reading_cases import random_heads
 
 import offramp
 from combine_cases import combined_result
-from offramp.decoding.measurement import combined_figures
 from offramp.decoding.measurement.accelerations import (
     combinations_of,
     excluded_of,
     name_of,
     read_accelerations,
 )
+from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.combinations import kept_layers
-from offramp.decoding.measurement.combine import combine
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.combined_figures import interaction_of, product_of
+from offramp.decoding.measurement.combine import _share, combine, interaction_of, product_of
+from offramp.decoding.measurement.combined import COMBINED, CombineResult, read_combined, write_combined
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
-from offramp.decoding.measurement.result_file import COMBINED, read_combined, write_combined
 from offramp.decoding.measurement.results import Cluster, Interval
+from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
 from offramp.tracing.exit_heads import ExitHeads
@@ -39,10 +38,14 @@ ASKED = ("prune:drop=2", "exits", "speculate", "prompt_lookup")
 pytestmark = pytest.mark.usefixtures("uncollected")
 
 
+def decoding(new_tokens: int, policy: str | None = POLICY, kv: str | None = None) -> DecodingOptions:
+    return DecodingOptions.read(policy, kv=kv, new_tokens=new_tokens)
+
+
 @pytest.fixture(scope="module")
 def result(uncollected: None) -> CombineResult:
     return combine(
-        tiny_llama(), ASKED, prompts=PROMPTS, policy=POLICY, new_tokens=7, rounds=3, workload="numbers"
+        tiny_llama(), ASKED, decoding(7), prompts=PROMPTS, limits=Limits(rounds=3), workload="numbers"
     )
 
 
@@ -92,7 +95,7 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
 def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
     """Beside exits and a pruned model; without heads the list is the first ids, here all of them."""
     asked = ("shortlist", "exits", "prune:drop=2")
-    found = combine(tiny_llama(), asked, prompts=PROMPTS[:1], policy=POLICY, new_tokens=7, rounds=2)
+    found = combine(tiny_llama(), asked, decoding(7), prompts=PROMPTS[:1], limits=Limits(rounds=2))
     policies = {one.name: one.policy for one in found.combinations}
     assert policies["shortlist"] == policies["prune + shortlist"] == "shortlist:policy=[never],at=all"
     assert policies["shortlist + exits"] == f"shortlist:policy=[{POLICY}],at=all"
@@ -121,7 +124,9 @@ def test_a_short_list_that_heads_bring(uncollected: None) -> None:
     model = tiny_llama()
     listed = range(0, model.shape.vocabulary_size, 2)
     heads = random_heads(model, (3,), lens=False, facts=(), shortlist=tuple(listed))
-    found = combine(model, ["shortlist"], prompts=PROMPTS[:1], heads=[heads], new_tokens=7, rounds=2)
+    found = combine(
+        model, ["shortlist"], decoding(7, None), prompts=PROMPTS[:1], heads=[heads], limits=Limits(rounds=2)
+    )
     alone = found.combination("shortlist")
     assert alone is not None
     assert alone.quality is not None
@@ -296,7 +301,7 @@ def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) ->
 
 def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     found = combine(
-        tiny_llama(), ["int8", "speculate"], prompts=PROMPTS[:1], policy=POLICY, new_tokens=4, rounds=1
+        tiny_llama(), ["int8", "speculate"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
     )
     together = found.combination("int8", "speculate")
     assert together is not None
@@ -308,7 +313,7 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
 
 def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
     found = combine(
-        tiny_llama(), ["prune:drop=4", "exits"], prompts=PROMPTS[:1], policy=POLICY, new_tokens=4, rounds=1
+        tiny_llama(), ["prune:drop=4", "exits"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
     )
     together = found.combination("prune", "exits")
     assert together is not None
@@ -324,7 +329,11 @@ def heads_of(fingerprint: str) -> ExitHeads:
 
 def test_heads_are_used_on_their_own_model_only() -> None:
     base = tiny_llama()
-    options: dict[str, Any] = {"prompts": PROMPTS[:1], "policy": POLICY, "new_tokens": 4, "rounds": 1}
+    options: dict[str, Any] = {
+        "options": decoding(4),
+        "prompts": PROMPTS[:1],
+        "limits": Limits(rounds=1),
+    }
     own = heads_of(base.identity.fingerprint)
     found = combine(base, ["prune:drop=2", "exits"], heads=[own], **options)
     together = found.combination("prune", "exits")
@@ -365,13 +374,12 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
         (["speculate"], {}, "speculate needs a policy"),
         (["int8"], {"policy": POLICY}, "a policy means nothing without exits"),
         (["int8"], {"heads": [heads_of("0" * 64)]}, "exit heads mean nothing without exits"),
-        (["speculate"], {"policy": POLICY, "kv": "recompute"}, "--kv means nothing without exits"),
         (["exits"], {"policy": POLICY, "kv": "speculate"}, "speculation is an acceleration of its own"),
-        (["exits"], {"policy": "never"}, "never leaves early"),
+        (["exits"], {"policy": "never"}, "exits needs a policy"),
         (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
         (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
-        (["exits"], {"policy": POLICY, "rounds": 0}, "rounds: 0 is too few"),
-        (["exits"], {"policy": POLICY, "worth": 2.0}, "a worth of 2 is no share"),
+        (["exits"], {"policy": POLICY, "limits": Limits(rounds=0)}, "rounds: 0 is too few"),
+        (["exits"], {"policy": POLICY, "limits": Limits(worth=2.0)}, "a worth of 2 is no share"),
         (["prune:drop=9"], {}, "leaves out layer 9"),
         (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
     ],
@@ -383,8 +391,9 @@ def test_bad_input_is_refused_before_anything_is_timed(
         raise AssertionError("timed")
 
     monkeypatch.setattr("offramp.decoding.measurement.measurement.time_groups", timed)
+    how = decoding(64, *(options.pop(name, None) for name in ("policy", "kv")))
     with pytest.raises(InputError, match=what):
-        combine(tiny_llama(), asked, prompts=PROMPTS, **options)
+        combine(tiny_llama(), asked, how, prompts=PROMPTS, **options)
 
 
 def test_a_transformed_model_is_refused() -> None:
@@ -405,9 +414,9 @@ def test_combinations_that_were_not_timed_have_no_product() -> None:
 
 
 def test_quality_has_intervals_with_enough_answers() -> None:
-    found = combined_figures._share([1.0] * 10 + [0.5] * 10, seed=0)
+    found = _share([1.0] * 10 + [0.5] * 10, seed=0)
     assert found.value == 0.75
     assert found.low is not None
     assert found.high is not None
     assert 0.6 < found.low < 0.75 < found.high < 0.9
-    assert combined_figures._share([1.0, 0.5], seed=0).low is None
+    assert _share([1.0, 0.5], seed=0).low is None

@@ -20,11 +20,10 @@ from family_configs import build_family
 from rounding import logit_bounds, spread
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.cache import entries_of
 from offramp.decoding.engine.capability_tests import random_ids
-from offramp.decoding.engine.engine import ABILITIES, Engine
-from offramp.decoding.engine.meter import PARTS_OF_TIME, Meter
+from offramp.decoding.engine.engine import ABILITIES, PARTS_OF_TIME, Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.engine.truncated_cache import entries_of
 from offramp.errors import ModelError
 from offramp.policies.cost_breakdown import Item
 

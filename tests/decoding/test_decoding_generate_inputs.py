@@ -25,19 +25,16 @@ from generation_cases import POLICY, PROMPTS, assert_same, ids_of, tiny_llama
 
 import offramp
 from offramp.decoding import options
-from offramp.decoding.compatibility import (
-    check_model,
-    check_tuned_early,
-    warn_of_strategy,
-)
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Abilities
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.generation.arguments import KEPT_BACK, given_to_generate
-from offramp.decoding.generation.failures import describe_problem
+from offramp.decoding.generation.early_exit import KEPT_BACK, given_to_generate
+from offramp.decoding.generation.loop import describe_problem
 from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
 from offramp.decoding.generation.prompts import prompt_batch
-from offramp.decoding.options import DecodingOptions
+from offramp.decoding.options import (
+    DecodingOptions,
+)
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError, PolicyError
 from offramp.files import sha256_of_text
@@ -178,6 +175,10 @@ class TunedFor:
         self.model = model
 
 
+def tuned_options(tuned: TunedFor | None, policy: str, heads: ExitHeads | None) -> DecodingOptions:
+    return DecodingOptions(parse_policy(policy), heads=heads, tuned=cast("Tuned | None", tuned))
+
+
 @pytest.mark.parametrize(
     ("tuned", "policy", "heads", "message"),
     [
@@ -203,28 +204,28 @@ def test_a_policy_of_another_model_or_other_heads(tuned: Any, policy: str, heads
     given = None if heads is None else heads_of(model, "f" * 64 if heads == "other" else None)
     named = None if tuned is None else TunedFor(**({"fingerprint": model.identity.fingerprint} | tuned))
     with pytest.raises(offramp.InputError, match=message) as caught:
-        check_model(cast("Tuned", named), offramp.parse_policy(policy), given, model)
+        tuned_options(named, policy, given).check_model(model)
     assert "heads" in str(caught.value) or "model" in str(caught.value)
 
 
 def test_heads_that_do_not_matter_do_not_matter() -> None:
     model = tiny_llama()
     tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": True})
-    check_model(cast("Tuned", tuned), offramp.parse_policy("never"), None, model)
+    tuned_options(tuned, "never", None).check_model(model)
     tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": False})
-    check_model(cast("Tuned", tuned), offramp.parse_policy(POLICY), None, model)
+    tuned_options(tuned, POLICY, None).check_model(model)
 
 
 def test_other_heads_than_tuned_with_are_refused_without_the_model() -> None:
-    heads, policy = heads_of(tiny_llama()), offramp.parse_policy(FIRST_OF_SHORT_LIST)
+    heads, policy = heads_of(tiny_llama()), FIRST_OF_SHORT_LIST
     other = TunedFor(fingerprint=heads.model["fingerprint"], heads={"fingerprint": "abc", "lens": False})
     with pytest.raises(offramp.InputError, match="tuned with the exit heads abc"):
-        check_tuned_early(cast("Tuned", other), policy, heads)
+        tuned_options(other, policy, heads).check_files("float32")
     same = {"fingerprint": heads.fingerprint, "lens": False}
-    check_tuned_early(cast("Tuned", TunedFor(**(other.model | {"heads": same}))), policy, heads)
+    tuned_options(TunedFor(**(other.model | {"heads": same})), policy, heads).check_files("float32")
     # Of another model: the model at hand decides which of the two is wrong.
-    check_tuned_early(cast("Tuned", TunedFor(**(other.model | {"fingerprint": "f"}))), policy, heads)
-    check_tuned_early(cast("Tuned", other), policy, None)
+    tuned_options(TunedFor(**(other.model | {"fingerprint": "f"})), policy, heads).check_files("float32")
+    tuned_options(other, policy, None).check_files("float32")
 
 
 @pytest.mark.parametrize(
@@ -416,11 +417,12 @@ def test_a_tuned_policy_decodes_as_it_was_tuned(monkeypatch: pytest.MonkeyPatch)
     with pytest.warns(UserWarning, match="decodes with speculate"):
         assert DecodingOptions.read("policy.json", kv="speculate").kv == "speculate"
     with pytest.warns(UserWarning, match="tuned with K and V by recompute, and decodes with propagate"):
-        warn_of_strategy("propagate", tuned)
+        DecodingOptions.read("policy.json", kv="propagate")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_strategy("recompute", tuned)
-        warn_of_strategy("propagate", None)
+        DecodingOptions.read("policy.json", kv="recompute")
+        monkeypatch.undo()
+        DecodingOptions.read(named, kv="propagate")
 
 
 def test_a_broken_prompt_gives_no_token() -> None:
@@ -476,7 +478,7 @@ def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest
     with pytest.raises(OfframpError, match=r"memory ran out for 4 x \d+ tokens") as caught:
         offramp.generate(model, list(PROMPTS), max_new_tokens=8, streamer=Interrupts(error))
     assert "3 prompts at a time" in caught.value.fix
-    monkeypatch.setattr("offramp.decoding.generation.failures.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
+    monkeypatch.setattr("offramp.decoding.generation.loop.free_bytes", lambda device: 5 * 2 * 4 * 32 * 4)
     with pytest.raises(OfframpError) as caught:
         offramp.generate(model, PROMPTS[0], max_new_tokens=8, streamer=Interrupts(error))
     assert "give at most 5 tokens a prompt" in caught.value.fix

@@ -17,7 +17,7 @@ import torch
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import LENS, MAPS, TimingsProfile
-from offramp.decoding.engine.cache_probe import cache_keyword
+from offramp.decoding.engine.build import cache_keyword
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.decoding.measurement import machine_profiler
 from offramp.decoding.measurement.machine_profiler import (

@@ -17,12 +17,11 @@ from strategy_cases import Scripted
 
 import offramp
 from models.family_configs import VOCABULARY, build_family
-from offramp.decoding.compatibility import check_tuned_heads
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.state_maps import StateMaps
+from offramp.decoding.strategies.mapped import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.described_heads import describe_heads
@@ -316,28 +315,31 @@ class TunedWith:
         self.model = {"heads": None if fitted is None else describe_heads(fitted)}
 
 
+def check_heads(tuned: Any, policy: str, fitted: ExitHeads | None, kv: str) -> None:
+    DecodingOptions(parse_policy(policy), kv, fitted, tuned=tuned).check_tuned_heads(LAYERS)
+
+
 def test_a_policy_tuned_with_mapped_states_wants_the_same_maps() -> None:
     """Maps do not change what exits are read by, so that all else may be decoded with others or without."""
-    others, policy = maps_for(tiny_llama(), seed=1), parse_policy(SHALLOW)
-    same, mapped = TunedWith(heads()), "mapped"
-    check_tuned_heads(same, policy, heads(), LAYERS)
-    check_tuned_heads(same, policy, others, LAYERS, "propagate")
-    check_tuned_heads(same, policy, None, LAYERS, "recompute")
+    others, same = maps_for(tiny_llama(), seed=1), TunedWith(heads())
+    check_heads(same, SHALLOW, heads(), "mapped")
+    check_heads(same, SHALLOW, others, "propagate")
+    check_heads(same, SHALLOW, None, "recompute")
     for tuned in (TunedWith(None, "propagate"), TunedWith(others, "propagate")):
-        check_tuned_heads(tuned, policy, heads(), LAYERS, mapped)
+        check_heads(tuned, SHALLOW, heads(), "mapped")
     with pytest.raises(PolicyError, match="tuned with the K,V maps"):
-        check_tuned_heads(same, policy, others, LAYERS, mapped)
+        check_heads(same, SHALLOW, others, "mapped")
 
 
 def test_maps_beside_a_lens_leave_the_lens_what_it_is() -> None:
     lens = random_heads(tiny_llama(), [1, 2, 3], facts=())
-    both, policy = dataclasses.replace(lens, kv_maps=heads().kv_maps), parse_policy(POLICY)
-    check_tuned_heads(TunedWith(lens, "propagate"), policy, both, LAYERS)
-    check_tuned_heads(TunedWith(both), policy, both, LAYERS)
+    both = dataclasses.replace(lens, kv_maps=heads().kv_maps)
+    check_heads(TunedWith(lens, "propagate"), POLICY, both, "propagate")
+    check_heads(TunedWith(both), POLICY, both, "mapped")
     with pytest.raises(PolicyError, match="tuned with the exit heads"):
-        check_tuned_heads(TunedWith(both), policy, heads(), LAYERS)
+        check_heads(TunedWith(both), POLICY, heads(), "mapped")
     with pytest.raises(PolicyError, match="tuned without any"):
-        check_tuned_heads(TunedWith(heads()), policy, both, LAYERS)
+        check_heads(TunedWith(heads()), POLICY, both, "mapped")
     given: dict[str, Any] = {"policy": POLICY, "max_new_tokens": NEW}
     plain = offramp.generate(tiny_llama(), PROMPTS[0], heads=lens, **given)
     assert_same(plain, offramp.generate(tiny_llama(), PROMPTS[0], heads=both, **given))

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.measurement.results import Interval
-from offramp.decoding.quality import free_running as module
-from offramp.decoding.quality.free_running import free_running, full_models_choices, tokens_before_divergence
-from offramp.decoding.quality.judging import Judged, judge
+from offramp.decoding.quality import judging as module
+from offramp.decoding.quality.judging import (
+    JudgedAnswer,
+    free_running,
+    full_models_choices,
+    judge,
+    tokens_before_divergence,
+)
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.shape import LayerShape, ModelShape
@@ -171,7 +176,7 @@ def test_tokens_before_divergence(answer: list[int], plain: list[int], expected:
 
 def test_near_ties_count_as_the_full_models_choice() -> None:
     zeros = np.zeros(4)
-    judged = Judged(zeros.astype(np.int64), zeros, np.array([0.0, 0.9e-4, 2e-4, 0.2]), np.full(4, 30.0))
+    judged = JudgedAnswer(zeros.astype(np.int64), zeros, np.array([0.0, 0.9e-4, 2e-4, 0.2]), np.full(4, 30.0))
     assert full_models_choices(judged, 0, "float32").tolist() == [True, True, False, False]
     assert full_models_choices(judged, 0, "bfloat16").tolist() == [True, True, True, True]
     judged = replace(judged, gap=np.array([0.3, 0.1, 0.3, 0.3]))
@@ -215,7 +220,7 @@ def test_an_answer_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -
     expected = free_running(model, prompts, answers, plain)
     read: list[Sequence[int]] = []
 
-    def counted(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Judged:
+    def counted(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> JudgedAnswer:
         read.append(answer)
         return judge(model, prompt, answer)
 

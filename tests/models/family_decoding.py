@@ -62,7 +62,7 @@ def decode_greedily(engine: Any, prompt: Any, new: int, mask: Any = None) -> Any
     """Tokens chosen by the engine's own loop without exits: int64 [batch, new]."""
     import torch
 
-    from offramp.decoding.engine.meter import Meter
+    from offramp.decoding.engine.engine import Meter
     from offramp.decoding.engine.sequences import Sequences
 
     sequences = Sequences(engine, prompt, mask, Meter())

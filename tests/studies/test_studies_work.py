@@ -40,7 +40,7 @@ from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.contenders import GENERATE, NEVER
 from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.profile_check import ProfileCheck
+from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import write_sealed_json
@@ -352,7 +352,7 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("offramp.decoding.measurement.machine_profiler.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
     monkeypatch.setattr(
-        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+        "offramp.decoding.measurement.plain_timing.check_profile", lambda model, profile: found
     )
     return measuring
 
@@ -407,7 +407,7 @@ def test_a_kept_profile_that_is_off_is_measured_again(
     bench.run(profile_task(bench), name="before")
     found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
     monkeypatch.setattr(
-        "offramp.decoding.measurement.profile_check.check_profile", lambda model, profile: found
+        "offramp.decoding.measurement.plain_timing.check_profile", lambda model, profile: found
     )
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2

@@ -217,7 +217,7 @@ def test_a_trace_whose_model_or_text_is_gone_says_what_can_still_be_answered(
     assert "texts" in text["what"]
     assert text["fix"].endswith("--model none still answers with a replay bound")
     work = Workload("texts", "text", (Document("one", "a text"),), "none", "nowhere")
-    monkeypatch.setattr("offramp.decoding.execution.prompts.traced_workload", lambda trace: work)
+    monkeypatch.setattr("offramp.decoding.openings.traced_workload", lambda trace: work)
     model = run_offramp("tune", folder, *options).require(2).json["error"]
     assert model["what"].startswith("the trace's model cannot be had")
     assert model["fix"].endswith("--model none still answers with a replay bound")

@@ -241,7 +241,7 @@ def bench(
         dtype=dtype,
     )
     transforms = read_transforms(transform, dtype)
-    from offramp.decoding.measurement.result_file import contenders_json, write_results
+    from offramp.decoding.measurement.results import contenders_json, write_results
     from offramp.records.typed import to_json
 
     if processes > 1:

@@ -12,8 +12,7 @@ from offramp.cli.bench_request import BenchRequest
 from offramp.cli.bench_table import show
 from offramp.cli.console import Output, stage
 from offramp.decoding.measurement.processes import merged
-from offramp.decoding.measurement.result_file import read_results
-from offramp.decoding.measurement.results import BenchResult
+from offramp.decoding.measurement.results import BenchResult, read_results
 from offramp.errors import OfframpError
 
 PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")

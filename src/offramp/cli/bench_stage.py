@@ -12,8 +12,8 @@ from offramp.costs.machine import Machine
 from offramp.decoding.measurement.bench import run
 from offramp.decoding.measurement.contenders import Setting
 from offramp.decoding.measurement.judged import judge_measurement
-from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.results import BenchResult, TaskScore
+from offramp.decoding.openings import prompts_of
 from offramp.decoding.quality.accuracy import task_score
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult

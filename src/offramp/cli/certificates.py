@@ -12,8 +12,7 @@ from offramp.cli.console import stage
 from offramp.cli.run_folder import EXECUTIONS
 from offramp.costs.hardware import LOCAL
 from offramp.costs.machine import Machine
-from offramp.decoding.execution.executor import opened_executor
-from offramp.decoding.execution.tune import PROMPT_TOKENS
+from offramp.decoding.execution.tune import executed_tuner
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.report.formats import whole_percent
@@ -21,7 +20,6 @@ from offramp.report.run_result import Decoded
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
-from offramp.tuning.tune import AUTO
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed, Verdict, open_candidate, settle
@@ -67,30 +65,22 @@ def certify(run: Certifying, workload: Workload, trace: Trace) -> tuple[Tuned, .
 def _executed(run: Certifying, model: Model, workload: Workload, trace: Trace) -> tuple[Tuned, ...]:
     """The main floor first: its reruns and executions serve the others too."""
     found: dict[float, Tuned] = {}
-    with opened_executor(
+    with executed_tuner(
         model,
         trace,
-        kv=AUTO,
+        run.machine,
         heads=run.heads,
         workload=workload,
-        prompt_tokens=PROMPT_TOKENS,
         new_tokens=NEW_TOKENS,
         folder=run.folder / EXECUTIONS,
         seed=SEED,
-    ) as executor:
+        delta=DELTA / run.texts,
+    ) as tune_for:
         for floor in sorted(FLOORS, key=lambda one: one != MAIN_FLOOR):
             seconds = MAIN_SECONDS if floor == MAIN_FLOOR else OTHER_SECONDS
             what = f"{workload.name}: tuning for {whole_percent(floor)} agreement, by what decodes"
             with stage(what, seconds):
-                found[floor] = tune_trace(
-                    executor.trace,
-                    {"agreement": floor},
-                    run.machine,
-                    delta=DELTA / run.texts,
-                    seed=SEED,
-                    executor=executor,
-                    limits=Limits(DOCUMENTS, seconds, CANDIDATES),
-                )
+                found[floor] = tune_for({"agreement": floor}, Limits(DOCUMENTS, seconds, CANDIDATES))
     return tuple(found[floor] for floor in FLOORS)
 
 

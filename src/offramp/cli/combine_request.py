@@ -10,12 +10,11 @@ from typing import Any
 from offramp.cli.bench_request import PROMPTS
 from offramp.cli.options import refuse_idle, require_options
 from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
-from offramp.decoding.measurement.accelerations import SPECULATE, read_accelerations
+from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_accelerations
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes
 from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
@@ -31,20 +30,14 @@ class CombineRequest:
     """
 
     accelerations: tuple[str, ...]
-    policy: str | None
-    kv: str | None
+    options: DecodingOptions
     heads: tuple[ExitHeads, ...]
     workload: Workload
     prompts: int
     fewest_prompts: int
     prompt_tokens: int
-    new_tokens: int
-    rounds: int | None
-    seconds: float
-    worth: float
-    looks: bool
+    limits: Limits
     plain: str | None
-    draft_length: int | str | Auto
     floor: float
     output: Path | None
     seed: int
@@ -58,6 +51,12 @@ def read_combine_request(
     heads: Sequence[Path],
     workload: str,
     prompts: int | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int | None,
+    seconds: float,
+    worth: float,
+    looks: bool,
     draft_length: str | None,
     floor: float | None,
     output: Path | None,
@@ -73,8 +72,9 @@ def read_combine_request(
     """
     require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
     wanted = PROMPTS if prompts is None else prompts
-    require_sizes(**{name: plain[name] for name in ("prompt_tokens", "new_tokens")}, prompts=wanted)
-    check_limits(Limits(plain["seconds"], plain["rounds"], plain["worth"]))
+    require_sizes(prompt_tokens=prompt_tokens, new_tokens=new_tokens, prompts=wanted)
+    limits = Limits(seconds, rounds, worth, looks)
+    check_limits(limits)
     floor = FLOOR if floor is None else floor
     require_floor(floor)
     for option, given in meaningless.items():
@@ -83,20 +83,25 @@ def read_combine_request(
                 f"{option} is not possible with --combine", where=option, fix=f"leave {option} out"
             )
     asked = read_accelerations(accelerations, dtype)
-    options = DecodingOptions.read(policy, kv=kv, draft_length=draft_length)
+    options = DecodingOptions.read(policy, kv=kv, draft_length=draft_length, new_tokens=new_tokens)
     fitted = tuple(map(read_heads, heads))
-    require_policy(asked, policy, kv, fitted)
+    require_policy(asked, options, fitted)
     idle = draft_length is not None and SPECULATE not in accelerations
-    refuse_idle({"--draft-length": (idle, "without speculation", "--combine speculate")})
+    refuse_idle(
+        {
+            "--kv": (kv is not None and EXITS not in accelerations, "without exits", "--combine exits"),
+            "--draft-length": (idle, "without speculation", "--combine speculate"),
+        }
+    )
     return CombineRequest(
         accelerations=tuple(accelerations),
-        policy=policy,
-        kv=kv,
+        options=options,
         heads=fitted,
         workload=load_workload(workload),
         prompts=wanted,
         fewest_prompts=prompts or 1,
-        draft_length=options.draft_length,
+        prompt_tokens=prompt_tokens,
+        limits=limits,
         floor=floor,
         output=None if output is None else _file_of(output),
         **plain,

@@ -8,9 +8,8 @@ from offramp.cli.combine_request import CombineRequest
 from offramp.cli.combine_table import show_combined
 from offramp.cli.console import Output, progress_bar
 from offramp.decoding.measurement.combine import combine
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.prompts import prompts_of
-from offramp.decoding.measurement.result_file import write_combined
+from offramp.decoding.measurement.combined import CombineResult, write_combined
+from offramp.decoding.openings import prompts_of
 from offramp.models.model import Model
 from offramp.records.typed import to_json
 from offramp.report.combined import advice, write_combined_page
@@ -43,7 +42,7 @@ def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) ->
         request.workload,
         request.fewest_prompts,
         most=request.prompts,
-        new_tokens=request.new_tokens,
+        new_tokens=request.options.new_tokens,
         prompt_tokens=request.prompt_tokens,
         heads=request.heads,
     )
@@ -51,17 +50,11 @@ def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) ->
         return combine(
             model,
             request.accelerations,
+            request.options,
             prompts=prompts,
-            policy=request.policy,
-            kv=request.kv,
             heads=request.heads,
-            new_tokens=request.new_tokens,
-            rounds=request.rounds,
-            budget_seconds=request.seconds,
-            worth=request.worth,
-            looks=request.looks,
+            limits=request.limits,
             plain=request.plain,
-            draft_length=request.draft_length,
             workload=request.workload.name,
             floor=request.floor,
             trust_remote_code=trust_remote_code,

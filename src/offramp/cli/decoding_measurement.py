@@ -10,9 +10,8 @@ from offramp.cli.decoding_choice import MOST_ROUNDS, Choice
 from offramp.cli.preparation import Prepared
 from offramp.costs.hardware import LOCAL
 from offramp.decoding.measurement.answers import Limits
-from offramp.decoding.measurement.chosen import Chosen, decode_chosen
-from offramp.decoding.measurement.judged import Judged
-from offramp.decoding.measurement.prompts import PROMPTS, Prompts
+from offramp.decoding.measurement.judged import Chosen, Judged, decode_chosen
+from offramp.decoding.openings import PROMPTS, Prompts
 from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.report.run_result import Decoded, DecodedPolicy, WorkloadResult

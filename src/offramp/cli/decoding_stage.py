@@ -25,7 +25,7 @@ from offramp.costs.hardware import LOCAL, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.measurement.plain_timing import time_plain_decoding
-from offramp.decoding.measurement.prompts import FEWEST_NEW_TOKENS, pick_prompts
+from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
 from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text, source_fingerprint
 from offramp.models.model import Model

@@ -153,7 +153,7 @@ def generate(
 
 def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None) -> None:
     """Raise InputError for a number out of its range."""
-    from offramp.decoding.generation.arguments import RANGES
+    from offramp.decoding.generation.generate import RANGES
 
     ranges = {
         "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),
@@ -245,7 +245,7 @@ def _checked(model: Model, wanted: Wanted, prompts: PromptBatch, batch: BatchGen
     """The answers held against the full model's own."""
     from offramp.cli.generation_summary import FullModelCheck
     from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
-    from offramp.decoding.quality.free_running import free_running, tokens_before_divergence
+    from offramp.decoding.quality.judging import free_running, tokens_before_divergence
 
     with stage("the full model's own answer"):
         options = replace(FULL_MODEL, new_tokens=wanted.options.new_tokens)

@@ -10,7 +10,7 @@ from offramp.costs.hardware import disturbed, load_local_profile, save_local_pro
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.machine_profiler import BATCHES, measure_hardware
-from offramp.decoding.measurement.profile_check import check_profile
+from offramp.decoding.measurement.plain_timing import check_profile
 from offramp.errors import InputError
 from offramp.models.model import Model
 

@@ -15,8 +15,7 @@ from offramp.cli.preparation import Prepared, describe_heads, describe_machine
 from offramp.cli.provenance import describe_request, describe_run
 from offramp.cli.run_folder import COMBINED_FILE, SUMMARY_FILE
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.result_file import read_combined
+from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import sealed, write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.policy_cost import mean_position

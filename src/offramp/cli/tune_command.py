@@ -205,7 +205,7 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
 def _require_executable(trace: Trace, kv: str, batch: int) -> None:
     """Refuse, before the model is loaded, what could not be decoded with it. Raises InputError."""
     from offramp.decoding.execution.executor import strategies_of
-    from offramp.decoding.execution.prompts import traced_workload
+    from offramp.decoding.openings import traced_workload
     from offramp.tuning.tune import require_single
 
     strategies_of(kv)
@@ -226,7 +226,7 @@ def _require_documents(
 
     Raises InputError.
     """
-    from offramp.decoding.execution.prompts import further_documents, traced_workload
+    from offramp.decoding.openings import further_documents, traced_workload
     from offramp.tuning.splits import split_roles
 
     roles = split_roles(trace, seed)

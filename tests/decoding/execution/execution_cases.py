@@ -17,8 +17,8 @@ for room in ("decoding", "tracing", "models"):
 from strategy_cases import agreeable
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
-from offramp.decoding.execution.prompts import Opening
 from offramp.decoding.generation.generate import generate
+from offramp.decoding.openings import Opening
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from execution_cases import NumberTokenizer, agreeable_llama, llama, texts, tiny_model, traced, workload_of
 
-from offramp.decoding.execution.prompts import (
+from offramp.decoding.openings import (
     EMPTY,
     NO_ROOM,
     TOO_SHORT,

@@ -16,10 +16,9 @@ import pytest
 import torch
 from execution_cases import POLICY, agreeable_llama, openings_of, options_of
 
-from offramp.decoding.execution import store as module
-from offramp.decoding.execution.execution import Execution, execute
-from offramp.decoding.execution.prompts import Opening
-from offramp.decoding.execution.store import ExecutionStore, request_of
+from offramp.decoding.execution import execution as module
+from offramp.decoding.execution.execution import Execution, ExecutionStore, execute, request_of
+from offramp.decoding.openings import Opening
 from offramp.decoding.quality.judging import Judge
 from offramp.errors import InputError
 
@@ -149,7 +148,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2].split(":")
 from execution_cases import agreeable_llama, openings_of, options_of
 from offramp.decoding.execution.execution import execute
-from offramp.decoding.execution.store import ExecutionStore, request_of
+from offramp.decoding.execution.execution import ExecutionStore, request_of
 from offramp.decoding.quality.judging import Judge
 model, options, openings = agreeable_llama(), options_of(new_tokens=6), openings_of(*(5,) * 40)
 judge = Judge(model)

@@ -29,7 +29,7 @@ from execution_cases import (
 
 import offramp
 from offramp.decoding.execution.executor import opened_executor, strategies_of
-from offramp.decoding.execution.prompts import Opening
+from offramp.decoding.openings import Opening
 from offramp.errors import InputError
 from offramp.tracing.tracer import trace
 from offramp.tuning.bounds import METHODS, settle

@@ -32,8 +32,8 @@ from harness_cases import (
 import offramp
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.harness.__main__ import register
 from offramp.decoding.harness.model import OfframpLM
-from offramp.decoding.harness.registration import register
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
 from offramp.policies.grammar import parse_policy

@@ -22,9 +22,9 @@ from lm_eval.models.huggingface import HFLM
 
 from offramp.decoding.harness import __main__ as command
 from offramp.decoding.harness import model as harness_model
+from offramp.decoding.harness.__main__ import register
 from offramp.decoding.harness.arguments import OF_HARNESS
 from offramp.decoding.harness.model import OfframpLM
-from offramp.decoding.harness.registration import register
 from offramp.errors import InputError, PolicyError
 from tiny_models import write_llama
 

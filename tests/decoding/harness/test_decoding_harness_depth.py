@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offramp.decoding.harness.depth import Depth, Depths, depth_table
+from offramp.decoding.harness.model import Depth, Depths, depth_table
 
 
 def test_means_are_those_worked_by_hand() -> None:

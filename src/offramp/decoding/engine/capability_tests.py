@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences, token_positions
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.discovery import UNFIT_ERRORS, special_tokens

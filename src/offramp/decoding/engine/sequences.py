@@ -11,11 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine import truncated_cache
-from offramp.decoding.engine.cache_probe import counting_updates, kept_aside, merging
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.meter import Meter
-from offramp.decoding.engine.truncated_cache import Past, at_length
+from offramp.decoding.engine import cache as caching
+from offramp.decoding.engine.cache import Past, at_length, counting_updates, kept_aside, merging
+from offramp.decoding.engine.engine import Engine, Meter
 from offramp.errors import ModelError
 from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
 
@@ -270,19 +268,19 @@ class Sequences:
 
     def snapshot(self, first: int, last: int) -> Past:
         """What layers first+1..last hold now, for `restore`; it may be restored several times."""
-        return truncated_cache.snapshot(
+        return caching.snapshot(
             self.cache, self._entries(range(first, last)), first, self.lengths[first:last]
         )
 
     def restore(self, past: Past) -> None:
         """Go back to a snapshot in the layers it was taken of."""
-        truncated_cache.restore(self.cache, past)
+        caching.restore(self.cache, past)
         self.lengths[past.first : past.first + len(past.lengths)] = past.lengths
 
     def record_past(self) -> None:
         """From now on sliding windows keep what slides out of them until the next `crop`, so that it can be
         taken back; call `crop` after every block, also with nothing to remove, lest they grow."""
-        truncated_cache.record_past(self.cache)
+        caching.record_past(self.cache)
 
     def crop(self, length: int, first: int, last: int) -> None:
         """Remove the positions from `length` on from layers first+1..last that hold more, exactly.
@@ -297,7 +295,7 @@ class Sequences:
                     fix="restore a snapshot, then run the positions again",
                 )
             if surplus >= 0:
-                truncated_cache.crop(self.cache, self.engine.entries[index], surplus)
+                caching.crop(self.cache, self.engine.entries[index], surplus)
                 self.lengths[index] = length
 
     def select_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> None:

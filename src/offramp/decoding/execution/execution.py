@@ -1,25 +1,38 @@
-"""One document decoded freely with a policy, and what the full model says of every token."""
+"""Documents decoded freely with a policy, what the full model says of every token, and how both are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.execution.prompts import Opening
 from offramp.decoding.generation.early_exit import check_decodable
-from offramp.decoding.generation.failures import free_bytes, key_value_bytes
 from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.loop import free_bytes, key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.openings import Opening
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.free_running import full_models_choices
-from offramp.decoding.quality.judging import Judge
-from offramp.errors import InputError
+from offramp.decoding.quality.judging import Judge, full_models_choices
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import (
+    canonical_json,
+    locked_folder,
+    sha256_of_text,
+    source_fingerprint,
+    sweep_temporary_files,
+)
 from offramp.models.model import Model
+from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import plain_greedy
+from offramp.tracing.request import library_versions
 
 ROWS_TOGETHER = 16
 """Documents decoded side by side, at most, and kept in one file."""
@@ -31,7 +44,7 @@ class Execution:
 
     prompt, answer: token ids, the end token included. exits: of each token of the answer; the first is L,
     since a prompt runs whole. agrees: whether each is the full model's choice on the same prefix (see
-    `offramp.decoding.quality.free_running.full_models_choices`). layers_executed: for the answer's tokens,
+    `offramp.decoding.quality.judging.full_models_choices`). layers_executed: for the answer's tokens,
     the prompt's layers left out, as they ran beside the documents of its group. problem: why
     decoding ended early, None if it did not.
     """
@@ -106,13 +119,134 @@ def execute(
 
 def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions) -> tuple[Generation, ...]:
     prompts = prompt_batch(model, [list(opening.ids) for opening in openings], chat=False)
-    padded = not bool(torch.all(prompts.mask == 1))
     batching = "rebatch" if len(openings) > 1 else "lockstep"
     with plain_greedy(model, options.new_tokens):
         result = generate_batch(
             model,
             prompts.ids,
-            prompts.mask if padded else None,
+            prompts.mask,
             replace(options, batching=batching),
         )
     return result.rows
+
+
+SCHEMA_VERSION = 1
+
+CODE = (
+    "models",
+    "tracing",
+    "policies",
+    "decoding/engine",
+    "decoding/generation",
+    "decoding/options.py",
+    "decoding/exit_readout",
+    "decoding/strategies",
+    "decoding/quality/judging.py",
+    "decoding/execution/execution.py",
+)
+"""The source that an execution depends on."""
+
+
+@dataclass(frozen=True)
+class KeptExecutions:
+    """What one file holds: a request (see `request_of`), and what answers it."""
+
+    request: Mapping[str, Any]
+    executions: tuple[Execution, ...]
+
+
+FILE = SealedFile(KeptExecutions, "{name} is damaged", "nothing: it is decoded again")
+
+
+def request_of(
+    model: Model, options: DecodingOptions, openings: Sequence[Opening], *, rows: int
+) -> dict[str, Any]:
+    """Everything that changes what decoding some documents gives, as JSON.
+
+    The documents belong together: in its last digits a row depends on those that share its batch, and so does
+    which of two equally good tokens it takes.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"fingerprint": model.identity.fingerprint, "dtype": model.dtype},
+        "transforms": list(model.identity.transforms),
+        "policy": str(options.policy),
+        "kv": options.kv,
+        "draft_length": options.draft_length,
+        "heads": None if options.heads is None else options.heads.fingerprint,
+        "documents": [[opening.document, list(opening.ids)] for opening in openings],
+        "new_tokens": options.new_tokens,
+        "rows": rows,
+        "device": model.stack.device.type,
+        "threads": torch.get_num_threads(),
+        "code": _code(),
+        "versions": library_versions(model.identity.transforms),
+    }
+
+
+@functools.cache
+def _code() -> str:
+    return source_fingerprint(*CODE)
+
+
+class ExecutionStore:
+    """Executions by everything that changes them: in a folder, or in memory without one.
+
+    made: how many documents were decoded since, not read. A folder belongs to one process at a time.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.made = 0
+        self._memory: dict[str, tuple[Execution, ...]] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path | None) -> Iterator[ExecutionStore]:
+        """The executions in a folder, which is made if it is not there, and held until the end.
+
+        Raises InputError if another process holds it, or if it cannot be made or written.
+        """
+        if folder is None:
+            yield cls(None)
+            return
+        with locked_folder(folder):
+            sweep_temporary_files(folder)
+            yield cls(folder)
+
+    def get_or_make(
+        self, request: Mapping[str, Any], make: Callable[[], Sequence[Execution]]
+    ) -> tuple[Execution, ...]:
+        """What answers a request: kept from before, else made now and kept.
+
+        A file whose bytes changed is said on standard error, and made again.
+        """
+        key = sha256_of_text(canonical_json(request))
+        if key not in self._memory:
+            self._memory[key] = self._read(key) or self._make(key, request, make)
+        return self._memory[key]
+
+    def _make(
+        self, key: str, request: Mapping[str, Any], make: Callable[[], Sequence[Execution]]
+    ) -> tuple[Execution, ...]:
+        executions = tuple(make())
+        self.made += len(executions)
+        if self.folder is not None:
+            FILE.write(self._path(key), KeptExecutions(request, executions))
+        return executions
+
+    def _read(self, key: str) -> tuple[Execution, ...] | None:
+        if self.folder is None or not (path := self._path(key)).exists():
+            return None
+        try:
+            kept = FILE.read(path)
+            if sha256_of_text(canonical_json(kept.request)) != key:
+                raise FILE.damaged(path, "it answers another request")
+        except DamagedFileError as error:
+            print(f"offramp: decoded again: {error.what}", file=sys.stderr)
+            return None
+        return kept.executions
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key}.json"

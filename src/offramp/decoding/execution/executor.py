@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.decoding.compatibility import HeadsSource, read_heads_source
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
-from offramp.decoding.execution.prompts import Opening, Openings, choose_openings, traced_workload
-from offramp.decoding.execution.store import ExecutionStore, request_of
-from offramp.decoding.options import DecodingOptions
+from offramp.decoding.execution.execution import (
+    ROWS_TOGETHER,
+    Execution,
+    ExecutionStore,
+    execute,
+    request_of,
+    rows_together,
+)
+from offramp.decoding.openings import Opening, Openings, choose_openings, traced_workload
+from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.quality.judging import Judge
-from offramp.decoding.rerun.rerunner import Rerunner, require_heads, with_maps_of
-from offramp.decoding.rerun.sequences import require_model
+from offramp.decoding.rerun.rerunner import Rerunner
+from offramp.decoding.rerun.sequences import require_heads, require_model, with_maps_of
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -40,38 +46,29 @@ from offramp.workloads.workload import Workload
 REPLAYED = "replay, exact K and V"
 
 
+@dataclass(eq=False, repr=False)
 class ModelExecutor:
     """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions.
 
     strategies: K,V strategies to try. prompt_tokens: of an opening, None for whole prompts.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        trace: Trace,
-        openings: Openings,
-        store: ExecutionStore,
-        *,
-        workload: Workload,
-        heads: ExitHeads | None,
-        strategies: Sequence[str],
-        prompt_tokens: int | None,
-        new_tokens: int,
-    ) -> None:
-        self.model = model
-        self.trace = trace
-        self.openings = openings
-        self.store = store
-        self.workload = workload
-        self.heads = heads
-        self.strategies = tuple(strategies)
-        self.prompt_tokens = prompt_tokens
-        self.new_tokens = new_tokens
-        self._judge = Judge(model)
-        self._rerunners: dict[tuple[int, ...], Rerunner] = {}
-        self._reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = {}
-        self._rows: dict[str, int | None] = {}
+    model: Model
+    trace: Trace
+    openings: Openings
+    store: ExecutionStore
+    _: KW_ONLY
+    workload: Workload
+    heads: ExitHeads | None
+    strategies: tuple[str, ...]
+    prompt_tokens: int | None
+    new_tokens: int
+    _rerunners: dict[tuple[int, ...], Rerunner] = field(init=False, default_factory=dict)
+    _reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = field(init=False, default_factory=dict)
+    _rows: dict[str, int | None] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._judge = Judge(self.model)
 
     @functools.cached_property
     def _longest(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
-if TYPE_CHECKING:
-    from offramp.models.model import Model
-
-
 PROMPT_TOKENS = 32
 NEW_TOKENS = 32
 
@@ -85,6 +82,43 @@ def tune(
     kv = AUTO if kv is None else kv
     if model is None or wanted.kind != EXECUTED:
         return tune_trace(trace, wanted, hardware, kv=kv, **settings)
+    with executed_tuner(
+        model,
+        trace,
+        hardware,
+        kv=kv,
+        heads=heads,
+        workload=workload,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        folder=None if folder is None else Path(folder),
+        **settings,
+    ) as tune_for:
+        return tune_for(
+            wanted, Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
+        )
+
+
+ExecutedTuner = Callable[[Mapping[str, float] | Floor, Limits], Tuned]
+"""From a floor on agreement, and how long it may take, to what was certified by decoding."""
+
+
+@contextlib.contextmanager
+def executed_tuner(
+    model: Model,
+    trace: Trace,
+    hardware: str | Machine | None,
+    *,
+    kv: str = AUTO,
+    heads: ExitHeads | str | Path | None,
+    workload: Workload | None,
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+    folder: Path | None,
+    seed: int = 0,
+    **settings: Any,
+) -> Iterator[ExecutedTuner]:
+    """A tuner whose floors share all that the model reruns and decodes. Arguments and errors as of `tune`."""
     from offramp.decoding.execution.executor import opened_executor
 
     with opened_executor(
@@ -95,12 +129,11 @@ def tune(
         workload=workload,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        folder=None if folder is None else Path(folder),
+        folder=folder,
         seed=seed,
     ) as executor:
-        limits = Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
-        return tune_trace(
-            executor.trace, wanted, hardware, kv=kv, executor=executor, limits=limits, **settings
+        yield lambda floor, limits: tune_trace(
+            executor.trace, floor, hardware, kv=kv, executor=executor, limits=limits, seed=seed, **settings
         )
 
 

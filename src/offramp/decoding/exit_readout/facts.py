@@ -1,16 +1,23 @@
-"""The facts that a decoder can read at an exit, and what earlier checks of a token left to compare with."""
+"""An exit as it is read now, and every fact a decoder can read there; each is computed once, if asked for."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from offramp.decoding.exit_readout.head import best_of, rows_of
-from offramp.decoding.exit_readout.reading import Reading
+from offramp.decoding.exit_readout.head import (
+    OutputHead,
+    PreparedClassifier,
+    PreparedLens,
+    best_of,
+    hidden_of,
+    rows_of,
+)
 from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import (
     CANDIDATES,
@@ -19,13 +26,157 @@ from offramp.tracing.fitted_heads import (
     candidate_features,
     confidence_features,
 )
-from offramp.tracing.statistics import PADDING_LIMIT
+from offramp.tracing.statistics import LOWEST, PADDING_LIMIT
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The restricted vocabulary. tokens: int64, ascending. block: their columns (`OutputHead.columns`).
+
+    own: by exit, the columns of those whose output head is their own.
+    """
+
+    tokens: Tensor
+    block: tuple[Tensor, Tensor | None]
+    own: Mapping[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What exits are read with. head: the model's. own_heads, lenses: by exit. classifiers: by fact, exit."""
+
+    head: OutputHead
+    lenses: Mapping[int, PreparedLens]
+    classifiers: Mapping[tuple[str, int], PreparedClassifier]
+    shortlist: Shortlist | None = None
+    own_heads: Mapping[int, OutputHead] = field(default_factory=dict)
+
+
+class Reading:
+    """The hidden states of one exit, and what follows from them. Not more than once, and not before asked.
+
+    hidden, before: output and input of the exit's layer [rows, 1, hidden]. output: the model's own logits
+    there, where they are known already.
+    """
+
+    def __init__(
+        self, tools: Tools, exit: int, hidden: Tensor, before: Tensor | None, output: Tensor | None = None
+    ) -> None:
+        self.tools = tools
+        self.exit = exit
+        self.hidden = hidden
+        self.before = before
+        self.head = tools.own_heads.get(exit, tools.head)
+        if output is not None:
+            self.__dict__["output"] = output  # where the cached property would put it
+
+    @property
+    def _axis(self) -> int:
+        return self.tools.head.stack.position_axis
+
+    @functools.cached_property
+    def states(self) -> Tensor:
+        """Hidden states as the layer gave them: [rows, features]."""
+        return rows_of(self.hidden, self._axis)
+
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """What the output head is given, as the layer gave it or through the lens: [rows, 1, hidden]."""
+        lens = self.tools.lenses.get(self.exit)
+        return self.hidden if lens is None else hidden_of(lens(self.states), self.hidden, self._axis)
+
+    @functools.cached_property
+    def normed(self) -> Tensor:
+        """The same behind the final norm, for a linear head: [rows, 1, features of the head]."""
+        return self.head.stack.tail_forward(self.seen)
+
+    @functools.cached_property
+    def output(self) -> Tensor:
+        """Logits as the exit's head gives them, in the model's dtype: [rows, vocabulary]."""
+        head = self.head
+        return head.output_of_normed(self.normed) if head.linear else head.output(self.seen)
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """Logits that facts are made of, float32: as exact at the top as the tracer's."""
+        head = self.head
+        return head.corrected(self.output, self.normed) if head.rounds else self.output.float()
+
+    @functools.cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The largest logit and its token, the lowest of equals: [rows] each."""
+        found = self.logits.max(-1)
+        return found.values, found.indices
+
+    @functools.cached_property
+    def second(self) -> Tensor:
+        """The second largest logit: [rows]."""
+        return self.logits.scatter(1, self.best[1].unsqueeze(-1), -torch.inf).amax(-1)
+
+    @functools.cached_property
+    def shifted(self) -> Tensor:
+        """Logits less their maximum, which keeps digits: [rows, vocabulary]."""
+        return (self.logits - self.best[0].unsqueeze(-1)).clamp_(min=LOWEST)
+
+    @functools.cached_property
+    def shares(self) -> Tensor:
+        """The softmax before it is divided by its sum: [rows, vocabulary]."""
+        return self.shifted.exp()
+
+    @functools.cached_property
+    def partition(self) -> Tensor:
+        """That sum: [rows]."""
+        return self.shares.sum(-1)
+
+    @functools.cached_property
+    def entropy(self) -> Tensor:
+        """In nats: [rows]."""
+        weighted = torch.linalg.vecdot(self.shares, self.shifted)
+        entropy: Tensor = self.partition.log() - weighted / self.partition
+        return entropy.clamp(min=0)
+
+    @functools.cached_property
+    def max_prob(self) -> Tensor:
+        """Largest probability: [rows]."""
+        return 1.0 / self.partition
+
+    @functools.cached_property
+    def margin(self) -> Tensor:
+        """Difference of the two largest probabilities: [rows]."""
+        return (1.0 - (self.second - self.best[0]).exp()) / self.partition
+
+    @property
+    def shortlist(self) -> Shortlist:
+        """The restricted vocabulary."""
+        found = self.tools.shortlist
+        assert found is not None, "made ready for a policy that reads it"
+        return found
+
+    @functools.cached_property
+    def short_logits(self) -> Tensor:
+        """Logits of the short list, float32 [rows, tokens]."""
+        block = self.shortlist.own.get(self.exit, self.shortlist.block)
+        return self.head.from_block(self.normed, block)
+
+    @functools.cached_property
+    def short(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a softmax over the short list: place of the best token, its probability, the margin: [rows]."""
+        maximum, place = self.short_logits.max(-1, keepdim=True)
+        shares = (self.short_logits - maximum).clamp_(min=LOWEST).exp_()
+        total = shares.sum(-1)
+        second = shares.scatter_(1, place, 0.0).amax(-1)
+        return place[:, 0], 1.0 / total, (1.0 - second) / total
+
+    def probability(self, fact: str, features: Tensor) -> Tensor:
+        """What the classifier that gives a fact says at this exit of features [rows, features]."""
+        return self.tools.classifiers[fact, self.exit](features)
+
 
 DIVERGENCES = frozenset({"kl_to_previous", "js_to_previous"})
 
 
 @dataclass(frozen=True)
-class Kept:
+class EarlierCheck:
     """What one check keeps for later ones of the same token, as far as they will ask; rows along axis 0.
 
     p: softmax [rows, vocabulary] with its entropy in nats [rows]. best: the ten best tokens [rows, 10].
@@ -36,7 +187,7 @@ class Kept:
     best: Tensor | None = None
 
     @classmethod
-    def of(cls, reading: Reading, facts: frozenset[str]) -> Kept:
+    def of(cls, reading: Reading, facts: frozenset[str]) -> EarlierCheck:
         """What the given facts of the next check with a full head will ask of this one."""
         kept = cls()
         if facts & DIVERGENCES:
@@ -46,27 +197,27 @@ class Kept:
             kept = replace(kept, best=best_of(reading.logits, TOP_K)[0])
         return kept
 
-    def rows(self, rows: Tensor) -> Kept:
+    def rows(self, rows: Tensor) -> EarlierCheck:
         """Some rows of it."""
         parts = (self.p, self.entropy, self.best)
-        return Kept(*(None if part is None else part[rows] for part in parts))
+        return EarlierCheck(*(None if part is None else part[rows] for part in parts))
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenTokens:
     """Candidate tokens, int64 [rows, candidates], and their logits at the check that chose them."""
 
     tokens: Tensor
     then: Tensor
 
     @classmethod
-    def of(cls, reading: Reading) -> Chosen:
+    def of(cls, reading: Reading) -> ChosenTokens:
         """The best tokens of an exit."""
         return cls(*best_of(reading.logits, CANDIDATES))
 
-    def rows(self, rows: Tensor) -> Chosen:
+    def rows(self, rows: Tensor) -> ChosenTokens:
         """Some rows of them."""
-        return Chosen(self.tokens[rows], self.then[rows])
+        return ChosenTokens(self.tokens[rows], self.then[rows])
 
     def score(self, reading: Reading) -> Tensor:
         """`candidate_score` at a later exit: [rows]."""
@@ -74,7 +225,7 @@ class Chosen:
         return reading.probability("candidate_score", candidate_features(now, self.then))
 
 
-def kl_to_previous(reading: Reading, before: Kept | None) -> Tensor:
+def kl_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
     """KL(q || p) with q of the check before: -H(q) - sum q log p; infinite without one."""
     if before is None or before.p is None or before.entropy is None:
         return torch.full_like(reading.partition, torch.inf)
@@ -85,7 +236,7 @@ def kl_to_previous(reading: Reading, before: Kept | None) -> Tensor:
     return divergence.clamp(min=0)
 
 
-def js_to_previous(reading: Reading, before: Kept | None) -> Tensor:
+def js_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
     """Jensen-Shannon divergence H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991, section IV); ln 2 at most."""
     if before is None or before.p is None or before.entropy is None:
         return torch.full_like(reading.partition, math.log(2))
@@ -95,7 +246,7 @@ def js_to_previous(reading: Reading, before: Kept | None) -> Tensor:
     return divergence.clamp(0, math.log(2))
 
 
-def top_k_overlap(reading: Reading, before: Kept | None) -> Tensor:
+def top_k_overlap(reading: Reading, before: EarlierCheck | None) -> Tensor:
     """Share of the ten best tokens that are so at the check before; 0 without one."""
     if before is None or before.best is None:
         return torch.zeros_like(reading.best[0])
@@ -108,8 +259,8 @@ class Look:
     """One exit, and what earlier checks of the same token kept, None where there were none."""
 
     reading: Reading
-    previous: Kept | None
-    chosen: Chosen | None
+    previous: EarlierCheck | None
+    chosen: ChosenTokens | None
 
 
 def _logit_gap(look: Look) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads exits in decoding: the facts that a policy asks for and the exit's logits, each computed once."""
+"""Reads exits in decoding: what a policy's facts take, made ready once, then facts and logits as asked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,163 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.exit_readout.facts import READERS, Chosen, Kept, Look
-from offramp.decoding.exit_readout.head import PADDING
-from offramp.decoding.exit_readout.preparation import OF_HEADS, full_head_exits, make_tools
-from offramp.decoding.exit_readout.reading import Reading
+from offramp.decoding.exit_readout.facts import (
+    READERS,
+    ChosenTokens,
+    EarlierCheck,
+    Look,
+    Reading,
+    Shortlist,
+    Tools,
+)
+from offramp.decoding.exit_readout.head import PADDING, OutputHead, PreparedClassifier, PreparedLens, rows_of
+from offramp.errors import InputError, PolicyError
+from offramp.models.calls import first_tensor
+from offramp.policies.signals import looks_back, probe_of, suggest
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.facts import FACT_BY_NAME
+from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
+from offramp.tracing.fitted_heads import FittedHeads, exit_stack, require_readable
+from offramp.tracing.restricted_vocabulary import restricted_tokens
+
+FULL_HEAD = "full head"
+OF_SOME_COLUMNS = frozenset({"restricted head", "candidates"})
+OF_HEADS = frozenset(fact.name for fact in HEAD_FACTS)
+
+Needs = Mapping[int, tuple[str, ...]]
+
+
+def full_head_exits(needs: Needs) -> tuple[int, ...]:
+    """The exits, ascending, whose check computes the full head: what later checks compare with."""
+    return tuple(sorted(exit for exit, facts in needs.items() if FULL_HEAD in map(probe_of, facts)))
+
+
+def make_tools(
+    engine: Engine, heads: ExitHeads | None, needs: Needs, final_facts: tuple[str, ...], *, short_list: bool
+) -> Tools:
+    """What the exits of a policy are read with.
+
+    needs: its facts by exit below L. final_facts: those that it reads at L. short_list: whether outputs are
+    read off the short list.
+
+    Raises InputError for heads that lack an exit or are of another size, a
+    short list on a model whose head is not one linear layer, and PolicyError for a fact that no decoder could
+    compute or that compares with a check that is not made.
+    """
+    head = OutputHead(engine.stack, engine.transposed)
+    if heads is not None:
+        require_readable(heads, engine.stack)
+    wanted = {(fact, exit) for exit, facts in needs.items() for fact in facts}
+    names = {fact for fact, _ in wanted} | set(final_facts)
+    for name in sorted(names):
+        if name not in READERS:
+            raise PolicyError(f"no decoder reads the fact {name!r}", fix=suggest(name, READERS))
+    short_list = short_list or any(probe_of(name) == "restricted head" for name in names)
+    _require_columns(head, names, short_list)
+    _require_comparisons(needs)
+    fitted = None if heads is None else _fitted(engine, head, heads, needs)
+    if heads is not None:
+        _require_given(heads, wanted, needs)
+    device = next(engine.hf.parameters()).device
+    lens = None if fitted is None else fitted.heads.lens
+    own_heads = {} if fitted is None else _own_heads(engine, fitted.heads, needs)
+    return Tools(
+        head=head,
+        lenses={}
+        if fitted is None or lens is None
+        else {exit: PreparedLens.of(lens, fitted.heads.exits.index(exit), device) for exit in needs},
+        classifiers={}
+        if fitted is None
+        else {
+            (fact, exit): PreparedClassifier.of(
+                fitted.heads.classifiers[fact], fitted.heads.exits.index(exit), device
+            )
+            for fact, exit in wanted
+            if fact in OF_HEADS
+        },
+        shortlist=_shortlist(head, own_heads, fitted, device) if short_list else None,
+        own_heads=own_heads,
+    )
+
+
+def _fitted(engine: Engine, head: OutputHead, heads: ExitHeads, needs: Needs) -> FittedHeads:
+    """The heads, of the right sizes."""
+    stack = engine.stack
+    fitted = FittedHeads(heads, tuple(range(len(heads.exits))), None)
+    features = rows_of(first_tensor(stack.layer_outputs[-1]), stack.position_axis).shape[-1]
+    fitted.require_sizes(features, head.vocabulary_size())
+    missing = [exit for exit in needs if exit not in heads.exits]
+    if missing and heads.reads_exits:
+        raise _not_fitted_at(heads, missing[0])
+    return fitted
+
+
+def _own_heads(engine: Engine, heads: ExitHeads, needs: Needs) -> dict[int, OutputHead]:
+    """The output heads of the checked exits, by exit; none where exits share the model's."""
+    output = heads.output
+    if output is None:
+        return {}
+    return {
+        exit: OutputHead(exit_stack(engine.stack, output, heads.exits.index(exit)), engine.transposed)
+        for exit in needs
+    }
+
+
+def _not_fitted_at(heads: ExitHeads, exit: int) -> InputError:
+    return InputError(
+        f"the heads were not fitted at exit {exit}; they have: "
+        + ", ".join(str(other) for other in heads.exits),
+        where="--heads",
+        fix="choose a policy whose exits are among these, or fit heads of all exits",
+    )
+
+
+def _require_given(heads: ExitHeads, wanted: set[tuple[str, int]], needs: Needs) -> None:
+    """The heads give the facts that the policy reads where it does (`check_policy` asked for them)."""
+    for fact, exit in sorted(wanted):
+        if fact in OF_HEADS and exit not in heads.exits:
+            raise _not_fitted_at(heads, exit)
+    exits = full_head_exits(needs)
+    scored = sorted(exit for fact, exit in wanted if fact == "candidate_score")
+    if scored and (not exits or exits[0] >= scored[0] or exits[0] != heads.candidate_exit):
+        raise PolicyError(
+            f"candidate_score needs the candidates of exit {heads.candidate_exit}, but the policy's first "
+            f"check with a full head is at {f'exit {exits[0]}' if exits else 'no exit'}",
+            where="the policy",
+            fix=f"start its exits with {heads.candidate_exit}",
+        )
+
+
+def _require_comparisons(needs: Needs) -> None:
+    exits = full_head_exits(needs)
+    for exit, facts in sorted(needs.items()):
+        for fact in filter(looks_back, facts):
+            if exit == exits[0]:
+                raise PolicyError(
+                    f"{fact} at exit {exit} compares with the check before it, and there is none",
+                    where="the policy",
+                    fix="let an earlier exit be checked with a full head",
+                )
+
+
+def _require_columns(head: OutputHead, names: set[str], short_list: bool) -> None:
+    if head.linear:
+        return
+    if short_list or any(probe_of(name) in OF_SOME_COLUMNS for name in names):
+        raise InputError(
+            "the policy reads the logits of some tokens alone, which this model's output head cannot give",
+            where="the policy",
+            fix="choose a signal that reads the full head, such as margin",
+        )
+
+
+def _shortlist(
+    head: OutputHead, own_heads: Mapping[int, OutputHead], fitted: FittedHeads | None, device: torch.device
+) -> Shortlist:
+    """The restricted vocabulary: the heads' own, else the first ids."""
+    tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size()).to(device)
+    own = {exit: own_head.columns(tokens) for exit, own_head in own_heads.items()}
+    return Shortlist(tokens, head.columns(tokens), own)
+
 
 FactValues = Mapping[str, NDArray[Any]]
 
@@ -90,8 +241,8 @@ class ExitReader:
     def begin(self) -> None:
         """A new token: forget what was read of the one before."""
         self._reading: Reading | None = None
-        self._previous: Kept | None = None
-        self._chosen: Chosen | None = None
+        self._previous: EarlierCheck | None = None
+        self._chosen: ChosenTokens | None = None
 
     def wants_before(self, exit: int) -> bool:
         """Whether a fact read at this exit compares with the state before its layer."""
@@ -106,9 +257,9 @@ class ExitReader:
         self._reading = reading = Reading(self._tools, exit, hidden, before)
         found = self._values(reading, facts)
         if exit in self._asked_next:
-            self._previous = Kept.of(reading, self._asked_next[exit])
+            self._previous = EarlierCheck.of(reading, self._asked_next[exit])
         if exit == self._chooses:
-            self._chosen = Chosen.of(reading)
+            self._chosen = ChosenTokens.of(reading)
         return found
 
     @torch.no_grad()

@@ -2,31 +2,117 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.decoding.compatibility import (
-    HeadsSource,
-    PolicySource,
-    check_policy,
-    check_tuned_heads,
-)
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.generation.arguments import given_to_generate, refuse_arguments
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.next_token import Chooser
 from offramp.decoding.generation.result import Answers, BatchGeneration
-from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.options import (
+    LOCKSTEP,
+    DecodingOptions,
+    HeadsSource,
+    PolicySource,
+    check_policy,
+)
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError
 from offramp.policies.steps import BATCHINGS, DRAFT_LENGTH
+
+KEPT_BACK = ("streamer", "assistant_model")
+"""Arguments of transformers' `generate` that it does not hand to a custom loop."""
+
+
+def given_to_generate() -> dict[str, Any]:
+    """What transformers' `generate` was given but keeps from a custom loop, by KEPT_BACK.
+
+    Empty if the loop was called by anything else. Warns if a transformers of another version hides them.
+    """
+    # Two frames up: the custom loop's caller. transformers 5.24 passes a callable only those arguments that
+    # its own loop has not: neither of these.
+    caller = sys._getframe(2)
+    if not caller.f_globals.get("__name__", "").startswith("transformers."):
+        return {}
+    hidden = [name for name in KEPT_BACK if name not in caller.f_locals]
+    if hidden:
+        warnings.warn(
+            f"this version of transformers does not tell whether {' or '.join(hidden)} was given to "
+            "generate(): it is ignored; give a streamer to offramp.generate(streamer=...)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return {name: caller.f_locals.get(name) for name in KEPT_BACK}
+
+
+def refuse_arguments(
+    input_ids: Tensor,
+    generation_config: Any,
+    logits_processor: Any,
+    given: dict[str, Any],
+    model_kwargs: dict[str, Any],
+    synced_gpus: bool,
+) -> None:
+    """Raise InputError for arguments of transformers' `generate` that early exit cannot honour."""
+    from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
+    from transformers.generation.configuration_utils import GenerationMode
+
+    config, cache = generation_config, model_kwargs.get("cache")
+    mode = config.get_generation_mode(given.get("assistant_model"))
+    wanted = {
+        f"{mode.value.replace('_', ' ')}": mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+        "an assistant model": given.get("assistant_model") is not None,
+        "inputs_embeds": input_ids.shape[1] == 0 or "inputs_embeds" in model_kwargs,
+        "use_cache=False": config.use_cache is False,
+        "a cache implementation": config.cache_implementation is not None,
+        "a cache of one's own": getattr(cache, "_is_user_defined", False),
+        "output_attentions": config.output_attentions,
+        "output_hidden_states": config.output_hidden_states,
+        "output_logits": config.output_logits,
+        "negative prompts and guidance": any(
+            isinstance(process, UnbatchedClassifierFreeGuidanceLogitsProcessor)
+            for process in logits_processor
+        ),
+        "several processes in step": synced_gpus,
+        **{f"the argument {name}": True for name in model_kwargs if not _is_honoured(name, model_kwargs)},
+    }
+    for what, is_wanted in wanted.items():
+        if is_wanted:
+            raise InputError(
+                f"early exit cannot honour {what}",
+                where="model.generate(custom_generate=...)",
+                fix="leave it out, or generate without custom_generate",
+            )
+    positions, mask = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
+    if positions is not None and not torch.equal(positions, _positions(input_ids, mask)):
+        raise InputError(
+            "early exit cannot honour position_ids of one's own",
+            where="model.generate(custom_generate=...)",
+            fix="leave them out; positions follow from attention_mask",
+        )
+
+
+_HONOURED = frozenset({"attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"})
+
+
+def _is_honoured(name: str, model_kwargs: dict[str, Any]) -> bool:
+    """Whether an argument makes no difference or one that is made; tokenizers add types that are all 0."""
+    return name in _HONOURED or (name == "token_type_ids" and not model_kwargs[name].any())
+
+
+def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:
+    counted = torch.ones_like(ids) if mask is None else mask
+    return (counted.cumsum(1) - 1).clamp(min=0)
 
 
 def check_decodable(
@@ -56,6 +142,7 @@ def check_decodable(
             )
 
 
+@dataclass(eq=False, repr=False)
 class EarlyExit:
     """Decodes in the place of transformers' own loop: `model.generate(..., custom_generate=this)`.
 
@@ -67,31 +154,19 @@ class EarlyExit:
     comes back alone; `loop` is the one of the last call.
     """
 
-    def __init__(
-        self,
-        options: DecodingOptions,
-        *,
-        engine: Engine | None = None,
-        forced: Tensor | None = None,
-        timing: bool = False,
-        streamer: Any = None,
-        decode: Callable[[list[int]], str] | None = None,
-        before: Callable[[Engine], None] | None = None,
-        random: torch.Generator | None = None,
-        held: bool = False,
-    ) -> None:
-        self.options = options
-        self.last: BatchGeneration | None = None
-        self.started = False
-        self._engine = engine
-        self._forced = forced
-        self._timing = timing
-        self._streamer = streamer
-        self._decode = decode or (lambda tokens: "")
-        self._before = before
-        self._random = random
-        self._held = held
-        self.loop: Loop | None = None
+    options: DecodingOptions
+    _: KW_ONLY
+    engine: Engine | None = None
+    forced: Tensor | None = None
+    timing: bool = False
+    streamer: Any = None
+    decode: Callable[[list[int]], str] = lambda tokens: ""
+    before: Callable[[Engine], None] = lambda engine: None
+    random: torch.Generator | None = None
+    held: bool = False
+    last: BatchGeneration | None = field(init=False, default=None)
+    started: bool = field(init=False, default=False)
+    loop: Loop | None = field(init=False, default=None)
 
     def __call__(
         self,
@@ -110,11 +185,10 @@ class EarlyExit:
         """
         self.last = None
         # With an engine of its own it is called by `offramp.generate`, which hands over all that there is.
-        given = {} if self._engine is not None else given_to_generate()
+        given = {} if self.engine is not None else given_to_generate()
         refuse_arguments(input_ids, generation_config, logits_processor, given, model_kwargs, synced_gpus)
-        engine = self._engine or engine_of(model)
-        if self._before is not None:
-            self._before(engine)
+        engine = self.engine or engine_of(model)
+        self.before(engine)
         mask = model_kwargs.get("attention_mask")
         limit = int(generation_config.max_length) - input_ids.shape[1]
         request = Request(
@@ -128,22 +202,22 @@ class EarlyExit:
         check_decodable(engine, self.options, request)
         answers = Answers(
             input_ids,
-            stops=stopping_criteria if self._forced is None else _at_length(input_ids.shape[1] + limit),
+            stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),
             pad=_pad_of(generation_config, stopping_criteria),
-            streamer=self._streamer or streamer or given.get("streamer"),
+            streamer=self.streamer or streamer or given.get("streamer"),
             keep_scores=bool(generation_config.return_dict_in_generate and generation_config.output_scores),
         )
         chooser = Chooser(
             logits_processor,
             prompt=input_ids.shape[1],
             sampling=bool(generation_config.do_sample),
-            forced=self._forced,
-            random=self._random,
+            forced=self.forced,
+            random=self.random,
         )
         plan = self._plan(engine, limit, generation_config)
         self.started = True
         self.loop = Loop(plan, answers, mask, chooser)
-        if self._held:
+        if self.held:
             return input_ids
         self.last = self.loop.run()
         answers.end()
@@ -164,8 +238,8 @@ class EarlyExit:
             ),
             limit=limit,
             end_tokens=frozenset() if ends is None else frozenset(ends.tolist()),
-            decode=self._decode,
-            timing=self._timing,
+            decode=self.decode,
+            timing=self.timing,
         )
 
 
@@ -190,12 +264,7 @@ def early_exit(
     options = DecodingOptions.read(
         policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching
     ).for_task(task)
-
-    def check(engine: Engine) -> None:
-        if options.tuned is not None:
-            check_tuned_heads(options.tuned, options.policy, options.heads, engine.layers, options.kv)
-
-    return EarlyExit(options, before=check)
+    return EarlyExit(options, before=lambda engine: options.check_tuned_heads(engine.layers))
 
 
 def _pad_of(generation_config: Any, stopping_criteria: Any) -> int | None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.decoding.compatibility import (
-    HeadsSource,
-    PolicySource,
-    check_number,
-    check_policy,
-)
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.arguments import SAMPLES, check_sampling
 from offramp.decoding.generation.early_exit import EarlyExit
-from offramp.decoding.generation.failures import explain_out_of_memory
-from offramp.decoding.generation.loop import Loop
+from offramp.decoding.generation.loop import Loop, explain_out_of_memory
 from offramp.decoding.generation.prompts import (
     Prompt,
     PromptBatch,
@@ -30,7 +24,14 @@ from offramp.decoding.generation.prompts import (
     token_rows,
 )
 from offramp.decoding.generation.result import BatchGeneration, Generation
-from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.options import (
+    LOCKSTEP,
+    DecodingOptions,
+    HeadsSource,
+    PolicySource,
+    check_number,
+    check_policy,
+)
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -264,3 +265,37 @@ def _forced(
 def _random(seed: int | None, model: Model) -> torch.Generator | None:
     """Random numbers of a seed that no other generation takes any of; None for torch's global ones."""
     return None if seed is None else torch.Generator(model.hf.device).manual_seed(seed)
+
+
+SAMPLES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Options that only mean something for sampling; giving one asks for it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that an option takes. words: the same for people."""
+
+    number: type
+    within: Callable[[Any], bool]
+    words: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such a number, and within."""
+        return isinstance(value, self.number) and not isinstance(value, bool) and self.within(value)
+
+
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "above 0, 0.0001 at least"),
+    "top_k": Range(Integral, lambda value: value >= 1, "1 or more"),
+    "top_p": Range(Real, lambda value: 0 < value <= 1, "above 0, 1 at most"),
+}
+
+
+def check_sampling(sampling: Mapping[str, Any]) -> None:
+    """Raise InputError for a number out of its range; transformers takes some of them silently."""
+    for name, range_ in RANGES.items():
+        value = sampling.get(name)
+        if value is not None and not range_.holds(value):
+            raise InputError(
+                f"{name} cannot be {value!r}", where=f"{name}=", fix=f"give a number {range_.words}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ def is_broken(logits: Tensor) -> Tensor:
     return ~torch.isfinite(logits.amax(-1))
 
 
+@dataclass(eq=False)
 class Chooser:
     """Chooses one token per row.
 
@@ -48,22 +49,14 @@ class Chooser:
     same, and samples are drawn for all of it, so that nothing depends on who has left.
     """
 
-    def __init__(
-        self,
-        process: Process,
-        *,
-        prompt: int,
-        sampling: bool = False,
-        forced: Tensor | None = None,
-        random: torch.Generator | None = None,
-    ) -> None:
-        self.process = process
-        self.sampling = sampling
-        self.forced = forced
-        self.prompt = prompt
-        self.random = random
-        self.finished: Tensor | None = None
-        self.present: Tensor | None = None
+    process: Process
+    _: KW_ONLY
+    prompt: int
+    sampling: bool = False
+    forced: Tensor | None = None
+    random: torch.Generator | None = None
+    finished: Tensor | None = None
+    present: Tensor | None = None
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Processed scores, float32 [batch, vocabulary], of the tokens so far, int64 [batch, length].
@@ -103,7 +96,7 @@ class Chooser:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedToken:
     """The full model on one token of every sequence.
 
     chosen, fed: int64 [batch], its choice and what is to be fed. scores: float32 [batch, vocabulary], its
@@ -116,7 +109,7 @@ class Verdict:
     right: Tensor
 
 
-def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> Verdict:
+def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> JudgedToken:
     """Choose the tokens after `ids`, int64 [batch, length], from the full model's logits [batch, vocabulary].
 
     Raises NonFiniteLogits as `Chooser.scores` does.
@@ -130,7 +123,7 @@ def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -
     else:
         chosen = chooser.pick(scores)
         right = chosen == draft.chosen
-    return Verdict(chosen, chooser.forced_after(ids, chosen), scores, right)
+    return JudgedToken(chosen, chooser.forced_after(ids, chosen), scores, right)
 
 
 def accept_or_resample(

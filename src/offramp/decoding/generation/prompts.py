@@ -22,11 +22,24 @@ Prompt = str | Sequence[Any] | Tensor
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """ids, mask: int64 [batch, length], mask 0 for padding on the left. single: one prompt, not a list."""
+    """Prompts that are decoded side by side.
+
+    ids, mask: int64 [batch, length], mask 0 for padding on the left. single: one prompt, not a list.
+    """
 
     ids: Tensor
     mask: Tensor
-    single: bool
+    single: bool = False
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, *, single: bool = False
+    ) -> PromptBatch:
+        """Rows of token ids, filled up on the left."""
+        longest = max(map(len, rows))
+        ids = [[*[pad] * (longest - len(row)), *row] for row in rows]
+        mask = [[*[0] * (longest - len(row)), *[1] * len(row)] for row in rows]
+        return cls(torch.tensor(ids, device=device), torch.tensor(mask, device=device), single)
 
     @property
     def longest(self) -> int:
@@ -49,11 +62,7 @@ def prompt_batch(model: Model, prompt: Prompt, *, chat: bool) -> PromptBatch:
                 "the prompt is empty: it has no tokens", where=where, fix="give at least one token"
             )
         check_ids(row, model.shape.vocabulary_size, "prompt=")
-    longest, pad = max(map(len, rows)), pad_token(model)
-    ids = [[pad] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    device = model.hf.device
-    return PromptBatch(torch.tensor(ids, device=device), torch.tensor(mask, device=device), single)
+    return PromptBatch.of(rows, pad_token(model), model.hf.device, single=single)
 
 
 def pad_token(model: Model) -> int:

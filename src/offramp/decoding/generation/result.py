@@ -68,11 +68,11 @@ class BatchGeneration:
 
     rows: one per prompt. usage: items after the prompt (see `offramp.policies.cost_breakdown`). steps:
     decoding steps after the prompt (rounds count each draft and each verification). seconds: wall time of the
-    steps after the first new token; first_token_seconds: from the start to the first new token. part_seconds:
-    seconds by part of time (`offramp.decoding.engine.meter.PARTS_OF_TIME`), None unless timed. drafted,
-    accepted: drafts made and kept, "speculate" only. layers_executed: rows times layers that ran for the
-    batch: what hooks on the layers count. More than its rows' together where one that ended before the others
-    could not leave the batch ("speculate", a family that cannot, scores that are kept).
+    steps after the first new token; first_token_seconds: from the start to the first new token.
+    part_seconds: seconds by part of time (`offramp.decoding.engine.engine.PARTS_OF_TIME`), None unless timed.
+    drafted, accepted: drafts made and kept, "speculate" only. layers_executed: rows times layers that ran for
+    the batch: what hooks on the layers count. More than its rows' together where one that ended before the
+    others could not leave the batch ("speculate", a family that cannot, scores that are kept).
     """
 
     rows: tuple[Generation, ...]
@@ -94,7 +94,7 @@ Stops = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass
-class Answer:
+class RowAnswer:
     """One row's new tokens so far; see `offramp.decoding.generation.result.Generation`."""
 
     tokens: list[int] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Answers:
         self.ids = ids
         self.prompt = ids.shape[1]
         self.finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        self.rows = [Answer() for _ in ids]
+        self.rows = [RowAnswer() for _ in ids]
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self._stops = stops
         self._pad = pad
@@ -199,7 +199,7 @@ class About:
     decode: Callable[[list[int]], str]
     problems: dict[int, str]
 
-    def generation(self, row: int, answer: Answer) -> Generation:
+    def generation(self, row: int, answer: RowAnswer) -> Generation:
         """One row's result."""
         problem = self.problems.get(row)
         return Generation(
@@ -215,7 +215,7 @@ class About:
             problem=problem,
         )
 
-    def _stopped(self, answer: Answer) -> str:
+    def _stopped(self, answer: RowAnswer) -> str:
         if answer.tokens and answer.tokens[-1] in self.end_tokens:
             return "end token"
         return "length" if len(answer.tokens) >= self.limit else "criteria"

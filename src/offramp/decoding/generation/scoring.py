@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.engine import Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
-from offramp.decoding.generation.failures import describe_problem, explain_out_of_memory
+from offramp.decoding.generation.loop import describe_problem, explain_out_of_memory
 from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
-from offramp.decoding.generation.policy_driver import PolicyDriver
 from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.decoding.strategies.state_maps import StateMaps
-from offramp.decoding.strategies.strategy import Strategy, Work
+from offramp.decoding.strategies.strategy import PolicyDriver, Strategy, Work
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
 
@@ -127,14 +125,11 @@ class Scorer:
         options, engine, meter = self._options, self._engine, sequences.meter
         assert chooser.forced is not None  # as `_score` made it
         return Work(
-            engine=engine,
             options=options,
             sequences=sequences,
             driver=PolicyDriver(options.policy, engine.layers, 1, self._reader, meter, facts),
             chooser=chooser,
-            meter=meter,
             tokens=lambda: sequences.ids,
-            maps=StateMaps.of(options.heads, engine.layers, engine.stack.device),
             limit=chooser.forced.shape[1],
         )
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.decoding.compatibility import (
+from offramp.decoding.options import (
+    DecodingOptions,
     check_policy,
 )
-from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.loading import require_dtype

@@ -1,10 +1,11 @@
-"""lm-eval's own `hf` model, with every generated and every scored token decoded by an exit policy."""
+"""lm-eval's own `hf` model, every token decoded by an exit policy; and how deep each task's tokens went."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -13,13 +14,109 @@ from tqdm import tqdm
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import EarlyExit, check_decodable
-from offramp.decoding.generation.failures import explain_out_of_memory
+from offramp.decoding.generation.loop import explain_out_of_memory
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
-from offramp.decoding.harness.depth import Depth, Depths, depth_table
 from offramp.errors import InputError, OfframpError
 from offramp.models.quiet import quiet_loggers
 from offramp.tracing.loading import load_transformed
+
+WORDS = 2
+"""Columns of the table that hold words, not numbers."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Sums over requests to a model of so many layers (L).
+
+    requests: answered by the model, not by a cache of answers. tokens: new or scored ones. exits: sum of the
+    exits that predicted them. fed: tokens that ran for their sake, the prompt's not included; the last new
+    token of a generation is never fed. layers_executed: layers that ran for those.
+    """
+
+    layers: int
+    requests: int = 0
+    tokens: int = 0
+    exits: int = 0
+    fed: int = 0
+    layers_executed: int = 0
+
+    def plus(self, other: Depth) -> Depth:
+        """Both together, of one model."""
+        return Depth(
+            layers=self.layers,
+            requests=self.requests + other.requests,
+            tokens=self.tokens + other.tokens,
+            exits=self.exits + other.exits,
+            fed=self.fed + other.fed,
+            layers_executed=self.layers_executed + other.layers_executed,
+        )
+
+    @property
+    def mean_exit(self) -> float | None:
+        """Mean exit per new or scored token, None without any."""
+        return self.exits / self.tokens if self.tokens else None
+
+    @property
+    def layers_skipped(self) -> float | None:
+        """Share of the fed tokens' layers that did not run, None without any; negative if more ran."""
+        return 1.0 - self.layers_executed / (self.fed * self.layers) if self.fed else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Sums and means for lm-eval's results file."""
+        return {
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "mean_exit": self.mean_exit,
+            "layers_executed": self.layers_executed,
+            "layers_of_full_model": self.fed * self.layers,
+            "layers_skipped": self.layers_skipped,
+        }
+
+
+class Depths:
+    """Depths of a run.
+
+    found: by task and type of request ("generate_until", "loglikelihood", "loglikelihood_rolling").
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self.found: dict[tuple[str, str], Depth] = {}
+
+    def add(self, task: str, kind: str, depth: Depth) -> None:
+        """Requests of a type, made by a task."""
+        self.found[task, kind] = self.found.get((task, kind), Depth(self._layers)).plus(depth)
+
+    def to_json(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By task, then by type of request."""
+        tasks = dict.fromkeys(task for task, _ in self.found)
+        return {
+            task: {kind: depth.to_json() for (of, kind), depth in self.found.items() if of == task}
+            for task in tasks
+        }
+
+
+def depth_table(depths: Depths) -> str:
+    """A table of tasks and types of request for people, in the style of lm-eval's own."""
+    rows = [("Tasks", "Request type", "Tokens", "Mean exit", "Layers skipped")]
+    for (task, kind), depth in depths.found.items():
+        mean = "-" if depth.mean_exit is None else f"{depth.mean_exit:.2f} of {depth.layers}"
+        skipped = "-" if depth.layers_skipped is None else f"{100 * depth.layers_skipped:.1f} %"
+        rows.append((task, kind, str(depth.tokens), mean, skipped))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [_line(row, widths) for row in rows]
+    rule = ["-" * width if column < WORDS else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [
+        f"{cell:<{width}}" if column < WORDS else f"{cell:>{width}}"
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return f"|{'|'.join(cells)}|"
+
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request as lm-eval encodes it: its texts (None for a window), and the ids of context and continuation."""

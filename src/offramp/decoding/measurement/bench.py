@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from offramp.decoding.compatibility import HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.generation.prompts import check_context, check_ids
 from offramp.decoding.measurement.answers import BUDGET_SECONDS, Limits, check_worth
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.decoder import batches_of
 from offramp.decoding.measurement.measurement import Measurement, Progress, run_together
 from offramp.decoding.measurement.results import BenchResult
-from offramp.decoding.options import LOCKSTEP, DecodingOptions
+from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from offramp.decoding.compatibility import check_policy
 from offramp.decoding.measurement.accelerations import (
     EXITS,
     PROMPT_LOOKUP,
@@ -30,7 +29,7 @@ from offramp.decoding.measurement.contenders import (
 )
 from offramp.decoding.measurement.decoder import Decoder, left_out
 from offramp.decoding.measurement.results import Contender
-from offramp.decoding.options import DecodingOptions
+from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.models.identity import command_name
 from offramp.models.model import Model

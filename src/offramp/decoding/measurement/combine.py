@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from offramp.decoding.compatibility import PolicySource
+import numpy as np
+import torch
+
+from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.measurement.accelerations import (
     EXITS,
     SHORT_LIST,
@@ -15,10 +19,10 @@ from offramp.decoding.measurement.accelerations import (
     decoder_of,
     excluded_of,
     read_accelerations,
+    transforms_of,
 )
-from offramp.decoding.measurement.answers import BUDGET_SECONDS, Budget, Limits
+from offramp.decoding.measurement.answers import Budget, Limits, combined_clusters, ratio_of
 from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
-from offramp.decoding.measurement.circumstances import Load, describe
 from offramp.decoding.measurement.combinations import (
     Key,
     Planned,
@@ -28,21 +32,29 @@ from offramp.decoding.measurement.combinations import (
     planned_of,
     require_base,
 )
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.combined_figures import qualities_of, summarise_combined
+from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, OnTop, Quality
 from offramp.decoding.measurement.contenders import PLAIN, Extent, Setting
-from offramp.decoding.measurement.decoder import Decoder
+from offramp.decoding.measurement.decoder import Decoder, own_config, plain_config
+from offramp.decoding.measurement.defects import Load, a_a_clusters_of, describe
+from offramp.decoding.measurement.judged import free_running_of, prompts_and_answers
 from offramp.decoding.measurement.measurement import Entry, Progress, time_entries
-from offramp.decoding.measurement.results import Contender
+from offramp.decoding.measurement.results import Cluster, Contender, Interval
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.draft_length import Auto
+from offramp.decoding.quality.judging import (
+    DRAWS,
+    Judgements,
+    full_models_choices,
+    judge,
+    mean_of,
+)
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
-from offramp.policies.steps import DRAFT_LENGTH
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.estimate import document_bootstrap
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tuning.verdict import WORTH
 
 FLOOR = 0.95
 WARM_UP_TOKENS = 4
@@ -51,18 +63,12 @@ WARM_UP_TOKENS = 4
 def combine(
     model: Model,
     accelerations: Sequence[str],
+    options: DecodingOptions = FULL_MODEL,
     *,
     prompts: Sequence[Sequence[int]],
-    policy: PolicySource = None,
-    kv: str | None = None,
     heads: Sequence[ExitHeads] = (),
-    new_tokens: int = 64,
-    rounds: int | None = None,
-    budget_seconds: float | None = BUDGET_SECONDS,
-    worth: float = WORTH,
-    looks: bool = True,
+    limits: Limits | None = None,
     plain: str | None = None,
-    draft_length: int | str | Auto = DRAFT_LENGTH,
     workload: str = "",
     floor: float = FLOOR,
     trust_remote_code: bool = False,
@@ -72,32 +78,26 @@ def combine(
     """Time a model decoding with each acceleration alone and with every sensible combination of them.
 
     model: untransformed, in memory. accelerations: texts of transforms, "exits", "speculate" (both by the
-    policy), "shortlist" (the output head cut to a short list of tokens), "prompt_lookup". prompts: token ids,
-    decoded one at a time, `new_tokens` each whatever end tokens come. policy, kv, draft_length: as
-    `offramp.generate` takes them; on a pruned model exit k is the one after as many of the first k layers as
-    are left. heads: each on the model that it was fitted on.
+    policy), "shortlist" (the output head cut to a short list of tokens), "prompt_lookup". options: how a
+    policy decodes, and how many tokens after each prompt, whatever end tokens come; on a pruned model exit k
+    is the one after as many of the first k layers as are left. prompts: token ids, decoded one at a time.
+    heads: each on the model that it was fitted on.
     All models stay in memory, and all contenders take turns on every prompt. Quality is always held against
     the untransformed full model's own greedy answers. floor: the share of their tokens that must be chosen
-    for a combination to be advised. rounds, budget_seconds, worth, seed: as
-    `offramp.decoding.measurement.bench.measure` takes them. looks: whether it may end before the seconds are
-    over. plain: the plain decoder that all are held against, None for the fastest of a pilot.
+    for a combination to be advised. limits: None for two minutes. plain: the plain decoder that all are held
+    against, None for the fastest of a pilot.
 
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
-    limits = Limits(budget_seconds, rounds, worth, looks)
+    limits = limits or Limits()
     check_limits(limits)
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
-    require_policy(asked, policy, kv, heads)
+    require_policy(asked, options, heads)
     require_floor(floor)
-    require_sizes(new_tokens=new_tokens)
-    options = DecodingOptions.read(
-        policy,
-        kv=kv,
-        heads=heads_for(model, heads),
-        draft_length=draft_length,
-        new_tokens=new_tokens,
-    ).for_task(workload or None)
+    require_sizes(new_tokens=options.new_tokens)
+    own = heads_for(model, heads)
+    options = (options if own is None else replace(options, heads=own)).for_task(workload or None)
     base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
     variants = load_variants(base, combinations_of(asked), heads=heads, trust_remote_code=trust_remote_code)
@@ -156,20 +156,21 @@ OF_ANOTHER_MODEL = (
 
 
 def require_policy(
-    asked: Sequence[Acceleration], policy: PolicySource, kv: str | None, heads: Sequence[ExitHeads] = ()
+    asked: Sequence[Acceleration], options: DecodingOptions, heads: Sequence[ExitHeads] = ()
 ) -> None:
     """Refuse exits without a policy, a policy or heads without exits, and a strategy that is an acceleration.
 
     Raises InputError or PolicyError.
     """
     using = [one.text for one in asked if one.text in (EXITS, SPECULATE)]
-    if using and policy is None:
+    exits = not isinstance(options.policy, Never)
+    if using and not exits:
         raise InputError(
             f"{using[0]} needs a policy that says where tokens leave",
             where="--combine",
             fix="add --policy with a policy's text or file",
         )
-    if policy is not None and not using:
+    if exits and not using:
         raise InputError(
             "a policy means nothing without exits", where="--policy", fix="add --combine exits or speculate"
         )
@@ -179,9 +180,7 @@ def require_policy(
             where="--heads",
             fix="add --combine exits, speculate or shortlist",
         )
-    if kv is not None and EXITS not in using:
-        raise InputError("--kv means nothing without exits", where="--kv", fix="add --combine exits")
-    if kv == SPECULATE:
+    if options.kv == SPECULATE:
         raise PolicyError(
             "speculation is an acceleration of its own here",
             where="--kv",
@@ -230,3 +229,139 @@ def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, see
 
 def _fingerprint(setting: Setting) -> str | None:
     return None if setting.main.heads is None else setting.main.heads.fingerprint
+
+
+Tokens = Sequence[int]
+
+
+def summarise_combined(
+    entry: Entry,
+    planned: Sequence[Planned],
+    qualities: Mapping[str, Quality],
+    circumstances: Mapping[str, Any],
+    *,
+    notes: tuple[str, ...],
+    **further: Any,
+) -> CombineResult:
+    """Figures and answers. qualities: by combination's name. further: fields of the result."""
+    figures = entry.figures()
+    contenders, shared = entry.shared(
+        figures, a_a_clusters_of([one.contender for one in figures]), circumstances
+    )
+    by_name, known = {one.name: one for one in contenders}, {one.name for one in planned}
+    by_name |= {one.name: one for one in entry.missing}
+    plain = replace(by_name[shared["plain"]], name=PLAIN_NAME)
+    order = [one.name for one in entry.decoders]
+    others = sorted(
+        (one for one in contenders if one.name not in known),
+        key=lambda one: order.index(one.name) if one.name in order else len(order),
+    )
+    return CombineResult(
+        model=entry.setting.model.name,
+        combinations=(
+            Combination(PLAIN_NAME, (), plain, quality=qualities[PLAIN_NAME]),
+            *(_combination(one, by_name, qualities.get(one.name)) for one in planned),
+        ),
+        others=(*others, *(one for one in entry.missing if one.name not in known)),
+        **{**shared, "notes": (*notes, *shared["notes"])},
+        **further,
+    )
+
+
+def _combination(one: Planned, contenders: Mapping[str, Contender], quality: Quality | None) -> Combination:
+    names = [part.name for part in one.parts]
+    transforms = one.setting.model.identity.transforms if transforms_of(one.parts) else ()
+    contender = one.found if isinstance(one.found, Contender) else contenders[one.name]
+    if contender.left_out is not None:
+        return Combination(one.name, tuple(names), contender, transforms, one.policy)
+    if quality is not None:
+        contender = replace(contender, executed_agreement=quality.free_running.agreement)
+    combination = Combination(one.name, tuple(names), contender, transforms, one.policy, quality=quality)
+    if len(names) < 2:
+        return combination
+    clusters = {name: known.clusters for name, known in contenders.items() if known.left_out is None}
+    singles = [clusters[name] for name in names if name in clusters]
+    if len(singles) == len(names):
+        combination = replace(
+            combination,
+            product=product_of(singles),
+            interaction=interaction_of(singles, contender.clusters),
+        )
+    return replace(combination, on_top=tuple(_on_top(names, clusters, contender.clusters)))
+
+
+def product_of(singles: Sequence[Sequence[Cluster]]) -> Interval:
+    """Product of the speedups of single parts, prompt by prompt."""
+    return ratio_of(combined_clusters(*((1.0, single) for single in singles)))
+
+
+def interaction_of(singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]) -> Interval:
+    """Speedup of all parts together over the product of the single ones, prompt by prompt."""
+    return ratio_of(combined_clusters((1.0, together), *((-1.0, single) for single in singles)))
+
+
+def _on_top(
+    names: Sequence[str], clusters: Mapping[str, Sequence[Cluster]], together: Sequence[Cluster]
+) -> list[OnTop]:
+    """What each part adds to the rest, where the rest was timed."""
+    found = []
+    for part in names:
+        rest = " + ".join(name for name in names if name != part)
+        if rest in clusters:
+            found.append(OnTop(part, ratio_of(combined_clusters((1.0, together), (-1.0, clusters[rest])))))
+    return found
+
+
+def qualities_of(entry: Entry, planned: Sequence[Planned], *, seed: int = 0) -> dict[str, Quality]:
+    """Quality of every combination that was timed, by name; "plain" among them.
+
+    Each is held against the untransformed full model's own answers. Intervals: 95 % bootstrap over prompts,
+    absent under 20 of them.
+    """
+    base, decoded, plain = entry.setting, entry.decoded, entry.timed[0].plain
+    prompts, answers = prompts_and_answers(base, decoded[plain])
+    known: Judgements = {}
+
+    def quality(name: str, agreeing: Sequence[float]) -> Quality:
+        judged = free_running_of(base, decoded[name], decoded[plain], seed=seed, known=known)
+        return Quality(judged, _share(agreeing, seed))
+
+    found = {PLAIN_NAME: quality(plain, [1.0] * len(prompts))}
+    forced: dict[tuple[Key, str | None], list[float]] = {}
+    for one in planned:
+        if one.name not in decoded:
+            continue
+        lossless = one.cell is None or STRATEGIES[one.cell.kv].lossless
+        key = one.key, None if lossless or one.cell is None else one.cell.name
+        if key not in forced:
+            agreement: Callable[[Planned, Tokens, Tokens], float] = (
+                _at_full_depth if lossless else _as_decoded
+            )
+            forced[key] = [agreement(one, *pair) for pair in zip(prompts, answers, strict=True)]
+        found[one.name] = quality(one.name, forced[key])
+    return found
+
+
+def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that all layers of a variant choose, given those before; ties count."""
+    model = one.setting.model
+    return float(full_models_choices(judge(model, prompt, answer), 0, model.dtype).mean())
+
+
+def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+    """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
+    setting, cell = one.setting, one.cell
+    assert cell is not None  # or it decodes at full depth
+    ids, forced = (
+        torch.tensor([list(tokens)], device=setting.model.hf.device) for tokens in (prompt, answer)
+    )
+    with own_config(setting.model.hf, plain_config(len(answer))):
+        found = generate_batch(
+            setting.model, ids, options=replace(cell, new_tokens=len(answer)), force_tokens=forced
+        )
+    return float(np.mean(np.array(found.rows[0].chosen) == np.array(answer)))
+
+
+def _share(shares: Sequence[float], seed: int) -> Interval:
+    values = np.array(shares, dtype=np.float64)
+    return mean_of(document_bootstrap(len(values), draws=DRAWS, seed=seed), values, np.ones(len(values)))

@@ -5,11 +5,14 @@ Plain data without torch, for reports, files and machines.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from offramp.decoding.measurement.results import Contender, FreeRunning, Interval, Stopped
+from offramp.records.sealed_file import SealedFile
 
 PLAIN_NAME = "plain"
 
@@ -123,3 +126,27 @@ class CombineResult:
         """The combination of exactly these parts, in any order; None if there is none."""
         wanted = frozenset(parts)
         return next((one for one in self.combinations if frozenset(one.parts) == wanted), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Combined:
+    result: CombineResult
+
+
+COMBINED = SealedFile(
+    _Combined,
+    "this is no file of offramp bench --combine",
+    "measure again: offramp bench MODEL --combine int8 --combine exits --policy P -o FILE",
+    version=2,
+    kind="combined",
+)
+
+
+def write_combined(path: Path, result: CombineResult) -> None:
+    """Keep a result of accelerations together, likewise."""
+    COMBINED.write(path, _Combined(result))
+
+
+def read_combined(path: Path) -> CombineResult:
+    """The result of a file that `write_combined` wrote. Raises DamagedFileError for any other content."""
+    return COMBINED.read(path).result

@@ -8,23 +8,21 @@ from functools import partial
 from typing import Any
 
 from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.measurement.decoder import (
     Candidates,
     Decode,
     Decoded,
     Decoder,
-    PromptBatch,
+    LoopRunning,
+    PlainRunning,
     Running,
     Start,
     decoding_in_steps,
-    left_out,
-)
-from offramp.decoding.measurement.running import (
-    LoopRunning,
-    PlainRunning,
     generate,
     layers_of_draft,
+    left_out,
     own_config,
     plain_config,
 )

@@ -5,79 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from statistics import median
 
-from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
-from offramp.costs.token import token_costs
-from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.measurement.answers import answer_of, resolution_of
+from offramp.decoding.measurement.answers import answer_of, cluster_of, ratio_of, resolution_of
 from offramp.decoding.measurement.contenders import Setting
-from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch
-from offramp.decoding.measurement.defects import A_A_LEVEL, Difference, Evidence, a_a_defect, defects_of
-from offramp.decoding.measurement.forecast import decoded_tokens, mean_position
-from offramp.decoding.measurement.intervals import cluster_of, freedom_of, ratio_of
-from offramp.decoding.measurement.results import Cluster, Contender, Counted, Interval
+from offramp.decoding.measurement.decoder import Decoded, Decoder
+from offramp.decoding.measurement.defects import Difference, Evidence, defects_of
+from offramp.decoding.measurement.forecast import (
+    counted_plain,
+    counted_policy,
+    records_of,
+)
+from offramp.decoding.measurement.results import Contender, Counted, Interval
 from offramp.decoding.measurement.trial import Pilot, Trial
 from offramp.decoding.measurement.turns import Group, Timed
-from offramp.models.shape import ModelShape
-from offramp.policies.cost_breakdown import PriceAt, lines_of
 
-HEADS = ("exit head", "short head", "final head")
-UNITS = ("flops", "bytes")
-
-
-def counted_policy(
-    runs: Sequence[BatchGeneration], shape: ModelShape, *, lens: bool, maps: MapRanks = ()
-) -> Counted:
-    """Of what a policy's decodings ran, priced in FLOPs and bytes at the mean position of each.
-
-    A probe that reads the whole head makes the output too: it counts as a head and as a probe. lens: whether
-    exits below L are read through a linear lens. maps: K,V maps, where K and V are mapped.
-
-    Raises InputError if no token was decoded after the first one.
-    """
-    tokens = sum(map(decoded_tokens, runs))
-    heads = probes = layers = 0.0
-    totals = dict.fromkeys(UNITS, 0.0)
-    for run in runs:
-        layers += sum(row.layers_executed - row.prompt_layers for row in run.rows)
-        heads += sum(
-            item.rows * count for item, count in run.usage.items() if _is_head(item.part, item.probe)
-        )
-        probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
-        for unit in UNITS:
-            at = _prices(shape, mean_position([run]), unit, lens, maps)
-            totals[unit] += sum(line.total for line in lines_of(run.usage, at))
-    return Counted(
-        layers / tokens, heads / tokens, probes / tokens, totals["flops"] / tokens, totals["bytes"] / tokens
-    )
-
-
-def counted_plain(prompts: Sequence[PromptBatch], new_tokens: int, shape: ModelShape) -> Counted:
-    """Of the full model: every layer and one head a token, at the mean position."""
-    positions = [batch.ids.shape[1] for batch in prompts]
-    position = sum(positions) / len(positions) + (new_tokens - 2) / 2
-    rows = len(prompts[0].ids)
-    totals = {unit: token_costs(shape, position, unit, batch=rows).plain / rows for unit in UNITS}
-    return Counted(float(len(shape.layers)), 1.0, 0.0, totals["flops"], totals["bytes"])
-
-
-def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
-    """The records of our loop among what was decoded."""
-    return [one.record for one in decoded if isinstance(one.record, BatchGeneration)]
-
-
-def _is_head(part: str, probe: str) -> bool:
-    return part in HEADS or (part == "probe" and PROBES[probe].gives_output)
-
-
-def _prices(shape: ModelShape, position: float, unit: str, lens: bool, maps: MapRanks) -> PriceAt:
-    sizes = ProbeSizes(kv_maps=maps)
-    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens, sizes=sizes))
-
-
-Answers = Mapping[int, tuple[tuple[int, ...], ...]]
+AnswersByBatch = Mapping[int, tuple[tuple[int, ...], ...]]
 """The new tokens of every row, by batch of prompts."""
 
 
@@ -92,7 +35,7 @@ class Part:
     setting: Setting
     decoder: Decoder
     trial: Trial
-    reference: Answers
+    reference: AnswersByBatch
     trial_reference: Decoded
 
 
@@ -106,91 +49,54 @@ class Figures:
 
 def figures_of(part: Part, group: Group) -> Figures:
     """One contender of a group that was timed."""
-    decoder, trial = part.decoder, part.trial
-    timed = [(place, found[decoder.name]) for place, found in group.visits if decoder.name in found]
-    same, difference = _compared(part, timed)
-    defects = defects_of(
-        Evidence(
-            decoder.name,
-            decoder.output_must_match,
-            difference,
-            trial.decoded.claimed_layers,
-            trial.counted,
-        )
-    )
-    series = group.series.get(decoder.name)
+    name = part.decoder.name
+    timed = [(place, found[name]) for place, found in group.visits if name in found]
+    series = group.series.get(name)
     ratio = Interval(1.0, 1.0, 1.0) if series is None else series.ratio
     assert ratio is not None  # it was visited
     plain = plain_seconds(group)
-    seconds = plain if series is None else seconds_over(plain, ratio)
-    contender = Contender(
-        name=decoder.name,
-        role=decoder.role,
-        answer="defect" if defects else answer_of(ratio, group.worth),
+    described = _described(part, timed, plain if series is None else seconds_over(plain, ratio))
+    contender = replace(
+        described.contender,
+        answer="defect" if described.defects else answer_of(ratio, group.worth),
         ratio=ratio,
         resolution=resolution_of(ratio),
         clusters=() if series is None else series.clusters,
         samples=tuple(one.decoded.seconds_per_token for _, one in timed),
-        seconds_per_token=seconds,
         first_token_seconds=median(one.decoded.first_seconds for _, one in timed),
-        tokens_per_second=1.0 / seconds.value,
-        peak_memory_bytes=trial.peak_memory_bytes,
         counted=_counted(part, group, [one.decoded for _, one in timed]),
-        layers_per_token=layers_per_token(part.setting, trial.decoded, trial.counted),
-        claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, trial.decoded.claimed_layers),
-        same_output=same,
-        output_must_match=decoder.output_must_match,
     )
-    return Figures(contender, tuple(defects))
+    return replace(described, contender=contender)
 
 
 def only_piloted(part: Part, pilot: Pilot, group: Group) -> Figures:
     """A plain decoder that was not the fastest of the pilot, and was timed no further."""
-    name, trial = part.decoder.name, part.trial
-    _, difference = _compared(part, [])
+    ratio = Interval(pilot.seconds[pilot.plain] / pilot.seconds[part.decoder.name])
+    described = _described(part, [], seconds_over(plain_seconds(group), ratio))
+    return replace(described, contender=replace(described.contender, ratio=ratio))
+
+
+def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Interval) -> Figures:
+    """What is known of any contender: defects, and what its trial ran. seconds: per token."""
+    decoder, trial = part.decoder, part.trial
+    same, difference = _compared(part, timed)
+    claimed = trial.decoded.claimed_layers
     defects = defects_of(
-        Evidence(
-            name, part.decoder.output_must_match, difference, trial.decoded.claimed_layers, trial.counted
-        )
+        Evidence(decoder.name, decoder.output_must_match, difference, claimed, trial.counted)
     )
-    ratio = Interval(pilot.seconds[pilot.plain] / pilot.seconds[name])
-    seconds = seconds_over(plain_seconds(group), ratio)
     contender = Contender(
-        name=name,
-        role=part.decoder.role,
+        name=decoder.name,
+        role=decoder.role,
         answer="defect" if defects else "unresolved",
-        ratio=ratio,
         seconds_per_token=seconds,
         tokens_per_second=1.0 / seconds.value,
         peak_memory_bytes=trial.peak_memory_bytes,
         layers_per_token=layers_per_token(part.setting, trial.decoded, trial.counted),
-        claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, trial.decoded.claimed_layers),
-        same_output=float(difference is None),
-        output_must_match=part.decoder.output_must_match,
+        claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, claimed),
+        same_output=same,
+        output_must_match=decoder.output_must_match,
     )
     return Figures(contender, tuple(defects))
-
-
-def a_a_clusters_of(contenders: Sequence[Contender]) -> tuple[Cluster, ...]:
-    """The clusters of the plain decoder against itself; none if it was not timed twice."""
-    return next((one.clusters for one in contenders if one.role == "a/a"), ())
-
-
-def judge_a_a(
-    figures: Sequence[Figures], a_a_clusters: Sequence[Cluster]
-) -> tuple[list[Contender], list[str], Interval]:
-    """Contenders, all defects, and the ratio of the plain decoder to itself, at `A_A_LEVEL`.
-
-    Where that is no 1, nothing is answered.
-    """
-    a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else Interval(1.0)
-    defects = [sentence for one in figures for sentence in one.defects]
-    contenders = [one.contender for one in figures]
-    unequal = a_a_defect(a_a, freedom_of(a_a_clusters))
-    if unequal is not None:
-        defects.append(unequal)
-        contenders = [replace(one, answer="defect") for one in contenders]
-    return contenders, defects, a_a
 
 
 def plain_seconds(group: Group) -> Interval:

@@ -19,9 +19,8 @@ import torch
 from offramp.costs.hardware import LOCAL, STEPS, disturbed, machine_facts
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.cache_probe import cache_keyword
-from offramp.decoding.measurement.circumstances import Load
+from offramp.decoding.engine.build import cache_keyword, engine_of
+from offramp.decoding.measurement.defects import Load
 from offramp.decoding.measurement.plain_timing import PlainTiming, time_plain_decoding
 from offramp.decoding.measurement.timed_probes import probe_sizes
 from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen

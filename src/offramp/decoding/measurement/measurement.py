@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from offramp.decoding.measurement.answers import Budget, Limits
-from offramp.decoding.measurement.circumstances import Load, describe
 from offramp.decoding.measurement.contenders import (
     NEVER,
     ONE_CALL,
@@ -20,13 +19,11 @@ from offramp.decoding.measurement.contenders import (
     peers_of,
 )
 from offramp.decoding.measurement.decoder import Decoded, Decoder
-from offramp.decoding.measurement.defects import warnings_of
+from offramp.decoding.measurement.defects import Load, a_a_clusters_of, describe, judge_a_a, warnings_of
 from offramp.decoding.measurement.figures import (
     Figures,
     Part,
-    a_a_clusters_of,
     figures_of,
-    judge_a_a,
     only_piloted,
 )
 from offramp.decoding.measurement.results import BenchResult, Cluster, Contender
@@ -195,14 +192,18 @@ class Entry:
         a_a_clusters: Sequence[Cluster],
         circumstances: Mapping[str, Any],
         notes: Sequence[str] = (),
-    ) -> tuple[list[Contender], dict[str, Any]]:
+    ) -> tuple[tuple[Contender, ...], dict[str, Any]]:
         """The contenders as answered, and what a result of any kind says of the measurement.
 
         a_a_clusters: of the plain decoder against itself, over all that was measured together. notes: further
         ones.
         """
         group, pilot = self.timed
-        contenders, defects, a_a = judge_a_a(figures, a_a_clusters)
+        contenders, defects, a_a = judge_a_a(
+            [one.contender for one in figures],
+            [sentence for one in figures for sentence in one.defects],
+            a_a_clusters,
+        )
         batches = {place for place, _ in group.visits}
         said = [one.note for one in self.decoders if one.note is not None]
         return contenders, {
@@ -211,7 +212,7 @@ class Entry:
             "rounds": -(-len(group.visits) // len(batches)),
             "worth": group.worth,
             "plain": group.plain,
-            "defects": tuple(defects),
+            "defects": defects,
             "a_a": a_a,
             "stopped": group.stopped,
             "circumstances": circumstances,

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from offramp.decoding.measurement.answers import answer_of, resolution_of
-from offramp.decoding.measurement.defects import A_A_LEVEL, a_a_defect
-from offramp.decoding.measurement.intervals import freedom_of, ratio_of
+from offramp.decoding.measurement.answers import answer_of, ratio_of, resolution_of
+from offramp.decoding.measurement.defects import a_a_clusters_of, a_a_defect, judge_a_a
 from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Interval
 
 
@@ -24,17 +23,12 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
         raise ValueError("there is nothing to merge")
     first = results[0]
     contenders = tuple(_merged(one.name, results) for one in first.contenders)
-    defects = list(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
-    a_a_clusters = next((one.clusters for one in contenders if one.role == "a/a"), ())
-    a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else first.a_a
-    unequal = a_a_defect(a_a, freedom_of(a_a_clusters))
-    if unequal is not None:
-        defects.append(unequal)
-        contenders = tuple(replace(one, answer="defect") for one in contenders)
+    defects = tuple(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
+    contenders, defects, a_a = judge_a_a(contenders, defects, a_a_clusters_of(contenders))
     return replace(
         first,
         contenders=contenders,
-        defects=tuple(defects),
+        defects=defects,
         a_a=a_a,
         prompts=max(result.prompts for result in results),
         seconds_spent=math.fsum(result.seconds_spent for result in results),

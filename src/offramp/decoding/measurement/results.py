@@ -5,9 +5,13 @@ Plain data without torch, for reports, files and machines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from offramp.records.sealed_file import SealedFile
 
 Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 """Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
@@ -101,7 +105,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class PartError:
-    """One part of a token's time (see `offramp.decoding.engine.meter.PARTS_OF_TIME`), in seconds per token.
+    """One part of a token's time (see `offramp.decoding.engine.engine.PARTS_OF_TIME`), in seconds per token.
 
     priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
     within the decoding loop, in runs apart from those that were timed as a whole.
@@ -290,3 +294,47 @@ class BenchResult:
     def resolution(self) -> float | None:
         """Half-width of its ratio, as a share; None without an interval."""
         return self.main.resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class _Results:
+    results: tuple[BenchResult, ...]
+
+
+RESULTS = SealedFile(
+    _Results,
+    "this is no file of offramp bench",
+    "measure again: offramp bench MODEL --policy P -o FILE",
+    version=3,
+)
+
+
+def write_results(path: Path, results: Sequence[BenchResult]) -> None:
+    """Keep results in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
+    RESULTS.write(path, _Results(tuple(results)))
+
+
+def read_results(path: Path) -> tuple[BenchResult, ...]:
+    """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
+    return RESULTS.read(path).results
+
+
+def contenders_json(result: BenchResult) -> list[dict[str, Any]]:
+    """Every contender that was timed in one line: its answer, with the figures that it is about."""
+    return [
+        {
+            "name": one.name,
+            "role": one.role,
+            "answer": one.answer,
+            "ratio": one.ratio.value,
+            "low": one.ratio.low,
+            "high": one.ratio.high,
+            "resolution": one.resolution,
+            "executed_agreement": None if one.executed_agreement is None else one.executed_agreement.value,
+            "gain": None if one.gain is None else dict(one.gain),
+            "seconds_per_token": None if one.seconds_per_token is None else one.seconds_per_token.value,
+            "counted": None if one.counted is None else dataclasses.asdict(one.counted),
+        }
+        for one in result.contenders
+        if one.ratio is not None
+    ]

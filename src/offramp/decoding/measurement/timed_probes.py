@@ -21,7 +21,7 @@ from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.head import PreparedLens, rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
-from offramp.decoding.strategies.state_maps import StateMaps
+from offramp.decoding.strategies.mapped import StateMaps
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.signals import OPENING_FACT

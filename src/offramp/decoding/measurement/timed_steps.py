@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.costs.probes import ProbeSizes
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.exit_readout.reader import Reader
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.next_token import Chooser
 from offramp.decoding.generation.result import Answers
 from offramp.decoding.measurement.timed_probes import CHOICE, PlacedReader, Probing
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.descent import ExitStep, choose, exit_logits, feed, run_to
-from offramp.decoding.strategies.propagate import Propagate
+from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, exit_logits, feed, run_to
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.errors import ModelError
 from offramp.models.calls import held_tensors

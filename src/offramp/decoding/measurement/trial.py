@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.measurement.answers import trimmed_mean
 from offramp.decoding.measurement.contenders import FAILURES, GENERATE, ONE_CALL, why
-from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch, left_out
-from offramp.decoding.measurement.intervals import trimmed_mean
+from offramp.decoding.measurement.decoder import Decoded, Decoder, LayerCount, left_out
 from offramp.decoding.measurement.results import Contender
-from offramp.decoding.measurement.running import LayerCount
 from offramp.decoding.measurement.turns import Timed, Visit, log_ratios, visit
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.stack import ExitStack

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.measurement.answers import Budget, Looks, Series
-from offramp.decoding.measurement.decoder import Decoded, Decoder, PromptBatch, Running, wait_for
+from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, wait_for
 from offramp.decoding.measurement.results import Stopped
 from offramp.errors import OfframpError
 

@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.compatibility import PolicySource
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.measurement.results import Interval, TaskScore
-from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.judging import judge
+from offramp.decoding.options import DecodingOptions, PolicySource
+from offramp.decoding.quality.judging import judge, mean_of
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError, OfframpError
@@ -243,9 +242,7 @@ def _summary(name: str, parts: Sequence[Asked], seed: int) -> TaskScore:
     questions = np.array([len(part.plain) for part in parts], dtype=np.float64)
 
     def mean(scores: Callable[[Asked], Values]) -> Interval:
-        means = resampled.means(np.array([scores(part).sum() for part in parts]), questions)
-        estimate = resampled.estimate(means)
-        return Interval(float(means[0]), estimate.low, estimate.high)
+        return mean_of(resampled, np.array([scores(part).sum() for part in parts]), questions)
 
     executed, full = (sum(getattr(part, what) for part in parts) for what in ("executed", "full"))
     return TaskScore(

@@ -1,4 +1,4 @@
-"""The full model as a judge of token sequences: one teacher-forced forward for one or several of them."""
+"""The full model as a judge: one teacher-forced forward for sequences, and the quality of free answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.decoding.measurement.results import FreeRunning, Interval
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
+from offramp.scoring.estimate import DocumentBootstrap, document_bootstrap
 from offramp.tracing.head import TILE
 
 ROWS_AT_ONCE = 64
@@ -27,7 +29,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAnswer:
     """What the full model says of an answer, given the prompt and the answer's own earlier tokens.
 
     chosen: int64 [new], its most probable token in each place. logprob: float64 [new], of the answer's token,
@@ -40,7 +42,7 @@ class Judged:
     largest: NDArray[np.float64]
 
 
-def judge(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Judged:
+def judge(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> JudgedAnswer:
     """Hold an answer, token ids, against the full model; logits and softmax in float32.
 
     Raises InputError for an empty prompt or answer, and if a logit is not finite where it is needed.
@@ -61,7 +63,7 @@ class Judge:
         self.model = model
         self._exact: dict[bool, bool] = {}
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[Judged]:
+    def __call__(self, pairs: Sequence[Pair]) -> list[JudgedAnswer]:
         """Each answer after its prompt, as `judge` holds it. Raises as that does."""
         lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
         filled = len(set(lengths)) > 1
@@ -75,7 +77,7 @@ class Judge:
             self._exact[filled] = False
         return [judge(self.model, prompt, answer) for prompt, answer in pairs]
 
-    def _judge_together(self, pairs: Sequence[Pair]) -> list[Judged] | None:
+    def _judge_together(self, pairs: Sequence[Pair]) -> list[JudgedAnswer] | None:
         """All in one forward; None if the layers' outputs do not keep one row for each sequence."""
         ids, stack = _padded(self.model, pairs), self.model.stack
         states = last_states(self.model, ids)
@@ -86,7 +88,7 @@ class Judge:
             for row, (prompt, answer) in enumerate(pairs)
         ]
 
-    def _same(self, one: Judged, other: Judged) -> bool:
+    def _same(self, one: JudgedAnswer, other: JudgedAnswer) -> bool:
         tolerance = TOLERANCE[self.model.dtype] * np.maximum(1.0, np.abs(other.largest))
         return bool((np.abs(one.gap - other.gap) <= tolerance).all())
 
@@ -101,7 +103,9 @@ def _padded(model: Model, pairs: Sequence[Pair]) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=model.stack.device)
 
 
-def _of_answer(stack: ExitStack, states: Tensor, ids: Tensor, prompt: int, answer: Sequence[int]) -> Judged:
+def _of_answer(
+    stack: ExitStack, states: Tensor, ids: Tensor, prompt: int, answer: Sequence[int]
+) -> JudgedAnswer:
     """An answer held against one sequence's states after layer L; prompt: its tokens."""
     parts = []
     for start in range(0, len(answer), ROWS_AT_ONCE):
@@ -110,7 +114,7 @@ def _of_answer(stack: ExitStack, states: Tensor, ids: Tensor, prompt: int, answe
         hidden = states.narrow(stack.position_axis, place, rows)
         logits = float_logits(stack, hidden, ids[:, place : place + rows])
         parts.append(_of_rows(logits, answer[start : start + rows], start))
-    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return JudgedAnswer(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def last_states(model: Model, ids: Tensor) -> Tensor:
@@ -143,7 +147,7 @@ def float_logits(stack: ExitStack, hidden: Tensor, ids: Tensor) -> Tensor:
 
 
 def _of_rows(logits: Tensor, tokens: Sequence[int], start: int) -> tuple[NDArray[np.generic], ...]:
-    """Judged's columns for some rows of logits, float32 [rows, vocabulary]."""
+    """The columns of `JudgedAnswer` for some rows of logits, float32 [rows, vocabulary]."""
     best, chosen = logits.max(-1)
     own = logits.gather(-1, torch.tensor(tokens, device=logits.device).unsqueeze(-1)).squeeze(-1)
     logprob = own - logits.logsumexp(-1)
@@ -157,3 +161,116 @@ def _of_rows(logits: Tensor, tokens: Sequence[int], start: int) -> tuple[NDArray
         )
     columns = (chosen, logprob.double(), (best - own).double(), best.double())
     return tuple(np.asarray(column.cpu().numpy()) for column in columns)
+
+
+DRAWS = 1000
+TIE = 1e-4
+"""Logits this close are equal: a block forward and one-token decoding differ by about 1e-6 in float32."""
+
+Tokens = Sequence[int]
+Values = NDArray[np.float64]
+Judgements = dict[tuple[tuple[int, ...], tuple[int, ...]], JudgedAnswer]
+"""By prompt and answer."""
+
+
+def free_running(
+    model: Model,
+    prompts: Sequence[Tokens],
+    answers: Sequence[Tokens],
+    plain_answers: Sequence[Tokens],
+    *,
+    batch: int = 1,
+    seed: int = 0,
+    known: Judgements | None = None,
+) -> FreeRunning:
+    """Judge generated answers, token ids without the prompt, by the full model on the same prefixes.
+
+    plain_answers: the full model's own greedy answers to the same prompts. The end token belongs to an
+    answer. Where a prefix is still the plain answer's, the full model's choice is the plain answer's next
+    token: that is what it chose, token by token. After that its choice comes from one teacher-forced forward
+    per answer; there, and where the two part, a token also counts as its choice if its logit is the largest
+    but for `TIE` or one rounding step of the model's dtype, whichever is more: such ties fall either way with
+    the order of the sums.
+    Divergence, match: means over prompts; agreement, NLL: over all generated tokens. Intervals: 95 %
+    bootstrap over prompts, absent under 20 of them. What depends on each other is drawn together: prompts of
+    one batch, and a prompt that comes again.
+
+    batch: so many prompts were decoded together, in this order. known: what the model said of answers before;
+    new judgements are added.
+
+    Raises InputError if the three lists differ in length or are empty, or if a prompt or an answer is empty.
+    """
+    if not len(prompts) == len(answers) == len(plain_answers) or not prompts:
+        raise InputError(
+            f"{len(prompts)} prompts, {len(answers)} answers and {len(plain_answers)} plain answers "
+            "do not match",
+            where="free-running quality",
+            fix="give one answer and one plain answer to each of at least one prompt",
+        )
+    known = {} if known is None else known
+    columns = [_one(model, known, *triple) for triple in zip(prompts, answers, plain_answers, strict=True)]
+    units = _units(prompts, batch)
+    by_figure = np.array(columns, dtype=np.float64).T
+    sums = [np.bincount(units, weights=column).astype(np.float64) for column in by_figure]
+    diverged, same, agreeing, nll, plain_nll, new, plain_new = sums
+    resampled = document_bootstrap(len(new), draws=DRAWS, seed=seed)
+    each = np.bincount(units).astype(np.float64)
+    return FreeRunning(
+        tokens_before_divergence=mean_of(resampled, diverged, each),
+        sequence_match=mean_of(resampled, same, each),
+        agreement=mean_of(resampled, agreeing, new),
+        nll=mean_of(resampled, nll, new),
+        plain_nll=mean_of(resampled, plain_nll, plain_new),
+        prompts=len(prompts),
+        new_tokens=int(new.sum()),
+    )
+
+
+def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
+    """Numbers from 0 of what is drawn together: int64 [prompts]."""
+    unit = [place // batch for place in range(len(prompts))]
+    first: dict[tuple[int, ...], int] = {}
+    for place, prompt in enumerate(prompts):
+        old, new = unit[place], first.setdefault(tuple(prompt), unit[place])
+        unit = [new if one == old else one for one in unit]
+        first = {key: new if one == old else one for key, one in first.items()}
+    return np.unique(unit, return_inverse=True)[1].astype(np.int64)
+
+
+def tokens_before_divergence(answer: Tokens, plain: Tokens) -> int:
+    """Tokens up to the first that differs, or up to the end of the shorter answer."""
+    pairs = zip(answer, plain, strict=False)
+    shorter = min(len(answer), len(plain))
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), shorter)
+
+
+def full_models_choices(judged: JudgedAnswer, shared: int, dtype: str) -> NDArray[np.bool_]:
+    """Which tokens of an answer are the full model's choice: bool [new].
+
+    shared: length of the prefix that is the plain answer's, and so its choice.
+    """
+    rounding = torch.finfo(getattr(torch, dtype)).eps * np.abs(judged.largest)
+    choices = judged.gap <= np.maximum(TIE, rounding)
+    choices[:shared] = True
+    return np.asarray(choices)
+
+
+def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain: Tokens) -> tuple[float, ...]:
+    """Sums of one prompt: divergence, match, agreeing tokens, NLL of both answers, lengths of both."""
+    for tokens in (answer, plain):
+        key = (tuple(prompt), tuple(tokens))
+        if key not in known:
+            known[key] = judge(model, prompt, tokens)
+    judged, judged_plain = (known[tuple(prompt), tuple(tokens)] for tokens in (answer, plain))
+    shared = tokens_before_divergence(answer, plain)
+    same = list(answer) == list(plain)
+    agreeing = full_models_choices(judged, shared, model.dtype).sum()
+    nll, plain_nll = -judged.logprob.sum(), -judged_plain.logprob.sum()
+    return shared, same, agreeing, nll, plain_nll, len(answer), len(plain)
+
+
+def mean_of(resampled: DocumentBootstrap, sums: Values, counts: Values) -> Interval:
+    """The mean of what was drawn together, with its interval: sums and counts, float64 [units]."""
+    means = resampled.means(sums, counts)
+    estimate = resampled.estimate(means)
+    return Interval(float(means[0]), estimate.low, estimate.high)

@@ -23,7 +23,7 @@ SHOWN_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a program may use.
 
     seconds: of wall time, and of processor time. file_bytes: of each file, and of the output.
@@ -46,7 +46,7 @@ class SandboxResult:
     output: str
 
 
-def run_program(program: str, limits: Limits | None = None) -> SandboxResult:
+def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxResult:
     """Run a Python program in a sandbox and see whether it reaches its end.
 
     It runs with `python -I -S` (no third-party packages) in a new empty folder that is deleted afterwards,
@@ -69,7 +69,7 @@ def run_program(program: str, limits: Limits | None = None) -> SandboxResult:
         raise InputError(
             "programs of a model can be run on POSIX systems only", where=sys.platform, fix="use Linux"
         )
-    limits = limits or Limits()
+    limits = limits or SandboxLimits()
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="offramp-sandbox-", ignore_cleanup_errors=True) as place:
         folder = Path(place) / "inside"
@@ -162,7 +162,7 @@ def _end_of(output: Path) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def _reason(status: int | None, shown: str, limits: Limits) -> str:
+def _reason(status: int | None, shown: str, limits: SandboxLimits) -> str:
     if status is None or status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
         return f"it did not end within {limits.seconds} s"
     if status == 0:

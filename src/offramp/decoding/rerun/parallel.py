@@ -7,7 +7,7 @@ and its strategy for K and V left it, so that the decisions are those of decodin
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,57 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine.engine import Engine
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Inputs, Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.next_token import is_broken
-from offramp.decoding.rerun.carried import Carried, InputsAfter
 from offramp.decoding.rerun.sequences import Batch
 from offramp.errors import OfframpError
 from offramp.policies.decisions import probed_facts
 from offramp.policies.policy import ExitPolicy, Tokens
 from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import is_opened, looks_back
+
+InputsAfter = Callable[[int, Tensor], list[Tensor]]
+"""From an exit and states that left there [rows, 1, hidden] to what layers exit+1..L are given, in order."""
+
+
+@dataclass(frozen=True)
+class _Left:
+    places: Tensor
+    exit: int
+    inputs: list[Tensor]
+
+
+class Carried:
+    """The tokens of one pass that have left, and the state with which each goes past every deeper layer.
+
+    inputs_after: of the strategy for K and V.
+    """
+
+    def __init__(self, inputs_after: InputsAfter) -> None:
+        self._inputs_after = inputs_after
+        self._left: list[_Left] = []
+
+    def leave(self, exit: int, places: Tensor, hidden: Tensor) -> None:
+        """Tokens leave at an exit. places: int64 [rows], among all states. hidden: [rows, 1, hidden]."""
+        inputs = [state[:, 0] for state in self._inputs_after(exit, hidden)]
+        self._left.append(_Left(places, exit, inputs))
+
+    def put_back(self, depth: int, hidden: Tensor) -> Tensor:
+        """The states after `depth` layers [batch, positions, hidden], those of tokens that left in place."""
+        if not self._left:
+            return hidden
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        for left in self._left:
+            flat = flat.index_copy(0, left.places, left.inputs[depth - left.exit])
+        return flat.view(hidden.shape)
+
+
+def unchanged(layers: int) -> InputsAfter:
+    """`propagate`: every skipped layer is given the state that left (CALM, arXiv 2207.07061, section 3.3)."""
+    return lambda exit, hidden: [hidden] * (layers - exit)
+
 
 ROWS = 256
 """Tokens whose exits are read together: the logits of so many are in memory at once."""

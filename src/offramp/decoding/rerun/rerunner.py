@@ -3,39 +3,151 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.decoding.compatibility import HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.meter import Meter
+from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
+from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import prompt_entropy
-from offramp.decoding.options import DecodingOptions
-from offramp.decoding.rerun.carried import InputsAfter, unchanged
-from offramp.decoding.rerun.forced import decode_forced
-from offramp.decoding.rerun.parallel import NotParallel, ParallelPass, Untouched
-from offramp.decoding.rerun.result import Drift, How, RerunResult
-from offramp.decoding.rerun.sequences import Batch, first_decided, make_batches, traced_sequences
-from offramp.decoding.strategies.mapped import Mapped
+from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource, read_heads_source
+from offramp.decoding.rerun.parallel import InputsAfter, NotParallel, ParallelPass, Untouched, unchanged
+from offramp.decoding.rerun.sequences import (
+    Batch,
+    TracedSequence,
+    first_decided,
+    make_batches,
+    require_heads,
+    traced_sequences,
+    with_maps_of,
+)
+from offramp.decoding.strategies.mapped import Mapped, StateMaps
 from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.state_maps import StateMaps
-from offramp.errors import InputError, PolicyError
+from offramp.decoding.strategies.recompute import Recompute
+from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.model import Model
-from offramp.policies.binding import base_of, reads_exits
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import DRAFT_LENGTH
-from offramp.tracing.described_heads import reading_of, with_maps
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
+
+How = Literal["one parallel forward", "replay, exact K and V", "forced decoding"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A rerun beside the plain replay of the same decided tokens.
+
+    agreement: what the replay says. exits_moved: share of tokens that leave elsewhere. tokens_changed: share
+    whose output is another token.
+    """
+
+    agreement: float
+    exits_moved: float
+    tokens_changed: float
+
+
+@dataclass(frozen=True)
+class RerunResult:
+    """One policy on given texts, keys and values as its strategy leaves them.
+
+    kv: the strategy. how: "one parallel forward", "replay, exact K and V" (strategies whose K and V are the
+    full model's), or "forced decoding" (policies that remember earlier tokens).
+    exits: int64 [tokens], one per row of the trace, L for positions that run whole as a prompt does. top1:
+    int64 [tokens], the policy's output. agrees: bool [tokens], whether it is the full model's top-1.
+    answered: bool [tokens], rows that predict what decoding would call a new token: those of the prompt but
+    its last one are not. decided: bool [tokens], the rows that the policy was asked about.
+    agreement: share of the answered rows that agree. skip_ratio: share of the layers of the decided ones that
+    are not executed. decisions: exits and probes, as a replay's, for charging. drift: beside the replay, None
+    where the trace does not hold what the policy reads.
+    """
+
+    policy: str
+    kv: str
+    how: How
+    exits: NDArray[np.int64]
+    top1: NDArray[np.int64]
+    agrees: NDArray[np.bool_]
+    answered: NDArray[np.bool_]
+    decided: NDArray[np.bool_]
+    agreement: float
+    skip_ratio: float
+    decisions: Decisions
+    drift: Drift | None
+
+    def __repr__(self) -> str:
+        return (
+            f"RerunResult({self.policy}, {self.kv}: agreement {self.agreement:.1%}, {self.skip_ratio:.1%} of "
+            f"the layers skipped, {len(self.exits):,} tokens, {self.how})"
+        )
+
+
+ROWS_AT_ONCE = 8
+APART = (Propagate.name, Mapped.name, Recompute.name)
+"""Strategies with which a row of a batch says what it would say alone."""
+
+
+def decode_forced(
+    model: Model,
+    engine: Engine,
+    options: DecodingOptions,
+    sequences: Sequence[TracedSequence],
+    prompt_tokens: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The trace's rows that were decided, the exits taken and the tokens chosen there: int64 [decided] each.
+
+    Sequences of one shape are decoded side by side where each row may leave on its own.
+
+    Raises InputError as `offramp.generate` does, OfframpError for a logit that is not finite.
+    """
+    apart = (
+        options.kv in APART
+        and engine.abilities.reason("rebatch") is None
+        and engine.abilities.reason("lockstep") is None
+    )
+    rows, exits, top1 = [], [], []
+    shapes = sorted(sequences, key=lambda one: (one.length, first_decided(one, prompt_tokens)))
+    for (_, first), alike in itertools.groupby(
+        shapes, key=lambda one: (one.length, first_decided(one, prompt_tokens))
+    ):
+        some = [one for one in alike if first < one.length]
+        size = ROWS_AT_ONCE if apart else 1
+        for start in range(0, len(some), size):
+            together = some[start : start + size]
+            found = _decode(model, options, together, first)
+            rows += [one.rows[first - one.first_row :] for one in together]
+            exits += [generation_exits for generation_exits, _ in found]
+            top1 += [chosen for _, chosen in found]
+    empty = np.zeros(0, dtype=np.int64)
+    return tuple(np.concatenate(column) if column else empty for column in (rows, exits, top1))  # type: ignore[return-value]
+
+
+def _decode(
+    model: Model, options: DecodingOptions, sequences: Sequence[TracedSequence], first: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    device = model.hf.device
+    prompts = torch.tensor([one.ids[:first] for one in sequences], device=device)
+    forced = torch.tensor([[*one.ids[first:], one.next_token] for one in sequences], device=device)
+    batching = "rebatch" if len(sequences) > 1 else "lockstep"
+    own = replace(options, batching=batching, new_tokens=forced.shape[1])
+    result = generate_batch(model, prompts, options=own, force_tokens=forced)
+    problem = next((row.problem for row in result.rows if row.problem is not None), None)
+    if problem is not None:
+        raise OfframpError(problem, where=model.name, fix="load the model in float32")
+    return [(row.exits[1:], np.array(row.chosen[1:], dtype=np.int64)) for row in result.rows]
+
 
 SHARED_BYTES = 1 << 30
 """States that policies share may take so much memory."""
@@ -270,22 +382,3 @@ class Rerunner:
             exits_moved=float(np.mean(exits != replayed_exits)),
             tokens_changed=float(np.mean(top1 != replayed_top1)),
         )
-
-
-def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
-    """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
-    before = base_of(trace)["heads"] or {}
-    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
-        return
-    if reads_exits(before) or (heads is not None and heads.reads_exits):
-        made = "with other exit heads" if before else "without exit heads"
-        raise InputError(
-            f"the trace was made {made} than those given",
-            where=f"heads= for {trace.folder or 'the trace'}",
-            fix="give the file that the trace was made with, or trace again with these",
-        )
-
-
-def with_maps_of(trace: Trace, heads: ExitHeads | None) -> Trace:
-    """The trace as if made with these heads, whose K,V maps are priced; itself if they hold none."""
-    return trace if heads is None or heads.kv_maps is None else with_maps(trace, heads)

@@ -13,6 +13,9 @@ from torch import Tensor
 from offramp.errors import InputError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
+from offramp.policies.binding import base_of, reads_exits
+from offramp.tracing.described_heads import reading_of, with_maps
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -173,3 +176,22 @@ def _batch(sequences: tuple[TracedSequence, ...], prompt_tokens: int, device: to
         rows=np.concatenate(rows).astype(np.int64),
         index=np.concatenate(index).astype(np.int64),
     )
+
+
+def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
+    """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
+    before = base_of(trace)["heads"] or {}
+    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
+        return
+    if reads_exits(before) or (heads is not None and heads.reads_exits):
+        made = "with other exit heads" if before else "without exit heads"
+        raise InputError(
+            f"the trace was made {made} than those given",
+            where=f"heads= for {trace.folder or 'the trace'}",
+            fix="give the file that the trace was made with, or trace again with these",
+        )
+
+
+def with_maps_of(trace: Trace, heads: ExitHeads | None) -> Trace:
+    """The trace as if made with these heads, whose K,V maps are priced; itself if they hold none."""
+    return trace if heads is None or heads.kv_maps is None else with_maps(trace, heads)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from offramp.decoding.compatibility import check_maps
 from offramp.decoding.engine.sequences import States
+from offramp.decoding.options import check_maps
 from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Request, Work
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.fitted_heads import tensor_of
 
 
 class Mapped(Propagate):
@@ -27,30 +30,39 @@ class Mapped(Propagate):
         "fitted maps make of the exit's hidden state, an approximation."
     )
 
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._maps = StateMaps.of(work.options.heads, work.engine.layers, work.engine.stack.device)
+
     @classmethod
     def check(cls, request: Request) -> None:
         """Raise InputError for maps that are missing or another model's, PolicyError for exits without."""
         check_maps(request.options.policy, request.options.heads, request.layers, request.dtype)
 
-    def given(self, exit: int, hidden: Tensor) -> States:
-        """What the layers after an exit are given where all rows left, with states [batch, 1, hidden]."""
-        return map_states(self.work, exit, hidden)
+    def given(self, exit: int, hidden: Tensor) -> list[Tensor]:
+        """What layers exit + 1..L are given [rows, 1, hidden] each, charged where a map is applied."""
+        assert self._maps is not None, "checked before anything ran"
+        if exit < self.work.engine.layers - 1:
+            self.work.meter.count("K,V map", exit, len(hidden))
+        given = self._maps.inputs_after(exit, hidden)
+        self.work.meter.lap("K,V repair")
+        return given
 
     def left_states(self, hidden: Tensor) -> LeftStates:
         """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
-        return MappedStates(self.work, hidden)
+        return MappedStates(self, hidden)
 
 
 class MappedStates(LeftStates):
     """What rows that have left give each layer that they skip, mapped when they leave."""
 
-    def __init__(self, work: Work, hidden: Tensor) -> None:
-        self._work = work
-        self._given = hidden.expand(work.engine.layers, *hidden.shape).clone()
+    def __init__(self, strategy: Mapped, hidden: Tensor) -> None:
+        self._strategy = strategy
+        self._given = hidden.expand(strategy.work.engine.layers, *hidden.shape).clone()
 
     def leave(self, exit: int, rows: Tensor, hidden: Tensor) -> None:
         """Some rows leave, int64 [rows], with their states there [rows, 1, hidden]."""
-        self._given[exit:, rows] = torch.stack(map_states(self._work, exit, hidden))
+        self._given[exit:, rows] = torch.stack(self._strategy.given(exit, hidden))
 
     def given(self, first: int, last: int, rows: Tensor | None = None) -> States:
         """What some rows, int64 [rows], or all of them give layers first+1..last."""
@@ -58,12 +70,70 @@ class MappedStates(LeftStates):
         return (given if rows is None else given[:, rows]).unbind()
 
 
-def map_states(work: Work, exit: int, hidden: Tensor) -> list[Tensor]:
-    """What layers exit + 1..L are given [rows, 1, hidden] each, charged where a map is applied."""
-    layers, maps = work.engine.layers, work.maps
-    assert maps is not None, "checked before anything ran"
-    if exit < layers - 1:
-        work.meter.count("K,V map", exit, len(hidden))
-    given = maps.inputs_after(exit, hidden)
-    work.meter.lap("K,V repair")
-    return given
+@dataclass(frozen=True)
+class PreparedMaps:
+    """The maps of one exit, all deeper layers as one product, or as two of low rank.
+
+    centre: float32 [hidden]. bias: float32 [layers x hidden]. products: float32, applied to the rows one
+    after the other: [hidden, layers x hidden], or [hidden, rank] and [rank, layers x hidden].
+    """
+
+    centre: Tensor
+    bias: Tensor
+    products: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, maps: ExitMaps, device: torch.device) -> PreparedMaps:
+        """On a device; nothing is copied if it is the one where the arrays lie."""
+        if maps.inward is None or maps.outward is None:
+            assert maps.change is not None, "maps are whole or of low rank"
+            stacked = [maps.change.reshape(-1, maps.change.shape[-1])]
+        else:
+            stacked = [maps.inward, maps.outward.reshape(-1, maps.outward.shape[-1])]
+        return cls(
+            centre=tensor_of(maps.centre).to(device),
+            bias=tensor_of(maps.bias).to(device).flatten(),
+            products=tuple(tensor_of(array).to(device).t() for array in stacked),
+        )
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The output of each deeper layer [rows, hidden] for rows [rows, hidden], float32."""
+        values = rows - self.centre
+        for product in self.products[:-1]:
+            values = values @ product
+        changes = torch.addmm(self.bias, values, self.products[-1])
+        states = changes.view(len(rows), -1, rows.shape[-1]).transpose(0, 1) + rows
+        return states.contiguous().unbind()
+
+
+class StateMaps:
+    """What the layers after an exit are given by tokens that left there, through the maps of some heads.
+
+    layers: L. An exit's maps are brought to the device when they are first used.
+    """
+
+    def __init__(self, maps: KeyValueMaps, layers: int, device: torch.device) -> None:
+        self.layers = layers
+        self._maps = maps
+        self._device = device
+        self._prepared: dict[int, PreparedMaps] = {}
+
+    @classmethod
+    def of(cls, heads: ExitHeads | None, layers: int, device: torch.device) -> StateMaps | None:
+        """Those of some heads; None without maps."""
+        return None if heads is None or heads.kv_maps is None else cls(heads.kv_maps, layers, device)
+
+    @torch.no_grad()
+    def inputs_after(self, exit: int, hidden: Tensor) -> list[Tensor]:
+        """What layers exit + 1..L are given: L - exit tensors of the shape of hidden, itself the first.
+
+        hidden: states [..., hidden] after layer `exit`, in any dtype: maps are applied in float32. Raises
+        KeyError for an exit without maps, of which `KeyValueMaps.missing` tells before.
+        """
+        if exit >= self.layers - 1:
+            return [hidden] * (self.layers - exit)
+        if exit not in self._prepared:
+            self._prepared[exit] = PreparedMaps.of(self._maps.maps[exit], self._device)
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()
+        deeper = self._prepared[exit](rows)
+        return [hidden, *(state.to(hidden.dtype).view(hidden.shape) for state in deeper)]

@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import PositionsMissing
-from offramp.decoding.strategies.descent import choose, descend, exit_logits, feed
-from offramp.decoding.strategies.propagate import advance_apart
+from offramp.decoding.strategies.propagate import advance_apart, choose, descend, exit_logits, feed
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
 from offramp.errors import PolicyError
 

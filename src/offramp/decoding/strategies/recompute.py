@@ -1,7 +1,9 @@
-"""EE-LLM's strategy: layers that a token skipped run later, together with the next token that goes deeper."""
+"""EE-LLM's strategy: states wait before the layers that were skipped, until a deeper token runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -9,9 +11,125 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.strategies.descent import choose, feed, read_final
+from offramp.decoding.engine.sequences import OnPosition, Sequences
+from offramp.decoding.strategies.propagate import choose, feed, read_final
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
-from offramp.decoding.strategies.waiting import Stop, Waiting, descend, go_on
+
+
+@dataclass(frozen=True)
+class Block:
+    """Hidden states of neighbouring positions, the newest token's last.
+
+    hidden: [batch, positions, hidden]. start: the first one's position.
+    """
+
+    hidden: Tensor
+    start: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last one."""
+        return self.start + self.hidden.shape[1]
+
+    @property
+    def last(self) -> Tensor:
+        """The newest token's hidden state: [batch, 1, hidden]."""
+        return self.hidden[:, -1:]
+
+
+class Waiting:
+    """Tokens that left early, kept before the first layer that each has not run.
+
+    Layer l+1 has run fewer positions than layer l exactly where tokens wait between the two, so a token that
+    runs on takes them along: the layers above then run the whole block, from their own length on, as EE-LLM
+    does (arXiv 2312.04916, section 3), a recurrent layer one position after the other. on_position: told of
+    each of these.
+    """
+
+    def __init__(self, sequences: Sequences, on_position: OnPosition | None = None) -> None:
+        self._sequences = sequences
+        self._on_position = on_position
+        self._hidden: dict[int, list[Tensor]] = {}
+
+    def newest(self) -> Block:
+        """The last token fed, before its first layer."""
+        end = self._sequences.length
+        return Block(self._sequences.inputs(end - 1, end).hidden, end - 1)
+
+    def leave(self, depth: int, block: Block) -> None:
+        """A block that ran layers 1..depth waits there, after those that wait at the same depth already."""
+        self._hidden.setdefault(depth, []).append(block.hidden)
+
+    def run(self, block: Block, first: int, last: int) -> Block:
+        """Run layers first+1..last on a block and on all that waits before one of them."""
+        for depth in sorted(depth for depth in self._hidden if first <= depth < last):
+            block = self._run_layers(block, first, depth)
+            hidden = torch.cat([*self._hidden.pop(depth), block.hidden], 1)
+            block, first = Block(hidden, block.end - hidden.shape[1]), depth
+        return self._run_layers(block, first, last)
+
+    def run_rest(self) -> Block:
+        """Run all that waits through the last layer, without a new token."""
+        depth = min(self._hidden)
+        hidden = torch.cat(self._hidden.pop(depth), 1)
+        block = Block(hidden, self._sequences.length - hidden.shape[1])
+        return self.run(block, depth, self._sequences.engine.layers)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Only these rows go on: int64."""
+        for depth, waiting in self._hidden.items():
+            self._hidden[depth] = [hidden[rows] for hidden in waiting]
+
+    def clear(self) -> None:
+        """Forget all that waits."""
+        self._hidden.clear()
+
+    def _run_layers(self, block: Block, first: int, last: int) -> Block:
+        """Run layers that nothing waits between."""
+        hidden = self._sequences.run_block(
+            block.hidden, block.start, block.end, first, last, self._on_position
+        )
+        return Block(hidden, block.start)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How far a token has come.
+
+    exit: layers run. block: its hidden state, after those that it took along. before: its input to the last
+    of these layers [batch, 1, hidden], None where nothing reads it.
+    """
+
+    exit: int
+    block: Block
+    before: Tensor | None
+
+
+def descend(
+    work: Work, waiting: Waiting, leave: Callable[[Stop, NDArray[np.bool_]], None] | None = None
+) -> Stop:
+    """Run the newest token until every row has left, or to the policy's last stop, asking on the way.
+
+    leave: told where rows leave, bool [batch].
+    """
+    driver = work.driver
+    stop = Stop(0, waiting.newest(), None)
+    for exit in driver.stops:
+        if not driver.running.any():
+            break
+        stop = go_on(work, waiting, stop, exit)
+        leaving = driver.at(exit, stop.block.last, stop.before)
+        if leave is not None and leaving.any():
+            leave(stop, leaving)
+    return stop
+
+
+def go_on(work: Work, waiting: Waiting, stop: Stop, exit: int) -> Stop:
+    """Run on to a deeper exit."""
+    if not work.driver.reader.wants_before(exit):
+        return Stop(exit, waiting.run(stop.block, stop.exit, exit), None)
+    block = waiting.run(stop.block, stop.exit, exit - 1)
+    return Stop(exit, waiting.run(block, exit - 1, exit), block.last)
 
 
 class Recompute(Strategy):
@@ -42,24 +160,18 @@ class Recompute(Strategy):
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        work, driver, layers = self.work, self.work.driver, self.work.engine.layers
+        work, driver = self.work, self.work.driver
         feed(work, tokens)
         if work.options.batching == "rebatch" and work.sequences.batch > 1:
             return self._advance_apart()
-        stop = descend(work, self._waiting)
-        if driver.running.any():
-            stop = go_on(work, self._waiting, stop, layers)
-            logits = read_final(work, stop.block.last)
-            driver.end(logits, stop.block.last, stop.before)
-        else:
-            self._waiting.leave(stop.exit, stop.block)
+        stop, logits = self._end(descend(work, self._waiting))
+        if logits is None:
             logits = driver.logits(stop.exit, stop.block.last)
-            driver.end()
         return choose(work, logits, stop.exit)
 
     def _advance_apart(self) -> Advance:
         """The same where each row answers from its own exit; a row that is over answers nothing."""
-        work, driver, layers = self.work, self.work.driver, self.work.engine.layers
+        driver = self.work.driver
         rows: list[NDArray[np.int64]] = []
         answers: list[Tensor] = []
 
@@ -68,20 +180,31 @@ class Recompute(Strategy):
             chosen = torch.from_numpy(leaving).to(stop.block.hidden.device)
             answers.append(driver.logits(stop.exit, stop.block.last, chosen).float())
 
-        stop = descend(work, self._waiting, leave)
-        if driver.running.any():
-            stop = go_on(work, self._waiting, stop, layers)
-            deep = np.flatnonzero(driver.running)
-            hidden = stop.block.last[deep]
+        stop = descend(self.work, self._waiting, leave)
+        deep = np.flatnonzero(driver.running)
+        _, logits = self._end(stop, deep)
+        if logits is not None:
             rows.append(deep)
-            answers.append(read_final(work, hidden).float())
-            driver.end(answers[-1], hidden, None if stop.before is None else stop.before[deep], deep)
-        else:
+            answers.append(logits.float())
+        found = torch.cat(answers)
+        spread = found.new_zeros((len(driver.own), found.shape[1]))
+        spread[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
+        return choose(self.work, spread, driver.own)
+
+    def _end(self, stop: Stop, rows: NDArray[np.int64] | None = None) -> tuple[Stop, Tensor | None]:
+        """Run all rows through layer L if any has not left, else let the token wait where the last one did.
+
+        rows: those that answer at L, int64 [rows], None for all; their logits come back too, None without.
+        """
+        driver = self.work.driver
+        if not driver.running.any():
             self._waiting.leave(stop.exit, stop.block)
             driver.end()
-        found = torch.cat(answers)
-        logits = found.new_zeros((len(driver.own), found.shape[1]))
-        logits[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
-        choice = work.chooser.choose(work.tokens(), logits)
-        exits = driver.own.copy()
-        return Advance(choice.fed[:, None], choice.chosen[:, None], exits[:, None], choice.scores[:, None])
+            return stop, None
+        stop = go_on(self.work, self._waiting, stop, self.work.engine.layers)
+        hidden, before = stop.block.last, stop.before
+        if rows is not None:
+            hidden, before = hidden[rows], None if before is None else before[rows]
+        logits = read_final(self.work, hidden)
+        driver.end(logits, hidden, before, rows)
+        return stop, logits

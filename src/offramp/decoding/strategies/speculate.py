@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.decoding.engine.truncated_cache import Past
-from offramp.decoding.generation.next_token import Choice, NonFiniteLogits, Verdict, judge
+from offramp.decoding.engine.cache import Past
+from offramp.decoding.generation.next_token import Choice, JudgedToken, NonFiniteLogits, judge
 from offramp.decoding.strategies.draft_length import draft_length_of
+from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
-from offramp.decoding.strategies.waiting import Block, Stop, Waiting, descend, go_on
 from offramp.errors import InputError
 from offramp.policies.kv_cost import require_full_head
 
@@ -178,7 +178,7 @@ class Speculate(Strategy):
         work.meter.count("overhead", rows=work.sequences.batch)
         return Draft(stop.exit, choice, work.driver.state())
 
-    def _verify(self, run: Round) -> list[Verdict]:
+    def _verify(self, run: Round) -> list[JudgedToken]:
         """The full model on every row up to the first wrong draft, one head product for all."""
         work, hidden, closing = self.work, run.block.hidden, run.closing
         work.meter.count("overhead", rows=hidden.shape[0] * hidden.shape[1])
@@ -187,7 +187,7 @@ class Speculate(Strategy):
             work.driver.end(logits[:, -1], run.block.last, closing.before)
         elif closing is not None:
             work.driver.end()
-        verdicts: list[Verdict] = []
+        verdicts: list[JudgedToken] = []
         ended, wrong = self._finished(), False
         choices = [*(draft.choice for draft in run.drafts), None][: hidden.shape[1]]
         for place, choice in enumerate(choices):

@@ -7,8 +7,8 @@ from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
 
-OPTIONS = ("kv", "new_tokens", "rounds", "floor", "draft_length", "seed")
-"""Of `offramp.decoding.measurement.combine.combine`, where the recipe has them."""
+DECODING, FURTHER = ("kv", "draft_length", "new_tokens"), ("floor", "seed")
+"""Of `DecodingOptions.read` and of `combine`, where the recipe has them."""
 
 
 class CombineWork:
@@ -20,8 +20,10 @@ class CombineWork:
         """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs
         that are not the recipe's.
         """
+        from offramp.decoding.measurement.answers import Limits
         from offramp.decoding.measurement.combine import combine
-        from offramp.decoding.measurement.prompts import prompts_of
+        from offramp.decoding.openings import prompts_of
+        from offramp.decoding.options import DecodingOptions
 
         require_planned(task)
         require_this_machine(task, task.recipe["machine"])
@@ -32,10 +34,12 @@ class CombineWork:
         result = combine(
             model,
             recipe["accelerations"],
+            DecodingOptions.read(
+                recipe.get("policy"), **{name: recipe[name] for name in DECODING if name in recipe}
+            ),
             prompts=prompts,
-            policy=recipe.get("policy"),
-            budget_seconds=recipe.get("seconds"),
+            limits=Limits(recipe.get("seconds"), recipe.get("rounds")),
             workload=workload.name,
-            **{name: recipe[name] for name in OPTIONS if name in recipe},
+            **{name: recipe[name] for name in FURTHER if name in recipe},
         )
         context.write_result(finite_json({"combined": result}))

@@ -107,8 +107,8 @@ def _decode(
 ) -> dict[str, Any]:
     """The measurement as the task's result. Raises what made the timing fail."""
     from offramp.decoding.measurement.answers import Limits
-    from offramp.decoding.measurement.chosen import Chosen, decode_chosen
-    from offramp.decoding.measurement.prompts import pick_prompts
+    from offramp.decoding.measurement.judged import Chosen, decode_chosen
+    from offramp.decoding.openings import pick_prompts
 
     kv, new_tokens, seed = _strategy(model), recipe["new_tokens"], recipe["seed"]
     prompts = pick_prompts(model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=seed)

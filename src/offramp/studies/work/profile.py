@@ -39,7 +39,7 @@ class ProfileWork:
 
 def _profile(model: Model, task: Task) -> TimingsProfile:
     from offramp.decoding.measurement.machine_profiler import measure_hardware
-    from offramp.decoding.measurement.profile_check import check_profile
+    from offramp.decoding.measurement.plain_timing import check_profile
 
     kept = _kept(model, task)
     if kept is not None and check_profile(model, kept).holds:

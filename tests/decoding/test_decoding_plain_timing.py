@@ -1,4 +1,4 @@
-"""Kept timings held against a few plain tokens: when they hold, and when the machine is another by now."""
+"""The stopwatch on plain decoding, on tiny models."""
 
 from __future__ import annotations
 
@@ -9,16 +9,59 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracing_models import NumberTokenizer, llama, tiny_model
 
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement import profile_check
+from offramp.decoding.measurement import plain_timing
 from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.profile_check import MOST_TIMES, TOKENS, check_profile
+from offramp.decoding.measurement.plain_timing import MOST_TIMES, TOKENS, check_profile, time_plain_decoding
+from offramp.errors import ModelError
 from offramp.models.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
-from tracing_models import NumberTokenizer, llama, tiny_model
+
+def test_the_figure_lies_within_its_samples_and_its_interval() -> None:
+    timing = time_plain_decoding(tiny_model(llama()), range(12), new_tokens=6, repeats=6)
+    assert len(timing.samples) == 6
+    assert timing.low is not None
+    assert timing.high is not None
+    assert min(timing.samples) <= timing.low <= timing.value <= timing.high <= max(timing.samples)
+    assert timing.new_tokens == 6
+
+
+def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(llama(max_position_embeddings=10))
+    lengths: list[tuple[int, int]] = []
+    generate = model.hf.generate
+
+    def counted(ids: Any, **options: Any) -> Any:
+        out = generate(ids, **options)
+        lengths.append((ids.shape[1], out.shape[1] - ids.shape[1]))
+        return out
+
+    monkeypatch.setattr(model.hf, "generate", counted)
+    timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=1)
+    assert (timing.low, timing.high) == (None, None)
+    prompt = lengths[0][0]
+    assert lengths[1:] == [(prompt, timing.new_tokens + 1), (prompt, 1)]
+    assert all(read + written <= 10 for read, written in lengths)
+
+
+def test_a_model_that_cannot_generate_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(llama())
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("no cache of this kind")
+
+    monkeypatch.setattr(model.hf, "generate", fails)
+    with pytest.raises(ModelError, match="cannot generate with this model: ValueError: no cache"):
+        time_plain_decoding(model, range(12))
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
 STEP = 0.05
 
@@ -44,7 +87,7 @@ def profile(model: Model) -> TimingsProfile:
     measured = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
     spread = {"median": STEP, "low": STEP, "high": STEP, "count": 9}
     details = dict(measured.details)
-    names = [profile_check.whole_at(position) for position in details["positions"]]
+    names = [plain_timing.whole_at(position) for position in details["positions"]]
     details["samples"] = {"1": dict.fromkeys(names, spread)}
     zeros = [[0.0, 0.0]] * 2
     return dataclasses.replace(
@@ -65,7 +108,7 @@ def steps_take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
         asked.append(count)
         return [seconds[place % len(seconds)] for place in range(count)]
 
-    monkeypatch.setattr(profile_check, "_plain_steps", steps)
+    monkeypatch.setattr(plain_timing, "_plain_steps", steps)
     return asked
 
 
@@ -118,8 +161,8 @@ def test_steps_are_made_where_the_profile_was_timed(model: Model) -> None:
     handle = layer.register_forward_pre_hook(
         lambda module, arguments, keywords: lengths.append(arguments[0].shape[1]), with_kwargs=True
     )
-    seconds = profile_check._plain_steps(model, 1, 12, 5)
-    several = profile_check._plain_steps(model, 2, 12, 5)
+    seconds = plain_timing._plain_steps(model, 1, 12, 5)
+    several = plain_timing._plain_steps(model, 2, 12, 5)
     handle.remove()
     assert len(seconds) == len(several) == 5
     assert all(one > 0 for one in (*seconds, *several))

@@ -1,13 +1,15 @@
-"""A cache seen as if it held fewer tokens, and brought back to what it held before."""
+"""Transformers' cache while layers run one by one: seen shorter, brought back, updates stopped or shared."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 
@@ -109,3 +111,88 @@ def crop(cache: Any, entries: Sequence[int], positions: int) -> None:
         entry = held[place]
         if positions or getattr(entry, "record_past", False):
             entry.crop(-positions)
+
+
+# How layers write what grows by a position per token: K and V, and the keys of an index over them.
+UPDATES = ("update", "update_indexer")
+
+
+class Written(Exception):
+    """Ends a layer that has written its K and V."""
+
+
+@contextmanager
+def counting_updates(cache: Any, stop_after: int | None = None) -> Iterator[list[str]]:
+    """Within it, the updates of a cache are noted; a layer ends after `stop_after` of them."""
+    noted: list[str] = []
+    cache = own_cache(cache)
+
+    def noting(name: str) -> Callable[..., Any]:
+        update = getattr(cache, name)
+
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            written = update(*arguments, **keywords)
+            noted.append(name)
+            if len(noted) == stop_after:
+                raise Written
+            return written
+
+        return run
+
+    names = [name for name in UPDATES if hasattr(cache, name)]
+    cache.__dict__.update({name: noting(name) for name in names})
+    try:
+        yield noted
+    except Written:
+        pass
+    finally:
+        for name in names:
+            del cache.__dict__[name]
+
+
+KeysAndValues = list[Tensor]
+
+
+@contextmanager
+def kept_aside(cache: Any) -> Iterator[KeysAndValues]:
+    """Within it, a layer ends at its update of the cache, which is not done: its K and V are handed over."""
+    written: KeysAndValues = []
+    cache = own_cache(cache)
+
+    def keep(keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        written.extend((keys, values))
+        raise Written
+
+    cache.__dict__["update"] = keep
+    try:
+        yield written
+    except Written:
+        pass
+    finally:
+        del cache.__dict__["update"]
+
+
+@contextmanager
+def merging(cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tensor) -> Iterator[None]:
+    """Within it, a layer that runs for some rows updates the cache for all.
+
+    others: the other rows' K and V, None for a layer that writes none. order: where in (rows, others) each
+    row of the batch lies. rows: those that the layer runs for; it gets their K and V only.
+    """
+    if others is None:
+        yield
+        return
+    cache = own_cache(cache)
+    update = cache.update
+
+    def update_all(keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        every = [
+            torch.cat([ours, theirs])[order] for ours, theirs in zip((keys, values), others, strict=True)
+        ]
+        return tuple(held[rows] for held in update(*every, *arguments, **keywords))
+
+    cache.__dict__["update"] = update_all
+    try:
+        yield
+    finally:
+        del cache.__dict__["update"]
