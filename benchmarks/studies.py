@@ -100,7 +100,7 @@ def by_hand(folder: Path) -> float:
         places[task.key] = folder / "by-hand" / task.key
         places[task.key].mkdir(parents=True)
         inputs = {role: places[key] for role, key in task.needs.items()}
-        WORKS[task.kind].run(task, Context(places[task.key], inputs, models))
+        WORKS[task.kind].run(task, Context(places[task.key], inputs, models, folder / "executions"))
     return time.perf_counter() - started
 
 

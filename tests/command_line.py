@@ -45,7 +45,9 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
+    from offramp.decoding.measurement import plain_timing
     from offramp.decoding.measurement.plain_timing import ProfileCheck
+    from offramp.studies import recipes
 
     def holds(*_: object) -> ProfileCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.
@@ -58,6 +60,8 @@ def run_offramp(*arguments: object) -> Outcome:
         mock.patch.dict(os.environ, COLUMNS="80"),
         mock.patch.object(local_profile, "MEASURING_SECONDS", TIMING_SECONDS),
         mock.patch.object(local_profile, "check_profile", holds),
+        mock.patch.object(recipes, "PROFILE_SECONDS", TIMING_SECONDS),
+        mock.patch.object(plain_timing, "check_profile", holds),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -110,7 +114,7 @@ def tree(folder: Path) -> dict[str, bytes]:
             content = path.read_bytes()
             if path.name == "manifest.json":
                 value = json.loads(content)
-                del value["timestamps"]
+                value.pop("timestamps", None)
                 content = json.dumps(value).encode()
             found[str(path.relative_to(folder))] = content
     return found

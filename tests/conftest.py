@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,12 +17,12 @@ from offramp.models.gguf_file import CACHE_VARIABLE, cache_folder
 from tiny_models import CHAT_TEMPLATE, write_documents, write_llama
 
 if TYPE_CHECKING:
-    from offramp.cli.answers import Answers
     from offramp.costs.machine import Machine
     from offramp.models.model import Model
+    from offramp.studies.work.league import Ranking
     from offramp.tracing.trace import Trace
 
-ANSWERS: dict[tuple[object, ...], Answers] = {}
+ANSWERS: dict[tuple[object, ...], Ranking] = {}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command line does, but here torch is loaded before it: spinning threads are slow on a busy machine.
@@ -80,13 +80,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
-    from offramp.cli import decoding_choice, decoding_measurement
     from offramp.decoding.openings import FEWEST_NEW_TOKENS
+    from offramp.studies.work import decoding_choice
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
-        patch.setattr(decoding_measurement, "MOST_ROUNDS", 1)
         forget_the_load(patch)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
@@ -94,12 +93,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
 
 def forget_the_load(patch: pytest.MonkeyPatch) -> None:
     """Else a run on a busy machine ends tests of candidates early, and keeps no timings of the machine; the
-    next one, on a quieter machine, goes on with the first, and with the timings of another run."""
-    from offramp.cli import certificates
+    next one, on a quieter machine, goes on with the first, and with the timings of another run. One round."""
+    from offramp.cli import run_study
     from offramp.costs import hardware
 
     for name in ("MAIN_SECONDS", "OTHER_SECONDS"):
-        patch.setattr(certificates, name, 300.0)
+        patch.setattr(run_study, name, 300.0)
+    patch.setattr(run_study, "ROUNDS", 1)
     patch.setattr(hardware, "disturbed", lambda profile: None)
 
 
@@ -112,16 +112,17 @@ def forgotten_load(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searching the same trace again gives the same answers; with this, runs in this process do it once."""
-    from offramp.cli.answers import answers_of
+    from offramp.studies.work import league
 
-    def answers(trace: Trace, machine: Machine | None, worth: float) -> Answers:
+    def answers(trace: Trace, machine: Machine | None, *rest: Any, **options: Any) -> Ranking:
         name = None if machine is None else machine.name
-        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name, worth)
+        key = (trace.provenance["request_fingerprint"], trace.top1.tobytes(), name, rest, tuple(options))
         if key not in ANSWERS:
-            ANSWERS[key] = answers_of(trace, machine, worth)
+            ANSWERS[key] = computed(trace, machine, *rest, **options)
         return ANSWERS[key]
 
-    monkeypatch.setattr("offramp.cli.pipeline.answers_of", answers)
+    computed = league.ranking_of
+    monkeypatch.setattr(league, "ranking_of", answers)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -197,6 +198,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def safe_name(name: str) -> str:
+    """A name that is good for a file or folder; one that had to be changed keeps a key of the original."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "model"
+    return safe if safe == name else f"{safe}-{sha256_of_text(name)[:6]}"
 
 
 def sweep_temporary_files(folder: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_second_workload_is_checked_before_the_first_is_traced(
     def trace(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("the first workload was traced")
 
-    monkeypatch.setattr("offramp.cli.pipeline.trace_model", trace)
+    monkeypatch.setattr("offramp.tracing.tracer.trace", trace)
     (tmp_path / "lines.jsonl").write_text('{"text": "~"}\n' * 24)
     workloads = ["-w", f"jsonl:{documents}#text", "-w", f"jsonl:{tmp_path / 'lines.jsonl'}#text"]
     run_offramp("run", tiny_model, *workloads, "-o", tmp_path / "out").require(2)

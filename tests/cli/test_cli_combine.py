@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from command_line import Outcome, run_offramp
-from offramp.cli.run_folder import COMBINED_FILE, COMBINED_PAGE, RUN_FILE, claim
-from offramp.decoding.measurement.combined import CombineResult, read_combined
+from offramp.cli.run_folder import COMBINED_PAGE, RUN_FILE, claim
+from offramp.decoding.measurement.combined import CombineResult, read_combined, write_combined
+from offramp.errors import DamagedFileError
 from offramp.records.typed import from_json
+from offramp.report import COMBINED_FILE
 from offramp.report.combined import advice
+from offramp.report.run_reading import RunReader
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 
@@ -161,27 +165,20 @@ def test_a_folder_that_is_no_run_is_refused(model: Path, workload: str, tmp_path
     assert "not that of a run" in outcome.err
 
 
-def test_a_run_shows_what_was_combined(
-    measured: tuple[Outcome, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_shows_what_was_combined_on_its_model(
+    measured: tuple[Outcome, Path], finished_run: Path, tmp_path: Path
 ) -> None:
-    from types import SimpleNamespace
-
-    from offramp.cli.run_writer import Writer
-    from offramp.errors import DamagedFileError
-
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    assert RunReader(run).result().combined is None
+    own = RunReader(run).result().provenance["model_fingerprint"]
     result = read_combined(measured[1])
-    shutil.copy(measured[1], tmp_path / COMBINED_FILE)
-
-    def model_of(fingerprint: str) -> object:
-        return SimpleNamespace(identity=SimpleNamespace(fingerprint=fingerprint))
-
-    same = Writer(model_of(result.circumstances["model_fingerprint"]), tmp_path)  # type: ignore[arg-type]
-    assert same.combined() == result
-    assert Writer(model_of("another"), tmp_path).combined() is None  # type: ignore[arg-type]
-    assert Writer(model_of("another"), tmp_path / "empty").combined() is None  # type: ignore[arg-type]
-    (tmp_path / COMBINED_FILE).write_text("{}")
+    for fingerprint, shown in ((own, True), ("another", False)):
+        kept = replace(result, circumstances={**result.circumstances, "model_fingerprint": fingerprint})
+        write_combined(run / COMBINED_FILE, kept)
+        assert (RunReader(run).result().combined == kept) is shown
+    (run / COMBINED_FILE).write_text("{}")
     with pytest.raises(DamagedFileError):
-        same.combined()
+        RunReader(run).result()
 
 
 def test_an_overwritten_run_leaves_no_combinations_behind(tmp_path: Path) -> None:

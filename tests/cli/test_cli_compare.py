@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,55 @@ import pytest
 import offramp
 from command_line import run_offramp
 from offramp.errors import DamagedFileError
-from offramp.files import write_sealed_json
+from offramp.studies.folder import StudyFolder
 
 Edit = Callable[[dict[str, Any]], None]
 
 
 def edited(run: Path, folder: Path, *edits: Edit) -> Path:
-    """A copy of a run's folder whose summary says something else."""
+    """A copy of a run, called "other", made from other recipes, with their results."""
     shutil.copytree(run, folder)
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
-    for edit in edits:
-        edit(summary)
-    write_sealed_json(path, summary)
+    store, keys, tasks = StudyFolder(folder), {}, {}
+    plan = store.read_plan()
+    for task in plan.tasks.values():
+        recipe = json.loads(json.dumps(task.recipe))
+        for edit in edits:
+            edit(recipe)
+        new = replace(task, recipe=recipe, needs={role: keys[key] for role, key in task.needs.items()})
+        if new.key != task.key:
+            store.task_folder(task).rename(store.task_folder(new))
+        result = store.task_folder(new) / "result.json"
+        if task.kind == "score":
+            value = json.loads(result.read_text())
+            for edit in edits:
+                edit(value)
+            result.write_text(json.dumps(value))
+        store.finish(new, 0.0)
+        keys[task.key], tasks[new.key] = new.key, new
+    cells = tuple(replace(cell, task=keys[cell.task], model="other") for cell in plan.cells)
+    jobs = tuple(
+        replace(job, tasks=tuple(tasks[keys[one.key]] for one in job.tasks), needs=()) for job in plan.jobs
+    )
+    study = json.loads(json.dumps(plan.study))
+    study["models"][0]["name"] = study["models"][0]["base"] = study["study"]["title"] = "other"
+    store.write_plan(replace(plan, study=study, cells=cells, tasks=tasks, jobs=jobs))
     return folder
 
 
-def renamed(summary: dict[str, Any]) -> None:
+def renamed(value: dict[str, Any]) -> None:
     """Another model."""
-    summary["provenance"] |= {"model": "other", "model_fingerprint": "0" * 64}
+    if "model" in value:
+        value["model"]["fingerprint"] = "0" * 64
 
 
-def fewer_tokens(summary: dict[str, Any]) -> None:
-    for scores in summary["scores"]:
-        scores["tokens"] -= 100
+def fewer_tokens(value: dict[str, Any]) -> None:
+    if "card" in value:
+        value["card"]["tokens"] -= 100
 
 
-def another_text(summary: dict[str, Any]) -> None:
-    for traced in summary["provenance"]["traced"].values():
-        traced["fingerprint"] = "1" * 64
+def another_text(value: dict[str, Any]) -> None:
+    if "workload_fingerprint" in value:
+        value["workload_fingerprint"] = "1" * 64
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +155,28 @@ def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_incomplete_summary_is_a_clear_error(finished_run: Path, tmp_path: Path) -> None:
+def test_a_changed_summary_is_refused_though_nothing_of_it_is_used(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    path = run / "summary.json"
+    path.write_text(path.read_text().replace("0.", "0.1", 1))
+    command = ["compare", finished_run, run, "-o", tmp_path / "out", "--json"]
+    error = run_offramp(*command).require(DamagedFileError.exit_code).json["error"]
+    assert "not what offramp writes" in error["what"]
+    assert (error["where"], bool(error["fix"])) == (str(path), True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_an_older_offramp_is_refused_with_what_makes_it_again(
+    finished_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "summary.json").write_text('{"schema_version": 8}')
-    command = ["compare", finished_run, run, "-o", tmp_path / "out", "--json"]
-    outcome = run_offramp(*command).require(DamagedFileError.exit_code)
-    error = outcome.json["error"]
-    assert "not what offramp writes" in error["what"]
-    assert error["where"] == str(run / "summary.json")
-    assert error["fix"]
-    assert "Traceback" not in outcome.err
-    assert not (tmp_path / "out").exists()
+    shutil.copy(finished_run / "summary.json", run)
+    error = run_offramp("compare", run, "-o", tmp_path / "out", "--json").require(2).json["error"]
+    assert "older offramp" in error["what"]
+    assert "--overwrite" in error["fix"]
 
 
 def test_the_page_of_a_run_is_not_written_over(finished_run: Path, tmp_path: Path) -> None:

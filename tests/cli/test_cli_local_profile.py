@@ -13,7 +13,6 @@ import offramp
 from offramp.cli import local_profile
 from offramp.cli.local_profile import kept_profile
 from offramp.costs.hardware import OTHER_LOAD, list_local_profiles, save_local_profile
-from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.errors import InputError
@@ -60,22 +59,10 @@ def test_kept_timings_that_hold_are_used(
 ) -> None:
     save_local_profile(profile)
     checked(monkeypatch, HOLDS)
-    for find in (local_profile.local_profile, kept_profile):
-        found = find(loaded)
-        assert heads(found.profile) == heads(profile)
-        assert found.note == HOLDS.sentence
-    assert measuring.call_count == 0
-
-
-def test_timings_that_predicted_what_was_decoded_before_are_not_held_against_now(
-    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
-) -> None:
-    save_local_profile(profile)
-    checked(monkeypatch, OFF)
-    found = local_profile.local_profile(loaded, used_before=machine_fingerprint(profile))
+    found = kept_profile(loaded)
     assert heads(found.profile) == heads(profile)
-    other = local_profile.local_profile(loaded, used_before=machine_fingerprint(measuring.return_value))
-    assert heads(other.profile) == heads(measuring.return_value)
+    assert found.note == HOLDS.sentence
+    assert measuring.call_count == 0
 
 
 def test_kept_timings_that_are_off_are_measured_again_and_replaced(
@@ -90,15 +77,11 @@ def test_kept_timings_that_are_off_are_measured_again_and_replaced(
     assert [heads(kept) for kept in list_local_profiles()] == [heads(measuring.return_value)]
 
 
-def test_none_kept_are_measured_where_that_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, loaded: Model, measuring: mock.Mock
-) -> None:
+def test_none_kept_is_an_error(monkeypatch: pytest.MonkeyPatch, loaded: Model, measuring: mock.Mock) -> None:
     checked(monkeypatch, None)
     with pytest.raises(InputError, match="no timings of this model"):
         kept_profile(loaded)
     assert measuring.call_count == 0
-    assert local_profile.local_profile(loaded).note == "timed just now"
-    assert measuring.call_count == len(list_local_profiles()) == 1
 
 
 def test_timings_under_load_are_used_with_a_note_and_not_kept(

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from command_line import run_offramp, summary_of
-from offramp.cli import preparation
+from offramp.cli import run_study
 from offramp.report.summary import summary_schema
 from tiny_models import GGUF_LAYERS, LINES, write_gguf
 
@@ -17,7 +17,7 @@ from tiny_models import GGUF_LAYERS, LINES, write_gguf
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "FITTING_TOKENS", 200)
+    monkeypatch.setattr(run_study, "FITTING_TOKENS", 100)
     folder = tmp_path / "run"
     command = ["run", "smollm2", "--workload", "prose", "--tokens", 256, "--exits", "10,20,30", "-o", folder]
     command += ["--no-decode", "--hardware", "h100"]  # the README's commands time this machine
@@ -27,7 +27,7 @@ def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["verdict"]["decision"] in ("pays", "does not pay", "too close to call")
     assert "smollm2" in summary["verdict"]["headline"]
-    assert 0.001 < summary["measured"]["plain_seconds_per_token"]["value"] < 10
+    assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
     (scores,) = summary["scores"]
     assert scores["tokens"] == 256
     assert scores["curves"]["exits"] == [10, 20, 30]

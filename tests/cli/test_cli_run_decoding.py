@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,36 +17,38 @@ import numpy as np
 import pytest
 
 from command_line import finish, run_arguments, run_offramp, start_offramp
-from offramp.cli import decoding_choice, decoding_stage
-from offramp.cli.decoding_choice import (
-    BUDGET_SECONDS,
-    MOST_NEW_TOKENS,
-    Choice,
-    chosen_policies,
-    new_tokens_for,
-    seconds_after,
-    seconds_for,
-)
-from offramp.cli.decoding_file import Kept, read_kept, write_kept
-from offramp.cli.decoding_measurement import Task
 from offramp.decoding.measurement.contenders import SHORT
 from offramp.decoding.measurement.turns import FEWEST_VISITS
 from offramp.decoding.openings import (
     FEWEST_NEW_TOKENS,
     OPENING_TOKENS,
     PROMPTS,
-    Prompts,
     pick_prompts,
 )
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.report.ranking import HEADLINE_FLOOR
+from offramp.records.typed import finite_json, from_json, to_json
+from offramp.report.findings import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
+from offramp.studies.task import Task
+from offramp.studies.work import decoding_choice
+from offramp.studies.work.context import Context
+from offramp.studies.work.decode import DecodeWork, Decoding
+from offramp.studies.work.decoding_choice import (
+    MOST_NEW_TOKENS,
+    Choice,
+    new_tokens_for,
+    of_verdicts,
+    seconds_after,
+    seconds_for,
+    within_budget,
+)
+from offramp.studies.work.league import Ranking
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents
 from offramp.workloads.registry import load_workload
-from tiny_models import LAYERS
+from tiny_models import LAYERS, write_documents
 
 pytestmark = pytest.mark.usefixtures("remembered_answers", "forgotten_load")
 
@@ -122,7 +125,6 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
         assert by_name["never exit"]["same_output"] == 1.0
         assert by_name["generate(prompt_lookup_num_tokens)"]["same_output"] == 1.0
         assert by_name["never exit"]["layers_per_token"] == LAYERS
-    assert text["a_a"] == chat["a_a"], "the plain decoder of both texts is compared to itself together"
     assert all("a static cache was not tried" in " ".join(one["notes"]) for one in (text, chat))
     page = (finished_run / "report.html").read_text()
     assert "Decoded for real" in page
@@ -130,71 +132,71 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
     assert Nesting(page).whole
 
 
-def test_a_rerun_keeps_what_was_timed(
-    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def timed_again(*_: object) -> None:
-        raise AssertionError("timed again")
+def results(folder: Path) -> dict[Path, bytes]:
+    """What the decode tasks of a run left, by their folders."""
+    return {path.parent: path.read_bytes() for path in folder.glob("tasks/decode/*/result.json")}
 
-    monkeypatch.setattr(decoding_stage, "decode_together", timed_again)
-    monkeypatch.setattr(decoding_stage, "time_plain_decoding", timed_again)
-    monkeypatch.setattr("offramp.cli.pipeline.time_plain_decoding", timed_again)
-    before, kept = summary_of(run_folder), (run_folder / "decoding.json").read_bytes()
+
+@pytest.fixture
+def decoded_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Decoding gives what it gave before. The folders of the tasks that were asked for it."""
+    before, asked = results(run_folder), []
+
+    def run(self: DecodeWork, task: Task, context: Context) -> None:
+        asked.append(context.folder)
+        (context.folder / "result.json").write_bytes(before[context.folder])
+
+    monkeypatch.setattr(DecodeWork, "run", run)
+    return asked
+
+
+def test_a_rerun_keeps_what_was_timed(
+    arguments: list[object], run_folder: Path, decoded_again: list[Path]
+) -> None:
+    before, kept = summary_of(run_folder), results(run_folder)
     run_offramp(*arguments).require(0)
+    assert (decoded_again, results(run_folder)) == ([], kept)
     after = summary_of(run_folder)
-    assert (run_folder / "decoding.json").read_bytes() == kept
     for key in ("decoding", "measured", "verdict", "predicted"):
         assert after[key] == before[key]
 
 
-def kept_in(folder: Path) -> Kept:
-    kept = read_kept(folder)
-    assert kept is not None
-    return kept
-
-
-def test_overwriting_times_again_and_another_policy_does_too(
-    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_further_text_is_the_only_new_work(
+    arguments: list[object], run_folder: Path, tmp_path: Path
 ) -> None:
-    kept = kept_in(run_folder)
-    timed: list[list[int]] = []
+    """But for certificates, which share the chance to be wrong with it."""
+    other = write_documents(tmp_path / "other.jsonl", seed=1)
+    before = {path.parent.name for path in run_folder.glob("tasks/*/*/manifest.json")}
+    run_offramp(*arguments, "-w", f"jsonl:{other}#text", "--no-decode").require(0)
+    new = [path for path in run_folder.glob("tasks/*/*/manifest.json") if path.parent.name not in before]
+    kinds = Counter(path.parent.parent.name for path in new)
+    assert kinds == {"heads": 1, "trace": 1, "score": 1, "league": 1, "tune": 3}
+    assert len(summary_of(run_folder)["scores"]) == 3
 
-    def decode(model: object, tasks: Any, prepared: object, new_tokens: int, seconds: float) -> Any:
-        timed.append([len(task.choices) for task in tasks])
-        return [replace(one, measured_on="2026-02-03T04:05:06+00:00") for one in kept.decoded]
 
-    monkeypatch.setattr(decoding_stage, "decode_together", decode)
+def test_overwriting_times_again(
+    arguments: list[object], run_folder: Path, decoded_again: list[Path]
+) -> None:
     run_offramp(*arguments, "--overwrite").require(0)
-    counts = [len(one.policies) for one in kept.decoded]
-    assert timed == [counts]
-    assert {w["measured_on"] for w in summary_of(run_folder)["decoding"]["workloads"]} == {
-        "2026-02-03T04:05:06+00:00"
-    }
-    assert "2026-02-03 04:05 UTC" in (run_folder / "report.html").read_text()
-    another = [Choice("static:exit=1", "propagate", "to try it", 0.95)]
-    monkeypatch.setattr(decoding_stage, "chosen_policies", lambda _: another)
-    run_offramp(*arguments).require(0)
-    assert timed == [counts, [1, 1]]
+    assert len(decoded_again) == 2
 
 
 def test_a_damaged_measurement_is_made_again(
-    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[object], run_folder: Path, decoded_again: list[Path]
 ) -> None:
-    path = run_folder / "decoding.json"
-    kept = kept_in(run_folder)
-    path.write_text(path.read_text().replace('"new_tokens": 8', '"new_tokens": 9', 1))
-    monkeypatch.setattr(decoding_stage, "decode_together", lambda *_: list(kept.decoded))
-    outcome = run_offramp(*arguments).require(0)
-    assert "decoded again: decoding.json is damaged" in outcome.err
+    folder, kept = next(iter(results(run_folder).items()))
+    (folder / "result.json").write_bytes(kept.replace(b'"new_tokens": 8', b'"new_tokens": 9', 1))
+    run_offramp(*arguments).require(0)
+    assert decoded_again == [folder]
     assert [d["new_tokens"] for d in summary_of(run_folder)["decoding"]["workloads"]] == [8, 8]
 
 
-def test_what_was_decoded_reads_back_equal(finished_run: Path, tmp_path: Path) -> None:
-    kept = kept_in(finished_run)
-    assert len(kept.decoded) == 2
-    write_kept(tmp_path, kept)
-    assert (tmp_path / "decoding.json").read_bytes() == (finished_run / "decoding.json").read_bytes()
-    assert read_kept(tmp_path) == kept
+def test_what_was_decoded_reads_back_equal(finished_run: Path) -> None:
+    found = results(finished_run).values()
+    assert len(found) == 2
+    for content in found:
+        value = json.loads(content)
+        assert finite_json(to_json(from_json(Decoding, value))) == value
 
 
 def test_a_family_that_the_engine_refuses_still_gets_its_report(
@@ -203,7 +205,8 @@ def test_a_family_that_the_engine_refuses_still_gets_its_report(
     def refuses(*_: object) -> None:
         raise ModelError("the model cannot be driven layer by layer: its state lies elsewhere")
 
-    monkeypatch.setattr(decoding_stage, "engine_of", refuses)
+    shutil.rmtree(run_folder / "tasks" / "decode")
+    monkeypatch.setattr("offramp.decoding.engine.build.engine_of", refuses)
     outcome = run_offramp(*arguments).require(0)
     summary = summary_of(run_folder)
     assert summary["decoding"]["workloads"] == []
@@ -218,17 +221,22 @@ def test_a_family_that_the_engine_refuses_still_gets_its_report(
 def test_one_text_that_fails_leaves_the_others(
     arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = kept_in(run_folder)
-    (run_folder / "decoding.json").unlink()
-    found = [OfframpError("NaN logits at token 3, layer 2"), kept.decoded[1]]
-    monkeypatch.setattr(decoding_stage, "decode_together", lambda *_: found)
-    run_offramp(*arguments).require(0)
+    def fails(*_: object) -> None:
+        raise OfframpError("NaN logits at token 3, layer 2")
+
     decoding = summary_of(run_folder)["decoding"]
-    assert [measurement["workload"] for measurement in decoding["workloads"]] == ["chat"]
-    assert list(decoding["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
-    monkeypatch.setattr(decoding_stage, "decode_together", None)
-    run_offramp(*arguments).require(0)
-    assert summary_of(run_folder)["decoding"] == decoding, "a rerun says the same"
+    folder = next(iter(results(run_folder)))
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodeWork, "run", fails)
+        run_offramp(*arguments).require(0)
+    found = summary_of(run_folder)["decoding"]
+    assert len(found["workloads"]) == 1
+    assert list(found["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
+    monkeypatch.setattr(DecodeWork, "run", lambda self, task, context: context.write_result({"bench": None}))
+    run_offramp(*arguments, "--no-decode").require(0)
+    assert summary_of(run_folder)["decoding"]["workloads"] == []
+    assert decoding["not_decoded"] == {}
 
 
 def test_without_decoding_the_report_says_so(arguments: list[object], run_folder: Path) -> None:
@@ -236,7 +244,7 @@ def test_without_decoding_the_report_says_so(arguments: list[object], run_folder
     decoding = summary_of(run_folder)["decoding"]
     assert decoding["workloads"] == []
     assert set(decoding["not_decoded"].values()) == {"--no-decode was given"}
-    assert (run_folder / "decoding.json").exists(), "what was timed before is kept for the next run"
+    assert len(results(run_folder)) == 2, "what was timed before is kept for the next run"
 
 
 def wait_for_page(process: Any, page: Path, words: str) -> str:
@@ -263,11 +271,11 @@ def test_killed_in_the_middle_the_page_opens_and_the_rerun_completes(
     folder = tmp_path / "run"
     command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 480, "-o", folder]
     process = start_offramp(*command)
-    page = wait_for_page(process, folder / "report.html", "Still running: decoding for real.")
+    page = wait_for_page(process, folder / "report.html", "Still running: decoding")
     process.send_signal(signal.SIGKILL)
     finish(process)
     assert (folder / "report.html").read_text() == page
-    assert f"Done: the machine timed and jsonl:{documents}#text traced" in page
+    assert f"tracing jsonl:{documents}#text" in page.partition("Done: ")[2]
     assert "Early exit would" in page or "too close to call" in page
     assert not (folder / "summary.json").exists()
     monkeypatch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
@@ -283,64 +291,43 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
         raise KeyboardInterrupt
 
     page = (run_folder / "report.html").read_bytes()
-    monkeypatch.setattr("offramp.cli.pipeline.decode_workloads", stops)
+    shutil.rmtree(run_folder / "tasks" / "decode")
+    monkeypatch.setattr(DecodeWork, "run", stops)
     run_offramp(*arguments).require(130)
     assert (run_folder / "report.html").read_bytes() == page
 
 
 def test_sizes_follow_the_budget() -> None:
-    # 3 + 3.5 and 1 + 3.5 contenders on four prompts; 10 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
-    visits = 4 * 11
-    decodings = visits + 10 + 6 + 6
-    # The parts of 4 policies; (4 + 2) x 4 answers are read.
-    after = 0.05 * 4 + 0.06 * (4 * (2.5 + 9) + 2.5 * 24)
-    assert seconds_after([3, 1], 0.06, 9) == pytest.approx(after)
-    tokens = 9 * (visits + 10 + 6) + 6 * SHORT.warm_up_tokens
+    # 3 + 3.5 contenders on four prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
+    visits = 4 * 6.5
+    decodings = visits + 6 + 6 + 6
+    # The parts of 3 policies; (3 + 1) x 4 answers are read.
+    after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 16)
+    assert seconds_after(3, 0.06, 9) == pytest.approx(after)
+    tokens = 9 * (visits + 6 + 6) + 6 * SHORT.warm_up_tokens
     timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
-    assert seconds_for([3, 1], 0.06, 9) == pytest.approx(timing + after)
+    assert seconds_for(3, 0.06, 9) == pytest.approx(timing + after)
     # Trials and the pilot are never longer than they need be.
-    more = seconds_for([3, 1], 0.06, 25) - seconds_for([3, 1], 0.06, 24)
-    assert more == pytest.approx(0.06 * (visits + 4))
-    assert new_tokens_for([3], 0.001) == MOST_NEW_TOKENS
-    assert new_tokens_for([3], 10.0) == 0
-    found = new_tokens_for([3, 1, 1], 0.06)
+    more = seconds_for(3, 0.06, 25) - seconds_for(3, 0.06, 24)
+    assert more == pytest.approx(0.06 * (visits + 3))
+    assert new_tokens_for(3, 0.001, 22.0) == MOST_NEW_TOKENS
+    assert new_tokens_for(3, 10.0, 22.0) == 0
+    found = new_tokens_for(1, 0.05, 22.0)
     assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
-    assert seconds_for([3, 1, 1], 0.06, found) <= BUDGET_SECONDS < seconds_for([3, 1, 1], 0.06, found + 1)
+    assert seconds_for(1, 0.05, found) <= 22.0 < seconds_for(1, 0.05, found + 1)
 
 
 @pytest.mark.parametrize(
-    ("plain", "names", "choices", "new_tokens"),
-    [
-        (0.002, ["a", "b", "c"], [3, 1, 1], MOST_NEW_TOKENS),
-        (0.06, ["a", "b", "c"], [3, 1, 1], 8),
-        (0.07, ["a", "b", "c"], [1, 1, 1], 8),
-        (0.2, ["a"], [1], 8),
-        (0.7, ["a"], [1], FEWEST_NEW_TOKENS),
-        (3.0, [], [], 0),
-    ],
+    ("plain", "choices", "new_tokens"),
+    [(0.002, 3, MOST_NEW_TOKENS), (0.05, 1, 10), (0.25, 1, FEWEST_NEW_TOKENS), (3.0, 0, 0)],
 )
 def test_a_slow_model_leaves_out_what_would_take_too_long(
-    plain: float, names: list[str], choices: list[int], new_tokens: int
+    plain: float, choices: int, new_tokens: int
 ) -> None:
-    class Named:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-    cells = [Choice(f"static:exit={exit}", "propagate", "") for exit in (1, 2, 3)]
-    prompts = Prompts(((1, 2, 3),), ("one",), True)
-    tasks = [
-        Task(Named(name), Named(name), tuple(cells[:count]), prompts, ())  # type: ignore[arg-type]
-        for name, count in (("a", 3), ("b", 1), ("c", 1))
-    ]
-    kept, tokens, missing = decoding_stage.within_budget(tasks, plain)
-    assert [task.result.name for task in kept] == names
-    assert [len(task.choices) for task in kept] == choices
+    cells = [Choice("static", f"static:exit={exit}", "propagate", "", 0.95) for exit in (1, 2, 3)]
+    kept, tokens = within_budget(cells, plain, 22.0)
+    assert list(kept) == cells[:choices]
     assert tokens == new_tokens
-    assert set(missing) == {"a", "b", "c"} - set(names)
-    assert all("offramp bench" in why for why in missing.values())
-    if choices[:1] == [1]:
-        assert "static:exit=2, static:exit=3" in kept[0].left_out[0]
-        assert not any(task.left_out for task in kept[1:])
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +370,6 @@ def test_who_is_chosen(finished_run: Path) -> None:
     from offramp.scoring.estimate import Estimate
     from offramp.tuning.judging import judge
     from offramp.tuning.ranking import RankedPolicy
-    from offramp.tuning.tuned import Tuned
     from offramp.tuning.verdict import Verdict
 
     one = Estimate(1.0)
@@ -394,31 +380,32 @@ def test_who_is_chosen(finished_run: Path) -> None:
     def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> RankedPolicy:
         return RankedPolicy(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
 
-    class Stub:
-        verdicts: tuple[Verdict, ...] = (replace(verdict, floor=0.9, policy="static:exit=1"), verdict)
-        tuned: tuple[Tuned, ...] = ()
-        league: tuple[RankedPolicy, ...] = ()
+    looser = replace(verdict, floor=0.9, policy="static:exit=1")
+    league = Ranking("local", "", (0.95,), (), (looser, verdict), None)
 
-    result: Any = Stub()
+    def chosen() -> list[tuple[str, str, float]]:
+        return [(one.policy, one.kv, one.floor) for one in of_verdicts(league, ())]
 
-    def chosen() -> list[tuple[str, str, float | None]]:
-        return [(one.policy, one.kv, one.floor) for one in chosen_policies(result)]
+    def judged_as(*verdicts: Verdict) -> Ranking:
+        return replace(league, verdicts=verdicts)
 
     # The main floor's comes first; one of several floors is decoded once.
     assert chosen() == [("static:exit=3", "recompute", 0.95), ("static:exit=1", "recompute", 0.9)]
-    result.verdicts = (*result.verdicts, replace(verdict, floor=0.99))
+    league = judged_as(*league.verdicts, replace(verdict, floor=0.99))
     assert chosen() == [("static:exit=3", "recompute", 0.95), ("static:exit=1", "recompute", 0.9)]
     # A looser floor's policy where the main one has none.
-    result.verdicts = (replace(verdict, floor=0.9, policy="static:exit=1"), replace(verdict, policy="never"))
+    never = replace(verdict, policy="never")
+    league = judged_as(looser, never)
     assert chosen() == [("static:exit=1", "recompute", 0.9)]
-    result.verdicts = (replace(verdict, policy="never"),)
+    league = judged_as(never)
     assert chosen() == []
-    result.league = (
+    entries = (
         entry("never", 1.0),
         entry("static:exit=2", 0.9),
         entry("static:exit=1", 0.8),
         entry("oracle:saturation", 1.4, reachable=False),
         entry("static:exit=3", 1.2, floor=0.9),
     )
+    league = replace(league, entries=entries)
     assert chosen() == [("static:exit=2", "propagate", 0.95)]
-    assert "never to exit" in chosen_policies(result)[0].why
+    assert "never to exit" in of_verdicts(league, ())[0].why

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
-from offramp.report.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.report.run_result import RunResult, Timing, WorkloadResult
 from offramp.scoring.scoring import score
+from offramp.studies.work.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
 from offramp.tuning.floor import Floor

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report_examples import model_shape
 
 from offramp.errors import InputError
-from offramp.report.passage import (
+from offramp.studies.work.passage import (
     grid_from_trace,
     passage_from_trace,
     shown_exits,

@@ -24,9 +24,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What planning reads whole: models and slow workloads, in order."""
     read: list[str] = []
 
-    def find(name: str) -> Any:
+    def find(name: str, **options: bool) -> Any:
         read.append(Path(name).name)
-        return find_source(name)
+        return find_source(name, **options)
 
     def load(source: str) -> Any:
         if source == "math:short":

@@ -20,7 +20,7 @@ from offramp.errors import OfframpError
 from offramp.files import PACKAGE, source_fingerprint
 from offramp.policies import grammar as policies
 from offramp.records.given_file import Source
-from offramp.studies.computing import PACKAGES, SHARED_WORK, code_of
+from offramp.studies.computing import OTHER_WORK, PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
 from offramp.studies.task import Plan
@@ -155,7 +155,7 @@ SEARCHED = {"league", "tune", "decode"}
         ({"tokens": 128}, OF_TRACE),
         ({"dtype": "bfloat16"}, OF_MODEL),
         ({"threads": 2}, OF_MODEL),
-        ({"exits": [1, 2]}, OF_TRACE),
+        ({"exits": [1, 2]}, OF_TRACE | {"heads"}),
         ({"context": 64}, OF_TRACE),
         ({"document_tokens": 16}, OF_TRACE),
         ({"signals": ["logit_gap"]}, OF_TRACE),
@@ -257,8 +257,8 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
             ("tracing/tracer.py", set(PACKAGES)),
             ("scoring/eas.py", set(PACKAGES) - {"trace", "heads"}),
             ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "score", "pair"}),
-            ("tuning/ranking.py", {"league", "tune", "profile", "decode", "combine"}),
-            ("decoding/measurement/plain_timing.py", {"profile", "decode", "combine"}),
+            ("tuning/ranking.py", {"league", "tune", "certify", "profile", "decode", "combine"}),
+            ("decoding/measurement/plain_timing.py", {"certify", "profile", "decode", "combine"}),
             ("studies/work/pair.py", {"pair"}),
             ("studies/work/inputs.py", set(PACKAGES)),
             ("studies/plan.py", set()),
@@ -329,14 +329,17 @@ def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
     assert PACKAGES.keys() == WORKS.keys()
-    covered = (*PACKAGES[kind], f"studies/work/{kind}.py", *SHARED_WORK)
+    covered = (*PACKAGES[kind], f"studies/work/{kind}.py", *OTHER_WORK.get(kind, ()), *SHARED_WORK)
     for file in imported_by(f"studies/work/{kind}.py"):
         room = file.partition("/")[0]
         known = file in (*covered, *APART) or room in covered
         assert known, f"{kind} imports {file}"
 
 
-APART = {"errors.py", "files.py", "records/typed.py", "studies/task.py", "studies/manifest.py"}
+APART = {
+    *("errors.py", "files.py", "records/typed.py"),
+    *("studies/entries.py", "studies/task.py", "studies/manifest.py"),
+}
 """They name, write and raise, and change no figure."""
 
 

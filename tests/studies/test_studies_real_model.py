@@ -47,7 +47,7 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
     # Of one batch size only, and kept: timing all of them takes a minute on a busy machine.
     recipe = {**common, "machine": machine_facts(threads), "seconds": 1.0}
     timing = planned("profile", recipe, exclusive=True, sources=bench.sources())
-    model = model_of(timing, Context(tmp_path, {}, bench.models))
+    model = model_of(timing, Context(tmp_path, {}, bench.models, tmp_path))
     save_local_profile(stating(measure_hardware(model, batches=[1], budget_seconds=0.1), timing))
     profile = bench.run(timing)
     here = {"trace": traced, "profile": profile}

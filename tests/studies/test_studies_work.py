@@ -47,17 +47,21 @@ from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay import replay_intervals
 from offramp.records.typed import finite_json, from_json
+from offramp.scoring.estimate import Estimate
 from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
-from offramp.studies.work.decode import NOTHING, best_policies
+from offramp.studies.work.decode import NO_EXITS
+from offramp.studies.work.decoding_choice import best_of_ranking
 from offramp.studies.work.inputs import PROFILE_FILE
+from offramp.studies.work.league import Ranking
+from offramp.studies.work.profile import NOTE
 from offramp.studies.work.text_size import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
-from offramp.tuning.ranking import ranking
-from offramp.tuning.tuned import read_tuned
+from offramp.tuning.ranking import RankedPolicy, ranking
+from offramp.tuning.tuned import read_tuned, to_json
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 
@@ -107,7 +111,13 @@ def local_league(bench: Bench, traced: Path, profiled: Path) -> Path:
 
 
 def on_this_machine(kind: str, **recipe: Any) -> Task:
-    return planned(kind, {"seed": SEED, **recipe}, needs={"trace": "t", "profile": "p"})
+    return planned(
+        kind, {"seed": SEED, **OF_KIND.get(kind, {}), **recipe}, needs={"trace": "t", "profile": "p"}
+    )
+
+
+OF_KIND: dict[str, dict[str, Any]] = {"league": {"worth": 0.05, "details": False}}
+"""What recipes of a kind say whatever else they say."""
 
 
 def on_machine(kind: str, name: str = "h100", **recipe: Any) -> Task:
@@ -115,7 +125,7 @@ def on_machine(kind: str, name: str = "h100", **recipe: Any) -> Task:
     fingerprint = machine_fingerprint(find_machine(name))
     return planned(
         kind,
-        {"seed": SEED, "machine": fingerprint, **recipe},
+        {"seed": SEED, "machine": fingerprint, **OF_KIND.get(kind, {}), **recipe},
         needs={"trace": "t"},
         sources={"machine": name},
     )
@@ -228,7 +238,7 @@ def test_tuning_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Tr
     folder = bench.run(on_machine("tune", floors=FLOORS), {"trace": traced})
     for floor, value in zip(FLOORS, result_of(folder)["tuned"], strict=True):
         expected = offramp.tune(trace, {"agreement": floor}, "h100", seed=SEED)
-        assert value == finite_json(expected)
+        assert value == finite_json(to_json(expected))
         assert read_tuned(folder / f"tuned-{floor:g}.json") == expected
 
 
@@ -307,6 +317,7 @@ def heads_task(bench: Bench, **changes: Any) -> Task:
         **bench.common(),
         "workloads": [bench.workload_recipe()],
         "tokens": 400,
+        "exits": "all",
         "lens": True,
         "classifiers": ["correctness"],
         "seed": SEED,
@@ -357,6 +368,14 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return measuring
 
 
+def noteless(folder: Path) -> Any:
+    """The profile of a folder without the sentence that says how it was come by."""
+    profile = _profile(folder)
+    assert profile.details[NOTE]
+    details = {name: one for name, one in profile.details.items() if name != NOTE}
+    return dataclasses.replace(profile, details=details).to_json()
+
+
 def profile_task(bench: Bench) -> Task:
     recipe = {**bench.common(), "machine": machine_facts(1), "seconds": 0.1}
     return planned("profile", recipe, sources={"model": bench.model})
@@ -364,10 +383,10 @@ def profile_task(bench: Bench) -> Task:
 
 def test_a_profile_is_measured_once_for_a_recipe(bench: Bench, measured: mock.Mock) -> None:
     folder = bench.run(profile_task(bench), name="measured")
-    assert files_of(bench.run(profile_task(bench), name="kept")) == files_of(folder)
+    assert noteless(bench.run(profile_task(bench), name="kept")) == noteless(folder)
     assert measured.call_count == 1
     (kept,) = list_local_profiles()
-    assert _profile(folder).to_json() == kept.to_json()
+    assert noteless(folder) == kept.to_json()
     assert kept.details[RECIPE] == profile_task(bench).recipe
 
 
@@ -385,7 +404,7 @@ def test_a_profile_of_another_recipe_is_not_taken(
     folder = bench.run(changed, name="newer")
     assert measured.call_count == 2
     assert _profile(folder).details[RECIPE] == changed.recipe
-    assert files_of(bench.run(changed, name="kept newer")) == files_of(folder)
+    assert noteless(bench.run(changed, name="kept newer")) == noteless(folder)
     assert measured.call_count == 2
 
 
@@ -426,18 +445,14 @@ def test_a_profile_timed_under_load_serves_its_study_and_is_not_kept(
 
 
 def test_the_best_policies_are_distinct_reachable_and_exit() -> None:
+    one = Estimate(1.0)
+
     def entry(
         family: str, policy: str, speedup: float | None, *, floor: float = 0.9, reachable: bool = True
-    ) -> Any:
-        return {
-            "family": family,
-            "policy": policy,
-            "floor": floor,
-            "reachable": reachable,
-            "net_speedup": {"value": speedup},
-        }
+    ) -> RankedPolicy:
+        return RankedPolicy(family, policy, reachable, floor, one, one, Estimate(speedup), 1.0, 0.0, 0.0)
 
-    entries = [
+    entries = (
         entry("full model", "never", 1.0),
         entry("oracle", "oracle:which=saturation", 3.0, reachable=False),
         entry("slow", "static:exit=3", 0.9),
@@ -446,14 +461,15 @@ def test_the_best_policies_are_distinct_reachable_and_exit() -> None:
         entry("middle", "static:exit=2", 1.2),
         entry("undefined", "static:exit=4", None),
         entry("bold", "static:exit=0", 9.0, floor=0.5),
-    ]
-    found = best_policies(entries, floor=0.9, count=2)
+    )
+    league = Ranking("local", "", (0.9, 0.5), entries, (), None)
+    found = best_of_ranking(league, floor=0.9, count=2)
     assert [(one.family, one.policy) for one in found] == [
         ("fast", "static:exit=1"),
         ("middle", "static:exit=2"),
     ]
-    assert len(best_policies(entries, floor=0.9, count=9)) == 3
-    assert best_policies(entries, floor=0.95, count=2) == []
+    assert len(best_of_ranking(league, floor=0.9, count=9)) == 3
+    assert best_of_ranking(league, floor=0.95, count=2) == []
 
 
 def decode_task(bench: Bench, **changes: Any) -> Task:
@@ -467,6 +483,7 @@ def decode_task(bench: Bench, **changes: Any) -> Task:
         "rounds": 2,
         "seconds": 60,
         "seed": SEED,
+        "machine": machine_facts(1),
     }
     needs = {"trace": "t", "league": "l", "profile": "p"}
     return planned("decode", {**recipe, **changes}, needs=needs, exclusive=True, sources=bench.sources())
@@ -480,7 +497,7 @@ def test_the_best_of_the_league_are_decoded(
     result = result_of(bench.run(decode_task(bench), inputs))
     measured = from_json(BenchResult, result["bench"])
     assert "date" not in measured.circumstances
-    best = best_policies(result_of(local_league)["entries"], floor=0.5, count=2)
+    best = best_of_ranking(from_json(Ranking, result_of(local_league)), floor=0.5, count=2)
     assert [one["policy"] for one in result["chosen"]] == [one.policy for one in best]
     for one in result["chosen"]:
         timed = measured.contender(one["contender"])
@@ -500,8 +517,10 @@ def test_where_no_policy_exits_that_is_the_result(
     bench: Bench, traced: Path, profiled: Path, local_league: Path
 ) -> None:
     inputs = {"trace": traced, "profile": profiled, "league": local_league}
-    assert best_policies(result_of(local_league)["entries"], floor=0.97, count=2) == []
-    assert result_of(bench.run(decode_task(bench, floor=0.97), inputs, name="nothing")) == NOTHING
+    ranking = from_json(Ranking, result_of(local_league))
+    assert best_of_ranking(ranking, floor=0.97, count=2) == []
+    found = result_of(bench.run(decode_task(bench, floor=0.97), inputs, name="nothing"))
+    assert found["why_nothing"] == NO_EXITS
 
 
 @pytest.mark.usefixtures("uncollected")

@@ -64,7 +64,7 @@ class Bench:
         """Run a task in a folder of its own; the folder."""
         folder = self.root / (name or task.kind)
         folder.mkdir(parents=True, exist_ok=True)
-        WORKS[task.kind].run(task, Context(folder, inputs or {}, self.models))
+        WORKS[task.kind].run(task, Context(folder, inputs or {}, self.models, self.root / "executions"))
         return folder
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from offramp.cli.bench_request import PROMPTS
 from offramp.cli.options import refuse_idle, require_options
-from offramp.cli.run_folder import COMBINED_FILE, RUN_FILE
+from offramp.cli.run_folder import RUN_FILE
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_accelerations
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes
 from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
+from offramp.report import COMBINED_FILE
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import load_workload

@@ -27,6 +27,7 @@ from offramp.cli.heads_command import heads
 from offramp.cli.list_command import list_things
 from offramp.cli.predict_command import predict
 from offramp.cli.replay_command import replay
+from offramp.cli.report_command import report
 from offramp.cli.run_command import run
 from offramp.cli.score_command import score
 from offramp.cli.study_command import study
@@ -92,6 +93,7 @@ app.command("bench")(bench)
 app.command("generate")(generate)
 app.add_typer(study, name="study")
 app.command("compare")(compare)
+app.command("report")(report)
 app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
 import torch
 
-import offramp
 from offramp.costs.hardware import processor_name
-from offramp.models.model import Model
-from offramp.models.source import weights_note
-from offramp.tracing.request import code_fingerprint, library_versions
-from offramp.tracing.trace import Trace
-
-
-def describe_run(model: Model) -> dict[str, Any]:
-    """Versions, fingerprints and the machine, as JSON values."""
-    about_weights = weights_note(model.identity.weights)
-    return {
-        "offramp": offramp.__version__,
-        "code_fingerprint": code_fingerprint(),
-        "model_source": model.identity.source,
-        "model_licence": model.identity.licence,
-        **({} if about_weights is None else {"model_weights": about_weights}),
-        "model_fingerprint": model.identity.fingerprint,
-        "transforms": list(model.identity.transforms),
-        "tokenizer_fingerprint": model.identity.tokenizer,
-        "dtype": model.dtype,
-        "bos": model.bos_policy.source,
-        "readout": model.stack.readout_kind,
-        **describe_software(model.identity.transforms),
-        **describe_machine(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def describe_request(traces: Mapping[str, Trace]) -> dict[str, Any]:
-    """What was asked for, and the text each trace was measured on: licence, source and fingerprints.
-
-    traces: by the workload's name.
-    """
-    described = {}
-    for name, trace in traces.items():
-        request = trace.request
-        described[name] = {
-            **{key: request["workload"][key] for key in ("licence", "source", "fingerprint")},
-            **{key: request[key] for key in ("tokens", "context", "document_tokens", "exits", "reductions")},
-            "request_fingerprint": trace.provenance["request_fingerprint"],
-        }
-    return {"traced": described}
+from offramp.tracing.request import library_versions
 
 
 def describe_software(transforms: Iterable[str]) -> dict[str, Any]:

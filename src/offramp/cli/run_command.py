@@ -27,13 +27,14 @@ from offramp.cli.options import (
     Transforms,
     require_options,
 )
-from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, safe_name
+from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
 from offramp.errors import InputError
+from offramp.files import safe_name
 from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
-    from offramp.cli.run_writer import FinishedRun
+    from offramp.cli.run_outputs import FinishedRun
     from offramp.report.run_result import RunResult
 
 DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
@@ -103,7 +104,7 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
-    from offramp.cli.answers import require_documents
+    from offramp.cli.run_study import RunOptions, require_documents
     from offramp.models.memory import parse_size
     from offramp.tracing.loading import read_transforms
     from offramp.tuning.verdict import require_worth
@@ -120,12 +121,13 @@ def run(
         dtype=dtype,
         output=output,
     )
-    budget = None if memory is None else parse_size(memory, "--memory")
+    if memory is not None:
+        parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
     require_documents(workloads)
 
-    from offramp.cli.pipeline import RunOptions, run_pipeline
+    from offramp.cli.run_stages import carry_out
     from offramp.models.identity import command_name
     from offramp.report.terminal import print_summary, print_verdict_so_far
 
@@ -146,10 +148,10 @@ def run(
         decode=decode,
         decode_budget=decode_budget,
         stream=stream,
-        memory=budget,
+        memory=memory,
         workloads_given=bool(workload),
     )
-    finished = run_pipeline(
+    finished = carry_out(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
     print_summary(finished.result, out.console, finished.report)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,20 @@ from offramp.files import (
     TEMPORARY_PREFIX,
     canonical_json,
     read_sealed_json,
+    remove,
+    safe_name,
     sha256_of_text,
     write_sealed_json,
 )
-from offramp.report import REPORT_FILE
+from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
+from offramp.studies.fingerprints import FILE as FINGERPRINTS
+from offramp.studies.folder import JOURNAL, PLAN, TASKS
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
-TRACES = "traces"
-HEADS_FILE = "heads.safetensors"
 POLICIES = "policies"
-EXECUTIONS = "executions"
-"""Documents that were decoded for certificates."""
-DECODING_FILE = "decoding.json"
-COMBINED_FILE, COMBINED_PAGE = "combined.json", "combined.html"
-"""What `offramp bench --combine -o` that folder adds."""
-
-
-def safe_name(name: str) -> str:
-    """A name that is good for a folder; a name that had to be changed keeps a key of the original."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "model"
-    return safe if safe == name else f"{safe}-{sha256_of_text(name)[:6]}"
+COMBINED_PAGE = "combined.html"
+"""What `offramp bench --combine -o` that folder adds, beside COMBINED_FILE."""
 
 
 def default_folder(model_name: str, request: dict[str, Any]) -> Path:
@@ -80,7 +71,9 @@ def require_only(folder: Path, own: Collection[str], what: str) -> None:
 
 
 def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that the folder is absent, empty, that of this very request, or a run to overwrite.
+    """Make sure that the folder is absent, empty, that of this request, or a run to overwrite.
+
+    request: everything that makes a run another one; its workloads do not.
 
     Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
     """
@@ -103,7 +96,8 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
 
 
 def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the locked folder that of this request; of a run that is overwritten nothing is left.
+    """Make the locked folder that of this request; of a run that is overwritten nothing is left, but for what
+    `offramp bench --combine` added to the same one.
 
     Raises what `require_own` raises.
     """
@@ -114,15 +108,11 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
         same = False
     if same and not overwrite:
         return
-    for name in (REPORT_FILE, SUMMARY_FILE, DECODING_FILE):
-        (folder / name).unlink(missing_ok=True)
-    if same:  # its traces are made again one by one
-        return
-    for name in (HEADS_FILE, COMBINED_FILE, COMBINED_PAGE):
-        (folder / name).unlink(missing_ok=True)
-    for name in (TRACES, POLICIES, EXECUTIONS):
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    of_study = {PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", "executions"}
+    of_run = {REPORT_FILE, SUMMARY_FILE, TRACES, POLICIES}
+    of_run |= {path.name for path in folder.glob("heads-*.safetensors")}
+    for name in (*of_study, *of_run, *(() if same else (COMBINED_FILE, COMBINED_PAGE))):
+        remove(folder / name)
     write_sealed_json(folder / RUN_FILE, request)
 
 

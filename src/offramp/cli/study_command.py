@@ -185,7 +185,8 @@ def report_command(
 
 
 def open_study(study_file: Path, output: Path | None, *, download: bool = False) -> OpenStudy:
-    """Read a study file and plan it; nothing is run and no model is loaded.
+    """Read a study file and plan it, or the plan that a folder of a study or a run holds; nothing is run and
+    no model is loaded.
 
     download: fetch models of the Hub that are not on this machine.
 
@@ -195,6 +196,9 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
     from offramp.studies.plan import make_plan
     from offramp.studies.study_file import read_study
 
+    if study_file.is_dir() and not download:
+        folder = StudyFolder(study_file)
+        return OpenStudy(folder.read_plan(), folder)
     read = read_study(study_file)
     path = folder_of(read.name, output)
     require_own(path, read.name)

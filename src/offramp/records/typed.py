@@ -38,6 +38,20 @@ class _Array:
         return core_schema.no_info_plain_validator_function(lambda value: np.array(value, dtype=np.float64))
 
 
+class _Number:
+    """How a number is read that JSON has as null where it is not one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(
+            lambda value: math.nan if value is None else value, core_schema.float_schema()
+        )
+
+
+NumberOrNan = Annotated[float, _Number()]
+"""A float64 field that may be NaN."""
+
 FloatArray = Annotated[NDArray[np.float64], _Array()]
 """A field of float64 numbers."""
 

@@ -2,3 +2,7 @@
 
 REPORT_FILE = "report.html"
 """Name of a page in the folder of what it is about."""
+TRACES = "traces"
+"""Where a run's traces are found in its folder, by model and workload."""
+COMBINED_FILE = "combined.json"
+"""What `offramp bench --combine -o` adds to a run's folder."""

@@ -4,113 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
 from offramp.report.formats import percent, percent_tick, visible_piece
 from offramp.report.html import figure, fragment, table, text
 from offramp.report.plot.drawing import nice_ticks
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
-from offramp.report.run_result import Passage, PassageToken, PredictionGrid, WorkloadResult
-from offramp.scoring.components import first_match, saturation
-from offramp.tracing.trace import Trace
-
-Decode = Callable[[int], str]
-PASSAGE_TOKENS = 140
-GRID_POSITIONS = 40
-GRID_EXITS = 40
-
-
-def typical_document(trace: Trace) -> int:
-    """The document of median mean saturation exit, so that the passage shown is not hand-picked.
-
-    Only documents of at least half the longest one's tokens are considered.
-    """
-    depth = trace.exits[saturation(trace.agreement)]
-    count = np.bincount(trace.document, minlength=len(trace.documents))
-    if not count.any():
-        raise InputError("the trace has no tokens to show", fix="trace a workload with at least one document")
-    total = np.bincount(trace.document, weights=depth, minlength=len(trace.documents))
-    candidates = np.flatnonzero(2 * count >= count.max())
-    order = candidates[np.argsort(total[candidates] / count[candidates], kind="stable")]
-    return int(order[(len(order) - 1) // 2])
-
-
-def document_rows(trace: Trace, document: int, limit: int) -> NDArray[np.int64]:
-    """The first rows of one document, at most `limit`.
-
-    Raises InputError if the document has no traced token.
-    """
-    rows = np.flatnonzero(trace.document == document)[:limit]
-    if not len(rows):
-        raise InputError(f"document {document} has no traced tokens", fix="choose a valid document")
-    return rows
-
-
-def passage_from_trace(
-    trace: Trace, decode: Decode, document: int, *, max_tokens: int = PASSAGE_TOKENS
-) -> Passage:
-    """The start of one document with what every exit says, token by token.
-
-    decode: token id to text; document: index into `trace.documents`.
-    """
-    rows = document_rows(trace, document, max_tokens)
-    agreement = trace.agreement[rows]
-    top1, max_prob = trace.fact("top1")[rows], trace.fact("max_prob")[rows]
-    first = trace.exits[first_match(agreement)]
-    settled = trace.exits[saturation(agreement)]
-    tokens = tuple(
-        PassageToken(
-            piece=decode(int(trace.next_token[row])),
-            full_prediction=decode(int(top1[i, -1])),
-            first_match_exit=int(first[i]),
-            saturation_exit=int(settled[i]),
-            predictions=tuple(decode(int(token)) for token in top1[i]),
-            max_prob=tuple(float(value) for value in max_prob[i]),
-            agrees=tuple(bool(value) for value in agreement[i]),
-        )
-        for i, row in enumerate(rows)
-    )
-    return Passage(
-        document=trace.documents[document].id,
-        exits=tuple(int(layer) for layer in trace.exits),
-        lead=decode(int(trace.token[rows[0]])),
-        tokens=tokens,
-        document_tokens=int((trace.document == document).sum()),
-    )
-
-
-def shown_exits(count: int, limit: int = GRID_EXITS) -> NDArray[np.int64]:
-    """Indices of at most `limit` exits, evenly spaced, the first and the last among them."""
-    if count <= limit:
-        return np.arange(count, dtype=np.int64)
-    return np.unique(np.linspace(0, count - 1, limit).round().astype(np.int64))
-
-
-def grid_from_trace(
-    trace: Trace, decode: Decode, document: int, *, max_positions: int = GRID_POSITIONS
-) -> PredictionGrid:
-    """The layer x position picture of one document's start; at most 40 exits, evenly spaced, are shown."""
-    rows = document_rows(trace, document, max_positions)
-    shown = shown_exits(len(trace.exits))
-    agreement = trace.agreement[rows]
-    top1, max_prob = trace.fact("top1")[rows], trace.fact("max_prob")[rows]
-    return PredictionGrid(
-        document=trace.documents[document].id,
-        exits=tuple(int(layer) for layer in trace.exits[shown]),
-        traced_exits=len(trace.exits),
-        inputs=tuple(decode(int(token)) for token in trace.token[rows]),
-        targets=tuple(decode(int(token)) for token in trace.next_token[rows]),
-        pieces=tuple(tuple(decode(int(token)) for token in top1[:, e]) for e in shown),
-        max_prob=tuple(tuple(float(value) for value in max_prob[:, e]) for e in shown),
-        agrees=tuple(tuple(bool(value) for value in agreement[:, e]) for e in shown),
-        saturation_exits=tuple(int(layer) for layer in trace.exits[saturation(agreement)]),
-    )
-
+from offramp.report.run_result import WorkloadResult
+from offramp.scoring.components import saturation
+from offramp.studies.work.passage import Passage, PassageToken, PredictionGrid
 
 STRENGTHS = 5
 STRIP = 0.12

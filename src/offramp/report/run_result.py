@@ -13,65 +13,13 @@ from offramp.decoding.measurement.results import BenchResult, Contender, Forecas
 from offramp.errors import InputError
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
+from offramp.studies.work.passage import Passage, PredictionGrid
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 from offramp.workloads.workload import Mode
-
-
-@dataclass(frozen=True)
-class PassageToken:
-    """One token of a passage and what every exit said in its place.
-
-    piece: the token as text. full_prediction: what the full model says there (the same in generation mode).
-    first_match_exit, saturation_exit: layer of the first exit that agrees with the full model, and of the
-    first from which all later ones agree. predictions, max_prob, agrees: one per exit of the passage.
-    """
-
-    piece: str
-    full_prediction: str
-    first_match_exit: int
-    saturation_exit: int
-    predictions: tuple[str, ...]
-    max_prob: tuple[float, ...]
-    agrees: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Passage:
-    """The start of one document, token by token.
-
-    document: its id. exits: the traced layers. lead: the input before the first token, as text.
-    document_tokens: how many traced tokens the whole document has.
-    """
-
-    document: str
-    exits: tuple[int, ...]
-    lead: str
-    tokens: tuple[PassageToken, ...]
-    document_tokens: int
-
-
-@dataclass(frozen=True)
-class PredictionGrid:
-    """What the model would say at every layer and position of one document's start.
-
-    inputs, targets: the token read and the one that follows, per position. pieces, max_prob, agrees: rows are
-    exits (in the order of `exits`), columns positions. saturation_exits: one layer per position.
-    traced_exits: how many exits the trace has; `exits` may show fewer.
-    """
-
-    document: str
-    exits: tuple[int, ...]
-    traced_exits: int
-    inputs: tuple[str, ...]
-    targets: tuple[str, ...]
-    pieces: tuple[tuple[str, ...], ...]
-    max_prob: tuple[tuple[float, ...], ...]
-    agrees: tuple[tuple[bool, ...], ...]
-    saturation_exits: tuple[int, ...]
 
 
 @dataclass(frozen=True)

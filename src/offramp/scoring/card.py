@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,16 @@ class LayerCurves:
         limits = {name: {"low": low, "high": high} for name, (low, high) in self.intervals.items()}
         return finite_json({**vars(self), "intervals": limits})
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerCurves:
+        """The curves that `to_json` made JSON of."""
+        intervals = {
+            name: (_curve(limits["low"]), _curve(limits["high"]))
+            for name, limits in value["intervals"].items()
+        }
+        curves = {name: _curve(curve) for name, curve in value["values"].items()}
+        return cls(np.array(value["exits"]), _curve(value["depth_fraction"]), curves, intervals)
+
 
 @dataclass(frozen=True)
 class ReliabilityDiagram:
@@ -58,6 +68,12 @@ class ReliabilityDiagram:
     def to_json(self) -> Any:
         """A JSON object; NaN (an empty bin) becomes null."""
         return finite_json(vars(self))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ReliabilityDiagram:
+        """The diagram that `to_json` made JSON of."""
+        edges, confidence, agreement = (_curve(value[name]) for name in ("edges", "confidence", "agreement"))
+        return cls(value["exit"], edges, np.array(value["count"], dtype=np.int64), confidence, agreement)
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,31 @@ class ScoreCard:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ScoreCard:
+        """The card that `to_json` made JSON of; of EAS it has the variants that are written there."""
+        estimates: dict[str, Any] = {
+            name: Estimate(**value[name]) for name in ESTIMATES if not name.startswith("time_")
+        }
+        reference = value["reference_agreement"]
+        variants = tuple(EasVariant(**{**one, "score": Estimate(**one["score"])}) for one in value["eas"])
+
+        def kept(similarity: str, alpha: float) -> EasVariant:
+            found = (one for one in variants if (one.similarity, one.alpha) == (similarity, alpha))
+            return next(found)
+
+        return cls(
+            **estimates,
+            **{name: value[name] for name in NUMBERS},
+            curves=LayerCurves.from_json(value["curves"]),
+            reliability=tuple(ReliabilityDiagram.from_json(one) for one in value["reliability"]),
+            eas_variants=variants,
+            compute_eas=kept,
+            candidates=dict(value["candidates"]),
+            notes=tuple(value["notes"]),
+            reference_agreement=None if reference is None else Estimate(**reference),
+        )
+
 
 ESTIMATES: tuple[str, ...] = (
     "representation",
@@ -166,6 +207,10 @@ ESTIMATES: tuple[str, ...] = (
 )
 
 NUMBERS: tuple[str, ...] = ("ceiling", "head_share", "mean_position", "documents", "tokens")
+
+
+def _curve(values: Sequence[float | None]) -> Curve:
+    return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
 STUDY = "arXiv 2603.23701"

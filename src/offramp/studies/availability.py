@@ -17,7 +17,7 @@ from offramp.files import source_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import FILE_SOURCES, LOCAL, WorkloadEntry
+from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, OWN, WorkloadEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
@@ -78,7 +78,9 @@ class _WorkloadSearch:
     def _look_up(self, entry: WorkloadEntry, location: Location) -> FoundWorkload:
         kind, _, argument = entry.source.partition(":")
         own_file = kind in FILE_SOURCES
-        source = f"{kind}:{(self.study.folder / argument).absolute()}" if own_file else entry.source
+        source = entry.source
+        if own_file and not self.study.inline:
+            source = f"{kind}:{(self.study.folder / argument).absolute()}"
         found = FoundWorkload(entry, source, source if source in self.names else kind, self.modes[kind])
         try:
             return dataclasses.replace(found, fingerprint=self._fingerprint(source))
@@ -111,6 +113,9 @@ def _find_machines(study: Study) -> dict[str, FoundMachine]:
         if entry.source == LOCAL:
             found[entry.name] = FoundMachine(LOCAL)
             continue
+        if entry.source == BYTES:
+            found[entry.name] = FoundMachine(BYTES, BYTES)
+            continue
         path = resolved(study, entry.source)
         source = str(Path(path).absolute()) if Path(path).is_file() else path
         with placed(study, "machines", place):
@@ -136,8 +141,10 @@ def _find_heads(
             if text in workloads
             else search.find(WorkloadEntry(name=text, source=text), "heads", place, "fit")
             for text in entry.fit
+            if text != OWN
         ]
-        found[entry.name] = FoundHeads(workloads=tuple(fitted_on), facts=tuple(sorted(entry.classifiers)))
+        facts = tuple(sorted(entry.classifiers))
+        found[entry.name] = FoundHeads(tuple(fitted_on), facts=facts, own=OWN in entry.fit)
     return found
 
 

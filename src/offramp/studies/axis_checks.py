@@ -13,7 +13,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import find_strategy
 from offramp.records.given_file import did_you_mean
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import FILE_SOURCES, LOCAL, NONE, HeadsEntry, TransformEntry
+from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, HeadsEntry, TransformEntry
 from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on, steps_of
 from offramp.tracing.facts import HEAD_FACTS
@@ -30,7 +30,7 @@ def check_workloads(study: Study) -> None:
     names = {workload.name for workload in study.workloads}
     for place, heads in enumerate(study.heads):
         for number, text in enumerate(heads.fit):
-            if text not in names:
+            if text not in names and text != OWN:
                 _check_source(study, text, ("heads", place, "fit", number), names)
 
 
@@ -172,6 +172,8 @@ def check_machines(study: Study) -> None:
                     where=study.where("machines", place),
                     fix='name another machine, such as machines = ["h100"]',
                 )
+            continue
+        if entry.source == BYTES:
             continue
         with placed(study, "machines", place):
             find_machine(resolved(study, entry.source))

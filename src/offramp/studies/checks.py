@@ -21,7 +21,7 @@ from offramp.studies.axis_checks import (
     check_transforms,
     check_workloads,
 )
-from offramp.studies.entries import LEAGUE, LOCAL, Entry
+from offramp.studies.entries import AUTO, LEAGUE, LOCAL, TUNED, Entry
 from offramp.studies.places import placed
 from offramp.studies.steps import accelerations_of
 from offramp.tracing.request import parse_signals
@@ -142,7 +142,7 @@ def check_decoding(study: Study) -> None:
             )
     if study.decode is None:
         return
-    if not any(entry.source == LOCAL for entry in study.machines):
+    if study.certify is None and not any(entry.source == LOCAL for entry in study.machines):
         raise InputError(
             "decoding is timed on this machine, which is not among the machines",
             where=study.where("decode"),
@@ -154,10 +154,42 @@ def check_decoding(study: Study) -> None:
             where=study.where("decode"),
             fix='add "league" to policies',
         )
+    if study.certify is None and study.decode.new_tokens == AUTO:
+        raise InputError(
+            "how many new tokens there is time for is told where verdicts are certified",
+            where=study.where("decode", "new_tokens"),
+            fix="give a number, or add a table [certify]",
+        )
     if study.decode.floor not in study.settings.floors:
         raise InputError(
             f"the league has no floor {study.decode.floor:g}",
             where=study.where("decode", "floor"),
+            fix="choose one of the study's floors: "
+            + ", ".join(f"{floor:g}" for floor in study.settings.floors),
+        )
+
+
+def check_certify(study: Study) -> None:
+    """Refuse certificates that nothing is searched for, or that cannot be decoded for."""
+    if study.certify is None:
+        return
+    where = study.where("certify")
+    if study.streamed:
+        raise InputError(
+            "models whose layers stay on disk decode nothing for a certificate",
+            where=where,
+            fix="remove the table [certify], or [large]",
+        )
+    if not any(entry.policy == TUNED for entry in study.policies):
+        raise InputError(
+            "what is certified is the tuner's, which is not among the policies",
+            where=where,
+            fix='add "tuned" to policies',
+        )
+    if study.certify.main not in study.settings.floors:
+        raise InputError(
+            f"the tuner has no floor {study.certify.main:g}",
+            where=study.where("certify", "main"),
             fix="choose one of the study's floors: "
             + ", ".join(f"{floor:g}" for floor in study.settings.floors),
         )
@@ -218,6 +250,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_machines,
     check_combine,
     check_pruning,
+    check_certify,
     check_decoding,
     check_excludes,
     check_pairs,

@@ -27,13 +27,19 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "replay": REPLAYING,
     "league": TUNING,
     "tune": TUNING,
+    "certify": DECODING,
     "decode": DECODING,
     "combine": DECODING,
     "pair": SCORING,
 }
 """Packages whose code makes the result, by kind of task."""
+OTHER_WORK: Mapping[str, tuple[str, ...]] = {
+    "certify": (f"{WORK}/league.py", f"{WORK}/tune.py"),
+    "decode": (f"{WORK}/decoding_choice.py", f"{WORK}/league.py", f"{WORK}/tune.py"),
+}
+"""Files of other kinds that make the result of a kind too."""
 SHARED_WORK = tuple(
-    f"{WORK}/{name}.py" for name in ("context", "inputs", "model_cache", "nameless", "text_size")
+    f"{WORK}/{name}.py" for name in ("context", "inputs", "model_cache", "passage", "text_size")
 )
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
@@ -46,7 +52,7 @@ OWN = "offramp"
 @functools.cache
 def code_of(kind: str) -> str:
     """Fingerprint of the code that makes the result of one kind of task."""
-    return source_fingerprint(*PACKAGES[kind], f"{WORK}/{kind}.py", *SHARED_WORK)
+    return source_fingerprint(*PACKAGES[kind], f"{WORK}/{kind}.py", *OTHER_WORK.get(kind, ()), *SHARED_WORK)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from offramp.records.given_file import Count, Number, Positive, Share, Table, Text, Truth, Whole
+from offramp.records.given_file import Count, NotNegative, Number, Positive, Share, Table, Text, Truth, Whole
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS
 
 NONE = "none"
@@ -17,6 +17,12 @@ LEAGUE, TUNED = "league", "tuned"
 """Entries of the axis of policies that stand for a search instead of one policy."""
 LOCAL = "local"
 """The machine that is timed by a task of its own."""
+BYTES = "bytes moved"
+"""The machine that counts bytes instead of seconds, for models that cannot be timed."""
+OWN = "own"
+"""In the place of a workload that heads are fitted on: whichever one is traced through them."""
+AUTO = "auto"
+"""As many new tokens as there is time for."""
 FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
@@ -27,7 +33,8 @@ class Settings(Table):
     """The table [study]: what is the same for all cells.
 
     tokens: per workload. threads: of torch, by default the cores at hand. exits, context, document_tokens,
-    signals: as `offramp trace` takes them. floors: on agreement. draws: of the bootstrap.
+    signals: as `offramp trace` takes them. floors: on agreement. worth: the gain in speed from which on early
+    exit pays. draws: of the bootstrap. details: whether rankings hold what a page of their own shows besides.
     """
 
     hints: ClassVar[Mapping[str, str]] = {"name": "write small letters, digits and single hyphens"}
@@ -43,6 +50,8 @@ class Settings(Table):
     document_tokens: Count | None = None
     signals: tuple[Text, ...] = ()
     floors: tuple[Share, ...] = Field(default=(0.99, 0.95, 0.90), min_length=1)
+    worth: NotNegative = 0.05
+    details: Truth = False
     seed: Whole = 0
     draws: Count = 1000
 
@@ -70,7 +79,8 @@ class ModelEntry(Entry):
     """A model and the facts that comparisons need.
 
     source: bundled name, folder (relative to the study file), .gguf file or Hub id.
-    base: the independent training it comes from. released: year and month.
+    base: the independent training it comes from. released: year and month. trust_remote_code: whether code
+    that comes with the model may be run.
     parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
     """
 
@@ -88,6 +98,7 @@ class ModelEntry(Entry):
     layers: Count | None = None
     hidden: Count | None = None
     vocabulary: Count | None = None
+    trust_remote_code: Truth = False
 
 
 class WorkloadEntry(Entry):
@@ -101,7 +112,8 @@ class WorkloadEntry(Entry):
 class HeadsEntry(Entry):
     """Exit heads: fitted on some workloads, given as a file, or "none", which is the logit lens.
 
-    fit: names of the axis of workloads, or sources. tokens, lens, classifiers: as `offramp heads fit`.
+    fit: names of the axis of workloads, or sources; "own" is the one that is traced. tokens, lens,
+    classifiers: as `offramp heads fit`.
     """
 
     fit: tuple[Text, ...] = ()
@@ -146,7 +158,9 @@ class TransformEntry(Entry):
 
 
 class MachineEntry(Entry):
-    """A machine. source: "local", a built-in name, or a .toml file relative to the study file."""
+    """A machine. source: "local", a built-in name, a .toml file relative to the study file, or "bytes moved",
+    which counts bytes where nothing can be timed.
+    """
 
     named_alike: ClassVar[tuple[str, ...]] = ("source",)
 
@@ -156,7 +170,7 @@ class MachineEntry(Entry):
 class Exclude(Table):
     """Cells to leave out: those that have all the names that are given, and are of the kind if one is."""
 
-    kind: Literal["score", "replay", "league", "tune", "decode", "combine"] | None = None
+    kind: Literal["score", "replay", "league", "tune", "certify", "decode", "combine"] | None = None
     model: Text | None = None
     transform: Text | None = None
     workload: Text | None = None
@@ -178,17 +192,33 @@ class Pair(Table):
         return f"{self.first} ↔ {self.second}"
 
 
+class Certify(Table):
+    """The tuner's answers executed: certificates are of documents that were decoded for them.
+
+    documents, candidates: at most. new_tokens: of each document's answer. seconds: at the floor `main`;
+    other_seconds: at each other one.
+    """
+
+    main: Share = 0.95
+    documents: Count = 120
+    candidates: Count = 2
+    new_tokens: Count = 16
+    seconds: Positive = 25.0
+    other_seconds: Positive = 4.0
+
+
 class Decode(Table):
-    """Decoding for real with the best policies of the league on this machine.
+    """Decoding for real on this machine: with the policies of the verdicts where certificates are asked for,
+    else with the best of the league.
 
     best: how many policies. floor: of the league that they are taken from. prompts: each is one sample of an
     interval. rounds: how often each is decoded, at most. seconds: of timing in one cell; it stops sooner
-    where every policy's question is answered.
+    where every policy's question is answered. new_tokens: "auto" as many as the seconds allow.
     """
 
     best: Count = 5
     floor: Share = 0.95
-    new_tokens: Count = 32
+    new_tokens: Count | Literal["auto"] = 32
     prompts: Count = 8
     rounds: Count = 3
     seconds: Positive = 120.0

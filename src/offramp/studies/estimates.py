@@ -28,6 +28,8 @@ ANSWERED_TOGETHER = 8
 """Prompts, about."""
 PROMPT_TOKENS = 64
 """Of a prompt, about."""
+ABOUT_TOKENS = 24
+"""New tokens where there are as many as there is time for."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
 FEWEST_VISITS = 2
@@ -123,7 +125,8 @@ def decoding_estimate(
     seconds = None
     prompt = _reading(sizes, PROMPT_TOKENS, 1)
     if prompt is not None:
-        turn = (contenders + PLAIN_CONTENDERS) * (prompt + table.new_tokens * _step(sizes))
+        new_tokens = ABOUT_TOKENS if isinstance(table.new_tokens, str) else table.new_tokens
+        turn = (contenders + PLAIN_CONTENDERS) * (prompt + new_tokens * _step(sizes))
         visits = min(table.rounds * table.prompts, table.seconds / turn - 1)
         seconds = turn * (1 + max(FEWEST_VISITS, visits))
     return timing_estimate(study, sizes, seconds, models=models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from offramp.studies.task import Cell, Task
 from offramp.studies.variant import Variant
 
 UNTRANSFORMED = TransformEntry(name=NONE)
+DELTA = 0.1
+"""The chance that a headline over all cells is wrong."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,9 @@ class _Expansion:
         self.fitness.check_row(row.variant, row.workload, row.heads)
         heads = None
         if row.heads.name != NONE:
-            made = self.recipes.heads(row.variant, row.heads)
-            heads = self.add(made, f"heads {row.variant.name} · {row.heads.name}")
+            made = self.recipes.heads(row.variant, row.heads, row.workload)
+            own = f" · {row.workload.entry.name}" if self.found.heads[row.heads.name].own else ""
+            heads = self.add(made, f"heads {row.variant.name} · {row.heads.name}{own}")
         trace = self.add(self.recipes.trace(row.variant, row.workload, heads), f"trace {row.name}")
         self.traces[row.variant.name, row.workload.entry.name, row.heads.name] = row.variant, trace
         for cell in cells:
@@ -133,31 +137,37 @@ class _Expansion:
     def row_cells(self, row: _Row) -> Iterator[Cell]:
         """What there is to know about a row: its score, each policy on each machine, and its decoding."""
         yield row.cell("score")
-        kinds = {LEAGUE: "league", TUNED: "tune"}
+        kinds = {LEAGUE: "league", TUNED: "tune" if self.study.certify is None else "certify"}
         for policy in self.study.policies:
             for machine in self.study.machines:
                 kind = kinds.get(policy.policy, "replay")
                 yield row.cell(kind, policy=policy.name, machine=machine.name)
         if self.study.decode is not None:
-            yield row.cell("decode", machine=self.local.name)
+            yield row.cell(
+                "decode", machine=LOCAL if self.decoded_on.source != LOCAL else self.decoded_on.name
+            )
 
     def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it."""
         variant = row.variant
         if cell.kind == "score":
             return self.recipes.score(variant, trace)
-        machine = next(one for one in self.study.machines if one.name == cell.machine)
+        machines = {one.name: one for one in self.study.machines}
+        machine = machines.get(cell.machine, self.decoded_on)
         profile = None
         if machine.source == LOCAL:
             profile = self.add(self.recipes.profile(variant), f"profile {variant.name}")
-        if cell.kind == "decode":
-            assert profile is not None, "decoding is on this machine"
+        if cell.kind in ("certify", "decode"):
+            needs = {"trace": trace, "profile": profile, "heads": heads}
+            given = {role: task for role, task in needs.items() if task is not None}
+            if self.study.certify is not None:
+                certify = self.recipes.certify(variant, row.workload, machine, given, self.delta)
+                if cell.kind == "certify":
+                    return certify
+                given["certify"] = self.add(certify, f"certify {row.name}")
             league = self.recipes.searched("league", variant, trace, machine, profile)
-            self.add(league, f"league {row.name}")
-            needs = {"trace": trace, "league": league, "profile": profile}
-            return self.recipes.decode(
-                variant, row.workload, needs if heads is None else {**needs, "heads": heads}
-            )
+            given["league"] = self.add(league, f"league {row.name}")
+            return self.recipes.decode(variant, row.workload, given)
         if cell.kind in ("league", "tune"):
             return self.recipes.searched(cell.kind, variant, trace, machine, profile)
         policy = self.policy(cell.policy)
@@ -165,9 +175,17 @@ class _Expansion:
         return self.recipes.replay(variant, trace, policy, machine, profile)
 
     @property
-    def local(self) -> MachineEntry:
-        """This machine's entry."""
-        return next(one for one in self.study.machines if one.source == LOCAL)
+    def delta(self) -> float:
+        """The chance that a certificate is wrong, shared by all that a headline may be about."""
+        study = self.study
+        axes = (study.models, study.transforms, study.workloads, study.heads)
+        return DELTA / math.prod(map(len, axes))
+
+    @property
+    def decoded_on(self) -> MachineEntry:
+        """This machine's entry; where it has none, the one whose verdicts choose what is decoded."""
+        machines = self.study.machines
+        return next((one for one in machines if one.source == LOCAL), machines[0])
 
     def policy(self, name: str) -> PolicyEntry:
         """The entry of the axis of policies with this name."""

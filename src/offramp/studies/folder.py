@@ -58,6 +58,11 @@ class StudyFolder:
         """Where workers leave what they print."""
         return self.path / "logs"
 
+    @property
+    def executions(self) -> Path:
+        """Where documents that were decoded for certificates are kept."""
+        return self.path / "executions"
+
     def task_folder(self, task: Task) -> Path:
         """Where a task's files lie, whether or not it was begun."""
         return self.path / TASKS / task.kind / task.key

@@ -66,7 +66,7 @@ class FoundWorkload:
 class FoundMachine:
     """A machine. source: name or path. fingerprint: of its figures, None for this machine's own timings.
 
-    machine: itself, None likewise.
+    machine: itself, None likewise, and where bytes are counted.
     """
 
     source: str
@@ -78,13 +78,15 @@ class FoundMachine:
 class FoundHeads:
     """Heads: the workloads that they are fitted on, or the file that holds them.
 
-    facts: that a trace made with them has beside its own. given: what the file holds.
+    own: whether they are fitted on the workload that is traced. facts: that a trace made with them has beside
+    its own. given: what the file holds.
     """
 
     workloads: tuple[FoundWorkload, ...] = ()
     file: str | None = None
     facts: tuple[str, ...] = ()
     given: ExitHeads | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)

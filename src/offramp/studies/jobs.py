@@ -12,7 +12,7 @@ OF_TRACE = ("score", "replay", "league", "tune")
 
 def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[Job, ...]:
     """Jobs in an order in which each comes after what it needs: timings of the machine, heads, traces with
-    all that is made of one, pairs, and what is timed in decoding.
+    all that is made of one, pairs, certificates, and what is timed in decoding.
 
     tasks: by key. names: of the jobs that begin with a task, by its key. threads: of torch.
     """
@@ -23,7 +23,7 @@ def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -
     return tuple(_job(group, names, threads) for _, group in ordered)
 
 
-STAGES = ("profile", "heads", "trace", "pair", "decode", "combine")
+STAGES = ("profile", "heads", "trace", "pair", "certify", "decode", "combine")
 
 
 def _stage(task: Task) -> str:
@@ -34,7 +34,7 @@ def _shared(task: Task) -> str:
     """What the tasks of one job have in common."""
     if task.kind in OF_TRACE:
         return task.needs["trace"]
-    if task.kind in ("decode", "combine"):
+    if task.kind in ("certify", "decode", "combine"):
         # One after another on one loaded model.
         model = task.recipe["model"]
         return f"{model.get('fingerprint') or model['source']} {model['transforms']}"

@@ -70,7 +70,7 @@ class _ModelSearch:
         with placed(self.study, "models", place, "source"):
             if path.exists():
                 if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
-                    find_source(str(path))  # says why it is no model
+                    find_source(str(path), trust_remote_code=entry.trust_remote_code)  # says why not
                 return self._from_files(dataclasses.replace(stated, source=str(path)), path)
             if path.suffix == ".gguf" or not looks_like_hub_id(entry.source):
                 raise unknown_model(entry.source)
@@ -90,7 +90,7 @@ class _ModelSearch:
         downloaded = find_downloaded(stated.source)
         if downloaded is not None:
             try:
-                source = hub_source(stated.source, downloaded)
+                source = hub_source(stated.source, downloaded, stated.entry.trust_remote_code)
                 return self._fitting(self._described(stated, [downloaded.folder], source))
             except ModelError:  # a part of it is here: the rest is fetched like a whole model
                 pass
@@ -125,7 +125,8 @@ class _ModelSearch:
             return [evidence_of({*paths, *folders}), versions, source_fingerprint("models")]
 
         def find() -> Any:
-            return _describe(source or find_source(stated.source))
+            trusted = stated.entry.trust_remote_code
+            return _describe(source or find_source(stated.source, trust_remote_code=trusted))
 
         facts = dict(self.fingerprints.get(f"model {stated.source}", evidence, find))
         del facts["folder"]

@@ -12,7 +12,7 @@ from offramp.studies.fingerprints import FILE, Fingerprints
 from offramp.studies.found import Found
 from offramp.studies.jobs import jobs_of
 from offramp.studies.study import Study
-from offramp.studies.task import Plan
+from offramp.studies.task import PLANNED_BY, Plan
 
 FILLED_IN = ("layers", "hidden", "vocabulary", "parameters")
 """Facts of a model that its files tell if the study does not."""
@@ -49,4 +49,6 @@ def _described(study: Study, found: Found) -> dict[str, Any]:
         pair["name"] = entry.name
     if study.path.is_file():
         value["file"] = {"path": str(study.path.absolute()), "sha256": sha256_of_file(study.path)}
+    if study.inline:
+        value[PLANNED_BY] = "offramp run"
     return value

@@ -41,6 +41,11 @@ class Recipes:
         self.found = found
         self._machine = machine_facts(self.settings.threads)
 
+    @property
+    def _exits(self) -> str | list[int]:
+        exits = self.settings.exits
+        return "all" if exits == "all" else exit_list(exits)
+
     def variant(self, model: str, transform: TransformEntry) -> Variant:
         """A model of the study with what an entry of the axis does to it."""
         steps = steps_of(transform)
@@ -50,7 +55,6 @@ class Recipes:
     def trace(self, variant: Variant, workload: FoundWorkload, heads: Task | None) -> Task:
         """A trace. heads: that it is read through, None for the logit lens."""
         settings, large = self.settings, self.study.large
-        exits = settings.exits
         budget = None if large is None or large.memory is None else parse_size(large.memory, "memory")
         recipe = {
             "model": self._model(variant),
@@ -59,7 +63,7 @@ class Recipes:
             "tokens": settings.tokens,
             "context": settings.context,
             "document_tokens": settings.document_tokens,
-            "exits": exits if exits == "all" else exit_list(exits),
+            "exits": self._exits,
             "signals": list(parse_signals(settings.signals, workload.mode)),
             "stream": self.study.streamed,
             "memory": budget if self.study.streamed else None,
@@ -73,25 +77,27 @@ class Recipes:
             workload=workload,
         )
 
-    def heads(self, variant: Variant, entry: HeadsEntry) -> Task:
-        """Exit heads of a model, fitted or copied from their file."""
+    def heads(self, variant: Variant, entry: HeadsEntry, workload: FoundWorkload) -> Task:
+        """Exit heads of a model, fitted or copied from their file. workload: that is traced through them."""
         found = self.found.heads[entry.name]
+        fitted_on = (*found.workloads, *((workload,) if found.own else ()))
         if found.file is not None and found.given is not None:
             recipe: dict[str, Any] = {"file": found.given.fingerprint}
             sources = {"heads": found.file}
             blocked = None
         else:
             recipe = {
-                "workloads": [_workload(workload) for workload in found.workloads],
+                "workloads": [_workload(one) for one in fitted_on],
+                "exits": self._exits,
                 "tokens": entry.tokens,
                 "lens": entry.lens,
                 "classifiers": sorted(entry.classifiers),
                 "seed": self.settings.seed,
             }
-            sources = {f"workload {place}": one.source for place, one in enumerate(found.workloads)}
-            blocked = next((_missing(one) for one in found.workloads if one.missing), None)
+            sources = {f"workload {place}": one.source for place, one in enumerate(fitted_on)}
+            blocked = next((_missing(one) for one in fitted_on if one.missing), None)
         recipe |= {"model": self._model(variant), "dtype": self.settings.dtype}
-        mode = "generation" if any(one.mode == "generation" for one in found.workloads) else "text"
+        mode = "generation" if any(one.mode == "generation" for one in fitted_on) else "text"
         estimate = heads_estimate(self.study, variant.sizes, entry, mode)
         return self._task("heads", recipe, estimate, variant=variant, sources=sources, blocked=blocked)
 
@@ -116,7 +122,9 @@ class Recipes:
         self, kind: str, variant: Variant, trace: Task, machine: MachineEntry, profile: Task | None
     ) -> Task:
         """A league ("league") or the tuner's answers ("tune") on a machine. profile: if it is this one."""
-        recipe = {"floors": list(self.settings.floors), "seed": self.settings.seed}
+        recipe: dict[str, Any] = {"floors": list(self.settings.floors), "seed": self.settings.seed}
+        if kind == "league":
+            recipe |= {"worth": self.settings.worth, "details": self.settings.details}
         estimate = reading_estimate(self.study, variant.sizes, kind, rounds=len(self.settings.floors))
         return self._priced(kind, recipe, estimate, variant, trace, machine, profile)
 
@@ -134,12 +142,57 @@ class Recipes:
         estimate = reading_estimate(self.study, variant.sizes, "replay")
         return self._priced("replay", recipe, estimate, variant, trace, machine, profile, [parsed])
 
+    def certify(
+        self,
+        variant: Variant,
+        workload: FoundWorkload,
+        machine: MachineEntry,
+        needs: Mapping[str, Task],
+        delta: float,
+    ) -> Task:
+        """The tuner's answers, executed. needs: "trace", maybe "heads", and "profile" of this machine.
+
+        delta: the chance that one of them is wrong.
+        """
+        table = self.study.certify
+        assert table is not None, "asked for with a table [certify] only"
+        recipe: dict[str, Any] = {
+            **table.model_dump(),
+            "floors": list(self.settings.floors),
+            "delta": delta,
+            "model": self._model(variant),
+            "workload": _workload(workload),
+            "dtype": self.settings.dtype,
+            "seed": self.settings.seed,
+        }
+        found = self.found.machines[machine.name]
+        sources = {}
+        if "profile" not in needs:
+            recipe["machine"] = found.fingerprint
+            sources["machine"] = found.source
+        seconds = table.seconds + table.other_seconds * (len(self.settings.floors) - 1)
+        return self._task(
+            "certify",
+            recipe,
+            timing_estimate(self.study, variant.sizes, seconds),
+            needs={role: task.key for role, task in needs.items()},
+            variant=variant,
+            workload=workload,
+            sources=sources,
+            exclusive=True,
+            made_of=() if found.machine is None else (found.machine,),
+        )
+
     def decode(self, variant: Variant, workload: FoundWorkload, needs: Mapping[str, Task]) -> Task:
-        """Decoding with the best policies of a league. needs: "trace", "league", "profile", maybe "heads"."""
+        """Decoding with the best policies of a league, or with those of verdicts that were certified.
+
+        needs: "trace", "league", "profile" where this machine was timed, maybe "certify" and "heads".
+        """
         table = self.study.decode
         assert table is not None, "asked for with a table [decode] only"
         recipe = {
             **table.model_dump(),
+            "machine": self._machine,
             "model": self._model(variant),
             "workload": _workload(workload),
             "dtype": self.settings.dtype,
@@ -270,6 +323,8 @@ class Recipes:
             "fingerprint": None if identity is None else identity.base_fingerprint,
             "transforms": variant.texts,
         }
+        if variant.model.entry.trust_remote_code:
+            described["trust_remote_code"] = True
         if identity is None:
             described["source"] = variant.model.source
         measuring = [self.found.measuring[source] for source in measured_on([*variant.steps, *others])]

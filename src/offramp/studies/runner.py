@@ -67,10 +67,11 @@ def run_job(job: Job, folder: StudyFolder) -> JobOutcome:
     return JobOutcome(**{fate: tuple(keys) for fate, keys in fates.items()}, stopped=stopped)
 
 
-def run_task(task: Task, folder: StudyFolder, models: ModelCache) -> Fate:
+def run_task(task: Task, folder: StudyFolder, models: ModelCache, *, watched: bool = False) -> Fate:
     """Run a task unless it is done, has failed, needs what is not there, or is another process's.
 
-    models: that earlier tasks of the job left loaded.
+    models: that earlier tasks of the job left loaded. watched: whether somebody watches this process; what
+    made the task fail is then raised as well.
 
     Raises DiskFullError or OSError if the disk is full, and what no task is expected to raise.
     """
@@ -88,15 +89,18 @@ def run_task(task: Task, folder: StudyFolder, models: ModelCache) -> Fate:
         present = {role: path for role, path in inputs.items() if path is not None}
         if task.blocked is not None or len(present) < len(inputs):
             return "waiting"
-        return _try(task, folder, present, models)
+        return _try(task, folder, present, models, watched)
 
 
-def _try(task: Task, folder: StudyFolder, inputs: Mapping[str, Path], models: ModelCache) -> Fate:
+def _try(
+    task: Task, folder: StudyFolder, inputs: Mapping[str, Path], models: ModelCache, watched: bool
+) -> Fate:
     """Do a task's work, holding its lock, and record how it ended."""
     started = time.monotonic()
     own = folder.start(task)
     try:
-        _work(task, own, inputs, models)
+        context = Context(own, inputs, models, folder.executions, progress=watched)
+        _work(task, context)
         folder.finish(task, time.monotonic() - started)
     except TASK_ERRORS as error:
         if is_full(error):
@@ -105,14 +109,16 @@ def _try(task: Task, folder: StudyFolder, inputs: Mapping[str, Path], models: Mo
             # What is loaded is in the way of the tasks that follow.
             models.clear()
         folder.fail(task, failure_of(error, folder), time.monotonic() - started)
+        if watched:
+            raise
         return "failed"
     return "done"
 
 
-def _work(task: Task, own: Path, inputs: Mapping[str, Path], models: ModelCache) -> None:
+def _work(task: Task, context: Context) -> None:
     from offramp.studies.work.registry import WORKS
 
-    WORKS[task.kind].run(task, Context(own, inputs, models))
+    WORKS[task.kind].run(task, context)
 
 
 def is_full(error: BaseException) -> bool:

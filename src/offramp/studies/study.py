@@ -15,6 +15,7 @@ from offramp.studies.entries import (
     LOCAL,
     NONE,
     TUNED,
+    Certify,
     Combine,
     Decode,
     Exclude,
@@ -30,6 +31,8 @@ from offramp.studies.entries import (
 )
 
 WHAT = "study file"
+INLINE = Path("offramp run")
+"""In the place of a study's file: it was put together by a command."""
 
 
 class Study(Table):
@@ -49,6 +52,7 @@ class Study(Table):
     )
     exclude: tuple[Exclude, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    certify: Certify | None = None
     decode: Decode | None = None
     combine: Combine | None = None
     large: Large | None = None
@@ -69,6 +73,11 @@ class Study(Table):
     def folder(self) -> Path:
         """What relative paths in it start from."""
         return self.path.parent
+
+    @property
+    def inline(self) -> bool:
+        """Whether it was put together by a command: there is no file."""
+        return self.path == INLINE
 
     @property
     def streamed(self) -> bool:

@@ -12,6 +12,9 @@ from offramp.files import canonical_json, sha256_of_text
 SCHEMA_VERSION = 1
 """Of a task's recipe: raise it where the same recipe would give another result."""
 
+PLANNED_BY = "planned_by"
+"""In a plan's study, where a command put it together and there is no file."""
+
 AXES = ("model", "transform", "workload", "heads", "policy", "machine")
 
 
@@ -115,3 +118,8 @@ class Plan:
     jobs: tuple[Job, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether `offramp run` made it: no file describes its model."""
+        return PLANNED_BY in self.study

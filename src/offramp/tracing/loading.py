@@ -160,17 +160,11 @@ def load_transformed(
     return model
 
 
-def load_for_tracing(
-    asked: ModelRequest, workloads: Sequence[Workload], *, stream: bool | None, memory: int | None
-) -> Model:
-    """The model of a request, whole or with its layers left on disk.
+def stays_on_disk(asked: ModelRequest, *, stream: bool | None, memory: int | None) -> bool:
+    """Whether the layers of a requested model are left on disk; arguments as of `load_for_tracing`.
 
-    stream: whether they are left there; None: if the weights do not fit in `memory` bytes, or in what is free
-    if that is None. The choice is said on standard error.
-
-    Raises ModelError for workloads that need all weights in memory, a transform that does nothing to layers
-    on disk, and what loading raises; InputError for a model that is to be pruned and does not fit, or for a
-    budget of a model that is to be whole.
+    Raises InputError for a model that is to be pruned and does not fit, or for a budget of a model that is to
+    be whole.
     """
     from offramp.models.transforms.prune import Prune
 
@@ -189,13 +183,30 @@ def load_for_tracing(
             fix="leave out the pruning, or --stream and --memory",
         )
     if stream is False or not (stream or _exceeds(asked, memory)):
-        return asked.load()
+        return False
     if pruned:
         raise InputError(
             "a model is pruned as a whole, and its weights do not fit in the memory that is free",
             where=asked.name,
             fix="free some memory, leave out the pruning, or try all the same with --no-stream",
         )
+    return True
+
+
+def load_for_tracing(
+    asked: ModelRequest, workloads: Sequence[Workload], *, stream: bool | None, memory: int | None
+) -> Model:
+    """The model of a request, whole or with its layers left on disk.
+
+    stream: whether they are left there; None: if the weights do not fit in `memory` bytes, or in what is free
+    if that is None. The choice is said on standard error.
+
+    Raises ModelError for workloads that need all weights in memory, a transform that does nothing to layers
+    on disk, and what loading raises; InputError for a model that is to be pruned and does not fit, or for a
+    budget of a model that is to be whole.
+    """
+    if not stays_on_disk(asked, stream=stream, memory=memory):
+        return asked.load()
     from offramp.models.streamed_loading import load_streamed, needed_memory
     from offramp.tracing.streamed_layers import require_given_text
 

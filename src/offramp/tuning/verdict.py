@@ -8,6 +8,7 @@ from typing import Literal
 
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain
+from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.tuned import Tuned
@@ -69,7 +70,7 @@ class Verdict:
     skip_ratio: Estimate
     net_speedup: Estimate
     net_speedup_flops: Estimate
-    fit_agreement: float
+    fit_agreement: NumberOrNan
     fit_documents: int
     report_documents: int
     documents_needed: int

@@ -23,7 +23,6 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work import inputs, league, pair, replay, score, tune
 from offramp.studies.work.context import Context
-from offramp.studies.work.decode import NOTHING
 from offramp.studies.work.model_cache import ModelCache
 from offramp.studies.work.registry import WORKS
 from offramp.studies.work.text_size import TextSize, write_text_sizes
@@ -36,6 +35,14 @@ POLICY = "static:exit=4"
 WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
 MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
 FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
+
+UNDECODED = {
+    "bench": None,
+    "chosen": [],
+    "characters_per_token": None,
+    "why_nothing": "no policy of the ranking exits",
+}
+"""The result of a decode task whose ranking exits nowhere."""
 
 
 class StudyCase:
@@ -79,7 +86,7 @@ class StudyCase:
         """Run a task, or write a given result."""
         folder = self.folder.start(task)
         needed = {role: self.folder.task_folder(self.tasks[key]) for role, key in task.needs.items()}
-        context = Context(folder, needed, ModelCache())
+        context = Context(folder, needed, ModelCache(), folder / "executions")
         if result is None:
             WORKS[task.kind].run(task, context)
         else:
@@ -114,7 +121,7 @@ class StudyCase:
         priced = {"machine": machine_fingerprint(find_machine(MACHINE)), "seed": 0}
         recipes = {
             "score": ("", {"draws": 200, "seed": 0}),
-            "league": ("league", {**priced, "floors": FLOORS}),
+            "league": ("league", {**priced, "floors": FLOORS, "worth": 0.05, "details": False}),
             "tune": ("tuned", {**priced, "floors": FLOORS}),
             "replay": ("at 4", {**priced, "policy": POLICY, "kv": "propagate", "batch": 1}),
         }
@@ -181,6 +188,7 @@ def decode_result(*defects: str) -> dict[str, Any]:
             "policy": f"static:exit={exit_}",
             "predicted": 1.2,
             "kv": "propagate",
+            "floor": 0.9,
             "contender": name,
             "free_running": None if name == "none" else {"agreement": interval},
             "characters_per_token": 4.0,
@@ -224,7 +232,7 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     )
     needs = {"trace": traces["alpha", "code"], "league": league_task(case, 0.95, "never")}
     nothing = case.task("decode", {"floor": 0.95}, needs=needs)
-    case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), NOTHING)
+    case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), UNDECODED)
     combined = to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})
     case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})

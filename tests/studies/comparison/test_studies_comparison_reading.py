@@ -23,8 +23,8 @@ from offramp.studies.comparison.results import PairDifference, Row
 def folders(monkeypatch: pytest.MonkeyPatch):
     """Folders that hold what a test says: rows by the folder's name."""
     contents: dict[Path, Content] = {}
-    readers = ((lambda path: path in contents, contents.__getitem__),)
-    monkeypatch.setattr(reading, "READERS", readers)
+    monkeypatch.setattr(reading, "is_study_folder", contents.__contains__)
+    monkeypatch.setattr(reading, "read_study_folder", contents.__getitem__)
 
     def hold(*rows: Row, **fields) -> Path:
         path = Path(f"folder {len(contents)}")

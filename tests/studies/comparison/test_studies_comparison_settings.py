@@ -10,7 +10,6 @@ import pytest
 from study_cases import StudyCase
 
 from offramp.models.shape import ModelShape
-from offramp.studies.comparison.run_rows import RunReader
 from offramp.studies.comparison.study_rows import TRACE, StudyReader
 from offramp.tracing.manifest import Manifest, write_manifest
 
@@ -53,22 +52,3 @@ def test_a_default_context_is_that_of_the_trace(empty: StudyCase, kept: int | No
 
 def test_what_a_recipe_does_not_say_is_not_known(empty: StudyCase) -> None:
     assert read_settings(empty, {"dtype": "float32"}) == {"dtype": "float32"}
-
-
-@pytest.mark.parametrize(
-    ("dtype", "traced", "expected"),
-    [
-        (
-            {"dtype": "float32"},
-            {"context": 512, "document_tokens": None},
-            {"dtype": "float32", "context": 512, "document_tokens": None},
-        ),
-        ({}, {}, {}),
-    ],
-)
-def test_a_run_says_how_it_traced(
-    tmp_path: Path, dtype: dict[str, Any], traced: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    described = {"fingerprint": "w" * 64, "exits": [1, 2], **traced}
-    summary = {"provenance": {**dtype, "traced": {"prose": described}}, "hardware": None}
-    assert RunReader(tmp_path, summary).settings("prose") == expected

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study_cases import BROKEN, FLOORS, MACHINE, POLICY, WORKLOADS, StudyCase, decode_result, league_entry
+from study_cases import (
+    BROKEN,
+    FLOORS,
+    MACHINE,
+    POLICY,
+    UNDECODED,
+    WORKLOADS,
+    StudyCase,
+    decode_result,
+    league_entry,
+)
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError
@@ -32,7 +42,6 @@ from offramp.studies.comparison.study_strategies import (
     measured_speedups,
 )
 from offramp.studies.task import Cell, Task
-from offramp.studies.work.decode import NOTHING
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
@@ -191,10 +200,10 @@ def test_timings_of_an_older_offramp_are_refused_with_what_to_do(case: StudyCase
 def decoded(result: dict[str, Any]) -> Finished:
     """A decode cell at a floor of 0.9."""
     cell = Cell("decode", "", "alpha", workload="prose", machine="local")
-    return Finished(cell, {"floor": 0.9}, result)
+    return Finished(cell, {"floor": 0.9}, {}, result)
 
 
-@pytest.mark.parametrize("result", [decode_result(), decode_result(*BROKEN), dict(NOTHING)])
+@pytest.mark.parametrize("result", [decode_result(), decode_result(*BROKEN), dict(UNDECODED)])
 def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: dict[str, Any]) -> None:
     """Whatever slower policies that exit were decoded: as by prediction, its choice is what counts."""
     entries = [league_entry(0.9, "never"), league_entry(0.9, POLICY, chosen=False)]
@@ -211,7 +220,7 @@ def test_what_the_league_chose_at_another_floor_does_not_matter() -> None:
 
 def test_a_league_that_chose_nothing_gives_no_saving() -> None:
     """A trace too small for a league: nothing was predicted, and nothing decoded."""
-    assert measured_speedups(decoded(dict(NOTHING)), []) == {}
+    assert measured_speedups(decoded(dict(UNDECODED)), []) == {}
 
 
 def test_a_damaged_league_is_not_read_for_what_was_decoded(case: StudyCase) -> None:
@@ -227,9 +236,7 @@ def test_where_no_policy_exits_nothing_was_decoded_and_that_is_said(content: Con
     assert row.measured_speedup == {"agreement=0.95 | local": 1.0}
     assert strategies_of(content, row, "measured") == []
     (note,) = (note for note in content.notes if "decode" in note)
-    assert note == (
-        "alpha · code · decode · local: no policy of the league exits at a floor of 0.95, nothing to decode."
-    )
+    assert note == ("alpha · code · decode · local: nothing was decoded, no policy of the ranking exits.")
     assert not any("decode" in name for name in content.failures)
 
 

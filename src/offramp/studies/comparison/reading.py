@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import read_sealed_json
 from offramp.studies.comparison.citation import cited
 from offramp.studies.comparison.content import Content
 from offramp.studies.comparison.equality import require_equal, without_twins
 from offramp.studies.comparison.pairs import adjusted, asked_pairs
 from offramp.studies.comparison.per_byte import per_byte_notes
 from offramp.studies.comparison.results import Comparison
-from offramp.studies.comparison.run_rows import is_run_folder, read_run_folder
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
 from offramp.studies.comparison.trends import trends_of
 from offramp.studies.comparison.validity import validity_of
 
-READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Content]], ...] = (
-    (is_study_folder, read_study_folder),
-    (is_run_folder, read_run_folder),
-)
-"""How to know a kind of folder, and how to read it."""
+SUMMARY = "summary.json"
+"""What a finished run leaves beside what any study does."""
 
 TITLE = "Models compared"
 """Of a comparison of several folders."""
@@ -75,16 +72,32 @@ def read_comparison(
 
 
 def read_folder(path: Path) -> Content:
-    """What one folder holds. Raises InputError if it is that of neither a study nor a run."""
-    for is_it, read in READERS:
-        if is_it(path):
-            return read(path)
+    """What one folder holds. Raises InputError if it is that of neither a study nor a run of this offramp."""
+    summary = path / SUMMARY
+    if is_study_folder(path):
+        if summary.is_file():
+            read_sealed_json(summary, _damaged)  # nothing of it is used, but it may be read beside
+        return read_study_folder(path)
+    if summary.is_file():
+        raise InputError(
+            "the run was made by an older offramp, and is not compared with others",
+            where=str(path),
+            fix="run the same command again with this offramp, into another folder or with --overwrite",
+        )
     raise InputError(
         "the folder is that of neither a study nor a finished run"
         if path.is_dir()
         else "there is no such folder",
         where=str(path),
         fix="give the folder of offramp study run (it holds plan.json) or of offramp run (summary.json)",
+    )
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"the summary of the run is not what offramp writes ({why})",
+        where=str(path),
+        fix="run the same command again: offramp run",
     )
 
 

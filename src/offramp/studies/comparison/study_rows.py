@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from offramp.decoding.measurement.combined import read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.records.typed import finite_json, to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     Content,
@@ -35,6 +37,8 @@ from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tracing.request import DEFAULT_CONTEXT
 
 TRACE = "trace"
+COMBINED = "combined.json"
+"""What `offramp bench --combine` adds to a run's folder."""
 FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
 APART = ("pair", "combine")
 """Kinds of cells that are no row and no strategy of one."""
@@ -95,19 +99,37 @@ class StudyReader:
                     rows.append(row)
                     strategies += strategies_of(row, cells, self.settings["floors"])
         name = self.settings["name"]
+        title = self.settings["title"] or name
         pairs = tuple(pair for cell in self.done if cell.kind == "pair" for pair in self.pairs(cell))
         return Content(
-            title=self.settings["title"] or name,
+            title=f"{title} ({self.folder.path.name})" if self.plan.is_run else title,
             description=self.settings["description"],
             rows=tuple(rows),
             strategies=tuple(strategies),
             pairs=pairs,
-            combined=tuple(self.combined(cell) for cell in self.done if cell.kind == "combine"),
+            combined=(
+                *(self.combined(cell) for cell in self.done if cell.kind == "combine"),
+                *self.added(),
+            ),
             failures=self.failures(),
-            notes=(*self.pair_notes(pairs), *self.undecoded()),
+            notes=(*self.pair_notes(pairs), *self.undecoded(), *self.untold()),
             provenance=self.provenance(),
             machines=self.machines(),
         )
+
+    def untold(self) -> Iterator[str]:
+        """What a run does not say of its model."""
+        if self.plan.is_run:
+            yield (
+                f"{self.settings['title']} comes from a run, which does not say what it was trained from: "
+                "unless a study beside it does, its name counts as an independent training."
+            )
+
+    def added(self) -> Iterator[Mapping[str, Any]]:
+        """Accelerations together, where they were measured into a run's folder."""
+        path = self.folder.path / COMBINED
+        if self.plan.is_run and path.is_file():
+            yield finite_json(to_json(read_combined(path)))
 
     def machines(self) -> dict[str, str]:
         """What the machines of finished cells are, by the names that the study gives them."""
@@ -125,7 +147,7 @@ class StudyReader:
     def finished(self, cell: Cell) -> Finished:
         """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
         task = self.plan.tasks[cell.task]
-        return Finished(cell, task.recipe, self.result(cell.task))
+        return Finished(cell, task.recipe, task.needs, self.result(cell.task))
 
     def result(self, key: str) -> Mapping[str, Any]:
         """A task's result, read and verified once.
@@ -174,7 +196,7 @@ class StudyReader:
             measured_speedup=measured,
             model_fingerprint=model_fingerprint(trace),
             trace_folder=str(self.folder.task_folder(trace) / TRACE),
-            source=f"study {self.settings['name']}",
+            source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
             notes=(*result["notes"], *result["card"]["notes"]),
             own_text=result["own_text"],
             settings=self.traced_settings(trace),
@@ -244,8 +266,7 @@ class StudyReader:
         found = [self.finished(cell) for cell in self.done if cell.kind == "decode"]
         for one in found:
             if one.result["bench"] is None:
-                floor = f"a floor of {one.recipe['floor']:g}"
-                yield f"{one.cell.name}: no policy of the league exits at {floor}, nothing to decode."
+                yield f"{one.cell.name}: nothing was decoded, {one.result['why_nothing']}."
 
     def combined(self, cell: Cell) -> Mapping[str, Any]:
         """Accelerations together, under the names that the study gives."""
@@ -305,7 +326,7 @@ def model_fingerprint(trace: Task) -> str:
 
 def savings(found: Finished) -> Iterator[Saving]:
     """What the tuner says at each floor; nothing of a task of another kind."""
-    if found.cell.kind != "tune":
+    if found.cell.kind not in ("tune", "certify"):
         return
     for tuned in found.result["tuned"]:
         yield saving_of(tuned, machine_of(found))

@@ -19,6 +19,7 @@ from offramp.studies.comparison.content import (
 from offramp.studies.comparison.per_byte import characters_per_second
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.studies.entries import BYTES
 from offramp.studies.task import Cell
 from offramp.tuning.ranking import FULL_MODEL
 
@@ -28,10 +29,11 @@ NEVER = "never"
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell that is done: its task's recipe and result."""
+    """A cell that is done: its task's recipe, what it needs, and its result."""
 
     cell: Cell
     recipe: Mapping[str, Any]
+    needs: Mapping[str, str]
     result: Mapping[str, Any]
 
 
@@ -41,7 +43,7 @@ def league_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
         yield league_strategy(
             entry,
             _where(row, found),
-            in_seconds=True,
+            in_seconds=machine_of(found) != BYTES,
             characters_per_token=row.characters_per_token,
         )
 
@@ -103,6 +105,7 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
     bench = found.result["bench"]
     if bench is None:
         return
+    certified = "certify" in found.needs
     contenders = {contender["name"]: contender for contender in bench["contenders"]}
     yield _plain_strategy(row, found, contenders[bench["plain"]])
     for place, choice in enumerate(found.result["chosen"]):
@@ -115,7 +118,7 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             family=choice["family"],
             policy=choice["policy"],
             kv=choice["kv"],
-            floor=floor_text(found.recipe["floor"]),
+            floor=floor_text(choice["floor"]),
             basis="measured",
             agreement=interval_estimate(None if quality is None else quality["agreement"], "not judged"),
             skip_ratio=skipped(
@@ -125,7 +128,7 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             seconds_per_token=seconds,
             characters_per_second=characters_per_second(choice["characters_per_token"], seconds),
             answer=answer_text(timed["answer"], timed["resolution"], bench["defects"], left_out),
-            chosen=place == 0,
+            chosen=place == 0 or certified,
             gain=gain_of(timed["gain"]),
         )
 
@@ -156,6 +159,8 @@ def measured_speedups(found: Finished, entries: Sequence[Mapping[str, Any]]) -> 
     so. Else of the league's fastest policy that exits; nothing if the timing has a defect, or left it out.
     found: a decode cell. entries: of the league whose policies it decoded.
     """
+    if "certify" in found.needs:
+        return _of_verdicts(found)
     place = place_text(floor_text(found.recipe["floor"]), machine_of(found))
     if _chooses_never(entries, found.recipe["floor"]):
         return {place: 1.0}
@@ -167,6 +172,19 @@ def measured_speedups(found: Finished, entries: Sequence[Mapping[str, Any]]) -> 
     if bench["defects"] or fastest is None:
         return {}
     return {place: fastest["value"]}
+
+
+def _of_verdicts(found: Finished) -> dict[str, float]:
+    """Net speedup of each floor's policy that was certified, or tried for a certificate."""
+    bench = found.result["bench"]
+    if bench is None or bench["defects"]:
+        return {}
+    speedups = {contender["name"]: contender["ratio"] for contender in bench["contenders"]}
+    return {
+        place_text(floor_text(choice["floor"]), machine_of(found)): speedups[choice["contender"]]["value"]
+        for choice in found.result["chosen"]
+        if speedups[choice["contender"]] is not None
+    }
 
 
 def _chooses_never(entries: Sequence[Mapping[str, Any]], floor: float) -> bool:
@@ -190,6 +208,7 @@ def _where(row: Row, found: Finished) -> dict[str, Any]:
 STRATEGIES: Mapping[str, Callable[[Row, Finished], Iterator[Strategy]]] = {
     "league": league_strategies,
     "tune": tuned_strategies,
+    "certify": tuned_strategies,
     "replay": replayed_strategies,
     "decode": decoded_strategies,
 }

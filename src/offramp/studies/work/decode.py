@@ -1,15 +1,15 @@
-"""The best policies of a league decoded for real, timed in turns beside plain decoding."""
+"""Policies of one text decoded for real, timed in turns beside plain decoding."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from offramp.costs.machine import Machine
+from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
-from offramp.records.typed import finite_json, to_json
+from offramp.records.typed import from_json
+from offramp.studies.entries import AUTO
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import (
@@ -22,36 +22,60 @@ from offramp.studies.work.inputs import (
     trace_of,
     workload_of,
 )
-from offramp.tracing.trace import Trace
+from offramp.studies.work.league import Ranking
+from offramp.studies.work.tune import read_answers
 
 if TYPE_CHECKING:
+    from offramp.costs.timings import TimingsProfile
     from offramp.decoding.measurement.judged import Judged
     from offramp.decoding.measurement.measurement import Measurement
+    from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.workloads.workload import Workload
+    from offramp.studies.work.decoding_choice import Choice
 
 STRATEGIES = ("propagate", "recompute")
-"""For K and V of skipped layers: the league charges the first; the second is for families that refuse it."""
+"""For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
 
-NOTHING: Mapping[str, Any] = {"bench": None, "chosen": [], "characters_per_token": None}
-"""The result where no policy of the league exits: at its floor plain decoding is best."""
+NO_EXITS = "no policy of the ranking exits"
+TOO_LONG = (
+    "timing it would take too long (more seconds allow it); `offramp bench MODEL --policy FILE` times a "
+    "policy on its own"
+)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One policy of the league. predicted: its net speedup there, on documents that did not choose it."""
+class DecodedChoice:
+    """One policy that was decoded; its first fields as of `offramp.studies.work.decoding_choice.Choice`.
+
+    contender: its name in the measurement. forecast, free_running: None of one that was left out.
+    characters_per_token: of its answers, special tokens included, None without any.
+    """
 
     family: str
     policy: str
-    predicted: float
+    kv: str
+    why: str
+    floor: float
+    predicted: float | None
+    contender: str
+    forecast: Forecast | None
+    free_running: FreeRunning | None
+    characters_per_token: float | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A measurement with every sample and forecast; None where nothing was decoded, and why."""
+
+    bench: BenchResult | None
+    chosen: tuple[DecodedChoice, ...] = ()
+    characters_per_token: float | None = None
+    why_nothing: str | None = None
 
 
 class DecodeWork:
-    """Leaves the measurement with every sample and forecast, and which policies it was of; neither if no
-    policy of the league exits.
-
-    Takes timings, so that it runs alone on the machine.
+    """Leaves a `Decoding`: of the policies of the verdicts where these were certified, else of the best of
+    the ranking. Takes timings, so that it runs alone on the machine.
     """
 
     kind = "decode"
@@ -61,117 +85,123 @@ class DecodeWork:
         recipe's; and what `offramp.decoding.measurement` raises.
         """
         require_planned(task)
-        machine = profile_in(context.input("profile"))
-        require_this_machine(task, machine.details["machine"])
-        recipe = task.recipe
-        choices = best_policies(
-            result_of(context, "league")["entries"], floor=recipe["floor"], count=recipe["best"]
-        )
+        require_this_machine(task, task.recipe["machine"])
+        ranking = from_json(Ranking, result_of(context, "league"))
+        context.write_record(_Decoder(task, context).decoding(ranking))
+
+
+class _Decoder:
+    """What a task decodes with. machine: to predict with, None where another one was asked for."""
+
+    def __init__(self, task: Task, context: Context) -> None:
+        self.task, self.context = task, context
+        self.recipe: Mapping[str, Any] = task.recipe
+        self.machine: TimingsProfile | None = None
+        if "profile" in task.needs:
+            self.machine = profile_in(context.input("profile"))
+            require_this_machine(task, self.machine.details["machine"])
+
+    def decoding(self, ranking: Ranking) -> Decoding:
+        """The measurement. Raises what made the timing fail."""
+        from offramp.studies.work.decoding_choice import best_of_ranking, of_verdicts
+
+        if "certify" in self.task.needs:
+            choices = of_verdicts(ranking, read_answers(result_of(self.context, "certify")).tuned)
+        else:
+            choices = best_of_ranking(ranking, floor=self.recipe["floor"], count=self.recipe["best"])
         if not choices:
-            context.write_result(NOTHING)
-            return
-        workload, model = workload_of(task), model_of(task, context)
-        trace, heads = trace_of(context), heads_of(task, context)
-        measured = _decode(model, workload, trace, heads, machine, choices, recipe)
-        context.write_result(finite_json(measured))
+            return Decoding(None, why_nothing=NO_EXITS)
+        model = model_of(self.task, self.context)
+        fitting, refused = _able(model, choices)
+        asked = {choice.kv for choice in choices}
+        notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in asked)
+        return self._measured(model, fitting, notes)
+
+    def _measured(self, model: Model, choices: Sequence[Choice], notes: tuple[str, ...]) -> Decoding:
+        from offramp.decoding.measurement.answers import Limits
+        from offramp.decoding.measurement.judged import Chosen, decode_chosen
+        from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
+        from offramp.studies.work.decoding_choice import seconds_after, seconds_for, within_budget
+
+        recipe, trace = self.recipe, trace_of(self.context)
+        workload, wanted, new_tokens = workload_of(self.task), recipe["prompts"], recipe["new_tokens"]
+        seconds = recipe["seconds"]
+        fewest = FEWEST_NEW_TOKENS if new_tokens == AUTO else new_tokens
+        prompts = pick_prompts(model, workload, trace, wanted, new_tokens=fewest, seed=recipe["seed"])
+        if new_tokens == AUTO:
+            plain = self._plain_seconds(model, prompts)
+            kept, new_tokens = within_budget(choices, plain, seconds)
+            if not kept:
+                return Decoding(None, why_nothing=TOO_LONG)
+            if len(kept) < len(choices):
+                others = ", ".join(choice.policy for choice in choices[1:])
+                notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
+            choices = kept
+            whole = max(seconds, seconds_for(len(choices), plain, new_tokens))
+            seconds = whole - seconds_after(len(choices), plain, new_tokens)
+        policies = tuple((choice.policy, choice.kv) for choice in choices)
+        chosen = Chosen(workload.name, trace, policies, prompts, wanted, notes)
+        (judged,) = decode_chosen(
+            model,
+            [chosen],
+            self.machine,
+            heads=heads_of(self.task, self.context),
+            new_tokens=new_tokens,
+            limits=Limits(seconds, recipe["rounds"]),
+            seed=recipe["seed"],
+        )
+        if isinstance(judged, OfframpError):
+            raise judged
+        return _decoding(model, judged, choices, [options.name for options in chosen.options])
+
+    def _plain_seconds(self, model: Model, prompts: Prompts) -> float:
+        """About how long a token of plain decoding takes here. Raises ModelError if it cannot be told."""
+        from offramp.decoding.measurement.plain_timing import time_plain_decoding
+
+        if self.machine is not None:
+            return float(self.machine.token_costs(model.shape, float(len(prompts.ids[0]))).plain)
+        return time_plain_decoding(model, prompts.ids[0], new_tokens=4, repeats=1).value
 
 
-def best_policies(entries: Sequence[Mapping[str, Any]], *, floor: float, count: int) -> list[Choice]:
-    """The fastest distinct policies of a league that a decoder can follow and that exit, at one floor.
+def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[str, str]]:
+    """The policies whose strategy for K and V the model's family allows, and why not the other strategies.
 
-    entries: of a league task's result. The same policy may be the best of several families: it counts once.
+    One that asks for none takes the first of STRATEGIES that is allowed.
+
+    Raises OfframpError if the model cannot be decoded layer by layer, or with none of the policies.
     """
-    able = [
-        Choice(entry["family"], entry["policy"], entry["net_speedup"]["value"])
-        for entry in entries
-        if entry["reachable"]
-        and entry["policy"] != "never"
-        and not entry.get("full_depth")
-        and math.isclose(entry["floor"], floor)
-        and entry["net_speedup"]["value"] is not None
-    ]
-    distinct: dict[str, Choice] = {}
-    for choice in sorted(able, key=lambda choice: (-choice.predicted, choice.policy)):
-        distinct.setdefault(choice.policy, choice)
-    return list(distinct.values())[:count]
-
-
-def _decode(
-    model: Model,
-    workload: Workload,
-    trace: Trace,
-    heads: ExitHeads | None,
-    machine: Machine,
-    choices: Sequence[Choice],
-    recipe: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The measurement as the task's result. Raises what made the timing fail."""
-    from offramp.decoding.measurement.answers import Limits
-    from offramp.decoding.measurement.judged import Chosen, decode_chosen
-    from offramp.decoding.openings import pick_prompts
-
-    kv, new_tokens, seed = _strategy(model), recipe["new_tokens"], recipe["seed"]
-    prompts = pick_prompts(model, workload, trace, recipe["prompts"], new_tokens=new_tokens, seed=seed)
-    policies = tuple((choice.policy, kv) for choice in choices)
-    chosen = Chosen(workload.name, trace, policies, prompts, recipe["prompts"])
-    (judged,) = decode_chosen(
-        model,
-        [chosen],
-        machine,
-        heads=heads,
-        new_tokens=new_tokens,
-        limits=Limits(recipe["seconds"], recipe["rounds"]),
-        seed=seed,
-    )
-    if isinstance(judged, OfframpError):
-        raise judged
-    return _result(model, judged, choices, [options.name for options in chosen.options], kv)
-
-
-def _strategy(model: Model) -> str:
-    """How the model's family keeps K and V of skipped layers. Raises OfframpError if it has no way."""
     from offramp.decoding.engine.build import engine_of
 
     able = engine_of(model).abilities
-    refused = able.reason("never_exit")
-    if refused is not None:
-        raise OfframpError(refused, where=model.shown_name, fix="leave this model out of [decode]")
-    reasons = {kv: able.reason(kv) for kv in STRATEGIES}
-    found = next((kv for kv, why in reasons.items() if why is None), None)
-    if found is None:
-        raise OfframpError(
-            f"the model's skipped layers cannot be made up for: {reasons[STRATEGIES[0]]}",
-            where=model.shown_name,
-            fix="leave this model out of [decode]",
+    asked = dict.fromkeys(kv for choice in choices for kv in ((choice.kv,) if choice.kv else STRATEGIES))
+    reasons = {kv: able.reason(kv) for kv in asked}
+    usual = next((kv for kv in STRATEGIES if kv in reasons and reasons[kv] is None), STRATEGIES[0])
+    fitting = [replace(choice, kv=choice.kv or usual) for choice in choices]
+    fitting = [choice for choice in fitting if reasons[choice.kv] is None]
+    why = able.reason("never_exit")
+    if not fitting and why is None:
+        why = f"the model's skipped layers cannot be made up for: {next(iter(reasons.values()))}"
+    if why is not None:
+        raise OfframpError(why, where=model.shown_name, fix="leave this model out of [decode]")
+    return fitting, {kv: why for kv, why in reasons.items() if why is not None}
+
+
+def _decoding(model: Model, judged: Judged, choices: Sequence[Choice], names: Sequence[str]) -> Decoding:
+    measured = judged.measurement
+    chosen = tuple(
+        DecodedChoice(
+            **asdict(choice),
+            contender=name,
+            forecast=judged.forecasts.get(name),
+            free_running=judged.free_running.get(name),
+            characters_per_token=_characters_per_token(model, measured, name),
         )
-    return found
-
-
-def _result(
-    model: Model, judged: Judged, choices: Sequence[Choice], names: Sequence[str], kv: str
-) -> dict[str, Any]:
-
-    chosen, measured = [], judged.measurement
-    for choice, name in zip(choices, names, strict=True):
-        quality = judged.free_running.get(name)
-        chosen.append(
-            {
-                **asdict(choice),
-                "kv": kv,
-                "contender": name,
-                "free_running": None if quality is None else asdict(quality),
-                "characters_per_token": _characters_per_token(model, measured, name),
-            }
-        )
-    # When it was measured is for the journal; how busy the machine was is part of what was measured.
-    bench = replace(
-        judged.bench, circumstances={k: v for k, v in judged.bench.circumstances.items() if k != "date"}
+        for choice, name in zip(choices, names, strict=True)
     )
-    return {
-        "bench": to_json(bench),
-        "chosen": chosen,
-        "characters_per_token": _characters_per_token(model, measured, measured.result.plain),
-    }
+    # When it was measured is for the journal; how busy the machine was is part of what was measured.
+    circumstances = {name: one for name, one in judged.bench.circumstances.items() if name != "date"}
+    bench = replace(judged.bench, circumstances=circumstances)
+    return Decoding(bench, chosen, _characters_per_token(model, measured, measured.result.plain))
 
 
 def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import HEADS, checked_workload, model_of, require_planned, require_same
-from offramp.studies.work.nameless import nameless_model
 
 
 class HeadsWork:
@@ -32,12 +31,13 @@ class HeadsWork:
             for place, one in enumerate(recipe["workloads"])
         ]
         fitted = fit_heads(
-            nameless_model(model_of(task, context)),
+            model_of(task, context),
             workloads,
             tokens=recipe["tokens"],
+            exits=recipe["exits"],
             lens=recipe["lens"],
             classifiers=recipe["classifiers"],
             seed=recipe["seed"],
-            progress=False,
+            progress=context.progress,
         )
         write_heads(fitted, target)

@@ -15,11 +15,11 @@ from offramp.errors import OfframpError
 from offramp.files import canonical_json
 from offramp.models.memory import use_threads
 from offramp.studies.computing import code_of, code_of_module
+from offramp.studies.entries import BYTES
 from offramp.studies.manifest import RESULT, study_file
 from offramp.studies.steps import measured_on
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.nameless import nameless_workload
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -82,13 +82,13 @@ def workload_of(task: Task) -> Workload:
 
 
 def checked_workload(source: str, described: Mapping[str, Any]) -> Workload:
-    """A workload without its place. described: its kind and fingerprint, as recipes have them.
+    """A workload. described: its fingerprint, as recipes have it.
 
     Raises WorkloadError, or OfframpError for another version of its text.
     """
     found = load_workload(source)
     require_same(f"the workload {found.name}", source, found.fingerprint, described["fingerprint"])
-    return nameless_workload(found, described["kind"])
+    return found
 
 
 def result_of(context: Context, role: str) -> dict[str, Any]:
@@ -107,14 +107,17 @@ def heads_of(task: Task, context: Context) -> ExitHeads | None:
     return read_heads(context.input("heads") / HEADS)
 
 
-def machine_of(task: Task, context: Context) -> Machine:
-    """The machine that a task prices on: a needed task's timings, or a profile by name or file.
+def machine_of(task: Task, context: Context) -> Machine | None:
+    """The machine that a task prices on: a needed task's timings, or a profile by name or file; None where
+    bytes are counted.
 
     Raises InputError for an unknown machine, OfframpError for one whose figures are not the recipe's.
     """
     if "profile" in task.needs:
         return profile_in(context.input("profile"))
     source = task.sources["machine"]
+    if source == BYTES:
+        return None
     machine = find_machine(source)
     require_same(f"the machine {machine.name}", source, machine_fingerprint(machine), task.recipe["machine"])
     return machine
@@ -140,7 +143,8 @@ def model_of(task: Task, context: Context, *, stream: bool = False, memory: int 
     texts = tuple(described["transforms"])
 
     def load() -> Model:
-        asked = find_model(source, read_transforms(texts, dtype), dtype=dtype, trust_remote_code=False)
+        trusted = bool(described.get("trust_remote_code"))
+        asked = find_model(source, read_transforms(texts, dtype), dtype=dtype, trust_remote_code=trusted)
         require_same("the model", source, asked.source.identity.base_fingerprint, described["fingerprint"])
         # Layers to prune may be chosen by what they do on a text, which is then part of the recipe.
         for place, measuring in enumerate(measured_on(asked.transforms)):

@@ -1,18 +1,49 @@
-"""The policy league of a trace on a machine, and the verdicts at the study's floors."""
+"""The ranking of policies on a trace and a machine, and the verdicts at the study's floors."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from offramp.records.typed import finite_json
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Machine
+from offramp.studies.entries import BYTES
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import machine_of, require_planned, trace_of
 from offramp.tracing.trace import Trace
+from offramp.tuning.break_even import BreakEven
+from offramp.tuning.judging import Halves
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy
+from offramp.tuning.verdict import Verdict
+
+MAIN_FLOOR = 0.95
+"""That other machines and break-even prices are asked for."""
+OTHER_MACHINES = ("h100", "l4")
+"""Shown beside the machine at hand: a data-centre card and a small one."""
+BATCHES = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Every family's best member, and the verdicts by replay, per floor. why_empty: None where something is.
+
+    machines: the best policy on other machines and batch sizes. break_even: what would have to change for a
+    policy to pay. Both only where details were asked for.
+    """
+
+    machine: str
+    machine_source: str
+    floors: tuple[float, ...]
+    entries: tuple[RankedPolicy, ...]
+    verdicts: tuple[Verdict, ...]
+    why_empty: str | None
+    machines: tuple[MachineAnswer, ...] = ()
+    break_even: tuple[BreakEven, ...] = ()
 
 
 class LeagueWork:
-    """Leaves every family's best member and the verdict, per floor. Needs no model."""
+    """Leaves a `Ranking`. Needs no model."""
 
     kind = "league"
 
@@ -21,28 +52,75 @@ class LeagueWork:
 
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.
         """
-        from offramp.tuning.judging import halves_of, judge
-        from offramp.tuning.ranking import ranking
-
         require_planned(task)
-        trace, machine = trace_of(context), machine_of(task, context)
-        floors, seed = tuple(task.recipe["floors"]), task.recipe["seed"]
-        why = why_not_halved(trace, seed)
-        halves = halves_of(trace, seed) if why is None else None
-        verdicts = judge(trace, floors, seed=seed, machine=machine, halves=halves)
-        entries = () if halves is None else ranking(trace, machine, floors, seed, halves=halves)
-        context.write_result(
-            finite_json(
-                {
-                    "machine": machine.name,
-                    "machine_source": machine.source,
-                    "floors": floors,
-                    "entries": [asdict(entry) for entry in entries],
-                    "verdicts": [asdict(verdict) for verdict in verdicts],
-                    "why_empty": why,
-                }
+        recipe = task.recipe
+        context.write_record(
+            ranking_of(
+                trace_of(context),
+                machine_of(task, context),
+                tuple(recipe["floors"]),
+                recipe["worth"],
+                recipe["seed"],
+                details=recipe["details"],
             )
         )
+
+
+def ranking_of(
+    trace: Trace,
+    machine: Machine | None,
+    floors: tuple[float, ...],
+    worth: float,
+    seed: int,
+    *,
+    details: bool = False,
+) -> Ranking:
+    """Everything that the trace alone allows; speed is in bytes moved without a machine."""
+    from offramp.policies.policy_cost import prices_of, seconds_of
+    from offramp.tuning.break_even import break_even
+    from offramp.tuning.judging import halves_of, judge
+    from offramp.tuning.ranking import ranking
+
+    why = why_not_halved(trace, seed)
+    # Searched once for all who choose, so that they cannot contradict each other.
+    halves = halves_of(trace, seed) if why is None else None
+    verdicts = judge(trace, floors, worth, seed=seed, machine=machine, halves=halves)
+    entries = () if halves is None else ranking(trace, machine, floors, seed, halves=halves)
+    name, source = (BYTES, "") if machine is None else (machine.name, machine.source)
+    found = Ranking(name, source, floors, entries, verdicts, why)
+    if not details or halves is None:
+        return found
+    closest = fastest_exiting(entries, min(floors, key=lambda floor: abs(floor - MAIN_FLOOR)))
+    costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
+    broken_even = break_even(trace, "never" if closest is None else closest.policy, costs)
+    answers = _on_machines(trace, machine, halves, worth)
+    return Ranking(name, source, floors, entries, verdicts, why, answers, broken_even)
+
+
+def fastest_exiting(entries: Sequence[RankedPolicy], floor: float) -> RankedPolicy | None:
+    """The fastest policy at a floor that leaves layers out and that a decoder can follow, if there is one."""
+    able = [
+        entry
+        for entry in entries
+        if entry.floor == floor and entry.reachable and entry.policy != "never" and not entry.full_depth
+    ]
+    speeds = [(-(entry.net_speedup.value or float("-inf")), entry.family) for entry in able]
+    return min(zip(speeds, able, strict=True), key=lambda one: one[0])[1] if able else None
+
+
+def _on_machines(
+    trace: Trace, machine: Machine | None, halves: Halves, worth: float
+) -> tuple[MachineAnswer, ...]:
+    from offramp.tuning.ranking import machine_answers
+
+    others = [find_machine(name) for name in OTHER_MACHINES if machine is None or name != machine.name]
+    answers = machine_answers(trace, others, BATCHES, MAIN_FLOOR, worth=worth, halves=halves)
+    if machine is None:
+        return answers
+    # A profile answers for the batch sizes it was timed at, and not far beyond.
+    batches = getattr(machine, "batches", BATCHES)
+    own = machine_answers(trace, [machine], batches, MAIN_FLOOR, worth=worth, halves=halves)
+    return (*own, *answers)
 
 
 def why_not_halved(trace: Trace, seed: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from offramp.costs.hardware import RECIPE, load_local_profile, save_local_profile
+from offramp.costs.hardware import RECIPE, disturbed, load_local_profile, save_local_profile
 from offramp.errors import InputError
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -14,6 +14,10 @@ from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, model_of, require
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.models.model import Model
+
+
+NOTE = "note"
+"""Of a profile's details: how it was come by, in a sentence. It alone may differ for the same recipe."""
 
 
 class ProfileWork:
@@ -42,11 +46,19 @@ def _profile(model: Model, task: Task) -> TimingsProfile:
     from offramp.decoding.measurement.plain_timing import check_profile
 
     kept = _kept(model, task)
-    if kept is not None and check_profile(model, kept).holds:
-        return kept
+    check = None if kept is None else check_profile(model, kept)
+    if kept is not None and check is not None and check.holds:
+        return noted(kept, check.sentence)
     profile = stating(measure_hardware(model, budget_seconds=task.recipe["seconds"]), task)
     save_local_profile(profile)
-    return profile
+    busy = disturbed(profile)
+    taken = "timed just now" if busy is None else f"timed just now and not kept: {busy}"
+    return noted(profile, taken if check is None else f"{check.sentence}; {taken}")
+
+
+def noted(profile: TimingsProfile, note: str) -> TimingsProfile:
+    """The profile with how it was come by among its details."""
+    return dataclasses.replace(profile, details={**profile.details, NOTE: note})
 
 
 def _kept(model: Model, task: Task) -> TimingsProfile | None:

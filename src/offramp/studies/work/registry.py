@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from offramp.studies.task import Task
+from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.context import Context
 from offramp.studies.work.decode import DecodeWork
@@ -44,6 +45,7 @@ WORKS: Mapping[str, Work] = {
         ReplayWork(),
         LeagueWork(),
         TuneWork(),
+        CertifyWork(),
         DecodeWork(),
         CombineWork(),
         PairWork(),

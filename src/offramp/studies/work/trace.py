@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from offramp.studies.manifest import study_file
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TRACE, heads_of, model_of, require_planned, workload_of
-from offramp.studies.work.nameless import nameless_model
+from offramp.studies.work.passage import FILE as PASSAGE_FILE
+from offramp.studies.work.passage import PASSAGE, passages_of
 from offramp.studies.work.text_size import text_sizes, write_text_sizes
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
+
+MODEL = "model.json"
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """The model of a trace, for those who read it without loading it.
+
+    name: as shown, transforms included. facts: fingerprints, licence, dtype and the like, as JSON values.
+    """
+
+    name: str
+    layers: int
+    facts: Mapping[str, Any]
+
+
+MODEL_FILE = study_file(TracedModel)
 
 
 class TraceWork:
-    """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with, and `text.json`."""
+    """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with; `model.json`,
+    `text.json`, and the passage that a page shows.
+    """
 
     kind = "trace"
 
@@ -24,7 +51,7 @@ class TraceWork:
         recipe = task.recipe
         stream, memory = bool(recipe["stream"]), recipe.get("memory")
         workload = workload_of(task)
-        model = nameless_model(model_of(task, context, stream=stream, memory=memory))
+        model = model_of(task, context, stream=stream, memory=memory)
         folder = context.folder / TRACE
         result = trace(
             model,
@@ -40,7 +67,7 @@ class TraceWork:
             overwrite=True,
             repair=True,
             memory=memory if stream else None,
-            progress=False,
+            progress=context.progress,
         )
         _leave_out_times(folder)
 
@@ -50,6 +77,28 @@ class TraceWork:
             )
 
         write_text_sizes(context.folder, text_sizes(result, decode))
+        PASSAGE_FILE.write(context.folder / PASSAGE, passages_of(result, lambda token: model.decode([token])))
+        MODEL_FILE.write(context.folder / MODEL, described(model))
+
+
+def described(model: Model) -> TracedModel:
+    """What is kept of a model beside its trace."""
+    from offramp.models.source import weights_note
+
+    identity = model.identity
+    about_weights = weights_note(identity.weights)
+    facts = {
+        "model_source": identity.source,
+        "model_licence": identity.licence,
+        **({} if about_weights is None else {"model_weights": about_weights}),
+        "model_fingerprint": identity.fingerprint,
+        "transforms": list(identity.transforms),
+        "tokenizer_fingerprint": identity.tokenizer,
+        "dtype": model.dtype,
+        "bos": model.bos_policy.source,
+        "readout": model.stack.readout_kind,
+    }
+    return TracedModel(model.shown_name, model.layers, facts)
 
 
 def _leave_out_times(folder: Path) -> None:

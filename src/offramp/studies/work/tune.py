@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from offramp.records.typed import finite_json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from offramp.records.typed import finite_json, from_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import machine_of, require_planned, trace_of
+
+if TYPE_CHECKING:
+    from offramp.tuning.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer per floor. why_empty: None where there are any. why_not_executed: where it was to be."""
+
+    tuned: tuple[Tuned, ...]
+    why_empty: str | None = None
+    why_not_executed: str | None = None
 
 
 class TuneWork:
@@ -19,17 +35,45 @@ class TuneWork:
     def run(self, task: Task, context: Context) -> None:
         """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
         from offramp.tuning.tune import tune
-        from offramp.tuning.tuned import to_json, write_tuned
 
         require_planned(task)
         trace, machine = trace_of(context), machine_of(task, context)
         if len(trace.exits) < 2:
             why = "the trace holds no exit before the last: there is no policy to tune"
-            context.write_result({"tuned": [], "why_empty": why})
+            write_answers(context, Answers((), why))
             return
-        answers = []
-        for floor in task.recipe["floors"]:
-            tuned = tune(trace, {"agreement": floor}, machine, seed=task.recipe["seed"])
-            write_tuned(context.folder / f"tuned-{floor:g}.json", tuned)
-            answers.append(to_json(tuned))
-        context.write_result(finite_json({"tuned": answers, "why_empty": None}))
+        found = tuple(
+            tune(trace, {"agreement": floor}, machine, seed=task.recipe["seed"])
+            for floor in task.recipe["floors"]
+        )
+        write_answers(context, Answers(found))
+
+
+def tuned_file_name(floor: float) -> str:
+    """The name of the file that holds the answer at a floor."""
+    return f"tuned-{floor:g}.json"
+
+
+def write_answers(context: Context, answers: Answers) -> None:
+    """Write the result, and each answer as a file of its own."""
+    from offramp.tuning.tuned import to_json, write_tuned
+
+    for tuned in answers.tuned:
+        write_tuned(context.folder / tuned_file_name(tuned.floor.value), tuned)
+    context.write_result(
+        finite_json(
+            {
+                "tuned": [to_json(tuned) for tuned in answers.tuned],
+                "why_empty": answers.why_empty,
+                "why_not_executed": answers.why_not_executed,
+            }
+        )
+    )
+
+
+def read_answers(result: Mapping[str, Any]) -> Answers:
+    """What `write_answers` wrote. Raises InvalidRecordError."""
+    from offramp.tuning.tuned import Tuned
+
+    found = tuple(from_json(Tuned, {**one, "policy_text": one["policy"]}) for one in result["tuned"])
+    return Answers(found, result["why_empty"], result["why_not_executed"])

@@ -1,0 +1,41 @@
+"""`offramp report`: the page of what is done, whatever did it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp.cli.compare_command import DEFAULT_FOLDER, compare
+from offramp.cli.console import Output, stage
+from offramp.cli.options import AsJson, Mixed
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR", help="Folders of offramp run and offramp study run.", show_default=False
+        ),
+    ],
+    mixed: Mixed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the page of a run or a study again, from what is done so far; of several folders, one for all."""
+    if len(folders) > 1:
+        compare(folders, DEFAULT_FOLDER, None, mixed=mixed, as_json=as_json)
+        return
+    from offramp.cli.run_outputs import write_outputs
+    from offramp.cli.study_report import show_report, write_report
+    from offramp.report.run_reading import RunReader
+    from offramp.studies.folder import StudyFolder
+
+    out, folder = Output(as_json), StudyFolder(folders[0])
+    if folder.read_plan().is_run:
+        with stage("writing the page"):
+            page = write_outputs(RunReader(folder.path)).report
+    else:
+        page = write_report(folder, mixed=mixed)
+    show_report(out, page)
+    out.finish({"folder": str(folder.path), "report": str(page)})

@@ -1,0 +1,306 @@
+"""`offramp run`, carried out: the tasks of its study in this process, in turn, with a page after each."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import offramp
+from offramp.cli.console import stage
+from offramp.cli.provenance import describe_machine, describe_software
+from offramp.cli.run_folder import SUMMARY_FILE, claim, default_folder, require_own
+from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
+from offramp.cli.run_study import RunOptions, run_study
+from offramp.costs.hardware import LOCAL, find_machine
+from offramp.errors import InputError, ModelError, OfframpError
+from offramp.files import (
+    locked_folder,
+    sweep_temporary_files,
+)
+from offramp.models.memory import parse_size
+from offramp.models.model import Model
+from offramp.report.page import write_report
+from offramp.report.run_reading import STARTED, RunReader
+from offramp.report.run_result import Progress, RunResult
+from offramp.studies.entries import OWN
+from offramp.studies.estimates import STARTING_SECONDS
+from offramp.studies.folder import StudyFolder
+from offramp.studies.plan import make_plan
+from offramp.studies.runner import run_task
+from offramp.studies.study import Study
+from offramp.studies.task import Plan, Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.inputs import model_of
+from offramp.studies.work.model_cache import ModelCache
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitted_heads import FittedHeads
+from offramp.tracing.heads_file import read_heads
+from offramp.tracing.loading import ModelRequest, find_model, read_transforms, stays_on_disk
+from offramp.tracing.plan import plan_trace, usable_context
+from offramp.tracing.request import code_fingerprint, parse_exits
+from offramp.tracing.streamed_layers import require_given_text
+from offramp.workloads.answers import PlannedAnswer
+from offramp.workloads.workload import Workload
+
+OPTIONAL = {"profile": LOCAL, "heads": OWN}
+"""Kinds of tasks that a run goes on without, by what it lacks then."""
+
+ON_DISK = "its layers stay on disk"
+UNANSWERED = (
+    "it was not traced either: its prompts need answers, and a model whose layers stay on disk would "
+    "read all of them for every new token"
+)
+
+WORDS = {
+    "profile": "timing layers, head and probes on this machine",
+    "heads": "fitting a classifier on documents of its own: {}",
+    "trace": "tracing {}",
+    "score": "scoring {}",
+    "league": "searching policies on {}",
+    "tune": "tuning on {}",
+    "certify": "tuning on {}, by what decodes",
+    "decode": "decoding {} for real, beside plain decoding",
+}
+"""What a task of a kind does to a workload."""
+
+
+def carry_out(
+    options: RunOptions,
+    workloads: Sequence[Workload],
+    output: Path | None,
+    before_decoding: Callable[[RunResult], None] = lambda result: None,
+) -> FinishedRun:
+    """Do what is not done yet of a run; a second run of the same request goes on where the first stopped.
+
+    before_decoding: told what is known before policies are decoded and timed, unless nothing is to be.
+
+    Raises InputError if the folder holds another run, and whatever the tasks raise. No folder is made for
+    input that is refused.
+    """
+    given = None if options.heads is None else read_heads(options.heads)
+    with stage("looking at the model's files"):
+        asked = find_model(
+            options.model,
+            read_transforms(options.transforms, options.dtype),
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
+    if given is not None:
+        asked.require_heads(given, str(options.heads))
+    if options.hardware != LOCAL:
+        find_machine(options.hardware)  # an unknown one is refused before the model is loaded
+    memory = None if options.memory is None else parse_size(options.memory, "--memory")
+    streamed = stays_on_disk(asked, stream=options.stream, memory=memory)
+    traced = _traceable(asked, workloads, streamed=streamed, given=options.workloads_given)
+    request = {
+        **options.settled(),
+        "model": asked.source.identity.source,
+        "model_fingerprint": asked.source.identity.fingerprint,
+        "heads": None if given is None else given.fingerprint,
+        "streamed": streamed,
+    }
+    folder = output or default_folder(asked.name, request)
+    require_own(folder, request, overwrite=options.overwrite)
+    run = _Run(options, asked, traced, given, folder, streamed)
+    run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
+    run.check()
+    with locked_folder(folder):
+        sweep_temporary_files(folder)
+        claim(folder, request, overwrite=options.overwrite)
+        return run.run(before_decoding)
+
+
+def _traceable(
+    asked: ModelRequest, workloads: Sequence[Workload], *, streamed: bool, given: bool
+) -> list[Workload]:
+    """The workloads that the model can be traced on: of prompts only if it is in memory to answer them.
+
+    Raises ModelError for one that was asked for by name and cannot be.
+    """
+    if not streamed:
+        return list(workloads)
+    if given:
+        from offramp.models.streamed_loading import needed_memory
+
+        need = needed_memory(asked.source, asked.dtype, trust_remote_code=asked.trust_remote_code)
+        for workload in workloads:
+            require_given_text(asked.name, workload, need.whole_bytes - need.resident_bytes)
+    return [workload for workload in workloads if workload.mode == "text"]
+
+
+class _Run:
+    """One run. left_out: workloads that were asked for and are not traced, with the reason."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        asked: ModelRequest,
+        workloads: Sequence[Workload],
+        given: ExitHeads | None,
+        path: Path,
+        streamed: bool,
+    ) -> None:
+        self.options, self.asked, self.workloads = options, asked, workloads
+        self.given, self.path, self.streamed = given, path, streamed
+        self.folder = StudyFolder(path)
+        self.models = ModelCache()
+        self.left_out: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {LOCAL: ON_DISK, OWN: ON_DISK} if streamed else {}
+
+    def study(self) -> Study:
+        """What is to be done, as far as it can be had."""
+        return run_study(
+            self.options,
+            self.asked,
+            self.workloads,
+            torch.get_num_threads(),
+            streamed=self.streamed,
+            unavailable=self.unavailable,
+        )
+
+    def planned(self, *, kept: bool) -> Plan:
+        """The tasks. kept: whether the folder is there, to keep fingerprints and the plan in."""
+        plan = make_plan(self.study(), self.path if kept else None, download=True)
+        unavailable = {**plan.unavailable, **self.unavailable, **self.left_out}
+        plan = replace(plan, unavailable=unavailable)
+        if kept:
+            self.folder.write_plan(plan)
+        return plan
+
+    def check(self) -> None:
+        """Refuse what does not fit the model before a folder is made; load it if there is work for it."""
+        plan = self.planned(kept=False)
+        tracing = [task for task in plan.tasks.values() if task.kind == "trace"]
+        blocked = next((task.blocked for task in tracing if task.blocked), None)
+        if blocked is not None:
+            raise ModelError(blocked, where=self.options.model, fix="see offramp doctor")
+        if self.options.overwrite or not all(self.folder.is_done(task) for task in plan.tasks.values()):
+            with stage(f"loading {self.asked.name} and checking its exits"):
+                model = self.model(tracing[0])
+                self.require_fitting(model)
+
+    def model(self, task: Task) -> Model:
+        """The model of a trace task, which tasks will find loaded."""
+        context = Context(self.path, {}, self.models, self.folder.executions)
+        memory = task.recipe["memory"]
+        return model_of(task, context, stream=bool(task.recipe["stream"]), memory=memory)
+
+    def require_fitting(self, model: Model) -> None:
+        """Refuse exits, heads, a context and texts that do not fit the model, before the first is traced."""
+        exits = parse_exits(self.options.exits, model.layers)
+        if self.given is not None:
+            FittedHeads.of(self.given, exits)
+        context = usable_context(model, self.options.context)
+        for workload in self.workloads:
+            plan_trace(
+                model,
+                workload,
+                lambda: _stand_in_answers,
+                tokens=self.options.tokens,
+                context=context,
+                document_tokens=self.options.document_tokens,
+            )
+
+    def run(self, before_decoding: Callable[[RunResult], None]) -> FinishedRun:
+        """Every task in turn, with a page after each that shows something new."""
+        plan = self.planned(kept=True)
+        self.folder.journal.append(
+            STARTED,
+            command=shlex.join(["offramp", *sys.argv[1:]]),
+            software={
+                "offramp": offramp.__version__,
+                "code_fingerprint": code_fingerprint(),
+                **describe_software(self.asked.texts),
+            },
+            machine=describe_machine(),
+        )
+        for task in plan.tasks.values():
+            self.folder.forget_failure(task)
+            if self.options.repair:
+                self.folder.verify(task)
+        plan = self.prepared(plan)
+        reader = RunReader(self.path)
+        decoding = [task for task in plan.tasks.values() if task.kind == "decode"]
+        for task, name in _in_order(plan):
+            if decoding and task is decoding[0]:
+                before_decoding(reader.result())
+            if task.kind in ("trace", "certify", "decode"):
+                self.write_so_far(reader, plan, task)
+            # What cannot be decoded is said on the page; all else that fails ends the run.
+            with contextlib.suppress(OfframpError) if task.kind == "decode" else contextlib.nullcontext():
+                self.do(task, name)
+            if task.kind == "trace":
+                show_trace(reader, name, task)
+        return write_outputs(reader)
+
+    def prepared(self, plan: Plan) -> Plan:
+        """The plan without what turns out not to be had here: timings of this machine, heads of its own."""
+        for task, name in _in_order(plan):
+            if task.kind in OPTIONAL and OPTIONAL[task.kind] not in self.unavailable:
+                try:
+                    self.do(task, name)
+                except (ModelError, InputError) as error:
+                    if self.given is not None and task.kind == "heads":
+                        raise
+                    self.unavailable[OPTIONAL[task.kind]] = error.what
+        return self.planned(kept=True)
+
+    def do(self, task: Task, workload: str) -> None:
+        """One task, unless it is done. Raises what makes it fail."""
+        if self.folder.is_done(task):
+            return
+        said = stage(WORDS[task.kind].format(workload), _seconds_left(task))
+        with contextlib.nullcontext() if task.kind == "trace" else said:
+            fate = run_task(task, self.folder, self.models, watched=True)
+        if fate != "done":
+            raise OfframpError(
+                f"{WORDS[task.kind].format(workload)}: another process does it at this moment",
+                where=str(self.path),
+                fix="wait for it to end, and run the same command again",
+            )
+
+    def write_so_far(self, reader: RunReader, plan: Plan, running: Task) -> None:
+        """Write the page of an unfinished run, unless a finished one is there."""
+        if (self.path / SUMMARY_FILE).exists():
+            return
+        shown = [
+            (task, WORDS[task.kind].format(name))
+            for task, name in _in_order(plan)
+            if task.kind in ("profile", "trace", "certify", "decode")
+        ]
+        done = [words for task, words in shown if self.folder.is_done(task)]
+        to_come = [words for task, words in shown if words not in done and task is not running]
+        now = next(words for task, words in shown if task is running)
+        write_report(reader.result(Progress(tuple(done), now, tuple(to_come))), self.path)
+
+
+def _in_order(plan: Plan) -> Iterator[tuple[Task, str]]:
+    """The tasks of every job in turn, each with the name of its workload ("" of none)."""
+    names: dict[str, str] = {}
+    for cell in plan.cells:
+        names[cell.task] = cell.workload
+        for key in plan.tasks[cell.task].needs.values():
+            names.setdefault(key, cell.workload)
+            for further in plan.tasks[key].needs.values():
+                names.setdefault(further, cell.workload)
+    for job in plan.jobs:
+        for task in job.tasks:
+            yield task, names[task.key]
+
+
+def _stand_in_answers(planned: Sequence[PlannedAnswer]) -> list[list[int]]:
+    """Answers of full length, to see whether the prompts fit without asking the model."""
+    return [[0] * prompt.max_new_tokens for prompt in planned]
+
+
+def _seconds_left(task: Task) -> float | None:
+    """About how long a task takes in a process that has loaded the model."""
+    seconds = task.estimate.seconds
+    loaded = STARTING_SECONDS if "model" in task.recipe else 0.0
+    return None if seconds is None else max(0.0, seconds - loaded)

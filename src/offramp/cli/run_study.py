@@ -1,0 +1,172 @@
+"""The study of one model that `offramp run` is: what its options ask for, as a study file would say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.costs.hardware import LOCAL
+from offramp.decoding.openings import PROMPTS
+from offramp.errors import InputError
+from offramp.records.given_file import Source
+from offramp.report.formats import whole_percent
+from offramp.studies.checks import check_study
+from offramp.studies.entries import AUTO, BYTES, NONE, OWN
+from offramp.studies.study import INLINE, Study
+from offramp.tracing.loading import ModelRequest
+from offramp.tuning.bounds import documents_needed
+from offramp.workloads.workload import Workload
+
+FLOORS = (0.99, 0.95, 0.90)
+DELTA = 0.1
+BESIDE_CERTIFYING = 2
+"""Documents that do not certify, at the least: one is searched on, and one reported."""
+
+SIGNALS = ("logit_gap", "restricted")
+"""Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
+
+FITTING_TOKENS = 200
+CLASSIFIERS = ("correctness",)
+"""What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
+
+BUDGET_SECONDS = 66.0
+"""Of all decoding for real, unless --decode-budget says otherwise."""
+ROUNDS = 3
+"""On a fast model every prompt is decoded so often, and no more."""
+MAIN_SECONDS, OTHER_SECONDS = 25.0, 4.0
+"""For reruns and decoding at the main floor of a text, and at each other one."""
+
+NOT_SETTLED = ("overwrite", "repair", "memory", "stream", "workloads_given", "decode", "decode_budget")
+"""Options that change how a run gets its results, not which: a folder is the same run's with any of them."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was asked for on the command line, workloads and folder apart.
+
+    transforms: texts of their grammar. decode_budget: seconds of the decoding, None for those of any run.
+    stream: whether layers stay on disk, None if they do where the weights do not fit. memory: for them, as
+    "8GB". workloads_given: whether the workloads were named, or are those of any run.
+    """
+
+    model: str
+    tokens: int
+    exits: str
+    context: int | None
+    document_tokens: int | None
+    dtype: str
+    transforms: tuple[str, ...]
+    trust_remote_code: bool
+    heads: Path | None
+    hardware: str
+    worth: float
+    overwrite: bool
+    repair: bool
+    decode: bool
+    decode_budget: float | None
+    stream: bool | None
+    memory: str | None
+    workloads_given: bool
+
+    def settled(self) -> dict[str, Any]:
+        """What makes the run another one."""
+        found = {name: value for name, value in asdict(self).items() if name not in NOT_SETTLED}
+        return {**found, "heads": None if self.heads is None else str(self.heads)}
+
+
+def run_study(
+    options: RunOptions,
+    asked: ModelRequest,
+    workloads: Sequence[Workload],
+    threads: int,
+    *,
+    streamed: bool,
+    unavailable: Mapping[str, str],
+) -> Study:
+    """The study of a run. unavailable: why this machine or heads of its own cannot be had, by name.
+
+    Raises InputError for what does not fit together.
+    """
+    transform = " + ".join(asked.texts)
+    timed = options.hardware == LOCAL and LOCAL not in unavailable and not streamed
+    machine = options.hardware if options.hardware != LOCAL else LOCAL if timed else BYTES
+    settings = {
+        "name": "run",
+        "title": asked.name,
+        "tokens": options.tokens,
+        "dtype": options.dtype,
+        "threads": threads,
+        "exits": options.exits,
+        "context": options.context,
+        "document_tokens": options.document_tokens,
+        "signals": SIGNALS,
+        "floors": FLOORS,
+        "worth": float(options.worth),
+        "details": True,
+    }
+    values: dict[str, Any] = {
+        "study": settings,
+        "models": [
+            {
+                "name": asked.source.name,
+                "source": options.model,
+                "trust_remote_code": options.trust_remote_code,
+            }
+        ],
+        "workloads": [workload.name for workload in workloads],
+        "transforms": [{"name": transform, "steps": asked.texts} if transform else NONE],
+        "heads": [_heads(options, streamed=streamed, fitted=OWN not in unavailable)],
+        "machines": [machine],
+    }
+    if streamed:
+        values["large"] = {"stream": True, "memory": options.memory}
+    elif options.decode:
+        budget = options.decode_budget or BUDGET_SECONDS
+        values["certify"] = {"seconds": MAIN_SECONDS, "other_seconds": OTHER_SECONDS}
+        values["decode"] = {
+            "new_tokens": AUTO,
+            "seconds": budget / len(workloads),
+            "prompts": PROMPTS,
+            "rounds": ROUNDS,
+        }
+    study = Study.of(values, Source(INLINE, "run", {}))
+    check_study(study)
+    return study
+
+
+def _heads(options: RunOptions, *, streamed: bool, fitted: bool) -> Any:
+    if options.heads is not None:
+        return {"name": "given", "file": str(options.heads)}
+    if streamed or not fitted:
+        return NONE
+    return {
+        "name": OWN,
+        "fit": [OWN],
+        "tokens": FITTING_TOKENS,
+        "lens": False,
+        "classifiers": CLASSIFIERS,
+    }
+
+
+def require_documents(workloads: Sequence[Workload]) -> None:
+    """Refuse texts on which no floor of a run could be certified, before anything is loaded.
+
+    Raises InputError with how many documents there are, and how many are needed.
+    """
+    needed = {floor: documents_needed(1.0 - floor, DELTA) + BESIDE_CERTIFYING for floor in FLOORS}
+    loosest = min(FLOORS)
+    for workload in workloads:
+        found = len(workload.documents)
+        if found < needed[loosest]:
+            listed = ", ".join(
+                f"{count} for {whole_percent(floor)}" for floor, count in sorted(needed.items())
+            )
+            raise InputError(
+                f"not enough documents: {workload.name} has {found}, and a floor on agreement needs more: "
+                f"{listed}, even if nothing is lost on any of them",
+                where=f"--workload {workload.name}",
+                fix="give more texts (a text file is split into documents at its blank lines), or measure "
+                "the layers alone: offramp trace, then offramp score",
+            )

@@ -1,0 +1,383 @@
+"""A run as its page takes it, read from the folder of its study: everything that is done so far."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.costs.hardware import LOCAL, find_machine
+from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.costs.timings import TimingsProfile
+from offramp.decoding.measurement.combined import CombineResult, read_combined
+from offramp.files import safe_name
+from offramp.policies.frontier import Frontier, frontier
+from offramp.policies.policy_cost import mean_position
+from offramp.records.typed import from_json
+from offramp.report import COMBINED_FILE, TRACES
+from offramp.report.run_result import (
+    Decoded,
+    DecodedPolicy,
+    Progress,
+    RunResult,
+    Timing,
+    WorkloadResult,
+    price_list,
+)
+from offramp.scoring.card import ScoreCard
+from offramp.studies.entries import BYTES, NONE, OWN
+from offramp.studies.folder import StudyFolder
+from offramp.studies.journal import Event
+from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.work.decode import Decoding
+from offramp.studies.work.inputs import HEADS, TRACE, profile_in
+from offramp.studies.work.league import Ranking
+from offramp.studies.work.passage import FILE as PASSAGE_FILE
+from offramp.studies.work.passage import PASSAGE
+from offramp.studies.work.profile import NOTE
+from offramp.studies.work.trace import MODEL, MODEL_FILE, TracedModel
+from offramp.studies.work.tune import Answers, read_answers
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_file import read_heads
+from offramp.tracing.trace import Trace
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Speed, Verdict, open_candidate, settle
+
+STARTED = "run"
+"""The event of a run's journal that says by which command it was made, with which software and where."""
+NOT_ASKED = "--no-decode was given"
+
+
+class RunReader:
+    """A run's folder with its plan; read again after each task, it holds more.
+
+    Traces and what is drawn of them are kept from one reading to the next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = StudyFolder(path)
+        self.plan: Plan = self.folder.read_plan()
+        self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
+
+    def result(self, progress: Progress | None = None) -> RunResult:
+        """What is done. Raises DamagedFileError for files whose bytes changed."""
+        events = self.folder.journal.read().events
+        finished = {event.task: event for event in events if event.event == "finished"}
+        started = next((event for event in reversed(events) if event.event == STARTED), Event(0, STARTED))
+        decoded = {
+            name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
+        }
+        rows = [self._row(cell, decoded.get(cell.workload), finished) for cell in self._rows()]
+        plain, not_decoded = self._measured(decoded.values()), self._not_decoded(decoded)
+        model = self._model()
+        name = str(self.plan.study["models"][0]["name"]) if model is None else model.name
+        return RunResult(
+            model_name=name,
+            layers=0 if model is None else model.layers,
+            workloads=tuple(rows),
+            provenance={
+                **self._provenance(model, rows, started),
+                **({} if plain else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
+            },
+            measured=plain,
+            command=str(started.details.get("command", "")),
+            hardware=self._hardware(rows),
+            heads=describe_heads(
+                [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
+            ),
+            decoding=tuple(decoded.values()),
+            not_decoded=not_decoded,
+            progress=progress,
+            combined=self._combined(model),
+        )
+
+    # --- tasks
+
+    def tasks(self, kind: str) -> Iterator[tuple[str, Task]]:
+        """The tasks of a kind with the name of their workload; heads and traces by those that need them."""
+        for cell in self.plan.cells:
+            task = self.plan.tasks[cell.task]
+            if cell.kind == kind:
+                yield cell.workload, task
+            elif cell.kind == "score" and kind == "trace":
+                yield cell.workload, self.plan.tasks[task.needs["trace"]]
+            elif cell.kind == "score" and kind == "heads":
+                trace = self.plan.tasks[task.needs["trace"]]
+                if "heads" in trace.needs:
+                    yield cell.workload, self.plan.tasks[trace.needs["heads"]]
+
+    def heads(self, task: Task) -> ExitHeads:
+        """The exit heads that a task left."""
+        return read_heads(self.heads_path(task))
+
+    def heads_path(self, task: Task) -> Path:
+        """Where they lie."""
+        return self.folder.task_folder(task) / HEADS
+
+    def answers(self, workload: str) -> Answers:
+        """The tuner's answers on a workload, none as long as there are none."""
+        for kind in ("certify", "tune"):
+            for name, task in self.tasks(kind):
+                if name == workload and self._is_done(task):
+                    return read_answers(self.folder.result(task))
+        return Answers(())
+
+    def _is_done(self, task: Task) -> bool:
+        return self.folder.is_done(task)
+
+    def _rows(self) -> Iterator[Cell]:
+        """The cells of scores whose ranking is done too."""
+        ranked = {name for name, task in self.tasks("league") if self._is_done(task)}
+        for cell in self.plan.cells:
+            if cell.kind == "score" and cell.workload in ranked and self._is_done(self.plan.tasks[cell.task]):
+                yield cell
+
+    # --- parts
+
+    def _row(self, cell: Cell, decoded: Decoded | None, finished: Mapping[str, Event]) -> WorkloadResult:
+        score = self.plan.tasks[cell.task]
+        task = self.plan.tasks[score.needs["trace"]]
+        (ranked,) = (one for name, one in self.tasks("league") if name == cell.workload)
+        trace, frontiers = self._trace(task)
+        ranking = from_json(Ranking, self.folder.result(ranked))
+        tuned = self.answers(cell.workload).tuned
+        passages = PASSAGE_FILE.read(self.folder.task_folder(task) / PASSAGE)
+        spent = [finished[one.key].details["seconds"] for one in (task, score) if one.key in finished]
+        return WorkloadResult(
+            name=cell.workload,
+            mode=trace.request["workload"]["mode"],
+            trace=trace,
+            card=ScoreCard.from_json(self.folder.result(score)["card"]),
+            frontiers=frontiers,
+            verdicts=settled(ranking.verdicts, tuned, decoded),
+            passage=passages.passage,
+            grid=passages.grid,
+            notes=tuple(trace.provenance["notes"]),
+            trace_folder=self.trace_place(cell.workload).as_posix(),
+            seconds=sum(spent),
+            league=ranking.entries,
+            tuned=tuned,
+            machines=ranking.machines,
+            break_even=ranking.break_even,
+            replayed=ranking.verdicts,
+        )
+
+    def trace_place(self, workload: str) -> Path:
+        """Where the trace of a workload is found in the run's folder."""
+        entry, transform = self.plan.study["models"][0]["name"], self.plan.study["transforms"][0]["name"]
+        model = entry if transform == NONE else f"{entry} + {transform}"
+        return Path(TRACES) / safe_name(model) / safe_name(workload)
+
+    def _trace(self, task: Task) -> tuple[Trace, tuple[Frontier, ...]]:
+        if task.key not in self._traces:
+            trace = Trace.load(self.folder.task_folder(task) / TRACE)
+            self._traces[task.key] = trace, frontiers_of(trace)
+        return self._traces[task.key]
+
+    def _model(self) -> TracedModel | None:
+        """The model as its first trace has it, None before there is one."""
+        for _, task in self.tasks("trace"):
+            if self._is_done(task):
+                return MODEL_FILE.read(self.folder.task_folder(task) / MODEL)
+        return None
+
+    def machine(self) -> Machine | None:
+        """The machine that speed is predicted for; None while it is not timed and where bytes are counted."""
+        source = self.plan.study["machines"][0]["source"]
+        if source == BYTES:
+            return None
+        if source != LOCAL:
+            return find_machine(source)
+        profiles = [task for task in self.plan.tasks.values() if task.kind == "profile"]
+        done = [task for task in profiles if self._is_done(task)]
+        return profile_in(self.folder.task_folder(done[0])) if done else None
+
+    def _hardware(self, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:
+        """What the page shows of the machine: its prices of one token."""
+        machine = self.machine()
+        if machine is None or not rows:
+            return None
+        trace = rows[0].trace
+        details = machine.details if isinstance(machine, TimingsProfile) else {}
+        load = details.get("load_average")
+        return price_list(
+            machine,
+            machine.token_costs(trace.shape, mean_position(trace)),
+            self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
+            threads=details.get("machine", {}).get("threads"),
+            load=load[0] if load else None,
+            note=details.get(NOTE),
+        )
+
+    def _provenance(
+        self, model: TracedModel | None, rows: Sequence[WorkloadResult], started: Event
+    ) -> dict[str, Any]:
+        machine = self.machine()
+        unavailable = self.plan.unavailable
+        missing = {"machine_not_timed": unavailable.get(LOCAL), "heads_not_fitted": unavailable.get(OWN)}
+        date = datetime.datetime.fromtimestamp(started.wall, datetime.UTC).isoformat(timespec="seconds")
+        return {
+            **started.details.get("software", {}),
+            **({} if model is None else model.facts),
+            **started.details.get("machine", {}),
+            "date": date,
+            "traced": {row.name: _traced(row.trace) for row in rows},
+            **({} if machine is None else {"hardware_fingerprint": machine_fingerprint(machine)}),
+            **{name: why for name, why in missing.items() if why is not None},
+        }
+
+    def _not_timed(self, not_decoded: Mapping[str, str]) -> str:
+        """Why plain decoding was not timed."""
+        return self.plan.unavailable.get(LOCAL) or next(iter(not_decoded.values()), "nothing was decoded yet")
+
+    def _decoded(self, workload: str, task: Task, finished: Mapping[str, Event]) -> Decoded | None:
+        if not self._is_done(task):
+            return None
+        found = from_json(Decoding, self.folder.result(task))
+        if found.bench is None:
+            return None
+        policies = tuple(
+            DecodedPolicy(
+                one.contender, one.policy, one.kv, one.why, one.floor, one.forecast, one.free_running
+            )
+            for one in found.chosen
+        )
+        ended = finished[task.key].wall if task.key in finished else 0.0
+        date = datetime.datetime.fromtimestamp(ended, datetime.UTC).isoformat(timespec="seconds")
+        bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
+        return Decoded(workload, bench, policies, date)
+
+    def _not_decoded(self, decoded: Mapping[str, Decoded]) -> dict[str, str]:
+        """By workload, why nothing was; nothing of what is yet to come."""
+        found = {}
+        asked = dict(self.tasks("decode"))
+        for name in (workload["name"] for workload in self.plan.study["workloads"]):
+            if name in decoded:
+                continue
+            if name not in asked:
+                found[name] = NOT_ASKED
+            elif (failure := self.folder.failure(asked[name])) is not None:
+                found[name] = failure.what
+            elif self._is_done(asked[name]):
+                found[name] = str(self.folder.result(asked[name])["why_nothing"])
+        return {
+            **found,
+            **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},
+        }
+
+    def _measured(self, decoded: Iterable[Decoded]) -> dict[str, Timing]:
+        """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
+        name = "plain_seconds_per_token"
+        for one in decoded:
+            timed = one.bench.contender(one.bench.plain).seconds_per_token
+            around = one.bench.circumstances
+            if timed is not None:
+                load = float(around["load_average"][0])
+                return {name: Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)}
+        machine = self.machine()
+        details = machine.details if isinstance(machine, TimingsProfile) else {}
+        seconds = details.get("check", {}).get("generate_seconds_per_token")
+        if seconds is None:
+            return {}
+        threads, load = int(details["machine"]["threads"]), float(details["load_average"][0])
+        return {name: Timing(float(seconds), None, None, threads, load)}
+
+    def _combined(self, model: TracedModel | None) -> CombineResult | None:
+        """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.
+
+        Raises DamagedFileError if it was edited.
+        """
+        path = self.folder.path / COMBINED_FILE
+        if not path.is_file() or model is None:
+            return None
+        found = read_combined(path)
+        same = found.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
+        return found if same else None
+
+
+def _traced(trace: Trace) -> dict[str, Any]:
+    """What was asked for, and the text a trace was measured on: licence, source and fingerprints."""
+    request = trace.request
+    return {
+        **{key: request["workload"][key] for key in ("licence", "source", "fingerprint")},
+        **{key: request[key] for key in ("tokens", "context", "document_tokens", "exits", "reductions")},
+        "request_fingerprint": trace.provenance["request_fingerprint"],
+    }
+
+
+def frontiers_of(trace: Trace) -> tuple[Frontier, ...]:
+    """The rules the page draws: max_prob on every exit, a few exits and one, and all signals on a few."""
+    below = [int(exit) for exit in trace.exits[:-1]]
+    if not below:
+        return ()
+    few = tuple(sorted({below[len(below) // 2], below[len(below) * 3 // 4], below[-1]}))
+    rules = [("max_prob", tuple(below)), ("max_prob", few), ("margin", few), ("entropy", few)]
+    rules.append(("max_prob", (below[-1],)))
+    return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
+
+
+def settled(
+    verdicts: Sequence[Verdict], tuned: Sequence[Tuned], decoded: Decoded | None = None
+) -> tuple[Verdict, ...]:
+    """The verdicts with what was executed at their floors, and with what was timed of the same policies."""
+    by_floor = {one.floor.value: one for one in tuned}
+    return tuple(
+        settle(verdict, by_floor[verdict.floor], measured_speed(decoded, by_floor[verdict.floor]))
+        if verdict.floor in by_floor
+        else verdict
+        for verdict in verdicts
+    )
+
+
+def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:
+    """What the stopwatch said of a tuned policy with its strategy for K and V, or of the candidate whose
+    certificate is open; None if it was not timed."""
+    if decoded is None or not decoded.sound:
+        return None
+    tried = open_candidate(tuned)
+    asked = (tuned.policy_text, tuned.kv) if tried is None else (tried.policy, tried.kv)
+    for policy in decoded.policies:
+        ratio = decoded.timed(policy).ratio
+        if (policy.policy, policy.kv) == asked and ratio is not None:
+            seconds = decoded.bench.seconds_spent
+            return Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
+    return None
+
+
+def describe_heads(several: Sequence[ExitHeads]) -> dict[str, Any] | None:
+    """What the page shows of fitted heads: of those of all texts the least that holds for each."""
+    if not several:
+        return None
+    first = several[0]
+    lenses = [one.lens for one in several if one.lens is not None]
+    explained = [lens.explained for lens in lenses if lens.explained is not None]
+    return {
+        "documents": sum(len(ids) for one in several for ids in one.seen_documents.values()),
+        "exits": len(first.exits),
+        "lens": first.lens is not None,
+        "lens_explained": min((float(np.mean(shares)) for shares in explained), default=None),
+        "output": first.output is not None,
+        "imported": "imported" in first.provenance,
+        "classifiers": {
+            name: {
+                "exits": len(first.exits),
+                "better_than_chance": min(
+                    int(np.sum(one.classifiers[name].better_than_chance)) for one in several
+                ),
+                "auroc": min(
+                    (m for one in several if (m := _median(one.classifiers[name].auroc)) is not None),
+                    default=None,
+                ),
+            }
+            for name in first.classifiers
+        },
+    }
+
+
+def _median(values: Any) -> float | None:
+    defined = values[np.isfinite(values)]
+    return float(np.median(defined)) if defined.size else None

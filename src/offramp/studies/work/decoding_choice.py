@@ -1,0 +1,166 @@
+"""What is decoded for real on one text: which policies, and how many tokens of each prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offramp.studies.work.league import MAIN_FLOOR, Ranking, fastest_exiting
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Verdict, percent_down, settle
+
+CHARGED_KV = "propagate"
+MOST_NEW_TOKENS = 32
+BESIDE = 3.5
+"""The fastest plain decoder, the same again, never exit, and in every second turn prompt lookup: beside the
+policies."""
+PLAIN_TRIED = 3
+"""Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
+FEWEST_PROMPTS = 4
+"""That there should be time for: with fewer, intervals are wide."""
+PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
+"""A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
+on average about as long as plain ones."""
+LONGEST = 4.5
+"""So many times the seconds that are asked for the smallest measurement that there is may take."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One policy to decode. kv: its strategy for K and V, "" for whichever the model's family allows. why:
+    how it came to be chosen, in words.
+
+    predicted: its net speedup, None where the ranking does not have it. floor: that it was chosen for.
+    """
+
+    family: str
+    policy: str
+    kv: str
+    why: str
+    floor: float
+    predicted: float | None = None
+
+
+def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choice]:
+    """The fastest distinct policies of a ranking that a decoder can follow and that exit, at one floor.
+
+    The same policy may be the best of several families: it counts once.
+    """
+    able = [
+        Choice(entry.family, entry.policy, "", "one of the ranking's fastest", entry.floor, speed)
+        for entry in ranking.entries
+        if entry.reachable
+        and entry.policy != "never"
+        and not entry.full_depth
+        and math.isclose(entry.floor, floor)
+        and (speed := entry.net_speedup.value) is not None
+    ]
+    distinct: dict[str, Choice] = {}
+    for choice in sorted(able, key=lambda choice: (-(choice.predicted or 0.0), choice.policy)):
+        distinct.setdefault(choice.policy, choice)
+    return list(distinct.values())[:count]
+
+
+def settled(verdicts: Sequence[Verdict], tuned: Sequence[Tuned]) -> list[Verdict]:
+    """The verdicts with what was executed at their floors."""
+    by_floor = {one.floor.value: one for one in tuned}
+    return [settle(one, by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts]
+
+
+def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
+    """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
+
+    Of a floor whose certificate is open, the candidate that was tried. Without any: the most cautious
+    candidate that certifying came to, which the floor may have refused; where nothing was executed, the
+    fastest of the ranking that exits. Empty if no policy of the ranking exits.
+    """
+    found: dict[tuple[str, str], Choice] = {}
+    for verdict in sorted(settled(ranking.verdicts, tuned), key=lambda one: abs(one.floor - MAIN_FLOOR)):
+        floor, tried = percent_down(verdict.floor), verdict.tried
+        cell, why = (verdict.policy, verdict.kv or CHARGED_KV), f"the verdict's policy at {floor} agreement"
+        if tried is not None:
+            cell, why = (tried.policy, tried.kv), f"what was tried for {floor} agreement, not certified yet"
+        if cell[0] != "never" and cell not in found:
+            found[cell] = _choice(*cell, why, verdict.floor)
+    if found:
+        return list(found.values())
+    for one in sorted(tuned, key=lambda one: abs(one.floor.value - MAIN_FLOOR)):
+        tried = next((candidate for candidate in one.candidates if candidate.draft_length is None), None)
+        if tried is not None:
+            why = (
+                f"nothing is certified at {percent_down(one.floor.value)} agreement; this is the most "
+                "cautious policy that was a candidate for it"
+            )
+            return [_choice(tried.policy, tried.kv, why, one.floor.value)]
+    entry = None
+    if ranking.floors:
+        entry = fastest_exiting(ranking.entries, min(ranking.floors, key=lambda one: abs(one - MAIN_FLOOR)))
+    if entry is None:
+        return []
+    why = (
+        f"the best choice at {percent_down(entry.floor)} agreement is never to exit; this is the fastest "
+        "policy of the ranking that exits"
+    )
+    return [_choice(entry.policy, CHARGED_KV, why, entry.floor)]
+
+
+def _choice(policy: str, kv: str, why: str, floor: float) -> Choice:
+    return Choice(policy.partition(":")[0], policy, kv, why, floor)
+
+
+def within_budget(
+    choices: Sequence[Choice], plain_seconds: float, budget: float
+) -> tuple[Sequence[Choice], int]:
+    """The policies that fit into a budget of seconds, and the new tokens of each prompt.
+
+    All of them; else the first alone, which may take a few times as long. None if that would not do.
+    """
+    from offramp.decoding.openings import FEWEST_NEW_TOKENS
+
+    for some in (choices, choices[:1]):
+        new_tokens = new_tokens_for(len(some), plain_seconds, budget)
+        if new_tokens >= FEWEST_NEW_TOKENS:
+            return some, new_tokens
+    if seconds_for(1, plain_seconds, FEWEST_NEW_TOKENS) <= LONGEST * budget:
+        return choices[:1], FEWEST_NEW_TOKENS
+    return (), 0
+
+
+def new_tokens_for(policies: int, plain_seconds: float, budget: float) -> int:
+    """New tokens per prompt with which so many policies are timed within a budget of seconds.
+
+    plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
+    """
+    for new_tokens in range(MOST_NEW_TOKENS, 0, -1):
+        if seconds_for(policies, plain_seconds, new_tokens) <= budget:
+            return new_tokens
+    return 0
+
+
+def seconds_for(policies: int, plain_seconds: float, new_tokens: int) -> float:
+    """About how long measuring so many policies takes on FEWEST_PROMPTS prompts.
+
+    All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
+    after a warm-up; the pilot finds the fastest plain decoder. What comes after the times: see
+    `seconds_after`.
+    """
+    from offramp.decoding.measurement.contenders import SHORT
+    from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
+
+    visits = FEWEST_PROMPTS * (policies + BESIDE)
+    tried = policies + PLAIN_TRIED
+    piloted = PILOT_VISITS * PLAIN_TRIED
+    tokens = visits * new_tokens + tried * (min(new_tokens, TRIAL_TOKENS) + SHORT.warm_up_tokens)
+    tokens += piloted * min(new_tokens, PILOT_TOKENS)
+    decodings = visits + 2 * tried + piloted
+    timing = decodings * PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH * decodings + tokens)
+    return timing + seconds_after(policies, plain_seconds, new_tokens)
+
+
+def seconds_after(policies: int, plain_seconds: float, new_tokens: int) -> float:
+    """About how long it takes to time the parts of each policy's tokens on one prompt, and to let the full
+    model read every answer of a policy, and its own."""
+    read = (policies + 1) * FEWEST_PROMPTS
+    parts = policies * (PROMPT_WORTH + new_tokens)
+    return plain_seconds * (parts + PROMPT_WORTH * read) + policies * PAUSE_SECONDS
