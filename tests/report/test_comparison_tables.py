@@ -24,8 +24,14 @@ from offramp.report.names import (
 )
 from offramp.report.ranking import Standing, beside, floor_note
 from offramp.report.sections.claims import claims, probability, said, trends_section
-from offramp.report.sections.dots import best_saving, figures_of, without_speed
-from offramp.report.sections.leaderboard import leaderboard_section, means_table, ordered
+from offramp.report.sections.leaderboard import (
+    best_saving,
+    figures_of,
+    leaderboard_section,
+    means_table,
+    ordered,
+    without_speed,
+)
 from offramp.report.sections.provenance import facets
 from offramp.report.sections.strategies import by_floor, bytes_section, families_table, strategies_table
 from offramp.scoring.estimate import Estimate

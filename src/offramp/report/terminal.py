@@ -57,8 +57,7 @@ from offramp.report.ranking import (
 )
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.sections.claims import claims, said
-from offramp.report.sections.dots import best_saving, floors_of, score, without_speed
-from offramp.report.sections.leaderboard import ordered
+from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
 from offramp.report.timing import PolicyNames, contender_answer, error_sentence
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
