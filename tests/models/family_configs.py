@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
 
 VOCABULARY = 503
 HIDDEN = 64
@@ -192,3 +195,23 @@ def build_family(name: str) -> Any:
             if parameter.dim() <= 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+class NoTokenizer:
+    """As much of a tokenizer as loading asks for."""
+
+    bos_token_id = None
+    eos_token_id = 2
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [5]}
+
+
+def model_of(family: str, dtype: str = "float32") -> Model:
+    """A small random model of a family, as loading makes it."""
+    from offramp.models.identity import ModelIdentity
+    from offramp.models.loading import build_model
+
+    identity = ModelIdentity(weights="w", config="c", tokenizer="t", source="a test")
+    hf = build_family(family).to(getattr(torch, dtype))
+    return build_model(hf, NoTokenizer(), name=family, identity=identity, dtype=dtype)

@@ -9,28 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from family_configs import build_family
+from family_configs import model_of
 
 from offramp.errors import InputError, ModelError
-from offramp.models.identity import ModelIdentity
-from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.models.transforms.prune import Prune
-
-
-class Tokenizer:
-    """As much of a tokenizer as loading asks for."""
-
-    bos_token_id = None
-    eos_token_id = 2
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [5]}
-
-
-def model_of(family: str = "llama") -> Model:
-    identity = ModelIdentity(weights="w", config="c", tokenizer="t", source="a test")
-    return build_model(build_family(family), Tokenizer(), name=family, identity=identity, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +77,7 @@ def test_more_layers_than_can_go_are_refused(prune: Prune, message: str) -> None
 
 
 def test_the_layers_are_gone_and_the_model_is_another_one() -> None:
-    whole, model = model_of(), model_of()
+    whole, model = model_of("llama"), model_of("llama")
     ids = torch.arange(3, 12)[None]
     expected = by_hand(whole.hf, ids, [0, 3])
 
@@ -132,7 +115,7 @@ def test_the_shape_is_that_which_would_be_measured() -> None:
 
 
 def test_the_memory_of_the_layers_is_given_back() -> None:
-    model = model_of()
+    model = model_of("llama")
     dropped, kept = (weakref.ref(model.stack.layers[index].mlp.up_proj.weight) for index in (1, 2))
     model = Prune(drop=(2,)).apply(model)
     gc.collect()
@@ -141,7 +124,7 @@ def test_the_memory_of_the_layers_is_given_back() -> None:
 
 
 def test_what_cannot_be_applied_says_why_and_changes_nothing() -> None:
-    model = model_of()
+    model = model_of("llama")
     with pytest.raises(ModelError, match="are not chosen yet"):
         Prune(by="angular", layers=1).apply(model)
     with pytest.raises(InputError, match="leaves out layer 5"):

@@ -1,43 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import pytest
 import torch
-from family_configs import build_family
+from family_configs import model_of
 from quantised_cases import needs_int4
 from torch import nn
 
 from offramp.errors import ModelError
-from offramp.models.identity import ModelIdentity
-from offramp.models.measuring import measure_shape
 from offramp.models.tensors import is_wrapped
 from offramp.models.transforms import quantised_layers
 from offramp.models.transforms.quantise import Int4, Int8
-
-
-@dataclasses.dataclass
-class Family:
-    """What `apply` needs of a model of some family."""
-
-    stack: Any
-    hf: Any
-    identity: ModelIdentity
-    shape: Any
-    name: str = "family"
-    dtype: str = "float32"
-    streamed: None = None
-
-
-def family(name: str) -> Any:
-    from offramp.models.discovery import find_stack
-
-    hf: Any = build_family(name)
-    stack = find_stack(hf)
-    return Family(
-        stack, hf, ModelIdentity("weights", "config", "tokenizer", "source"), measure_shape(hf, stack)
-    )
 
 
 @pytest.mark.parametrize(
@@ -49,12 +21,12 @@ def family(name: str) -> Any:
 )
 def test_families_with_most_weights_elsewhere_are_refused(name: str, what: str) -> None:
     with pytest.raises(ModelError, match=what) as caught:
-        Int8().apply(family(name))
+        Int8().apply(model_of(name))
     assert "linear modules alone" in caught.value.fix
 
 
 def test_weights_that_a_family_reads_directly_stay_as_they_are() -> None:
-    model = Int8().apply(family("mamba"))
+    model = Int8().apply(model_of("mamba"))
     for layer in model.stack.layers:
         wrapped = {name for name, weight in layer.named_parameters() if is_wrapped(weight)}
         assert wrapped == {f"mixer.{name}_proj.weight" for name in ("in", "x", "out")}
@@ -62,7 +34,7 @@ def test_weights_that_a_family_reads_directly_stay_as_they_are() -> None:
 
 def test_a_family_that_multiplies_with_weights_of_its_own_is_refused() -> None:
     with pytest.raises(ModelError, match="the model does not run with int8: a short forward pass"):
-        Int8().apply(family("falcon"))
+        Int8().apply(model_of("falcon"))
 
 
 def test_an_expert_that_no_token_meets_is_quantised_too() -> None:
@@ -84,8 +56,7 @@ def test_an_expert_that_no_token_meets_is_quantised_too() -> None:
 
 @needs_int4
 def test_a_group_that_fits_few_matrices_is_refused() -> None:
-    model = family("llama")
-    model.dtype = "bfloat16"
+    model = model_of("llama", "bfloat16")
     with pytest.raises(
         ModelError, match=r"fits only 0% of the weights of layer 1: one of its matrices has 64 inputs"
     ):

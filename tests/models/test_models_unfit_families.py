@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from family_configs import build_family
+from family_configs import model_of
 
 from offramp.errors import ModelError
-from offramp.models.identity import ModelIdentity
-from offramp.models.loading import build_model
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.transform import UNFIT, why_unfit
 
 EXAMPLES = {"int8": "int8", "prune": "prune:drop=2"}
 
 
-class Tokenizer:
-    """As much of a tokenizer as loading asks for."""
-
-    bos_token_id = None
-    eos_token_id = 2
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [5]}
-
-
 @pytest.mark.parametrize(("name", "family"), [(name, family) for name in EXAMPLES for family in UNFIT[name]])
 def test_what_is_said_to_be_unfit_is_refused(name: str, family: str) -> None:
-    hf = build_family(family)
-    identity = ModelIdentity("weights", "config", "tokenizer", "source")
-    model = build_model(hf, Tokenizer(), name=family, identity=identity, dtype="float32")
+    model = model_of(family)
     transform = parse_transform(EXAMPLES[name])
-    assert why_unfit(transform, hf.config.model_type)
+    assert why_unfit(transform, model.hf.config.model_type)
     with pytest.raises(ModelError):
         transform.apply(model)
 
