@@ -17,8 +17,7 @@ import offramp
 from offramp.decoding.generation import generate
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions, PolicySource
-from offramp.models.calls import first_tensor
-from offramp.models.stack import with_hidden
+from offramp.models.calls import first_tensor, with_hidden
 from tiny_models import write_llama
 
 PROMPTS = ("the cat sat on the mat", "a model reads one", "deep layers", "numbers such as 12 and 345")

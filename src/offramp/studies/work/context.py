@@ -9,7 +9,7 @@ from typing import Any
 
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
-from offramp.records.typed import finite_json, to_json
+from offramp.records.typed import finite_json
 from offramp.studies.manifest import RESULT
 from offramp.studies.work.model_cache import ModelCache
 
@@ -45,7 +45,7 @@ class Context:
 
     def write_record(self, value: Any) -> None:
         """Write a record as the task's result."""
-        self.write_result(finite_json(to_json(value)))
+        self.write_result(finite_json(value))
 
     def write_result(self, value: Mapping[str, Any]) -> None:
         """Write the task's result in one step: sorted keys, no NaN, so that equal results are equal bytes."""
