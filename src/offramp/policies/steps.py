@@ -123,6 +123,7 @@ def _count(
     usage: Usage, part: str, place: int, rows: NDArray[np.bool_], steps: Steps, probe: str = ""
 ) -> None:
     """Add one item for every step with such rows, by the number of them."""
+    # How many such rows each step has, then how many steps have so many: an item for each number of rows.
     together = np.bincount(np.bincount(steps[rows])) if rows.any() else np.zeros(1, dtype=np.int64)
     for size, count in enumerate(together.tolist()):
         if size and count:
@@ -196,6 +197,7 @@ def find_rounds(
     closed = place + drafts < end
     wrong = _next_true((exits < layers) & ~agrees)
     following = np.where(wrong < place + drafts, wrong + 1, place + drafts + closed).tolist()
+    # One after the other: where a round starts depends on how the one before it ended.
     starts = []
     at = 0
     while at < count:

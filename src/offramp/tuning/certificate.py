@@ -16,7 +16,7 @@ from offramp.scoring.documents import Lengths, document_rows, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method
 from offramp.tuning.floor import Floor, document_losses, token_losses
-from offramp.tuning.pool import Pool, Scored
+from offramp.tuning.pool import ROUNDING, Pool, Scored
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def order_places(
     """
     ordered: list[int] = []
     for target in search_targets(risk) if targets is None else targets:
-        within = np.flatnonzero(risks <= target + 1e-12)
+        within = np.flatnonzero(risks <= target + ROUNDING)
         if not within.size:
             continue
         best = int(within[np.lexsort((risks[within], costs[within]))[0]])

@@ -149,6 +149,7 @@ class Pricing:
         """Mean cost of a token: at_exits [exits], shares of tokens that leave there [..., exits] -> [...]."""
         if self.batch == 1:
             return np.asarray(shares @ at_exits)
+        # Sums of shares may end a rounding above 1, which a large batch would raise to a power.
         reached = np.clip(np.cumsum(shares, axis=-1), 0.0, 1.0) ** self.batch
         return np.asarray(np.diff(reached, axis=-1, prepend=0.0) @ at_exits)
 
