@@ -145,9 +145,7 @@ def replay(
     at = seconds or in_bytes
     breakdown = break_down(usage, plain, at, trace.token_count)
     unprobed = break_down(unchecked, plain, at, trace.token_count)
-    quality = _quality(
-        trace, np.full_like(decisions.exits, trace.layers) if strategy.exact else decisions.exits
-    )
+    quality = _quality(trace, _outputs(run, strategy))
     return ReplayResult(
         policy=str(policy),
         exits=decisions.exits,
