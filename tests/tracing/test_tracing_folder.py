@@ -179,6 +179,13 @@ def test_a_trace_comes_back_from_disk_as_it_was_in_memory(finished: Path) -> Non
     assert len(list(finished.glob("facts-*.parquet"))) >= 4, "several parts, or the kills test nothing"
 
 
+def test_a_part_of_one_row_comes_back(tmp_path: Path) -> None:
+    options = {"workload": workload_of(lengths=(30, 2))}
+    run(tmp_path / "trace", **options)
+    assert len(list((tmp_path / "trace").glob("facts-*.parquet"))) == 2
+    assert_same_trace(Trace.load(tmp_path / "trace"), run(None, **options))
+
+
 def test_two_runs_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     run(tmp_path / "second")
     assert files_of(tmp_path / "second") == files_of(finished)
