@@ -68,7 +68,7 @@ def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
     sure = replace(
         verdict("pays", 1.1, floor=0.99, policy=policy.policy),
         kv=policy.kv,
-        executed_agreement=Estimate(0.995),
+        executed_agreement=Estimate(0.995, 0.985, 1.0),
     )
     for verdicts, misses in (((sure,), False), ((), True)):
         found = ways_ranked(first, replace(workload, verdicts=verdicts))
