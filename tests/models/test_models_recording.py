@@ -42,7 +42,7 @@ def test_no_layer_runs_and_the_model_is_left_alone() -> None:
 
 
 def test_a_call_puts_the_hidden_state_in_its_place() -> None:
-    hidden = torch.ones(1)
+    hidden = torch.full((1,), 7.0)  # equal to none of the others, wherever it stands
     assert LayerCall((1,), (2,), {"mask": 3}, None).arguments(hidden) == ((1, hidden, 2), {"mask": 3})
     assert LayerCall((1,), (), {"mask": 3}, "states").arguments(hidden) == (
         (1,),
