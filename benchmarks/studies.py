@@ -89,8 +89,7 @@ def by_hand(folder: Path) -> float:
     import torch  # noqa: F401 - loaded before the clock starts
     import transformers  # noqa: F401
 
-    from offramp.studies.work.context import Context
-    from offramp.studies.work.model_cache import ModelCache
+    from offramp.studies.work.context import Context, ModelCache
     from offramp.studies.work.registry import WORKS
 
     models, places = ModelCache(), {}

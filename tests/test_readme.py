@@ -12,7 +12,7 @@ import pytest
 
 import offramp
 from command_line import Outcome, run_offramp
-from offramp.cli import preparation
+from offramp.cli import run_study
 from offramp.models.model import Model
 from offramp.models.source import BUNDLED
 
@@ -70,7 +70,7 @@ def test_the_readme_shows_every_command_and_nothing_else() -> None:
 @pytest.mark.slow
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preparation, "FITTING_TOKENS", 200)
+    monkeypatch.setattr(run_study, "FITTING_TOKENS", 100)
     outcomes: dict[str, Outcome] = {}
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies/strategies.toml").write_text(STUDY)

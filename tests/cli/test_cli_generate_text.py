@@ -13,8 +13,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.cli.token_stream import TokenStream
-from offramp.cli.token_text import PALETTE, Painter, Pieces
+from offramp.cli.token_text import PALETTE, Painter, Pieces, TokenStream
 from tiny_models import write_tokenizer
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")

@@ -16,14 +16,21 @@ from rich.console import Console
 from offramp.cli import study_progress
 from offramp.cli.study_plan_table import MOST_CELLS_SHOWN, plan_json, show_plan
 from offramp.cli.study_progress import Lines, Picture
-from offramp.cli.study_table import show_outcome, show_status
-from offramp.cli.study_words import count_cells, counts_text, lasting, left_text, state_shown, task_names
+from offramp.cli.study_table import (
+    count_cells,
+    counts_text,
+    lasting,
+    left_text,
+    show_outcome,
+    show_status,
+    state_shown,
+    task_names,
+)
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.status import Status, status_of
+from offramp.studies.status import Status, TimeLeft, status_of
 from offramp.studies.task import Cell, Estimate, Job, Plan, Task
-from offramp.studies.time_left import TimeLeft
 
 FAILURE = Failure("no document has a token", where="notes.txt", fix="give a longer text")
 

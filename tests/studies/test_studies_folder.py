@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from offramp.errors import DamagedFileError, DiskFullError, InputError, WorkloadError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file
 from offramp.studies.failures import FAILURE, Failure
+from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
-from offramp.studies.plan_file import FILE as PLAN_FILE
 from offramp.studies.task import Estimate, Task
 
 TASK = task_of("score")

@@ -15,13 +15,12 @@ import pytest
 from fake_works import events_of, job_of, plan_of, task_of, value
 
 from offramp.errors import OfframpError
-from offramp.studies import heartbeat
+from offramp.studies import locks
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.process import WorkerProcess
 from offramp.studies.folder import StudyFolder
-from offramp.studies.heartbeat import BEAT_SECONDS, Watch
-from offramp.studies.locks import end_holder, holder, holding, is_held
+from offramp.studies.locks import BEAT_SECONDS, Watch, end_holder, holder, holding, is_held
 from offramp.studies.status import status_of
 from offramp.studies.task import Task
 
@@ -49,7 +48,7 @@ class Clock:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.path = 1000.0, path
-        monkeypatch.setattr(heartbeat.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(locks.time, "monotonic", lambda: self.now)
         path.touch()
 
     def silence(self, watch: Watch, seconds: float, *, beats: bool = False) -> float:

@@ -19,8 +19,8 @@ from offramp.files import canonical_json, sha256_of_text
 from offramp.models.source import find_source
 from offramp.records.typed import from_json, to_json
 from offramp.studies import estimates
+from offramp.studies.folder import PlanRecord
 from offramp.studies.plan import make_plan
-from offramp.studies.plan_file import PlanRecord
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
 from offramp.workloads.registry import load_workload

@@ -20,7 +20,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held, machine_held
 from offramp.studies.runner import MENDING, JobOutcome, failure_of, run_job
 from offramp.studies.task import Task
-from offramp.studies.work.model_cache import ModelCache
+from offramp.studies.work.context import ModelCache
 
 
 @pytest.fixture(autouse=True)

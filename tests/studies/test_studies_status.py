@@ -12,9 +12,8 @@ from offramp.files import sha256_of_file
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.status import STATES, Status, status_of
+from offramp.studies.status import STATES, Status, TimeLeft, status_of
 from offramp.studies.task import Job, Plan, Task
-from offramp.studies.time_left import TimeLeft
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import numpy as np
 from offramp.models.source import find_source
 from offramp.studies.computing import code_of
 from offramp.studies.task import Task
-from offramp.studies.work.context import Context
-from offramp.studies.work.model_cache import ModelCache
+from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.registry import WORKS
 from offramp.workloads.registry import load_workload
 

@@ -245,7 +245,7 @@ def bench(
     from offramp.records.typed import to_json
 
     if processes > 1:
-        from offramp.cli.bench_processes import measured_in_processes
+        from offramp.cli.bench_stage import measured_in_processes
 
         results = measured_in_processes(request, out)
     else:

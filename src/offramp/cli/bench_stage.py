@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from offramp.cli.bench_request import BenchRequest
 from offramp.cli.bench_table import show
@@ -12,9 +16,11 @@ from offramp.costs.machine import Machine
 from offramp.decoding.measurement.bench import run
 from offramp.decoding.measurement.contenders import Setting
 from offramp.decoding.measurement.judged import judge_measurement
-from offramp.decoding.measurement.results import BenchResult, TaskScore
+from offramp.decoding.measurement.processes import merged
+from offramp.decoding.measurement.results import BenchResult, TaskScore, read_results
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.quality.accuracy import task_score
+from offramp.errors import OfframpError
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 
@@ -90,3 +96,44 @@ def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
                 )
             )
     return tuple(scores)
+
+
+PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")
+
+
+def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResult]:
+    """One result per batch size, each shown; the first process judges answers, asks tasks and predicts.
+
+    Every process is given this one's own arguments, with a share of the seconds; the last of an option that
+    is given twice counts. The plain decoder that the first one's pilot chose is every other one's.
+
+    Raises OfframpError if a process fails, with what it said.
+    """
+    measured: list[tuple[BenchResult, ...]] = []
+    with tempfile.TemporaryDirectory(prefix="offramp-bench-") as folder:
+        for place in range(request.processes):
+            path = Path(folder) / f"{place}.json"
+            seconds = (request.limits.seconds or 0.0) / request.processes
+            own = ["--seconds", str(seconds), "--to-the-end"]
+            own += ["--processes", "1", "--seed", str(request.seed + place), "-o", str(path)]
+            if measured:
+                own += ["--plain", measured[0][0].plain, "--timing-only"]
+            with stage(f"timing in process {place + 1} of {request.processes}"):
+                _run([*sys.argv[1:], *own])
+            measured.append(read_results(path))
+    results = [merged(same) for same in zip(*measured, strict=True)]
+    for result in results:
+        show(out.console, result)
+    return results
+
+
+def _run(arguments: Sequence[str]) -> None:
+    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        what = next((line.removeprefix("offramp: ") for line in said if line.startswith("offramp: ")), "")
+        raise OfframpError(
+            f"a fresh process failed: {what or f'it ended with code {done.returncode}'}",
+            where="offramp bench --processes",
+            fix="run the same without --processes to see all that it says",
+        )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
+from offramp.cli.run_folder import require_only
 from offramp.errors import InputError
+from offramp.files import write_text_atomically
+from offramp.report import REPORT_FILE
+
+if TYPE_CHECKING:
+    from offramp.studies.comparison.results import Comparison
 
 DEFAULT_FOLDER = Path("runs/comparison")
 
@@ -38,7 +44,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare models, strategies and texts: leaderboard, pairs, trends, and which score predicts savings."""
-    from offramp.cli.comparison_files import CITATION_FILE, TABLES, require_own, write_comparison
+    from offramp.cli.compare_command import CITATION_FILE, TABLES, require_own, write_comparison
     from offramp.report.terminal import comparison_terminal
     from offramp.studies.comparison.reading import read_comparison
 
@@ -76,3 +82,27 @@ def _read_pair(text: str) -> tuple[str, str]:
             fix="write --pair FIRST=SECOND, as --pair smollm2='smollm2 + int8'",
         )
     return first, second
+
+
+TABLES = "tables"
+CITATION_FILE = "citation.bib"
+OWN = (REPORT_FILE, TABLES, CITATION_FILE)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write `report.html`, `tables/` (CSV and Parquet) and `citation.bib` into a folder; the page's path."""
+    from offramp.report.page import write_comparison_page
+    from offramp.studies.comparison.tables import write_tables
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(comparison, folder / TABLES)
+    write_text_atomically(folder / CITATION_FILE, comparison.citation)
+    return write_comparison_page(comparison, folder / REPORT_FILE)
+
+
+def require_own(folder: Path) -> None:
+    """Make sure that the folder is absent, empty or that of an earlier comparison.
+
+    Raises InputError if not: the page of a run or a study has the same name.
+    """
+    require_only(folder, OWN, "the output folder holds files that are not a comparison")

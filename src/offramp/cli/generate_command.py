@@ -205,7 +205,7 @@ def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
 
 def _shown(painter: Painter, model: Model, wanted: Wanted, prompts: PromptBatch) -> BatchGeneration:
     """Generate; one answer is shown while it grows, several one after another when they are all there."""
-    from offramp.cli.token_stream import TokenStream
+    from offramp.cli.token_text import TokenStream
 
     if len(wanted.prompts) == 1:
         stream = TokenStream(painter, model.decode, model.eos_token_ids)

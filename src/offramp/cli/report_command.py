@@ -27,7 +27,7 @@ def report(
         compare(folders, DEFAULT_FOLDER, None, mixed=mixed, as_json=as_json)
         return
     from offramp.cli.run_outputs import write_outputs
-    from offramp.cli.study_report import show_report, write_report
+    from offramp.cli.study_folder import show_report, write_report
     from offramp.report.run_reading import RunReader
     from offramp.studies.folder import StudyFolder
 

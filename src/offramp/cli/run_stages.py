@@ -35,9 +35,8 @@ from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_task
 from offramp.studies.study import Study
 from offramp.studies.task import Plan, Task
-from offramp.studies.work.context import Context
+from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.inputs import model_of
-from offramp.studies.work.model_cache import ModelCache
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads

@@ -12,9 +12,9 @@ from offramp.decoding.openings import PROMPTS
 from offramp.errors import InputError
 from offramp.records.given_file import Source
 from offramp.report.formats import whole_percent
-from offramp.studies.checks import check_study
 from offramp.studies.entries import AUTO, BYTES, NONE, OWN
 from offramp.studies.study import INLINE, Study
+from offramp.studies.study_file import check_study
 from offramp.tracing.loading import ModelRequest
 from offramp.tuning.bounds import documents_needed
 from offramp.workloads.workload import Workload

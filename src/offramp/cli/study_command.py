@@ -105,8 +105,8 @@ def run_command(
 
     Ends with 0 if all that can be had here is done, and with 1 if a cell failed or a model is damaged.
     """
+    from offramp.cli.study_folder import report_of_run
     from offramp.cli.study_progress import study_progress
-    from offramp.cli.study_report import report_of_run
     from offramp.cli.study_table import show_head, show_outcome, study_json
     from offramp.studies.engines.registry import engine_named
     from offramp.studies.status import status_of
@@ -167,7 +167,7 @@ def report_command(
     study_file: StudyFile, output: StudyOutput = None, mixed: Mixed = False, as_json: AsJson = False
 ) -> None:
     """Write the page, the tables and the citation of what is done so far, into the study's folder."""
-    from offramp.cli.study_report import show_report, write_report
+    from offramp.cli.study_folder import show_report, write_report
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import study_file_problems
     from offramp.studies.study_file import read_study

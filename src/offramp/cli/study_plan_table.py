@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli.bench_table import table
-from offramp.cli.study_table import problem_lines, show_head, study_json, unavailable_lines
-from offramp.cli.study_words import (
+from offramp.cli.study_table import (
     AHEAD,
     DONE,
     FAILED,
@@ -17,9 +16,13 @@ from offramp.cli.study_words import (
     count_cells,
     counts_text,
     lasting,
+    problem_lines,
+    show_head,
     shown_model,
     state_shown,
+    study_json,
     task_names,
+    unavailable_lines,
 )
 from offramp.models.memory import shown_size
 from offramp.report.formats import counted

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from offramp.cli.study_words import (
+from offramp.cli.study_table import (
     AHEAD,
     STYLES,
     count_cells,

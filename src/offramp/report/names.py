@@ -6,8 +6,7 @@ from typing import get_args
 
 from offramp.report.formats import NumberFormat, percent, thousandths
 from offramp.report.verdict_words import value_words
-from offramp.studies.comparison.results import Row, Strategy
-from offramp.studies.comparison.savings import SAVING, floor_and_machine
+from offramp.studies.comparison.results import SAVING, Row, Strategy, floor_and_machine
 from offramp.tuning.floor import Floor, FloorKind
 
 LENS = "logit lens"

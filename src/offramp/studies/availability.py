@@ -21,9 +21,8 @@ from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, OWN, WorkloadEnt
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
-from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on
-from offramp.studies.study import Study
+from offramp.studies.study import Study, placed, resolved
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import describe_workloads, load_workload
 from offramp.workloads.standard_library import library_files

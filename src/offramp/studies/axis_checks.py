@@ -14,8 +14,8 @@ from offramp.policies.kv_cost import find_strategy
 from offramp.records.given_file import did_you_mean
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, HeadsEntry, TransformEntry
-from offramp.studies.places import placed, resolved
 from offramp.studies.steps import all_steps, measured_on, steps_of
+from offramp.studies.study import placed, resolved
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.workloads.registry import describe_workloads
 

@@ -1,6 +1,6 @@
 """What a task will roughly take on this machine: seconds, memory and disk, from sizes alone.
 
-Seconds come from nominal rates; `offramp.studies.time_left` corrects them by what finished tasks took.
+Seconds come from nominal rates; `offramp.studies.status` corrects them by what finished tasks took.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.records.toml_lines import Location
-from offramp.studies.checks import AXES
 from offramp.studies.entries import (
     LEAGUE,
     LOCAL,
@@ -24,6 +23,7 @@ from offramp.studies.fitness import Fitness
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.recipes import Recipes
 from offramp.studies.study import Study
+from offramp.studies.study_file import AXES
 from offramp.studies.task import Cell, Task
 from offramp.studies.variant import Variant
 

@@ -12,9 +12,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import HeadsEntry, PolicyEntry
 from offramp.studies.found import Found, FoundWorkload
-from offramp.studies.places import placed
 from offramp.studies.steps import layers_left
-from offramp.studies.study import Study
+from offramp.studies.study import Study, placed
 from offramp.studies.variant import Variant
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base

@@ -6,8 +6,11 @@ record of its failure. The journal only tells people what happened when, and how
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +27,61 @@ from offramp.studies.manifest import (
     check_files,
     files_of,
     read_manifest,
+    study_file,
     write_manifest,
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
-from offramp.studies.plan_file import FILE as PLAN_FILE
-from offramp.studies.plan_file import PlanRecord
-from offramp.studies.task import Plan, Task
+from offramp.studies.task import Cell, Job, Plan, Task
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job whose tasks are named by their keys; else as `Job`."""
+
+    name: str
+    tasks: tuple[str, ...]
+    needs: tuple[str, ...]
+    threads: int
+    exclusive: bool
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as it is kept; fields as in `Plan`."""
+
+    study: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    tasks: tuple[Task, ...]
+    jobs: tuple[PlannedJob, ...]
+    unavailable: Mapping[str, str]
+    damaged: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plan: Plan) -> PlanRecord:
+        """The record of a plan."""
+        jobs = tuple(
+            PlannedJob(**{**_fields(job), "tasks": tuple(task.key for task in job.tasks)})
+            for job in plan.jobs
+        )
+        return cls(**{**_fields(plan), "tasks": tuple(plan.tasks.values()), "jobs": jobs})
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it is the record of."""
+        tasks = {task.key: task for task in self.tasks}
+        jobs = tuple(
+            Job(**{**_fields(job), "tasks": tuple(tasks[key] for key in job.tasks)}) for job in self.jobs
+        )
+        return Plan(**{**_fields(self), "tasks": tasks, "jobs": jobs})
+
+
+FILE = study_file(PlanRecord, version=2)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
 
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
@@ -219,7 +271,7 @@ class StudyFolder:
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            PLAN_FILE.write(self.path / PLAN, PlanRecord.of(plan))
+            FILE.write(self.path / PLAN, PlanRecord.of(plan))
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(
                 f"the study's folder cannot be made or written: {error.strerror}",
@@ -239,4 +291,4 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        return PLAN_FILE.read(path).plan
+        return FILE.read(path).plan

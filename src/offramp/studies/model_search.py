@@ -32,8 +32,7 @@ from offramp.models.source import (
 from offramp.studies.entries import ModelEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import FoundModel
-from offramp.studies.places import placed
-from offramp.studies.study import Study
+from offramp.studies.study import Study, placed
 
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 

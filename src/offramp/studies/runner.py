@@ -17,8 +17,7 @@ from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, machine_held
 from offramp.studies.task import Job, Task
-from offramp.studies.work.context import Context
-from offramp.studies.work.model_cache import ModelCache
+from offramp.studies.work.context import Context, ModelCache
 
 Fate = Literal["done", "failed", "busy", "waiting"]
 """What became of a task in a job: waiting means for one that it needs; busy, that another process has it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PrivateAttr
 
+from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.records.given_file import Source, Table, checked
 from offramp.studies.entries import (
@@ -106,3 +108,20 @@ class Study(Table):
         study = checked(cls, values, source)
         study._source = source
         return study
+
+
+@contextlib.contextmanager
+def placed(study: Study, *location: str | int) -> Iterator[None]:
+    """Give the errors of what is done within the place in the study file that they come from."""
+    try:
+        yield
+    except OfframpError as error:
+        place = study.where(*location)
+        where = f"{place}: {error.where}" if error.where else place
+        raise InputError(error.what, where=where, fix=error.fix) from error
+
+
+def resolved(study: Study, text: str) -> str:
+    """A path of the file as this process finds it; a text that names nothing there stays as it is."""
+    path = study.folder / Path(text).expanduser()
+    return str(path) if path.exists() else text

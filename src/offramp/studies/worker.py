@@ -16,7 +16,7 @@ from pathlib import Path
 
 from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
-from offramp.studies.heartbeat import start_beating
+from offramp.studies.locks import start_beating
 from offramp.studies.runner import run_job
 from offramp.studies.task import Job
 

@@ -22,8 +22,7 @@ from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work import inputs, league, pair, replay, score, tune
-from offramp.studies.work.context import Context
-from offramp.studies.work.model_cache import ModelCache
+from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.registry import WORKS
 from offramp.studies.work.text_size import TextSize, write_text_sizes
 from offramp.tracing.trace import Trace

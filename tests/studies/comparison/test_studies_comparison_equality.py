@@ -9,8 +9,8 @@ from comparison_traces import bare_row
 
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.content import characters_per_second, per_byte_notes
 from offramp.studies.comparison.equality import find_models, require_equal, without_twins
-from offramp.studies.comparison.per_byte import characters_per_second, per_byte_notes
 from offramp.studies.comparison.results import Row, Saving
 
 A = bare_row("a", "prose", source="study one")

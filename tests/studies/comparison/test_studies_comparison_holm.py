@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from offramp.studies.comparison.holm import LEVEL, holm
+from offramp.studies.comparison.rank_correlation import LEVEL, holm
 
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0.0, 1.0)), max_size=12)
 

@@ -28,11 +28,10 @@ from offramp.studies.comparison.results import (
     ScoreValidity,
     Strategy,
     Trend,
+    share_saved,
 )
-from offramp.studies.comparison.savings import share_saved
-from offramp.studies.comparison.score_cells import score_cells
 from offramp.studies.comparison.table_lines import CURVES
-from offramp.studies.comparison.tables import comparison_tables, write_tables
+from offramp.studies.comparison.tables import comparison_tables, score_cells, write_tables
 from offramp.tuning.from_scores import read_cells
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))

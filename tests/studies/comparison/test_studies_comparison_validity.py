@@ -13,7 +13,7 @@ from scipy import stats
 
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison import validity
-from offramp.studies.comparison.left_out import left_out_lines
+from offramp.studies.comparison.rank_correlation import left_out_lines
 from offramp.studies.comparison.results import Row, ScoreValidity
 from offramp.studies.comparison.validity import ORACLE, claim, validity_of
 from offramp.tuning.from_scores import fit_line

@@ -43,8 +43,7 @@ from offramp.report.names import (
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend, nice_range
 from offramp.report.plot.plot import Axis, Curve, Plot, Series
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
-from offramp.studies.comparison.results import Comparison, PairDifference, ScoreValidity, Trend
-from offramp.studies.comparison.savings import SAVING
+from offramp.studies.comparison.results import SAVING, Comparison, PairDifference, ScoreValidity, Trend
 from offramp.studies.comparison.validity import ORACLE
 from offramp.tuning.from_scores import BASES_NEEDED
 

@@ -36,7 +36,7 @@ from offramp.report.ranking import (
     has_defect,
     replayed,
 )
-from offramp.studies.comparison.per_byte import per_byte_notes
+from offramp.studies.comparison.content import per_byte_notes
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
 from offramp.tuning.verdict import NEVER
 

@@ -9,11 +9,55 @@ from typing import Any
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.per_byte import characters_per_second
-from offramp.studies.comparison.results import Lacks, PairDifference, Row, Saving, Strategy
-from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.studies.comparison.results import (
+    Lacks,
+    PairDifference,
+    Row,
+    Saving,
+    Strategy,
+    floor_text,
+    place_text,
+)
 from offramp.tuning.certificate import certified_lengths
 from offramp.tuning.splits import fewest_documents
+
+APART = 0.005
+"""Mean token lengths of one text that differ by less than this share are called equal."""
+
+
+def characters_per_second(
+    characters_per_token: float | None, seconds_per_token: float | None
+) -> float | None:
+    """Speed in text instead of tokens; None where one of the two is not known."""
+    if characters_per_token is None or not seconds_per_token:
+        return None
+    return characters_per_token / seconds_per_token
+
+
+def per_byte_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A sentence for each workload whose text the models cut into tokens of different lengths.
+
+    Answers that each model wrote itself are no text that they share.
+    """
+    notes = []
+    for workload in dict.fromkeys(row.workload for row in rows):
+        lengths = {
+            row.model.shown: row.bytes_per_token
+            for row in rows
+            if row.workload == workload and row.bytes_per_token is not None and not row.own_text
+        }
+        if not lengths:
+            continue
+        shortest, longest = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+        if lengths[longest] > (1.0 + APART) * lengths[shortest]:
+            notes.append(
+                f"On {workload} a token of {shortest} is {lengths[shortest]:.2f} bytes of text, one of "
+                f"{longest} {lengths[longest]:.2f}: nats per token and seconds per token mislead between "
+                "them, bits per byte and characters per second do not. Equally many tokens are then "
+                "not equally much text."
+            )
+    return tuple(notes)
+
 
 PROPAGATE = "propagate"
 """How the league charges keys and values of skipped layers."""

@@ -5,6 +5,8 @@ A point may lack a coordinate (NaN); a pair of points counts where both have bot
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,3 +93,95 @@ def _centred_ranks(values: Values, weights: Values) -> Values:
 def _ratio(above: NDArray[Any], below: NDArray[Any]) -> Values:
     found: Values = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0.0)
     return found
+
+
+LEVEL = 0.05
+"""Chance of any false claim in a table."""
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment (Holm 1979), in the order given; None stays None and does not count.
+
+    The i-th smallest of m p-values becomes the largest of p_(j) (m - j + 1) over j <= i, at most 1. Claiming
+    what is at most 0.05 afterwards keeps the family-wise error at 5 %, however the p-values depend on each
+    other.
+    """
+    places = [place for place, value in enumerate(p_values) if value is not None]
+    values = np.array([p_values[place] for place in places], dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    found: list[float | None] = [None] * len(p_values)
+    for rank, place in enumerate(order):
+        found[places[place]] = float(adjusted[rank])
+    return found
+
+
+MODELS_NEEDED = 3
+"""Below that, the others are no line."""
+
+
+@dataclass(frozen=True)
+class LeftOutErrors:
+    """Medians over models and pairs of workloads of the absolute error, in shares of time; None for too few.
+
+    error: of the line through the others (`left_out_lines`). null_error: of their
+    median saving, which ignores the score.
+    """
+
+    error: float | None
+    null_error: float | None
+
+
+def left_out_errors(pairs: Iterable[tuple[Values, Values]]) -> LeftOutErrors:
+    """The errors of one score. pairs: scores (higher = more suitable) and savings, [models], NaN for none."""
+    errors: list[float] = []
+    null_errors: list[float] = []
+    for scores, savings in pairs:
+        known = np.isfinite(scores) & np.isfinite(savings)
+        own, saved = scores[known], savings[known]
+        if len(own) < MODELS_NEEDED:
+            continue
+        slopes, intercepts = left_out_lines(own, saved)
+        errors += list(np.abs(intercepts + slopes * own - saved))
+        null_errors += list(np.abs(_left_out_medians(np.tile(saved, (len(saved), 1))) - saved))
+    if not errors:
+        return LeftOutErrors(None, None)
+    return LeftOutErrors(float(np.median(errors)), float(np.median(null_errors)))
+
+
+def left_out_lines(scores: Values, savings: Values) -> tuple[Values, Values]:
+    """Slope and intercept of the line through all models but one, for each: float64 [models] x 2.
+
+    The same lines as `offramp.tuning.from_scores.fit_line` fits to the others, all at once: Theil-Sen, with a
+    slope of 0 for one below it. scores, savings: float64 [models].
+    """
+    first, second = np.triu_indices(len(scores), k=1)
+    run = scores[second] - scores[first]
+    apart = np.flatnonzero(run != 0.0)
+    slopes = (savings[second] - savings[first])[apart] / run[apart]
+    order = np.argsort(slopes)
+    first, second, slopes = first[apart][order], second[apart][order], slopes[order]
+    place = np.arange(len(scores))[:, None]
+    kept = (first != place) & (second != place)  # [models, pairs], in the order of their slopes
+    found = np.maximum(_medians_of_kept(slopes, kept), 0.0)
+    return found, _left_out_medians(savings - found[:, None] * scores)
+
+
+def _medians_of_kept(ordered: Values, kept: NDArray[np.bool_]) -> Values:
+    """Medians of some of the rising values, row by row: [values], [rows, values] -> [rows]; 0 of none."""
+    if not len(ordered):
+        return np.zeros(len(kept))
+    counts = kept.sum(axis=1)
+    ranks = kept.cumsum(axis=1)
+    lower, upper = (
+        ordered[np.argmax(ranks == rank[:, None], axis=1)] for rank in ((counts + 1) // 2, counts // 2 + 1)
+    )
+    return np.where(counts > 0, (lower + upper) / 2.0, 0.0)
+
+
+def _left_out_medians(values: Values) -> Values:
+    """Medians of each row without the value on the diagonal: [models, models] -> [models]."""
+    count = len(values)
+    others = values[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+    return np.asarray(np.median(others, axis=1))

@@ -7,8 +7,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from offramp.studies.comparison.content import Content
-from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Strategy
-from offramp.studies.comparison.savings import floor_and_machine, place_text
+from offramp.studies.comparison.results import (
+    ModelFacts,
+    PairDifference,
+    Row,
+    Strategy,
+    floor_and_machine,
+    place_text,
+)
 
 Named = TypeVar("Named", Strategy, PairDifference)
 

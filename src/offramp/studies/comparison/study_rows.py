@@ -22,7 +22,7 @@ from offramp.studies.comparison.content import (
     saving_of,
 )
 from offramp.studies.comparison.equality import SETTINGS
-from offramp.studies.comparison.holm import LEVEL
+from offramp.studies.comparison.rank_correlation import LEVEL
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.study_strategies import (
     STRATEGIES,

@@ -11,14 +11,13 @@ from offramp.costs.hardware import LOCAL
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     answer_text,
+    characters_per_second,
     gain_of,
     interval_estimate,
     league_strategy,
     skipped,
 )
-from offramp.studies.comparison.per_byte import characters_per_second
-from offramp.studies.comparison.results import Row, Strategy
-from offramp.studies.comparison.savings import floor_text, place_text
+from offramp.studies.comparison.results import Row, Strategy, floor_text, place_text
 from offramp.studies.entries import BYTES
 from offramp.studies.task import Cell
 from offramp.tuning.ranking import FULL_MODEL

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,9 +17,8 @@ import pyarrow.parquet
 from offramp.files import write_atomically, write_text_atomically
 from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.scoring.eas import SIMILARITIES
-from offramp.studies.comparison.combined_rows import combined_lines
-from offramp.studies.comparison.results import Comparison
-from offramp.studies.comparison.score_cells import score_cells
+from offramp.studies.comparison.content import answer_text
+from offramp.studies.comparison.results import Comparison, floor_and_machine, share_saved
 from offramp.studies.comparison.table_lines import (
     CURVE_COLUMNS,
     SCORES,
@@ -32,6 +33,52 @@ from offramp.studies.comparison.table_lines import (
     trends_lines,
     validity_lines,
 )
+from offramp.tuning.from_scores import ScoreCell
+
+
+def score_cells(comparison: Comparison) -> tuple[ScoreCell, ...]:
+    """A cell for each row, floor and machine: its scores, and what the league's choice saved there.
+
+    The model of a cell is named with its workload, and its heads if it has any.
+    """
+    found = []
+    for row in comparison.rows:
+        name = " · ".join(part for part in (row.model.shown, row.workload, row.heads) if part)
+        scores = {key: value for key, value in row.candidates.items() if value is not None}
+        known = {key: value for key, value in scores.items() if math.isfinite(value)}
+        for place, speedup in row.exit_speedup.items():
+            cell = ScoreCell(name, row.model.base, known, share_saved(speedup), *floor_and_machine(place))
+            found.append(cell)
+    return tuple(found)
+
+
+def combined_lines(comparison: Comparison) -> Iterator[Mapping[str, Any]]:
+    """One line for each combination of each measurement; figures as in `Combination`."""
+    for result in comparison.combined:
+        for combination in result["combinations"]:
+            contender, quality = combination["contender"], combination["quality"]
+            seconds = contender["seconds_per_token"]
+            yield {
+                "model": result["model"],
+                "workload": result["workload"],
+                "combination": combination["name"],
+                "policy": combination["policy"],
+                "answer": answer_text(
+                    contender["answer"], contender["resolution"], result["defects"], contender["left_out"]
+                ),
+                "left_out": contender["left_out"],
+                "seconds_per_token": None if seconds is None else seconds["value"],
+                **_limits("speedup", contender["ratio"]),
+                **_limits("product", combination["product"]),
+                **_limits("interaction", combination["interaction"]),
+                **_limits("forced_agreement", None if quality is None else quality["forced_agreement"]),
+            }
+
+
+def _limits(name: str, interval: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    found = interval or {"value": None, "low": None, "high": None}
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
 
 CELLS_FILE = "cells.jsonl"
 """Scores and savings, as `offramp predict --from-scores` reads them."""

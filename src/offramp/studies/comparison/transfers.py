@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.studies.comparison.results import Basis, Row
-from offramp.studies.comparison.savings import share_saved
+from offramp.studies.comparison.results import Basis, Row, share_saved
 
 Values = NDArray[np.float64]
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.holm import LEVEL, holm
-from offramp.studies.comparison.results import ModelFacts, Row, Trend
-from offramp.studies.comparison.savings import SAVING, share_saved
+from offramp.studies.comparison.rank_correlation import LEVEL, holm
+from offramp.studies.comparison.results import SAVING, ModelFacts, Row, Trend, share_saved
 
 MODELS_NEEDED = 4
 """Models below which a slope has no interval."""

@@ -9,11 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
-from offramp.studies.comparison.holm import LEVEL, holm
-from offramp.studies.comparison.left_out import left_out_errors
-from offramp.studies.comparison.rank_correlation import kendall, kendall_permuted, permuted_pairs, spearman
-from offramp.studies.comparison.results import Row, ScoreValidity
-from offramp.studies.comparison.savings import floor_and_machine
+from offramp.studies.comparison.rank_correlation import (
+    LEVEL,
+    holm,
+    kendall,
+    kendall_permuted,
+    left_out_errors,
+    permuted_pairs,
+    spearman,
+)
+from offramp.studies.comparison.results import Row, ScoreValidity, floor_and_machine
 from offramp.studies.comparison.transfers import TransferTable, transfer_tables
 from offramp.tuning.from_scores import BASES_NEEDED, LOWER_IS_BETTER
 

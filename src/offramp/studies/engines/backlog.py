@@ -15,8 +15,7 @@ from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
 from offramp.studies.folder import ALIVE, StudyFolder
-from offramp.studies.heartbeat import BEAT_SECONDS, STALL_SECONDS, Watch
-from offramp.studies.locks import end_holder, holding, is_held
+from offramp.studies.locks import BEAT_SECONDS, STALL_SECONDS, Watch, end_holder, holding, is_held
 from offramp.studies.task import Job, Task
 
 TRIES = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.heartbeat import STALL_SECONDS
+from offramp.studies.locks import STALL_SECONDS
 from offramp.studies.task import Job
 
 POLL_SECONDS = 0.5

@@ -18,7 +18,7 @@ import psutil
 
 from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
-from offramp.studies.heartbeat import STALL_SECONDS, Watch
+from offramp.studies.locks import STALL_SECONDS, Watch
 from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job
 
