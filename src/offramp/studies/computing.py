@@ -38,9 +38,7 @@ OTHER_WORK: Mapping[str, tuple[str, ...]] = {
     "decode": (f"{WORK}/decoding_choice.py", f"{WORK}/league.py", f"{WORK}/tune.py"),
 }
 """Files of other kinds that make the result of a kind too."""
-SHARED_WORK = tuple(
-    f"{WORK}/{name}.py" for name in ("context", "inputs", "model_cache", "passage", "text_size")
-)
+SHARED_WORK = tuple(f"{WORK}/{name}.py" for name in ("context", "inputs", "passage", "text_size"))
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 """That compute what is made of a trace, fit heads and judge timings."""
