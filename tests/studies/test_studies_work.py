@@ -116,7 +116,10 @@ def on_this_machine(kind: str, **recipe: Any) -> Task:
     )
 
 
-OF_KIND: dict[str, dict[str, Any]] = {"league": {"worth": 0.05, "details": False}}
+OF_KIND: dict[str, dict[str, Any]] = {
+    "league": {"worth": 0.05, "details": False},
+    "tune": {"delta": 0.1},
+}
 """What recipes of a kind say whatever else they say."""
 
 

@@ -158,6 +158,7 @@ class _Run:
             self.options,
             self.asked,
             self.workloads,
+            self.given,
             torch.get_num_threads(),
             streamed=self.streamed,
             unavailable=self.unavailable,

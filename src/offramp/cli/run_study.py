@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.costs.hardware import LOCAL
+from offramp.costs.hardware import LOCAL, find_machine
 from offramp.decoding.openings import PROMPTS
 from offramp.errors import InputError
 from offramp.records.given_file import Source
@@ -15,6 +15,7 @@ from offramp.report.formats import whole_percent
 from offramp.studies.entries import AUTO, BYTES, NONE, OWN
 from offramp.studies.study import INLINE, Study
 from offramp.studies.study_file import check_study
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import ModelRequest
 from offramp.tuning.bounds import documents_needed
 from offramp.workloads.workload import Workload
@@ -80,18 +81,23 @@ def run_study(
     options: RunOptions,
     asked: ModelRequest,
     workloads: Sequence[Workload],
+    given: ExitHeads | None,
     threads: int,
     *,
     streamed: bool,
     unavailable: Mapping[str, str],
 ) -> Study:
-    """The study of a run. unavailable: why this machine or heads of its own cannot be had, by name.
+    """The study of a run.
+
+    given: the exit heads of --heads. unavailable: why this machine or own heads cannot be had, by name.
 
     Raises InputError for what does not fit together.
     """
     transform = " + ".join(asked.texts)
     timed = options.hardware == LOCAL and LOCAL not in unavailable and not streamed
-    machine = options.hardware if options.hardware != LOCAL else LOCAL if timed else BYTES
+    machine: Any = LOCAL if timed else BYTES
+    if options.hardware != LOCAL:
+        machine = {"name": find_machine(options.hardware).name, "source": options.hardware}
     settings = {
         "name": "run",
         "title": asked.name,
@@ -117,7 +123,7 @@ def run_study(
         ],
         "workloads": [workload.name for workload in workloads],
         "transforms": [{"name": transform, "steps": asked.texts} if transform else NONE],
-        "heads": [_heads(options, streamed=streamed, fitted=OWN not in unavailable)],
+        "heads": [_heads(options, given, fitted=OWN not in unavailable and not streamed)],
         "machines": [machine],
     }
     if streamed:
@@ -136,13 +142,15 @@ def run_study(
     return study
 
 
-def _heads(options: RunOptions, *, streamed: bool, fitted: bool) -> Any:
-    if options.heads is not None:
-        return {"name": "given", "file": str(options.heads)}
-    if streamed or not fitted:
+def _heads(options: RunOptions, given: ExitHeads | None, *, fitted: bool) -> Any:
+    if given is not None:
+        parts = ["linear lens"] if given.lens is not None else []
+        parts += ["own output heads"] if given.output is not None else []
+        return {"name": ", ".join([*parts, *given.classifiers]), "file": str(options.heads)}
+    if not fitted:
         return NONE
     return {
-        "name": OWN,
+        "name": ", ".join(CLASSIFIERS),
         "fit": [OWN],
         "tokens": FITTING_TOKENS,
         "lens": False,

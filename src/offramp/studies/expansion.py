@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,8 +27,6 @@ from offramp.studies.task import Cell, Task
 from offramp.studies.variant import Variant
 
 UNTRANSFORMED = TransformEntry(name=NONE)
-DELTA = 0.1
-"""The chance that a headline over all cells is wrong."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class _Expansion:
             needs = {"trace": trace, "profile": profile, "heads": heads}
             given = {role: task for role, task in needs.items() if task is not None}
             if self.study.certify is not None:
-                certify = self.recipes.certify(variant, row.workload, machine, given, self.delta)
+                certify = self.recipes.certify(variant, row.workload, machine, given)
                 if cell.kind == "certify":
                     return certify
                 given["certify"] = self.add(certify, f"certify {row.name}")
@@ -173,13 +170,6 @@ class _Expansion:
         policy = self.policy(cell.policy)
         self.fitness.check_policy(variant, policy, row.workload, row.heads)
         return self.recipes.replay(variant, trace, policy, machine, profile)
-
-    @property
-    def delta(self) -> float:
-        """The chance that a certificate is wrong, shared by all that a headline may be about."""
-        study = self.study
-        axes = (study.models, study.transforms, study.workloads, study.heads)
-        return DELTA / math.prod(map(len, axes))
 
     @property
     def decoded_on(self) -> MachineEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from offramp.studies.task import Estimate, Task
 from offramp.studies.variant import Variant
 from offramp.tracing.request import parse_signals
 
+DELTA = 0.1
+"""The chance that a headline is wrong: over all cells of a run, or over one of a study."""
 PROFILE_SECONDS = 12.0
 """That timing this machine's parts takes."""
 
@@ -45,6 +48,13 @@ class Recipes:
     def _exits(self) -> str | list[int]:
         exits = self.settings.exits
         return "all" if exits == "all" else exit_list(exits)
+
+    @property
+    def shared_delta(self) -> float:
+        """The chance that a certificate is wrong, shared by all that a headline may be about."""
+        study = self.study
+        axes = (study.models, study.transforms, study.workloads, study.heads)
+        return DELTA / math.prod(map(len, axes))
 
     def variant(self, model: str, transform: TransformEntry) -> Variant:
         """A model of the study with what an entry of the axis does to it."""
@@ -123,6 +133,8 @@ class Recipes:
     ) -> Task:
         """A league ("league") or the tuner's answers ("tune") on a machine. profile: if it is this one."""
         recipe: dict[str, Any] = {"floors": list(self.settings.floors), "seed": self.settings.seed}
+        if kind == "tune":
+            recipe["delta"] = self.shared_delta if self.study.inline else DELTA
         if kind == "league":
             recipe |= {"worth": self.settings.worth, "details": self.settings.details}
         estimate = reading_estimate(self.study, variant.sizes, kind, rounds=len(self.settings.floors))
@@ -148,18 +160,14 @@ class Recipes:
         workload: FoundWorkload,
         machine: MachineEntry,
         needs: Mapping[str, Task],
-        delta: float,
     ) -> Task:
-        """The tuner's answers, executed. needs: "trace", maybe "heads", and "profile" of this machine.
-
-        delta: the chance that one of them is wrong.
-        """
+        """The tuner's answers, executed. needs: "trace", maybe "heads", and "profile" of this machine."""
         table = self.study.certify
         assert table is not None, "asked for with a table [certify] only"
         recipe: dict[str, Any] = {
             **table.model_dump(),
             "floors": list(self.settings.floors),
-            "delta": delta,
+            "delta": self.shared_delta,
             "model": self._model(variant),
             "workload": _workload(workload),
             "dtype": self.settings.dtype,

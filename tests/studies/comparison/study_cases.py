@@ -121,7 +121,7 @@ class StudyCase:
         recipes = {
             "score": ("", {"draws": 200, "seed": 0}),
             "league": ("league", {**priced, "floors": FLOORS, "worth": 0.05, "details": False}),
-            "tune": ("tuned", {**priced, "floors": FLOORS}),
+            "tune": ("tuned", {**priced, "floors": FLOORS, "delta": 0.1}),
             "replay": ("at 4", {**priced, "policy": POLICY, "kv": "propagate", "batch": 1}),
         }
         for kind in kinds:

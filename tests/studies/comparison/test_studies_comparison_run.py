@@ -30,7 +30,7 @@ def test_rows_are_the_score_cards(content: Content, summary: dict[str, Any], fin
         assert row.scores["composite"].value == scores["composite"]["value"]
         assert row.candidates == scores["candidates"]
         assert (row.tokens, row.documents) == (scores["tokens"], scores["documents"])
-        assert (row.model.name, row.model.base, row.heads) == ("tiny", "tiny", "own")
+        assert (row.model.name, row.model.base, row.heads) == ("tiny", "tiny", "correctness")
         assert row.model_fingerprint == summary["provenance"]["model_fingerprint"]
         assert row.bits_per_byte is not None
         assert row.source == "run finished"

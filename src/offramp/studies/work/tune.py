@@ -43,7 +43,7 @@ class TuneWork:
             write_answers(context, Answers((), why))
             return
         found = tuple(
-            tune(trace, {"agreement": floor}, machine, seed=task.recipe["seed"])
+            tune(trace, {"agreement": floor}, machine, delta=task.recipe["delta"], seed=task.recipe["seed"])
             for floor in task.recipe["floors"]
         )
         write_answers(context, Answers(found))
