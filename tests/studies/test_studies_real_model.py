@@ -56,8 +56,8 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
     # English prose under a small model: about four bytes a token, one to two bits a byte.
     assert 3 < score["text"]["bytes"] / score["text"]["tokens"] < 6
     assert 0.5 < score["bits_per_byte"] < 2.5
-    league = run("league", {"floors": [0.5]}, here)
-    (tuned,) = result_of(run("tune", {"floors": [0.5]}, here))["tuned"]
+    league = run("league", {"floors": [0.5], "worth": 0.05, "details": True}, here)
+    (tuned,) = result_of(run("tune", {"floors": [0.5], "delta": 0.1}, here))["tuned"]
     assert tuned["machine"] == "local"
     h100 = find_machine("h100")
     replayed = result_of(
@@ -81,6 +81,7 @@ def test_the_chain_on_the_bundled_model(tmp_path: Path, threads: int) -> None:
                 "prompts": 1,
                 "rounds": 2,
                 "seconds": 10.0,
+                "machine": machine_facts(threads),
             },
             {**here, "league": league},
             sources=bench.sources(),
