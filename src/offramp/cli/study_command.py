@@ -26,6 +26,10 @@ LOCAL = "local"
 FAILED = 1
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's .toml file.", show_default=False)]
+FileOrFolder = Annotated[
+    Path,
+    typer.Argument(help="The study's .toml file, or its folder, or that of a run.", show_default=False),
+]
 StudyOutput = Annotated[
     Path | None,
     typer.Option(
@@ -51,7 +55,7 @@ def study_command(context: typer.Context) -> None:
 
 
 @study.command("plan")
-def plan_command(study_file: StudyFile, output: StudyOutput = None, as_json: AsJson = False) -> None:
+def plan_command(study_file: FileOrFolder, output: StudyOutput = None, as_json: AsJson = False) -> None:
     """Show the cells: what is done, what cannot be had here, and what the rest takes. Runs nothing."""
     from offramp.cli.study_plan_table import plan_json, show_plan
     from offramp.studies.status import status_of
@@ -139,7 +143,7 @@ def run_command(
 
 @study.command("status")
 def status_command(
-    study_file: StudyFile,
+    study_file: FileOrFolder,
     output: StudyOutput = None,
     verify: Annotated[
         bool,
