@@ -308,7 +308,7 @@ def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None
 def test_a_model_that_cannot_generate_still_gets_its_report(
     tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: object) -> None:
+    def fails(*arguments: object, **options: object) -> None:
         raise ModelError("transformers cannot generate with this model")
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))  # without timings kept of the same model

@@ -138,10 +138,19 @@ def find_traces(folder: Path) -> list[Path]:
     """The folder itself if it is a trace, or the traces of a run's folder, by name.
 
     A folder that is neither is given back, for `Trace.load` to say what is wrong with it.
+
+    Raises InputError for a run that has none yet.
     """
-    if (folder / RUN_FILE).is_file() and (folder / TRACES).is_dir():
-        return sorted(path for path in (folder / TRACES).glob("*/*") if path.is_dir()) or [folder]
-    return [folder]
+    if not (folder / RUN_FILE).is_file():
+        return [folder]
+    found = sorted(path for path in (folder / TRACES).glob("*/*") if path.is_dir())
+    if not found:
+        raise InputError(
+            "no trace of the run is finished yet",
+            where=str(folder),
+            fix="run the same command again: it goes on where it stopped",
+        )
+    return found
 
 
 def find_trace(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, shortened
-from offramp.files import read_sealed_json, write_sealed_json
+from offramp.files import is_irregular, read_sealed_json, write_sealed_json
 from offramp.records.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -62,6 +62,8 @@ class SealedFile(Generic[Record]):
 
     def _of_another_layout(self, path: Path) -> DamagedFileError | None:
         """The error for a file that states another version or kind, None for one that is broken."""
+        if is_irregular(path):  # a pipe would be waited for
+            return None
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):

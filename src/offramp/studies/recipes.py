@@ -277,7 +277,7 @@ class Recipes:
             needs={"trace": trace.key},
             variant=variant,
             sources={"machine": found.source},
-            made_of=(*made_of, found.machine),
+            made_of=made_of if found.machine is None else (*made_of, found.machine),
         )
 
     def _task(
