@@ -227,7 +227,7 @@ def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:
 
 def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("offramp.studies.folder.PLAN_FILE", replace(PLAN_FILE, version=99))
+        newer.setattr("offramp.studies.folder.FILE", replace(PLAN_FILE, version=99))
         folder.write_plan(plan_of([TASK]))
     with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 2"):
         folder.read_plan()

@@ -50,7 +50,7 @@ from offramp.workloads.workload import Workload
 OPTIONAL = {"profile": LOCAL, "heads": OWN}
 """Kinds of tasks that a run goes on without, by what it lacks then."""
 
-ON_DISK = "its layers stay on disk"
+ON_DISK = "decoding needs all of the model's weights in memory, and its layers stay on disk"
 UNANSWERED = (
     "it was not traced either: its prompts need answers, and a model whose layers stay on disk would "
     "read all of them for every new token"

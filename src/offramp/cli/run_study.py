@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from offramp.costs.hardware import LOCAL, find_machine
-from offramp.decoding.openings import PROMPTS
 from offramp.errors import InputError
 from offramp.records.given_file import Source
 from offramp.report.formats import whole_percent
@@ -93,6 +92,8 @@ def run_study(
 
     Raises InputError for what does not fit together.
     """
+    from offramp.decoding.openings import PROMPTS
+
     transform = " + ".join(asked.texts)
     timed = options.hardware == LOCAL and LOCAL not in unavailable and not streamed
     machine: Any = LOCAL if timed else BYTES

@@ -259,7 +259,7 @@ class RunReader:
             if name in decoded:
                 continue
             if name not in asked:
-                found[name] = NOT_ASKED
+                found[name] = self.plan.unavailable.get(LOCAL, NOT_ASKED) if self._streamed else NOT_ASKED
             elif (failure := self.folder.failure(asked[name])) is not None:
                 found[name] = failure.what
             elif self._is_done(asked[name]):
@@ -268,6 +268,10 @@ class RunReader:
             **found,
             **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},
         }
+
+    @property
+    def _streamed(self) -> bool:
+        return self.plan.study.get("large") is not None
 
     def _measured(self, decoded: Iterable[Decoded]) -> dict[str, Timing]:
         """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
