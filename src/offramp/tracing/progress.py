@@ -40,7 +40,7 @@ class Lines:
         self.said = now
         speed = (done - self.found) / (now - self.started)
         more = f", {speed:,.0f} {self.unit}/s" if self.unit else ""
-        self.say(done, total, f"{more}, about {(total - done) / speed:.0f} s left")
+        self.say(done, total, f"{more}, about {max(0, total - done) / speed:.0f} s left")
 
     def say(self, done: int, total: int, more: str = "") -> None:
         """Say how far it is."""
