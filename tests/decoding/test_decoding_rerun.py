@@ -19,6 +19,7 @@ from offramp.decoding.rerun.parallel import greedy_tokens, require_finite
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.sequences import traced_sequences
 from offramp.models.model import Model
+from offramp.policies.decisions import replay_decisions
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
 
@@ -104,6 +105,15 @@ def test_a_rerun_is_forced_decoding(policy: str, kv: str, bos: int | None, promp
     assert found.top1.tolist() == top1.tolist()
     if policy not in ("never", "static:exit=2"):
         assert len(set(exits[found.decided].tolist())) > 1
+
+
+@pytest.mark.parametrize("policy", ["static:exit=2", SHORT, SHORT_HEAD])
+def test_what_leaves_through_a_short_head_is_priced_with_it(policy: str) -> None:
+    decisions = offramp.rerun(model(), texts(), policy, "propagate").decisions
+    expected = replay_decisions(offramp.parse_policy(policy), texts())
+    some = decisions.at_rows(np.arange(3))
+    for final in (False, True):
+        assert decisions.head(final=final) == some.head(final=final) == expected.head(final=final)
 
 
 @pytest.mark.parametrize("bos", [None, 0])

@@ -29,7 +29,7 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS
-from offramp.policies.decisions import Decisions, task_of
+from offramp.policies.decisions import task_of
 from offramp.policies.kv_cost import STRATEGIES as CHARGED
 from offramp.policies.kv_cost import find_strategy
 from offramp.policies.policy import ExitPolicy
@@ -115,12 +115,10 @@ class ModelExecutor:
         rerunner = self._rerunners[places]
         held, found = rerunner.trace, rerunner.run(policy, kv)
         rows = np.flatnonzero(found.decided)
-        decisions = found.decisions
-        probed = None if decisions.probed is None else decisions.probed[rows]
         reference = held.reference_top1
         return Rerun(
             trace=held.at_rows(rows),
-            decisions=Decisions(decisions.exits[rows], decisions.needs, probed),
+            decisions=found.decisions.at_rows(rows),
             losses=_mean_loss(held, ~found.agrees, found.answered),
             free=found.how == REPLAYED,
             reference_losses=None

@@ -352,7 +352,7 @@ class Rerunner:
             decided=decided,
             agreement=float(agrees[self.answered].mean()),
             skip_ratio=self._skip_ratio(policy, kv, Decisions(exits, needs, probed)),
-            decisions=Decisions(all_exits, needs, all_probed),
+            decisions=Decisions(all_exits, needs, all_probed, policy.short_list, policy.short_head),
             drift=self._drift(policy, exits, top1),
         )
 
