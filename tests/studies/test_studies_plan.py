@@ -191,6 +191,59 @@ def test_a_league_that_only_decoding_needs_is_planned_but_is_no_cell(tmp_path: P
     assert len(tasks_of(plan, "league")) == len(tasks_of(plan, "decode"))
 
 
+CERTIFIED = """
+models = ["a"]
+workloads = [{ name = "one", source = "txt:one.txt" }, { name = "two", source = "txt:two.txt" }]
+machines = ["bytes moved"]
+[[heads]]
+name = "own classifier"
+fit = ["own"]
+lens = false
+classifiers = ["correctness"]
+[certify]
+[decode]
+new_tokens = "auto"
+"""
+
+
+def test_certificates_share_the_chance_to_be_wrong_and_say_what_is_decoded(tmp_path: Path) -> None:
+    plan = plan_of(small_world(tmp_path), CERTIFIED)
+    certify, decode = tasks_of(plan, "certify"), tasks_of(plan, "decode")
+    assert [task.recipe["delta"] for task in certify] == [0.05, 0.05]
+    assert tasks_of(plan, "tune") == []
+    assert [task.needs["certify"] for task in decode] == [task.key for task in certify]
+    assert all(sorted(task.needs) == ["certify", "heads", "league", "trace"] for task in decode)
+    assert all(task.exclusive for task in (*certify, *decode))
+    assert {task.recipe["machine"] for task in certify} == {"bytes moved"}
+    order = [task.kind for job in plan.jobs for task in job.tasks]
+    assert order.index("decode") > max(place for place, kind in enumerate(order) if kind == "certify")
+
+
+def test_heads_of_ones_own_are_fitted_on_each_text(tmp_path: Path) -> None:
+    """So that a further text changes nothing of the others."""
+    both = tasks_of(plan_of(small_world(tmp_path), CERTIFIED), "heads")
+    assert [len(task.recipe["workloads"]) for task in both] == [1, 1]
+    alone = CERTIFIED.replace(', { name = "two", source = "txt:two.txt" }', "")
+    (one,) = tasks_of(plan_of(tmp_path, alone), "heads")
+    assert one.key in {task.key for task in both}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (CERTIFIED.replace("[certify]", "[certify]\nmain = 0.5"), "the tuner has no floor 0.5"),
+        (CERTIFIED.replace("machines", 'policies = ["league"]\nmachines'), "not among the policies"),
+        (
+            CERTIFIED.replace("[certify]\n", "").replace("bytes moved", "local"),
+            "how many new tokens there is time for",
+        ),
+    ],
+)
+def test_certificates_that_make_no_sense_are_refused(tmp_path: Path, text: str, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        plan_of(small_world(tmp_path), text)
+
+
 def test_models_that_are_not_here_are_blocked_and_estimated_from_the_study(tmp_path: Path) -> None:
     facts = "parameters = 1e9\nlayers = 10\nhidden = 2048\nvocabulary = 50_000\n"
     text = f"""workloads = ["txt:one.txt"]
