@@ -11,7 +11,7 @@ from typing import Any
 from offramp.decoding.measurement.combined import read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.records.typed import finite_json, to_json
+from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     Content,
@@ -129,7 +129,7 @@ class StudyReader:
         """Accelerations together, where they were measured into a run's folder."""
         path = self.folder.path / COMBINED
         if self.plan.is_run and path.is_file():
-            yield finite_json(to_json(read_combined(path)))
+            yield finite_json(read_combined(path))
 
     def machines(self) -> dict[str, str]:
         """What the machines of finished cells are, by the names that the study gives them."""
