@@ -235,6 +235,34 @@ def test_a_changed_request_is_damage_and_not_another_run(arguments: list[object]
     run_offramp(*arguments, "-o", run_folder, "--no-decode").require(0)
 
 
+def test_what_is_damaged_is_said_by_readers_and_made_again_by_the_run(
+    arguments: list[object], run_folder: Path, tmp_path: Path
+) -> None:
+    page, summary = (run_folder / "report.html").read_bytes(), summary_of_folder(run_folder)
+    (score, *_) = sorted(run_folder.glob("tasks/score/*/result.json"))
+    score.write_bytes(score.read_bytes().replace(b"0", b"1", 1))
+    refused = run_offramp("report", run_folder).require(2)
+    assert "score (damaged)" in refused.err
+    assert (run_folder / "report.html").read_bytes() == page
+    compared = run_offramp("compare", run_folder, "-o", tmp_path / "compared").require(0)
+    assert "a file of it changed since it was done" in " ".join(compared.out.split())
+    assert "is a folder" in run_offramp("study", "run", run_folder).require(2).err
+    shutil.rmtree(run_folder / "traces")
+    (run_folder / "traces").write_text("a file")
+    mended = run_offramp(*arguments, "-o", run_folder).require(0)
+    assert "made again, since a file of the score task was damaged" in mended.err
+    assert summary_of_folder(run_folder)["scores"] == summary["scores"]
+    assert len(list(run_folder.glob("traces/*/*/manifest.json"))) == 2
+    run_offramp("report", run_folder).require(0)
+    status = run_offramp("study", "status", run_folder).require(0).out
+    assert "nothing left to do" in status
+
+
+def summary_of_folder(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("command", ["run", "trace"])
 def test_a_folder_with_other_files_is_left_alone(

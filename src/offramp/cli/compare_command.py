@@ -56,6 +56,8 @@ def compare(
     with stage("writing the page"):
         page = write_comparison(comparison, output)
     comparison_terminal(comparison, out.console)
+    for cell, why in comparison.failures.items():
+        out.console.print(f"not compared: {cell}: {why}", markup=False, soft_wrap=True)
     out.console.print(f"Report: {page}", markup=False, soft_wrap=True)
     out.finish(
         {

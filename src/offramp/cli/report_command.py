@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli.compare_command import DEFAULT_FOLDER, compare
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
+from offramp.errors import InputError
+
+if TYPE_CHECKING:
+    from offramp.studies.folder import StudyFolder
 
 
 def report(
@@ -33,9 +37,26 @@ def report(
 
     out, folder = Output(as_json), StudyFolder(folders[0])
     if folder.read_plan().is_run:
+        require_done(folder)
         with stage("writing the page"):
             page = write_outputs(RunReader(folder.path)).report
     else:
         page = write_report(folder, mixed=mixed)
     show_report(out, page)
     out.finish({"folder": str(folder.path), "report": str(page)})
+
+
+def require_done(folder: StudyFolder) -> None:
+    """Refuse a run of which tasks are to do or damaged: its page would show less than its last one.
+
+    Raises InputError with what is missing. What could not be decoded is no part of it.
+    """
+    plan = folder.read_plan()
+    undone = {task.kind: folder.condition(task) for task in plan.tasks.values() if not folder.is_done(task)}
+    missing = [f"{kind} ({state})" for kind, state in undone.items() if state != "failed"]
+    if missing:
+        raise InputError(
+            f"the run is not whole: {', '.join(missing)}",
+            where=str(folder.path),
+            fix="run the same command again: it does what is missing or damaged, and writes the page",
+        )

@@ -20,7 +20,7 @@ from offramp.files import (
 )
 from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
-from offramp.studies.folder import JOURNAL, PLAN, TASKS
+from offramp.studies.folder import JOURNAL, PLAN, TASKS, StudyFolder
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -80,7 +80,7 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
     require_writable(folder)
     if not folder.is_dir() or all(_is_passing(entry) for entry in folder.iterdir()):
         return
-    if not (folder / RUN_FILE).is_file():
+    if not (folder / RUN_FILE).is_file() and not (overwrite and _is_run_without_request(folder)):
         raise InputError(
             "the output folder holds files that are not a run"
             + (", and --overwrite replaces runs only" if overwrite else ""),
@@ -114,6 +114,14 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     for name in (*of_study, *of_run, *(() if same else (COMBINED_FILE, COMBINED_PAGE))):
         remove(folder / name)
     write_sealed_json(folder / RUN_FILE, request)
+
+
+def _is_run_without_request(folder: Path) -> bool:
+    """Whether the plan in a folder is that of a run, whose file that says what it is of is gone."""
+    try:
+        return (folder / PLAN).is_file() and StudyFolder(folder).read_plan().is_run
+    except DamagedFileError:
+        return False
 
 
 def _is_passing(entry: Path) -> bool:

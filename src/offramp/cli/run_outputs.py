@@ -12,6 +12,7 @@ from typing import Any
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
 from offramp.files import TEMPORARY_PREFIX, remove, safe_name, sealed, write_json_atomically
 from offramp.policies.grammar import parse_policy, write_policy
+from offramp.report import TRACES
 from offramp.report.page import write_report
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
@@ -38,6 +39,9 @@ def write_outputs(reader: RunReader) -> FinishedRun:
     for workload, task in reader.tasks("trace"):
         if reader.folder.is_done(task):
             show_trace(reader, workload, task)
+    shown = {path / reader.trace_place(workload) for workload, _ in reader.tasks("trace")}
+    for other in set((path / TRACES).glob("*/*")) - shown:
+        remove(other)  # of a text that the run is not of any more; its task's files stay
     for workload, task in reader.tasks("heads"):
         if reader.folder.is_done(task):
             heads[workload] = path / f"heads-{safe_name(workload)}.safetensors"
@@ -51,6 +55,9 @@ def write_outputs(reader: RunReader) -> FinishedRun:
 
 def show_trace(reader: RunReader, workload: str, task: Task) -> None:
     """Make the trace of a workload found in `traces/`."""
+    traces = reader.folder.path / TRACES
+    if os.path.lexists(traces) and not traces.is_dir():
+        traces.unlink()
     _mirror(reader.folder.path / reader.trace_place(workload), reader.folder.task_folder(task) / TRACE)
 
 

@@ -42,6 +42,7 @@ from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import ModelRequest, find_model, read_transforms, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
+from offramp.tracing.progress import say
 from offramp.tracing.request import code_fingerprint, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
 from offramp.workloads.answers import PlannedAnswer
@@ -222,8 +223,8 @@ class _Run:
         )
         for task in plan.tasks.values():
             self.folder.forget_failure(task)
-            if self.options.repair:
-                self.folder.verify(task)
+            for problem in self.folder.verify(task):
+                say(f"made again, since a file of the {task.kind} task was damaged: {problem}")
         plan = self.prepared(plan)
         reader = RunReader(self.path)
         decoding = [task for task in plan.tasks.values() if task.kind == "decode"]

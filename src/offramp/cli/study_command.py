@@ -116,6 +116,12 @@ def run_command(
     from offramp.studies.status import status_of
 
     out = Output(as_json)
+    if study_file.is_dir():
+        raise InputError(
+            "this is a folder, and a study is run by its file",
+            where=str(study_file),
+            fix="give the study's .toml file; a run goes on with the offramp run command that made it",
+        )
     options = engine_options(workers, memory, address, retry, stall_limit)
     chosen = engine_named(engine)
     require_understood(engine, memory, address)
