@@ -19,10 +19,7 @@ from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
 from offramp.cli.run_study import RunOptions, run_study
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.files import (
-    locked_folder,
-    sweep_temporary_files,
-)
+from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.memory import parse_size
 from offramp.models.model import Model
 from offramp.report.page import write_report
@@ -242,6 +239,7 @@ class _Run:
 
     def prepared(self, plan: Plan) -> Plan:
         """The plan without what turns out not to be had here: timings of this machine, heads of its own."""
+        before = dict(self.unavailable)
         for task, name in _in_order(plan):
             if task.kind in OPTIONAL and OPTIONAL[task.kind] not in self.unavailable:
                 try:
@@ -250,7 +248,7 @@ class _Run:
                     if self.given is not None and task.kind == "heads":
                         raise
                     self.unavailable[OPTIONAL[task.kind]] = error.what
-        return self.planned(kept=True)
+        return plan if self.unavailable == before else self.planned(kept=True)
 
     def do(self, task: Task, workload: str) -> None:
         """One task, unless it is done. Raises what makes it fail."""

@@ -266,17 +266,3 @@ def best_family(workload: WorkloadResult) -> RankedPolicy | None:
     floor = nearest_floor([entry.floor for entry in workload.league])
     able = [entry for entry in families_at(workload.league, floor) if entry.reachable]
     return next((entry for entry in able if entry.chosen), able[0] if able else None)
-
-
-def exits_early(entry: RankedPolicy) -> bool:
-    """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
-    return entry.policy != "never" and not entry.full_depth
-
-
-def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
-    """The fastest reachable policy at the main floor that exits at all; None if there is none."""
-    if not entries:
-        return None
-    floor = nearest_floor([entry.floor for entry in entries])
-    able = [entry for entry in families_at(entries, floor) if entry.reachable and exits_early(entry)]
-    return able[0] if able else None

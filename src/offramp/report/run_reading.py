@@ -45,7 +45,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, Verdict, open_candidate, settle
+from offramp.tuning.verdict import Speed, open_candidate, settle_all
 
 STARTED = "run"
 """The event of a run's journal that says by which command it was made, with which software and where."""
@@ -72,20 +72,20 @@ class RunReader:
             name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
         }
         rows = [self._row(cell, decoded.get(cell.workload), finished) for cell in self._rows()]
-        plain, not_decoded = self._measured(decoded.values()), self._not_decoded(decoded)
-        model = self._model()
+        machine, model = self.machine(), self._model()
+        plain, not_decoded = _measured(decoded.values(), machine), self._not_decoded(decoded)
         name = str(self.plan.study["models"][0]["name"]) if model is None else model.name
         return RunResult(
             model_name=name,
             layers=0 if model is None else model.layers,
             workloads=tuple(rows),
             provenance={
-                **self._provenance(model, rows, started),
+                **self._provenance(model, machine, rows, started),
                 **({} if plain else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
             },
             measured=plain,
             command=str(started.details.get("command", "")),
-            hardware=self._hardware(rows),
+            hardware=_hardware(machine, rows),
             heads=describe_heads(
                 [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
             ),
@@ -153,7 +153,7 @@ class RunReader:
             trace=trace,
             card=ScoreCard.from_json(self.folder.result(score)["card"]),
             frontiers=frontiers,
-            verdicts=settled(ranking.verdicts, tuned, decoded),
+            verdicts=settle_all(ranking.verdicts, tuned, lambda one: measured_speed(decoded, one)),
             passage=passages.passage,
             grid=passages.grid,
             notes=tuple(trace.provenance["notes"]),
@@ -196,27 +196,13 @@ class RunReader:
         done = [task for task in profiles if self._is_done(task)]
         return profile_in(self.folder.task_folder(done[0])) if done else None
 
-    def _hardware(self, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:
-        """What the page shows of the machine: its prices of one token."""
-        machine = self.machine()
-        if machine is None or not rows:
-            return None
-        trace = rows[0].trace
-        details = machine.details if isinstance(machine, TimingsProfile) else {}
-        load = details.get("load_average")
-        return price_list(
-            machine,
-            machine.token_costs(trace.shape, mean_position(trace)),
-            self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
-            threads=details.get("machine", {}).get("threads"),
-            load=load[0] if load else None,
-            note=details.get(NOTE),
-        )
-
     def _provenance(
-        self, model: TracedModel | None, rows: Sequence[WorkloadResult], started: Event
+        self,
+        model: TracedModel | None,
+        machine: Machine | None,
+        rows: Sequence[WorkloadResult],
+        started: Event,
     ) -> dict[str, Any]:
-        machine = self.machine()
         unavailable = self.plan.unavailable
         missing = {"machine_not_timed": unavailable.get(LOCAL), "heads_not_fitted": unavailable.get(OWN)}
         date = datetime.datetime.fromtimestamp(started.wall, datetime.UTC).isoformat(timespec="seconds")
@@ -273,23 +259,6 @@ class RunReader:
     def _streamed(self) -> bool:
         return self.plan.study.get("large") is not None
 
-    def _measured(self, decoded: Iterable[Decoded]) -> dict[str, Timing]:
-        """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
-        name = "plain_seconds_per_token"
-        for one in decoded:
-            timed = one.bench.contender(one.bench.plain).seconds_per_token
-            around = one.bench.circumstances
-            if timed is not None:
-                load = float(around["load_average"][0])
-                return {name: Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)}
-        machine = self.machine()
-        details = machine.details if isinstance(machine, TimingsProfile) else {}
-        seconds = details.get("check", {}).get("generate_seconds_per_token")
-        if seconds is None:
-            return {}
-        threads, load = int(details["machine"]["threads"]), float(details["load_average"][0])
-        return {name: Timing(float(seconds), None, None, threads, load)}
-
     def _combined(self, model: TracedModel | None) -> CombineResult | None:
         """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.
 
@@ -301,6 +270,40 @@ class RunReader:
         found = read_combined(path)
         same = found.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
         return found if same else None
+
+
+def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:
+    """What the page shows of the machine: its prices of one token."""
+    if machine is None or not rows:
+        return None
+    trace = rows[0].trace
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    load = details.get("load_average")
+    return price_list(
+        machine,
+        machine.token_costs(trace.shape, mean_position(trace)),
+        self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
+        threads=details.get("machine", {}).get("threads"),
+        load=load[0] if load else None,
+        note=details.get(NOTE),
+    )
+
+
+def _measured(decoded: Iterable[Decoded], machine: Machine | None) -> dict[str, Timing]:
+    """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
+    name = "plain_seconds_per_token"
+    for one in decoded:
+        timed = one.bench.contender(one.bench.plain).seconds_per_token
+        around = one.bench.circumstances
+        if timed is not None:
+            load = float(around["load_average"][0])
+            return {name: Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)}
+    details = machine.details if isinstance(machine, TimingsProfile) else {}
+    seconds = details.get("check", {}).get("generate_seconds_per_token")
+    if seconds is None:
+        return {}
+    threads, load = int(details["machine"]["threads"]), float(details["load_average"][0])
+    return {name: Timing(float(seconds), None, None, threads, load)}
 
 
 def _traced(trace: Trace) -> dict[str, Any]:
@@ -322,19 +325,6 @@ def frontiers_of(trace: Trace) -> tuple[Frontier, ...]:
     rules = [("max_prob", tuple(below)), ("max_prob", few), ("margin", few), ("entropy", few)]
     rules.append(("max_prob", (below[-1],)))
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
-
-
-def settled(
-    verdicts: Sequence[Verdict], tuned: Sequence[Tuned], decoded: Decoded | None = None
-) -> tuple[Verdict, ...]:
-    """The verdicts with what was executed at their floors, and with what was timed of the same policies."""
-    by_floor = {one.floor.value: one for one in tuned}
-    return tuple(
-        settle(verdict, by_floor[verdict.floor], measured_speed(decoded, by_floor[verdict.floor]))
-        if verdict.floor in by_floor
-        else verdict
-        for verdict in verdicts
-    )
 
 
 def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:

@@ -53,6 +53,11 @@ class RankedPolicy:
     full_depth: bool = False
     rank: int | None = None
 
+    @property
+    def exits_early(self) -> bool:
+        """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
+        return self.policy != "never" and not self.full_depth
+
 
 @dataclass(frozen=True)
 class MachineAnswer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -170,6 +171,16 @@ def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Ver
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
     )
     return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
+
+
+def settle_all(
+    verdicts: Sequence[Verdict],
+    tuned: Sequence[Tuned],
+    measured: Callable[[Tuned], Speed | None] = lambda tuned: None,
+) -> tuple[Verdict, ...]:
+    """`settle` at every floor that the tuner answered. measured: what the stopwatch said of an answer."""
+    by_floor = {one.floor.value: (one, measured(one)) for one in tuned}
+    return tuple(settle(one, *by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts)
 
 
 def credited(verdict: Verdict, speed: Speed) -> Speed:

@@ -29,7 +29,7 @@ from offramp.report.html import (
 )
 from offramp.report.plot.drawing import Scale, box, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
-from offramp.report.ranking import exits_early, families_at, nearest_floor
+from offramp.report.ranking import families_at, nearest_floor
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
@@ -299,7 +299,7 @@ def parts_of(entry: RankedPolicy) -> tuple[Part, ...]:
 
 def summary_of(reachable: Sequence[RankedPolicy], floor: float, counted: str) -> str:
     """Who wins, who loses, and what decides it."""
-    exiting = [e for e in reachable if exits_early(e) and e.net_speedup.value is not None]
+    exiting = [e for e in reachable if e.exits_early and e.net_speedup.value is not None]
     keep = f"At {whole_percent(floor)} agreement"
     if not exiting:
         return f"{keep} no family has a policy that beats the full model: the best choice is never to exit."

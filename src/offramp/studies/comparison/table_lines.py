@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.scoring.card import ESTIMATES
-from offramp.scoring.estimate import Estimate
+from offramp.scoring.estimate import Estimate, number
 from offramp.studies.comparison.results import Comparison, Row
 
 Line = Mapping[str, Any]
@@ -169,11 +168,6 @@ def _where(row: Row) -> dict[str, Any]:
         "workload": row.workload,
         "heads": row.heads,
     }
-
-
-def number(value: float | None) -> float | None:
-    """A finite number, or None."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offramp.studies.work.league import MAIN_FLOOR, Ranking, fastest_exiting
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Verdict, percent_down, settle
+from offramp.tuning.verdict import percent_down, settle_all
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 32
@@ -51,8 +51,7 @@ def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choic
         Choice(entry.family, entry.policy, "", "one of the ranking's fastest", entry.floor, speed)
         for entry in ranking.entries
         if entry.reachable
-        and entry.policy != "never"
-        and not entry.full_depth
+        and entry.exits_early
         and math.isclose(entry.floor, floor)
         and (speed := entry.net_speedup.value) is not None
     ]
@@ -60,12 +59,6 @@ def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choic
     for choice in sorted(able, key=lambda choice: (-(choice.predicted or 0.0), choice.policy)):
         distinct.setdefault(choice.policy, choice)
     return list(distinct.values())[:count]
-
-
-def settled(verdicts: Sequence[Verdict], tuned: Sequence[Tuned]) -> list[Verdict]:
-    """The verdicts with what was executed at their floors."""
-    by_floor = {one.floor.value: one for one in tuned}
-    return [settle(one, by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts]
 
 
 def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
@@ -76,7 +69,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     fastest of the ranking that exits. Empty if no policy of the ranking exits.
     """
     found: dict[tuple[str, str], Choice] = {}
-    for verdict in sorted(settled(ranking.verdicts, tuned), key=lambda one: abs(one.floor - MAIN_FLOOR)):
+    for verdict in sorted(settle_all(ranking.verdicts, tuned), key=lambda one: abs(one.floor - MAIN_FLOOR)):
         floor, tried = percent_down(verdict.floor), verdict.tried
         cell, why = (verdict.policy, verdict.kv or CHARGED_KV), f"the verdict's policy at {floor} agreement"
         if tried is not None:
@@ -93,9 +86,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
                 "cautious policy that was a candidate for it"
             )
             return [_choice(tried.policy, tried.kv, why, one.floor.value)]
-    entry = None
-    if ranking.floors:
-        entry = fastest_exiting(ranking.entries, min(ranking.floors, key=lambda one: abs(one - MAIN_FLOOR)))
+    entry = fastest_exiting(ranking.entries)
     if entry is None:
         return []
     why = (

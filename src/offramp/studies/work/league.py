@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,22 +91,18 @@ def ranking_of(
     found = Ranking(name, source, floors, entries, verdicts, why)
     if not details or halves is None:
         return found
-    closest = fastest_exiting(entries, min(floors, key=lambda floor: abs(floor - MAIN_FLOOR)))
+    closest = fastest_exiting(entries)
     costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
     broken_even = break_even(trace, "never" if closest is None else closest.policy, costs)
     answers = _on_machines(trace, machine, halves, worth)
     return Ranking(name, source, floors, entries, verdicts, why, answers, broken_even)
 
 
-def fastest_exiting(entries: Sequence[RankedPolicy], floor: float) -> RankedPolicy | None:
-    """The fastest policy at a floor that leaves layers out and that a decoder can follow, if there is one."""
-    able = [
-        entry
-        for entry in entries
-        if entry.floor == floor and entry.reachable and entry.policy != "never" and not entry.full_depth
-    ]
-    speeds = [(-(entry.net_speedup.value or float("-inf")), entry.family) for entry in able]
-    return min(zip(speeds, able, strict=True), key=lambda one: one[0])[1] if able else None
+def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
+    """The fastest policy at the main floor that leaves layers out and that a decoder can follow, if any."""
+    floor = min((entry.floor for entry in entries), key=lambda one: abs(one - MAIN_FLOOR), default=None)
+    able = [entry for entry in entries if entry.floor == floor and entry.reachable and entry.exits_early]
+    return min(able, key=lambda one: (-(one.net_speedup.value or -math.inf), one.family), default=None)
 
 
 def _on_machines(
