@@ -27,7 +27,6 @@ from offramp.decoding.openings import (
 )
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.records.typed import finite_json, from_json, to_json
-from offramp.report.findings import HEADLINE_FLOOR
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.studies.task import Task
@@ -47,6 +46,7 @@ from offramp.studies.work.league import Ranking
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents
+from offramp.tuning.verdict import from_main
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents
 
@@ -96,7 +96,7 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
     assert (text["workload"], chat["workload"]) == (f"jsonl:{documents}#text", "chat")
     for measurement in (text, chat):
         floors = [policy["floor"] for policy in measurement["policies"]]
-        assert floors == sorted(set(floors), key=lambda floor: abs(floor - HEADLINE_FLOOR))
+        assert floors == sorted(set(floors), key=from_main)
         for policy in measurement["policies"]:
             for name in ("predicted", "measured", "plain"):
                 assert policy[f"{name}_seconds_per_token"] > 0

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
-from offramp.report.ranking import HEADLINE_FLOOR, believed, fastest, floor_kept, replayed
+from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
-from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide
+from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]
@@ -157,7 +157,7 @@ def decision_on(speed: Speed | None, *, certified: bool) -> Decision:
 
 def main_verdict(workload: WorkloadResult) -> Verdict | None:
     """The verdict at the floor nearest to 95 % agreement, None if there is none."""
-    return min(workload.verdicts, key=lambda verdict: abs(verdict.floor - HEADLINE_FLOOR), default=None)
+    return min(workload.verdicts, key=lambda verdict: from_main(verdict.floor), default=None)
 
 
 def main_verdicts(run: RunResult) -> list[tuple[str, Verdict]]:

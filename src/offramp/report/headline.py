@@ -28,7 +28,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.names import floor_shown, place_of
-from offramp.report.ranking import believed, best_family, fastest, floor_kept, nearest_floor, replayed
+from offramp.report.ranking import believed, best_family, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import (
     LOCAL,
@@ -41,7 +41,7 @@ from offramp.report.verdict_words import (
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
-from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, kept_words
+from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, from_main, kept_words
 
 
 def headline(run: RunResult) -> str:
@@ -347,7 +347,7 @@ def places(batches: Mapping[str, Sequence[str]]) -> str:
 
 def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:
     """The answers at the floor nearest to 95 %, in their order."""
-    floor = nearest_floor([answer.floor for answer in answers])
+    floor = min((answer.floor for answer in answers), key=from_main)
     return [answer for answer in answers if answer.floor == floor]
 
 

@@ -12,14 +12,12 @@ from offramp.report.timing import share_text
 from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Strategy
 from offramp.tuning.ranking import RankedPolicy
-from offramp.tuning.verdict import NEVER, Verdict
+from offramp.tuning.verdict import NEVER, Verdict, from_main
 
 NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
 """How users know what the measurement calls otherwise."""
 
 PLAIN, PEER = "plain", "peer"
-HEADLINE_FLOOR = 0.95
-"""Agreement at which a run answers first."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +237,6 @@ def floor_note(one: Strategy) -> str:
     return "below the floor, perhaps by chance" if below else ""
 
 
-def nearest_floor(floors: Sequence[float]) -> float:
-    """The floor nearest to 95 % agreement. Raises ValueError if there is none."""
-    return min(floors, key=lambda floor: abs(floor - HEADLINE_FLOOR))
-
-
 def families_at(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
     """The families at one floor, the fastest first; those without a speed last."""
     found = [entry for entry in entries if entry.floor == floor]
@@ -263,6 +256,6 @@ def best_family(workload: WorkloadResult) -> RankedPolicy | None:
     """
     if not workload.league:
         return None
-    floor = nearest_floor([entry.floor for entry in workload.league])
+    floor = min((entry.floor for entry in workload.league), key=from_main)
     able = [entry for entry in families_at(workload.league, floor) if entry.reachable]
     return next((entry for entry in able if entry.chosen), able[0] if able else None)

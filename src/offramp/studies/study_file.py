@@ -161,12 +161,17 @@ def check_decoding(study: Study) -> None:
             where=study.where("decode", "new_tokens"),
             fix="give a number, or add a table [certify]",
         )
-    if study.decode.floor not in study.settings.floors:
+    _check_floor(study, study.decode.floor, "league", study.where("decode", "floor"))
+
+
+def _check_floor(study: Study, floor: float, who: str, where: str) -> None:
+    """Refuse a floor that the study does not search for. who: would have to answer at it."""
+    floors = study.settings.floors
+    if floor not in floors:
         raise InputError(
-            f"the league has no floor {study.decode.floor:g}",
-            where=study.where("decode", "floor"),
-            fix="choose one of the study's floors: "
-            + ", ".join(f"{floor:g}" for floor in study.settings.floors),
+            f"the {who} has no floor {floor:g}",
+            where=where,
+            fix="choose one of the study's floors: " + ", ".join(f"{one:g}" for one in floors),
         )
 
 
@@ -187,13 +192,7 @@ def check_certify(study: Study) -> None:
             where=where,
             fix='add "tuned" to policies',
         )
-    if study.certify.main not in study.settings.floors:
-        raise InputError(
-            f"the tuner has no floor {study.certify.main:g}",
-            where=study.where("certify", "main"),
-            fix="choose one of the study's floors: "
-            + ", ".join(f"{floor:g}" for floor in study.settings.floors),
-        )
+    _check_floor(study, study.certify.main, "tuner", study.where("certify", "main"))
 
 
 def check_combine(study: Study) -> None:

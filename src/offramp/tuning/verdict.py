@@ -102,6 +102,9 @@ class Verdict:
 WORTH = 0.05
 """The gain in speed from which on early exit is worth its trouble."""
 
+MAIN_FLOOR = 0.95
+"""Agreement at which is answered first, and at which other machines and break-even prices are asked for."""
+
 TOO_WIDE = 1.5
 """An interval that reaches so many times above a speed, or below, only says that samples are few."""
 
@@ -111,6 +114,11 @@ TOO_FEW: Decision = "not enough documents"
 
 AT_HAND = "documents_at_hand"
 """In a tuned policy's provenance: documents to certify on, whether or not so many were allowed."""
+
+
+def from_main(floor: float) -> float:
+    """How far a floor is from the main one: the nearest answers where the main one was not asked for."""
+    return abs(floor - MAIN_FLOOR)
 
 
 def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool) -> Decision:

@@ -29,11 +29,12 @@ from offramp.report.html import (
 )
 from offramp.report.plot.drawing import Scale, box, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
-from offramp.report.ranking import families_at, nearest_floor
+from offramp.report.ranking import families_at
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import RankedPolicy
+from offramp.tuning.verdict import from_main
 
 WIDTH, HEIGHT = 250, 34
 LEFT, RIGHT = 3, 247
@@ -240,7 +241,7 @@ def families_section(workload: WorkloadResult) -> Markup:
     if not workload.league:
         return Markup()
     floors = sorted({entry.floor for entry in workload.league}, reverse=True)
-    main = nearest_floor(floors)
+    main = min(floors, key=from_main)
     entries = families_at(workload.league, main)
     reachable = [entry for entry in entries if entry.reachable]
     oracles = [entry for entry in entries if not entry.reachable]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.studies.work.league import MAIN_FLOOR, Ranking, fastest_exiting
+from offramp.studies.work.league import Ranking, fastest_exiting
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import percent_down, settle_all
+from offramp.tuning.verdict import from_main, percent_down, settle_all
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 32
@@ -69,7 +69,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     fastest of the ranking that exits. Empty if no policy of the ranking exits.
     """
     found: dict[tuple[str, str], Choice] = {}
-    for verdict in sorted(settle_all(ranking.verdicts, tuned), key=lambda one: abs(one.floor - MAIN_FLOOR)):
+    for verdict in sorted(settle_all(ranking.verdicts, tuned), key=lambda one: from_main(one.floor)):
         floor, tried = percent_down(verdict.floor), verdict.tried
         cell, why = (verdict.policy, verdict.kv or CHARGED_KV), f"the verdict's policy at {floor} agreement"
         if tried is not None:
@@ -78,7 +78,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
             found[cell] = _choice(*cell, why, verdict.floor)
     if found:
         return list(found.values())
-    for one in sorted(tuned, key=lambda one: abs(one.floor.value - MAIN_FLOOR)):
+    for one in sorted(tuned, key=lambda one: from_main(one.floor.value)):
         tried = next((candidate for candidate in one.candidates if candidate.draft_length is None), None)
         if tried is not None:
             why = (

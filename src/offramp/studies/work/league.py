@@ -16,10 +16,8 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.judging import Halves
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
-from offramp.tuning.verdict import Verdict
+from offramp.tuning.verdict import MAIN_FLOOR, Verdict, from_main
 
-MAIN_FLOOR = 0.95
-"""That other machines and break-even prices are asked for."""
 OTHER_MACHINES = ("h100", "l4")
 """Shown beside the machine at hand: a data-centre card and a small one."""
 BATCHES = (1, 8, 32)
@@ -100,7 +98,7 @@ def ranking_of(
 
 def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
     """The fastest policy at the main floor that leaves layers out and that a decoder can follow, if any."""
-    floor = min((entry.floor for entry in entries), key=lambda one: abs(one - MAIN_FLOOR), default=None)
+    floor = min((entry.floor for entry in entries), key=from_main, default=None)
     able = [entry for entry in entries if entry.floor == floor and entry.reachable and entry.exits_early]
     return min(able, key=lambda one: (-(one.net_speedup.value or -math.inf), one.family), default=None)
 
