@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CONVERT_TO_SAFETENSORS = (
@@ -246,6 +247,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("text_config") or {}, dict):
         raise ModelError("config.json holds no JSON object", where=str(path), fix="download the file again")
     return config
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype that a checkpoint's config states, float32 where that is none that models are loaded in."""
+    config = read_config(folder)
+    parts = (config, config.get("text_config") or {})
+    stated = [part.get(key) for part in parts for key in ("dtype", "torch_dtype")]
+    return next((str(dtype) for dtype in stated if dtype in DTYPES), "float32")
 
 
 def _depth(value: Any) -> int:

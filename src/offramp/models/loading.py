@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from offramp.models.checkpoint import (
     read_headers,
     refuse_strangers,
 )
+from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
 from offramp.models.quiet import quiet_transformers
-from offramp.models.shape import DTYPES, ModelShape
+from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
@@ -33,23 +35,46 @@ LONGEST_REASON = 300
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
-def require_dtype(dtype: str) -> None:
-    """Refuse a dtype that models are not loaded in. Raises ModelError."""
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}", where="dtype", fix="choose one of: " + ", ".join(DTYPES))
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model computes.
+
+    device: as `offramp.models.devices.find_device` gives it. device_map, attn_implementation: as transformers
+    takes them; a device map is used instead of the device.
+    """
+
+    device: str = CPU
+    device_map: Any = None
+    attn_implementation: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers is told of it, nothing of what it does by itself."""
+        device_map = self.device_map
+        if device_map is None and self.device != CPU:
+            device_map = self.device
+        given = {"device_map": device_map, "attn_implementation": self.attn_implementation}
+        return {name: value for name, value in given.items() if value is not None}
 
 
-def load_source(source: Source, *, dtype: str = "float32", trust_remote_code: bool = False) -> Model:
+def load_source(
+    source: Source,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    placement: Placement | None = None,
+) -> Model:
     """Load the model of a source, find its stack of exits and check that exit L reproduces its own logits.
 
-    source: as `find_source` found and checked it. dtype: "float32" or "bfloat16".
+    source: as `find_source` found and checked it. dtype: "float32" or "bfloat16". placement: by default on
+    the processor.
 
     Raises ModelError: a tokenizer of another model, missing or non-finite weights, weights of layers that the
     config does not have, a family that transformers does not know, or exits that cannot be read out exactly.
     """
     with quiet_transformers():
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        hf, unexpected = _load_weights(source, dtype, trust_remote_code)
+        hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())
     model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
     _check_no_strangers(model.stack, unexpected, str(source.folder))
     return model
@@ -163,7 +188,9 @@ def _broken_file(folder: Path) -> Path | None:
     return None
 
 
-def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[Any, set[str]]:
+def _load_weights(
+    source: Source, dtype: str, trust_remote_code: bool, placement: Placement
+) -> tuple[Any, set[str]]:
     """The transformers model, and the names of stored tensors that have no place in it."""
     import torch
     import transformers
@@ -177,6 +204,7 @@ def _load_weights(source: Source, dtype: str, trust_remote_code: bool) -> tuple[
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            **placement.options,
         )
     except LOADING_ERRORS as error:
         raise_if_out_of_memory(error)

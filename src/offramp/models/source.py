@@ -111,10 +111,16 @@ class Downloaded:
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Whether a name could be a Hub id: "owner/name", or one word that is not a slip of a known name."""
-    if HUB_ID.fullmatch(name) is None or name.count("/") > 1:
+    """Whether a name could be a Hub id: "owner/name", or one word that is not a slip of a known name.
+
+    A revision may follow: "owner/name@revision".
+    """
+    repository, revision = split_revision(name)
+    if HUB_ID.fullmatch(repository) is None or repository.count("/") > 1:
         return False
-    return "/" in name or not _near_names(name)
+    if revision is not None and re.fullmatch(r"[\w.\-/]+", revision) is None:
+        return False
+    return "/" in repository or not _near_names(repository)
 
 
 def unknown_model(name: str) -> ModelError:
@@ -139,15 +145,55 @@ def _near_names(name: str) -> list[str]:
     ]
 
 
-def download(name: str, *, trust_remote_code: bool) -> Downloaded:
+def at_revision(name: str, revision: str | None) -> str:
+    """A Hub id with its revision, "owner/name@revision". Raises ModelError if it has another already."""
+    if revision is None:
+        return name
+    _, stated = split_revision(name)
+    if stated not in (None, revision) or not revision:
+        raise ModelError(
+            f"the model {name!r} is asked for at the revision {revision!r}",
+            where="revision=",
+            fix="give one revision, a branch, tag or commit of a Hub repository",
+        )
+    return name if stated else f"{name}@{revision}"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A Hub id and its revision, None if it states none."""
+    identity, at, revision = name.partition("@")
+    return (identity, revision) if at else (name, None)
+
+
+def download(name: str, *, trust_remote_code: bool, subfolder: str | None = None) -> Downloaded:
     """Fetch a model's files, the config first, so that code to run is refused before any weight is fetched.
+
+    name: a Hub id, with "@revision" or without.
 
     Raises ModelError if the Hub cannot be reached or does not know the model.
     """
-    folder = _fetch(name, SMALL_FILES)
+    small, weights, code = (
+        [pattern if subfolder is None else f"{subfolder}/{pattern}" for pattern in patterns]
+        for patterns in (SMALL_FILES, WEIGHT_FILES, REMOTE_CODE_FILES)
+    )
+    folder = within(_fetch(name, small), subfolder)
     check_no_remote_code(read_config(folder), folder, trust_remote_code=trust_remote_code)
-    folder = _fetch(name, SMALL_FILES + WEIGHT_FILES + (REMOTE_CODE_FILES if trust_remote_code else []))
-    return Downloaded(folder, revision=folder.name)
+    snapshot = _fetch(name, small + weights + (code if trust_remote_code else []))
+    return Downloaded(within(snapshot, subfolder), revision=snapshot.name)
+
+
+def within(folder: Path, subfolder: str | None) -> Path:
+    """A folder, or one below it. Raises ModelError for one that is not there, or not below."""
+    if subfolder is None:
+        return folder
+    inner = folder / subfolder
+    if not inner.is_dir() or not inner.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"there is no folder {subfolder!r} in it",
+            where=str(folder),
+            fix="give the name of the folder that holds the model's config.json",
+        )
+    return inner
 
 
 def find_downloaded(name: str) -> Downloaded | None:
@@ -158,8 +204,9 @@ def find_downloaded(name: str) -> Downloaded | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    repository, revision = split_revision(name)
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     return Downloaded(folder, revision=folder.name)
@@ -169,38 +216,45 @@ def _fetch(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, revision = split_revision(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         unknown = unknown_model(name)
         raise ModelError(
             f"the model {name!r} is not on this machine and could not be fetched from the Hub "
             f"({type(error).__name__})",
-            where=f"https://huggingface.co/{name}",
+            where=f"https://huggingface.co/{repository}",
             fix="check the name and the network; or download the model elsewhere "
-            f"(hf download {name} --local-dir FOLDER) and give FOLDER. Otherwise: {unknown.fix}",
+            f"(hf download {repository}{'' if revision is None else f' --revision {revision}'} "
+            f"--local-dir FOLDER) and give FOLDER. Otherwise: {unknown.fix}",
         ) from error
 
 
-def find_source(name: str, *, trust_remote_code: bool = False) -> Source:
+def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | None = None) -> Source:
     """Where a model's files lie, checked as far as possible without loading a weight.
 
-    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name").
-    trust_remote_code: allow Python code that comes with the model.
+    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name", or
+    "owner/name@revision"). trust_remote_code: allow Python code that comes with the model. subfolder: of a
+    folder or a Hub repository, where the model lies.
 
     Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete.
     """
     path = Path(name).expanduser()
+    if subfolder is not None and (name in BUNDLED or path.is_file()):
+        raise ModelError(f"{name} has no folders in it", where="subfolder=", fix="leave it out")
     if name in BUNDLED:
         return _bundled_source(BUNDLED[name], trust_remote_code)
     if name and path.is_dir():  # an empty name would be the current folder
+        path = within(path, subfolder)
         check_checkpoint(path, trust_remote_code=trust_remote_code)
         return Source(path.resolve().name, path, identify_folder(path, source=str(path)))
     if path.is_file():
         return _gguf_source(path, path.stem, str(path), trust_remote_code)
     if path.suffix == ".gguf" or not looks_like_hub_id(name):
         raise unknown_model(name)
-    return hub_source(name, download(name, trust_remote_code=trust_remote_code), trust_remote_code)
+    downloaded = download(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
+    return hub_source(name, downloaded, trust_remote_code)
 
 
 def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = False) -> Source:

@@ -10,13 +10,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, ModelError
+from offramp.models.devices import AUTO, CPU, find_device, require_dtype
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.memory import shown_size
+from offramp.models.source import at_revision
 
 if TYPE_CHECKING:
+    from offramp.models.loading import Placement
     from offramp.models.model import Model
     from offramp.models.source import Source
     from offramp.models.transforms.transform import Transform
@@ -27,25 +30,42 @@ if TYPE_CHECKING:
 def load_model(
     name: str,
     *,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     trust_remote_code: bool = False,
     transforms: str | Transform | Sequence[str | Transform] = (),
+    device: str = AUTO,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
 ) -> Model:
     """Load a model, find its stack of exits, check that exit L reproduces its own logits, and transform it.
 
-    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name"). dtype:
-    "float32" or "bfloat16". trust_remote_code: run Python code that comes with the model. transforms: texts
+    name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name", or
+    "owner/name@revision"). dtype: "float32", "bfloat16", or "auto", the checkpoint's on an accelerator and
+    float32 on a processor. trust_remote_code: run Python code that comes with the model. transforms: texts
     such as "int8" or "prune:by=angular,layers=6", or transforms, applied in this order.
+    device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". revision: a branch, tag or commit of a Hub id.
+    subfolder: of the folder or repository, where the model lies. device_map, attn_implementation: as
+    transformers takes them; with a device map, `device` is not asked for.
 
     Raises ModelError: an unknown name, a source that is unsafe, damaged or incomplete, a tokenizer of another
     model, weights that are not finite, exits that cannot be read out exactly, or a model that cannot be
-    transformed so. InputError: a transform that is unknown, given twice, or that no model or machine allows.
+    transformed so. InputError: a device that is not here, a transform that is unknown, given twice, or that
+    no model or machine allows.
     """
-    from offramp.models.loading import require_dtype
+    from offramp.models.loading import Placement
 
-    require_dtype(dtype)
     parsed = read_transforms(transforms, dtype)
-    return find_model(name, parsed, dtype=dtype, trust_remote_code=trust_remote_code).load()
+    asked = find_model(
+        at_revision(name, revision),
+        parsed,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        subfolder=subfolder,
+    )
+    return asked.load(Placement(asked.device, device_map, attn_implementation))
 
 
 def read_transforms(
@@ -53,7 +73,7 @@ def read_transforms(
 ) -> tuple[Transform, ...]:
     """The transforms of `--transform`, refused here, before any model is looked at, if they cannot be used.
 
-    dtype: that the model will be loaded in.
+    dtype: that the model will be loaded in; "auto" is looked at once the device is known.
 
     Raises InputError for a text that is none, a transform given twice, or one that this machine cannot do.
     """
@@ -63,27 +83,32 @@ def read_transforms(
     transforms = tuple(
         parse_transform(one) if isinstance(one, str) else one for one in listed if one is not None
     )
-    require_usable(transforms, dtype)
+    require_usable(transforms, None if dtype == AUTO else dtype)
     return transforms
 
 
-def require_usable(transforms: Sequence[Transform], dtype: str) -> None:
-    """Refuse a transform that is given twice or that this machine cannot do in a dtype. Raises InputError."""
+def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
+    """Refuse a transform that is given twice or that this machine cannot do in a dtype, None for any.
+
+    Raises InputError.
+    """
     from offramp.models.transforms.grammar import require_distinct
 
     require_distinct(transforms)
-    for transform in transforms:
-        transform.check(dtype)
+    if dtype is not None:
+        for transform in transforms:
+            transform.check(dtype)
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """A model's files and what is to be done to it; no weight is loaded yet."""
+    """A model's files and what is to be done to it; no weight is loaded yet. device: as `find_device`."""
 
     source: Source
     transforms: tuple[Transform, ...]
     dtype: str
     trust_remote_code: bool
+    device: str = CPU
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -114,24 +139,45 @@ class ModelRequest:
         if self.identity is not None:
             require_base(heads, {"name": self.source.name, **self.identity.to_json()}, where)
 
-    def load(self) -> Model:
-        """The model, checked and transformed. Raises ModelError or InputError for what does not fit."""
+    def load(self, placement: Placement | None = None) -> Model:
+        """The model, checked and transformed. placement: by default wholly on the device, as it is.
+
+        Raises ModelError or InputError for what does not fit.
+        """
+        from offramp.models.loading import Placement
+
         return load_transformed(
             self.source,
             dtype=self.dtype,
             transforms=self.transforms,
             trust_remote_code=self.trust_remote_code,
+            placement=placement or Placement(self.device),
         )
 
 
 def find_model(
-    name: str, transforms: Sequence[Transform], *, dtype: str, trust_remote_code: bool
+    name: str,
+    transforms: Sequence[Transform],
+    *,
+    dtype: str,
+    trust_remote_code: bool,
+    device: str = AUTO,
+    subfolder: str | None = None,
 ) -> ModelRequest:
-    """A model's files, checked as far as possible without loading a weight. Raises ModelError."""
+    """A model's files, checked as far as possible without loading a weight; arguments as of `load_model`.
+
+    Raises ModelError, and InputError for a device that is not here or transforms that it cannot do.
+    """
+    from offramp.models.checkpoint import stored_dtype
     from offramp.models.source import find_source
 
-    source = find_source(name, trust_remote_code=trust_remote_code)
-    return ModelRequest(source, tuple(transforms), dtype, trust_remote_code)
+    require_dtype(dtype)
+    device = find_device(device)
+    source = find_source(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
+    if dtype == AUTO:
+        dtype = "float32" if device == CPU else stored_dtype(source.folder)
+        require_usable(transforms, dtype)
+    return ModelRequest(source, tuple(transforms), dtype, trust_remote_code, device)
 
 
 def load_transformed(
@@ -141,10 +187,12 @@ def load_transformed(
     transforms: Sequence[Transform],
     trust_remote_code: bool = False,
     progress: bool | None = None,
+    placement: Placement | None = None,
 ) -> Model:
     """The model of a source with transforms applied in their order, each of them resolved on the one before.
 
     progress: bars on standard error where something is measured; by default if that is a terminal.
+    placement: by default on the processor.
 
     Raises what `load_model` raises; what can be told from the transforms, the config and a trace is refused
     before any weight is loaded.
@@ -154,7 +202,7 @@ def load_transformed(
 
     require_usable(transforms, dtype)
     ready = [resolve_early(transform, source) for transform in transforms]
-    model = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code, placement=placement)
     for transform in ready:
         model = resolve(transform, model, progress=progress).apply(model)
     return model

@@ -15,7 +15,7 @@ import torch
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import check_decodable
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.loop import free_bytes, key_value_bytes
+from offramp.decoding.generation.loop import key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.openings import Opening
@@ -29,6 +29,7 @@ from offramp.files import (
     source_fingerprint,
     sweep_temporary_files,
 )
+from offramp.models.devices import free_bytes
 from offramp.models.model import Model
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import plain_greedy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Advance, PolicyDriver, Strategy, Work
 from offramp.errors import OfframpError
+from offramp.models.devices import free_bytes
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
 
@@ -95,13 +95,6 @@ def key_value_bytes(model: Model) -> int:
     """Bytes of K and V that one token of one sequence keeps, all layers together."""
     elements = sum(layer.key_value_width for layer in model.shape.layers)
     return int(elements * model.shape.element_bytes)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, or on the machine itself, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from offramp.decoding.options import (
 )
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.loading import require_dtype
+from offramp.models.devices import require_dtype
 from offramp.models.source import Source, find_source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
