@@ -82,7 +82,8 @@ def measurer_of(
 ) -> GroupMeasurer:
     """The measurer that `offramp.trace` uses for so many tokens."""
     layers = parse_exits(exits, model.layers)
-    reductions = choose_reductions(tokens * len(layers) * model.shape.vocabulary_size)
+    device = model.stack.head_device
+    reductions = choose_reductions(tokens * len(layers) * model.shape.vocabulary_size, device.type)
     shape = StateShape(-2, None, model.shape.hidden_size)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
     fitted = None if heads is None else FittedHeads.of(heads, layers)
@@ -102,7 +103,8 @@ def floor_once(model: Model, contexts: list[Context], exits: int, chunk: int) ->
     assert weight is not None, "the floor is defined for a linear head"
     states = None
     for context in contexts:
-        states = model.stack.core(torch.tensor([context.ids]), use_cache=False).last_hidden_state[0]
+        ids = torch.tensor([context.ids], device=model.stack.device)
+        states = model.stack.core(ids, use_cache=False).last_hidden_state[0]
         for start in range(0, len(states), chunk):
             for _ in range(exits):
                 torch.nn.functional.linear(states[start : start + chunk], weight)

@@ -17,7 +17,7 @@ from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model,
 
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import apply_lens
+from offramp.tracing.fitted_heads import PreparedLens
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -69,7 +69,8 @@ def logits_of(model: Model, hidden: torch.Tensor, heads: ExitHeads | None, exit:
     """The model's own readout of [rows, 1, hidden], through the lens."""
     if heads is not None and heads.lens is not None and exit in heads.exits:
         rows = hidden.flatten(1)
-        hidden = apply_lens(heads.lens, heads.exits.index(exit), rows).to(hidden.dtype).view_as(hidden)
+        lens = PreparedLens.of(heads.lens, heads.exits.index(exit), hidden.device)
+        hidden = lens(rows).view_as(hidden)
     return model.stack.readout(hidden).float().reshape(len(hidden), -1)
 
 

@@ -28,14 +28,13 @@ from reading_cases import (
 )
 
 from offramp.decoding.exit_readout.facts import Tools
-from offramp.decoding.exit_readout.head import PreparedClassifier, PreparedLens
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.errors import InputError
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME
-from offramp.tracing.fitted_heads import apply_lens, classifier_probability
+from offramp.tracing.fitted_heads import PreparedClassifier, PreparedLens
 
 
 def read_everything(
@@ -261,7 +260,7 @@ def test_outputs_off_the_short_list(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL_FACTS)
-def test_a_prepared_classifier_says_what_the_tracer_says(name: str) -> None:
+def test_a_prepared_classifier_says_what_its_arrays_say(name: str) -> None:
     model = tiny_llama()
     heads = random_heads(model, (1, 2), seed=3)
     classifier = heads.classifiers[name]
@@ -270,18 +269,23 @@ def test_a_prepared_classifier_says_what_the_tracer_says(name: str) -> None:
     features = torch.randn(7, classifier.mean.shape[-1], generator=torch.Generator().manual_seed(1)) * 30
     for place in range(2):
         prepared = PreparedClassifier.of(classifier, place, torch.device("cpu"))
-        assert torch.equal(prepared(features), classifier_probability(classifier, place, features))
+        values = (features.double().numpy() - classifier.mean[place]) / classifier.scale[place]
+        for layer, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
+            values = (np.maximum(values, 0) if layer else values) @ weight[place].astype(float) + bias[place]
+        expected = torch.from_numpy(1 / (1 + np.exp(-values[:, 0]))).float()
+        torch.testing.assert_close(prepared(features), expected, rtol=1e-4, atol=1e-5)
         rounded = features.bfloat16()
-        assert torch.equal(prepared(rounded), classifier_probability(classifier, place, rounded))
+        assert torch.equal(prepared(rounded), prepared(rounded.float()))
 
 
-def test_a_prepared_lens_says_what_the_tracer_says() -> None:
+def test_a_prepared_lens_says_what_its_arrays_say() -> None:
     lens = random_heads(tiny_llama(), (1, 2)).lens
     assert lens is not None
     rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     for place in range(2):
         prepared = PreparedLens.of(lens, place, torch.device("cpu"))
-        torch.testing.assert_close(prepared(rows), apply_lens(lens, place, rows), rtol=1e-6, atol=1e-6)
+        expected = rows.double().numpy() @ lens.weight[place].T.astype(float) + lens.bias[place]
+        torch.testing.assert_close(prepared(rows), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
         assert prepared(rows.bfloat16()).dtype == torch.bfloat16
 
 

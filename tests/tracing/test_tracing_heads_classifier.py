@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from offramp.tracing.fitted_heads import classifier_probability
+from offramp.tracing.fitted_heads import PreparedClassifier
 from offramp.tracing.fitting.classifiers import (
     PRIOR_VARIANCE,
     RAREST_CLASS,
@@ -40,7 +40,8 @@ def samples(
 
 def probability(fitted: FittedClassifier, x: np.ndarray) -> np.ndarray:
     """As tracing computes it."""
-    values = classifier_probability(stack_exits([fitted, fitted]), 1, torch.from_numpy(x))
+    prepared = PreparedClassifier.of(stack_exits([fitted, fitted]), 1, torch.device("cpu"))
+    values = prepared(torch.from_numpy(x))
     return np.asarray(values.numpy())
 
 

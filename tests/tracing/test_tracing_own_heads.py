@@ -168,7 +168,7 @@ def test_one_buffer_of_logits_serves_every_exit() -> None:
     heads = random_output_heads(model, range(1, model.layers))
     fitted = FittedHeads.of(heads, range(1, model.layers + 1))
     own = OwnHeads.of(fitted, model.stack, StateShape(-2, None, model.shape.hidden_size), "eager")
-    assert len({head._buffer.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
+    assert len({head.buffer.whole.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
 
 
 @pytest.mark.parametrize("norm", ["model", "layer"])

@@ -31,7 +31,7 @@ class TableStack:
     """A stack whose hidden states are the logits themselves: [exits, rows, vocabulary], for one batch."""
 
     table: Tensor
-    device = torch.device("cpu")
+    head_device = torch.device("cpu")
 
     def capture(self, ids: Tensor, on_layer: Any) -> None:
         for layer, states in enumerate(self.table):

@@ -113,7 +113,7 @@ def test_the_previous_exit_is_the_previous_traced_one() -> None:
 def test_rows_in_several_chunks_give_the_same_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
     monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
-    monkeypatch.setattr("offramp.tracing.recorders.EAGER_ELEMENTS", 3 * 61)
+    monkeypatch.setattr("offramp.tracing.recorders.eager_elements", lambda device: 3 * 61)
     found, sequences = trace_signals(tiny_llama(), 61)
     assert_equals(found, tiny_llama(), sequences)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offramp.errors import InputError, ModelError
@@ -10,6 +11,7 @@ from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 AUTO = "auto"
 """The accelerator of this machine, or its processor; of a dtype, what fits the device."""
@@ -69,7 +71,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type in ("cuda", "xpu"):
         import torch
 
-        return int(getattr(torch, device.type).mem_get_info(device)[0])
+        module = getattr(torch, device.type)
+        # What torch holds and does not use is free for the next tensor.
+        held = module.memory_reserved(device) - module.memory_allocated(device)
+        return int(module.mem_get_info(device)[0]) + int(held)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -78,4 +83,40 @@ def synchronise(device: torch.device) -> None:
     if device.type != CPU:
         import torch
 
-        getattr(torch, device.type).synchronize()
+        module = getattr(torch, device.type)
+        module.synchronize(*([] if device.type == "mps" else [device]))
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is, for people: "NVIDIA H100 80GB HBM3", or its kind where torch knows no more."""
+    if device.type not in ("cuda", "xpu"):
+        return device.type
+    import torch
+
+    return str(getattr(torch, device.type).get_device_name(device))
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for a device: there, or on the processor if it has none, as mps."""
+    import torch
+
+    return torch.device(CPU) if device.type == "mps" else device
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in the processor's memory: all copies are under way at once, and waited for together.
+
+    Tensors that are there already are given back as they are.
+    """
+    import torch
+
+    copies = []
+    for tensor in tensors:
+        if tensor.device.type == "cuda":  # only into pinned memory does a copy not wait
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU, pin_memory=True)
+            copies.append(pinned.copy_(tensor, non_blocking=True))
+        else:
+            copies.append(tensor.to(CPU))
+    for device in {tensor.device for tensor in tensors}:
+        synchronise(device)
+    return copies

@@ -189,7 +189,8 @@ def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor
     for kind, read in READOUTS.items():
         try:
             with torch.no_grad():
-                found = read(stack, hidden, None)
+                # A model that is spread over several devices gives its logits where it took the ids.
+                found = read(stack, hidden, None).to(logits.device)
         except UNFIT_ERRORS as error:
             differences[kind] = f"not possible ({type(error).__name__})"
             continue

@@ -54,7 +54,7 @@ def find_logit_scaling(model: nn.Module, head: nn.Module, ids: Tensor) -> LogitS
         handle.remove()
     if not known or known[-1].shape != returned.shape:
         return None
-    given, returned = known[-1], returned.float()
+    given, returned = known[-1].to(returned.device), returned.float()
     for candidate in _candidates(model, returned):
         if torch.equal(candidate.apply(given), returned):
             return candidate

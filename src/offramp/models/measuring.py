@@ -244,13 +244,13 @@ def count_key_value_parameters(layer: nn.Module, written: list[Tensor]) -> int:
     if not written or not weights:
         return 0
     # Random factors keep contributions to the sum from cancelling.
-    generator = torch.Generator().manual_seed(0)
-    total = torch.stack(
-        [
-            (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
-            for tensor in written
-        ]
-    ).sum()
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def weighted_sum(tensor: Tensor) -> Tensor:
+        factors = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor.device)
+        return (tensor.float() * factors).sum()
+
+    total = torch.stack([weighted_sum(tensor) for tensor in written]).sum()
     gradients = torch.autograd.grad([total], weights, retain_graph=True, allow_unused=True)
     return sum(int(torch.count_nonzero(gradient)) for gradient in gradients if gradient is not None)
 

@@ -62,6 +62,19 @@ class ExitStack:
         device: torch.device = next(weight.device for weight in self.hf.parameters() if not weight.is_meta)
         return device
 
+    @property
+    def head_device(self) -> torch.device:
+        """Where exits are read out and all statistics are taken: the device of the output head.
+
+        Of a model that is spread over several devices the layers' outputs are brought there; layers and final
+        norm compute where they lie (their own hooks move what they are given).
+        """
+        if self.head_weight is not None:
+            return self.head_weight.device
+        weights = [] if self.head is None else list(self.head.parameters())
+        device: torch.device = next((one.device for one in weights if not one.is_meta), self.device)
+        return device
+
     def tail_forward(self, hidden: Tensor) -> Tensor:
         """The tail applied to a layer's output [..., positions, hidden], recomputed for every exit."""
         return _chain(self.tail, hidden)
@@ -125,7 +138,7 @@ def _placeholder_ids(stack: ExitStack, hidden: Tensor) -> Tensor:
     """Token ids of the right count: 1 document if the batch axis is not evident."""
     positions = hidden.shape[stack.position_axis]
     batch = hidden.shape[0] if hidden.dim() == 3 and stack.position_axis == -2 else 1
-    return torch.zeros(batch, positions, dtype=torch.long, device=hidden.device)
+    return torch.zeros(batch, positions, dtype=torch.long, device=stack.device)
 
 
 def _read_stub(stack: ExitStack, hidden: Tensor, ids: Tensor | None) -> Tensor:
@@ -165,6 +178,7 @@ def plain_linear(head: nn.Module | None, normed: Tensor) -> tuple[Tensor | None,
         return None, None
     if weight.shape[1] != normed.shape[-1] or weight.dtype != normed.dtype:
         return None, None
+    normed = normed.to(weight.device)  # of a model that is spread over several
     with torch.no_grad():
         same = torch.equal(F.linear(normed, weight, bias), head(normed))
     return (weight.detach(), None if bias is None else bias.detach()) if same else (None, None)

@@ -134,13 +134,14 @@ def cannot_generate(model: Model, error: Exception) -> ModelError:
 
 def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
     longest = max(len(planned.ids) for planned in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for row, planned in enumerate(batch):
-        ids[row, longest - len(planned.ids) :] = torch.tensor(planned.ids)
+        ids[row, longest - len(planned.ids) :] = torch.tensor(planned.ids, device="cpu")
         mask[row, longest - len(planned.ids) :] = 1
     most = max(planned.max_new_tokens for planned in batch)
-    out = _generate(model, ids, mask, max_new_tokens=most).sequences
+    device = model.stack.device
+    out = _generate(model, ids.to(device), mask.to(device), max_new_tokens=most).sequences
     answers = []
     for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
         stop = next((place + 1 for place, token in enumerate(row) if token in model.eos_token_ids), len(row))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.tracing.final_comparison import Comparer, DirectComparer, Gram, LinearComparer
-from offramp.tracing.head import TILE, Head, LinearHead
+from offramp.tracing.head import TILE, Head, LinearHead, products_in
 from offramp.tracing.recorders import Reading, Recorder
 from offramp.tracing.rows import FactTable, slices
 from offramp.tracing.statistics import RowStatistics
@@ -35,10 +36,25 @@ class BlockMeasurer:
         gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
         # Squares of weights beyond 1e19 overflow although the logits may not.
         self.gram = gram if gram is not None and bool(torch.isfinite(gram.centred).all()) else None
+        self._fit_chunks()
+
+    def _fit_chunks(self) -> None:
         share = 7 if self.gram is None else 1  # `DirectComparer` holds seven arrays of the size of the logits
-        heads = (head, *below)
-        self.chunk = max(16, min(one.rows for one in heads) // share)
-        self.exact_chunk = max(8, min(one.exact_rows for one in heads) // share)
+        heads = (self.head, *self.below)
+        rows, exact_rows = (min(one.rows for one in heads), min(one.exact_rows for one in heads))
+        # A product of few rows takes as long as one of more; a buffer that was halved may hold fewer.
+        self.chunk = min(rows, max(16, rows // share))
+        self.exact_chunk = min(exact_rows, max(8, exact_rows // share))
+
+    def halve(self) -> None:
+        """Take half as many rows at a time from now on; recorders are to be given anew."""
+        halved: set[int] = set()
+        for head in (self.head, *self.below):
+            memory = head.buffer if isinstance(head, LinearHead) else head
+            if id(memory) not in halved:
+                head.halve()
+            halved.add(id(memory))
+        self._fit_chunks()
 
     def record_with(self, recorders: Sequence[Recorder]) -> None:
         """Let recorders see every exit of every chunk of rows."""
@@ -59,12 +75,13 @@ class BlockMeasurer:
         states_at(exit index, rows): states [rows, features] as the head takes them. marginal: sums of p_L by
         document, added to.
         """
-        comparer = self._final_exit(table, block, states_at, marginal)
-        for rows in slices(block.start, block.stop, self.chunk):
-            for index in range(table.final):
-                self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
-            if self._comparing:
-                self._compare_final_exit(table, rows, states_at(table.final, rows))
+        with products_in("highest"):  # whatever the process has set for the model's own products
+            comparer = self._final_exit(table, block, states_at, marginal)
+            for rows in slices(block.start, block.stop, self.chunk):
+                for index in range(table.final):
+                    self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
+                if self._comparing:
+                    self._compare_final_exit(table, rows, states_at(table.final, rows))
 
     def _final_exit(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]
@@ -75,7 +92,7 @@ class BlockMeasurer:
         for rows in slices(block.start, block.stop, self.exact_chunk):
             states = states_at(index, rows)
             output = self.head.exact_output(states)
-            wanted = table.rows.next_token[rows, None].expand(-1, 2)
+            wanted = table.next_token[rows, None].expand(-1, 2)
             statistics, at_wanted = self.head.statistics(states, output, wanted)
             _put_own_facts(table, index, rows, statistics, statistics.maximum, at_wanted[:, 1])
             table.put(index, rows, kl_to_final=0.0, final_rank=0, logit_cosine=1.0, centred_logit_cosine=1.0)
@@ -100,7 +117,7 @@ class BlockMeasurer:
     def _compare_final_exit(self, table: FactTable, rows: slice, states: Tensor) -> None:
         """Exit L once more, after the exits below it, for the recorders that compare exits."""
         output = self.head.exact_output(states)
-        wanted = table.rows.next_token[rows, None].expand(-1, 2)
+        wanted = table.next_token[rows, None].expand(-1, 2)
         statistics, _ = self.head.statistics(states, output, wanted)
         _record(self._comparing, table, Reading(table.final, rows, self.head, states, output, statistics))
 
@@ -110,7 +127,7 @@ class BlockMeasurer:
         head = self.head_at(index)
         output = head.exact_output(states) if self._comparing else head.output(states)
         target = table.columns["top1"][rows, table.final].long()
-        wanted = torch.stack([target, table.rows.next_token[rows]], dim=1)
+        wanted = torch.stack([target, table.next_token[rows]], dim=1)
         statistics, at_wanted = head.statistics(states, output, wanted)
         _put_own_facts(table, index, rows, statistics, at_wanted[:, 0], at_wanted[:, 1])
         # Before the comparison below, which may use the memory of the output again.
@@ -144,7 +161,7 @@ class BlockMeasurer:
         """W^T p_L with the scale and the bias feature: float32 [rows, features + 1]."""
         head = self.head
         assert isinstance(head, LinearHead)
-        total = torch.zeros(len(probability), head.weight.shape[1] + 1)
+        total = torch.zeros(len(probability), head.weight.shape[1] + 1, device=head.device)
         for tile in slices(0, head.vocabulary_size, TILE):
             total[:, :-1] += probability[:, tile] @ head.weight[tile].float()
         if head.bias is not None:
@@ -177,21 +194,22 @@ def _put_own_facts(
     )
 
 
-def _add_marginal(marginal: dict[int, Tensor], document: Tensor, probability: Tensor) -> None:
+def _add_marginal(marginal: dict[int, Tensor], document: NDArray[np.int64], probability: Tensor) -> None:
     """Add each document's sum of p_L; rows of one document are contiguous and documents ascend."""
-    documents, counts = np.unique(document.numpy(), return_counts=True)
+    documents, counts = np.unique(document, return_counts=True)
     for name, part in zip(documents.tolist(), torch.split(probability, counts.tolist()), strict=True):
         total = part.sum(0)
         marginal[name] = total if name not in marginal else marginal[name] + total
 
 
 def _partners(table: FactTable, block: slice) -> Tensor:
-    """Another row of the block for every row, half a block away, among documents that are whole so far."""
-    documents = table.rows.document[block].tolist()
-    whole = torch.tensor(
-        [place for place, document in enumerate(documents) if document not in table.nonfinite]
-    )
-    partner = torch.arange(len(documents))
-    if len(whole):
-        partner[whole] = whole.roll(len(whole) // 2)
-    return partner
+    """Another row of the block for every row, half a block away, among documents that are whole so far.
+
+    Counted on the device, which the host would have to wait for to know how many rows these are.
+    """
+    whole = table.in_whole_document(block)
+    count = whole.sum()
+    rows = torch.arange(len(whole), device=whole.device)
+    in_order = torch.sort((~whole).int(), stable=True).indices  # rows of whole documents come first
+    half_away = (whole.cumsum(0) - 1 - count // 2) % count.clamp(min=1)
+    return torch.where(whole, in_order[half_away], rows)

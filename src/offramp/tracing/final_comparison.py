@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from offramp.models.devices import float64_device
 from offramp.tracing.head import Head, LinearHead
 
 _GRAM_ROWS = 8192
@@ -65,15 +66,16 @@ class Gram:
     def of(cls, head: LinearHead) -> Gram:
         """The matrix of one head; costs as much as the head products of `features` tokens."""
         features = head.weight.shape[1] + 1
-        mean = torch.zeros(features, dtype=torch.float64)
+        where = float64_device(head.device)
+        sums = torch.zeros(features, dtype=torch.float64, device=where)
         for block in _weight_blocks(head):
-            mean += block.sum(0, dtype=torch.float64)
-        mean /= head.vocabulary_size
-        centred = torch.zeros(features, features, dtype=torch.float64)
+            sums += block.to(where).sum(0, dtype=torch.float64)
+        mean = (sums / head.vocabulary_size).float().to(head.device)
+        centred = torch.zeros(features, features, dtype=torch.float64, device=where)
         for block in _weight_blocks(head):
-            block -= mean.float()
-            centred += (block.t() @ block).double()
-        return cls(centred.float(), mean.float(), head.vocabulary_size)
+            block -= mean
+            centred += (block.t() @ block).to(where, torch.float64)
+        return cls(centred.float().to(head.device), mean, head.vocabulary_size)
 
 
 def _weight_blocks(head: LinearHead) -> Iterator[Tensor]:
@@ -145,7 +147,7 @@ class DirectComparer:
         self._partner = partner
         # Exits of the same rows come one after another, so that exit L is read once for all of them.
         self._rows: slice | None = None
-        self._final = self._partners_final = torch.empty(0)
+        self._final = self._partners_final = final_states.new_empty(0)
 
     def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
         """Statistics of some rows, from their head output [rows, padded vocabulary]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.head import Head, LinearHead, make_head, on_device
+from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import Reductions
 
@@ -47,29 +47,48 @@ def confidence_features(max_prob: Tensor, margin: Tensor) -> Tensor:
     return torch.stack([max_prob, margin], dim=-1).float()
 
 
-def classifier_probability(classifier: ExitClassifier, exit_index: int, features: Tensor) -> Tensor:
-    """Probability that one exit's classifier gives: float32 [rows] of features [rows, features].
+@dataclass(frozen=True)
+class PreparedLens:
+    """One exit's affine map. weight: float32 [features, features], transposed; bias: float32 [features]."""
 
-    exit_index: place on the first axis of the classifier's arrays.
-    """
-    values = (features.float() - tensor_of(classifier.mean[exit_index])) / tensor_of(
-        classifier.scale[exit_index]
-    )
-    last = len(classifier.weights) - 1
-    for layer, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
-        values = torch.addmm(tensor_of(bias[exit_index]), values, tensor_of(weight[exit_index]))
-        if layer < last:
-            values = values.relu()
-    return values.squeeze(-1).sigmoid()
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, lens: LinearLens, place: int, device: torch.device) -> PreparedLens:
+        """The map at one place of the lens's arrays."""
+        return cls(tensor_of(lens.weight[place]).to(device).t(), tensor_of(lens.bias[place]).to(device))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """A h + b of rows [rows, features], computed in float32 and given in their own dtype."""
+        return torch.addmm(self.bias, rows.float(), self.weight).to(rows.dtype)
 
 
-def apply_lens(lens: LinearLens, exit_index: int, states: Tensor) -> Tensor:
-    """A h + b of hidden states [rows, hidden] at one exit, in float32.
+@dataclass(frozen=True)
+class PreparedClassifier:
+    """One exit's classifier. layers: weight [features, outputs] and bias [outputs] of each, float32."""
 
-    exit_index: place on the first axis of the lens's arrays.
-    """
-    weight, bias = tensor_of(lens.weight[exit_index]), tensor_of(lens.bias[exit_index])
-    return torch.addmm(bias, states.float(), weight.t())
+    mean: Tensor
+    scale: Tensor
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, classifier: ExitClassifier, place: int, device: torch.device) -> PreparedClassifier:
+        """The classifier at one place of its arrays."""
+        layers = [
+            (tensor_of(weight[place]).to(device), tensor_of(bias[place]).to(device))
+            for weight, bias in zip(classifier.weights, classifier.biases, strict=True)
+        ]
+        mean, scale = (tensor_of(array[place]).to(device) for array in (classifier.mean, classifier.scale))
+        return cls(mean, scale, tuple(layers))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Probability, float32 [rows], of features [rows, features]."""
+        # Not folded into the first layer: with large means that would lose digits, and so change decisions.
+        values = (features.float() - self.mean) / self.scale
+        for place, (weight, bias) in enumerate(self.layers):
+            values = torch.addmm(bias, values.relu() if place else values, weight)
+        return values.squeeze(-1).sigmoid()
 
 
 def tensor_of(array: NDArray[np.float32]) -> Tensor:
@@ -172,19 +191,48 @@ class FittedHeads:
         """The facts of classifiers of hidden states that the heads give."""
         return tuple(name for name in HIDDEN_STATE_FACTS if name in self.heads.classifiers)
 
+    def on(self, device: torch.device) -> PreparedHeads:
+        """The heads with their arrays on a device."""
+        lens = self.heads.lens
+        return PreparedHeads(
+            heads=self.heads,
+            candidate_index=self.candidate_index,
+            exits_below=len(self.places),
+            hidden_facts=self.hidden_facts,
+            lenses=None if lens is None else [PreparedLens.of(lens, one, device) for one in self.places],
+            classifiers={
+                name: [PreparedClassifier.of(classifier, one, device) for one in self.places]
+                for name, classifier in self.heads.classifiers.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class PreparedHeads:
+    """What traced exits below L are read and judged with, on one device.
+
+    lenses: one an exit, None without any. classifiers: by the fact they give, one an exit. hidden_facts: of
+    those that look at the hidden state.
+    """
+
+    heads: ExitHeads
+    candidate_index: int | None
+    exits_below: int
+    hidden_facts: tuple[str, ...]
+    lenses: Sequence[PreparedLens] | None
+    classifiers: Mapping[str, Sequence[PreparedClassifier]]
+
     def seen_by_head(self, index: int, states: Tensor) -> Tensor:
         """States of one exit through the lens, in their own dtype; those of exit L as they are."""
-        if self.heads.lens is None or index == len(self.places):
-            return states
-        return apply_lens(self.heads.lens, self.places[index], states).to(states.dtype)
+        return states if self.lenses is None or index == self.exits_below else self.lenses[index](states)
 
     def probability(self, name: str, index: int, features: Tensor) -> Tensor:
         """What one classifier says at one exit below L: float32 [rows] of features [rows, features]."""
-        return classifier_probability(self.heads.classifiers[name], self.places[index], features)
+        return self.classifiers[name][index](features)
 
     def hidden_probabilities(self, index: int, states: Tensor) -> dict[str, Tensor | float]:
         """Facts of the hidden states [rows, features] of one exit; 1 at exit L."""
-        if index == len(self.places):
+        if index == self.exits_below:
             return dict.fromkeys(self.hidden_facts, 1.0)
         return {name: self.probability(name, index, states) for name in self.hidden_facts}
 
@@ -248,13 +296,13 @@ def require_readable(heads: ExitHeads, stack: ExitStack, where: str = "--heads")
 
 
 def exit_stack(stack: ExitStack, heads: OutputHeads, place: int) -> ExitStack:
-    """The model's stack with the norm and the output head of one exit, in the model's dtype, on its device.
+    """The model's stack with norm and output head of one exit, in the model's dtype, where its own head lies.
 
     place: of the exit on the first axis of the heads' arrays. The heads fit the model (`require_readable`,
     `FittedHeads.require_sizes`).
     """
     dtype = first_tensor(stack.layer_outputs[-1]).dtype
-    device = stack.device
+    device = stack.head_device
     own_norm = heads.norm in ("rms", "layer")
     weight = tensor_of(heads.weight[place]).to(device, dtype)
     bias = None if heads.bias is None else tensor_of(heads.bias[place]).to(device, dtype)
@@ -298,4 +346,4 @@ class OwnHeads:
     def states(self, index: int, states: Tensor) -> Tensor:
         """States [rows, features] of one exit below L as its head takes them."""
         own = self.stacks[index]
-        return on_device(own.device, own.tail_forward, states)
+        return at_head(own, own.tail_forward, states)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from offramp.models.devices import CPU, free_bytes
 from offramp.models.stack import ExitStack
 from offramp.tracing.rows import BLOCK_ROWS
 from offramp.tracing.states import StateShape
@@ -27,24 +28,35 @@ from offramp.tracing.statistics import (
 )
 
 BUFFER_BYTES = 51_000_000
-"""Size of the buffer of logits: enough rows for an efficient product, small beside any model."""
+"""Of the buffer of logits on a processor: enough rows for an efficient product, small beside any model."""
+
+ACCELERATOR_BUFFER_BYTES = 300_000_000
+"""The same on an accelerator, at most: a whole block of rows of 128 thousand tokens in float32."""
 
 TILE = 4096
 """Columns of the weights that are converted to float32 at a time."""
 
 PADDING = -1e30
-"""Finite, so that 0 x padding is 0, and far below any logit."""
+"""Far below any logit, and finite where the dtype has such a number, which float16 has not."""
 
 
 class Head(Protocol):
-    """Turns states [rows, features] into head output [rows, padded vocabulary] and its statistics."""
+    """Turns states [rows, features] into head output [rows, padded vocabulary] and its statistics.
+
+    All on one device, that of the output head.
+    """
 
     vocabulary_size: int
+    device: torch.device
     transform: Transform
-    rows: int
-    """Rows of one call of `output` at most."""
-    exact_rows: int
-    """Rows of one call of `exact_output` at most."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one call of `output` at most."""
+
+    @property
+    def exact_rows(self) -> int:
+        """Rows of one call of `exact_output` at most."""
 
     def output(self, states: Tensor) -> Tensor:
         """Head output of the states; the next call may overwrite it."""
@@ -71,21 +83,27 @@ class Head(Protocol):
         many, ordered by their logits in float32.
         """
 
+    def halve(self) -> None:
+        """Take half as many rows from now on, in half the memory."""
+
 
 @contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Let float32 products use bfloat16 factors: exact here, since the factors are bfloat16 already."""
+def products_in(precision: Literal["highest", "medium"]) -> Iterator[None]:
+    """Let float32 products use factors of float32 ("highest"), or of bfloat16, which needs such factors."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def on_device(device: torch.device, read: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    """What a part of a model makes of states, back on the CPU, where all statistics are taken."""
-    return read(states.to(device)).cpu()
+def at_head(stack: ExitStack, read: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """What a part of a model makes of states, brought to the output head's device.
+
+    A model that is spread over several devices may have that part elsewhere.
+    """
+    return read(states).to(stack.head_device)
 
 
 def make_head(
@@ -107,8 +125,7 @@ def make_head(
     finite = bool(torch.isfinite(weight.sum())) and (bias is None or bool(torch.isfinite(bias).all()))
     if not finite:  # a masked vocabulary: -inf in the bias
         return ReadoutHead(stack, vocabulary_size, state_shape)
-    bias = None if bias is None else bias.cpu()
-    return LinearHead(weight.cpu(), bias, transform_of(stack), reductions, buffer_of)
+    return LinearHead(weight, bias, transform_of(stack), reductions, buffer_of)
 
 
 def transform_of(stack: ExitStack) -> Transform:
@@ -119,10 +136,13 @@ def transform_of(stack: ExitStack) -> Transform:
     return Transform(cap=found.value) if found.kind == "softcap" else Transform(scale=found.value)
 
 
-def buffer_rows(row_bytes: int) -> int:
+def buffer_rows(row_bytes: int, device: torch.device) -> int:
     """Rows of a buffer: a power of two, so that whole chunks make up a block of BLOCK_ROWS."""
+    most = BUFFER_BYTES
+    if device.type != CPU:
+        most = max(BUFFER_BYTES, min(ACCELERATOR_BUFFER_BYTES, free_bytes(device) // 16))
     rows = BLOCK_ROWS
-    while rows > 16 and rows * row_bytes > BUFFER_BYTES:
+    while rows > 16 and rows * row_bytes > most:
         rows //= 2
     return rows
 
@@ -132,11 +152,48 @@ def padded_size(vocabulary_size: int) -> int:
     return math.ceil(vocabulary_size / BLOCK) * BLOCK
 
 
+class LogitsBuffer:
+    """Memory for a head's output [rows, padded vocabulary], in its dtype and, in fewer rows, in float32.
+
+    columns: the vocabulary; what is beyond is padding.
+    """
+
+    def __init__(self, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.padding = PADDING if torch.finfo(dtype).min < PADDING else -math.inf
+        self._columns = columns
+        rows = buffer_rows(padded_size(columns) * dtype.itemsize, device)
+        self._allocate(torch.empty(rows, padded_size(columns), dtype=dtype, device=device))
+
+    def _allocate(self, memory: Tensor) -> None:
+        self.whole = memory.fill_(self.padding)
+        self.exact = memory
+        if memory.dtype != torch.float32:  # the same memory, read as half as many float32 rows
+            self.exact = memory.view(-1).view(torch.float32).view(-1, memory.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows in the head's dtype."""
+        return len(self.whole)
+
+    def halve(self) -> None:
+        """Keep room for half as many rows; what is there is lost."""
+        shape = (max(self.rows // 2, 2), self.whole.shape[1])
+        dtype, device = self.whole.dtype, self.whole.device
+        del self.whole, self.exact  # before the smaller memory is asked for
+        self._allocate(torch.empty(shape, dtype=dtype, device=device))
+
+    def rounded_rows(self, count: int) -> Tensor:
+        """Memory of some rows in the head's dtype, whose padding is as it should be."""
+        if self.exact is not self.whole:
+            self.whole[:count, self._columns :] = self.padding  # float32 rows were there, perhaps
+        return self.whole[:count]
+
+
 class LinearHead:
     """A head that is one linear layer, followed by a scale or a soft-cap.
 
-    In float32 its output is float32. In bfloat16 the product accumulates in float32 and its output is rounded
-    to bfloat16; `statistics` then computes the best candidates and the wanted columns again in float32.
+    In float32 its output is float32. In bfloat16 and float16 the product accumulates in float32 and its
+    output is rounded; `statistics` then computes the best candidates and the wanted columns again in float32.
     """
 
     def __init__(
@@ -149,28 +206,38 @@ class LinearHead:
     ) -> None:
         self.weight = weight
         self.bias = bias
+        self.device = weight.device
         self.transform = transform
         self.reductions = reductions
         self.vocabulary_size = len(weight)
         self.padded = padded_size(self.vocabulary_size)
         self.rounds = weight.dtype != torch.float32
-        per_row = self.padded * weight.element_size()
-        self.rows = buffer_rows(per_row)
-        if buffer_of is None:
-            self._buffer = torch.full((self.rows, self.padded), PADDING, dtype=weight.dtype)
-        else:
-            self._buffer = buffer_of._buffer
-        self._exact_buffer = self._buffer
-        if self.rounds:  # the same memory, read as half as many float32 rows
-            self._exact_buffer = self._buffer.view(-1).view(torch.float32).view(-1, self.padded)
-        self.exact_rows = len(self._exact_buffer)
-        self._eager_sums = EagerSums(transform, self.padded)
+        # Factors of bfloat16 lose nothing in products that take such; those of float16 would.
+        self._exact_precision: Literal["highest", "medium"] = (
+            "medium" if weight.dtype == torch.bfloat16 else "highest"
+        )
+        self.buffer: LogitsBuffer = (
+            LogitsBuffer(len(weight), weight.dtype, weight.device) if buffer_of is None else buffer_of.buffer
+        )
+        self._eager_sums = EagerSums(transform, self.padded, self.device)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one call of `output` at most."""
+        return self.buffer.rows
+
+    @property
+    def exact_rows(self) -> int:
+        """Rows of one call of `exact_output` at most."""
+        return len(self.buffer.exact)
+
+    def halve(self) -> None:
+        """Take half as many rows from now on; so do the heads that share the buffer."""
+        self.buffer.halve()
 
     def output(self, states: Tensor) -> Tensor:
         """Head output [rows, padded vocabulary] in the head's dtype."""
-        out = self._buffer[: len(states)]
-        if self.rounds:
-            out[:, self.vocabulary_size :] = PADDING  # `exact_output` shares the buffer
+        out = self.buffer.rounded_rows(len(states))
         columns = self.weight.t()
         if self.bias is None:
             torch.mm(states, columns, out=out[:, : self.vocabulary_size])
@@ -182,16 +249,16 @@ class LinearHead:
         """Head output [rows, padded vocabulary] in float32."""
         if not self.rounds:
             return self.output(states)
-        return self._exact_into(self._exact_buffer[: len(states)], states)
+        return self._exact_into(self.buffer.exact[: len(states)], states)
 
     def _exact_rows(self, states: Tensor) -> Tensor:
         """Head output of a few states in float32, in memory of its own."""
-        return self._exact_into(torch.empty(len(states), self.padded), states)
+        return self._exact_into(torch.empty(len(states), self.padded, device=self.device), states)
 
     def _exact_into(self, out: Tensor, states: Tensor) -> Tensor:
         out[:, self.vocabulary_size :] = PADDING
         wide = states.float()
-        with bfloat16_products():
+        with products_in(self._exact_precision):
             for start in range(0, self.vocabulary_size, TILE):
                 tile = slice(start, min(start + TILE, self.vocabulary_size))
                 torch.mm(wide, self.weight[tile].float().t(), out=out[:, tile])
@@ -241,7 +308,7 @@ class LinearHead:
         def logits(states: Tensor, output: Tensor) -> Tensor:
             if output.dtype == torch.float32:
                 return self.transform(output.index_select(1, tokens))
-            with bfloat16_products():
+            with products_in(self._exact_precision):
                 return self.transform(torch.nn.functional.linear(states.float(), weight, bias))
 
         return logits
@@ -260,8 +327,8 @@ class LinearHead:
         """Sums of the rows; a compiled pass always sees the whole buffer, so that it is compiled once."""
         if self.reductions == "eager":
             return self._eager_sums(output, reference)
-        whole = self._exact_buffer if output.dtype == torch.float32 else self._buffer
-        padded = torch.zeros(len(whole))
+        whole = self.buffer.exact if output.dtype == torch.float32 else self.buffer.whole
+        padded = torch.zeros(len(whole), device=self.device)
         padded[: len(output)] = reference
         sums = compiled_sums(whole, padded, self.transform)
         return RawSums(*(column[: len(output)] for column in sums))
@@ -276,15 +343,24 @@ class ReadoutHead:
         self.stack = stack
         self.vocabulary_size = vocabulary_size
         self.state_shape = state_shape
+        self.device = stack.head_device
         self.padded = padded_size(self.vocabulary_size)
-        self.rows = buffer_rows(self.padded * 4)
-        self.exact_rows = self.rows
-        self._eager_sums = EagerSums(self.transform, self.padded)
+        self.rows = buffer_rows(self.padded * 4, self.device)
+        self._eager_sums = EagerSums(self.transform, self.padded, self.device)
+
+    @property
+    def exact_rows(self) -> int:
+        """The same as `rows`: all output is float32."""
+        return self.rows
+
+    def halve(self) -> None:
+        """Take half as many rows from now on."""
+        self.rows = max(self.rows // 2, 1)
 
     def output(self, states: Tensor) -> Tensor:
         """Logits [rows, padded vocabulary] in float32."""
         hidden = self.state_shape.restore(states)
-        logits = on_device(self.stack.device, self.stack.readout, hidden).float().reshape(len(states), -1)
+        logits = at_head(self.stack, self.stack.readout, hidden).float().reshape(len(states), -1)
         return torch.nn.functional.pad(logits, (0, self.padded - self.vocabulary_size), value=PADDING)
 
     def exact_output(self, states: Tensor) -> Tensor:

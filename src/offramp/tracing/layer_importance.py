@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.errors import InputError, ModelError
 from offramp.models.checkpoint import read_config, stated_layers
+from offramp.models.devices import to_host
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import Model
 from offramp.models.source import Source
@@ -85,34 +86,46 @@ class _Sums:
         self.last: list[list[Tensor]] = [[] for _ in range(layers + 1)]
 
     def add(self, model: Model, batch: Sequence[Context], rows_of: Callable[[Tensor], Tensor]) -> None:
-        """Run the layers on sequences of equal length."""
+        """Run the layers on sequences of equal length; raises ModelError if a state is not finite."""
+        device = model.stack.head_device
+        last: list[Tensor] = []
+        finite: list[Tensor] = []
+        cosines: list[Tensor] = []
 
         def taken(hidden: Tensor) -> Tensor:
-            return traced_rows(rows_of(hidden), batch).float()
+            return traced_rows(rows_of(hidden), batch).to(device).float()
+
+        def last_of(hidden: Tensor) -> Tensor:
+            return rows_of(hidden)[:, -1].to(device).float()
 
         def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
             came_in, went_out = taken(before), taken(after)
             if layer == 0:
-                self.last[0] += list(rows_of(before)[:, -1].float())
-            self.last[layer + 1] += list(rows_of(after)[:, -1].float())
+                last.append(last_of(before))
+            last.append(last_of(after))
             square = torch.linalg.vecdot(came_in, came_in), torch.linalg.vecdot(went_out, went_out)
-            if not (torch.isfinite(square[0]).all() and torch.isfinite(square[1]).all()):
-                raise ModelError(
-                    f"a hidden state of layer {layer + 1} is not finite",
-                    where=model.name,
-                    fix="try --dtype float32, or check the model's weights",
-                )
-            dot = torch.linalg.vecdot(came_in, went_out)
-            self.cosines[layer] += float(cosine(dot, *square).double().sum())
+            finite.append(torch.isfinite(square[0]).all() & torch.isfinite(square[1]).all())
+            cosines.append(cosine(torch.linalg.vecdot(came_in, went_out), *square))
 
         model.stack.capture(ids_of(batch), on_layer)
+        # Looked at once the layers have run: the host need not wait for each of them.
+        fine, found, *ends = to_host([torch.stack(finite), torch.stack(cosines), *last])
+        if not bool(fine.all()):
+            raise ModelError(
+                f"a hidden state of layer {int(fine.int().argmin()) + 1} is not finite",
+                where=model.name,
+                fix="try --dtype float32, or check the model's weights",
+            )
+        self.cosines += [float(of_layer.double().sum()) for of_layer in found]
+        for states, of_batch in zip(self.last, ends, strict=True):
+            states += list(of_batch)
         self.rows += sum(context.rows for context in batch)
 
     def importance(self) -> LayerImportance:
         """The means."""
         states = torch.stack([torch.stack(states) for states in self.last]).double()
         directions = torch.nn.functional.normalize(states, dim=-1)
-        angles = torch.zeros(len(states), len(states), dtype=torch.float64)
+        angles = torch.zeros(len(states), len(states), dtype=torch.float64, device=states.device)
         for layer, direction in enumerate(directions):
             cosines = torch.linalg.vecdot(direction, directions).clamp(-1.0, 1.0)
             angles[layer] = (torch.arccos(cosines) / torch.pi).mean(-1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import NO_FILE, is_irregular, sha256_of_file, write_sealed_json
+from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
 from offramp.records.typed import to_json
 from offramp.tracing.part import FILE_KINDS, Part, block_of, damaged, part_path, trace_file
@@ -82,7 +83,10 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a trace answers and holds. request: as its own file has it. timestamps: of the run that ended."""
+    """What a trace answers and holds. request: as its own file has it. timestamps: of the run that ended.
+
+    device: what computed, by name; the processor's is left out of the file.
+    """
 
     request: dict[str, Any]
     request_fingerprint: str
@@ -95,6 +99,7 @@ class Manifest:
     parts: tuple[PartRecord, ...]
     document_facts: tuple[str, ...] = ()
     timestamps: dict[str, Any] | None = None
+    device: str = CPU
     schema_version: int = SCHEMA_VERSION
     kind: str = KIND
 
@@ -109,8 +114,12 @@ def describe_trace(
     shape: ModelShape,
     notes: Sequence[str],
     texts: Sequence[DocumentText] = (),
+    device: str = CPU,
 ) -> Manifest:
-    """The manifest of whole parts, without their files. texts: of the documents, one each, or nothing."""
+    """The manifest of whole parts, without their files.
+
+    texts: of the documents, one each, or nothing. device: the name of what computed.
+    """
     recording = request.recording
     return Manifest(
         request=request.to_json(),
@@ -136,6 +145,7 @@ def describe_trace(
         notes=tuple(notes),
         parts=tuple(PartRecord(part.index, part.rows, dict(part.marginal_rows)) for part in parts),
         document_facts=tuple(fact.name for fact in recording.document_facts),
+        device=device,
     )
 
 
@@ -148,6 +158,8 @@ def write_manifest(folder: Path, manifest: Manifest, seconds: float | None) -> N
         part if part.files else replace(part, files=_files(folder, part.index)) for part in manifest.parts
     )
     value = to_json(replace(manifest, parts=parts))
+    if manifest.device == CPU:
+        del value["device"]
     if seconds is None:
         del value[TIMESTAMPS]
     else:

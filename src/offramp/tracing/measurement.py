@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.errors import OfframpError
 from offramp.models.calls import first_tensor
+from offramp.models.devices import device_name, free_bytes, to_host
+from offramp.models.memory import shown_size
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
-from offramp.tracing.head import Head, LinearHead, make_head, on_device
+from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.part import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
@@ -27,6 +30,7 @@ from offramp.tracing.rows import (
     NonFinite,
     Rows,
     equal_length_batches,
+    first_nonfinite,
     groups_of,
     slices,
 )
@@ -39,8 +43,8 @@ does; layers that are no exit may be left out."""
 
 
 def ids_of(contexts: Sequence[Context]) -> Tensor:
-    """Token ids of contexts of one length, int64 [contexts, positions]."""
-    return torch.tensor([context.ids for context in contexts])
+    """Token ids of contexts of one length, int64 [contexts, positions], in the processor's memory."""
+    return torch.tensor([context.ids for context in contexts], device="cpu")
 
 
 def traced_rows(hidden: Tensor, contexts: Sequence[Context]) -> Tensor:
@@ -58,7 +62,7 @@ def forward_capture(stack: ExitStack) -> Capture:
 
 
 FORWARD_TOKENS = 1024
-"""Tokens of one forward batch at most."""
+"""Tokens of one forward batch at most, on every device: what is in a batch decides last digits."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,9 @@ class GroupMeasurer:
 
     recording: the facts to fill beyond those of every trace. fitted: heads that states go through on their
     way to the head, and that give facts. capture: where layers' outputs come from, by default a forward pass.
+
+    All statistics are taken on the output head's device (`ExitStack.head_device`), where layers' outputs are
+    brought to if a model is spread over several; facts go to the host once a group.
     """
 
     def __init__(
@@ -121,22 +128,59 @@ class GroupMeasurer:
         self.state_shape = state_shape
         self.dtype = dtype
         self.recording = recording
-        self.fitted = fitted
+        self.device = head.device
+        self.fitted = None if fitted is None else fitted.on(self.device)
+        self.halved = False
         self.normed = isinstance(head, LinearHead)
         reductions = head.reductions if isinstance(head, LinearHead) else "eager"
         self.own = OwnHeads.of(fitted, stack, state_shape, reductions)
         self.blocks = BlockMeasurer(head, self.own.heads)
+        self._record()
+
+    def _record(self) -> None:
         chunk = self.blocks.exact_chunk
-        self.blocks.record_with(make_recorders(head, recording, fitted, chunk, self.own.heads))
+        self.blocks.record_with(make_recorders(self.head, self.recording, self.fitted, chunk, self.own.heads))
+
+    def measure(self, contexts: Sequence[Context]) -> GroupFacts:
+        """Facts of every row of the contexts at every exit.
+
+        Where a device's memory runs out, half as many rows are taken at a time from then on. Raises
+        OfframpError if that does not help.
+        """
+        try:
+            return self._measured(contexts)
+        except torch.OutOfMemoryError:
+            if self.halved:
+                raise self._out_of_memory(contexts) from None
+        # Not within the `except`, where the error holds what was being computed.
+        self.halved = True
+        self.blocks.record_with(())
+        self.blocks.halve()
+        _give_memory_back(self.device)
+        self._record()
+        return self.measure(contexts)
+
+    def _out_of_memory(self, contexts: Sequence[Context]) -> OfframpError:
+        free = free_bytes(self.device)
+        longest = max(len(context.ids) for context in contexts)
+        states = len(self.exits) * self.state_shape.features * self.dtype.itemsize
+        return OfframpError(
+            f"the memory of {device_name(self.device)} is too small, even for {self.blocks.chunk} rows of "
+            f"logits at a time: {shown_size(free)} are free beside the model, and a context of {longest:,} "
+            f"tokens takes {shown_size(longest * states)} for the hidden states alone",
+            where=str(self.device),
+            fix=f"give a --context of {max(longest // 2, 1):,} tokens or less, fewer --exits or --signals, "
+            "or --device cpu; free what other programs hold",
+        )
 
     @torch.no_grad()
-    def measure(self, contexts: Sequence[Context]) -> GroupFacts:
-        """Facts of every row of the contexts at every exit."""
+    def _measured(self, contexts: Sequence[Context]) -> GroupFacts:
         rows = Rows.of(contexts)
-        table = FactTable(rows, self.exits, self.recording.facts)
+        table = FactTable(rows, self.exits, self.device, self.recording.facts)
         marginal: dict[int, Tensor] = {}
         prompts = PromptStates() if self.recording.document_facts else None
-        store = open_store(len(self.exits), len(rows), self.state_shape.features, self.dtype)
+        features = self.state_shape.features
+        store = open_store(len(self.exits), len(rows), features, self.dtype, self.device)
 
         def states_at(index: int, part: slice) -> Tensor:
             """States as the exit's head takes them: through the lens, and normed for a linear head."""
@@ -155,17 +199,30 @@ class GroupMeasurer:
                 self._put_state_facts(table, block, store)
         finally:
             store.close()
+        return self._on_host(table, marginal, prompts)
+
+    def _on_host(
+        self, table: FactTable, marginal: Mapping[int, Tensor], prompts: PromptStates | None
+    ) -> GroupFacts:
+        """What is kept of a group, once it has left the device."""
+        layer = table.exits[-1]
+        entropy = {} if prompts is None else prompts.entropy(layer, self.head, self._normed)
+        mask, *found = to_host([table.nonfinite, *marginal.values(), *table.columns.values()])
+        sums, columns = found[: len(marginal)], found[len(marginal) :]
+        nonfinite = first_nonfinite(table.rows, table.exits, mask.numpy())
+        for document, first in {} if prompts is None else prompts.nonfinite.items():
+            nonfinite[document] = min(first, nonfinite.get(document, first))
         return GroupFacts(
-            document=rows.document.numpy(),
-            facts={name: column.numpy() for name, column in table.columns.items()},
-            marginal=marginal,
-            prompt_entropy={} if prompts is None else prompts.entropy(table, self.head, self._normed),
-            nonfinite=table.nonfinite,
+            document=table.rows.document,
+            facts={name: column.numpy() for name, column in zip(table.columns, columns, strict=True)},
+            marginal=dict(zip(marginal, sums, strict=True)),
+            prompt_entropy=entropy,
+            nonfinite=nonfinite,
         )
 
     def _normed(self, states: Tensor) -> Tensor:
         """States after the model's own final norm, for a linear head."""
-        return on_device(self.stack.device, self.stack.tail_forward, states) if self.normed else states
+        return at_head(self.stack, self.stack.tail_forward, states) if self.normed else states
 
     def _put_state_facts(self, table: FactTable, block: slice, store: StateStore) -> None:
         """Cosine of every exit's hidden state with the last layer's, and what classifiers say of it."""
@@ -190,7 +247,7 @@ class GroupMeasurer:
         exit_index = {layer: index for index, layer in enumerate(self.exits)}
 
         def taken(hidden: Tensor) -> LayerRows:
-            return LayerRows.of(traced_rows(self.state_shape.rows(hidden).cpu(), batch))
+            return LayerRows.of(traced_rows(self.state_shape.rows(hidden), batch).to(self.device))
 
         # A layer's input is the output of the layer before: what was made of it then serves again.
         known: tuple[Tensor, LayerRows] | None = None
@@ -204,7 +261,7 @@ class GroupMeasurer:
             known = (after, taken(after))
             _put_layer_facts(table, index, start, came_in, known[1], store)
             if prompts is not None and index == table.final:
-                prompts.keep(batch, self.state_shape.rows(after).cpu())
+                prompts.keep(batch, self.state_shape.rows(after).to(self.device))
 
         self.capture(batch, on_layer)
 
@@ -214,12 +271,8 @@ def _put_layer_facts(
 ) -> None:
     """Keep a layer's output and what it did to its input."""
     rows = slice(start, start + len(after.states))
-    fine = torch.isfinite(after.square)
-    states = after.states
-    if not bool(fine.all()):
-        table.note_nonfinite(index, rows, fine)
-        states = torch.nan_to_num(states, 0.0, 0.0, 0.0)
-    store.write(index, start, states)
+    table.note_nonfinite(index, rows, torch.isfinite(after.square))
+    store.write(index, start, torch.nan_to_num(after.states, 0.0, 0.0, 0.0))
     dot = torch.linalg.vecdot(before.wide, after.wide)
     update = torch.linalg.vector_norm(after.wide - before.wide, dim=-1)
     table.put(
@@ -228,6 +281,12 @@ def _put_layer_facts(
         hidden_cosine_to_previous=cosine(dot, before.square, after.square),
         update_norm=update / before.square.sqrt().clamp(min=1e-12),
     )
+
+
+def _give_memory_back(device: torch.device) -> None:
+    """Let go of the memory that torch holds on a device and does not use."""
+    if device.type != "cpu":
+        getattr(torch, device.type).empty_cache()
 
 
 def state_shape_of(model: Model) -> StateShape:
@@ -317,9 +376,9 @@ def _token_columns(contexts: Sequence[Context], groups: Sequence[GroupFacts]) ->
     generated = [context.generated for context in contexts for _ in range(context.rows)]
     columns = {
         "token": np.array(token, dtype=np.int32),
-        "next_token": rows.next_token.int().numpy(),
-        "document": rows.document.int().numpy(),
-        "position": rows.position.int().numpy(),
+        "next_token": rows.next_token.astype(np.int32),
+        "document": rows.document.astype(np.int32),
+        "position": rows.position.astype(np.int32),
         "generated": np.array(generated, dtype=np.bool_),
     }
     of_documents = {document: value for group in groups for document, value in group.prompt_entropy.items()}

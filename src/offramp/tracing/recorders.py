@@ -8,21 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.models.devices import to_host
 from offramp.tracing.fitted_heads import (
     CANDIDATES,
     TOP_K,
-    FittedHeads,
+    PreparedHeads,
     candidate_features,
     confidence_features,
 )
 from offramp.tracing.head import Head
 from offramp.tracing.request import Recording
 from offramp.tracing.restricted_vocabulary import restricted_tokens
-from offramp.tracing.rows import FactTable, slices
-from offramp.tracing.statistics import EAGER_ELEMENTS, LOWEST, PADDING_LIMIT, RowStatistics
+from offramp.tracing.rows import FactTable, NonFinite, slices
+from offramp.tracing.statistics import LOWEST, PADDING_LIMIT, RowStatistics, eager_elements
 from offramp.workloads.packing import Context
 
 PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")
@@ -80,6 +82,7 @@ class Restricted:
     compares_exits = False
 
     def __init__(self, heads: Sequence[Head], tokens: Tensor) -> None:
+        tokens = tokens.to(heads[0].device)
         self.tokens = tokens
         self._logits = {id(head): head.restricted(tokens) for head in heads}
 
@@ -130,8 +133,8 @@ class Candidates:
     def __init__(self, candidate_index: int, probability: Probability) -> None:
         self.candidate_index = candidate_index
         self._probability = probability
-        self._columns = torch.empty(0, dtype=torch.long)
-        self._then = torch.empty(0)
+        self._columns: Tensor
+        self._then: Tensor
 
     def record(self, table: FactTable, reading: Reading) -> None:
         """Put the score; at the candidate exit, choose the candidates."""
@@ -155,15 +158,15 @@ class PreviousExit:
 
     compares_exits = True
 
-    def __init__(self, vocabulary_size: int, rows: int, signals: Sequence[str]) -> None:
+    def __init__(self, vocabulary_size: int, rows: int, signals: Sequence[str], device: torch.device) -> None:
         self.signals = frozenset(signals)
         self._diverges = bool(self.signals - {"top_k_overlap"})
-        self._step = min(rows, max(1, EAGER_ELEMENTS // vocabulary_size))
-        self._p = torch.empty(rows if self._diverges else 0, vocabulary_size)
-        self._log_p = torch.empty(self._step if self._diverges else 0, vocabulary_size)
+        self._step = min(rows, max(1, eager_elements(device) // vocabulary_size))
+        self._p = torch.empty(rows if self._diverges else 0, vocabulary_size, device=device)
+        self._log_p = torch.empty(self._step if self._diverges else 0, vocabulary_size, device=device)
         self._scratch = torch.empty_like(self._log_p)
-        self._entropy = torch.empty(0)
-        self._best = torch.empty(0, dtype=torch.long)
+        self._entropy: Tensor
+        self._best: Tensor
 
     def record(self, table: FactTable, reading: Reading) -> None:
         """Put the facts of one reading and keep what the next exit is compared with."""
@@ -179,7 +182,7 @@ class PreviousExit:
 
     def _put_divergences(self, table: FactTable, reading: Reading) -> None:
         entropy = reading.statistics.entropy
-        cross, negative = (torch.empty(len(entropy)) for _ in range(2))
+        cross, negative = (torch.empty_like(entropy) for _ in range(2))
         for rows in slices(0, len(entropy), self._step):
             cross[rows], negative[rows] = self._sums(reading, rows)
         kl, js = torch.full_like(entropy, torch.inf), torch.full_like(entropy, math.log(2))
@@ -203,7 +206,7 @@ class PreviousExit:
         log_p.sub_(statistics.log_sum[rows, None]).clamp_(min=PADDING_LIMIT)  # 0 log 0 is 0, not NaN
         if reading.index == 0:
             torch.exp(log_p, out=q)
-            nothing = torch.zeros(len(z))
+            nothing = torch.zeros_like(statistics.entropy[rows])
             return nothing, nothing
         cross = torch.linalg.vecdot(q, log_p)
         p = log_p.exp_()
@@ -214,7 +217,7 @@ class PreviousExit:
 
 
 def make_recorders(
-    head: Head, recording: Recording, fitted: FittedHeads | None, rows: int, below: Sequence[Head] = ()
+    head: Head, recording: Recording, fitted: PreparedHeads | None, rows: int, below: Sequence[Head] = ()
 ) -> tuple[Recorder, ...]:
     """The recorders of one head, or of one at L and others below. rows: of one float32 output at most."""
     recorders: list[Recorder] = []
@@ -230,14 +233,18 @@ def make_recorders(
         recorders.append(Candidates(fitted.candidate_index, probability))
     compared = [name for name in PREVIOUS_EXIT_SIGNALS if name in recording.signals]
     if compared:
-        recorders.append(PreviousExit(head.vocabulary_size, rows, compared))
+        recorders.append(PreviousExit(head.vocabulary_size, rows, compared, head.device))
     return tuple(recorders)
 
 
 class PromptStates:
-    """The last layer's states of the ends of prompts, kept while contexts run."""
+    """The last layer's states of the ends of prompts, kept while contexts run.
+
+    nonfinite: where a prompt met a non-finite number first, by document, once `entropy` was asked for.
+    """
 
     def __init__(self) -> None:
+        self.nonfinite: dict[int, NonFinite] = {}
         self._contexts: list[Context] = []
         self._states: list[Tensor] = []
 
@@ -247,18 +254,16 @@ class PromptStates:
             self._contexts.append(context)
             self._states.append(of_context[_first(context) : context.first_row].clone())
 
-    def entropy(self, table: FactTable, head: Head, normed: Callable[[Tensor], Tensor]) -> dict[int, float]:
-        """Mean entropy at exit L over each prompt's last tokens, nats, by document.
-
-        A prompt with a non-finite number is noted as its document's.
-        """
+    def entropy(self, layer: int, head: Head, normed: Callable[[Tensor], Tensor]) -> dict[int, float]:
+        """Mean entropy at exit L over each prompt's last tokens, nats, by document. layer: L."""
         together = torch.split(torch.cat(self._states), head.exact_rows)
-        per_token = torch.cat([_entropy(head, normed(some)) for some in together])
+        (per_token,) = to_host([torch.cat([_entropy(head, normed(some)) for some in together])])
         found = {}
         lengths = [len(states) for states in self._states]
         for context, entropy in zip(self._contexts, torch.split(per_token, lengths), strict=True):
-            for place in torch.nonzero(~torch.isfinite(entropy)).flatten().tolist():
-                table.note_nonfinite_at(table.final, context.document, _first(context) + place)
+            bad = np.flatnonzero(~np.isfinite(entropy.numpy()))
+            if len(bad):
+                self.nonfinite.setdefault(context.document, NonFinite(layer, _first(context) + int(bad[0])))
             found[context.document] = float(entropy.double().mean())
         return found
 
@@ -269,5 +274,5 @@ def _first(context: Context) -> int:
 
 def _entropy(head: Head, states: Tensor) -> Tensor:
     """Entropy in float32 accuracy: [rows], nats."""
-    wanted = torch.zeros(len(states), 2, dtype=torch.long)
+    wanted = torch.zeros(len(states), 2, dtype=torch.long, device=states.device)
     return head.statistics(states, head.exact_output(states), wanted)[0].entropy.clamp(min=0)

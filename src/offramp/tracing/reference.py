@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from offramp.errors import InputError, ModelError
-from offramp.models.loading import load_source
+from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model
 from offramp.models.streamed_loading import load_streamed, would_not_fit
 from offramp.tracing.measurement import make_measurer, measure_part
@@ -96,8 +96,11 @@ def _load_untransformed(model: Model) -> Model:
     # Code that comes with a model ran when the model itself was loaded: it is trusted.
     own_code = type(model.hf).__module__.startswith("transformers_modules")
     on_disk = model.streamed is not None or would_not_fit(model.source, model.dtype)
-    load = load_streamed if on_disk else load_source
-    return load(model.source, dtype=model.dtype, trust_remote_code=own_code)
+    if on_disk:
+        return load_streamed(model.source, dtype=model.dtype, trust_remote_code=own_code)
+    # Where the transformed one is, spread over several devices as that is.
+    placement = Placement(str(model.stack.device), getattr(model.hf, "hf_device_map", None))
+    return load_source(model.source, dtype=model.dtype, trust_remote_code=own_code, placement=placement)
 
 
 def _reference_of(part: Part) -> Reference:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
 SCHEMA_VERSION = 4
@@ -95,7 +96,7 @@ class TraceRequest:
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
     fitted heads {"fingerprint", "lens": whether there is one, "candidate_exit", "documents": ids of those
     that fitting saw by workload fingerprint, "texts": whether these documents' texts are known, "facts":
-    what they give}.
+    what they give}. device: the kind that computes, "cpu" or an accelerator's, whose sums round otherwise.
     """
 
     model: dict[str, Any]
@@ -111,10 +112,14 @@ class TraceRequest:
     versions: dict[str, str]
     signals: tuple[str, ...] = ()
     heads: dict[str, Any] | None = None
+    device: str = CPU
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field."""
-        return {**asdict(self), "exits": list(self.exits), "signals": list(self.signals)}
+        """A JSON object with every field; without the device if that is the processor, as it always was."""
+        value = {**asdict(self), "exits": list(self.exits), "signals": list(self.signals)}
+        if self.device == CPU:
+            del value["device"]
+        return value
 
     @property
     def recording(self) -> Recording:

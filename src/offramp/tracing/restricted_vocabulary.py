@@ -19,7 +19,7 @@ SHORTLIST = 2048
 def restricted_tokens(heads: ExitHeads | None, vocabulary_size: int) -> Tensor:
     """The tokens, int64, ascending: the heads' own, else the first ids: the frequent ones in BPE."""
     if heads is None or heads.shortlist is None:
-        return torch.arange(min(SHORTLIST, vocabulary_size))
+        return torch.arange(min(SHORTLIST, vocabulary_size), device="cpu")
     return torch.from_numpy(np.unique(heads.shortlist).astype(np.int64))
 
 

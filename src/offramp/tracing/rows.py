@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.tracing.facts import FACTS, Fact
 from offramp.workloads.packing import Context
 
 BLOCK_ROWS = 512
-"""Rows whose statistics are taken together: positions are the outer loop, exits the inner one."""
+"""Rows whose statistics are taken together: positions are the outer loop, exits the inner one.
+
+The same on every device and however much memory is free there, since it decides which tokens are partners."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which document and position each row is, and what follows it: int64 [rows] each."""
+    """Which document and position each row is, and what follows it: int64 [rows] each, on the host."""
 
-    document: Tensor
-    position: Tensor
-    next_token: Tensor
+    document: NDArray[np.int64]
+    position: NDArray[np.int64]
+    next_token: NDArray[np.int64]
 
     @classmethod
     def of(cls, contexts: Sequence[Context]) -> Rows:
@@ -29,10 +33,14 @@ class Rows:
         document = [context.document for context in contexts for _ in range(context.rows)]
         position = [p for context in contexts for p in range(context.first_row, len(context.ids))]
         following = [token for context in contexts for token in context.next_tokens]
-        return cls(torch.tensor(document), torch.tensor(position), torch.tensor(following))
+        return cls(*(np.array(column, dtype=np.int64) for column in (document, position, following)))
 
     def __len__(self) -> int:
         return len(self.document)
+
+    def __getitem__(self, some: NDArray[np.bool_]) -> Rows:
+        """Some of the rows."""
+        return Rows(self.document[some], self.position[some], self.next_token[some])
 
 
 def slices(start: int, stop: int, size: int) -> Iterator[slice]:
@@ -66,23 +74,37 @@ def groups_of(contexts: Sequence[Context], rows: int = BLOCK_ROWS) -> Iterator[l
         yield group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class NonFinite:
-    """Where the non-finite numbers of a document begin: exit (layer) and position."""
+    """Where the non-finite numbers of a document begin: exit (layer) and position.
+
+    A bad state spreads to other positions in the layers above it, so depth comes first.
+    """
 
     layer: int
     position: int
 
 
 class FactTable:
-    """Columns [rows, exits] by fact, and where the non-finite numbers of each document begin."""
+    """Columns [rows, exits] by fact, and where they met a non-finite number, on one device.
 
-    def __init__(self, rows: Rows, exits: Sequence[int], facts: Sequence[Fact] = FACTS) -> None:
+    next_token: int64 [rows]. nonfinite: bool [rows, exits], looked at by the host once all is measured, since
+    to look it would have to wait.
+    """
+
+    def __init__(
+        self, rows: Rows, exits: Sequence[int], device: torch.device, facts: Sequence[Fact] = FACTS
+    ) -> None:
         self.rows = rows
         self.exits = exits
-        self.nonfinite: dict[int, NonFinite] = {}
+        self.next_token = torch.from_numpy(rows.next_token).to(device)
+        documents, place = np.unique(rows.document, return_inverse=True)
+        self._documents = len(documents)
+        self._document = torch.from_numpy(place).to(device)
+        self.nonfinite = torch.zeros(len(rows), len(exits), dtype=torch.bool, device=device)
         self.columns: dict[str, Tensor] = {
-            fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype)) for fact in facts
+            fact.name: torch.empty(len(rows), len(exits), dtype=getattr(torch, fact.dtype), device=device)
+            for fact in facts
         }
 
     @property
@@ -96,18 +118,20 @@ class FactTable:
             self.columns[name][rows, index] = value
 
     def note_nonfinite(self, index: int, rows: slice, fine: Tensor) -> None:
-        """Remember where each document's bad numbers begin: the shallowest exit, then the earliest position.
+        """Remember the rows of a slice at one exit that met a bad number. fine: bool, one per row."""
+        self.nonfinite[rows, index] |= ~fine
 
-        A bad state spreads to other positions in the layers above it, so depth comes first. fine: bool, one
-        per row of the slice.
-        """
-        for offset in torch.nonzero(~fine).flatten().tolist():
-            row = rows.start + offset
-            self.note_nonfinite_at(index, int(self.rows.document[row]), int(self.rows.position[row]))
+    def in_whole_document(self, rows: slice) -> Tensor:
+        """Whether no row of the same document has met a bad number so far: bool, one per row of the slice."""
+        bad = torch.zeros(self._documents, dtype=torch.int32, device=self.nonfinite.device)
+        bad.index_add_(0, self._document, self.nonfinite.any(1).int())
+        return bad[self._document[rows]] == 0
 
-    def note_nonfinite_at(self, index: int, document: int, position: int) -> None:
-        """Remember a bad number of a document at one exit and position, if it is the first."""
-        found = NonFinite(self.exits[index], position)
-        known = self.nonfinite.setdefault(document, found)
-        if (found.layer, found.position) < (known.layer, known.position):
-            self.nonfinite[document] = found
+
+def first_nonfinite(rows: Rows, exits: Sequence[int], mask: NDArray[np.bool_]) -> dict[int, NonFinite]:
+    """Where each document's bad numbers begin, by document. mask: bool [rows, exits]."""
+    found: dict[int, NonFinite] = {}
+    for row, index in np.argwhere(mask):
+        document, here = int(rows.document[row]), NonFinite(exits[index], int(rows.position[row]))
+        found[document] = min(here, found.get(document, here))
+    return found

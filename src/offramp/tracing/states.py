@@ -1,4 +1,4 @@
-"""Hidden states of one group of tokens at every exit, in memory or, past a budget, in a temporary file."""
+"""Hidden states of a group of tokens at every exit, in their device's memory or, past a budget, in a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.models.devices import CPU, free_bytes
 
 MEMORY_BUDGET = 64_000_000
 """Bytes of hidden states kept in memory; a longer context goes to a temporary file, whatever its length."""
+
+PROCESSOR = torch.device(CPU)
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,10 @@ class StateStore(Protocol):
 class MemoryStore:
     """States in one tensor."""
 
-    def __init__(self, exits: int, rows: int, features: int, dtype: torch.dtype) -> None:
-        self._states = torch.empty(exits, rows, features, dtype=dtype)
+    def __init__(
+        self, exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
+    ) -> None:
+        self._states = torch.empty(exits, rows, features, dtype=dtype, device=device)
 
     def write(self, exit_index: int, start: int, rows: Tensor) -> None:
         """Keep rows of one exit."""
@@ -84,9 +89,15 @@ class MemoryStore:
 
 
 class FileStore:
-    """States in an unnamed temporary file: the operating system frees it even after a kill."""
+    """States in an unnamed temporary file: the operating system frees it even after a kill.
 
-    def __init__(self, exits: int, rows: int, features: int, dtype: torch.dtype) -> None:
+    device: where they come from and are read to.
+    """
+
+    def __init__(
+        self, exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
+    ) -> None:
+        self._device = device
         self._rows = rows
         self._features = features
         self._dtype = dtype
@@ -106,7 +117,7 @@ class FileStore:
 
     def write(self, exit_index: int, start: int, rows: Tensor) -> None:
         """Write rows of one exit at their place."""
-        data = bytes_of(rows.contiguous())
+        data = bytes_of(rows.to(PROCESSOR).contiguous())
         done = 0
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], self._offset(exit_index, start) + done)
@@ -114,8 +125,8 @@ class FileStore:
     def read(self, exit_index: int, rows: slice) -> Tensor:
         """Read rows of one exit."""
         count = rows.stop - rows.start
-        states = torch.empty(count, self._features, dtype=self._dtype)
-        return read_into(states, self._file.fileno(), self._offset(exit_index, rows.start))
+        states = torch.empty(count, self._features, dtype=self._dtype, device=PROCESSOR)
+        return read_into(states, self._file.fileno(), self._offset(exit_index, rows.start)).to(self._device)
 
     def close(self) -> None:
         """Close and so delete the file."""
@@ -149,8 +160,14 @@ def disk_full(what: str, fix: str) -> OfframpError:
     )
 
 
-def open_store(exits: int, rows: int, features: int, dtype: torch.dtype) -> StateStore:
-    """A store in memory if it fits the budget, else in a file."""
+def open_store(
+    exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
+) -> StateStore:
+    """A store in the memory of the states' device if it fits the budget there, else in a file.
+
+    The budget of an accelerator is a quarter of what is free.
+    """
+    budget = MEMORY_BUDGET if device.type == CPU else free_bytes(device) // 4
     size = exits * rows * features * dtype.itemsize
-    kind = MemoryStore if size <= MEMORY_BUDGET else FileStore
-    return kind(exits, rows, features, dtype)
+    kind = MemoryStore if size <= budget else FileStore
+    return kind(exits, rows, features, dtype, device)

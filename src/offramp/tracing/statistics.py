@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from offramp.models.devices import CPU, free_bytes
+
 BLOCK = 64
 """Columns whose maximum is kept, so that top-1 and top-2 are looked up in the few winning blocks only."""
 
@@ -33,7 +35,10 @@ _REPAID = 1_000_000_000
 """Logits (tokens x exits x vocabulary) from which on compiling is repaid."""
 
 EAGER_ELEMENTS = 800_000
-"""Logits of one eager step: its scratch memory stays in the processor's cache."""
+"""Logits of one eager step on a processor: its scratch memory stays in the cache."""
+
+ACCELERATOR_ELEMENTS = 16_000_000
+"""The same on an accelerator, at most: enough to keep it busy, some 300 MB of scratch memory."""
 
 Reductions = Literal["compiled", "eager"]
 
@@ -70,16 +75,23 @@ class Transform:
         return _transform(output, self.scale, self.cap)
 
 
-def choose_reductions(elements: int) -> Reductions:
-    """How to reduce a trace of `elements` = tokens x exits x vocabulary logits."""
-    return "compiled" if elements >= _REPAID and can_compile() else "eager"
+def eager_elements(device: torch.device) -> int:
+    """Logits of one eager step on a device."""
+    if device.type == CPU:
+        return EAGER_ELEMENTS
+    return max(EAGER_ELEMENTS, min(ACCELERATOR_ELEMENTS, free_bytes(device) // 256))
+
+
+def choose_reductions(elements: int, kind: str = CPU) -> Reductions:
+    """How to reduce a trace of `elements` = tokens x exits x vocabulary logits. kind: of the device."""
+    return "compiled" if elements >= _REPAID and can_compile(kind) else "eager"
 
 
 @functools.cache
-def can_compile() -> bool:
-    """Whether torch can compile for this processor, tried on a small sum; says why if it cannot."""
+def can_compile(kind: str = CPU) -> bool:
+    """Whether torch can compile for a kind of device, tried on a small sum; says why if it cannot."""
     try:
-        torch.compile(lambda values: (2.0 * values).sum())(torch.ones(BLOCK))
+        torch.compile(lambda values: (2.0 * values).sum())(torch.ones(BLOCK, device=kind))
     except RuntimeError as error:  # no compiler, or one that lacks headers
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         print(f"offramp: reductions are not compiled, which is slower: {why}", file=sys.stderr)
@@ -121,14 +133,14 @@ def compiled_sums(output: Tensor, reference: Tensor, transform: Transform) -> Ra
 
 
 class EagerSums:
-    """Sums of rows without a compiler, in scratch memory that is allocated once."""
+    """Sums of rows without a compiler, in scratch memory that is allocated once, on the rows' device."""
 
-    def __init__(self, transform: Transform, padded: int) -> None:
+    def __init__(self, transform: Transform, padded: int, device: torch.device) -> None:
         self.transform = transform
-        self.rows = max(1, EAGER_ELEMENTS // padded)
-        self._shifted = torch.empty(self.rows, padded)
-        self._weight = torch.empty(self.rows, padded)
-        self._greater = torch.empty(self.rows, padded, dtype=torch.bool)
+        self.rows = max(1, eager_elements(device) // padded)
+        self._shifted = torch.empty(self.rows, padded, device=device)
+        self._weight = torch.empty(self.rows, padded, device=device)
+        self._greater = torch.empty(self.rows, padded, dtype=torch.bool, device=device)
 
     def __call__(self, output: Tensor, reference: Tensor) -> RawSums:
         """Sums of any number of rows; arguments as in `compiled_sums`."""
@@ -149,7 +161,7 @@ class EagerSums:
 
 
 EXACT_COLUMNS = 8
-"""Best columns of a bfloat16 product whose logits are computed again in float32."""
+"""Best columns of a rounded product whose logits are computed again in float32."""
 
 WINNING_BLOCKS = 8
 
@@ -176,7 +188,7 @@ class RowStatistics:
 
 def row_statistics(output: Tensor, sums: RawSums, transform: Transform) -> RowStatistics:
     """Statistics of rows whose head output [rows, padded vocabulary] is float32-accurate."""
-    rows = torch.arange(len(output))
+    rows = torch.arange(len(output), device=output.device)
     best_two = sums.block_maximum.topk(min(2, sums.block_maximum.shape[1]), dim=-1).values
     block = sums.block_maximum.argmax(-1)  # the first among equals, so the lowest token id wins
     inside = transform(output.view(len(output), -1, BLOCK)[rows, block])
@@ -204,7 +216,7 @@ def corrected_row_statistics(
     exact_output: Callable[[Tensor], Tensor],
     transform: Transform,
 ) -> RowStatistics:
-    """Statistics of rows whose head output was rounded to bfloat16; the best candidates are taken in float32.
+    """Statistics of rows whose head output was rounded to 16 bits; the best candidates are taken in float32.
 
     A bfloat16 product rounds a logit of 16 to a step of 0.125, which breaks ties and moves the largest
     probabilities. The best EXACT_COLUMNS columns carry nearly all of that error; `exact(columns [rows,
@@ -214,7 +226,7 @@ def corrected_row_statistics(
     own: int64 [rows], the column that the reference is the logit of. It is never above itself, although a
     product of another shape may give it another last digit.
     """
-    rows = torch.arange(len(output))[:, None]
+    rows = torch.arange(len(output), device=output.device)[:, None]
     blocks = sums.block_maximum.topk(min(WINNING_BLOCKS, sums.block_maximum.shape[1]), dim=-1).indices
     inside = transform(output.view(len(output), -1, BLOCK)[rows, blocks]).flatten(1)
     rounded, where = inside.topk(min(EXACT_COLUMNS, inside.shape[1]), dim=-1)
@@ -225,6 +237,8 @@ def corrected_row_statistics(
     crowded = rounded[:, -1] == sums.maximum
     if sums.block_maximum.shape[1] > WINNING_BLOCKS:
         crowded |= sums.block_maximum.gather(1, blocks[:, -1:])[:, 0] == sums.maximum
+    # The one place in a chunk where the host waits for the device: how many rows there are, mostly none,
+    # decides what runs next, and a whole row of every chunk in float32 would cost more than the wait.
     if not bool(crowded.any()):
         return statistics
     return _with_exact_rows(
@@ -243,7 +257,7 @@ def _with_exact_rows(
     """The statistics with some rows (int64) computed from their float32 head output."""
     for some in torch.split(rows, _CROWDED_ROWS):
         output = exact_output(some)
-        sums = EagerSums(transform, output.shape[1])(output, reference[some])
+        sums = EagerSums(transform, output.shape[1], output.device)(output, reference[some])
         others = _without_own(sums, output, own[some], reference[some], transform)
         exact = row_statistics(output, others, transform)
         for field in dataclasses.fields(RowStatistics):
@@ -293,14 +307,14 @@ def best_columns(output: Tensor, transform: Transform, count: int) -> tuple[Tens
     output: head output [rows, padded vocabulary]; count is at most the vocabulary. Best first, of equal
     logits the lower column first. A few rows are taken at a time, whose logits stay in the processor's cache.
     """
-    steps = torch.split(output, max(1, EAGER_ELEMENTS // output.shape[1]))
+    steps = torch.split(output, max(1, eager_elements(output.device) // output.shape[1]))
     columns, values = zip(*(_best_of_rows(transform(step), count) for step in steps), strict=True)
     return torch.cat(columns), torch.cat(values)
 
 
 def _best_of_rows(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same of a few rows of logits, among as many blocks of columns as may hold them."""
-    row = torch.arange(len(z))[:, None]
+    row = torch.arange(len(z), device=z.device)[:, None]
     grouped = z.view(len(z), -1, BLOCK)
     # A block behind `count` others holds none of the best: each of those has a better or an earlier one.
     blocks = _descending(grouped.amax(-1)).indices[:, :count].sort(dim=-1).values

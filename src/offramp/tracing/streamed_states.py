@@ -134,7 +134,9 @@ def write_batches(write: Callable[[memoryview], object], outputs: Iterable[Tenso
 
 def read_batch(descriptor: int, place: BatchPlace) -> Tensor:
     """The output of one batch from its place in an open file."""
-    return read_into(torch.empty(place.shape, dtype=getattr(torch, place.dtype)), descriptor, place.offset)
+    return read_into(
+        torch.empty(place.shape, dtype=getattr(torch, place.dtype), device="cpu"), descriptor, place.offset
+    )
 
 
 def _write_whole(file: IO[bytes], data: memoryview) -> None:

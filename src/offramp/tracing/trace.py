@@ -157,6 +157,7 @@ class Trace:
                 "request": manifest.request,
                 "request_fingerprint": manifest.request_fingerprint,
                 "notes": list(manifest.notes),
+                "device": manifest.device,
             },
             folder=folder,
         )

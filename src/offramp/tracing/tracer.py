@@ -13,6 +13,7 @@ import torch
 
 from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
+from offramp.models.devices import device_name
 from offramp.models.model import Model
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
@@ -96,6 +97,7 @@ def trace(
     layers = parse_exits(exits if isinstance(exits, str) else list(exits), len(model.stack))
     fitted = None if heads is None else _fitted_heads(heads, model, layers)
     rows_times_exits = tokens * len(layers)
+    device = model.stack.head_device
     request = TraceRequest(
         model={"name": model.shown_name, **model.identity.to_json()},
         workload={
@@ -111,12 +113,13 @@ def trace(
         tokens=tokens,
         context=usable_context(model, context),
         document_tokens=document_tokens,
-        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size),
+        reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, device.type),
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
         versions=library_versions(model.identity.transforms),
         signals=recorded,
         heads=None if fitted is None else describe_heads(fitted.heads),
+        device=device.type,
     )
     shown = sys.stderr.isatty() if progress is None else progress
     run = _Run(model, work, request, fitted, reference, memory, shown)
@@ -205,7 +208,10 @@ class _Run:
             )
         heads = None if self.fitted is None else self.fitted.heads
         texts = document_texts(self.workload, plan.document_ids, heads)
-        return describe_trace(self.request, parts, plan.document_ids, self.model.shape, plan.notes, texts)
+        device = device_name(self.model.stack.head_device)
+        return describe_trace(
+            self.request, parts, plan.document_ids, self.model.shape, plan.notes, texts, device
+        )
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that is not as it was written is measured again."""

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from offramp.decoding.exit_readout.head import (
     OutputHead,
-    PreparedClassifier,
-    PreparedLens,
     best_of,
     hidden_of,
     rows_of,
@@ -23,6 +21,8 @@ from offramp.tracing.fitted_heads import (
     CANDIDATES,
     HIDDEN_STATE_FACTS,
     TOP_K,
+    PreparedClassifier,
+    PreparedLens,
     candidate_features,
     confidence_features,
 )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.engine import head_logits
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
-from offramp.tracing.exit_heads import ExitClassifier, LinearLens
 from offramp.tracing.statistics import BLOCK, Transform, best_columns
 
 
@@ -116,52 +113,3 @@ def best_of(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     vocabulary = logits.shape[-1]
     padded = F.pad(logits, (0, -vocabulary % BLOCK), value=PADDING)
     return best_columns(padded, Transform(), min(count, vocabulary))
-
-
-@dataclass(frozen=True)
-class PreparedLens:
-    """One exit's affine map. weight: float32 [features, features], transposed; bias: float32 [features]."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, lens: LinearLens, place: int, device: torch.device) -> PreparedLens:
-        """The map at one place of the lens's arrays."""
-        return cls(_tensor(lens.weight[place], device).t(), _tensor(lens.bias[place], device))
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """A h + b of rows [rows, features], computed in float32 and given in their own dtype."""
-        return torch.addmm(self.bias, rows.float(), self.weight).to(rows.dtype)
-
-
-@dataclass(frozen=True)
-class PreparedClassifier:
-    """One exit's classifier. layers: weight [features, outputs] and bias [outputs] of each, float32."""
-
-    mean: Tensor
-    scale: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...]
-
-    @classmethod
-    def of(cls, classifier: ExitClassifier, place: int, device: torch.device) -> PreparedClassifier:
-        """The classifier at one place of its arrays."""
-        layers = [
-            (_tensor(weight[place], device), _tensor(bias[place], device))
-            for weight, bias in zip(classifier.weights, classifier.biases, strict=True)
-        ]
-        mean, scale = (_tensor(array[place], device) for array in (classifier.mean, classifier.scale))
-        return cls(mean, scale, tuple(layers))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Probability, float32 [rows], of features [rows, features]."""
-        # Not folded into the first layer: with large means that would lose digits, and so change decisions.
-        values = (features.float() - self.mean) / self.scale
-        for place, (weight, bias) in enumerate(self.layers):
-            values = torch.addmm(bias, values.relu() if place else values, weight)
-        return values.squeeze(-1).sigmoid()
-
-
-def _tensor(array: NDArray[np.float32], device: torch.device) -> Tensor:
-    # A copy, since heads may lie in read-only memory.
-    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)

@@ -20,13 +20,19 @@ from offramp.decoding.exit_readout.facts import (
     Shortlist,
     Tools,
 )
-from offramp.decoding.exit_readout.head import PADDING, OutputHead, PreparedClassifier, PreparedLens, rows_of
+from offramp.decoding.exit_readout.head import PADDING, OutputHead, rows_of
 from offramp.errors import InputError, PolicyError
 from offramp.models.calls import first_tensor
 from offramp.policies.signals import looks_back, probe_of, suggest
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
-from offramp.tracing.fitted_heads import FittedHeads, exit_stack, require_readable
+from offramp.tracing.fitted_heads import (
+    FittedHeads,
+    PreparedClassifier,
+    PreparedLens,
+    exit_stack,
+    require_readable,
+)
 from offramp.tracing.restricted_vocabulary import restricted_tokens
 
 FULL_HEAD = "full head"

@@ -19,13 +19,14 @@ from torch import Tensor
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.exit_readout.head import PreparedLens, rows_of
+from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
 from offramp.decoding.strategies.mapped import StateMaps
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.signals import OPENING_FACT
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMaps, KeyValueMaps, LinearLens
+from offramp.tracing.fitted_heads import PreparedLens
 
 FACTS: Mapping[str, str] = {
     "full head": "margin",

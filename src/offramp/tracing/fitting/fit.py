@@ -92,9 +92,10 @@ def fit_heads(
     get K,V maps, for the KV strategy "mapped". kv_rank: of these, "full" for whole maps, "auto" for the
     smallest rank that explains nearly as much (see `offramp.tracing.fitting.maps.solve_maps`). One document
     of three is held out: there penalties and ranks are picked and the classifiers are judged.
-    Memory: 32 bytes x hidden^2 per exit for the lens, 16 x hidden^2 per mapped exit and each of its deeper
-    layers for the maps; hidden states of the classifiers' tokens in a temporary file beyond 64 MB. on_memory:
-    told what lens and maps take before anything is fitted.
+    Sums are taken on the output head's device, and solved on the processor. They take 32 bytes x hidden^2 per
+    exit for the lens, 16 x hidden^2 per mapped exit and each of its deeper layers for the maps; hidden states
+    of the classifiers' tokens lie in a temporary file beyond 64 MB (of an accelerator: a quarter of its own).
+    on_memory: told what lens and maps take before anything is fitted.
 
     Raises InputError for options that do not fit the model or the workloads, or sums that do not fit into
     memory; ModelError for a model whose layers pass on more than one hidden state.
@@ -132,7 +133,7 @@ def fit_heads(
         shown=sys.stderr.isatty() if progress is None else progress,
     )
     require_one_stream(model)
-    job.memory.require(model.name)
+    job.memory.require(model.name, model.stack.head_device)
     if on_memory is not None:
         on_memory(job.memory)
     return job.run(tokens)
@@ -192,8 +193,9 @@ class _Job:
     def _linear(self, rows: FittingRows) -> tuple[LinearLens | None, KeyValueMaps | None]:
         """The lens and the maps, from one pass over the same rows."""
         hidden, layers = self.model.shape.hidden_size, self.model.layers
-        of_lens = lens_sums(hidden, layers, self.exits) if self.lens else None
-        of_maps = map_sums(hidden, layers, self.map_exits) if self.map_exits else None
+        device = self.model.stack.head_device
+        of_lens = lens_sums(hidden, layers, self.exits, device) if self.lens else None
+        of_maps = map_sums(hidden, layers, self.map_exits, device) if self.map_exits else None
         sums = [one for one in (of_lens, of_maps) if one is not None]
         title = " and ".join([*["linear lens"] * self.lens, *["K,V maps"] * bool(self.map_exits)])
         with self._bar(title, rows.tokens) as advance:

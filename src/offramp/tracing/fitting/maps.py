@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import psutil
+import torch
 
 from offramp.errors import InputError
+from offramp.models.devices import CPU, float64_device, free_bytes
 from offramp.tracing.exit_heads import ELEMENT_BYTES, ExitMaps, map_elements
 from offramp.tracing.fitting.ridge import (
     ExitSums,
@@ -29,6 +31,7 @@ from offramp.tracing.fitting.ridge import (
     sums_bytes,
     variances,
 )
+from offramp.tracing.states import PROCESSOR
 
 Rank = int | str
 """A rank, "full" for whole maps, or "auto"."""
@@ -45,9 +48,9 @@ def mapped_layers(exits: Iterable[int], layers: int) -> dict[int, range]:
     return {exit: range(exit + 1, layers) for exit in exits}
 
 
-def map_sums(hidden: int, layers: int, exits: Iterable[int]) -> ExitSums:
+def map_sums(hidden: int, layers: int, exits: Iterable[int], device: torch.device = PROCESSOR) -> ExitSums:
     """Sums of the maps of some exits of a model of so many layers."""
-    return ExitSums(hidden, mapped_layers(exits, layers), changes=True)
+    return ExitSums(hidden, mapped_layers(exits, layers), changes=True, device=device)
 
 
 def parse_map_exits(exits: Iterable[int], layers: int) -> tuple[int, ...]:
@@ -195,10 +198,15 @@ class FittingMemory:
             )
         return found
 
-    def require(self, model: str) -> None:
-        """Raise InputError, with all sizes, if they do not fit into memory."""
-        free = psutil.virtual_memory().available
-        if self.lens_sums + self.map_sums + self.maps <= MEMORY_SHARE * free:
+    def require(self, model: str, device: torch.device = PROCESSOR) -> None:
+        """Raise InputError, with all sizes, if they do not fit into memory. device: of the sums."""
+        device = float64_device(device)
+        free, needed = psutil.virtual_memory().available, self.maps
+        if device.type == CPU:
+            needed += self.lens_sums + self.map_sums
+        elif self.lens_sums + self.map_sums > MEMORY_SHARE * free_bytes(device):
+            free, needed = free_bytes(device), self.lens_sums + self.map_sums
+        if needed <= MEMORY_SHARE * free:
             return
         fixes = ["give fewer --exits, or leave the lens out with --no-lens"] * bool(self.lens_exits)
         fixes += ["give fewer --kv-maps, or a lower --kv-rank"] * bool(self.map_exits)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ModelError
+from offramp.models.devices import to_host
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import LinearLens
-from offramp.tracing.fitted_heads import CANDIDATES, apply_lens
+from offramp.tracing.fitted_heads import CANDIDATES, PreparedLens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
-from offramp.tracing.head import Head, LinearHead, make_head
+from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.rows import Rows, equal_length_batches, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
@@ -41,7 +42,7 @@ def require_one_stream(model: Model) -> None:
         if not shapes:
             shapes.append(StateShape.of(after, model.stack.position_axis))
 
-    model.stack.capture(torch.zeros(1, 2, dtype=torch.long), on_layer)
+    model.stack.capture(torch.zeros(1, 2, dtype=torch.long, device="cpu"), on_layer)
     if shapes[0].other_axes is not None or shapes[0].features != model.shape.hidden_size:
         raise ModelError(
             f"the layers pass on {shapes[0].features:,} numbers per token, not one hidden state of "
@@ -69,19 +70,20 @@ def captured_states(
 ) -> Iterator[tuple[Rows, list[Tensor]]]:
     """The rows of some contexts at a time, and their states [rows, hidden] per exit, in the model's dtype.
 
-    Rows of a context with a number that is not finite are left out: nothing can be learned from them.
+    The states are on the output head's device. Rows of a context with a number that is not finite are left
+    out: nothing can be learned from them.
     """
     for batch in equal_length_batches(contexts, FORWARD_TOKENS):
         states = _forward(model, batch, exits)
         rows = Rows.of(batch)
-        fine = torch.stack([torch.isfinite(layer).all(-1) for layer in states]).all(0)
-        if not bool(fine.all()):
-            sequence = torch.tensor(
-                [number for number, context in enumerate(batch) for _ in range(context.rows)]
-            )
-            fine = ~torch.isin(sequence, sequence[~fine])
-            rows = Rows(rows.document[fine], rows.position[fine], rows.next_token[fine])
-            states = [layer[fine] for layer in states]
+        finite = torch.stack([torch.isfinite(layer).all(-1) for layer in states]).all(0)
+        fine = to_host([finite])[0].numpy()  # looked at once a batch: what is not fine must not be added up
+        if not fine.all():
+            sequence = np.repeat(np.arange(len(batch)), [context.rows for context in batch])
+            fine = ~np.isin(sequence, sequence[~fine])
+            rows = rows[fine]
+            kept = torch.from_numpy(np.flatnonzero(fine)).to(finite.device)
+            states = [layer[kept] for layer in states]
         if len(rows):
             yield rows, states
 
@@ -94,9 +96,8 @@ def add_up(
     Raises ModelError as `require_both_sides` does.
     """
     layers = sorted({layer for one in sums for layer in one.captured})
-    of_document = torch.from_numpy(fitted_on.held_out)
     for rows, states in captured_states(model, fitted_on.contexts, layers):
-        held_out = of_document[rows.document]
+        held_out = fitted_on.held_out[rows.document]
         for one in sums:
             one.add(dict(zip(layers, states, strict=True)), held_out)
         advance(len(rows))
@@ -110,7 +111,7 @@ def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> li
 
     def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
         if layer + 1 in wanted:
-            found[layer + 1] = traced_rows(after, batch)
+            found[layer + 1] = traced_rows(after, batch).to(model.stack.head_device)
 
     model.stack.capture(ids_of(batch), on_layer)
     return [found[exit] for exit in exits]
@@ -120,7 +121,8 @@ def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> li
 class Readings:
     """One row per token, one column per exit below L.
 
-    states: the layers' outputs [exits, rows, hidden], L's last. document: int64 [rows]. agrees: bool [rows,
+    All but the states is in the processor's memory. states: the layers' outputs [exits, rows, hidden], L's
+    last. document: int64 [rows]. agrees: bool [rows,
     exits], whether the exit's best token is the full model's; short_agrees: the same of its best token on the
     short list. max_prob, margin, cosine (to L's hidden state):
     float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the candidate exit's best
@@ -138,8 +140,8 @@ class Readings:
     candidate_index: int | None
 
     def hidden(self, exit_index: int) -> Tensor:
-        """An exit's hidden states, float32 [rows, hidden]."""
-        return self.states.read(exit_index, slice(0, len(self.document))).float()
+        """An exit's hidden states, float32 [rows, hidden], in the processor's memory."""
+        return self.states.read(exit_index, slice(0, len(self.document))).cpu().float()
 
 
 @torch.no_grad()
@@ -162,13 +164,16 @@ def take_readings(
     states, document = _kept_states(model, contexts, (*exits, model.layers))
     rows = len(document)
     shape = StateShape(-2, None, model.shape.hidden_size)
-    reductions = choose_reductions(rows * (len(exits) + 1) * model.shape.vocabulary_size)
+    elements = rows * (len(exits) + 1) * model.shape.vocabulary_size
+    reductions = choose_reductions(elements, model.stack.head_device.type)
     reader = _Reader(
         model, make_head(model.stack, model.shape.vocabulary_size, shape, reductions), lens, shortlist
     )
-    max_prob, margin, cosine = (torch.zeros(rows, len(exits)) for _ in range(3))
-    agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool) for _ in range(2))
-    candidates = torch.zeros(rows, len(exits), CANDIDATES) if candidate_index is not None else None
+    device = reader.head.device
+    max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
+    agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
+    columns = 0 if candidate_index is None else CANDIDATES
+    candidates = torch.zeros(rows, len(exits), columns, device=device)
     for part in slices(0, rows, reader.head.rows):
         last = states.read(len(exits), part)
         final = reader.final_top1(last)
@@ -181,9 +186,12 @@ def take_readings(
             max_prob[part, index] = best
             agrees[part, index], short_agrees[part, index] = top1 == final, short == final
             cosine[part, index] = torch.cosine_similarity(here.float(), last.float(), dim=-1)
-            if candidates is not None and tokens is not None:
+            if tokens is not None:
                 candidates[part, index] = reader.logits(index, here, tokens)
         advance(part.stop - part.start)
+    max_prob, margin, cosine, agrees, short_agrees, candidates = to_host(
+        [max_prob, margin, cosine, agrees, short_agrees, candidates]
+    )
     if not bool(torch.isfinite(max_prob + margin + cosine).all()):
         raise ModelError(
             "an exit gives logits that are not finite", where=model.name, fix="try --dtype float32"
@@ -196,7 +204,7 @@ def take_readings(
         max_prob=max_prob,
         margin=margin,
         cosine=cosine,
-        candidates=candidates,
+        candidates=None if candidate_index is None else candidates,
         candidate_index=candidate_index,
     )
 
@@ -206,15 +214,17 @@ def _kept_states(
 ) -> tuple[StateStore, NDArray[np.int64]]:
     """States of all rows in a store, and each row's document."""
     total = sum(context.rows for context in contexts)
-    store = open_store(len(exits), total, model.shape.hidden_size, getattr(torch, model.dtype))
-    documents: list[Tensor] = []
+    store = open_store(
+        len(exits), total, model.shape.hidden_size, getattr(torch, model.dtype), model.stack.head_device
+    )
+    documents: list[NDArray[np.int64]] = []
     start = 0
     for rows, states in captured_states(model, contexts, exits):
         for index, layer in enumerate(states):
             store.write(index, start, layer)
         documents.append(rows.document)
         start += len(rows)
-    return store, torch.cat([torch.empty(0, dtype=torch.long), *documents]).numpy()
+    return store, np.concatenate([np.empty(0, dtype=np.int64), *documents])
 
 
 class _Reader:
@@ -222,11 +232,11 @@ class _Reader:
 
     def __init__(self, model: Model, head: Head, lens: LinearLens | None, shortlist: Tensor) -> None:
         self.stack = model.stack
-        self.dtype = getattr(torch, model.dtype)
         self.head = head
-        self.lens = lens
-        self.shortlist = shortlist
-        self._restricted = head.restricted(shortlist)
+        exits = [] if lens is None else range(len(lens.weight))
+        self.lenses = [] if lens is None else [PreparedLens.of(lens, one, head.device) for one in exits]
+        self.shortlist = shortlist.to(head.device)
+        self._restricted = head.restricted(self.shortlist)
 
     def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best token and best on the short list (int64), p1 and p1 - p2 of an exit: [rows] each.
@@ -248,7 +258,7 @@ class _Reader:
         found = []
         for rows in slices(0, len(states), self.head.exact_rows):
             output = self.head.exact_output(states[rows])
-            wanted = torch.zeros(len(output), 2, dtype=torch.long)
+            wanted = torch.zeros(len(output), 2, dtype=torch.long, device=output.device)
             found.append(self.head.statistics(states[rows], output, wanted)[0].top1)
         return torch.cat(found)
 
@@ -266,12 +276,12 @@ class _Reader:
 
     def _states(self, index: int, hidden: Tensor) -> Tensor:
         """States of an exit as the head takes them."""
-        if self.lens is not None:
-            hidden = apply_lens(self.lens, index, hidden).to(self.dtype)
-        return self._tail(hidden)
+        return self._tail(self.lenses[index](hidden) if self.lenses else hidden)
 
     def _tail(self, hidden: Tensor) -> Tensor:
-        return self.stack.tail_forward(hidden) if isinstance(self.head, LinearHead) else hidden
+        if not isinstance(self.head, LinearHead):
+            return hidden
+        return at_head(self.stack, self.stack.tail_forward, hidden)
 
 
 def _wanted(final: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.models.devices import float64_device
 from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.states import PROCESSOR
 
 Matrix = NDArray[np.float64]
 
@@ -28,12 +30,13 @@ Matrix = NDArray[np.float64]
 class NormalEquations:
     """Sums of rows x (an exit's output) and of targets y (deeper layers'), in float64 whatever rows are.
 
-    count: rows, or the sum of their weights. x: sum [hidden]. y: sums [targets, hidden]. xx: sum of x x^T
+    All of them on one device, where rows are added without the host's waiting for it. weight: rows, or the
+    sum of their weights, a scalar. x: sum [hidden]. y: sums [targets, hidden]. xx: sum of x x^T
     [hidden, hidden], shared by all targets. xy: sums of x y^T [targets, hidden, hidden]. yy: sums of |y|^2
     [targets]. Adding rows in any pieces gives the same sums but for rounding.
     """
 
-    count: float
+    weight: Tensor
     x: Tensor
     y: Tensor
     xx: Tensor
@@ -41,38 +44,46 @@ class NormalEquations:
     yy: Tensor
 
     @classmethod
-    def empty(cls, hidden: int, targets: int = 1) -> NormalEquations:
+    def empty(cls, hidden: int, targets: int = 1, device: torch.device = PROCESSOR) -> NormalEquations:
         """Sums of no row."""
 
         def zeros(*sizes: int) -> Tensor:
-            return torch.zeros(sizes, dtype=torch.float64)
+            return torch.zeros(sizes, dtype=torch.float64, device=device)
 
         squares = (zeros(hidden, hidden), zeros(targets, hidden, hidden))
-        return cls(0, zeros(hidden), zeros(targets, hidden), *squares, zeros(targets))
+        return cls(zeros(), zeros(hidden), zeros(targets, hidden), *squares, zeros(targets))
 
     def add(self, x: Tensor, targets: Iterable[Tensor], weights: Tensor | None = None) -> None:
         """Add rows x and the targets' rows: [rows, hidden] each. weights: [rows], one each if None."""
-        x = x.double()
-        weighted = x if weights is None else x * weights.double()[:, None]
-        self.count += len(x) if weights is None else float(weights.sum(dtype=torch.float64))
+        x = self._wide(x)
+        weights = None if weights is None else self._wide(weights)
+        weighted = x if weights is None else x * weights[:, None]
+        self.weight += len(x) if weights is None else weights.sum()
         self.x += weighted.sum(0)
         self.xx.addmm_(weighted.t(), x)
         for target, rows in enumerate(targets):
-            y = rows.double()
+            y = self._wide(rows)
             self.xy[target].addmm_(weighted.t(), y)
             if weights is not None:
-                self.yy[target] += weights.double() @ y.square().sum(1)
-                y = y * weights.double()[:, None]
+                self.yy[target] += weights @ y.square().sum(1)
+                y = y * weights[:, None]
             else:
                 self.yy[target] += torch.linalg.vector_norm(y) ** 2
             self.y[target] += y.sum(0)
 
+    def _wide(self, rows: Tensor) -> Tensor:
+        return rows.to(self.x.device, torch.float64)
+
     def __iadd__(self, other: NormalEquations) -> NormalEquations:
         """Sums over both sets of rows, in place: those of many targets fill the memory."""
-        self.count += other.count
-        for name in ("x", "y", "xx", "xy", "yy"):
+        for name in ("weight", "x", "y", "xx", "xy", "yy"):
             getattr(self, name).add_(getattr(other, name))
         return self
+
+    @property
+    def count(self) -> float:
+        """Rows, or the sum of their weights."""
+        return float(self.weight)
 
     @property
     def targets(self) -> int:
@@ -82,23 +93,23 @@ class NormalEquations:
     @property
     def mean_x(self) -> Matrix:
         """Mean x [hidden]."""
-        return np.asarray(self.x.numpy() / self.count)
+        return _on_host(self.x) / self.count
 
     @property
     def mean_y(self) -> Matrix:
         """Mean y [targets, hidden]."""
-        return np.asarray(self.y.numpy() / self.count)
+        return _on_host(self.y) / self.count
 
     def moments_xx(self, mean: Matrix) -> Matrix:
         """Mean products of x - mean, for any given mean: [hidden, hidden]."""
         x = self.mean_x
-        products = self.xx.numpy() / self.count - np.outer(x, mean) - np.outer(mean, x)
+        products = _on_host(self.xx) / self.count - np.outer(x, mean) - np.outer(mean, x)
         return np.asarray(products + np.outer(mean, mean))
 
     def moments_xy(self, target: int, mean_x: Matrix, mean_y: Matrix) -> Matrix:
         """Mean products of x - mean_x with one target's y - mean_y: [hidden, hidden]."""
         x, y = self.mean_x, self.mean_y[target]
-        products = self.xy[target].numpy() / self.count - np.outer(x, mean_y) - np.outer(mean_x, y)
+        products = _on_host(self.xy[target]) / self.count - np.outer(x, mean_y) - np.outer(mean_x, y)
         return np.asarray(products + np.outer(mean_x, mean_y))
 
     def moment_yy(self, target: int, mean: Matrix) -> float:
@@ -107,8 +118,14 @@ class NormalEquations:
         return float(self.yy[target]) / self.count - 2.0 * float(y @ mean) + float(mean @ mean)
 
 
+def _on_host(sums: Tensor) -> Matrix:
+    return np.asarray(sums.cpu().numpy())
+
+
 class ExitSums:
     """Sums of some exits, apart for documents to fit on and held-out ones.
+
+    device: where they are kept.
 
     layers: by exit, the deeper layers whose outputs are predicted from its own.
     changes: the targets are not these outputs but what they differ by from the exit's own, and each row
@@ -116,20 +133,35 @@ class ExitSums:
     that attention rests on, hundreds of times larger than all others, would be all that is fitted.
     """
 
-    def __init__(self, hidden: int, layers: Mapping[int, Sequence[int]], *, changes: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        layers: Mapping[int, Sequence[int]],
+        *,
+        changes: bool = False,
+        device: torch.device = PROCESSOR,
+    ) -> None:
         self.layers = {exit: tuple(deeper) for exit, deeper in layers.items()}
         self.changes = changes
-        self.fit = {exit: NormalEquations.empty(hidden, len(deeper)) for exit, deeper in layers.items()}
-        self.held_out = {exit: NormalEquations.empty(hidden, len(deeper)) for exit, deeper in layers.items()}
+        self.device = float64_device(device)
+        self.fit, self.held_out = (
+            {exit: NormalEquations.empty(hidden, len(deeper), self.device) for exit, deeper in layers.items()}
+            for _ in range(2)
+        )
 
-    def add(self, states: Mapping[int, Tensor], held_out: Tensor) -> None:
+    def add(self, states: Mapping[int, Tensor], held_out: NDArray[np.bool_]) -> None:
         """Add rows. states: [rows, hidden] by layer. held_out: bool [rows]."""
         for sums, rows in ((self.fit, ~held_out), (self.held_out, held_out)):
-            if not bool(rows.any()):
+            if not rows.any():
                 continue
+            places = torch.from_numpy(np.flatnonzero(rows)).to(self.device)
+
+            def of(layer: int, places: Tensor = places) -> Tensor:
+                return states[layer].to(self.device)[places].double()
+
             for exit, deeper in self.layers.items():
-                x = states[exit][rows].double()
-                targets = (states[layer][rows].double() for layer in deeper)
+                x = of(exit)
+                targets = map(of, deeper)
                 if self.changes:
                     weights = 1.0 / x.square().mean(1).clamp_min(torch.finfo(torch.float32).tiny)
                     sums[exit].add(x, (y - x for y in targets), weights)
@@ -247,9 +279,9 @@ def explained_by(errors: Matrix, held_out: NormalEquations) -> Matrix:
     return np.where(variance > 0, 1.0 - errors / np.where(variance > 0, variance, 1.0), 0.0)
 
 
-def lens_sums(hidden: int, layers: int, exits: Iterable[int]) -> ExitSums:
+def lens_sums(hidden: int, layers: int, exits: Iterable[int], device: torch.device = PROCESSOR) -> ExitSums:
     """Sums of a lens at some exits below L = `layers`: each predicts the last layer's output alone."""
-    return ExitSums(hidden, dict.fromkeys(exits, (layers,)))
+    return ExitSums(hidden, dict.fromkeys(exits, (layers,)), device=device)
 
 
 def solve_lens(sums: ExitSums) -> LinearLens:
