@@ -36,15 +36,15 @@ class BlockMeasurer:
         gram = Gram.of(head) if linear and isinstance(head, LinearHead) else None
         # Squares of weights beyond 1e19 overflow although the logits may not.
         self.gram = gram if gram is not None and bool(torch.isfinite(gram.centred).all()) else None
+        self._fewest = 16  # a product of fewer rows takes as long
         self._fit_chunks()
 
     def _fit_chunks(self) -> None:
         share = 7 if self.gram is None else 1  # `DirectComparer` holds seven arrays of the size of the logits
         heads = (self.head, *self.below)
         rows, exact_rows = (min(one.rows for one in heads), min(one.exact_rows for one in heads))
-        # A product of few rows takes as long as one of more; a buffer that was halved may hold fewer.
-        self.chunk = min(rows, max(16, rows // share))
-        self.exact_chunk = min(exact_rows, max(8, exact_rows // share))
+        self.chunk = min(rows, max(self._fewest, rows // share))
+        self.exact_chunk = min(exact_rows, max(self._fewest // 2, 1, exact_rows // share))
 
     def halve(self) -> None:
         """Take half as many rows at a time from now on; recorders are to be given anew."""
@@ -54,6 +54,7 @@ class BlockMeasurer:
             if id(memory) not in halved:
                 head.halve()
             halved.add(id(memory))
+        self._fewest = max(self._fewest // 2, 1)
         self._fit_chunks()
 
     def record_with(self, recorders: Sequence[Recorder]) -> None:

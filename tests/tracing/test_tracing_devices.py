@@ -1,0 +1,193 @@
+"""Tracing and fitting make every tensor on their model's device, whatever torch's default is.
+
+With "meta" as the default device, a tensor that is made without a device holds no numbers: what meets it
+fails, and what does not is equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_heads import random_heads, random_output_heads
+from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
+
+from offramp.errors import OfframpError
+from offramp.scoring.scoring import score
+from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.trace import Trace
+from offramp.tracing.tracer import trace
+
+
+@contextmanager
+def nowhere() -> Iterator[None]:
+    """A default device that computes nothing."""
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+WORK = workload_of(lengths=(14, 14, 9, 30), vocabulary=503)
+OPTIONS: dict[str, Any] = {"tokens": 1000, "context": 20, "signals": "all", "progress": False}
+
+
+def assert_equal(found: Trace, expected: Trace) -> None:
+    """All columns, the marginal and what became of documents, bit for bit."""
+    assert found.fact_names == expected.fact_names
+    for name in expected.fact_names:
+        assert np.array_equal(found.fact(name), expected.fact(name)), name
+    for name, column in expected.token_columns.items():
+        assert np.array_equal(found.token_columns[name], column), name
+    assert np.array_equal(found.marginal.sums, expected.marginal.sums)
+    assert found.documents == expected.documents
+    assert found.provenance == expected.provenance
+
+
+MODELS: dict[str, tuple[str, float, str, str]] = {
+    # family, scale of the head, dtype, readout
+    "one linear head": ("llama", 20.0, "float32", "fast"),
+    "a rounded head": ("llama", 20.0, "bfloat16", "fast"),
+    "a soft-cap": ("gemma2", 60.0, "float32", "fast"),
+    "a soft-cap, rounded": ("gemma2", 60.0, "bfloat16", "fast"),
+    "a scale": ("granite", 60.0, "float32", "fast"),
+    "a recurrent state": ("mamba", 20.0, "float32", "fast"),
+    "the core replaced": ("camembert", 20.0, "float32", "stub"),
+    "several streams": ("gemma3n_text", 5.0, "float32", "swap"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trace_with_all_signals(name: str) -> None:
+    family, scale, dtype, readout = MODELS[name]
+    model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
+    assert model.stack.readout_kind == readout
+    expected = trace(model, WORK, **OPTIONS)
+    with nowhere():
+        assert_equal(trace(model, WORK, **OPTIONS), expected)
+    assert expected.provenance["device"] == "cpu"
+    assert "device" not in expected.request, "traces of a processor keep the key that they have"
+
+
+def test_a_masked_vocabulary_and_a_document_that_is_left_out() -> None:
+    model = tiny_model(build_family("phi"), head_scale=20.0)
+    model.hf.lm_head.bias[[7, 100]] = -torch.inf
+    work = workload_of("1 2 7 3", "1 2 3 4", "9 8 6 5 4", vocabulary=503)
+    expected = trace(model, work, **OPTIONS)
+    assert [document.valid for document in expected.documents] == [False, True, True]
+    with nowhere():
+        assert_equal(trace(model, work, **OPTIONS), expected)
+
+
+@pytest.mark.parametrize("make", [random_heads, random_output_heads])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exits_read_through_fitted_heads(make: Any, dtype: str) -> None:
+    model = tiny_model(build_family("llama"), head_scale=20.0, dtype=dtype)
+    heads = make(model, range(1, model.layers))
+    expected = trace(model, WORK, heads=heads, **OPTIONS)
+    with nowhere():
+        assert_equal(trace(model, WORK, heads=heads, **OPTIONS), expected)
+
+
+def test_answers_and_the_entropy_of_their_prompts() -> None:
+    model = tiny_model(build_family("llama"), head_scale=20.0, tokenizer=NumberTokenizer(eos=4))
+    work = workload_of(lengths=(14, 9, 12, 5), vocabulary=503, mode="generation")
+    expected = trace(model, work, **{**OPTIONS, "tokens": 24, "context": 40})
+    with nowhere():
+        found = trace(model, work, **{**OPTIONS, "tokens": 24, "context": 40})
+    assert_equal(found, expected)
+    assert np.array_equal(found.document_fact("prompt_entropy"), expected.document_fact("prompt_entropy"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_are_fitted_and_scored(dtype: str) -> None:
+    model = tiny_model(llama(), head_scale=3.0, dtype=dtype)
+    work = workload_of(lengths=[40] * 24)
+    options: dict[str, Any] = {"tokens": 400, "kv_maps": [1], "progress": False}
+    expected = fit_heads(model, work, **options)
+    card = score(trace(model, work, heads=expected, **OPTIONS), draws=40)
+    with nowhere():
+        found = fit_heads(model, work, **options)
+        assert found.fingerprint == expected.fingerprint
+        again = score(trace(model, work, heads=found, **OPTIONS), draws=40)
+    assert json.dumps(again.to_json()) == json.dumps(card.to_json())
+
+
+def test_states_beyond_the_budget_and_layer_importance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(llama(), head_scale=3.0)
+    work = workload_of(lengths=(30, 20))
+    importance = measure_importance(model, work, tokens=40, progress=False)
+    expected = trace(model, work, **OPTIONS)
+    monkeypatch.setattr("offramp.tracing.states.MEMORY_BUDGET", 1)
+    with nowhere():
+        found = measure_importance(model, work, tokens=40, progress=False)
+        assert_equal(trace(model, work, **OPTIONS), expected)
+    assert np.array_equal(found.influence, importance.influence)
+    assert np.array_equal(found.angles, importance.angles)
+
+
+def test_a_model_is_looked_at_on_its_own_device() -> None:
+    # None whose cache slides: transformers makes a tensor of its own on torch's default device there.
+    for family in ("llama", "granite", "camembert", "deepseek_v2", "mamba"):
+        hf = build_family(family)
+        expected = tiny_model(hf)
+        with nowhere():
+            found = tiny_model(hf)
+        assert found.shape == expected.shape
+        assert found.stack.readout_kind == expected.stack.readout_kind
+        assert found.stack.logit_scaling == expected.stack.logit_scaling
+
+
+# -- a device whose memory runs out
+
+
+@pytest.mark.parametrize(("family", "scale"), [("llama", 20.0), ("gemma2", 60.0), ("gemma3n_text", 5.0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_half_as_many_rows_are_taken_once_memory_ran_out(
+    family: str, scale: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
+    work = workload_of(lengths=(90, 90, 60), vocabulary=503)
+    monkeypatch.setattr("offramp.tracing.head.BUFFER_BYTES", 64 * 512 * 4)
+    options = {**OPTIONS, "context": 96, "document_tokens": 96}
+    expected = trace(model, work, **options)
+    chunks = out_of_memory(monkeypatch, times=1)
+    found = trace(model, work, **options)
+    assert len(chunks) >= 2
+    assert chunks[1] == max(chunks[0] // 2, 1)
+    for name in expected.fact_names:
+        np.testing.assert_allclose(found.fact(name), expected.fact(name), atol=2e-3, rtol=1e-3, err_msg=name)
+
+
+def test_what_does_not_fit_in_halves_either_is_an_error_that_says_what_would() -> None:
+    model = tiny_model(llama(), head_scale=3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        chunks = out_of_memory(patch, times=2)
+        with pytest.raises(OfframpError, match=r"too small, even for \d+ rows of logits") as caught:
+            trace(model, workload_of(lengths=(30,)), **OPTIONS)
+    assert len(chunks) == 2
+    assert caught.value.exit_code == 1
+    assert "--context of 10 tokens" in caught.value.fix
+
+
+def out_of_memory(patch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """The first blocks that are measured find no memory; the rows that each tried to take at a time."""
+    chunks: list[int] = []
+    measure = BlockMeasurer.measure
+
+    def failing(self: BlockMeasurer, *arguments: Any) -> None:
+        chunks.append(self.chunk)
+        if len(chunks) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        measure(self, *arguments)
+
+    patch.setattr(BlockMeasurer, "measure", failing)
+    return chunks
