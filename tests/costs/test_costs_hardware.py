@@ -257,7 +257,8 @@ def test_plug_ins_are_found_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_list_tells_what_and_where_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     rows = describe_machines()
-    assert [row.name for row in rows] == machine_names()
+    # Without their package, one line says how measured kernels are had.
+    assert [row.name for row in rows if row.name != "aic:SYSTEM"] == machine_names()
     assert all(row.description and row.source for row in rows)
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+from offramp.costs import aiconfigurator
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
@@ -211,8 +212,12 @@ class MachineDescription:
 
 
 def machine_names() -> list[str]:
-    """Names that `find_machine` knows: built-in profiles, plug-ins (group "offramp.hardware") and "local"."""
-    return [*sorted(path.stem for path in PROFILES.glob("*.toml")), *sorted(plug_ins(ENTRY_POINTS)), LOCAL]
+    """Names that `find_machine` knows: built-in profiles, plug-ins (group "offramp.hardware"), GPU systems
+    with measured kernels, where their package is installed, and "local".
+    """
+    built_in = sorted(path.stem for path in PROFILES.glob("*.toml"))
+    systems = [f"{aiconfigurator.PREFIX}{system}" for system in aiconfigurator.by_system()]
+    return [*built_in, *sorted(plug_ins(ENTRY_POINTS)), *systems, LOCAL]
 
 
 def find_machine(
@@ -223,6 +228,8 @@ def find_machine(
     transforms: Iterable[str] = (),
 ) -> Machine:
     """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
+
+    Names that begin with "aic:" are those of `offramp.costs.aiconfigurator.find_tables`.
 
     model_fingerprint, dtype: of the model that is to be priced; "local" is looked up by them. transforms:
     what was done to it, for the error's command.
@@ -238,6 +245,8 @@ def find_machine(
                 fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
             )
         return load_local_profile(model_fingerprint, dtype, transforms=transforms)
+    if name_or_path.startswith(aiconfigurator.PREFIX):
+        return aiconfigurator.find_tables(name_or_path)
     built_in = PROFILES / f"{name_or_path}.toml"
     if os.sep not in name_or_path and built_in.is_file():
         return read_profile(built_in)
@@ -262,6 +271,8 @@ def describe_machines() -> list[MachineDescription]:
     """Every machine known by name, then the models that were measured on this one."""
     found = []
     for name in machine_names()[:-1]:
+        if name.startswith(aiconfigurator.PREFIX):
+            continue
         machine = find_machine(name)
         what = getattr(machine, "description", machine.name)
         rates = machine.rates if isinstance(machine, Roofline) else ""
@@ -273,7 +284,33 @@ def describe_machines() -> list[MachineDescription]:
     nothing = MachineDescription(
         LOCAL, "no model is measured on this machine", "offramp hardware measure MODEL"
     )
-    return found + (measured or [nothing])
+    return found + (_measured_systems() or [NO_TABLES]) + (measured or [nothing])
+
+
+NO_TABLES = MachineDescription(
+    f"{aiconfigurator.PREFIX}SYSTEM",
+    "measured kernel times of some ten GPU systems: not installed",
+    aiconfigurator.INSTALL,
+)
+
+
+def _measured_systems() -> list[MachineDescription]:
+    """GPU systems whose kernels were measured, with the engines to choose from."""
+    found = []
+    for system, tables in aiconfigurator.by_system().items():
+        engines = ", ".join(f"{one.engine} {one.version}" for one in tables)
+        sheet = aiconfigurator.data_sheet(tables[0])
+        found.append(
+            MachineDescription(
+                f"{aiconfigurator.PREFIX}{system}",
+                f"its kernels, measured with {engines} (timings)",
+                f"{aiconfigurator.PACKAGE} {aiconfigurator.package_version()}; /ENGINE after the name "
+                f"chooses one, otherwise {tables[0].engine}",
+                f"{sheet.flops_per_second / 1e12:,.4g} TFLOP/s bfloat16; "
+                f"{sheet.bytes_per_second / 1e9:,.6g} GB/s",
+            )
+        )
+    return found
 
 
 def _load(point: EntryPoint) -> Machine:

@@ -181,6 +181,11 @@ class TimingsProfile:
         asked = ", ".join(map(str, untimed))
         return f"{self.name} was timed at batch {self._timed_batches}, not at {asked}: there it is {UNTIMED}"
 
+    def price_notes(self, shape: ModelShape, position: float, batches: Iterable[int]) -> tuple[str, ...]:
+        """What must be said of its prices at some batch sizes; the model and the position do not matter."""
+        note = self.untimed_note(batches)
+        return () if note is None else (note,)
+
     def token_costs(
         self,
         shape: ModelShape,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
+from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
 from offramp.costs.timings import LENS, TimingsProfile
@@ -188,10 +189,14 @@ def _seconds(
     return costs
 
 
-def untimed_notes(machine: Machine | None, sizes: Iterable[int]) -> tuple[str, ...]:
-    """What must be said of a machine's prices at batch sizes that were not timed on it."""
-    note = machine.untimed_note(sizes) if isinstance(machine, TimingsProfile) else None
-    return () if note is None else (note,)
+def price_notes(machine: Machine | None, trace: Trace, sizes: Iterable[int]) -> tuple[str, ...]:
+    """What must be said of a machine's prices of this trace's tokens at some batch sizes.
+
+    Raises InputError for a trace without tokens.
+    """
+    if not isinstance(machine, TimingsProfile | KernelMachine):
+        return ()
+    return machine.price_notes(trace.shape, mean_position(trace), sizes)
 
 
 def lookup_notes(given: Machine | str | None, machine: Machine | None) -> tuple[str, ...]:

@@ -33,9 +33,9 @@ from offramp.policies.policy_cost import (
     lookup_notes,
     machine_for,
     mean_position,
+    price_notes,
     probes_made,
     seconds_at,
-    untimed_notes,
 )
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
@@ -170,7 +170,7 @@ def replay(
         gain=split_gain(breakdown),
         notes=(
             *lookup_notes(given, machine),
-            *untimed_notes(machine, breakdown.batches),
+            *price_notes(machine, trace, breakdown.batches),
             *derived_notes(machine, breakdown, lens=has_lens(trace)),
             *seen_notes(trace, tuned_on(source) if isinstance(source, str) else TunedOn()),
         ),

@@ -18,7 +18,7 @@ from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import lookup_notes, machine_for, untimed_notes
+from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
@@ -269,7 +269,7 @@ def predict(
         notes=(
             *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
             *lookup_notes(hardware, machine),
-            *untimed_notes(machine, (batch, batch + 1) if kv == "recompute" else (batch,)),
+            *price_notes(machine, judged, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
         reference_agreement=held.reference_agreement,
         gain=held.gain,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from offramp.costs.machine import Machine
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import untimed_notes
+from offramp.policies.policy_cost import price_notes
 from offramp.policies.rules.fixed import ORACLES, Never, Oracle
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
@@ -157,7 +157,8 @@ def machine_answers(
     """For every machine and batch size the policy that is fastest there at a floor on agreement.
 
     The policy is chosen on one half of the documents and judged on the other, as a verdict is. Batches run in
-    lockstep (see `offramp.tuning.pricing.Pricing`); an answer's source says which of them were not timed.
+    lockstep (see `offramp.tuning.pricing.Pricing`); an answer's source says what its
+    prices rest on.
     halves: the trace's, if they were searched before.
 
     Raises InputError for a floor outside (0, 1), a batch below 1, a machine that cannot price the model, or a
@@ -169,7 +170,7 @@ def machine_answers(
     return tuple(
         _answer(halves, pricing_of(trace, machine, batch), source, checked, worth)
         for machine in machines
-        for source in ["; ".join((machine.source, *untimed_notes(machine, sizes)))]
+        for source in ["; ".join((machine.source, *price_notes(machine, trace, sizes)))]
         for batch in sizes
     )
 

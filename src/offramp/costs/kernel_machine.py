@@ -1,0 +1,261 @@
+"""A GPU known by measured times of its kernels: products and decode attention, part by part of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.costs import counting
+from offramp.costs.kernel_tables import Basis, DecodeAttention, Figure, Grid
+from offramp.costs.machine import (
+    DTYPES,
+    HEAD_LAUNCHES,
+    KEY_VALUE_LAUNCHES,
+    LAYER_LAUNCHES,
+    MAP_LAUNCHES,
+    STEP_LAUNCHES,
+)
+from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, map_bytes, map_flops
+from offramp.costs.timings import KIND
+from offramp.costs.token import TokenCosts
+from offramp.errors import InputError
+from offramp.models.shape import LayerShape, ModelShape
+
+DTYPE, ELEMENT_BYTES = "bfloat16", 2
+TABLED_LAUNCHES = 5
+"""Of a layer's kernels those that have a table: four products and attention."""
+# Of the probes that are a product, its columns; the others are too small for any table.
+PROBE_COLUMNS: Mapping[str, Callable[[ModelShape, ProbeSizes], int]] = {
+    "full head": lambda shape, sizes: shape.vocabulary_size,
+    "restricted head": lambda shape, sizes: min(sizes.shortlist, shape.vocabulary_size),
+    "network": lambda shape, sizes: sizes.hidden,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMachine:
+    """A machine priced by measured kernels where they reach, by its data sheet elsewhere.
+
+    products: seconds of a bfloat16 product, by columns n, inner size k and rows m. attention: of one token a
+    sequence. flops_per_second (bfloat16, dense), bytes_per_second: of the data sheet. launch_seconds: of a
+    kernel without a table. decision_seconds: until the host knows an answer and launches on; no table holds
+    it. details: JSON values: package, version, system, backend and the SHA-256 of each table.
+    """
+
+    name: str
+    description: str
+    source: str
+    products: Grid
+    attention: DecodeAttention
+    flops_per_second: float
+    bytes_per_second: float
+    launch_seconds: float
+    decision_seconds: float
+    details: Mapping[str, Any]
+    kind: str = KIND
+
+    def product(self, rows: int, columns: int, inner: int) -> Figure:
+        """[rows, inner] times [inner, columns]. More columns than were measured run as several products."""
+        pieces = math.ceil(columns / self.products.axes[0][-1])
+        found = self.products.at(columns / pieces, inner, rows)
+        if found is None:
+            elements = float(columns) * inner
+            return Figure(
+                self._by_data_sheet(2.0 * rows * elements, ELEMENT_BYTES * elements, 1), Basis.DATA_SHEET
+            )
+        return found if pieces == 1 else Figure(pieces * found.seconds, Basis.INTERPOLATED)
+
+    def layer_parts(self, layer: LayerShape, hidden: int, position: float, batch: int) -> dict[str, Figure]:
+        """What one dense layer runs at a position (0 = first), by name.
+
+        small kernels: two norms, rotation, cache write and activation, which no table holds.
+        """
+        width, kept = layer.attention_width, layer.key_value_width
+        inner = feed_forward_width(layer, hidden)
+        launches = LAYER_LAUNCHES["attention"] - TABLED_LAUNCHES
+        return {
+            "Q,K,V product": self.product(batch, width + kept, hidden),
+            "attention": self._attention(layer, position, batch),
+            "output product": self.product(batch, hidden, width),
+            "gate and up product": self.product(batch, 2 * inner, hidden),
+            "down product": self.product(batch, hidden, inner),
+            "small kernels": self._launches(launches),
+        }
+
+    def _attention(self, layer: LayerShape, position: float, batch: int) -> Figure:
+        context = counting.attended_positions(layer, position)
+        found = self.attention.at(batch, layer.attention_width, layer.key_value_width, context)
+        if found is not None:
+            return found
+        flops = 4.0 * batch * layer.attention_width * context
+        moved = ELEMENT_BYTES * batch * layer.key_value_width * context
+        # Peak rates would make a context beyond the tables cheaper than the longest one in them.
+        longest = self.attention.longest(batch, layer.attention_width, layer.key_value_width)
+        least = 0.0 if longest is None else longest.seconds
+        return Figure(max(self._by_data_sheet(flops, moved, 1), least), Basis.DATA_SHEET)
+
+    def step_parts(self, shape: ModelShape, batch: int, sizes: ProbeSizes) -> dict[str, Figure]:
+        """What a step runs beside its layers: the output head, and what exits may add."""
+        repairs = [
+            self.product(batch, layer.key_value_width, shape.hidden_size) for layer in set(shape.layers)
+        ]
+        return {
+            "output head": self.product(batch, shape.vocabulary_size, shape.hidden_size),
+            "K,V of a skipped layer": max(repairs, key=lambda repair: repair.basis),
+            "linear lens": self.product(batch, shape.hidden_size, shape.hidden_size),
+            **{
+                f"{name}": self.product(batch, columns(shape, sizes), shape.hidden_size)
+                for name, columns in PROBE_COLUMNS.items()
+                if name != "full head"
+            },
+            "small checks and K,V maps": self._launches(1),
+            "wait for a decision": Figure(self.decision_seconds, Basis.DATA_SHEET),
+        }
+
+    def token_costs(
+        self,
+        shape: ModelShape,
+        position: float,
+        *,
+        batch: int = 1,
+        lens: bool = False,
+        sizes: ProbeSizes | None = None,
+    ) -> TokenCosts:
+        """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
+
+        A model in float32 is priced in bfloat16, the dtype of the tables (a note says so).
+
+        Raises InputError for a position that is negative or not finite, a batch below 1, and a model with a
+        layer that is not dense with attention (see `require_dense`).
+        """
+        counting.check_position(position)
+        counting.check_batch(batch)
+        require_dense(shape, self.name)
+        sizes = ProbeSizes() if sizes is None else sizes
+        hidden, launch = shape.hidden_size, self.launch_seconds
+        layers = {
+            layer: sum(part.seconds for part in self.layer_parts(layer, hidden, position, batch).values())
+            for layer in set(shape.layers)
+        }
+        repairs = {
+            layer: self.product(batch, layer.key_value_width, hidden).seconds
+            + (KEY_VALUE_LAUNCHES - 1) * launch
+            for layer in set(shape.layers)
+        }
+        head = self.product(batch, shape.vocabulary_size, hidden).seconds + (HEAD_LAUNCHES - 1) * launch
+        through_lens = self.product(batch, hidden, hidden).seconds if lens else 0.0
+        maps = {}
+        for exit, rank in sizes.kv_maps:
+            above = len(shape.layers) - 1 - exit
+            work = map_flops(shape, above, rank, batch), map_bytes(shape, above, rank)
+            maps[exit] = self._by_data_sheet(*work, MAP_LAUNCHES + int(rank is not None))
+        return TokenCosts(
+            unit="seconds",
+            layers=np.array([layers[layer] for layer in shape.layers]),
+            head=head,
+            exit_head=head + through_lens,
+            probes={
+                name: self._probe(kind, shape, sizes, batch) + (through_lens if kind.reads_logits else 0.0)
+                for name, kind in PROBES.items()
+            },
+            key_value=np.array([repairs[layer] for layer in shape.layers]),
+            overhead=STEP_LAUNCHES * launch + self.decision_seconds,
+            batch=batch,
+            maps=maps,
+            decision=self.decision_seconds,
+        )
+
+    def _probe(self, kind: ProbeKind, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
+        """One check without its lens: its product, what its rows move beside, the wait for its answer."""
+        if kind.name not in PROBE_COLUMNS:
+            work = kind.batch_flops(shape, sizes, batch), kind.batch_bytes(shape, sizes, batch)
+            return self.decision_seconds + self._by_data_sheet(*work, kind.launches)
+        product = self.product(batch, PROBE_COLUMNS[kind.name](shape, sizes), shape.hidden_size)
+        beside = self._by_data_sheet(0.0, batch * kind.row_bytes(shape, sizes), kind.launches - 1)
+        return self.decision_seconds + product.seconds + beside
+
+    def _by_data_sheet(self, flops: float, moved: float, launches: int) -> float:
+        return (
+            max(flops / self.flops_per_second, moved / self.bytes_per_second) + launches * self.launch_seconds
+        )
+
+    def _launches(self, count: int) -> Figure:
+        return Figure(count * self.launch_seconds, Basis.DATA_SHEET)
+
+    def price_notes(self, shape: ModelShape, position: float, batches: Iterable[int]) -> tuple[str, ...]:
+        """What the prices of a model at a position and some batch sizes rest on, in sentences."""
+        firmest: dict[str, Basis] = {}
+        for batch in sorted(set(batches)):
+            parts = [
+                self.layer_parts(layer, shape.hidden_size, position, batch) for layer in set(shape.layers)
+            ]
+            for name, figure in (
+                item for of in (*parts, self.step_parts(shape, batch, ProbeSizes())) for item in of.items()
+            ):
+                firmest[name] = max(figure.basis, firmest.get(name, Basis.MEASURED))
+        said = [
+            f"{basis}: {', '.join(name for name, found in firmest.items() if found is basis)}"
+            for basis in Basis
+            if basis in firmest.values()
+        ]
+        sizes = {
+            self.attention.size_of(layer.attention_width, layer.key_value_width)
+            for layer in set(shape.layers)
+        }
+        notes = [
+            f"{self.name}: {'; '.join(said)}. Heads are taken to be {' and '.join(map(str, sorted(sizes)))} "
+            "wide: a trace holds the width of all together."
+        ]
+        if shape.element_bytes != ELEMENT_BYTES:
+            notes.append(
+                f"Traced in {DTYPES[shape.element_bytes]}, priced in {DTYPE}, the dtype of the tables."
+            )
+        return tuple(notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object; the tables by their hashes, which are among the details."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("products", "attention")}
+        return {**kept, "details": dict(self.details)}
+
+
+def feed_forward_width(layer: LayerShape, hidden: int) -> int:
+    """Inner size of a feed-forward network of a gate, an up and a down matrix with a layer's elements.
+
+    What of a layer's elements is not Q, K, V and the attention's output. Of a network without a gate the same
+    bytes are moved by other shapes.
+    """
+    attention = 2 * hidden * layer.attention_width + layer.key_value_parameters
+    return (layer.active_parameters - attention) // (3 * hidden)
+
+
+def require_dense(shape: ModelShape, machine: str) -> None:
+    """Raise InputError unless every layer is attention and one network, with weights of the model's dtype."""
+    for number, layer in enumerate(shape.layers, start=1):
+        problems = {
+            f"is of kind {layer.kind}": layer.kind != "attention",
+            f"has {layer.experts} experts": layer.experts > 0,
+            "caches a latent": layer.expansion_parameters > 0,
+            "keeps no K and V of its own": layer.key_value_width == 0,
+            "has quantised weights": layer.element_bytes is not None,
+            "has no feed-forward network beside attention": feed_forward_width(layer, shape.hidden_size) < 1,
+        }
+        problem = next((what for what, holds in problems.items() if holds), None)
+        if problem is not None:
+            raise _not_priced(
+                machine, f"layer {number} {problem}; the tables hold dense layers with attention"
+            )
+    if shape.element_bytes not in DTYPES:
+        raise _not_priced(machine, f"weights of {shape.element_bytes} bytes an element are not {DTYPE}")
+
+
+def _not_priced(machine: str, what: str) -> InputError:
+    return InputError(
+        what,
+        where=f"machine {machine}",
+        fix="choose a data sheet, such as --hardware h100, or a profile of your own engine "
+        "(docs/hardware.md)",
+    )
