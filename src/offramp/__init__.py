@@ -14,8 +14,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Model": "offramp.models.model",
     "load_model": "offramp.tracing.loading",
+    "wrap": "offramp.models.wrapping",
     "Workload": "offramp.workloads.workload",
     "load_workload": "offramp.workloads.registry",
+    "workload_of": "offramp.workloads.given",
     "Trace": "offramp.tracing.trace",
     "trace": "offramp.tracing.tracer",
     "ScoreCard": "offramp.scoring.card",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
     from offramp.models.model import Model
+    from offramp.models.wrapping import wrap
     from offramp.policies.frontier import frontier
     from offramp.policies.grammar import parse_policy
     from offramp.policies.policy import ExitPolicy
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
     from offramp.tuning.ranking import ranking
     from offramp.tuning.ranking import ranking as league
     from offramp.tuning.tuned import Tuned
+    from offramp.workloads.given import workload_of
     from offramp.workloads.registry import load_workload
     from offramp.workloads.workload import Workload
 
@@ -121,6 +125,8 @@ __all__ = [
     "trace",
     "tune",
     "tune_tasks",
+    "workload_of",
+    "wrap",
 ]
 
 

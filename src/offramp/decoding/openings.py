@@ -14,7 +14,7 @@ from offramp.policies.binding import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles, split_documents, split_roles
-from offramp.workloads.packing import encode_start
+from offramp.workloads.packing import encode_document
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
@@ -48,12 +48,12 @@ class Openings:
     left_out: Mapping[str, int]
 
 
-def _start_of(model: Model, workload: Workload, text: str, most: int) -> tuple[int, ...]:
+def _start_of(model: Model, workload: Workload, document: Document, most: int) -> tuple[int, ...]:
     """Token ids of a text's start, or of a whole prompt; through the chat template if the workload has it."""
     encode = model.encode_chat if workload.chat else model.encode
     if workload.mode == "generation":
-        return tuple(encode(text))
-    return tuple(encode_start(encode, text, most)[:most])
+        return encode_document(encode, document)
+    return encode_document(encode, document, most)[:most]
 
 
 def _room(model: Model, workload: Workload, prompt_tokens: int, new_tokens: int) -> int | None:
@@ -121,7 +121,7 @@ def choose_openings(
     left_out: Counter[str] = Counter()
 
     def opening(document: Document) -> Opening | None:
-        ids = _start_of(model, workload, document.text, prompt_tokens + 1)
+        ids = _start_of(model, workload, document, prompt_tokens + 1)
         why = None
         if whole:
             why = EMPTY if not ids else NO_ROOM if room is not None and len(ids) > room else None
@@ -197,7 +197,7 @@ def prompts_of(
     for document in reversed(documents):
         if document.id in fitted:
             continue
-        ids = list(_start_of(model, workload, document.text, prompt_tokens))
+        ids = list(_start_of(model, workload, document, prompt_tokens))
         if ids and (room is None or len(ids) <= room):
             found.append(ids)
         if len(found) == max(count, most or 0):
@@ -246,12 +246,12 @@ def pick_prompts(
 
     Raises InputError if no document is long enough, or every prompt too long.
     """
-    texts = {document.id: document.text for document in workload.documents}
+    documents = {document.id: document for document in workload.documents}
     places, unseen = _report_places(trace, seed)
     found: dict[str, tuple[int, ...]] = {}
     for place in places:
         name = trace.documents[place].id
-        ids = _start_of(model, workload, texts[name], OPENING_TOKENS)
+        ids = _start_of(model, workload, documents[name], OPENING_TOKENS)
         whole = workload.mode == "generation"
         fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
         if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def build_model(
         stack=stack,
         shape=measure_shape(hf, stack),
         name=name,
-        identity=identity,
+        identify=lambda: identity,
         dtype=dtype,
         source=source,
     )
@@ -112,7 +113,7 @@ def describe_model(
     stack: ExitStack,
     shape: ModelShape,
     name: str,
-    identity: ModelIdentity,
+    identify: Callable[[], ModelIdentity],
     dtype: str,
     source: Source | None,
     streamed: StreamedLayers | None = None,
@@ -129,7 +130,7 @@ def describe_model(
         tokenizer=tokenizer,
         stack=stack,
         shape=shape,
-        identity=identity,
+        identify=identify,
         dtype=dtype,
         bos_policy=find_bos_policy(tokenizer, config.model_type),
         context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),

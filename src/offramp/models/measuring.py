@@ -326,13 +326,13 @@ def _run_with_cache(hf: Any, stack: ExitStack) -> list[CachedLayer]:
 
 @contextmanager
 def _gradients(layers: Iterable[nn.Module], wanted: bool) -> Iterator[None]:
-    """Run with or without gradients of the layers' weights; afterwards they have none."""
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    """Run with or without gradients of the layers' weights; afterwards they are as they were."""
+    before = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     try:
-        for parameter in parameters:
+        for parameter, _ in before:
             parameter.requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
             yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        for parameter, asked in before:
+            parameter.requires_grad_(asked)

@@ -5,13 +5,15 @@ Which beginning-of-sequence token goes in front of a text, and how a chat turn i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from jinja2 import TemplateError
 
-from offramp.errors import ModelError
+from offramp.errors import InputError, ModelError
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
 from offramp.models.source import Source
@@ -23,7 +25,27 @@ if TYPE_CHECKING:
 # Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
 
-PLAIN_CHAT_TEMPLATE = "User: {prompt}\nAssistant:"
+Messages = Sequence[Mapping[str, str]]
+"""Turns of a conversation, each with a "role" and its "content"."""
+
+
+class NoTokenizer:
+    """In the place of a tokenizer where there is none: the model is given token ids."""
+
+    bos_token_id = eos_token_id = pad_token_id = chat_template = None
+    name_or_path = ""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        """Refuse a text. Raises InputError."""
+        raise InputError(
+            "the model was wrapped without a tokenizer, so it reads no text",
+            where=f"{text[:40]!r}",
+            fix="give offramp.wrap(model, tokenizer), or token ids: offramp.workload_of(ids)",
+        )
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        """The ids themselves, as a text."""
+        return " ".join(str(int(token)) for token in ids)
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,8 @@ class BosPolicy:
 
 def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
     """Look at what the tokenizer does to a short text, and force BOS for the families that need it."""
+    if isinstance(tokenizer, NoTokenizer):
+        return BosPolicy("none")
     bos = tokenizer.bos_token_id
     ids = tokenizer("a", verbose=False)["input_ids"]
     without = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
@@ -55,22 +79,23 @@ def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
     return _with_bos(policy, tokenizer(text, verbose=False)["input_ids"])
 
 
-def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str) -> list[int]:
-    """Token ids of one user turn, ready for the assistant's answer.
+def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> list[int]:
+    """Token ids of one user turn, or of a conversation, ready for the assistant's answer.
 
-    With the tokenizer's chat template and its generation prompt; without a template, as a plain turn
+    With the tokenizer's chat template and its generation prompt; without a template, as plain turns
     ("User: ... Assistant:").
 
-    Raises ModelError if the template cannot write one user turn.
+    Raises ModelError if the template cannot write the turns.
     """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if tokenizer.chat_template is None:
-        return encode_text(tokenizer, policy, PLAIN_CHAT_TEMPLATE.format(prompt=prompt))
-    messages = [{"role": "user", "content": prompt}]
+        turns = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages]
+        return encode_text(tokenizer, policy, "\n".join([*turns, "Assistant:"]))
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the model's chat template cannot write a user's turn: {type(error).__name__}: {error}",
+            f"the model's chat template cannot write these turns: {type(error).__name__}: {error}",
             where=str(tokenizer.name_or_path),
             fix="trace a workload of given texts, or repair the template in the tokenizer's files",
         ) from error
@@ -108,15 +133,55 @@ def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+@contextmanager
+def evaluating(hf: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, and without compiled code, which hooks are not seen in.
+
+    Afterwards every module is as it was before. Flags are set one by one: some modules do more when their
+    `train` is called.
+    """
+    import torch
+
+    training = [module for module in hf.modules() if module.training]
+    compiled = {module: one for module in hf.modules() if (one := module._compiled_call_impl) is not None}
+    try:
+        for module in training:
+            module.training = False
+        for module in compiled:
+            module._compiled_call_impl = None
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for module, one in compiled.items():
+            module._compiled_call_impl = one
+
+
+Measuring = TypeVar("Measuring", bound=Callable[..., Any])
+
+
+def in_evaluation(function: Measuring) -> Measuring:
+    """A function of a model and more, run in evaluation mode without gradients (see `Model.evaluating`)."""
+
+    @functools.wraps(function)
+    def run(model: Model, *arguments: Any, **options: Any) -> Any:
+        with model.evaluating():
+            return function(model, *arguments, **options)
+
+    return cast(Measuring, run)
+
+
 @dataclass(frozen=True)
 class Model:
     """A causal language model whose exits reproduce its own logits.
 
-    name: as given to `load_model` (the last part of a path). hf: the transformers model, in eval mode,
-    without gradients. dtype: "float32" or "bfloat16". context_length: positions at most, None if the config
-    states none. eos_token_ids: tokens that end an answer. source: what it was loaded from, before any
-    transform; None if it was built in memory. streamed: None if all weights are in memory; else `hf` holds no
-    weights of layers, which are read from here one at a time.
+    name: as given to `load_model` (the last part of a path). hf: the transformers model, in eval mode and
+    without gradients unless it was given as an object. dtype: of hidden states, "float32" or "bfloat16".
+    context_length: positions at most, None if the config states none. eos_token_ids: tokens that end an
+    answer. identify: gives `identity`. source: what it was loaded from, before any transform; None if it was
+    built in memory. streamed: None if all weights are in memory; else `hf` holds no weights of layers, which
+    are read from here one at a time.
     """
 
     name: str
@@ -124,7 +189,7 @@ class Model:
     tokenizer: Any
     stack: ExitStack
     shape: ModelShape
-    identity: ModelIdentity
+    identify: Callable[[], ModelIdentity]
     dtype: str
     bos_policy: BosPolicy
     context_length: int | None
@@ -142,6 +207,15 @@ class Model:
         return shown_name(self.name, self.identity.transforms)
 
     @property
+    def identity(self) -> ModelIdentity:
+        """Who it is now: of an object that was given, as its weights are at this moment."""
+        return self.identify()
+
+    def with_identity(self, identity: ModelIdentity, **changes: Any) -> Model:
+        """The same with what else was changed, known from now on as another."""
+        return replace(self, identify=lambda: identity, **changes)
+
+    @property
     def layers(self) -> int:
         """L, the number of decoder layers and of exits."""
         return len(self.stack)
@@ -156,6 +230,22 @@ class Model:
     def uses_plain_chat_template(self) -> bool:
         """Whether `encode_chat` writes a plain turn because the model has no chat template."""
         return self.chat_template is None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients for a while; see `evaluating`.
+
+        Raises ModelError where the weights of the output head are no longer those that were found.
+        """
+        weight, now = self.stack.head_weight, getattr(self.stack.head, "weight", None)
+        if weight is not None and now is not None and weight.data_ptr() != now.data_ptr():
+            raise ModelError(
+                "the weights of the output head were replaced since the exits were found",
+                where=self.shown_name,
+                fix="wrap the model again: offramp.wrap(hf_model, tokenizer)",
+            )
+        with evaluating(self.hf):
+            yield
 
     def require_loaded(self, what: str) -> None:
         """Refuse a model whose layers stay on disk. what: needs all weights in memory, such as "decoding".
@@ -177,8 +267,11 @@ class Model:
         """
         return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text))
 
-    def encode_chat(self, prompt: str) -> list[int]:
-        """Token ids of one user turn with the generation prompt (see `uses_plain_chat_template`)."""
+    def encode_chat(self, prompt: str | Messages) -> list[int]:
+        """Token ids of one user turn, or of a conversation, with the generation prompt.
+
+        See `uses_plain_chat_template`.
+        """
         return self._with_rows(encode_chat(self.tokenizer, self.bos_policy, prompt))
 
     def _with_rows(self, ids: list[int]) -> list[int]:

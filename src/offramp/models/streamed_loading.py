@@ -242,7 +242,7 @@ def load_streamed(
         stack=stack,
         shape=shape,
         name=source.name,
-        identity=source.identity,
+        identify=lambda: source.identity,
         dtype=dtype,
         source=source,
         streamed=streamed,

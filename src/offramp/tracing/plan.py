@@ -75,6 +75,8 @@ def plan_trace(
             encoded, answer(), tokens=tokens, context=context, document_tokens=document_tokens
         )
     selection = select_contexts(encoded, tokens=tokens, context=context, document_tokens=document_tokens)
+    if any(document.tokens is not None for document in workload.documents):
+        _require_known_tokens(model, selection, workload.name)
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]
     return TracePlan(
@@ -83,6 +85,20 @@ def plan_trace(
         tokens=selection.tokens,
         notes=tuple(_notes(model, workload, selection, tokens, document_tokens)),
     )
+
+
+def _require_known_tokens(model: Model, selection: Selection, name: str) -> None:
+    """Refuse given token ids that have no row in the model's embedding. Raises InputError."""
+    ids = {document.document: document.id for document in selection.documents}
+    rows = model.shape.vocabulary_size
+    for context in selection.contexts:
+        beyond = [token for token in (*context.ids, context.next_token) if token >= rows]
+        if beyond:
+            raise InputError(
+                f"the token {beyond[0]:,} is none of the model's, whose embedding has {rows:,} rows",
+                where=f"{name}, {ids[context.document]}",
+                fix=f"give ids from 0 to {rows - 1:,}, of this model's own tokenizer",
+            )
 
 
 def plan_with_answers(

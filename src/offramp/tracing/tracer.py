@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from offramp.errors import DamagedFileError, ModelError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.models.devices import device_name
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads, require_readable
@@ -46,13 +47,14 @@ from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
-from offramp.workloads.registry import load_workload
+from offramp.workloads.given import read_workload
 from offramp.workloads.workload import Workload
 
 
+@in_evaluation
 def trace(
     model: Model,
-    workload: str | Workload,
+    workload: Any,
     tokens: int = DEFAULT_TOKENS,
     exits: str | Sequence[int] = "all",
     signals: str | Sequence[str] = (),
@@ -69,6 +71,8 @@ def trace(
 ) -> Trace:
     """Measure a model at every exit on a workload.
 
+    workload: a name as `load_workload` takes it, a Workload, or what `workload_of` makes one of: texts, token
+    ids, conversations, a dataset.
     tokens: rows to trace; all there are if the workload has fewer (a note says so). exits: "all", "10,20,30"
     or layers; the last layer is always traced. context: tokens of one sequence at most, by default 512 or as
     many as the model takes. document_tokens: rows of one document at most; by default many documents are
@@ -90,7 +94,7 @@ def trace(
     ModelError for a transformed model without a reference, WorkloadError for the workload.
     """
     check_reference(model, reference)
-    work = load_workload(workload) if isinstance(workload, str) else workload
+    work = read_workload(workload)
     recorded = parse_signals(signals, work.mode)
     if model.streamed is not None:
         require_given_text(model.name, work, sum(model.streamed.layer_bytes))

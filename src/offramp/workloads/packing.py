@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from offramp.errors import InputError, WorkloadError
 from offramp.workloads.workload import Document
@@ -35,7 +35,22 @@ class EncodedDocument:
         return max(0, len(self.ids) - first_row - 1)
 
 
-def encode_start(encode: Callable[[str], Sequence[int]], text: str, most: int | None) -> Sequence[int]:
+Encode = Callable[[Any], Sequence[int]]
+"""Token ids of a text or, through the chat template, of a conversation's messages."""
+
+
+def encode_document(encode: Encode, document: Document, most: int | None = None) -> tuple[int, ...]:
+    """Token ids of a document as the model is given it; of a long text at least the first `most`."""
+    if document.tokens is not None:
+        ids: Sequence[int] = document.tokens
+    elif document.messages is not None:
+        ids = encode([{"role": role, "content": said} for role, said in document.messages])
+    else:
+        ids = encode_start(encode, document.text, most)
+    return tuple(int(token) for token in ids)
+
+
+def encode_start(encode: Encode, text: str, most: int | None) -> Sequence[int]:
     """Ids of a text: of one that is much longer than so many tokens, the first ones only. None: all.
 
     A start of a text ends anywhere, within a word even, so that its last ids may be others than those of the
@@ -60,7 +75,7 @@ class EncodedDocuments(Sequence[EncodedDocument]):
     def __init__(
         self,
         documents: Sequence[Document],
-        encode: Callable[[str], Sequence[int]],
+        encode: Encode,
         *,
         prepended: int = 0,
         most: int | None = None,
@@ -86,9 +101,10 @@ class EncodedDocuments(Sequence[EncodedDocument]):
         place = range(len(self))[index]
         if place not in self._encoded:
             document = self._documents[place]
-            most = None if self._most is None else self._prepended + self._most
-            ids = tuple(int(token) for token in encode_start(self._encode, document.text, most))
-            self._encoded[place] = EncodedDocument(document.id, ids, prepended=self._prepended)
+            prepended = 0 if document.tokens is not None else self._prepended
+            most = None if self._most is None else prepended + self._most
+            ids = encode_document(self._encode, document, most)
+            self._encoded[place] = EncodedDocument(document.id, ids, prepended=prepended)
         return self._encoded[place]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
@@ -15,10 +15,23 @@ Mode = Literal["text", "generation"]
 
 @dataclass(frozen=True)
 class Document:
-    """One text, or one prompt whose answer the model will write. `id` is unique within the workload."""
+    """One text, or one prompt whose answer the model will write. `id` is unique within the workload.
+
+    tokens: the token ids that the model is given, exactly these, where there is no text to encode; `text`
+    then lists them. messages: role and content of the turns of a conversation, which the chat template
+    writes; `text` then is what they say.
+    """
 
     id: str
     text: str
+    tokens: tuple[int, ...] | None = None
+    messages: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def content(self) -> list[Any]:
+        """What is hashed of it: id and text, and whatever else says what the model is given."""
+        tokens = [] if self.tokens is None else [list(self.tokens)]
+        return [self.id, self.text, *tokens, *([] if self.messages is None else [list(self.messages)])]
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Workload:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of mode, chat and every document: equal exactly when the traced text is equal."""
-        content = [self.mode, self.chat, [[document.id, document.text] for document in self.documents]]
+        content = [self.mode, self.chat, [document.content for document in self.documents]]
         return sha256_of_text(canonical_json(content))
 
 

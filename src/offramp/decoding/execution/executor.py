@@ -231,7 +231,7 @@ def opened_executor(
         new_tokens=new_tokens,
         heads=fitted,
     )
-    with ExecutionStore.open(folder) as store:
+    with model.evaluating(), ExecutionStore.open(folder) as store:
         yield ModelExecutor(
             model,
             trace,

@@ -34,7 +34,7 @@ from offramp.decoding.options import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.fixed import Never
 from offramp.policies.steps import DRAFT_LENGTH
 
@@ -65,6 +65,7 @@ _NOT_HERE = {
 }
 
 
+@in_evaluation
 def generate(
     model: Model,
     prompt: Prompt,

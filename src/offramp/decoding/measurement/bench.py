@@ -14,13 +14,14 @@ from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.policies.steps import DRAFT_LENGTH
 from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4
 
 
+@in_evaluation
 def bench(model: Model, policy: PolicySource, **options: Any) -> BenchResult:
     """Time a policy beside plain decoding and peers. Options, shapes and errors as in `measure`."""
     return measure(model, policy, **options).result

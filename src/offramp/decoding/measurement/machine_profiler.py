@@ -26,7 +26,7 @@ from offramp.decoding.measurement.timed_probes import probe_sizes
 from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
 from offramp.errors import InputError, ModelError
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 
 # Each size up to that of a draft of four tokens with the token after it: products of two or three rows can
 # take longer than those of four, so that nothing is read off between them.
@@ -47,6 +47,7 @@ BUSY = (
 )
 
 
+@in_evaluation
 def measure_hardware(
     model: Model,
     *,

@@ -34,7 +34,7 @@ from offramp.decoding.strategies.mapped import Mapped, StateMaps
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
 from offramp.errors import InputError, OfframpError, PolicyError
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy
@@ -155,6 +155,7 @@ SHARED_BYTES = 1 << 30
 Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 
 
+@in_evaluation
 def rerun(
     model: Model,
     trace: Trace,

@@ -17,6 +17,7 @@ from offramp.policies.binding import base_of, reads_exits
 from offramp.tracing.described_heads import reading_of, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
+from offramp.workloads.packing import encode_document
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
@@ -75,6 +76,12 @@ def require_model(model: Model, trace: Trace) -> None:
     """Raise InputError for a trace of another model, or of the same one with other transforms."""
     traced = trace.request.get("model") or {}
     if traced.get("fingerprint") != model.identity.fingerprint:
+        if model.source is None and traced.get("name") == model.shown_name:
+            raise InputError(
+                f"the weights or settings of {model.shown_name} changed since it was traced",
+                where=str(trace.folder or "the trace"),
+                fix="trace it again as it is now: offramp.trace(model, ...)",
+            )
         raise InputError(
             f"the trace is of another model, {traced.get('name', 'without a name')}",
             where=str(trace.folder or "the trace"),
@@ -102,7 +109,7 @@ def _prompts(model: Model, trace: Trace, workload: Workload | None) -> Mapping[s
     encode = model.encode_chat if workload.chat else model.encode
     wanted = {trace.documents[int(place)].id for place in np.unique(trace.document)}
     return {
-        document.id: tuple(int(token) for token in encode(document.text))
+        document.id: encode_document(encode, document)
         for document in workload.documents
         if document.id in wanted
     }

@@ -111,7 +111,7 @@ class Prune:
         shape = dataclasses.replace(model.shape, layers=tuple(model.shape.layers[index] for index in keep))
         identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
         stack = find_stack(model.hf, name=model.name)
-        return dataclasses.replace(model, stack=stack, shape=shape, identity=identity)
+        return model.with_identity(identity, stack=stack, shape=shape)
 
     def _check_applicable(self, model: Model) -> None:
         if not self.resolved:

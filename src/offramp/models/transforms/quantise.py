@@ -91,7 +91,7 @@ class Quantised(ABC):
         config = find_config(self.bits, self.shared, model.dtype, device)
         identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
         transform = self._in_memory if model.streamed is None else self._on_disk
-        return dataclasses.replace(transform(model, config), identity=identity)
+        return transform(model, config).with_identity(identity)
 
     def _in_memory(self, model: Model, config: Any) -> Model:
         from offramp.models.discovery import find_stack, probe_ids

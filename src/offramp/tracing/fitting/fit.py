@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, KeyValueMaps, LinearLens
 from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
@@ -67,6 +67,7 @@ CLASSIFIER_TOKENS = 4096
 """Tokens for the classifiers at most: every exit is read out for them, and their states are kept."""
 
 
+@in_evaluation
 def fit_heads(
     model: Model,
     workloads: str | Workload | Sequence[str | Workload],

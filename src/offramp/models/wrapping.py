@@ -1,0 +1,108 @@
+"""`wrap`: a model object that one holds already, checked on the object itself as a loaded one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offramp.errors import ModelError
+from offramp.models.calls import first_tensor
+from offramp.models.discovery import find_stack
+from offramp.models.loading import describe_model
+from offramp.models.measuring import measure_shape
+from offramp.models.model import Model, NoTokenizer, evaluating
+from offramp.models.object_identity import ObjectIdentity
+from offramp.models.shape import DTYPES
+from offramp.models.stack import ExitStack
+from offramp.models.tensors import check_finite
+
+
+def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
+    """A model object as offramp takes one: nothing is copied, its mode and gradients stay as they are.
+
+    hf_model: a causal language model of transformers, however it came about: built by hand, fine-tuned a
+    moment ago, with adapters (PEFT), quantised, compiled, wrapped for several processes, or spread over
+    devices. The exits are found, and the readout is checked, on the object. tokenizer: None for a model that
+    is given token ids (see `offramp.workload_of`). name: by which results call it.
+
+    Its weights are hashed when its identity is first asked for, as a trace does, and again only if they
+    changed; what was measured of other weights is then refused.
+
+    Raises ModelError: weights that are not in memory or not finite, layers of different dtypes, adapters that
+    put tokens in front, or exits that cannot be read out exactly.
+    """
+    hf = bare(hf_model)
+    named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name
+    _require_in_memory(hf, named)
+    check_finite(hf, named)
+    with evaluating(hf):
+        stack = find_stack(hf, name=named)
+        shape = measure_shape(hf, stack)
+    return describe_model(
+        hf,
+        NoTokenizer() if tokenizer is None else tokenizer,
+        stack=stack,
+        shape=shape,
+        name=named,
+        identify=ObjectIdentity(hf, NoTokenizer() if tokenizer is None else tokenizer),
+        dtype=_dtype(stack, named),
+        source=None,
+    )
+
+
+def bare(model: Any) -> Any:
+    """The transformers model inside of what compiles it, spreads it over processes, or adapts it.
+
+    Adapters within the layers stay where they are. Raises ModelError for what is none.
+    """
+    inner = model
+    while True:
+        if hasattr(inner, "_orig_mod"):  # torch.compile
+            inner = inner._orig_mod
+        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
+            prompts = [one for one in inner.peft_config.values() if one.is_prompt_learning]
+            if prompts:
+                raise ModelError(
+                    f"the adapter puts tokens or keys of its own in front ({type(prompts[0]).__name__})",
+                    where=type(model).__name__,
+                    fix="use an adapter within the layers (LoRA and the like), or the model without it",
+                )
+            inner = inner.get_base_model()
+        else:
+            break
+    if not isinstance(inner, nn.Module) or not hasattr(inner, "config"):
+        raise ModelError(
+            f"a model cannot be a {type(model).__name__}",
+            where="offramp.wrap",
+            fix="give a causal language model of transformers, or load one by name: offramp.load_model",
+        )
+    return inner
+
+
+def _require_in_memory(hf: Any, name: str) -> None:
+    absent = [one for one, weight in hf.named_parameters() if weight.is_meta]
+    if absent:
+        raise ModelError(
+            f"{len(absent)} weights are not in memory (on the meta device, or offloaded), the first is "
+            f"{absent[0]}",
+            where=name,
+            fix="load the model whole; or trace its folder, whose layers are then read from disk one at a "
+            "time: offramp trace FOLDER --stream",
+        )
+
+
+def _dtype(stack: ExitStack, name: str) -> str:
+    """The dtype of the hidden states, which adapters and scales of another one leave alone."""
+    found = {str(first_tensor(output).dtype).removeprefix("torch.") for output in stack.layer_outputs}
+    (dtype, *others) = sorted(found)
+    if others or dtype not in DTYPES:
+        raise ModelError(
+            f"the layers give hidden states in {' and '.join(sorted(found))}",
+            where=name,
+            fix=f"bring the whole model to one dtype, of {', '.join(DTYPES)}: model.to(dtype)",
+        )
+    return dtype
