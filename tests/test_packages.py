@@ -20,6 +20,7 @@ PACKAGES = (
     "cli",
     "report",
     "studies",
+    "lab",
     "decoding",
     "tuning",
     "policies",
@@ -31,7 +32,13 @@ PACKAGES = (
     "records",
 )
 # What a package knows nothing of, although it lies further down.
-APART = {("report", "models"), ("tuning", "models"), ("costs", "tracing"), ("workloads", "models")}
+APART = {
+    ("report", "models"),
+    ("studies", "lab"),
+    ("tuning", "models"),
+    ("costs", "tracing"),
+    ("workloads", "models"),
+}
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of offramp itself that lie below every package.

@@ -15,6 +15,8 @@ _HOMES = {
     "Model": "offramp.models.model",
     "load_model": "offramp.tracing.loading",
     "wrap": "offramp.models.wrapping",
+    "exit_scores": "offramp.lab.exit_scores",
+    "ExitScoreCallback": "offramp.lab.callback",
     "Workload": "offramp.workloads.workload",
     "load_workload": "offramp.workloads.registry",
     "workload_of": "offramp.workloads.given",
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
     from offramp.decoding.measurement.machine_profiler import measure_hardware
     from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
+    from offramp.lab.callback import ExitScoreCallback
+    from offramp.lab.exit_scores import exit_scores
     from offramp.models.model import Model
     from offramp.models.wrapping import wrap
     from offramp.policies.frontier import frontier
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "ExitPolicy",
+    "ExitScoreCallback",
     "Generation",
     "InputError",
     "Model",
@@ -105,6 +110,7 @@ __all__ = [
     "bench",
     "compare",
     "early_exit",
+    "exit_scores",
     "find_machine",
     "fit_heads",
     "frontier",

@@ -221,6 +221,11 @@ class Model:
         return len(self.stack)
 
     @property
+    def has_no_tokenizer(self) -> bool:
+        """Whether it is given token ids alone."""
+        return isinstance(self.tokenizer, NoTokenizer)
+
+    @property
     def chat_template(self) -> str | None:
         """The tokenizer's chat template, None if it has none."""
         template = self.tokenizer.chat_template

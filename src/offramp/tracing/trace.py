@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from offramp.tracing.part import (
     read_columns,
     read_marginal,
 )
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FactArray = NDArray[np.float32] | NDArray[np.int32]
 
@@ -83,6 +86,36 @@ class Trace:
         self._read_marginal = marginal
         self._facts: dict[str, FactArray] = {}
         self._marginal: Marginal | None = None
+
+    def to_arrow(self) -> pyarrow.Table:
+        """One row per (token, exit), in the order of the tokens: where it stands, and every fact.
+
+        Columns: document (its id), position, token, next_token, generated, exit, reference_top1 where there
+        is one, then facts by name.
+        """
+        import pyarrow
+
+        exits = len(self.exits)
+        ids = np.array([record.id for record in self.documents], dtype=object)
+        columns: dict[str, NDArray[Any]] = {"document": ids[self.document]}
+        columns |= {name: getattr(self, name) for name in ("position", "token", "next_token", "generated")}
+        if self.reference_top1 is not None:
+            columns[REFERENCE_TOP1] = self.reference_top1
+        wide = {name: np.repeat(column, exits) for name, column in columns.items()}
+        wide["exit"] = np.tile(self.exits, self.token_count)
+        facts = {name: self.fact(name).reshape(-1) for name in self.fact_names}
+        return pyarrow.table({**wide, **facts})
+
+    def to_pandas(self) -> Any:
+        """The same as a pandas DataFrame. Raises InputError where pandas is not installed."""
+        try:
+            return self.to_arrow().to_pandas()
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "pandas is not installed",
+                where="Trace.to_pandas",
+                fix="pip install pandas, or use to_arrow()",
+            ) from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Trace:

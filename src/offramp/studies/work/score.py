@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 
 import numpy as np
 
+from offramp.scoring.text_size import NOTHING, bits_per_byte
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import require_planned, trace_of
-from offramp.studies.work.text_size import NOTHING, read_text_sizes
-from offramp.tracing.trace import Trace
+from offramp.studies.work.text_size import read_text_sizes
 
 
 class ScoreWork:
@@ -42,12 +41,3 @@ class ScoreWork:
                 "notes": list(trace.provenance["notes"]),
             }
         )
-
-
-def bits_per_byte(trace: Trace, size: int) -> float | None:
-    """Summed NLL of the observed tokens at the last exit, in bits, over the text's bytes; None without any.
-
-    Unlike nats per token, it does not depend on how a tokenizer cuts the text.
-    """
-    nats = float(np.sum(trace.fact("nll")[:, -1], dtype=np.float64))
-    return nats / math.log(2.0) / size if size else None

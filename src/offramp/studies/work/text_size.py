@@ -1,48 +1,15 @@
-"""How long the text of a trace is in bytes and characters, so that other tokenizers can be compared with it.
-
-What is counted is the observed text: the tokens whose probability the trace holds (`next_token` of every
-row). A run of consecutive rows is decoded behind the token of its first row, which was not observed, and that
-token's own text taken off, so that spaces at the seam come out right. Special tokens (an end token, the marks
-of a chat template) are no text: they count nothing. A character is counted where the last of its bytes was
-observed. If a run ends within a character, the tokenizer writes U+FFFD for the bytes it has: each such mark
-at the end counts as one byte and as no character, up to two bytes too few (a U+FFFD of the text itself, too).
-"""
+"""How long the text of a trace is, kept beside it by document."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.manifest import study_file
-from offramp.tracing.trace import Trace
 
 TEXT = "text.json"
-PARTIAL = "\N{REPLACEMENT CHARACTER}"
-
-Decode = Callable[[Sequence[int]], str]
-"""Token ids to text, special tokens left out."""
-
-
-@dataclass(frozen=True)
-class TextSize:
-    """Bytes in UTF-8, characters, and tokens of some observed text."""
-
-    bytes: int
-    characters: int
-    tokens: int
-
-    def __add__(self, other: TextSize) -> TextSize:
-        """Both texts together."""
-        return TextSize(
-            self.bytes + other.bytes, self.characters + other.characters, self.tokens + other.tokens
-        )
-
-
-NOTHING = TextSize(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -54,40 +21,6 @@ class TextSizes:
 
 
 FILE = study_file(TextSizes)
-
-
-def text_sizes(trace: Trace, decode: Decode) -> dict[str, TextSize]:
-    """The observed text of every document with rows, by its id."""
-    found: dict[str, TextSize] = {}
-    for rows in runs_of(trace):
-        first = int(trace.token[rows[0]])
-        observed = trace.next_token[rows].tolist()
-        size = _decoded_size(decode([first, *observed]), decode([first]), len(observed))
-        identity = trace.documents[int(trace.document[rows[0]])].id
-        found[identity] = found.get(identity, NOTHING) + size
-    return found
-
-
-def runs_of(trace: Trace) -> Iterator[NDArray[np.int64]]:
-    """The rows of every stretch of text without a gap: each row's token is the one before's next token."""
-    follows = (
-        (trace.document[1:] == trace.document[:-1])
-        & (trace.position[1:] == trace.position[:-1] + 1)
-        & (trace.token[1:] == trace.next_token[:-1])
-    )
-    rows = np.arange(trace.token_count)
-    yield from np.split(rows, np.flatnonzero(~follows) + 1) if trace.token_count else ()
-
-
-def _decoded_size(whole: str, before: str, tokens: int) -> TextSize:
-    (bytes_in, characters_in), (bytes_before, characters_before) = _size(whole), _size(before)
-    return TextSize(bytes_in - bytes_before, characters_in - characters_before, tokens)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Bytes and characters, marks of a partial character at the end as one byte each."""
-    whole = text.rstrip(PARTIAL)
-    return len(whole.encode()) + len(text) - len(whole), len(whole)
 
 
 def write_text_sizes(folder: Path, sizes: Mapping[str, TextSize]) -> None:
