@@ -18,6 +18,7 @@ from offramp.models.checkpoint import (
     stated_count,
     stated_layers,
 )
+from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity
 from offramp.models.memory import WORKING_SHARE, machine_memory, shown_size
 from offramp.models.source import (
@@ -57,6 +58,8 @@ class _ModelSearch:
     unreachable: str | None = None
 
     def find(self, entry: ModelEntry, place: int) -> FoundModel:
+        if is_object(entry.source):
+            return _from_object(entry)
         path = (self.study.folder / Path(entry.source).expanduser()).absolute()
         sizes = ("layers", "hidden", "vocabulary", "parameters")
         stated = FoundModel(entry, entry.source, **{name: getattr(entry, name) for name in sizes})
@@ -143,6 +146,27 @@ class _ModelSearch:
             f"{shown_size(room)} of memory: trace it layer by layer ([large] stream = true), or elsewhere"
         )
         return dataclasses.replace(model, missing=why)
+
+
+def _from_object(entry: ModelEntry) -> FoundModel:
+    """A model object of this process; said to be missing in any other."""
+    try:
+        model = named_object(entry.source)
+    except ModelError as error:
+        return FoundModel(entry, entry.source, missing=error.what)
+    shape = model.shape
+    weights = sum(layer.parameters for layer in shape.layers) + shape.tail_parameters + shape.head_parameters
+    return FoundModel(
+        entry,
+        entry.source,
+        identity=model.identity,
+        layers=model.layers,
+        hidden=shape.hidden_size,
+        vocabulary=shape.vocabulary_size,
+        context=model.context_length,
+        parameters=float(weights),
+        model_type=model.hf.config.model_type,
+    )
 
 
 def _describe(source: Source) -> dict[str, Any]:

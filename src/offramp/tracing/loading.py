@@ -10,18 +10,19 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import AUTO, CPU, find_device, require_dtype
+from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.memory import shown_size
-from offramp.models.source import at_revision
+from offramp.models.source import Source, at_revision
 
 if TYPE_CHECKING:
     from offramp.models.loading import Placement
     from offramp.models.model import Model
-    from offramp.models.source import Source
     from offramp.models.transforms.transform import Transform
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
@@ -102,13 +103,17 @@ def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """A model's files and what is to be done to it; no weight is loaded yet. device: as `find_device`."""
+    """A model's files and what is to be done to it; no weight is loaded yet.
+
+    device: as `find_device`. given: the model itself, where it is an object of this process.
+    """
 
     source: Source
     transforms: tuple[Transform, ...]
     dtype: str
     trust_remote_code: bool
     device: str = CPU
+    given: Model | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -144,6 +149,8 @@ class ModelRequest:
 
         Raises ModelError or InputError for what does not fit.
         """
+        if self.given is not None:
+            return self.given
         from offramp.models.loading import Placement
 
         return load_transformed(
@@ -172,12 +179,26 @@ def find_model(
     from offramp.models.source import find_source
 
     require_dtype(dtype)
+    if is_object(name):
+        return _of_object(named_object(name), transforms)
     device = find_device(device)
     source = find_source(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
     if dtype == AUTO:
         dtype = "float32" if device == CPU else stored_dtype(source.folder)
         require_usable(transforms, dtype)
     return ModelRequest(source, tuple(transforms), dtype, trust_remote_code, device)
+
+
+def _of_object(model: Model, transforms: Sequence[Transform]) -> ModelRequest:
+    """The request for a model object, as it is. Raises InputError for transforms, which would change it."""
+    if transforms:
+        raise InputError(
+            "a model object is taken as it is, and a transform would change it",
+            where=transforms[0].text,
+            fix="transform it yourself and wrap the result, or load a model by name",
+        )
+    source = Source(model.name, Path(), model.identity)
+    return ModelRequest(source, (), model.dtype, False, str(model.stack.device), model)
 
 
 def load_transformed(
@@ -230,6 +251,12 @@ def stays_on_disk(asked: ModelRequest, *, stream: bool | None, memory: int | Non
             where=", ".join(asked.texts),
             fix="leave out the pruning, or --stream and --memory",
         )
+    if asked.given is not None and (stream or memory is not None):
+        raise InputError(
+            "a model object is in memory, so its layers cannot stay on disk",
+            where=asked.name,
+            fix="leave out stream and memory, or name the model's folder",
+        )
     if stream is False or not (stream or _exceeds(asked, memory)):
         return False
     if pruned:
@@ -281,7 +308,12 @@ def load_for_tracing(
 
 
 def _exceeds(asked: ModelRequest, memory: int | None) -> bool:
-    """Whether the weights are more than a budget in bytes, or than fits if that is None."""
+    """Whether the weights are more than a budget in bytes, or than fits if that is None.
+
+    Those of an object are in memory already.
+    """
+    if asked.given is not None:
+        return False
     from offramp.models.streamed_loading import weight_bytes, would_not_fit
 
     if memory is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from offramp.errors import WorkloadError
-from offramp.workloads.registry import load_workload, require_usable
+from offramp.workloads.registry import GIVEN, load_workload, remember, require_usable
 from offramp.workloads.workload import Document, Mode, Workload
 
 FIELDS = ("input_ids", "messages", "text")
@@ -28,7 +29,7 @@ def read_workload(given: Any) -> Workload:
 def workload_of(
     given: Any,
     *,
-    name: str = "given",
+    name: str | None = None,
     mode: Mode | None = None,
     field: str | None = None,
     licence: str = "not stated",
@@ -40,31 +41,36 @@ def workload_of(
     Token ids are given to the model exactly as they are, nothing in front. Of a conversation, everything up
     to the last turn that is not the assistant's is the prompt. mode: "text" traces what is given,
     "generation" lets the model answer it first; by default conversations are answered, all else is traced.
-    field: the column of a dataset.
+    field: the column of a dataset. name: "given:" and this is what results call it, and what it is found by
+    again in this process; by default it is made of the content.
 
     Raises WorkloadError for anything else, and for documents without content.
     """
     rows, found = _rows(given, field)
     documents = tuple(_document(place, row) for place, row in enumerate(rows))
     if not documents:
-        raise WorkloadError("there are no documents", where=name, fix=FIX)
+        raise WorkloadError("there are no documents", where=name or GIVEN, fix=FIX)
     chat = documents[0].messages is not None
     kinds = {(one.tokens is None, one.messages is None) for one in documents}
     if len(kinds) > 1:
-        raise WorkloadError("texts, token ids and conversations are mixed", where=name, fix="give one kind")
+        raise WorkloadError(
+            "texts, token ids and conversations are mixed", where=name or GIVEN, fix="give one kind"
+        )
     if chat and mode == "text":
         raise WorkloadError(
-            "conversations are answered, not traced as they are", where=name, fix="leave out mode"
+            "conversations are answered, not traced as they are", where=name or GIVEN, fix="leave out mode"
         )
     workload = Workload(
-        name=name,
+        name=GIVEN,
         mode=mode or ("generation" if chat else "text"),
         documents=documents,
         licence=licence,
         source=f"given in Python{found}",
         chat=chat,
     )
+    workload = replace(workload, name=f"{GIVEN}:{name or workload.fingerprint[:8]}")
     require_usable(workload)
+    remember(workload)
     return workload
 
 

@@ -15,6 +15,18 @@ from offramp.workloads.text_files import JSON_LINES, TEXT
 from offramp.workloads.workload import Workload, WorkloadDescription, WorkloadSource
 
 ENTRY_POINT_GROUP = "offramp.workloads"
+
+GIVEN = "given"
+"""In front of the names of workloads that were made of what a program holds (`offramp.workload_of`)."""
+
+_given: dict[str, Workload] = {}
+
+
+def remember(workload: Workload) -> None:
+    """Let this process find a workload by its name from now on."""
+    _given[workload.name] = workload
+
+
 _SOURCES: dict[str, WorkloadSource] = {}
 
 
@@ -40,6 +52,14 @@ def load_workload(spec: str) -> Workload:
     text.
     """
     name, colon, argument = spec.partition(":")
+    if name == GIVEN:
+        if spec in _given:
+            return _given[spec]
+        raise WorkloadError(
+            f"there is no workload {spec!r} in this process",
+            where=f"workload {spec}",
+            fix="make it again: offramp.workload_of(...), with the same content and name",
+        )
     # Plug-ins are loaded only when they are asked for: a broken one does not stop the others.
     sources = _SOURCES if name in _SOURCES else _sources()
     if name not in sources:

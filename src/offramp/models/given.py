@@ -1,0 +1,39 @@
+"""Model objects of this process by name, so that a study, which names its models, can mean one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from offramp.errors import ModelError
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
+
+OBJECT = "object:"
+"""In front of the name of a model object, where a model is named."""
+
+_objects: dict[str, Model] = {}
+
+
+def name_object(model: Model) -> str:
+    """The name under which this process finds a model object from now on."""
+    name = f"{OBJECT}{model.name}"
+    _objects[name] = model
+    return name
+
+
+def named_object(name: str) -> Model:
+    """The model object of a name. Raises ModelError if this process was given none of it."""
+    if name not in _objects:
+        raise ModelError(
+            f"{name} is a model object of another Python process",
+            where=name,
+            fix="run it there again: offramp.run(offramp.wrap(model, tokenizer), ...); finished results are "
+            "read without it",
+        )
+    return _objects[name]
+
+
+def is_object(name: str) -> bool:
+    """Whether a model's name means an object."""
+    return name.startswith(OBJECT)
