@@ -40,6 +40,9 @@ _HOMES = {
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.decoding.measurement.machine_profiler",
+    "run": "offramp.cli.run_call",
+    "Findings": "offramp.report.run_findings",
+    "passages": "offramp.studies.work.passage",
     "bench": "offramp.decoding.measurement.bench",
     "generate": "offramp.decoding.generation.generate",
     "rerun": "offramp.decoding.rerun.rerunner",
@@ -55,6 +58,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from offramp.cli.run_call import run
     from offramp.costs.hardware import find_machine
     from offramp.decoding.execution.tune import TunedTasks, tune, tune_tasks
     from offramp.decoding.generation.early_exit import early_exit
@@ -72,12 +76,14 @@ if TYPE_CHECKING:
     from offramp.policies.grammar import parse_policy
     from offramp.policies.policy import ExitPolicy
     from offramp.policies.replay import replay
+    from offramp.report.run_findings import Findings
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import score
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
     from offramp.studies.study_file import read_study
+    from offramp.studies.work.passage import passages
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.loading import load_model
@@ -96,6 +102,7 @@ __all__ = [
     "Comparison",
     "ExitPolicy",
     "ExitScoreCallback",
+    "Findings",
     "Generation",
     "InputError",
     "Model",
@@ -122,11 +129,13 @@ __all__ = [
     "load_workload",
     "measure_hardware",
     "parse_policy",
+    "passages",
     "predict",
     "ranking",
     "read_study",
     "replay",
     "rerun",
+    "run",
     "score",
     "trace",
     "tune",

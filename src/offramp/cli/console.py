@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from offramp.errors import OfframpError
-from offramp.tracing.progress import Lines, say
+from offramp.tracing.progress import Lines, is_quiet, say
 
 Progress = Callable[[int, int], None]
 """Called with what is done so far and with how much there is in all."""
@@ -39,7 +39,7 @@ def stage(description: str, seconds: float | None = None) -> Iterator[None]:
     seconds: that it is expected to take, None if that is not known.
     """
     expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         say(description + expected)
         yield
         return
@@ -56,7 +56,7 @@ def progress_bar(description: str, seconds: float | None = None) -> Iterator[Pro
     seconds: that it is expected to take, None if that is not known.
     """
     expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         say(description + expected)
         yield Lines(description).show
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,10 +24,8 @@ from offramp.cli.options import (
     Stream,
     Tokens,
     Transforms,
-    require_options,
 )
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
-from offramp.errors import InputError
 from offramp.files import safe_name
 from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
@@ -104,33 +101,12 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
-    from offramp.cli.run_study import RunOptions, require_documents
-    from offramp.models.memory import parse_size
+    from offramp.cli.run_study import RunOptions
     from offramp.tracing.loading import read_transforms
-    from offramp.tuning.verdict import require_worth
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
-    require_worth(worth)
-    _require_budget(decode_budget, decode)
-    require_options(
-        tokens=tokens,
-        context=context,
-        document_tokens=document_tokens,
-        exits=exits,
-        dtype=dtype,
-        output=output,
-    )
-    if memory is not None:
-        parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
-    workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
-    require_documents(workloads)
-
-    from offramp.cli.run_stages import carry_out
-    from offramp.models.identity import command_name
-    from offramp.report.terminal import print_summary, print_verdict_so_far
-
     options = RunOptions(
         model=model,
         tokens=tokens,
@@ -151,6 +127,13 @@ def run(
         memory=memory,
         workloads_given=bool(workload),
     )
+    options.check(output)
+    workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
+
+    from offramp.cli.run_stages import carry_out
+    from offramp.models.identity import command_name
+    from offramp.report.terminal import print_summary, print_verdict_so_far
+
     finished = carry_out(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
@@ -194,13 +177,3 @@ def next_commands(result: RunResult, folder: Path, model: str) -> list[str]:
             policy = folder / POLICIES / f"{safe_name(name)}-tuned-{verdict.floor:g}.json"
             found.append(f"offramp generate {model} --policy {shlex.quote(str(policy))} --prompt TEXT")
     return found
-
-
-def _require_budget(seconds: float | None, decode: bool) -> None:
-    """Raise InputError for a budget that is no time, or that nothing would use."""
-    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"{seconds} seconds are no time", where="--decode-budget", fix="give more than 0")
-    if seconds is not None and not decode:
-        raise InputError(
-            "--decode-budget means nothing with --no-decode", where="--decode-budget", fix="leave one out"
-        )

@@ -16,7 +16,7 @@ from offramp.cli.console import stage
 from offramp.cli.provenance import describe_machine, describe_software
 from offramp.cli.run_folder import SUMMARY_FILE, claim, default_folder, require_own
 from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
-from offramp.cli.run_study import RunOptions, run_study
+from offramp.cli.run_study import RunOptions, require_documents, run_study
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import locked_folder, sweep_temporary_files
@@ -80,6 +80,7 @@ def carry_out(
     Raises InputError if the folder holds another run, and whatever the tasks raise. No folder is made for
     input that is refused.
     """
+    require_documents(workloads)
     given = None if options.heads is None else read_heads(options.heads)
     with stage("looking at the model's files"):
         asked = find_model(

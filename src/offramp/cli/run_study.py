@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.options import require_options
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError
+from offramp.models.memory import parse_size
 from offramp.records.given_file import Source
 from offramp.report.formats import whole_percent
 from offramp.studies.entries import AUTO, BYTES, NONE, OWN
@@ -17,6 +20,7 @@ from offramp.studies.study_file import check_study
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import ModelRequest
 from offramp.tuning.bounds import documents_needed
+from offramp.tuning.verdict import require_worth
 from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)
@@ -69,6 +73,29 @@ class RunOptions:
     stream: bool | None
     memory: str | None
     workloads_given: bool
+
+    def check(self, output: Path | None) -> None:
+        """Refuse what makes no sense before anything is read. Raises InputError."""
+        require_worth(self.worth)
+        seconds = self.decode_budget
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise InputError(
+                f"{seconds} seconds are no time", where="--decode-budget", fix="give more than 0"
+            )
+        if seconds is not None and not self.decode:
+            raise InputError(
+                "--decode-budget means nothing with --no-decode", where="--decode-budget", fix="leave one out"
+            )
+        require_options(
+            tokens=self.tokens,
+            context=self.context,
+            document_tokens=self.document_tokens,
+            exits=self.exits,
+            dtype=self.dtype,
+            output=output,
+        )
+        if self.memory is not None:
+            parse_size(self.memory, "--memory")
 
     def settled(self) -> dict[str, Any]:
         """What makes the run another one."""

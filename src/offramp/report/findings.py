@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from offramp.display import ShownAsHtml
 from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -22,7 +23,7 @@ Detail = TypeVar("Detail", Verdict, Saving)
 
 
 @dataclass(frozen=True)
-class Finding(Generic[Detail]):
+class Finding(ShownAsHtml, Generic[Detail]):
     """One cell: what was found there, and how it is known.
 
     floor: as a text, "agreement=0.95". policy, kv: what was judged, "never" if nothing is faster. speed: by
@@ -49,6 +50,24 @@ class Finding(Generic[Detail]):
     missed: bool
     missing: tuple[str, ...]
     detail: Detail
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as plain numbers and texts; None where something is not known."""
+        speed = {} if self.speed is None else vars(self.speed)
+        kept = self.kept or Estimate(None)
+        return {
+            "model": line_name(self.model, self.heads),
+            "workload": self.workload,
+            "machine": self.machine,
+            "floor": self.floor,
+            "decision": self.decision,
+            "policy": self.policy,
+            "kv": self.kv,
+            "certified": self.certified,
+            **{f"speed_{name}": speed.get(name) for name in ("value", "low", "high", "how")},
+            **{f"kept_{name}": getattr(kept, name) for name in ("value", "low", "high")},
+            "missing": list(self.missing),
+        }
 
     @property
     def exits(self) -> bool:

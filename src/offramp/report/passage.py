@@ -17,6 +17,7 @@ from offramp.report.run_result import WorkloadResult
 from offramp.scoring.components import saturation
 from offramp.studies.work.passage import Passage, PassageToken, PredictionGrid
 
+NOTHING = Markup()
 STRENGTHS = 5
 STRIP = 0.12
 """Height of the strip of colours, as a share of the highest bar's."""
@@ -24,7 +25,11 @@ STRIP = 0.12
 
 def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Markup:
     """The passage, the panel that shows every layer's prediction, and where all tokens could have stopped."""
-    passage = workload.passage
+    return passage_part(workload.passage, identity, depth_figure(workload, layers))
+
+
+def passage_part(passage: Passage, identity: str, depths: Markup = NOTHING) -> Markup:
+    """The passage with its panel. identity: of its elements on the page. depths: a figure below it."""
     return fragment(
         "run",
         "passage",
@@ -36,7 +41,7 @@ def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Mar
             "traced tokens."
         ),
         data=passage_data(passage),
-        depths=depth_figure(workload, layers),
+        depths=depths,
         as_table=passage_table(passage),
     )
 

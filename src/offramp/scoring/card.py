@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.display import ShownAsHtml
 from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
 
@@ -96,7 +97,7 @@ class EasVariant:
 
 
 @dataclass(frozen=True)
-class ScoreCard:
+class ScoreCard(ShownAsHtml):
     """Every score of one trace, with the curves behind them.
 
     representation, increment, calibration, composite: in [0, 1], higher = more suitable.

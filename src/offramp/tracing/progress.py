@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,9 +18,28 @@ SECONDS_BETWEEN_LINES = 15.0
 """Where nobody sees a bar move: more lines would fill a log."""
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Run something without a word on standard error about how far it is. quiet: whether to."""
+    token = _quiet.set(quiet)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether nothing is to be said of progress."""
+    return _quiet.get()
+
+
 def say(line: str) -> None:
-    """A plain line about what is going on, on standard error."""
-    print(f"- {line}", file=sys.stderr, flush=True)
+    """A plain line about what is going on, on standard error, unless quiet was asked for."""
+    if not is_quiet():
+        print(f"- {line}", file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -53,7 +73,7 @@ def token_bar(description: str, total: int, *, shown: bool, done: int = 0) -> It
 
     shown: whether anything is. done: tokens that an earlier run finished; they do not count for the speed.
     """
-    if not shown:
+    if not shown or is_quiet():
         yield lambda tokens: None
         return
     if not sys.stderr.isatty():
@@ -91,7 +111,7 @@ def _bar(unit: str, *, width: int, shown: bool = True) -> Progress:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(file=sys.stderr, emoji=False), disable=not shown)
+    return Progress(*columns, console=Console(file=sys.stderr, emoji=False), disable=not shown or is_quiet())
 
 
 class LayerBar:

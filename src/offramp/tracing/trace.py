@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.display import ShownAsHtml
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS
@@ -43,7 +44,7 @@ class Marginal:
     block_of_document: NDArray[np.int64]
 
 
-class Trace:
+class Trace(ShownAsHtml):
     """Facts as numpy arrays [tokens, exits], read when first asked for.
 
     exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.display import ShownAsHtml
 from offramp.errors import InputError
 from offramp.scoring.components import first_match, saturation
 from offramp.studies.manifest import study_file
 from offramp.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
 
 Decode = Callable[[int], str]
 PASSAGE = "passage.json"
@@ -74,7 +79,7 @@ class PredictionGrid:
 
 
 @dataclass(frozen=True)
-class Passages:
+class Passages(ShownAsHtml):
     """What a page shows of one trace word by word."""
 
     passage: Passage
@@ -88,6 +93,14 @@ def passages_of(trace: Trace, decode: Decode) -> Passages:
     """Of the trace's typical document. Raises InputError if it has no tokens."""
     document = typical_document(trace)
     return Passages(passage_from_trace(trace, decode, document), grid_from_trace(trace, decode, document))
+
+
+def passages(model: Model, trace: Trace) -> Passages:
+    """A typical document of a trace word by word: coloured by where each could have stopped, in a notebook.
+
+    Raises InputError if the trace has no tokens.
+    """
+    return passages_of(trace, lambda token: model.decode([token]))
 
 
 def typical_document(trace: Trace) -> int:

@@ -1,0 +1,89 @@
+"""`offramp.run`: what the command does, as one call that gives findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.run_command import DEFAULT_WORKLOADS
+from offramp.cli.run_stages import carry_out
+from offramp.cli.run_study import RunOptions
+from offramp.models.devices import AUTO
+from offramp.models.given import name_object
+from offramp.models.model import Model
+from offramp.models.source import DEFAULT_MODEL
+from offramp.report.run_findings import Findings
+from offramp.tracing.loading import read_transforms
+from offramp.tracing.progress import quietly
+from offramp.tracing.request import DEFAULT_TOKENS
+from offramp.workloads.given import read_workload
+from offramp.workloads.workload import Workload
+
+
+def run(
+    model: str | Model = DEFAULT_MODEL,
+    workloads: str | Workload | Iterable[Any] | None = None,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    exits: str = "all",
+    context: int | None = None,
+    document_tokens: int | None = None,
+    dtype: str = AUTO,
+    device: str = AUTO,
+    transforms: Sequence[str] = (),
+    heads: str | Path | None = None,
+    hardware: str = "local",
+    worth: float = 0.05,
+    decode: bool = True,
+    decode_budget: float | None = None,
+    trust_remote_code: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    repair: bool = False,
+    progress: bool = False,
+) -> Findings:
+    """Would early exit pay? Traces a model, searches policies, certifies and times the best, writes a page.
+
+    What `offramp run` does, with the same folder: a second call with more workloads does only what is new.
+
+    model: a name as `offramp.load_model` takes it, or a model (`offramp.wrap`). workloads: a name, a workload
+    (`offramp.workload_of` makes one of texts, token ids or conversations), or several; by default docstrings,
+    functions and chat turns. dtype, device, transforms: of a model that is named. output: the
+    folder, by default runs/<model>-<key>. progress: say on standard error what goes on. Everything else as
+    the options of the command.
+
+    Raises what the command refuses: InputError for what does not fit together, ModelError for a model whose
+    exits cannot be measured, OfframpError for what fails on the way.
+    """
+    if isinstance(model, Model):
+        name, dtype = name_object(model), model.dtype
+    else:
+        name = model
+    options = RunOptions(
+        model=name,
+        tokens=tokens,
+        exits=exits,
+        context=context,
+        document_tokens=document_tokens,
+        dtype=dtype,
+        transforms=tuple(one.text for one in read_transforms(list(transforms), dtype)),
+        trust_remote_code=trust_remote_code,
+        heads=None if heads is None else Path(heads),
+        hardware=hardware,
+        worth=worth,
+        overwrite=overwrite,
+        repair=repair,
+        decode=decode,
+        decode_budget=decode_budget,
+        stream=None,
+        memory=None,
+        workloads_given=workloads is not None,
+    )
+    folder = None if output is None else Path(output)
+    options.check(folder)
+    asked = DEFAULT_WORKLOADS if workloads is None else workloads
+    given = [read_workload(one) for one in ([asked] if isinstance(asked, (str, Workload)) else asked)]
+    with quietly(not progress):
+        finished = carry_out(options, given, folder)
+    return Findings(finished.result, finished.report.parent, finished.report)

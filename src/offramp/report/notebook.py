@@ -1,0 +1,88 @@
+"""What a notebook shows of a value: the page's own fragments, in a frame of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from markupsafe import Markup
+
+from offramp.report.findings import Finding
+from offramp.report.formats import counted, thousandths
+from offramp.report.html import fragment
+from offramp.report.page import identities
+from offramp.report.passage import passage_part
+from offramp.report.plot.drawing import ramp_rules
+from offramp.report.run_findings import Findings
+from offramp.report.sections.curves import FIGURES, layer_figure
+from offramp.report.sections.potential import component_figure, eas_figure
+from offramp.report.sections.verdict import verdict_section
+from offramp.scoring.card import ScoreCard
+from offramp.scoring.scoring import score
+from offramp.studies.work.passage import Passages
+from offramp.tracing.trace import Trace
+
+HEIGHT = 640
+"""Pixels of a frame; its lower right corner can be pulled."""
+
+
+def html_of(value: Any) -> str:
+    """HTML of a value that is `offramp.display.ShownAsHtml`. Raises TypeError for any other."""
+    for kind, show in SHOWN.items():
+        if isinstance(value, kind):
+            return show(value)
+    raise TypeError(f"no page shows a {type(value).__name__}")
+
+
+def framed(title: str, content: Markup, layers: int = 0) -> str:
+    """A whole page within a frame, so that its style and script touch nothing around it."""
+    page = fragment("notebook", "page", title, Markup(ramp_rules(layers)) if layers else "", content)
+    style = f"width:100%;height:{HEIGHT}px;border:1px solid #8884;border-radius:8px;resize:vertical"
+    return f'<iframe title="{escape(title)}" style="{style}" srcdoc="{escape(page)}"></iframe>'
+
+
+def _findings(found: Findings) -> str:
+    result = found.result
+    layers = max([result.layers, *[int(one.trace.exits[-1]) for one in result.workloads]])
+    parts = [verdict_section(result)]
+    for workload, name in zip(result.workloads, identities(result.workloads), strict=True):
+        parts += [fragment("notebook", "heading", workload.name), passage_part(workload.passage, name)]
+    return framed(f"Would early exit pay for {result.model_name}?", Markup().join(parts), layers)
+
+
+def _finding(one: Finding[Any]) -> str:
+    facts = {name: value for name, value in one.to_dict().items() if value not in (None, "", [])}
+    return str(
+        fragment("notebook", "facts", one.place, one.decision, {n: _shown(v) for n, v in facts.items()})
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return thousandths(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _card(card: ScoreCard) -> str:
+    figures = [component_figure(card), eas_figure(card), *[layer_figure(one, card.curves) for one in FIGURES]]
+    title = f"How suited: {counted(card.tokens, 'token')} of {counted(card.documents, 'document')}"
+    return framed(title, fragment("notebook", "figures", title, figures, card.notes))
+
+
+def _trace(trace: Trace) -> str:
+    return _card(score(trace))
+
+
+def _passages(passages: Passages) -> str:
+    passage = passages.passage
+    return framed(f"Document {passage.document}", passage_part(passage, "text"), max(passage.exits))
+
+
+SHOWN: dict[type, Callable[[Any], str]] = {
+    Findings: _findings,
+    Finding: _finding,
+    ScoreCard: _card,
+    Trace: _trace,
+    Passages: _passages,
+}

@@ -1,0 +1,56 @@
+"""What a run found, for a program: findings as plain values, and where the page lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offramp.display import ShownAsHtml
+from offramp.report.findings import Finding, OverallDecision, finding_of_verdict, main_findings, run_decision
+from offramp.report.headline import headline
+from offramp.report.run_result import RunResult
+from offramp.tuning.verdict import Verdict
+
+
+@dataclass(frozen=True, repr=False)
+class Findings(ShownAsHtml):
+    """What `offramp.run` found: iterate over it for the finding at every text and floor.
+
+    result: everything that the page shows. folder: of the run, a study of one model. report: its page.
+    """
+
+    result: RunResult = field(repr=False)
+    folder: Path
+    report: Path
+
+    @property
+    def decision(self) -> OverallDecision:
+        """The decision at the main floor that all texts share, or that it depends on the text."""
+        return run_decision(self.result)
+
+    @property
+    def headline(self) -> str:
+        """The answer in a sentence or two."""
+        return headline(self.result)
+
+    @property
+    def main(self) -> tuple[Finding[Verdict], ...]:
+        """The finding at the main floor of every text that could be judged."""
+        return tuple(main_findings(self.result))
+
+    def __iter__(self) -> Iterator[Finding[Verdict]]:
+        for workload in self.result.workloads:
+            for verdict in workload.verdicts:
+                yield finding_of_verdict(self.result.model_name, workload.name, verdict)
+
+    def __len__(self) -> int:
+        return sum(len(workload.verdicts) for workload in self.result.workloads)
+
+    def __repr__(self) -> str:
+        return f"Findings({self.decision}: {self.headline} Report: {self.report})"
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Every finding as plain numbers and texts (see `Finding.to_dict`)."""
+        return [finding.to_dict() for finding in self]
