@@ -24,7 +24,7 @@ from offramp.studies.model_search import find_models
 from offramp.studies.steps import all_steps, measured_on
 from offramp.studies.study import Study, placed, resolved
 from offramp.tracing.heads_file import read_heads
-from offramp.workloads.registry import describe_workloads, load_workload
+from offramp.workloads.registry import describe_workloads, is_given, load_workload
 from offramp.workloads.standard_library import library_files
 
 SLOW_SOURCES = ("prose:short", "code:short", "math", "math:short")
@@ -80,7 +80,8 @@ class _WorkloadSearch:
         source = entry.source
         if own_file and not self.study.inline:
             source = f"{kind}:{(self.study.folder / argument).absolute()}"
-        found = FoundWorkload(entry, source, source if source in self.names else kind, self.modes[kind])
+        mode = load_workload(source).mode if is_given(source) else self.modes[kind]
+        found = FoundWorkload(entry, source, source if source in self.names else kind, mode)
         try:
             return dataclasses.replace(found, fingerprint=self._fingerprint(source))
         except WorkloadError as error:

@@ -17,7 +17,7 @@ from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, Heads
 from offramp.studies.steps import all_steps, measured_on, steps_of
 from offramp.studies.study import placed, resolved
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.workloads.registry import describe_workloads
+from offramp.workloads.registry import describe_workloads, is_given
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study
@@ -36,6 +36,8 @@ def check_workloads(study: Study) -> None:
 
 def _check_source(study: Study, source: str, location: Location, names: Collection[str] = ()) -> None:
     """Refuse a source that is unknown or has no such size. names: that would do as well."""
+    if is_given(source):
+        return
     known = {description.name for description in describe_workloads()}
     kind, _, argument = source.partition(":")
     # One that takes no argument is known by its name alone, and by each of its sizes.

@@ -22,6 +22,11 @@ GIVEN = "given"
 _given: dict[str, Workload] = {}
 
 
+def is_given(spec: str) -> bool:
+    """Whether this process holds a workload of that name that was made of what a program gave."""
+    return spec in _given
+
+
 def remember(workload: Workload) -> None:
     """Let this process find a workload by its name from now on."""
     _given[workload.name] = workload
