@@ -33,18 +33,22 @@ SAMPLED = 64
 class ObjectIdentity:
     """The identity of a model object; called again, the weights are hashed only if they changed.
 
+    ends: tokens that end an answer. The rest of the generation config is no part of who a model is: it is set
+    otherwise for a while wherever decoding is timed.
+
     A change is seen by torch's counter of writes, by where the tensor lies, and by a few of its elements.
     """
 
     hf: Any
     tokenizer: Any
+    ends: tuple[int, ...]
     _seen: tuple[Any, ...] = ()
     _known: ModelIdentity | None = field(default=None, repr=False)
 
     def __call__(self) -> ModelIdentity:
         """Fingerprints of weights, config and tokenizer."""
         tensors = _tensors(self.hf)
-        seen = (tuple(map(_state, tensors.values())), _samples(tensors), _config(self.hf))
+        seen = (tuple(map(_state, tensors.values())), _samples(tensors), _config(self.hf, self.ends))
         if self._known is None or seen != self._seen:
             self._seen = seen
             self._known = ModelIdentity(
@@ -138,14 +142,13 @@ def _hash(words: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([(words * key[: len(words)]).sum() for key in keys])
 
 
-def _config(hf: Any) -> str:
-    """The config, the generation config and, of adapters, their settings and which are in use."""
+def _config(hf: Any, ends: tuple[int, ...]) -> str:
+    """The config, end tokens and, of adapters, their settings and which are in use."""
     config = {key: value for key, value in hf.config.to_dict().items() if key not in VOLATILE_CONFIG_KEYS}
-    generation = getattr(hf, "generation_config", None)
     adapters = {name: one.to_dict() for name, one in (getattr(hf, "peft_config", None) or {}).items()}
     active = [str(getattr(module, "active_adapters", "")) for module in hf.modules() if _is_adapted(module)]
     disabled = [bool(module.disable_adapters) for module in hf.modules() if _is_adapted(module)]
-    described = [config, None if generation is None else generation.to_dict(), adapters, active, disabled]
+    described = [config, list(ends), adapters, active, disabled]
     return canonical_json(_plain(described))
 
 

@@ -12,7 +12,7 @@ from offramp.models.calls import first_tensor
 from offramp.models.discovery import find_stack
 from offramp.models.loading import describe_model
 from offramp.models.measuring import measure_shape
-from offramp.models.model import Model, NoTokenizer, evaluating
+from offramp.models.model import Model, NoTokenizer, evaluating, find_eos_token_ids
 from offramp.models.object_identity import ObjectIdentity
 from offramp.models.shape import DTYPES
 from offramp.models.stack import ExitStack
@@ -40,13 +40,14 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     with evaluating(hf):
         stack = find_stack(hf, name=named)
         shape = measure_shape(hf, stack)
+    reads = NoTokenizer() if tokenizer is None else tokenizer
     return describe_model(
         hf,
-        NoTokenizer() if tokenizer is None else tokenizer,
+        reads,
         stack=stack,
         shape=shape,
         name=named,
-        identify=ObjectIdentity(hf, NoTokenizer() if tokenizer is None else tokenizer),
+        identify=ObjectIdentity(hf, reads, find_eos_token_ids(hf, reads)),
         dtype=_dtype(stack, named),
         source=None,
     )

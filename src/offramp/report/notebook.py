@@ -39,7 +39,7 @@ def framed(title: str, content: Markup, layers: int = 0) -> str:
     """A whole page within a frame, so that its style and script touch nothing around it."""
     page = fragment("notebook", "page", title, Markup(ramp_rules(layers)) if layers else "", content)
     style = f"width:100%;height:{HEIGHT}px;border:1px solid #8884;border-radius:8px;resize:vertical"
-    return f'<iframe title="{escape(title)}" style="{style}" srcdoc="{escape(page)}"></iframe>'
+    return f'<iframe title="{escape(title)}" style="{style}" srcdoc="{escape(str(page))}"></iframe>'
 
 
 def _findings(found: Findings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from offramp.errors import WorkloadError
@@ -126,7 +127,7 @@ def _messages(name: str, turns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def _is_id(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

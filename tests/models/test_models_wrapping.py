@@ -1,0 +1,230 @@
+"""`offramp.wrap`: any model object, as it is, and what changed of it since."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import offramp
+from offramp.errors import InputError, ModelError
+from offramp.models.model import Model
+from offramp.models.object_identity import CHUNK_WORDS, fingerprint_of
+
+TEXTS = ["the cat sat on the mat and looked at the rain", "deep layers change the guess less often"] * 3
+
+
+@pytest.fixture
+def hf(tiny_model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def wrapped(hf: Any, tiny_model: Path) -> Model:
+    return offramp.wrap(hf, AutoTokenizer.from_pretrained(tiny_model))
+
+
+def adapted(hf: Any) -> Any:
+    """The model with adapters in its attention that do something."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    found = get_peft_model(hf, settings)
+    with torch.no_grad():
+        for name, weight in found.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    return found
+
+
+def test_an_object_measures_as_the_model_that_is_loaded_by_name(wrapped: Model, tiny_model: Path) -> None:
+    loaded = offramp.load_model(str(tiny_model))
+    one, other = (offramp.trace(model, TEXTS, tokens=40) for model in (wrapped, loaded))
+    for name in one.fact_names:
+        assert np.array_equal(one.fact(name), other.fact(name)), name
+    assert one.shape == other.shape
+    policy = "threshold:signal=max_prob,value=0.1,exits=1+2"
+    one, other = (
+        offramp.generate(model, "the cat", policy=policy, max_new_tokens=6) for model in (wrapped, loaded)
+    )
+    assert one.tokens == other.tokens
+    assert list(one.exits) == list(other.exits)
+
+
+def test_nothing_is_copied_and_mode_and_gradients_stay(hf: Any, tiny_model: Path) -> None:
+    hf.train()
+    hf.model.layers[1].eval()  # as a frozen part would be
+    hf.model.layers[0].requires_grad_(False)
+    modes = [module.training for module in hf.modules()]
+    asked = [weight.requires_grad for weight in hf.parameters()]
+    places = [weight.data_ptr() for weight in hf.parameters()]
+    model = offramp.wrap(hf, AutoTokenizer.from_pretrained(tiny_model))
+    trace = offramp.trace(model, TEXTS, tokens=20)
+    offramp.rerun(model, trace, offramp.parse_policy("static:exit=2"))
+    offramp.generate(model, "the cat", policy="static:exit=2", max_new_tokens=3)
+    assert [module.training for module in hf.modules()] == modes
+    assert [weight.requires_grad for weight in hf.parameters()] == asked
+    assert [weight.data_ptr() for weight in model.hf.parameters()] == places
+    assert all(weight.grad is None for weight in hf.parameters())
+
+
+def test_adapters_are_measured_where_they_are(hf: Any, tiny_model: Path) -> None:
+    found = adapted(hf)
+    model = offramp.wrap(found, AutoTokenizer.from_pretrained(tiny_model))
+    trace = offramp.trace(model, TEXTS, tokens=40)
+    ids = torch.tensor([model.encode(TEXTS[0])])
+    with torch.no_grad():
+        expected = found.eval()(input_ids=ids).logits[0, :-1].argmax(-1)
+    rows = trace.document == 0
+    assert np.array_equal(trace.top1[rows, -1], expected[trace.position[rows]].numpy())
+    adapters = model.identity.fingerprint
+    with found.disable_adapter():
+        assert model.identity.fingerprint != adapters
+    assert model.identity.fingerprint == adapters
+
+
+def test_adapters_that_put_tokens_in_front_are_refused(hf: Any) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    found = get_peft_model(hf, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ModelError, match="in front"):
+        offramp.wrap(found)
+
+
+def test_a_compiled_model_is_measured_and_stays_compiled(hf: Any) -> None:
+    plain = offramp.trace(offramp.wrap(hf), torch.arange(3, 60).view(3, -1), tokens=30)
+    assert offramp.wrap(torch.compile(hf)).hf is hf
+    hf.compile()
+    compiled = hf._compiled_call_impl
+    again = offramp.trace(offramp.wrap(hf), torch.arange(3, 60).view(3, -1), tokens=30)
+    assert hf._compiled_call_impl is compiled
+    assert np.array_equal(plain.kl_to_final, again.kl_to_final)
+
+
+def test_without_a_tokenizer_it_takes_ids_and_refuses_text(hf: Any) -> None:
+    model = offramp.wrap(hf, name="bare")
+    ids = offramp.workload_of([[5, 6, 7, 8, 9], [15, 16, 17, 18]])
+    trace = offramp.trace(model, ids, tokens=7)
+    assert trace.token.tolist() == [5, 6, 7, 8, 15, 16, 17]
+    assert trace.position.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert offramp.generate(model, [5, 6, 7], max_new_tokens=2).layers_executed > 0
+    with pytest.raises(InputError, match="without a tokenizer"):
+        offramp.trace(model, ["the cat"], tokens=5)
+    with pytest.raises(InputError, match="none of the model's"):
+        offramp.trace(model, [[5, 6, 100_000, 7]], tokens=5)
+
+
+def edit_in_place(hf: Any) -> None:
+    with torch.no_grad():
+        hf.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-4
+
+
+def edit_behind_torch(hf: Any) -> None:
+    hf.model.norm.weight.data.mul_(1.0001)
+
+
+def edit_config(hf: Any) -> None:
+    hf.config.rms_norm_eps *= 2
+
+
+@pytest.mark.parametrize("edit", [edit_in_place, edit_behind_torch, edit_config])
+def test_what_changed_since_its_trace_is_noticed(wrapped: Model, edit: Callable[[Any], None]) -> None:
+    policy = offramp.parse_policy("static:exit=2")
+    trace = offramp.trace(wrapped, TEXTS, tokens=20)
+    same = offramp.wrap(copy.deepcopy(wrapped.hf), wrapped.tokenizer)
+    assert same.identity.fingerprint == wrapped.identity.fingerprint
+    offramp.rerun(wrapped, trace, policy)
+    edit(wrapped.hf)
+    with pytest.raises(InputError, match="changed since it was traced"):
+        offramp.rerun(wrapped, trace, policy)
+
+
+def test_a_replaced_output_head_is_noticed(wrapped: Model) -> None:
+    wrapped.hf.lm_head.weight.data = wrapped.hf.lm_head.weight.data.clone()
+    with pytest.raises(ModelError, match="replaced"):
+        offramp.trace(wrapped, TEXTS, tokens=20)
+
+
+def splitmix(count: int) -> list[int]:
+    """The generator of Steele, Lea and Flood, in whole numbers."""
+    found, mask = [], (1 << 64) - 1
+    for place in range(1, count + 1):
+        mixed = place * 0x9E3779B97F4A7C15 & mask
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & mask
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & mask
+        found.append((mixed ^ mixed >> 31) | 1)
+    return found
+
+
+def test_the_hash_is_that_of_a_plain_program() -> None:
+    from offramp.models import object_identity
+
+    keys = splitmix(4)
+    first, second = object_identity._keys(torch.device("cpu"))
+    assert [int(key) % (1 << 64) for key in first[:4]] == keys
+    words = torch.tensor([3, -7, 1 << 40, 5])
+    sums = [sum(int(w) * k for w, k in zip(words, keys, strict=True)) % (1 << 64)]
+    sums.append(sum(int(w) * int(k) for w, k in zip(words, second, strict=False)) % (1 << 64))
+    assert [int(one) % (1 << 64) for one in object_identity._hash(words, (first, second))] == sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("size", [1, 7, 8 * CHUNK_WORDS + 3])
+def test_any_changed_element_changes_the_hash(dtype: torch.dtype, size: int) -> None:
+    weight = torch.arange(size).remainder(100).to(dtype)
+    before = fingerprint_of({"weight": weight})
+    assert fingerprint_of({"weight": weight.clone()}) == before
+    assert fingerprint_of({"other": weight}) != before
+    for place in {0, size // 2, size - 1}:
+        changed = weight.clone()
+        changed[place] += 1
+        assert fingerprint_of({"weight": changed}) != before
+
+
+def spoilt(hf: Any) -> Any:
+    with torch.no_grad():
+        hf.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    return hf
+
+
+class Widening(torch.nn.Module):
+    """A layer whose output is of another dtype than its input."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        """The layer in its own dtype, its output in float32."""
+        return self.layer(hidden.bfloat16(), *arguments, **options).float()
+
+
+def mixed(hf: Any) -> Any:
+    hf = hf.bfloat16()
+    hf.model.layers[-1] = Widening(hf.model.layers[-1])
+    hf.model.norm.float()
+    hf.lm_head.float()
+    return hf
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda hf: object(), "cannot be a object"),
+        (lambda hf: hf.to("meta"), "not in memory"),
+        (spoilt, "NaN or infinite"),
+        (mixed, "hidden states in"),
+        (lambda hf: torch.nn.Linear(2, 2), "cannot be a Linear"),
+    ],
+    ids=["no model", "on meta", "not finite", "dtypes mixed", "no language model"],
+)
+def test_what_cannot_be_measured_is_refused(hf: Any, made: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as refused:
+        offramp.wrap(made(hf))
+    assert refused.value.fix
