@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from offramp.costs import aiconfigurator
 from offramp.costs.hardware import describe_machines, find_machine, machine_names
-from offramp.costs.kernel_machine import KernelMachine
+from offramp.costs.kernel_machine import KernelMachine, feed_forward_width
 from offramp.costs.kernel_tables import Basis, DecodeAttention, Figure, Grid, grid_of
 from offramp.costs.machine import Roofline, check_machine, machine_fingerprint
 from offramp.costs.probes import PROBES
@@ -301,6 +301,14 @@ def test_beyond_the_tables_is_the_data_sheet_and_said(machine: KernelMachine) ->
     check_machine(machine, shape, batches=(1, 3, 4, 64, 100))
 
 
+def test_the_inner_size_is_without_norms_and_biases() -> None:
+    layer = dense(hidden=256, inner=688).layers[0]
+    for more in (0, 2 * 256, 7 * 256):  # norms after attention and network too, biases
+        assert (
+            feed_forward_width(replace(layer, active_parameters=layer.active_parameters + more), 256) == 688
+        )
+
+
 def test_a_window_is_a_context_of_its_length(machine: KernelMachine) -> None:
     shape = dense()
     windowed = replace(shape, layers=tuple(replace(layer, window=64) for layer in shape.layers))
@@ -375,7 +383,9 @@ def test_without_the_package_the_command_that_installs_it(monkeypatch: pytest.Mo
 
 def test_the_list_names_the_systems(systems: Path) -> None:
     row = next(row for row in describe_machines() if row.name == "aic:g100")
-    assert "fast 0.10.0, slow 1.0" in row.description
+    assert (
+        row.description == "kernels measured with fast 0.10.0; with aic:g100/ENGINE also slow 1.0 (timings)"
+    )
     assert row.rates == "100 TFLOP/s bfloat16; 1,000 GB/s"
     assert "aic:g100" in machine_names()
 

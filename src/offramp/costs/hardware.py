@@ -295,17 +295,18 @@ NO_TABLES = MachineDescription(
 
 
 def _measured_systems() -> list[MachineDescription]:
-    """GPU systems whose kernels were measured, with the engines to choose from."""
+    """GPU systems whose kernels were measured, with their engines; the one taken by itself comes first."""
     found = []
     for system, tables in aiconfigurator.by_system().items():
-        engines = ", ".join(f"{one.engine} {one.version}" for one in tables)
+        name = f"{aiconfigurator.PREFIX}{system}"
+        first, *others = (f"{one.engine} {one.version}" for one in tables)
+        more = f"; with {name}/ENGINE also {', '.join(others)}" if others else ""
         sheet = aiconfigurator.data_sheet(tables[0])
         found.append(
             MachineDescription(
-                f"{aiconfigurator.PREFIX}{system}",
-                f"its kernels, measured with {engines} (timings)",
-                f"{aiconfigurator.PACKAGE} {aiconfigurator.package_version()}; /ENGINE after the name "
-                f"chooses one, otherwise {tables[0].engine}",
+                name,
+                f"kernels measured with {first}{more} (timings)",
+                f"{aiconfigurator.PACKAGE} {aiconfigurator.package_version()}",
                 f"{sheet.flops_per_second / 1e12:,.4g} TFLOP/s bfloat16; "
                 f"{sheet.bytes_per_second / 1e9:,.6g} GB/s",
             )

@@ -225,11 +225,13 @@ class KernelMachine:
 def feed_forward_width(layer: LayerShape, hidden: int) -> int:
     """Inner size of a feed-forward network of a gate, an up and a down matrix with a layer's elements.
 
-    What of a layer's elements is not Q, K, V and the attention's output. Of a network without a gate the same
-    bytes are moved by other shapes.
+    What of a layer's elements is not Q, K, V and the attention's output, rounded down to a multiple of 8:
+    norms and biases are a few elements more for each. Of a network without a gate the same bytes are moved by
+    other shapes.
     """
     attention = 2 * hidden * layer.attention_width + layer.key_value_parameters
-    return (layer.active_parameters - attention) // (3 * hidden)
+    inner = (layer.active_parameters - attention) // (3 * hidden)
+    return inner // 8 * 8 or inner
 
 
 def require_dense(shape: ModelShape, machine: str) -> None:
