@@ -98,7 +98,7 @@ def test_heads_of_another_base_are_refused(fitted: Path, documents: Path, tmp_pa
         (["--exits", 9], "no exit 9"),
         (["--candidate-exit", 4], "candidate exit 4 is not among"),
         (["--no-lens", "--no-classifiers"], "neither a lens nor classifiers"),
-        (["--dtype", "float16"], "unknown dtype 'float16'"),
+        (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["-w", "pros"], "no workload 'pros'"),
     ],
     ids=str,

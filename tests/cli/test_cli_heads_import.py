@@ -116,7 +116,7 @@ def with_a_map_of_other_keys(lens: Path) -> list[Any]:
 
 
 def with_an_unknown_type(lens: Path) -> list[Any]:
-    return [lens, "--format", "tuned-lens", "--model", "no such model", "--dtype", "float16"]
+    return [lens, "--format", "tuned-lens", "--model", "no such model", "--dtype", "float8"]
 
 
 def with_layers_dropped(lens: Path) -> list[Any]:
@@ -135,7 +135,7 @@ def with_no_file(lens: Path) -> list[Any]:
         (with_unknown_format, "no format 'tunedlens'"),
         (with_nothing_said, "nothing says which tensors"),
         (with_a_map_of_other_keys, "no tensor has a key like 'layers.{exit}.weight'"),
-        (with_an_unknown_type, "unknown dtype 'float16'"),
+        (with_an_unknown_type, "unknown dtype 'float8'"),
         (with_no_file, "there is no such file"),
         (with_layers_dropped, "a pruned one counts others"),
     ],

@@ -269,8 +269,8 @@ def test_a_model_that_is_not_ready_is_refused() -> None:
     with pytest.raises(ModelError, match="training mode") as refusal:
         engine_of(model.train())
     assert "eval()" in refusal.value.fix
-    with pytest.raises(ModelError, match="float16"):
-        engine_of(model.eval().half())
+    with pytest.raises(ModelError, match="float64"):
+        engine_of(model.eval().double())
 
 
 def test_a_model_whose_dtype_changes_is_measured_anew() -> None:

@@ -298,14 +298,13 @@ def signal_bounds(z: Array, error: Array, shortlist: Sequence[int], top_k: int =
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def bfloat16_bounds(z: Array, candidates: int) -> dict[str, Array]:
+def bfloat16_bounds(z: Array, candidates: int, step: float = 2.0**-8) -> dict[str, Array]:
     """What facts [rows, exits] may be off besides, where only some best logits of a row are not rounded.
 
-    The others are rounded to bfloat16, 2^-8 of each at most. Which are best is itself decided by rounded
-    ones, so only the first half is taken to be among them. A soft-cap moves no logit by more than that share
-    of itself (x / cosh^2 x <= tanh x).
+    The others are rounded to bfloat16, by `step` of each at most (2^-11 in float16). Which are best is itself
+    decided by rounded ones, so only the first half is taken to be among them. A soft-cap moves no logit by
+    more than that share of itself (x / cosh^2 x <= tanh x).
     """
-    step = 2.0**-8
     log_p = _log_softmax(z)
     p = np.exp(log_p)
     rest = np.where(z < -np.sort(-z, axis=-1)[..., candidates // 2 - 1, None], p, 0.0)

@@ -112,13 +112,13 @@ def test_a_softcapped_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rounded_logits(model: Model, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits in float64 of bfloat16 states and weights, which round nothing, and float32's error of any.
+    """Logits in float64 of 16-bit states and weights, which round nothing, and float32's error of any.
 
     Both processors and shapes choose kernels, and a state of another kernel is off by 2^-8: the states must
     be of the shapes that are compared.
     """
     with torch.no_grad():
-        normed = model.hf.model.norm(torch.tensor(after).to(torch.bfloat16)).double()
+        normed = model.hf.model.norm(torch.tensor(after).to(getattr(torch, model.dtype))).double()
     weight = model.hf.lm_head.weight.detach().double()
     z: np.ndarray = (normed @ weight.t()).numpy()
     cap = getattr(model.hf.config, "final_logit_softcapping", None)
@@ -127,7 +127,7 @@ def rounded_logits(model: Model, after: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def rounded_readings(model: Model, sequences: list[list[int]]) -> Readings:
-    """Readings in float64 of the model's own bfloat16 states and weights."""
+    """Readings in float64 of the model's own 16-bit states and weights."""
     pairs = [states_of(model, ids[:-1]) for ids in sequences]
     before, after = (np.concatenate([pair[i] for pair in pairs], axis=1) for i in (0, 1))
     z, error = rounded_logits(model, after)

@@ -63,7 +63,8 @@ KIND = "roofline"
 LONGEST_WAIT = 3600.0
 """Seconds of a launch or a decision: more is a mistake."""
 DTYPES = {4: "float32", 2: "bfloat16"}
-"""Names of weight types by bytes of an element."""
+"""Whose rate weights are multiplied at, by bytes of an element: float16 at that of bfloat16, on every machine
+that has both."""
 
 # Kernels that a serving engine with fused operators launches for one layer. Attention: norm, Q,K,V product,
 # rotation, cache write, attention, output product, norm, up product, activation, down product.
@@ -133,7 +134,7 @@ class Roofline:
         """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
 
         Raises InputError for a position that is negative or not finite, a batch below 1, or weights of
-        another size than float32 and bfloat16.
+        another size than any dtype's.
         """
         rate = self._flops_per_second(shape)
         counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
@@ -171,7 +172,7 @@ class Roofline:
             raise InputError(
                 f"no FLOP/s for weights of {shape.element_bytes} bytes an element",
                 where=f"machine {self.name}",
-                fix="trace in float32 or bfloat16",
+                fix="trace in float32, bfloat16 or float16",
             )
         return self.flops_per_second[DTYPES[shape.element_bytes]]
 

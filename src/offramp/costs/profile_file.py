@@ -111,7 +111,7 @@ class TimingsFile(Table):
     kind: Literal["timings"]
     name: Line
     source: Line
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]
     unit: Literal["seconds", "milliseconds", "microseconds"]
     layers: Size
     batch: tuple[Step, ...] = Field(min_length=1)

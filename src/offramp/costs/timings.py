@@ -24,7 +24,7 @@ from offramp.costs.probes import (
 )
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.models.shape import LayerShape, ModelShape
+from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
 from offramp.records.typed import FloatArray, to_json
 
 
@@ -250,8 +250,8 @@ class TimingsProfile:
                 where=f"timings {self.name}",
                 fix="use timings of this model: offramp hardware measure MODEL",
             )
-        stated = DTYPES.get(shape.element_bytes, self.dtype)
-        if stated != self.dtype:
+        stated = DTYPES.get(shape.element_bytes)
+        if stated is not None and shape.element_bytes != ELEMENT_BYTES[self.dtype]:
             raise InputError(
                 f"the timings are of weights in {self.dtype}, this model's are in {stated}",
                 where=f"timings {self.name}",

@@ -19,8 +19,8 @@ from offramp.models.tensors import largest_difference, largest_finite
 
 PROBE_POSITIONS = 7
 
-# bfloat16 keeps 8 significant bits; two units in the last place of the largest logit.
-BFLOAT16_TOLERANCE = 2.0**-7
+# bfloat16 keeps 8 significant bits, float16 more; two units in the last place of the largest logit.
+ROUNDED_TOLERANCE = 2.0**-7
 
 # What a family raises that cannot do a thing: be read out so, run with a cache, generate with a batch.
 UNFIT_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -79,7 +79,7 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
     """Trace one short forward, build the stack of exits and check that exit L gives the model's own logits.
 
     The readouts are tried from the fastest: "fast", "stub", "swap". In float32 the logits must be equal bit
-    for bit; in bfloat16 within 2^-7 of the largest one.
+    for bit; in bfloat16 and float16 within 2^-7 of the largest one.
 
     Raises ModelError if the forward fails or gives no numbers, if no list of layers is found, if the model
     looks ahead (its logits depend on later tokens), or if no readout reproduces the logits; the largest
@@ -185,7 +185,7 @@ def _position_axis(hidden: Any, positions: int) -> int:
 def _checked_stack(stack: ExitStack, hidden: Tensor, ids: Tensor, logits: Tensor, name: str) -> ExitStack:
     differences: dict[ReadoutKind, str] = {}
     exact = logits.dtype == torch.float32 and hidden.dtype == torch.float32
-    tolerance = 0.0 if exact else BFLOAT16_TOLERANCE * largest_finite(logits)
+    tolerance = 0.0 if exact else ROUNDED_TOLERANCE * largest_finite(logits)
     for kind, read in READOUTS.items():
         try:
             with torch.no_grad():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-DTYPES = ("float32", "bfloat16")
-"""What models are loaded in."""
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one weight, by what models are loaded in."""
+
+DTYPES = tuple(ELEMENT_BYTES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ModelShape:
     """A whole model: layers 1..L in order, the final norm ("tail") and the output head.
 
     head_parameters: elements of the output matrix (vocabulary x hidden), tied or not.
-    element_bytes: bytes of one weight as it is loaded (4 for float32, 2 for bfloat16).
+    element_bytes: bytes of one weight as it is loaded (`ELEMENT_BYTES`).
     """
 
     layers: tuple[LayerShape, ...]

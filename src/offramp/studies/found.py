@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.costs.machine import DTYPES, Machine
+from offramp.costs.machine import Machine
 from offramp.models.identity import ModelIdentity
+from offramp.models.shape import ELEMENT_BYTES
 from offramp.studies.entries import ModelEntry, WorkloadEntry
 from offramp.tracing.exit_heads import ExitHeads
-
-ELEMENT_BYTES = {dtype: size for size, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

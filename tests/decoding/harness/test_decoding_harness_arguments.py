@@ -57,7 +57,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"policy": "threshold:signal=correctness,value=0.5,exits=1"}, "reads", "heads"),
         ({"kv": "propagte"}, "unknown strategy 'propagte'", "did you mean 'propagate'"),
         ({"heads": "nowhere.safetensors"}, "nowhere.safetensors", ""),
-        ({"dtype": "float16"}, "unknown dtype 'float16'", "float32"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'", "float32"),
         ({"transforms": "int9"}, "unknown transform 'int9'", "int8"),
         ({"transforms": 8}, "transforms cannot be 8", "int8"),
         ({"batch_size": 4}, "batch_size cannot be 4", "--batch_size 1"),

@@ -27,7 +27,7 @@ from offramp.models.tensors import largest_difference, largest_finite
 
 CHECKED_TOKENS = 7
 # Of the largest logit. Wide: a cache that is not read at all is what must be found.
-CACHED_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-2}
+CACHED_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-2, "float16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _no_cache(name: str, why: str) -> ModelError:
 
 PROMPT = 6
 # Of the largest logit, our loop against the model's own forward with a cache.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
 @dataclass
@@ -241,7 +241,7 @@ def _check_ready(hf: Any, dtype: torch.dtype, name: str) -> None:
         raise ModelError(
             f"the model's weights are {str(dtype).removeprefix('torch.')}",
             where=name,
-            fix="load it in float32 or bfloat16",
+            fix="load it in float32, bfloat16 or float16",
         )
 
 

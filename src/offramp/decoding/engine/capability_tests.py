@@ -18,7 +18,7 @@ from offramp.models.tensors import largest_difference, largest_finite
 # Tokens of a trial's prompt and those decoded after it.
 PROMPT, NEW = 9, 4
 # Largest difference of the logits, as a share of the largest one.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-5}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-5, torch.float16: 2.0**-8}
 # Longest prompt of a trial that has to reach beyond the keys that attention picks.
 LONGEST = 600
 

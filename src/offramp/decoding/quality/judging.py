@@ -21,7 +21,7 @@ from offramp.tracing.head import TILE
 ROWS_AT_ONCE = 64
 """Positions whose logits are in memory together."""
 
-TOLERANCE = {"float32": 2e-5, "bfloat16": 2.0**-6}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
 """Of the largest logit: what a sequence's logits may differ by between its own forward and a shared one."""
 
 Pair = tuple[Sequence[int], Sequence[int]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 STEPS = 4
 """Tokens decoded one by one with a cache."""
 
-CACHED = {"float32": 1e-4, "bfloat16": 2.0**-4}
+CACHED = {"float32": 1e-4, "bfloat16": 2.0**-4, "float16": 2.0**-7}
 """Of the largest logit: how far those with a cache may lie from those without, by dtype."""
 
 

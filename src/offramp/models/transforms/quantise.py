@@ -64,15 +64,18 @@ class Quantised(ABC):
         from offramp.models.transforms.kernels import find_config
 
         failed: dict[str, InputError] = {}
-        for known in DTYPES:
+        working: str | None = None
+        for known in sorted(DTYPES, key=lambda one: one != dtype):  # the one that is asked for first
             try:
                 find_config(self.bits, self.shared, known, "cpu")
             except InputError as error:
                 failed[known] = error
-        if dtype in failed or len(failed) == len(DTYPES):
+            else:
+                working = known
+                break
+        if dtype in failed or working is None:
             problem = failed[dtype or DTYPES[0]]
-            working = [known for known in DTYPES if known not in failed]
-            fix = f"load the model in {working[0]} (--dtype {working[0]})" if working else problem.fix
+            fix = problem.fix if working is None else f"load the model in {working} (--dtype {working})"
             raise InputError(problem.what, where=f"{self.text}, {problem.where}", fix=fix)
 
     def apply(self, model: Model) -> Model:
