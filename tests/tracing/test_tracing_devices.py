@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from random_heads import random_heads, random_output_heads
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 from offramp.errors import OfframpError
+from offramp.models.source import find_source
+from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.head import REDUCED_SUMS, products_in
 from offramp.tracing.layer_importance import measure_importance
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
+from tiny_models import write_llama
 
 
 @contextmanager
@@ -144,6 +149,41 @@ def test_a_model_is_looked_at_on_its_own_device() -> None:
         assert found.shape == expected.shape
         assert found.stack.readout_kind == expected.stack.readout_kind
         assert found.stack.logit_scaling == expected.stack.logit_scaling
+
+
+def test_layers_that_are_read_from_disk(tmp_path: Path) -> None:
+    model = load_streamed(find_source(str(write_llama(tmp_path / "tiny"))), dtype="float32")
+    work = workload_of("the cat sat on the mat", "a model reads one token after another")
+    expected = trace(model, work, **OPTIONS)
+    with nowhere():
+        assert_equal(trace(model, work, **OPTIONS), expected)
+
+
+def test_statistics_add_up_in_float32_whatever_the_process_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own products stay as they are, and so do the process's settings."""
+    model = tiny_model(llama(), head_scale=3.0)
+    seen: dict[str, set[object]] = {"layers": set(), "statistics": set()}
+    measure = BlockMeasurer.measure
+
+    def noted(self: BlockMeasurer, *arguments: Any) -> None:
+        seen["statistics"].add(settings())
+        measure(self, *arguments)
+
+    def settings() -> tuple[object, ...]:
+        of_16_bits = (getattr(torch.backends.cuda.matmul, name) for name in REDUCED_SUMS)
+        return torch.get_float32_matmul_precision(), *of_16_bits
+
+    monkeypatch.setattr(BlockMeasurer, "measure", noted)
+    handle = model.stack.layers[0].register_forward_hook(lambda *_: seen["layers"].add(settings()))
+    try:
+        with products_in("medium"):
+            before = settings()
+            trace(model, workload_of(lengths=(30, 20)), **OPTIONS)
+            assert settings() == before
+    finally:
+        handle.remove()
+    assert before[0] == "medium"
+    assert seen == {"layers": {before}, "statistics": {("highest", False, False, False)}}
 
 
 # -- a device whose memory runs out

@@ -75,6 +75,10 @@ def free_bytes(device: torch.device) -> int:
         # What torch holds and does not use is free for the next tensor.
         held = module.memory_reserved(device) - module.memory_allocated(device)
         return int(module.mem_get_info(device)[0]) + int(held)
+    if device.type == "mps":
+        import torch
+
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

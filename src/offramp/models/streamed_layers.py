@@ -104,7 +104,7 @@ def _copied(mapped: Tensor) -> Tensor:
     """
     size = mapped.element_size()
     start = mapped.data_ptr() % ALIGNMENT // size
-    memory = torch.empty(start + mapped.numel(), dtype=mapped.dtype)
+    memory = torch.empty(start + mapped.numel(), dtype=mapped.dtype, device="cpu")
     return memory[start:].view(mapped.shape).copy_(mapped)
 
 

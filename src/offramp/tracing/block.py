@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.tracing.final_comparison import Comparer, DirectComparer, Gram, LinearComparer
-from offramp.tracing.head import TILE, Head, LinearHead, products_in
+from offramp.tracing.head import TILE, Head, LinearHead
 from offramp.tracing.recorders import Reading, Recorder
 from offramp.tracing.rows import FactTable, slices
 from offramp.tracing.statistics import RowStatistics
@@ -76,13 +76,12 @@ class BlockMeasurer:
         states_at(exit index, rows): states [rows, features] as the head takes them. marginal: sums of p_L by
         document, added to.
         """
-        with products_in("highest"):  # whatever the process has set for the model's own products
-            comparer = self._final_exit(table, block, states_at, marginal)
-            for rows in slices(block.start, block.stop, self.chunk):
-                for index in range(table.final):
-                    self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
-                if self._comparing:
-                    self._compare_final_exit(table, rows, states_at(table.final, rows))
+        comparer = self._final_exit(table, block, states_at, marginal)
+        for rows in slices(block.start, block.stop, self.chunk):
+            for index in range(table.final):
+                self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
+            if self._comparing:
+                self._compare_final_exit(table, rows, states_at(table.final, rows))
 
     def _final_exit(
         self, table: FactTable, block: slice, states_at: StatesAt, marginal: dict[int, Tensor]

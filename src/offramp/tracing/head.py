@@ -40,6 +40,14 @@ PADDING = -1e30
 """Far below any logit, and finite where the dtype has such a number, which float16 has not."""
 
 
+REDUCED_SUMS = (
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+"""Settings of torch on CUDA by which products of 16 bits add up in fewer than float32 has."""
+
+
 class Head(Protocol):
     """Turns states [rows, features] into head output [rows, padded vocabulary] and its statistics.
 
@@ -98,6 +106,25 @@ def products_in(precision: Literal["highest", "medium"]) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def exact_sums() -> Iterator[None]:
+    """Products of float32 factors, and 16-bit ones that add up in float32, as statistics take for granted.
+
+    A process may have allowed less for the speed of its model's own products, and torch's default on CUDA is
+    less for those of 16 bits.
+    """
+    settings = torch.backends.cuda.matmul
+    before = {name: getattr(settings, name) for name in REDUCED_SUMS}
+    for name in REDUCED_SUMS:
+        setattr(settings, name, False)
+    try:
+        with products_in("highest"):
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
 def at_head(stack: ExitStack, read: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     """What a part of a model makes of states, brought to the output head's device.
 
@@ -116,7 +143,7 @@ def make_head(
 ) -> Head:
     """The fastest exact head for a model: one tiled product where its head is a finite linear layer.
 
-    buffer_of: another head of the same size, whose buffer of logits it may overwrite.
+    buffer_of: another head of the same size and of the same model, whose buffer of logits it may overwrite.
     """
     weight, bias = stack.head_weight, stack.head_bias
     several_streams = state_shape.other_axes is not None  # the model's own tail brings them together
@@ -219,7 +246,11 @@ class LinearHead:
         self.buffer: LogitsBuffer = (
             LogitsBuffer(len(weight), weight.dtype, weight.device) if buffer_of is None else buffer_of.buffer
         )
-        self._eager_sums = EagerSums(transform, self.padded, self.device)
+        self._eager_sums: EagerSums = (
+            EagerSums(transform, self.padded, self.device, self.rows)
+            if buffer_of is None
+            else buffer_of._eager_sums
+        )
 
     @property
     def rows(self) -> int:
@@ -346,7 +377,7 @@ class ReadoutHead:
         self.device = stack.head_device
         self.padded = padded_size(self.vocabulary_size)
         self.rows = buffer_rows(self.padded * 4, self.device)
-        self._eager_sums = EagerSums(self.transform, self.padded, self.device)
+        self._eager_sums = EagerSums(self.transform, self.padded, self.device, self.rows)
 
     @property
     def exact_rows(self) -> int:

@@ -20,7 +20,7 @@ from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
-from offramp.tracing.head import Head, LinearHead, at_head, make_head
+from offramp.tracing.head import Head, LinearHead, at_head, exact_sums, make_head
 from offramp.tracing.part import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
@@ -194,12 +194,13 @@ class GroupMeasurer:
             for batch in forward_batches(contexts, self.state_shape):
                 self._forward(batch, start, table, store, prompts)
                 start += sum(context.rows for context in batch)
-            for block in slices(0, len(rows), BLOCK_ROWS):
-                self.blocks.measure(table, block, states_at, marginal)
-                self._put_state_facts(table, block, store)
+            with exact_sums():
+                for block in slices(0, len(rows), BLOCK_ROWS):
+                    self.blocks.measure(table, block, states_at, marginal)
+                    self._put_state_facts(table, block, store)
+                return self._on_host(table, marginal, prompts)
         finally:
             store.close()
-        return self._on_host(table, marginal, prompts)
 
     def _on_host(
         self, table: FactTable, marginal: Mapping[int, Tensor], prompts: PromptStates | None
@@ -299,7 +300,7 @@ def make_measurer(
 ) -> GroupMeasurer:
     """The measurer of a request. capture: where layers' outputs come from, by default a forward pass."""
     shape = state_shape_of(model)
-    with torch.no_grad():
+    with torch.no_grad(), exact_sums():
         head = make_head(model.stack, model.shape.vocabulary_size, shape, request.reductions)
         return GroupMeasurer(
             model.stack,

@@ -77,8 +77,12 @@ class Transform:
 
 def eager_elements(device: torch.device) -> int:
     """Logits of one eager step on a device."""
-    if device.type == CPU:
-        return EAGER_ELEMENTS
+    return EAGER_ELEMENTS if device.type == CPU else _accelerator_elements(device)
+
+
+@functools.cache
+def _accelerator_elements(device: torch.device) -> int:
+    """By the memory that is free when it is first asked for: to ask takes time, and every chunk would."""
     return max(EAGER_ELEMENTS, min(ACCELERATOR_ELEMENTS, free_bytes(device) // 256))
 
 
@@ -133,11 +137,14 @@ def compiled_sums(output: Tensor, reference: Tensor, transform: Transform) -> Ra
 
 
 class EagerSums:
-    """Sums of rows without a compiler, in scratch memory that is allocated once, on the rows' device."""
+    """Sums of rows without a compiler, in scratch memory that is allocated once, on the rows' device.
 
-    def __init__(self, transform: Transform, padded: int, device: torch.device) -> None:
+    rows: that are given together at most.
+    """
+
+    def __init__(self, transform: Transform, padded: int, device: torch.device, rows: int) -> None:
         self.transform = transform
-        self.rows = max(1, eager_elements(device) // padded)
+        self.rows = max(1, min(rows, eager_elements(device) // padded))
         self._shifted = torch.empty(self.rows, padded, device=device)
         self._weight = torch.empty(self.rows, padded, device=device)
         self._greater = torch.empty(self.rows, padded, dtype=torch.bool, device=device)
@@ -257,7 +264,7 @@ def _with_exact_rows(
     """The statistics with some rows (int64) computed from their float32 head output."""
     for some in torch.split(rows, _CROWDED_ROWS):
         output = exact_output(some)
-        sums = EagerSums(transform, output.shape[1], output.device)(output, reference[some])
+        sums = EagerSums(transform, output.shape[1], output.device, len(some))(output, reference[some])
         others = _without_own(sums, output, own[some], reference[some], transform)
         exact = row_statistics(output, others, transform)
         for field in dataclasses.fields(RowStatistics):

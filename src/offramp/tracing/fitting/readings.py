@@ -17,7 +17,7 @@ from offramp.tracing.exit_heads import LinearLens
 from offramp.tracing.fitted_heads import CANDIDATES, PreparedLens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
-from offramp.tracing.head import Head, LinearHead, at_head, make_head
+from offramp.tracing.head import Head, LinearHead, at_head, exact_sums, make_head
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.rows import Rows, equal_length_batches, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
@@ -238,6 +238,7 @@ class _Reader:
         self.shortlist = shortlist.to(head.device)
         self._restricted = head.restricted(self.shortlist)
 
+    @exact_sums()
     def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best token and best on the short list (int64), p1 and p1 - p2 of an exit: [rows] each.
 
@@ -252,6 +253,7 @@ class _Reader:
         second = torch.exp(statistics.second - statistics.maximum - statistics.log_sum)
         return statistics.top1, short, best, best - second
 
+    @exact_sums()
     def final_top1(self, hidden: Tensor) -> Tensor:
         """The full model's best token: int64 [rows]."""
         states = self._tail(hidden)
@@ -262,11 +264,13 @@ class _Reader:
             found.append(self.head.statistics(states[rows], output, wanted)[0].top1)
         return torch.cat(found)
 
+    @exact_sums()
     def best_tokens(self, index: int, hidden: Tensor) -> Tensor:
         """The best tokens of an exit, best first: int64 [rows, candidates]."""
         states = self._states(index, hidden)
         return self.head.best_columns(states, self.head.output(states), CANDIDATES)[0]
 
+    @exact_sums()
     def logits(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens [rows, candidates] at an exit."""
         states = self._states(index, hidden)
