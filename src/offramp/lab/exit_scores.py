@@ -40,6 +40,10 @@ def exit_scores(
     bits_per_byte/EXIT (bits_per_token/EXIT). What is undefined is left out.
 
     Raises what `offramp.wrap` and `offramp.trace` raise.
+
+    >>> figures = offramp.exit_scores(hf_model, tokenizer, workload="prose:short", tokens=64)
+    >>> sorted(figures)[:2]
+    ['exits/agreement/1', 'exits/agreement/2']
     """
     with unchanged_randomness():
         wrapped = model if isinstance(model, Model) else wrap(model, tokenizer)

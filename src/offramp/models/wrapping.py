@@ -32,6 +32,9 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
 
     Raises ModelError: weights that are not in memory or not finite, layers of different dtypes, adapters that
     put tokens in front, or exits that cannot be read out exactly.
+
+    >>> offramp.wrap(hf_model, tokenizer, name="mine")
+    Model(mine, 4 layers, float32)
     """
     hf = bare(hf_model)
     named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name

@@ -326,6 +326,9 @@ def frontier(
 
     Raises PolicyError for an unknown signal, too few exits, exits beyond the model or not traced, a NaN, or a
     signal that was recorded against other exits than these.
+
+    >>> offramp.frontier(trace, "max_prob", exits=(2,)).agreement[0] == 1.0
+    np.True_
     """
     rule = find_signal(signal)
     checked = tuple(int(exit) for exit in trace.exits if exit < trace.layers) if exits is None else exits

@@ -93,6 +93,9 @@ def parse_policy(text: str) -> ExitPolicy:
     """The policy that a text, or the .json file it names, describes; `str(policy)` is read back as equal.
 
     Raises PolicyError with a caret under the character at fault, or with the file's path.
+
+    >>> offramp.parse_policy("threshold:signal=margin,value=0.9,exits=10,20")
+    Threshold(...)
     """
     if text.endswith(".json"):
         return read_policy(Path(text))

@@ -124,6 +124,9 @@ def replay(
 
     Raises PolicyError if the policy does not fit the trace, the strategy or the batch; InputError for a trace
     without tokens, or a machine that is unknown or cannot price it.
+
+    >>> offramp.replay(trace, "static:exit=2").skip_ratio
+    0.5
     """
     strategy = check_options(kv, batch, batching, draft_length)
     source = policy

@@ -127,6 +127,9 @@ def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
 
     Raises InputError for a trace without tokens or without the last exit, a fact that is missing or not
     finite (named), a document with split rows, or fewer than 40 draws.
+
+    >>> offramp.score(trace).representation
+    Estimate(value=...)
     """
     measured = _measure(trace, draws, seed)
     bootstrap = measured.bootstrap

@@ -92,6 +92,9 @@ def trace(
 
     Raises InputError for sizes, exits, signals, heads, a reference or an output folder that do not fit,
     ModelError for a transformed model without a reference, WorkloadError for the workload.
+
+    >>> offramp.trace(model, "prose:short", tokens=64, exits="2").top1.shape
+    (64, 2)
     """
     check_reference(model, reference)
     work = read_workload(workload)

@@ -102,6 +102,9 @@ def judge(
     exit does not pay, never that it pays; `settle` adds what was executed and measured.
 
     Raises InputError for a floor or delta outside (0, 1), a negative worth, or a trace without tokens.
+
+    >>> [verdict.floor for verdict in offramp.judge(trace)]
+    [0.99, 0.95, 0.9]
     """
     for name, share in (*(("floor", floor) for floor in floors), ("delta", delta)):
         if not 0.0 < share < 1.0:

@@ -46,6 +46,11 @@ def workload_of(
     again in this process; by default it is made of the content.
 
     Raises WorkloadError for anything else, and for documents without content.
+
+    >>> offramp.workload_of(["a text", "another text"], name="mine")
+    Workload(given:mine, text, 2 documents)
+    >>> offramp.workload_of([[5, 6, 7], [8, 9]]).documents[1].tokens
+    (8, 9)
     """
     rows, found = _rows(given, field)
     documents = tuple(_document(place, row) for place, row in enumerate(rows))

@@ -55,6 +55,9 @@ def load_workload(spec: str) -> Workload:
 
     Raises WorkloadError for an unknown name (with near matches) or size, and for input that is not usable
     text.
+
+    >>> offramp.load_workload("prose:short").mode
+    'text'
     """
     name, colon, argument = spec.partition(":")
     if name == GIVEN:

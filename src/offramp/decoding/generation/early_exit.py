@@ -260,6 +260,12 @@ def early_exit(
     this very model is not checked, since transformers' model has no fingerprint; `offramp.generate` does.
 
     Raises PolicyError and InputError as `offramp.generate` does.
+
+    >>> inputs = tokenizer(["The sea was"], return_tensors="pt")
+    >>> early = offramp.early_exit("static:exit=2")
+    >>> ids = hf_model.generate(**inputs, custom_generate=early, max_new_tokens=4)
+    >>> early.last.rows[0].exits
+    array([4, 2, 2, 2])
     """
     options = DecodingOptions.read(
         policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching

@@ -112,6 +112,10 @@ def generate(
     the model, was tuned for another model or other heads, or is an oracle; a strategy that the family or the
     policy cannot have; an empty prompt, or one too long for the context; options that contradict each other.
     OfframpError if memory runs out, with what would fit.
+
+    >>> answer = offramp.generate(model, "The sea was", policy="static:exit=2", max_new_tokens=4)
+    >>> answer.exits  # the prompt runs whole, so that the first new token leaves at the last layer
+    array([4, 2, 2, 2])
     """
     check_number("max_new_tokens", max_new_tokens)
     prompts = prompt_batch(model, prompt, chat=chat)

@@ -175,6 +175,9 @@ def rerun(
 
     Raises InputError for a trace of another model or other heads, and PolicyError and InputError as
     `offramp.generate` does.
+
+    >>> offramp.rerun(model, trace, "static:exit=2").how
+    'one parallel forward'
     """
     return Rerunner(model, trace, heads=heads, prompt_tokens=prompt_tokens, workload=workload).run(policy, kv)
 

@@ -99,6 +99,9 @@ def passages(model: Model, trace: Trace) -> Passages:
     """A typical document of a trace word by word: coloured by where each could have stopped, in a notebook.
 
     Raises InputError if the trace has no tokens.
+
+    >>> offramp.passages(model, trace).passage.exits
+    (1, 2, 3, 4)
     """
     return passages_of(trace, lambda token: model.decode([token]))
 
