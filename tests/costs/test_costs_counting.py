@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from offramp.costs.counting import (
     depth_fractions,
@@ -68,25 +66,6 @@ def test_depth_fractions_are_shares_of_the_layers_alone() -> None:
     np.testing.assert_allclose(x, [flops[0] / flops.sum(), flops[:3].sum() / flops.sum(), 1.0])
     bigger_head = ModelShape(SHAPE.layers, 10, 10_000, 10, 100_000, 2)
     np.testing.assert_array_equal(depth_fractions(bigger_head, np.array([1, 3, 4]), 3), x)
-
-
-@given(position=st.floats(0, 1e6), step=st.floats(0, 1e6))
-def test_costs_never_fall_with_position(position: float, step: float) -> None:
-    for count in (layer_flops, layer_bytes):
-        assert (count(SHAPE, position + step) >= count(SHAPE, position)).all()
-
-
-def test_token_costs_hold_the_counts_in_their_unit() -> None:
-    prices = token_prices(SHAPE, 11)
-    np.testing.assert_array_equal(prices.bytes.layers, layer_bytes(SHAPE, 11))
-    np.testing.assert_array_equal(prices.flops.layers, layer_flops(SHAPE, 11))
-    np.testing.assert_array_equal(prices.bytes.key_value, key_value_bytes(SHAPE, 11))
-    np.testing.assert_array_equal(prices.flops.key_value, key_value_flops(SHAPE, 11))
-    assert (prices.bytes.head, prices.bytes.exit_head) == (head_bytes(SHAPE),) * 2
-    assert (prices.flops.head, prices.flops.exit_head) == (head_flops(SHAPE),) * 2
-    assert prices.bytes.probes["full head"] == probe_bytes(SHAPE)
-    assert prices.flops.probes["full head"] == probe_flops(SHAPE)
-    assert (prices.bytes.unit, prices.flops.unit) == ("bytes", "flops")
 
 
 def test_probes_by_hand() -> None:

@@ -14,7 +14,6 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
     FalconH1Config,
-    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -26,7 +25,6 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     Qwen2Config,
-    Qwen3MoeConfig,
 )
 
 from offramp.costs.counting import STATE_FLOPS, head_flops, key_value_flops, layer_flops
@@ -54,7 +52,6 @@ LATENT = {
 }
 
 CONFIGS: dict[str, Any] = {
-    "llama multi-head": LlamaConfig(**WIDE, num_key_value_heads=8),
     "llama grouped-query": LlamaConfig(**WIDE, num_key_value_heads=2),
     "qwen2 with biases": Qwen2Config(**WIDE, num_key_value_heads=4, use_sliding_window=False),
     "gpt-neox parallel": GPTNeoXConfig(**WIDE),
@@ -63,18 +60,9 @@ CONFIGS: dict[str, Any] = {
     "mixtral experts": MixtralConfig(
         **WIDE, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, sliding_window=None
     ),
-    "qwen3 experts, wide heads": Qwen3MoeConfig(
-        **WIDE,
-        num_key_value_heads=2,
-        num_experts=8,
-        num_experts_per_tok=2,
-        moe_intermediate_size=64,
-        head_dim=32,
-    ),
-    "gpt-oss experts": GptOssConfig(
+    "gpt-oss experts, wide heads": GptOssConfig(
         **WIDE, num_key_value_heads=2, head_dim=32, num_local_experts=8, num_experts_per_tok=2
     ),
-    "gemma2 wide heads": Gemma2Config(**WIDE, num_key_value_heads=2, head_dim=32),
     "deepseek-v2 latent attention": DeepseekV2Config(**WIDE, **LATENT, q_lora_rank=None, head_dim=8),
     "deepseek-v3 latent attention": DeepseekV3Config(**WIDE, **LATENT, q_lora_rank=48),
 }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
-from offramp.costs.timings import TimingsProfile, Work, attended_before, work_ratio
+from offramp.costs.timings import TimingsProfile, Work, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.records.typed import InvalidRecordError, from_json
@@ -92,13 +92,6 @@ def test_rising_tables_give_rising_times(seconds: list[float], batches: list[int
     assert prices[0] <= prices[1] * (1 + 1e-12)
     for batch, value in zip(batches, seconds, strict=True):
         assert timed.token_costs(SHAPE, 0, batch=batch).head == pytest.approx(value)
-
-
-@given(positions=st.lists(st.floats(0, 1e5), min_size=2, max_size=2).map(sorted), batch=st.integers(1, 32))
-def test_a_later_position_never_costs_less(positions: list[float], batch: int) -> None:
-    earlier, later = (profile().token_costs(SHAPE, position, batch=batch) for position in positions)
-    assert (earlier.layers <= later.layers).all()
-    assert (earlier.key_value <= later.key_value).all()
 
 
 def test_a_probe_that_was_not_timed_is_derived_from_the_nearest_one_and_said_so() -> None:
@@ -184,12 +177,6 @@ def test_other_probe_sizes_scale_the_timed_probe() -> None:
 def test_the_work_ratio_is_that_of_the_slower_resource() -> None:
     assert work_ratio(Work(6.0, 8.0), Work(3.0, 2.0)) == 4.0
     assert work_ratio(Work(6.0, 8.0), Work(3.0, 0.0)) == 2.0
-
-
-def test_earlier_positions_attended_to() -> None:
-    assert attended_before(LAYER, 20) == 20
-    assert attended_before(SHAPE.layers[1], 20) == 4
-    assert attended_before(SHAPE.layers[1], 2) == 2
 
 
 def test_json_gives_the_same_profile_back() -> None:

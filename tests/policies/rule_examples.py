@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scalar_policies import Document
 
 from offramp.policies.contract import choose_one_by_one
 from offramp.policies.decisions import replay_decisions
@@ -31,7 +32,7 @@ VALUES = st.integers(0, LEVELS).map(lambda level: level / LEVELS)
 # Whose check before may be any exit, so that one trace serves every set of exits.
 PLAIN = st.sampled_from(sorted(name for name, signal in SIGNALS.items() if not signal.opens))
 CONFIDENCES = st.sampled_from(("max_prob", "margin", "restricted_margin", "correctness"))
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=30, deadline=None)
 
 
 def random_trace(seed: int, exits: list[int] | None = None, candidate_exit: int | None = None) -> Trace:
@@ -65,7 +66,7 @@ def by_document(trace: Trace, reference: Callable[..., Any], **parameters: Any) 
         def read(fact: str, token: int, exit: int, start: int = start) -> float:
             return float(trace.fact(fact)[start + token, int(np.searchsorted(trace.exits, exit))])
 
-        chosen += reference(read, length, LAYERS, **parameters)
+        chosen += reference(Document(read, length, LAYERS), **parameters)
     return np.array(chosen)
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from rule_examples import LAYERS, random_trace
 
-from offramp.costs.probes import PROBES
-from offramp.costs.timings import TimingsProfile
 from offramp.errors import InputError, PolicyError
-from offramp.files import seal_of
-from offramp.models.shape import LayerShape, ModelShape
-from offramp.policies.contract import check_policy
 from offramp.policies.cost_breakdown import Usage
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.frontier import frontier
@@ -33,18 +26,10 @@ from offramp.policies.policy_cost import (
 )
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.trace import Trace
-from policy_traces import make_shape, make_trace
+from policy_traces import make_shape, make_trace, timed, with_states
 
 CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
 BANDIT = "bandit:signal={},value=0.5,exits=1+3+5"
-
-
-def shape_with_states() -> ModelShape:
-    """Six layers, of which the second and the fifth keep a recurrent state."""
-    shape = make_shape(6)
-    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
-    return replace(shape, layers=tuple(recurrent if i in (1, 4) else shape.layers[0] for i in range(6)))
 
 
 def test_a_layer_that_runs_later_is_not_skipped() -> None:
@@ -70,7 +55,7 @@ def test_verified_drafts_skip_nothing() -> None:
 
 
 def test_a_recurrent_layer_is_not_skipped() -> None:
-    shape = shape_with_states()
+    shape = with_states(make_shape(), 1, 4)
     np.testing.assert_array_equal(layers_executed(shape), [3, 3, 4, 5, 5, 6])
     trace = make_trace(shape=shape)
     assert replay(trace, "static:exit=1").skip_ratio == pytest.approx(0.5)
@@ -85,7 +70,7 @@ def test_a_recurrent_layer_is_not_skipped() -> None:
 @pytest.mark.parametrize("kv", ["recompute", "speculate"])
 def test_a_recurrent_layer_shares_no_step_among_tokens_of_one_document(kv: str) -> None:
     used = {}
-    for shape in (make_shape(6), shape_with_states()):
+    for shape in (make_shape(6), with_states(make_shape(), 1, 4)):
         trace = make_trace(shape=shape)
         policy = parse_policy(CHECKS)
         run = Run(trace, policy, replay_decisions(policy, trace), np.arange(60), 3)
@@ -150,48 +135,6 @@ def test_a_number_missing_at_the_last_exit_is_refused() -> None:
         replay_decisions(parse_policy(BANDIT.format("margin")), make_trace(margin=margin))
 
 
-@dataclass(frozen=True)
-class Learns(Threshold):
-    """A threshold that is given facts of exit L."""
-
-    learned: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def final_facts(self) -> tuple[str, ...]:
-        return self.learned
-
-
-@pytest.mark.parametrize("fact", ["nll", "kl_to_final", "final_rank", "hidden_cosine_to_final"])
-def test_the_contract_refuses_what_no_decoder_knows_at_the_last_exit(
-    monkeypatch: pytest.MonkeyPatch, fact: str
-) -> None:
-    monkeypatch.setattr("offramp.policies.contract._check_round_trip", lambda policy: None)
-    monkeypatch.setattr(Learns, "learned", (fact,))
-    with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
-        check_policy(Learns("max_prob", 0.5, (1,)))
-    with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
-        replay_decisions(Learns("max_prob", 0.5, (1,)), make_trace())
-
-
-def timed(batches: tuple[int, ...] = (1, 4)) -> TimingsProfile:
-    each, layers = np.arange(1.0, len(batches) + 1.0), np.ones((len(batches), 6))
-    return TimingsProfile(
-        name="bench",
-        source="made up",
-        dtype="bfloat16",
-        layers_count=6,
-        batches=batches,
-        layer_seconds=layers * each[:, None],
-        layer_seconds_per_position=0.0 * layers,
-        head_seconds=each,
-        # Every part is timed: nothing has to be derived, and said to be.
-        probe_seconds=dict.fromkeys(PROBES, each),
-        lens_seconds=each,
-        key_value_seconds=layers * each[:, None],
-        overhead_seconds=each,
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "untimed"),
     [
@@ -214,38 +157,6 @@ def test_prices_at_batch_sizes_that_were_not_timed_are_said_to_be(
         (note,) = notes
         assert note.startswith(f"bench was timed at batch 1, 4, not at {untimed}: there it is read off")
     assert replay(trace, CHECKS, machine="h100", **options).notes == ()
-
-
-def test_a_policy_tuned_for_another_model_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "policy.json"
-    value = {
-        "schema_version": 2,
-        "kind": "tuned",
-        "policy": "static:exit=3",
-        "model": {"name": "one", "fingerprint": "1"},
-    }
-    path.write_text(json.dumps({**value, "sha256": seal_of(value)}))
-    one, other = made_by("1"), made_by("2")
-    assert replay(one, str(path)).policy == "static:exit=3"
-    with pytest.raises(PolicyError, match="the policy was tuned for another model, one"):
-        replay(other, str(path))
-    with pytest.raises(PolicyError, match="the policy was tuned for another model, one"):
-        replay(make_trace(), str(path))
-
-
-def made_by(fingerprint: str) -> Trace:
-    """A trace of the model with that fingerprint."""
-    trace = make_trace()
-    facts = {name: trace.fact(name) for name in ("top1", "margin", "nll", "kl_to_final")}
-    request = {"model": {"name": f"model {fingerprint}", "fingerprint": fingerprint}}
-    return Trace.from_facts(
-        facts,
-        document=trace.document,
-        position=trace.position,
-        exits=trace.exits,
-        shape=trace.shape,
-        provenance={"request": request},
-    )
 
 
 def test_more_waiting_rows_than_timings_reach_are_charged_as_several_steps() -> None:

@@ -32,26 +32,6 @@ from offramp.tuning.pricing import pricing_of
 from policy_traces import make_shape, make_trace
 
 
-def test_a_hand_worked_breakdown() -> None:
-    # Exits 1, 3 and 4, probed with a full head at 1 and with a cosine at 3.
-    decisions = Decisions(np.array([1, 3, 4]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
-    assert lines(count_steps(decisions, np.arange(3), LAYERS, repair=True)) == [
-        ("overhead", "", 1, 3, 7.0),
-        ("layers", "layer 1", 1, 3, 100.0),
-        ("layers", "layer 2", 1, 2, 110.0),
-        ("layers", "layer 3", 1, 2, 120.0),
-        ("layers", "layer 4", 1, 1, 130.0),
-        ("K,V projection", "layer 2", 1, 1, 11.0),
-        ("K,V projection", "layer 3", 1, 1, 12.0),
-        ("K,V projection", "layer 4", 1, 2, 13.0),
-        ("probe", "exit 1", 1, 3, 1007.0),
-        ("probe", "exit 3", 1, 2, 2.0),
-        # The first token's probe is its output; the second pays its exit's head, a lens included.
-        ("exit head", "exit 3", 1, 1, 1100.0),
-        ("final head", "exit 4", 1, 1, 1000.0),
-    ]
-
-
 def test_the_full_models_breakdown() -> None:
     assert lines(count_plain(np.arange(3), LAYERS))[0] == ("overhead", "", 1, 3, 7.0)
     breakdown = break_down(count_plain(np.arange(3), LAYERS), count_plain(np.arange(3), LAYERS), at, 3)
@@ -116,39 +96,24 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     assert probes > 0
 
 
-PLAIN = 7 + 460 + 1000
-"""One token of the full model at the prices of `bill_examples`."""
-
-
-def gain_of(decisions: Decisions) -> dict[str, float]:
+@pytest.mark.parametrize(
+    ("decisions", "layers", "head", "probes"),
+    [
+        # One token leaves at exit 2 by a cosine: layers 3 and 4 saved, their K and V made, a lens' head paid.
+        (Decisions(np.array([2]), {2: ("hidden_cosine_to_previous",)}), 250 - 25, 1000 - 1100, -2),
+        # A probe that gives the output saves the head and costs its own product.
+        (Decisions(np.array([2]), {2: ("margin",)}), 250 - 25, 1000, -1007),
+        # The full model gains nothing, and its checks cost.
+        (Decisions(np.array([LAYERS]), {}), 0, 0, 0),
+        (Decisions(np.array([LAYERS]), {2: ("margin",)}), 0, 0, -1007),
+    ],
+)
+def test_a_gain_by_hand(decisions: Decisions, layers: float, head: float, probes: float) -> None:
     steps = np.arange(len(decisions.exits))
     usage = count_steps(decisions, steps, LAYERS, repair=True)
-    return split_gain(break_down(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
-
-
-def test_every_part_of_a_breakdown_counts_for_one_part_of_the_gain() -> None:
-    assert set(PARTS) <= set(GAIN_OF_PART)
-    assert set(GAIN_OF_PART.values()) == {"layers", "head", "probes"}
-
-
-def test_a_gain_by_hand() -> None:
-    # One token leaves at exit 2 by a cosine: layers 3 and 4 are saved, their K and V made, a lens' head paid.
-    found = gain_of(Decisions(np.array([2]), {2: ("hidden_cosine_to_previous",)}))
-    assert found == pytest.approx(
-        {"layers": (250 - 25) / PLAIN, "head": (1000 - 1100) / PLAIN, "probes": -2 / PLAIN}
-    )
-
-
-def test_a_probe_that_gives_the_output_saves_the_head_and_costs_its_own_product() -> None:
-    found = gain_of(Decisions(np.array([2]), {2: ("margin",)}))
-    assert found["head"] == pytest.approx(1000 / PLAIN)
-    assert found["probes"] == pytest.approx(-1007 / PLAIN)
-
-
-def test_the_full_model_gains_nothing_and_its_checks_cost() -> None:
-    assert gain_of(Decisions(np.array([LAYERS]), {})) == {"layers": 0.0, "head": 0.0, "probes": 0.0}
-    checked = gain_of(Decisions(np.array([LAYERS]), {2: ("margin",)}))
-    assert checked == pytest.approx({"layers": 0.0, "head": 0.0, "probes": -1007 / PLAIN})
+    found = split_gain(break_down(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
+    plain = 7 + 460 + 1000
+    assert found == pytest.approx({"layers": layers / plain, "head": head / plain, "probes": probes / plain})
 
 
 @settings(deadline=None)
@@ -199,8 +164,9 @@ def test_tuning_says_where_a_gain_comes_from_as_replay_does(policy: str) -> None
     assert held.gain.total == pytest.approx(1.0 - 1.0 / held.net_speedup.value, abs=1e-12)
 
 
-def test_a_map_of_states_counts_for_the_layers() -> None:
-    """Another part that leaves K and V behind is part of what skipping layers costs."""
+def test_every_part_counts_for_one_part_of_the_gain() -> None:
+    assert set(PARTS) <= set(GAIN_OF_PART)
+    # What leaves K and V behind is part of what skipping layers costs.
     assert GAIN_OF_PART["K,V map"] == GAIN_OF_PART["K,V projection"] == "layers"
 
 

@@ -104,17 +104,12 @@ POLICIES = st.one_of(
 VOTES = "votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=2,exits=10+15+20]"
 
 
-def test_the_three_kinds_are_read() -> None:
-    assert parse_policy("never") == Never()
-    assert parse_policy("static:exit=20") == StaticExit(20)
-    text = "threshold:signal=margin,value=0.9,exits=10+15+20"
-    assert parse_policy(text) == Threshold("margin", 0.9, (10, 15, 20))
-    assert str(parse_policy(text)) == text
-    assert parse_policy("threshold:exits=all,value=1e-3,signal=entropy") == Threshold("entropy", 0.001, "all")
-
-
 def test_every_kind_is_read_from_its_text() -> None:
     texts = {
+        "never": Never(),
+        "static:exit=20": StaticExit(20),
+        "threshold:signal=margin,value=0.9,exits=10+15+20": Threshold("margin", 0.9, (10, 15, 20)),
+        "threshold:exits=all,value=1e-3,signal=entropy": Threshold("entropy", 0.001, "all"),
         "schedule:first=9,last=3,length=5": Schedule(9, 3, 5),
         "thresholds:signal=entropy,values=1.5+2.0,exits=3+4": Thresholds("entropy", (1.5, 2.0), (3, 4)),
         "decaying:signal=margin,value=0.9,exits=all": Decaying("margin", 0.9, "all", 4.0, 128),
@@ -135,13 +130,11 @@ def test_every_kind_is_read_from_its_text() -> None:
         ),
         "oracle:which=saturation": Oracle("saturation"),
     }
-    assert {type(policy) for policy in texts.values()} == set(BUILT_IN) - {Never, StaticExit, Threshold}
+    assert {type(policy) for policy in texts.values()} == set(BUILT_IN)
     for text, policy in texts.items():
         assert parse_policy(text) == policy
         assert parse_policy(str(policy)) == policy
-
-
-def test_what_is_left_out_is_written_in_the_text() -> None:
+    # What is left out is written in the text.
     assert str(parse_policy("patience:times=2,exits=3+4+5")) == "patience:times=2,exits=3+4+5,fact=top1"
 
 
@@ -157,15 +150,7 @@ def test_a_short_lists_text_is_what_it_was_where_it_is_read_at_exits() -> None:
         parse_policy(f"{text},at=last")
 
 
-def test_policies_nest_several_times() -> None:
-    text = "monotone:policy=[minimum:exit=3,policy=[votes:need=any,of=[never]+[oracle:which=saturation]]]"
-    with pytest.raises(PolicyError, match="cannot be part of another policy"):
-        parse_policy(text)
-    text = text.replace("oracle:which=saturation", "thresholds:signal=entropy,values=1e20+0.5,exits=3+4")
-    assert str(parse_policy(text)) == text
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(POLICIES)
 def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
     assert parse_policy(str(policy)) == policy
@@ -175,14 +160,11 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "caret"),
     [
-        ("", "unknown policy ''", 0),
         ("statik:exit=3", "unknown policy 'statik'", 0),
         ("static", "static needs exit=", 6),
-        ("static:", "a parameter of static is missing here", 7),
         ("static:exit=", "exit has no value", 12),
         ("static:exit", "exit has no value", 11),
         ("static:exit=0", "'0' is not an exit", 12),
-        ("static:exit=-3", "'-3' is not an exit", 12),
         ("static:exit=²", "'²' is not an exit", 12),
         ("static:exit=3,exit=4", "exit is given twice", 14),
         ("static:exit=3,", "a parameter of static is missing here", 14),
@@ -191,23 +173,14 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("threshold:signal=marginn,value=0.9,exits=3", "unknown signal 'marginn'", 17),
         ("threshold:signal=margin,value=much,exits=3", "'much' is not a number", 30),
         ("threshold:signal=margin,value=nan,exits=3", "nan is not finite", 30),
-        ("threshold:signal=margin,value=inf,exits=3", "inf is not finite", 30),
         ("threshold:signal=margin,value=0.9,exits=3+x", "'x' is not an exit", 42),
-        ("threshold:signal=margin,value=0.9,exits=3++5", "'' is not an exit", 42),
         ("threshold:signal=margin,value=0.9,exits=5+3", "exit 3 comes after exit 5", 42),
         ("threshold:signal=margin,value=0.9,exits=5+5", "exit 5 comes after exit 5", 42),
-        ("threshold:signal=margin,value=0.9,exits=", "exits has no value", 40),
-        ("threshold:signal=margin,value=0.9", "threshold needs exits=", 33),
         ("static:exit=12345678901", "'12345678901' is not an exit", 12),
         (
             "threshold:signal=margin,value=2,exits=3",
             "margin is never 2: such a threshold tells no tokens apart",
             30,
-        ),
-        (
-            "threshold:value=-1,exits=3,signal=max_prob",
-            "max_prob is never -1: such a threshold tells no tokens apart",
-            16,
         ),
         (
             "threshold:signal=entropy,value=-1,exits=3",
@@ -237,8 +210,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("schedule:first=5,last=3,length=1", "length is 1", 31),
         ("oracle:which=first", "'first' is not one of the choices", 13),
         ("minimum:exit=3,policy=never", "a policy within another stands in brackets", 22),
-        ("minimum:exit=3,policy=[nevr]", "unknown policy 'nevr'", 23),
-        ("minimum:exit=3,policy=[static]", "static needs exit=", 29),
         ("minimum:exit=3,policy=[static:exit=x]", "'x' is not an exit", 35),
         ("minimum:exit=3,policy=[]", "unknown policy ''", 23),
         (
@@ -246,7 +217,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
             "a policy within another stands in square brackets [ ]",
             22,
         ),
-        ("votes:need=1,of=[never]+(never)", "a policy within another stands in square brackets [ ]", 24),
         ("minimum:exit=3,policy=[never", "this bracket is not closed", 22),
         ("minimum:exit=3,policy=[never]]", "this bracket closes nothing", 29),
         ("minimum:exit=3,policy=[never]+[never]", "unknown policy 'never]+[never'", 23),
@@ -257,8 +227,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
             "'x' is not a whole number of 1 or more",
             VOTES.index("2,exits=10+15+20"),
         ),
-        (VOTES.replace("15+20", "15+2"), "exit 2 comes after exit 15", VOTES.index("20]")),
-        (VOTES.replace("patience:times", "patience:time"), None, VOTES.index("times")),
         (VOTES.replace("need=2", "need=3"), "3 of 2 policies cannot be met", 11),
         (VOTES.replace("need=2", "need=most"), "'most' is not a number of votes", 11),
         (VOTES.replace("+[", "+", 1), "this bracket closes nothing", len(VOTES) - 2),
@@ -473,21 +441,20 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any]) -> None:
-    plug_ins.append(
-        SimpleNamespace(group="offramp.policies", name="every-other", value="here", load=lambda: EveryOther)
-    )
+    plug_ins.append(point(name="every-other", value="here", load=lambda: EveryOther))
     assert check_policy(parse_policy("every-other:start=2")) == EveryOther(2)
 
 
-def test_a_plug_in_that_is_no_policy_is_refused_by_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(point(name="odd", value="odd:thing", load=lambda: 3))
-    with pytest.raises(PolicyError, match="a policy plug-in is of type int, not a subclass of ExitPolicy"):
-        parse_policy("never")
-
-
-def test_a_plug_in_may_not_take_a_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(
-        SimpleNamespace(group="offramp.policies", name="never", value="odd:Never", load=lambda: Never)
-    )
-    with pytest.raises(PolicyError, match="two policies are called 'never'"):
+@pytest.mark.parametrize(
+    ("name", "loaded", "what"),
+    [
+        ("odd", 3, "a policy plug-in is of type int, not a subclass of ExitPolicy"),
+        ("never", Never, "two policies are called 'never'"),
+    ],
+)
+def test_a_plug_in_that_is_no_policy_or_takes_a_name_is_refused(
+    plug_ins: list[Any], name: str, loaded: Any, what: str
+) -> None:
+    plug_ins.append(point(name=name, value="odd:thing", load=lambda: loaded))
+    with pytest.raises(PolicyError, match=what):
         parse_policy("never")

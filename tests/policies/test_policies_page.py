@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from offramp.policies.contract import check_policy
 from offramp.policies.grammar import BUILT_IN, parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.signals import SIGNALS
@@ -34,10 +33,7 @@ def test_every_parameter_is_named_with_its_default_and_every_example_is_a_policy
     assert papers <= set(re.findall(r"arXiv (\d{4}\.\d{5})", section))
     (examples,) = re.findall(r"^```\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
     for example in examples.splitlines():
-        policy = parse_policy(example)
-        assert isinstance(policy, kind)
-        if not policy.tasks:  # slow: one run of the contract for each class
-            check_policy(policy)
+        assert isinstance(parse_policy(example), kind)
 
 
 def test_every_signal_is_listed_with_its_direction_unit_and_range() -> None:

@@ -176,14 +176,17 @@ def test_left_out_documents_are_named():
     assert any("broken (NaN at layer 2)" in note for note in score(trace).notes)
 
 
-@pytest.mark.parametrize("name", [fact.name for fact in FACTS if fact.dtype == "float32"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_fact_that_is_not_finite_is_named(name, value):
+def test_a_fact_that_is_not_finite_is_named(value):
     trace = improving_trace()
-    trace.fact(name)[45, 2] = value
-    with pytest.raises(InputError, match=f"'{name}' is not finite") as caught:
-        score(trace)
-    assert caught.value.where == "document 2, exit 3"
+    for fact in FACTS:
+        if fact.dtype == "float32":
+            sound = trace.fact(fact.name)[45, 2]
+            trace.fact(fact.name)[45, 2] = value
+            with pytest.raises(InputError, match=f"'{fact.name}' is not finite") as caught:
+                score(trace)
+            assert caught.value.where == "document 2, exit 3"
+            trace.fact(fact.name)[45, 2] = sound
 
 
 def test_a_missing_or_misshapen_fact_is_named():

@@ -25,11 +25,6 @@ from offramp.scoring.scoring import score
 X = np.array([0.25, 0.5, 1.0])
 
 
-def test_step_area_holds_a_value_until_the_next_exit():
-    # 0.2 on [0, 0.25), 0.4 on [0.25, 0.5), 0.8 on [0.5, 1); the last value has no width.
-    assert components.step_area(np.array([0.4, 0.8, 1.0]), X, 0.2) == pytest.approx(0.05 + 0.1 + 0.4)
-
-
 def test_representation_by_hand_and_at_its_ceiling():
     assert components.representation_quality(np.array([0.4, 0.8, 1.0]), X) == pytest.approx(0.1 + 0.4)
     assert components.representation_quality(np.ones(3), X) == pytest.approx(1 - X[0])
@@ -51,10 +46,6 @@ def test_calibration_skill_by_hand():
     assert components.calibration_skill(np.array([0.1, 0.105]), np.array([0.5, 0.2])) == pytest.approx(0.5)
     assert components.calibration_skill(np.array([0.3]), np.array([0.5])) == 0.0
     assert np.isnan(components.calibration_skill(np.zeros(2), np.array([0.0, 1.0])))
-
-
-def test_composite_is_the_geometric_mean():
-    assert components.geometric_mean(np.array(0.1), np.array(0.4), np.array(0.2)) == pytest.approx(0.2)
 
 
 def test_formulas_take_draws_in_front():

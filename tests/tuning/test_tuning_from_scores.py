@@ -116,42 +116,16 @@ def test_the_line_is_theil_sens(points: list[tuple[int, float]]) -> None:
     assert line.intercept == pytest.approx(float(np.median(savings - slope * scores)))
 
 
-def test_the_slope_is_scipys() -> None:
-    from scipy.stats import theilslopes
-
-    generator = np.random.default_rng(5)
-    scores = generator.random(31)
-    savings = scores + generator.standard_t(2, 31)
-    expected = theilslopes(savings, scores)
-    assert fit_line(scores, savings).slope == pytest.approx(expected.slope)
-
-
-@pytest.mark.parametrize(("bases", "variants", "noise"), [(12, 1, "normal"), (14, 3, "heavy")])
-def test_new_models_fall_within_the_interval(bases: int, variants: int, noise: str) -> None:
+def test_new_models_fall_within_the_interval() -> None:
     """At level 0.9, 400 simulated worlds: a coverage below 0.86 has a chance of less than 1 %."""
     generator = np.random.default_rng(7)
     runs, held = 400, 0
     for _ in range(runs):
-        *known, new = world(generator, bases + 1, variants, noise)
+        *known, new = world(generator, BASES_NEEDED + 1, 3, noise="heavy")
         cells = [one for one in known if one.base != new.base]
         found = predict_from_score(cells, new.scores["composite"])
         held += bool(found.low <= new.saving <= found.high)
     assert held / runs >= 0.86
-
-
-def test_a_token_level_error_would_not_cover() -> None:
-    """Residuals of the same fit, without leaving a base out, hold too few: the simulation can fail."""
-    generator = np.random.default_rng(7)
-    runs, held = 400, 0
-    for _ in range(runs):
-        *known, new = world(generator, 13, 3, "heavy")
-        cells = [one for one in known if one.base != new.base]
-        scores = np.array([one.scores["composite"] for one in cells])
-        savings = np.array([one.saving for one in cells])
-        line = fit_line(scores, savings)
-        spread = 1.645 * np.std(savings - line.intercept - line.slope * scores) / math.sqrt(len(cells))
-        held += bool(abs(new.saving - line.at(new.scores["composite"])) <= spread)
-    assert held / runs < 0.6
 
 
 def test_what_cannot_be_used_is_refused() -> None:

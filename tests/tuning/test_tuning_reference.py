@@ -100,9 +100,13 @@ def test_a_transform_that_breaks_the_floor_by_itself_is_said_to() -> None:
     assert tuned.reference_agreement.value == pytest.approx(0.9, abs=0.02)
 
 
-def test_every_answer_carries_it(trace: Trace) -> None:
+def test_every_answer_carries_it() -> None:
+    plain = easy_and_hard(60)
+    assert all(verdict.reference_agreement is None for verdict in judge(plain, (0.95,)))
+    assert tune(plain, {"agreement": 0.95}, "h100").reference_agreement is None
+    trace = transformed(easy_and_hard(60, wrong=0.002), 0.9)
     machine = find_machine("h100")
-    answers = [*judge(trace, machine=machine), *ranking(trace, machine, (0.95,))]
+    answers = [*judge(trace, (0.95,), machine=machine), *ranking(trace, machine, (0.95,))]
     answers += machine_answers(trace, [machine], (1,), 0.95)
     assert tune(trace, {"agreement": 0.95}, "h100", batch=2).reference_agreement is not None
     for answer in answers:
@@ -110,9 +114,6 @@ def test_every_answer_carries_it(trace: Trace) -> None:
         assert reference is not None
         assert reference.value is not None
         assert reference.value < answer.agreement.value
-    plain = easy_and_hard()
-    assert all(verdict.reference_agreement is None for verdict in judge(plain))
-    assert tune(plain, {"agreement": 0.95}, "h100").reference_agreement is None
 
 
 def test_what_cannot_be_judged_is_undefined(trace: Trace) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
-from offramp.models.shape import LayerShape
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import decision_costs, exit_costs
@@ -33,7 +32,7 @@ from offramp.tuning.threshold_family import (
     per_exit_thresholds,
     recorded_signals,
 )
-from policy_traces import make_shape, make_trace
+from policy_traces import make_shape, make_trace, with_states
 
 POLICIES = (
     "never",
@@ -111,7 +110,7 @@ def test_thresholds_outside_the_range_of_the_signal_are_left_out() -> None:
     assert grid.values.tolist() == [0.5]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 999), head=st.sampled_from([10, 300, 4000]))
 def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
     trace = with_signals(seed=seed, shape=make_shape(head=head))
@@ -259,10 +258,7 @@ def test_parts_are_those_of_the_breakdown(seed: int, text: str) -> None:
 
 @pytest.mark.parametrize("text", POLICIES[1:3])
 def test_recurrent_layers_above_an_exit_are_not_skipped(text: str) -> None:
-    shape = make_shape(6)
-    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
-    layers = tuple(recurrent if place in (1, 4) else shape.layers[0] for place in range(6))
-    trace = make_trace(shape=replace(shape, layers=layers))
+    trace = make_trace(shape=with_states(make_shape(), 1, 4))
     pool = pool_of(trace)
     replayed = replay(trace, text).skip_ratio
     assert pool.score("", parse_policy(text)).skip_ratio == pytest.approx(replayed)

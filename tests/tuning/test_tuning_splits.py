@@ -76,6 +76,7 @@ def test_documents_that_heads_were_fitted_on_judge_no_verdict() -> None:
     used = ("document 2", "document 5")
     fit, report = split_documents(traced(9, fitted=used), 0)
     assert sorted([*fit, *report]) == [0, 1, 3, 4, 6, 7, 8]
+    assert (len(fit), len(report)) == (3, 4)
 
 
 def test_overlap_is_found_by_digest() -> None:
