@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,19 @@ def write_llama(folder: Path, **config: Any) -> None:
     write_tokenizer(folder)
 
 
-@pytest.fixture
-def llama_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny-llama"
+@pytest.fixture(scope="session")
+def whole_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("llama") / "tiny-llama"
     folder.mkdir()
     write_llama(folder)
     return folder
+
+
+@pytest.fixture
+def llama_folder(whole_llama: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(whole_llama, tmp_path / "tiny-llama"))
 
 
 def edit_json(path: Path, **changes: Any) -> None:

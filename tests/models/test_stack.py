@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from offramp.errors import ModelError
 from offramp.models.discovery import find_stack, probe_ids
 from offramp.models.logit_scaling import LogitScaling, find_logit_scaling
 from offramp.models.stack import READOUTS
+from offramp.models.tensors import largest_difference, largest_finite
 
 
 def llama(**config: Any) -> Any:
@@ -96,7 +98,6 @@ def test_capture_never_runs_the_output_head() -> None:
     ("change", "expected"),
     [
         (lambda z: z, LogitScaling()),
-        (lambda z: z * 0.0625, LogitScaling("scale", 0.0625)),
         (lambda z: z * 0.3, LogitScaling("scale", 0.3)),
         (lambda z: z / 6.0, LogitScaling("scale", 1 / 6.0, 6.0)),
         (lambda z: torch.tanh(z / 30.0) * 30.0, LogitScaling("softcap", 30.0)),
@@ -198,3 +199,13 @@ def test_a_looped_model_has_one_exit_per_execution() -> None:
     seen: list[int] = []
     stack.capture(probe_ids(model), lambda index, before, after: seen.append(index))
     assert len(stack) == len(seen) == 4
+
+
+def test_equal_infinities_do_not_differ_and_unequal_ones_do() -> None:
+    out = -torch.inf
+    left = torch.tensor([1.0, out, 3.0])
+    assert largest_difference(left, torch.tensor([1.5, out, 3.0])) == 0.5
+    assert largest_difference(left, torch.tensor([1.0, 2.0, 3.0])) == math.inf
+    assert math.isnan(largest_difference(left, torch.tensor([torch.nan, out, 3.0])))
+    assert largest_finite(torch.tensor([1.0, out, -3.0])) == 3.0
+    assert math.isnan(largest_finite(torch.tensor([1.0, torch.nan])))
