@@ -156,18 +156,6 @@ def test_a_full_disk_is_told_and_leaves_a_journal_that_goes_on(
     assert len(reading.problems) == (part > 0)
 
 
-def test_a_clock_set_back_changes_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, clock = Journal(tmp_path / "journal.jsonl"), iter([5000.0, 4000.0, 3000.0])
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    for event in ("started", "finished", "started"):
-        journal.append(event)
-    events = journal.read().events
-    assert [event.wall for event in events] == [5000.0, 4000.0, 3000.0]
-    assert [event.event for event in events] == ["started", "finished", "started"]
-    assert sorted(events, key=lambda event: event.number) == list(events)
-    assert sorted(events, key=lambda event: event.monotonic) == list(events)
-
-
 def test_who_is_stopped_with_the_journal_in_hand_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
