@@ -198,6 +198,15 @@ def test_entries_change_the_keys_of_what_they_change(
     require_changed(world, {axis: entry}, changed)
 
 
+def test_a_seed_is_part_of_whatever_draws_with_it(world: Path) -> None:
+    """Without heads, whose seed the traces through them would pass on."""
+    plain = {**BASE, "heads": ["none"]}
+    before = plan_from(world, plain)
+    after = plan_from(world, {**plain, "study": {**SETTINGS, "seed": 1}})
+    kept = {kind for kind in OF_MODEL - {"heads"} if keys_of(before, kind) == keys_of(after, kind)}
+    assert kept == {"trace", "profile"}
+
+
 def require_changed(world: Path, change: dict[str, Any], changed: set[str]) -> None:
     """No task of these kinds keeps its key, and every other does."""
     before, after = plan_from(world, BASE), plan_from(world, {**BASE, **change})
