@@ -406,23 +406,15 @@ def profile_task(bench: Bench) -> Task:
 
 
 def test_a_profile_is_measured_once_for_a_recipe(bench: Bench, measured: mock.Mock) -> None:
-    folder = bench.run(profile_task(bench), name="measured")
-    assert noteless(bench.run(profile_task(bench), name="kept")) == noteless(folder)
-    assert measured.call_count == 1
-    (kept,) = list_local_profiles()
-    assert noteless(folder) == kept.to_json()
-    assert kept.details[RECIPE] == profile_task(bench).recipe
-
-
-def test_a_profile_of_another_recipe_is_not_taken(bench: Bench, measured: mock.Mock) -> None:
     """Or timings of older code would be filed under a recipe that states the code of now."""
-    bench.run(profile_task(bench), name="older")
-    changed = with_recipe(profile_task(bench), code="0" * 64)
-    folder = bench.run(changed, name="newer")
-    assert measured.call_count == 2
-    assert _profile(folder).details[RECIPE] == changed.recipe
-    assert noteless(bench.run(changed, name="kept newer")) == noteless(folder)
-    assert measured.call_count == 2
+    task = profile_task(bench)
+    for number, one in enumerate((task, with_recipe(task, code="0" * 64)), start=1):
+        folder = bench.run(one, name=f"measured {number}")
+        assert noteless(bench.run(one, name=f"kept {number}")) == noteless(folder)
+        assert measured.call_count == number
+        assert _profile(folder).details[RECIPE] == one.recipe
+        (kept,) = list_local_profiles()
+        assert noteless(folder) == kept.to_json()
 
 
 def test_a_kept_profile_that_is_off_is_measured_again(
