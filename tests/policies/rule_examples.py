@@ -22,6 +22,7 @@ from policy_traces import make_shape
 
 LAYERS = 6
 LENGTHS = (9, 1, 14, 6)
+PROMPT_ENTROPY = (0.5, 1.0, 2.0, 0.0)
 LEVELS = 10
 DOCUMENT = np.repeat(np.arange(len(LENGTHS), dtype=np.int32), LENGTHS)
 
@@ -53,7 +54,7 @@ def random_trace(seed: int, exits: list[int] | None = None, candidate_exit: int 
         exits=traced,
         shape=make_shape(LAYERS),
         provenance={"request": {"heads": {"candidate_exit": candidate_exit}}},
-        document_facts={"prompt_entropy": np.array([0.5, 1.0, 2.0, 0.0])[DOCUMENT]},
+        document_facts={"prompt_entropy": np.array(PROMPT_ENTROPY)[DOCUMENT]},
     )
 
 
@@ -66,12 +67,13 @@ def by_document(trace: Trace, reference: Callable[..., Any], **parameters: Any) 
         def read(fact: str, token: int, exit: int, start: int = start) -> float:
             return float(trace.fact(fact)[start + token, int(np.searchsorted(trace.exits, exit))])
 
-        chosen += reference(Document(read, length, LAYERS), **parameters)
+        chosen += reference(Document(read, length, LAYERS, PROMPT_ENTROPY[number]), **parameters)
     return np.array(chosen)
 
 
-def text(exits: list[int]) -> str:
-    return "+".join(map(str, exits))
+def text(value: Any) -> str:
+    """A parameter's value as the grammar writes it; a list of exits joined."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def must_equal(policy: str | ExitPolicy, trace: Trace, expected: NDArray[np.int64]) -> None:

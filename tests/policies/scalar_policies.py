@@ -18,9 +18,11 @@ class Document:
     read: Callable[[str, int, int], float]
     tokens: int
     layers: int
+    prompt_entropy: float
 
 
 AT_MOST = ("entropy", "kl_to_previous", "js_to_previous")
+UNBOUNDED = ("entropy", "logit_gap")
 OPENING = ("kl_to_previous", "js_to_previous", "top_k_overlap", "candidate_score")
 
 TIE = 1e-9
@@ -73,17 +75,16 @@ def dynamic(
     complexity: str,
     slope: float,
     centre: float,
-    high: float,
-    prompt_entropy: float,
 ) -> list[int]:
     chosen: list[int] = []
     entropies: list[float] = []
     for token in range(document.tokens):
         known = {
             "position": float(token),
-            "prompt_entropy": prompt_entropy,
+            "prompt_entropy": document.prompt_entropy,
             "running_entropy": sum(entropies) / len(entropies) if entropies else centre,
         }[complexity]
+        high = math.inf if signal in UNBOUNDED else 1.0
         limit = min(max(value + slope * (known - centre), 0.0), high)
         taken = [exit for exit in firing(signal, exits) if passes(document, signal, token, exit, limit)]
         chosen.append(taken[0] if taken else document.layers)
@@ -118,7 +119,7 @@ def sustained(document: Document, *, signal: str, value: float, times: int, exit
     return chosen
 
 
-def monotone_threshold(document: Document, *, signal: str, value: float, exits: list[int]) -> list[int]:
+def monotone(document: Document, *, signal: str, value: float, exits: list[int]) -> list[int]:
     chosen: list[int] = []
     for token in range(document.tokens):
         before = chosen[-1] if chosen else document.layers

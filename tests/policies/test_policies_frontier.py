@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
 from offramp.policies import frontier as sweep_module
-from offramp.policies.frontier import Frontier, _descending_key, _value_of_key, frontier
+from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
@@ -88,14 +88,6 @@ def test_by_default_all_traced_exits_below_the_last_are_checked() -> None:
     assert frontier(make_trace(exits=[2, 5, 6]), "max_prob").exits == (2, 5)
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
-def test_keys_sort_floats_in_descending_order(values: list[float]) -> None:
-    array = np.array(values, dtype=np.float32)
-    keys = _descending_key(array)
-    np.testing.assert_array_equal(_value_of_key(np.sort(keys)), np.sort(array)[::-1])
-    np.testing.assert_array_equal(keys[:, None] < keys[None, :], array[:, None] > array[None, :])
-
-
 def test_a_nan_is_refused_with_its_document_and_exit() -> None:
     trace = make_trace()
     broken = trace.fact("margin").copy()
@@ -147,11 +139,10 @@ def test_small_pieces_make_the_same_frontier(
         assert result.predicted_speedup == pytest.approx(pieces.speedup[place], rel=1e-12)
 
 
-def test_values_far_apart_are_sorted_by_both_halves_of_their_keys() -> None:
-    trace = make_trace(tokens=500)
-    values = np.exp(np.random.default_rng(0).normal(0.0, 20.0, trace.fact("entropy").shape)).astype(
-        np.float32
-    )
-    points = frontier(make_trace(tokens=500, entropy=values), "entropy")
-    records = np.minimum.accumulate(values[:, :-1], axis=1)
-    np.testing.assert_array_equal(points.threshold[1:], np.unique(records))
+def test_values_far_apart_and_of_both_signs_are_sorted_by_both_halves_of_their_keys() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.choice([-1.0, 1.0], (500, 6)) * np.exp(generator.normal(0.0, 20.0, (500, 6)))
+    trace = make_trace(tokens=500, hidden_cosine_to_previous=values.astype(np.float32))
+    points = frontier(trace, "hidden_cosine")
+    records = np.maximum.accumulate(trace.fact("hidden_cosine_to_previous")[:, :-1], axis=1)
+    np.testing.assert_array_equal(points.threshold[1:], np.unique(records)[::-1])

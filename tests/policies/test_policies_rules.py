@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rule_examples import (
     CONFIDENCES,
-    DOCUMENT,
     EXITS,
     LAYERS,
     LENGTHS,
@@ -34,75 +33,73 @@ from offramp.policies.rules.learning import agreement_thresholds, betas
 from offramp.policies.rules.threshold import Threshold, Thresholds
 from offramp.policies.signals import SIGNALS
 
+# What each rule's parameters are drawn from; exits as lists, as the plain references take them.
+CHECKS = {"signal": PLAIN, "value": VALUES, "exits": EXITS}
+RULES: dict[str, dict[str, Any]] = {
+    "decaying": {**CHECKS, "decay": st.floats(0.1, 9), "length": st.integers(1, 20)},
+    "dynamic": {
+        **CHECKS,
+        "signal": st.sampled_from(("margin", "entropy", "restricted_margin", "logit_gap")),
+        "complexity": st.sampled_from(("position", "running_entropy", "prompt_entropy")),
+        "slope": st.sampled_from((-0.7, -0.1, 0.0, 0.05, 0.3)),
+        "centre": st.sampled_from((0.0, 0.6, 3.0)),
+    },
+    "adaptive": {
+        "signal": CONFIDENCES,
+        "target": st.sampled_from((0.3, 0.5, 0.6, 0.8, 0.95)),
+        "warmup": st.integers(1, 4),
+        "exits": EXITS,
+    },
+    "bandit": {
+        **CHECKS,
+        "signal": CONFIDENCES,
+        "cost": st.sampled_from((0.0, 0.5, 1.3)),
+        "exploration": st.sampled_from((0.0, 0.1, 1.0)),
+    },
+    "patience": {
+        "times": st.integers(1, 3),
+        "exits": MANY_EXITS,
+        "fact": st.sampled_from(("top1", "restricted_top1")),
+    },
+    "sustained": {
+        "signal": st.sampled_from(("margin", "entropy", "kl_to_previous")),
+        "value": VALUES,
+        "times": st.integers(1, 3),
+        "exits": MANY_EXITS,
+    },
+    "monotone": CHECKS,
+    "oracle": {"which": st.sampled_from(("first_match", "saturation"))},
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+@few
+@given(seed=SEEDS, data=st.data())
+def test_a_rule_is_what_its_plain_reference_says(kind: str, seed: int, data: st.DataObject) -> None:
+    parameters = data.draw(st.fixed_dictionaries(RULES[kind]))
+    trace = random_trace(seed, exits=parameters.get("exits"))
+    expected = by_document(trace, getattr(scalar, kind), **parameters)
+    given = ",".join(f"{name}={text(value)}" for name, value in parameters.items())
+    policy = f"monotone:policy=[threshold:{given}]" if kind == "monotone" else f"{kind}:{given}"
+    if kind == "oracle":  # which nothing can decode with
+        np.testing.assert_array_equal(replay_decisions(parse_policy(policy), trace).exits, expected)
+    else:
+        must_equal(policy, trace, expected)
+
 
 @few
-@given(seed=SEEDS, signal=st.sampled_from(sorted(SIGNALS)), value=VALUES, exits=EXITS)
-def test_threshold(seed: int, signal: str, value: float, exits: list[int]) -> None:
-    assume(len(exits) > SIGNALS[signal].opens)
-    value = min(value, SIGNALS[signal].high)
-    trace = random_trace(seed, exits=exits, candidate_exit=exits[0])
-    values = [value] * len(exits)
-    expected = by_document(trace, scalar.thresholds, signal=signal, values=values, exits=exits)
-    must_equal(Threshold(signal, value, tuple(exits)), trace, expected)
-
-
-@few
-@given(
-    seed=SEEDS, signal=st.sampled_from(("margin", "entropy", "top_k_overlap")), exits=EXITS, data=st.data()
-)
-def test_thresholds_per_exit(seed: int, signal: str, exits: list[int], data: Any) -> None:
+@given(seed=SEEDS, signal=st.sampled_from(sorted(SIGNALS)), exits=EXITS, same=st.booleans(), data=st.data())
+def test_threshold_and_thresholds(
+    seed: int, signal: str, exits: list[int], same: bool, data: st.DataObject
+) -> None:
     assume(len(exits) > SIGNALS[signal].opens)
     values = data.draw(st.lists(VALUES, min_size=len(exits), max_size=len(exits)))
-    trace = random_trace(seed, exits=exits)
+    values = [min(value, SIGNALS[signal].high) for value in (values[:1] * len(exits) if same else values)]
+    trace = random_trace(seed, exits=exits, candidate_exit=exits[0])
     expected = by_document(trace, scalar.thresholds, signal=signal, values=values, exits=exits)
     must_equal(Thresholds(signal, tuple(values), tuple(exits)), trace, expected)
-
-
-@few
-@given(
-    seed=SEEDS, signal=PLAIN, value=VALUES, exits=EXITS, decay=st.floats(0.1, 9), length=st.integers(1, 20)
-)
-def test_decaying(seed: int, signal: str, value: float, exits: list[int], decay: float, length: int) -> None:
-    trace = random_trace(seed)
-    expected = by_document(
-        trace, scalar.decaying, signal=signal, value=value, exits=exits, decay=decay, length=length
-    )
-    given = f"signal={signal},value={value},exits={text(exits)},decay={decay!r},length={length}"
-    must_equal(f"decaying:{given}", trace, expected)
-
-
-@few
-@given(
-    seed=SEEDS, times=st.integers(1, 3), exits=MANY_EXITS, fact=st.sampled_from(("top1", "restricted_top1"))
-)
-def test_patience(seed: int, times: int, exits: list[int], fact: str) -> None:
-    trace = random_trace(seed)
-    expected = by_document(trace, scalar.patience, times=times, exits=exits, fact=fact)
-    must_equal(f"patience:times={times},exits={text(exits)},fact={fact}", trace, expected)
-
-
-@few
-@given(
-    seed=SEEDS,
-    signal=st.sampled_from(("margin", "entropy", "kl_to_previous")),
-    value=VALUES,
-    times=st.integers(1, 3),
-    exits=MANY_EXITS,
-)
-def test_sustained(seed: int, signal: str, value: float, times: int, exits: list[int]) -> None:
-    trace = random_trace(seed, exits=exits)
-    expected = by_document(trace, scalar.sustained, signal=signal, value=value, times=times, exits=exits)
-    must_equal(f"sustained:signal={signal},value={value},times={times},exits={text(exits)}", trace, expected)
-
-
-@few
-@given(seed=SEEDS, which=st.sampled_from(("first_match", "saturation")))
-def test_oracle(seed: int, which: str) -> None:
-    trace = random_trace(seed)
-    expected = by_document(trace, scalar.oracle, which=which)
-    np.testing.assert_array_equal(
-        replay_decisions(parse_policy(f"oracle:which={which}"), trace).exits, expected
-    )
+    if same:
+        must_equal(Threshold(signal, values[0], tuple(exits)), trace, expected)
 
 
 def test_no_decoder_follows_an_oracle() -> None:
@@ -137,17 +134,6 @@ def test_minimum(seed: int, value: float, exits: list[int], data: Any) -> None:
     policy = parse_policy(f"minimum:exit={lowest},policy={inner}")
     must_equal(policy, trace, expected)
     assert policy.checked_exits(LAYERS) == tuple(kept)
-
-
-@few
-@given(seed=SEEDS, signal=PLAIN, value=VALUES, exits=EXITS)
-def test_monotone(seed: int, signal: str, value: float, exits: list[int]) -> None:
-    trace = random_trace(seed)
-    expected = by_document(trace, scalar.monotone_threshold, signal=signal, value=value, exits=exits)
-    must_equal(
-        f"monotone:policy=[threshold:signal={signal},value={value},exits={text(exits)}]", trace, expected
-    )
-    assert (np.diff(expected)[np.diff(DOCUMENT) == 0] <= 0).all()
 
 
 @few
@@ -260,39 +246,6 @@ def test_a_minimum_that_drops_nothing_may_compare_exits() -> None:
     assert policy.needs(6) == {2: ("top1",), 3: ("kl_to_previous",), 4: ("kl_to_previous",)}
 
 
-@few
-@given(
-    seed=SEEDS,
-    signal=st.sampled_from(("margin", "entropy", "restricted_margin", "logit_gap")),
-    value=VALUES,
-    exits=EXITS,
-    complexity=st.sampled_from(("position", "running_entropy", "prompt_entropy")),
-    slope=st.sampled_from((-0.7, -0.1, 0.0, 0.05, 0.3)),
-    centre=st.sampled_from((0.0, 0.6, 3.0)),
-)
-def test_dynamic(
-    seed: int, signal: str, value: float, exits: list[int], complexity: str, slope: float, centre: float
-) -> None:
-    trace = random_trace(seed)
-    chosen: list[int] = []
-    for number in range(len(LENGTHS)):
-        expected = by_document(
-            trace,
-            scalar.dynamic,
-            signal=signal,
-            value=value,
-            exits=exits,
-            complexity=complexity,
-            slope=slope,
-            centre=centre,
-            high=SIGNALS[signal].high,
-            prompt_entropy=(0.5, 1.0, 2.0, 0.0)[number],
-        )
-        chosen += expected[number == DOCUMENT].tolist()
-    given = f"signal={signal},value={value},exits={text(exits)},complexity={complexity}"
-    must_equal(f"dynamic:{given},slope={slope},centre={centre}", trace, np.array(chosen))
-
-
 def test_following_the_entropy_of_earlier_tokens_is_charged_for_a_full_head() -> None:
     following = "dynamic:signal=restricted_margin,value=0.5,exits=2+4,complexity={},slope=0.1"
     running = parse_policy(following.format("running_entropy"))
@@ -303,21 +256,6 @@ def test_following_the_entropy_of_earlier_tokens_is_charged_for_a_full_head() ->
     assert by_position.needs(6) == {2: ("restricted_margin",), 4: ("restricted_margin",)}
     assert not by_position.remembers
     assert parse_policy(following.format("prompt_entropy")).document_facts == ("prompt_entropy",)
-
-
-@few
-@given(
-    seed=SEEDS,
-    signal=CONFIDENCES,
-    target=st.sampled_from((0.3, 0.5, 0.6, 0.8, 0.95)),
-    warmup=st.integers(1, 4),
-    exits=EXITS,
-)
-def test_adaptive(seed: int, signal: str, target: float, warmup: int, exits: list[int]) -> None:
-    trace = random_trace(seed)
-    expected = by_document(trace, scalar.adaptive, signal=signal, target=target, warmup=warmup, exits=exits)
-    given = f"signal={signal},target={target},warmup={warmup},exits={text(exits)}"
-    must_equal(f"adaptive:{given}", trace, expected)
 
 
 def test_the_adaptive_threshold_finds_the_posterior_of_known_distributions() -> None:
@@ -335,29 +273,3 @@ def test_the_adaptive_threshold_finds_the_posterior_of_known_distributions() -> 
     same = np.array([[sums[0, 1] / 9, sums[0, 1]]])
     assert agreement_thresholds(same, 0.89)[0] == 1 / 200
     assert agreement_thresholds(same, 0.91)[0] == np.inf
-
-
-@few
-@given(
-    seed=SEEDS,
-    signal=CONFIDENCES,
-    value=VALUES,
-    exits=EXITS,
-    cost=st.sampled_from((0.0, 0.5, 1.3)),
-    exploration=st.sampled_from((0.0, 0.1, 1.0)),
-)
-def test_bandit(
-    seed: int, signal: str, value: float, exits: list[int], cost: float, exploration: float
-) -> None:
-    trace = random_trace(seed)
-    expected = by_document(
-        trace,
-        scalar.bandit,
-        signal=signal,
-        value=value,
-        exits=exits,
-        cost=cost,
-        exploration=exploration,
-    )
-    given = f"signal={signal},value={value},exits={text(exits)},cost={cost},exploration={exploration}"
-    must_equal(f"bandit:{given}", trace, expected)

@@ -149,29 +149,24 @@ policies = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+PRICES = {
+    "head": st.floats(0.1, 9.0),
+    "probe": st.floats(0.01, 3.0),
+    "key_value": st.floats(0.0, 0.5),
+    "overhead": st.floats(0.0, 2.0),
+    "batch": st.sampled_from([1, 4]),
+}
+
+
+@settings(max_examples=80, deadline=None)
 @given(
-    policy=policies,
-    seed=st.integers(0, 5),
-    target=st.floats(0.7, 1.6),
-    head=st.floats(0.1, 9.0),
-    probe=st.floats(0.01, 3.0),
-    key_value=st.floats(0.0, 0.5),
-    overhead=st.floats(0.0, 2.0),
-    batch=st.sampled_from([1, 4]),
+    policy=policies, seed=st.integers(0, 5), target=st.floats(0.7, 1.6), given=st.fixed_dictionaries(PRICES)
 )
 def test_the_needed_price_gives_exactly_the_target(
-    policy: ExitPolicy,
-    seed: int,
-    target: float,
-    head: float,
-    probe: float,
-    key_value: float,
-    overhead: float,
-    batch: int,
+    policy: ExitPolicy, seed: int, target: float, given: dict[str, Any]
 ) -> None:
     trace = make_trace(seed=seed)
-    costs = prices(layers=6, head=head, probe=probe, key_value=key_value, overhead=overhead, batch=batch)
+    costs = prices(layers=6, **given)
     decisions = replay_decisions(policy, trace)
     for row in break_even(trace, policy, costs, target):
         if row.lever == "probe":

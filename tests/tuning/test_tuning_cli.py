@@ -94,27 +94,6 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     assert "certificate" not in said
 
 
-def test_a_batch_is_said_to_run_in_lockstep(folder: Path, tmp_path: Path) -> None:
-    said = said_of(folder, tmp_path, *REPLAYED, "--batch", 4)
-    assert "on 12 report documents, replayed, in lockstep at batch 4: agreement" in said
-    assert "(no interval: 3 groups of 4 documents; an interval needs 20, 80 documents)" in said
-    assert "layers skipped" not in said
-
-
-def test_naive_says_nothing_of_documents_that_certify(folder: Path, tmp_path: Path) -> None:
-    said = said_of(folder, tmp_path, *REPLAYED, "--method", "naive")
-    assert "no guarantee: the mean loss of these documents is at most 0.1, other documents" in said
-    assert "best floor" not in said
-    assert "certificate (naive)" not in said
-
-
-def test_a_floor_in_nats_is_said_in_nats_everywhere(folder: Path, tmp_path: Path) -> None:
-    said = said_of(folder, tmp_path, "--floor", "kl=1.5", "--floor-clip", "5", "--hardware", "h100")
-    assert said.count("is at most 1.5 nats (clipped at 5)") == 2  # once promised, once in the certificate
-    lost = 5 * float(read_tuned(tmp_path / "policy.json").certificate.empirical_risk or 0.0)
-    assert f"mean loss on 36 documents of 25 tokens: {lost:.4f} nats (clipped at 5)" in said
-
-
 def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
     policy = "votes:need=all,of=[never]+[static:exit=2]"
     tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")

@@ -6,20 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
-from offramp.policies.decisions import replay_decisions
-from offramp.policies.grammar import parse_policy
-from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
-from offramp.tuning.curves import curve, make_grid
-from offramp.tuning.floor import document_weights, parse_floor, token_losses
+from offramp.tuning.floor import parse_floor, token_losses
 from offramp.tuning.judging import judge
-from offramp.tuning.pool import Evidence
 from offramp.tuning.predict import predict
 from offramp.tuning.ranking import machine_answers, ranking
 from offramp.tuning.tune import tune
@@ -52,25 +45,6 @@ def test_losses_are_counted_against_the_untransformed_model() -> None:
     assert parse_floor(f"{FLOOR}=0.9").risk == pytest.approx(0.1)
     with pytest.raises(InputError, match="not clipped"):
         parse_floor(f"{FLOOR}=0.9", 1.0)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 999),
-    kept=st.floats(0.0, 1.0),
-    exits=st.sets(st.integers(1, 5), min_size=1).map(sorted),
-)
-def test_the_curve_is_what_replaying_every_threshold_gives(seed: int, kept: float, exits: list[int]) -> None:
-    trace = transformed(make_trace(seed=seed, levels=9), kept, seed)
-    floor = parse_floor(f"{FLOOR}=0.9")
-    evidence, signal = Evidence(trace, floor), SIGNALS["max_prob"]
-    grid = make_grid(trace, signal, np.arange(5))
-    columns = np.array(exits) - 1
-    found = curve(grid, list(columns), evidence.losses, columns, document_weights(trace))
-    for place, value in enumerate(grid.values):
-        text = f"threshold:signal=max_prob,value={float(value)!r},exits={'+'.join(map(str, exits))}"
-        decisions = replay_decisions(parse_policy(text), trace)
-        assert found.risk[place] == pytest.approx(evidence.risk_of(decisions.exits), abs=1e-9)
 
 
 def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp_path: Path) -> None:

@@ -71,12 +71,14 @@ def with_signals(**options: Any) -> Trace:
     signal=st.sampled_from(["max_prob", "entropy"]),
     exits=EXIT_SETS,
     levels=st.sampled_from([3, None]),
-    kind=st.sampled_from(["agreement", "kl"]),
+    kind=st.sampled_from(["agreement", "kl", "reference_agreement"]),
 )
 def test_a_curve_is_what_replaying_at_every_threshold_gives(
     seed: int, signal: str, exits: tuple[int, ...], levels: int | None, kind: str
 ) -> None:
     trace = make_trace(seed=seed, levels=levels)
+    # Of a transformed model, which may lose tokens at exit L too.
+    trace.reference_top1 = np.random.default_rng(seed).choice([1, 7], trace.token_count).astype(np.int32)
     floor = make_floor({kind: 0.5})
     losses, weights = token_losses(trace, floor), document_weights(trace)
     columns = np.array([exit - 1 for exit in exits])

@@ -90,7 +90,7 @@ def test_the_front_begins_with_the_full_model_and_gets_faster(tuned: Tuned) -> N
     assert [point.risk for point in tuned.front] == sorted(point.risk for point in tuned.front)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 99),
     wrong=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
