@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from page_reader import Page
 from report_examples import example_run
 
 from combine_cases import combined_result, quality
@@ -27,6 +26,7 @@ from offramp.report.page import links, render
 from offramp.report.plot.drawing import Scale
 from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.summary import combined_json, summarise, summary_schema
+from page_reader import Page
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
 MULTIPLIES = {"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 33.3}

@@ -12,7 +12,6 @@ import jsonschema
 import numpy as np
 import pytest
 from decoding_examples import PLAIN, decoded, decoded_run, forecast, with_decoding
-from page_reader import Page
 from report_examples import CHAT, LAYERS, answered, example_run, workload_result
 from rich.console import Console
 
@@ -33,6 +32,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge
 from offramp.tuning.verdict import Speed
+from page_reader import Page
 
 DEFINITIONS = {"$defs": summary_schema()["$defs"]}
 

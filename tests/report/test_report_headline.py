@@ -355,6 +355,7 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
     missed = strategy(Estimate(1.3, 1.25, 1.35), answer="slower", agreement=Estimate(0.80, 0.75, 0.85))
     found = compared(saving(speed), strategies=(missed,))
     assert comparison_decision(found) == "too close to call"
+    assert "it is at best 1.200 × plain decoding (1.180 to 1.220)" in comparison_headline(found)
     said = "Of 1 answer, certified on given text and below the floor when decoded, and so not said to pay: 1."
     assert said in left_over(found)
     assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_reader import Page, require_self_contained
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
@@ -23,6 +22,7 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, ModelFacts
 from offramp.studies.comparison.tables import comparison_tables
+from page_reader import Page, require_self_contained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
 

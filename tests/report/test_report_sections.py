@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import answer_examples as answers
 import pytest
-from page_reader import Page
 from report_examples import example_run
 
 from offramp.report.page import render
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
+from page_reader import Page
 
 
 @pytest.fixture(scope="module")

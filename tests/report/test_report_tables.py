@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from page_reader import Page
 
 import comparison_examples as examples
 from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_cell, facet_cell, reasons
@@ -34,6 +33,7 @@ from offramp.report.sections.leaderboard import (
 )
 from offramp.report.sections.strategies import by_floor, bytes_section, families_table, strategies_table
 from offramp.scoring.estimate import Estimate
+from page_reader import Page
 
 
 @pytest.fixture(scope="module")
