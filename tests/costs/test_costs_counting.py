@@ -203,14 +203,6 @@ def test_a_batch_of_nothing_is_refused(batch: int) -> None:
             count(SHAPE, 0, batch)
 
 
-def test_leaving_early_pays_the_layers_run_and_the_repair_of_the_others() -> None:
-    costs = token_costs(SHAPE, 11, "bytes")
-    layers, repair = costs.layers, costs.key_value
-    expected = [layers[: exit + 1].sum() + repair[exit + 1 :].sum() for exit in range(4)]
-    np.testing.assert_allclose(costs.until_exit, expected)
-    assert costs.plain == pytest.approx(layers.sum() + costs.head)
-
-
 @pytest.mark.parametrize("state_elements", [64, 0])  # 0: a state that could not be measured
 def test_skipping_a_recurrent_layer_saves_nothing(state_elements: int) -> None:
     layer = dataclasses.replace(RECURRENT, state_elements=state_elements)

@@ -15,6 +15,7 @@ from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import (
     GAIN_OF_PART,
     PARTS,
+    CostBreakdown,
     Item,
     Usage,
     break_down,
@@ -45,35 +46,23 @@ def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
     assert line.places == (1, 2, 3, 5, 8, 9)
 
 
-def cost_of_one_token(decisions: Decisions, token: int) -> float:
-    """The cost of one token, added up one thing after the other."""
-    price, exit = at(1), int(decisions.exits[token])
-    total = price.overhead + sum(price.layers[:exit]) + sum(price.key_value[exit:])
-    answered = False
-    for place, (checked, facts) in enumerate(decisions.needs.items()):
-        if decisions.probed_at(place)[token]:
-            for kind in (
-                {"margin": "full head", "hidden_cosine_to_previous": "cosine"}[facts[0]],
-                *(["cosine"] if len(facts) > 1 else []),
-            ):
-                total += price.probes[kind]
-                answered |= kind == "full head" and checked == exit
-    if not answered:
-        total += price.head if exit == LAYERS else price.exit_head
-    return float(total)
+def broken_down(decisions: Decisions) -> CostBreakdown:
+    """Each token a step of its own."""
+    steps = np.arange(len(decisions.exits))
+    return break_down(
+        count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, len(steps)
+    )
 
 
 @settings(deadline=None)
 @given(decisions=decisions_of())
 def test_a_breakdown_is_the_sum_of_its_tokens(decisions: Decisions) -> None:
-    tokens = len(decisions.exits)
-    one_by_one = [cost_of_one_token(decisions, token) for token in range(tokens)]
+    """What is counted is held by the plain loops of test_policies_steps, prices by hand."""
+    one_by_one = [
+        broken_down(decisions.at_rows(np.array([token]))).total for token in range(len(decisions.exits))
+    ]
     np.testing.assert_allclose(decision_costs(at(1), decisions), one_by_one, rtol=1e-12)
-    steps = np.arange(tokens)
-    breakdown = break_down(
-        count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, tokens
-    )
-    assert breakdown.total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
+    assert broken_down(decisions).total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
@@ -106,9 +95,7 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     ],
 )
 def test_a_gain_by_hand(decisions: Decisions, layers: float, head: float, probes: float) -> None:
-    steps = np.arange(len(decisions.exits))
-    usage = count_steps(decisions, steps, LAYERS, repair=True)
-    found = split_gain(break_down(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
+    found = split_gain(broken_down(decisions)).to_json()
     plain = 7 + 460 + 1000
     assert found == pytest.approx({"layers": layers / plain, "head": head / plain, "probes": probes / plain})
 

@@ -12,7 +12,6 @@ import pytest
 from rule_examples import LAYERS, random_trace
 
 from offramp.errors import InputError, PolicyError
-from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, Usage
 from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.frontier import frontier
@@ -93,14 +92,6 @@ def test_a_policy_that_may_go_deeper_is_refused() -> None:
     assert (replay(trace, still).exits == 3).all()
     with pytest.raises(PolicyError, match="lets tokens go deeper than those before them\n"):
         replay(trace, still, kv="monotone")
-
-
-def test_a_recurrent_layer_is_charged_whole_where_it_is_skipped() -> None:
-    layer = LayerShape("recurrent", 800, 800, 0, 0, 0, None, 64)
-    trace = make_trace(shape=ModelShape((layer,) * 6, 10, 30, 10, 300, 2))
-    result = replay(trace, StaticExit(2))
-    assert part(result.breakdown, "K,V projection") == 60 * 4 * 2 * (800 + 2 * 64)
-    assert result.predicted_speedup == result.predicted_speedup_flops == pytest.approx(1.0)
 
 
 BANDIT = "bandit:signal={},value=0.5,exits=1+3+5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -277,13 +278,14 @@ def test_a_large_trace_is_scored_in_time():
     facts["agreement"] = generator.random(facts["max_prob"].shape) < facts["max_prob"]
     facts["kl_to_final"] = generator.random(facts["max_prob"].shape)
     trace = facts_trace(facts, document=document)
-    seconds = []
+    seconds = math.inf
     for _ in range(2):
         start = time.thread_time()
         score(trace)
-        seconds.append(time.thread_time() - start)
-    print(f"score of 100k tokens x 30 exits: {min(seconds):.2f} s")
-    assert min(seconds) < 1.5
+        seconds = min(seconds, time.thread_time() - start)
+        if seconds < 1.5:
+            break
+    assert seconds < 1.5, f"score of 100k tokens x 30 exits: {seconds:.2f} s"
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

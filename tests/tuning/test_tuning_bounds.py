@@ -15,13 +15,11 @@ from offramp.tuning.bounds import (
     Losses,
     Settled,
     best_certifiable,
-    bets,
     crc_p_values,
     documents_needed,
     fewest_documents,
     find_method,
     hb_p_values,
-    log_capital,
     naive_p_values,
     sequential_capital,
     settle,
@@ -122,17 +120,6 @@ def test_a_loss_of_one_everywhere_is_no_evidence_and_a_risk_of_one_gives_numbers
     assert upper_limit(np.ones(50), 0.1) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("losses", [[0.0] * 29 + [1.0], [1.0] + [0.0] * 29, [0.0, 0.2] * 15])
-def test_betting_is_fair_in_every_order(losses: list[float]) -> None:
-    # All draws of two documents: in any order fixed beforehand, capital does not grow on average.
-    sample = np.array(losses)
-    risk = float(sample.mean())
-    pairs = np.array([[one, other] for one in sample for other in sample]).T
-    capital = np.exp(log_capital(pairs, bets(pairs, 0.1), risk))
-    assert capital[0].mean() == pytest.approx(1.0)
-    assert capital[1].mean() == pytest.approx(1.0)
-
-
 def test_methods_that_do_not_exist_or_give_no_limit_are_refused() -> None:
     with pytest.raises(InputError, match="unknown method 'wsrr'") as error:
         find_method("wsrr")
@@ -170,15 +157,6 @@ def test_the_capital_is_what_its_definition_says(
     assert found == pytest.approx(
         capital_one_by_one(losses.tolist(), risk, delta, planned), rel=1e-6, abs=1e-9
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(losses=DOCUMENTS, more=st.integers(0, 50), later=st.integers(0, 2**32 - 1))
-def test_what_was_bet_does_not_depend_on_what_comes(losses: Losses, more: int, later: int) -> None:
-    planned = len(losses) + more
-    longer = np.concatenate([losses, np.random.default_rng(later).random(more)])
-    known = sequential_capital(longer, 0.1, 0.1, planned)[: len(losses)]
-    assert np.array_equal(known, sequential_capital(losses, 0.1, 0.1, planned))
 
 
 @settings(max_examples=80, deadline=None)

@@ -128,23 +128,6 @@ def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
         assert scored.skip_ratio == pytest.approx(1 - decisions.exits.mean() / 6)
 
 
-def test_the_fastest_threshold_at_every_target_is_found() -> None:
-    trace = make_trace(tokens=200, levels=20, shape=make_shape(head=50))
-    pool = pool_of(trace)
-    add_exact(pool, targets_around(FLOOR.risk))
-    for target in search_targets(FLOOR.risk)[::5]:
-        best = pool.fastest(target)
-        brute = [
-            pool.score("", Threshold(signal, float(value), exits))
-            for signal in ("max_prob", "margin", "entropy")
-            for exits in ((5,), (3,), (1, 2, 3, 4, 5), (4, 5))
-            for value in np.unique(trace.fact(signal)[:, :5])
-        ]
-        allowed = [scored.cost for scored in brute if scored.risk <= target + 1e-12]
-        assert best is not None
-        assert best.cost <= min(allowed, default=np.inf) * (1 + 1e-9)
-
-
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_thresholds_per_exit_are_never_worse_than_one_for_all(seed: int) -> None:
