@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from offramp.models.model import Model
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.request import parse_signals
 from offramp.tracing.restricted_vocabulary import SHORTLIST
-from offramp.tracing.statistics import EXACT_COLUMNS, can_compile
+from offramp.tracing.statistics import EXACT_COLUMNS, can_compile, choose_reductions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -174,7 +175,7 @@ def test_bfloat16_on_a_wide_vocabulary_moves_agreement_by_a_thousandth_at_most(
 ) -> None:
     """Logits beyond 16 are rounded to steps of 0.125 by a bfloat16 product, which breaks many a tie."""
     monkeypatch.setattr("offramp.tracing.measurement.FORWARD_TOKENS", 1)  # the shapes of the reference
-    vocabulary = 6000
+    vocabulary = 3000
     hf = llama(vocabulary, hidden_size=64, intermediate_size=64)
     model = tiny_model(hf, dtype="bfloat16", head_scale=6.0)
     work = workload_of(lengths=[80] * 13, vocabulary=vocabulary)
@@ -215,6 +216,13 @@ def test_compiled_reductions_give_the_same_facts(monkeypatch: pytest.MonkeyPatch
     compiled, _ = trace_numbers(model, 503)
     assert compiled.provenance["request"]["reductions"] == "compiled"
     assert_facts(compiled, readings_of(model, sequences), following_of(sequences))
+
+
+def test_small_traces_are_not_compiled() -> None:
+    assert choose_reductions(10**6) == "eager"
+    assert choose_reductions(10**12) == ("compiled" if can_compile() else "eager")
+    assert can_compile() <= (shutil.which("g++") is not None)
+    assert trace_numbers(tiny_llama(), 61)[0].provenance["request"]["reductions"] == "eager"
 
 
 def test_the_previous_exit_is_the_previous_traced_one() -> None:

@@ -275,8 +275,7 @@ def test_sizes_are_those_that_costs_charge() -> None:
 
 def by_hand(model: Model, heads: ExitHeads, vocabulary: int) -> tuple[Readings, np.ndarray]:
     """Readings from h -> norm -> W h + b at each exit and the model's own logits at L; the next tokens."""
-    documents = workload_of(lengths=LENGTHS, vocabulary=vocabulary).documents
-    sequences = [[int(word) for word in document.text.split()] for document in documents]
+    sequences = sequences_of(vocabulary)
     transform = model.stack.logit_scaling
     assert transform is not None
 
@@ -328,8 +327,7 @@ def test_heads_equal_to_the_models_own_change_nothing() -> None:
     weight = np.broadcast_to(model.hf.lm_head.weight.numpy(), heads.output.weight.shape).copy()
     same = dataclasses.replace(heads, output=dataclasses.replace(heads.output, weight=weight))
     found, plain = run(model, same), run(model, None)
-    documents = workload_of(lengths=LENGTHS, vocabulary=61).documents
-    sequences = [[int(word) for word in document.text.split()] for document in documents]
+    sequences = sequences_of(61)
     readings, following = readings_of(model, sequences), following_of(sequences)
     for one in (found, plain):
         assert_facts(one, readings, following)

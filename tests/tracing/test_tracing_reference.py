@@ -24,7 +24,7 @@ from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 from tiny_models import write_documents, write_llama
 
-LENGTHS = (14, 9, 20, 14, 30, 12, 25, 11)
+LENGTHS = (14, 9, 20, 12)
 
 
 def transformed(model: Model) -> Model:

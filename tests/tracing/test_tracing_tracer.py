@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,13 +110,6 @@ def test_a_context_longer_than_the_models_is_refused_and_the_default_is_not_long
     assert trace(tiny_llama(), workload_of(lengths=(9,)), tokens=5).provenance["request"]["context"] == 96
     long = tiny_model(llama(max_position_embeddings=4096))
     assert trace(long, workload_of(lengths=(9,)), tokens=5).provenance["request"]["context"] == 512
-
-
-def test_small_traces_are_not_compiled() -> None:
-    assert choose_reductions(10**6) == "eager"
-    assert choose_reductions(10**12) == ("compiled" if can_compile() else "eager")
-    assert can_compile() <= (shutil.which("g++") is not None)
-    assert run().provenance["request"]["reductions"] == "eager"
 
 
 def test_a_compiler_that_fails_is_said_and_done_without(
