@@ -48,7 +48,6 @@ BUILT_IN = [
     "shortlist:policy=[patience:times=1,exits=1+3+4,fact=restricted_top1]",
     f"monotone:policy=[votes:need=2,of={MARGIN}+{PATIENCE}]",
     f"votes:need=all,of={MARGIN}+{PATIENCE}",
-    f"votes:need=any,of={LEARNING}",
     f"votes:need=2,of={LEARNING}",
     f"monotone:policy=[votes:need=any,of={LEARNING}]",
     f"tasks:names=code+chat,policies={MARGIN}+{PATIENCE},fallback=[static:exit=1]",

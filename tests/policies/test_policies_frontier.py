@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_examples import random_trace
 
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
@@ -146,3 +147,12 @@ def test_values_far_apart_and_of_both_signs_are_sorted_by_both_halves_of_their_k
     points = frontier(trace, "hidden_cosine")
     records = np.maximum.accumulate(trace.fact("hidden_cosine_to_previous")[:, :-1], axis=1)
     np.testing.assert_array_equal(points.threshold[1:], np.unique(records)[::-1])
+
+
+def test_a_frontier_of_comparisons_takes_those_that_were_recorded() -> None:
+    trace = random_trace(5, [1, 3, 5])
+    assert frontier(trace, "kl_to_previous", (1, 3, 5)).exits == (1, 3, 5)
+    with pytest.raises(PolicyError, match=r"at exit 5 was recorded against exit 3, but .* is at exit 1"):
+        frontier(trace, "kl_to_previous", (1, 5))
+    with pytest.raises(PolicyError, match="kl_to_previous compares two checks, and there is one exit"):
+        frontier(trace, "kl_to_previous", (3,))

@@ -160,15 +160,6 @@ def rows_of(usage: Usage, layer: int) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_a_frontier_of_comparisons_takes_those_that_were_recorded() -> None:
-    trace = random_trace(5, [1, 3, 5])
-    assert frontier(trace, "kl_to_previous", (1, 3, 5)).exits == (1, 3, 5)
-    with pytest.raises(PolicyError, match=r"at exit 5 was recorded against exit 3, but .* is at exit 1"):
-        frontier(trace, "kl_to_previous", (1, 5))
-    with pytest.raises(PolicyError, match="kl_to_previous compares two checks, and there is one exit"):
-        frontier(trace, "kl_to_previous", (3,))
-
-
 @pytest.mark.parametrize("signal", ["restricted_margin", "restricted_max_prob"])
 def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
     trace = random_trace(3)

@@ -171,6 +171,8 @@ def test_cells_are_read_from_a_list_or_from_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
         ("", "holds no cells"),
         ("[]", "holds no cells"),
         ("[1", "no JSON"),
@@ -186,20 +188,15 @@ def test_cells_are_read_from_a_list_or_from_lines(tmp_path: Path) -> None:
         (json.dumps([record(), record(saving=8.0)]), r"saving: .*less than or equal to 1[\s\S]*cell 2"),
     ],
 )
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_holds_something_else_is_refused(
+    tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
     path = tmp_path / "cells.json"
-    path.write_text(content)
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
         read_cells(path)
     assert str(path) in str(caught.value)
-
-
-def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        read_cells(tmp_path / "absent.json")
-    (tmp_path / "cells.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_cells(tmp_path / "cells.json")
 
 
 def test_twelve_is_what_the_default_level_would_take_anyway() -> None:
