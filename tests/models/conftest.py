@@ -33,22 +33,10 @@ def write_tokenizer(folder: Path, *, vocabulary: int = VOCABULARY, chat_template
 
 def write_llama(folder: Path, **config: Any) -> None:
     """A random Llama of 3 layers, with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from family_configs import llama
 
-    values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 96,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
+    values = {"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02} | config
+    llama(VOCABULARY, **values).save_pretrained(folder)
     write_tokenizer(folder)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import family_configs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,8 @@ from offramp.models.tensors import largest_difference, largest_finite
 
 
 def llama(**config: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    values = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-    }
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(values | config))).eval().requires_grad_(False)
+    """A random Llama whose final norm is far from trivial."""
+    model = family_configs.llama(initializer_range=0.02, **config)
     model.model.norm.weight.data += torch.randn(32) * 0.5
     return model
 
