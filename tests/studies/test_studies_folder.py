@@ -30,11 +30,6 @@ from offramp.studies.task import Estimate, Task
 TASK = task_of("score")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
-
-
 def events(folder: StudyFolder) -> list[str]:
     return [event.event for event in folder.journal.read().events]
 

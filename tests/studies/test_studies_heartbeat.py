@@ -23,14 +23,9 @@ from offramp.studies.locks import BEAT_SECONDS, Watch, end_holder, holder, holdi
 from offramp.studies.status import status_of
 from offramp.studies.task import Task
 
+pytestmark = pytest.mark.usefixtures("made")
+
 STALL = 3 * BEAT_SECONDS
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    folder = StudyFolder(tmp_path / "study")
-    folder.path.mkdir()
-    return folder
 
 
 def stopped_worker(folder: StudyFolder, task: Task) -> WorkerProcess:

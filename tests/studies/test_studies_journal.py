@@ -109,13 +109,13 @@ def test_lines_that_were_taken_out_are_missed() -> None:
     )
 
 
-def test_eight_processes_write_one_journal_without_losing_or_repeating_a_number(tmp_path: Path) -> None:
+def test_processes_write_one_journal_without_losing_or_repeating_a_number(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(8)]
-    assert [writer.wait(timeout=120) for writer in writers] == [0] * 8
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(5)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0] * 5
     reading = Journal(path).read()
     assert reading.problems == ()
-    assert [event.number for event in reading.events] == list(range(1, 201))
+    assert [event.number for event in reading.events] == list(range(1, 126))
     for writer in writers:
         counts = [event.details["count"] for event in reading.events if event.process == writer.pid]
         assert counts == list(range(25))

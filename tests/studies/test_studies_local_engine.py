@@ -30,11 +30,6 @@ from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job, Task
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
-
-
 def run(folder: StudyFolder, *jobs: Job, **options: Any) -> list[float]:
     """Run jobs to their end; the moments at which the engine said that something may have changed."""
     moments: list[float] = []

@@ -22,19 +22,14 @@ from offramp.studies.runner import MENDING, JobOutcome, failure_of, run_job
 from offramp.studies.task import Task
 from offramp.studies.work.context import ModelCache
 
+pytestmark = pytest.mark.usefixtures("made")
+
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, fake_works.REGISTRY, raising=False)
     monkeypatch.setitem(sys.modules, fake_works.REGISTRY, sys)  # so that it is put back at the end
     fake_works.install()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    folder = StudyFolder(tmp_path / "study")
-    folder.path.mkdir()
-    return folder
 
 
 def test_tasks_run_in_order_with_the_results_they_need(folder: StudyFolder) -> None:

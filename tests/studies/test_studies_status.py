@@ -16,18 +16,13 @@ from offramp.studies.status import STATES, TimeLeft, status_of
 from offramp.studies.task import Job, Plan, Task
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
-
-
 def counts(**numbers: int) -> dict[str, int]:
     return {state: numbers.get(state, 0) for state in STATES}
 
 
-def chain(*, blocked: str | None = None) -> tuple[Task, Task, Task, Task]:
+def chain() -> tuple[Task, Task, Task, Task]:
     """A trace, the league of it, what decodes that league, and a score of the trace."""
-    trace = task_of("trace", blocked=blocked)
+    trace = task_of("trace")
     league = task_of("league", needs={"trace": trace.key})
     decode = task_of("decode", needs={"trace": trace.key, "league": league.key}, exclusive=True)
     return trace, league, decode, task_of("score", needs={"trace": trace.key})
