@@ -125,14 +125,15 @@ def test_a_few_words_in_common_are_no_shared_text(words_in_common: int) -> None:
     assert not share(f"{text(1, 90)} {same} {text(2, 90)}", f"{text(3, 90)} {same} {text(4, 90)}")
 
 
-def test_half_of_the_shorter_text_decides() -> None:
-    item = words(0, 400)
-    other = text(1, 2000)
-    assert share(" ".join(item), f"{other} {' '.join(item[:280])}")
-    scattered = " ".join(
-        f"{' '.join(item[place : place + 14])} {text(place + 7, 40)}" for place in range(0, 400, 40)
+@pytest.mark.parametrize(("pieces", "shared"), [(25, True), (12, False)])
+def test_half_of_the_shorter_text_decides(pieces: int, shared: bool) -> None:
+    """Whatever else the longer one says between pieces that are too short to be text in common alone."""
+    item = words(0, 500)
+    longer = " ".join(
+        f"{' '.join(item[20 * place : 20 * place + 20])} {text(place + 7, 60)}" for place in range(pieces)
     )
-    assert not share(" ".join(item), f"{scattered} {other}")
+    assert share(" ".join(item), f"{longer} {text(1, 1000)}") is shared
+    assert share(f"{text(1, 1000)} {longer}", " ".join(item)) is shared
 
 
 def test_short_texts_are_shared_if_they_are_the_same() -> None:
