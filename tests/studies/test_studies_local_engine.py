@@ -252,6 +252,14 @@ def test_threads_share_the_cores_unless_workers_are_counted(
     assert room.fits(job_of(task_of(1), threads=threads), others) is fits
 
 
+def test_a_timing_starts_beside_nothing_and_nothing_beside_it() -> None:
+    alone, other = job_of(task_of(1, "profile", exclusive=True)), job_of(task_of(2))
+    beside: list[Any] = [Running(other), Running(alone)]
+    room = room_of(cores=9)
+    assert [room.fits(alone, running) for running in ([], beside[:1])] == [True, False]
+    assert [room.fits(other, running) for running in (beside[:1], beside[1:])] == [True, False]
+
+
 @pytest.mark.parametrize(("used", "fits"), [(0, False), (400, True)])
 def test_what_running_jobs_will_still_take_is_kept_free(
     monkeypatch: pytest.MonkeyPatch, used: int, fits: bool
