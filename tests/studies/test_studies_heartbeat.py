@@ -158,6 +158,6 @@ def test_a_stopped_worker_of_another_machine_is_named(folder: StudyFolder) -> No
     with holding(folder.lock_path(task)):
         folder.lock_path(task).write_text("123 elsewhere\n")
         with pytest.raises(OfframpError, match="held by process 123 on elsewhere") as caught:
-            run(folder, task, other, stall=1.0)
+            run(folder, task, other, stall=3.0)
     assert caught.value.where == str(folder.lock_path(task))
     assert folder.is_done(other)
