@@ -64,27 +64,6 @@ def test_the_three_readouts_agree_on_chunks_of_positions(kind: Any) -> None:
     assert all("forward" not in vars(layer) for layer in stack.layers)
 
 
-def test_capture_removes_its_hooks_when_the_callback_fails() -> None:
-    stack = find_stack(llama())
-
-    def fail(index: int, before: Tensor, after: Tensor) -> None:
-        raise RuntimeError("the callback failed")
-
-    with pytest.raises(RuntimeError, match="the callback failed"):
-        stack.capture(probe_ids(stack.hf), fail)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in stack.hf.modules())
-
-
-def test_capture_never_runs_the_output_head() -> None:
-    stack = find_stack(llama())
-    assert stack.head is not None
-    called: list[int] = []
-    handle = stack.head.register_forward_hook(lambda *_: called.append(1))
-    stack.capture(probe_ids(stack.hf), lambda *_: None)
-    handle.remove()
-    assert not called
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

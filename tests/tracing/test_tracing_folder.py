@@ -18,7 +18,6 @@ from killed_runs import LENGTHS, everything
 from random_heads import random_heads
 from stored_traces import (
     assert_same_trace,
-    fail,
     files_of,
     flip,
     must_not_run,
@@ -29,7 +28,7 @@ from stored_traces import (
 from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, locked_folder
+from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing import part as part_module
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.heads_file import write_heads
@@ -116,16 +115,6 @@ def test_a_second_process_is_refused(folder: Path) -> None:
         other.kill()
         other.communicate()
     run(folder)  # the lock ended with its process
-
-
-def test_the_folder_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.tracer.write_part", fail)
-        with pytest.raises(ZeroDivisionError):
-            run(tmp_path / "trace")
-    with locked_folder(tmp_path / "trace"):
-        pass
-    run(tmp_path / "trace")
 
 
 def test_leftovers_of_a_killed_writer_are_swept(folder: Path, tmp_path: Path) -> None:

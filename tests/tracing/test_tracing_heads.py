@@ -320,20 +320,6 @@ def test_a_masked_vocabulary_is_masked_at_exit_l_alone() -> None:
     assert_by_hand(run(model, heads, 503), model, heads, 503)
 
 
-def test_heads_equal_to_the_models_own_change_nothing() -> None:
-    model = tiny_llama()
-    heads = random_output_heads(model, [1, 2], norm="model", bias=False)
-    assert heads.output is not None
-    weight = np.broadcast_to(model.hf.lm_head.weight.numpy(), heads.output.weight.shape).copy()
-    same = dataclasses.replace(heads, output=dataclasses.replace(heads.output, weight=weight))
-    found, plain = run(model, same), run(model, None)
-    sequences = sequences_of(61)
-    readings, following = readings_of(model, sequences), following_of(sequences)
-    for one in (found, plain):
-        assert_facts(one, readings, following)
-    assert not np.allclose(run(model, heads).max_prob[:, :-1], plain.max_prob[:, :-1], atol=1e-3)
-
-
 def test_one_buffer_of_logits_serves_every_exit() -> None:
     from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
     from offramp.tracing.head import LinearHead

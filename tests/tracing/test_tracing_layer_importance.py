@@ -115,20 +115,6 @@ def test_the_least_important_layers_are_chosen(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == 3
 
 
-def test_a_chosen_block_is_the_one_that_a_model_does_nothing_in() -> None:
-    def idle(hf: Any) -> None:
-        for layer in hf.model.layers[2:4]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-
-    model = tiny_model(llama(num_hidden_layers=6), change=idle)
-    work = workload_of(lengths=LENGTHS)
-    importance = measure_importance(model, work, tokens=TOKENS, progress=False)
-    assert int(np.argmin(importance.block_distances(2))) == 2
-    assert least_influence(importance.influence, 2) == Prune(drop=(3, 4))
-    np.testing.assert_allclose(importance.influence[2:4], 0.0, atol=1e-6)
-
-
 def test_too_many_layers_are_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "offramp.tracing.layer_importance.measure_importance", lambda *_, **__: pytest.fail("measured")

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 
-import offramp
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.source import find_source
 from offramp.models.transforms.prune import Prune
 from offramp.tracing.layer_importance import measure_importance
-from offramp.tracing.loading import load_model, load_transformed
+from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
-from tiny_models import write_llama
 
 
 @pytest.mark.parametrize("given", ["prune:drop=2", ["prune:drop=2"], Prune(drop=(2,)), (Prune(drop=(2,)),)])
@@ -35,13 +33,6 @@ def test_several_transforms_are_made_in_their_order(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), transforms=["int8", "prune:drop=3+2"])
     assert model.identity.transforms == ("int8", "prune:drop=2+3")
     assert model.layers == 2
-
-
-def test_without_transforms_the_model_is_as_it_is(tiny_model: Path) -> None:
-    model = offramp.load_model(str(tiny_model), dtype="bfloat16")
-    assert model.identity.transforms == ()
-    assert model.dtype == "bfloat16"
-    assert model.identity.fingerprint == find_source(str(tiny_model)).identity.fingerprint
 
 
 def test_layers_are_measured_on_the_workload_and_named_in_the_identity(
@@ -110,17 +101,6 @@ def test_a_machine_that_cannot_is_asked_before_the_model_is_looked_for() -> None
 
     with pytest.raises(InputError, match="this machine cannot do it"):
         load_model("no such model", dtype="bfloat16", transforms=[Impossible()])  # type: ignore[list-item]
-
-
-def test_a_trace_of_another_model_is_refused_before_a_weight_is_read(
-    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    traced(tmp_path / "t", tiny_model, documents)
-    other = find_source(str(write_llama(tmp_path / "other", rms_norm_eps=1e-3)))
-    monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
-    prune = Prune(by="influence", layers=1, trace=str(tmp_path / "t"))
-    with pytest.raises(InputError, match="of another model"):
-        load_transformed(other, dtype="float32", transforms=[prune])
 
 
 def test_a_trace_of_quantised_weights_depends_on_the_library_that_made_them(
