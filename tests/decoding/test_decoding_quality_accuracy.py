@@ -105,12 +105,6 @@ def test_the_interval_of_a_loss_is_paired(monkeypatch: pytest.MonkeyPatch, model
     assert result.loss.high - result.loss.low == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
-def test_equal_answers_lose_nothing(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    hand_made(monkeypatch, model, {"plain": {1, 2}, "policy": {1, 2}})
-    result = task_score(model, "static:exit=3", Words(words(20)), questions=20)
-    assert (result.loss.value, result.loss.low, result.loss.high) == (0.0, 0.0, 0.0)
-
-
 def test_questions_of_one_batch_are_drawn_together(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     """Of 40 batches of two the policy answers both or none: as wide as of 40 questions, not of 80."""
     right = {number for number in range(80) if (number // 2) % 2}
@@ -121,12 +115,6 @@ def test_questions_of_one_batch_are_drawn_together(monkeypatch: pytest.MonkeyPat
     assert together.accuracy.high is not None
     spread = 0.5 / np.sqrt(40)
     assert together.accuracy.high - together.accuracy.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-
-
-def test_few_questions_have_no_interval(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    hand_made(monkeypatch, model, {"plain": {1}, "policy": set()})
-    result = task_score(model, "static:exit=3", Words(words(4)), questions=4)
-    assert (result.loss.value, result.loss.low, result.loss.high) == (0.25, None, None)
 
 
 def test_real_decoding_reaches_the_scorer(model: Model) -> None:
