@@ -198,6 +198,17 @@ def test_options_are_chosen_by_likelihood(model: Model) -> None:
     assert result.plain_accuracy.value == (1.0 if chosen[0] == chosen[1] else 0.5)
 
 
+def test_questions_with_options_are_asked_alone(model: Model) -> None:
+    choice = Question("c", "the cat sat", " on the mat", options=(" on the mat", " and looked"))
+    task = Words([choice, *words(2), choice])
+    seen: list[tuple[int, int]] = []
+    result = task_score(
+        model, "static:exit=2", task, questions=4, batch=4, progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(1, 4), (3, 4), (4, 4)]
+    assert result.questions == 4
+
+
 def test_an_answer_keeps_its_first_space(model: Model) -> None:
     words = {1: "def f():", 2: " return", 3: " 1", 9: ""}
     stripping: Any = SimpleNamespace(
