@@ -94,7 +94,11 @@ def test_other_signals_say_how_to_go_on_too(
             signal.raise_signal(how)
 
     monkeypatch.setattr("offramp.files.os.replace", replace)
-    stopped = run_offramp(*arguments(tiny_model, many_documents, folder), "--json").require(128 + how)
+    before = signal.signal(how, signal.SIG_DFL)  # nohup has them ignored
+    try:
+        stopped = run_offramp(*arguments(tiny_model, many_documents, folder), "--json").require(128 + how)
+    finally:
+        signal.signal(how, before)
     assert f"stopped by {how.name}; what is finished is kept" in stopped.json["error"]["what"]
     assert "run the same command again to go on: offramp run" in stopped.json["error"]["fix"]
     assert not list(folder.rglob(".writing-*"))
