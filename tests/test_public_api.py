@@ -12,7 +12,7 @@ import pytest
 
 import offramp
 from offramp.tracing.facts import FACTS
-from tiny_models import CONTEXT, LAYERS, VOCABULARY, write_documents
+from tiny_models import LAYERS, VOCABULARY, write_documents
 
 FACT_NAMES = (
     *("top1", "max_prob", "margin", "entropy", "kl_to_final", "nll", "final_rank", "final_logprob"),
@@ -41,6 +41,9 @@ def trace(model: offramp.Model, workload: str) -> offramp.Trace:
 def test_every_public_name_is_there_and_documented() -> None:
     for name in offramp.__all__:
         assert inspect.getdoc(getattr(offramp, name)), name
+    parameters = inspect.signature(offramp.trace).parameters
+    assert list(parameters)[:6] == ["model", "workload", "tokens", "exits", "signals", "heads"]
+    assert [parameters[name].default for name in ("exits", "signals", "heads")] == ["all", (), None]
     assert set(offramp.__all__) <= set(dir(offramp))
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         offramp.no_such_name  # noqa: B018
@@ -71,20 +74,23 @@ def trace_folder(tmp_path_factory: pytest.TempPathFactory, model: offramp.Model,
     return folder
 
 
-def test_load_model(model: offramp.Model) -> None:
-    import transformers
-
-    assert isinstance(model.hf, transformers.PreTrainedModel)
-    assert isinstance(model.tokenizer, transformers.PreTrainedTokenizerBase)
-    assert model.layers == LAYERS
-    assert model.context_length == CONTEXT
-    assert str(model.hf.dtype) == "torch.float32"
-
-
-def test_the_signature_of_trace() -> None:
-    parameters = inspect.signature(offramp.trace).parameters
-    assert list(parameters)[:6] == ["model", "workload", "tokens", "exits", "signals", "heads"]
-    assert [parameters[name].default for name in ("exits", "signals", "heads")] == ["all", (), None]
+def test_what_python_prints_of_a_result_is_a_line(model: offramp.Model, trace: offramp.Trace) -> None:
+    policy = offramp.parse_policy("static:exit=2")
+    results = (
+        model,
+        trace,
+        offramp.load_workload("chat"),
+        offramp.score(trace),
+        offramp.replay(trace, policy),
+        offramp.frontier(trace, "margin", (2,)),
+        offramp.judge(trace)[0],
+        offramp.rerun(model, trace, policy),
+        offramp.generate(model, "the cat", policy=policy, max_new_tokens=4),
+    )
+    for result in results:
+        assert repr(result).startswith(f"{type(result).__name__}("), repr(result)
+        assert "array(" not in repr(result)
+        assert len(repr(result)) < 400, repr(result)
 
 
 def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, workload: str) -> None:
@@ -94,17 +100,9 @@ def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, wor
     )
     assert first.exits.tolist() == second.exits.tolist() == [2, 4]
     assert np.array_equal(first.kl_to_final, second.kl_to_final)
-
-
-@pytest.mark.parametrize(
-    ("option", "what"),
-    [({"signals": ("top_k",)}, "top_k"), ({"heads": "no/such.safetensors"}, "no/such.safetensors")],
-)
-def test_unknown_signals_and_missing_heads_are_refused(
-    model: offramp.Model, workload: str, option: dict[str, object], what: str
-) -> None:
-    with pytest.raises(offramp.InputError, match=what):
-        offramp.trace(model, workload, **option)  # type: ignore[arg-type]
+    for option in ({"signals": ("top_k",)}, {"heads": "no/such.safetensors"}):
+        with pytest.raises(offramp.InputError, match=r"top_k|no/such\.safetensors"):
+            offramp.trace(model, workload, **option)  # type: ignore[arg-type]
 
 
 def test_facts_are_arrays_of_tokens_and_exits(trace: offramp.Trace) -> None:
@@ -148,61 +146,6 @@ def test_the_score_card(trace: offramp.Trace) -> None:
         card.eas(similarity="cosine")
     with pytest.raises(offramp.OfframpError, match="alpha"):
         card.eas(alpha=0)
-
-
-def test_what_python_prints_of_a_result_is_a_line(model: offramp.Model, trace: offramp.Trace) -> None:
-    policy = offramp.parse_policy("static:exit=2")
-    results = (
-        model,
-        trace,
-        offramp.load_workload("chat"),
-        offramp.score(trace),
-        offramp.replay(trace, policy),
-        offramp.frontier(trace, "margin", (2,)),
-        offramp.judge(trace)[0],
-        offramp.rerun(model, trace, policy),
-        offramp.generate(model, "the cat", policy=policy, max_new_tokens=4),
-        offramp.fit_heads(model, "chat", tokens=200, lens=False, classifiers=["correctness"], progress=False),
-    )
-    for result in results:
-        assert repr(result).startswith(f"{type(result).__name__}("), repr(result)
-        assert "array(" not in repr(result)
-        assert len(repr(result)) < 400, repr(result)
-
-
-def test_replay(trace: offramp.Trace) -> None:
-    result = offramp.replay(trace, offramp.parse_policy("static:exit=2"))
-    assert result.exits.shape == (TOKENS,)
-    assert (result.exits == 2).all()
-    assert result.skip_ratio == 0.5
-    assert result.agreement == np.mean(trace.top1[:, 1] == trace.top1[:, -1])
-    assert result.predicted_speedup > 1
-    never = offramp.replay(trace, offramp.parse_policy("never"))
-    assert (never.agreement, never.skip_ratio, never.predicted_speedup) == (1, 0, 1)
-
-
-@pytest.mark.parametrize(
-    "text", ["never", "static:exit=2", "threshold:signal=margin,value=0.05,exits=1+3", "policy.json"]
-)
-def test_one_grammar_for_texts_and_files(
-    trace: offramp.Trace, finished_run: Path, tmp_path: Path, text: str
-) -> None:
-    if text == "policy.json":
-        text = str(next((finished_run / "policies").glob("*.json")))
-        trace = offramp.Trace.load(next((finished_run / "traces").rglob("manifest.json")).parent)
-    policy = offramp.parse_policy(text)
-    assert isinstance(policy, offramp.ExitPolicy)
-    assert offramp.parse_policy(str(policy)) == policy
-    assert offramp.replay(trace, policy).policy == str(policy)
-
-
-def test_frontier_and_verdicts(trace: offramp.Trace) -> None:
-    points = offramp.frontier(trace, "max_prob", (1, 2, 3))
-    assert points.agreement[0] == 1
-    assert (np.diff(points.skip_ratio) >= 0).all()
-    verdicts = offramp.judge(trace)
-    assert [verdict.floor for verdict in verdicts] == [0.99, 0.95, 0.9]
-    assert all(verdict.decision in ("pays", "does not pay", "too close to call") for verdict in verdicts)
 
 
 def test_errors_have_three_parts(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Bad input: what is wrong, where and what to do; exit code 2; no folder; if possible no weight loaded."""
+"""Bad input: what is wrong, where and what to do; exit code 2; nothing written; no weight loaded."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,181 @@ from typing import Any
 import pytest
 
 from command_line import Outcome, run_offramp
-from tiny_models import LAYERS, VOCABULARY, write_gguf, write_granite, write_tokenizer
+from tiny_models import LAYERS, write_documents, write_gguf, write_granite
 
 Spoil = Callable[[Path], None]
+
+COMMANDS = {
+    "run": "run {model} -w {texts} -o out",
+    "trace": "trace {model} -w {texts} -o out",
+    "bench": "bench {model} -w {texts} -p static:exit=2 --new-tokens 8 --prompt-tokens 10 --prompts 2",
+    "combine": "bench {model} -w {texts} --new-tokens 8 --combine",
+    "generate": "generate {model} --prompt 'the cat sat'",
+    "heads fit": "heads fit {model} -w {texts} --tokens 400 -o folder/heads",
+    "hardware": "hardware measure {model}",
+    "replay": "replay {trace} -p threshold:signal=max_prob,value=0.06,exits=1+2+3",
+    "predict": "predict --trace {trace}",
+    "tune": "tune {trace} --floor agreement=0.6 --hardware h100 --new-tokens 6 --prompt-tokens 8 -o x.json",
+}
+BEFORE_LOADING = [
+    ("run|trace", "--tokens 0", "tokens must be at least 1", "--tokens"),
+    ("run|trace", "--document-tokens 0", "document tokens must be at least 1", "--document-tokens"),
+    ("run|trace", "--context 0", "context must be at least 1", "--context"),
+    ("run|trace", "--exits ten", "'ten' are not a list of layers", "10,20,30"),
+    ("run|trace", "--exits 1,,2", "not a list of layers", "10,20,30"),
+    ("run|trace", "--dtype bf16", "unknown dtype 'bf16'", "did you mean bfloat16?"),
+    ("trace", "-w prose", "a trace is of one workload, not of 2", ""),
+    ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean restricted"),
+    ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
+    ("trace", "--memory lots", "'lots' is not an amount of memory", ""),
+    ("trace", "--memory 4GB --no-stream", "--no-stream", "leave out one of them"),
+    ("trace", "--stream --transform prune:drop=2", "pruned as a whole", ""),
+    ("trace", "--memory 4GB --transform prune:drop=2", "pruned as a whole", ""),
+    ("bench", "-p statik:exit=2", "unknown policy 'statik'", "static"),
+    ("bench", "-p oracle:which=first_match", "a decoder does not", "offramp replay"),
+    ("bench", "--kv propagat", "unknown strategy 'propagat'", "propagate"),
+    ("bench", "--batch 2 --batching lokstep", "unknown batching 'lokstep'", "lockstep"),
+    ("bench", "--batching rebatch", "means nothing at batch 1", "--batch 2"),
+    ("bench", "--draft-length 3", "means nothing with --kv propagate", "--kv speculate"),
+    ("bench", "--kv speculate --draft-length long", "draft length of 'long'", "auto"),
+    ("bench", "--batch 0", "batch: 0 is too few", "1 or more"),
+    ("bench", "--rounds 0", "rounds: 0 is too few", "1 or more"),
+    ("bench", "--worth 0", "a worth of 0 is no share", "0.05"),
+    ("bench", "--processes 0", "processes: 0 is too few", "1 or more"),
+    ("bench", "--prompts 0", "prompts: 0 is too few", "1 or more"),
+    ("bench", "--prompt-tokens 0", "prompt tokens: 0 is too few", "1 or more"),
+    ("bench", "--new-tokens 1", "new tokens: 1 is too few", "4 or more"),
+    ("bench", "--dtype float17", "unknown dtype 'float17'", "float32"),
+    ("bench", "-w pros", "pros", "prose"),
+    ("bench", "--heads nowhere.safetensors", "nowhere.safetensors", ""),
+    ("bench", "--heads a --heads b", "2 files of exit heads are given", ""),
+    ("bench", "--trace nowhere", "nowhere", ""),
+    ("bench", "--hardware h1000", "unknown hardware 'h1000'", "h100"),
+    ("bench", "--task resoning-gym", "there is no task 'resoning-gym'", "reasoning-gym"),
+    ("bench", "--task human-eval", "runs code that the model wrote", "--allow-code"),
+    ("bench", "--task human-eval --allow-code --questions 165", "165 questions", "ask for 1 to 164"),
+    ("bench", "--questions 3", "--questions means nothing without a task", "add --task"),
+    ("bench", "--floor 0.9", "--floor means nothing without --combine", ""),
+    ("bench", "-o bench.txt", "does not end in .json", "bench.json"),
+    ("bench", "-o nowhere/bench.json", "in a folder that does not exist", "-o"),
+    ("combine", "int9", "unknown acceleration 'int9'", ""),
+    ("combine", "prune:by=luck,layers=1", "unknown measure 'luck'", ""),
+    ("combine", "exits", "exits needs a policy", ""),
+    ("combine", "exits -p oracle:which=saturation", "is an oracle", ""),
+    ("combine", "prompt_lookup --draft-length 2", "--draft-length means nothing", ""),
+    ("combine", "prompt_lookup --batch 2", "--batch is not possible with --combine", ""),
+    ("combine", "prompt_lookup --task human-eval", "--task is not possible with --combine", ""),
+    ("combine", "prompt_lookup --floor 2", "a floor of 2 is no share", ""),
+    ("combine", "prompt_lookup -o combined.txt", "does not end in .json", ""),
+    ("combine", "prompt_lookup -o .", "not that of a run", ""),
+    ("generate", "-p statik:exit=2", "unknown policy", "static"),
+    ("generate", "-p oracle:which=first_match", "which a decoder does not", "offramp replay"),
+    ("generate", "-p missing.json", "missing.json", ""),
+    ("generate", "--heads missing.heads", "missing.heads does not exist", "offramp heads fit"),
+    ("generate", "--kv propagat", "unknown strategy 'propagat'", "'propagate'"),
+    ("generate", "--prompt b --batching rebach", "unknown batching 'rebach'", "'rebatch'"),
+    ("generate", "--max-new-tokens 0", "max-new-tokens cannot be 0", "1 or more"),
+    ("generate", "--temperature nan", "temperature cannot be nan", "above 0"),
+    ("generate", "--temperature 1e-40", "temperature", ""),
+    ("generate", "--top-k 0", "top-k cannot be 0", "1 or more"),
+    ("generate", "--top-p 1.5", "top-p cannot be 1.5", "1 at most"),
+    ("generate", "--temperature 1 --seed -1", "seed cannot be -1", "from 0 to 2^63 - 1"),
+    ("generate", "--seed 1", "--seed means nothing with greedy decoding", "--temperature"),
+    ("generate", "--temperature 1 --check", "by chance", "leave --check out"),
+    ("generate", "--draft-length 2", "means nothing with --kv propagate", "--kv speculate"),
+    ("generate", "--kv speculate --draft-length 0", "a draft length of 0 is not possible", "auto"),
+    ("generate", "--batching rebatch", "means nothing with one prompt", "another --prompt"),
+    ("generate", "--dtype float12", "unknown dtype 'float12'", "float32"),
+    ("generate", "--prompt ' '", "the prompt is empty", "write some text"),
+    ("generate", "--prompt-file missing.txt", "the prompt's file does not exist", "text file"),
+    ("generate", "--prompt-file .", "is a folder", ""),
+    ("generate", "--prompt - --prompt-file -", "can be read once", "one - only"),
+    ("heads fit", "--tokens 0", "tokens must be at least 1", ""),
+    ("heads fit", "--no-lens --no-classifiers", "neither a lens nor classifiers", ""),
+    ("heads fit", "--dtype float16", "unknown dtype 'float16'", ""),
+    ("heads fit", "-w pros", "no workload 'pros'", ""),
+    ("heads fit", "--kv-maps eight", "eight", "--kv-maps"),
+    ("heads fit", "--kv-maps 1 --kv-rank half", "half", "--kv-rank"),
+    ("heads fit", "--add-to heads", "there are no maps to add", "--add-to"),
+    ("hardware", "--dtype float8", "unknown dtype 'float8'", ""),
+    ("hardware", "--batches 4,1", "the batch sizes '4,1' do not rise", ""),
+    ("hardware", "--batches 1,99999", "the batch sizes '1,99999' do not rise", ""),
+    ("hardware", "--batches one", "the batch sizes 'one' do not rise", ""),
+    ("hardware", "--threads 100000", "100000 threads are not possible here", ""),
+    ("replay", "--hardware h1000", "unknown hardware", "did you mean h100"),
+    ("replay", "--hardware absent.toml", "cannot be read", ""),
+    ("replay", "--kv propogate", "unknown strategy", "did you mean 'propagate'"),
+    ("replay", "--kv monotone", "lets tokens go deeper", ""),
+    ("replay", "--kv speculate --batch 2", "one sequence at a time", ""),
+    ("replay", "--batch 0", "a batch of 0", ""),
+    ("replay", "--batch 5000", "needs as many documents", ""),
+    ("replay", "--batching rebatch", "means nothing at batch 1", ""),
+    ("replay", "--draft-length 3", "means nothing with --kv propagate", ""),
+    ("replay", "--model smollm2", "--model means nothing without --execute", ""),
+    ("replay", "--heads heads.safetensors", "--heads means nothing without --execute", ""),
+    ("replay", "--execute --batch 2", "one sequence at a time", ""),
+    ("replay", "--execute --model smollm2", "another model than the one that", "a replay still answers"),
+    ("replay", "--execute --model no/such", "the trace's model cannot be had", "a replay still answers"),
+    ("predict", "", "there is nothing to predict with", ""),
+    ("predict", "static:exit=2 --from-scores cells.json", "a policy and --from-scores are given", ""),
+    ("predict", "static:exit=9", "exit 9", ""),
+    ("predict", "absent.json", "absent.json", ""),
+    ("predict", "static:exit=2 --hardware h10", "unknown hardware", "h100"),
+    ("predict", "static:exit=2 --batch 0", "batch of 0", ""),
+    ("predict", "static:exit=2 --batch 4", "bytes moved are counted at batch 1", "--hardware"),
+    ("predict", "static:exit=2 --seed -1", "a seed of -1 is below 0", ""),
+    ("predict", "static:exit=2 --hardware h100 --kv copy", "unknown strategy 'copy'", ""),
+    ("predict", "static:exit=2 --floor agreement=0.9", "--floor means nothing with a policy", ""),
+    ("predict", "static:exit=2 --level 0.8", "--level means nothing with a policy", ""),
+    ("predict", "--from-scores absent.json", "cells cannot be read", ""),
+    ("predict", "--from-scores absent.json --batch 8", "--batch means nothing with --from-scores", ""),
+    ("predict", "--from-scores absent.json --unseen", "--unseen means nothing with --from-scores", ""),
+    ("predict", "threshold:signal=restricted_margin,value=0.9,exits=2", "restricted", "--signals"),
+    ("tune", "--new-tokens 0", "new_tokens cannot be 0", ""),
+    ("tune", "--documents 0", "documents cannot be 0", ""),
+    ("tune", "--documents 4", "4 documents to decode cannot certify the floor: 5 are needed", ""),
+    ("tune", "--seconds 0", "0.0 seconds are no time", ""),
+    ("tune", "--batch 2", "not a batch of 2", ""),
+    ("tune", "--kv speculate", "speculate is lossless", ""),
+    ("tune", "--kv copy", "unknown strategy", ""),
+    ("tune", "--hardware h1000", "unknown hardware", ""),
+    ("tune", "--model smollm2", "another model than the one that was traced", ""),
+    ("tune", "--model no/such-folder", "the trace's model cannot be had", ""),
+    ("tune", "--heads nowhere.safetensors", "nowhere.safetensors", ""),
+    ("tune", "--floor agreement=0.99", "not enough documents: 18 to certify on, 230 needed", "--model none"),
+]
+"""What is refused before a weight is read: a command, further options, what is said, what is advised."""
+AFTER_LOADING = [
+    ("run|trace", "--context 1", "a context of 1 tokens is filled", "raise --context"),
+    ("run|trace", "--context 129", "longer than the model's 128", "--context 128"),
+    ("run|trace", "--exits 0", "no exit 0", f"1 to {LAYERS}"),
+    ("run|trace", "--exits 2,5", "no exit 5", f"1 to {LAYERS}"),
+    ("bench", "-p static:exit=9", "beyond the model", ""),
+    ("bench", "--prompts 49", "has 48 prompts", ""),
+    ("bench", "--new-tokens 200", "leave room for 200 new tokens", ""),
+    ("bench", "-p threshold:signal=correctness,value=0.9,exits=1", "exit heads", ""),
+    ("generate", "-p static:exit=40", "beyond the model, which has 4 layers", "1 to 4"),
+    ("generate", "-p threshold:signal=correctness,value=0.5,exits=2", "correctness", "--heads"),
+    ("generate", "--max-new-tokens 500", "exceed the context of 128 positions", "max_new_tokens"),
+    ("heads fit", "--tokens 8", "all of one document", ""),
+    ("heads fit", "--exits 4", "no exit below the last layer", ""),
+    ("heads fit", "--exits 9", "no exit 9", ""),
+    ("heads fit", "--candidate-exit 4", "candidate exit 4 is not among", ""),
+    ("heads fit", "--seed -1", "the seed cannot be -1", ""),
+    ("heads fit", "--kv-maps 3", "3", "--kv-maps"),
+    ("tune", "--prompt-tokens 1000", "do not leave room", ""),
+]
+"""What only the model tells."""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> dict[str, str]:
+    """What the commands are given: a model, texts, and a trace."""
+    folder = tmp_path_factory.mktemp("places")
+    few = write_documents(folder / "few.jsonl", documents=24)
+    command = ["trace", tiny_model, "-w", f"jsonl:{few}#text", "--tokens", 480, "-o", folder / "trace"]
+    run_offramp(*command).require(0)
+    return {"model": str(tiny_model), "texts": f"jsonl:{documents}#text", "trace": str(folder / "trace")}
 
 
 @pytest.fixture
@@ -33,6 +206,57 @@ def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
 
 
+def require_refused(places: dict[str, str], command: str, options: str, what: str, fix: str) -> None:
+    """The command refuses these options in three parts, and writes nothing."""
+    for name in command.split("|"):
+        words = shlex.split(COMMANDS[name].format(**places)) + shlex.split(options)
+        outcome = run_offramp(*words, "--json").require(2)
+        error = outcome.json["error"]
+        assert what in error["what"] + error["where"]
+        assert error["fix"]
+        assert fix in error["fix"] + error["where"]
+        assert f"offramp: {error['what']}" in outcome.err
+        assert len(outcome.out.splitlines()) == 1
+        assert list(Path.cwd().iterdir()) == []
+
+
+def named(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    """Names of the rows of a table."""
+    return [f"{command} {options}" for command, options, *_ in rows]
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+@pytest.mark.parametrize(("command", "options", "what", "fix"), BEFORE_LOADING, ids=named(BEFORE_LOADING))
+def test_bad_options_are_refused_before_a_weight_is_loaded(
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: str,
+    what: str,
+    fix: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if command == "hardware":
+        monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
+    require_refused(places, command, options, what, fix)
+
+
+@pytest.mark.parametrize(("command", "options", "what", "fix"), AFTER_LOADING, ids=named(AFTER_LOADING))
+def test_what_only_the_model_tells_is_refused_before_anything_is_timed_or_written(
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: str,
+    what: str,
+    fix: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("offramp.cli.bench_stage.run", lambda *_, **__: pytest.fail("timed"))
+    require_refused(places, command, options, what, fix)
+
+
 def refused(folder: Path, *arguments: object) -> Outcome:
     """`run` and `trace` refuse these arguments in three parts, and make no folder."""
     outcome = Outcome(0, "", "")
@@ -46,15 +270,6 @@ def refused(folder: Path, *arguments: object) -> Outcome:
     return outcome
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def without_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
 def with_pickle_weights(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -64,7 +279,9 @@ def with_pickle_weights(folder: Path) -> None:
 
 
 def with_remote_code(folder: Path) -> None:
-    edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    path.write_text(json.dumps(config))
 
 
 def truncated(folder: Path) -> None:
@@ -72,27 +289,13 @@ def truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-64])
 
 
-def with_a_flipped_header_bit(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[content.index(b'"shape"') + 9] ^= 0x01
-    path.write_bytes(content)
-
-
-def with_another_tokenizer(folder: Path) -> None:
-    write_tokenizer(folder, vocabulary=VOCABULARY + 20)
-
-
 @pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize(
     ("spoil", "what", "fix"),
     [
-        (without_config, "no config.json", "config.json"),
         (with_pickle_weights, "pytorch_model.bin", "save_pretrained"),
         (with_remote_code, "auto_map", "trust_remote_code"),
         (truncated, "damaged or truncated", "download"),
-        (with_a_flipped_header_bit, "damaged or truncated", "download"),
-        (with_another_tokenizer, f"the model's embedding has {VOCABULARY} rows", "tokenizer"),
     ],
 )
 def test_a_bad_checkpoint(
@@ -122,7 +325,6 @@ def test_a_flipped_bit_in_a_weight_that_makes_it_infinite(
     [
         ("smolm2", "unknown model", "did you mean smollm2"),
         ("./modle", "unknown model", "did you mean model"),
-        ("no/such/folder", "unknown model", "a folder"),
         ("missing.gguf", "unknown model", "a .gguf file"),
         ("", "unknown model", "a folder"),
         ("owner/model", "could not be fetched", "check the name and the network"),
@@ -138,60 +340,32 @@ def test_an_unknown_model(
     assert fix in error["fix"]
 
 
-@pytest.mark.parametrize("spoil", ["text", "truncated", "empty"])
 @pytest.mark.usefixtures("no_weights_loaded")
-def test_a_bad_gguf_file(
-    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
-) -> None:
+def test_a_bad_gguf_file(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "model.gguf"
     write_gguf(path)
-    content = {"text": b"<html>", "truncated": path.read_bytes()[:-4096], "empty": b""}
-    path.write_bytes(content[spoil])
+    path.write_bytes(path.read_bytes()[:-4096])
     error = refused(tmp_path, path, "-w", f"jsonl:{documents}#text").json["error"]
     assert "GGUF" in error["what"]
     assert str(path) in error["where"]
-    assert not [
-        entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file() and entry.suffix != ".lock"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "empty"),
-        (b" \n\t\n", "empty"),
-        (b"some\x00thing", "not text"),
-        ("café".encode("latin-1"), "not UTF-8"),
-    ],
-)
-@pytest.mark.usefixtures("no_weights_loaded")
-def test_a_text_that_is_none(tiny_model: Path, tmp_path: Path, content: bytes, what: str) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes(content)
-    error = refused(tmp_path, tiny_model, "-w", f"txt:{path}").json["error"]
-    assert what in error["what"]
-    assert str(path) in error["where"]
+    left = [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file() and entry.suffix != ".lock"]
+    assert left == []
 
 
 @pytest.mark.parametrize(
     ("workload", "what", "fix"),
     [
         ("proes", "no workload 'proes'", "did you mean prose?"),
-        ("", "no workload ''", "prose"),
-        ("prose:x", "has no size 'x'", "write prose or prose:short"),
-        ("txt", "needs an argument", "txt:PATH"),
-        ("txt:", "needs an argument", "txt:PATH"),
         ("txt:no-such-file", "does not exist", "check the path"),
-        ("txt:documents", "no text files", ".txt"),
+        ("txt:latin.txt", "not UTF-8", ""),
         ("documents", "no workload 'documents'", "txt:documents"),
-        ("jsonl:lines.jsonl", "field", "text"),
         ("jsonl:lines.jsonl#txet", "no field 'txet'", "text"),
-        ("jsonl:lines.jsonl#number", "not text", "text"),
         ("jsonl:documents#text", "a folder, not a file", "regular text file"),
         ("txt:/dev/zero", "a device, a pipe or a socket", "regular text file"),
         ("txt:pipe", "a device, a pipe or a socket", "regular text file"),
         ("jsonl:pipe#text", "a device, a pipe or a socket", "regular text file"),
+        ("txt:loop", "a link that leads nowhere", ""),
     ],
 )
 @pytest.mark.usefixtures("no_weights_loaded")
@@ -200,6 +374,8 @@ def test_a_bad_workload(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "documents").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "lines.jsonl").write_text('{"text": "one two three", "number": 3}\n')
     error = refused(tmp_path, tiny_model, "-w", workload).json["error"]
@@ -210,7 +386,8 @@ def test_a_bad_workload(
 def test_documents_of_one_token(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text('{"text": "~"}\n' + '{"text": "~~"}\n' * 24)
-    shown = run_offramp("run", tiny_model, "-w", f"jsonl:{path}#text", "-o", tmp_path / "run").require(0)
+    command = ["run", tiny_model, "-w", f"jsonl:{path}#text", "--no-decode", "-o", tmp_path / "run"]
+    shown = run_offramp(*command).require(0)
     assert "1 documents give no row (first: line 1: 1 token" in " ".join(shown.out.split())
     path.write_text('{"text": "~"}\n' * 24)
     error = refused(tmp_path, tiny_model, "-w", f"jsonl:{path}#text").json["error"]
@@ -230,32 +407,6 @@ def test_a_second_workload_is_checked_before_the_first_is_traced(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "what", "fix"),
-    [
-        (["--tokens", "0"], "tokens must be at least 1", "--tokens"),
-        (["--tokens", "-5"], "tokens must be at least 1", "--tokens"),
-        (["--document-tokens", "0"], "document tokens must be at least 1", "--document-tokens"),
-        (["--context", "0"], "context must be at least 1", "--context"),
-        (["--context", "1"], "a context of 1 tokens is filled", "raise --context"),
-        (["--context", "129"], "longer than the model's 128", "--context 128"),
-        (["--exits", "ten"], "'ten' are not a list of layers", "10,20,30"),
-        (["--exits", ""], "not a list of layers", "10,20,30"),
-        (["--exits", "1,,2"], "not a list of layers", "10,20,30"),
-        (["--exits", "0"], "no exit 0", f"1 to {LAYERS}"),
-        (["--exits", "2,5"], "no exit 5", f"1 to {LAYERS}"),
-        (["--dtype", "int3"], "unknown dtype 'int3'", "float32, bfloat16"),
-        (["--dtype", "bf16"], "unknown dtype 'bf16'", "did you mean bfloat16?"),
-    ],
-)
-def test_a_bad_option(
-    tiny_model: Path, documents: Path, tmp_path: Path, options: list[str], what: str, fix: str
-) -> None:
-    error = refused(tmp_path, tiny_model, "-w", f"jsonl:{documents}#text", *options).json["error"]
-    assert what in error["what"]
-    assert fix in error["fix"]
-
-
 def test_prompts_that_fill_the_context(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shown = run_offramp("run", tiny_model, "-w", "chat", "--context", 5, "-o", out).require(2)
@@ -264,32 +415,20 @@ def test_prompts_that_fill_the_context(tiny_model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["run", "trace"])
-@pytest.mark.parametrize(
-    ("output", "what"),
-    [
-        ("file", "the output is a file, not a folder"),
-        ("file/below", "lies below a file"),
-        ("/proc/x", "made"),
-    ],
-)
 @pytest.mark.usefixtures("no_weights_loaded")
 def test_an_output_that_cannot_be_a_folder(
-    tiny_model: Path,
-    documents: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-    output: str,
-    what: str,
+    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    if output == "/proc/x":
-        # The superuser is told by the system only when the folder is made; others before.
-        monkeypatch.setattr("offramp.cli.run_folder.os.access", lambda path, mode: False)
     (tmp_path / "file").write_text("text")
     monkeypatch.chdir(tmp_path)
-    shown = run_offramp(command, tiny_model, "-w", f"jsonl:{documents}#text", "-o", output).require(2)
-    assert what in shown.err
-    assert "choose another folder with -o" in shown.err
+    arguments = [command, tiny_model, "-w", f"jsonl:{documents}#text", "-o"]
+    for output, what in (("file", "the output is a file, not a folder"), ("file/below", "lies below a file")):
+        shown = run_offramp(*arguments, output).require(2)
+        assert what in shown.err
+        assert "choose another folder with -o" in shown.err
+    # The superuser is told by the system only when the folder is made; others before.
+    monkeypatch.setattr("offramp.cli.run_folder.os.access", lambda path, mode: False)
+    assert "made" in run_offramp(*arguments, "/proc/x").require(2).err
 
 
 def test_a_folder_that_the_system_refuses_to_make(tiny_model: Path, documents: Path) -> None:
@@ -298,7 +437,7 @@ def test_a_folder_that_the_system_refuses_to_make(tiny_model: Path, documents: P
         assert "may not be made" in shown.err or "cannot be made or written" in shown.err
 
 
-def test_a_document_with_a_non_finite_logit_is_named_and_left_out(documents: Path, tmp_path: Path) -> None:
+def test_documents_with_a_non_finite_logit_are_named_and_left_out(documents: Path, tmp_path: Path) -> None:
     model = write_granite(tmp_path / "granite", poisoned="~")
     lines = documents.read_text().splitlines()[:24]
     lines.insert(3, json.dumps({"id": "the [bad] one", "text": "the cat ~ sat on the mat and looked"}))
@@ -309,21 +448,16 @@ def test_a_document_with_a_non_finite_logit_is_named_and_left_out(documents: Pat
     traced = run_offramp("trace", *arguments, "-o", tmp_path / "trace").require(0)
     assert reason in traced.out
     assert "of 24 documents" in traced.out
-    shown = run_offramp("run", *arguments, "-o", tmp_path / "run").require(0)
+    shown = run_offramp("run", *arguments, "--no-decode", "-o", tmp_path / "run").require(0)
     assert reason in " ".join(shown.out.split())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     (left_out,) = summary["provenance"]["workloads"][0]["invalid_documents"]
     assert left_out["id"] == "the [bad] one"
     assert any(reason in caveat for caveat in summary["verdict"]["caveats"])
     assert reason in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_a_workload_of_non_finite_documents_only(tmp_path: Path) -> None:
-    model = write_granite(tmp_path / "granite", poisoned="~")
-    path = tmp_path / "lines.jsonl"
     path.write_text('{"text": "~~~~ ~~~~"}\n' * 24)
     for command in ("run", "trace"):
-        shown = run_offramp(command, model, "-w", f"jsonl:{path}#text", "-o", tmp_path / command)
+        shown = run_offramp(command, *arguments, "-o", tmp_path / f"none of {command}")
         assert "every document met a non-finite number" in shown.require(2).err
         assert "line 1" in shown.err
 

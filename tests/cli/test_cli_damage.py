@@ -26,7 +26,7 @@ from offramp.tuning.tuned import read_tuned
 NOT_READ = (".lock", ".log", ".html", ".bib", ".csv", ".parquet")
 """Endings of what only people read, or nobody; a trace's Parquet files are flipped by its own tests too."""
 OF_STUDY = ("tasks", "executions", "locks", "plan.json", "journal.jsonl", "fingerprints.json")
-FLIPS = 12
+FLIPS = 6
 """Of each file."""
 
 

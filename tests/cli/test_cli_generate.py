@@ -1,22 +1,25 @@
-"""`offramp generate`: what it prints, to whom, and what it refuses."""
+"""`offramp generate`: what it prints, to whom, whole characters in their colours, and what it refuses."""
 
 from __future__ import annotations
 
+import functools
 import io
-import json
 import re
-import shutil
 import sys
+import tempfile
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import offramp
-from command_line import finish, run_offramp, start_offramp
-from offramp.cli.token_text import Pieces
+from command_line import run_offramp
+from offramp.cli.token_text import PALETTE, Painter, Pieces, TokenStream
 from offramp.models.discovery import probe_ids
-from tiny_models import LAYERS, write_granite
+from tiny_models import LAYERS, write_granite, write_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
 
@@ -206,126 +209,91 @@ def test_a_broken_logit_ends_it_after_what_was_produced(broken_model: tuple[Path
     assert value["check"] is None
 
 
-BAD = {
-    "an unknown policy": (["--policy", "statik:exit=2"], "unknown policy", "static"),
-    "an oracle": (["--policy", "oracle:kind=first_match"], "", ""),
-    "an oracle as it is written": (
-        ["--policy", "oracle:which=first_match"],
-        "which a decoder does not",
-        "offramp replay",
-    ),
-    "a policy file that is none": (["--policy", "missing.json"], "missing.json", ""),
-    "an exit out of range": (
-        ["--policy", "static:exit=40"],
-        "beyond the model, which has 4 layers",
-        "1 to 4",
-    ),
-    "a policy without its heads": (
-        ["--policy", "threshold:signal=correctness,value=0.5,exits=2"],
-        "correctness",
-        "--heads",
-    ),
-    "no heads": (["--heads", "missing.heads"], "missing.heads does not exist", "offramp heads fit"),
-    "an unknown strategy": (["--kv", "propagat"], "unknown strategy 'propagat'", "'propagate'"),
-    "an unknown batching": (
-        ["--prompt", "b", "--batching", "rebach"],
-        "unknown batching 'rebach'",
-        "'rebatch'",
-    ),
-    "no tokens": (["--max-new-tokens", 0], "max-new-tokens cannot be 0", "1 or more"),
-    "too many tokens": (["--max-new-tokens", 500], "exceed the context of 128 positions", "max_new_tokens"),
-    "a cold temperature": (["--temperature", 0], "temperature cannot be 0.0", "above 0"),
-    "no temperature": (["--temperature", "nan"], "temperature cannot be nan", "above 0"),
-    "a top-k of nothing": (["--top-k", 0], "top-k cannot be 0", "1 or more"),
-    "a top-p beyond": (["--top-p", 1.5], "top-p cannot be 1.5", "1 at most"),
-    "a negative seed": (["--temperature", 1, "--seed", -1], "seed cannot be -1", "from 0 to 2^63 - 1"),
-    "a seed without samples": (["--seed", 1], "--seed means nothing with greedy decoding", "--temperature"),
-    "a check of samples": (["--temperature", 1, "--check"], "by chance", "leave --check out"),
-    "an idle draft length": (["--draft-length", 2], "means nothing with --kv propagate", "--kv speculate"),
-    "no draft length": (
-        ["--kv", "speculate", "--draft-length", 0],
-        "a draft length of 0 is not possible",
-        "auto",
-    ),
-    "an idle batching": (["--batching", "rebatch"], "means nothing with one prompt", "another --prompt"),
-    "an unknown dtype": (["--dtype", "float12"], "unknown dtype 'float12'", "float32"),
-    "an empty prompt": (["--prompt", " \n"], "the prompt is empty", "write some text"),
-    "no prompt file": (["--prompt-file", "missing.txt"], "the prompt's file does not exist", "text file"),
-    "standard input twice": (["--prompt", "-", "--prompt-file", "-"], "can be read once", "one - only"),
-}
-
-AFTER_LOADING = {"an exit out of range", "a policy without its heads", "too many tokens"}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, what, fix = BAD[case]
-    if case not in AFTER_LOADING:
-        monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
-    found = run_offramp("generate", tiny_model, "--prompt", PROMPT, *options, "--json").require(2)
-    error = found.json["error"]
-    assert what in error["what"] + error["where"]
-    assert fix in error["fix"] + error["where"]
-    assert len(found.out.splitlines()) == 1
-
-
 def test_no_prompt_and_no_model(tiny_model: Path, tmp_path: Path) -> None:
     assert "there is no prompt" in run_offramp("generate", tiny_model).require(2).err
     assert run_offramp("generate", tmp_path / "nothing", "--prompt", "a").require(2).out == ""
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     found = run_offramp("generate", tiny_model, "--prompt-file", tmp_path / "latin.txt").require(2)
     assert "not UTF-8" in found.err
-    assert "is a folder" in run_offramp("generate", tiny_model, "--prompt-file", tmp_path).require(2).err
 
 
-def test_heads_of_another_model_are_refused_before_loading(
-    tiny_model: Path, model: offramp.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from random_heads import random_heads
+def console(**options: Any) -> Any:
+    from rich.console import Console
 
-    from offramp.tracing.heads_file import write_heads
-
-    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
-    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    (other / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 99}), encoding="utf-8")
-    write_heads(random_heads(model, (1, 2, 3)), tmp_path / "own.heads")
-    command = ["--prompt", PROMPT, "--policy", "static:exit=2", "--heads", tmp_path / "own.heads"]
-    found = run_offramp("generate", tiny_model, *command, "--max-new-tokens", 6).require(0)
-    plain = run_offramp("generate", tiny_model, *command[:4], "--max-new-tokens", 6).require(0)
-    assert found.out != plain.out, "the lens changes nothing: this tests little"
-    monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
-    refused = run_offramp("generate", other, *command).require(2)
-    assert "the exit heads were fitted on" in refused.err
+    return Console(file=io.StringIO(), force_terminal=True, color_system="standard", **options)
 
 
-@pytest.mark.parametrize(
-    "command", [("generate", "--prompt", PROMPT), ("bench", "--policy", "static:exit=2")]
-)
-def test_other_heads_than_tuned_with_are_refused_before_loading(
-    command: tuple[str, ...],
-    tiny_model: Path,
-    model: offramp.Model,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from random_heads import random_heads
-
-    from offramp.tracing.heads_file import write_heads
-
-    write_heads(random_heads(model, (1, 2, 3)), tmp_path / "own.heads")
-    base = {"fingerprint": model.identity.fingerprint, "heads": {"fingerprint": "abc", "lens": True}}
-    tuned = SimpleNamespace(kv="propagate", model=base, heads_file=None)
-    source = (offramp.parse_policy("static:exit=2"), tuned)
-    monkeypatch.setattr("offramp.decoding.options.read_policy_source", lambda _: source)
-    monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
-    name, *options = command
-    refused = run_offramp(name, tiny_model, *options, "--heads", tmp_path / "own.heads").require(2)
-    assert "the policy was tuned with the exit heads abc, but is to decode with" in refused.err
+def test_early_exits_lie_at_one_end_of_the_scale() -> None:
+    painter = Painter(console(), (10, 15, 20, 25), 30)
+    colours = [PALETTE.index(str(painter.colour_of(exit))) for exit in (10, 15, 20, 25)]
+    assert colours == sorted(set(colours))
+    assert (colours[0], colours[-1]) == (0, len(PALETTE) - 1)
+    assert painter.colour_of(30) is None
+    assert Painter(console(), (7,), 30).colour_of(7) == PALETTE[0]
+    legend = Painter(console(), tuple(range(1, 30)), 30).legend()
+    assert legend is not None
+    assert ESCAPE.sub("", legend).startswith("colour: the layer a token left after: 1-4, ")
 
 
-@pytest.mark.real_model
-def test_the_default_model_writes_english() -> None:
-    command = ["generate", "smollm2", "--prompt", "The capital of France is", "--max-new-tokens", 6]
-    found = finish(start_offramp(*command, "--policy", "static:exit=29", "--kv", "speculate", "--check"))
-    assert "Paris" in found.require(0).out
-    assert "the full model's own answer, token for token" in found.err
+def test_a_terminal_obeys_nothing_that_a_model_writes() -> None:
+    painter = Painter(console(), (1,), 2)
+    painter.write("\x1b]0;title\x07a\tb\x9b31m\n", 2)
+    assert painter.console.file.getvalue() == "]0;titlea\tb31m\n"
+
+
+def test_text_is_shown_as_it_comes_and_the_end_token_is_not() -> None:
+    tokenizer = byte_tokenizer()
+    words = tokenizer("the cat sat", add_special_tokens=False)["input_ids"]
+    painter = Painter(console(no_color=True), (1,), 2)
+    stream = TokenStream(painter, tokenizer.decode, {tokenizer.eos_token_id})
+    stream.put(np.array([[3, 4, 5]]))  # the prompt, as transformers' generate gives it
+    seen = [painter.console.file.getvalue()]
+    for token in (*words, tokenizer.eos_token_id):
+        stream.put_exits(np.array([1]))
+        stream.put(np.array([token]))
+        seen.append(painter.console.file.getvalue())
+    assert seen == [tokenizer.decode(words[:count]) for count in (*range(len(words) + 1), len(words))]
+    stream.end()
+    stream.end()
+    assert painter.console.file.getvalue() == "the cat sat\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 319), max_size=30))
+def test_pieces_together_are_the_text(tokens: list[int]) -> None:
+    decode = byte_tokenizer().decode
+    pieces = Pieces(lambda ids: str(decode(ids, clean_up_tokenization_spaces=False)))
+    given = [pieces.add(token) for token in tokens]
+    assert "".join(given) + pieces.rest() == decode(tokens, clean_up_tokenization_spaces=False)
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    tokenizer = byte_tokenizer()
+    tokens = tokenizer("naïve 🙂 ok", add_special_tokens=False)["input_ids"]
+    pieces = Pieces(tokenizer.decode)
+    given = [pieces.add(token) for token in tokens]
+    assert "".join(given) == "naïve 🙂 ok"
+    assert "🙂" in given
+    assert given[given.index("🙂") - 3 : given.index("🙂")] == ["", "", ""]
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in given)
+    assert pieces.rest() == ""
+
+
+@functools.cache
+def byte_tokenizer() -> Any:
+    """A byte-level tokenizer: every byte is a token."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def test_pieces_keep_spaces_that_a_tokenizer_strips_at_the_start() -> None:
+    words = {1: "▁the", 2: "▁cat", 3: "s"}
+
+    def decode(ids: list[int]) -> str:
+        return "".join(words[token] for token in ids).replace("▁", " ").removeprefix(" ")
+
+    pieces = Pieces(decode)
+    assert [pieces.add(token) for token in (1, 2, 3, 1)] == ["the", " cat", "s", " the"]

@@ -1,19 +1,28 @@
-"""`offramp hardware measure` on a tiny model."""
+"""`offramp hardware measure` on a tiny model, and which timings a command predicts with."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+import offramp
 import offramp.decoding.measurement.machine_profiler
-from command_line import run_offramp, tree
-from offramp.costs.hardware import load_local_profile
+from command_line import run_offramp
+from offramp.cli import local_profile
+from offramp.cli.local_profile import kept_profile
+from offramp.costs.hardware import OTHER_LOAD, list_local_profiles, load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile
+from offramp.decoding.measurement.plain_timing import ProfileCheck
+from offramp.errors import InputError
+from offramp.models.model import Model
 from offramp.records.typed import from_json
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFRAMP_CACHE", str(folder))
@@ -29,45 +38,90 @@ def test_measure_prints_and_keeps_a_profile(tiny_model: Path, cache: Path) -> No
     assert Path(answer["file"]).parent == cache / "hardware"
     kept = load_local_profile(profile.details["model"]["fingerprint"], "float32")
     assert kept.to_json() == answer["profile"]
-    assert "of a plain step" in outcome.err
-
-
-def test_measure_says_what_it_found(tiny_model: Path) -> None:
-    outcome = run_offramp("hardware", "measure", tiny_model, "--threads", 1).require(0)
-    for text in (
-        "restricted head",
-        "batch 8",
-        "the parts were timed to add up to",
-        "kept as the hardware profile local",
-    ):
-        assert text in outcome.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--dtype", "float8"], "unknown dtype 'float8'"),
-        (["--batches", "4,1"], "the batch sizes '4,1' do not rise"),
-        (["--batches", "0,1"], "the batch sizes '0,1' do not rise"),
-        (["--batches", "1,99999"], "the batch sizes '1,99999' do not rise"),
-        (["--batches", "one"], "the batch sizes 'one' do not rise"),
-        (["--threads", "0"], "0 threads are not possible here"),
-        (["--threads", "100000"], "100000 threads are not possible here"),
-    ],
-)
-def test_bad_options_are_refused_and_nothing_is_written(
-    tiny_model: Path, cache: Path, arguments: list[str], message: str
-) -> None:
-    outcome = run_offramp("hardware", "measure", tiny_model, *arguments, "--json").require(2)
-    assert outcome.json["error"]["what"].startswith(message)
-    assert not cache.exists() or tree(cache) == {}
-
-
-def test_an_unknown_model_is_refused(cache: Path) -> None:
-    outcome = run_offramp("hardware", "measure", "smollm3.gguf").require(2)
-    assert "smollm3.gguf" in outcome.err
-    assert not cache.exists() or tree(cache) == {}
+    for text in ("of a plain step", "restricted head", "batch 2", "kept as the hardware profile local"):
+        assert text in outcome.err
 
 
 def test_hardware_alone_shows_how_it_is_used() -> None:
     assert "measure" in run_offramp("hardware").require(2).out
+
+
+HOLDS = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
+OFF = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Model:
+    return offramp.load_model(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def profile(loaded: Model) -> TimingsProfile:
+    return offramp.measure_hardware(loaded, budget_seconds=0.1, batches=(1, 2, 3))
+
+
+@pytest.fixture
+def measuring(profile: TimingsProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """An empty store, and measuring that takes no time and gives a dearer head."""
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    dearer = dataclasses.replace(profile, head_seconds=profile.head_seconds * 2)
+    made = mock.Mock(return_value=dearer)
+    monkeypatch.setattr(local_profile, "measure_hardware", made)
+    return made
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, answer: ProfileCheck | None) -> None:
+    def check(model: Model, profile: TimingsProfile) -> ProfileCheck:
+        assert answer is not None, "nothing is kept that could be checked"
+        return answer
+
+    monkeypatch.setattr(local_profile, "check_profile", check)
+
+
+def head_seconds(found: TimingsProfile) -> Any:
+    return found.head_seconds.tolist()
+
+
+def test_kept_timings_that_hold_are_used(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, HOLDS)
+    found = kept_profile(loaded)
+    assert head_seconds(found.profile) == head_seconds(profile)
+    assert found.note == HOLDS.sentence
+    assert measuring.call_count == 0
+
+
+def test_kept_timings_that_are_off_are_measured_again_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    save_local_profile(profile)
+    checked(monkeypatch, OFF)
+    found = kept_profile(loaded)
+    assert head_seconds(found.profile) == head_seconds(measuring.return_value)
+    assert found.note == f"{OFF.sentence}; timed just now"
+    assert measuring.call_args.kwargs["batches"] == (1, 2, 3)  # those that were kept
+    assert [head_seconds(kept) for kept in list_local_profiles()] == [head_seconds(measuring.return_value)]
+
+
+def test_none_kept_is_an_error(monkeypatch: pytest.MonkeyPatch, loaded: Model, measuring: mock.Mock) -> None:
+    checked(monkeypatch, None)
+    with pytest.raises(InputError, match="no timings of this model"):
+        kept_profile(loaded)
+    assert measuring.call_count == 0
+
+
+def test_timings_under_load_are_used_with_a_note_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
+) -> None:
+    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
+    quiet = dataclasses.replace(profile, details={**profile.details, OTHER_LOAD: 0.0})
+    busy = {**profile.details, OTHER_LOAD: profile.details["machine"]["cores"] + 2.9}
+    measuring.return_value = dataclasses.replace(measuring.return_value, details=busy)
+    save_local_profile(quiet)
+    checked(monkeypatch, OFF)
+    found = kept_profile(loaded)
+    assert head_seconds(found.profile) == head_seconds(measuring.return_value)
+    assert "timed just now and not kept: other work kept" in found.note
+    assert [head_seconds(kept) for kept in list_local_profiles()] == [head_seconds(quiet)]

@@ -1,26 +1,25 @@
-"""`offramp heads fit`, and a trace read through what it wrote."""
+"""`offramp heads fit` and `heads import`, what is traced through them, and what is refused."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from importing_cases import LENS_MAP, OUTPUT_MAP, translators, write_map
+from safetensors.torch import load_file, save_file
 
 from command_line import run_offramp
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
-from tiny_models import write_documents, write_llama
+from tiny_models import LAYERS, VOCABULARY, write_documents, write_llama
 
-CLASSIFIERS = [
-    "correctness",
-    "correctness_network",
-    "short_correctness",
-    "adainfer",
-    "candidate_score",
-    "convergence",
-]
+CLASSIFIERS = ["correctness", "correctness_network", "short_correctness"]
+CLASSIFIERS += ["adainfer", "candidate_score", "convergence"]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +38,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents
 
 def test_a_table_says_what_each_exit_is_worth(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
     path = tmp_path / "heads"
-    arguments = [
-        "heads",
-        "fit",
-        tiny_model,
-        "-w",
-        f"jsonl:{documents}#text",
-        "--tokens",
-        400,
-        "--exits",
-        "1,3",
-    ]
-    outcome = run_offramp(*arguments, "-o", path, "--seed", 1).require(0)
+    fit = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400, "--exits", "1,3"]
+    outcome = run_offramp(*fit, "-o", path, "--seed", 1).require(0)
     lines = [line.split() for line in outcome.out.splitlines() if line.strip()]
     assert [line[0] for line in lines if line[0].isdecimal()] == ["1", "3"]
     assert "correctness" in outcome.out
@@ -86,32 +75,6 @@ def test_heads_of_another_base_are_refused(fitted: Path, documents: Path, tmp_pa
     assert "the exit heads were fitted on tiny (" in outcome.err
     assert "not on other (" in outcome.err
     assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    ("extra", "why"),
-    [
-        (["--tokens", 0], "tokens must be at least 1"),
-        (["--tokens", 8], "all of one document"),
-        (["--exits", 4], "no exit below the last layer"),
-        (["--exits", "1-3"], "not a list of layers"),
-        (["--exits", 9], "no exit 9"),
-        (["--candidate-exit", 4], "candidate exit 4 is not among"),
-        (["--no-lens", "--no-classifiers"], "neither a lens nor classifiers"),
-        (["--dtype", "float8"], "unknown dtype 'float8'"),
-        (["-w", "pros"], "no workload 'pros'"),
-    ],
-    ids=str,
-)
-def test_bad_input_is_refused(
-    tiny_model: Path, documents: Path, tmp_path: Path, extra: list[object], why: str
-) -> None:
-    path = tmp_path / "folder" / "heads"
-    arguments = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "-o", path, *extra]
-    outcome = run_offramp(*arguments).require(2)
-    assert why in outcome.err
-    assert "what to do:" in outcome.err
-    assert not path.parent.exists()
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(fitted: Path, tmp_path: Path) -> None:
@@ -157,24 +120,6 @@ def test_maps_are_fitted_alone_and_added_to_other_heads(
     np.testing.assert_array_equal(whole.kv_maps.maps[1].inward, found.kv_maps.maps[1].inward)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "where"),
-    [
-        (["--kv-maps", "eight"], "--kv-maps"),
-        (["--kv-maps", "3"], "--kv-maps"),
-        (["--kv-maps", "1", "--kv-rank", "half"], "--kv-rank"),
-        (["--add-to", "heads"], "--add-to"),
-    ],
-)
-def test_maps_that_cannot_be_are_refused(
-    tiny_model: Path, documents: Path, tmp_path: Path, arguments: list[str], where: str
-) -> None:
-    command = ["heads", "fit", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 400]
-    outcome = run_offramp(*command, *arguments, "-o", tmp_path / "heads").require(2)
-    assert where in outcome.err
-    assert not (tmp_path / "heads").exists()
-
-
 def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
     fitted: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,3 +146,111 @@ def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
     assert f"it was {heads}, which is gone" in lost
     other = write_llama(tmp_path / "other", initializer_range=0.3)
     assert "tuned for another model" in run_offramp("generate", other, *generate[2:], moved[0]).require(2).err
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
+
+HIDDEN = 32
+
+
+@pytest.fixture
+def lens(tmp_path: Path) -> Path:
+    """A tuned lens's folder."""
+    folder = tmp_path / "lens"
+    folder.mkdir()
+    save_file(translators(LAYERS, HIDDEN), folder / "params.safetensors")
+    config = {"base_model_name_or_path": "owner/tiny", "d_model": HIDDEN, "num_hidden_layers": LAYERS}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_tuned_lens_is_imported_traced_and_decoded(
+    lens: Path, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new folder" / "heads.safetensors"
+    arguments = ["heads", "import", lens, "--format", "tuned-lens", "--model", tiny_model, "-o", path]
+    outcome = run_offramp(*arguments, "--json").require(0)
+    assert outcome.json["exits"] == [1, 2, 3]
+    assert outcome.json["lens"] == {"explained": None, "penalty": None}
+    assert outcome.json["documents"] == {}
+    assert outcome.json["fingerprint"] == read_heads(path).fingerprint
+    assert "tiny: a linear lens at exits 1, 2, 3" in outcome.err
+    assert "left out: 0.weight, since the state before the first layer is no exit" in outcome.err
+    trace = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 300, "--heads", path]
+    run_offramp(*trace, "-o", tmp_path / "through").require(0)
+    run_offramp(*trace[:-2], "-o", tmp_path / "plain").require(0)
+    through, plain = Trace.load(tmp_path / "through"), Trace.load(tmp_path / "plain")
+    assert through.provenance["request"]["heads"]["imported"] is True
+    np.testing.assert_array_equal(through.top1[:, -1], plain.top1[:, -1])
+    assert (through.top1[:, 0] != plain.top1[:, 0]).any()
+    decoded = run_offramp(
+        *("generate", tiny_model, "--policy", "static:exit=2", "--heads", path, "--prompt", "the cat"),
+        *("--max-new-tokens", 4),
+    ).require(0)
+    assert "layers skipped" in decoded.err
+    run_offramp(*arguments).require(2)
+    run_offramp(*arguments, "--overwrite").require(0)
+
+
+def test_heads_in_the_models_own_checkpoint(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    """Tensors that transformers does not know: the model is as ever, the heads are found by their keys."""
+    folder = tmp_path / "early"
+    shutil.copytree(tiny_model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for layer in (0, 2):
+        tensors[f"early.{layer}.norm.weight"] = torch.ones(HIDDEN)
+        tensors[f"early.{layer}.head.weight"] = torch.randn(VOCABULARY, HIDDEN, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path, key_map = tmp_path / "heads", write_map(tmp_path / "map.toml", OUTPUT_MAP)
+    outcome = run_offramp("heads", "import", folder, "--map", key_map, "-o", path).require(0)
+    assert "early: an output head of its own at exits 1, 3" in outcome.out
+    trace = ["trace", folder, "-w", f"jsonl:{documents}#text", "--tokens", 200, "--heads", path]
+    refused = run_offramp(*trace, "-o", tmp_path / "trace").require(2)
+    assert "trace their exits only: --exits 1,3" in refused.err
+    run = ["run", folder, "-w", f"jsonl:{documents}#text", "--heads", path, "-o", tmp_path / "run"]
+    assert "trace their exits only: --exits 1,3" in run_offramp(*run).require(2).err
+    assert not (tmp_path / "run").exists()
+    run_offramp(*trace, "--exits", "1,3", "-o", tmp_path / "trace").require(0)
+    found = Trace.load(tmp_path / "trace")
+    assert found.exits.tolist() == [1, 3, LAYERS]
+    # The same weights without the heads are another folder, so another base.
+    outcome = run_offramp(
+        "generate", tiny_model, "--policy", "static:exit=1", "--heads", path, "--prompt", "x"
+    )
+    assert "the exit heads were imported for early (" in outcome.require(2).err
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("--format tuned-lens", "it is not said which model"),
+        ("--format tunedlens --model none", "no format 'tunedlens'"),
+        ("--model none", "nothing says which tensors"),
+        ("--format tuned-lens --model none --dtype float16", "unknown dtype 'float16'"),
+        ("--format tuned-lens --model none --transform prune:drop=2", "a pruned one counts others"),
+        ("--map map.toml --model none", "no tensor has a key like 'layers.{exit}.weight'"),
+    ],
+)
+def test_an_import_is_refused_before_the_model_is_loaded(
+    lens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_map(tmp_path / "map.toml", LENS_MAP.replace("{exit}.weight", "layers.{exit}.weight"))
+    outcome = run_offramp("heads", "import", lens, *options.split(), "-o", "folder/heads").require(2)
+    assert what in outcome.err
+    assert "what to do:" in outcome.err
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_pickle_and_heads_that_do_not_fit_the_model_are_refused(
+    lens: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ["heads", "import", lens, "--format", "tuned-lens", "--model", tiny_model]
+    (lens / "config.json").write_text(json.dumps({"d_model": 768, "num_hidden_layers": 12}))
+    refused = run_offramp(*arguments, "-o", tmp_path / "folder" / "heads").require(2)
+    assert "the lens was trained for a hidden size of 768; tiny has 32" in " ".join(refused.err.split())
+    torch.save(translators(LAYERS, HIDDEN), lens / "params.safetensors")
+    refused = run_offramp(*arguments, "-o", tmp_path / "folder" / "heads").require(2)
+    assert "the file is a pickle" in refused.err
+    assert not (tmp_path / "folder").exists()

@@ -80,13 +80,29 @@ def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_say_how_to_go_on_too(
-    tiny_model: Path, many_documents: Path, tmp_path: Path, how: signal.Signals
+    tiny_model: Path,
+    many_documents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
 ) -> None:
-    folder = tmp_path / "run"
-    stopped = stop(tiny_model, many_documents, folder, how).require(128 + how)
+    folder, place = tmp_path / "run", os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        place(source, target)
+        if target.name == "part-00001.json":
+            signal.raise_signal(how)
+
+    monkeypatch.setattr("offramp.files.os.replace", replace)
+    before = signal.signal(how, signal.SIG_DFL)  # nohup has them ignored
+    try:
+        stopped = run_offramp(*arguments(tiny_model, many_documents, folder), "--json").require(128 + how)
+    finally:
+        signal.signal(how, before)
     assert f"stopped by {how.name}; what is finished is kept" in stopped.json["error"]["what"]
     assert "run the same command again to go on: offramp run" in stopped.json["error"]["fix"]
     assert not list(folder.rglob(".writing-*"))
+    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
 
 
 def test_after_a_kill_the_rerun_equals_an_undisturbed_run(

@@ -53,23 +53,7 @@ def test_generating_with_maps(model: Path, maps: Path) -> None:
     assert 0 < expected.skip_ratio < 1
 
 
-def test_benching_with_maps_beside_their_prediction(
-    model: Path, workload: str, maps: Path, tmp_path: Path
-) -> None:
-    """The trace was made without the maps: its facts are the same."""
-    folder = tmp_path / "trace"
-    run_offramp("trace", model, "-w", workload, "--tokens", 300, "-o", folder).require(0)
-    sizes = ["--rounds", 2, "--new-tokens", 8, "--prompt-tokens", 10, "--prompts", 2, "--seconds", 0]
-    command = ["bench", model, "--policy", POLICY, "-w", workload, *sizes, "--no-peers", "--no-quality"]
-    outcome = run_offramp(
-        *command, "--kv", "mapped", "--heads", maps, "--hardware", "h100", "--trace", folder
-    ).require(0)
-    said = " ".join(outcome.out.split())
-    assert "(mapped)" in said
-    assert "predicted" in said
-
-
-def test_replaying_and_predicting_with_maps(trace: Path) -> None:
+def test_replaying_and_predicting_with_maps(trace: Path, model: Path, workload: str, tmp_path: Path) -> None:
     replayed = {}
     for kv in ("propagate", "mapped"):
         command = ["replay", trace, "--policy", POLICY, "--kv", kv, "--hardware", "h100"]
@@ -85,13 +69,9 @@ def test_replaying_and_predicting_with_maps(trace: Path) -> None:
     predict = ["predict", POLICY, "--trace", trace, "--hardware", "h100", "--kv", "mapped"]
     said = " ".join(run_offramp(*predict).require(0).out.split())
     assert "with mapped K and V, later tokens see others in decoding" in said
-
-
-def test_tuning_with_maps(trace: Path, tmp_path: Path) -> None:
-    tune = ["tune", trace, "--floor", "agreement=0.5", "--hardware", "h100", "--kv", "mapped"]
-    tune += ["--model", "none"]
-    run_offramp(*tune, "-o", tmp_path / "policy.json").require(0)
-    assert '"kv": "mapped"' in (tmp_path / "policy.json").read_text()
+    run_offramp("trace", model, "-w", workload, "--tokens", 100, "-o", tmp_path / "bare").require(0)
+    outcome = run_offramp("replay", tmp_path / "bare", "--policy", POLICY, "--kv", "mapped").require(2)
+    assert "offramp heads fit MODEL --workload W --kv-maps EXITS" in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize("command", ["generate", "bench"])
@@ -109,10 +89,3 @@ def test_what_cannot_be_mapped_is_refused_before_the_model_is_loaded(
     assert read_heads(fewer).kv_maps is not None
     outcome = run_offramp(*given, "--policy", POLICY, "--heads", fewer).require(2)
     assert "leaves at exit 1, which has no K,V maps; they start at: 2" in " ".join(outcome.err.split())
-
-
-def test_a_trace_without_maps_names_the_command(model: Path, workload: str, tmp_path: Path) -> None:
-    folder = tmp_path / "trace"
-    run_offramp("trace", model, "-w", workload, "--tokens", 100, "-o", folder).require(0)
-    outcome = run_offramp("replay", folder, "--policy", POLICY, "--kv", "mapped").require(2)
-    assert "offramp heads fit MODEL --workload W --kv-maps EXITS" in " ".join(outcome.err.split())

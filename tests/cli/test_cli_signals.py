@@ -78,26 +78,6 @@ def test_signals_and_heads_are_recorded(
 
 
 @pytest.mark.usefixtures("no_weights_loaded")
-@pytest.mark.parametrize(
-    ("signals", "what", "fix"),
-    [
-        ("restrictd", "unknown signal 'restrictd'", "did you mean restricted"),
-        ("logit_gap,zzz", "unknown signal 'zzz'", "choose among: logit_gap"),
-        ("prompt_entropy", "a workload of given texts has none", "chat or math"),
-    ],
-)
-def test_bad_signals(
-    tiny_model: Path, documents: Path, tmp_path: Path, signals: str, what: str, fix: str
-) -> None:
-    command = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "-o", tmp_path / "out"]
-    error = run_offramp(*command, "--signals", signals, "--json").require(2).json["error"]
-    assert what in error["what"]
-    assert fix in error["fix"]
-    assert error["where"] == "--signals"
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize("kind", ["missing", "another model", "text", "damaged"])
 def test_bad_heads(
     tiny_model: Path, documents: Path, tmp_path: Path, heads: ExitHeads, heads_file: Path, kind: str

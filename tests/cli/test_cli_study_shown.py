@@ -87,14 +87,9 @@ def shown_by(show: Callable[[Console], None]) -> str:
     ("seconds", "words"),
     [
         (0.0, "1 s"),
-        (40.4, "40 s"),
-        (60.0, "1 min"),
         (61.0, "1 min 1 s"),
-        (599.4, "9 min 59 s"),
         (612.0, "10 min"),
-        (3_600.0, "1 h"),
         (7_519.0, "2 h 5 min"),
-        (86_400.0, "1 day"),
         (2 * 86_400.0 + 3_700.0, "2 days 1 h"),
     ],
 )
@@ -145,22 +140,17 @@ def test_time_left_in_words(folder: StudyFolder) -> None:
     assert left_text(status_of(plan, folder)) == "nothing left to do"
 
 
-def test_every_task_has_a_name() -> None:
-    plan = plan_of(2)
-    names = task_names(plan)
-    assert set(names) == set(plan.tasks)
-    assert [names[key] for key in plan.tasks][:3] == [
-        "trace of m0 · prose",
-        "m0 · prose · score",
-        "m0 + int8 · prose · league · h100",
-    ]
-
-
 def test_a_plan_shows_cells_and_shared_tasks_and_what_the_rest_takes(folder: StudyFolder) -> None:
     plan = plan_of(2, missing="it is not on this machine")
     do(folder, by_kind(plan, "trace"))
     shown = shown_by(lambda out: show_plan(out, plan, status_of(plan, folder), folder.path))
     assert shown.startswith("made-up: A made-up study\n4 cells of 6 tasks, in ")
+    names = task_names(plan)
+    assert [names[key] for key in plan.tasks][:3] == [
+        "trace of m0 · prose",
+        "m0 · prose · score",
+        "m0 + int8 · prose · league · h100",
+    ]
     for words in ("m0 · prose · score", "trace of m1 · prose", "2 to do, 2 not to be had here."):
         assert words in shown
     left, elsewhere = shown.splitlines()[-2:]

@@ -40,25 +40,13 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (["intt8"], "unknown transform 'intt8'"),
-        (["prune:by=angular"], "layers= is missing"),
-        (["prune:drop=1", "prune:drop=2"], "given twice"),
-    ],
-)
 def test_bad_texts_are_refused_before_a_model_is_looked_at(
-    command: str, texts: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(*arguments: Any, **options: Any) -> Any:
-        raise AssertionError("the model was looked at")
-
-    monkeypatch.setattr("offramp.models.source.find_source", loaded)
+    monkeypatch.setattr("offramp.models.source.find_source", lambda *_, **__: pytest.fail("looked at"))
     words = [str(word).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[command]]
-    given = [word for text in texts for word in ("--transform", text)]
-    shown = run_offramp(*words, *given).require(2)
-    assert message in shown.err
+    shown = run_offramp(*words, "--transform", "int8", "--transform", "intt8").require(2)
+    assert "unknown transform 'intt8'" in shown.err
     assert not (tmp_path / "out").exists()
 
 
@@ -142,16 +130,7 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
         trust_remote_code=False,
     )
     assert asked.name == "tiny + prune:drop=3"
-    generate = [
-        "generate",
-        tiny_model,
-        "--prompt",
-        "the cat",
-        "--heads",
-        heads,
-        "--transform",
-        "prune:drop=3",
-    ]
+    generate = ["generate", tiny_model, "--prompt", "x", "--heads", heads, "--transform", "prune:drop=3"]
     monkeypatch.setattr(loading.ModelRequest, "load", lambda self: pytest.fail("loaded"))
     assert "offramp heads fit tiny --transform prune:drop=3" in run_offramp(*generate).require(2).err
 
@@ -183,7 +162,7 @@ def test_generate_and_bench_name_the_model(tiny_model: Path) -> None:
 def test_a_run_of_a_transformed_model_ends_in_a_page(
     tiny_model: Path, documents: Path, tmp_path: Path
 ) -> None:
-    command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 960, "--no-decode", *PRUNE]
+    command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 480, "--no-decode", *PRUNE]
     value = run_offramp(*command, "-o", tmp_path / "run", "--json").require(0).json
     summary = json.loads(Path(value["summary"]).read_text())
     assert summary["provenance"]["model"] == NAME

@@ -67,32 +67,6 @@ def test_another_copy_another_folder_and_one_strategy(trace: Path, tiny_model: P
     assert kept.is_dir()
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--new-tokens", "0"], "new_tokens cannot be 0"),
-        (["--documents", "0"], "documents cannot be 0"),
-        (["--seconds", "0"], "0.0 seconds are no time"),
-        (["--batch", "2"], "not a batch of 2"),
-        (["--kv", "speculate"], "speculate is lossless"),
-        (["--kv", "copy"], "unknown strategy"),
-        (["--hardware", "h1000"], "unknown hardware"),
-        (["--model", "smollm2"], "another model than the one that was traced"),
-        (["--model", "no/such-folder"], "the trace's model cannot be had"),
-        (["--heads", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--prompt-tokens", "1000"], "do not leave room"),
-    ],
-)
-def test_what_does_not_fit_is_refused(
-    trace: Path, tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if options[0] != "--prompt-tokens":  # which takes the model's context to know
-        monkeypatch.setattr("offramp.tracing.loading.ModelRequest.load", lambda self: pytest.fail("loaded"))
-    refused = run_offramp("tune", trace, *FLOOR, *options, "-o", tmp_path / "policy.json").require(2)
-    assert said in refused.err
-    assert list(tmp_path.glob("*.json")) == []
-
-
 def test_several_traces_give_one_policy_with_an_entry_for_each(
     trace: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -117,17 +91,3 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
     assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
     twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
     assert "entry for each" not in twice.out, "one trace named twice is one"
-
-
-def test_too_few_documents_are_refused_before_the_model_is_loaded(
-    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("offramp.cli.traced_model.load_traced_model", None)
-    floor = ("--floor", "agreement=0.99", "--hardware", "cpu-2core")
-    error = (
-        run_offramp("tune", trace, *floor, "-o", tmp_path / "policy.json", "--json").require(2).json["error"]
-    )
-    assert "not enough documents: 64 to certify on, 230 needed" in error["what"]
-    assert "--model none" in error["fix"]
-    few = run_offramp("tune", trace, *FLOOR, "--documents", "4", "-o", tmp_path / "policy.json").require(2)
-    assert "4 documents to decode cannot certify the floor: 5 are needed" in few.err

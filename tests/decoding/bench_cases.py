@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
-
 from tracing_models import NumberTokenizer, build_family, tiny_model
 
 from offramp.decoding.generation.prompts import PromptBatch
@@ -140,14 +134,3 @@ def settled(
     pairs = ((policy, kv), *cells)
     asked = [DecodingOptions.read(one, kv=way, **options).for_task(task) for one, way in pairs]
     return settle(model, asked, prompts=prompts, batch=batch, task=task)
-
-
-def hook_count(hf: torch.nn.Module) -> int:
-    """Hooks of all kinds on all modules."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
-    return sum(len(getattr(module, kind)) for module in hf.modules() for kind in kinds)
-
-
-def names_of(log: Sequence[tuple[str, int]]) -> list[str]:
-    """Whose turns those were, each turn of several steps once."""
-    return [name for place, (name, _) in enumerate(log) if place == 0 or log[place - 1][0] != name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 import offramp
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import ABILITIES
 from offramp.decoding.generation import generate
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions, PolicySource
@@ -54,20 +57,51 @@ def ids_of(model: offramp.Model, text: str) -> Tensor:
 
 
 @contextmanager
-def counted_layers(hf: Any, layers: Sequence[torch.nn.Module]) -> Iterator[list[int]]:
-    """Rows times positions that each layer ran, by hooks that know nothing of the engine."""
-    counts: list[int] = []
+def counted_layers(hf: Any, modules: Sequence[torch.nn.Module] | None = None) -> Iterator[Counter[int]]:
+    """Rows times positions that each module runs, by hooks that know nothing of the engine.
 
-    def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
-        hidden = first_tensor(output)
-        counts.append(hidden.shape[0] * hidden.shape[1])
+    modules: the layers, if they are not given. A layer that is stopped in the middle has not run.
+    """
+    counts: Counter[int] = Counter()
+    engine = engine_of(hf)
+    # What the family can do is tried when it is first asked for, by running layers.
+    for ability in ABILITIES:
+        engine.abilities.reason(ability)
 
-    handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in dict.fromkeys(layers)]
+    def counting(index: int) -> Any:
+        def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+            hidden = first_tensor(output)
+            counts[index] += hidden.shape[0] * hidden.shape[1]
+
+        return count
+
+    handles = [
+        module.register_forward_hook(counting(index), with_kwargs=True)
+        for index, module in enumerate(dict.fromkeys(modules or engine.stack.layers))
+    ]
     try:
         yield counts
     finally:
         for handle in handles:
             handle.remove()
+
+
+def state_of(hf: torch.nn.Module) -> str:
+    """Everything about a model that decoding could leave changed: weights, attributes, hooks, config."""
+    weights = [(name, id(tensor), tensor._version) for name, tensor in hf.state_dict(keep_vars=True).items()]
+    modules = [
+        (
+            name,
+            sorted(vars(module)),
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            module.training,
+        )
+        for name, module in hf.named_modules()
+    ]
+    config: Any = hf.config
+    generation: Any = hf.generation_config
+    return repr((weights, modules, config.to_dict(), id(generation), generation.to_dict()))
 
 
 @torch.no_grad()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
-
 from random_heads import ALL_FACTS, random_heads
 from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model, workload_of
 

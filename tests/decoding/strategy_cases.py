@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import family_configs
 import numpy as np
 import torch
+from generation_cases import counted_layers
 from torch import Tensor
-
-for room in ("models", "tracing"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / room))
-
-import family_configs
 from tracing_models import build_family, llama, tiny_model, workload_of
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.engine import ABILITIES
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import EarlyExit
 from offramp.decoding.generation.result import BatchGeneration
@@ -33,7 +25,7 @@ from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter,
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
-__all__ = ["ExitReader", "engine_of", "llama", "tiny_model"]
+__all__ = ["ExitReader", "build_family", "counted_layers", "engine_of", "llama", "tiny_model"]
 
 VOCABULARY = 61
 
@@ -114,32 +106,6 @@ def decode(
     greedy(hf, ids, new, mask, custom_generate=early, **options)
     assert early.last is not None
     return early.last
-
-
-@contextmanager
-def counted_layers(hf: Any) -> Iterator[Counter[int]]:
-    """Within it, hooks count the rows that each layer runs (a stopped layer's forward is not a call)."""
-    counts: Counter[int] = Counter()
-    engine = engine_of(hf)
-    # What the family can do is tried when it is first asked for, by running layers.
-    for ability in ABILITIES:
-        engine.abilities.reason(ability)
-
-    def counting(index: int) -> Any:
-        def count(module: Any, arguments: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            counts[index] += hidden.shape[0] * hidden.shape[1]
-
-        return count
-
-    handles = [
-        layer.register_forward_hook(counting(index)) for index, layer in enumerate(engine.stack.layers)
-    ]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def number_text(seed: int, length: int) -> list[int]:

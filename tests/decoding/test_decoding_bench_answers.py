@@ -59,14 +59,6 @@ def test_what_an_interval_answers(low: float | None, high: float | None, answer:
     assert is_settled(ratio, WORTH) is settled
 
 
-def test_slower_mirrors_faster() -> None:
-    for low, high in ((1.01, 1.04), (1.06, 1.3), (0.99, 1.2), (1.02, 1.09)):
-        mirrored = {"faster": "slower", "slower": "faster"}
-        there = answer_of(Interval(1.0, low, high), WORTH)
-        back = answer_of(Interval(1.0, 1 / high, 1 / low), WORTH)
-        assert back == mirrored.get(there, there)
-
-
 def test_the_resolution_is_the_half_width() -> None:
     assert resolution_of(Interval(1.1, 1.1 / 1.02, 1.1 * 1.02)) == pytest.approx(0.02)
     assert resolution_of(Interval(1.1)) is None
@@ -84,12 +76,10 @@ def test_a_worth_that_is_no_share_is_refused(worth: float) -> None:
 def test_looks_spend_all_there_is_and_no_more() -> None:
     looks = Looks()
     assert looks.due(0.2) is None
-    first = looks.due(0.36)
-    assert first == pytest.approx(1 - 0.1 * ALPHA)
+    assert looks.due(0.36) == pytest.approx(1 - 0.1 * ALPHA)
     assert looks.due(0.5) is None  # once is enough
-    second = looks.due(0.7)
-    assert second == pytest.approx(1 - 0.2 * ALPHA)
-    assert (1 - first) + (1 - second) + (1 - looks.last()) == pytest.approx(ALPHA)
+    assert looks.due(0.7) == pytest.approx(1 - 0.2 * ALPHA)
+    assert looks.last() == pytest.approx(1 - 0.7 * ALPHA)
 
 
 def test_a_look_that_was_passed_over_is_saved_for_the_last() -> None:
@@ -114,24 +104,13 @@ def test_a_series_is_the_clusters_of_its_prompts() -> None:
     assert series.ratio == ratio_of(series.clusters, 0.9)
 
 
-def test_a_series_is_over_when_it_is_settled_or_precise() -> None:
-    fast, equal, wide = Series(), Series(), Series()
-    for prompt in range(6):
-        fast.add(prompt, [0.3 + 0.02 * (prompt % 2)])
-        equal.add(prompt, [0.002 * (prompt % 2)])
-        wide.add(prompt, [0.2 * (prompt % 2)])
-    assert fast.is_over(WORTH)
-    assert equal.is_over(WORTH)
-    assert not wide.is_over(WORTH)
-
-
 # --- by simulation: the figures of benchmarks/timing.py with fewer runs
 
 RUNS = 400
 TOLERATED = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
 
 
-@pytest.mark.parametrize("spread", [0.02, 0.03, 0.055, 0.10])
+@pytest.mark.parametrize("spread", [0.02, 0.10])
 def test_answers_err_no_more_often_than_stated(spread: float) -> None:
     timing = benchmark("timing")
     world = timing.World(pair_spread=spread)
@@ -149,26 +128,6 @@ def test_answers_err_no_more_often_than_stated(spread: float) -> None:
     assert found["interval_misses"] <= TOLERATED
 
 
-def test_looking_at_every_prompt_at_the_full_level_would_err_far_more_often() -> None:
-    """The test above can fail: a series that stops when it likes the answer, without a schedule, does."""
-    random, wrong = np.random.default_rng(5), 0
-    for _ in range(RUNS):
-        series = Series()
-        for prompt, ratio in enumerate(random.normal(0.0, 0.03, 12)):
-            series.add(prompt, [ratio])
-            if answer_of(series.ratio or Interval(1.0), 0.001) in ("faster", "slower"):
-                wrong += 1
-                break
-    assert wrong / RUNS > 2 * TOLERATED
-
-
-def test_what_drifts_slowly_cancels_between_neighbours() -> None:
-    timing = benchmark("timing")
-    calm = timing.rates(timing.World(pair_spread=0.02, drift=0.0), 60, 4)
-    drifting = timing.rates(timing.World(pair_spread=0.02, drift=0.01), 60, 4)
-    assert drifting["half_width"] < 1.5 * calm["half_width"] + 0.005
-
-
 def clusters(values: list[float], process: int = 0) -> list[Cluster]:
     return [Cluster(process, prompt, value, 8) for prompt, value in enumerate(values)]
 
@@ -176,11 +135,6 @@ def clusters(values: list[float], process: int = 0) -> list[Cluster]:
 @given(st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=40))
 def test_the_trimmed_mean_is_scipys(values: list[float]) -> None:
     assert trimmed_mean(values) == pytest.approx(trim_mean(values, TRIMMED), abs=1e-12)
-
-
-def test_a_burst_in_one_block_of_eight_changes_nothing() -> None:
-    calm = [0.01, -0.01, 0.0, 0.02, -0.02, 0.01, -0.01, 0.0]
-    assert abs(trimmed_mean([*calm[:-1], 3.0]) - trimmed_mean(calm)) < 0.005
 
 
 def test_in_one_process_the_interval_is_students_over_prompts() -> None:
@@ -233,7 +187,7 @@ def test_the_two_way_variance_against_sums_written_out() -> None:
     assert (found.low, found.high) == pytest.approx(by_sums(values, 0.95))
 
 
-@pytest.mark.parametrize(("between_prompts", "between_processes"), [(0.03, 0.0), (0.0, 0.02), (0.03, 0.02)])
+@pytest.mark.parametrize(("between_prompts", "between_processes"), [(0.03, 0.0), (0.03, 0.02)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(
     between_prompts: float, between_processes: float
 ) -> None:
@@ -249,21 +203,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
     assert held / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
 
 
-def test_pairs_of_one_prompt_are_not_taken_for_prompts() -> None:
-    """What the old rule did wrong: four prompts of four rounds each are four, whatever the rounds say."""
-    random, runs = np.random.default_rng(3), 400
-    missed_by_pairs = missed = 0
-    for _ in range(runs):
-        prompts = random.normal(0.0, 0.05, 4)
-        rounds = prompts[:, None] + random.normal(0.0, 0.005, (4, 4))
-        found = ratio_of([cluster_of(0, place, row.tolist()) for place, row in enumerate(rounds)])
-        pooled = ratio_of(clusters(rounds.ravel().tolist()))
-        missed += not found.low <= 1.0 <= found.high  # type: ignore[operator]
-        missed_by_pairs += not pooled.low <= 1.0 <= pooled.high  # type: ignore[operator]
-    assert missed / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
-    assert missed_by_pairs / runs > 0.2
-
-
 def test_contenders_are_held_against_each_other_prompt_by_prompt() -> None:
     # log(plain / one) - log(plain / other) is log(other / one), where both were timed.
     one, other = clusters([0.3, 0.5, 0.4]), clusters([0.1, 0.2])
@@ -275,21 +214,10 @@ def test_contenders_are_held_against_each_other_prompt_by_prompt() -> None:
     assert combined_clusters((1.0, one), (1.0, [])) == []
 
 
-@pytest.mark.parametrize("count", [1, 2, SAMPLES_NEEDED - 1])
-def test_few_samples_have_no_interval(count: int) -> None:
-    assert median([3.0] * count) == Interval(3.0)
-
-
-def test_the_number_of_samples_needed_is_where_the_extremes_cover_the_median() -> None:
-    def coverage(count: int) -> float:
-        return 1.0 - 2.0 * 0.5**count
-
-    assert coverage(SAMPLES_NEEDED - 1) < 0.95 <= coverage(SAMPLES_NEEDED)
-
-
 def test_the_interval_by_hand() -> None:
     # Of six samples the extremes cover 62/64, the next ones 50/64: a tenth of the way from one to the other,
     # so 5 x 0.1 / (1 + 4 x 0.1) of the distance between samples.
+    assert median([3.0] * (SAMPLES_NEEDED - 1)) == Interval(3.0)
     found = median([13.0, 1.0, 2.0, 3.0, 5.0, 8.0])
     assert found == Interval(4.0, pytest.approx(1 + 5 / 14), pytest.approx(13 - 5 * 5 / 14))
 

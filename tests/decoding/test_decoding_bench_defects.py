@@ -11,7 +11,6 @@ from bench_cases import made_up_result
 from offramp.decoding.measurement.answers import ratio_of
 from offramp.decoding.measurement.defects import (
     A_A_FREEDOM,
-    CHECKS,
     Difference,
     Evidence,
     a_a_defect,
@@ -25,33 +24,24 @@ QUIET: dict[str, Any] = {"cores": 2, "threads": 2, "other_load": 0.05, "omp_wait
 WRONG = Difference(prompt=1, place=2, token=99, expected=8)
 
 
-def evidence(**changes: Any) -> Evidence:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"claimed": None}, []),  # who says nothing of layers does not lie
+        ({"output_must_match": False, "difference": WRONG}, []),
+        ({"difference": WRONG}, ["new token 3 of prompt 2 is 99 instead of 8"]),
+        ({"claimed": 1200, "counted": 1260}, ["ran 1,200 layers for the tokens of a trial, but 1,260 ran"]),
+        ({"difference": WRONG, "claimed": 1}, ["instead of 8", "but 120 ran"]),
+    ],
+)
+def test_each_wrong_result_is_named_with_its_place(changes: dict[str, Any], said: list[str]) -> None:
     values: dict[str, Any] = {
         "name": "a decoder", "output_must_match": True, "difference": None, "claimed": 120, "counted": 120,
     }  # fmt: skip
-    return Evidence(**{**values, **changes})
-
-
-def test_an_honest_decoder_has_none() -> None:
-    assert defects_of(evidence()) == []
-    assert defects_of(evidence(claimed=None)) == []  # who says nothing of layers does not lie
-    assert defects_of(evidence(output_must_match=False, difference=WRONG)) == []
-
-
-def test_a_wrong_output_is_named_with_its_place() -> None:
-    (sentence,) = defects_of(evidence(difference=WRONG))
-    assert "a decoder must give the full model's output, but new token 3 of prompt 2 is 99 instead of 8" in (
-        sentence
-    )
-
-
-def test_a_wrong_claim_of_layers_is_named() -> None:
-    (sentence,) = defects_of(evidence(claimed=1200, counted=1260))
-    assert "says that it ran 1,200 layers for the tokens of a trial, but 1,260 ran" in sentence
-
-
-def test_wrong_results_are_all_named() -> None:
-    assert len(defects_of(evidence(difference=WRONG, claimed=1))) == len(CHECKS) == 2
+    found = defects_of(Evidence(**{**values, **changes}))
+    assert len(found) == len(said)
+    assert all(part in sentence for part, sentence in zip(said, found, strict=True))
 
 
 @pytest.mark.parametrize(

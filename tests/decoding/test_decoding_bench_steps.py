@@ -17,7 +17,6 @@ from offramp.decoding.measurement.decoder import (
     PlainRunning,
     Running,
     batches_of,
-    decoding_in_steps,
     generate,
     own_config,
     plain_config,
@@ -87,12 +86,14 @@ def test_the_time_between_two_steps_is_nobodys(monkeypatch: pytest.MonkeyPatch) 
     assert record.first_token_seconds == loop.first_seconds > 0.0
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mixtral", "mamba", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("family", "batch", "static"),
+    [
+        *itertools.product(["llama", "mistral"], [1, 3], [False, True]),
+        ("mamba", 1, False),  # transformers has no static cache for it, and does not pad it
+    ],
+)
 def test_plain_steps_are_what_generate_does(family: str, batch: int, static: bool) -> None:
-    if family in ("mamba", "qwen3_next") and (static or batch > 1):
-        pytest.skip("transformers has no static cache for it, or does not pad it")
     model = tiny_llama() if family == "llama" else family_model(family)
     keywords = {"cache_implementation": "static"} if static else {}
     prompts = batches_of(PROMPTS[:batch], batch)[0]
@@ -104,16 +105,6 @@ def test_plain_steps_are_what_generate_does(family: str, batch: int, static: boo
     assert {one.claimed_layers for one in found} == {
         model.layers * len(prompts.ids) * (prompts.ids.shape[1] + NEW_TOKENS - 1)
     }
-
-
-def test_a_decoding_at_a_stretch_is_its_steps() -> None:
-    model = tiny_llama()
-    prompts = batches_of(PROMPTS[:1], 1)[0]
-    decode = decoding_in_steps(lambda prompts, count: PlainRunning(model, prompts, count))
-    found = decode(prompts, NEW_TOKENS)
-    assert found.tokens == generate(model, prompts, NEW_TOKENS).tokens
-    assert 0.0 < found.first_seconds < 60.0
-    assert 0.0 < found.seconds < 60.0
 
 
 def test_the_models_own_config_is_back_between_two_steps() -> None:

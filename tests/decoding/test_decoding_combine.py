@@ -12,7 +12,6 @@ from generation_cases import tiny_llama
 from reading_cases import random_heads
 
 import offramp
-from combine_cases import combined_result
 from offramp.decoding.measurement.accelerations import (
     combinations_of,
     excluded_of,
@@ -21,8 +20,15 @@ from offramp.decoding.measurement.accelerations import (
 )
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.combinations import kept_layers
-from offramp.decoding.measurement.combine import _share, combine, interaction_of, product_of
-from offramp.decoding.measurement.combined import COMBINED, CombineResult, read_combined, write_combined
+from offramp.decoding.measurement.combine import combine, interaction_of, product_of
+from offramp.decoding.measurement.combined import (
+    COMBINED,
+    Combination,
+    CombineResult,
+    Quality,
+    read_combined,
+    write_combined,
+)
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
 from offramp.decoding.measurement.results import Cluster, Interval
 from offramp.decoding.options import DecodingOptions
@@ -78,18 +84,27 @@ def test_alternatives_are_named_apart_and_said_to_exclude_each_other() -> None:
     assert names(two)[:3] == ["plain", "prune:drop=2", "prune:drop=2+3"]
     assert len(names(two)) == 9
     first, second = excluded_of(read_accelerations(two))
-    assert (
-        first
-        == "prune:drop=2 and prune:drop=2+3 are not combined with each other: a transform is applied once"
-    )
-    assert second.startswith("exits and speculate are not combined with each other: each is a decoding loop")
+    assert first.startswith("prune:drop=2 and prune:drop=2+3 are not combined with each other")
+    assert second.startswith("exits and speculate are not combined with each other")
     assert excluded_of(read_accelerations(["prune:drop=2", "exits", "shortlist"])) == ()
     drafting = ["prompt_lookup", "shortlist", "speculate"]
     assert names(drafting) == ["plain", "shortlist", "prompt_lookup", "speculate"]
-    assert excluded_of(read_accelerations(drafting))[0] == (
-        "shortlist is not combined with prompt_lookup or speculate: drafts are verified with the whole "
-        "output head"
-    )
+    (one, *_) = excluded_of(read_accelerations(drafting))
+    assert one.startswith("shortlist is not combined with prompt_lookup or speculate")
+
+
+def found_of(result: CombineResult, *parts: str) -> Combination:
+    """The combination of some parts, which must be there."""
+    found = result.combination(*parts) if parts else result.combinations[0]
+    assert found is not None
+    return found
+
+
+def quality_of(result: CombineResult, *parts: str) -> Quality:
+    """Its quality, which must be known."""
+    quality = found_of(result, *parts).quality
+    assert quality is not None
+    return quality
 
 
 def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
@@ -101,21 +116,13 @@ def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
     assert policies["shortlist + exits"] == f"shortlist:policy=[{POLICY}],at=all"
     assert policies["prune + shortlist + exits"] == "shortlist:policy=[static:exit=2],at=all"
     assert policies["exits"] == POLICY
-    for one in found.combinations:
-        assert one.contender.left_out is None
-        assert one.quality is not None
-    for cut, whole in (("shortlist", "plain"), ("shortlist + exits", "exits")):
-        first, second = (found.combination(*name.split(" + ")) for name in (cut, whole))
-        if whole == "plain":
-            second = found.combinations[0]
-        assert first is not None
-        assert second is not None
+    assert all(one.contender.left_out is None and one.quality for one in found.combinations)
+    for cut, whole in ((["shortlist"], []), (["shortlist", "exits"], ["exits"])):
+        first, second = found_of(found, *cut), found_of(found, *whole)
         assert first.quality == second.quality
         assert first.contender.layers_per_token == second.contender.layers_per_token
         assert not first.contender.output_must_match
-    together = found.combination("shortlist", "exits")
-    assert together is not None
-    assert together.interaction is not None
+    assert found_of(found, "shortlist", "exits").interaction is not None
     size = tiny_llama().shape.vocabulary_size
     assert f"shortlist: its tokens are the first {size} ids of the vocabulary" in found.notes
 
@@ -127,13 +134,10 @@ def test_a_short_list_that_heads_bring(uncollected: None) -> None:
     found = combine(
         model, ["shortlist"], decoding(7, None), prompts=PROMPTS[:1], heads=[heads], limits=Limits(rounds=2)
     )
-    alone = found.combination("shortlist")
-    assert alone is not None
-    assert alone.quality is not None
     assert f"shortlist: its tokens are the {len(listed):,} of the heads" in found.notes
     whole = offramp.generate(model, [PROMPTS[0]], max_new_tokens=7, eos_token_id=None)[0].tokens
     kept = np.mean([token % 2 == 0 for token in whole])
-    assert alone.quality.forced_agreement.value == pytest.approx(kept)
+    assert quality_of(found, "shortlist").forced_agreement.value == pytest.approx(kept)
 
 
 def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
@@ -153,28 +157,20 @@ def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
     assert (result.stopped, result.defects) == ("rounds", ())
 
 
-def clusters_of(result: CombineResult, *parts: str) -> tuple[Cluster, ...]:
-    found = result.combination(*parts)
-    assert found is not None
-    return found.contender.clusters
-
-
 def test_combinations_are_held_against_each_other_prompt_by_prompt(result: CombineResult) -> None:
-    together = result.combination("exits", "prune")
-    assert together is not None
-    pruned, left, both = (clusters_of(result, *parts) for parts in (["prune"], ["exits"], ["prune", "exits"]))
+    pruned, left, both = (
+        found_of(result, *parts).contender.clusters for parts in (["prune"], ["exits"], ["prune", "exits"])
+    )
+    together, alone = found_of(result, "exits", "prune"), found_of(result, "exits")
     assert [one.prompt for one in both] == [0, 1]
     assert together.product == product_of([pruned, left])
     assert together.interaction == interaction_of([pruned, left], both)
     added = {one.part: one.speedup.value for one in together.on_top}
-    logs = {
-        name: np.array([one.log_ratio for one in of])
-        for name, of in (("p", pruned), ("e", left), ("b", both))
+    p, e, b = (np.array([one.log_ratio for one in of]) for of in (pruned, left, both))
+    assert added == {
+        "exits": pytest.approx(np.exp((b - p).mean())),
+        "prune": pytest.approx(np.exp((b - e).mean())),
     }
-    assert added["exits"] == pytest.approx(np.exp((logs["b"] - logs["p"]).mean()))
-    assert added["prune"] == pytest.approx(np.exp((logs["b"] - logs["e"]).mean()))
-    alone = result.combination("exits")
-    assert alone is not None
     assert (alone.product, alone.interaction, alone.on_top) == (None, None, ())
 
 
@@ -225,24 +221,16 @@ def test_lossless_decoders_give_their_models_own_tokens(result: CombineResult) -
         assert one.name not in lossless or one.contender.same_output == 1.0
     assert not any("must give" in reason for reason in result.defects)
     for decoder in ("speculate", "prompt_lookup"):
-        alone, pruned = result.combination(decoder), result.combination("prune", decoder)
-        assert alone is not None
-        assert alone.quality is not None
-        assert alone.quality.free_running.sequence_match.value == 1.0
-        assert pruned is not None
-        assert pruned.quality == result.combination("prune").quality  # type: ignore[union-attr]
+        assert quality_of(result, decoder).free_running.sequence_match.value == 1.0
+        assert quality_of(result, "prune", decoder) == quality_of(result, "prune")
 
 
 def test_quality_is_against_the_untransformed_model(result: CombineResult) -> None:
-    quality = {one.name: one.quality for one in result.combinations}
-    for name in ("plain", "speculate", "prompt_lookup"):
-        found = quality[name]
-        assert found is not None
-        assert found.forced_agreement.value == 1.0
-        assert found.shared.value == 1.0
-        assert found.free_running.nll == quality["plain"].free_running.nll  # type: ignore[union-attr]
-    pruned = quality["prune"]
-    assert pruned is not None
+    plain = quality_of(result)
+    for found in (plain, quality_of(result, "speculate"), quality_of(result, "prompt_lookup")):
+        assert (found.forced_agreement.value, found.shared.value) == (1.0, 1.0)
+        assert found.free_running.nll == plain.free_running.nll
+    pruned = quality_of(result, "prune")
     assert 0.0 <= pruned.shared.value < 1.0
     assert pruned.free_running.nll.value > pruned.free_running.plain_nll.value
 
@@ -263,15 +251,12 @@ def test_forced_agreement_is_what_each_says_in_the_untransformed_answers_place(r
             forced = offramp.generate(model, torch.tensor([prompt]), policy=policy, force_tokens=answer)
             shares[name].append(float(np.mean(np.array(forced.chosen) == np.array(answer))))  # type: ignore[union-attr]
     for name, expected in shares.items():
-        found = result.combination(*name.split(" + "))
-        assert found is not None
-        assert found.quality is not None
-        assert found.quality.forced_agreement.value == pytest.approx(np.mean(expected)), name
+        found = quality_of(result, *name.split(" + "))
+        assert found.forced_agreement.value == pytest.approx(np.mean(expected)), name
 
 
 def test_what_ran_is_recorded(result: CombineResult) -> None:
-    pruned = result.combination("prune", "exits")
-    assert pruned is not None
+    pruned = found_of(result, "prune", "exits")
     assert pruned.transforms == ("prune:drop=2",)
     assert pruned.policy == "static:exit=2"
     assert result.combinations[0].transforms == ()
@@ -303,8 +288,7 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     found = combine(
         tiny_llama(), ["int8", "speculate"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
     )
-    together = found.combination("int8", "speculate")
-    assert together is not None
+    together = found_of(found, "int8", "speculate")
     assert together.transforms == ("int8",)
     assert together.contender.left_out is None
     assert not together.contender.output_must_match
@@ -315,42 +299,43 @@ def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
     found = combine(
         tiny_llama(), ["prune:drop=4", "exits"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
     )
-    together = found.combination("prune", "exits")
-    assert together is not None
+    together = found_of(found, "prune", "exits")
     assert "no exit is left below the last of the 3 layers" in str(together.contender.left_out)
     assert (together.speedup, together.product, together.quality) == (None, None, None)
-    assert found.combination("exits").speedup is not None  # type: ignore[union-attr]
+    assert found_of(found, "exits").speedup is not None
 
 
 def heads_of(fingerprint: str) -> ExitHeads:
-    model = {"name": "tiny", "fingerprint": fingerprint, "layers": 4, "hidden_size": 32, "dtype": "float32"}
-    return ExitHeads({**model, "vocabulary_size": 320}, (3,), None, {}, None, None, {})
+    """Heads that hold nothing, of the model with a fingerprint."""
+    bare = random_heads(tiny_llama(), (3,), lens=False, facts=())
+    return dataclasses.replace(bare, model={**bare.model, "fingerprint": fingerprint})
 
 
 def test_heads_are_used_on_their_own_model_only() -> None:
     base = tiny_llama()
-    options: dict[str, Any] = {
-        "options": decoding(4),
-        "prompts": PROMPTS[:1],
-        "limits": Limits(rounds=1),
-    }
     own = heads_of(base.identity.fingerprint)
-    found = combine(base, ["prune:drop=2", "exits"], heads=[own], **options)
-    together = found.combination("prune", "exits")
-    assert together is not None
-    assert "the exit heads belong to the untransformed model" in str(together.contender.left_out)
-    assert "offramp heads fit llama --transform prune:drop=2" in str(together.contender.left_out)
-    pruned = dataclasses.replace(base.identity, transforms=("prune:drop=2",)).fingerprint
-    found = combine(base, ["prune:drop=2", "exits"], heads=[own, heads_of(pruned)], **options)
-    assert found.combination("prune", "exits").contender.left_out is None  # type: ignore[union-attr]
-    found = combine(base, ["prune:drop=2", "exits"], heads=[heads_of(pruned)], **options)
-    together = found.combination("prune", "exits")
-    assert together is not None
-    assert "give heads of both" in str(together.contender.left_out)
+    pruned = heads_of(dataclasses.replace(base.identity, transforms=("prune:drop=2",)).fingerprint)
+
+    def left_out(*heads: ExitHeads) -> str:
+        found = combine(
+            base,
+            ["prune:drop=2", "exits"],
+            decoding(4),
+            prompts=PROMPTS[:1],
+            limits=Limits(rounds=1),
+            heads=heads,
+        )
+        return str(found_of(found, "prune", "exits").contender.left_out)
+
+    of_base = left_out(own)
+    assert "the exit heads belong to the untransformed model" in of_base
+    assert "offramp heads fit llama --transform prune:drop=2" in of_base
+    assert left_out(own, pruned) == "None"
+    assert "give heads of both" in left_out(pruned)
     with pytest.raises(InputError, match="none of the models that are combined"):
-        combine(base, ["prune:drop=2", "exits"], heads=[heads_of("0" * 64)], **options)
+        left_out(heads_of("0" * 64))
     with pytest.raises(InputError, match="2 files of exit heads belong to"):
-        combine(base, ["exits"], heads=[own, own], **options)
+        left_out(own, own)
 
 
 def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
@@ -367,9 +352,7 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
     [
         ([], {}, "there is nothing to combine"),
         (["int9"], {}, "unknown acceleration 'int9'"),
-        (["exit"], {"policy": POLICY}, "unknown acceleration 'exit'"),
         (["exits", "exits"], {"policy": POLICY}, "exits is given twice"),
-        (["int8", "int8"], {}, "int8 is given twice"),
         (["exits"], {}, "exits needs a policy"),
         (["speculate"], {}, "speculate needs a policy"),
         (["int8"], {"policy": POLICY}, "a policy means nothing without exits"),
@@ -379,7 +362,6 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
         (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
         (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
         (["exits"], {"policy": POLICY, "limits": Limits(rounds=0)}, "rounds: 0 is too few"),
-        (["exits"], {"policy": POLICY, "limits": Limits(worth=2.0)}, "a worth of 2 is no share"),
         (["prune:drop=9"], {}, "leaves out layer 9"),
         (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
     ],
@@ -404,19 +386,3 @@ def test_a_transformed_model_is_refused() -> None:
     unsourced = dataclasses.replace(base, source=None)
     with pytest.raises(InputError, match="cannot be loaded again"):
         combine(unsourced, ["int8"], prompts=PROMPTS)
-
-
-def test_combinations_that_were_not_timed_have_no_product() -> None:
-    found = combined_result({"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 36.0})
-    assert found.combination("int8", "exits").effect == "get in each other's way"  # type: ignore[union-attr]
-    assert found.combination("int8").effect is None  # type: ignore[union-attr]
-    assert found.combination("int4") is None
-
-
-def test_quality_has_intervals_with_enough_answers() -> None:
-    found = _share([1.0] * 10 + [0.5] * 10, seed=0)
-    assert found.value == 0.75
-    assert found.low is not None
-    assert found.high is not None
-    assert 0.6 < found.low < 0.75 < found.high < 0.9
-    assert _share([1.0, 0.5], seed=0).low is None

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import family_configs
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-for room in ("models", "tracing"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / room))
-
-import family_configs
 from family_configs import build_family
 from rounding import logit_bounds, spread
+from torch import Tensor
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.engine.cache import entries_of
 from offramp.decoding.engine.capability_tests import random_ids
 from offramp.decoding.engine.engine import ABILITIES, PARTS_OF_TIME, Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError
 from offramp.policies.cost_breakdown import Item
 
-FAMILIES = ["llama", "mistral", "gemma2", "deepseek_v3", "gpt2", "mamba", "jamba", "falcon_h1"]
+FAMILIES = ["llama", "mistral", "deepseek_v3", "gpt2", "mamba", "jamba"]
 PROMPT = 70  # longer than the small models' sliding windows of 64
 
 
@@ -60,90 +53,6 @@ def step(sequences: Sequences, token: Tensor, last: int) -> Tensor:
 def full_logits(engine: Engine, ids: Tensor) -> Tensor:
     """The model's own logits of every position, without a cache."""
     return engine.hf(input_ids=ids, use_cache=False).logits
-
-
-def replaced_after(engine: Engine, exit: int) -> list[Any]:
-    """Hooks on the later layers that put the exit's output in the place of theirs: CALM's propagation."""
-    kept: list[Tensor] = []
-
-    def keep(module: Any, arguments: Any, output: Any) -> None:
-        kept[:] = [output[0] if isinstance(output, tuple) else output]
-
-    def replace(module: Any, arguments: Any, output: Any) -> Any:
-        return (kept[0], *output[1:]) if isinstance(output, tuple) else kept[0]
-
-    layers = engine.stack.layers
-    return [
-        layers[exit - 1].register_forward_hook(keep),
-        *(layer.register_forward_hook(replace) for layer in layers[exit:]),
-    ]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_written_layers_hold_what_the_model_leaves_when_later_layers_pass_the_state_on(
-    engines: dict[str, Engine], family: str
-) -> None:
-    engine = engines[family]
-    ids = random_ids(engine, 1, PROMPT + 2)
-    name, exit = engine.cache_name, 2
-    output = engine.hf(input_ids=ids[:, :PROMPT], use_cache=True)
-    handles = replaced_after(engine, exit)
-    places = {"position_ids": torch.tensor([[PROMPT]])} if engine.takes_positions else {}
-    output = engine.hf(input_ids=ids[:, PROMPT:-1], use_cache=True, **places, **{name: output[name]})
-    for handle in handles:
-        handle.remove()
-    sequences = begun(engine, ids[:, :PROMPT])
-    hidden = step(sequences, ids[:, PROMPT:-1], exit)
-    sequences.write(hidden, sequences.inputs(PROMPT, PROMPT + 1), exit, engine.layers)
-    for ours, theirs in zip(entries_of(sequences.cache), entries_of(output[name]), strict=True):
-        for kind in ("keys", "values"):
-            own, expected = getattr(ours, kind, None), getattr(theirs, kind, None)
-            assert (own is None) == (expected is None)
-            if own is not None:
-                torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
-    places = {"position_ids": torch.tensor([[PROMPT + 1]])} if engine.takes_positions else {}
-    expected = engine.hf(input_ids=ids[:, -1:], use_cache=True, **places, **{name: output[name]}).logits[
-        :, -1
-    ]
-    found = sequences.read_out(step(sequences, ids[:, -1:], engine.layers))
-    assert_same_logits(engine, ids, found, expected)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_positions_that_run_later_get_the_full_models_logits(engines: dict[str, Engine], family: str) -> None:
-    engine = engines[family]
-    ids = random_ids(engine, 2, PROMPT + 4)
-    sequences = begun(engine, ids[:, :PROMPT])
-    waiting = [step(sequences, ids[:, place : place + 1], 1) for place in range(PROMPT, PROMPT + 4)]
-    assert sequences.lengths == [PROMPT + 4, *[PROMPT] * (engine.layers - 1)]
-    hidden = sequences.run_block(torch.cat(waiting, 1), PROMPT, PROMPT + 4, 1, engine.layers)
-    assert sequences.lengths == [PROMPT + 4] * engine.layers
-    expected = full_logits(engine, ids)[:, PROMPT:]
-    difference = (sequences.read_out_all(hidden) - expected).abs().max() / expected.abs().max()
-    assert float(difference) <= 2e-6
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_taken_back_leaves_no_trace(engines: dict[str, Engine], family: str) -> None:
-    engine = engines[family]
-    ids = random_ids(engine, 2, PROMPT + 4)
-    kept, drafted = ids[:1], ids[1:]
-    sequences = begun(engine, kept[:, :PROMPT])
-    sequences.record_past()
-    step(sequences, kept[:, PROMPT : PROMPT + 1], engine.layers)
-    past = [sequences.snapshot(layer, layer + 1) for layer in range(engine.layers)]
-    for place in range(PROMPT + 1, PROMPT + 4):
-        step(sequences, drafted[:, place : place + 1], engine.layers)
-    sequences.unfeed(PROMPT + 1)
-    for layer in range(engine.layers):
-        if engine.recurrent[layer]:
-            sequences.restore(past[layer])
-    sequences.crop(PROMPT + 1, 0, engine.layers)
-    assert sequences.lengths == [PROMPT + 1] * engine.layers
-    expected = full_logits(engine, kept)
-    for place in range(PROMPT + 1, PROMPT + 4):
-        found = sequences.read_out(step(sequences, kept[:, place : place + 1], engine.layers))
-        assert_same_logits(engine, kept, found, expected[:, place])
 
 
 def test_a_snapshot_can_be_restored_twice(engines: dict[str, Engine]) -> None:
@@ -189,7 +98,7 @@ def test_inputs_are_recorded_once_until_more_is_fed(engines: dict[str, Engine]) 
     assert sequences.inputs(0, 9) is not before
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3", "gpt2"])
+@pytest.mark.parametrize("family", ["mistral", "deepseek_v3", "gpt2"])
 def test_rows_that_go_on_and_rows_that_left_find_what_they_would_have_found_alone(
     engines: dict[str, Engine], family: str
 ) -> None:
@@ -221,7 +130,7 @@ def test_rows_that_go_on_and_rows_that_left_find_what_they_would_have_found_alon
         assert_same_logits(engine, ids, after[row : row + 1], expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "mamba", "jamba", "falcon_h1"])
+@pytest.mark.parametrize("family", ["llama", "jamba"])
 def test_selected_rows_go_on_as_if_the_others_had_never_been(engines: dict[str, Engine], family: str) -> None:
     engine = engines[family]
     ids = random_ids(engine, 3, 10)
@@ -279,19 +188,20 @@ def test_abilities_notice_what_is_not_exact(
         assert try_ability(engine, ability) is None
 
 
-@pytest.mark.parametrize("ability", ["recompute", "speculate", "lockstep"])
-def test_picked_keys_and_blocks_are_not_trusted_where_they_cannot_be_tried(ability: str) -> None:
+def test_picked_keys_and_blocks_are_not_trusted_where_they_cannot_be_tried() -> None:
     """A short prompt never reaches beyond what attention picks."""
     with patch.dict(family_configs.SMALL, index_topk=2048):
-        engine = engine_of(build_family("deepseek_v32"))
-    assert "picks 2048 keys" in str(engine.abilities.reason(ability))
-    assert engine.abilities.reason("propagate") is None
-    blocks = {"index_topk_blocks": 16, "index_block_size": 128}
-    with patch.dict(family_configs.SPECIAL, minimax_m3_vl_text=blocks):
-        engine = engine_of(build_family("minimax_m3_vl_text"))
-    assert "picks 2048 keys, too many to try" in str(engine.abilities.reason(ability))
-    engine = engine_of(build_family("minimax_m3_vl_text"))
-    assert (engine.abilities.reason(ability) is None) == (ability != "lockstep")
+        keys = engine_of(build_family("deepseek_v32")).abilities
+    with patch.dict(
+        family_configs.SPECIAL, minimax_m3_vl_text={"index_topk_blocks": 16, "index_block_size": 128}
+    ):
+        blocks = engine_of(build_family("minimax_m3_vl_text")).abilities
+    few = engine_of(build_family("minimax_m3_vl_text")).abilities
+    for ability in ("recompute", "speculate", "lockstep"):
+        assert "picks 2048 keys" in str(keys.reason(ability))
+        assert "picks 2048 keys, too many to try" in str(blocks.reason(ability))
+        assert (few.reason(ability) is None) == (ability != "lockstep")
+    assert keys.reason("propagate") is None
 
 
 def test_a_meter_counts_after_the_prompt_only_and_splits_time() -> None:

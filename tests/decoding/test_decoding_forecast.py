@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from generation_cases import generate_batch, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.timings import TimingsProfile
+from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.measurement.decoder import batches_of, own_config, plain_config
 from offramp.decoding.measurement.forecast import (
     Decoding,
+    counted_plain,
+    counted_policy,
     forecast,
     mean_position,
     measured_skip,
@@ -147,21 +152,6 @@ def test_without_a_trace_only_what_ran_is_priced() -> None:
     assert found.predicted_by_profile is None
 
 
-@pytest.mark.parametrize("slower", [0.5, 1.0, 1.7])
-def test_a_machine_that_became_slower_is_no_error_of_the_policy(slower: float) -> None:
-    """Everything takes `slower` times what the profile says: the prediction is right all the same."""
-    by_profile, plain = 2 * 1.12 + 2 * 0.1 + 3 + 0.5, 4 * 1.12 + 3 + 0.5
-    ran = static_at(2, 5, seconds=5 * by_profile * slower)
-    whole = static_at(LAYERS, 5, seconds=5 * plain * slower)
-    trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = decoding("static:exit=2")
-    found = forecast([ran], [whole], by_hand(), SHAPE, setting, trace=trace)
-    assert found.predicted == pytest.approx(found.measured.value)
-    assert found.predicted_change == pytest.approx(found.measured_change)
-    assert found.cost_model_error == pytest.approx(0.0)
-    assert (found.plain_predicted, found.predicted_by_profile) == pytest.approx((plain, by_profile))
-
-
 def test_a_replay_in_bytes_is_no_prediction_of_seconds() -> None:
     predicted = replay(make_trace(layers=LAYERS, shape=SHAPE), parse_policy("static:exit=2"))
     with pytest.raises(InputError, match="priced in bytes"):
@@ -251,6 +241,40 @@ def test_parts_add_up_to_the_whole(usage: dict[Item, int], lens: bool) -> None:
     found = forecast([run], [static_at(LAYERS, 6)], by_hand(), SHAPE, setting, timed=[run])
     assert [part.part for part in found.parts] == list(PARTS_OF_TIME)
     assert sum(part.priced for part in found.parts) == pytest.approx(found.priced)
+
+
+NEW_TOKENS, PROMPT = 9, [5, 6, 7, 8]
+POSITION = len(PROMPT) + (NEW_TOKENS - 2) / 2
+"""Mean of those of the eight fed new tokens."""
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_a_static_exit_by_hand(kv: str, batch: int) -> None:
+    model = tiny_llama()
+    policy = parse_policy("static:exit=3")
+    prompts = batches_of([PROMPT] * batch, batch)[0]
+    with own_config(model.hf, plain_config(NEW_TOKENS)):
+        run = generate_batch(
+            model, prompts.ids, policy=policy, kv=kv, max_new_tokens=NEW_TOKENS, eos_token_id=None
+        )
+    found = counted_policy([run], model.shape, lens=False)
+    assert (found.layers, found.heads, found.probes) == (3.0, 1.0, 0.0)
+    for unit, value in (("flops", found.flops), ("bytes", found.bytes)):
+        costs = token_costs(model.shape, POSITION, unit, batch=batch)
+        expected = costs.layers[:3].sum() + costs.exit_head
+        if kv == "propagate":
+            expected += costs.key_value[3]
+        assert value == pytest.approx(float(expected) / batch)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_plain_decoding_is_every_layer_and_one_head(batch: int) -> None:
+    model = tiny_llama()
+    found = counted_plain(batches_of([PROMPT] * batch, batch), NEW_TOKENS, model.shape)
+    assert (found.layers, found.heads, found.probes) == (4.0, 1.0, 0.0)
+    assert found.bytes == token_costs(model.shape, POSITION, "bytes", batch=batch).plain / batch
+    assert found.flops == token_costs(model.shape, POSITION, "flops").plain
 
 
 PLAIN = 60.0

@@ -15,13 +15,16 @@ from generation_cases import (
     counted_layers,
     generate_batch,
     ids_of,
+    reference_logits,
     reference_tokens,
     tiny_llama,
 )
+from strategy_cases import build_family, build_windowed, greedy
+from strategy_cases import ids_of as random_ids
 from transformers import LogitsProcessor, LogitsProcessorList, SynthIDTextWatermarkingConfig
 
 import offramp
-from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.prompts import prompt_batch
 from tiny_models import VOCABULARY
 
@@ -112,19 +115,6 @@ def test_rows_stop_at_their_own_end_and_the_others_go_on() -> None:
     assert "length" in {row.stopped for row in found}
 
 
-@pytest.mark.parametrize("batching", ["lockstep", "rebatch"])
-def test_a_row_that_is_over_holds_nobody_back(batching: str) -> None:
-    model = tiny_llama()
-    alone = offramp.generate(model, PROMPTS[1], max_new_tokens=NEW, policy=POLICY)
-    first = offramp.generate(model, PROMPTS[0], max_new_tokens=1).tokens[0]
-    assert first not in alone.tokens
-    both = offramp.generate(
-        model, list(PROMPTS[:2]), max_new_tokens=NEW, policy=POLICY, eos_token_id=first, batching=batching
-    )
-    assert both[0].tokens == [first]
-    assert_same(both[1], alone)
-
-
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "monotone"])
 def test_rows_that_are_over_leave_a_batch_in_lockstep(kv: str, options: dict[str, Any]) -> None:
@@ -144,11 +134,10 @@ def test_rows_that_are_over_leave_a_batch_in_lockstep(kv: str, options: dict[str
     # An end token that never comes: rows are only filled up, and so may leave, where there is one.
     given["eos_token_id"] = VOCABULARY - 1
     given["suppress_tokens"] = [VOCABULARY - 1]
-    generate_batch(model, batch.ids, batch.mask, **given | {"max_new_tokens": 2})  # tries abilities
-    with counted_layers(model.hf, model.stack.layers) as counts:
+    with counted_layers(model.hf) as counts:
         found = generate_batch(model, batch.ids, batch.mask, **given, stopping_criteria=ends(lengths))
     assert [len(row.tokens) for row in found.rows] == lengths
-    assert sum(counts) == found.layers_executed == sum(row.layers_executed for row in found.rows)
+    assert counts.total() == found.layers_executed == sum(row.layers_executed for row in found.rows)
     steps = {item.rows: times for item, times in found.usage.items() if item.part == "overhead"}
     assert steps == {5: 1, 4: 3, 2: 4, 1: NEW - 9}
     # Where a row leaves depends on the rows beside it, but for a static exit.
@@ -157,18 +146,6 @@ def test_rows_that_are_over_leave_a_batch_in_lockstep(kv: str, options: dict[str
     found = generate_batch(model, batch.ids, batch.mask, **given, stopping_criteria=ends(lengths))
     for row, other, length in zip(found.rows, whole.rows, lengths, strict=True):
         assert row.tokens == other.tokens[:length]
-
-
-@pytest.mark.parametrize("kv", ["propagate", "monotone"])
-@pytest.mark.parametrize("exit", [1, 2, 3])
-def test_a_static_exit_is_the_slow_reference(kv: str, exit: int) -> None:
-    model = tiny_llama()
-    found = offramp.generate(model, PROMPTS[0], policy=f"static:exit={exit}", kv=kv, max_new_tokens=NEW)
-    assert found.exits.tolist() == [4] + [exit] * (NEW - 1)
-    prompt = model.encode(PROMPTS[0])
-    assert found.tokens == reference_tokens(model.hf, model.stack.layers, prompt, found)
-    assert found.layers_executed == 4 * len(prompt) + exit * (NEW - 1)
-    assert found.skip_ratio == pytest.approx(1 - exit / 4)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +163,8 @@ def test_exits_that_vary_are_the_slow_reference(policy: str, batching: str) -> N
     assert len({exit for row in rows for exit in row.exits.tolist()}) > 1
     for prompt, row in zip(PROMPTS, rows, strict=True):
         assert row.tokens == reference_tokens(model.hf, model.stack.layers, model.encode(prompt), row)
-
-
-@pytest.mark.parametrize("policy", [POLICY, "patience:times=1,exits=1+2+3"])
-def test_rebatch_gives_each_row_what_it_has_alone(policy: str) -> None:
-    model = tiny_llama()
-    together = offramp.generate(model, list(PROMPTS), policy=policy, batching="rebatch", max_new_tokens=NEW)
-    for prompt, row in zip(PROMPTS, together, strict=True):
-        assert_same(row, offramp.generate(model, prompt, policy=policy, max_new_tokens=NEW))
+        if batching == "rebatch":
+            assert_same(row, offramp.generate(model, prompt, policy=policy, max_new_tokens=NEW))
 
 
 @pytest.mark.parametrize("policy", [POLICY, "patience:times=1,exits=1+2+3", "static:exit=2"])
@@ -245,12 +216,11 @@ def test_executed_layers_are_what_hooks_count(kv: str, batching: str, batch: int
     policy = f"monotone:policy=[{POLICY}]" if kv == "monotone" else POLICY
     prompts = prompt_batch(model, [*PROMPTS, *PROMPTS][:batch], chat=False)
     given: dict[str, Any] = {"policy": policy, "kv": kv, "batching": batching}
-    generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=2, **given)  # tries abilities
-    with counted_layers(model.hf, model.stack.layers) as counts:
+    with counted_layers(model.hf) as counts:
         result = generate_batch(model, prompts.ids, prompts.mask, max_new_tokens=NEW, **given)
-    assert sum(counts) == result.layers_executed
+    assert counts.total() == result.layers_executed
     assert all(row.stopped == "length" for row in result.rows)
-    assert sum(counts) == sum(row.layers_executed for row in result.rows)
+    assert counts.total() == sum(row.layers_executed for row in result.rows)
 
 
 def test_processors_are_given_the_tokens_so_far_and_decide() -> None:
@@ -277,32 +247,25 @@ class Told:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.exits: list[list[int]] = []
 
     def put(self, value: torch.Tensor) -> None:
         self.told.append(value.flatten().tolist())
+
+    def put_exits(self, exits: Any) -> None:
+        self.exits.append(exits.tolist())
 
     def end(self) -> None:
         self.told.append("end")
 
 
-class ToldExits(Told):
-    def put_exits(self, exits: Any) -> None:
-        self.told.append(("exits", exits.tolist()))
-
-
 @pytest.mark.parametrize("kv", ["propagate", "speculate"])
-def test_streamers_are_told_each_token_as_it_comes(kv: str) -> None:
+def test_streamers_are_told_each_token_as_it_comes_and_its_exit(kv: str) -> None:
     model = tiny_llama()
     told = Told()
     found = offramp.generate(model, PROMPTS[0], policy=POLICY, kv=kv, max_new_tokens=NEW, streamer=told)
     assert told.told == [model.encode(PROMPTS[0]), *[[token] for token in found.tokens], "end"]
-
-
-def test_streamers_that_ask_are_told_the_exits() -> None:
-    model, told = tiny_llama(), ToldExits()
-    found = offramp.generate(model, PROMPTS[0], policy=POLICY, max_new_tokens=NEW, streamer=told)
-    exits = [value[1] for value in told.told if isinstance(value, tuple)]
-    assert exits == [[exit] for exit in found.exits.tolist()]
+    assert told.exits == [[exit] for exit in found.exits.tolist()]
 
 
 def test_inside_transformers_generate() -> None:
@@ -382,5 +345,48 @@ def test_parts_of_time_are_timed_on_demand() -> None:
     assert timed.steps == NEW - 1
 
 
-def test_the_object_is_a_callable_of_transformers() -> None:
-    assert isinstance(offramp.early_exit("never"), EarlyExit)
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [
+        *(
+            (name, "propagate")
+            for name in ("llama", "gpt2", "gemma2", "deepseek_v3", "mamba", "jamba", "zamba2")
+        ),
+        *((name, "monotone") for name in ("llama", "jamba")),
+    ],
+)
+def test_a_static_exit_of_a_family_is_the_slow_reference(name: str, kv: str) -> None:
+    """Recurrent layers that are skipped run whole, unless nothing later needs them."""
+    hf = build_windowed(name)
+    ids, new, stack = random_ids(hf, 9), 5, engine_of(hf).stack
+    early = offramp.early_exit("static:exit=2", kv=kv)
+    with counted_layers(hf) as counts:
+        tokens = greedy(hf, ids, new, custom_generate=early, eos_token_id=None)[0].tolist()
+    assert early.last is not None
+    exits = [len(stack.layers)] * 9 + [2] * (new - 1)
+    logits = reference_logits(hf, stack.layers, [*ids[0].tolist(), *tokens[:-1]], exits)
+    assert tokens == logits[8:].argmax(-1).tolist()
+    above = sum(engine_of(hf).recurrent[2:]) if kv == "propagate" else 0
+    assert counts.total() == early.last.layers_executed == early.last.rows[0].layers_executed
+    assert counts.total() == len(stack.layers) * 9 + (2 + above) * (new - 1)
+    assert early.last.rows[0].skip_ratio == pytest.approx(1 - (2 + above) / len(stack.layers))
+
+
+def test_rebatch_is_refused_where_states_are_recurrent() -> None:
+    hf = build_family("mamba")
+    with pytest.raises(offramp.InputError, match="rebatch"):
+        greedy(
+            hf,
+            random_ids(hf, 9, 2),
+            3,
+            custom_generate=offramp.early_exit("static:exit=2", batching="rebatch"),
+        )
+
+
+@pytest.mark.real_model
+def test_the_default_model(smollm2: offramp.Model) -> None:
+    model, prompt = smollm2, smollm2.encode("The capital of France is")
+    policy = "threshold:signal=margin,value=0.5,exits=15+20+25"
+    found = offramp.generate(model, prompt, policy=policy, max_new_tokens=5)
+    assert found.tokens == reference_tokens(model.hf, model.stack.layers, prompt, found)
+    assert found.skip_ratio > 0

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import gc
 import re
-import sys
+import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
-from typing import Any, cast
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
-from generation_cases import generate_batch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-
 from family_configs import build_family
-from generation_cases import POLICY, PROMPTS, assert_same, ids_of, tiny_llama
+from generation_cases import POLICY, PROMPTS, assert_same, generate_batch, ids_of, state_of, tiny_llama
 
 import offramp
-from offramp.decoding import options
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Abilities
 from offramp.decoding.engine.sequences import Sequences
@@ -32,60 +27,36 @@ from offramp.decoding.generation.early_exit import KEPT_BACK, given_to_generate
 from offramp.decoding.generation.loop import describe_problem
 from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
 from offramp.decoding.generation.prompts import prompt_batch
-from offramp.decoding.options import (
-    DecodingOptions,
-)
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError, PolicyError
-from offramp.files import sha256_of_text
-from offramp.policies.grammar import parse_policy
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tuning.tuned import Tuned
 from tiny_models import CONTEXT, VOCABULARY
 
-
-def state_of(model: offramp.Model) -> str:
-    """Everything about a model that a generation could leave changed: weights, attributes, hooks."""
-    hf = model.hf
-    weights = [(name, tensor.double().sum().item()) for name, tensor in hf.state_dict().items()]
-    modules = [
-        (
-            name,
-            sorted(vars(module)),
-            len(module._forward_hooks),
-            len(module._forward_pre_hooks),
-            module.training,
-        )
-        for name, module in hf.named_modules()
-    ]
-    return sha256_of_text(repr((weights, modules, hf.config.to_dict(), hf.generation_config.to_dict())))
-
+DAMAGED = Path(tempfile.mkdtemp()) / "policy.json"
+DAMAGED.write_text('{"kind": "tuned", "schema_version": 99}', encoding="utf-8")
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"policy": "static:exit=5"}, "exit 5 is beyond the model, which has 4 layers"),
-    ({"policy": "static:exit=5"}, "where: static:exit=5"),
-    ({"policy": "statik:exit=1"}, "unknown policy 'statik'"),
+    (
+        {"policy": "static:exit=5"},
+        r"exit 5 is beyond the model, which has 4 layers(.|\n)*where: static:exit=5",
+    ),
     ({"policy": 3}, "a policy cannot be a int"),
     ({"policy": "no-such/policy.json"}, "policy.json"),
-    ({"policy": "oracle:kind=first"}, "oracle|unknown"),
+    ({"policy": DAMAGED}, "schema version 99"),
     (
         {"policy": "threshold:signal=correctness,value=0.5,exits=1+2"},
         "reads correctness, which comes with fitted",
     ),
     ({"kv": "propagat"}, "unknown strategy 'propagat'"),
-    ({"batching": "lockstop"}, "unknown batching 'lockstop'"),
     ({"policy": POLICY, "kv": "monotone"}, "lets tokens go deeper than those before"),
-    ({"draft_length": 0, "kv": "speculate"}, "draft length of 0"),
-    ({"max_new_tokens": 0}, "max_new_tokens cannot be 0"),
     ({"max_new_tokens": 1.5}, "max_new_tokens cannot be 1.5"),
-    ({"max_new_tokens": CONTEXT}, f"exceed the context of {CONTEXT} positions"),
-    ({"max_new_tokens": CONTEXT}, r"what to do: lower max_new_tokens to \d+$"),
+    (
+        {"max_new_tokens": CONTEXT},
+        rf"exceed the context of {CONTEXT} positions(.|\n)*what to do: lower max_new_tokens to \d+$",
+    ),
     ({"seed": "a", "temperature": 0.5}, "seed cannot be 'a'"),
     ({"seed": -1, "temperature": 0.5}, "seed cannot be -1"),
     ({"heads": "no-such-heads.safetensors"}, "no-such-heads.safetensors does not exist"),
     ({"num_beams": 2}, "num_beams is not possible here"),
     ({"assistant_model": "anything"}, "assistant_model is not possible here"),
-    ({"negative_prompt_ids": torch.ones(1, 2)}, "negative_prompt_ids is not possible here"),
     ({"return_dict_in_generate": True}, "return_dict_in_generate is not possible here"),
     ({"no_such_option": 1}, "no_such_option"),
     ({"temperature": -1.0}, "temperature"),
@@ -109,7 +80,7 @@ def test_bad_options_are_refused_before_anything_runs(
 ) -> None:
     model = tiny_llama()
     offramp.generate(model, PROMPTS[0], max_new_tokens=2, policy=POLICY)
-    before = state_of(model)
+    before = state_of(model.hf)
 
     def run(*arguments: Any) -> None:
         raise AssertionError("a layer ran")
@@ -118,7 +89,7 @@ def test_bad_options_are_refused_before_anything_runs(
     with pytest.raises(offramp.InputError, match=message) as caught:
         offramp.generate(model, PROMPTS[0], **options)
     assert caught.value.fix
-    assert state_of(model) == before
+    assert state_of(model.hf) == before
 
 
 @pytest.mark.parametrize(
@@ -141,98 +112,12 @@ def test_bad_prompts_are_refused(prompt: Any, message: str) -> None:
     assert re.search(message, str(caught.value))
 
 
-def heads_of(model: offramp.Model, fingerprint: str | None = None) -> ExitHeads:
-    return ExitHeads(
-        model={
-            "name": "another",
-            "fingerprint": fingerprint or model.identity.fingerprint,
-            "dtype": "float32",
-            "layers": 4,
-            "hidden_size": 32,
-            "vocabulary_size": VOCABULARY,
-        },
-        exits=(1, 2, 3),
-        lens=None,
-        classifiers={},
-        shortlist=None,
-        candidate_exit=None,
-        documents={},
-        provenance={},
-    )
-
-
-FIRST_OF_SHORT_LIST = "threshold:signal=restricted_margin,value=0.5,exits=1"
-
-
-class TunedFor:
-    """As much of a tuned policy as the check reads."""
-
-    kv = "propagate"
-    provenance: Mapping[str, Any] = {}
-    heads_file = None
-
-    def __init__(self, **model: Any) -> None:
-        self.model = model
-
-
-def tuned_options(tuned: TunedFor | None, policy: str, heads: ExitHeads | None) -> DecodingOptions:
-    return DecodingOptions(parse_policy(policy), heads=heads, tuned=cast("Tuned | None", tuned))
-
-
-@pytest.mark.parametrize(
-    ("tuned", "policy", "heads", "message"),
-    [
-        ({"fingerprint": "other", "name": "gpt2"}, POLICY, None, "tuned for another model, gpt2"),
-        (
-            {"heads": {"fingerprint": "abc", "lens": True}},
-            POLICY,
-            None,
-            "tuned with the exit heads abc, but is to decode without",
-        ),
-        (
-            {"heads": {"fingerprint": "abc", "lens": False}},
-            FIRST_OF_SHORT_LIST,
-            None,
-            "tuned with the exit heads abc, but is to decode without",
-        ),
-        ({}, FIRST_OF_SHORT_LIST, "own", "tuned without any"),
-        (None, POLICY, "other", "fitted on another"),
-    ],
-)
-def test_a_policy_of_another_model_or_other_heads(tuned: Any, policy: str, heads: Any, message: str) -> None:
-    model = tiny_llama()
-    given = None if heads is None else heads_of(model, "f" * 64 if heads == "other" else None)
-    named = None if tuned is None else TunedFor(**({"fingerprint": model.identity.fingerprint} | tuned))
-    with pytest.raises(offramp.InputError, match=message) as caught:
-        tuned_options(named, policy, given).check_model(model)
-    assert "heads" in str(caught.value) or "model" in str(caught.value)
-
-
-def test_heads_that_do_not_matter_do_not_matter() -> None:
-    model = tiny_llama()
-    tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": True})
-    tuned_options(tuned, "never", None).check_model(model)
-    tuned = TunedFor(fingerprint=model.identity.fingerprint, heads={"fingerprint": "abc", "lens": False})
-    tuned_options(tuned, POLICY, None).check_model(model)
-
-
-def test_other_heads_than_tuned_with_are_refused_without_the_model() -> None:
-    heads, policy = heads_of(tiny_llama()), FIRST_OF_SHORT_LIST
-    other = TunedFor(fingerprint=heads.model["fingerprint"], heads={"fingerprint": "abc", "lens": False})
-    with pytest.raises(offramp.InputError, match="tuned with the exit heads abc"):
-        tuned_options(other, policy, heads).check_files("float32")
-    same = {"fingerprint": heads.fingerprint, "lens": False}
-    tuned_options(TunedFor(**(other.model | {"heads": same})), policy, heads).check_files("float32")
-    # Of another model: the model at hand decides which of the two is wrong.
-    tuned_options(TunedFor(**(other.model | {"fingerprint": "f"})), policy, heads).check_files("float32")
-    tuned_options(other, policy, None).check_files("float32")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_beams": 2}, "cannot honour beam search\n"),
         ({"use_cache": False}, "use_cache=False"),
+        ({"assistant_model": tiny_llama().hf}, "assist"),
         ({"cache_implementation": "static"}, "cache implementation"),
         ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
         ({"return_dict_in_generate": True, "output_logits": True}, "output_logits"),
@@ -251,11 +136,11 @@ def test_arguments_of_transformers_that_cannot_be_honoured(options: dict[str, An
         with pytest.raises(offramp.InputError, match=message):
             early(model.hf, ids, [], [], config, **options)
         return
-    before = state_of(model)
+    before = state_of(model.hf)
     with pytest.raises(offramp.InputError, match=message):
         model.hf.generate(ids, custom_generate=offramp.early_exit(POLICY), max_new_tokens=3, **options)
     if "cache_implementation" not in options:  # transformers itself keeps a static cache in the model
-        assert state_of(model) == before
+        assert state_of(model.hf) == before
 
 
 def generate_of_another_version(loop: Any) -> Any:
@@ -273,17 +158,6 @@ def test_a_transformers_that_hides_its_arguments_is_told_of() -> None:
     code, names = generate_of_another_version.__code__, {"__name__": "transformers.generation.utils"}
     with pytest.warns(RuntimeWarning, match="streamer or assistant_model was given"):
         assert FunctionType(code, names)(loop) == dict.fromkeys(KEPT_BACK)
-
-
-def test_an_assistant_model_is_not_silently_ignored() -> None:
-    model = tiny_llama()
-    with pytest.raises(offramp.InputError, match="assist"):
-        model.hf.generate(
-            ids_of(model, PROMPTS[0]),
-            custom_generate=offramp.early_exit(None),
-            assistant_model=model.hf,
-            max_new_tokens=2,
-        )
 
 
 @contextmanager
@@ -307,7 +181,7 @@ def poisoned(layer: Any, after: int, value: float = float("nan")) -> Iterator[No
 def test_a_broken_number_ends_the_generation_and_says_where(kv: str) -> None:
     model = tiny_llama()
     whole = offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv)
-    before = state_of(model)
+    before = state_of(model.hf)
     with poisoned(model.stack.layers[2], after=4), pytest.warns(RuntimeWarning, match="layer 3"):
         found = offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv)
     length = len(model.encode(PROMPTS[0]))
@@ -315,7 +189,7 @@ def test_a_broken_number_ends_the_generation_and_says_where(kv: str) -> None:
     assert found.stopped == "problem"
     assert found.problem is not None
     assert f"new token 5 (position {length + 4}): layer 3 gives" in found.problem
-    assert state_of(model) == before
+    assert state_of(model.hf) == before
     assert_same(offramp.generate(model, PROMPTS[0], max_new_tokens=8, kv=kv), whole)
 
 
@@ -359,11 +233,11 @@ def test_a_problem_is_looked_for_without_disturbing_other_threads() -> None:
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        found = [offramp.generate(model, PROMPTS[1], max_new_tokens=30).tokens for _ in range(3)]
+        found = [offramp.generate(model, PROMPTS[1], max_new_tokens=30).tokens for _ in range(2)]
     finally:
         done.set()
         thread.join()
-    assert found == [whole.tokens] * 3
+    assert found == [whole.tokens] * 2
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
@@ -408,23 +282,6 @@ def test_one_row_with_padding_needs_what_a_batch_needs(monkeypatch: pytest.Monke
             generate_batch(model, prompts.ids[one], None, max_new_tokens=2)
 
 
-def test_a_tuned_policy_decodes_as_it_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = cast("Tuned", SimpleNamespace(kv="recompute", heads_file=None))
-    named = parse_policy("static:exit=2")
-    assert DecodingOptions.read(named).kv == "propagate"
-    monkeypatch.setattr(options, "read_policy_source", lambda source: (named, tuned))
-    assert DecodingOptions.read("policy.json").kv == "recompute"
-    with pytest.warns(UserWarning, match="decodes with speculate"):
-        assert DecodingOptions.read("policy.json", kv="speculate").kv == "speculate"
-    with pytest.warns(UserWarning, match="tuned with K and V by recompute, and decodes with propagate"):
-        DecodingOptions.read("policy.json", kv="propagate")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        DecodingOptions.read("policy.json", kv="recompute")
-        monkeypatch.undo()
-        DecodingOptions.read(named, kv="propagate")
-
-
 def test_a_broken_prompt_gives_no_token() -> None:
     model = tiny_llama()
     offramp.generate(model, list(PROMPTS), max_new_tokens=2)  # tries abilities, which hooks would spoil
@@ -435,34 +292,50 @@ def test_a_broken_prompt_gives_no_token() -> None:
 
 
 class Interrupts:
-    """A streamer that interrupts at some token."""
+    """A streamer that interrupts at some token, or a hook that does within a layer."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, at: int = 4) -> None:
         self.error = error
-        self.tokens = 0
+        self.left = at
 
-    def put(self, value: torch.Tensor) -> None:
-        self.tokens += 1
-        if self.tokens == 4:
+    def put(self, *values: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
             raise self.error
 
     def end(self) -> None:
         raise AssertionError("it did not end")
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate", "monotone"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), RuntimeError("mine")])
-def test_the_model_is_unchanged_after_an_interruption(kv: str, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("kv", "batching"),
+    [
+        ("propagate", "lockstep"),
+        ("propagate", "rebatch"),
+        ("recompute", "lockstep"),
+        ("speculate", "lockstep"),
+        ("monotone", "lockstep"),
+    ],
+)
+@pytest.mark.parametrize("within", ["a stream", "a projection", "the positions"])
+def test_the_model_is_unchanged_after_an_interruption_anywhere(kv: str, batching: str, within: str) -> None:
     model = tiny_llama()
     policy = f"monotone:policy=[{POLICY}]" if kv == "monotone" else POLICY
-    whole = offramp.generate(model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv)
-    before = state_of(model)
-    with pytest.raises(type(error)):
-        offramp.generate(
-            model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv, streamer=Interrupts(error)
-        )
-    assert state_of(model) == before
-    assert_same(offramp.generate(model, PROMPTS[0], max_new_tokens=8, policy=policy, kv=kv), whole)
+    given: dict[str, Any] = {"policy": policy, "kv": kv, "batching": batching, "max_new_tokens": 8}
+    prompts = list(PROMPTS if batching == "rebatch" else PROMPTS[:1])
+    whole = offramp.generate(model, prompts, **given)
+    before = state_of(model.hf)
+    stop = Interrupts(KeyboardInterrupt() if within == "a stream" else RuntimeError("mine"), at=4)
+    inner = model.hf.model
+    places = {"a projection": inner.layers[1].self_attn.k_proj, "the positions": inner.rotary_emb}
+    handle = places[within].register_forward_hook(stop.put) if within in places else None
+    with pytest.raises(type(stop.error)):
+        offramp.generate(model, prompts, streamer=None if handle else stop, **given)
+    if handle is not None:
+        handle.remove()
+    assert state_of(model.hf) == before
+    for found, expected in zip(offramp.generate(model, prompts, **given), whole, strict=True):
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +347,7 @@ def test_the_model_is_unchanged_after_an_interruption(kv: str, error: BaseExcept
 )
 def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    before = state_of(model)
+    before = state_of(model.hf)
     with pytest.raises(OfframpError, match=r"memory ran out for 4 x \d+ tokens") as caught:
         offramp.generate(model, list(PROMPTS), max_new_tokens=8, streamer=Interrupts(error))
     assert "3 prompts at a time" in caught.value.fix
@@ -482,20 +355,22 @@ def test_out_of_memory_says_what_would_fit(error: Exception, monkeypatch: pytest
     with pytest.raises(OfframpError) as caught:
         offramp.generate(model, PROMPTS[0], max_new_tokens=8, streamer=Interrupts(error))
     assert "give at most 5 tokens a prompt" in caught.value.fix
-    assert state_of(model) == before
+    assert state_of(model.hf) == before
 
 
 def test_generations_in_threads_do_not_mix() -> None:
     model = tiny_llama()
-    jobs = [(prompt, kv) for prompt in PROMPTS for kv in ("propagate", "recompute", "speculate")]
-    expected = [
-        offramp.generate(model, prompt, policy=POLICY, kv=kv, max_new_tokens=10) for prompt, kv in jobs
-    ]
+    jobs = [(prompt, kv) for prompt in PROMPTS[:2] for kv in ("propagate", "recompute", "speculate")]
+
+    def one(place: int) -> Any:
+        prompt, kv = jobs[place]
+        return offramp.generate(model, prompt, policy=POLICY, kv=kv, max_new_tokens=10)
+
+    expected = [one(place) for place in range(len(jobs))]
     found: dict[int, Any] = {}
 
     def work(place: int) -> None:
-        prompt, kv = jobs[place]
-        found[place] = offramp.generate(model, prompt, policy=POLICY, kv=kv, max_new_tokens=10)
+        found[place] = one(place)
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
     for thread in threads:
@@ -527,19 +402,3 @@ def test_no_gradients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     handle.remove()
     assert seen
     assert not any(seen)
-
-
-def test_every_strategy_says_what_is_exact() -> None:
-    for name, strategy in STRATEGIES.items():
-        assert strategy.name == name
-        assert strategy.exact.endswith(".")
-
-
-def test_a_tuned_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text('{"kind": "tuned", "schema_version": 99}', encoding="utf-8")
-    with pytest.raises(offramp.InputError, match="schema version 99"):
-        offramp.generate(tiny_llama(), PROMPTS[0], policy=path)
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(offramp.InputError, match="JSON"):
-        offramp.early_exit(str(path))

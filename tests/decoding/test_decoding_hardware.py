@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from generation_cases import counted_layers
+from tracing_models import build_family, llama, tiny_model
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.costs.timings import LENS, MAPS, TimingsProfile
+from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.build import cache_keyword
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.decoding.measurement import machine_profiler
@@ -29,14 +26,10 @@ from offramp.decoding.measurement.machine_profiler import (
     timing_positions,
 )
 from offramp.decoding.measurement.timed_probes import CANDIDATES, CHOICE
-from offramp.decoding.measurement.timed_steps import StepTimes, prefill, widen
-from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, Tables, build_tables
+from offramp.decoding.measurement.timed_steps import prefill, widen
+from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, Tables
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
-
-from tracing_models import build_family, llama, tiny_model
 
 LAYERS = 4
 
@@ -47,24 +40,6 @@ def left_behind(model: Model) -> int:
         len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in module.__dict__)
         for module in model.hf.modules()
     )
-
-
-def counted_layers(model: Model) -> tuple[list[int], Callable[[], None]]:
-    """Indices of the layers that a test's own hooks see, and a function that removes the hooks."""
-    seen: list[int] = []
-
-    def hook(index: int) -> Any:
-        return lambda module, arguments, output: seen.append(index)
-
-    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(model.stack.layers)]
-    return seen, lambda: [handle.remove() for handle in handles] and None
-
-
-def step_of(kind: KindOfStep, model: Model) -> tuple[MachineProfiler, StepTimes, frozenset[int], Any]:
-    session = MachineProfiler(model, (1, 2), (4, 8))
-    stream = widen(session.singles[8], 2)
-    times, cut = session._run(stream, kind)
-    return session, times, cut, stream
 
 
 def test_a_tiny_model_end_to_end() -> None:
@@ -100,27 +75,26 @@ def test_a_tiny_model_end_to_end() -> None:
 @pytest.mark.parametrize("name", [WHOLE, PLAIN, PROBED])
 def test_every_step_runs_each_layer_once_and_probes_add_none(name: str) -> None:
     model = tiny_model(llama(num_hidden_layers=LAYERS))
-    seen, remove = counted_layers(model)
     session = MachineProfiler(model, (1, 2), (4, 8))
     stream = widen(session.singles[8], 2)
-    seen.clear()
-    for step in range(5):
-        times, cut = session._run(stream, KindOfStep(name))
-        assert seen == list(range(model.layers))
+    for step in range(3):
+        with counted_layers(model.hf) as counts:
+            times, cut = session._run(stream, KindOfStep(name))
+        assert counts == dict.fromkeys(range(LAYERS), stream.batch)
         assert len(times.layers) == (0 if name == WHOLE else model.layers)
         assert times.whole > 0
         assert (times.position, cut) == (8 + step, frozenset())
         assert bool(times.probes) == (name == PROBED)
-        seen.clear()
-    remove()
-    assert stream.cache.get_seq_length() == stream.length == 13
+    assert stream.cache.get_seq_length() == stream.length == 11
     assert stream.cache.layers[0].keys.shape[0] == stream.batch == 2
     assert left_behind(model) == 0
 
 
 def test_cut_layers_write_the_keys_and_values_of_the_state_they_are_given() -> None:
     model = tiny_model(llama(num_hidden_layers=LAYERS))
-    session, times, cut, stream = step_of(KindOfStep("cut 2", 2), model)
+    session = MachineProfiler(model, (1, 2), (4, 8))
+    stream = widen(session.singles[8], 2)
+    times, cut = session._run(stream, KindOfStep("cut 2", 2))
     assert cut == {2, 3}
     assert len(times.layers) == model.layers
     # By hand: the state after layer 2 goes into the norm and K projection of layers 3 and 4.
@@ -164,9 +138,12 @@ def test_a_stream_that_grew_is_filled_anew_within_the_context() -> None:
     assert lengths == [10, 11, 12] * 2 + [10, 11]
 
 
-@pytest.mark.parametrize(("ratio", "said"), [(1.05, False), (0.8, True), (1.3, True)])
-def test_parts_that_do_not_add_up_are_said_so(
-    monkeypatch: pytest.MonkeyPatch, ratio: float, said: bool
+@pytest.mark.parametrize(
+    ("ratio", "other_load", "noted"),
+    [(1.05, 0.1, None), (0.8, 0.1, BUSY), (1.3, 0.1, BUSY), (1.05, 0.9, "used now, and not kept")],
+)
+def test_parts_that_do_not_add_up_and_a_busy_machine_are_noted(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, other_load: float, noted: str | None
 ) -> None:
     build = machine_profiler.build_tables
 
@@ -174,55 +151,20 @@ def test_parts_that_do_not_add_up_are_said_so(
         return dataclasses.replace(build(samples), parts_over_step={1: 1.0, 2: ratio})
 
     monkeypatch.setattr(machine_profiler, "build_tables", tables)
-    model = tiny_model(llama(num_hidden_layers=LAYERS))
-    profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
-    assert (BUSY in profile.notes) == said
-    assert profile.details["check"]["parts_over_step"] == {"1": 1.0, "2": ratio}
-
-
-@pytest.mark.parametrize(("other_load", "said"), [(0.1, False), (0.9, True)])
-def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch, other_load: float, said: bool) -> None:
     monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
     monkeypatch.setattr("offramp.costs.hardware.os.cpu_count", lambda: torch.get_num_threads())
     load = {"load_average": [0.2, 0.3], "other_load": other_load}
     monkeypatch.setattr(machine_profiler.Load, "describe", lambda self: load)
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
-    assert any("used now, and not kept" in note for note in profile.notes) == said
+    said = [note for note in profile.notes if note == BUSY or "not kept" in note]
+    assert len(said) == (noted is not None)
+    assert all(str(noted) in note for note in said)
+    assert profile.details["check"]["parts_over_step"] == {"1": 1.0, "2": ratio}
     assert profile.details["other_load"] == other_load
 
 
-def test_a_plain_step_costs_what_whole_steps_took() -> None:
-    model = tiny_model(llama(num_hidden_layers=LAYERS))
-    session = MachineProfiler(model, (1, 2), (4, 8))
-    session.warm_up()
-    for _ in range(3):
-        session.round()
-    tables = build_tables(session.samples)
-    profile = TimingsProfile(
-        "local", "a test", "float32", model.layers, session.batches, sizes=session.sizes, **tables.arrays
-    )
-    for batch in session.batches:
-        wholes = [session.samples.whole_step(batch, at) for at in session.positions]
-        prices = [profile.token_costs(model.shape, at, batch=batch).plain for at, _ in wholes]
-        assert np.mean(prices) == pytest.approx(np.mean([seconds for _, seconds in wholes]), rel=1e-9)
-
-
-@pytest.mark.parametrize("name", [PLAIN, PROBED])
-def test_the_parts_of_a_step_fit_into_the_time_it_takes(name: str) -> None:
-    model = tiny_model(llama(num_hidden_layers=LAYERS))
-    session = MachineProfiler(model, (1, 2), (4, 8))
-    stream = widen(session.singles[8], 2)
-    session._run(stream, KindOfStep(name))
-    began = time.perf_counter()
-    times, _ = session._run(stream, KindOfStep(name))
-    elapsed = time.perf_counter() - began
-    timed = [*times.layers, times.head, *times.probes.values()]
-    assert min(timed) > 0
-    assert sum(timed) < times.whole < elapsed
-
-
-@pytest.mark.parametrize("family", ["gpt2", "mamba", "jamba", "deepseek_v32", "falcon_h1"])
+@pytest.mark.parametrize("family", ["gpt2", "jamba", "deepseek_v32"])
 def test_other_families(family: str) -> None:
     model = tiny_model(build_family(family))
     profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tracing_models import NumberTokenizer, llama, tiny_model
+from bench_cases import Padding
+from tracing_models import llama, tiny_model
 
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement import plain_timing
@@ -17,17 +16,6 @@ from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.plain_timing import MOST_TIMES, TOKENS, check_profile, time_plain_decoding
 from offramp.errors import ModelError
 from offramp.models.model import Model
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
-
-
-def test_the_figure_lies_within_its_samples_and_its_interval() -> None:
-    timing = time_plain_decoding(tiny_model(llama()), range(12), new_tokens=6, repeats=6)
-    assert len(timing.samples) == 6
-    assert timing.low is not None
-    assert timing.high is not None
-    assert min(timing.samples) <= timing.low <= timing.value <= timing.high <= max(timing.samples)
-    assert timing.new_tokens == 6
 
 
 def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +29,12 @@ def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: 
         return out
 
     monkeypatch.setattr(model.hf, "generate", counted)
+    timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=6)
+    assert len(timing.samples) == 6
+    assert timing.low is not None
+    assert timing.high is not None
+    assert min(timing.samples) <= timing.low <= timing.value <= timing.high <= max(timing.samples)
+    lengths.clear()
     timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=1)
     assert (timing.low, timing.high) == (None, None)
     prompt = lengths[0][0]
@@ -61,19 +55,11 @@ def test_a_model_that_cannot_generate_is_an_error(
         time_plain_decoding(model, range(12))
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))
-
 STEP = 0.05
 
 
-class Tokenizer(NumberTokenizer):
-    """With what generation fills rows up."""
-
-    pad_token_id = 0
-
-
 def model_of(**config: Any) -> Model:
-    return tiny_model(llama(num_hidden_layers=2, **config), tokenizer=Tokenizer())
+    return tiny_model(llama(num_hidden_layers=2, **config), tokenizer=Padding())
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +98,7 @@ def steps_take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
     return asked
 
 
-@pytest.mark.parametrize(
-    ("slower", "holds"), [(1.0, True), (1.02, True), (0.98, True), (1.05, False), (0.9, False), (3.0, False)]
-)
+@pytest.mark.parametrize(("slower", "holds"), [(1.02, True), (0.98, True), (1.05, False), (0.9, False)])
 def test_timings_hold_within_three_percent(
     monkeypatch: pytest.MonkeyPatch, model: Model, profile: TimingsProfile, slower: float, holds: bool
 ) -> None:

@@ -105,12 +105,6 @@ def test_the_interval_of_a_loss_is_paired(monkeypatch: pytest.MonkeyPatch, model
     assert result.loss.high - result.loss.low == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
-def test_equal_answers_lose_nothing(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    hand_made(monkeypatch, model, {"plain": {1, 2}, "policy": {1, 2}})
-    result = task_score(model, "static:exit=3", Words(words(20)), questions=20)
-    assert (result.loss.value, result.loss.low, result.loss.high) == (0.0, 0.0, 0.0)
-
-
 def test_questions_of_one_batch_are_drawn_together(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     """Of 40 batches of two the policy answers both or none: as wide as of 40 questions, not of 80."""
     right = {number for number in range(80) if (number // 2) % 2}
@@ -121,12 +115,6 @@ def test_questions_of_one_batch_are_drawn_together(monkeypatch: pytest.MonkeyPat
     assert together.accuracy.high is not None
     spread = 0.5 / np.sqrt(40)
     assert together.accuracy.high - together.accuracy.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-
-
-def test_few_questions_have_no_interval(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    hand_made(monkeypatch, model, {"plain": {1}, "policy": set()})
-    result = task_score(model, "static:exit=3", Words(words(4)), questions=4)
-    assert (result.loss.value, result.loss.low, result.loss.high) == (0.25, None, None)
 
 
 def test_real_decoding_reaches_the_scorer(model: Model) -> None:
@@ -208,6 +196,17 @@ def test_options_are_chosen_by_likelihood(model: Model) -> None:
     assert task.answers == [*chosen, *chosen]
     assert result.skip_ratio == pytest.approx(0.75)
     assert result.plain_accuracy.value == (1.0 if chosen[0] == chosen[1] else 0.5)
+
+
+def test_questions_with_options_are_asked_alone(model: Model) -> None:
+    choice = Question("c", "the cat sat", " on the mat", options=(" on the mat", " and looked"))
+    task = Words([choice, *words(2), choice])
+    seen: list[tuple[int, int]] = []
+    result = task_score(
+        model, "static:exit=2", task, questions=4, batch=4, progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(1, 4), (3, 4), (4, 4)]
+    assert result.questions == 4
 
 
 def test_an_answer_keeps_its_first_space(model: Model) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from benchmark_modules import benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.decoding.generation.result import Generation
 from offramp.decoding.measurement.results import Interval
 from offramp.decoding.quality import judging as module
 from offramp.decoding.quality.judging import (
@@ -23,13 +21,10 @@ from offramp.decoding.quality.judging import (
     free_running,
     full_models_choices,
     judge,
-    tokens_before_divergence,
 )
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.models.shape import LayerShape, ModelShape
 from offramp.tracing.loading import load_model
-from offramp.tracing.trace import Trace
 from tiny_models import VOCABULARY
 
 DRIFT = benchmark("drift")
@@ -119,18 +114,6 @@ def test_what_depends_on_each_other_is_drawn_together(model: Model) -> None:
     assert match([*range(19), 0, *range(19, 38), 30], batch=2).low is None
 
 
-def test_the_full_models_own_answers_are_perfect(model: Model) -> None:
-    prompts = [[0, number + 2, 2 * number + 3] for number in range(20)]
-    plains = [own_greedy(model, prompt, 6) for prompt in prompts]
-    result = free_running(model, prompts, plains, plains)
-    assert (result.agreement.value, result.sequence_match.value) == (1.0, 1.0)
-    assert result.tokens_before_divergence.value == 6.0
-    assert result.nll == result.plain_nll
-    assert result.nll.low is not None
-    assert result.nll.high is not None
-    assert result.nll.low <= result.nll.value <= result.nll.high
-
-
 def test_bfloat16_answers_of_the_full_model_agree_by_definition(rounded: Model) -> None:
     prompts = [[0, number + 2] for number in range(4)]
     plains = [own_greedy(rounded, prompt, 8) for prompt in prompts]
@@ -148,30 +131,6 @@ def test_bfloat16_logits_are_read_in_float32(rounded: Model) -> None:
     np.testing.assert_allclose(judged.logprob, expected, atol=0.05)
     best = torch.tensor(judged.largest)
     assert not torch.equal(best, best.bfloat16().double()), "the largest logits are not rounded"
-
-
-def test_few_prompts_have_no_interval(model: Model) -> None:
-    result = free_running(model, [[0, 3]], [[4, 5]], [[4, 6]])
-    assert (result.nll.low, result.nll.high, result.agreement.low) == (None, None, None)
-
-
-def test_agreement_goes_on_after_the_divergence(model: Model) -> None:
-    prompt = [0, 7, 8]
-    plain = own_greedy(model, prompt, 6)
-    wrong = next(token for token in range(2, 9) if token != plain[1])
-    answer = [plain[0], wrong, *own_greedy(model, [*prompt, plain[0], wrong], 4)]
-    result = free_running(model, [prompt], [answer], [plain])
-    assert result.tokens_before_divergence.value == 1.0
-    assert result.agreement.value == pytest.approx(5 / 6)
-    assert result.sequence_match.value == 0.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "plain", "expected"),
-    [([1, 2, 3], [1, 2, 3], 3), ([1, 2], [1, 2, 3], 2), ([1, 9, 3], [1, 2, 3], 1), ([9], [1, 2], 0)],
-)
-def test_tokens_before_divergence(answer: list[int], plain: list[int], expected: int) -> None:
-    assert tokens_before_divergence(answer, plain) == expected
 
 
 def test_near_ties_count_as_the_full_models_choice() -> None:
@@ -239,35 +198,3 @@ def test_drift_by_hand() -> None:
         DRIFT.drift_of([1], [1], [1, 2], [1])
     with pytest.raises(InputError):
         DRIFT.drift_of([], [], [], [])
-
-
-def traced() -> Trace:
-    """Two documents of 5 and 4 rows, two exits."""
-    layers = (LayerShape("attention", 1, 1, 1, 1, 1, None, 0),) * 2
-    top1 = np.arange(18, dtype=np.int32).reshape(9, 2)
-    trace = Trace.from_facts(
-        {"top1": top1},
-        document=np.array([0] * 5 + [1] * 4, dtype=np.int32),
-        position=np.array([*range(5), *range(4)], dtype=np.int32),
-        shape=ModelShape(layers, 4, 99, 4, 99, 4),
-    )
-    trace.token = np.array([10, 11, 12, 13, 14, 20, 21, 22, 23], dtype=np.int32)
-    return trace
-
-
-def generation(tokens: list[int], chosen: list[int], exits: list[int], prompt_tokens: int) -> Generation:
-    return Generation("", tokens, chosen, np.array(exits), 2, 0, 0, prompt_tokens, "length")
-
-
-def test_drift_finds_the_rows_of_forced_documents() -> None:
-    replayed: Any = SimpleNamespace(exits=np.array([1, 2, 1, 2, 1, 2, 1, 2, 1]))
-    # Document 0 after a prompt of 2: fed 12, 13, rows 2 and 3. Document 1 after a prompt of 1: rows 6, 7.
-    first = generation([12, 13, 14], [0, 4, 7], [2, 1, 2], 2)
-    second = generation([21, 22, 23], [0, 12, 99], [2, 2, 2], 1)
-    result = DRIFT.drift(traced(), replayed, {0: first, 1: second})
-    assert result.tokens == 4
-    assert result.exits_differ == 0.25
-    assert result.mean_exit_difference == 0.25
-    assert result.tokens_differ == 0.25
-    with pytest.raises(InputError, match="document 0"):
-        DRIFT.drift(traced(), replayed, {0: generation([12, 99, 14], [0, 0, 0], [2, 2, 2], 2)})

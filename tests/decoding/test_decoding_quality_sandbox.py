@@ -55,12 +55,30 @@ def test_leaving_early_is_not_finishing(program: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "program", ["while True: pass", "import time\ntime.sleep(60)"], ids=["busy", "asleep"]
 )
-def test_an_endless_program_is_stopped(program: str) -> None:
+def test_an_endless_program_is_stopped_and_no_process_left_behind(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     start = time.monotonic()
     result = run_program(program, SandboxLimits(seconds=1))
     assert not result.finished
     assert result.reason == "it did not end within 1 s"
     assert time.monotonic() - start < 10
+    (process,) = started
+    for _ in range(50):  # a killed child of a killed parent is reaped by another process, soon
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the process group is still there")
 
 
 @pytest.mark.parametrize("program", ["bytearray(10**10)", "x = []\nwhile True: x.append(bytearray(10**6))"])
@@ -109,6 +127,7 @@ def test_processes_network_and_foreign_code_are_refused(program: str) -> None:
         "import os\nos.remove({path!r})",
         "import os\nos.rename({path!r}, 'mine')",
         "import os\nos.rename('/dev/null', {path!r})",
+        "open('mine', 'w')\nimport os\nos.rename('mine', {path!r})",
         "import os\nos.chmod({path!r}, 0)",
         "import os\nos.truncate({path!r}, 0)",
         "import os\nos.symlink({path!r}, 'link')\nopen('link', 'w')",
@@ -126,6 +145,8 @@ def test_files_outside_are_not_changed(tmp_path: Path, program: str) -> None:
     path.chmod(0o640)
     result = run_program(program.format(path=str(path), folder=str(tmp_path)), BRIEF)
     assert not result.finished
+    # By the guard, which every system has; what goes by a folder's descriptor is the system's to stop.
+    assert "is not allowed here" in result.reason or "rmtree" in program
     assert path.read_text() == "kept"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [item.name for item in tmp_path.iterdir()] == ["precious"]
@@ -156,27 +177,6 @@ def test_nothing_of_ours_is_inherited(monkeypatch: pytest.MonkeyPatch, tmp_path:
         )
         result = run_program(program)
     assert result.finished, result.reason
-
-
-@pytest.mark.usefixtures("either_way")
-def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-
-    class Noted(subprocess.Popen[bytes]):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **keywords)
-            started.append(self)
-
-    monkeypatch.setattr(subprocess, "Popen", Noted)
-    run_program("import time\ntime.sleep(60)", SandboxLimits(seconds=1))
-    (process,) = started
-    for _ in range(50):  # a killed child of a killed parent is reaped by another process, soon
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the process group is still there")
 
 
 def test_what_the_system_adds_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

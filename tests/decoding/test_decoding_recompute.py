@@ -70,23 +70,8 @@ def exits_of_full_model(hf: Any, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack([stack.readout(states[index])[0].float() for index in range(len(stack))])
 
 
-# Dense, learned positions, ALiBi, windows that slide, mixtures of experts, latent
-# attention, soft caps, state spaces and hybrids.
-FAMILIES = (
-    "llama",
-    "gpt2",
-    "bloom",
-    "mistral",
-    "gemma2",
-    "gpt_oss",
-    "mixtral",
-    "deepseek_v3",
-    "mamba",
-    "mamba2",
-    "jamba",
-    "falcon_h1",
-    "qwen3_next",
-)
+# Learned positions, ALiBi, windows that slide, latent attention, state spaces and a hybrid of them.
+FAMILIES = ("llama", "gpt2", "bloom", "mistral", "deepseek_v3", "mamba2", "qwen3_next")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -118,10 +103,9 @@ def test_every_exit_says_what_it_says_in_the_full_model(name: str) -> None:
             (
                 "static:exit=2",
                 "never",
-                "threshold:signal=max_prob,value=0.4,exits=2+4",
                 "threshold:signal=hidden_cosine,value=0.5,exits=all",
                 "patience:times=2,exits=1+2+3+4",
-                "adaptive:signal=max_prob,target=0.3,warmup=2,exits=2+4",
+                "dynamic:signal=margin,value=0.1,exits=2+4,complexity=running_entropy,slope=0.1,centre=3.5",
                 "bandit:signal=restricted_margin,value=0.3,exits=2+4",
             ),
         ),
@@ -132,10 +116,12 @@ def test_forced_exits_and_usage_are_those_of_replay(policy: ExitPolicy) -> None:
     ids = number_text(9, PROMPT + NEW)
     traced = trace_of_new(model(), ids, PROMPT)
     decisions = replay_decisions(policy, traced)
-    run = Run(traced, policy, decisions, np.arange(traced.token_count), 4)
+    steps = np.arange(traced.token_count)
+    run = Run(traced, policy, decisions, steps, 4)
     with counted_layers(model().hf) as counts:
         found = decode(model().hf, torch.tensor([ids[:PROMPT]]), policy, "recompute", forced=ids[PROMPT:])
     assert found.rows[0].exits[1:].tolist() == decisions.exits.tolist()
+    assert found.rows[0].chosen[1:] == traced.top1[steps, found.rows[0].exits[1:] - 1].tolist()
     assert found.usage == STRATEGIES["recompute"].count(run)
     assert sum(counts.values()) == found.rows[0].layers_executed
 
@@ -174,9 +160,3 @@ def test_a_padded_batch_waits_in_lockstep_and_stays_exact() -> None:
         full = exits_of_full_model(hf, torch.tensor([prompt + text]))[:, len(prompt) - 1 : -1]
         wanted = torch.stack([full[exit - 1, place] for place, exit in enumerate(exits)])
         assert float((scores[row] - wanted).abs().max()) < 2e-5
-
-
-def test_nothing_runs_for_tokens_that_nobody_goes_beyond() -> None:
-    result = decode(model().hf, ids_of(model().hf, PROMPT), "static:exit=2", "recompute", new=NEW)
-    assert result.rows[0].layers_executed == PROMPT * LAYERS + 2 * (NEW - 1)
-    assert result.rows[0].skip_ratio == pytest.approx(1 - 2 / LAYERS)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "harness"))
-
 from generation_cases import POLICY, counted_layers, tiny_llama
 from harness_cases import lensed, logprobs_of, propagated
 from reading_cases import random_heads
 from strategy_cases import Scripted, build_windowed, tiny_model
 
-from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.accuracy import policy_likelihood
@@ -37,8 +31,8 @@ def scorer(policy: Any, kv: str = "propagate", model: Any = None) -> Scorer:
     return Scorer(tiny_llama() if model is None else model, DecodingOptions(policy, kv))
 
 
-@pytest.mark.parametrize("split", [1, 2, 7])
-@pytest.mark.parametrize("policy", ["static:exit=1", "static:exit=3", POLICY])
+@pytest.mark.parametrize("split", [1, 7])
+@pytest.mark.parametrize("policy", ["static:exit=3", POLICY])
 @pytest.mark.parametrize(("kv", "reference"), [("propagate", propagated), ("recompute", lensed)])
 def test_probabilities_are_those_of_the_exits(
     ids: list[int], policy: str, split: int, kv: str, reference: Any
@@ -72,9 +66,9 @@ def test_speculation_gives_the_full_model_whatever_the_drafts(ids: list[int]) ->
 @pytest.mark.parametrize("split", [1, 6])
 def test_layers_are_counted_as_hooks_count_them(ids: list[int], kv: str, split: int) -> None:
     model, one = tiny_llama(), scorer(POLICY, kv)
-    with counted_layers(model.hf, engine_of(model).stack.layers) as counts:
+    with counted_layers(model.hf) as counts:
         scored = one.score(ids[:split], ids[split:])
-    assert sum(counts) == scored.layers_executed + (split - 1) * model.layers
+    assert counts.total() == scored.layers_executed + (split - 1) * model.layers
     if kv == "propagate":
         assert scored.layers_executed == scored.exits.sum()
 
@@ -102,7 +96,7 @@ def test_a_scorer_forgets_the_text_before(ids: list[int]) -> None:
     assert again.exits.tolist() == first.exits.tolist()
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "mamba2", "jamba", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma3_text", "jamba"])
 @pytest.mark.parametrize("split", [1, 4])
 def test_families_start_from_nothing_too(family: str, split: int) -> None:
     model = tiny_model(build_windowed(family))

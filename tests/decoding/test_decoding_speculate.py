@@ -16,6 +16,7 @@ from strategy_cases import (
     build_windowed,
     counted_layers,
     decode,
+    engine_of,
     greedy,
     ids_of,
     llama,
@@ -24,6 +25,7 @@ from strategy_cases import (
     trace_of_new,
 )
 
+import offramp
 from offramp.decoding.strategies.draft_length import Auto, each_costs
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -31,7 +33,6 @@ from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import STRATEGIES, Run
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.replay import replay
 from offramp.policies.steps import count_plain
 
 LAYERS, PROMPT, NEW = 5, 6, 18
@@ -67,7 +68,7 @@ POLICIES = (
 @pytest.mark.parametrize("policy", POLICIES)
 def test_output_is_greedy_for_every_policy(policy: str) -> None:
     ids, tokens = expected()
-    for draft_length in (1, 3, "auto"):
+    for draft_length in (3, "auto"):
         result = decode(model().hf, ids, policy, "speculate", new=NEW, draft_length=draft_length)
         assert result.rows[0].tokens == tokens == result.rows[0].chosen
     assert result.rows[0].exits[0] == LAYERS
@@ -89,20 +90,6 @@ def test_output_is_greedy_for_random_thresholds(
     assert result.rows[0].tokens == tokens
 
 
-def usage_in_replay(
-    policy: ExitPolicy, ids: list[int], draft_length: int, kv: str = "speculate"
-) -> tuple[Any, Any]:
-    """Exits and usage that replay finds for the new tokens of a text."""
-    traced = trace_of_new(model(), ids, PROMPT)
-    decisions = replay_decisions(policy, traced)
-    run = Run(traced, policy, decisions, np.arange(traced.token_count), draft_length)
-    if isinstance(policy, Scripted):
-        return decisions.exits, STRATEGIES[kv].count(run)
-    replayed = replay(traced, policy, kv=kv, draft_length=draft_length)
-    assert np.array_equal(replayed.exits, decisions.exits)
-    return decisions.exits, STRATEGIES[kv].count(run)
-
-
 @pytest.mark.parametrize(
     "policy",
     [*map(parse_policy, POLICIES), Scripted((1, 4, 5, 2, 2, 3, 1, 5, 5, 4))],
@@ -110,14 +97,16 @@ def usage_in_replay(
 )
 def test_forced_exits_and_usage_are_those_of_replay(policy: ExitPolicy) -> None:
     ids = number_text(7, PROMPT + NEW)
+    traced = trace_of_new(model(), ids, PROMPT)
+    decisions = replay_decisions(policy, traced)
     rejected = drafted = 0
-    for draft_length in (1, 2, 4, 6):
-        exits, usage = usage_in_replay(policy, ids, draft_length)
+    for draft_length in (1, 4, 6):
+        run = Run(traced, policy, decisions, np.arange(traced.token_count), draft_length)
         given = torch.tensor([ids[:PROMPT]])
         found = decode(model().hf, given, policy, "speculate", forced=ids[PROMPT:], draft_length=draft_length)
         assert found.rows[0].tokens == ids[PROMPT:]
-        assert found.rows[0].exits[1:].tolist() == exits.tolist()
-        assert found.usage == usage
+        assert found.rows[0].exits[1:].tolist() == decisions.exits.tolist()
+        assert found.usage == STRATEGIES["speculate"].count(run)
         rejected += found.drafted - found.accepted
         drafted += found.drafted
     assert drafted > 0
@@ -154,14 +143,10 @@ def test_executed_layers_are_those_that_hooks_count(policy: str, batch: int) -> 
     assert result.accepted < result.drafted
 
 
-def test_a_policy_that_never_leaves_is_plain_decoding() -> None:
-    ids, tokens = expected()
-    result = decode(model().hf, ids, "never", "speculate", new=NEW)
-    assert result.rows[0].tokens == tokens
+def test_a_policy_that_never_leaves_runs_what_plain_decoding_runs() -> None:
+    result = decode(model().hf, expected()[0], "never", "speculate", new=NEW)
     assert result.usage == count_plain(np.arange(NEW - 1), LAYERS)
     assert (result.drafted, result.accepted) == (0, 0)
-    assert result.rows[0].exits.tolist() == [LAYERS] * NEW
-    assert result.rows[0].skip_ratio == 0.0
 
 
 def test_rejected_drafts_are_counted() -> None:
@@ -175,7 +160,7 @@ def test_rejected_drafts_are_counted() -> None:
     assert found.rows[0].skip_ratio < 0
 
 
-@pytest.mark.parametrize("draft_length", [1, 2, 3, 4, 5, 6, "auto"])
+@pytest.mark.parametrize("draft_length", [1, 2, 5, "auto"])
 def test_an_end_token_anywhere_in_a_round_ends_the_text_there(draft_length: Any) -> None:
     ids, tokens = expected(2)
     hf = model().hf
@@ -191,7 +176,7 @@ def test_an_end_token_anywhere_in_a_round_ends_the_text_there(draft_length: Any)
         assert result.rows[0].stopped == "end token"
 
 
-@pytest.mark.parametrize("new", range(1, 10))
+@pytest.mark.parametrize("new", [1, 2, 4, 7, 9])
 def test_a_length_anywhere_in_a_round_ends_the_text_there(new: int) -> None:
     ids, tokens = expected()
     for draft_length in (1, 3, 6):
@@ -271,7 +256,7 @@ def test_numbers_that_are_not_finite_cost_no_token_before_them(name: str) -> Non
     plain = decode(hf, ids, "never", "propagate", forced=forced)
     assert plain.rows[0].stopped == "problem"
     for policy in ("static:exit=2", Scripted((1, 3, 2))):
-        for draft_length in (1, 2, 4, 6):
+        for draft_length in (1, 4):
             found = decode(hf, ids, policy, "speculate", forced=forced, draft_length=draft_length)
             assert found.rows[0].tokens == plain.rows[0].tokens == forced[:6]
             assert found.rows[0].chosen == plain.rows[0].chosen
@@ -300,3 +285,76 @@ def test_rows_that_leave_one_by_one_are_refused() -> None:
     ids = ids_of(model().hf, PROMPT, rows=2)
     with pytest.raises(InputError, match="leave one by one"):
         decode(model().hf, ids, "static:exit=2", "speculate", batching="rebatch")
+
+
+# Of all kinds that are cached in ways of their own: windows, latent attention, state spaces, hybrids.
+FAMILIES = ("gpt2", "mistral", "deepseek_v3", "mamba", "jamba", "falcon_h1", "qwen3_next", "lfm2")
+
+
+# Of the layers' weights: so that some drafts are right and others wrong.
+SCALES = {"gpt2": 2.0, "mamba": 4.0, "lfm2": 4.0}
+
+
+@functools.cache
+def family(name: str) -> Any:
+    hf = build_windowed(name)
+    stack = engine_of(hf).stack
+    with torch.no_grad():
+        for layer in stack.layers if name in SCALES else stack.layers[1:]:
+            for parameter in layer.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(SCALES.get(name, 0.7))
+    return hf
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_output_is_greedy_on_every_kind_of_family(name: str) -> None:
+    hf = family(name)
+    engine = engine_of(hf)
+    assert engine.abilities.reason("speculate") is None
+    layers, ids, new = engine.layers, ids_of(hf, 9), 16
+    tokens = greedy(hf, ids, new)[0].tolist()
+    mixed = Scripted((layers - 1, 1, layers - 1, layers, 2, layers - 1, layers - 1))
+    rejected = accepted = 0
+    for policy, draft_length in ((mixed, 4), (mixed, 2), (f"static:exit={layers - 1}", 3)):
+        result = decode(hf, ids, policy, "speculate", new=new, draft_length=draft_length)
+        assert result.rows[0].tokens == tokens
+        rejected += result.drafted - result.accepted
+        accepted += result.accepted
+    assert accepted > 0
+    assert rejected > 0
+
+
+@pytest.mark.parametrize("name", ["mistral", "jamba"])
+def test_a_padded_batch_of_a_family_gives_each_row_its_own_text(name: str) -> None:
+    hf = family(name)
+    prompts = [ids_of(hf, 6 + row, seed=row + 1)[0].tolist() for row in range(3)]
+    ids = torch.tensor([[0] * (8 - len(prompt)) + prompt for prompt in prompts])
+    mask = (torch.arange(8)[None] >= torch.tensor([[8 - len(prompt)] for prompt in prompts])).long()
+    layers = engine_of(hf).layers
+    result = decode(hf, ids, f"static:exit={layers - 1}", "speculate", new=10, mask=mask)
+    for row, prompt in zip(result.rows, prompts, strict=True):
+        assert row.tokens == greedy(hf, torch.tensor([prompt]), 10)[0].tolist()
+
+
+def test_forced_exits_and_usage_of_a_hybrid_are_those_of_replay() -> None:
+    hybrid = tiny_model(family("jamba"))
+    layers, ids = hybrid.layers, number_text(3, PROMPT + NEW)
+    policy = Scripted((layers - 1, 1, layers - 1, layers, 2, 1, layers - 1))
+    traced = trace_of_new(hybrid, ids, PROMPT)
+    run = Run(traced, policy, replay_decisions(policy, traced), np.arange(traced.token_count), 3)
+    given = torch.tensor([ids[:PROMPT]])
+    found = decode(hybrid.hf, given, policy, "speculate", forced=ids[PROMPT:], draft_length=3)
+    assert found.rows[0].exits[1:].tolist() == run.decisions.exits.tolist()
+    assert found.usage == STRATEGIES["speculate"].count(run)
+    assert found.accepted < found.drafted
+
+
+@pytest.mark.real_model
+def test_the_bundled_model_speculates_as_it_decodes(smollm2: Model) -> None:
+    prompt = "The capital of France is"
+    plain = offramp.generate(smollm2, prompt, max_new_tokens=8)
+    policy = "threshold:signal=max_prob,value=0.6,exits=24"
+    found = offramp.generate(smollm2, prompt, policy=policy, kv="speculate", max_new_tokens=8)
+    assert found.tokens == plain.tokens
+    assert found.text == plain.text

@@ -110,7 +110,7 @@ def test_a_clock_inside_a_step_costs_nothing() -> None:
 times = st.floats(1e-3, 10.0)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     layers=st.lists(st.tuples(times, times, times, times), min_size=4, max_size=9),
     wholes=st.lists(st.tuples(times, times), min_size=1, max_size=9),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,31 +33,26 @@ def write_tokenizer(folder: Path, *, vocabulary: int = VOCABULARY, chat_template
 
 def write_llama(folder: Path, **config: Any) -> None:
     """A random Llama of 3 layers, with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from family_configs import llama
 
-    values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 96,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
+    values = {"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02} | config
+    llama(VOCABULARY, **values).save_pretrained(folder)
     write_tokenizer(folder)
 
 
-@pytest.fixture
-def llama_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny-llama"
+@pytest.fixture(scope="session")
+def whole_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("llama") / "tiny-llama"
     folder.mkdir()
     write_llama(folder)
     return folder
+
+
+@pytest.fixture
+def llama_folder(whole_llama: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(whole_llama, tmp_path / "tiny-llama"))
 
 
 def edit_json(path: Path, **changes: Any) -> None:

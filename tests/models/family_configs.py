@@ -197,6 +197,27 @@ def build_family(name: str) -> Any:
     return model
 
 
+def llama(vocabulary: int = 61, **config: Any) -> Any:
+    """A random Llama of 3 layers whose layers change the hidden state a lot."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 96,
+        "initializer_range": 0.2,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(values | config))).eval().requires_grad_(False)
+
+
 class NoTokenizer:
     """As much of a tokenizer as loading asks for."""
 

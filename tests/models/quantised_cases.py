@@ -27,8 +27,7 @@ needs_int4 = pytest.mark.skipif(not kernel(Int4(), "bfloat16"), reason="no int4 
 EVERY = [
     pytest.param(Int8(), "float32", id="int8-float32"),
     pytest.param(Int8(), "bfloat16", id="int8-bfloat16"),
-    pytest.param(Int4(), "bfloat16", id="int4", marks=needs_int4),
-    pytest.param(Int4(group=128), "bfloat16", id="int4-128", marks=needs_int4),
+    pytest.param(Int4(group=64), "bfloat16", id="int4", marks=needs_int4),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +90,6 @@ def test_every_end_token_is_known(llama_folder: Path) -> None:
     model.hf.generation_config.eos_token_id = None
     model.hf.config.eos_token_id = None
     assert find_eos_token_ids(model.hf, silent) == ()
-    assert dataclasses.is_dataclass(model)
 
 
 def test_an_end_token_that_is_no_number_is_refused() -> None:

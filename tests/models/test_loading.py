@@ -31,12 +31,11 @@ def test_a_folder_gives_a_checked_model(llama_folder: Path) -> None:
     assert model.stack.largest_difference == 0.0
     assert model.encode("w5 w7 w9") == [5, 7, 9]
     assert model.decode([5, 7]) == "w5 w7"
-
-
-def test_bfloat16(llama_folder: Path) -> None:
-    model = load_model(str(llama_folder), dtype="bfloat16")
-    assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.bfloat16}
-    assert model.shape.element_bytes == 2
+    rounded = load_model(str(llama_folder), dtype="bfloat16")
+    assert {parameter.dtype for parameter in rounded.hf.parameters()} == {torch.bfloat16}
+    assert rounded.shape.element_bytes == 2
+    with pytest.raises(ModelError, match="unknown dtype 'int4'"):
+        load_model(str(llama_folder), dtype="int4")
 
 
 def test_the_same_files_elsewhere_have_the_same_fingerprint(llama_folder: Path, tmp_path: Path) -> None:
@@ -175,87 +174,59 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what", "fix"),
+    ("spoil", "what"),
     [
-        (
-            config(num_hidden_layers=10**9),
-            "states num_hidden_layers = 1,000,000,000",
-            "same model",
-        ),
-        (config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but", "same model"),
-        (config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but", "same model"),
-        (config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers", "same model"),
+        (config(num_hidden_layers=10**9), "states num_hidden_layers = 1,000,000,000"),
+        (config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but"),
+        (config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but"),
+        (config(text_config={"num_hidden_layers": 10**9}), "states num_hidden_layers"),
         (
             config(intermediate_size=10**12),
             "mlp.down_proj.weight is [32, 48] in the weight files, and [32, 1000000000000] by config.json",
-            "complete",
         ),
-        (text("config.json", '{"a": ' * 100_000 + "1" + "}" * 100_000), "not valid JSON", "download"),
-        (text("config.json", '{"a": ' * 300 + "1" + "}" * 300), "nested more than 40 deep", "download"),
-        (
-            indexed("a.safetensors", '{"weight_map": ' * 100_000),
-            "index of the weight files is damaged",
-            "download",
-        ),
-        (
-            indexed("../other.safetensors"),
-            "outside of the model's folder: ../other.safetensors",
-            "into the folder",
-        ),
-        (weights(overflow), "logits are NaN or infinite", "another copy"),
-        (config(rms_norm_eps=float("nan")), "logits are NaN or infinite", "another copy"),
-        (without("config.json"), "no config.json", "config.json"),
-        (text("config.json", '{"model_type": "llama",'), "not valid JSON", "download"),
-        (config(model_type="no-such-family"), "cannot read the config", "config.json"),
-        (only_pickle_weights, "pickle files (pytorch_model.bin)", "save_pretrained"),
-        (without(SINGLE_FILE), "no weights", "safetensors"),
-        (REMOTE_CODE, "auto_map", "trust_remote_code"),
-        (
-            config(text_config={"auto_map": {"AutoConfig": "configuration.Evil"}}),
-            "auto_map",
-            "trust_remote_code",
-        ),
-        (TRUNCATED, "damaged or truncated", "download"),
-        (weight_bytes(lambda content: b""), "damaged or truncated", "download"),
-        (weight_bytes(flipped_header_bit), "damaged or truncated", "download"),
-        (missing_shard, "the first is model-00001-of-00002.safetensors", "missing"),
-        (indexed("a.safetensors", "[]"), "index of the weight files is damaged", "download"),
-        (weights(lambda tensors: tensors.pop(UP)), "model.layers.1.mlp.up_proj.weight", "complete"),
-        (
-            config(num_hidden_layers=2),
-            "hold 9 tensors of layers that the model in config.json does not have",
-            "same model",
-        ),
+        (text("config.json", '{"a": ' * 100_000 + "1" + "}" * 100_000), "not valid JSON"),
+        (text("config.json", '{"a": ' * 300 + "1" + "}" * 300), "nested more than 40 deep"),
+        (indexed("a.safetensors", '{"weight_map": ' * 100_000), "index of the weight files is damaged"),
+        (indexed("../other.safetensors"), "outside of the model's folder: ../other.safetensors"),
+        (weights(overflow), "logits are NaN or infinite"),
+        (config(rms_norm_eps=float("nan")), "logits are NaN or infinite"),
+        (without("config.json"), "no config.json"),
+        (text("config.json", '{"model_type": "llama",'), "not valid JSON"),
+        (config(model_type="no-such-family"), "cannot read the config"),
+        (only_pickle_weights, "pickle files (pytorch_model.bin)"),
+        (without(SINGLE_FILE), "no weights"),
+        (REMOTE_CODE, "auto_map"),
+        (config(text_config={"auto_map": {"AutoConfig": "configuration.Evil"}}), "auto_map"),
+        (TRUNCATED, "damaged or truncated"),
+        (weight_bytes(lambda content: b""), "damaged or truncated"),
+        (weight_bytes(flipped_header_bit), "damaged or truncated"),
+        (missing_shard, "the first is model-00001-of-00002.safetensors"),
+        (indexed("a.safetensors", "[]"), "index of the weight files is damaged"),
+        (weights(lambda tensors: tensors.pop(UP)), "model.layers.1.mlp.up_proj.weight"),
+        (config(num_hidden_layers=2), "hold 9 tensors of layers that the model in config.json does not have"),
         (
             weights(lambda tensors: tensors.update({NORM: torch.ones(8)})),
             "the first is model.layers.1.self_attn.q_norm.weight",
-            "same model",
         ),
-        (number(UP, 3, 4, value=float("nan")), "model.layers.1.mlp.up_proj.weight holds NaN", "another copy"),
-        (
-            weights(opposite_infinities),
-            "model.norm.weight holds NaN or infinite",
-            "another copy",
-        ),
+        (number(UP, 3, 4, value=float("nan")), "model.layers.1.mlp.up_proj.weight holds NaN"),
+        (weights(opposite_infinities), "model.norm.weight holds NaN or infinite"),
         (
             OTHER_TOKENIZER,
             f"ids up to {VOCABULARY + 19}, the model's embedding has {VOCABULARY} rows",
-            "tokenizer",
         ),
         (
             lambda folder: edit_json(folder / "tokenizer.json", model={"type": "NoSuchModel"}),
             "cannot read the tokenizer",
-            "tokenizer",
         ),
-        (without("tokenizer*"), "cannot read the tokenizer", "tokenizer"),
+        (without("tokenizer*"), "cannot read the tokenizer"),
     ],
 )
-def test_bad_checkpoints_are_refused(llama_folder: Path, spoil: Spoil, what: str, fix: str) -> None:
+def test_bad_checkpoints_are_refused(llama_folder: Path, spoil: Spoil, what: str) -> None:
     spoil(llama_folder)
     with pytest.raises(ModelError) as error:
         load_model(str(llama_folder))
     assert what in error.value.what
-    assert fix in error.value.fix
+    assert error.value.fix
     assert error.value.where
     assert error.value.exit_code == 2
 
@@ -341,11 +312,6 @@ def test_a_downloaded_hub_model_is_checked_like_a_folder(
     with pytest.raises(ModelError, match="auto_map"):
         load_model("some-owner/some-model")
     assert len(asked) == 1
-
-
-def test_an_unknown_dtype(llama_folder: Path) -> None:
-    with pytest.raises(ModelError, match="unknown dtype 'int4'"):
-        load_model(str(llama_folder), dtype="int4")
 
 
 def test_a_bundled_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

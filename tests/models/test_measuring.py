@@ -149,13 +149,3 @@ def test_latent_attention_counts_what_the_cache_holds() -> None:
     # A latent in the cache is unpacked anew for every position.
     expansion = 10 * 4 * (6 + 12) if cached == 10 + 4 else 0
     assert dense.expansion_parameters == mixture.expansion_parameters == expansion
-
-
-def test_bfloat16_weights_have_two_bytes() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**DENSE, vocab_size=V, num_key_value_heads=2)
-    model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
-    shape = measure_shape(model, find_stack(model))
-    assert shape.element_bytes == 2
-    assert shape.layers[0].key_value_parameters == 2 * H * 16

@@ -22,11 +22,8 @@ def skeleton_of(hf: object, layers: nn.ModuleList) -> Skeleton:
     ("family", "kinds"),
     [
         ("llama", [0, 0, 0, 0]),
-        ("gpt2", [0, 0, 0, 0]),
-        ("mixtral", [0, 0, 0, 0]),
         ("deepseek_v3", [0, 1, 1, 1]),  # the first without experts
         ("bamba", [0, 1, 0, 1]),
-        ("lfm2", [0, 1, 0, 1]),
         ("smollm3", [0, 0, 0, 3]),  # the fourth without positions
         ("diffllama", [0, 0, 0, 0]),  # each with its own initial weight of the second attention map
     ],

@@ -92,16 +92,6 @@ def test_the_next_layer_is_read_while_one_is_in_use(model: Model, monkeypatch: p
     assert 0.05 <= model.streamed.waited_seconds - waited < read / 2
 
 
-def test_layers_can_be_read_in_any_order_and_again(model: Model) -> None:
-    assert model.streamed is not None
-    seen: dict[int, Tensor] = {}
-    for index, following in ((2, 0), (0, 0), (0, 3), (1, None), (3, 2), (2, None)):
-        with model.streamed.layer(index, following=following) as layer:
-            weight: Any = layer.mlp.up_proj.weight
-            assert torch.equal(seen.setdefault(index, weight.clone()), weight)
-    assert len(seen) == 4
-
-
 def test_weights_are_dropped_whatever_happens(model: Model) -> None:
     assert model.streamed is not None
     with pytest.raises(KeyboardInterrupt), model.streamed.layer(1, following=2):
@@ -139,7 +129,7 @@ class LiveMemory(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_reading_a_layer_needs_what_was_foretold(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

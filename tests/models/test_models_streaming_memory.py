@@ -17,8 +17,10 @@ from offramp.models.streamed_layers import ShardReader
 from offramp.models.streamed_loading import load_streamed, needed_memory, would_not_fit
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "jamba"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", "float32"), ("gemma2", "bfloat16"), ("mixtral", "float32"), ("jamba", "bfloat16")],
+)
 def test_the_headers_tell_what_the_weights_take(
     family: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scalar_policies import Document
 
 from offramp.policies.contract import choose_one_by_one
 from offramp.policies.decisions import replay_decisions
@@ -21,6 +22,7 @@ from policy_traces import make_shape
 
 LAYERS = 6
 LENGTHS = (9, 1, 14, 6)
+PROMPT_ENTROPY = (0.5, 1.0, 2.0, 0.0)
 LEVELS = 10
 DOCUMENT = np.repeat(np.arange(len(LENGTHS), dtype=np.int32), LENGTHS)
 
@@ -31,7 +33,7 @@ VALUES = st.integers(0, LEVELS).map(lambda level: level / LEVELS)
 # Whose check before may be any exit, so that one trace serves every set of exits.
 PLAIN = st.sampled_from(sorted(name for name, signal in SIGNALS.items() if not signal.opens))
 CONFIDENCES = st.sampled_from(("max_prob", "margin", "restricted_margin", "correctness"))
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=30, deadline=None)
 
 
 def random_trace(seed: int, exits: list[int] | None = None, candidate_exit: int | None = None) -> Trace:
@@ -52,7 +54,7 @@ def random_trace(seed: int, exits: list[int] | None = None, candidate_exit: int 
         exits=traced,
         shape=make_shape(LAYERS),
         provenance={"request": {"heads": {"candidate_exit": candidate_exit}}},
-        document_facts={"prompt_entropy": np.array([0.5, 1.0, 2.0, 0.0])[DOCUMENT]},
+        document_facts={"prompt_entropy": np.array(PROMPT_ENTROPY)[DOCUMENT]},
     )
 
 
@@ -65,12 +67,13 @@ def by_document(trace: Trace, reference: Callable[..., Any], **parameters: Any) 
         def read(fact: str, token: int, exit: int, start: int = start) -> float:
             return float(trace.fact(fact)[start + token, int(np.searchsorted(trace.exits, exit))])
 
-        chosen += reference(read, length, LAYERS, **parameters)
+        chosen += reference(Document(read, length, LAYERS, PROMPT_ENTROPY[number]), **parameters)
     return np.array(chosen)
 
 
-def text(exits: list[int]) -> str:
-    return "+".join(map(str, exits))
+def text(value: Any) -> str:
+    """A parameter's value as the grammar writes it; a list of exits joined."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def must_equal(policy: str | ExitPolicy, trace: Trace, expected: NDArray[np.int64]) -> None:

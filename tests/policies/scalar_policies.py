@@ -1,7 +1,6 @@
 """Exit policies written out token by token in plain Python: what the vectorised ones must equal.
 
-Each takes a document as `read(fact, token, exit)`, its number of tokens and of layers, and the parameters,
-and gives the exit of each token.
+Each takes a document and the parameters, and gives the exit of each token.
 """
 
 from __future__ import annotations
@@ -9,20 +8,30 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-Read = Callable[[str, int, int], float]
+
+@dataclass(frozen=True)
+class Document:
+    """read: (fact, token, exit) -> its value."""
+
+    read: Callable[[str, int, int], float]
+    tokens: int
+    layers: int
+    prompt_entropy: float
+
 
 AT_MOST = ("entropy", "kl_to_previous", "js_to_previous")
+UNBOUNDED = ("entropy", "logit_gap")
 OPENING = ("kl_to_previous", "js_to_previous", "top_k_overlap", "candidate_score")
 
 TIE = 1e-9
 """Of log odds, as the rule has it: what is reached exactly counts, however it is rounded."""
 
 
-def passes(read: Read, signal: str, token: int, exit: int, threshold: float) -> bool:
+def passes(document: Document, signal: str, token: int, exit: int, threshold: float) -> bool:
     fact = "hidden_cosine_to_previous" if signal == "hidden_cosine" else signal
-    value = read(fact, token, exit)
+    value = document.read(fact, token, exit)
     return value <= threshold if signal in AT_MOST else value >= threshold
 
 
@@ -31,14 +40,12 @@ def firing(signal: str, exits: list[int]) -> list[int]:
     return exits[1:] if signal in OPENING else exits
 
 
-def thresholds(
-    read: Read, tokens: int, layers: int, *, signal: str, values: list[float], exits: list[int]
-) -> Any:
+def thresholds(document: Document, *, signal: str, values: list[float], exits: list[int]) -> list[int]:
     chosen = []
-    for token in range(tokens):
-        exit_taken = layers
+    for token in range(document.tokens):
+        exit_taken = document.layers
         for exit, value in zip(exits, values, strict=True):
-            if exit in firing(signal, exits) and passes(read, signal, token, exit, value):
+            if exit in firing(signal, exits) and passes(document, signal, token, exit, value):
                 exit_taken = exit
                 break
         chosen.append(exit_taken)
@@ -46,31 +53,21 @@ def thresholds(
 
 
 def decaying(
-    read: Read,
-    tokens: int,
-    layers: int,
-    *,
-    signal: str,
-    value: float,
-    exits: list[int],
-    decay: float,
-    length: int,
-) -> Any:
+    document: Document, *, signal: str, value: float, exits: list[int], decay: float, length: int
+) -> list[int]:
     chosen = []
-    for token in range(tokens):
+    for token in range(document.tokens):
         fading = math.exp(-decay * token / length)
         limit = 0.9 * value + 0.1 * value * fading
         if signal in AT_MOST:
             limit = 1.1 * value - 0.1 * value * fading
-        taken = [exit for exit in firing(signal, exits) if passes(read, signal, token, exit, limit)]
-        chosen.append(taken[0] if taken else layers)
+        taken = [exit for exit in firing(signal, exits) if passes(document, signal, token, exit, limit)]
+        chosen.append(taken[0] if taken else document.layers)
     return chosen
 
 
 def dynamic(
-    read: Read,
-    tokens: int,
-    layers: int,
+    document: Document,
     *,
     signal: str,
     value: float,
@@ -78,65 +75,60 @@ def dynamic(
     complexity: str,
     slope: float,
     centre: float,
-    high: float,
-    prompt_entropy: float,
-) -> Any:
+) -> list[int]:
     chosen: list[int] = []
     entropies: list[float] = []
-    for token in range(tokens):
+    for token in range(document.tokens):
         known = {
             "position": float(token),
-            "prompt_entropy": prompt_entropy,
+            "prompt_entropy": document.prompt_entropy,
             "running_entropy": sum(entropies) / len(entropies) if entropies else centre,
         }[complexity]
+        high = math.inf if signal in UNBOUNDED else 1.0
         limit = min(max(value + slope * (known - centre), 0.0), high)
-        taken = [exit for exit in firing(signal, exits) if passes(read, signal, token, exit, limit)]
-        chosen.append(taken[0] if taken else layers)
-        entropies.append(read("entropy", token, chosen[-1]))
+        taken = [exit for exit in firing(signal, exits) if passes(document, signal, token, exit, limit)]
+        chosen.append(taken[0] if taken else document.layers)
+        entropies.append(document.read("entropy", token, chosen[-1]))
     return chosen
 
 
-def patience(read: Read, tokens: int, layers: int, *, times: int, exits: list[int], fact: str) -> Any:
+def patience(document: Document, *, times: int, exits: list[int], fact: str) -> list[int]:
     chosen = []
-    for token in range(tokens):
-        said = [read(fact, token, exit) for exit in exits]
+    for token in range(document.tokens):
+        said = [document.read(fact, token, exit) for exit in exits]
         taken = [
             exits[place]
             for place in range(times, len(exits))
             if len({said[before] for before in range(place - times, place + 1)}) == 1
         ]
-        chosen.append(taken[0] if taken else layers)
+        chosen.append(taken[0] if taken else document.layers)
     return chosen
 
 
-def sustained(
-    read: Read, tokens: int, layers: int, *, signal: str, value: float, times: int, exits: list[int]
-) -> Any:
+def sustained(document: Document, *, signal: str, value: float, times: int, exits: list[int]) -> list[int]:
     chosen = []
     usable = firing(signal, exits)
-    for token in range(tokens):
-        passed = [passes(read, signal, token, exit, value) for exit in usable]
+    for token in range(document.tokens):
+        passed = [passes(document, signal, token, exit, value) for exit in usable]
         taken = [
             usable[place]
             for place in range(times - 1, len(usable))
             if all(passed[place - times + 1 : place + 1])
         ]
-        chosen.append(taken[0] if taken else layers)
+        chosen.append(taken[0] if taken else document.layers)
     return chosen
 
 
-def monotone_threshold(
-    read: Read, tokens: int, layers: int, *, signal: str, value: float, exits: list[int]
-) -> Any:
+def monotone(document: Document, *, signal: str, value: float, exits: list[int]) -> list[int]:
     chosen: list[int] = []
-    for token in range(tokens):
-        before = chosen[-1] if chosen else layers
-        taken = [exit for exit in exits if exit < before and passes(read, signal, token, exit, value)]
+    for token in range(document.tokens):
+        before = chosen[-1] if chosen else document.layers
+        taken = [exit for exit in exits if exit < before and passes(document, signal, token, exit, value)]
         chosen.append(taken[0] if taken else before)
     return chosen
 
 
-def schedule(tokens: int, *, first: int, last: int, length: int) -> Any:
+def schedule(tokens: int, *, first: int, last: int, length: int) -> list[int]:
     return [
         last if token >= length - 1 else first - math.floor((first - last) * token / (length - 1))
         for token in range(tokens)
@@ -144,26 +136,22 @@ def schedule(tokens: int, *, first: int, last: int, length: int) -> Any:
 
 
 def votes(
-    read: Read,
-    tokens: int,
-    layers: int,
-    *,
-    need: int,
-    of: list[tuple[str, float, list[int]]],
-    times: int,
-    exits: list[int],
-) -> Any:
-    """Thresholds `of` (signal, value, exits), and one vote of patience over `exits`."""
+    document: Document, *, need: int, voters: list[tuple[str, float, list[int]]], times: int, exits: list[int]
+) -> list[int]:
+    """Thresholds `voters` (signal, value, exits), and one vote of patience over `exits`."""
     chosen = []
-    for token in range(tokens):
-        exit_taken = layers
-        for exit in range(1, layers):
+    for token in range(document.tokens):
+        exit_taken = document.layers
+        for exit in range(1, document.layers):
             count = sum(
-                exit in asked and passes(read, signal, token, exit, value) for signal, value, asked in of
+                exit in asked and passes(document, signal, token, exit, value)
+                for signal, value, asked in voters
             )
             if exit in exits:
                 place = exits.index(exit)
-                last = [read("top1", token, other) for other in exits[max(place - times, 0) : place + 1]]
+                last = [
+                    document.read("top1", token, other) for other in exits[max(place - times, 0) : place + 1]
+                ]
                 count += len(last) == times + 1 and len(set(last)) == 1
             if count >= need:
                 exit_taken = exit
@@ -181,20 +169,18 @@ def _log_density(seen: list[float], at: float) -> float:
     return (alpha - 1) * math.log(at) + (beta - 1) * math.log(1 - at) - normaliser
 
 
-def adaptive(
-    read: Read, tokens: int, layers: int, *, signal: str, target: float, warmup: int, exits: list[int]
-) -> Any:
+def adaptive(document: Document, *, signal: str, target: float, warmup: int, exits: list[int]) -> list[int]:
     agreed, disagreed = [0.25, 0.75], [0.25, 0.75]
     limit = math.inf
     chosen = []
-    for token in range(tokens):
-        taken = [exit for exit in exits if token >= warmup and read(signal, token, exit) >= limit]
-        chosen.append(taken[0] if taken else layers)
+    for token in range(document.tokens):
+        taken = [exit for exit in exits if token >= warmup and document.read(signal, token, exit) >= limit]
+        chosen.append(taken[0] if taken else document.layers)
         if taken:
             continue
         for exit in exits:
-            same = read("top1", token, exit) == read("top1", token, layers)
-            (agreed if same else disagreed).append(read(signal, token, exit))
+            same = document.read("top1", token, exit) == document.read("top1", token, document.layers)
+            (agreed if same else disagreed).append(document.read(signal, token, exit))
         limit = math.inf
         for step in range(199, 0, -1):
             good = math.log(len(agreed)) + _log_density(agreed, step / 200)
@@ -206,20 +192,12 @@ def adaptive(
 
 
 def bandit(
-    read: Read,
-    tokens: int,
-    layers: int,
-    *,
-    signal: str,
-    value: float,
-    exits: list[int],
-    cost: float,
-    exploration: float,
-) -> Any:
-    arms = [layers, *exits[::-1]]
+    document: Document, *, signal: str, value: float, exits: list[int], cost: float, exploration: float
+) -> list[int]:
+    arms = [document.layers, *exits[::-1]]
     rewards: dict[int, list[float]] = {arm: [] for arm in arms}
     chosen = []
-    for token in range(tokens):
+    for token in range(document.tokens):
         untried = [arm for arm in arms if not rewards[arm]]
         if untried:
             arm = untried[0]
@@ -229,19 +207,22 @@ def bandit(
                 for arm, got in rewards.items()
             }
             arm = max(arms, key=lambda arm: (index[arm], arm))
-        leaves = arm < layers and read(signal, token, arm) >= value
-        taken = arm if leaves else layers
-        rewards[arm].append(read(signal, token, taken) - cost * taken / layers)
+        leaves = arm < document.layers and document.read(signal, token, arm) >= value
+        taken = arm if leaves else document.layers
+        rewards[arm].append(document.read(signal, token, taken) - cost * taken / document.layers)
         chosen.append(taken)
     return chosen
 
 
-def oracle(read: Read, tokens: int, layers: int, *, which: str) -> Any:
+def oracle(document: Document, *, which: str) -> list[int]:
     chosen = []
-    for token in range(tokens):
-        right = [read("top1", token, exit) == read("top1", token, layers) for exit in range(1, layers + 1)]
+    for token in range(document.tokens):
+        right = [
+            document.read("top1", token, exit) == document.read("top1", token, document.layers)
+            for exit in range(1, document.layers + 1)
+        ]
         if which == "first_match":
             chosen.append(right.index(True) + 1)
         else:
-            chosen.append(next(exit for exit in range(1, layers + 1) if all(right[exit - 1 :])))
+            chosen.append(next(exit for exit in range(1, document.layers + 1) if all(right[exit - 1 :])))
     return chosen

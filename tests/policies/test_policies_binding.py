@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from offramp.errors import PolicyError
-from offramp.policies.binding import base_of, document_digest, require_base
+from offramp.policies.binding import base_of, require_base
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
-from offramp.tuning.splits import digests
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import read_tuned, write_tuned
 from policy_traces import make_trace
@@ -70,9 +69,9 @@ def test_heads_that_a_policy_does_not_know_are_refused(
 
 
 def test_another_model_is_refused() -> None:
-    other = traced(model={"name": "big", "fingerprint": "m2"})
-    with pytest.raises(PolicyError, match="tuned for another model, tiny"):
-        require_base(base_of(traced()), parse_policy("never"), other)
+    for other in (traced(model={"name": "big", "fingerprint": "m2"}), make_trace()):
+        with pytest.raises(PolicyError, match="tuned for another model, tiny"):
+            require_base(base_of(traced()), parse_policy("never"), other)
 
 
 def test_a_tuned_file_is_bound_to_its_heads(tmp_path: Path) -> None:
@@ -103,8 +102,3 @@ def test_documents_that_the_policy_or_its_heads_have_seen_are_counted(tmp_path: 
     fitted = {**PLAIN, "documents": {"w1": [trace.documents[0].id, "elsewhere"], "w2": ["other"]}}
     (note,) = replay(traced(fitted, documents=12), SURE).notes
     assert note.startswith("the exit heads were fitted on 1 of the trace's 12 documents")
-
-
-def test_a_document_is_known_by_the_digest_that_tuning_keeps() -> None:
-    trace = traced()
-    assert digests(trace, [1]) == (document_digest(trace, 1),)

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from offramp.errors import PolicyError
 from offramp.policies import contract
 from offramp.policies.contract import check_policy
+from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy, policy_kinds
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.fixed import Oracle
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
+from policy_traces import make_trace
 
 MARGIN = "[threshold:signal=margin,value=0.8,exits=1+2+4]"
 PATIENCE = "[patience:times=1,exits=1+2+4]"
@@ -46,7 +48,6 @@ BUILT_IN = [
     "shortlist:policy=[patience:times=1,exits=1+3+4,fact=restricted_top1]",
     f"monotone:policy=[votes:need=2,of={MARGIN}+{PATIENCE}]",
     f"votes:need=all,of={MARGIN}+{PATIENCE}",
-    f"votes:need=any,of={LEARNING}",
     f"votes:need=2,of={LEARNING}",
     f"monotone:policy=[votes:need=any,of={LEARNING}]",
     f"tasks:names=code+chat,policies={MARGIN}+{PATIENCE},fallback=[static:exit=1]",
@@ -212,6 +213,29 @@ def test_the_contract_finds_impossible_needs(
     monkeypatch.setattr(Needs, "needed", needed, raising=False)
     with pytest.raises(PolicyError, match=what):
         check_policy(Needs("max_prob", 0.6, (1,)))
+
+
+@dataclass(frozen=True)
+class Learns(Threshold):
+    """A threshold that is given facts of exit L."""
+
+    learned: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def final_facts(self) -> tuple[str, ...]:
+        return self.learned
+
+
+@pytest.mark.parametrize("fact", ["nll", "kl_to_final", "final_rank", "hidden_cosine_to_final"])
+def test_what_no_decoder_knows_at_the_last_exit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    monkeypatch.setattr(contract, "_check_round_trip", lambda policy: None)
+    monkeypatch.setattr(Learns, "learned", (fact,))
+    policy = Learns("max_prob", 0.5, (1,))
+    for judge in (check_policy, lambda policy: replay_decisions(policy, make_trace())):
+        with pytest.raises(PolicyError, match=f"no probe gives the fact '{fact}'"):
+            judge(policy)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import (
     GAIN_OF_PART,
     PARTS,
+    CostBreakdown,
     Item,
     Usage,
     break_down,
@@ -22,34 +23,10 @@ from offramp.policies.cost_breakdown import (
     split_gain,
 )
 from offramp.policies.decisions import Decisions
-from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import decision_costs
 from offramp.policies.replay import replay
 from offramp.policies.steps import BATCHINGS, count_plain, count_steps, group_into_steps
-from offramp.tuning.floor import make_floor
-from offramp.tuning.held_out import measure
-from offramp.tuning.pricing import pricing_of
-from policy_traces import make_shape, make_trace
-
-
-def test_a_hand_worked_breakdown() -> None:
-    # Exits 1, 3 and 4, probed with a full head at 1 and with a cosine at 3.
-    decisions = Decisions(np.array([1, 3, 4]), {1: ("margin",), 3: ("hidden_cosine_to_previous",)})
-    assert lines(count_steps(decisions, np.arange(3), LAYERS, repair=True)) == [
-        ("overhead", "", 1, 3, 7.0),
-        ("layers", "layer 1", 1, 3, 100.0),
-        ("layers", "layer 2", 1, 2, 110.0),
-        ("layers", "layer 3", 1, 2, 120.0),
-        ("layers", "layer 4", 1, 1, 130.0),
-        ("K,V projection", "layer 2", 1, 1, 11.0),
-        ("K,V projection", "layer 3", 1, 1, 12.0),
-        ("K,V projection", "layer 4", 1, 2, 13.0),
-        ("probe", "exit 1", 1, 3, 1007.0),
-        ("probe", "exit 3", 1, 2, 2.0),
-        # The first token's probe is its output; the second pays its exit's head, a lens included.
-        ("exit head", "exit 3", 1, 1, 1100.0),
-        ("final head", "exit 4", 1, 1, 1000.0),
-    ]
+from policy_traces import make_trace
 
 
 def test_the_full_models_breakdown() -> None:
@@ -69,35 +46,23 @@ def test_lines_of_one_price_are_one_line_and_name_their_layers() -> None:
     assert line.places == (1, 2, 3, 5, 8, 9)
 
 
-def cost_of_one_token(decisions: Decisions, token: int) -> float:
-    """The cost of one token, added up one thing after the other."""
-    price, exit = at(1), int(decisions.exits[token])
-    total = price.overhead + sum(price.layers[:exit]) + sum(price.key_value[exit:])
-    answered = False
-    for place, (checked, facts) in enumerate(decisions.needs.items()):
-        if decisions.probed_at(place)[token]:
-            for kind in (
-                {"margin": "full head", "hidden_cosine_to_previous": "cosine"}[facts[0]],
-                *(["cosine"] if len(facts) > 1 else []),
-            ):
-                total += price.probes[kind]
-                answered |= kind == "full head" and checked == exit
-    if not answered:
-        total += price.head if exit == LAYERS else price.exit_head
-    return float(total)
+def broken_down(decisions: Decisions) -> CostBreakdown:
+    """Each token a step of its own."""
+    steps = np.arange(len(decisions.exits))
+    return break_down(
+        count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, len(steps)
+    )
 
 
 @settings(deadline=None)
 @given(decisions=decisions_of())
 def test_a_breakdown_is_the_sum_of_its_tokens(decisions: Decisions) -> None:
-    tokens = len(decisions.exits)
-    one_by_one = [cost_of_one_token(decisions, token) for token in range(tokens)]
+    """What is counted is held by the plain loops of test_policies_steps, prices by hand."""
+    one_by_one = [
+        broken_down(decisions.at_rows(np.array([token]))).total for token in range(len(decisions.exits))
+    ]
     np.testing.assert_allclose(decision_costs(at(1), decisions), one_by_one, rtol=1e-12)
-    steps = np.arange(tokens)
-    breakdown = break_down(
-        count_steps(decisions, steps, LAYERS, repair=True), count_plain(steps, LAYERS), at, tokens
-    )
-    assert breakdown.total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
+    assert broken_down(decisions).total == pytest.approx(math.fsum(one_by_one), rel=1e-12)
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
@@ -107,6 +72,7 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     breakdown = result.breakdown
     assert math.fsum(line.count * line.price for line in breakdown.lines) == breakdown.total
     assert breakdown.plain / breakdown.total == result.predicted_speedup
+    assert result.gain.total == pytest.approx(1.0 - 1.0 / result.predicted_speedup, abs=1e-12)
     assert breakdown.unit == ("bytes" if machine is None else "seconds")
     if machine is not None:
         assert result.seconds_per_token == breakdown.total / 60
@@ -116,39 +82,22 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     assert probes > 0
 
 
-PLAIN = 7 + 460 + 1000
-"""One token of the full model at the prices of `bill_examples`."""
-
-
-def gain_of(decisions: Decisions) -> dict[str, float]:
-    steps = np.arange(len(decisions.exits))
-    usage = count_steps(decisions, steps, LAYERS, repair=True)
-    return split_gain(break_down(usage, count_plain(steps, LAYERS), at, len(steps))).to_json()
-
-
-def test_every_part_of_a_breakdown_counts_for_one_part_of_the_gain() -> None:
-    assert set(PARTS) <= set(GAIN_OF_PART)
-    assert set(GAIN_OF_PART.values()) == {"layers", "head", "probes"}
-
-
-def test_a_gain_by_hand() -> None:
-    # One token leaves at exit 2 by a cosine: layers 3 and 4 are saved, their K and V made, a lens' head paid.
-    found = gain_of(Decisions(np.array([2]), {2: ("hidden_cosine_to_previous",)}))
-    assert found == pytest.approx(
-        {"layers": (250 - 25) / PLAIN, "head": (1000 - 1100) / PLAIN, "probes": -2 / PLAIN}
-    )
-
-
-def test_a_probe_that_gives_the_output_saves_the_head_and_costs_its_own_product() -> None:
-    found = gain_of(Decisions(np.array([2]), {2: ("margin",)}))
-    assert found["head"] == pytest.approx(1000 / PLAIN)
-    assert found["probes"] == pytest.approx(-1007 / PLAIN)
-
-
-def test_the_full_model_gains_nothing_and_its_checks_cost() -> None:
-    assert gain_of(Decisions(np.array([LAYERS]), {})) == {"layers": 0.0, "head": 0.0, "probes": 0.0}
-    checked = gain_of(Decisions(np.array([LAYERS]), {2: ("margin",)}))
-    assert checked == pytest.approx({"layers": 0.0, "head": 0.0, "probes": -1007 / PLAIN})
+@pytest.mark.parametrize(
+    ("decisions", "layers", "head", "probes"),
+    [
+        # One token leaves at exit 2 by a cosine: layers 3 and 4 saved, their K and V made, a lens' head paid.
+        (Decisions(np.array([2]), {2: ("hidden_cosine_to_previous",)}), 250 - 25, 1000 - 1100, -2),
+        # A probe that gives the output saves the head and costs its own product.
+        (Decisions(np.array([2]), {2: ("margin",)}), 250 - 25, 1000, -1007),
+        # The full model gains nothing, and its checks cost.
+        (Decisions(np.array([LAYERS]), {}), 0, 0, 0),
+        (Decisions(np.array([LAYERS]), {2: ("margin",)}), 0, 0, -1007),
+    ],
+)
+def test_a_gain_by_hand(decisions: Decisions, layers: float, head: float, probes: float) -> None:
+    found = split_gain(broken_down(decisions)).to_json()
+    plain = 7 + 460 + 1000
+    assert found == pytest.approx({"layers": layers / plain, "head": head / plain, "probes": probes / plain})
 
 
 @settings(deadline=None)
@@ -168,39 +117,9 @@ def test_the_parts_sum_to_the_gain(decisions: Decisions, batch: int, batching: s
     assert gain == gain_of_usage(usage, count_plain(steps, LAYERS), at, tokens)
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate"])
-@pytest.mark.parametrize("machine", [None, "rtx4090"])
-@pytest.mark.parametrize(
-    "policy",
-    [
-        "threshold:signal=margin,value=0.5,exits=1+3",
-        "shortlist:policy=[threshold:signal=hidden_cosine,value=0.6,exits=2+4]",
-    ],
-)
-def test_a_replays_gain_is_that_of_its_breakdown(policy: str, kv: str, machine: str | None) -> None:
-    plain = make_trace(shape=make_shape(head=1_000_000))
-    trace = make_trace(shape=plain.shape, restricted_top1=plain.fact("top1"))
-    result = replay(trace, policy, kv=kv, machine=machine)
-    assert result.gain.total == pytest.approx(1.0 - 1.0 / result.predicted_speedup, abs=1e-12)
-    layers = sum(line.total for line in result.breakdown.lines if line.part in ("layers", "K,V projection"))
-    plain = sum(line.total for line in result.breakdown.plain_lines if line.part == "layers")
-    overhead = sum(line.total for line in result.breakdown.plain_lines if line.part == "overhead")
-    overhead -= sum(line.total for line in result.breakdown.lines if line.part == "overhead")
-    assert result.gain.layers == pytest.approx((plain - layers + overhead) / result.breakdown.plain)
-
-
-@pytest.mark.parametrize("policy", ["static:exit=3", "threshold:signal=margin,value=0.5,exits=1+3", "never"])
-def test_tuning_says_where_a_gain_comes_from_as_replay_does(policy: str) -> None:
-    trace = make_trace()
-    held = measure(trace, parse_policy(policy), pricing_of(trace, None), make_floor({"agreement": 0.8}), 0)
-    assert held.gain is not None
-    assert held.gain.to_json() == pytest.approx(replay(trace, policy).gain.to_json())
-    assert held.net_speedup.value is not None
-    assert held.gain.total == pytest.approx(1.0 - 1.0 / held.net_speedup.value, abs=1e-12)
-
-
-def test_a_map_of_states_counts_for_the_layers() -> None:
-    """Another part that leaves K and V behind is part of what skipping layers costs."""
+def test_every_part_counts_for_one_part_of_the_gain() -> None:
+    assert set(PARTS) <= set(GAIN_OF_PART)
+    # What leaves K and V behind is part of what skipping layers costs.
     assert GAIN_OF_PART["K,V map"] == GAIN_OF_PART["K,V projection"] == "layers"
 
 

@@ -77,7 +77,7 @@ NESTED = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 999), text=NESTED)
 def test_policies_within_policies_decide_alike_side_by_side_and_alone(seed: int, text: str) -> None:
     policy = parse_policy(text)

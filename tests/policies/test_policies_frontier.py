@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_examples import random_trace
 
 from offramp.costs.token import token_costs
 from offramp.errors import PolicyError
 from offramp.policies import frontier as sweep_module
-from offramp.policies.frontier import Frontier, _descending_key, _value_of_key, frontier
+from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
@@ -46,7 +47,7 @@ def brute_force(trace: Trace, signal: str, exits: tuple[int, ...]) -> Frontier:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     tokens=st.integers(6, 40),
@@ -76,15 +77,6 @@ def test_the_first_point_never_exits_and_still_pays_every_probe() -> None:
         assert points.speedup[0] == pytest.approx(costs.plain / (costs.plain + 2 * costs.probes["full head"]))
 
 
-def test_many_rows_are_packed_in_several_pieces_alike() -> None:
-    trace = make_trace(tokens=20_000, levels=50)
-    expected, points = brute_force(trace, "margin", (1, 3, 4)), frontier(trace, "margin", (1, 3, 4))
-    np.testing.assert_array_equal(points.threshold[1:], expected.threshold)
-    np.testing.assert_allclose(points.agreement[1:], expected.agreement, rtol=1e-12)
-    # The running sums round once a move.
-    np.testing.assert_allclose(points.speedup[1:], expected.speedup, rtol=1e-10)
-
-
 def test_other_prices_are_used_when_given() -> None:
     trace = make_trace()
     flops = token_costs(trace.shape, float(trace.position.mean()), "flops")
@@ -95,14 +87,6 @@ def test_other_prices_are_used_when_given() -> None:
 
 def test_by_default_all_traced_exits_below_the_last_are_checked() -> None:
     assert frontier(make_trace(exits=[2, 5, 6]), "max_prob").exits == (2, 5)
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
-def test_keys_sort_floats_in_descending_order(values: list[float]) -> None:
-    array = np.array(values, dtype=np.float32)
-    keys = _descending_key(array)
-    np.testing.assert_array_equal(_value_of_key(np.sort(keys)), np.sort(array)[::-1])
-    np.testing.assert_array_equal(keys[:, None] < keys[None, :], array[:, None] > array[None, :])
 
 
 def test_a_nan_is_refused_with_its_document_and_exit() -> None:
@@ -123,10 +107,6 @@ def test_what_does_not_fit_is_refused() -> None:
         frontier(trace, "margn")
     with pytest.raises(PolicyError, match="no exits to check"):
         frontier(trace, "margin", ())
-    with pytest.raises(PolicyError, match="exit 9 is beyond the model, which has 6 layers"):
-        frontier(trace, "margin", (2, 9))
-    with pytest.raises(PolicyError, match="exit 6 is the full model"):
-        frontier(trace, "margin", (2, 6))
     with pytest.raises(PolicyError, match=r"exit 3 was not traced(.|\n)*--exits 2,3,5,6"):
         frontier(trace, "margin", (2, 3))
     with pytest.raises(PolicyError, match="no exits to check"):
@@ -160,11 +140,19 @@ def test_small_pieces_make_the_same_frontier(
         assert result.predicted_speedup == pytest.approx(pieces.speedup[place], rel=1e-12)
 
 
-def test_values_far_apart_are_sorted_by_both_halves_of_their_keys() -> None:
-    trace = make_trace(tokens=500)
-    values = np.exp(np.random.default_rng(0).normal(0.0, 20.0, trace.fact("entropy").shape)).astype(
-        np.float32
-    )
-    points = frontier(make_trace(tokens=500, entropy=values), "entropy")
-    records = np.minimum.accumulate(values[:, :-1], axis=1)
-    np.testing.assert_array_equal(points.threshold[1:], np.unique(records))
+def test_values_far_apart_and_of_both_signs_are_sorted_by_both_halves_of_their_keys() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.choice([-1.0, 1.0], (500, 6)) * np.exp(generator.normal(0.0, 20.0, (500, 6)))
+    trace = make_trace(tokens=500, hidden_cosine_to_previous=values.astype(np.float32))
+    points = frontier(trace, "hidden_cosine")
+    records = np.maximum.accumulate(trace.fact("hidden_cosine_to_previous")[:, :-1], axis=1)
+    np.testing.assert_array_equal(points.threshold[1:], np.unique(records)[::-1])
+
+
+def test_a_frontier_of_comparisons_takes_those_that_were_recorded() -> None:
+    trace = random_trace(5, [1, 3, 5])
+    assert frontier(trace, "kl_to_previous", (1, 3, 5)).exits == (1, 3, 5)
+    with pytest.raises(PolicyError, match=r"at exit 5 was recorded against exit 3, but .* is at exit 1"):
+        frontier(trace, "kl_to_previous", (1, 5))
+    with pytest.raises(PolicyError, match="kl_to_previous compares two checks, and there is one exit"):
+        frontier(trace, "kl_to_previous", (3,))

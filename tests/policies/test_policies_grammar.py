@@ -1,7 +1,10 @@
+"""Policies as texts, files and plug-ins, errors that point at the character, and the page on policies."""
+
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,17 +107,12 @@ POLICIES = st.one_of(
 VOTES = "votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=2,exits=10+15+20]"
 
 
-def test_the_three_kinds_are_read() -> None:
-    assert parse_policy("never") == Never()
-    assert parse_policy("static:exit=20") == StaticExit(20)
-    text = "threshold:signal=margin,value=0.9,exits=10+15+20"
-    assert parse_policy(text) == Threshold("margin", 0.9, (10, 15, 20))
-    assert str(parse_policy(text)) == text
-    assert parse_policy("threshold:exits=all,value=1e-3,signal=entropy") == Threshold("entropy", 0.001, "all")
-
-
 def test_every_kind_is_read_from_its_text() -> None:
     texts = {
+        "never": Never(),
+        "static:exit=20": StaticExit(20),
+        "threshold:signal=margin,value=0.9,exits=10+15+20": Threshold("margin", 0.9, (10, 15, 20)),
+        "threshold:exits=all,value=1e-3,signal=entropy": Threshold("entropy", 0.001, "all"),
         "schedule:first=9,last=3,length=5": Schedule(9, 3, 5),
         "thresholds:signal=entropy,values=1.5+2.0,exits=3+4": Thresholds("entropy", (1.5, 2.0), (3, 4)),
         "decaying:signal=margin,value=0.9,exits=all": Decaying("margin", 0.9, "all", 4.0, 128),
@@ -135,13 +133,11 @@ def test_every_kind_is_read_from_its_text() -> None:
         ),
         "oracle:which=saturation": Oracle("saturation"),
     }
-    assert {type(policy) for policy in texts.values()} == set(BUILT_IN) - {Never, StaticExit, Threshold}
+    assert {type(policy) for policy in texts.values()} == set(BUILT_IN)
     for text, policy in texts.items():
         assert parse_policy(text) == policy
         assert parse_policy(str(policy)) == policy
-
-
-def test_what_is_left_out_is_written_in_the_text() -> None:
+    # What is left out is written in the text.
     assert str(parse_policy("patience:times=2,exits=3+4+5")) == "patience:times=2,exits=3+4+5,fact=top1"
 
 
@@ -157,15 +153,7 @@ def test_a_short_lists_text_is_what_it_was_where_it_is_read_at_exits() -> None:
         parse_policy(f"{text},at=last")
 
 
-def test_policies_nest_several_times() -> None:
-    text = "monotone:policy=[minimum:exit=3,policy=[votes:need=any,of=[never]+[oracle:which=saturation]]]"
-    with pytest.raises(PolicyError, match="cannot be part of another policy"):
-        parse_policy(text)
-    text = text.replace("oracle:which=saturation", "thresholds:signal=entropy,values=1e20+0.5,exits=3+4")
-    assert str(parse_policy(text)) == text
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(POLICIES)
 def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
     assert parse_policy(str(policy)) == policy
@@ -175,14 +163,11 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "caret"),
     [
-        ("", "unknown policy ''", 0),
         ("statik:exit=3", "unknown policy 'statik'", 0),
         ("static", "static needs exit=", 6),
-        ("static:", "a parameter of static is missing here", 7),
         ("static:exit=", "exit has no value", 12),
         ("static:exit", "exit has no value", 11),
         ("static:exit=0", "'0' is not an exit", 12),
-        ("static:exit=-3", "'-3' is not an exit", 12),
         ("static:exit=²", "'²' is not an exit", 12),
         ("static:exit=3,exit=4", "exit is given twice", 14),
         ("static:exit=3,", "a parameter of static is missing here", 14),
@@ -191,23 +176,14 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("threshold:signal=marginn,value=0.9,exits=3", "unknown signal 'marginn'", 17),
         ("threshold:signal=margin,value=much,exits=3", "'much' is not a number", 30),
         ("threshold:signal=margin,value=nan,exits=3", "nan is not finite", 30),
-        ("threshold:signal=margin,value=inf,exits=3", "inf is not finite", 30),
         ("threshold:signal=margin,value=0.9,exits=3+x", "'x' is not an exit", 42),
-        ("threshold:signal=margin,value=0.9,exits=3++5", "'' is not an exit", 42),
         ("threshold:signal=margin,value=0.9,exits=5+3", "exit 3 comes after exit 5", 42),
         ("threshold:signal=margin,value=0.9,exits=5+5", "exit 5 comes after exit 5", 42),
-        ("threshold:signal=margin,value=0.9,exits=", "exits has no value", 40),
-        ("threshold:signal=margin,value=0.9", "threshold needs exits=", 33),
         ("static:exit=12345678901", "'12345678901' is not an exit", 12),
         (
             "threshold:signal=margin,value=2,exits=3",
             "margin is never 2: such a threshold tells no tokens apart",
             30,
-        ),
-        (
-            "threshold:value=-1,exits=3,signal=max_prob",
-            "max_prob is never -1: such a threshold tells no tokens apart",
-            16,
         ),
         (
             "threshold:signal=entropy,value=-1,exits=3",
@@ -237,8 +213,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("schedule:first=5,last=3,length=1", "length is 1", 31),
         ("oracle:which=first", "'first' is not one of the choices", 13),
         ("minimum:exit=3,policy=never", "a policy within another stands in brackets", 22),
-        ("minimum:exit=3,policy=[nevr]", "unknown policy 'nevr'", 23),
-        ("minimum:exit=3,policy=[static]", "static needs exit=", 29),
         ("minimum:exit=3,policy=[static:exit=x]", "'x' is not an exit", 35),
         ("minimum:exit=3,policy=[]", "unknown policy ''", 23),
         (
@@ -246,7 +220,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
             "a policy within another stands in square brackets [ ]",
             22,
         ),
-        ("votes:need=1,of=[never]+(never)", "a policy within another stands in square brackets [ ]", 24),
         ("minimum:exit=3,policy=[never", "this bracket is not closed", 22),
         ("minimum:exit=3,policy=[never]]", "this bracket closes nothing", 29),
         ("minimum:exit=3,policy=[never]+[never]", "unknown policy 'never]+[never'", 23),
@@ -257,8 +230,6 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
             "'x' is not a whole number of 1 or more",
             VOTES.index("2,exits=10+15+20"),
         ),
-        (VOTES.replace("15+20", "15+2"), "exit 2 comes after exit 15", VOTES.index("20]")),
-        (VOTES.replace("patience:times", "patience:time"), None, VOTES.index("times")),
         (VOTES.replace("need=2", "need=3"), "3 of 2 policies cannot be met", 11),
         (VOTES.replace("need=2", "need=most"), "'most' is not a number of votes", 11),
         (VOTES.replace("+[", "+", 1), "this bracket closes nothing", len(VOTES) - 2),
@@ -306,9 +277,7 @@ def test_near_matches_are_offered() -> None:
         ("confidence", 0.5, (1,)),
         ("margin", float("nan"), (1,)),
         ("margin", 0.5, ()),
-        ("margin", 0.5, (3, 2)),
         ("margin", 0.5, (2, 2)),
-        ("margin", 1.01, (2,)),
         ("hidden_cosine", -1.01, (2,)),
         ("js_to_previous", 0.7, (2, 3)),
     ],
@@ -337,99 +306,72 @@ def test_a_policy_file_is_read_back(tmp_path: Path) -> None:
 TUNED = {"schema_version": 2, "kind": "tuned", "certificate": {"holds": True}}
 
 
-def tuned(policy: Any) -> dict[str, Any]:
-    """What the tuner writes, as far as this room reads it."""
+def tuned(policy: Any, /, **edited: Any) -> str:
+    """What the tuner writes, as far as the grammar reads it, edited afterwards."""
     value = {**TUNED, "policy": policy}
-    return {**value, "sha256": seal_of(value)}
+    return json.dumps({**value, "sha256": seal_of(value), **edited})
+
+
+def plain(kind: str, parameters: Any, version: Any = 1, **more: Any) -> str:
+    return json.dumps({"schema_version": version, "kind": kind, "parameters": parameters, **more})
 
 
 @pytest.mark.parametrize("policy", [VOTES, policy_to_json(parse_policy(VOTES))])
 def test_a_tuned_policy_is_read_from_its_file(tmp_path: Path, policy: Any) -> None:
     path = tmp_path / "policy.json"
-    path.write_text(json.dumps(tuned(policy)))
+    path.write_text(tuned(policy))
     assert parse_policy(str(path)) == parse_policy(VOTES)
 
 
-@pytest.mark.parametrize(
-    ("policy", "what"),
-    [
-        (None, "not a policy file"),
-        ("other.json", "not a policy file"),
-        (TUNED, "not a policy file"),
-        ("static:exit=x", "'x' is not an exit"),
-        ({"schema_version": 1, "kind": "static", "parameters": {"exit": "x"}}, "'x' is not an exit"),
-    ],
-)
-def test_a_tuned_policy_without_one_is_refused(tmp_path: Path, policy: Any, what: str) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text(json.dumps(tuned(policy)))
-    with pytest.raises(PolicyError) as error:
-        parse_policy(str(path))
-    assert what in error.value.what
-    assert str(path) in error.value.where
-
-
-@pytest.mark.parametrize("change", [{"policy": "never"}, {"certificate": {"holds": False}}, {"sha256": None}])
-def test_a_tuned_policy_edited_by_hand_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text(json.dumps({**tuned("static:exit=3"), **change}))
-    with pytest.raises(PolicyError, match="was edited since it was written"):
-        parse_policy(str(path))
-
-
 def test_a_file_may_leave_defaults_out() -> None:
-    parameters = {"times": 2, "exits": [1, 2, 3]}
-    value = {"schema_version": 1, "kind": "patience", "parameters": parameters}
+    value = json.loads(plain("patience", {"times": 2, "exits": [1, 2, 3]}))
     assert policy_from_json(value, "here") == Patience(2, (1, 2, 3), "top1")
 
 
 @pytest.mark.parametrize(
     ("content", "what"),
     [
+        (None, "no such policy file"),
+        (b"\xff\xfe\x00", "not JSON"),
         ("{", "the policy file is not JSON"),
         ("[]", "not a policy file"),
         ("{}", "not a policy file"),
-        ('{"schema_version": 4, "kind": "never", "parameters": {}}', "schema version 4, newer than 3"),
-        ('{"schema_version": 2, "kind": "never", "parameters": {}}', "not a policy file"),
-        ('{"schema_version": true, "kind": "never", "parameters": {}}', "not a policy file"),
-        ('{"schema_version": 1.5, "kind": "never", "parameters": {}}', "not a policy file"),
-        ('{"schema_version": 1, "kind": "never", "parameters": {}, "note": 1}', "no entry 'note'"),
-        ('{"schema_version": 1, "kind": "never", "parameters": {"exit": 1}}', "do not match"),
-        (
-            '{"schema_version": 1, "kind": "threshold", "parameters": '
-            '{"signal": "margin", "value": NaN, "exits": [2]}}',
-            "nan is not finite",
-        ),
-        (
-            '{"schema_version": 1, "kind": "threshold", "parameters": '
-            '{"signal": "margin", "value": 7, "exits": [2]}}',
-            "margin is never 7",
-        ),
-        ('{"schema_version": 1, "kind": "monotone", "parameters": {"policy": "[never"}}', "not closed"),
-        ('{"schema_version": 1, "kind": "monotone", "parameters": {"policy": {"a": 1}}}', "in brackets"),
-        ('{"schema_version": 1, "kind": "nevr", "parameters": {}}', "unknown policy 'nevr'"),
-        ('{"schema_version": 1, "kind": "never"}', "parameters of never do not match"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {}}', "parameters of static do not match"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": 2.5}}', "'2.5' is not an exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": true}}', "'True' is not an exit"),
-        ('{"schema_version": 1, "kind": "static", "parameters": {"exit": null}}', "'None' is not an exit"),
+        (plain("never", {}, 4), "schema version 4, newer than 3"),
+        (plain("never", {}, 2), "not a policy file"),
+        (plain("never", {}, True), "not a policy file"),
+        (plain("never", {}, 1.5), "not a policy file"),
+        (plain("never", {}, note=1), "no entry 'note'"),
+        (plain("never", {"exit": 1}), "do not match"),
+        (plain("threshold", {"signal": "margin", "value": math.nan, "exits": [2]}), "nan is not finite"),
+        (plain("threshold", {"signal": "margin", "value": 7, "exits": [2]}), "margin is never 7"),
+        (plain("monotone", {"policy": "[never"}), "not closed"),
+        (plain("monotone", {"policy": {"a": 1}}), "in brackets"),
+        (plain("nevr", {}), "unknown policy 'nevr'"),
+        (plain("never", None), "parameters of never do not match"),
+        (plain("static", {}), "parameters of static do not match"),
+        (plain("static", {"exit": 2.5}), "'2.5' is not an exit"),
+        (plain("static", {"exit": True}), "'True' is not an exit"),
+        (plain("static", {"exit": None}), "'None' is not an exit"),
+        (tuned(None), "not a policy file"),
+        (tuned("other.json"), "not a policy file"),
+        (tuned(TUNED), "not a policy file"),
+        (tuned("static:exit=x"), "'x' is not an exit"),
+        (tuned(json.loads(plain("static", {"exit": "x"}))), "'x' is not an exit"),
+        (tuned("static:exit=3", policy="never"), "was edited since it was written"),
+        (tuned("static:exit=3", certificate={"holds": False}), "was edited since it was written"),
+        (tuned("static:exit=3", sha256=None), "was edited since it was written"),
     ],
 )
-def test_a_broken_policy_file_is_refused_by_name(tmp_path: Path, content: str, what: str) -> None:
+def test_a_broken_policy_file_is_refused_by_name(
+    tmp_path: Path, content: str | bytes | None, what: str
+) -> None:
     path = tmp_path / "policy.json"
-    path.write_text(content)
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PolicyError) as error:
         parse_policy(str(path))
     assert what in error.value.what
     assert str(path) in error.value.where
-
-
-def test_a_missing_or_binary_policy_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="no such policy file"):
-        parse_policy(str(tmp_path / "policy.json"))
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PolicyError, match="not JSON"):
-        parse_policy(str(tmp_path / "binary.json"))
 
 
 @dataclass(frozen=True)
@@ -473,21 +415,52 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any]) -> None:
-    plug_ins.append(
-        SimpleNamespace(group="offramp.policies", name="every-other", value="here", load=lambda: EveryOther)
-    )
+    plug_ins.append(point(name="every-other", value="here", load=lambda: EveryOther))
     assert check_policy(parse_policy("every-other:start=2")) == EveryOther(2)
 
 
-def test_a_plug_in_that_is_no_policy_is_refused_by_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(point(name="odd", value="odd:thing", load=lambda: 3))
-    with pytest.raises(PolicyError, match="a policy plug-in is of type int, not a subclass of ExitPolicy"):
+@pytest.mark.parametrize(
+    ("name", "loaded", "what"),
+    [
+        ("odd", 3, "a policy plug-in is of type int, not a subclass of ExitPolicy"),
+        ("never", Never, "two policies are called 'never'"),
+    ],
+)
+def test_a_plug_in_that_is_no_policy_or_takes_a_name_is_refused(
+    plug_ins: list[Any], name: str, loaded: Any, what: str
+) -> None:
+    plug_ins.append(point(name=name, value="odd:thing", load=lambda: loaded))
+    with pytest.raises(PolicyError, match=what):
         parse_policy("never")
 
 
-def test_a_plug_in_may_not_take_a_name(plug_ins: list[Any]) -> None:
-    plug_ins.append(
-        SimpleNamespace(group="offramp.policies", name="never", value="odd:Never", load=lambda: Never)
-    )
-    with pytest.raises(PolicyError, match="two policies are called 'never'"):
-        parse_policy("never")
+PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+
+
+def test_every_kind_has_a_section() -> None:
+    assert set(SECTIONS) == {kind.kind for kind in BUILT_IN}
+
+
+@pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.kind)
+def test_every_parameter_is_named_with_its_default_and_every_example_is_a_policy(
+    kind: type[ExitPolicy],
+) -> None:
+    section = SECTIONS[kind.kind]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\S*?) ?\|$", section, flags=re.MULTILINE)
+    defaults = {parameter.name: parameter.default for parameter in kind.parameters}
+    assert [name for name, _ in rows] == list(defaults)
+    assert {name: shown.strip("`") or None for name, shown in rows} == defaults
+    papers = set(re.findall(r"arXiv (\d{4}\.\d{5})", (kind.__doc__ or "").replace("\n    ", " ")))
+    assert papers <= set(re.findall(r"arXiv (\d{4}\.\d{5})", section))
+    (examples,) = re.findall(r"^```\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    for example in examples.splitlines():
+        assert isinstance(parse_policy(example), kind)
+
+
+def test_every_signal_is_listed_with_its_direction_unit_and_range() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` (\| at (?:least|most) \|.*)$", PAGE, flags=re.MULTILINE))
+    for name, signal in SIGNALS.items():
+        high = f" to {signal.high:.4g}" if math.isfinite(signal.high) else " or more"
+        assert rows[name] == f"| {signal.exit_when} | {signal.unit} | {signal.low:g}{high} |"
+    assert set(rows) == set(SIGNALS)

@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.hardware import find_machine
-from offramp.costs.timings import TimingsProfile
 from offramp.costs.token import Prices, TokenCosts
-from offramp.errors import InputError, PolicyError
+from offramp.errors import InputError
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, seconds_of
+from offramp.policies.policy_cost import exit_costs, seconds_of
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
@@ -24,7 +21,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import DRAWS, measure
 from offramp.tuning.pricing import pricing_of
-from policy_traces import make_trace
+from policy_traces import UNTIMED, make_trace, timed
 
 # Four layers of 100, 110, 120, 130; repair 10 each; head 1000; a probe is the head and 7 for the reductions.
 PROBES = {"full head": 1007.0, "cosine": 1.0}
@@ -62,26 +59,6 @@ def test_a_hand_worked_breakdown_line_by_line() -> None:
     assert result.policy == "threshold:signal=max_prob,value=0.5,exits=1+3"
 
 
-def test_a_static_exit_pays_its_head_and_no_probe() -> None:
-    result = replay(make_trace(layers=4), StaticExit(2), PRICES)
-    assert result.predicted_speedup == pytest.approx(1460 / (100 + 110 + 2 * 10 + 1000))
-    assert result.predicted_speedup == result.speedup_without_probes
-    assert result.probe_share == 0.0
-    assert not result.probes.any()
-    assert result.skip_ratio == 0.5
-
-
-@pytest.mark.parametrize("policy", [Never(), StaticExit(6)])
-def test_never_leaving_early_is_exactly_the_full_model(policy: ExitPolicy) -> None:
-    result = replay(make_trace(tokens=57), policy)
-    assert result.predicted_speedup == 1.0
-    assert result.predicted_speedup_flops == 1.0
-    assert result.speedup_without_probes == 1.0
-    assert result.agreement == 1.0
-    assert result.skip_ratio == 0.0
-    assert result.nll_increase == 0.0
-
-
 def test_the_default_prices_are_those_at_the_mean_position() -> None:
     trace = make_trace()
     result = replay(trace, StaticExit(3))
@@ -93,56 +70,6 @@ def test_the_default_prices_are_those_at_the_mean_position() -> None:
     assert result.predicted_speedup_flops == pytest.approx(expected)
 
 
-@settings(deadline=None)
-@given(
-    checked=CHECKED, extra=st.integers(1, 5), fact=st.sampled_from(["margin", "hidden_cosine_to_previous"])
-)
-def test_more_probes_never_cost_less_and_later_exits_never_run_fewer_layers(
-    checked: tuple[int, ...], extra: int, fact: str
-) -> None:
-    costs = TokenCosts("bytes", np.arange(100.0, 106.0), 1000.0, 1000.0, PROBES, np.full(6, 10.0))
-    needs = dict.fromkeys(checked, (fact,))
-    more = dict.fromkeys(sorted({*checked, extra}), (fact,))
-    assert (exit_costs(costs, more) >= exit_costs(costs, needs)).all()
-    assert (exit_costs(costs, needs) >= exit_costs_without_probes(costs)).all()
-    assert (np.diff(exit_costs_without_probes(costs)) >= 0).all()
-
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 999), exits=CHECKED.filter(bool), low=st.floats(0, 1), high=st.floats(0, 1))
-def test_a_stricter_threshold_never_leaves_earlier(
-    seed: int, exits: tuple[int, ...], low: float, high: float
-) -> None:
-    trace = make_trace(seed=seed)
-    low, high = sorted((low, high))
-    bold, cautious = (
-        replay(trace, Threshold("margin", low, exits)),
-        replay(trace, Threshold("margin", high, exits)),
-    )
-    assert (cautious.exits >= bold.exits).all()
-    assert cautious.predicted_speedup <= bold.predicted_speedup
-    assert cautious.skip_ratio <= bold.skip_ratio
-
-
-def test_what_does_not_fit_the_trace_is_refused() -> None:
-    trace = make_trace(exits=[2, 5, 6])
-    with pytest.raises(PolicyError, match="exit 20 is beyond the model, which has 6 layers"):
-        replay(trace, StaticExit(20))
-    with pytest.raises(PolicyError, match=r"exit 3 was not traced(.|\n)*--exits 2,3,5,6"):
-        replay(trace, StaticExit(3))
-    with pytest.raises(PolicyError, match=r"exit 1, 3, 4 was not traced"):
-        replay(trace, Threshold("margin", 0.5, "all"))
-    with pytest.raises(PolicyError, match="exit 6 is the full model"):
-        replay(trace, Threshold("margin", 0.5, (2, 6)))
-
-
-def test_a_nan_signal_is_refused() -> None:
-    entropy = make_trace().fact("entropy").copy()
-    entropy[7, 2] = np.nan
-    with pytest.raises(PolicyError, match="entropy is not a number for 1 tokens at exit 3"):
-        replay(make_trace(entropy=entropy), Threshold("entropy", 0.5, (3, 4)))
-
-
 def test_a_trace_without_a_needed_fact_or_without_tokens_is_refused() -> None:
     trace = make_trace()
     with pytest.raises(InputError, match="no tokens"):
@@ -152,14 +79,6 @@ def test_a_trace_without_a_needed_fact_or_without_tokens_is_refused() -> None:
         replay(bare, Never())
     with pytest.raises(InputError, match="margin"):
         replay(bare, Threshold("margin", 0.5, (2,)))
-
-
-def test_a_policy_may_be_given_as_text() -> None:
-    trace = make_trace(seed=3)
-    text = "threshold:signal=margin,value=0.5,exits=1+2"
-    by_text, by_object = replay(trace, text), replay(trace, parse_policy(text))
-    assert np.array_equal(by_text.exits, by_object.exits)
-    assert by_text.predicted_speedup == by_object.predicted_speedup
 
 
 CHECKS = "threshold:signal=margin,value=0.5,exits=1+3+5"
@@ -208,19 +127,23 @@ def test_one_row_in_a_step_is_the_plain_replay(policy: str) -> None:
         assert result.predicted_speedup_flops == plain.predicted_speedup_flops
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "speculate", "monotone"])
-@pytest.mark.parametrize("machine", [None, "cpu-2core"])
-def test_never_leaving_is_the_full_model_whatever_the_strategy(kv: str, machine: str | None) -> None:
-    result = replay(make_trace(), "never", machine=machine, kv=kv)
-    assert result.predicted_speedup == result.predicted_speedup_flops == 1.0
-    assert result.probe_share == 0.0
-
-
-def test_in_batches_never_leaving_is_the_full_model() -> None:
-    for batching in ("lockstep", "rebatch"):
-        result = replay(make_trace(), "never", machine="l4", batch=4, batching=batching)
-        assert result.predicted_speedup == 1.0
-        assert result.batch == 4
+@pytest.mark.parametrize("policy", ["never", "static:exit=6"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv": "recompute", "machine": "cpu-2core"},
+        {"kv": "speculate"},
+        {"kv": "monotone", "machine": "cpu-2core"},
+        {"machine": "l4", "batch": 4},
+        {"machine": "l4", "batch": 4, "batching": "rebatch"},
+    ],
+)
+def test_never_leaving_early_is_exactly_the_full_model(policy: str, options: dict[str, Any]) -> None:
+    result = replay(make_trace(tokens=57), policy, **options)
+    assert result.predicted_speedup == result.predicted_speedup_flops == result.speedup_without_probes == 1.0
+    assert (result.agreement, result.skip_ratio, result.nll_increase, result.probe_share) == (1.0, 0, 0, 0)
+    assert result.batch == options.get("batch", 1)
 
 
 def test_speculation_gives_the_full_models_output() -> None:
@@ -262,6 +185,40 @@ def test_given_prices_serve_one_row_only() -> None:
             replay(trace, CHECKS.replace("1+3+5", "1+3"), PRICES, **options)
 
 
+def test_both_agreements_by_hand() -> None:
+    top1 = np.array([[1, 1, 2], [3, 2, 2], [4, 5, 4], [6, 6, 6]], dtype=np.int32)
+    trace = make_trace(tokens=4, layers=3, documents=2, top1=top1)
+    trace.reference_top1 = np.array([1, 2, 5, 9], dtype=np.int32)
+    second = replay(trace, "static:exit=2")
+    assert second.agreement == 2 / 4
+    assert second.reference_agreement == 3 / 4  # an exit may agree where the transformed full model does not
+    never = replay(trace, "never")
+    assert never.agreement == 1.0
+    assert never.reference_agreement == 1 / 4
+    # Speculation gives the transformed full model's tokens, not the untransformed one's.
+    exact = replay(trace, "static:exit=2", kv="speculate")
+    assert (exact.agreement, exact.reference_agreement) == (1.0, 1 / 4)
+
+
+def test_a_model_without_transforms_has_none() -> None:
+    trace = make_trace()
+    assert trace.reference_top1 is None
+    assert trace.reference_agreement is None
+    assert replay(trace, "static:exit=2").reference_agreement is None
+
+
+def test_the_error_for_missing_timings_names_the_transforms(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    trace = make_trace()
+    model = {"name": "tiny + int8", "fingerprint": "f" * 64, "transforms": ["int8"]}
+    trace.provenance["request"] = {"model": model, "dtype": "float32"}
+    with pytest.raises(InputError) as caught:
+        replay(trace, "static:exit=2", machine="local")
+    assert "offramp hardware measure MODEL --transform int8 --dtype float32" in caught.value.fix
+
+
 def test_an_oracle_is_marked() -> None:
     assert not replay(make_trace(), "oracle:which=saturation").reachable
     assert replay(make_trace(), CHECKS).reachable
@@ -277,21 +234,7 @@ def test_probes_per_token_are_those_of_the_breakdown(kv: str) -> None:
 
 
 def test_a_price_that_was_not_timed_is_said() -> None:
-    times = np.full((1, 6), 1e-3)
-    engine = TimingsProfile(
-        name="engine",
-        source="profiled",
-        dtype="bfloat16",
-        layers_count=6,
-        batches=(1,),
-        layer_seconds=times,
-        layer_seconds_per_position=0 * times,
-        head_seconds=np.array([2e-3]),
-        probe_seconds={},
-        lens_seconds=None,
-        key_value_seconds=None,
-        overhead_seconds=np.array([0.0]),
-    )
+    engine = timed((1,), (1e-3,), **UNTIMED)
     notes = replay(make_trace(), CHECKS, machine=engine).notes
     assert [note.split(";")[0].split(" is not")[0] for note in notes] == [
         "not timed: full head",
@@ -372,9 +315,3 @@ def test_the_order_of_documents_changes_nothing(trace: Trace) -> None:
         np.testing.assert_allclose(
             (left.value, left.low, left.high), (right.value, right.low, right.high), rtol=1e-12
         )
-
-
-def test_too_few_documents_have_no_interval() -> None:
-    found = replay_intervals(make_trace(tokens=60, documents=6), THRESHOLD)
-    assert found.agreement.low is None
-    assert found.agreement.no_interval == "6 documents; an interval needs 20"

@@ -46,34 +46,22 @@ def agreement_by_hand(trace: Trace, exits: np.ndarray, *, head: bool = False) ->
     return np.array(said) == final
 
 
-def test_agreement_is_that_of_the_short_list_below_the_last_exit() -> None:
+@pytest.mark.parametrize("inner", [CHEAP, StaticExit(3)])
+def test_below_the_last_exit_the_short_list_answers_and_is_paid_for(inner: ExitPolicy) -> None:
     trace = short_trace()
-    result, whole = replay(trace, ShortList(CHEAP)), replay(trace, CHEAP)
+    result, whole = replay(trace, ShortList(inner)), replay(trace, inner)
     np.testing.assert_array_equal(result.exits, whole.exits)
-    assert 0 < np.count_nonzero(result.exits < trace.layers) < trace.token_count
+    left = np.count_nonzero(result.exits < trace.layers)
+    assert left == trace.token_count if inner != CHEAP else 0 < left < trace.token_count
     assert result.agreement == pytest.approx(agreement_by_hand(trace, result.exits).mean())
     assert result.agreement < whole.agreement
     assert np.isnan(result.nll_increase)
     assert np.isnan(result.kl)
-
-
-def test_an_exit_pays_the_short_lists_product_instead_of_the_whole_heads() -> None:
-    trace = short_trace()
-    result, whole = replay(trace, ShortList(CHEAP)), replay(trace, CHEAP)
     costs = prices_of(trace).bytes
-    left = np.count_nonzero(result.exits < trace.layers)
     saved = left * (costs.exit_head - costs.probes["restricted head"])
     assert saved != 0
     assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
     assert result.breakdown.plain == whole.breakdown.plain
-
-
-def test_a_static_exit_through_the_short_list() -> None:
-    trace = short_trace()
-    costs = counted_at(trace, "bytes")(1)
-    result = replay(trace, ShortList(StaticExit(3)))
-    expected = costs.overhead + costs.until_exit[2] + costs.probes["restricted head"]
-    assert result.breakdown.total == pytest.approx(expected * trace.token_count)
 
 
 @pytest.mark.parametrize("inner", [Never(), CHEAP, StaticExit(3)])

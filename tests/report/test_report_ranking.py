@@ -78,6 +78,10 @@ def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
     assert all(one.misses for one in found[len(kept) :])
     speeds = [one.timed.ratio.value for one in kept]
     assert speeds == sorted(speeds, reverse=True)
+    assert bold.free_running is not None
+    unsure = replace(bold, free_running=replace(bold.free_running, agreement=Interval(0.93, 0.88, 0.97)))
+    among = ways_ranked(replace(first, policies=(first.policies[0], unsure)), workload)
+    assert [one.misses for one in among if one.policy == unsure] == [True], "its interval reaches below"
     run = replace(run, decoding=(first, *run.decoding[1:]))
     text = printed(lambda console: print_summary(run, console))
     assert "prompt lookup" in text

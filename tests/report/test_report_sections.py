@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import answer_examples as answers
 import pytest
-from page_reader import Page
 from report_examples import example_run
 
 from offramp.report.page import render
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
+from page_reader import Page
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_prices_are_given_in_layers(page):
     assert "No better than chance at any exit: convergence." in page.text
 
 
-def test_a_profile_with_the_least_it_must_hold():
+def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():
     run = example_run()
     least = {
         k: v
@@ -98,6 +98,13 @@ def test_a_profile_with_the_least_it_must_hold():
     heads = {"documents": 12, "exits": 29, "lens": False, "lens_explained": None, "classifiers": {}}
     page = Page(render(replace(run, hardware=least, heads=heads)))
     assert page.faults == []
+    bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
+    without = Page(render(replace(run, workloads=bare, hardware=None, heads=None)))
+    assert without.faults == []
+    for words in ("What a check costs", "What was fitted", "Which policy wins", "On which machine"):
+        assert words in Page(render(run)).text
+        assert words not in without.text
+    assert not any(values.get("href") == "#machine" for _, values, _ in without.elements)
     assert "What a check costs on h100" in page.text
     assert "the stopwatch gave" not in page.text
     assert "nothing that could be used" in page.text
@@ -123,23 +130,3 @@ def test_break_even_says_what_is_needed(page):
         "A layer costs 1.56 ms; at 9.2 ms",
     ):
         assert words in page.text
-
-
-def test_a_run_without_the_new_answers_has_none_of_their_sections():
-    run = example_run()
-    bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
-    page = Page(render(replace(run, workloads=bare, hardware=None, heads=None)))
-    assert page.faults == []
-    for words in (
-        *(
-            "In short",
-            "What a check costs",
-            "What was fitted",
-            "Which policy wins",
-            "What is kept on documents like these",
-        ),
-        *("On which machine", "What would have to change"),
-    ):
-        assert words not in page.text
-    assert not any(values.get("href") == "#machine" for _, values, _ in page.elements)
-    assert "Early exit does not pay" in page.text

@@ -1,17 +1,24 @@
-"""`summary.json` against its published schema."""
+"""`summary.json` against its published schema, and the machine's prices in it."""
+
+from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import answer_examples as answers
 import jsonschema
 import numpy as np
 import pytest
-from report_examples import example_run
+from report_examples import example_run, model_shape
 
-from offramp.records.typed import finite_json
+from offramp.costs.token import TokenCosts, token_costs
+from offramp.errors import InputError
+from offramp.report.page import render
+from offramp.report.run_result import price_list
 from offramp.report.summary import spread, summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 
@@ -33,79 +40,36 @@ def test_summary_is_valid_and_is_json_without_nan(summary, validator):
     validator.validate(json.loads(json.dumps(summary, allow_nan=False)))
 
 
-def test_top_level_keys(summary):
-    assert set(summary) == {
-        "schema_version",
-        "verdict",
-        "scores",
-        "frontier",
-        "predicted",
-        "league",
-        "credit",
-        "tuned",
-        "machines",
-        "break_even",
-        "hardware",
-        "heads",
-        "measured",
-        "decoding",
-        "provenance",
-    }
-
-
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
         (("schema_version",), 99),
         (("verdict", "decision"), "maybe"),
         (("verdict", "headline"), ""),
-        (("verdict", "by_workload", 0, "floor"), "0.95"),
-        (("verdict", "by_workload", 0, "net_speedup"), 1.01),
         (("verdict", "by_workload", 0, "net_speedup", "value"), "1.01"),
         (("verdict", "by_workload", 0, "floor_held"), 1),
-        (("scores", 0, "representation", "low"), "low"),
         (("scores", 0, "documents"), 3.5),
         (("scores", 0, "curves", "values", "agreement"), [0.1, "x"]),
         (("frontier", 0, "speedup"), None),
-        (("predicted", 0, "measured_seconds_per_token"), "none"),
-        (("measured", "plain_seconds_per_token"), 0.0583),
         (("measured", "plain_seconds_per_token", "threads"), 0),
         (("provenance", "workloads", 0, "mode"), "speech"),
-        (("provenance", "command"), 5),
-        (("verdict", "by_workload", 0, "basis"), None),
-        (("league", 0, "reachable"), "yes"),
         (("league", 0, "probe_share"), 1.2),
         (("league", 0, "parts", "layers"), "0.04"),
         (("tuned", 0, "certificate", "holds"), None),
-        (("tuned", 0, "certificate", "documents"), 15.5),
         (("tuned", 0, "floor", "kind"), "accuracy"),
-        (("tuned", 0, "front", 0, "seconds_per_token"), None),
         (("machines", 0, "batch"), 0),
-        (("machines", 0, "decision"), "maybe"),
-        (("break_even", 0, "target"), None),
         (("hardware", "layer_seconds"), None),
-        (("heads", "lens"), 1),
         (("heads", "classifiers", "adainfer", "auroc"), 84),
     ],
 )
-def test_a_wrong_type_fails(summary, validator, path, wrong):
+def test_a_wrong_type_or_a_missing_part_fails(summary, validator, path, wrong):
     broken = copy.deepcopy(summary)
-    place = broken
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = wrong
+    *way, last = path
+    place = functools.reduce(lambda found, key: found[key], way, broken)
+    place[last] = wrong
     assert not validator.is_valid(broken)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("verdict", "scores", "frontier", "predicted", "league", "tuned", "machines", "break_even"),
-        *("hardware", "heads", "measured", "decoding", "provenance"),
-    ],
-)
-def test_a_missing_part_fails(summary, validator, key):
-    assert not validator.is_valid({name: value for name, value in summary.items() if name != key})
+    without = {name: value for name, value in summary.items() if name != path[0]}
+    assert not validator.is_valid(without)
 
 
 def test_predicted_seconds_are_plain_over_speedup(summary):
@@ -145,19 +109,17 @@ def test_predicted_seconds_are_those_of_the_verdicts_machine(validator, basis, h
         assert entry["predicted_seconds_per_token"] == expected
 
 
-def test_a_local_verdict_without_a_profile_uses_the_stopwatch():
-    run = with_basis("local", hardware=None)
-    bare = replace(run, workloads=tuple(replace(w, machines=(), tuned=()) for w in run.workloads))
-    assert {e["plain_seconds_per_token"] for e in summarise(bare)["predicted"]} == {0.0583}
-
-
-def test_a_run_without_the_new_answers_is_valid(validator):
-    run = example_run()
+def test_a_run_without_a_profile_or_answers_uses_the_stopwatch_if_there_is_one(validator):
+    run = with_basis("local", hardware=None, heads=None)
     bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
-    summary = summarise(replace(run, workloads=bare, hardware=None, heads=None))
+    summary = summarise(replace(run, workloads=bare))
     validator.validate(summary)
+    assert {entry["plain_seconds_per_token"] for entry in summary["predicted"]} == {0.0583}
     assert summary["league"] == summary["tuned"] == summary["machines"] == summary["break_even"] == []
-    assert summary["hardware"] is summary["heads"] is None
+    untimed = summarise(with_basis("bytes moved", measured=None))
+    validator.validate(untimed)
+    assert untimed["measured"]["plain_seconds_per_token"] is None
+    assert {entry["predicted_seconds_per_token"] for entry in untimed["predicted"]} == {None}
 
 
 def test_league_and_certificates_are_there_with_their_workload(summary):
@@ -178,13 +140,6 @@ def test_a_long_front_keeps_its_ends():
     assert (kept[0], kept[-1]) == (0, 1000)
     assert kept == sorted(kept)
     assert spread(points[:3], 100) == points[:3]
-
-
-def test_without_timing_nothing_is_in_seconds(validator):
-    summary = summarise(with_basis("bytes moved", measured=None))
-    validator.validate(summary)
-    assert summary["measured"]["plain_seconds_per_token"] is None
-    assert {entry["predicted_seconds_per_token"] for entry in summary["predicted"]} == {None}
 
 
 def test_frontiers_keep_their_ends_and_infinite_thresholds_become_null(summary):
@@ -210,13 +165,61 @@ def test_an_undefined_figure_is_null_with_its_reason(validator):
     assert set(summary["scores"][0]["curves"]["values"]["auroc"]) == {None}
 
 
-def test_finite_json():
-    value = {"a": (np.float32(0.5), np.int64(3), math.inf), 1: [math.nan, True, None, "x"]}
-    assert finite_json(value) == {"a": [0.5, 3, None], "1": [None, True, None, "x"]}
-
-
 def test_provenance_cannot_replace_what_the_summary_says_itself(validator):
     summary = summarise(replace(example_run(), provenance={"layers": "many", "host": "here"}))
     validator.validate(summary)
     assert summary["provenance"]["layers"] == 30
     assert summary["provenance"]["host"] == "here"
+
+
+@dataclass(frozen=True)
+class Bench:
+    name: str = "local"
+    source: str = "a bench"
+    kind: str = "timings"
+
+    def token_costs(self, *arguments: Any, **options: Any) -> TokenCosts:
+        return COSTS
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+COSTS = TokenCosts(
+    unit="seconds",
+    layers=np.array([0.001, 0.003]),
+    head=0.006,
+    exit_head=0.007,
+    probes={"full head": 0.008, "cosine": 0.0001},
+    key_value=np.array([0.0002, 0.0004]),
+    overhead=0.002,
+)
+
+
+def test_prices_by_hand():
+    prices = price_list(Bench(), COSTS, self_check_ratio=0.98, threads=2, load=0.3, note="just now")
+    assert prices == {
+        "name": "local",
+        "source": "a bench",
+        "layer_seconds": pytest.approx(0.002),
+        "head_seconds": 0.006,
+        "probe_seconds": {"full head": 0.008, "cosine": 0.0001},
+        "overhead_seconds": 0.002,
+        "plain_seconds_per_token": pytest.approx(0.012),
+        "key_value_seconds": pytest.approx(0.0003),
+        "self_check_ratio": 0.98,
+        "threads": 2,
+        "load": 0.3,
+        "note": "just now",
+    }
+    run = replace(example_run(), hardware=price_list(Bench(), COSTS))
+    jsonschema.validate(summarise(run), summary_schema())
+    assert "4.0 layers" in render(run).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    "costs", [replace(COSTS, batch=4), token_costs(model_shape(2), 8.0, "bytes")], ids=["batch", "bytes"]
+)
+def test_other_prices_are_refused(costs):
+    with pytest.raises(InputError, match="cannot be shown in seconds per token"):
+        price_list(Bench(), costs)

@@ -1,4 +1,6 @@
-"""The terminal summary."""
+"""A run and a comparison in the terminal."""
+
+from __future__ import annotations
 
 import io
 from dataclasses import replace
@@ -8,15 +10,23 @@ import pytest
 from report_examples import example_run
 from rich.console import Console
 
+import comparison_examples as examples
 from offramp.report.headline import headline
-from offramp.report.terminal import print_summary
+from offramp.report.run_result import RunResult
+from offramp.report.terminal import comparison_terminal, print_summary
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Comparison
 
 
-def printed(run, width=100, report=None) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    print_summary(run, console, report)
-    return console.file.getvalue()
+def printed(found: RunResult | Comparison, width: int = 100, report: Path | None = None) -> str:
+    """What the terminal shows of a run or a comparison."""
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    if isinstance(found, Comparison):
+        comparison_terminal(found, console)
+    else:
+        print_summary(found, console, report)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -28,34 +38,75 @@ def test_everything_that_matters_is_there(width):
         assert workload.name in text
     assert "out/report.html" in text
     assert max(len(line) for line in text.splitlines() if " = " not in line) <= width
-    for word in ("predicted", "replayed", "measured"):
+    answers = ("Best policy:", "Certificates:", "Where it would pay:")
+    for word in ("predicted", "replayed", "measured", *answers):
         assert word in text
+    bare = replace(run, workloads=tuple(replace(w, league=(), tuned=(), machines=()) for w in run.workloads))
+    assert not any(word in printed(bare) for word in answers)
 
 
-def test_markup_in_names_and_undefined_figures():
+def test_names_are_no_markup_and_undefined_figures_say_why():
     run = example_run()
     workload = run.workloads[0]
     card = replace(workload.card, calibration=Estimate(None, undefined="constant confidence"))
     verdicts = tuple(replace(v, speed=None) for v in workload.verdicts)
     workload = replace(workload, name="[red]x[/]", card=card, verdicts=verdicts)
     text = printed(replace(run, workloads=(workload,), measured=None), 140)
-    assert "[red]x[/]" in text
-    assert "undefined: constant confidence" in text
-    assert "is faster than plain decoding" in text
-    assert "Plain decoding was not timed." in text
+    for words in ("[red]x[/]", "undefined: constant confidence", "Plain decoding was not timed."):
+        assert words in text
+    comparison = examples.example_comparison()
+    row = replace(comparison.rows[0], model=replace(comparison.rows[0].model, name="[red]x[/]"), savings=())
+    failures = {"[b]cell[/]": "[i]why[/]"}
+    text = printed(replace(comparison, rows=(row, comparison.rows[1]), failures=failures), 300)
+    for words in ("[red]x[/]", "[b]cell[/]: [i]why[/]", "not asked", "not certifiable"):
+        assert words in text
+    text = printed(Comparison("scores", "", (row,)), 80)
+    assert "These are scores alone" in text
+    assert "Fastest strategies" not in text
 
 
-def test_one_line_each_for_league_certificate_and_machines():
-    run = example_run()
-    lines = printed(run, 2000).splitlines()
-    for name, words in {
-        "Best policy: ": "code correctness, 3 exits",
-        "Certificates: ": "prose 99 % agreement: not certifiable (15 documents, 230 needed)",
-        "Where it would pay: ": "prose on this machine no; yes on a100 and h100 at batch 1",
-    }.items():
-        found = [line for line in lines if line.startswith(name)]
-        assert len(found) == 1
-        assert words in found[0]
-    bare = replace(run, workloads=tuple(replace(w, league=(), tuned=(), machines=()) for w in run.workloads))
-    text = printed(bare, 2000)
-    assert not any(word in text for word in ("Best policy:", "Certificates:", "Where it would pay:"))
+def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
+    text = printed(examples.example_comparison(), 300)
+    order = [
+        "Early exit is predicted to pay in 12 of 36 cells",
+        "The best speed that passed its floor is 1.124 ×",
+        "Models, 12 of 18; the page has all",
+        "Fastest strategies, 12 of",
+        "qwen3-8b → qwen3-8b-it (base ↔ tuned): 4 of 6 differences sure",
+        "Nothing is claimed against measured savings: 5 independently trained models",
+        "not run: qwen3-32b · prose: the model is not on this machine",
+        "6 independently trained models of the 12 that it takes",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "oracle: saturation" not in text  # nobody can follow it
+
+
+def test_the_fastest_strategies_are_those_that_keep_their_floor():
+    comparison = examples.example_comparison()
+    model = comparison.strategies[0].model
+    here = [one for one in comparison.strategies if one.model == model and one.workload == "prose"]
+    quick = replace(here[0], floor="", family="static at 4", net_speedup=Estimate(1.9, 1.9, 1.9))
+    quick = replace(quick, agreement=Estimate(0.356, 0.35, 0.36))
+    missing = [
+        replace(one, agreement=Estimate(0.872, 0.86, 0.88)) if one.floor == "agreement=0.9" else one
+        for one in here
+    ]
+    text = printed(replace(comparison, strategies=(quick, *missing)), 300)
+    assert text.index("95 % agreement", text.index("Fastest strategies")) < text.index("static at 4")
+    assert text.index("static at 4") < text.index("misses the floor")
+    assert "1.900 to 1.900" not in text
+
+
+def test_accelerations_together_are_an_answer_too():
+    comparison = examples.example_comparison()
+    rows = tuple(replace(row, savings=()) for row in comparison.rows)
+    (found,) = comparison.combined
+    text = printed(Comparison("compose", "", rows, combined=(found,)), 300)
+    assert "was timed beside other accelerations only, in 1 measurement, none of them with a defect" in text
+    assert f"{found['model']} on {found['workload']}: Use int8" in text
+    invalid = {**found, "defects": ["a wrong output"]}
+    text = printed(Comparison("compose", "", rows, combined=(found, invalid)), 300)
+    assert "in 2 measurements, 1 of them with a defect" in text
+    assert "Of 2 measurements of accelerations together, with a defect: 1." in text
+    assert "No advice: this measurement has a defect: a wrong output." in text

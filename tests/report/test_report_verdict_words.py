@@ -7,6 +7,7 @@ import pytest
 
 from offramp.report.verdict_words import certificate_sentence, risk_text, short_certificate, status
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 
 AGREEMENT = Floor("agreement", 0.99)
@@ -15,96 +16,65 @@ KL = Floor("kl", 0.1, clip=2.0)
 
 
 @pytest.mark.parametrize(
-    ("floor", "made", "changes", "state", "sentence"),
+    ("floor", "made", "state", "said"),
     [
         (
             AGREEMENT,
             answers.certificate(True, 300, 230, executed=True, stopped_after=261),
-            {},
             "certified",
             "Decoded from 261 documents, this policy loses at most 1 % of tokens that it generates, with "
-            "90 % confidence, on documents like these.",
+            "90 % confidence",
         ),
         (
             AGREEMENT,
             answers.certificate(True, 300, 230),
-            {},
             "replay bound",
             "With 300 documents replayed, this policy loses at most 1 % of tokens, with 90 % confidence, on "
             "documents like these, as long as later tokens read the full model's own keys and values: "
             "nothing was decoded.",
         ),
-        (
-            AGREEMENT,
-            answers.certificate(False, 15, 230),
-            {},
-            "not certifiable",
-            # 0.1 ** (1 / 15) = 0.8577, rounded down: 0.858 could not be certified.
-            "Not certifiable: 15 documents, 230 needed; with so few, the best floor that could be "
-            "certified is 0.857.",
-        ),
-        (
-            AGREEMENT,
-            answers.certificate(False, 300, 230),
-            {},
-            "not certified",
-            "Not certified: on 300 documents, none of the candidates tested (24) could be shown to keep 99 % "
-            "agreement.",
-        ),
+        # 0.1 ** (1 / 15) = 0.8577, rounded down: 0.858 could not be certified. A loss is rounded up.
+        (AGREEMENT, answers.certificate(False, 15, 230), "not certifiable", "could be certified is 0.857."),
+        (KL, answers.certificate(False, 15, 45, best_floor=0.2841), "not certifiable", "is 0.285 nats."),
+        (AGREEMENT, answers.certificate(False, 300, 230), "not certified", "candidates tested (24)"),
         (
             AGREEMENT,
             answers.certificate(False, 300, 230, tested=0),
-            {},
             "nothing to certify",
-            "Nothing to certify: no policy found keeps 99 % agreement and beats the full model.",
-        ),
-        (
-            AGREEMENT,
-            answers.certificate(False, 300, 1, method="naive", delta=None),
-            {"policy_text": "static:exit=20"},
-            "no guarantee",
-            "No guarantee: on 300 documents this policy kept 99 % agreement, but nothing follows for others.",
+            "no policy found keeps 99 % agreement and beats the full model",
         ),
         (
             AGREEMENT,
             answers.certificate(False, 300, 1, method="naive", delta=None, risk_bound=None),
-            {},
             "no guarantee",
             "No guarantee, and no faster policy kept 99 % agreement on 300 documents.",
         ),
         (
             NLL,
             answers.certificate(True, 1, 1, method="hb", delta=0.05),
-            {},
             "replay bound",
             "With 1 document replayed, this policy loses at most 0.050 nats of log-likelihood a token, each "
-            "token's counted up to 4.000 nats, with 95 % confidence, on documents like these, as long as "
-            "later tokens read the full model's own keys and values: nothing was decoded.",
-        ),
-        (
-            KL,
-            answers.certificate(False, 15, 45, best_floor=0.2841),
-            {},
-            "not certifiable",
-            # A loss is rounded up, to the weaker side.
-            "Not certifiable: 15 documents, 45 needed; with so few, the best floor that could be "
-            "certified is 0.285 nats.",
+            "token's counted up to 4.000 nats, with 95 % confidence",
         ),
         (
             AGREEMENT,
             answers.certificate(True, 300, 100, method="crc", delta=None),
-            {},
             "replay bound",
-            "With 300 documents replayed, this policy loses at most 1 % of tokens, on average over such "
-            "calibrations, on documents like these, as long as later tokens read the full model's own keys "
-            "and values: nothing was decoded.",
+            "this policy loses at most 1 % of tokens, on average over such calibrations, on documents like",
         ),
     ],
 )
-def test_sentences(floor, made, changes, state, sentence):
-    tuned = replace(answers.tuned(floor, made), **changes)
+def test_sentences(floor: Floor, made: Certificate, state: str, said: str) -> None:
+    tuned = answers.tuned(floor, made)
     assert status(tuned) == state
-    assert certificate_sentence(tuned) == sentence
+    assert said in certificate_sentence(tuned)
+
+
+def test_a_policy_without_a_guarantee_is_not_promised_for_others() -> None:
+    made = answers.certificate(False, 300, 1, method="naive", delta=None)
+    tuned = replace(answers.tuned(AGREEMENT, made), policy_text="static:exit=20")
+    assert status(tuned) == "no guarantee"
+    assert "this policy kept 99 % agreement, but nothing follows for others" in certificate_sentence(tuned)
 
 
 def test_short_forms():
@@ -113,8 +83,6 @@ def test_short_forms():
     assert short_certificate(certified) == "99 % agreement: certified on 261 documents, 3.4 % faster"
     unseen = replace(certified, net_speedup=Estimate(None, undefined="no documents are left"))
     assert short_certificate(unseen) == "99 % agreement: certified on 261 documents"
-    replayed = answers.tuned(AGREEMENT, answers.certificate(True, 300, 230))
-    assert short_certificate(replayed) == "99 % agreement: replay bound on 300 documents, 3.4 % faster"
     gave_up = answers.certificate(False, 300, 230, executed=True, stopped_after=3)
     assert short_certificate(answers.tuned(AGREEMENT, gave_up)) == "99 % agreement: not certified"
     few = answers.tuned(AGREEMENT, answers.certificate(False, 15, 230))

@@ -9,12 +9,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from offramp.scoring.calibration import (
-    BINS,
     aurc,
     auroc,
     cross_fitted_rates,
     expected_calibration_error,
-    isotonic_map,
     rank_by_confidence,
     reliability_diagram,
     squared_errors,
@@ -31,13 +29,6 @@ def reference_rates(confidence, agrees, fold):
         regression.fit(confidence[~held_out].astype(np.float64), agrees[~held_out].astype(np.float64))
         rates[held_out] = regression.predict(confidence[held_out].astype(np.float64))
     return rates
-
-
-def test_isotonic_map_by_hand():
-    # Rates 0, 1 (two tied: 0.5), 0 -> the last two levels pool to (1 + 0) / 3.
-    confidence, rate = isotonic_map(np.array([0.1, 0.2, 0.2, 0.3]), np.array([0.0, 1.0, 0.0, 0.0]))
-    np.testing.assert_allclose(confidence, [0.1, 0.2, 0.3])
-    np.testing.assert_allclose(rate, [0.0, 1 / 3, 1 / 3])
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,11 +108,6 @@ def test_auroc_and_aurc_equal_plain_references(seed, levels):
     assert aurc(ranking(confidence, agrees)) == pytest.approx(naive_aurc(confidence, agrees), abs=1e-12)
 
 
-def test_aurc_by_hand():
-    # Most confident first: right, wrong, right: risks 0, 1/2, 1/3.
-    assert aurc(ranking([0.1, 0.9, 0.5], [1, 1, 0])) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
-
-
 def test_aurc_of_ties_is_the_mean_over_their_orders():
     # 0.9 right; 0.5 tied: one right, one wrong. Orders: (0, 0, 1/3) and (0, 1/2, 1/3).
     assert aurc(ranking([0.9, 0.5, 0.5], [1, 1, 0])) == pytest.approx((0 + 1 / 4 + 1 / 3) / 3)
@@ -138,26 +124,6 @@ def test_constant_confidence_ranks_nothing():
     constant = ranking(np.full(100, 0.5), np.arange(100) < 50)
     assert np.isnan(auroc(constant))
     assert np.isnan(aurc(constant))
-
-
-def naive_ece(confidence, correct):
-    total = 0.0
-    for bin in range(BINS):
-        low, high = bin / BINS, (bin + 1) / BINS
-        inside = [i for i, c in enumerate(confidence) if low <= c < high or (bin == BINS - 1 and c >= 1.0)]
-        if inside:
-            gap = np.mean(confidence[inside]) - np.mean(correct[inside])
-            total += abs(gap) * len(inside) / len(confidence)
-    return total
-
-
-def test_ece_equals_a_plain_loop():
-    generator = np.random.default_rng(0)
-    confidence = generator.random(500).astype(np.float32)
-    correct = generator.random(500) < confidence**2
-    diagram = reliability_diagram(3, confidence, correct)
-    assert expected_calibration_error(diagram) == pytest.approx(naive_ece(confidence.astype(float), correct))
-    assert diagram.count.sum() == 500
 
 
 def test_diagram_by_hand_with_both_ends_and_empty_bins():

@@ -1,6 +1,12 @@
+"""The score card of models that are known, what is undefined or refused, and the page on figures."""
+
+from __future__ import annotations
+
 import json
+import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +15,7 @@ from hypothesis import strategies as st
 from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
+from offramp.scoring.card import ESTIMATES, PUBLISHED_EAS
 from offramp.scoring.scoring import exit_ranges, score
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Trace
@@ -176,14 +183,17 @@ def test_left_out_documents_are_named():
     assert any("broken (NaN at layer 2)" in note for note in score(trace).notes)
 
 
-@pytest.mark.parametrize("name", [fact.name for fact in FACTS if fact.dtype == "float32"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_fact_that_is_not_finite_is_named(name, value):
+def test_a_fact_that_is_not_finite_is_named(value):
     trace = improving_trace()
-    trace.fact(name)[45, 2] = value
-    with pytest.raises(InputError, match=f"'{name}' is not finite") as caught:
-        score(trace)
-    assert caught.value.where == "document 2, exit 3"
+    for fact in FACTS:
+        if fact.dtype == "float32":
+            sound = trace.fact(fact.name)[45, 2]
+            trace.fact(fact.name)[45, 2] = value
+            with pytest.raises(InputError, match=f"'{fact.name}' is not finite") as caught:
+                score(trace)
+            assert caught.value.where == "document 2, exit 3"
+            trace.fact(fact.name)[45, 2] = sound
 
 
 def test_a_missing_or_misshapen_fact_is_named():
@@ -268,10 +278,40 @@ def test_a_large_trace_is_scored_in_time():
     facts["agreement"] = generator.random(facts["max_prob"].shape) < facts["max_prob"]
     facts["kl_to_final"] = generator.random(facts["max_prob"].shape)
     trace = facts_trace(facts, document=document)
-    seconds = []
+    seconds = math.inf
     for _ in range(2):
         start = time.thread_time()
         score(trace)
-        seconds.append(time.thread_time() - start)
-    print(f"score of 100k tokens x 30 exits: {min(seconds):.2f} s")
-    assert min(seconds) < 1.5
+        seconds = min(seconds, time.thread_time() - start)
+        if seconds < 1.5:
+            break
+    assert seconds < 1.5, f"score of 100k tokens x 30 exits: {seconds:.2f} s"
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def card():
+    return score(improving_trace(), draws=40)
+
+
+def test_every_fact_curve_and_figure_is_explained(card):
+    names = {fact.name for fact in FACTS} | set(card.curves.values) | set(card.candidates) | set(ESTIMATES)
+    missing = sorted(name for name in names if f"`{name}`" not in PAGE)
+    assert missing == []
+
+
+def test_the_published_scores_on_the_page_are_the_reference_data():
+    for published in PUBLISHED_EAS:
+        assert f"| {published.model} | {published.eas:.2f} |" in PAGE
+        assert published.source in PAGE
+
+
+def test_what_the_published_values_contradict_is_named() -> None:
+    eas = {published.model: published.eas for published in PUBLISHED_EAS}
+    assert eas["Qwen3-8B"] > eas["Qwen2-7B"]
+    assert max(eas, key=lambda model: eas[model]) == "GPT-OSS-20B"
+    newer = f"Qwen2-7B {eas['Qwen2-7B']} → Qwen3-8B {eas['Qwen3-8B']} is higher"
+    assert newer in PAGE
+    assert f"the only mixture, GPT-OSS-20B, has the highest value of all, {eas['GPT-OSS-20B']}" in PAGE

@@ -16,18 +16,12 @@ from offramp.scoring.components import (
     initial_information,
     mixture_entropy,
     saturation,
-    skip_ratio,
 )
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.scoring import score
 
 X = np.array([0.25, 0.5, 1.0])
-
-
-def test_step_area_holds_a_value_until_the_next_exit():
-    # 0.2 on [0, 0.25), 0.4 on [0.25, 0.5), 0.8 on [0.5, 1); the last value has no width.
-    assert components.step_area(np.array([0.4, 0.8, 1.0]), X, 0.2) == pytest.approx(0.05 + 0.1 + 0.4)
 
 
 def test_representation_by_hand_and_at_its_ceiling():
@@ -51,21 +45,6 @@ def test_calibration_skill_by_hand():
     assert components.calibration_skill(np.array([0.1, 0.105]), np.array([0.5, 0.2])) == pytest.approx(0.5)
     assert components.calibration_skill(np.array([0.3]), np.array([0.5])) == 0.0
     assert np.isnan(components.calibration_skill(np.zeros(2), np.array([0.0, 1.0])))
-
-
-def test_composite_is_the_geometric_mean():
-    assert components.geometric_mean(np.array(0.1), np.array(0.4), np.array(0.2)) == pytest.approx(0.2)
-
-
-def test_formulas_take_draws_in_front():
-    agreement = np.random.default_rng(0).random((5, 3))
-    rows = [components.representation_quality(row, X) for row in agreement]
-    np.testing.assert_allclose(components.representation_quality(agreement, X), rows)
-    initial = np.linspace(1.0, 2.0, 5)
-    rows = [
-        components.information_increment(row, first, X) for row, first in zip(agreement, initial, strict=True)
-    ]
-    np.testing.assert_allclose(components.information_increment(agreement, initial, X), rows)
 
 
 def test_whole_card_worked_on_paper():
@@ -116,17 +95,6 @@ def random_trace(documents=24, length=6, vocabulary=30, exits=3):
     generator = np.random.default_rng(1)
     document = np.repeat(np.arange(documents), length)
     return logits_trace(3 * generator.normal(size=(len(document), exits, vocabulary)), document=document)
-
-
-def test_initial_information_is_the_mean_divergence_from_the_mean_distribution():
-    generator = np.random.default_rng(1)
-    document = np.repeat(np.arange(24), 6)
-    logits = 3 * generator.normal(size=(144, 3, 30))
-    p = np.exp(logits[:, -1]) / np.exp(logits[:, -1]).sum(-1, keepdims=True)
-    expected = np.mean([entropy(row, p.mean(0)) for row in p])
-    assert score(logits_trace(logits, document=document)).initial_information.value == pytest.approx(
-        expected, abs=1e-6
-    )
 
 
 def test_draws_equal_a_plain_loop_up_to_their_shift():
@@ -197,15 +165,6 @@ def test_a_marginal_that_does_not_fit_is_refused():
     trace.marginal.sums[0, 0] = np.nan
     with pytest.raises(InputError, match="marginal distribution is not finite"):
         score(trace)
-
-
-def test_by_hand():
-    agreement = np.array([[0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 1]], dtype=bool)
-    assert first_match(agreement).tolist() == [1, 0, 3, 0]
-    assert saturation(agreement).tolist() == [3, 0, 3, 2]
-    # Exits 2, 5, 8, 10 of 10 layers.
-    exits = np.array([2, 5, 8, 10])
-    np.testing.assert_allclose(skip_ratio(saturation(agreement), exits, 10), [0.0, 0.8, 0.0, 0.2])
 
 
 @settings(max_examples=100, deadline=None)

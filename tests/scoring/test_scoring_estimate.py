@@ -8,7 +8,7 @@ from offramp.errors import InputError
 from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.scoring import score
 
-DOCUMENTS, LENGTH, SIMULATIONS = 40, 60, 200
+DOCUMENTS, LENGTH, SIMULATIONS = 40, 24, 200
 REACH = np.array([0.4, 0.7, 0.9, 1.0])
 
 
@@ -51,7 +51,7 @@ def simulated():
     cards, token_level = [], []
     for simulation in range(SIMULATIONS):
         trace = correlated_trace(generator)
-        cards.append(score(trace, draws=400, seed=simulation))
+        cards.append(score(trace, draws=250, seed=simulation))
         token_level.append(token_level_interval(trace, generator))
     return cards, np.array(token_level)
 

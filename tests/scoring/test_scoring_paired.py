@@ -96,26 +96,6 @@ def test_draws_take_the_same_documents_of_both(pair: tuple[Trace, Trace], paired
     assert found.p_value == pytest.approx(min(1.0, expected))
 
 
-def test_pairing_is_narrower_than_two_intervals_where_documents_matter() -> None:
-    """Documents differ far more than the two models do: pairs cancel that, two separate intervals do not."""
-    generator = np.random.default_rng(0)
-    document = np.repeat(np.arange(40), 20)
-    ease = generator.random(40)[document][:, None]
-    agree = [generator.random((800, 3)) < ease * reach for reach in (0.9, 0.95)]
-    for one in agree:
-        one[:, -1] = True
-    traces = [facts_trace({"agreement": one}, document=document) for one in agree]
-    difference = figure_of(paired_differences(*traces), "representation").difference
-    alone = [score(trace).representation for trace in traces]
-    assert difference.high - difference.low < 0.6 * sum(one.high - one.low for one in alone) / math.sqrt(2)
-
-
-def test_a_trace_does_not_differ_from_itself(pair: tuple[Trace, Trace]) -> None:
-    for one in paired_differences(pair[0], pair[0], draws=50).figures:
-        assert (one.difference.value, one.difference.low, one.difference.high) == (0.0, 0.0, 0.0)
-        assert one.p_value == 1.0
-
-
 def test_turning_the_pair_round_turns_the_difference(pair: tuple[Trace, Trace], paired: Paired) -> None:
     for one, other in zip(
         paired.figures, paired_differences(*pair[::-1], draws=200, seed=3).figures, strict=True

@@ -1,4 +1,4 @@
-"""The small real study that tests of faults share."""
+"""A study's folder, and the small real study that tests of faults share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from pathlib import Path
 import pytest
 
 from offramp.studies.folder import StudyFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A study's folder, in which nothing is made yet."""
+    return StudyFolder(tmp_path / "study")
+
+
+@pytest.fixture
+def made(folder: StudyFolder) -> None:
+    """The study's folder is there."""
+    folder.path.mkdir()
 
 
 @pytest.fixture(scope="session")

@@ -11,32 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_studies import (
-    POLICIES,
-    copy_traces,
-    run_jobs,
-    start_study,
-    task_files,
-    wait_for_work,
-    write_study,
-)
+from fault_studies import POLICIES, copy_traces, plan_into, run_jobs, task_files, write_study
 
-from command_line import finish, run_offramp
+from command_line import run_offramp
 from offramp.files import TEMPORARY_PREFIX
-from offramp.studies.engines.local import LocalEngine
-from offramp.studies.engines.registry import ENGINES
 from offramp.studies.folder import StudyFolder
+from offramp.studies.runner import MENDING
 from offramp.studies.status import status_of
 from offramp.studies.task import Task
-
-FULL_DISK_WORKER = """
-import errno, os
-def replace(source, target):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-os.replace = replace
-from offramp.studies.worker import main
-main()
-"""
 
 
 @pytest.fixture
@@ -90,10 +72,7 @@ def test_what_reads_a_damaged_trace_fails_with_the_way_to_mend_it(
     failure = folder.failure(score)
     assert failure is not None
     assert "a file of the trace is damaged" in failure.what
-    assert failure.fix == (
-        "run offramp study status --verify, which finds what is damaged, and then offramp study run --retry, "
-        "which makes that again, and this"
-    )
+    assert failure.fix == MENDING
     assert folder.is_done(trace)
 
     status = status_of(plan, folder, verify=True)
@@ -120,39 +99,25 @@ def test_a_torn_journal_line_costs_nothing_but_itself(
     assert folder.journal.path.read_bytes().startswith(content[:-20] + b"\n")
 
 
-@pytest.mark.slow
 def test_a_study_file_edited_while_it_runs_counts_from_the_next_run(
     tiny_model: Path, documents: Path, undisturbed: StudyFolder, tmp_path: Path
 ) -> None:
     folder = copy_traces(undisturbed, tmp_path / "study")
     path = write_study(tmp_path / "STUDY.toml", tiny_model, documents)
-    process = start_study(path, folder.path)
-    wait_for_work(process, folder, 0)
+    plan = plan_into(path, folder)
     write_study(path, tiny_model, documents, (*POLICIES[1:], "static:exit=4"))
-    said = finish(process).require(0).out
-    assert "STUDY.toml changed since this was planned" in said
+    assert run_jobs(folder, plan) == []
+    assert any("STUDY.toml changed since" in problem for problem in status_of(plan, folder).problems)
     assert task_files(folder) == task_files(undisturbed)
 
     events = len(folder.journal.read().events)
-    said = run_offramp("study", "run", path, "-o", folder.path).require(0).out
-    assert "changed since" not in said
-    assert "1 finished task in the folder that the study does not name" in said
+    plan = plan_into(path, folder)
+    assert run_jobs(folder, plan) == []
+    assert status_of(plan, folder).problems == (
+        "1 finished task in the folder that the study does not name (any more): kept, and not shown",
+    )
     assert started(folder, events) == ["replay"]
     assert task_files(folder).items() > task_files(undisturbed).items()
-
-
-@pytest.mark.slow
-def test_a_full_disk_stops_the_study_with_exit_code_1_and_it_goes_on_later(
-    fault_study: Path, undisturbed: StudyFolder, tmp_path: Path
-) -> None:
-    folder = copy_traces(undisturbed, tmp_path / "study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENGINES, "local", LocalEngine(("-c", FULL_DISK_WORKER)))
-        said = run_offramp("study", "run", fault_study, "-o", folder.path).require(1)
-    assert "the disk is full" in said.err, said.out
-    assert "run the same command again" in said.err
-    assert run_jobs(folder, folder.read_plan()) == []
-    assert task_files(folder) == task_files(undisturbed)
 
 
 def fill_disk(patch: pytest.MonkeyPatch, place: str) -> None:

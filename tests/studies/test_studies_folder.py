@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from folder_cases import do, plan_of, task_of
@@ -26,11 +28,6 @@ from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
 from offramp.studies.task import Estimate, Task
 
 TASK = task_of("score")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
 
 
 def events(folder: StudyFolder) -> list[str]:
@@ -187,6 +184,9 @@ def test_failures_are_kept_and_forgotten(folder: StudyFolder) -> None:
     folder.forget_failure(TASK)
     assert folder.condition(TASK) == "unfinished"
     assert Failure.of(ZeroDivisionError()) == Failure("ZeroDivisionError", error="ZeroDivisionError")
+    folder.fail(TASK, Failure("it broke"))
+    do(folder, TASK)
+    assert (folder.condition(TASK), folder.failure(TASK)) == ("done", None)
 
 
 def test_a_damaged_record_of_a_failure_is_still_a_failure(folder: StudyFolder) -> None:
@@ -197,13 +197,6 @@ def test_a_damaged_record_of_a_failure_is_still_a_failure(folder: StudyFolder) -
     assert failure is not None
     assert "the record of why is damaged" in failure.what
     assert "--retry" in failure.fix
-
-
-def test_a_done_task_that_failed_before_is_done(folder: StudyFolder) -> None:
-    folder.fail(TASK, Failure("it broke"))
-    do(folder, TASK)
-    assert folder.condition(TASK) == "done"
-    assert folder.failure(TASK) is None
 
 
 def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
@@ -233,14 +226,6 @@ def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: 
         folder.read_plan()
 
 
-def test_a_file_in_the_place_of_a_folder_of_the_study_is_told(folder: StudyFolder) -> None:
-    folder.path.mkdir(parents=True)
-    folder.locks.write_text("")
-    with pytest.raises(InputError, match="something else stands where the study keeps a folder") as refused:
-        folder.write_plan(plan_of([TASK]))
-    assert refused.value.where == str(folder.locks)
-
-
 @pytest.mark.parametrize("place", ["", MANIFEST, RESULT])
 def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_made_again(
     folder: StudyFolder, place: str
@@ -258,17 +243,25 @@ def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_made_again(
     assert folder.condition(TASK) == "done"
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    for path in (tmp_path / "file", tmp_path / "file" / "study"):
-        with pytest.raises(InputError, match="cannot be made or written"):
-            StudyFolder(path).write_plan(plan_of([TASK]))
+@pytest.mark.parametrize(
+    ("file", "folder", "said"),
+    [
+        ("study/locks", "study", "something else stands where the study keeps a folder"),
+        ("study", "study", "cannot be made or written"),
+        ("study", "study/within", "cannot be made or written"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path, file: str, folder: str, said: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("in the way")
+    with pytest.raises(InputError, match=said) as refused:
+        StudyFolder(tmp_path / folder).write_plan(plan_of([TASK]))
+    assert refused.value.where == str(max(tmp_path / file, tmp_path / folder))
 
 
 @pytest.mark.parametrize(
     ("place", "write"),
     [
-        (MANIFEST, lambda folder: folder.finish(TASK, 1.0)),
         (FAILURE, lambda folder: folder.fail(TASK, Failure("it broke"))),
         (PLAN, lambda folder: folder.write_plan(plan_of([TASK]))),
     ],
@@ -276,16 +269,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_half_written(
     folder: StudyFolder, place: str, write: Callable[[StudyFolder], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder.start(TASK) / RESULT).write_text("{}")
-
-    def full(source: Path, target: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
-
+    """Of what a task writes while it runs this is held by `test_studies_faults_files.py`."""
+    folder.start(TASK)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(DiskFullError, match="the disk is full") as caught:
+        patch.setattr(os, "replace", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(DiskFullError, match=rf"the disk is full: .* {re.escape(place)}"):
             write(folder)
-    assert place in caught.value.what
     assert not list(folder.path.rglob(place))
     assert not list(folder.path.rglob(f"{TEMPORARY_PREFIX}*"))
     assert folder.condition(TASK) == "unfinished"

@@ -126,24 +126,20 @@ def test_any_study_has_distinct_cells_and_grows_without_redoing(world: Path, dat
     assert keys_of(plan_from(world, relabelled(study))) == keys_of(plan)
 
 
+LENS = {"name": "lens", "fit": ["txt:one.txt"], "tokens": 100}
+ONE = {"name": "one", "policy": "static:exit=1"}
+COMBINE = {"accelerations": ["prompt_lookup", "exits"], "policy": "static:exit=1"}
 BASE: dict[str, Any] = {
     "models": ["a"],
     "workloads": ["txt:one.txt"],
     "machines": ["h100", "local"],
-    "policies": ["league", "tuned", {"name": "one", "policy": "static:exit=1"}],
-    "heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 100}],
+    "policies": ["league", "tuned", ONE],
+    "heads": [LENS],
     "pairs": [{"kind": "k", "first": "a", "second": "a + prune:drop=1"}],
     "transforms": ["none", "prune:drop=1"],
     "decode": {},
-    "combine": {"accelerations": ["prompt_lookup", "exits"], "policy": "static:exit=1"},
+    "combine": COMBINE,
 }
-
-
-def replayed(**changes: Any) -> list[Any]:
-    """The policies of BASE with another member."""
-    return ["league", "tuned", {"name": "one", **changes}]
-
-
 OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine", "pair"}
 OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode", "pair"}
 SEARCHED = {"league", "tune", "decode"}
@@ -165,46 +161,54 @@ SEARCHED = {"league", "tune", "decode"}
         ({"draws": 20_000}, {"score", "pair"}),
         ({"title": "T", "description": "D"}, set()),
     ],
+    ids=str,
 )
 def test_settings_change_the_keys_of_what_they_change(
     world: Path, change: dict[str, Any], changed: set[str]
 ) -> None:
-    before = plan_from(world, BASE)
-    after = plan_from(world, {**BASE, "study": {**SETTINGS, **change}})
-    moved = {kind for kind in OF_MODEL if not keys_of(before, kind) & keys_of(after, kind)}
-    kept = {kind for kind in OF_MODEL if keys_of(before, kind) == keys_of(after, kind)}
-    assert moved == changed
-    assert kept == OF_MODEL - changed
+    require_changed(world, {"study": {**SETTINGS, **change}}, changed)
 
 
 @pytest.mark.parametrize(
-    ("change", "changed"),
+    ("axis", "entry", "changed"),
     [
-        ({"models": [{"name": "a", "source": "c"}]}, OF_MODEL),
-        ({"workloads": [{"name": "txt:one.txt", "source": "txt:two.txt"}]}, OF_MODEL - {"profile"}),
-        ({"heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 200}]}, {"heads", *OF_TRACE}),
-        ({"heads": [{"name": "lens", "fit": ["txt:two.txt"], "tokens": 100}]}, {"heads", *OF_TRACE}),
-        (
-            {"heads": [{"name": "lens", "fit": ["txt:one.txt"], "tokens": 100, "classifiers": ["adainfer"]}]},
-            {"heads", *OF_TRACE},
-        ),
-        ({"decode": {"best": 2}}, {"decode"}),
-        ({"decode": {"floor": 0.9}}, {"decode"}),
-        ({"decode": {"new_tokens": 16}}, {"decode"}),
-        ({"decode": {"prompts": 2}}, {"decode"}),
-        ({"decode": {"rounds": 2}}, {"decode"}),
-        ({"decode": {"seconds": 60}}, {"decode"}),
-        ({"combine": {**BASE["combine"], "policy": "static:exit=2"}}, {"combine"}),
-        ({"combine": {**BASE["combine"], "seconds": 60}}, {"combine"}),
-        ({"combine": {**BASE["combine"], "accelerations": ["exits"]}}, {"combine"}),
-        ({"policies": replayed(policy="static:exit=2")}, {"replay"}),
-        ({"policies": replayed(policy="static:exit=1", kv="recompute")}, {"replay"}),
-        ({"policies": replayed(policy="static:exit=1", batch=8)}, {"replay"}),
+        ("models", [{"name": "a", "source": "c"}], OF_MODEL),
+        ("workloads", [{"name": "txt:one.txt", "source": "txt:two.txt"}], OF_MODEL - {"profile"}),
+        ("heads", [{**LENS, "tokens": 200}], {"heads", *OF_TRACE}),
+        ("heads", [{**LENS, "fit": ["txt:two.txt"]}], {"heads", *OF_TRACE}),
+        ("heads", [{**LENS, "classifiers": ["adainfer"]}], {"heads", *OF_TRACE}),
+        ("decode", {"best": 2}, {"decode"}),
+        ("decode", {"floor": 0.9}, {"decode"}),
+        ("decode", {"new_tokens": 16}, {"decode"}),
+        ("decode", {"prompts": 2}, {"decode"}),
+        ("decode", {"rounds": 2}, {"decode"}),
+        ("decode", {"seconds": 60}, {"decode"}),
+        ("combine", {**COMBINE, "policy": "static:exit=2"}, {"combine"}),
+        ("combine", {**COMBINE, "seconds": 60}, {"combine"}),
+        ("combine", {**COMBINE, "accelerations": ["exits"]}, {"combine"}),
+        ("policies", ["league", "tuned", {**ONE, "policy": "static:exit=2"}], {"replay"}),
+        ("policies", ["league", "tuned", {**ONE, "kv": "recompute"}], {"replay"}),
+        ("policies", ["league", "tuned", {**ONE, "batch": 8}], {"replay"}),
     ],
+    ids=str,
 )
 def test_entries_change_the_keys_of_what_they_change(
-    world: Path, change: dict[str, Any], changed: set[str]
+    world: Path, axis: str, entry: Any, changed: set[str]
 ) -> None:
+    require_changed(world, {axis: entry}, changed)
+
+
+def test_a_seed_is_part_of_whatever_draws_with_it(world: Path) -> None:
+    """Without heads, whose seed the traces through them would pass on."""
+    plain = {**BASE, "heads": ["none"]}
+    before = plan_from(world, plain)
+    after = plan_from(world, {**plain, "study": {**SETTINGS, "seed": 1}})
+    kept = {kind for kind in OF_MODEL - {"heads"} if keys_of(before, kind) == keys_of(after, kind)}
+    assert kept == {"trace", "profile"}
+
+
+def require_changed(world: Path, change: dict[str, Any], changed: set[str]) -> None:
+    """No task of these kinds keeps its key, and every other does."""
     before, after = plan_from(world, BASE), plan_from(world, {**BASE, **change})
     assert {kind for kind in OF_MODEL if not keys_of(before, kind) & keys_of(after, kind)} == changed
     assert {kind for kind in OF_MODEL if keys_of(before, kind) == keys_of(after, kind)} == OF_MODEL - changed
@@ -304,6 +308,7 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_code_of_a_plug_in_is_part_of_what_uses_it(world: Path, plug_in: Path, policy: str) -> None:
     study = {**BASE, "policies": ["league", {"name": "one", "policy": policy}]}
     before = plan_from(world, study)
+    assert not any("plug_ins" in task.recipe for task in before.tasks.values() if task.kind != "replay")
     plug_in.write_text(PLUG_IN + "# changed\n")
     after = plan_from(world, study)
     moved = {kind for kind in OF_MODEL if keys_of(before, kind) != keys_of(after, kind)}
@@ -313,10 +318,6 @@ def test_the_code_of_a_plug_in_is_part_of_what_uses_it(world: Path, plug_in: Pat
     plug_in.write_text(PLUG_IN)
     with pytest.raises(OfframpError, match="the plug-in plug_in_of_keys is not what the study was planned"):
         require_planned(task)
-
-
-def test_studies_without_plug_ins_say_nothing_of_them(world: Path) -> None:
-    assert not any("plug_ins" in task.recipe for task in plan_from(world, BASE).tasks.values())
 
 
 def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -15,22 +17,17 @@ import psutil
 import pytest
 from fake_works import FAKE_WORKER, events_of, files_under, job_of, plan_of, task_of, value
 
-from offramp.errors import DiskFullError, InputError
+from offramp.errors import DiskFullError
 from offramp.studies.engines import local
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.process import Ending
-from offramp.studies.engines.registry import ENGINES, engine_named
+from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held
 from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job, Task
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
 
 
 def run(folder: StudyFolder, *jobs: Job, **options: Any) -> list[float]:
@@ -39,6 +36,12 @@ def run(folder: StudyFolder, *jobs: Job, **options: Any) -> list[float]:
     engine = LocalEngine(FAKE_WORKER)
     engine.run(jobs, folder, EngineOptions(**options), lambda: moments.append(time.monotonic()))
     return moments
+
+
+def failure_of(folder: StudyFolder, task: Task) -> Failure:
+    failure = folder.failure(task)
+    assert failure is not None
+    return failure
 
 
 def span(folder: StudyFolder, *tasks: Task) -> tuple[float, float]:
@@ -61,7 +64,7 @@ def diamond(**options: Any) -> list[Job]:
     return [job_of(task) for task in (trace, left, right, end)]
 
 
-def test_jobs_run_once_what_they_need_is_done(folder: StudyFolder) -> None:
+def test_jobs_run_once_what_they_need_is_done(folder: StudyFolder, tmp_path: Path) -> None:
     jobs = diamond()
     moments = run(folder, *jobs, workers=2)
     trace, left, right, end = (job.tasks[0] for job in jobs)
@@ -71,32 +74,16 @@ def test_jobs_run_once_what_they_need_is_done(folder: StudyFolder) -> None:
     assert all(events_of(folder, job.tasks[0]) == ["started", "finished"] for job in jobs)
     # At least once a second, but where a busy machine keeps the engine from it.
     assert statistics.median(later - earlier for earlier, later in itertools.pairwise(moments)) < 1
-
-
-def test_the_order_of_jobs_and_their_number_change_no_byte(folder: StudyFolder, tmp_path: Path) -> None:
-    run(folder, *diamond(), workers=3)
+    # A finished study starts no process: every worker would leave a log, an empty one too.
+    journal = folder.journal.path.read_bytes()
+    assert len(list(folder.logs.iterdir())) == len(jobs)
+    shutil.rmtree(folder.logs)
+    run(folder, *jobs, workers=2)
+    assert (folder.journal.path.read_bytes(), folder.logs.exists()) == (journal, False)
+    # The order of jobs and their number change no byte.
     other = StudyFolder(tmp_path / "other")
-    run(other, *reversed(diamond()), workers=1)
+    run(other, *reversed(jobs), workers=1)
     assert files_under(folder.path) == files_under(other.path)
-
-
-def test_a_finished_study_starts_no_process(folder: StudyFolder) -> None:
-    run(folder, *diamond(), workers=2)
-    before = folder.journal.path.read_bytes(), sorted(folder.logs.iterdir())
-    # Every worker leaves a log, an empty one too.
-    for log in folder.logs.iterdir():
-        log.unlink()
-    run(folder, *diamond(), workers=2)
-    assert (folder.journal.path.read_bytes(), list(folder.logs.iterdir())) == (before[0], [])
-    assert len(before[1]) == len(diamond())
-
-
-def test_a_longer_study_keeps_what_is_done(folder: StudyFolder) -> None:
-    jobs = diamond()
-    run(folder, *jobs[:2])
-    run(folder, *jobs)
-    assert events_of(folder, jobs[0].tasks[0]) == ["started", "finished"]
-    assert value(folder, jobs[3].tasks[0]) == 132
 
 
 def test_what_no_job_does_must_be_there(folder: StudyFolder) -> None:
@@ -142,39 +129,25 @@ def test_a_killed_task_is_tried_once_more(folder: StudyFolder, tmp_path: Path) -
 def test_a_task_that_is_killed_twice_fails_alone(folder: StudyFolder) -> None:
     task, after = task_of(1, deed="die"), task_of(2)
     run(folder, job_of(task, after))
-    failure = folder.failure(task)
-    assert failure is not None
+    failure = failure_of(folder, task)
     assert failure.what.startswith("its process was killed by signal 9 (SIGKILL)")
     assert "memory" in failure.what
     assert Path(failure.where).parent == folder.logs
-    assert Path(failure.where).is_file()
     assert events_of(folder, task) == ["started", "killed", "started", "killed", "failed"]
     assert value(folder, after) == 2
 
 
 @pytest.mark.parametrize(
-    ("deed", "said"),
-    [("unexpected", "KeyError: 'who knows'"), ("exit", "said nothing"), ("exit well", "said nothing")],
+    ("deed", "said"), [("unexpected", "KeyError: 'who knows'"), ("exit well", "said nothing")]
 )
 def test_a_task_that_ends_its_process_fails_alone(folder: StudyFolder, deed: str, said: str) -> None:
     task, after = task_of(1, deed=deed), task_of(2)
     run(folder, job_of(task, after))
-    failure = folder.failure(task)
-    assert failure is not None
+    failure = failure_of(folder, task)
     assert said in failure.what
+    assert failure.where == str(folder.logs / f"{job_of(task, after).key[:16]}.log")
     assert events_of(folder, task) == ["started", "ended early", "failed"]
     assert value(folder, after) == 2
-
-
-def test_a_task_out_of_memory_fails_alone(folder: StudyFolder) -> None:
-    greedy = task_of(7, "trace", deed="allocate")
-    jobs = [job_of(greedy, task_of(2)), job_of(task_of(3, needs={"trace": greedy})), *diamond()]
-    run(folder, *jobs, workers=2)
-    done = [folder.is_done(task) for job in jobs for task in job.tasks]
-    assert done == [False, True, False, True, True, True, True]
-    failure = folder.failure(greedy)
-    assert failure is not None
-    assert failure.what.startswith("out of memory: Unable to allocate")
 
 
 def test_a_full_disk_stops_the_study_which_a_later_run_goes_on_with(folder: StudyFolder) -> None:
@@ -193,12 +166,6 @@ def test_a_full_disk_stops_the_study_which_a_later_run_goes_on_with(folder: Stud
 # --- what runs beside what
 
 
-def test_workers_limit_how_many_run(folder: StudyFolder) -> None:
-    tasks = [task_of(number, seconds=0.3) for number in range(3)]
-    run(folder, *(job_of(task) for task in tasks), workers=1)
-    assert not any(overlap(folder, *pair) for pair in itertools.combinations(tasks, 2))
-
-
 def test_jobs_that_fit_run_side_by_side_and_others_wait(folder: StudyFolder, tmp_path: Path) -> None:
     gigabyte = 10**9
     large, small = (
@@ -214,8 +181,7 @@ def test_what_can_never_fit_fails_alone_and_says_so(folder: StudyFolder) -> None
     huge, small = task_of(1, "trace", memory_bytes=10**15), task_of(2, memory_bytes=1000)
     needy = task_of(3, needs={"trace": huge})
     run(folder, job_of(huge, small, needy))
-    failure = folder.failure(huge)
-    assert failure is not None
+    failure = failure_of(folder, huge)
     assert failure.what.startswith("it needs about 1,000.0 TB of memory; this machine has ")
     assert failure.where == "job"
     assert folder.is_done(small)
@@ -223,24 +189,12 @@ def test_what_can_never_fit_fails_alone_and_says_so(folder: StudyFolder) -> None
     assert events_of(folder, huge) == ["failed"]
 
 
-def test_what_the_option_leaves_no_memory_for_fails_and_names_the_option(folder: StudyFolder) -> None:
-    task = task_of(1, "trace", memory_bytes=900_000_000)
-    run(folder, job_of(task), memory_bytes=1_000_000)
-    failure = folder.failure(task)
-    assert failure is not None
-    assert failure.what == "it needs about 900.0 MB of memory; --memory allows 1.0 MB"
-    assert failure.where == "--memory"
-    assert failure.fix == "allow more memory, then run again with --retry"
-    run(folder, job_of(task), retry=True)
-    assert folder.is_done(task)
-
-
 def test_the_memory_there_is_is_that_of_this_machines_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "machine_memory", lambda: 4000)
     for allowed, limit in ((None, 4000), (9000, 4000), (300, 300)):
         room = local.Room.of_machine(EngineOptions(memory_bytes=allowed))
         assert room.limit.memory_bytes == limit
-        assert ("--memory" in room.limit.said) is (limit == 300)
+        assert (room.limit.where == "--memory") is (limit == 300)
 
 
 def test_an_input_that_is_damaged_meanwhile_is_told_and_mended_by_a_retry(folder: StudyFolder) -> None:
@@ -252,8 +206,7 @@ def test_an_input_that_is_damaged_meanwhile_is_told_and_mended_by_a_retry(folder
     for _ in range(2):
         outcome = JobOutcome(waiting=(needy.key,))
         backlog.ended(job_of(needy), Ending(outcome))
-    failure = folder.failure(needy)
-    assert failure is not None
+    failure = failure_of(folder, needy)
     assert "was damaged or removed while the study ran" in failure.what
     assert failure.fix == "run again with --retry"
     run(folder, job_of(trace), job_of(needy), retry=True)
@@ -281,12 +234,30 @@ class Running:
 
 
 @pytest.mark.parametrize(
-    ("threads", "running", "fits"),
-    [(4, [], True), (1, [1], True), (2, [1], False), (1, [1, 1], False), (3, [], True)],
+    ("threads", "running", "workers", "fits"),
+    [
+        (4, [], None, True),
+        (1, [1], None, True),
+        (2, [1], None, False),
+        (1, [1, 1], None, False),
+        (1, [1], 1, False),
+        (9, [1], 2, True),
+    ],
 )
-def test_threads_share_the_cores(threads: int, running: list[int], fits: bool) -> None:
-    workers: list[Any] = [Running(job_of(task_of(9), threads=number)) for number in running]
-    assert room_of(cores=2).fits(job_of(task_of(1), threads=threads), workers) is fits
+def test_threads_share_the_cores_unless_workers_are_counted(
+    threads: int, running: list[int], workers: int | None, fits: bool
+) -> None:
+    others: list[Any] = [Running(job_of(task_of(9), threads=number)) for number in running]
+    room = dataclasses.replace(room_of(cores=2), workers=workers)
+    assert room.fits(job_of(task_of(1), threads=threads), others) is fits
+
+
+def test_a_timing_starts_beside_nothing_and_nothing_beside_it() -> None:
+    alone, other = job_of(task_of(1, "profile", exclusive=True)), job_of(task_of(2))
+    beside: list[Any] = [Running(other), Running(alone)]
+    room = room_of(cores=9)
+    assert [room.fits(alone, running) for running in ([], beside[:1])] == [True, False]
+    assert [room.fits(other, running) for running in (beside[:1], beside[1:])] == [True, False]
 
 
 @pytest.mark.parametrize(("used", "fits"), [(0, False), (400, True)])
@@ -345,10 +316,3 @@ def test_no_worker_outlives_a_stopped_engine_and_all_is_resumed(
     run(folder, job_of(task_of(9), task_of(1)), job_of(task_of(2)))
     assert [value(folder, task) for task in long] == [1, 2]
     assert events_of(folder, task_of(9)) == ["started", "finished"]
-
-
-def test_engines_are_chosen_by_name() -> None:
-    assert list(ENGINES) == ["local", "ray"]
-    assert engine_named("local").name == "local"
-    with pytest.raises(InputError, match="no engine named 'slurm'"):
-        engine_named("slurm")

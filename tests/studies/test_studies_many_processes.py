@@ -14,18 +14,20 @@ from offramp.studies.task import Job, Plan
 
 pytestmark = pytest.mark.slow
 
-PROCESSES = 8
+PROCESSES = 5
+RUNS = 3
+"""Of a real study: each loads torch."""
 
 
 def jobs_of(*, seconds: float) -> list[Job]:
-    """Four jobs of three tasks, and four of one that needs traces of two of them; one is timed alone."""
+    """Three jobs of three tasks, and three of one that needs traces of two of them; one is timed alone."""
     jobs, traces = [], []
-    for number in range(0, 40, 10):
+    for number in range(0, 30, 10):
         trace = task_of(number, "trace", seconds=seconds)
         scores = [task_of(number + more, needs={"trace": trace}, seconds=seconds) for more in (1, 2)]
         needs = {"first": trace, "second": traces[-1]} if traces else {"first": trace}
         traces.append(trace)
-        timed = {"seconds": seconds, "exclusive": number % 40 == 0}
+        timed = {"seconds": seconds, "exclusive": number == 0}
         jobs += [job_of(trace, *scores), job_of(task_of(number + 5, "replay", needs=needs, **timed))]
     return jobs
 
@@ -37,7 +39,7 @@ def require_once(folder: StudyFolder, plan: Plan) -> None:
         assert events_of(folder, task) == ["started", "finished"]
 
 
-def test_eight_engines_run_every_task_of_a_study_once(tmp_path: Path) -> None:
+def test_many_engines_run_every_task_of_a_study_once(tmp_path: Path) -> None:
     alone = StudyFolder(tmp_path / "alone")
     alone.write_plan(plan_of(jobs_of(seconds=0)))
     assert fake_engine.start(alone).wait(timeout=120) == 0
@@ -53,13 +55,13 @@ def test_eight_engines_run_every_task_of_a_study_once(tmp_path: Path) -> None:
     assert files_under(folder.path) == files_under(alone.path)
 
 
-def test_eight_runs_of_a_study_on_a_tiny_model_trace_it_once(
+def test_runs_of_a_study_on_a_tiny_model_trace_it_once(
     fault_study: Path, undisturbed: StudyFolder, tmp_path: Path
 ) -> None:
     folder = StudyFolder(tmp_path / "study")
-    runs = [start_study(fault_study, folder.path) for _ in range(PROCESSES)]
+    runs = [start_study(fault_study, folder.path) for _ in range(RUNS)]
     said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0] * PROCESSES, said
+    assert [run.returncode for run in runs] == [0] * RUNS, said
     assert not any("Traceback" in text for text in said)
     require_once(folder, folder.read_plan())
     assert task_files(folder) == task_files(undisturbed)

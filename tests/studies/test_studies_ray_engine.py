@@ -27,7 +27,7 @@ from offramp.studies.task import Job
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 GIGABYTE = 10**9
 MEMORY = (GIGABYTE, 3 * GIGABYTE)
@@ -39,13 +39,6 @@ def cluster() -> Iterator[Cluster]:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         yield cluster
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    folder = StudyFolder(tmp_path / "study")
-    folder.path.mkdir()
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,14 @@ from offramp.studies.runner import MENDING, JobOutcome, failure_of, run_job
 from offramp.studies.task import Task
 from offramp.studies.work.context import ModelCache
 
+pytestmark = pytest.mark.usefixtures("made")
+
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, fake_works.REGISTRY, raising=False)
     monkeypatch.setitem(sys.modules, fake_works.REGISTRY, sys)  # so that it is put back at the end
     fake_works.install()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    folder = StudyFolder(tmp_path / "study")
-    folder.path.mkdir()
-    return folder
 
 
 def test_tasks_run_in_order_with_the_results_they_need(folder: StudyFolder) -> None:
@@ -53,17 +48,16 @@ def test_a_done_task_is_not_run_again(folder: StudyFolder) -> None:
     assert events_of(folder, task) == ["started", "finished"]
 
 
-def test_a_task_waits_for_what_another_job_has_not_done(folder: StudyFolder) -> None:
+def test_a_task_waits_for_what_another_job_has_not_done_or_what_is_not_here(folder: StudyFolder) -> None:
     trace = task_of(1, "trace")
     score, other = task_of(2, needs={"trace": trace}), task_of(3)
-    outcome = run_job(job_of(score, other), folder)
-    assert (outcome.waiting, outcome.done) == ((score.key,), (other.key,))
+    blocked = task_of(4, blocked="no such weights here")
+    outcome = run_job(job_of(score, blocked, other), folder)
+    assert (outcome.waiting, outcome.done) == ((score.key, blocked.key), (other.key,))
     assert not folder.task_folder(score).exists()
-
-
-def test_a_blocked_task_is_not_run(folder: StudyFolder) -> None:
-    task = task_of(1, blocked="no such weights here")
-    assert run_job(job_of(task), folder).waiting == (task.key,)
+    run_job(job_of(trace), folder)
+    (folder.task_folder(trace) / "result.json").write_text('{"value": 7}')  # it was damaged meanwhile
+    assert run_job(job_of(score), folder).waiting == (score.key,)
 
 
 def test_a_task_of_another_process_is_left_to_it(folder: StudyFolder) -> None:
@@ -150,14 +144,6 @@ def test_the_model_is_let_go_of_before_tasks_that_need_none(
     assert held == [True, True, True, False]
 
 
-def test_a_damaged_input_is_not_used(folder: StudyFolder) -> None:
-    trace = task_of(1, "trace")
-    score = task_of(2, needs={"trace": trace})
-    run_job(job_of(trace), folder)
-    (folder.task_folder(trace) / "result.json").write_text('{"value": 7}')
-    assert run_job(job_of(score), folder).waiting == (score.key,)
-
-
 # --- alone on the machine
 
 HOLDER = """
@@ -204,44 +190,9 @@ def test_a_worker_has_its_threads_a_log_and_a_clean_answer(folder: StudyFolder) 
     assert worker.log.read_text() == "a library's words\n"
 
 
-@pytest.mark.parametrize(
-    ("deed", "killed", "last_line"),
-    [
-        ("die", "its process was killed by signal 9 (SIGKILL); the system", ""),
-        ("unexpected", None, "KeyError: 'who knows'"),
-        ("exit", None, ""),
-        ("exit well", None, ""),
-    ],
-)
-def test_how_a_worker_ended_is_told(
-    folder: StudyFolder, deed: str, killed: str | None, last_line: str
-) -> None:
-    ending = WorkerProcess(job_of(task_of(1, deed=deed)), folder, fake_works.FAKE_WORKER).wait()
-    assert ending.outcome is None
-    assert (ending.killed or "").startswith(killed or "")
-    assert ending.crashed == (killed is None)
-    assert ending.last_line == last_line
-    assert ending.log == str(folder.logs / f"{job_of(task_of(1)).key[:16]}.log")
-
-
 def test_what_an_earlier_worker_said_is_not_taken_for_the_last_word_of_a_later_one(
     folder: StudyFolder,
 ) -> None:
     for deed, said in (("unexpected", "KeyError: 'who knows'"), ("exit", "")):
         ending = WorkerProcess(job_of(task_of(1, deed=deed)), folder, fake_works.FAKE_WORKER).wait()
         assert ending.last_line == said
-
-
-def test_a_worker_ends_when_whoever_started_it_is_gone(folder: StudyFolder) -> None:
-    task = task_of(1, seconds=60)
-    worker = WorkerProcess(job_of(task), folder, fake_works.FAKE_WORKER)
-    assert worker.process.stdin is not None
-    while not is_held(folder.lock_path(task)):
-        time.sleep(0.01)
-    began = time.monotonic()
-    worker.process.stdin.close()
-    ending = worker.wait()
-    assert time.monotonic() - began < 50  # of the 60 that the task takes
-    assert ending.outcome is None
-    assert folder.condition(task) == "unfinished"
-    assert not is_held(folder.lock_path(task))

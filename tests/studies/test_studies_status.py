@@ -12,22 +12,17 @@ from offramp.files import sha256_of_file
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.status import STATES, Status, TimeLeft, status_of
+from offramp.studies.status import STATES, TimeLeft, status_of
 from offramp.studies.task import Job, Plan, Task
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder(tmp_path / "study")
 
 
 def counts(**numbers: int) -> dict[str, int]:
     return {state: numbers.get(state, 0) for state in STATES}
 
 
-def chain(*, blocked: str | None = None) -> tuple[Task, Task, Task, Task]:
+def chain() -> tuple[Task, Task, Task, Task]:
     """A trace, the league of it, what decodes that league, and a score of the trace."""
-    trace = task_of("trace", blocked=blocked)
+    trace = task_of("trace")
     league = task_of("league", needs={"trace": trace.key})
     decode = task_of("decode", needs={"trace": trace.key, "league": league.key}, exclusive=True)
     return trace, league, decode, task_of("score", needs={"trace": trace.key})
@@ -78,12 +73,6 @@ def test_what_needs_a_failed_task_waits_with_the_reason_through_others(folder: S
     assert status.left == TimeLeft(0.0, 0)
 
 
-def test_a_cell_counts_as_often_as_it_is_shown(folder: StudyFolder) -> None:
-    plan = plan_of(chain())
-    twice = Plan(plan.study, (*plan.cells, plan.cells[0]), plan.tasks, plan.jobs)
-    assert status_of(twice, folder).cells == counts(waiting=4)
-
-
 def test_a_finished_study_is_complete_and_finished_tasks_of_no_plan_are_counted(folder: StudyFolder) -> None:
     tasks = chain()
     for task in (*tasks, task_of("score", 1), task_of("trace", 1)):
@@ -94,33 +83,6 @@ def test_a_finished_study_is_complete_and_finished_tasks_of_no_plan_are_counted(
     assert status.problems == (
         "2 finished tasks in the folder that the study does not name (any more): kept, and not shown",
     )
-
-
-def test_verifying_reads_every_byte_and_says_what_is_damaged(folder: StudyFolder) -> None:
-    trace, league, _, score = tasks = chain()
-    for task in (trace, league, score):
-        (do(folder, task) / "trace" / "part-0.bin").write_bytes(
-            b"\1" * 40 if task is trace else bytes(range(40))
-        )
-    plan = plan_of(tasks)
-    assert status_of(plan, folder).states[trace.key] == "done"
-    status = status_of(plan, folder, verify=True)
-    assert list(status.states.values()) == ["damaged", "done", "waiting", "done"]
-    assert len(status.problems) == 1
-    assert "trace/part-0.bin" in status.problems[0]
-    assert trace.key[:12] in status.problems[0]
-    assert folder.journal.read().events[-1].event == "damaged"
-    again = status_of(plan, folder, verify=True)
-    assert (again.states, again.problems) == (status.states, ())
-
-
-def test_torn_lines_of_the_journal_are_told(folder: StudyFolder) -> None:
-    do(folder, task_of("score"))
-    with folder.journal.path.open("ab") as file:
-        file.write(b'{"event":"fini')
-    status = status_of(plan_of([task_of("score")]), folder)
-    assert set(status.states.values()) == {"done"}
-    assert status.problems == ("line 3 of the journal is torn or damaged, and skipped",)
 
 
 def test_a_study_file_edited_since_is_told(folder: StudyFolder, tmp_path: Path) -> None:
@@ -187,22 +149,3 @@ def test_what_a_running_task_has_run_for_is_taken_off(
         assert left([task], folder).seconds == pytest.approx(70.0, abs=1.0)
         monkeypatch.setattr(time, "monotonic", lambda: now + 1000.0)
         assert left([task], folder) == TimeLeft(0.0, 0)
-
-
-def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def study(name: str, clock: list[float]) -> Status:
-        folder, times, monotonic = StudyFolder(tmp_path / name), iter(clock), iter(range(100, 110))
-        tasks = [task_of("score", number) for number in range(3)]
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda: next(times))
-            patch.setattr(time, "monotonic", lambda: float(next(monotonic)))
-            do(folder, tasks[0], seconds=4.0)
-            (do(folder, tasks[1], seconds=6.0) / "result.json").write_text("{}")
-            folder.start(tasks[1])
-        return status_of(plan_of(tasks), folder, workers=1)
-
-    right = study("right", [1000.0 + second for second in range(6)])
-    back = study("back", [1000.0, 2000.0, 500.0, 1.0, 0.5, 0.25])
-    assert right == back
-    assert right.left == TimeLeft(10.0, 0)
-    assert list(right.states.values()) == ["done", "damaged", "waiting"]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import offramp
 from offramp.errors import DamagedFileError
-from offramp.studies.work.text_size import (
-    PARTIAL,
-    TEXT,
-    TextSize,
-    read_text_sizes,
-    text_sizes,
-    write_text_sizes,
-)
+from offramp.models.model import Model
+from offramp.scoring.text_size import NOTHING, PARTIAL, TextSize, text_sizes
+from offramp.studies.work.text_size import TEXT, read_text_sizes, write_text_sizes
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape
@@ -119,7 +115,13 @@ def test_sizes_are_kept_sealed(tmp_path: Path) -> None:
         read_text_sizes(tmp_path)
 
 
-def test_nothing_is_no_text(tmp_path: Path) -> None:
-    whole: dict[str, Any] = {}
-    write_text_sizes(tmp_path, whole)
-    assert read_text_sizes(tmp_path) == {}
+@pytest.mark.real_model
+def test_english_under_the_bundled_model_has_a_plausible_size(smollm2: Model) -> None:
+    """About four bytes a token, one to two bits a byte."""
+    trace = offramp.trace(smollm2, "prose", 96, document_tokens=4, exits=[30], progress=False)
+    sizes = text_sizes(trace, smollm2.decode)
+    assert len(sizes) == 24
+    whole = sum(sizes.values(), start=NOTHING)
+    assert 3 < whole.bytes / whole.tokens < 6
+    bits = trace.nll[:, -1].astype(np.float64).sum() / math.log(2)
+    assert 0.5 < bits / whole.bytes < 2.5

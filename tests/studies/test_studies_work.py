@@ -32,11 +32,10 @@ from offramp.costs.hardware import (
     RECIPE,
     find_machine,
     list_local_profiles,
-    load_local_profile,
     machine_facts,
-    save_local_profile,
 )
 from offramp.costs.machine import machine_fingerprint
+from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.contenders import GENERATE, NEVER
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -255,12 +254,8 @@ def test_timings_of_a_needed_task_are_used(
     assert result["replay"]["seconds_per_token"] == expected.seconds_per_token
 
 
-def _profile(folder: Path) -> Any:
-    from offramp.costs.timings import TimingsProfile
-
-    value = json.loads((folder / "profile.json").read_text())
-    value.pop("sha256")
-    return from_json(TimingsProfile, value)
+def _profile(folder: Path) -> TimingsProfile:
+    return PROFILE_FILE.read(folder / "profile.json")
 
 
 def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Bench, tmp_path: Path) -> None:
@@ -329,21 +324,47 @@ def heads_task(bench: Bench, **changes: Any) -> Task:
     return planned("heads", {**recipe, **changes}, sources=sources)
 
 
-def test_heads_are_fitted_used_and_copied(bench: Bench, tmp_path: Path) -> None:
-    folder = bench.run(heads_task(bench))
+@pytest.fixture(scope="module")
+def headed(bench: Bench) -> Path:
+    """The folder of fitted heads."""
+    return bench.run(heads_task(bench))
+
+
+def test_the_same_inputs_elsewhere_give_the_same_figures(
+    bench: Bench, traced: Path, headed: Path, documents: Path, tmp_path: Path
+) -> None:
+    """Under other names in another folder, and with a licence beside the weights."""
+    model = Path(shutil.copytree(bench.model, tmp_path / "renamed-model"))
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    text = shutil.copy(documents, tmp_path / "renamed-text.jsonl")
+    there = Bench(tmp_path / "there", model, f"jsonl:{text}#text")
+    for task, other in ((bench.trace_task(), there.trace_task()), (heads_task(bench), heads_task(there))):
+        assert task.key == other.key
+        assert task.sources != other.sources
+    elsewhere = there.run(there.trace_task())
+    one, moved = (offramp.Trace.load(folder / "trace") for folder in (traced, elsewhere))
+    assert all(one.fact(name).tobytes() == moved.fact(name).tobytes() for name in one.fact_names)
+    assert (elsewhere / "text.json").read_bytes() == (traced / "text.json").read_bytes()
+    found, wanted = (
+        read_heads(folder / "heads.safetensors").arrays() for folder in (there.run(heads_task(there)), headed)
+    )
+    assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
+def test_heads_are_fitted_used_and_copied(bench: Bench, headed: Path, tmp_path: Path) -> None:
     model = load_model(bench.model)
     expected = fit_heads(
         model, bench.workload, tokens=400, lens=True, classifiers=["correctness"], seed=SEED, progress=False
     )
     write_heads(expected, tmp_path / "expected.safetensors")
-    fitted = read_heads(folder / "heads.safetensors")
+    fitted = read_heads(headed / "heads.safetensors")
     assert fitted.documents == expected.documents
     arrays, wanted = fitted.arrays(), expected.arrays()
     assert arrays.keys() == wanted.keys()
     assert all(np.array_equal(arrays[name], wanted[name], equal_nan=True) for name in wanted)
     task = bench.trace_task(tokens=120)
     task = dataclasses.replace(task, needs={"heads": "h"})
-    traced = offramp.Trace.load(bench.run(task, {"heads": folder}, name="through heads") / "trace")
+    traced = offramp.Trace.load(bench.run(task, {"heads": headed}, name="through heads") / "trace")
     assert traced.request["heads"]["fingerprint"] == fitted.fingerprint
     assert "correctness" in traced.fact_names
     given = planned(
@@ -385,42 +406,15 @@ def profile_task(bench: Bench) -> Task:
 
 
 def test_a_profile_is_measured_once_for_a_recipe(bench: Bench, measured: mock.Mock) -> None:
-    folder = bench.run(profile_task(bench), name="measured")
-    assert noteless(bench.run(profile_task(bench), name="kept")) == noteless(folder)
-    assert measured.call_count == 1
-    (kept,) = list_local_profiles()
-    assert noteless(folder) == kept.to_json()
-    assert kept.details[RECIPE] == profile_task(bench).recipe
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"code": "0" * 64}, {"versions": {"numpy": "0.1"}}, {"seconds": 0.2}],
-    ids=lambda one: next(iter(one)),
-)
-def test_a_profile_of_another_recipe_is_not_taken(
-    bench: Bench, measured: mock.Mock, changes: dict[str, Any]
-) -> None:
     """Or timings of older code would be filed under a recipe that states the code of now."""
-    bench.run(profile_task(bench), name="older")
-    changed = with_recipe(profile_task(bench), **changes)
-    folder = bench.run(changed, name="newer")
-    assert measured.call_count == 2
-    assert _profile(folder).details[RECIPE] == changed.recipe
-    assert noteless(bench.run(changed, name="kept newer")) == noteless(folder)
-    assert measured.call_count == 2
-
-
-def test_a_profile_that_states_no_recipe_is_not_taken_and_stays(
-    bench: Bench, profiled: Path, measured: mock.Mock
-) -> None:
-    by_hand = _profile(profiled)
-    save_local_profile(by_hand)
-    bench.run(profile_task(bench), name="beside one by hand")
-    assert measured.call_count == 1
-    assert len(list_local_profiles()) == 2
-    fingerprint = by_hand.details["model"]["fingerprint"]
-    assert load_local_profile(fingerprint, "float32", threads=1).to_json() == by_hand.to_json()
+    task = profile_task(bench)
+    for number, one in enumerate((task, with_recipe(task, code="0" * 64)), start=1):
+        folder = bench.run(one, name=f"measured {number}")
+        assert noteless(bench.run(one, name=f"kept {number}")) == noteless(folder)
+        assert measured.call_count == number
+        assert _profile(folder).details[RECIPE] == one.recipe
+        (kept,) = list_local_profiles()
+        assert noteless(folder) == kept.to_json()
 
 
 def test_a_kept_profile_that_is_off_is_measured_again(

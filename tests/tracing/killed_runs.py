@@ -1,6 +1,8 @@
 """Trace into folders in child processes that are killed at chosen moments; prints how each child ended.
 
-`python killed_runs.py FOLDER`: runs as a process of its own, since forking a busy test process is unsafe.
+`python killed_runs.py FOLDER in-memory|streamed`: runs as a process of its own, since forking a busy test
+process is unsafe. Beside the folder NAME of a streamed child is NAME.log: the layers whose weights it asked
+for.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -21,16 +24,27 @@ from tracing_models import tiny_llama, workload_of
 
 import offramp.tracing.part as part
 import offramp.tracing.plan as plan
-from offramp.tracing.tracer import trace
+import offramp.tracing.tracer as tracer
+from offramp.models.model import Model
 
 LENGTHS = (14, 9, 20, 14, 30, 12, 25, 11)
 PART_ROWS = 24
 
 
-def trace_into(folder: Path, **options: Any) -> None:
+def trace_into(folder: Path, model: Model | None = None, **options: Any) -> None:
     """The trace whose files are compared: several parts of a tiny model."""
     plan.SMALLEST_PART = PART_ROWS
-    trace(tiny_llama(), workload_of(lengths=LENGTHS), tokens=500, context=30, output=folder, **options)
+    work = workload_of(lengths=LENGTHS)
+    tracer.trace(model or tiny_llama(), work, tokens=500, context=30, output=folder, **options)
+
+
+def stream_into(folder: Path) -> None:
+    """The same trace, layer by layer."""
+    from streamed_runs import streamed
+
+    log = folder.with_name(f"{folder.name}.log")
+    log.touch()
+    trace_into(folder, streamed(tiny_llama(), log)[0])
 
 
 def everything() -> dict[str, Any]:
@@ -73,12 +87,12 @@ def kill_within_part(number: int) -> None:
     part._write = write
 
 
-def run_child(folder: Path, prepare: Callable[[], None], delay: float | None = None, **options: Any) -> int:
-    """Signal that ended a child which traces into the folder; 0 if it came to its end."""
+def run_child(work: Callable[[], None], prepare: Callable[[], None], delay: float | None = None) -> int:
+    """Signal that ended a child which does the work; 0 if it came to its end."""
     child = os.fork()
     if child == 0:
         prepare()
-        trace_into(folder, **options)
+        work()
         os._exit(0)
     if delay is not None:
         time.sleep(delay)
@@ -86,31 +100,56 @@ def run_child(folder: Path, prepare: Callable[[], None], delay: float | None = N
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    trace_into(folder / "warm-up")
-    started = time.monotonic()
-    trace_into(folder / "timed")
-    whole = time.monotonic() - started
+def kill_in_memory(folder: Path, seconds: float) -> dict[str, int]:
+    """Killed around each kind of file, of the first part and of later ones, within files, and at any time."""
     ended: dict[str, int] = {}
-    for number in range(1, 15):
+    for number in (1, 2, 3, 4, 5, 9, 14):
         for after in (False, True):
             name = f"{'after' if after else 'before'}-{number}"
-            ended[name] = run_child(folder / name, lambda n=number, a=after: kill_at_replace(n, after=a))
+            prepare = functools.partial(kill_at_replace, number, after=after)
+            ended[name] = run_child(functools.partial(trace_into, folder / name), prepare)
     for number in (1, 5, 9):
         name = f"within-{number}"
-        ended[name] = run_child(folder / name, lambda n=number: kill_within_part(n))
-    for number in range(6):
+        prepare = functools.partial(kill_within_part, number)
+        ended[name] = run_child(functools.partial(trace_into, folder / name), prepare)
+    for number in range(4):
         name = f"delay-{number}"
-        ended[name] = run_child(folder / name, lambda: None, delay=whole * (number + 0.5) / 6)
-    for number in (2, 5, 9, 14):
+        work = functools.partial(trace_into, folder / name)
+        ended[name] = run_child(work, lambda: None, delay=seconds * (number + 0.5) / 4)
+    for number in (2, 9):
         name = f"everything-{number}"
-        prepare = functools.partial(kill_at_replace, number, after=True)
-        ended[name] = run_child(folder / name, prepare, **everything())
+        work = functools.partial(trace_into, folder / name, **everything())
+        ended[name] = run_child(work, functools.partial(kill_at_replace, number, after=True))
     name = "everything-within-7"
-    ended[name] = run_child(folder / name, lambda: kill_within_part(7), **everything())
-    print(json.dumps(ended))
+    work = functools.partial(trace_into, folder / name, **everything())
+    ended[name] = run_child(work, lambda: kill_within_part(7))
+    return ended
+
+
+def kill_streamed(folder: Path, seconds: float) -> dict[str, int]:
+    """Killed at random moments, and around files that are put in place."""
+    ended: dict[str, int] = {}
+    moments = random.Random(0)
+    for number in range(10):
+        name = f"delay-{number}"
+        work = functools.partial(stream_into, folder / name)
+        ended[name] = run_child(work, lambda: None, delay=seconds * moments.random())
+    for number, after in ((3, False), (4, True), (6, False), (7, True), (8, True)):
+        name = f"replace-{number}"
+        prepare = functools.partial(kill_at_replace, number, after=after)
+        ended[name] = run_child(functools.partial(stream_into, folder / name), prepare)
+    return ended
+
+
+def main(folder: Path, kind: str) -> None:
+    torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # a kill loses nothing that was written; only a power cut would
+    into, kill_all = (stream_into, kill_streamed) if kind == "streamed" else (trace_into, kill_in_memory)
+    into(folder / "warm-up")
+    started = time.monotonic()
+    into(folder / "timed")
+    print(json.dumps(kill_all(folder, time.monotonic() - started)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -29,7 +29,6 @@ from offramp.models.model import Model
 from offramp.tracing.facts import FACT_BY_NAME, FACTS
 from offramp.tracing.trace import Trace
 
-PROBABILITY_FACTS = ("max_prob", "margin", "entropy", "kl_to_final", "nll", "final_logprob")
 COSINES = (
     "logit_cosine",
     "centred_logit_cosine",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,18 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1 << bit
     path.write_bytes(content)
+
+
+def killed_children(folder: Path, kind: str) -> dict[str, int]:
+    """Folders of runs that were killed (see `killed_runs.py`), and the signal that ended each."""
+    script = Path(__file__).with_name("killed_runs.py")
+    path = os.pathsep.join([str(script.parent), *sys.path])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(script), str(folder), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ended: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return ended
 
 
 def fail(*arguments: Any, **keywords: Any) -> None:

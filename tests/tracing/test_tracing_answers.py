@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tracing_models import (
-    NumberTokenizer,
-    build_family,
-    llama,
-    tiny_llama,
-    tiny_model,
-    workload_of,
-)
+from stored_traces import flip
+from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
-from offramp.errors import ModelError
+from offramp.errors import DamagedFileError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.answers import masks_padding
 from offramp.tracing.trace import Trace
@@ -33,9 +27,7 @@ def run(model: Model | None = None, **options: Any) -> Trace:
 PROMPTS = ("5 6 7 8 9", "10 11", "12 13 14 15 16 17 18", "19", "20 21 22")
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "opt", "bloom", "gemma2", "rwkv", "mamba", "recurrent_gemma", "falcon_h1"]
-)
+@pytest.mark.parametrize("family", ["opt", "bloom", "gemma2", "rwkv", "falcon_h1"])
 def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
     """Greedy in float32; the prompts of a batch have different lengths, so padding must not show."""
     model = tiny_model(build_family(family), head_scale=20.0)
@@ -115,11 +107,14 @@ def test_chat_prompts_go_through_the_template_and_a_missing_one_is_noted() -> No
     assert any("no chat template" in note for note in plain.provenance["notes"])
 
 
-def test_answers_are_kept_on_disk_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_kept_on_disk_as_they_come_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More prompts than one batch: what was answered before an interrupt is not answered again."""
     model = tiny_model(llama(), head_scale=3.0)
     work = workload_of(*(f"{n % 30} {n // 30}" for n in range(80)), mode="generation")
-    undisturbed = run(model, workload=work, tokens=300, document_tokens=4)
+    options: dict[str, Any] = {"workload": work, "tokens": 300, "document_tokens": 4}
+    undisturbed = run(model, **options)
     real, calls = model.hf.generate, 0
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -131,9 +126,18 @@ def test_answers_are_kept_on_disk_as_they_come(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(model.hf, "generate", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(model, workload=work, tokens=300, document_tokens=4, output=tmp_path / "trace")
-    assert (tmp_path / "trace" / "answers.json").exists()
-    resumed = run(model, workload=work, tokens=300, document_tokens=4, output=tmp_path / "trace")
+        run(model, output=tmp_path / "trace", **options)
+    answers = tmp_path / "trace" / "answers.json"
+    content = answers.read_bytes()
+    for offset in range(0, len(content), len(content) // 10):
+        flip(answers, offset)
+        with pytest.raises(DamagedFileError, match="answers"):
+            run(model, output=tmp_path / "trace", **options)
+        answers.write_bytes(content)
+    resumed = run(model, output=tmp_path / "trace", **options)
     assert calls == 4, "three batches; the first was answered before the interrupt"
-    assert np.array_equal(resumed.token, undisturbed.token)
-    assert np.array_equal(resumed.max_prob, undisturbed.max_prob)
+    flip(answers, len(answers.read_bytes()) // 2)
+    repaired = run(model, output=tmp_path / "trace", repair=True, **options)
+    for found in (resumed, repaired):
+        assert np.array_equal(found.token, undisturbed.token)
+        assert np.array_equal(found.max_prob, undisturbed.max_prob)

@@ -1,4 +1,4 @@
-"""Whose folder it is: other requests, other people's files, other processes."""
+"""A trace's folder: whose it is, what comes back from it, what else may lie or happen there."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import stored_traces
-from killed_runs import LENGTHS
+from killed_runs import LENGTHS, everything
+from random_heads import random_heads
 from stored_traces import (
     assert_same_trace,
-    fail,
     files_of,
     flip,
     must_not_run,
@@ -24,11 +25,13 @@ from stored_traces import (
     run,
     write_stored,
 )
-from tracing_models import NumberTokenizer, llama, tiny_model, workload_of
+from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workload_of
 
-from offramp.errors import DamagedFileError, InputError, OfframpError
-from offramp.files import TEMPORARY_PREFIX, locked_folder
+from offramp.errors import InputError, OfframpError
+from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing import part as part_module
+from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.heads_file import write_heads
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
 
@@ -46,18 +49,6 @@ def test_a_newer_schema_is_refused(folder: Path) -> None:
         with pytest.raises(InputError, match="schema version 9") as caught:
             attempt()
         assert "upgrade" in caught.value.fix
-
-
-def test_a_trace_of_an_older_schema_holds_no_texts(folder: Path) -> None:
-    texts = [document.text for document in Trace.load(folder).documents]
-    assert all(text is not None and len(read_sketch(text)) for text in texts)
-    manifest = read_stored(folder / "manifest.json")
-    for document in manifest["documents"]:
-        del document["text"], document["heads_saw"]
-    write_stored(folder / "manifest.json", {**manifest, "schema_version": 3})
-    found = Trace.load(folder)
-    assert [document.text for document in found.documents] == [None] * len(texts)
-    assert not any(document.heads_saw for document in found.documents)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +71,12 @@ def test_a_folder_of_another_request_is_refused_unless_overwritten(
     assert caught.value.exit_code == 2
     assert "--overwrite" in caught.value.fix
     assert files_of(folder) == before
+    (folder / "notes.json").write_text("mine")
     run(folder, overwrite=True, **options)
+    assert (folder / "notes.json").read_text() == "mine"
+    (folder / "notes.json").unlink()
     run(tmp_path / "fresh", **options)
     assert files_of(folder) == files_of(tmp_path / "fresh")
-
-
-def test_overwriting_keeps_what_is_not_ours(folder: Path) -> None:
-    (folder / "notes.json").write_text("mine")
-    run(folder, overwrite=True, tokens=100)
-    assert (folder / "notes.json").read_text() == "mine"
 
 
 def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -96,13 +84,9 @@ def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path: Path) -
     for overwrite in (False, True):
         with pytest.raises(InputError, match="not a trace"):
             run(tmp_path, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("text")
     with pytest.raises(InputError, match="is a file"):
-        run(tmp_path / "file")
+        run(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(
@@ -133,16 +117,6 @@ def test_a_second_process_is_refused(folder: Path) -> None:
     run(folder)  # the lock ended with its process
 
 
-def test_the_folder_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.tracer.write_part", fail)
-        with pytest.raises(ZeroDivisionError):
-            run(tmp_path / "trace")
-    with locked_folder(tmp_path / "trace"):
-        pass
-    run(tmp_path / "trace")
-
-
 def test_leftovers_of_a_killed_writer_are_swept(folder: Path, tmp_path: Path) -> None:
     leftover = folder / f"{TEMPORARY_PREFIX}123-facts-00000.parquet"
     leftover.write_text("half")
@@ -163,20 +137,14 @@ def test_a_request_that_was_refused_later_does_not_hold_the_folder(tmp_path: Pat
     assert run(tmp_path / "trace", model=model, workload=work, tokens=8, context=40).token_count > 0
 
 
-def test_a_trace_says_what_it_holds(folder: Path) -> None:
-    loaded = Trace.load(folder)
-    assert "tokens of" in repr(loaded)
-    assert "max_prob" in dir(loaded)
-    with pytest.raises(AttributeError, match="did you mean 'max_prob'"):
-        loaded.maxprob  # noqa: B018 - reading it is the test
-
-
 def test_a_trace_comes_back_from_disk_as_it_was_in_memory(finished: Path) -> None:
     loaded = Trace.load(finished)
     assert_same_trace(loaded, run(None))
     assert loaded.folder == finished
     assert loaded.token_count == sum(LENGTHS) - len(LENGTHS)
     assert len(list(finished.glob("facts-*.parquet"))) >= 4, "several parts, or the kills test nothing"
+    with pytest.raises(AttributeError, match="did you mean 'max_prob'"):
+        loaded.maxprob  # noqa: B018 - reading it is the test
 
 
 def test_a_part_of_one_row_comes_back(tmp_path: Path) -> None:
@@ -186,11 +154,6 @@ def test_a_part_of_one_row_comes_back(tmp_path: Path) -> None:
     assert_same_trace(Trace.load(tmp_path / "trace"), run(None, **options))
 
 
-def test_two_runs_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    run(tmp_path / "second")
-    assert files_of(tmp_path / "second") == files_of(finished)
-
-
 def test_a_finished_trace_is_read_and_not_measured_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,34 +161,6 @@ def test_a_finished_trace_is_read_and_not_measured_again(
     monkeypatch.setattr("offramp.tracing.tracer.make_measurer", must_not_run)
     assert_same_trace(run(folder), Trace.load(folder))
     assert files_of(folder) == before
-
-
-def test_reading_needs_no_torch(finished: Path) -> None:
-    script = (
-        "import sys; from offramp.tracing.trace import Trace; t = Trace.load(sys.argv[1]);"
-        "print(t.max_prob.shape, t.marginal.sums.shape);"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(finished)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"({sum(LENGTHS) - len(LENGTHS)}, 3)")
-
-
-def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    real = os.replace
-
-    def replace(source: Any, target: Any) -> None:
-        written.append(Path(target).name)
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    run(tmp_path / "trace")
-    assert written[0] == "request.json"
-    assert written[-1] == "manifest.json"
-    assert written.count("manifest.json") == 1
-    kinds = [name.split("-")[0] for name in written[1:-1]]
-    assert kinds == ["facts", "marginal", "tokens", "part"] * (len(kinds) // 4)
 
 
 def test_parts_have_page_checksums(finished: Path, tmp_path: Path) -> None:
@@ -273,35 +208,91 @@ def test_a_full_disk_is_told_with_sizes_and_leaves_no_temporary_file(
     assert files_of(place) == files_of(finished)
 
 
-def test_kept_answers_are_used_after_an_interrupt_and_checked(
+# -- facts on request, and older traces
+
+ALL_NAMES = (
+    *(fact.name for fact in FACTS),
+    *(fact.name for name in sorted(SIGNAL_FACTS) for fact in SIGNAL_FACTS[name]),
+    *(fact.name for fact in HEAD_FACTS),
+)
+
+
+def test_every_fact_comes_back_from_disk_and_another_request_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(llama(), head_scale=3.0, tokenizer=NumberTokenizer())
-    work = workload_of("5 6 7", "8 9", "10 11 12 13", mode="generation")
-    options = {"model": model, "workload": work, "tokens": 20}
-    undisturbed = tmp_path / "undisturbed"
-    run(undisturbed, **options)
-    place = tmp_path / "trace"
-    with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.tracer.write_part", fail)
-        with pytest.raises(ZeroDivisionError):
-            run(place, **options)
-    answers = place / "answers.json"
-    content = answers.read_bytes()
-    for offset in range(0, len(content), 17):
-        flip(answers, offset)
-        with pytest.raises(DamagedFileError, match="answers"):
-            run(place, **options)
-        answers.write_bytes(content)
-    flip(answers, len(content) // 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(model.hf, "generate", must_not_run)
-        with pytest.raises(DamagedFileError, match="answers"):
-            run(place, **options)
-        answers.write_bytes(content)
-        run(place, **options)
-    assert files_of(place) == files_of(undisturbed)
-    flip(answers, len(content) // 2)
-    run(place, repair=True, **options)
-    assert files_of(place).keys() <= files_of(undisturbed).keys()
-    assert_same_trace(Trace.load(place), Trace.load(undisturbed))
+    extended = tmp_path / "extended"
+    run(extended, **everything())
+    loaded = Trace.load(extended)
+    assert loaded.fact_names == ALL_NAMES
+    assert_same_trace(loaded, run(None, **everything()))
+    manifest = read_stored(extended / "manifest.json")
+    assert [fact["name"] for fact in manifest["facts"]] == list(ALL_NAMES)
+    assert manifest["schema_version"] == 4
+    monkeypatch.setattr("offramp.tracing.tracer.make_measurer", must_not_run)
+    run(extended, **everything())
+    for options, differs in [
+        ({"signals": "restricted"}, "signals, heads"),
+        ({**everything(), "heads": None}, "heads"),
+        ({**everything(), "heads": random_heads(tiny_llama(), [1, 2], seed=1)}, "heads"),
+    ]:
+        with pytest.raises(InputError, match=f"differs in: {differs}"):
+            run(extended, **options)
+
+
+def test_facts_of_documents_come_back_from_disk(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "model": tiny_model(llama(), head_scale=3.0, tokenizer=NumberTokenizer()),
+        "workload": workload_of("5 6 7", "8 9", "10 11 12 13", mode="generation"),
+        "tokens": 20,
+        "signals": "all",
+    }
+    run(tmp_path / "trace", **options)
+    loaded, held = Trace.load(tmp_path / "trace"), run(None, **options)
+    assert_same_trace(loaded, held)
+    stored = loaded.document_fact("prompt_entropy")
+    assert stored.dtype == np.float64
+    assert np.array_equal(stored, held.document_fact("prompt_entropy"))
+    assert len(np.unique(stored)) == len(loaded.documents)
+    assert read_stored(tmp_path / "trace" / "manifest.json")["document_facts"] == ["prompt_entropy"]
+
+
+def test_traces_of_older_schemas_are_read(finished: Path, tmp_path: Path) -> None:
+    """3: without texts. 1: no signals or heads in the request, no list of document facts either."""
+    old = Path(shutil.copytree(finished, tmp_path / "old"))
+    texts = [document.text for document in Trace.load(old).documents]
+    assert all(text is not None and len(read_sketch(text)) for text in texts)
+    manifest = read_stored(old / "manifest.json")
+    for document in manifest["documents"]:
+        del document["text"], document["heads_saw"]
+    write_stored(old / "manifest.json", {**manifest, "schema_version": 3})
+    found = Trace.load(old)
+    assert [document.text for document in found.documents] == [None] * len(texts)
+    assert not any(document.heads_saw for document in found.documents)
+    manifest["schema_version"] = 1
+    del manifest["document_facts"], manifest["request"]["signals"], manifest["request"]["heads"]
+    write_stored(old / "manifest.json", manifest)
+    write_stored(old / "request.json", manifest["request"])
+    loaded, new = Trace.load(old), Trace.load(finished)
+    assert loaded.fact_names == tuple(fact.name for fact in FACTS)
+    for name in loaded.fact_names:
+        assert np.array_equal(loaded.fact(name), new.fact(name)), name
+    with pytest.raises(InputError, match="does not hold 'logit_gap'") as caught:
+        loaded.fact("logit_gap")
+    assert caught.value.fix == "trace again with --signals logit_gap"
+    assert caught.value.where == str(old)
+    with pytest.raises(InputError, match="differs in: signals"):
+        run(old)
+
+
+def test_reading_needs_no_torch(finished: Path, tmp_path: Path) -> None:
+    write_heads(random_heads(tiny_llama(), [1]), tmp_path / "heads")
+    script = (
+        "import sys; from offramp.tracing.trace import Trace; t = Trace.load(sys.argv[1]);"
+        "from offramp.tracing.heads_file import read_heads; read_heads(sys.argv[2]);"
+        "print(t.max_prob.shape, t.marginal.sums.shape);"
+        "assert not {'torch', 'transformers', 'sklearn'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(finished), str(tmp_path / "heads")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"({sum(LENGTHS) - len(LENGTHS)}, 3)")

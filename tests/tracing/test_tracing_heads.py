@@ -1,4 +1,4 @@
-"""Traces with fitted heads: the lens and every classifier by hand, exit L untouched, and heads refused."""
+"""Traces with fitted heads: lens, classifiers and output heads by hand, exit L untouched, heads refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive_facts import assert_facts, assert_signals, following_of, log_softmax, readings_of, states_of
-from random_heads import ALL_FACTS, random_heads
+from naive_facts import (
+    Readings,
+    assert_facts,
+    assert_signals,
+    following_of,
+    log_softmax,
+    logits_of,
+    readings_of,
+    states_of,
+)
+from random_heads import ALL_FACTS, output_logits, random_heads, random_output_heads
 from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.costs.probes import ProbeSizes
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.policies.policy_cost import prices_of
+from offramp.policies.replay import replay
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.fitted_heads import CANDIDATES
@@ -145,27 +156,6 @@ def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> 
     }
 
 
-def test_a_bfloat16_model_is_read_through_the_lens_in_float32_accuracy() -> None:
-    model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
-    heads = random_heads(model, range(1, model.layers), candidate_exit=1)
-    found = run(model, heads, 503, signals=tuple(SIGNAL_FACTS))
-    _, after = states(model, 503)
-    # The lens gives float32 numbers that the model's own norm takes in its dtype.
-    for place in range(model.layers - 1):
-        assert heads.lens is not None
-        wide = torch.tensor(after[place]).float() @ torch.tensor(heads.lens.weight[place]).t()
-        rounded = (wide + torch.tensor(heads.lens.bias[place])).to(torch.bfloat16)
-        normed = model.hf.model.norm(rounded).double()
-        z = (normed @ model.hf.lm_head.weight.double().t()).detach().numpy()
-        p = np.exp(log_softmax(z))
-        # A sum that falls on the other side of a rounding step moves a state by 2^-8 of it.
-        assert np.mean(found.top1[:, place] == z.argmax(-1)) > 0.9
-        assert np.median(np.abs(found.max_prob[:, place] - p.max(-1))) < 1e-4
-    plain = run(model, None, 503, signals=tuple(SIGNAL_FACTS))
-    for fact in FACTS:
-        assert np.array_equal(found.fact(fact.name)[:, -1], plain.fact(fact.name)[:, -1]), fact.name
-
-
 def test_exit_l_and_the_hidden_states_are_those_without_heads() -> None:
     model = tiny_llama()
     heads = random_heads(model, [1, 2])
@@ -203,9 +193,12 @@ def test_a_model_of_several_streams_goes_through_a_lens_too() -> None:
     assert not np.allclose(run(model, heads, 503).max_prob[:, 0], plain.max_prob[:, 0], atol=1e-3)
 
 
-def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [random_heads, random_output_heads])
+def test_some_exits_of_the_file_and_rows_in_several_chunks(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model(build_family("llama"), head_scale=20.0)
-    heads = random_heads(model, range(1, model.layers), candidate_exit=1)
+    heads = kind(model, range(1, model.layers))
     whole = run(model, heads, 503, signals="restricted")
     some = run(model, heads, 503, signals="restricted", exits="1,3")
     for name in whole.fact_names:
@@ -218,21 +211,142 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(monkeypatch: pytest.M
             np.testing.assert_allclose(parts.fact(name), whole.fact(name), atol=1e-4, rtol=1e-4, err_msg=name)
 
 
-def test_a_path_and_its_content_give_the_same_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [random_heads, random_output_heads])
+def test_a_path_and_its_content_give_the_same_trace(kind: Any, tmp_path: Path) -> None:
     model = tiny_llama()
-    heads = random_heads(model, [1, 2])
+    heads = kind(model, [1, 2])
     write_heads(heads, tmp_path / "heads.safetensors")
     stored, held = run(model, tmp_path / "heads.safetensors"), run(model, heads)
     for name in held.fact_names:
         assert np.array_equal(stored.fact(name), held.fact(name)), name
     assert stored.provenance == held.provenance
-    other = run(model, random_heads(model, [1, 2], seed=1))
+    assert held.provenance["request"]["heads"]["output"] is (kind is random_output_heads)
+    other = run(model, kind(model, [1, 2], seed=1))
     assert other.provenance["request_fingerprint"] != held.provenance["request_fingerprint"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_bfloat16_model_is_read_through_heads_in_float32_accuracy(own: bool) -> None:
+    model = tiny_model(build_family("llama"), head_scale=20.0, dtype="bfloat16")
+    exits = range(1, model.layers)
+    heads = random_output_heads(model, exits, bias=False) if own else random_heads(model, exits)
+    found = run(model, heads, 503, signals=tuple(SIGNAL_FACTS))
+    _, after = states(model, 503)
+    for place in range(model.layers - 1):
+        z = (own_logits if own else bfloat16_lens_logits)(model, heads, place, after[place])
+        # A sum that falls on the other side of a rounding step moves a state by 2^-8 of it.
+        assert np.mean(found.top1[:, place] == z.argmax(-1)) > 0.9
+        off = np.abs(found.max_prob[:, place] - np.exp(log_softmax(z)).max(-1))
+        assert np.median(off) < (1e-3 if own else 1e-4)
+    plain = run(model, None, 503, signals=tuple(SIGNAL_FACTS))
+    for fact in FACTS:
+        if not (own and fact.name == "shuffled_logit_cosine"):  # by another sum than the Gram matrix's
+            assert np.array_equal(found.fact(fact.name)[:, -1], plain.fact(fact.name)[:, -1]), fact.name
+
+
+def bfloat16_lens_logits(model: Model, heads: ExitHeads, place: int, after: np.ndarray) -> np.ndarray:
+    """Of one exit: the lens gives float32 numbers that the model's own norm takes in its dtype."""
+    assert heads.lens is not None
+    wide = torch.tensor(after).float() @ torch.tensor(heads.lens.weight[place]).t()
+    rounded = (wide + torch.tensor(heads.lens.bias[place])).to(torch.bfloat16)
+    normed = model.hf.model.norm(rounded).double()
+    z: np.ndarray = (normed @ model.hf.lm_head.weight.double().t()).detach().numpy()
+    return z
+
+
+def own_logits(model: Model, heads: ExitHeads, place: int, after: np.ndarray) -> np.ndarray:
+    """Of one exit with a head of its own: its norm is computed in float32, and both are given in bfloat16."""
+    assert heads.output is not None
+    wide = torch.tensor(after).float()
+    root = torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-2)
+    normed = (wide * root * torch.tensor(heads.output.norm_weight[place])).to(torch.bfloat16).double()
+    weight = torch.tensor(heads.output.weight[place]).to(torch.bfloat16).double()
+    z: np.ndarray = (normed @ weight.t()).numpy()
+    return z
 
 
 def test_sizes_are_those_that_costs_charge() -> None:
     sizes = ProbeSizes()
     assert (sizes.shortlist, sizes.candidates) == (SHORTLIST, CANDIDATES)
+
+
+# -- an output head of its own for every exit
+
+
+def by_hand(model: Model, heads: ExitHeads, vocabulary: int) -> tuple[Readings, np.ndarray]:
+    """Readings from h -> norm -> W h + b at each exit and the model's own logits at L; the next tokens."""
+    sequences = sequences_of(vocabulary)
+    transform = model.stack.logit_scaling
+    assert transform is not None
+
+    def logits(after: np.ndarray) -> np.ndarray:
+        below = [
+            transform.apply(torch.tensor(output_logits(model, heads, place, after[exit - 1]))).numpy()
+            for place, exit in enumerate(heads.exits)
+        ]
+        last = np.concatenate([logits_of(model, ids[:-1], [model.layers])[0] for ids in sequences])
+        return np.stack([*below, last])
+
+    return readings_of(model, sequences, (*heads.exits, model.layers), logits), following_of(sequences)
+
+
+def assert_by_hand(found: Trace, model: Model, heads: ExitHeads, vocabulary: int) -> None:
+    readings, following = by_hand(model, heads, vocabulary)
+    assert_facts(found, readings, following)
+    if "logit_gap" in found.fact_names:
+        shortlist = list(range(min(SHORTLIST, vocabulary)))
+        assert_signals(found, readings.logits, readings.error, shortlist)
+
+
+@pytest.mark.parametrize("norm", ["model", "rms", "layer", "none"])
+def test_a_trace_through_own_heads_equals_the_one_by_hand(norm: str) -> None:
+    model = tiny_llama()
+    heads = random_output_heads(model, [1, 2], norm=norm, bias=norm != "none")
+    assert_by_hand(run(model, heads, signals="all"), model, heads, 61)
+
+
+@pytest.mark.parametrize(("family", "head_scale"), [("gemma2", 60.0), ("granite", 60.0), ("phi", 20.0)])
+def test_what_the_model_does_to_its_logits_is_done_to_an_exits_too(family: str, head_scale: float) -> None:
+    """A soft-cap, a divisor, and a head with a bias."""
+    model = tiny_model(build_family(family), head_scale=head_scale)
+    heads = random_output_heads(model, range(1, model.layers), norm="layer")
+    assert_by_hand(run(model, heads, 503, signals="all"), model, heads, 503)
+
+
+def test_a_masked_vocabulary_is_masked_at_exit_l_alone() -> None:
+    model = tiny_model(build_family("phi"), head_scale=20.0)
+    model.hf.lm_head.bias[[0, 7, 100, 301]] = -torch.inf
+    heads = random_output_heads(model, range(1, model.layers))
+    assert_by_hand(run(model, heads, 503), model, heads, 503)
+
+
+def test_one_buffer_of_logits_serves_every_exit() -> None:
+    from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
+    from offramp.tracing.head import LinearHead
+    from offramp.tracing.states import StateShape
+
+    model = tiny_model(build_family("llama"))
+    heads = random_output_heads(model, range(1, model.layers))
+    fitted = FittedHeads.of(heads, range(1, model.layers + 1))
+    own = OwnHeads.of(fitted, model.stack, StateShape(-2, None, model.shape.hidden_size), "eager")
+    assert len({head.buffer.whole.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
+
+
+def test_a_check_costs_one_head_product_and_no_lens() -> None:
+    """The bill of an exit with its own head is that of the model's head, since both are of one size."""
+    model = tiny_llama()
+    policy = "threshold:signal=margin,value=0.4,exits=1+2"
+    plain, own = run(model, None), run(model, random_output_heads(model, [1, 2]))
+    lens = run(model, random_heads(model, [1, 2], facts=()))
+    assert prices_of(own).bytes.probes == prices_of(plain).bytes.probes
+    assert prices_of(own).bytes.exit_head == prices_of(plain).bytes.exit_head
+    assert prices_of(lens).bytes.probes["full head"] > prices_of(own).bytes.probes["full head"]
+    result = replay(own, policy)
+    costs, exits = prices_of(own).bytes, result.exits
+    checks = np.minimum(exits, 2) * costs.probes["full head"]
+    total = costs.overhead + costs.until_exit[exits - 1] + checks + np.where(exits == 3, costs.head, 0.0)
+    assert result.breakdown.total == pytest.approx(total.sum())
+    assert 0 < np.mean(exits < 3) < 1
 
 
 # -- refused
@@ -270,6 +384,10 @@ def with_a_token_too_many(heads: ExitHeads) -> ExitHeads:
     return changed(heads, shortlist=np.array([3, 61], dtype=np.int32))
 
 
+def of_another_size(heads: ExitHeads) -> ExitHeads:
+    return random_heads(tiny_llama(), heads.exits, features=16)
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -279,6 +397,7 @@ def with_a_token_too_many(heads: ExitHeads) -> ExitHeads:
         (of_an_unknown_fact, "a fact that is not known: magic"),
         (of_confidences, "adainfer takes 32 numbers per token, and this model gives 2"),
         (with_a_token_too_many, "names tokens beyond the 61"),
+        (of_another_size, "takes 16 numbers per token, and this model gives 32"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(spoil: Any, what: str, tmp_path: Path) -> None:
@@ -289,10 +408,35 @@ def test_heads_that_do_not_fit_are_refused(spoil: Any, what: str, tmp_path: Path
     assert not (tmp_path / "trace").exists()
 
 
-def test_heads_of_another_size_are_refused() -> None:
+def poisoned(heads: ExitHeads) -> ExitHeads:
+    assert heads.output is not None
+    weight = heads.output.weight.copy()
+    weight[0, 0, 3] = np.nan
+    return changed(heads, output=dataclasses.replace(heads.output, weight=weight))
+
+
+def of_a_smaller_vocabulary(heads: ExitHeads) -> ExitHeads:
+    assert heads.output is not None
+    return changed(heads, output=dataclasses.replace(heads.output, weight=heads.output.weight[:, :60]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [(poisoned, "output.weight holds a number that is not"), (of_a_smaller_vocabulary, "output")],
+)
+def test_output_heads_that_do_not_fit_are_refused(spoil: Any, what: str, tmp_path: Path) -> None:
     model = tiny_llama()
-    with pytest.raises(InputError, match="takes 16 numbers per token, and this model gives 32"):
-        run(model, random_heads(model, [1, 2], features=16))
+    with pytest.raises(InputError, match=what):
+        run(model, spoil(random_output_heads(model, [1, 2])), output=tmp_path / "trace")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_logits_are_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    model = tiny_llama()
+    odd = dataclasses.replace(model, stack=dataclasses.replace(model.stack, readout_kind="stub"))
+    with pytest.raises(InputError, match="cannot have output heads of their own"):
+        run(odd, random_output_heads(model, [1, 2]), output=tmp_path / "trace")
+    assert not (tmp_path / "trace").exists()
 
 
 def test_an_exit_that_the_heads_were_not_fitted_at_is_refused() -> None:

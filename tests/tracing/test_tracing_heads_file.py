@@ -15,11 +15,20 @@ import numpy as np
 import pytest
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.described_heads import describe_heads
+from offramp.tracing.exit_heads import (
+    ExitClassifier,
+    ExitHeads,
+    ExitMaps,
+    KeyValueMaps,
+    LinearLens,
+    OutputHeads,
+    map_elements,
+)
 from offramp.tracing.heads_file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "tiny",
     "fingerprint": "a" * 64,
     "dtype": "float32",
@@ -48,9 +57,10 @@ def classifier(features: int, *, network: bool, seed: int = 0) -> ExitClassifier
     )
 
 
-def example() -> ExitHeads:
+def example(**changes: Any) -> ExitHeads:
+    """A lens and classifiers, some of it changed."""
     generator = np.random.default_rng(1)
-    return ExitHeads(
+    heads = ExitHeads(
         model=MODEL,
         exits=EXITS,
         lens=LinearLens(
@@ -68,6 +78,80 @@ def example() -> ExitHeads:
         documents={"w" * 64: ("d1", "d2"), "v" * 64: ("é",)},
         provenance={"seed": 0, "lens": None},
     )
+    return dataclasses.replace(heads, **changes)
+
+
+def with_lens(**arrays: Any) -> ExitHeads:
+    lens = example().lens
+    assert lens is not None
+    return example(lens=dataclasses.replace(lens, **arrays))
+
+
+def with_classifier(**arrays: Any) -> ExitHeads:
+    changed = dataclasses.replace(example().classifiers["correctness"], **arrays)
+    return example(classifiers={"correctness": changed})
+
+
+def example_maps(rank: int | None = 3) -> KeyValueMaps:
+    """Maps from exit 1 of 4 layers to the outputs of layers 2 and 3."""
+    generator = np.random.default_rng(2)
+
+    def numbers(*shape: int) -> Any:
+        return generator.normal(size=shape).astype(np.float32)
+
+    whole = {"change": numbers(2, HIDDEN, HIDDEN)}
+    low = {"inward": numbers(rank or 1, HIDDEN), "outward": numbers(2, HIDDEN, rank or 1)}
+    maps = ExitMaps(
+        centre=numbers(HIDDEN),
+        bias=numbers(2, HIDDEN),
+        explained=generator.uniform(size=(rank or 1, 2)),
+        penalty=1e-6,
+        **(whole if rank is None else low),
+    )
+    return KeyValueMaps({1: maps}, documents={"w" * 64: ("d2", "d3")}, provenance={"rank": rank})
+
+
+def maps_alone(rank: int | None = 3) -> ExitHeads:
+    """Heads with nothing else in them."""
+    return ExitHeads(MODEL, (), None, {}, None, None, documents={}, kv_maps=example_maps(rank))
+
+
+def with_maps(**changes: Any) -> ExitHeads:
+    heads = maps_alone()
+    assert heads.kv_maps is not None
+    changed = dataclasses.replace(heads.kv_maps.maps[1], **changes)
+    return dataclasses.replace(heads, kv_maps=KeyValueMaps({1: changed}))
+
+
+def own_heads(kind: Any = "rms", **changes: Any) -> ExitHeads:
+    """An output head of its own for every exit, some of it changed."""
+    generator = np.random.default_rng(3)
+
+    def numbers(*shape: int) -> Any:
+        return generator.normal(size=(len(EXITS), *shape)).astype(np.float32)
+
+    output = OutputHeads(
+        weight=numbers(MODEL["vocabulary_size"], HIDDEN),
+        bias=None if kind == "model" else numbers(MODEL["vocabulary_size"]),
+        norm=kind,
+        norm_weight=None if kind == "model" else numbers(HIDDEN),
+        norm_bias=numbers(HIDDEN) if kind == "layer" else None,
+        epsilon=None if kind == "model" else 1e-2,
+    )
+    output = dataclasses.replace(output, **changes)
+    return ExitHeads(MODEL, EXITS, None, {}, None, None, documents={}, output=output)
+
+
+WHOLE = {
+    "lens and classifiers": example(),
+    "classifiers": example(lens=None, shortlist=None, candidate_exit=None),
+    "lens of unknown fit": with_lens(explained=None, penalty=None),
+    "maps alone": maps_alone(),
+    "maps beside": example(kv_maps=example_maps(HIDDEN)),
+    "whole maps": maps_alone(None),
+    "own heads, the model's norm": own_heads("model"),
+    "own heads, own norm": own_heads("layer"),
+}
 
 
 @pytest.fixture
@@ -90,44 +174,50 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
 
 
-@pytest.mark.parametrize("lens", [True, False])
-def test_what_is_written_is_read_back(tmp_path: Path, lens: bool) -> None:
-    heads = example()
-    if not lens:
-        heads = dataclasses.replace(heads, lens=None, shortlist=None, candidate_exit=None)
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_is_written_is_read_back(tmp_path: Path, case: str) -> None:
+    heads = WHOLE[case]
     write_heads(heads, tmp_path / "heads")
     found = read_heads(tmp_path / "heads")
     assert found.header() == heads.header()
-    assert (found.lens is not None) == lens
     arrays, expected = found.arrays(), heads.arrays()
     assert set(arrays) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
         assert arrays[name].dtype == array.dtype
+    for part in ("lens", "output", "kv_maps", "shortlist"):
+        assert (getattr(found, part) is None) == (getattr(heads, part) is None)
     assert found.fingerprint == heads.fingerprint
+    assert [one.fingerprint for one in WHOLE.values()].count(found.fingerprint) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["heads"]
-
-
-def test_the_same_heads_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    write_heads(read_heads(path), tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    write_heads(found, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "heads").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changed",
     [
-        {"exits": (1, 3)},
-        {"candidate_exit": 3},
-        {"documents": {"w" * 64: ("d1",)}},
-        {"provenance": {"seed": 1}},
-        {"model": {**MODEL, "name": "other"}},
-        {"shortlist": np.array([3, 1, 5], dtype=np.int32)},
-        {"classifiers": {"correctness": classifier(HIDDEN, network=False, seed=5)}},
+        example(exits=(1, 3)),
+        example(candidate_exit=3),
+        example(documents={"w" * 64: ("d1",)}),
+        example(provenance={"seed": 1}),
+        example(model={**MODEL, "name": "other"}),
+        example(shortlist=np.array([3, 1, 5], dtype=np.int32)),
+        example(classifiers={"correctness": classifier(HIDDEN, network=False, seed=5)}),
+        *(
+            example(kv_maps=maps)
+            for maps in (
+                KeyValueMaps({}),
+                dataclasses.replace(example_maps(), documents={}),
+                dataclasses.replace(example_maps(), provenance={}),
+                example_maps().truncated(2),
+            )
+        ),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda _: "",
 )
-def test_the_fingerprint_covers_everything(change: dict[str, Any]) -> None:
-    assert dataclasses.replace(example(), **change).fingerprint != example().fingerprint
+def test_the_fingerprint_covers_everything(changed: ExitHeads) -> None:
+    assert changed.fingerprint not in (example().fingerprint, example(kv_maps=example_maps()).fingerprint)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -146,128 +236,120 @@ def test_a_file_of_an_older_version_is_read_and_has_the_fingerprint_that_it_had(
     assert read_heads(path).kv_maps is None
 
 
-def test_a_lens_whose_fit_is_not_known_is_read_back(tmp_path: Path) -> None:
-    heads = with_lens(explained=None, penalty=None)
-    write_heads(heads, tmp_path / "heads")
-    found = read_heads(tmp_path / "heads")
-    assert found.fingerprint == heads.fingerprint != example().fingerprint
-    assert found.lens is not None
-    assert found.lens.explained is None
-    assert found.lens.penalty is None
-
-
-def test_every_flipped_bit_is_found(path: Path) -> None:
+@pytest.mark.parametrize("case", ["lens and classifiers", "maps alone"])
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "heads"
+    write_heads(WHOLE[case], path)
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
-    for place in generator.integers(len(whole), size=200).tolist():
+    for place in generator.integers(len(whole), size=150).tolist():
         changed = bytearray(whole)
         changed[place] ^= 1 << int(generator.integers(8))
         path.write_bytes(bytes(changed))
         with pytest.raises(OfframpError):
             read_heads(path)
-
-
-@pytest.mark.parametrize("kept", [0, 7, 100, -1])
-def test_a_file_cut_short_is_refused(path: Path, kept: int) -> None:
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(OfframpError):
-        read_heads(path)
-
-
-def test_a_header_edited_by_hand_is_refused(path: Path) -> None:
-    def forget_documents(header: dict[str, Any], description: dict[str, Any]) -> None:
-        header["documents"] = {}
-
-    rewrite(path, forget_documents)
-    with pytest.raises(DamagedFileError, match="SHA-256 differs"):
-        read_heads(path)
-
-
-def test_a_newer_schema_is_named(path: Path) -> None:
-    def newer(header: dict[str, Any], description: dict[str, Any]) -> None:
-        header["schema_version"] = SCHEMA_VERSION + 1
-
-    rewrite(path, newer)
-    with pytest.raises(InputError, match=f"schema version {SCHEMA_VERSION + 1}") as caught:
-        read_heads(path)
-    assert "update offramp" in caught.value.fix
-
-
-def test_safetensors_with_empty_metadata_hold_no_heads(tmp_path: Path) -> None:
-    header = json.dumps({"__metadata__": None, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
-    (tmp_path / "null").write_bytes(struct.pack("<Q", len(header)) + header.encode() + b"0")
-    with pytest.raises(InputError, match="holds no exit heads"):
-        read_heads(tmp_path / "null")
-
-
-def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
-    import torch
-
-    (tmp_path / "heads.bin").write_bytes(pickle.dumps({"weight": 1}))
-    torch.save({"weight": torch.ones(2)}, tmp_path / "heads.pt")
-    for name in ("heads.bin", "heads.pt"):
-        with pytest.raises(InputError, match="is a pickle") as caught:
-            read_heads(tmp_path / name)
-        assert "offramp heads fit" in caught.value.fix
+    for kept in (0, 7, 100, -1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(OfframpError):
+            read_heads(path)
 
 
 def test_a_length_that_begins_like_a_pickle_is_no_pickle(tmp_path: Path) -> None:
     firsts = set()
-    for padding in range(256):
-        heads = dataclasses.replace(example(), provenance={"note": "x" * padding})
+    for padding in range(0, 256, 8):  # of which a header's length is a multiple
+        heads = example(provenance={"note": "x" * padding})
         write_heads(heads, tmp_path / "heads")
         firsts.add((tmp_path / "heads").read_bytes()[0])
         assert read_heads(tmp_path / "heads").fingerprint == heads.fingerprint
     assert 0x80 in firsts
 
 
+def newer(header: dict[str, Any], description: dict[str, Any]) -> None:
+    header["schema_version"] = SCHEMA_VERSION + 1
+
+
+def forget_documents(header: dict[str, Any], description: dict[str, Any]) -> None:
+    header["documents"] = {}
+
+
 def test_what_is_no_file_of_heads_is_refused(tmp_path: Path) -> None:
+    import torch
     from safetensors.numpy import save_file
 
-    save_file({"weight": np.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"weight": np.ones(2)}, tmp_path / "model")
     (tmp_path / "text").write_text("not safetensors at all")
-    for name, why in [
-        ("model.safetensors", "holds no exit heads"),
-        ("text", "not safetensors"),
-        ("absent", "does not exist"),
-        (".", "is a folder"),
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"weight": 1}))
+    torch.save({"weight": torch.ones(2)}, tmp_path / "heads.pt")
+    empty = json.dumps({"__metadata__": None, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
+    (tmp_path / "empty metadata").write_bytes(struct.pack("<Q", len(empty)) + empty.encode() + b"0")
+    for name, change in (("newer", newer), ("edited", forget_documents)):
+        write_heads(example(), tmp_path / name)
+        rewrite(tmp_path / name, change)
+    for name, why, fix in [
+        ("model", "holds no exit heads", "offramp heads fit"),
+        ("text", "not safetensors", "offramp heads fit"),
+        ("absent", "does not exist", "offramp heads fit"),
+        (".", "is a folder", "offramp heads fit"),
+        ("pickle", "is a pickle", "offramp heads fit"),
+        ("heads.pt", "is a pickle", "offramp heads fit"),
+        ("empty metadata", "holds no exit heads", "offramp heads fit"),
+        ("newer", f"schema version {SCHEMA_VERSION + 1}", "update offramp"),
+        ("edited", "SHA-256 differs", "copy the file again"),
     ]:
-        with pytest.raises(InputError, match=why) as caught:
+        with pytest.raises(OfframpError, match=why) as caught:
             read_heads(tmp_path / name)
-        assert "offramp heads fit" in caught.value.fix
+        assert isinstance(caught.value, DamagedFileError if name == "edited" else InputError)
+        assert fix in caught.value.fix
 
 
-def with_lens(**arrays: Any) -> ExitHeads:
-    heads = example()
-    assert heads.lens is not None
-    return dataclasses.replace(heads, lens=dataclasses.replace(heads.lens, **arrays))
+def poisoned(array: np.ndarray | None, value: float = np.nan) -> np.ndarray:
+    assert array is not None
+    changed = array.copy()
+    changed.flat[3] = value
+    return changed
 
 
-def with_classifier(**arrays: Any) -> ExitHeads:
-    heads = example()
-    changed = dataclasses.replace(heads.classifiers["correctness"], **arrays)
-    return dataclasses.replace(heads, classifiers={"correctness": changed})
+OUTPUT = own_heads().output
+assert OUTPUT is not None
+assert OUTPUT.norm_weight is not None
+
+MISFITS: list[tuple[ExitHeads, str]] = [
+    (with_lens(weight=np.full((2, HIDDEN, HIDDEN), np.nan, np.float32)), "lens.weight holds a number"),
+    (with_lens(bias=np.full((2, HIDDEN), np.inf, np.float32)), "lens.bias holds a number"),
+    (with_lens(weight=np.zeros((2, HIDDEN, 3), np.float32)), "lens.weight is float32"),
+    (with_lens(weight=np.zeros((3, HIDDEN, HIDDEN), np.float32)), "lens.weight is float32"),
+    (with_lens(bias=np.zeros((2, HIDDEN))), "lens.bias is float64"),
+    (with_classifier(scale=np.zeros((2, HIDDEN), np.float32)), "scale holds a number that is not positive"),
+    (with_classifier(weights=(np.zeros((2, 3, 1), np.float32),)), "correctness.weights.0 is float32"),
+    (with_classifier(biases=(np.zeros((2, 2), np.float32),)), "correctness.biases.0 is float32"),
+    (example(exits=(3, 2)), "not ascending"),
+    (example(exits=(2, 4)), "not ascending"),
+    (with_maps(bias=np.full((2, HIDDEN), np.nan, np.float32)), "kv_maps.1.bias holds a number"),
+    (with_maps(bias=np.zeros((3, HIDDEN), np.float32)), "kv_maps.1.bias is float32"),
+    (with_maps(outward=np.zeros((2, HIDDEN, 2), np.float32)), "kv_maps.1.outward is float32"),
+    (with_maps(centre=np.zeros(HIDDEN)), "kv_maps.1.centre is float64"),
+    (with_maps(inward=np.zeros((0, HIDDEN), np.float32)), "rank 0"),
+    (with_maps(inward=np.zeros((HIDDEN + 1, HIDDEN), np.float32)), f"not 1 to {HIDDEN}"),
+    (with_maps(penalty=-1.0), "penalty"),
+    (dataclasses.replace(maps_alone(), kv_maps=KeyValueMaps({})), "not ascending layers below 3"),
+    (
+        dataclasses.replace(maps_alone(), kv_maps=KeyValueMaps({3: example_maps().maps[1]})),
+        "not ascending layers below 3",
+    ),
+    (own_heads(weight=poisoned(OUTPUT.weight)), "output.weight holds a number that is not finite"),
+    (own_heads(bias=poisoned(OUTPUT.bias)), "output.bias holds a number that is not finite"),
+    (own_heads(weight=OUTPUT.weight[:, :40]), "output"),
+    (own_heads(weight=OUTPUT.weight[:, :, :3]), "output"),
+    (own_heads(norm_weight=OUTPUT.norm_weight[:1]), "output.norm_weight is"),
+    (own_heads(norm="batch"), "no norm 'batch'; there are: model, rms, layer, none"),
+    (own_heads(norm="model"), "a model norm takes no weights"),
+    (own_heads(norm_weight=None), "a rms norm takes norm_weight"),
+    (own_heads(epsilon=None), "epsilon is None"),
+    (dataclasses.replace(own_heads(), lens=example().lens), "both through a lens and through output heads"),
+]
 
 
-@pytest.mark.parametrize(
-    ("heads", "why"),
-    [
-        (with_lens(weight=np.full((2, HIDDEN, HIDDEN), np.nan, np.float32)), "lens.weight holds a number"),
-        (with_lens(bias=np.full((2, HIDDEN), np.inf, np.float32)), "lens.bias holds a number"),
-        (with_lens(weight=np.zeros((2, HIDDEN, 3), np.float32)), "lens.weight is float32"),
-        (with_lens(weight=np.zeros((3, HIDDEN, HIDDEN), np.float32)), "lens.weight is float32"),
-        (with_lens(bias=np.zeros((2, HIDDEN))), "lens.bias is float64"),
-        (
-            with_classifier(scale=np.zeros((2, HIDDEN), np.float32)),
-            "scale holds a number that is not positive",
-        ),
-        (with_classifier(weights=(np.zeros((2, 3, 1), np.float32),)), "correctness.weights.0 is float32"),
-        (with_classifier(biases=(np.zeros((2, 2), np.float32),)), "correctness.biases.0 is float32"),
-        (dataclasses.replace(example(), exits=(3, 2)), "not ascending"),
-        (dataclasses.replace(example(), exits=(2, 4)), "not ascending"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("heads", "why"), MISFITS, ids=lambda value: value if isinstance(value, str) else "")
 def test_arrays_that_do_not_fit_are_neither_written_nor_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: ExitHeads, why: str
 ) -> None:
@@ -300,8 +382,9 @@ def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> Non
 
 def test_heads_of_another_base_are_refused_by_name() -> None:
     require_base(example(), MODEL)
-    with pytest.raises(InputError, match=r"fitted on tiny \(a{12}\), not on other \(b{12}\)"):
-        require_base(example(), {**MODEL, "name": "other", "fingerprint": "b" * 64})
+    for heads in (example(), maps_alone()):
+        with pytest.raises(InputError, match=r"fitted on tiny \(a{12}\), not on other \(b{12}\)"):
+            require_base(heads, {**MODEL, "name": "other", "fingerprint": "b" * 64})
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,18 +395,56 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, path: Path, monkeypatch: 
 
     monkeypatch.setattr("offramp.files.os.replace", full_disk)
     with pytest.raises(OfframpError, match="disk is full"):
-        write_heads(dataclasses.replace(example(), candidate_exit=3), path)
+        write_heads(example(candidate_exit=3), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_reading_needs_no_torch(path: Path) -> None:
-    import subprocess
-    import sys
+# -- K,V maps
 
-    program = (
-        "import sys; from offramp.tracing.heads_file import read_heads; "
-        f"read_heads({str(path)!r}); assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+
+def test_maps_do_not_change_what_exits_are_read_by() -> None:
+    """A trace or a policy that uses no maps stays good with them."""
+    both = example(kv_maps=example_maps())
+    assert both.fingerprint != example().fingerprint
+    assert both.reading_fingerprint == example().fingerprint == example().reading_fingerprint
+    assert maps_alone().reading_fingerprint is None
+    assert describe_heads(both)["reading"] == example().fingerprint
+    assert "reading" not in describe_heads(example())
+
+
+def test_the_documents_that_maps_were_fitted_on_count_as_seen() -> None:
+    both = example(kv_maps=example_maps())
+    assert both.seen_documents == {"w" * 64: ("d1", "d2", "d3"), "v" * 64: ("é",)}
+    assert describe_heads(both)["documents"]["w" * 64] == ["d1", "d2", "d3"]
+    assert maps_alone().seen_documents == {"w" * 64: ("d2", "d3")}
+
+
+def test_a_lower_rank_keeps_the_first_columns() -> None:
+    maps = example_maps().maps[1]
+    assert maps.inward is not None
+    assert maps.outward is not None
+    cut = example_maps().truncated(2).maps[1]
+    np.testing.assert_array_equal(cut.inward, maps.inward[:2])
+    np.testing.assert_array_equal(cut.outward, maps.outward[:, :, :2])
+    np.testing.assert_array_equal(cut.explained, maps.explained[:2])
+    assert example_maps().truncated(2).ranks == {1: 2}
+    assert example_maps().truncated(99).ranks == {1: 3}
+    assert example_maps(None).ranks == {1: None}
+    with pytest.raises(InputError, match="whole"):
+        example_maps(None).maps[1].truncated(2)
+    with pytest.raises(InputError, match="rank 0"):
+        example_maps().truncated(0)
+
+
+def test_exits_without_maps_are_missing_unless_nothing_is_skipped_beyond_the_next_layer() -> None:
+    assert example_maps().missing([1, 2, 3, 4], layers=4) == [2]
+    assert example_maps().missing([1, 3], layers=4) == []
+
+
+@pytest.mark.parametrize("rank", [3, None])
+def test_the_size_of_maps_is_stated_rightly(rank: int | None) -> None:
+    maps = example_maps(rank).maps[1]
+    arrays = [array for array in (maps.bias, maps.change, maps.inward, maps.outward) if array is not None]
+    assert map_elements(HIDDEN, 2, rank) == sum(array.size for array in arrays)
+    assert maps.bytes == 4 * (map_elements(HIDDEN, 2, rank) + HIDDEN)

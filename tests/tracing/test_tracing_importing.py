@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tracing_models import build_family, llama, tiny_llama, tiny_model, workload
 from transformers import OPTConfig, OPTForCausalLM
 
 from offramp.errors import InputError
-from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.policies.replay import replay
 from offramp.tracing.importing.imports import find_import, import_heads
 from offramp.tracing.tracer import trace
 
@@ -85,60 +84,33 @@ def test_what_is_not_known_of_a_lens_is_not_made_up(tmp_path: Path) -> None:
     assert find_import(folder, format="tuned-lens").left_out(3) == (
         "left out: 0.weight, since the state before the first layer is no exit",
     )
-    write_heads(heads, tmp_path / "heads")
-    found = read_heads(tmp_path / "heads")
-    assert found.fingerprint == heads.fingerprint
-    assert found.lens is not None
-    assert found.lens.explained is None
-    work = workload_of(*TEXTS)
-    notes = trace(model, work, tokens=20, context=40, heads=found, progress=False).provenance
-    assert notes["request"]["heads"]["imported"] is True
-
-
-def test_replay_says_that_the_training_documents_are_unknown(tmp_path: Path) -> None:
-    from offramp.policies.replay import replay
-
-    model = tiny_llama()
-    heads = import_heads(write_tuned_lens(tmp_path / "lens", model), model, format="tuned-lens")
     found = trace(model, workload_of(*TEXTS), tokens=20, context=40, heads=heads, progress=False)
+    assert found.provenance["request"]["heads"]["imported"] is True
     assert any("does not know which documents" in note for note in replay(found, "static:exit=1").notes)
 
 
 @pytest.mark.parametrize(
-    ("config", "what", "fix"),
+    ("config", "what"),
     [
-        ({"d_model": 64}, "for a hidden size of 64; tiny has 32", "--model"),
-        ({"num_hidden_layers": 12}, "for a number of layers of 12; tiny has 3", "--model"),
-        ({"unembed_hash": "0" * 64}, "for another output head than that of tiny", "take unembed_hash out"),
+        ({"d_model": 64}, "for a hidden size of 64; tiny has 32"),
+        ({"num_hidden_layers": 12}, "for a number of layers of 12; tiny has 3"),
+        ({"unembed_hash": "0" * 64}, "for another output head than that of tiny"),
         (
             {"unembed_hash": None, "base_model_name_or_path": "EleutherAI/pythia-70m"},
             "for EleutherAI/pythia-70m, not for tiny",
-            "take base_model_name_or_path out",
         ),
-        ({"lens_type": "mlp"}, "the lens is of the type 'mlp'", "--map"),
-        ({"d_model": "32"}, "d_model is '32'", "correct the entry"),
+        ({"lens_type": "mlp"}, "the lens is of the type 'mlp'"),
+        ({"d_model": "32"}, "d_model is '32'"),
     ],
     ids=str,
 )
-def test_a_tuned_lens_of_another_base_is_refused(
-    config: dict[str, Any], what: str, fix: str, tmp_path: Path
-) -> None:
+def test_a_tuned_lens_of_another_base_is_refused(config: dict[str, Any], what: str, tmp_path: Path) -> None:
     model = tiny_llama()
     folder = write_tuned_lens(tmp_path / "lens", model, **config)
     with pytest.raises(InputError, match=what) as caught:
         import_heads(folder, model, format="tuned-lens")
-    assert fix in caught.value.fix
+    assert caught.value.fix
     assert caught.value.where == str(folder / "config.json")
-
-
-def test_another_output_head_is_noticed_without_a_hash_of_the_same_name(tmp_path: Path) -> None:
-    """Two models of one size: the hash tells them apart, whatever the folder is called."""
-    model = tiny_llama()
-    other = tiny_model(llama(initializer_range=0.3))
-    folder = write_tuned_lens(tmp_path / "lens", model)
-    assert import_heads(folder, model, format="tuned-lens").exits == (1, 2)
-    with pytest.raises(InputError, match="another output head"):
-        import_heads(folder, other, format="tuned-lens")
 
 
 def test_a_lens_in_half_precision_without_a_config_or_a_bias(tmp_path: Path) -> None:
@@ -162,9 +134,10 @@ def test_a_lens_in_half_precision_without_a_config_or_a_bias(tmp_path: Path) -> 
 # -- key maps
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(
+    ("first", "residual", "transposed"),
+    [(0, True, True), (0, False, False), (1, True, False), (1, False, True)],
+)
 def test_a_lens_by_a_key_map(first: int, residual: bool, transposed: bool, tmp_path: Path) -> None:
     model = tiny_llama()
     plain = translators(3, 32)
@@ -238,14 +211,11 @@ BAD_MAPS = {
     "first": ("first = 2\n" + LENS_MAP, "first is 2"),
     "missing": ('[lens]\nweight = "{exit}.weight"\n', "'residual' is missing"),
     "type": ('[lens]\nweight = "{exit}.weight"\nresidual = 1\n', "residual is 1"),
-    "placeholder": ('[lens]\nweight = "weight"\nresidual = true\n', "write {exit} where"),
+    "placeholder": ('[lens]\nweight = "weight"\nresidual = true\n', r"write \{exit\} where"),
     "place": ('[lens]\nweight = "{place}.weight"\nresidual = true\n', "list the exits"),
     "exits": ("exits = [3, 1]\n" + LENS_MAP, "ascending layers from 1"),
     "exit 0": ("exits = [0, 1]\n" + LENS_MAP, "an entry of exits is 0"),
-    "norm": (
-        OUTPUT_MAP.replace('"rms"', '"batch"'),
-        "kind is 'batch'",
-    ),
+    "norm": (OUTPUT_MAP.replace('"rms"', '"batch"'), "kind is 'batch'"),
     "epsilon": (OUTPUT_MAP.replace("1e-5", "5"), "epsilon is 5.0"),
     "no epsilon": (OUTPUT_MAP.replace("epsilon = 1e-5", ""), "'epsilon' is missing"),
     "bias of rms": (OUTPUT_MAP + 'bias = "{exit}.b"\n', "a norm of the kind rms has no bias"),
@@ -256,7 +226,7 @@ BAD_MAPS = {
 def test_a_map_that_makes_no_sense_is_refused(case: str, tmp_path: Path) -> None:
     text, what = BAD_MAPS[case]
     path = write_map(tmp_path / "map.toml", text)
-    with pytest.raises(InputError, match=re.escape(what) if case in ("placeholder",) else what) as caught:
+    with pytest.raises(InputError, match=what) as caught:
         find_import(tmp_path / "absent.safetensors", key_map=path)
     assert caught.value.where.startswith(str(path))
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 import pytest
-from test_tracing_heads_fit import states_by_hand, texts
+from fitting_cases import plain_ridge, states_by_hand, texts
 from tracing_models import llama, tiny_model
 
 from offramp.errors import InputError
@@ -46,15 +45,6 @@ def rows_by_hand() -> tuple[np.ndarray, np.ndarray]:
     return states, planned.held_out[document]
 
 
-def plain_ridge(x: np.ndarray, y: np.ndarray, weights: np.ndarray, penalty: float) -> np.ndarray:
-    """D of y = D (x - mean) + mean, each row by its weight, the penalty as extra rows: [hidden, hidden]."""
-    share = np.sqrt(weights / weights.sum())[:, None]
-    mean_x, mean_y = (np.average(part, axis=0, weights=weights) for part in (x, y))
-    rows = np.vstack([share * (x - mean_x), math.sqrt(penalty) * np.eye(x.shape[1])])
-    wanted = np.vstack([share * (y - mean_y), np.zeros((x.shape[1], y.shape[1]))])
-    return np.asarray(np.linalg.lstsq(rows, wanted, rcond=None)[0].T)
-
-
 def change_of(maps: ExitMaps, layer: int) -> np.ndarray:
     """D of one layer, whole."""
     if maps.change is not None:
@@ -74,12 +64,11 @@ def test_each_map_is_a_ridge_regression_of_its_layer(exit: int, rank: Any) -> No
     weights = 1.0 / (x**2).mean(1)
     for place, layer in enumerate(range(exit + 1, 5)):
         change = states[layer - 1] - x
-        expected = plain_ridge(x, change, weights, maps.penalty)
+        expected, _ = plain_ridge(x, change, maps.penalty, weights)
         np.testing.assert_allclose(change_of(maps, place), expected, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(maps.bias[place], np.average(change, axis=0, weights=weights), atol=1e-5)
-        fitted_on = plain_ridge(x[~held_out], change[~held_out], weights[~held_out], maps.penalty)
-        means = [np.average(part[~held_out], axis=0, weights=weights[~held_out]) for part in (x, change)]
-        error = change[held_out] - means[1] - (x[held_out] - means[0]) @ fitted_on.T
+        fit_on = plain_ridge(x[~held_out], change[~held_out], maps.penalty, weights[~held_out])
+        error = change[held_out] - x[held_out] @ fit_on[0].T - fit_on[1]
         about = change[held_out] - np.average(change[held_out], axis=0, weights=weights[held_out])
         shares = [(weights[held_out] * (part**2).sum(1)).sum() for part in (error, about)]
         assert maps.explained[-1, place] == pytest.approx(1 - shares[0] / shares[1], abs=1e-4)
@@ -166,27 +155,21 @@ def test_lens_and_classifiers_are_those_without_maps() -> None:
     assert both.kv_maps is not None
     (lens_documents,) = both.kv_maps.documents.values()
     assert set(lens_documents) < set(both.documents[texts().fingerprint])
-
-
-def test_maps_and_classifiers_see_different_documents() -> None:
-    heads = fit(classifiers=["correctness"])
-    assert heads.lens is None
-    assert heads.kv_maps is not None
-    (of_maps,), (of_classifiers,) = heads.kv_maps.documents.values(), heads.documents.values()
+    without_lens = fit(classifiers=["correctness"])
+    assert without_lens.lens is None
+    assert without_lens.kv_maps is not None
+    (of_maps,), (of_classifiers,) = without_lens.kv_maps.documents.values(), without_lens.documents.values()
     assert not set(of_maps) & set(of_classifiers)
 
 
-@pytest.mark.parametrize("exits", [(4,), (0,), (1, 9), ()])
-def test_exits_with_nothing_to_map_to_are_refused(exits: tuple[int, ...]) -> None:
-    with pytest.raises(InputError) as caught:
-        fit(kv_maps=exits)
-    assert caught.value.where == "--kv-maps"
-
-
-@pytest.mark.parametrize("rank", [0, -1, "half", True, 1.5])
-def test_ranks_that_are_none_are_refused(rank: Any) -> None:
-    with pytest.raises(InputError, match="of rank"):
-        fit(kv_rank=rank)
+def test_exits_with_nothing_to_map_to_and_ranks_that_are_none_are_refused() -> None:
+    for exits in ((4,), (0,), (1, 9), ()):
+        with pytest.raises(InputError) as caught:
+            fit(kv_maps=exits)
+        assert caught.value.where == "--kv-maps"
+    for rank in (0, -1, "half", True, 1.5):
+        with pytest.raises(InputError, match="of rank"):
+            fit(kv_rank=rank)
 
 
 def test_sizes_are_told_before_the_fit_and_refused_if_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,16 +15,16 @@ from offramp.workloads.registry import load_workload
 def test_smollm2_on_prose(smollm2: Model) -> None:
     model = smollm2
     work = load_workload("prose")
-    exits = (1, 15, 29, 30)
-    found = trace(model, work, tokens=64, exits=exits, document_tokens=32, progress=False)
-    assert found.token_count == 64
+    exits = (1, 29, 30)
+    found = trace(model, work, tokens=32, exits=exits, document_tokens=16, progress=False)
+    assert found.token_count == 32
     sequences = [
         model.encode(document.text)[: record.tokens + 1]
         for document in work.documents
         for record in found.documents
         if record.id == document.id
     ]
-    assert_facts(found, readings_of(model, sequences, exits, trials=2), following_of(sequences))
+    assert_facts(found, readings_of(model, sequences, exits, trials=1), following_of(sequences))
     assert found.provenance["notes"] == [BUNDLED["smollm2"].weights]
     agreement = found.agreement.mean(0)
-    assert agreement[0] < 0.3 < agreement[2] < agreement[3] == 1
+    assert agreement[0] < 0.3 < agreement[1] < agreement[2] == 1

@@ -24,7 +24,7 @@ from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 from tiny_models import write_documents, write_llama
 
-LENGTHS = (14, 9, 20, 14, 30, 12, 25, 11)
+LENGTHS = (14, 9, 20, 12)
 
 
 def transformed(model: Model) -> Model:
@@ -63,9 +63,8 @@ def test_it_is_the_untransformed_models_own_last_exit(dtype: str) -> None:
     assert own.reference_agreement is None
 
 
-@pytest.mark.parametrize("family", ["mamba", "gemma2"])
-def test_other_heads_and_states_too(family: str) -> None:
-    plain, other = (tiny_model(build_family(family)) for _ in range(2))
+def test_other_heads_and_states_too() -> None:
+    plain, other = (tiny_model(build_family("gemma2")) for _ in range(2))
     found = run(transformed(other), reference=plain, workload=workload_of(lengths=(9, 7)))
     assert np.array_equal(found.reference_top1, run(plain, workload=workload_of(lengths=(9, 7))).top1[:, -1])
 
@@ -94,28 +93,25 @@ def test_the_reference_reads_the_transformed_models_own_answers() -> None:
     assert found.reference_top1[rows].tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_document_that_only_the_reference_breaks_on_is_left_out() -> None:
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        ("reference", "the untransformed model gives a non-finite number"),
+        ("transformed", "a non-finite number at layer 2, position 2"),
+    ],
+)
+def test_a_document_that_one_of_the_two_breaks_on_is_left_out(breaks: str, reason: str) -> None:
     plain, other = pair()
     work = workload_of(*TEXTS)
     clean = run(other, reference=plain, workload=work)
-    with planted(plain, float("nan"), layer=2):
+    with planted(plain if breaks == "reference" else other, float("nan"), layer=2):
         found = run(other, reference=plain, workload=work)
     assert [document.valid for document in found.documents] == [True, False, True, True, True]
-    assert found.documents[1].reason == "the untransformed model gives a non-finite number"
+    assert found.documents[1].reason == reason
     rows = clean.document != 1
     assert np.array_equal(found.top1, clean.top1[rows])
     assert np.array_equal(found.reference_top1, clean.reference_top1[rows])
     assert found.marginal.tokens.sum() == found.token_count
-
-
-def test_a_document_that_only_the_transformed_model_breaks_on_is_left_out() -> None:
-    plain, other = pair()
-    work = workload_of(*TEXTS)
-    clean = run(other, reference=plain, workload=work)
-    with planted(other, float("nan"), layer=3):
-        found = run(other, reference=plain, workload=work)
-    assert found.documents[1].reason == "a non-finite number at layer 3, position 2"
-    assert np.array_equal(found.reference_top1, clean.reference_top1[clean.document != 1])
 
 
 def test_subsets_and_other_facts_keep_it() -> None:

@@ -31,7 +31,6 @@ from rounding import (
     spread,
 )
 from test_tracing_facts import trace_numbers
-from test_tracing_signals import trace_signals
 from tracing_models import build_family, independent_readout, llama, tiny_model
 
 from offramp.models.discovery import find_stack
@@ -49,14 +48,14 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def traced(model: Model) -> tuple[Trace, Readings, np.ndarray]:
-    found, sequences = trace_numbers(model, 503)
+    found, sequences = trace_numbers(model, 503, signals="all")
     return found, readings_of(model, sequences), following_of(sequences)
 
 
 # -- right arithmetic
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi", "gemma2", "granite", "cohere", "falcon_h1"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "falcon_h1"])
 def test_the_models_float32_logits_are_as_far_from_float64_as_bounded(family: str) -> None:
     """And not much nearer: a bound a hundred times the error would find nothing."""
     model = tiny_model(build_family(family), head_scale=20.0)
@@ -109,15 +108,18 @@ def test_the_bounds_are_narrow(traced: tuple[Trace, Readings, np.ndarray]) -> No
         assert np.median(bound) < 3e-4, name
 
 
-@pytest.mark.parametrize("name", [fact.name for fact in FACTS if fact.dtype == "float32"])
-@pytest.mark.parametrize("amount", [1e-3, -1e-3])
-def test_a_fact_that_is_off_by_a_thousandth_is_found(
-    name: str, amount: float, traced: tuple[Trace, Readings, np.ndarray]
-) -> None:
+def test_a_fact_that_is_off_by_a_thousandth_is_found(traced: tuple[Trace, Readings, np.ndarray]) -> None:
     found, readings, following = traced
     assert_facts(found, readings, following)
-    with pytest.raises(AssertionError, match=name):
-        assert_facts(replaced(found, **{name: found.fact(name) + np.float32(amount)}), readings, following)
+    for place, name in enumerate(fact.name for fact in FACTS if fact.dtype == "float32"):
+        amount = np.float32(1e-3 * (-1) ** place)
+        with pytest.raises(AssertionError, match=name):
+            assert_facts(replaced(found, **{name: found.fact(name) + amount}), readings, following)
+    assert_signals(found, readings.logits, readings.error, range(503))
+    for name in ("logit_gap", "restricted_max_prob", "kl_to_previous", "js_to_previous"):
+        spoilt = replaced(found, **{name: found.fact(name) + np.float32(1e-3)})
+        with pytest.raises(AssertionError, match=name):
+            assert_signals(spoilt, readings.logits, readings.error, range(503))
 
 
 PLANTED: dict[str, Callable[[Trace], dict[str, Any]]] = {
@@ -139,23 +141,12 @@ def test_a_wrong_formula_is_found(error: str, traced: tuple[Trace, Readings, np.
         assert_facts(replaced(found, **columns), readings, following)
 
 
-@pytest.mark.parametrize("vocabulary", [3, 64])
-def test_centring_left_out_is_found_in_small_vocabularies(vocabulary: int) -> None:
-    model = tiny_model(llama(vocabulary), head_scale=3.0)
-    found, sequences = trace_numbers(model, vocabulary)
+def test_centring_left_out_is_found_in_a_small_vocabulary() -> None:
+    model = tiny_model(llama(3), head_scale=3.0)
+    found, sequences = trace_numbers(model, 3)
     spoilt = replaced(found, centred_logit_cosine=found.logit_cosine)
     with pytest.raises(AssertionError, match="centred_logit_cosine"):
         assert_facts(spoilt, readings_of(model, sequences), following_of(sequences))
-
-
-@pytest.mark.parametrize("name", ["logit_gap", "restricted_max_prob", "kl_to_previous", "js_to_previous"])
-def test_a_signal_that_is_off_by_a_thousandth_is_found(name: str, model: Model) -> None:
-    found, sequences = trace_signals(model, 503)
-    readings = readings_of(model, sequences)
-    assert_signals(found, readings.logits, readings.error, range(503))
-    spoilt = replaced(found, **{name: found.fact(name) + np.float32(1e-3)})
-    with pytest.raises(AssertionError, match=name):
-        assert_signals(spoilt, readings.logits, readings.error, range(503))
 
 
 def test_one_column_more_or_less_among_the_best_is_found() -> None:
@@ -200,9 +191,10 @@ def half_precision(hf: Any) -> Any:
 
 
 @pytest.mark.parametrize("plant", [skip_the_norm, wrong_epsilon, half_precision])
-def test_a_wrong_readout_is_found(plant: Callable[[Any], Any], model: Model) -> None:
-    _, sequences = trace_numbers(model, 503)
-    readings, following = readings_of(model, sequences), following_of(sequences)
+def test_a_wrong_readout_is_found(
+    plant: Callable[[Any], Any], model: Model, traced: tuple[Trace, Readings, np.ndarray]
+) -> None:
+    _, readings, following = traced
     handle = plant(model.hf)
     try:
         found, _ = trace_numbers(model, 503)

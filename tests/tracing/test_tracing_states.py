@@ -48,20 +48,29 @@ def test_the_store_follows_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(open_store(2, 3, 5, torch.float32), FileStore)
 
 
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> list[FileStore]:
+    """States are kept in these files, however few they are."""
+    found: list[FileStore] = []
+
+    def counted(*arguments: Any) -> FileStore:
+        found.append(FileStore(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr("offramp.tracing.measurement.open_store", counted)
+    return found
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_context_beyond_the_budget_gives_the_same_facts(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
+    dtype: str, files: list[FileStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(llama(), dtype=dtype, head_scale=3.0)
     work = workload_of(lengths=(90, 40, 40))
-    kept = trace(model, work, tokens=500, context=96, progress=False)
-    files: list[FileStore] = []
-
-    def counted(*arguments: Any) -> FileStore:
-        files.append(FileStore(*arguments))
-        return files[-1]
-
-    monkeypatch.setattr("offramp.tracing.measurement.open_store", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.tracing.measurement.open_store", open_store)
+        kept = trace(model, work, tokens=500, context=96, progress=False)
+    assert not files
     in_file = trace(model, work, tokens=500, context=96, progress=False)
     assert files
     assert all(store._file.closed for store in files)
@@ -69,14 +78,9 @@ def test_a_context_beyond_the_budget_gives_the_same_facts(
         assert np.array_equal(kept.fact(fact.name), in_file.fact(fact.name)), fact.name
 
 
-def test_the_file_is_closed_when_measuring_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    files: list[FileStore] = []
-
-    def counted(*arguments: Any) -> FileStore:
-        files.append(FileStore(*arguments))
-        return files[-1]
-
-    monkeypatch.setattr("offramp.tracing.measurement.open_store", counted)
+def test_the_file_is_closed_when_measuring_fails(
+    files: list[FileStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FileStore, "read", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trace(tiny_llama(), workload_of(lengths=(9,)), tokens=5, context=9, progress=False)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stored_traces
-from killed_streams import CODE
-from stored_traces import files_of, flip, run
+from stored_traces import files_of, flip, killed_children, run
 from streamed_runs import Stopped, states_of, stopped_run, streamed
 from tracing_models import tiny_llama
 
+import offramp.tracing.tracer as tracer
 from offramp.errors import InputError
 from offramp.tracing.streamed_states import STATES_FOLDER
 
@@ -27,8 +24,7 @@ one_thread = stored_traces.one_thread
 small_parts = stored_traces.small_parts
 
 
-@pytest.mark.parametrize("exits", ["all", "3"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize(("exits", "layer"), [("all", 0), ("all", 1), ("all", 2), ("3", 2)])
 def test_a_run_goes_on_after_the_last_whole_layer(
     exits: str, layer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,12 +37,11 @@ def test_a_run_goes_on_after_the_last_whole_layer(
     assert files_of(folder) == files_of(tmp_path / "memory")
 
 
-def test_parts_that_are_whole_need_no_layers_again(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("begun", "again"), [("streamed", []), ("in memory", [0, 1, 2])])
+def test_a_run_stopped_while_parts_are_measured_goes_on_streamed(
+    begun: str, again: list[int], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped while parts are measured: the states are there, and the parts before are not touched."""
-    import offramp.tracing.tracer as tracer
-
+    """The states are there if it was streamed before, and the parts before are not touched."""
     folder = tmp_path / "trace"
     real = tracer.write_part
 
@@ -58,11 +53,11 @@ def test_parts_that_are_whole_need_no_layers_again(
     with monkeypatch.context() as patch:
         patch.setattr(tracer, "write_part", stopping)
         with pytest.raises(Stopped):
-            run(folder, model=streamed(tiny_llama())[0])
-    assert len(states_of(folder)) == 1 + 2 * 3
+            run(folder, model=streamed(tiny_llama())[0] if begun == "streamed" else tiny_llama())
+    assert len(states_of(folder)) == (1 + 2 * 3 if begun == "streamed" else 0)
     apart, layers = streamed(tiny_llama())
     run(folder, model=apart)
-    assert layers.read == []
+    assert layers.read == again
     assert files_of(folder) == files_of(finished)
 
 
@@ -88,11 +83,12 @@ def flipped(path: Path) -> None:
 
 
 DAMAGES = {
-    "flipped": ("layer-0001.bin", flipped),
-    "truncated": ("layer-0001.bin", truncated),
-    "missing": ("layer-0001.bin", Path.unlink),
-    "seal": ("layer-0001.json", flipped),
-    "no-seal": ("layer-0001.json", Path.unlink),
+    "flipped": ("layer-0001.bin", flipped, [1, 2]),
+    "truncated": ("layer-0001.bin", truncated, [1, 2]),
+    "missing": ("layer-0001.bin", Path.unlink, [1, 2]),
+    "seal": ("layer-0001.json", flipped, [1, 2]),
+    "no-seal": ("layer-0001.json", Path.unlink, [1, 2]),
+    "description": ("states.json", flipped, [0, 1, 2]),
 }
 
 
@@ -102,25 +98,13 @@ def test_a_damaged_layer_is_found_and_computed_again(
 ) -> None:
     folder = tmp_path / "trace"
     stopped_run(folder, monkeypatch, 2)
-    name, change = DAMAGES[damage]
+    name, change, again = DAMAGES[damage]
     change(folder / STATES_FOLDER / name)
     apart, layers = streamed(tiny_llama())
     run(folder, model=apart)
-    assert layers.read == [1, 2]
+    assert layers.read == again
     assert files_of(folder) == files_of(finished)
     assert ("computed again" in capsys.readouterr().err) == (damage != "no-seal")
-
-
-def test_a_damaged_description_starts_again(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "trace"
-    stopped_run(folder, monkeypatch, 2)
-    flip(folder / STATES_FOLDER / "states.json", 40)
-    apart, layers = streamed(tiny_llama())
-    run(folder, model=apart)
-    assert layers.read == [0, 1, 2]
-    assert files_of(folder) == files_of(finished)
 
 
 def test_states_of_another_request_are_not_used(
@@ -148,45 +132,16 @@ def test_a_finished_trace_loses_states_that_were_left(finished: Path, tmp_path: 
     assert files_of(folder) == files_of(finished)
 
 
-def test_a_trace_begun_in_memory_goes_on_streamed(
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import offramp.tracing.tracer as tracer
-
-    real = tracer.write_part
-
-    def stopping(folder: Path, part: Any, *rest: Any) -> None:
-        real(folder, part, *rest)
-        if part.index == 1:
-            raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tracer, "write_part", stopping)
-        with pytest.raises(Stopped):
-            run(tmp_path / "trace")
-    apart, layers = streamed(tiny_llama())
-    run(tmp_path / "trace", model=apart)
-    assert layers.read == [0, 1, 2]
-    assert files_of(tmp_path / "trace") == files_of(finished)
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     """Killed right before and after files are put in place, and at 10 random moments."""
-    script = Path(__file__).with_name("killed_streams.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    ended = json.loads(done.stdout.splitlines()[-1])
+    ended = killed_children(tmp_path, "streamed")
     killed = [name for name, number in ended.items() if number == signal.SIGKILL]
     assert len([name for name in ended if name.startswith("delay-")]) == 10
     assert len(killed) >= 12
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("offramp.tracing.tracer.code_fingerprint", lambda: CODE)
-    run(tmp_path / "memory")
-    expected = files_of(tmp_path / "memory")
+    expected = files_of(finished)
     went_on = 0
     for name in ended:
         before = (tmp_path / f"{name}.log").read_text().split()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +41,12 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny-moe"])
 def test_a_random_checkpoint_is_one_of_transformers_own(
-    modules: dict[str, ModuleType], size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    checkpoint = modules["random_checkpoint"]
+    checkpoint, size = modules["random_checkpoint"], "tiny-moe"
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
     folder = tmp_path / size
     checkpoint.write_checkpoint(folder, checkpoint.SIZES[size])
@@ -73,17 +71,6 @@ def test_a_random_checkpoint_is_one_of_transformers_own(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     with pytest.raises(SystemExit, match="holds something else"):
         checkpoint.write_checkpoint(folder, checkpoint.SIZES[size], seed=1)
-
-
-def test_sizes_are_what_they_are_called(modules: dict[str, ModuleType]) -> None:
-    checkpoint = modules["random_checkpoint"]
-    parameters = {
-        name: sum(math.prod(shape) for shape in checkpoint.tensor_shapes(size.values).values()) / 1e9
-        for name, size in checkpoint.SIZES.items()
-    }
-    assert 1 < parameters["1b"] < 1.3
-    assert 6.5 < parameters["7b"] < 7
-    assert parameters["moe"] >= 7
 
 
 def test_a_tiny_model_is_measured_in_a_process_of_its_own(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from naive_facts import assert_facts, following_of, readings_of
 from tracing_models import (
     NumberTokenizer,
     build_family,
@@ -21,6 +20,7 @@ from tracing_models import (
 
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
+from offramp.tracing import progress
 from offramp.tracing.facts import FACTS
 from offramp.tracing.request import parse_exits
 from offramp.tracing.statistics import can_compile, choose_reductions
@@ -95,11 +95,6 @@ def test_fewer_tokens_than_asked_for_are_all_traced_and_noted() -> None:
     assert run(tokens=53).provenance["notes"] == []
 
 
-def test_the_number_of_tokens_is_exact() -> None:
-    for tokens in (1, 10, 30):
-        assert run(tokens=tokens).token_count == tokens
-
-
 def test_documents_without_a_row_are_noted() -> None:
     found = run(workload=workload_of("5", "6 7 8"))
     assert [document.id for document in found.documents] == ["document 1"]
@@ -115,33 +110,6 @@ def test_a_context_longer_than_the_models_is_refused_and_the_default_is_not_long
     assert trace(tiny_llama(), workload_of(lengths=(9,)), tokens=5).provenance["request"]["context"] == 96
     long = tiny_model(llama(max_position_embeddings=4096))
     assert trace(long, workload_of(lengths=(9,)), tokens=5).provenance["request"]["context"] == 512
-
-
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(InputError, match="tokens"):
-        run(tokens=0)
-
-
-def test_documents_across_blocks_of_rows_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions are taken block by block, and a block chunk by chunk."""
-    work = workload_of(lengths=(70, 20, 50))
-    whole = run(workload=work, context=80, document_tokens=80)
-    monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
-    parts = run(workload=work, context=80, document_tokens=80)
-    sequences = [[int(word) for word in document.text.split()] for document in work.documents]
-    readings, following = readings_of(tiny_llama(), sequences), following_of(sequences)
-    assert_facts(whole, readings, following)
-    # Partners are of the same block.
-    assert_facts(parts, readings, following, but=("shuffled_logit_cosine",))
-    np.testing.assert_allclose(parts.marginal.sums, whole.marginal.sums, atol=1e-5)
-
-
-def test_small_traces_are_not_compiled() -> None:
-    assert choose_reductions(10**6) == "eager"
-    assert choose_reductions(10**12) == ("compiled" if can_compile() else "eager")
-    assert can_compile() <= (shutil.which("g++") is not None)
-    assert run().provenance["request"]["reductions"] == "eager"
 
 
 def test_a_compiler_that_fails_is_said_and_done_without(
@@ -220,3 +188,34 @@ def test_every_layer_runs_exactly_once_per_context() -> None:
         handle.remove()
     assert [sum(place) for place in seen] == [found.token_count] * 3
     assert heads == [], "the model's own head never runs: an exit is read out by one product"
+
+
+# -- progress where there is no terminal: lines now and then, with the speed of this run and the time left
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_tokens_are_said_now_and_then(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.token_bar("prose", 5000, shown=True, done=1000) as advance:
+        clock.now += progress.SECONDS_BETWEEN_LINES - 1
+        advance(500)  # too soon after the first line
+        clock.now += 6
+        advance(500)
+        advance(500)  # too soon again
+    assert capsys.readouterr().err.splitlines() == [
+        "- prose: 1,000/5,000 tokens",
+        "- prose: 2,000/5,000 tokens, 50 tokens/s, about 60 s left",
+    ]
+
+
+def test_what_has_no_unit_has_no_speed(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = progress.Lines("timing")
+    clock.now += 20
+    lines.show(0, 10)  # nothing is done, so nothing can be said of the time that is left
+    lines.show(4, 10)
+    assert capsys.readouterr().err.splitlines() == ["- timing: 4/10, about 30 s left"]

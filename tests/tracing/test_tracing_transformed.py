@@ -7,68 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from transformers import AutoConfig, LlamaForCausalLM
 
-import offramp
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
-from offramp.models.model import Model
 from offramp.models.source import find_source
 from offramp.models.transforms.prune import Prune
 from offramp.tracing.layer_importance import measure_importance
-from offramp.tracing.loading import load_model, load_transformed
+from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
-from tiny_models import write_llama
-
-IDS = torch.arange(3, 40)[None]
-
-
-def logits_of(hf: Any, ids: Tensor = IDS) -> Tensor:
-    with torch.no_grad():
-        return hf(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
-
-
-def pruned_by_hand(whole: Any, dropped: tuple[int, ...]) -> Any:
-    """A smaller Llama that is given the weights of the layers that stay."""
-    layers = whole.config.num_hidden_layers
-    keep = [layer for layer in range(1, layers + 1) if layer not in dropped]
-    config = AutoConfig.for_model(**{**whole.config.to_dict(), "num_hidden_layers": len(keep)})
-    weights = {}
-    for name, tensor in whole.state_dict().items():
-        place, _, rest = name.removeprefix("model.layers.").partition(".")
-        if not name.startswith("model.layers."):
-            weights[name] = tensor
-        elif int(place) + 1 in keep:
-            weights[f"model.layers.{keep.index(int(place) + 1)}.{rest}"] = tensor
-    smaller = LlamaForCausalLM(config).eval()
-    smaller.load_state_dict(weights)
-    return smaller
-
-
-def test_a_pruned_model_is_the_one_that_was_pruned_by_hand(tiny_model: Path) -> None:
-    model = load_model(str(tiny_model), transforms=["prune:drop=3+2"])
-    source = find_source(str(tiny_model))
-    assert torch.equal(logits_of(model.hf), logits_of(pruned_by_hand(load_source(source).hf, (2, 3))))
-    assert model.layers == 2
-    assert model.source == source
-    assert model.identity.transforms == ("prune:drop=2+3",)
-    assert model.identity.base_fingerprint == source.identity.fingerprint
 
 
 @pytest.mark.parametrize("given", ["prune:drop=2", ["prune:drop=2"], Prune(drop=(2,)), (Prune(drop=(2,)),)])
 def test_a_transform_is_a_text_or_an_object_alone_or_among_others(tiny_model: Path, given: Any) -> None:
-    assert load_model(str(tiny_model), transforms=given).identity.transforms == ("prune:drop=2",)
+    model = load_model(str(tiny_model), transforms=given)
+    source = find_source(str(tiny_model))
+    assert model.layers == 3
+    assert model.source == source
+    assert model.identity.transforms == ("prune:drop=2",)
+    assert model.identity.base_fingerprint == source.identity.fingerprint
 
 
-def test_without_transforms_the_model_is_as_it_is(tiny_model: Path) -> None:
-    model = offramp.load_model(str(tiny_model), dtype="bfloat16")
-    assert model.identity.transforms == ()
-    assert model.dtype == "bfloat16"
-    assert model.identity.fingerprint == find_source(str(tiny_model)).identity.fingerprint
+def test_several_transforms_are_made_in_their_order(tiny_model: Path) -> None:
+    model = load_model(str(tiny_model), transforms=["int8", "prune:drop=3+2"])
+    assert model.identity.transforms == ("int8", "prune:drop=2+3")
+    assert model.layers == 2
 
 
 def test_layers_are_measured_on_the_workload_and_named_in_the_identity(
@@ -82,15 +46,6 @@ def test_layers_are_measured_on_the_workload_and_named_in_the_identity(
     importance = measure_importance(load_source(find_source(str(tiny_model))), later, tokens=64)
     first = int(importance.block_distances(2).argmin()) + 1
     assert model.identity.transforms == (f"prune:drop={first}+{first + 1}",)
-
-
-def test_quantising_and_pruning_go_together_in_either_order(tiny_model: Path) -> None:
-    model = load_model(str(tiny_model), transforms=["int8", "prune:drop=2"])
-    other = load_model(str(tiny_model), transforms=["prune:drop=2", "int8"])
-    assert model.identity.transforms == ("int8", "prune:drop=2")
-    assert other.identity.transforms == ("prune:drop=2", "int8")
-    assert torch.equal(logits_of(model.hf), logits_of(other.hf))
-    assert model.shape == other.shape
 
 
 def traced(folder: Path, name: Path, documents: Path, **options: Any) -> Trace:
@@ -116,13 +71,9 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     ("transforms", "message"),
     [
         (["prunes:drop=2"], "unknown transform 'prunes'"),
-        (["prune:drop=2", "prune:drop=3"], "given twice"),
-        (["prune:drop=1+2+3+4"], "leaves out all of the model's 4 layers"),
         (["prune:by=angular,layers=4"], "leaves out all of the model's 4 layers"),
-        (["prune:by=influence,layers=40"], "leaves out 40 of the model's 4 layers"),
         (["int8", "prune:drop=30"], "leaves out layer 30, but the model has 4 layers"),
         (["prune:by=influence,layers=1,trace=none"], "there is no trace here"),
-        (["prune:by=angles,layers=1"], "unknown measure"),
         (["prune:by=angular,layers=1,workload=prosa"], "prosa"),
     ],
 )
@@ -150,31 +101,6 @@ def test_a_machine_that_cannot_is_asked_before_the_model_is_looked_for() -> None
 
     with pytest.raises(InputError, match="this machine cannot do it"):
         load_model("no such model", dtype="bfloat16", transforms=[Impossible()])  # type: ignore[list-item]
-
-
-def test_a_trace_of_another_model_is_refused_before_a_weight_is_read(
-    tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    traced(tmp_path / "t", tiny_model, documents)
-    other = find_source(str(write_llama(tmp_path / "other", rms_norm_eps=1e-3)))
-    monkeypatch.setattr("offramp.models.loading.load_source", lambda *_, **__: pytest.fail("loaded"))
-    prune = Prune(by="influence", layers=1, trace=str(tmp_path / "t"))
-    with pytest.raises(InputError, match="of another model"):
-        load_transformed(other, dtype="float32", transforms=[prune])
-
-
-@pytest.mark.real_model
-def test_smollm2_pruned_equals_smollm2_pruned_by_hand(smollm2: Model) -> None:
-    assert smollm2.source is not None
-    prune = Prune(drop=(20, 21, 25))
-    pruned = load_transformed(smollm2.source, dtype="float32", transforms=[prune])
-    by_hand = pruned_by_hand(smollm2.hf, prune.drop)
-    ids = torch.tensor([pruned.encode("The capital of France is Paris, and the river there is the Seine.")])
-    assert torch.equal(logits_of(pruned.hf, ids), logits_of(by_hand, ids))
-    mask = torch.ones_like(ids)
-    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(pruned.hf.generate(ids, **options), by_hand.generate(ids, **options))
-    assert pruned.layers == 27
 
 
 def test_a_trace_of_quantised_weights_depends_on_the_library_that_made_them(

@@ -17,7 +17,7 @@ from offramp.workloads.workload import Document, Workload
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from family_configs import build_family
+from family_configs import build_family, llama
 from family_table import independent_readout
 
 __all__ = ["NumberTokenizer", "build_family", "independent_readout", "llama", "tiny_model", "workload_of"]
@@ -68,27 +68,6 @@ def tiny_model(
             change(hf)
     identity = ModelIdentity(weights=name, config=name, tokenizer=name, source="a test")
     return build_model(hf, tokenizer or NumberTokenizer(), name=name, identity=identity, dtype=dtype)
-
-
-def llama(vocabulary: int = 61, **config: Any) -> Any:
-    """A random Llama of 3 layers whose layers change the hidden state a lot."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    values: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 96,
-        "initializer_range": 0.2,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**(values | config))).eval().requires_grad_(False)
 
 
 @functools.cache

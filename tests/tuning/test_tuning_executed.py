@@ -29,6 +29,7 @@ from offramp.tuning.executed import Limits
 from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chosen_trial
 from offramp.tuning.floor import make_floor
 from offramp.tuning.proposals import RERUNS
+from offramp.tuning.splits import split_roles
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
@@ -60,6 +61,10 @@ class Scripted:
     reruns: list[tuple[str, str]] = field(default_factory=list)
     decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
     fresh: list[tuple[int, int]] = field(default_factory=list)
+
+    def tuned(self, floor: float = 0.9, **options: Any) -> Tuned:
+        """What tuning the trace for an H100 by this model gives."""
+        return tune(self.trace, {"agreement": floor}, "h100", executor=self, **options)
 
     def certified_on(self, documents: int) -> dict[str, str]:
         return {f"opening {number}": f"text {number}" for number in range(documents)}
@@ -100,7 +105,7 @@ def lossless(policy: ExitPolicy, kv: str) -> float:
 @pytest.fixture(scope="module")
 def passing(trace: Trace) -> tuple[Tuned, Scripted]:
     executor = Scripted(trace, lossless)
-    return tune(trace, {"agreement": 0.9}, "h100", executor=executor), executor
+    return executor.tuned(), executor
 
 
 def test_the_gain_is_split_as_the_speed_has_it(passing: tuple[Tuned, Scripted]) -> None:
@@ -122,18 +127,16 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
     assert (certificate.documents, certificate.documents_needed) == (88, 22)
     assert (certificate.prompt_tokens, certificate.new_tokens) == (32, 16)
     assert (certificate.empirical_risk, certificate.risk_bound) == (0.0, pytest.approx(0.1))
-    assert (
-        f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents of up to 16 "
-        "new tokens: at least 90 % of the tokens it generates are the full model's choice on the same prefix "
-        "(with probability 0.9 over the documents drawn)"
-    ) in tuned.answer
+    said = f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents of up to 16 "
+    assert said in tuned.answer
+    assert "at least 90 % of the tokens it generates are the full model's choice" in tuned.answer
     assert "executed agreement 100.0 % (100.0 to 100.0) on documents that chose nothing" in tuned.answer
-    assert certificate.assumption == (
-        "decoded greedily and freely from the first 32 tokens of documents drawn like those of texts, at "
-        f"most 16 new tokens of each, keys and values of skipped layers by {tuned.kv}, one sequence at a "
-        "time, each document counting once; documents of the trace, which an older offramp made, are taken "
-        "to share no text with each other"
-    )
+    for assumed in (
+        "from the first 32 tokens of documents drawn like those of texts, at most 16 new tokens of each",
+        f"keys and values of skipped layers by {tuned.kv}",
+        "documents of the trace, which an older offramp made, are taken to share no text",
+    ):
+        assert assumed in certificate.assumption
     # Only documents that no test looked at say what is kept.
     assert executor.fresh == [(23, 8), (23, 16), (23, 24), (23, 32)]
     assert tuned.executed_agreement is not None
@@ -173,11 +176,9 @@ def test_thresholds_are_calibrated_by_reruns_within_the_budget(passing: tuple[Tu
 
 
 def test_the_report_is_of_the_rerun_and_of_the_strategys_own_price(trace: Trace) -> None:
-    tuned = tune(
-        trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless, strategies=("recompute",))
-    )
+    tuned = Scripted(trace, lossless, strategies=("recompute",)).tuned()
     assert tuned.kv == "recompute"
-    held = trace.subset(document_rows(trace).index[np.isin(document_rows(trace).index, _report(trace))])
+    held = trace.subset(split_roles(trace, 0).report)
     found = replay(held, tuned.policy, machine="h100", kv="recompute")
     assert tuned.skip_ratio.value == pytest.approx(found.skip_ratio, abs=1e-3)
     assert tuned.quality.value == pytest.approx(found.agreement)
@@ -185,19 +186,13 @@ def test_the_report_is_of_the_rerun_and_of_the_strategys_own_price(trace: Trace)
     assert tuned.probe_share == pytest.approx(found.probe_share, rel=0.02)
 
 
-def _report(trace: Trace) -> NDArray[np.int64]:
-    from offramp.tuning.splits import split_roles
-
-    return split_roles(trace, 0).report
-
-
 def test_the_strategy_that_drifts_too_much_is_not_chosen(trace: Trace) -> None:
     # Under propagation nothing of the trace's policies keeps the floor; exact K and V do.
     executor = Scripted(trace, lossless, drift=1000.0)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    tuned = executor.tuned()
     assert tuned.kv in ("recompute", "monotone")
     clean = Scripted(trace, lossless, drift=1000.0, strategies=("propagate",))
-    alone = tune(trace, {"agreement": 0.9}, "h100", executor=clean)
+    alone = clean.tuned()
     for one in alone.candidates[:-1]:
         assert one.rerun >= 0.9 - 1e-12
         assert one.replayed > 0.99
@@ -205,17 +200,18 @@ def test_the_strategy_that_drifts_too_much_is_not_chosen(trace: Trace) -> None:
 
 def test_a_policy_that_never_deepens_is_tried_as_monotone(trace: Trace) -> None:
     executor = Scripted(trace, lossless, strategies=("monotone",))
-    tuned = tune(trace, {"agreement": 0.3}, "h100", executor=executor)
+    tuned = executor.tuned(0.3)
     assert tuned.kv == "monotone"
     assert tuned.policy.never_deepens
 
 
-def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen(trace: Trace) -> None:
-    bold = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless))
-    order = [(one.policy, one.kv) for one in bold.candidates[:-1]]
+def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen(
+    trace: Trace, passing: tuple[Tuned, Scripted]
+) -> None:
+    order = [(one.policy, one.kv) for one in passing[0].candidates[:-1]]
     assert len(order) > 2
     executor = Scripted(trace, lambda policy, kv: 0.5 if (str(policy), kv) == order[1] else 0.0)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    tuned = executor.tuned()
     assert (tuned.policy_text, tuned.kv) == order[0]
     assert [one.passed for one in tuned.candidates[:-1]] == [True, False, *[None] * (len(order) - 2)]
     failed, untested = tuned.candidates[1], tuned.candidates[2]
@@ -231,7 +227,7 @@ def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen
 
 def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.4)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    tuned = executor.tuned()
     assert tuned.policy_text == "never"
     assert not tuned.certificate.holds
     assert tuned.certificate.executed
@@ -244,48 +240,39 @@ def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("documents", "limit", "answer"),
+    ("documents", "limit", "left_out", "answer"),
     [
-        (12, None, "not certifiable: 12 documents, 22 needed (at hand to certify on); choose a workload of"),
-        (12, 400, "not certifiable: 12 documents, 22 needed (at hand to certify on); choose a workload of"),
-        (400, 10, "not certifiable: 10 documents, 22 needed (as many as were allowed); allow more"),
+        (12, None, "30 left out: too short", "12 documents, 22 needed (at hand to certify on; 30 left out: "),
+        (400, 10, "", "10 documents, 22 needed (as many as were allowed); allow more"),
         # The betting bound needs one more than any test must.
-        (22, None, "not certifiable: 22 documents, 23 needed"),
+        (22, None, "", "22 documents, 23 needed (at hand to certify on); choose a workload of"),
     ],
 )
 def test_too_few_prompts_are_said_before_anything_runs(
-    trace: Trace, documents: int, limit: int | None, answer: str
+    trace: Trace, documents: int, limit: int | None, left_out: str, answer: str
 ) -> None:
-    executor = Scripted(trace, lossless, documents=documents)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, limits=Limits(documents=limit))
-    assert tuned.answer.startswith(answer)
+    executor = Scripted(trace, lossless, documents=documents, left_out=left_out)
+    tuned = executor.tuned(limits=Limits(documents=limit))
+    assert tuned.answer.startswith(f"not certifiable: {answer}")
     assert (executor.reruns, executor.decoded, executor.fresh) == ([], [], [])
     assert tuned.policy_text == "never"
     assert tuned.certificate.stopped_after is None
-
-
-def test_documents_without_a_prompt_are_named(trace: Trace) -> None:
-    executor = Scripted(trace, lossless, documents=12, left_out="30 left out: too short")
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
-    assert "22 needed (at hand to certify on; 30 left out: too short)" in tuned.answer
-    assert tuned.provenance["left_out"] == "30 left out: too short"
+    assert tuned.provenance.get("left_out", "") == left_out
 
 
 def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.09)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, limits=Limits(documents=30))
+    tuned = executor.tuned(limits=Limits(documents=30))
     assert max(last for *_, last in executor.decoded) <= 30
     assert tuned.certificate.documents == 30
     told: list[tuple[int, int]] = []
     watched = Limits(documents=30, on_documents=lambda done, planned: told.append((done, planned)))
-    tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless), limits=watched)
+    Scripted(trace, lossless).tuned(limits=watched)
     assert told[:3] == [(8, 30), (16, 30), (24, 30)]
 
 
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = tune(
-        trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless), limits=Limits(seconds=1e-9)
-    )
+    none = Scripted(trace, lossless).tuned(limits=Limits(seconds=1e-9))
     assert none.answer.startswith("not settled: the time was used up before anything could be decoded.")
     assert none.policy_text == "never"
 
@@ -298,13 +285,13 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(After, "documents", 2, raising=False)
     monkeypatch.setattr("offramp.tuning.executed.Clock", After)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    tuned = executor.tuned()
     assert tuned.answer.startswith("not settled: the time was used up after 16 documents of the first of ")
     assert not tuned.certificate.holds
     # What had passed before is certified.
     monkeypatch.setattr(After, "documents", 5)
     executor.decoded.clear()
-    partly = tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    partly = executor.tuned()
     assert partly.certificate.holds
     assert [one.outcome for one in partly.candidates[:2]] == ["certified", "time used up"]
     assert partly.executed_agreement is not None
@@ -314,7 +301,7 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_decides_on_executed_losses(trace: Trace, method: str) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.02)
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=executor, method=method)
+    tuned = executor.tuned(method=method)
     assert tuned.policy_text != "never"
     assert tuned.certificate.holds == (method != "naive")
     stopped = tuned.certificate.stopped_after
@@ -384,18 +371,17 @@ def test_a_rung_is_sought_where_the_rerun_risk_meets_the_aim(trace: Trace) -> No
 def test_reruns_stop_at_their_budget(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals_module, "RERUNS", 5)
     executor = Scripted(trace, lossless, strategies=("propagate",))
-    tune(trace, {"agreement": 0.9}, "h100", executor=executor)
+    executor.tuned()
     assert len(executor.reruns) <= 5 + 1
 
 
-def test_what_the_model_cannot_decode_is_no_candidate(trace: Trace) -> None:
-    first = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless))
-    refused = tuple((one.policy, one.kv) for one in first.candidates)
-    again = tune(trace, {"agreement": 0.9}, "h100", executor=Scripted(trace, lossless, refused=refused))
+def test_what_the_model_cannot_decode_is_no_candidate(trace: Trace, passing: tuple[Tuned, Scripted]) -> None:
+    refused = tuple((one.policy, one.kv) for one in passing[0].candidates)
+    again = Scripted(trace, lossless, refused=refused).tuned()
     rules = {(rule(policy), kv) for policy, kv in refused}
     assert not rules & {(rule(one.policy), one.kv) for one in again.candidates}
     nothing = Scripted(trace, lossless, strategies=())
-    tuned = tune(trace, {"agreement": 0.9}, "h100", executor=nothing)
+    tuned = nothing.tuned()
     assert tuned.policy_text == "never"
     assert "no policy that keeps agreement=0.9 as rerun is faster on h100" in tuned.answer
 

@@ -116,42 +116,16 @@ def test_the_line_is_theil_sens(points: list[tuple[int, float]]) -> None:
     assert line.intercept == pytest.approx(float(np.median(savings - slope * scores)))
 
 
-def test_the_slope_is_scipys() -> None:
-    from scipy.stats import theilslopes
-
-    generator = np.random.default_rng(5)
-    scores = generator.random(31)
-    savings = scores + generator.standard_t(2, 31)
-    expected = theilslopes(savings, scores)
-    assert fit_line(scores, savings).slope == pytest.approx(expected.slope)
-
-
-@pytest.mark.parametrize(("bases", "variants", "noise"), [(12, 1, "normal"), (14, 3, "heavy")])
-def test_new_models_fall_within_the_interval(bases: int, variants: int, noise: str) -> None:
+def test_new_models_fall_within_the_interval() -> None:
     """At level 0.9, 400 simulated worlds: a coverage below 0.86 has a chance of less than 1 %."""
     generator = np.random.default_rng(7)
     runs, held = 400, 0
     for _ in range(runs):
-        *known, new = world(generator, bases + 1, variants, noise)
+        *known, new = world(generator, BASES_NEEDED + 1, 3, noise="heavy")
         cells = [one for one in known if one.base != new.base]
         found = predict_from_score(cells, new.scores["composite"])
         held += bool(found.low <= new.saving <= found.high)
     assert held / runs >= 0.86
-
-
-def test_a_token_level_error_would_not_cover() -> None:
-    """Residuals of the same fit, without leaving a base out, hold too few: the simulation can fail."""
-    generator = np.random.default_rng(7)
-    runs, held = 400, 0
-    for _ in range(runs):
-        *known, new = world(generator, 13, 3, "heavy")
-        cells = [one for one in known if one.base != new.base]
-        scores = np.array([one.scores["composite"] for one in cells])
-        savings = np.array([one.saving for one in cells])
-        line = fit_line(scores, savings)
-        spread = 1.645 * np.std(savings - line.intercept - line.slope * scores) / math.sqrt(len(cells))
-        held += bool(abs(new.saving - line.at(new.scores["composite"])) <= spread)
-    assert held / runs < 0.6
 
 
 def test_what_cannot_be_used_is_refused() -> None:
@@ -197,6 +171,8 @@ def test_cells_are_read_from_a_list_or_from_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
         ("", "holds no cells"),
         ("[]", "holds no cells"),
         ("[1", "no JSON"),
@@ -212,20 +188,15 @@ def test_cells_are_read_from_a_list_or_from_lines(tmp_path: Path) -> None:
         (json.dumps([record(), record(saving=8.0)]), r"saving: .*less than or equal to 1[\s\S]*cell 2"),
     ],
 )
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_holds_something_else_is_refused(
+    tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
     path = tmp_path / "cells.json"
-    path.write_text(content)
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
         read_cells(path)
     assert str(path) in str(caught.value)
-
-
-def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        read_cells(tmp_path / "absent.json")
-    (tmp_path / "cells.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_cells(tmp_path / "cells.json")
 
 
 def test_twelve_is_what_the_default_level_would_take_anyway() -> None:

@@ -17,10 +17,30 @@ from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit, machine_answers, ranking
 from offramp.tuning.search import search_pool
 
+SHORT = "shortlist:policy=[never],at=all"
 
-def test_the_league_lists_every_family_with_its_bounds() -> None:
-    machine = find_machine("h100")
-    entries = ranking(easy_and_hard(80), machine, (0.95,))
+
+@pytest.fixture(scope="module")
+def listed() -> Trace:
+    """A trace with a short list that loses nothing."""
+    trace = easy_and_hard(40)
+    return Trace.from_facts(
+        {**{name: trace.fact(name) for name in trace.fact_names}, "restricted_top1": trace.fact("top1")},
+        document=trace.document,
+        shape=trace.shape,
+        exits=trace.exits,
+        position=trace.position,
+    )
+
+
+@pytest.fixture(scope="module")
+def entries(listed: Trace) -> tuple[RankedPolicy, ...]:
+    return ranking(listed, find_machine("h100"), (0.95,))
+
+
+def test_the_ranking_lists_every_family_with_its_bounds(
+    listed: Trace, entries: tuple[RankedPolicy, ...]
+) -> None:
     families = {entry.family: entry for entry in entries}
     assert {"full model", "oracle: first match", "oracle: saturation", "max_prob, 1 exit"} <= set(families)
     assert not families["oracle: saturation"].reachable
@@ -28,18 +48,36 @@ def test_the_league_lists_every_family_with_its_bounds() -> None:
     speeds = [entry.net_speedup.value or 0 for entry in entries]
     assert speeds == sorted(speeds, reverse=True)
     [chosen] = [entry for entry in entries if entry.chosen]
-    assert chosen.policy == judge(easy_and_hard(80), (0.95,), machine=machine)[0].policy
+    assert chosen.policy == judge(listed, (0.95,), machine=find_machine("h100"))[0].policy
     for entry in entries:
         assert sum(entry.parts.values()) == pytest.approx(entry.seconds_per_token)
         assert entry.parts.get("probe", 0.0) >= entry.probe_seconds - 1e-12
+        assert entry.gain is not None
+        assert entry.gain.total == pytest.approx(1.0 - 1.0 / (entry.net_speedup.value or 0.0), abs=1e-9)
     best = families["max_prob, 1 exit"]
     assert best.probe_seconds == pytest.approx(best.probe_share * best.seconds_per_token)
     assert best.probe_seconds > 0
 
 
+def test_a_ranking_ranks_its_families_and_holds_the_short_list(entries: tuple[RankedPolicy, ...]) -> None:
+    families = {one.family: one for one in entries}
+    assert [families[name].rank for name in ("full model", "oracle: saturation")] == [None, None]
+    ranks = sorted(one.rank for one in entries if one.rank is not None)
+    assert ranks == list(range(1, len(ranks) + 1))
+    short = families["short list at full depth"]
+    assert short.full_depth
+    assert (short.policy, short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
+    assert short.gain is not None
+    assert (short.gain.layers, short.gain.probes) == (0.0, 0.0)
+    credit = early_exit_credit(entries, 0.95)
+    assert credit.without_speedup == max(1.0, short.net_speedup.value or 0.0)
+    assert credit.exits is not None
+    assert not parse_policy(credit.exits).full_depth
+
+
 def test_machines_answer_for_themselves() -> None:
     machines = [find_machine("h100"), find_machine("l4")]
-    answers = machine_answers(easy_and_hard(80), machines, (1, 16), 0.95)
+    answers = machine_answers(easy_and_hard(40), machines, (1, 16), 0.95)
     assert [(answer.machine, answer.batch) for answer in answers] == [
         ("h100", 1),
         ("h100", 16),
@@ -55,24 +93,24 @@ def test_machines_answer_for_themselves() -> None:
 
 
 def test_a_verdict_on_a_machine_counts_its_seconds() -> None:
-    verdict = judge(easy_and_hard(80), floors=(0.95,), machine=find_machine("h100"))[0]
+    verdict = judge(easy_and_hard(40), floors=(0.95,), machine=find_machine("h100"))[0]
     assert verdict.basis == "h100"
     assert "in seconds on h100" in verdict.reason
-    assert judge(easy_and_hard(80), floors=(0.95,))[0].basis == "bytes moved"
+    assert judge(easy_and_hard(40), floors=(0.95,))[0].basis == "bytes moved"
 
 
-def test_verdict_league_and_machines_choose_the_same_policy() -> None:
-    trace, floors = easy_and_hard(80), (0.99, 0.9)
+def test_verdict_ranking_and_machines_choose_the_same_policy() -> None:
+    trace, floors = easy_and_hard(40), (0.99, 0.9)
     machine = find_machine("h100")
     alone = judge(trace, floors, machine=machine)
     halves = halves_of(trace)
     assert judge(trace, floors, machine=machine, halves=halves) == alone
-    entries = ranking(trace, machine, floors, halves=halves)
-    assert entries == ranking(trace, machine, floors)
+    ranked = ranking(trace, machine, floors, halves=halves)
+    assert ranked == ranking(trace, machine, floors)
     for verdict in alone:
         pool = halves.searched(make_floor({"agreement": verdict.floor}), pricing_of(trace, machine))
         assert verdict.policy == str(pool.fastest_of_families(1.0 - verdict.floor)[0].policy)
-        [same] = [one for one in entries if (one.floor, one.policy) == (verdict.floor, verdict.policy)]
+        [same] = [one for one in ranked if (one.floor, one.policy) == (verdict.floor, verdict.policy)]
         assert same.net_speedup == verdict.net_speedup
         [answer] = machine_answers(trace, [machine], (1,), verdict.floor, halves=halves)
         assert (answer.policy, answer.decision) == (verdict.policy, verdict.decision)
@@ -86,7 +124,6 @@ def test_a_search_is_made_once_for_each_floor_and_price_list() -> None:
     assert halves.searched(floor, pricing_of(trace, find_machine("h100"))) is first
     others = [
         halves.searched(floor, pricing_of(trace, find_machine("h100"), 8)),
-        halves.searched(floor, pricing_of(trace, find_machine("l4"))),
         halves.searched(make_floor({"agreement": 0.95}), pricing_of(trace, find_machine("h100"))),
     ]
     for pool in others:
@@ -99,9 +136,6 @@ def test_a_search_is_made_once_for_each_floor_and_price_list() -> None:
     # Losses in nats are other losses.
     nats = halves.searched(make_floor({"kl": 0.1}), first.pricing)
     assert nats.evidence is not first.evidence
-
-
-SHORT = "shortlist:policy=[never],at=all"
 
 
 def entry(
@@ -152,31 +186,3 @@ def test_the_half_that_chose_picks_who_is_compared() -> None:
 def test_what_is_slower_than_plain_decoding_is_no_alternative_to_it() -> None:
     found = early_exit_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
     assert (found.without, found.ratio) == ("never", 0.8)
-
-
-def test_a_league_ranks_its_families_and_holds_the_short_list() -> None:
-    trace = easy_and_hard(80)
-    listed = Trace.from_facts(
-        {**{name: trace.fact(name) for name in trace.fact_names}, "restricted_top1": trace.fact("top1")},
-        document=trace.document,
-        shape=trace.shape,
-        exits=trace.exits,
-        position=trace.position,
-    )
-    entries = ranking(listed, find_machine("h100"), (0.95,))
-    families = {one.family: one for one in entries}
-    assert [one.rank for one in entries if one.family in ("full model", "oracle: saturation")] == [None, None]
-    ranks = sorted(one.rank for one in entries if one.rank is not None)
-    assert ranks == list(range(1, len(ranks) + 1))
-    short = families["short list at full depth"]
-    assert short.full_depth
-    assert (short.policy, short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
-    assert short.gain is not None
-    assert (short.gain.layers, short.gain.probes) == (0.0, 0.0)
-    for one in entries:
-        assert one.gain is not None
-        assert one.gain.total == pytest.approx(1.0 - 1.0 / (one.net_speedup.value or 0.0), abs=1e-9)
-    credit = early_exit_credit(entries, 0.95)
-    assert credit.without_speedup == max(1.0, short.net_speedup.value or 0.0)
-    assert credit.exits is not None
-    assert not parse_policy(credit.exits).full_depth

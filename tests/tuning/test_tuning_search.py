@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from offramp.costs.hardware import find_machine
 from offramp.costs.token import token_costs
 from offramp.errors import InputError
-from offramp.models.shape import LayerShape
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import decision_costs, exit_costs
@@ -33,7 +32,7 @@ from offramp.tuning.threshold_family import (
     per_exit_thresholds,
     recorded_signals,
 )
-from policy_traces import make_shape, make_trace
+from policy_traces import make_shape, make_trace, with_states
 
 POLICIES = (
     "never",
@@ -72,12 +71,14 @@ def with_signals(**options: Any) -> Trace:
     signal=st.sampled_from(["max_prob", "entropy"]),
     exits=EXIT_SETS,
     levels=st.sampled_from([3, None]),
-    kind=st.sampled_from(["agreement", "kl"]),
+    kind=st.sampled_from(["agreement", "kl", "reference_agreement"]),
 )
 def test_a_curve_is_what_replaying_at_every_threshold_gives(
     seed: int, signal: str, exits: tuple[int, ...], levels: int | None, kind: str
 ) -> None:
     trace = make_trace(seed=seed, levels=levels)
+    # Of a transformed model, which may lose tokens at exit L too.
+    trace.reference_top1 = np.random.default_rng(seed).choice([1, 7], trace.token_count).astype(np.int32)
     floor = make_floor({kind: 0.5})
     losses, weights = token_losses(trace, floor), document_weights(trace)
     columns = np.array([exit - 1 for exit in exits])
@@ -111,7 +112,7 @@ def test_thresholds_outside_the_range_of_the_signal_are_left_out() -> None:
     assert grid.values.tolist() == [0.5]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 999), head=st.sampled_from([10, 300, 4000]))
 def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
     trace = with_signals(seed=seed, shape=make_shape(head=head))
@@ -125,23 +126,6 @@ def test_a_pool_tells_what_its_policies_do(seed: int, head: int) -> None:
         losses = policy_losses(trace, scored.policy, FLOOR)
         assert scored.risk == pytest.approx(float(losses.mean()), abs=1e-6)
         assert scored.skip_ratio == pytest.approx(1 - decisions.exits.mean() / 6)
-
-
-def test_the_fastest_threshold_at_every_target_is_found() -> None:
-    trace = make_trace(tokens=200, levels=20, shape=make_shape(head=50))
-    pool = pool_of(trace)
-    add_exact(pool, targets_around(FLOOR.risk))
-    for target in search_targets(FLOOR.risk)[::5]:
-        best = pool.fastest(target)
-        brute = [
-            pool.score("", Threshold(signal, float(value), exits))
-            for signal in ("max_prob", "margin", "entropy")
-            for exits in ((5,), (3,), (1, 2, 3, 4, 5), (4, 5))
-            for value in np.unique(trace.fact(signal)[:, :5])
-        ]
-        allowed = [scored.cost for scored in brute if scored.risk <= target + 1e-12]
-        assert best is not None
-        assert best.cost <= min(allowed, default=np.inf) * (1 + 1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -259,10 +243,7 @@ def test_parts_are_those_of_the_breakdown(seed: int, text: str) -> None:
 
 @pytest.mark.parametrize("text", POLICIES[1:3])
 def test_recurrent_layers_above_an_exit_are_not_skipped(text: str) -> None:
-    shape = make_shape(6)
-    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
-    layers = tuple(recurrent if place in (1, 4) else shape.layers[0] for place in range(6))
-    trace = make_trace(shape=replace(shape, layers=layers))
+    trace = make_trace(shape=with_states(make_shape(), 1, 4))
     pool = pool_of(trace)
     replayed = replay(trace, text).skip_ratio
     assert pool.score("", parse_policy(text)).skip_ratio == pytest.approx(replayed)

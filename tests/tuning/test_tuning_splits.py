@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import InputError
@@ -76,6 +76,7 @@ def test_documents_that_heads_were_fitted_on_judge_no_verdict() -> None:
     used = ("document 2", "document 5")
     fit, report = split_documents(traced(9, fitted=used), 0)
     assert sorted([*fit, *report]) == [0, 1, 3, 4, 6, 7, 8]
+    assert (len(fit), len(report)) == (3, 4)
 
 
 def test_overlap_is_found_by_digest() -> None:
@@ -131,6 +132,10 @@ def sketches(trace: Trace, places: Sequence[int]) -> list[Any]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.integers(0, 3))
+@example([0, 1, *[2] * 20], 0)  # three texts, of which one alone fills a role: each role still has one
+@example([0, 1, *[2] * 20], 1)
+@example([0, 1, *[2] * 20], 2)
+@example([0, 1, *[2] * 20], 3)
 def test_no_two_roles_share_text(spoken: list[int], seed: int) -> None:
     trace = saying(traced(len(spoken)), [said(number) for number in spoken])
     roles = split_roles(trace, seed)

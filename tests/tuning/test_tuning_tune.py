@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,8 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
-from offramp.costs.timings import TimingsProfile
 from offramp.errors import InputError, PolicyError
 from offramp.files import seal_of
-from offramp.models.shape import LayerShape
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
@@ -32,7 +31,7 @@ from offramp.tuning.ranking import machine_answers
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
-from policy_traces import make_shape, make_trace
+from policy_traces import UNTIMED, make_shape, make_trace, timed, with_states
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_the_front_begins_with_the_full_model_and_gets_faster(tuned: Tuned) -> N
     assert [point.risk for point in tuned.front] == sorted(point.risk for point in tuned.front)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 99),
     wrong=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
@@ -248,18 +247,16 @@ def test_the_same_seed_gives_the_same_answer(tuned: Tuned) -> None:
     assert tune(easy_and_hard(wrong=0.002), {"agreement": 0.95}, "h100") == tuned
 
 
-def test_recompute_and_batches_are_priced(tuned: Tuned) -> None:
-    trace = easy_and_hard(wrong=0.002)
-    cheap = tune(trace, {"agreement": 0.95}, find_machine("h100"), kv="recompute")
-    assert (cheap.kv, cheap.plain_seconds_per_token) == ("recompute", tuned.plain_seconds_per_token)
-    batched = tune(trace, {"agreement": 0.95}, "h100", batch=8)
-    assert batched.plain_seconds_per_token < tuned.plain_seconds_per_token
-    assert batched.batch == 8
+def test_recomputing_is_priced(tuned: Tuned) -> None:
+    found = tune(easy_and_hard(wrong=0.002), {"agreement": 0.95}, find_machine("h100"), kv="recompute")
+    assert (found.kv, found.plain_seconds_per_token) == ("recompute", tuned.plain_seconds_per_token)
 
 
-def test_a_batch_is_reported_in_lockstep() -> None:
+def test_a_batch_is_reported_in_lockstep(tuned: Tuned) -> None:
     trace = easy_and_hard(wrong=0.002)
     found = tune(trace, {"agreement": 0.95}, "h100", batch=8)
+    assert found.batch == 8
+    assert found.plain_seconds_per_token < tuned.plain_seconds_per_token
     result = replay(trace.subset(split_roles(trace, 0).report), found.policy, machine="h100", batch=8)
     assert found.quality.value == pytest.approx(result.agreement)
     assert found.skip_ratio.value == pytest.approx(result.skip_ratio)
@@ -308,34 +305,42 @@ def test_a_file_from_before_executed_certificates_is_read_as_a_replay_bound(
         del older[name]
     for name in ("executed", "kv", "prompt_tokens", "new_tokens", "stopped_after"):
         del older["certificate"][name]
-    path.write_text(json.dumps({**older, "sha256": seal_of(older)}))
+    path.write_text(sealed(older))
     found = read_tuned(path)
     assert found == replace(tuned, provenance=json.loads(json.dumps(tuned.provenance)))
     assert not found.certificate.executed
     assert parse_policy(str(path)) == tuned.policy
 
 
-def test_tuned_files_that_cannot_be_trusted_are_refused(tuned: Tuned, tmp_path: Path) -> None:
+def sealed(value: dict[str, Any]) -> str:
+    return json.dumps({**value, "sha256": seal_of(value)})
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (lambda whole: json.dumps({**whole, "policy": "static:exit=1"}), "was edited since it was written"),
+        (
+            lambda whole: json.dumps({**whole, "certificate": {**whole["certificate"], "risk_bound": 0.0}}),
+            "was edited since it was written",
+        ),
+        (lambda whole: sealed({**whole, "schema_version": 4}), "schema version 4, newer than 3"),
+        (lambda whole: json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy"),
+        (lambda whole: "{", "is not JSON"),
+        (lambda whole: "[]", "not a policy file"),
+        (None, "no such policy file"),
+    ],
+)
+def test_tuned_files_that_cannot_be_trusted_are_refused(
+    tuned: Tuned, tmp_path: Path, content: Callable[[dict[str, Any]], str] | None, what: str
+) -> None:
     path = tmp_path / "policy.json"
-    write_tuned(path, tuned)
-    whole = json.loads(path.read_text())
-
-    def refused(text: str, message: str) -> None:
-        path.write_text(text)
-        with pytest.raises(InputError, match=message) as error:
-            read_tuned(path)
-        assert error.value.exit_code == 2
-
-    refused(json.dumps({**whole, "policy": "static:exit=1"}), "was edited since it was written")
-    certificate = {**whole["certificate"], "risk_bound": 0.0}
-    refused(json.dumps({**whole, "certificate": certificate}), "was edited since it was written")
-    newer = {**whole, "schema_version": 4}
-    refused(json.dumps({**newer, "sha256": seal_of(newer)}), "schema version 4, newer than 3")
-    refused(json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy")
-    refused("{", "is not JSON")
-    refused("[]", "not a policy file")
-    with pytest.raises(InputError, match="no such policy file"):
-        read_tuned(tmp_path / "nowhere.json")
+    if content is not None:
+        write_tuned(path, tuned)
+        path.write_text(content(json.loads(path.read_text())))
+    with pytest.raises(InputError, match=what) as error:
+        read_tuned(path)
+    assert error.value.exit_code == 2
 
 
 def test_what_a_floor_means_for_an_answer() -> None:
@@ -345,29 +350,12 @@ def test_what_a_floor_means_for_an_answer() -> None:
 
 
 POLICY = "threshold:signal=max_prob,value=0.9,exits=3"
-
-
-def timed() -> TimingsProfile:
-    seconds, layers = np.array([1.0, 3.0]), np.ones((2, 6))
-    return TimingsProfile(
-        name="bench",
-        source="made up",
-        dtype="bfloat16",
-        layers_count=6,
-        batches=(1, 4),
-        layer_seconds=layers * seconds[:, None],
-        layer_seconds_per_position=0.0 * layers,
-        head_seconds=seconds,
-        probe_seconds={},
-        lens_seconds=None,
-        key_value_seconds=None,
-        overhead_seconds=seconds,
-    )
+BENCH = timed(seconds=(1.0, 3.0), **UNTIMED)
 
 
 def test_machines_side_by_side_name_what_was_not_timed() -> None:
     trace = make_trace(tokens=200, documents=40)
-    machines: list[Machine] = [timed()]
+    machines: list[Machine] = [BENCH]
     first, second = machine_answers(trace, machines, (4, 8), 0.9)
     assert first.source == second.source
     assert first.source.startswith("made up; bench was timed at batch 1, 4, not at 8: ")
@@ -380,15 +368,13 @@ def test_machines_side_by_side_name_what_was_not_timed() -> None:
 )
 def test_predictions_name_what_was_not_timed(batch: int, kv: str, untimed: str) -> None:
     trace = make_trace(tokens=200, documents=40)
-    notes = predict(POLICY, trace, hardware=timed(), batch=batch, kv=kv).notes
+    notes = predict(POLICY, trace, hardware=BENCH, batch=batch, kv=kv).notes
     said = [note for note in notes if "was timed at batch" in note]
     assert [note.partition("not at ")[2].partition(":")[0] for note in said] == ([untimed] if untimed else [])
 
 
 def test_recomputing_a_recurrent_layer_costs_the_whole_layer() -> None:
-    shape = make_shape(6)
-    recurrent = LayerShape("recurrent", 1000, 1000, 0, 0, 0, None, 50)
-    trace = make_trace(shape=type(shape)((*shape.layers[:5], recurrent), 10, 30, 10, 300, 2))
-    costs = pricing_of(trace, timed(), 1, "recompute").costs
+    trace = make_trace(shape=with_states(make_shape(), 5))
+    costs = pricing_of(trace, BENCH, 1, "recompute").costs
     # A row more takes two thirds of a second by the timings, a step of its own takes one.
     assert costs.key_value == pytest.approx([2 / 3] * 5 + [1.0])

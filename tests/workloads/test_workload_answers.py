@@ -57,13 +57,6 @@ def test_no_more_prompts_are_answered_than_needed() -> None:
     assert {item.rows for item in selection.documents} == {32}
 
 
-def test_short_answers_are_made_up_for_by_further_prompts() -> None:
-    model = Model([3] * 8 + [1000] * 20)
-    documents = answer_prompts(prompts([5] * 28), model, tokens=320, context=512)
-    assert select_contexts(documents, tokens=320, context=512).tokens == 320
-    assert len(documents) == 18
-
-
 def test_answers_cut_at_their_limit_are_made_longer_when_prompts_run_out() -> None:
     model = Model([2, 2, 2, 1000])
     documents = answer_prompts(prompts([5] * 4), model, tokens=150, context=512)

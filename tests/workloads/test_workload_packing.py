@@ -167,37 +167,30 @@ def test_an_answer_by_hand() -> None:
     assert selection.contexts == (Context(0, 0, (0, 1, 2, 3, 4, 5), 6, first_row=4, generated=True),)
 
 
-def test_the_last_document_is_cut_so_that_the_total_is_exact() -> None:
-    documents = [text(index, 41) for index in range(10)]
-    selection = select_contexts(documents, tokens=100, context=512)
-    rows = [(item.id, item.rows) for item in selection.documents]
-    assert rows == [("d0", 32), ("d1", 32), ("d2", 32), ("d3", 4)]
-
-
-def test_many_short_documents_beat_few_long_ones() -> None:
-    documents = [text(index, 500) for index in range(62)]
-    selection = select_contexts(documents, tokens=2048, context=512)
-    # 62 x 32 rows are too few and 62 x 33 too, so the cap is 34: 60 x 34 + 8, not 32 documents of 64 rows.
-    assert [item.rows for item in selection.documents] == [34] * 60 + [8]
-
-
-def test_documents_without_a_row_are_reported_by_id() -> None:
-    documents = [text(0, 1, prepended=1), text(1, 40, prepended=1), text(2, 0, prepended=1)]
+@pytest.mark.parametrize(
+    ("documents", "skipped"),
+    [
+        (
+            [text(0, 1, prepended=1), text(1, 40, prepended=1), text(2, 0, prepended=1)],
+            {
+                "d0": "1 token, so no token with a known next one",
+                "d2": "0 tokens, so no token with a known next one",
+            },
+        ),
+        (
+            [answered(0, 64, 5), answered(1, 4, 1), answered(2, 4, 5)],
+            {
+                "d0": "the prompt's 64 tokens fill the context of 64",
+                "d1": "the answer has fewer than two tokens",
+            },
+        ),
+    ],
+    ids=["texts", "prompts"],
+)
+def test_what_has_no_row_is_reported_by_id(documents: list[EncodedDocument], skipped: dict[str, str]) -> None:
     selection = select_contexts(documents, tokens=1000, context=64)
-    assert [(item.id, item.reason) for item in selection.skipped] == [
-        ("d0", "1 token, so no token with a known next one"),
-        ("d2", "0 tokens, so no token with a known next one"),
-    ]
-    assert [item.id for item in selection.documents] == ["d1"]
-
-
-def test_prompts_without_a_row_are_reported_by_id() -> None:
-    documents = [answered(0, 64, 5), answered(1, 4, 1), answered(2, 4, 5)]
-    selection = select_contexts(documents, tokens=1000, context=64)
-    assert [(item.id, item.reason) for item in selection.skipped] == [
-        ("d0", "the prompt's 64 tokens fill the context of 64"),
-        ("d1", "the answer has fewer than two tokens"),
-    ]
+    assert {item.id: item.reason for item in selection.skipped} == skipped
+    assert len(selection.documents) == 1
 
 
 def test_one_token_documents_only_are_an_error_that_names_them() -> None:

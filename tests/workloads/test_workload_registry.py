@@ -21,44 +21,35 @@ from offramp.workloads.registry import (
 from offramp.workloads.standard_library import PROSE, clean_topic, from_first_definition, without_containers
 from offramp.workloads.workload import Document, Workload, WorkloadSource
 
-BUILT_IN = ["prose", "code", "chat", "math"]
+BUILT_IN = {
+    "prose": ("PSF-2.0", "text", False),
+    "code": ("PSF-2.0", "text", False),
+    "chat": ("Apache-2.0", "generation", True),
+    "math": ("Apache-2.0", "generation", True),
+}
+"""Licence, mode and whether it is a chat."""
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_workloads_keep_the_contract(name: str) -> None:
     workload = check_workload_source(registry._SOURCES[name])
     assert workload.name == name
+    assert (workload.licence, workload.mode, workload.chat) == BUILT_IN[name]
     assert len(workload.documents) >= 60
+    (described,) = [item for item in describe_workloads() if item.name == name]
+    if name != "prose":  # how many topics Python has depends on its version
+        assert described.documents.split()[0] == str(len(workload.documents))
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_a_fingerprint_is_the_same_in_another_process(name: str) -> None:
+def test_fingerprints_are_the_same_in_another_process() -> None:
+    names = [*BUILT_IN]
     program = (
         "from offramp.workloads.registry import load_workload; "
-        f"print(load_workload({name!r}).fingerprint); import sys; assert 'torch' not in sys.modules"
+        f"print(*(load_workload(name).fingerprint for name in {names!r})); "
+        "import sys; assert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == load_workload(name).fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "licence", "mode", "chat"),
-    [
-        ("prose", "PSF-2.0", "text", False),
-        ("code", "PSF-2.0", "text", False),
-        ("chat", "Apache-2.0", "generation", True),
-        ("math", "Apache-2.0", "generation", True),
-    ],
-)
-def test_what_a_workload_says_of_itself(name: str, licence: str, mode: str, chat: bool) -> None:
-    workload = load_workload(name)
-    assert (workload.licence, workload.mode, workload.chat) == (licence, mode, chat)
-
-
-@pytest.mark.parametrize("name", ["code", "chat", "math"])
-def test_the_list_says_the_right_number_of_documents(name: str) -> None:
-    (described,) = [item for item in describe_workloads() if item.name == name]
-    assert described.documents.split()[0] == str(len(load_workload(name).documents))
+    assert result.stdout.split() == [load_workload(name).fingerprint for name in names]
 
 
 def test_prose_topics_share_no_text() -> None:
@@ -201,19 +192,9 @@ def test_a_name_is_taken_once() -> None:
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize(
-    ("documents", "message"),
-    [
-        ((), "no documents"),
-        ((Document("a", "A"), Document("a", "B")), "same id"),
-        ((Document("a", " \n"),), "is empty"),
-        ((Document("a", "half \ud800"),), "text holds half of a surrogate pair at character 5"),
-        ((Document("a\ud800", "text"),), "id holds half of a surrogate pair at character 1"),
-    ],
-)
-def test_a_source_that_gives_unusable_documents(documents: tuple[Document, ...], message: str) -> None:
-    register_workload(plug_in(documents))
-    with pytest.raises(WorkloadError, match=message):
+def test_a_source_that_gives_unusable_documents() -> None:
+    register_workload(plug_in((Document("a", "A"), Document("a", "B"))))
+    with pytest.raises(WorkloadError, match="same id"):
         load_workload("poems")
 
 
@@ -232,8 +213,12 @@ def test_a_good_workload_is_returned() -> None:
     [
         ({"documents": ()}, "no documents"),
         ({"documents": (Document("a", "A"), Document("a", "B"))}, "same id"),
-        ({"documents": (Document("a", ""),)}, "is empty"),
-        ({"documents": (Document("a", "\udcff"),)}, "surrogate"),
+        ({"documents": (Document("a", " \n"),)}, "is empty"),
+        (
+            {"documents": (Document("a", "half \ud800"),)},
+            "text holds half of a surrogate .* character 5",
+        ),
+        ({"documents": (Document("a\ud800", "text"),)}, "id holds half of a surrogate .* character 1"),
         ({"licence": ""}, "licence is not set"),
         ({"source": " "}, "source is not set"),
         ({"name": ""}, "name is not set"),

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offramp.errors import WorkloadError
 from offramp.workloads import standard_library
-from offramp.workloads.prompts import MATH, load_math
+from offramp.workloads.prompts import load_math
 from offramp.workloads.registry import (
     check_workload,
     check_workload_source,
     describe_workloads,
     load_workload,
 )
+from offramp.workloads.shared_text import Sketcher, shares_text, text_groups, without_shared_text
 from offramp.workloads.standard_library import (
     DOCSTRINGS_PER_FILE,
     FEWEST_ITEMS,
@@ -82,18 +85,42 @@ def test_math_items_are_others_than_those_of_math(loaded: dict[str, Workload]) -
     assert len({document.id.rpartition("-")[0] for document in short.documents[:14]}) == 14
 
 
-def test_the_short_math_source_keeps_the_contract() -> None:
-    assert check_workload_source(MATH, "short").name == "math:short"
-
-
-@pytest.mark.parametrize("name", ["prose:short", "code:short"])
-def test_a_fingerprint_is_the_same_in_another_process(loaded: dict[str, Workload], name: str) -> None:
+def test_fingerprints_are_the_same_in_another_process(loaded: dict[str, Workload]) -> None:
     program = (
         "from offramp.workloads.registry import load_workload; "
-        f"print(load_workload({name!r}).fingerprint); import sys; assert 'torch' not in sys.modules"
+        f"print(*(load_workload(name).fingerprint for name in {[*loaded]!r})); "
+        "import sys; assert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == loaded[name].fingerprint
+    assert result.stdout.split() == [workload.fingerprint for workload in loaded.values()]
+
+
+def test_functions_that_lie_in_the_files_of_code_are_found(loaded: dict[str, Workload]) -> None:
+    """About half of the functions of code:short lie in files of code; the others share little with them."""
+    items, files = loaded["code:short"].documents, load_workload("code").documents
+    seen = Sketcher.of(files).sketches(files)
+    found = shares_text(Sketcher.of(items).sketches(items), seen)
+    assert found.sum() > 300
+    some, longer = ([words_of(one.text) for one in side] for side in (items[:200], files))
+    expected = np.array([any(one in other for other in longer) for one in some])
+    assert expected.sum() > 50
+    assert np.all(found[:200][expected])
+    assert (found[:200] & ~expected).sum() <= 0.05 * len(some)
+    assert len(without_shared_text(items, seen)) == (~found).sum()
+
+
+def words_of(text: str) -> str:
+    """A text's words and marks, as they are compared."""
+    return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+
+@pytest.mark.parametrize("name", ["prose", "code", "code:short", "chat"])
+def test_documents_of_a_workload_share_little(loaded: dict[str, Workload], name: str) -> None:
+    """Or no roles could be drawn that share no text."""
+    own = (loaded.get(name) or load_workload(name)).documents
+    groups = text_groups(Sketcher.of(own).sketches(own))
+    assert len(set(groups.tolist())) > 0.75 * len(own)
+    assert np.bincount(groups).max() <= max(4, 0.02 * len(own))
 
 
 def test_sizes_are_listed_with_what_they_assume() -> None:
@@ -182,16 +209,9 @@ def test_a_library_without_sources_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_a_source_has_an_argument_or_sizes() -> None:
     size = WorkloadSize("short", load_code, "one", "short ones")
-    document = (Document("a", "A"),)
+    workload = Workload("poems", "text", (Document("a", "A"),), LICENCE, "here")
     source = WorkloadSource(
-        "poems",
-        lambda argument: Workload("poems", "text", document, LICENCE, "here"),
-        "text",
-        "one",
-        LICENCE,
-        "poems",
-        argument="PATH",
-        sizes=(size,),
+        "poems", lambda argument: workload, "text", "one", LICENCE, "poems", "PATH", (size,)
     )
     with pytest.raises(WorkloadError, match="not both"):
         check_workload_source(source, "x")

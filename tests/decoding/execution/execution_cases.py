@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-for room in ("decoding", "tracing", "models"):
-    sys.path.insert(0, str(Path(__file__).parents[2] / room))
-
 from strategy_cases import agreeable
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 

@@ -19,10 +19,9 @@ from execution_cases import (
     tiny_model,
 )
 
-from offramp.decoding.execution.execution import ROWS_TOGETHER, Execution, execute, rows_together
+from offramp.decoding.execution.execution import ROWS_TOGETHER, execute, rows_together
 from offramp.decoding.quality.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
-from offramp.records.typed import from_json, to_json
 
 NEW = 12
 
@@ -120,12 +119,6 @@ def test_a_broken_answer_is_wholly_lost() -> None:
     assert found[0].problem is not None
     assert found[0].loss == 1.0
     assert len(found[0].answer) < 6
-
-
-def test_a_record_is_read_back_as_it_was() -> None:
-    one = Execution("d", (1, 2), (3, 4), (4, 2), (True, False), 6, None)
-    assert from_json(Execution, to_json(one)) == one
-    assert one.loss == 0.5
 
 
 @pytest.mark.parametrize(

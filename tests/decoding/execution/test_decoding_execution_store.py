@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from execution_cases import POLICY, agreeable_llama, openings_of, options_of
+from execution_cases import agreeable_llama, openings_of, options_of
 
 from offramp.decoding.execution import execution as module
-from offramp.decoding.execution.execution import Execution, ExecutionStore, execute, request_of
+from offramp.decoding.execution.execution import Execution, ExecutionStore, request_of
 from offramp.decoding.openings import Opening
-from offramp.decoding.quality.judging import Judge
 from offramp.errors import InputError
 
 NEW = 6
@@ -106,12 +101,15 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
         return json.dumps(made)
 
     identity = replace(model.identity, transforms=("int8",))
+    with_heads = options_of()
+    object.__setattr__(with_heads, "heads", SimpleNamespace(fingerprint="h"))
     others = [
         request(model=replace(model, identity=identity)),
         request(model=replace(model, dtype="bfloat16")),
         request(options=options_of("static:exit=1")),
         request(options=options_of(kv="recompute")),
         request(options=options_of(draft_length=2)),
+        request(options=with_heads),
         request(openings=openings[:1]),
         request(openings=openings[::-1]),
         request(openings=[*openings[:1], Opening("d1", (3, 3, 3, 3, 3), True)]),
@@ -130,68 +128,3 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert request() == request()
     assert len({request(), *others}) == len(others) + 1
-
-
-def test_heads_are_in_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Heads:
-        fingerprint = "h"
-
-    options = options_of()
-    object.__setattr__(options, "heads", Heads())
-    made = request_of(agreeable_llama(), options, openings_of(5), rows=1)
-    assert made["heads"] == "h"
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[2].split(":")
-from execution_cases import agreeable_llama, openings_of, options_of
-from offramp.decoding.execution.execution import execute
-from offramp.decoding.execution.execution import ExecutionStore, request_of
-from offramp.decoding.quality.judging import Judge
-model, options, openings = agreeable_llama(), options_of(new_tokens=6), openings_of(*(5,) * 40)
-judge = Judge(model)
-with ExecutionStore.open(Path(sys.argv[1])) as store:
-    for start in range(0, 40, 4):
-        some = openings[start : start + 4]
-        request = request_of(model, options, some, rows=4)
-        store.get_or_make(request, lambda: execute(model, some, options, judge, rows=4))
-        print(start, flush=True)
-        time.sleep(0.05)
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_costs_nothing_but_the_group_at_hand(tmp_path: Path) -> None:
-    folder = tmp_path / "executions"
-    command = [sys.executable, "-c", SCRIPT, str(folder), ":".join(sys.path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
-    time.sleep(0.06)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = {path.name: path.read_bytes() for path in folder.glob("[!.]*.json")}
-    assert 3 <= len(kept) < 10
-    model, options, openings = agreeable_llama(), options_of(POLICY, new_tokens=NEW), openings_of(*(5,) * 40)
-    judge = Judge(model)
-
-    def run(store: ExecutionStore) -> list[Execution]:
-        found: list[Execution] = []
-        for start in range(0, 40, 4):
-            some = openings[start : start + 4]
-            request = request_of(model, options, some, rows=4)
-            make = lambda some=some: execute(model, some, options, judge, rows=4)  # noqa: E731
-            found += store.get_or_make(request, make)
-        return found
-
-    with ExecutionStore.open(folder) as store:
-        resumed = run(store)
-        assert store.made == 40 - 4 * len(kept)
-    with ExecutionStore.open(None) as fresh:
-        assert run(fresh) == resumed
-    # What the killed process had kept is what this one would have made.
-    for name, content in kept.items():
-        assert (folder / name).read_bytes() == content

@@ -28,7 +28,7 @@ from execution_cases import (
 )
 
 import offramp
-from offramp.decoding.execution.executor import opened_executor, strategies_of
+from offramp.decoding.execution.executor import opened_executor
 from offramp.decoding.openings import Opening
 from offramp.errors import InputError
 from offramp.tracing.tracer import trace
@@ -41,9 +41,15 @@ SIZES: dict[str, Any] = {"prompt_tokens": 6, "new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
-def tuned() -> Tuned:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the executions of `tuned` are."""
+    return tmp_path_factory.mktemp("tuned") / "executions"
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path) -> Tuned:
     model, found, work = traced(40, 100)
-    return offramp.tune(found, FLOOR, None, model, workload=work, **SIZES)
+    return offramp.tune(found, FLOOR, None, model, workload=work, folder=folder, **SIZES)
 
 
 def test_the_certificate_is_that_of_the_naive_loop(tuned: Tuned) -> None:
@@ -110,14 +116,11 @@ def test_one_strategy_alone_can_be_asked_for(kv: str) -> None:
         assert tuned.kv == tuned.certificate.kv == kv
 
 
-def test_executions_are_kept_and_not_made_again(tmp_path: Path, tuned: Tuned) -> None:
+def test_executions_are_kept_and_not_made_again(folder: Path, tuned: Tuned) -> None:
     model, found, work = traced(40, 100)
-    folder = tmp_path / "executions"
-    arguments: dict[str, Any] = {"workload": work, "folder": folder, **SIZES}
-    first = offramp.tune(found, FLOOR, None, model, **arguments)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     assert len(written) > 3
-    assert offramp.tune(found, FLOOR, None, model, **arguments) == first == tuned
+    assert offramp.tune(found, FLOOR, None, model, workload=work, folder=folder, **SIZES) == tuned
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == written
 
 
@@ -135,21 +138,27 @@ offramp.tune(found, {"agreement": 0.8}, None, model, workload=work, folder=Path(
 
 
 @pytest.mark.slow
-def test_a_certificate_that_was_killed_goes_on_to_the_same_answer(tmp_path: Path, tuned: Tuned) -> None:
-    folder = tmp_path / "executions"
-    command = [sys.executable, "-c", SCRIPT, str(folder), ":".join(sys.path)]
+def test_a_certificate_that_was_killed_goes_on_to_the_same_answer(
+    tmp_path: Path, folder: Path, tuned: Tuned
+) -> None:
+    """What the killed process had kept is what this one makes, byte for byte, and is not made again."""
+    killed = tmp_path / "executions"
+    command = [sys.executable, "-c", SCRIPT, str(killed), ":".join(sys.path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while process.poll() is None and len(list(folder.glob("[!.]*.json"))) < 2:
+    while process.poll() is None and len(list(killed.glob("[!.]*.json"))) < 2:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path.name for path in folder.glob("[!.]*.json")}
+    kept = {path.name: path.stat().st_mtime_ns for path in killed.glob("[!.]*.json")}
     assert len(kept) >= 2
     model, found, work = traced(40, 100)
-    resumed = offramp.tune(found, FLOOR, None, model, workload=work, folder=folder, **SIZES)
+    resumed = offramp.tune(found, FLOOR, None, model, workload=work, folder=killed, **SIZES)
     assert resumed == tuned
-    assert kept < {path.name for path in folder.glob("*.json")}
-    assert not list(folder.glob(".writing-*"))
+    made = {path.name: path.read_bytes() for path in killed.glob("[!.]*.json")}
+    assert kept.keys() < made.keys()
+    assert made == {path.name: path.read_bytes() for path in folder.glob("[!.]*.json")}
+    assert all((killed / name).stat().st_mtime_ns == written for name, written in kept.items())
+    assert not list(killed.glob(".writing-*"))
 
 
 def test_answers_of_a_generation_workload_are_certified_from_whole_prompts() -> None:
@@ -228,12 +237,6 @@ def test_another_model_dtype_or_heads_are_refused() -> None:
     with_heads.provenance = {**found.provenance, "request": {**found.request, "heads": heads}}
     with pytest.raises(InputError, match="comes with its exit heads"):
         offramp.tune(with_heads, FLOOR, None, model, workload=work, **SIZES)
-
-
-def test_the_strategies_to_choose_from() -> None:
-    assert {"propagate", "recompute", "monotone"} <= set(strategies_of("auto"))
-    assert "speculate" not in strategies_of("auto")
-    assert strategies_of("recompute") == ("recompute",)
 
 
 NO_TORCH = """

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from generation_cases import POLICY, counted_layers, reference_logits
 
 from offramp.decoding.engine.build import engine_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ pytest.importorskip(
     "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'offramp[harness]'"
 )
 
-sys.path.insert(0, str(Path(__file__).parent))
-
+import lm_eval.tasks
 from harness_cases import (
     CHOICES,
     POLICY,
@@ -30,10 +31,10 @@ from harness_cases import (
 )
 
 import offramp
-from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.harness import __main__ as command
 from offramp.decoding.harness.__main__ import register
-from offramp.decoding.harness.model import OfframpLM
+from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
 from offramp.policies.grammar import parse_policy
@@ -77,7 +78,7 @@ def evaluated(tasks: Path, folder: Path, **arguments: Any) -> Any:
     return evaluate(tasks, "offramp", {"pretrained": str(folder), "max_length": CONTEXT, **arguments})
 
 
-@pytest.mark.parametrize("arguments", [{}, {"policy": "never"}, {"policy": "static:exit=4"}])
+@pytest.mark.parametrize("arguments", [{}, {"policy": "static:exit=4"}])
 def test_without_exits_it_is_hf_number_for_number(
     tasks: Path, folder: Path, of_hf: Any, arguments: dict[str, Any]
 ) -> None:
@@ -107,8 +108,9 @@ def test_the_loop_of_steps_comes_to_the_same_numbers(folder: Path, of_hf: Any) -
     assert [one[1] for one in scored] == [one[1] for one in expected]
 
 
-@pytest.mark.parametrize(("kv", "reference"), [("propagate", propagated), ("recompute", lensed)])
-@pytest.mark.parametrize("exit", [1, 3])
+@pytest.mark.parametrize(
+    ("kv", "reference", "exit"), [("propagate", propagated, 1), ("recompute", lensed, 3)]
+)
 def test_log_likelihoods_are_those_of_the_exit(
     folder: Path, model: offramp.Model, kv: str, reference: Any, exit: int
 ) -> None:
@@ -141,7 +143,11 @@ def test_exits_are_read_through_heads(folder: Path, model: offramp.Model, tmp_pa
     ((found, _),) = lm._loglikelihood_tokens([(("a", "b"), ids, after)], disable_tqdm=True)
     assert found == pytest.approx(expected.logprob, abs=1e-5)
     assert abs(found - lensed(model, ids, after, [2] * 3).sum()) > 0.5
-    assert lm.get_model_info()["offramp"]["heads"] == heads.fingerprint
+    about = lm.get_model_info()
+    own = about["offramp"]
+    assert (own["policy"], own["kv"], own["layers"]) == ("static:exit=2", "recompute", 4)
+    assert (own["heads"], own["fingerprint"]) == (heads.fingerprint, model.identity.fingerprint)
+    assert about["model_dtype"] == "float32"
 
 
 def test_what_the_exit_would_say_is_greedy(folder: Path, model: offramp.Model) -> None:
@@ -201,11 +207,10 @@ def test_generation_stops_at_its_strings(folder: Path) -> None:
     assert tokens < 32
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute"])
 def test_depths_of_each_task_are_those_that_hooks_count(
-    tasks: Path, folder: Path, kv: str, capsys: pytest.CaptureFixture[str]
+    tasks: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lm = OfframpLM(pretrained=str(folder), policy=POLICY, kv=kv, max_length=CONTEXT)
+    lm = OfframpLM(pretrained=str(folder), policy=POLICY, kv="recompute", max_length=CONTEXT)
     prompts: list[int] = []
     score, generate = lm._scorer.score, lm._model_generate
     lm._scorer.score = lambda context, after: (prompts.append(len(context) - 1), score(context, after))[1]
@@ -213,12 +218,12 @@ def test_depths_of_each_task_are_those_that_hooks_count(
         prompts.append(context.shape[1]),
         generate(context=context, **given),
     )[1]
-    with counted_layers(lm.model, engine_of(lm.model).stack.layers) as counts:
+    with counted_layers(lm.model) as counts:
         results = evaluate(tasks, lm)
     shown = capsys.readouterr().out
     depth = results["config"]["offramp"]["depth"]
     rows = [depth[task][kind] for task, kind in DEPTH.items()]
-    assert sum(row["layers_executed"] for row in rows) == sum(counts) - 4 * sum(prompts)
+    assert sum(row["layers_executed"] for row in rows) == counts.total() - 4 * sum(prompts)
     assert [row["requests"] for row in rows] == [3, 9, 2]
     for task, row in zip(TASKS, rows, strict=True):
         assert 1 < row["mean_exit"] < 4
@@ -230,29 +235,18 @@ def test_depths_of_each_task_are_those_that_hooks_count(
     assert depth["own_choices"]["loglikelihood"]["tokens"] <= scored
 
 
-def test_the_results_say_what_was_decoded_and_how(folder: Path) -> None:
-    lm = OfframpLM(pretrained=str(folder), policy="static:exit=2", kv="recompute")
-    about = lm.get_model_info()
-    assert about["model_dtype"] == "float32"
-    own = about["offramp"]
-    assert (own["policy"], own["kv"], own["layers"], own["heads"]) == ("static:exit=2", "recompute", 4, None)
-    assert own["fingerprint"] == offramp.load_model(str(folder)).identity.fingerprint
-    assert own["depth"] == {}
-
-
 def test_answers_of_a_cache_are_kept_and_used(tasks: Path, folder: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "answers")
-    first = evaluate(tasks, "offramp", {"pretrained": str(folder), "policy": POLICY}, use_cache=cache)
-    again = evaluate(tasks, "offramp", {"pretrained": str(folder), "policy": POLICY}, use_cache=cache)
+    given: dict[str, Any] = {"pretrained": str(folder), "policy": POLICY}
+    first, again = (evaluate(tasks, "offramp", given, use_cache=cache, limit=1) for _ in "ab")
     assert again["results"] == first["results"]
     assert again["config"]["offramp"]["depth"] == {}
 
 
 def test_chat_templates_are_those_of_hf(tasks: Path, folder: Path) -> None:
-    of_hf = evaluate(
-        tasks, "hf", {"pretrained": str(folder), "dtype": "float32"}, device="cpu", apply_chat_template=True
-    )
-    own = evaluate(tasks, "offramp", {"pretrained": str(folder)}, apply_chat_template=True)
+    given: dict[str, Any] = {"apply_chat_template": True, "limit": 1}
+    of_hf = evaluate(tasks, "hf", {"pretrained": str(folder), "dtype": "float32"}, device="cpu", **given)
+    own = evaluate(tasks, "offramp", {"pretrained": str(folder)}, **given)
     assert own["results"] == of_hf["results"]
     assert own["config"]["model_num_parameters"] == of_hf["config"]["model_num_parameters"]
     assert own["samples"]["own_sums"][0]["arguments"][0][0].startswith("[user]")
@@ -279,3 +273,74 @@ def test_a_transformed_model_can_be_evaluated(folder: Path) -> None:
     ((found, _),) = lm.loglikelihood(pair)
     assert found == pytest.approx(lensed(model, before, after, [2] * len(after)).sum(), abs=1e-4)
     assert lm.get_model_info()["offramp"]["model"] == "tiny + int8"
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_line_runs_three_tasks(
+    tasks: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (
+        f"--model offramp --model_args pretrained={folder},policy=static:exit=2,kv=propagate,dtype=float32 "
+        f"--tasks {','.join(TASKS)} --include_path {tasks} --limit 2 "
+        f"--output_path {tmp_path / 'results.json'} --log_samples"
+    )
+    # Reading the thousands of tasks that lm-eval brings takes longer than all else.
+    manager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
+    monkeypatch.setattr(sys, "argv", ["offramp-lm-eval", *arguments.split()])
+    command.main()
+    shown = capsys.readouterr().out
+    assert all(f"|{task}" in shown for task in TASKS)
+    assert "of 4" in shown
+    (written,) = tmp_path.glob("results*.json")
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert 0 <= found["results"]["own_choices"]["acc,none"] <= 1
+    own = found["config"]["offramp"]
+    assert (own["policy"], own["kv"], own["layers"]) == ("static:exit=2", "propagate", 4)
+    scored = own["depth"]["own_texts"]["loglikelihood_rolling"]
+    assert (scored["mean_exit"], scored["requests"], scored["layers_skipped"]) == (2.0, 2, 0.5)
+    generated = own["depth"]["own_sums"]["generate_until"]
+    assert 2 < generated["mean_exit"] < 4  # the first token of each answer comes out of the prompt
+    assert generated["layers_skipped"] == 0.5
+
+
+def test_mean_depths_are_those_worked_by_hand() -> None:
+    # Two generations of 3 and 2 tokens in a model of 10 layers: exits 10, 4, 4 and 10, 7.
+    depth = Depth(10, requests=1, tokens=3, exits=18, fed=2, layers_executed=8).plus(
+        Depth(10, requests=1, tokens=2, exits=17, fed=1, layers_executed=7)
+    )
+    assert depth.mean_exit == 35 / 5
+    assert depth.layers_skipped == pytest.approx(1 - 15 / 30)
+    assert depth.to_json() == {
+        "requests": 2,
+        "tokens": 5,
+        "mean_exit": 7.0,
+        "layers_executed": 15,
+        "layers_of_full_model": 30,
+        "layers_skipped": 0.5,
+    }
+    assert Depth(10, requests=1, tokens=1, exits=10).layers_skipped is None
+    assert Depth(10).mean_exit is None
+
+
+def test_tasks_and_types_are_kept_apart_and_shown() -> None:
+    depths = Depths(10)
+    depths.add("sums", "generate_until", Depth(10, requests=1, tokens=2, exits=14, fed=1, layers_executed=4))
+    depths.add("sums", "loglikelihood", Depth(10, requests=1, tokens=1, exits=3, fed=1, layers_executed=3))
+    depths.add("sums", "generate_until", Depth(10, requests=1, tokens=2, exits=14, fed=1, layers_executed=4))
+    depths.add("none", "loglikelihood", Depth(10, requests=1))
+    found = depths.to_json()
+    assert list(found) == ["sums", "none"]
+    assert found["sums"]["generate_until"]["tokens"] == 4
+    assert found["sums"]["loglikelihood"]["mean_exit"] == 3.0
+    assert depth_table(depths).splitlines() == [
+        "|Tasks|Request type  |Tokens| Mean exit|Layers skipped|",
+        "|-----|--------------|-----:|---------:|-------------:|",
+        "|sums |generate_until|     4|7.00 of 10|        60.0 %|",
+        "|sums |loglikelihood |     1|3.00 of 10|        70.0 %|",
+        "|none |loglikelihood |     0|         -|             -|",
+    ]

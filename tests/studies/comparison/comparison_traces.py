@@ -6,19 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from offramp.models.shape import LayerShape, ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import ModelFacts, Row
 from offramp.tracing.facts import FACTS
-from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
+from policy_traces import make_shape
 
 LAYERS = 6
-
-
-def model_shape(layers: int = LAYERS) -> ModelShape:
-    layer = LayerShape("attention", 1000, 1000, 100, 10, 20, None, 0)
-    return ModelShape((layer,) * layers, 10, 30, 10, 300, 2)
 
 
 def synthetic_trace(
@@ -66,21 +60,16 @@ def synthetic_trace(
         "workload": {"name": workload, "fingerprint": workload, "mode": "text"},
         "heads": None,
     }
-    return Trace(
-        exits=np.arange(1, exits + 1),
-        tokens={
-            "token": np.zeros(tokens, dtype=np.int32),
-            "next_token": choice.astype(np.int32),
-            "document": document,
-            "position": (np.arange(tokens) % length).astype(np.int32),
-            "generated": np.zeros(tokens, dtype=np.bool_),
-        },
-        facts=lambda name: facts[name],
-        documents=tuple(DocumentRecord(f"document {i}", length) for i in range(tokens // length)),
-        marginal=lambda: marginal,
-        shape=model_shape(exits),
+    trace = Trace.from_facts(
+        facts,
+        document=document,
+        position=(np.arange(tokens) % length).astype(np.int32),
+        marginal=marginal,
+        shape=make_shape(exits),
         provenance={"request": request, "notes": [], "request_fingerprint": f"{model} {workload}"},
     )
+    trace.next_token = choice.astype(np.int32)
+    return trace
 
 
 def easy_documents(

@@ -72,40 +72,30 @@ def speedups_of(comparison: Comparison) -> dict[str, float]:
     return dict(row.exit_speedup)
 
 
-def test_computers_that_two_studies_call_alike_stay_apart(studies: Studies) -> None:
-    folders = [studies.study("a", "lap", FAST, 1.2), studies.study("b", "lap", SLOW, 1.5)]
+BUILT_IN = machine_fingerprint(find_machine(MACHINE))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        (FAST, SLOW, ("fast, 2 threads", "slow, 2 threads")),
+        (BUILT_IN, OWN_PROFILE, (f"profile {BUILT_IN[:12]}", "profile ffffffffffff")),
+        (FAST, OWN_PROFILE, ("fast, 2 threads", "profile ffffffffffff")),
+    ],
+    ids=["computers", "profiles", "a computer and a profile"],
+)
+def test_machines_that_two_studies_call_alike_stay_apart(
+    studies: Studies, first: str | dict[str, Any], second: str | dict[str, Any], shown: tuple[str, str]
+) -> None:
+    folders = [studies.study("a", "lap", first, 1.2), studies.study("b", "lap", second, 1.5)]
     comparison = read_comparison(folders)
     assert speedups_of(comparison) == {
-        "agreement=0.95 | lap (fast, 2 threads)": 1.2,
-        "agreement=0.95 | lap (slow, 2 threads)": 1.5,
+        f"agreement=0.95 | lap ({words})": speedup for words, speedup in zip(shown, (1.2, 1.5), strict=True)
     }
-    assert [one.machine for one in comparison.strategies] == [
-        "lap (fast, 2 threads)",
-        "lap (slow, 2 threads)",
-    ]
+    assert [one.machine for one in comparison.strategies] == [f"lap ({words})" for words in shown]
     assert [note for note in comparison.notes if "machine" in note] == [
-        "The machine lap of made-up is not the lap of another folder, and is shown as "
-        f"lap ({processor}, 2 threads)."
-        for processor in ("fast", "slow")
-    ]
-
-
-def test_profiles_that_two_studies_call_alike_stay_apart(studies: Studies) -> None:
-    built_in = machine_fingerprint(find_machine(MACHINE))
-    folders = [studies.study("a", MACHINE, built_in, 1.2), studies.study("b", MACHINE, OWN_PROFILE, 1.5)]
-    comparison = read_comparison(folders)
-    assert speedups_of(comparison) == {
-        f"agreement=0.95 | h100 (profile {built_in[:12]})": 1.2,
-        f"agreement=0.95 | h100 (profile {OWN_PROFILE[:12]})": 1.5,
-    }
-    assert sum("The machine h100 of" in note for note in comparison.notes) == 2
-
-
-def test_a_profile_is_not_the_computer_of_its_name(studies: Studies) -> None:
-    folders = [studies.study("a", "lap", FAST, 1.2), studies.study("b", "lap", OWN_PROFILE, 1.5)]
-    assert list(speedups_of(read_comparison(folders))) == [
-        "agreement=0.95 | lap (profile ffffffffffff)",
-        "agreement=0.95 | lap (fast, 2 threads)",
+        f"The machine lap of made-up is not the lap of another folder, and is shown as lap ({words})."
+        for words in shown
     ]
 
 
@@ -122,5 +112,4 @@ def test_one_machine_keeps_its_name(studies: Studies, machine: str | dict[str, A
 def test_a_study_says_what_its_machines_are(studies: Studies, case: StudyCase) -> None:
     timed = read_study_folder(studies.study("a", "lap", FAST, 1.2))
     assert timed.machines == {"lap": "fast, 2 threads"}
-    fingerprint = machine_fingerprint(find_machine(MACHINE))
-    assert read_study_folder(case.folder.path).machines == {MACHINE: f"profile {fingerprint[:12]}"}
+    assert read_study_folder(case.folder.path).machines == {MACHINE: f"profile {BUILT_IN[:12]}"}

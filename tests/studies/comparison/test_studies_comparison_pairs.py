@@ -1,4 +1,7 @@
-"""Matched pairs: intervals that cover at their rate, adjusted together, and pairs that were asked for."""
+"""Matched pairs: intervals that cover at their rate, adjusted together, and pairs that were asked for.
+
+That p-values err at theirs is held where they are made, in `tests/scoring/test_scoring_paired.py`.
+"""
 
 from __future__ import annotations
 
@@ -34,27 +37,17 @@ def correlated_pair(seed: int, *, gain: float) -> tuple[Trace, Trace]:
     return first, second
 
 
-def test_intervals_cover_at_their_rate_and_p_values_err_at_theirs() -> None:
+def test_intervals_cover_at_their_rate() -> None:
     """Representation quality: the true difference is the gain at two of three equal steps of depth."""
     runs, gain = 120, 0.06
-    covered, mistaken = 0, 0
+    covered = 0
     for seed in range(runs):
-        (found,) = (
-            one
-            for one in paired_differences(*correlated_pair(seed, gain=gain), draws=120, seed=seed).figures
-            if one.figure == "representation"
-        )
-        covered += found.difference.low <= gain * 2 / 3 <= found.difference.high
-        (none,) = (
-            one
-            for one in paired_differences(*correlated_pair(seed, gain=0.0), draws=120, seed=seed).figures
-            if one.figure == "representation"
-        )
-        mistaken += none.p_value <= 0.05
+        figures = paired_differences(*correlated_pair(seed, gain=gain), draws=120, seed=seed).figures
+        (found,) = (one.difference for one in figures if one.figure == "representation")
+        covered += found.low <= gain * 2 / 3 <= found.high
     error = 3 * np.sqrt(0.05 * 0.95 / runs)
     assert 0.95 - error <= covered / runs
     assert covered < runs  # intervals that are too wide would always cover
-    assert mistaken / runs <= 0.05 + error
 
 
 def row_of(trace: Trace, name: str, folder: Path | None, workload: str = "prose"):

@@ -1,4 +1,4 @@
-"""A run's folder is that of a study of one model: rows and strategies are those of its summary."""
+"""A run's folder is that of a study of one model: its strategies are those of its summary."""
 
 from __future__ import annotations
 
@@ -24,23 +24,11 @@ def summary(finished_run: Path) -> dict[str, Any]:
     return found
 
 
-def test_rows_are_the_score_cards(content: Content, summary: dict[str, Any], finished_run: Path) -> None:
-    assert [row.workload for row in content.rows] == [one["workload"] for one in summary["scores"]]
-    for row, scores in zip(content.rows, summary["scores"], strict=True):
-        assert row.scores["composite"].value == scores["composite"]["value"]
-        assert row.candidates == scores["candidates"]
-        assert (row.tokens, row.documents) == (scores["tokens"], scores["documents"])
-        assert (row.model.name, row.model.base, row.heads) == ("tiny", "tiny", "correctness")
-        assert row.model_fingerprint == summary["provenance"]["model_fingerprint"]
-        assert row.bits_per_byte is not None
-        assert row.source == "run finished"
-    assert any("counts as an independent training" in note for note in content.notes)
-    assert content.title == "tiny (finished)"
-    assert set(content.machines) == {"local"}
-
-
 def test_strategies_are_those_of_league_tuner_and_decoding(content: Content, summary: dict[str, Any]) -> None:
+    assert (content.title, set(content.machines)) == ("tiny (finished)", {"local"})
+    assert any("counts as an independent training" in note for note in content.notes)
     for row in content.rows:
+        assert (row.source, row.model.base, row.heads) == ("run finished", "tiny", "correctness")
         of_row = [one for one in content.strategies if one.workload == row.workload]
         league = [one for one in summary["league"] if one["workload"] == row.workload]
         predicted = [one for one in of_row if one.basis == "predicted" and one.family != "tuned"]

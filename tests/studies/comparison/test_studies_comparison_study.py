@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from study_cases import (
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.paired import paired_differences
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.content import Content
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.studies.comparison.study_rows import (
+    TRACE,
     StudyReader,
     is_study_folder,
     model_fingerprint,
@@ -42,6 +43,7 @@ from offramp.studies.comparison.study_strategies import (
     measured_speedups,
 )
 from offramp.studies.task import Cell, Task
+from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
@@ -315,6 +317,40 @@ def test_a_damaged_result_is_no_row_and_is_said(tmp_path: Path) -> None:
 def test_a_folder_is_a_study_by_its_plan(case: StudyCase, tmp_path: Path) -> None:
     assert is_study_folder(case.folder.path)
     assert not is_study_folder(tmp_path)
-    assert dataclasses.asdict(read_study_folder(case.folder.path)) == dataclasses.asdict(
-        read_study_folder(case.folder.path)
-    )
+
+
+# --- how a row was traced
+
+RECIPE = {"dtype": "bfloat16", "context": 128, "document_tokens": 32, "exits": "all", "tokens": 480}
+UNSAID = {**RECIPE, "context": None, "document_tokens": None}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kept", "expected"),
+    [
+        (RECIPE, 64, {"dtype": "bfloat16", "context": 128, "document_tokens": 32}),
+        # A default context is that of the trace, and 512 where none is kept.
+        (UNSAID, None, {"dtype": "bfloat16", "context": 512, "document_tokens": None}),
+        (UNSAID, 256, {"dtype": "bfloat16", "context": 256, "document_tokens": None}),
+        ({"dtype": "float32"}, None, {"dtype": "float32"}),
+    ],
+)
+def test_a_study_says_how_it_traced(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: dict[str, Any],
+    kept: int | None,
+    expected: dict[str, Any],
+) -> None:
+    """kept: the context of the trace that the task left, None if it left none."""
+    case = StudyCase(tmp_path / "made-up", monkeypatch)
+    task = case.add(None, case.task("trace", recipe))
+    folder = case.folder.start(task)
+    if kept is not None:
+        (folder / TRACE).mkdir()
+        shape = ModelShape((), 8, 16, 8, 128, 4)
+        manifest = Manifest({"context": kept}, "", (), shape, (), (), 0, (), ())
+        write_manifest(folder / TRACE, manifest, seconds=None)
+    case.folder.finish(task, 1.0)
+    case.write()
+    assert StudyReader(case.folder).traced_settings(task) == expected

@@ -59,6 +59,13 @@ def _statistic(x, y) -> float:
     return sum(np.sign(x[j] - x[i]) * np.sign(y[j] - y[i]) for i, j in pairs)
 
 
+def test_intervals_cover_the_true_slope_at_their_rate() -> None:
+    generator, x, runs = np.random.default_rng(1), np.arange(12.0), 200
+    slopes = [theil_sen(x, 0.3 * x + generator.normal(size=12))[0] for _ in range(runs)]
+    covered = np.mean([slope.low <= 0.3 <= slope.high for slope in slopes])
+    assert covered == pytest.approx(0.95, abs=3 * np.sqrt(0.05 * 0.95 / runs))
+
+
 def test_p_value_of_a_constant_and_of_many_tied_models() -> None:
     assert kendall_p_value(np.arange(5.0), np.ones(5)) == 1.0
     x, y = np.repeat(np.arange(5.0), 2), np.arange(10.0)

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from page_reader import VOID, Page
 
 import comparison_examples as examples
 from offramp.report.page import write_comparison_page
+from page_reader import VOID, Page
 
 BROWSER = next(
     (found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))),
