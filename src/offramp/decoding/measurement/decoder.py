@@ -246,8 +246,7 @@ def plain_config(new_tokens: int, **entries: Any) -> Any:
         max_new_tokens=new_tokens,
         eos_token_id=None,
         pad_token_id=PADDING,
-        disable_compile=True,
-        **entries,
+        **{"disable_compile": True, **entries},
     )
 
 
