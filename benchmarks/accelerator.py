@@ -138,10 +138,11 @@ def make_model(name: str, device: str) -> Model:
     """The bundled model, or a random one of a shape, in bfloat16 on a device."""
     if name == BUNDLED:
         return offramp.load_model(name, dtype="bfloat16", device=device)
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config_class: Any = transformers.LlamaConfig
+    config = config_class(
         **SHAPES[name],
         max_position_embeddings=8192,
         tie_word_embeddings=name in TIED,
@@ -153,7 +154,7 @@ def make_model(name: str, device: str) -> Model:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            hf = LlamaForCausalLM(config)
+            hf = transformers.LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
     identity = ModelIdentity(weights=name, config=name, tokenizer="numbers", source="random weights")
@@ -314,7 +315,9 @@ def decoding(job: Job) -> dict[str, Any]:
             for (exit, kv), name in statics.items()
         }
         # Keys and values that are left behind are no part of the ideal, whoever must leave them.
-        worst = max((over[key] for key in over if key.endswith("monotone")), key=lambda one: one["value"])
+        worst = max(
+            (over[key] for key in over if key.endswith("monotone")), key=lambda one: one["value"] or 0.0
+        )
         found["static_over_ideal"] = {**worst, "by_exit": over}
     return found
 

@@ -244,7 +244,7 @@ def test_a_second_workload_is_checked_before_the_first_is_traced(
         (["--exits", "1,,2"], "not a list of layers", "10,20,30"),
         (["--exits", "0"], "no exit 0", f"1 to {LAYERS}"),
         (["--exits", "2,5"], "no exit 5", f"1 to {LAYERS}"),
-        (["--dtype", "int3"], "unknown dtype 'int3'", "auto, bfloat16, float32"),
+        (["--dtype", "int3"], "unknown dtype 'int3'", "auto, float32, bfloat16"),
         (["--dtype", "bf16"], "unknown dtype 'bf16'", "did you mean 'bfloat16'?"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import os
 from collections.abc import Sequence
@@ -45,9 +46,10 @@ def require_dtype(dtype: str, where: str = "dtype") -> None:
     """Refuse a dtype that models are not loaded in; "auto" is one. where: it was given. Raises ModelError."""
     known = (AUTO, *DTYPES)
     if dtype not in known:
-        from offramp.records.given_file import did_you_mean
-
-        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=did_you_mean(dtype, known))
+        near = difflib.get_close_matches(dtype, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        fix = f"{hint}choose one of: {', '.join(known)}"
+        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=fix)
 
 
 def device_count(kind: str) -> int:
