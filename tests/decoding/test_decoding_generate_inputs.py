@@ -25,7 +25,7 @@ from offramp.decoding.engine.engine import Abilities
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.generation.early_exit import KEPT_BACK, given_to_generate
 from offramp.decoding.generation.loop import describe_problem
-from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken, require_whole
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import OfframpError, PolicyError
 from tiny_models import CONTEXT, VOCABULARY
@@ -213,10 +213,12 @@ def test_which_logits_are_broken() -> None:
     assert is_broken(rows).tolist() == [False, True, True, True, False]
     chooser = Chooser(lambda ids, scores: scores, prompt=1, sampling=True)
     with pytest.raises(NonFiniteLogits) as caught:
-        chooser.choose(torch.zeros(5, 1), rows)
+        require_whole(chooser.choose(torch.zeros(5, 1), rows).broken)
     assert caught.value.row == 1
     chooser.finished = torch.tensor([False, True, True, True, False])
-    assert chooser.choose(torch.zeros(5, 1), rows).chosen.shape == (5,)
+    choice = chooser.choose(torch.zeros(5, 1), rows)
+    require_whole(choice.broken)
+    assert choice.chosen.shape == (5,)
 
 
 def test_a_problem_is_looked_for_without_disturbing_other_threads() -> None:

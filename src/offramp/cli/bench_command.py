@@ -8,8 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode, Transforms
+from offramp.cli.options import (
+    AsJson,
+    Device,
+    ModelName,
+    Precision,
+    RemoteCode,
+    Transforms,
+    require_placement,
+)
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 
 
 def bench(
@@ -165,13 +174,15 @@ def bench(
         int,
         typer.Option("--seed", help="Of the order of turns, of questions, and of the quality's intervals."),
     ] = 0,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
     out = Output(as_json)
+    require_placement(device, dtype)
     if combine:
         _combine(
             model,
@@ -193,6 +204,7 @@ def bench(
             floor=floor,
             output=output,
             seed=seed,
+            device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             meaningless={
@@ -252,8 +264,11 @@ def bench(
         from offramp.cli.bench_stage import measured_results
 
         with stage("loading the model and checking its exits"):
-            asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+            asked = find_model(
+                model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+            )
             request.options.check_asked(asked, _only(heads))
+            request.options.check_files(asked.dtype)
             loaded = asked.load()
         results = measured_results(loaded, request, out)
     if output is not None:
@@ -274,6 +289,7 @@ def _combine(
     out: Output,
     accelerations: list[str],
     *,
+    device: str,
     dtype: str,
     trust_remote_code: bool,
     **options: Any,
@@ -283,10 +299,13 @@ def _combine(
 
     request = read_combine_request(accelerations=accelerations, dtype=dtype, **options)
     from offramp.cli.combine_stage import combine_and_show
-    from offramp.tracing.loading import load_model
+    from offramp.decoding.measurement.accelerations import read_accelerations
+    from offramp.tracing.loading import find_model
 
     with stage("loading the model and checking its exits"):
-        loaded = load_model(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        asked = find_model(model, (), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+        read_accelerations(accelerations, asked.dtype)
+        loaded = asked.load()
     combine_and_show(loaded, request, out, trust_remote_code=trust_remote_code)
 
 

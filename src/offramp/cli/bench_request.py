@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.local_profile import kept_profile
-from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file, require_options
+from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.costs.machine import Machine
 from offramp.decoding.measurement.answers import Limits
@@ -146,7 +146,6 @@ def read_request(
 
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
-    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
     sizes = {name: plain[name] for name in ("prompt_tokens", "processes")}
     asked = QUESTIONS if questions is None else questions
     wanted = PROMPTS if prompts is None else prompts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.bench_request import PROMPTS
-from offramp.cli.options import refuse_idle, require_options
+from offramp.cli.options import refuse_idle
 from offramp.cli.run_folder import RUN_FILE
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_accelerations
 from offramp.decoding.measurement.answers import Limits
@@ -71,7 +71,6 @@ def read_combine_request(
 
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
-    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
     wanted = PROMPTS if prompts is None else prompts
     require_sizes(prompt_tokens=prompt_tokens, new_tokens=new_tokens, prompts=wanted)
     limits = Limits(seconds, rounds, worth, looks)

@@ -89,11 +89,12 @@ def _cache() -> Finding:
 
 def _machine() -> Finding:
     from offramp.cli.provenance import describe_machine
+    from offramp.models.devices import AUTO, find_device
 
-    machine = describe_machine()
+    machine = describe_machine(find_device(AUTO))
     quiet = machine["load_average"] < machine["cores"]
     found = (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
-        f" load {machine['load_average']}"
+        f" load {machine['load_average']}; models compute on {machine.get('device_name', machine['device'])}"
     )
     return Finding("machine", quiet, found, "other programs keep the cores busy: timings will not hold")

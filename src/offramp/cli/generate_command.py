@@ -12,6 +12,7 @@ import typer
 from offramp.cli.console import Output, show_error, stage
 from offramp.cli.options import (
     AsJson,
+    Device,
     HeadsFile,
     ModelName,
     Precision,
@@ -19,9 +20,10 @@ from offramp.cli.options import (
     Transforms,
     idle_draft_length,
     refuse_idle,
-    require_options,
+    require_placement,
 )
 from offramp.errors import InputError, OfframpError
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from offramp.cli.generation_summary import FullModelCheck
@@ -103,7 +105,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     check: Annotated[
@@ -118,7 +121,7 @@ def generate(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     _require_numbers(new_tokens, sampling, seed)
-    require_options(tokens=1, context=None, document_tokens=None, exits="all", dtype=dtype, output=None)
+    require_placement(device, dtype)
     if check and sampling:
         raise InputError(
             "sampled text differs from the full model's by chance",
@@ -144,9 +147,9 @@ def generate(
     )
     wanted = Wanted(prompts, options, chat, seed, sampling)
     with stage("loading the model and checking its exits"):
-        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
         options.check_asked(asked, heads)
-        options.check_files(dtype)
+        options.check_files(asked.dtype)
         loaded = asked.load()
     _answer(out, loaded, wanted, check)
 

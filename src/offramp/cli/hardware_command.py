@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, ModelName, Precision, RemoteCode, Transforms
+from offramp.cli.options import (
+    AsJson,
+    Device,
+    ModelName,
+    Precision,
+    RemoteCode,
+    Transforms,
+    require_placement,
+)
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -33,19 +42,21 @@ def hardware_command(context: typer.Context) -> None:
 @hardware.command("measure")
 def measure(
     model: ModelName,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     threads: Annotated[
         int | None,
         typer.Option("--threads", help="Threads of torch. By default what it takes.", show_default=False),
     ] = None,
     batches: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--batches",
-            help="Batch sizes to time, rising. Those between are interpolated, which can be far off: time "
-            "those that matter.",
+            help="Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. "
+            "Those between are interpolated, which can be far off: time those that matter.",
+            show_default=False,
         ),
-    ] = "1,2,3,4,5,8",
+    ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
     ] = 45.0,
@@ -54,15 +65,11 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
-    from offramp.models.shape import DTYPES
     from offramp.tracing.loading import find_model, read_transforms
 
     out = Output(as_json)
-    sizes = _read_batches(batches)
-    if dtype not in DTYPES:
-        raise InputError(
-            f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES)
-        )
+    sizes = None if batches is None else _read_batches(batches)
+    require_placement(device, dtype)
     if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
         raise InputError(
             f"{threads} threads are not possible here",
@@ -80,7 +87,9 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     with stage("loading the model and checking its exits"):
-        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+        loaded = find_model(
+            model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+        ).load()
     with stage("timing decoding steps, part by part"):
         profile = measure_hardware(loaded, batches=sizes, budget_seconds=seconds)
     path = save_local_profile(profile)

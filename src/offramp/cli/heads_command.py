@@ -13,15 +13,18 @@ from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, map
 from offramp.cli.options import (
     AsJson,
     ContextLength,
+    Device,
     Exits,
     ModelName,
     Precision,
     RemoteCode,
     Transforms,
     require_options,
+    require_placement,
 )
 from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
@@ -85,7 +88,8 @@ def fit(
     ] = None,
     context: ContextLength = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = 0,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
@@ -96,9 +100,8 @@ def fit(
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
-    require_options(
-        tokens=tokens, context=context, document_tokens=None, exits=exits, dtype=dtype, output=None
-    )
+    require_options(tokens=tokens, context=context, document_tokens=None, exits=exits, output=None)
+    require_placement(device, dtype)
     _require_file(output, overwrite=overwrite)
     if not lens and not classifiers and kv_maps is None:
         raise InputError(
@@ -115,7 +118,9 @@ def fit(
 
     whole = None if add_to is None else read_heads(add_to)
     with stage("loading the model and checking its exits"):
-        loaded = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code).load()
+        loaded = find_model(
+            model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+        ).load()
     if whole is not None:
         require_base(whole, {"name": loaded.shown_name, **loaded.identity.to_json()}, str(add_to))
 
@@ -171,21 +176,18 @@ def import_(
     format: Annotated[
         str | None, typer.Option("--format", help="A known layout instead of a map: tuned-lens.")
     ] = None,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
-    from offramp.models.shape import DTYPES
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
     out = Output(as_json)
-    if dtype not in DTYPES:
-        raise InputError(
-            f"unknown dtype {dtype!r}", where="--dtype", fix=f"choose one of: {', '.join(DTYPES)}"
-        )
+    require_placement(device, dtype)
     _require_file(output, overwrite=overwrite)
     base, transforms = _base_of_import(file, model), read_transforms(transform, dtype)
 
@@ -202,7 +204,7 @@ def import_(
 
     found = find_import(file, key_map=key_map, format=format)
     with stage("loading the model and checking its exits"):
-        asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+        asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
         # No layer is run, so those of a model that does not fit may stay on disk.
         loaded = load_for_tracing(asked, [], stream=None, memory=None)
     imported = found.heads_for(loaded)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from offramp.cli.console import stage
 from offramp.costs.hardware import disturbed, load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.machine_profiler import BATCHES, measure_hardware
+from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.plain_timing import check_profile
 from offramp.models.model import Model
 
@@ -29,7 +29,11 @@ def kept_profile(model: Model) -> LocalProfile:
     Raises InputError if none are kept; ModelError if the model cannot decode.
     """
     kept = load_local_profile(
-        model.identity.fingerprint, model.dtype, model=model.name, transforms=model.identity.transforms
+        model.identity.fingerprint,
+        model.dtype,
+        device=str(model.stack.device),
+        model=model.name,
+        transforms=model.identity.transforms,
     )
     with stage("holding the kept timings against a few plain tokens"):
         check = check_profile(model, kept)
@@ -39,7 +43,7 @@ def kept_profile(model: Model) -> LocalProfile:
     return LocalProfile(fresh.profile, f"{check.sentence}; {fresh.note}")
 
 
-def measured_profile(model: Model, batches: Sequence[int] = BATCHES) -> LocalProfile:
+def measured_profile(model: Model, batches: Sequence[int] | None = None) -> LocalProfile:
     """New timings, kept unless taken under load. Raises ModelError for a model that cannot be timed."""
     with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
         profile = measure_hardware(model, batches=batches, budget_seconds=MEASURING_SECONDS)

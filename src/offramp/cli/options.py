@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import typer
 from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
 from offramp.files import read_given_text
+from offramp.models.devices import AUTO, find_device, require_dtype
 
 
 def require_json_file(path: Path, what: str, entries: Mapping[str, type]) -> None:
@@ -118,7 +118,20 @@ DocumentTokens = Annotated[
         show_default=False,
     ),
 ]
-Precision = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1, mps, xpu.",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16 or auto: the checkpoint's on an accelerator, float32 on a processor.",
+    ),
+]
 Transforms = Annotated[
     list[str] | None,
     typer.Option(
@@ -170,15 +183,13 @@ def require_options(
     context: int | None,
     document_tokens: int | None,
     exits: str,
-    dtype: str,
     output: Path | None,
 ) -> None:
     """Refuse what can be refused before a workload is read or a model is loaded.
 
-    Raises InputError for a size below 1, exits that are no list of layers, an unknown dtype, and an output
-    folder that cannot be one.
+    Raises InputError for a size below 1, exits that are no list of layers, and an output folder that cannot
+    be one.
     """
-    from offramp.models.shape import DTYPES
     from offramp.workloads.packing import require_sizes
 
     require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
@@ -186,11 +197,15 @@ def require_options(
         raise InputError(
             f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
         )
-    if dtype not in DTYPES:
-        near = difflib.get_close_matches(dtype, DTYPES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"unknown dtype {dtype!r}", where="--dtype", fix=f"{hint}choose one of: {', '.join(DTYPES)}"
-        )
     if output is not None:
         require_writable(output)
+
+
+def require_placement(device: str, dtype: str = AUTO) -> None:
+    """Refuse a device that is not here, and a dtype that models are not loaded in, before anything is loaded.
+
+    Raises InputError.
+    """
+    require_dtype(dtype, "--dtype")
+    if device != AUTO:  # which is here in any case, and would have torch imported to be looked for
+        find_device(device)

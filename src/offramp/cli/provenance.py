@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from offramp.costs.hardware import processor_name
+from offramp.models.devices import CPU, device_name
 from offramp.tracing.request import library_versions
 
 
@@ -21,9 +22,12 @@ def describe_software(transforms: Iterable[str]) -> dict[str, Any]:
     return {"python": platform.python_version()} | versions
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads, memory and load."""
+def describe_machine(device: str = CPU) -> dict[str, Any]:
+    """Processor, cores, threads, memory and load, and the device that computes, with its name."""
+    name = {} if device == CPU else {"device_name": device_name(device)}
     return {
+        "device": device,
+        **name,
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

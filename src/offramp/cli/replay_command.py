@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.console import Output, stage
-from offramp.cli.options import AsJson, TraceFolder, idle_draft_length, refuse_idle
+from offramp.cli.options import AsJson, Device, TraceFolder, idle_draft_length, refuse_idle, require_placement
 from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,6 +86,7 @@ def replay(
         Path | None,
         typer.Option("--heads", help="With --execute: the exit heads of the trace.", show_default=False),
     ] = None,
+    device: Device = AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
@@ -93,7 +95,8 @@ def replay(
     from offramp.tracing.trace import Trace
 
     _refuse_idle_options(kv, batch, batching, draft_length)
-    _refuse_idle_execution(execute, batch, model, heads)
+    _refuse_idle_execution(execute, batch, model, heads, device)
+    require_placement(device)
     batching = batching or "lockstep"
     out = Output(as_json)
     loaded = Trace.load(find_trace(trace))
@@ -121,18 +124,19 @@ def replay(
     if explain:
         out.console.print(_breakdown_table(result.breakdown))
     breakdown = {"bill": result.breakdown.to_json()} if explain else {}
-    rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads)} if execute else {}
+    rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads, device)} if execute else {}
     out.finish({**_as_json(result), **breakdown, **rerun})
 
 
 def _execute(
-    out: Output, trace: Trace, policy: str, kv: str, name: str | None, heads: Path | None
+    out: Output, trace: Trace, policy: str, kv: str, name: str | None, heads: Path | None, device: str
 ) -> dict[str, object]:
     """The same policy with the keys and values that it leaves; shown, and as JSON."""
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
 
     fitted = read_traced_heads(trace, heads)
-    model = load_traced_model(trace, name, fitted, instead="a replay still answers: leave --execute out")
+    instead = "a replay still answers: leave --execute out"
+    model = load_traced_model(trace, name, fitted, instead=instead, device=device)
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.report.formats import percent
 
@@ -158,13 +162,16 @@ def _execute(
     }
 
 
-def _refuse_idle_execution(execute: bool, batch: int, model: str | None, heads: Path | None) -> None:
+def _refuse_idle_execution(
+    execute: bool, batch: int, model: str | None, heads: Path | None, device: str
+) -> None:
     """Raise InputError for options of a rerun without one, and for a rerun in a batch."""
     without = "without --execute"
     refuse_idle(
         {
             "--model": (model is not None and not execute, without, "--execute"),
             "--heads": (heads is not None and not execute, without, "--execute"),
+            "--device": (device != AUTO and not execute, without, "--execute"),
         }
     )
     if execute and batch > 1:

@@ -57,7 +57,7 @@ def run(
     exits cannot be measured, OfframpError for what fails on the way.
     """
     if isinstance(model, Model):
-        name, dtype = name_object(model), model.dtype
+        name, dtype, device = name_object(model), model.dtype, str(model.stack.device)
     else:
         name = model
     options = RunOptions(
@@ -66,6 +66,7 @@ def run(
         exits=exits,
         context=context,
         document_tokens=document_tokens,
+        device=device,
         dtype=dtype,
         transforms=tuple(one.text for one in read_transforms(list(transforms), dtype)),
         trust_remote_code=trust_remote_code,

@@ -12,6 +12,7 @@ from offramp.cli.console import Output
 from offramp.cli.options import (
     AsJson,
     ContextLength,
+    Device,
     DocumentTokens,
     Exits,
     HeadsFile,
@@ -27,6 +28,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
 from offramp.files import safe_name
+from offramp.models.devices import AUTO
 from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
 
@@ -59,7 +61,8 @@ def run(
     exits: Exits = "all",
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     heads: HeadsFile = None,
     hardware: Annotated[
@@ -113,6 +116,7 @@ def run(
         exits=exits,
         context=context,
         document_tokens=document_tokens,
+        device=device,
         dtype=dtype,
         transforms=tuple(one.text for one in transforms),
         trust_remote_code=trust_remote_code,

@@ -18,6 +18,7 @@ from offramp.files import (
     sha256_of_text,
     write_sealed_json,
 )
+from offramp.models.devices import CPU
 from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.folder import JOURNAL, PLAN, TASKS, StudyFolder
@@ -31,7 +32,8 @@ COMBINED_PAGE = "combined.html"
 
 def default_folder(model_name: str, request: dict[str, Any]) -> Path:
     """Where a run goes if no folder is named: the same request always finds the same one."""
-    return Path("runs") / f"{safe_name(model_name)}-{sha256_of_text(canonical_json(request))[:8]}"
+    key = {name: value for name, value in request.items() if (name, value) != ("device", CPU)}
+    return Path("runs") / f"{safe_name(model_name)}-{sha256_of_text(canonical_json(key))[:8]}"
 
 
 def require_writable(folder: Path) -> None:
@@ -131,7 +133,10 @@ def _is_passing(entry: Path) -> bool:
 
 def _is_of(folder: Path, request: dict[str, Any]) -> bool:
     path = folder / RUN_FILE
-    return path.is_file() and read_sealed_json(path, _damaged) == json.loads(canonical_json(request))
+    # A run that was begun before there were devices is one on the processor.
+    return path.is_file() and {"device": CPU, **read_sealed_json(path, _damaged)} == json.loads(
+        canonical_json({"device": CPU, **request})
+    )
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

@@ -88,7 +88,9 @@ def carry_out(
             read_transforms(options.transforms, options.dtype),
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
+            device=options.device,
         )
+    options = replace(options, device=asked.device, dtype=asked.dtype)
     if given is not None:
         asked.require_heads(given, str(options.heads))
     if options.hardware != LOCAL:
@@ -217,7 +219,7 @@ class _Run:
                 "code_fingerprint": code_fingerprint(),
                 **describe_software(self.asked.texts),
             },
-            machine=describe_machine(),
+            machine=describe_machine(self.options.device),
         )
         for task in plan.tasks.values():
             self.folder.forget_failure(task)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import require_options
+from offramp.cli.options import require_options, require_placement
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError
 from offramp.models.memory import parse_size
@@ -50,6 +50,7 @@ NOT_SETTLED = ("overwrite", "repair", "memory", "stream", "workloads_given", "de
 class RunOptions:
     """What was asked for on the command line, workloads and folder apart.
 
+    device, dtype: as asked for, "auto" among them; once the model's files are found, as resolved.
     transforms: texts of their grammar. decode_budget: seconds of the decoding, None for those of any run.
     stream: whether layers stay on disk, None if they do where the weights do not fit. memory: for them, as
     "8GB". workloads_given: whether the workloads were named, or are those of any run.
@@ -60,6 +61,7 @@ class RunOptions:
     exits: str
     context: int | None
     document_tokens: int | None
+    device: str
     dtype: str
     transforms: tuple[str, ...]
     trust_remote_code: bool
@@ -91,9 +93,9 @@ class RunOptions:
             context=self.context,
             document_tokens=self.document_tokens,
             exits=self.exits,
-            dtype=self.dtype,
             output=output,
         )
+        require_placement(self.device, self.dtype)
         if self.memory is not None:
             parse_size(self.memory, "--memory")
 
@@ -130,6 +132,7 @@ def run_study(
         "name": "run",
         "title": asked.name,
         "tokens": options.tokens,
+        "device": options.device,
         "dtype": options.dtype,
         "threads": threads,
         "exits": options.exits,

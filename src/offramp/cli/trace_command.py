@@ -11,6 +11,7 @@ from offramp.cli.console import Output, stage
 from offramp.cli.options import (
     AsJson,
     ContextLength,
+    Device,
     DocumentTokens,
     Exits,
     HeadsFile,
@@ -26,8 +27,10 @@ from offramp.cli.options import (
     Transforms,
     WorkloadNames,
     require_options,
+    require_placement,
 )
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 from offramp.tracing.request import DEFAULT_TOKENS
 
 
@@ -41,7 +44,8 @@ def trace(
     heads: HeadsFile = None,
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
-    dtype: Precision = "float32",
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     stream: Stream = None,
@@ -62,9 +66,9 @@ def trace(
         context=context,
         document_tokens=document_tokens,
         exits=exits,
-        dtype=dtype,
         output=output,
     )
+    require_placement(device, dtype)
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
     if len(workload) > 1:
@@ -84,7 +88,7 @@ def trace(
 
     fitted = None if heads is None else read_heads(heads)
     with stage("loading the model and checking its exits"):
-        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
         if fitted is not None:
             asked.require_heads(fitted, str(heads))
             FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.cli.console import stage
 from offramp.errors import InputError, ModelError
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
 
 def load_traced_model(
-    trace: Trace, name: str | None, heads: ExitHeads | None, *, instead: str, trust_remote_code: bool = False
+    trace: Trace,
+    name: str | None,
+    heads: ExitHeads | None,
+    *,
+    instead: str,
+    device: str = AUTO,
+    trust_remote_code: bool = False,
 ) -> Model:
     """The trace's own model, in its dtype and with its transforms; another copy of it by another name.
 
     name: what to load, None for where the trace says that it came from. heads: checked against the model's
-    files before a weight is loaded. instead: what can still be answered where the model is gone.
+    files before a weight is loaded. instead: what can still be answered where the model is gone. device: as
+    of `load_model`.
 
     Raises InputError for a model that is gone or another one, or for heads of another model.
     """
@@ -37,7 +45,9 @@ def load_traced_model(
     dtype = str(trace.request.get("dtype", "float32"))
     transforms = read_transforms(list(traced.get("transforms", ())), dtype)
     try:
-        asked = find_model(str(wanted), transforms, dtype=dtype, trust_remote_code=trust_remote_code)
+        asked = find_model(
+            str(wanted), transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+        )
     except (InputError, ModelError) as error:
         raise InputError(
             f"the trace's model cannot be had: {error.what}",

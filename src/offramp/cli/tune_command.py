@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, progress_bar, stage
-from offramp.cli.options import AsJson, HeadsFile, RemoteCode, require_json_file
+from offramp.cli.options import AsJson, Device, HeadsFile, RemoteCode, require_json_file, require_placement
 from offramp.cli.run_folder import find_trace, require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.errors import InputError
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from offramp.decoding.execution.tune import TunedTasks
@@ -108,6 +109,7 @@ def tune(
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")] = Path(
         "policy.json"
     ),
+    device: Device = AUTO,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,6 +125,7 @@ def tune(
     from offramp.tuning.tune import EXECUTED, check_settings
 
     out = Output(as_json)
+    require_placement(device)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
     require_json_file(output, "a policy", {"schema_version": object, "kind": str})
@@ -138,7 +141,12 @@ def tune(
             needed = rule.needed(wanted.risk, delta / len(loaded))
             _require_documents(one, wanted, needed, documents, fitted, seed)
         decodes = load_traced_model(
-            loaded[0], model, fitted, instead=INSTEAD, trust_remote_code=trust_remote_code
+            loaded[0],
+            model,
+            fitted,
+            instead=INSTEAD,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
         if machine.name == LOCAL:
             timed = kept_profile(decodes)

@@ -20,6 +20,7 @@ from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import command_name
 from offramp.plug_ins import load_plug_in, plug_ins
@@ -44,8 +45,17 @@ RECIPE = "recipe"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
-def machine_facts(threads: int) -> dict[str, Any]:
-    """What timings depend on beside the model: processor, cores, torch's threads and torch itself."""
+def machine_facts(threads: int, device: str = CPU) -> dict[str, Any]:
+    """What timings depend on beside the model: processor, cores, torch's threads and torch itself.
+
+    device: that computes. Where it is an accelerator, that is the processor, and "host" the one that gives it
+    its work, on which a step of a small model depends as much.
+
+    Raises InputError for a device that is not here.
+    """
+    if device != CPU:
+        name = device_name(find_device(device))
+        return {**machine_facts(threads), "processor": name, "host": processor_name()}
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -102,6 +112,7 @@ def load_local_profile(
     model_fingerprint: str,
     dtype: str,
     *,
+    device: str = CPU,
     threads: int | None = None,
     model: str = "MODEL",
     transforms: Iterable[str] = (),
@@ -109,10 +120,10 @@ def load_local_profile(
 ) -> TimingsProfile:
     """The profile of a model measured on this machine, with this version of torch.
 
-    threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS says, else
-    those of the profile measured last. model, transforms: its name and what was done to it, for the error's
-    command. recipe: if given, only a profile will do that a study's task of this very recipe measured; if
-    not, one that no study measured comes first.
+    device: that the model computes on. threads: torch's; if not given, those of torch where it is loaded,
+    else what OMP_NUM_THREADS says, else those of the profile measured last. model, transforms: its name and
+    what was done to it, for the error's command. recipe: if given, only a profile will do that a study's task
+    of this very recipe measured; if not, one that no study measured comes first.
 
     Profiles of older versions, which timed something else or noted no load, and those timed under load are
     passed over.
@@ -133,7 +144,7 @@ def load_local_profile(
         and disturbed(profile) is None
         and (recipe is None or _states(profile, recipe))
         and profile.details["machine"]
-        == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted)
+        == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted, device)
     ]
     if not fitting:
         others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
@@ -145,7 +156,8 @@ def load_local_profile(
                 else ""
             ),
             where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
-            fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}, "
+            fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}"
+            f"{'' if device == CPU else f' --device {device}'}, "
             "or choose from: offramp list hardware",
         )
     return max(fitting, key=lambda one: (RECIPE not in one.details, str(one.details["measured_at"])))
@@ -225,14 +237,15 @@ def find_machine(
     *,
     model_fingerprint: str | None = None,
     dtype: str | None = None,
+    device: str = CPU,
     transforms: Iterable[str] = (),
 ) -> Machine:
     """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
 
     Names that begin with "aic:" are those of `offramp.costs.aiconfigurator.find_tables`.
 
-    model_fingerprint, dtype: of the model that is to be priced; "local" is looked up by them. transforms:
-    what was done to it, for the error's command.
+    model_fingerprint, dtype, device: of the model that is to be priced; "local" is looked up by them.
+    transforms: what was done to it, for the error's command.
 
     Raises InputError for an unknown name (with near matches), a file that is no profile, a broken plug-in, or
     "local" where this model has not been measured on this machine (with the command that measures it).
@@ -244,7 +257,7 @@ def find_machine(
                 where=LOCAL,
                 fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
             )
-        return load_local_profile(model_fingerprint, dtype, transforms=transforms)
+        return load_local_profile(model_fingerprint, dtype, device=device, transforms=transforms)
     if name_or_path.startswith(aiconfigurator.PREFIX):
         return aiconfigurator.find_tables(name_or_path)
     built_in = PROFILES / f"{name_or_path}.toml"

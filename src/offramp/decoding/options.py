@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
+from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps, reads_exits
 from offramp.policies.grammar import parse_policy
@@ -266,13 +267,14 @@ class DecodingOptions:
     def check_files(self, dtype: str) -> None:
         """Refuse heads and policies that do not fit each other, before a model is loaded.
 
-        dtype: that it will be loaded in. Raises PolicyError and InputError.
+        dtype: that it will be loaded in; "auto" is looked at once the device is known. Raises PolicyError and
+        InputError.
         """
         if self.heads is not None:
             check_policy(self.policy, int(self.heads.model["layers"]), self.heads)
         self._check_tuned_early()
         if self.kv == MAPPED:
-            check_maps(self.policy, self.heads, dtype=dtype)
+            check_maps(self.policy, self.heads, dtype=None if dtype == AUTO else dtype)
 
     def check_model(self, model: Model) -> None:
         """Refuse a model that this does not fit, or heads of another. Raises PolicyError and InputError."""

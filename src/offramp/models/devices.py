@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,10 +23,10 @@ ACCELERATORS = ("cuda", "xpu", "mps")
 """Kinds of accelerators, the first that is there is taken by "auto"."""
 
 
-def find_device(name: str) -> str:
+def find_device(name: str, where: str = "--device") -> str:
     """The device that is meant, with its number where there are several: "cpu", "cuda:0", "mps".
 
-    name: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps".
+    name: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". where: it was given.
 
     Raises InputError for one that is not known, or not here.
     """
@@ -32,27 +34,28 @@ def find_device(name: str) -> str:
         return CPU
     kind, colon, number = name.partition(":")
     if kind not in (AUTO, *ACCELERATORS) or (colon and not number.isdecimal()) or (kind == AUTO and colon):
-        raise InputError(
-            f"unknown device {name!r}", where="--device", fix=f"choose one of: {', '.join(_choices())}"
-        )
+        raise InputError(f"unknown device {name!r}", where=where, fix=_choose())
     if kind == AUTO:
         return next((f"{one}:0" if one != "mps" else one for one in ACCELERATORS if device_count(one)), CPU)
     if int(number or 0) >= device_count(kind):
-        raise InputError(
-            f"there is no device {name} here", where="--device", fix=f"choose one of: {', '.join(_choices())}"
-        )
+        raise InputError(f"there is no device {name} here", where=where, fix=_choose())
     return kind if kind == "mps" else f"{kind}:{number or 0}"
 
 
-def require_dtype(dtype: str) -> None:
-    """Refuse a dtype that models are not loaded in; "auto" is one. Raises ModelError."""
-    if dtype not in (AUTO, *DTYPES):
-        known = ", ".join((AUTO, *DTYPES))
-        raise ModelError(f"unknown dtype {dtype!r}", where="dtype", fix=f"choose one of: {known}")
+def require_dtype(dtype: str, where: str = "dtype") -> None:
+    """Refuse a dtype that models are not loaded in; "auto" is one. where: it was given. Raises ModelError."""
+    known = (AUTO, *DTYPES)
+    if dtype not in known:
+        near = difflib.get_close_matches(dtype, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        fix = f"{hint}choose one of: {', '.join(known)}"
+        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=fix)
 
 
 def device_count(kind: str) -> int:
-    """How many devices of a kind torch can use here."""
+    """How many devices of a kind torch can use here; a build for processors alone is not even imported."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return 0
     import torch
 
     if kind == "mps":
@@ -61,9 +64,9 @@ def device_count(kind: str) -> int:
     return int(module.device_count()) if module.is_available() else 0
 
 
-def _choices() -> list[str]:
+def _choose() -> str:
     here = [f"{kind}:{place}" for kind in ACCELERATORS for place in range(device_count(kind))]
-    return [AUTO, CPU, *here]
+    return f"choose one of: {', '.join((AUTO, CPU, *here))}"
 
 
 def free_bytes(device: torch.device) -> int:
@@ -82,6 +85,18 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def device_memory(device: str) -> int:
+    """All memory of an accelerator, as `find_device` names it, in bytes; of "mps", which shares it, what is
+    free.
+    """
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "xpu"):
+        return int(getattr(torch, kind).mem_get_info(torch.device(device))[1])
+    return free_bytes(torch.device(device))
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until a device has done everything that it was given; the processor always has."""
     if device.type != CPU:
@@ -91,13 +106,14 @@ def synchronise(device: torch.device) -> None:
         module.synchronize(*([] if device.type == "mps" else [device]))
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
     """What a device is, for people: "NVIDIA H100 80GB HBM3", or its kind where torch knows no more."""
-    if device.type not in ("cuda", "xpu"):
-        return device.type
+    kind = str(device).partition(":")[0]
+    if kind not in ("cuda", "xpu"):
+        return kind
     import torch
 
-    return str(getattr(torch, device.type).get_device_name(device))
+    return str(getattr(torch, kind).get_device_name(device))
 
 
 def float64_device(device: torch.device) -> torch.device:

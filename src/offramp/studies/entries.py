@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from offramp.models.devices import AUTO as AUTO_DEVICE
+from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.records.given_file import Count, NotNegative, Number, Positive, Share, Table, Text, Truth, Whole
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS
 
@@ -32,9 +34,11 @@ Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 class Settings(Table):
     """The table [study]: what is the same for all cells.
 
-    tokens: per workload. threads: of torch, by default the cores at hand. exits, context, document_tokens,
-    signals: as `offramp trace` takes them. floors: on agreement. worth: the gain in speed from which on early
-    exit pays. draws: of the bootstrap. details: whether rankings hold what a page of their own shows besides.
+    tokens: per workload. device: where models compute; "auto" is settled when the study is planned, as the
+    accelerator of this machine or its processor. threads: of torch, by default the cores at hand. exits,
+    context, document_tokens, signals: as `offramp trace` takes them. floors: on agreement. worth: the gain in
+    speed from which on early exit pays. draws: of the bootstrap. details: whether rankings hold what a page
+    of their own shows besides.
     """
 
     hints: ClassVar[Mapping[str, str]] = {"name": "write small letters, digits and single hyphens"}
@@ -43,6 +47,7 @@ class Settings(Table):
     title: str = ""
     description: str = ""
     tokens: Count = DEFAULT_TOKENS
+    device: str = AUTO_DEVICE
     dtype: str = "float32"
     threads: Count = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
     exits: str | tuple[Count, ...] = "all"
@@ -78,9 +83,10 @@ class Entry(Table):
 class ModelEntry(Entry):
     """A model and the facts that comparisons need.
 
-    source: bundled name, folder (relative to the study file), .gguf file or Hub id.
-    base: the independent training it comes from. released: year and month. trust_remote_code: whether code
-    that comes with the model may be run.
+    source: bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may
+    be meant: "owner/name@revision". base: the independent training it comes from, by default the name, of
+    whatever revision. released: year and month. trust_remote_code: whether code that comes with the model may
+    be run.
     parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
     """
 
@@ -99,6 +105,16 @@ class ModelEntry(Entry):
     hidden: Count | None = None
     vocabulary: Count | None = None
     trust_remote_code: Truth = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_revision(cls, value: Any) -> Any:
+        """Revisions of one repository come from one training."""
+        value = {"name": value} if isinstance(value, str) else value
+        name = value.get("name") if isinstance(value, dict) else None
+        if isinstance(name, str) and looks_like_hub_id(name):
+            return {"base": split_revision(name)[0], **value}
+        return value
 
 
 class WorkloadEntry(Entry):

@@ -18,6 +18,7 @@ from offramp.models.checkpoint import (
     stated_count,
     stated_layers,
 )
+from offramp.models.devices import CPU, device_memory, find_device
 from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity
 from offramp.models.memory import WORKING_SHARE, machine_memory, shown_size
@@ -138,12 +139,14 @@ class _ModelSearch:
 
     def _fitting(self, model: FoundModel) -> FoundModel:
         """The model, said to be missing if it does not fit into this machine's memory."""
-        need, room = model.weight_bytes(self.study.settings.dtype), machine_memory()
+        need, device = model.weight_bytes(self.study.settings.dtype), find_device(self.study.settings.device)
+        room = machine_memory() if device == CPU else device_memory(device)
         if self.study.streamed or need is None or need * WORKING_SHARE <= room:
             return model
         why = (
-            f"its weights take {shown_size(round(need))} in {self.study.settings.dtype}, this machine has "
-            f"{shown_size(room)} of memory: trace it layer by layer ([large] stream = true), or elsewhere"
+            f"its weights take {shown_size(round(need))} in {self.study.settings.dtype}, "
+            f"{'this machine' if device == CPU else device} has {shown_size(room)} of memory: trace it layer "
+            "by layer ([large] stream = true), or elsewhere"
         )
         return dataclasses.replace(model, missing=why)
 

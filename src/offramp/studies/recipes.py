@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.costs.hardware import machine_facts
+from offramp.models.devices import CPU, find_device
 from offramp.models.memory import parse_size
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
@@ -42,7 +43,8 @@ class Recipes:
         self.study = study
         self.settings = study.settings
         self.found = found
-        self._machine = machine_facts(self.settings.threads)
+        self._device = find_device(self.settings.device)
+        self._machine = machine_facts(self.settings.threads, self._device)
 
     @property
     def _exits(self) -> str | list[int]:
@@ -319,6 +321,9 @@ class Recipes:
         plug_ins = plug_ins_of(made_of)
         if plug_ins:
             everything["plug_ins"] = plug_ins
+        if loads and self._device != CPU:
+            everything["device"] = self._device
+            exclusive = True  # an accelerator has room for one model at a time
         return Task(kind, everything, dict(needs or {}), exclusive, found, estimate, blocked)
 
     def _model(self, variant: Variant, others: Sequence[Transform] = ()) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
+from offramp.models.devices import AUTO as AUTO_DEVICE
+from offramp.models.devices import find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.models.shape import DTYPES
 from offramp.policies.grammar import parse_policy
@@ -62,14 +64,17 @@ def check_names(study: Study) -> None:
 
 
 def check_settings(study: Study) -> None:
-    """Refuse a dtype, exits, signals or floors that mean nothing."""
+    """Refuse a device that is not here, and a dtype, exits, signals or floors that mean nothing."""
     settings = study.settings
-    if settings.dtype not in DTYPES:
+    require_dtype(settings.dtype, study.where("study", "dtype"))
+    if settings.dtype == AUTO_DEVICE:
         raise InputError(
-            f"unknown dtype {settings.dtype!r}",
+            "the dtype of a study is the same for all of its models",
             where=study.where("study", "dtype"),
-            fix=did_you_mean(settings.dtype, DTYPES),
+            fix=f"write one of: {', '.join(DTYPES)}",
         )
+    if settings.device != AUTO_DEVICE:
+        find_device(settings.device, study.where("study", "device"))
     if isinstance(settings.exits, str) and not re.fullmatch(r"all|\d+(\s*[,+]\s*\d+)*", settings.exits):
         raise InputError(
             f"the exits {settings.exits!r} are not a list of layers",

@@ -70,9 +70,15 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_does_not_fit_is_refused(folder: str, arguments: dict[str, Any], what: str, fix: str) -> None:
     with pytest.raises(InputError) as refused:
-        OfframpLM.create_from_arg_obj({"pretrained": folder, **arguments}, {"device": "cuda:0"})
+        OfframpLM.create_from_arg_obj({"pretrained": folder, **arguments}, {"device": "cpu"})
     assert what in str(refused.value)
     assert fix in refused.value.fix
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_device_that_is_not_here_is_refused(folder: str) -> None:
+    with pytest.raises(InputError, match="there is no device cuda:63 here"):
+        OfframpLM(pretrained=folder, device="cuda:63")
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -59,9 +59,9 @@ def random_ids(engine: Engine, rows: int, length: int) -> Tensor:
     """Random tokens that are not special ones, the same at every call: int64 [rows, length]."""
     config = engine.hf.config.get_text_config()
     special = special_tokens(config)
-    usable = torch.tensor([token for token in range(config.vocab_size) if token not in special])
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(usable), (rows, length), generator=generator)
+    usable = torch.tensor([token for token in range(config.vocab_size) if token not in special], device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    chosen = torch.randint(len(usable), (rows, length), generator=generator, device="cpu")
     return usable[chosen].to(engine.hf.device)
 
 

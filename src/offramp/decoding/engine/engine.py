@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.decoding.engine.clock import HOST, Clock, Moment
 from offramp.models.stack import ExitStack
 from offramp.policies.cost_breakdown import Item, Usage
 
@@ -35,19 +36,22 @@ class Meter:
     """Counts what runs, as items of a cost breakdown (`policies.cost_breakdown`); times it if asked to.
 
     Everything after the prompt is counted; the prompt's layers are kept apart in `prompt_layers`.
+    clock: of the device that runs it.
     usage: items by how often they ran; an item's rows are sequences times positions that ran at once.
     executed: rows times layers, prompt included: what hooks on the layers count. seconds: by PARTS_OF_TIME,
     of the steps after the prompt; all zero unless `timing`.
     """
 
-    def __init__(self, timing: bool = False) -> None:
+    def __init__(self, timing: bool = False, clock: Clock = HOST) -> None:
         self.timing = timing
+        self.clock = clock
         self.usage: Usage = Usage()
         self.executed = 0
         self.prompt_layers = 0
         self.in_prompt = True
-        self.seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
-        self._last = 0.0
+        self._seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
+        self._laps: list[tuple[str, Moment, Moment]] = []
+        self._last: Moment = None
 
     def count(self, part: str, place: int = 0, rows: int = 1, probe: str = "") -> None:
         """Something ran once for so many rows."""
@@ -61,14 +65,28 @@ class Meter:
     def start(self) -> None:
         """The prompt has run; time counts from now on."""
         self.in_prompt = False
-        self._last = time.perf_counter()
+        if self.timing:
+            self._add_laps()
+            self._last = self.clock.moment()
 
     def lap(self, part: str) -> None:
         """What ran since the last lap belongs to this part of time."""
         if self.timing and not self.in_prompt:
-            now = time.perf_counter()
-            self.seconds[part] += now - self._last
+            now = self.clock.moment()
+            self._laps.append((part, self._last, now))
             self._last = now
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds by part of time so far."""
+        self._add_laps()
+        return self._seconds
+
+    def _add_laps(self) -> None:
+        """Look at the moments that were noted: between two steps, when all of them are over."""
+        for part, sooner, later in self._laps:
+            self._seconds[part] += self.clock.seconds(sooner, later)
+        self._laps.clear()
 
 
 ABILITIES: Mapping[str, str] = {
@@ -151,14 +169,15 @@ def head_logits(stack: ExitStack, normed: Tensor, transposed: bool) -> Tensor:
 def transposed_is_faster(stack: ExitStack) -> bool:
     """Whether this machine computes one row's logits clearly faster with the weights on the left, tried.
 
-    Only for a linear head in float32 on a processor; anything else keeps the model's own product.
+    Only for a linear head in float32 on a processor, whose libraries multiply one row with one thread;
+    anything else, and any accelerator, keeps the model's own product.
     """
     weight = stack.head_weight
     if stack.readout_kind != "fast" or weight is None or weight.numel() < SMALLEST:
         return False
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
-    row = torch.linspace(-1.0, 1.0, weight.shape[1])[None]
+    row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
     with torch.no_grad():
         own = _seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
         other = _seconds(lambda: transposed_product(weight, stack.head_bias, row))

@@ -307,8 +307,8 @@ class ExitReader:
         if not facts:
             return {}
         look = Look(reading, self._previous, self._chosen)
-        # Token ids are exact in float64, as float32 facts are.
-        values = torch.stack([READERS[fact](look).double() for fact in facts]).cpu().numpy()
+        # Token ids are exact in float32 too, since no vocabulary has 2^24.
+        values = torch.stack([READERS[fact](look).float() for fact in facts]).cpu().numpy()
         return {
             fact: value.astype(FACT_BY_NAME[fact].dtype) for fact, value in zip(facts, values, strict=True)
         }

@@ -189,7 +189,9 @@ class EarlyExit:
         refuse_arguments(input_ids, generation_config, logits_processor, given, model_kwargs, synced_gpus)
         engine = self.engine or engine_of(model)
         self.before(engine)
+        # Looked at once: what has no padding then is nothing that every step would have to be asked for.
         mask = model_kwargs.get("attention_mask")
+        mask = None if mask is None or bool(mask.all()) else mask
         limit = int(generation_config.max_length) - input_ids.shape[1]
         request = Request(
             options=self.options,
@@ -197,7 +199,7 @@ class EarlyExit:
             dtype=engine.dtype,
             batch=len(input_ids),
             processors=tuple(logits_processor),
-            padded=mask is not None and not bool(mask.all()),
+            padded=mask is not None,
         )
         check_decodable(engine, self.options, request)
         answers = Answers(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.decoding.engine.clock import Clock
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
@@ -127,7 +128,8 @@ class Loop:
     """One generation of a batch, from its prompt on: at a stretch by `run`, or step by step.
 
     mask: int64 [batch, length] with 0 for padding, None without any. meter: None for one of the loop's own.
-    first_seconds: until the first new token; seconds: of the steps after it.
+    first_seconds: until the first new token; seconds: of the steps after it. Both end when new tokens are on
+    the host, so that an accelerator has done all that they took.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Loop:
         self.answers = answers
         self.mask = mask
         self.chooser = chooser
-        self.meter = Meter(plan.timing) if meter is None else meter
+        self.meter = Meter(plan.timing, Clock(answers.ids.device)) if meter is None else meter
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
@@ -205,7 +207,7 @@ class Loop:
         if self.plan.policy.document_facts:
             facts = prompt_entropy(self.plan.engine.stack, hidden, self.mask, self.plan.policy.document_facts)
         exits = np.full((sequences.batch, 1), layers, dtype=np.int64)
-        self._add(Advance(choice.fed[:, None], choice.chosen[:, None], exits, choice.scores[:, None]))
+        self.answers.add(Advance.of(choice, exits))
         return facts
 
     def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
@@ -226,19 +228,19 @@ class Loop:
     @torch.no_grad()
     def step(self, strategy: Strategy) -> None:
         """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
-        running = (~self.answers.finished).cpu().numpy()
+        running = ~self.answers.over
         strategy.work.driver.finished[:] = ~running
         self.chooser.finished = None if running.all() else self.answers.finished
         if self.drops and int(running.sum()) < self.sequences.batch:
             self._drop(strategy, running)
         executed = self.meter.executed
         advance = strategy.advance(self.answers.last)
+        self.answers.add(advance)
         shares = advance.layers
         if shares is None:
             share = (self.meter.executed - executed) // self.sequences.batch
             shares = np.full(len(running), share, dtype=np.int64)
         self.answers.add_layers(shares, running)
-        self._add(advance)
         self.meter.lap("overhead")
 
     def _drops(self) -> bool:
@@ -259,16 +261,13 @@ class Loop:
         driver.present = np.flatnonzero(running)
         self.chooser.present = torch.from_numpy(driver.present).to(device)
 
-    def _add(self, advance: Advance) -> None:
-        self.answers.add(advance.tokens, advance.chosen, advance.exits, advance.scores)
-
     def _note_problem(self, row: int) -> None:
         ids = self.answers.ids[row]
         if self.mask is not None:
             ids = ids[int((self.mask[row] == 0).sum()) :]
         new = len(self.answers.rows[row].tokens)
         problem = describe_problem(self.plan.engine, ids, new)
-        for other in (~self.answers.finished).nonzero().flatten().tolist():
+        for other in np.flatnonzero(~self.answers.over).tolist():
             self.problems[other] = problem if other == row else f"stopped with row {row}: {problem}"
 
     def result(self) -> BatchGeneration:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from offramp.models.devices import CPU
+
 Process = Callable[[Tensor, Tensor], Tensor]
 """transformers' logits processors: ids so far [batch, length] and scores [batch, vocabulary] to scores."""
 
 
 class Choice(NamedTuple):
-    """chosen: int64 [batch]. fed: the forced tokens, if any, else the chosen. scores: float32, processed."""
+    """chosen: int64 [batch]. fed: the forced tokens, if any, else the chosen. scores: float32, processed.
+
+    broken: bool [batch], rows that go on and whose logits give no token (see `require_whole`).
+    """
 
     chosen: Tensor
     fed: Tensor
     scores: Tensor
+    broken: Tensor
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -35,6 +41,21 @@ class NonFiniteLogits(ArithmeticError):
 def is_broken(logits: Tensor) -> Tensor:
     """Whether no token can be chosen: a NaN, +inf, or nothing but -inf; bool [...] of [..., vocabulary]."""
     return ~torch.isfinite(logits.amax(-1))
+
+
+def require_whole(broken: Tensor) -> None:
+    """Wait for which rows' logits are broken, bool [batch] or [batch, 1].
+
+    Raises NonFiniteLogits for the first.
+    """
+    raise_for(broken.flatten().tolist())
+
+
+def raise_for(broken: Sequence[object]) -> None:
+    """The same of what is on the host already."""
+    row = next((row for row, is_one in enumerate(broken) if is_one), None)
+    if row is not None:
+        raise NonFiniteLogits(row)
 
 
 @dataclass(eq=False)
@@ -58,23 +79,18 @@ class Chooser:
     finished: Tensor | None = None
     present: Tensor | None = None
 
-    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
+    def scores(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Processed scores, float32 [batch, vocabulary], of the tokens so far, int64 [batch, length].
 
-        Raises NonFiniteLogits for broken logits (`is_broken`) of a row that is not finished.
+        And which rows that go on have broken logits (`is_broken`), bool [batch]: nothing waits for it here,
+        so that an accelerator is waited for once a token, when the token itself is wanted.
         """
         logits = logits.float()
         broken = is_broken(logits)
-        if broken.any():
-            logits = self._without_broken(logits, broken)
-        return self.process(ids, logits)
-
-    def _without_broken(self, logits: Tensor, broken: Tensor) -> Tensor:
-        """Zeros in the place of broken rows that are finished, since no sample can be taken of them."""
+        if broken.device.type != CPU or broken.any():
+            logits = logits.masked_fill(broken[:, None], 0.0)  # no sample can be taken of them
         live = broken if self.finished is None else broken & ~self.finished
-        if live.any():
-            raise NonFiniteLogits(int(live.nonzero()[0]))
-        return logits.masked_fill(broken[:, None], 0.0)
+        return self.process(ids, logits), live
 
     def pick(self, scores: Tensor) -> Tensor:
         """One token per row: int64 [batch]."""
@@ -86,9 +102,9 @@ class Chooser:
         """The tokens after `ids` [batch, length], from the logits of the rows that are present."""
         if self.present is not None:
             logits = logits.new_zeros(len(ids), logits.shape[-1]).index_copy_(0, self.present, logits)
-        scores = self.scores(ids, logits)
+        scores, broken = self.scores(ids, logits)
         chosen = self.pick(scores)
-        return Choice(chosen, self.forced_after(ids, chosen), scores)
+        return Choice(chosen, self.forced_after(ids, chosen), scores, broken)
 
     def forced_after(self, ids: Tensor, chosen: Tensor) -> Tensor:
         """The forced tokens after `ids`, the chosen ones where none are."""
@@ -100,21 +116,20 @@ class JudgedToken:
     """The full model on one token of every sequence.
 
     chosen, fed: int64 [batch], its choice and what is to be fed. scores: float32 [batch, vocabulary], its
-    processed logits. right: bool [batch], whether the draft stands; true where there was none.
+    processed logits. right: bool [batch], whether the draft stands; true where there was none. broken: as of
+    `Choice`.
     """
 
     chosen: Tensor
     fed: Tensor
     scores: Tensor
     right: Tensor
+    broken: Tensor
 
 
 def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> JudgedToken:
-    """Choose the tokens after `ids`, int64 [batch, length], from the full model's logits [batch, vocabulary].
-
-    Raises NonFiniteLogits as `Chooser.scores` does.
-    """
-    scores = chooser.scores(ids, logits)
+    """Choose the tokens after `ids` [batch, length], from the full model's logits [batch, vocabulary]."""
+    scores, broken = chooser.scores(ids, logits)
     if draft is None:
         chosen = chooser.pick(scores)
         right = torch.ones_like(chosen, dtype=torch.bool)
@@ -123,7 +138,7 @@ def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -
     else:
         chosen = chooser.pick(scores)
         right = chosen == draft.chosen
-    return JudgedToken(chosen, chooser.forced_after(ids, chosen), scores, right)
+    return JudgedToken(chosen, chooser.forced_after(ids, chosen), scores, right, broken)
 
 
 def accept_or_resample(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.models.devices import float64_device
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.tracing.recorders import PROMPT_TOKENS
@@ -153,7 +154,8 @@ def prompt_entropy(
     log_probabilities = stack.readout(last).float().log_softmax(-1)
     # A token that is ruled out adds 0 log 0 = 0.
     log_probabilities = log_probabilities.clamp(min=torch.finfo(torch.float32).min)
-    entropy = (-log_probabilities.exp() * log_probabilities).sum(-1).double()
-    real = torch.ones_like(entropy) if mask is None else mask[:, -PROMPT_TOKENS:].double()
+    wide = float64_device(hidden.device)
+    entropy = (-log_probabilities.exp() * log_probabilities).sum(-1).to(wide).double()
+    real = torch.ones_like(entropy) if mask is None else mask[:, -PROMPT_TOKENS:].to(wide).double()
     mean = ((entropy * real).sum(1) / real.sum(1)).cpu().numpy()
     return dict.fromkeys(names, mean)

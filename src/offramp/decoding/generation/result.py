@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.decoding.generation.next_token import raise_for
 from offramp.policies.cost_breakdown import Usage
+
+if TYPE_CHECKING:
+    from offramp.decoding.strategies.strategy import Advance
 
 SHOWN_TEXT = 60
 """Characters of a text that its short form shows."""
@@ -107,8 +111,8 @@ class Answers:
     """All rows of a batch.
 
     ids: int64 [batch, length], prompt and new tokens, padded with `pad` after a row's end, None for going on.
-    finished: bool [batch]. stops: stopping criteria. streamer: given each column of new tokens as it comes;
-    one with a method `put_exits` is given their exits, int64 [batch], just before.
+    finished: bool [batch]; over: the same on the host. stops: stopping criteria. streamer: given each column
+    of new tokens as it comes; one with a method `put_exits` is given their exits, int64 [batch], just before.
     scores: those of every new token, float32 [batch, vocabulary] each, None unless `keep_scores`.
     """
 
@@ -118,6 +122,7 @@ class Answers:
         self.ids = ids
         self.prompt = ids.shape[1]
         self.finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        self.over: NDArray[np.bool_] = np.zeros(len(ids), dtype=np.bool_)
         self.rows = [RowAnswer() for _ in ids]
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self._stops = stops
@@ -127,7 +132,7 @@ class Answers:
     @property
     def done(self) -> bool:
         """Whether every row has ended."""
-        return bool(self.finished.all())
+        return bool(self.over.all())
 
     @property
     def pads(self) -> bool:
@@ -139,34 +144,45 @@ class Answers:
         """The newest token of every row: int64 [batch, 1]."""
         return self.ids[:, -1:]
 
-    def add(self, tokens: Tensor, chosen: Tensor, exits: NDArray[np.int64], scores: Tensor) -> None:
-        """Append new tokens, int64 [batch, new], one column at a time until every row has ended.
+    def add(self, advance: Advance) -> None:
+        """Append the new tokens of a step, one column at a time until every row has ended.
 
-        chosen, exits: [batch, new]. scores: float32 [batch, new, vocabulary].
+        Raises NonFiniteLogits for a row that has not and has no token to choose.
         """
-        for column in range(tokens.shape[1]):
-            self._add(tokens[:, column], chosen[:, column].tolist(), exits[:, column], scores[:, column])
+        for column in range(advance.tokens.shape[1]):
+            self._add(
+                advance.tokens[:, column],
+                advance.chosen[:, column],
+                advance.exits[:, column],
+                advance.scores[:, column],
+                advance.broken[:, column],
+            )
             if self.done:
                 return
 
-    def _add(self, tokens: Tensor, chosen: list[int], exits: NDArray[np.int64], scores: Tensor) -> None:
-        live = ~self.finished
+    def _add(
+        self, tokens: Tensor, chosen: Tensor, exits: NDArray[np.int64], scores: Tensor, broken: Tensor
+    ) -> None:
         if self._pad is not None:
-            tokens = torch.where(live, tokens, self._pad)
+            tokens = torch.where(self.finished, self._pad, tokens)
+        ids = torch.cat([self.ids, tokens[:, None]], 1)
+        kept = None if self.scores is None else [*self.scores, scores]
+        finished = self.finished | self._stops(ids, None if kept is None else tuple(kept))
+        # All that the host must know of a token in one copy: an accelerator is waited for once.
+        told = torch.stack([tokens, chosen, finished.long(), broken.long()]).cpu()
+        said, choice, over, bad = told.tolist()
+        raise_for(bad)
         for row, answer in enumerate(self.rows):
-            if live[row]:
-                answer.tokens.append(int(tokens[row]))
-                answer.chosen.append(chosen[row])
+            if not self.over[row]:
+                answer.tokens.append(said[row])
+                answer.chosen.append(choice[row])
                 answer.exits.append(int(exits[row]))
-        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
-        if self.scores is not None:
-            self.scores.append(scores)
+        self.ids, self.scores, self.finished = ids, kept, finished
+        self.over = np.array(over, dtype=np.bool_)
         if self._streamer is not None:
             if hasattr(self._streamer, "put_exits"):
                 self._streamer.put_exits(exits)
-            self._streamer.put(tokens.cpu())
-        kept = None if self.scores is None else tuple(self.scores)
-        self.finished = self.finished | self._stops(self.ids, kept)
+            self._streamer.put(told[0])
 
     def end(self) -> None:
         """Nothing follows."""

@@ -16,12 +16,13 @@ from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
 from offramp.decoding.generation.loop import describe_problem, explain_out_of_memory
-from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits
+from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, require_whole
 from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import PolicyDriver, Strategy, Work
 from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.models.devices import float64_device
 from offramp.models.model import Model
 
 
@@ -142,6 +143,7 @@ class Scorer:
         while len(logprobs) < len(forced):
             try:
                 advance = strategy.advance(last)
+                require_whole(advance.broken)
             except NonFiniteLogits as broken:
                 raise OfframpError(
                     "the likelihood of a continuation is not known: "
@@ -150,8 +152,8 @@ class Scorer:
                     fix="load the model in float32, or take the text out",
                 ) from broken
             right = forced[len(logprobs) : len(logprobs) + advance.tokens.shape[1]]
-            all_logprobs = advance.scores[0].double().log_softmax(-1)
-            logprobs += all_logprobs.gather(-1, right[:, None])[:, 0].tolist()
+            all_logprobs = advance.scores[0].to(float64_device(last.device)).double().log_softmax(-1)
+            logprobs += all_logprobs.gather(-1, right[:, None].to(all_logprobs.device))[:, 0].tolist()
             chosen += advance.chosen[0].tolist()
             exits += advance.exits[0].tolist()
             last = advance.tokens[:, -1:]

@@ -13,12 +13,12 @@ from offramp.decoding.options import (
 )
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.devices import require_dtype
-from offramp.models.source import Source, find_source
+from offramp.models.devices import AUTO, require_dtype
+from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
 from offramp.policies.signals import suggest
-from offramp.tracing.loading import require_usable
+from offramp.tracing.loading import find_model
 
 WHERE = "--model_args"
 
@@ -53,11 +53,13 @@ OF_OFFRAMP = (
 class Arguments:
     """What to evaluate and how to decode it.
 
-    source: of the model, checked as far as possible without a weight.
+    source: of the model, checked as far as possible without a weight. device: as
+    `offramp.models.devices.find_device` gives it. dtype: as it fits the device.
     """
 
     source: Source
     options: DecodingOptions
+    device: str
     dtype: str
     transforms: tuple[Transform, ...]
     trust_remote_code: bool
@@ -87,10 +89,9 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     """
     _require_single(given.get("batch_size"), "batch_size")
     _require_single(given.get("max_batch_size"), "max_batch_size")
-    dtype = str(given.get("dtype") or "float32")
+    dtype = str(given.get("dtype") or AUTO)
     require_dtype(dtype)
     transforms = _transforms(given.get("transforms"))
-    require_usable(transforms, dtype)
     options = DecodingOptions.read(
         given.get("policy"),
         kv=None if given.get("kv") is None else str(given["kv"]),
@@ -98,12 +99,19 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         draft_length=given.get("draft_length"),
     ).for_task(given.get("task"))
     trusted = bool(given.get("trust_remote_code") or False)
-    source = find_source(_name(given.get("pretrained")), trust_remote_code=trusted)
+    asked = find_model(
+        _name(given.get("pretrained")),
+        transforms,
+        dtype=dtype,
+        trust_remote_code=trusted,
+        device=str(given.get("device") or AUTO),
+    )
+    source = asked.source
     layers = None if transforms else stated_layers(read_config(source.folder))
     if layers is not None:  # its config says how many there are
         check_policy(options.policy, layers, options.heads)
-    options.check_files(dtype)
-    return Arguments(source, options, dtype, transforms, trusted)
+    options.check_files(asked.dtype)
+    return Arguments(source, options, asked.device, asked.dtype, transforms, trusted)
 
 
 def _transforms(given: Any) -> tuple[Transform, ...]:

@@ -18,6 +18,7 @@ from offramp.decoding.generation.loop import explain_out_of_memory
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
 from offramp.errors import InputError, OfframpError
+from offramp.models.loading import Placement
 from offramp.models.quiet import quiet_loggers
 from offramp.tracing.loading import load_transformed
 
@@ -131,8 +132,8 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     chose (`offramp.decoding.generation.scoring`). A policy that never exits runs `hf`'s own code.
 
     pretrained: a bundled model, a folder, a .gguf file, or a Hub id. policy, kv, heads, draft_length,
-    task: as `offramp.generate` takes them. dtype, transforms, trust_remote_code: as `offramp.load_model`.
-    device: of no consequence, since models are loaded on the processor; lm-eval always gives one.
+    task: as `offramp.generate` takes them. device, dtype, transforms, trust_remote_code: as
+    `offramp.load_model`; lm-eval's own --device is this one.
     harness: arguments of `hf` (`offramp.decoding.harness.arguments.OF_HARNESS`).
 
     Raises InputError for whatever does not fit; most of it before any weight is loaded.
@@ -164,6 +165,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "heads": heads,
                 "draft_length": draft_length,
                 "task": task,
+                "device": device,
                 "dtype": dtype,
                 "transforms": transforms,
                 "trust_remote_code": trust_remote_code,
@@ -190,6 +192,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             dtype=arguments.dtype,
             transforms=arguments.transforms,
             trust_remote_code=arguments.trust_remote_code,
+            placement=Placement(arguments.device),
         )
         model, options = self._offramp, self._options
         options.check_model(model)
@@ -228,6 +231,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return {
             "model_num_parameters": model.hf.num_parameters(),
             "model_dtype": model.dtype,
+            "model_device": str(model.stack.device),
             "model_revision": model.identity.revision or "",
             "model_sha": model.identity.revision or "",
             "offramp": {

@@ -32,6 +32,7 @@ from offramp.decoding.measurement.results import Contender
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.models.identity import command_name
+from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
 from offramp.models.transforms.grammar import parse_transform
@@ -120,6 +121,7 @@ def load_variants(
             transforms=[_transform(one.transform, resolved.get(one.name)) for one in parts],
             trust_remote_code=trust_remote_code,
             progress=False,
+            placement=Placement(str(base.model.stack.device)),
         )
         if len(parts) == 1:
             # What was measured for it (which layers matter least) is not measured again.

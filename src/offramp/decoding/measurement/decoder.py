@@ -19,6 +19,7 @@ from offramp.decoding.measurement.results import Contender
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.calls import first_tensor
+from offramp.models.devices import synchronise
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 
@@ -119,6 +120,7 @@ def decoding_in_steps(start: Start) -> Decode:
     """The steps of one decoding after each other."""
 
     def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
+        wait_for(prompts)
         started = time.perf_counter()
         running = start(prompts, new_tokens)
         wait_for(prompts)
@@ -133,8 +135,7 @@ def decoding_in_steps(start: Start) -> Decode:
 
 def wait_for(prompts: PromptBatch) -> None:
     """Until the accelerator that the prompts are on has done all that it was told."""
-    if prompts.ids.is_cuda:
-        torch.cuda.synchronize(prompts.ids.device)
+    synchronise(prompts.ids.device)
 
 
 Candidates = Iterator[Decoder | Contender]
@@ -215,6 +216,7 @@ def generate(
     """
     first = FirstTokens()
     with torch.no_grad(), own_config(model.hf, plain_config(new_tokens, **(config or {}))):
+        wait_for(prompts)
         started = time.perf_counter()
         ids = model.hf.generate(prompts.ids, attention_mask=prompts.mask, streamer=first, **keywords)
         tokens = ids[:, prompts.ids.shape[1] :].tolist()
@@ -244,8 +246,7 @@ def plain_config(new_tokens: int, **entries: Any) -> Any:
         max_new_tokens=new_tokens,
         eos_token_id=None,
         pad_token_id=PADDING,
-        disable_compile=True,
-        **entries,
+        **{"disable_compile": True, **entries},
     )
 
 
@@ -328,7 +329,8 @@ class PlainRunning(Running):
     """Plain greedy decoding, a forward of the whole model for each token.
 
     Everything is prepared by `generate()` itself, its cache included; a step is what its own greedy loop does
-    for a token, without processors, stopping rules and streamers, of which there are none.
+    for a token, without processors, stopping rules and streamers, of which there are none; as there, the host
+    learns of every token before it goes on.
     """
 
     def __init__(self, model: Model, prompts: PromptBatch, new_tokens: int, **keywords: Any) -> None:
@@ -375,6 +377,7 @@ class PlainRunning(Running):
         self._given = hf._update_model_kwargs_for_generation(outputs, self._given, is_encoder_decoder=False)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         self._ids = torch.cat([self._ids, logits.argmax(-1)[:, None]], dim=-1)
+        synchronise(self._ids.device)
 
     def finish(self, first_seconds: float, seconds: float) -> Decoded:
         """Every layer ran once for each token that was fed; the last one never is."""

@@ -18,6 +18,7 @@ import torch
 from offramp.costs.hardware import processor_name
 from offramp.decoding.measurement.answers import freedom_of, ratio_of
 from offramp.decoding.measurement.results import Cluster, Contender, Interval
+from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.tracing.request import library_versions
 
@@ -174,10 +175,10 @@ def _own_seconds() -> float:
 
 def describe(model: Model, load: Load, further: Mapping[str, Any]) -> dict[str, Any]:
     """All of it as JSON values; `further` is added."""
-    cuda = model.hf.device.type == "cuda"
+    device = str(model.stack.device)
     return {
         "processor": processor_name(),
-        "accelerator": torch.cuda.get_device_name(model.hf.device) if cuda else None,
+        "accelerator": None if device == CPU else device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "governor": governor(),

@@ -26,11 +26,14 @@ from offramp.decoding.measurement.timed_probes import probe_sizes
 from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
 from offramp.errors import InputError, ModelError
+from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 
 # Each size up to that of a draft of four tokens with the token after it: products of two or three rows can
 # take longer than those of four, so that nothing is read off between them.
 BATCHES = (1, 2, 3, 4, 5, 8)
+# An accelerator multiplies a few rows in the time of one: what matters is where that ends.
+WIDE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 POSITIONS = (64, 448)
 SHORTEST_CONTEXT = 8
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 64
@@ -52,7 +55,7 @@ def measure_hardware(
     model: Model,
     *,
     budget_seconds: float = 45.0,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> TimingsProfile:
     """Time layers, head, probes, lens, K,V repair and the program around them, within real decoding steps.
@@ -65,7 +68,10 @@ def measure_hardware(
     the middle half of its samples, scaled so that the parts add up to whole steps
     (`offramp.decoding.measurement.timing_tables.build_tables`). A note says if the machine was busy with
     something else.
-    budget_seconds: how long it may take; a slow model takes longer, for the fewest rounds that give a median.
+    Layers, head and probes are timed by events where the model is on an accelerator, within a step that waits
+    for nothing but what it decides by; whole steps end when all is done.
+    batches: sizes to time, rising; by default `usual_batches`. budget_seconds: how long it may take; a slow
+    model takes longer, for the fewest rounds that give a median.
     progress: called with the share of the budget used.
 
     Raises ModelError if the model cannot decode with a cache, or not in that loop; InputError for batch sizes
@@ -73,7 +79,7 @@ def measure_hardware(
     """
     model.require_loaded("timing")
     began = time.monotonic()
-    batches = tuple(batches)
+    batches = usual_batches(model) if batches is None else tuple(batches)
     if not batches or batches[0] < 1 or any(later <= batch for batch, later in itertools.pairwise(batches)):
         raise InputError(
             f"the batch sizes {batches} do not rise from 1 or more", where="batches", fix="try 1, 2, 4, 8"
@@ -101,6 +107,11 @@ def measure_hardware(
     if long:
         generate.append(_time_generate(model, GENERATED))
     return _profile(profiler, generate, rounds=rounds, seconds=used(), load=load)
+
+
+def usual_batches(model: Model) -> tuple[int, ...]:
+    """The batch sizes that are timed if none are given."""
+    return BATCHES if model.stack.device.type == CPU else WIDE_BATCHES
 
 
 def timing_positions(context: int | None) -> tuple[int, int]:
@@ -137,7 +148,7 @@ def _profile(
     load: Load,
 ) -> TimingsProfile:
     model = profiler.model
-    machine = machine_facts(torch.get_num_threads())
+    machine = machine_facts(torch.get_num_threads(), str(model.stack.device))
     tables = build_tables(profiler.samples)
     notes = list(tables.notes)
     details: dict[str, Any] = {

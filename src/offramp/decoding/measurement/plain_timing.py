@@ -19,6 +19,7 @@ from offramp.decoding.measurement.decoder import own_config, plain_config
 from offramp.decoding.measurement.timed_steps import prompt_ids
 from offramp.decoding.measurement.timing_tables import whole_at
 from offramp.errors import ModelError
+from offramp.models.devices import synchronise
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.tracing.answers import cannot_generate
@@ -122,7 +123,10 @@ def _plain_steps(model: Model, batch: int, position: int, count: int) -> list[fl
 
 @dataclass
 class _Stamps:
-    """A streamer that notes when tokens came: transformers hands it the prompt, then the loop new ones."""
+    """A streamer that notes when tokens came: transformers hands it the prompt, then the loop new ones.
+
+    Those are on the host by then, so that an accelerator has done all that they took.
+    """
 
     at: list[float] = field(default_factory=list)
 
@@ -178,12 +182,14 @@ def time_plain_decoding(
         config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
         )
+        synchronise(ids.device)
         started = time.perf_counter()
         try:
             with torch.no_grad():
                 model.hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         except UNFIT_ERRORS as error:
             raise cannot_generate(model, error) from error
+        synchronise(ids.device)
         return time.perf_counter() - started
 
     load = os.getloadavg()[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
+from offramp.decoding.engine.clock import Clock, Moment
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
@@ -85,7 +85,8 @@ class Asks(ExitPolicy):
 class Probing:
     """Readers with random heads at some exits, lens and K,V maps, ready to be placed anew in every step.
 
-    exits: where probes can be placed, ascending, below L. kinds: of probe, the lens and the maps.
+    exits: where probes can be placed, ascending, below L. kinds: of probe, the lens and the maps. clock: of
+    the device that reads them.
     """
 
     def __init__(self, model: Model, engine: Engine, sizes: ProbeSizes) -> None:
@@ -107,7 +108,8 @@ class Probing:
         if CANDIDATES in kinds:
             later = dict.fromkeys(self.exits[1:], (FACTS[CANDIDATES],))
             self.candidates = ExitReader(engine, heads, {self.exits[0]: (OPENING_FACT,), **later})
-        device, lens = next(engine.hf.parameters()).device, _random_lens(model, len(self.exits))
+        device, lens = engine.stack.device, _random_lens(model, len(self.exits))
+        self.clock = Clock(device)
         lenses = {exit: PreparedLens.of(lens, place, device) for place, exit in enumerate(self.exits)}
         maps = {exit: _maps_of(model, exit, sizes) for exit in self.exits}
         self.alone: Mapping[str, Mapping[int, Callable[[Tensor], object]]] = {LENS: lenses, MAPS: maps}
@@ -139,14 +141,18 @@ class Probing:
 class PlacedReader:
     """Reads as `ExitReader` does, candidates by a reader of their own, lens and maps alone.
 
-    kinds: of probe by exit, as `Probing.draw` gives them. seconds_alone: of lens and maps in this step, as
-    far as they had a turn.
+    kinds: of probe by exit, as `Probing.draw` gives them.
     """
 
     def __init__(self, probing: Probing, kinds: Mapping[int, str]) -> None:
         self._probing = probing
         self._kinds = kinds
-        self.seconds_alone: dict[str, float] = {}
+        self._alone: dict[str, tuple[Moment, Moment]] = {}
+
+    @property
+    def seconds_alone(self) -> dict[str, float]:
+        """Of lens and maps in this step, as far as they had a turn."""
+        return {kind: self._probing.clock.seconds(*moments) for kind, moments in self._alone.items()}
 
     def begin(self) -> None:
         """A new token."""
@@ -162,9 +168,9 @@ class PlacedReader:
         kind, probing = self._kinds[exit], self._probing
         if kind in probing.alone:
             rows = rows_of(hidden, probing.position_axis)
-            began = time.perf_counter()
+            began = probing.clock.moment()
             probing.alone[kind][exit](rows)
-            self.seconds_alone[kind] = time.perf_counter() - began
+            self._alone[kind] = (began, probing.clock.moment())
             return {fact: np.zeros(len(rows), np.float32) for fact in facts}
         reader = probing.candidates if kind in (CANDIDATES, CHOICE) else probing.reader
         return reader.read(exit, facts, hidden, before)
@@ -234,11 +240,12 @@ def _maps_of(model: Model, exit: int, sizes: ProbeSizes) -> Callable[[Tensor], o
         inward=_random(rank, width),
         outward=_random(layers, width, rank),
     )
-    device = next(model.hf.parameters()).device
-    return partial(StateMaps(KeyValueMaps({exit: maps}), exit + 1 + layers, device).inputs_after, exit)
+    found = StateMaps(KeyValueMaps({exit: maps}), exit + 1 + layers, model.stack.device)
+    return partial(found.inputs_after, exit)
 
 
 def _random(*shape: int) -> NDArray[np.float32]:
-    generator = torch.Generator().manual_seed(0)
-    scaled: NDArray[Any] = (torch.randn(*shape, generator=generator) / math.sqrt(shape[-1])).numpy()
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randn(*shape, generator=generator, device="cpu")
+    scaled: NDArray[Any] = (drawn / math.sqrt(shape[-1])).numpy()
     return scaled.astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.costs.probes import ProbeSizes
+from offramp.decoding.engine.clock import Clock, Moment
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.exit_readout.reader import Reader
 from offramp.decoding.generation.loop import Loop, Plan
@@ -24,6 +25,7 @@ from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, e
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
 from offramp.errors import ModelError
 from offramp.models.calls import held_tensors
+from offramp.models.devices import synchronise
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
@@ -64,10 +66,10 @@ def failing_clearly(model: Model, position: int) -> Iterator[None]:
 
 def prompt_ids(model: Model, batch: int, length: int) -> Tensor:
     """Random tokens, the same at every call: int64 [batch, length]."""
-    generator = torch.Generator().manual_seed(length)
-    return torch.randint(model.shape.vocabulary_size, (batch, length), generator=generator).to(
-        model.hf.device
-    )
+    generator = torch.Generator("cpu").manual_seed(length)
+    shape = (batch, length)
+    ids = torch.randint(model.shape.vocabulary_size, shape, generator=generator, device="cpu")
+    return ids.to(model.stack.device)
 
 
 def prefill(model: Model, keyword: str, batch: int, length: int) -> Stream:
@@ -130,23 +132,38 @@ class StepTimes:
 class StepMeter(Meter):
     """Times one step of the decoder's own loop.
 
-    by_layer: seconds of each layer (1 = the first), run or only its K and V left behind. left: the layers of
-    which only K and V were left. by_exit: seconds of the probe at each exit.
+    left: the layers (1 = the first) of which only K and V were left behind.
     """
 
-    def __init__(self) -> None:
-        super().__init__(timing=True)
-        self.by_layer: dict[int, float] = {}
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(timing=True, clock=clock)
         self.left: set[int] = set()
-        self.by_exit: dict[int, float] = {}
-        self._open: tuple[int, float] | None = None
+        self._layers: list[tuple[int, Moment, Moment]] = []
+        self._probes: list[tuple[int, Moment, Moment]] = []
+        self._open: tuple[int, Moment] | None = None
         self._exit = 0
+
+    @property
+    def by_layer(self) -> dict[int, float]:
+        """Seconds of each layer (1 = the first), run or only its K and V left behind."""
+        return self._sums(self._layers)
+
+    @property
+    def by_exit(self) -> dict[int, float]:
+        """Seconds of the probe at each exit, until the host has decided by what was read."""
+        return self._sums(self._probes)
+
+    def _sums(self, noted: Sequence[tuple[int, Moment, Moment]]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for place, sooner, later in noted:
+            found[place] = found.get(place, 0.0) + self.clock.seconds(sooner, later)
+        return found
 
     def count(self, part: str, place: int = 0, rows: int = 1, probe: str = "") -> None:
         """Something begins that runs once for so many rows (a probe has just ended)."""
         super().count(part, place, rows, probe)
         if part in ("layers", "K,V projection"):
-            now = time.perf_counter()
+            now = self.clock.moment()
             self._close(now)
             self._open = (place, now)
             if part == "K,V projection":
@@ -156,18 +173,17 @@ class StepMeter(Meter):
 
     def lap(self, part: str) -> None:
         """What ran since the last lap belongs to this part of time, and to the place that was counted."""
-        before = self.seconds[part]
+        before = self._last
         super().lap(part)
         if part in (LAYERS, REPAIR):
             self._close(self._last)
         elif part == PROBES and self._exit:
-            self.by_exit[self._exit] = self.seconds[part] - before
+            self._probes.append((self._exit, before, self._last))
             self._exit = 0
 
-    def _close(self, now: float) -> None:
+    def _close(self, now: Moment) -> None:
         if self._open is not None:
-            place, began = self._open
-            self.by_layer[place] = self.by_layer.get(place, 0.0) + now - began
+            self._layers.append((*self._open, now))
             self._open = None
 
 
@@ -204,16 +220,16 @@ class LoopSteps:
         Raises ModelError if the model fails.
         """
         kinds = {} if kinds is None else kinds
-        meter, reader = StepMeter(), PlacedReader(self.probing, kinds)
+        meter, reader = StepMeter(self.probing.clock), PlacedReader(self.probing, kinds)
         loop = self._loop(stream, meter, kinds, reader)
         work, position = loop.work({}), stream.length
         seconds = self._advance(
             stream, loop, Propagate(work) if cut_from is None else _Cut(work, exit=cut_from)
         )
-        layers = self.engine.layers
+        by_layer = meter.by_layer
         times = StepTimes(
             position=position,
-            layers=tuple(meter.by_layer.get(layer, 0.0) for layer in range(1, layers + 1)),
+            layers=tuple(by_layer.get(layer, 0.0) for layer in range(1, self.engine.layers + 1)),
             head=meter.seconds[HEADS],
             probes=_by_kind(kinds, meter, reader),
             whole=seconds,
@@ -226,9 +242,11 @@ class LoopSteps:
     def _advance(self, stream: Stream, loop: Loop, strategy: Strategy) -> float:
         """Seconds of one step, which the stream then has made."""
         with failing_clearly(self.model, stream.length):
+            synchronise(stream.tokens.device)
             began = time.perf_counter()
             loop.meter.start()
             loop.step(strategy)
+            synchronise(stream.tokens.device)
             ended = time.perf_counter()
         stream.cache, stream.tokens = loop.sequences.cache, loop.answers.last
         stream.length += 1
@@ -277,7 +295,8 @@ class _Cut(Propagate):
 
 def _by_kind(kinds: Mapping[int, str], meter: StepMeter, reader: PlacedReader) -> dict[str, float]:
     """Seconds by kind of probe, those of lens and maps without what was asked in their place."""
-    seconds = {kind: meter.by_exit[exit] for exit, kind in kinds.items() if kind != CHOICE}
+    by_exit = meter.by_exit
+    seconds = {kind: by_exit[exit] for exit, kind in kinds.items() if kind != CHOICE}
     return seconds | reader.seconds_alone
 
 

@@ -19,6 +19,7 @@ from offramp.decoding.measurement.decoder import Decoded, Decoder, LayerCount, l
 from offramp.decoding.measurement.results import Contender
 from offramp.decoding.measurement.turns import Timed, Visit, log_ratios, visit
 from offramp.errors import InputError, ModelError, OfframpError
+from offramp.models.devices import CPU
 from offramp.models.stack import ExitStack
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -28,15 +29,19 @@ RESET_HIGH_WATER_MARK = "5"
 def start_peak(device: torch.device) -> Callable[[], int | None]:
     """Start to watch; what is returned gives the peak since then, in bytes above the start, None if unknown.
 
-    On CUDA the largest sum of tensors. On Linux the process's high-water mark of resident memory (VmHWM of
-    proc(5), reset by writing 5 to clear_refs), to the page; blocks that the allocator kept from earlier work
-    and hands out again do not show, so what it keeps is given back first where it can be.
+    On an accelerator the largest sum of tensors, where its allocator keeps that. On Linux the process's
+    high-water mark of resident memory (VmHWM of proc(5), reset by writing 5 to clear_refs), to the page;
+    blocks that the allocator kept from earlier work and hands out again do not show, so what it keeps is
+    given back first where it can be.
     """
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        return lambda: int(torch.cuda.max_memory_allocated(device)) - held
+    if device.type in ("cuda", "xpu"):
+        module = getattr(torch, device.type)
+        module.reset_peak_memory_stats(device)
+        held = module.memory_allocated(device)
+        return lambda: int(module.max_memory_allocated(device)) - held
+    if device.type != CPU:
+        return lambda: None
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

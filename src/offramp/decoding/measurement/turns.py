@@ -102,6 +102,7 @@ class _Stepping:
     @classmethod
     def of(cls, decoder: Decoder, prompts: PromptBatch, new_tokens: int) -> _Stepping:
         assert decoder.start is not None  # those that decode at a stretch are not among them
+        wait_for(prompts)
         started = time.perf_counter()
         running = decoder.start(prompts, new_tokens)
         wait_for(prompts)
@@ -117,6 +118,7 @@ class _Stepping:
             until = first + block
             if self.new_tokens - until < block / 2:  # a rest too short for a block of its own
                 until = self.new_tokens
+            wait_for(self.prompts)
             started = time.perf_counter()
             while self.running.count < until:
                 self.running.step()

@@ -151,16 +151,17 @@ def _of_rows(logits: Tensor, tokens: Sequence[int], start: int) -> tuple[NDArray
     best, chosen = logits.max(-1)
     own = logits.gather(-1, torch.tensor(tokens, device=logits.device).unsqueeze(-1)).squeeze(-1)
     logprob = own - logits.logsumexp(-1)
-    finite = torch.isfinite(best) & torch.isfinite(logprob)
-    if not bool(finite.all()):
-        place = start + int((~finite).nonzero()[0])
+    # One copy of all; token ids are exact in float32.
+    columns = torch.stack([chosen.float(), logprob, best - own, best]).cpu().double().numpy()
+    finite = np.isfinite(columns[1]) & np.isfinite(columns[3])
+    if not finite.all():
+        place = start + int(np.flatnonzero(~finite)[0])
         raise InputError(
             "the full model's logits of an answer are not finite",
             where=f"token {place + 1} of the answer",
             fix="load the model in float32, or leave this prompt out",
         )
-    columns = (chosen, logprob.double(), (best - own).double(), best.double())
-    return tuple(np.asarray(column.cpu().numpy()) for column in columns)
+    return (columns[0].astype(np.int64), *columns[1:])
 
 
 DRAWS = 1000

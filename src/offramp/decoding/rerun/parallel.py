@@ -286,7 +286,8 @@ class _Asked:
         carried: Carried,
     ) -> None:
         """Some of the present tokens leave, bool [present]; states: of all present [present, 1, hidden]."""
-        chosen, gone = torch.from_numpy(leaving).to(states.device), present[leaving]
+        # By numbers: with a mask the host would wait for how many there are.
+        chosen, gone = torch.from_numpy(np.flatnonzero(leaving)).to(states.device), present[leaving]
         if read.best is None:
             best = greedy_tokens(self.reader.logits(exit, states[chosen]))
         else:

@@ -94,7 +94,7 @@ def choose(
     """
     choice = work.chooser.choose(work.tokens(), logits)
     column = np.full((len(choice.chosen), 1), exits if isinstance(exits, int) else exits[:, None])
-    return Advance(choice.fed[:, None], choice.chosen[:, None], column, choice.scores[:, None], layers)
+    return Advance.of(choice, column, layers)
 
 
 class LeftStates:
@@ -190,12 +190,13 @@ class RowsApart:
 
     def _leave(self, exit: int, leaving: NDArray[np.bool_]) -> None:
         """Some of the rows leave, bool [rows]."""
-        chosen = torch.from_numpy(leaving).to(self.hidden.device)
-        gone = self.rows[leaving]
+        # By numbers: with a mask the host would wait for how many there are.
+        going, stays = np.flatnonzero(leaving), np.flatnonzero(~leaving)
+        chosen, gone = self._index(going), self.rows[going]
         self._keep_logits(gone, self.work.driver.logits(exit, self.hidden, chosen))
         self.left.leave(exit, self._index(gone), self.hidden[chosen])
-        self.hidden, self.rows = self.hidden[~chosen], self.rows[~leaving]
-        self.work.driver.reader.keep_rows(np.flatnonzero(~leaving))
+        self.hidden, self.rows = self.hidden[self._index(stays)], self.rows[stays]
+        self.work.driver.reader.keep_rows(stays)
 
     def _keep_logits(self, rows: NDArray[np.int64], logits: Tensor) -> None:
         if self._logits is None:

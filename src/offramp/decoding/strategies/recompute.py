@@ -177,7 +177,7 @@ class Recompute(Strategy):
 
         def leave(stop: Stop, leaving: NDArray[np.bool_]) -> None:
             rows.append(np.flatnonzero(leaving))
-            chosen = torch.from_numpy(leaving).to(stop.block.hidden.device)
+            chosen = torch.from_numpy(rows[-1]).to(stop.block.hidden.device)
             answers.append(driver.logits(stop.exit, stop.block.last, chosen).float())
 
         stop = descend(self.work, self._waiting, leave)
@@ -204,7 +204,8 @@ class Recompute(Strategy):
         stop = go_on(self.work, self._waiting, stop, self.work.engine.layers)
         hidden, before = stop.block.last, stop.before
         if rows is not None:
-            hidden, before = hidden[rows], None if before is None else before[rows]
+            index = torch.from_numpy(rows).to(hidden.device)
+            hidden, before = hidden[index], None if before is None else before[index]
         logits = read_final(self.work, hidden)
         driver.end(logits, hidden, before, rows)
         return stop, logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.decoding.engine.cache import Past
-from offramp.decoding.generation.next_token import Choice, JudgedToken, NonFiniteLogits, judge
+from offramp.decoding.generation.next_token import Choice, JudgedToken, NonFiniteLogits, judge, raise_for
 from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
 from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
@@ -140,6 +140,7 @@ class Speculate(Strategy):
             chosen=torch.stack([verdict.chosen for verdict in verdicts], 1),
             exits=np.tile(exits, (self.work.sequences.batch, 1)),
             scores=torch.stack([verdict.scores for verdict in verdicts], 1),
+            broken=torch.stack([verdict.broken for verdict in verdicts], 1),
         )
 
     def _run_round(self, tokens: Tensor, longest: int) -> Round:
@@ -150,8 +151,8 @@ class Speculate(Strategy):
         self._alone = max(0, self._alone - 1)
         self._kept_before = sys.maxsize if longest else 0
         drafts: list[Draft] = []
-        ended = self._finished()
-        while len(drafts) < room and not bool(ended.all()):
+        ended, over = self._finished(), bool(work.driver.finished.all())
+        while len(drafts) < room and not over:
             work.sequences.feed(tokens)
             work.driver.begin()
             stop = descend(work, waiting) if asked else Stop(0, waiting.newest(), None)
@@ -164,6 +165,7 @@ class Speculate(Strategy):
             drafts.append(draft)
             tokens = draft.choice.fed[:, None]
             ended = ended | self._ends(draft.choice.fed)
+            over = all(_told(draft.choice.broken, ended))
         self._kept_before = work.sequences.length - 1
         return Round(start, drafts, waiting.run_rest(), None, layers)
 
@@ -194,7 +196,7 @@ class Speculate(Strategy):
             ids = work.sequences.ids[:, : run.start + place + 1]
             verdict = judge(work.chooser, ids, logits[:, place], choice)
             verdicts.append(verdict)
-            wrong = bool((~verdict.right & ~ended).any())
+            wrong = any(_told(verdict.broken, ~verdict.right & ~ended))
             if wrong:
                 break
             ended = ended | self._ends(verdict.fed)
@@ -255,3 +257,13 @@ class Speculate(Strategy):
 
     def _ends(self, tokens: Tensor) -> Tensor:
         return torch.isin(tokens, self._end_tokens)
+
+
+def _told(broken: Tensor, rows: Tensor) -> list[bool]:
+    """Some rows, bool [batch], on the host, with what is broken in the same copy: it is waited for once.
+
+    Raises NonFiniteLogits for the first broken one.
+    """
+    bad, told = torch.stack([broken, rows]).tolist()
+    raise_for(bad)
+    return [bool(row) for row in told]

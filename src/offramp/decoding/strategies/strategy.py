@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
-from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.next_token import Choice, Chooser
 from offramp.decoding.options import DecodingOptions
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
 from offramp.policies.policy_cost import gives_output
@@ -94,7 +94,7 @@ class PolicyDriver:
         """The logits of an exit below L, charged as its head unless a probe there gave them.
 
         Of exit L too, where the policy reads that off the short list (`short_head`). hidden: as it was given
-        to `at`. leaving: bool [rows], those whose logits are wanted, None for all.
+        to `at`. leaving: int64, the rows whose logits are wanted, None for all.
         """
         if exit in self._answered:
             found = self.reader.logits(exit, hidden)
@@ -207,15 +207,23 @@ class Advance:
     tokens, chosen, exits: int64 [batch, new >= 1], the next tokens to be fed, what was chosen in their place,
     and where each prediction left (by each row's own policy under "rebatch", the batch's exit in lockstep).
     scores: float32 [batch, new, vocabulary], the processed logits that they were chosen from, on demand of
-    stopping criteria and transformers' callers. layers: int64 [batch], layers executed for each
-    row in this step, None if every row's share of what ran is the same.
+    stopping criteria and transformers' callers. broken: bool [batch, new], as of `Choice`. layers: int64
+    [batch], layers executed for each row in this step, None if every row's share of what ran is the same.
     """
 
     tokens: Tensor
     chosen: Tensor
     exits: NDArray[np.int64]
     scores: Tensor
+    broken: Tensor
     layers: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, choice: Choice, exits: NDArray[np.int64], layers: NDArray[np.int64] | None = None) -> Advance:
+        """One new token. exits: int64 [batch, 1]."""
+        columns = (choice.fed, choice.chosen, choice.scores, choice.broken)
+        fed, chosen, scores, broken = (column[:, None] for column in columns)
+        return cls(fed, chosen, exits, scores, broken, layers)
 
 
 class Strategy(ABC):
@@ -226,7 +234,7 @@ class Strategy(ABC):
     drafted, accepted: drafts made and kept so far, of strategies that draft.
 
     A strategy counts its own items, "overhead" included: once for each step, with the rows that it advances.
-    A non-finite logit ends the generation by itself: `Chooser` raises.
+    A non-finite logit ends the generation by itself: `Answers` raises for what `Advance` says is broken.
     """
 
     name: ClassVar[str]

@@ -13,6 +13,7 @@ from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import OfframpError
 from offramp.files import canonical_json
+from offramp.models.devices import CPU
 from offramp.models.memory import use_threads
 from offramp.studies.computing import code_of, code_of_module
 from offramp.studies.entries import BYTES
@@ -57,7 +58,7 @@ def require_planned(task: Task) -> None:
 
 def require_this_machine(task: Task, facts: Mapping[str, Any]) -> None:
     """Refuse to time on another machine than the one that some facts are of. Raises OfframpError."""
-    found = machine_facts(task.recipe["threads"])
+    found = machine_facts(task.recipe["threads"], device_of(task))
     for name, value in facts.items():
         if found.get(name) != value:
             raise _unplanned(f"this machine ({name})", task.kind, str(found.get(name)), str(value))
@@ -128,6 +129,11 @@ def profile_in(folder: Path) -> TimingsProfile:
     return PROFILE_FILE.read(folder / PROFILE)
 
 
+def device_of(task: Task) -> str:
+    """The device that a task's model computes on; a recipe names none but accelerators."""
+    return str(task.recipe.get("device", CPU))
+
+
 def model_of(task: Task, context: Context, *, stream: bool = False, memory: int | None = None) -> Model:
     """The model of a task, transformed as its recipe says, torch set to the recipe's threads.
 
@@ -144,11 +150,17 @@ def model_of(task: Task, context: Context, *, stream: bool = False, memory: int 
 
     def load() -> Model:
         trusted = bool(described.get("trust_remote_code"))
-        asked = find_model(source, read_transforms(texts, dtype), dtype=dtype, trust_remote_code=trusted)
+        asked = find_model(
+            source,
+            read_transforms(texts, dtype),
+            dtype=dtype,
+            trust_remote_code=trusted,
+            device=device_of(task),
+        )
         require_same("the model", source, asked.source.identity.base_fingerprint, described["fingerprint"])
         # Layers to prune may be chosen by what they do on a text, which is then part of the recipe.
         for place, measuring in enumerate(measured_on(asked.transforms)):
             checked_workload(measuring, described["measured_on"][place])
         return load_for_tracing(asked, [], stream=stream, memory=memory if stream else None)
 
-    return context.models.get((canonical_json(described), dtype, stream, memory), load)
+    return context.models.get((canonical_json(described), dtype, device_of(task), stream, memory), load)

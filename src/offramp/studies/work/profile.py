@@ -9,7 +9,14 @@ from offramp.costs.hardware import RECIPE, disturbed, load_local_profile, save_l
 from offramp.errors import InputError
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, model_of, require_planned, require_this_machine
+from offramp.studies.work.inputs import (
+    PROFILE,
+    PROFILE_FILE,
+    device_of,
+    model_of,
+    require_planned,
+    require_this_machine,
+)
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -66,7 +73,11 @@ def _kept(model: Model, task: Task) -> TimingsProfile | None:
     recipe = task.recipe
     try:
         return load_local_profile(
-            model.identity.fingerprint, model.dtype, threads=recipe["threads"], recipe=recipe
+            model.identity.fingerprint,
+            model.dtype,
+            device=device_of(task),
+            threads=recipe["threads"],
+            recipe=recipe,
         )
     except InputError:
         return None
