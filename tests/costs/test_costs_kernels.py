@@ -321,7 +321,7 @@ def test_float32_is_priced_as_bfloat16_and_said(machine: KernelMachine) -> None:
     shape = dense()
     wide = replace(shape, element_bytes=4)
     assert machine.token_costs(wide, 10.0).plain == machine.token_costs(shape, 10.0).plain
-    assert "Traced in float32, priced in bfloat16" in machine.price_notes(wide, 10.0, (1,))[1]
+    assert "traced in float32, priced in bfloat16" in machine.price_notes(wide, 10.0, (1,))[1]
     assert len(machine.price_notes(shape, 10.0, (1,))) == 1
 
 
@@ -379,6 +379,22 @@ def test_without_the_package_the_command_that_installs_it(monkeypatch: pytest.Mo
     rows = {row.name: row for row in describe_machines()}
     assert "pip install 'offramp[aic]'" in rows["aic:SYSTEM"].source
     assert not any(name.startswith("aic:") for name in machine_names())
+
+
+def test_a_package_without_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_this_package(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match="no system 'h100_sxm'") as error:
+        find_machine("aic:h100_sxm/vllm")
+    assert "it holds no tables: install it again" in error.value.fix
+
+
+def test_the_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_package(tmp_path, {})
+    (tmp_path / "aiconfigurator_core").mkdir(exist_ok=True)
+    (tmp_path / "aiconfigurator_core/__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert aiconfigurator._systems_folder() == tmp_path / "aiconfigurator_core/systems"
+    assert aiconfigurator.package_version() == "0.12.0"
 
 
 def test_the_list_names_the_systems(systems: Path) -> None:
@@ -498,10 +514,12 @@ def test_the_real_tables() -> None:
     check_machine(machine, llama, batches=(1, 3, 8, 64, 1000))
     sheet = find_machine("h100")
     assert isinstance(sheet, Roofline)
-    assert (machine.bytes_per_second, machine.flops_per_second) == (
-        3.35e12,
-        sheet.flops_per_second["bfloat16"],
-    )
+    for ours, theirs in ((machine, sheet), (find_machine("aic:a100_sxm"), find_machine("a100"))):
+        assert isinstance(ours, KernelMachine)
+        assert isinstance(theirs, Roofline)
+        rates = theirs.bytes_per_second, theirs.flops_per_second["bfloat16"], theirs.launch_seconds
+        assert (ours.bytes_per_second, ours.flops_per_second, ours.launch_seconds) == rates
+        assert ours.decision_seconds == theirs.decision_seconds
     plain = [machine.token_costs(llama, 1023.0, batch=batch).plain for batch in (1, 2, 4, 8, 16, 32, 64)]
     assert all(later > 0.95 * earlier for earlier, later in itertools.pairwise(plain))
     assert plain[3] < 1.2 * plain[0]  # eight rows take hardly longer than one

@@ -31,6 +31,7 @@ from offramp.files import sha256_of_file
 PREFIX = "aic:"
 PACKAGE = "aiconfigurator-core"
 INSTALL = f"pip install 'offramp[aic]' (or, for its data alone, pip install --no-deps {PACKAGE})"
+AGAIN = f"install it again: pip install --force-reinstall '{PACKAGE}>=0.12'"
 PATTERN = f"{PREFIX}SYSTEM/ENGINE@VERSION"
 GEMM, ATTENTION = "gemm/{}/gemm_perf.parquet", "attention/{}/generation_attention_perf.parquet"
 MILLISECOND = 1e-3
@@ -130,11 +131,13 @@ def _chosen(name: str, system: str, engine: str | None, version: str | None) -> 
     of_system = _those(name, "system", system, list_tables())
     if engine is None:
         return best_first(of_system)[0]
-    of_engine = _those(name, "engine", engine, of_system)
-    return of_engine[0] if version is None else _those(name, "version", version, of_engine)[0]
+    of_engine = _those(name, "engine", engine, of_system, f" on {system}")
+    if version is None:
+        return of_engine[0]
+    return _those(name, "version", version, of_engine, f" of {engine}")[0]
 
 
-def _those(name: str, field: str, wanted: str, tables: list[Tables]) -> list[Tables]:
+def _those(name: str, field: str, wanted: str, tables: list[Tables], among: str = "") -> list[Tables]:
     """The tables of that system, engine or version. Raises InputError, with near names, if there are none."""
     found = [one for one in tables if getattr(one, field) == wanted]
     if found:
@@ -143,11 +146,11 @@ def _those(name: str, field: str, wanted: str, tables: list[Tables]) -> list[Tab
     near = difflib.get_close_matches(wanted.lower(), known, n=2, cutoff=0.5)
     near = near or [one for one in known if wanted.lower() in one]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    among = {"system": "", "engine": f" on {tables[0].system}", "version": f" of {tables[0].engine}"}[field]
+    choice = f"choose one of: {', '.join(known)}" if known else f"it holds no tables: {AGAIN}"
     raise InputError(
         f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}",
         where=f"hardware {name}",
-        fix=f"{hint}choose one of: {', '.join(known)}",
+        fix=hint + choice,
     )
 
 
@@ -272,5 +275,5 @@ def _unreadable(path: Path, error: object) -> InputError:
     return InputError(
         f"a file of {PACKAGE} is not as version 0.12 has it: {error}",
         where=str(path),
-        fix=f"install it again: pip install --force-reinstall '{PACKAGE}>=0.12'",
+        fix=AGAIN,
     )

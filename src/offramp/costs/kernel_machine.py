@@ -207,12 +207,12 @@ class KernelMachine:
             for layer in set(shape.layers)
         }
         notes = [
-            f"{self.name}: {'; '.join(said)}. Heads are taken to be {' and '.join(map(str, sorted(sizes)))} "
-            "wide: a trace holds the width of all together."
+            f"{self.name}: {'; '.join(said)}; heads are taken to be {' and '.join(map(str, sorted(sizes)))} "
+            "wide, as a trace holds the width of all together"
         ]
         if shape.element_bytes != ELEMENT_BYTES:
             notes.append(
-                f"Traced in {DTYPES[shape.element_bytes]}, priced in {DTYPE}, the dtype of the tables."
+                f"traced in {DTYPES[shape.element_bytes]}, priced in {DTYPE}, the dtype of the tables"
             )
         return tuple(notes)
 
