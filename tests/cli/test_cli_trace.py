@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import offramp
-from command_line import run_arguments, run_offramp, tree
+from command_line import run_offramp, tree
 from offramp.tracing.facts import FACTS
 from tiny_models import LAYERS
 
@@ -189,22 +189,6 @@ def test_a_flipped_byte_is_named_and_repaired(
     run_offramp(*retrace, "--repair").require(0)
     assert tree(trace_folder) == whole
     run_offramp("score", trace_folder).require(0)
-
-
-def test_a_damaged_trace_of_a_run_is_named_and_repaired(
-    tiny_model: Path, documents: Path, finished_run: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
-    whole = tree(run / "traces")
-    shown = run / "traces" / "tiny" / "chat" / "facts-00000.parquet"
-    content = shown.read_bytes()
-    (facts,) = (p for p in run.glob("tasks/trace/*/trace/facts-*.parquet") if p.read_bytes() == content)
-    flip(facts)
-    command = [*run_arguments(tiny_model, documents), "-o", run]
-    mended = run_offramp(*command).require(0)
-    assert "made again, since a file of the trace task was damaged" in mended.err
-    assert facts.name in mended.err
-    assert tree(run / "traces") == whole
 
 
 def test_a_manifest_of_a_newer_schema_is_refused(
