@@ -145,6 +145,11 @@ OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode", "pair"}
 SEARCHED = {"league", "tune", "decode"}
 
 
+def in_order(value: object) -> str:
+    """A parameter's text, sets sorted: processes that share tests must agree on their names."""
+    return " ".join(sorted(value)) or "nothing" if isinstance(value, set) else str(value)
+
+
 @pytest.mark.parametrize(
     ("change", "changed"),
     [
@@ -161,7 +166,7 @@ SEARCHED = {"league", "tune", "decode"}
         ({"draws": 20_000}, {"score", "pair"}),
         ({"title": "T", "description": "D"}, set()),
     ],
-    ids=str,
+    ids=in_order,
 )
 def test_settings_change_the_keys_of_what_they_change(
     world: Path, change: dict[str, Any], changed: set[str]
@@ -190,7 +195,7 @@ def test_settings_change_the_keys_of_what_they_change(
         ("policies", ["league", "tuned", {**ONE, "kv": "recompute"}], {"replay"}),
         ("policies", ["league", "tuned", {**ONE, "batch": 8}], {"replay"}),
     ],
-    ids=str,
+    ids=in_order,
 )
 def test_entries_change_the_keys_of_what_they_change(
     world: Path, axis: str, entry: Any, changed: set[str]
