@@ -8,12 +8,15 @@ token of each sequence, all at one context) of two model shapes in bfloat16, wha
 and what a batch saves where each token would leave halfway with probability 0.9. Then every measured
 product and attention between two others on an axis is looked up as if it had not been measured:
 `left_out_error` is the median, `left_out_error_p90` the 90th percentile of |looked up / measured - 1|, for up
-to 64 rows. The last line is one JSON object.
+to 64 rows. `other_head_size` is what taking heads of 64 for heads of 128 changes attention by, on three
+models. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -21,12 +24,13 @@ from numpy.typing import NDArray
 
 import offramp
 from offramp.costs.kernel_machine import KernelMachine
-from offramp.costs.kernel_tables import Basis, Grid
+from offramp.costs.kernel_tables import Basis, DecodeAttention, Grid
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.probes import ProbeSizes
 from offramp.models.shape import LayerShape, ModelShape
 
 BATCHES = (1, 8, 64)
+COLUMNS = tuple(field.name for field in dataclasses.fields(DecodeAttention))
 LEAVING = 0.9
 """Share of tokens that would leave halfway."""
 
@@ -54,11 +58,13 @@ def main() -> None:
     for name, shares in savings.items():
         print(f"{name}: " + ", ".join(f"{share:.3f} at batch {batch}" for batch, share in shares.items()))
     errors = {"products": _left_out(_few_rows(tables.products)), "attention": _left_out_attention(tables)}
+    guesses = _other_head_size(tables)
     summary = {
         "tables": tables.name, "fingerprint": machine_fingerprint(tables), "context": options.context,
         "steps": steps, "share_of_plain": savings,
         "left_out_error": {name: float(np.median(found)) for name, found in errors.items()},
         "left_out_error_p90": {name: float(np.quantile(found, 0.9)) for name, found in errors.items()},
+        "other_head_size": {"median": float(np.median(guesses)), "most": float(np.max(guesses))},
         "left_out": {name: len(found) for name, found in errors.items()},
     }  # fmt: skip
     print(json.dumps(summary))
@@ -155,6 +161,26 @@ def _left_out_attention(tables: KernelMachine) -> NDArray[np.float64]:
         for layer in {shape.layers[0] for shape in SHAPES.values()}
     ]
     return np.concatenate([_left_out(grid) for grid in grids])
+
+
+NARROW_HEADS = {"Llama-3.2-1B": (2048, 1024), "Qwen2.5-0.5B": (896, 256), "GPT-2": (768, 1536)}
+"""Widths of all query heads and of K and V together, of models whose heads are 64 wide."""
+
+
+def _other_head_size(tables: KernelMachine) -> NDArray[np.float64]:
+    """Changes of attention's time by taking heads of 64 for heads of 128, at the same widths."""
+    every = tables.attention
+    of_size = [
+        DecodeAttention(*(getattr(every, name)[every.head_size == size] for name in COLUMNS))
+        for size in (64, 128)
+    ]
+    changes = []
+    for widths in NARROW_HEADS.values():
+        for batch, context in itertools.product(BATCHES, (128, 1024, 8192)):
+            right, wrong = (table.at(batch, *widths, context) for table in of_size)
+            if right is not None and wrong is not None:
+                changes.append(abs(wrong.seconds / right.seconds - 1.0))
+    return np.array(changes)
 
 
 if __name__ == "__main__":

@@ -104,15 +104,16 @@ def test_on_a_machine_the_speed_is_one_of_seconds() -> None:
 def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def find(name: str, *, model_fingerprint: str | None, dtype: str | None, transforms: Any) -> Any:
-        asked.update(name=name, model=model_fingerprint, dtype=dtype, transforms=transforms)
+    def find(name: str, *, model_fingerprint: str | None, **others: Any) -> Any:
+        asked.update(name=name, model=model_fingerprint, **others)
         return find_machine("l4")
 
     monkeypatch.setattr("offramp.policies.policy_cost.find_machine", find)
     trace = make_trace()
     trace.provenance["request"] = {"model": {"fingerprint": "f" * 64}, "dtype": "float32"}
     assert replay(trace, CHECKS, machine="local").basis == "l4"
-    assert asked == {"name": "local", "model": "f" * 64, "dtype": "float32", "transforms": ()}
+    wanted = {"name": "local", "model": "f" * 64, "dtype": "float32", "device": "cpu", "transforms": ()}
+    assert asked == wanted
 
 
 @pytest.mark.parametrize("policy", [CHECKS, FREE, "static:exit=2", "never"])
