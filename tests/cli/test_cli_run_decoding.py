@@ -85,7 +85,7 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
             assert 0 < sum(parts.values()) < 60
         by_name = {contender["name"]: contender for contender in measurement["contenders"]}
         assert {"never exit", "generate()", f"{measurement['plain']} again"} <= set(by_name)
-        assert measurement["stopped"] == "rounds"
+        assert measurement["stopped"] in ("rounds", "seconds")  # the latter on a busy machine
         count = measurement["prompts"]
         assert FEWEST_VISITS <= count <= PROMPTS
         assert not any("layers" in sentence for sentence in measurement["defects"])

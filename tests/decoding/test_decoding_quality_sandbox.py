@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from offramp.decoding.quality import sandbox
+from offramp.decoding.quality import sandbox, sandboxed
 from offramp.decoding.quality.sandbox import SandboxLimits, isolation, run_program
 from offramp.errors import InputError, OfframpError
 
@@ -197,3 +197,18 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.os, "name", "nt")
     with pytest.raises(InputError, match="POSIX"):
         run_program("print()")
+
+
+def test_a_folder_elsewhere_gives_no_descriptor(tmp_path: Path) -> None:
+    """Without Landlock the guard alone must see what a call relative to a folder's descriptor would do."""
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    own.mkdir()
+    elsewhere.mkdir()
+    (own / "link").symlink_to(elsewhere)
+    guard = sandboxed._guard(str(own))
+    for path in (elsewhere, own / "link"):
+        with pytest.raises(PermissionError, match="elsewhere"):
+            guard("open", (str(path), None, os.O_RDONLY))
+    guard("open", (str(own), None, os.O_RDONLY))
+    (elsewhere / "file").write_text("read me")
+    guard("open", (str(elsewhere / "file"), "r", os.O_RDONLY))

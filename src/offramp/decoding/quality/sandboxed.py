@@ -102,7 +102,7 @@ def _set_limits(job: dict[str, Any]) -> None:
 
 def _guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """The audit hook: refuses whatever leaves the process, or changes files outside the folder."""
-    realpath, join, separator = os.path.realpath, os.path.join, os.sep
+    realpath, join, separator, is_folder = os.path.realpath, os.path.join, os.sep, os.path.isdir
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def require_inside(path: Any) -> None:
@@ -117,7 +117,9 @@ def _guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
             raise PermissionError(f"{event} is not allowed here")
         if event == "import" and arguments[0] in MODULES:
             raise PermissionError(f"importing {arguments[0]} is not allowed here")
-        if event == "open" and not isinstance(arguments[0], int) and arguments[2] & writing:
+        # A folder's descriptor would let later calls name files relative to it, which no event tells.
+        named = event == "open" and not isinstance(arguments[0], int)
+        if named and (arguments[2] & writing or is_folder(arguments[0])):
             require_inside(arguments[0])
         for path in arguments[: CHANGES.get(event, 0)]:
             require_inside(path)
