@@ -24,8 +24,8 @@ from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.head import REDUCED_SUMS, products_in
 from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.precision import REDUCED_SUMS, products_in
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
@@ -196,7 +196,7 @@ def test_half_as_many_rows_are_taken_once_memory_ran_out(
 ) -> None:
     model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
     work = workload_of(lengths=(90, 90, 60), vocabulary=503)
-    monkeypatch.setattr("offramp.tracing.head.BUFFER_BYTES", 64 * 512 * 4)
+    monkeypatch.setattr("offramp.tracing.logits_buffer.BUFFER_BYTES", 64 * 512 * 4)
     options = {**OPTIONS, "context": 96, "document_tokens": 96}
     expected = trace(model, work, **options)
     chunks = out_of_memory(monkeypatch, times=1)
