@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from random_heads import random_heads, random_output_heads
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 from offramp.errors import OfframpError
@@ -24,6 +26,7 @@ from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.fitting.fit import fit_heads
+from offramp.tracing.head import LinearHead
 from offramp.tracing.layer_importance import measure_importance
 from offramp.tracing.precision import REDUCED_SUMS, products_in
 from offramp.tracing.trace import Trace
@@ -186,16 +189,78 @@ def test_statistics_add_up_in_float32_whatever_the_process_allows(monkeypatch: p
     assert seen == {"layers": {before}, "statistics": {("highest", False, False, False)}}
 
 
+# -- where the host would wait for a device
+
+
+class Waits(TorchDispatchMode):
+    """Counts what needs a number, or a number of rows, from the device before it can go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in {"index", "index_put", "index_put_"} and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in (args[1] or ())
+        )
+        if masks or name in {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+HEADS: dict[str, Any] = {"lens": random_heads, "own": random_output_heads}
+WATCHED = [  # a readout by the model's own forward may ask for anything
+    *((name, None) for name, (*_, readout) in MODELS.items() if readout == "fast"),
+    *((name, heads) for name in ("one linear head", "a rounded head") for heads in HEADS),
+]
+
+
+@pytest.mark.parametrize(("name", "heads"), WATCHED)
+def test_the_host_waits_at_most_once_a_chunk(
+    name: str, heads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all for heads in float32; rounded ones ask whether a row has too many equal logits."""
+    family, scale, dtype, _ = MODELS[name]
+    model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
+    fitted = None if heads is None else HEADS[heads](model, range(1, model.layers))
+    measure = BlockMeasurer.measure
+    statistics = LinearHead.statistics
+    waits, chunks = Waits(), [0]
+
+    def watched(self: BlockMeasurer, *arguments: Any) -> None:
+        with waits:
+            measure(self, *arguments)
+
+    def counted(self: LinearHead, *arguments: Any) -> Any:
+        chunks[0] += int(arguments[1].dtype != torch.float32)
+        return statistics(self, *arguments)
+
+    monkeypatch.setattr(BlockMeasurer, "measure", watched)
+    monkeypatch.setattr(LinearHead, "statistics", counted)
+    signals = ("logit_gap", "restricted")  # others read every exit in float32
+    trace(model, WORK, **{**OPTIONS, "signals": signals if dtype != "float32" else "all"}, heads=fitted)
+    assert len(waits.found) <= chunks[0], waits.found
+    assert chunks[0] > 0 or dtype == "float32"
+
+
 # -- a device whose memory runs out
 
 
-@pytest.mark.parametrize(("family", "scale"), [("llama", 20.0), ("gemma2", 60.0), ("gemma3n_text", 5.0)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "scale", "dtype"),
+    [
+        ("llama", 20.0, "float32"),
+        ("llama", 20.0, "bfloat16"),
+        ("gemma2", 60.0, "float32"),
+        ("gemma3n_text", 5.0, "float32"),
+    ],
+)
 def test_half_as_many_rows_are_taken_once_memory_ran_out(
     family: str, scale: float, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
-    work = workload_of(lengths=(90, 90, 60), vocabulary=503)
+    work = workload_of(lengths=(40, 40, 30), vocabulary=503)
     monkeypatch.setattr("offramp.tracing.logits_buffer.BUFFER_BYTES", 64 * 512 * 4)
     options = {**OPTIONS, "context": 96, "document_tokens": 96}
     expected = trace(model, work, **options)
