@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from offramp.errors import OfframpError
 from offramp.models.source import find_source
 from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
+from offramp.tracing import logits_buffer, states, statistics
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.head import LinearHead
 from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.manifest import read_manifest, write_manifest
 from offramp.tracing.precision import REDUCED_SUMS, products_in
+from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
@@ -225,7 +229,7 @@ def test_the_host_waits_at_most_once_a_chunk(
     model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
     fitted = None if heads is None else HEADS[heads](model, range(1, model.layers))
     measure = BlockMeasurer.measure
-    statistics = LinearHead.statistics
+    plain = LinearHead.statistics
     waits, chunks = Waits(), [0]
 
     def watched(self: BlockMeasurer, *arguments: Any) -> None:
@@ -234,7 +238,7 @@ def test_the_host_waits_at_most_once_a_chunk(
 
     def counted(self: LinearHead, *arguments: Any) -> Any:
         chunks[0] += int(arguments[1].dtype != torch.float32)
-        return statistics(self, *arguments)
+        return plain(self, *arguments)
 
     monkeypatch.setattr(BlockMeasurer, "measure", watched)
     monkeypatch.setattr(LinearHead, "statistics", counted)
@@ -242,6 +246,54 @@ def test_the_host_waits_at_most_once_a_chunk(
     trace(model, WORK, **{**OPTIONS, "signals": signals if dtype != "float32" else "all"}, heads=fitted)
     assert len(waits.found) <= chunks[0], waits.found
     assert chunks[0] > 0 or dtype == "float32"
+
+
+# -- sizes by what is free on a device, and its name in what is kept
+
+ACCELERATOR = torch.device("cuda")  # the object needs no device
+
+FREE = {
+    # bytes free: rows of 131,072 logits in 16 bits, logits of one eager step, states of 1 GB in memory
+    80_000_000_000: (512, 16_000_000, True),
+    2_000_000_000: (256, 7_812_500, False),
+    100_000_000: (128, 800_000, False),
+}
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_chunks_follow_the_free_memory_of_an_accelerator(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (logits_buffer, statistics, states):
+        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+    made: list[tuple[str, torch.device]] = []
+    for name in ("MemoryStore", "FileStore"):
+        monkeypatch.setattr(states, name, lambda *sizes, name=name: made.append((name, sizes[-1])))
+    statistics._accelerator_elements.cache_clear()
+    rows, elements, in_memory = FREE[free]
+    assert logits_buffer.buffer_rows(2 * 131_072, ACCELERATOR) == rows
+    assert statistics.eager_elements(ACCELERATOR) == elements
+    statistics._accelerator_elements.cache_clear()
+    states.open_store(32, 512, 30_518, torch.bfloat16, ACCELERATOR)
+    assert made == [("MemoryStore" if in_memory else "FileStore", ACCELERATOR)]
+    # A processor's are tuned to its cache.
+    assert logits_buffer.buffer_rows(2 * 131_072, torch.device("cpu")) == 128
+    assert statistics.eager_elements(torch.device("cpu")) == 800_000
+
+
+def test_an_accelerator_is_named_in_the_request_and_by_its_own_name(tmp_path: Path) -> None:
+    work = workload_of(lengths=(9,))
+    found = trace(tiny_model(llama()), work, tokens=8, progress=False, output=tmp_path / "trace")
+    manifest = read_manifest(tmp_path / "trace")
+    assert "device" not in (tmp_path / "trace" / "manifest.json").read_text()
+    assert found.provenance["device"] == manifest.device == "cpu"
+    asked = TraceRequest(**{**found.request, "exits": (1, 2, 3), "signals": ()})
+    there = replace(asked, device="cuda")
+    assert there.to_json() == {**asked.to_json(), "device": "cuda"}
+    assert asked.fingerprint == manifest.request_fingerprint != there.fingerprint
+    named = replace(manifest, request=there.to_json(), device="NVIDIA H100 80GB HBM3")
+    write_manifest(tmp_path / "trace", named, 1.0)
+    again = Trace.load(tmp_path / "trace")
+    assert again.provenance["device"] == "NVIDIA H100 80GB HBM3"
+    assert again.request["device"] == "cuda"
 
 
 # -- a device whose memory runs out
