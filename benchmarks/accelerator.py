@@ -96,6 +96,9 @@ JUDGED = "8b"
 
 OPEN = "open"
 
+STANDARD_ERROR = 2
+"""The file that all but the one line goes to."""
+
 RESERVED = 0.85
 """Of its seconds, what a model's process plans with: imports, and what takes longer than was thought."""
 PATIENCE = 10.0
@@ -460,7 +463,7 @@ def in_a_process(name: str, options: argparse.Namespace, seconds: float) -> dict
         # Where tests share a processor, time says little.
         limit = PATIENCE * seconds if options.small else seconds
         try:
-            ended = subprocess.run(command, stdout=sys.stderr, timeout=limit, check=False).returncode
+            ended = subprocess.run(command, stdout=STANDARD_ERROR, timeout=limit, check=False).returncode
             problem = f"its process ended with code {ended}" if ended else None
         except subprocess.TimeoutExpired:
             problem = f"it was ended after {limit:.0f} s"
