@@ -6,6 +6,7 @@ fails, and what does not is equal to the last bit.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing import logits_buffer, states, statistics
 from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.final_comparison import _KNOWN, Gram
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.head import LinearHead
 from offramp.tracing.layer_importance import measure_importance
@@ -246,6 +248,32 @@ def test_the_host_waits_at_most_once_a_chunk(
     trace(model, WORK, **{**OPTIONS, "signals": signals if dtype != "float32" else "all"}, heads=fitted)
     assert len(waits.found) <= chunks[0], waits.found
     assert chunks[0] > 0 or dtype == "float32"
+
+
+@pytest.mark.parametrize("change", ["in place", "through .data"])
+def test_the_heads_matrix_is_computed_once_for_the_same_weights(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[object] = []
+    compute = Gram.computed
+    monkeypatch.setattr(Gram, "computed", lambda head: computed.append(head) or compute(head))
+    model = tiny_model(llama(), head_scale=3.0)
+    work = workload_of(lengths=(12, 9))
+    assert_equal(trace(model, work, **OPTIONS), trace(model, work, **OPTIONS))
+    assert len(computed) == 1
+    weight = model.hf.lm_head.weight
+    with torch.no_grad():
+        if change == "in place":
+            weight[3] += weight[4]
+        else:
+            weight.data[3] += weight[4]
+    found = trace(model, work, **OPTIONS)
+    assert len(computed) == 2
+    _KNOWN.clear()
+    assert_equal(found, trace(model, work, **OPTIONS))
+    del model, found, weight, computed[:]
+    gc.collect()
+    assert not _KNOWN, "a matrix keeps no weights alive, and goes with them"
 
 
 # -- sizes by what is free on a device, and its name in what is kept
