@@ -11,10 +11,10 @@ tracing_over_floor: `offramp.trace` over one forward and one head product per ex
 of repeats in turns. tracing_bytes: its peak of memory beside the model. never_over_fastest: the loop that
 policies decode with, without exits, over the fastest plain decoder (the steps of generate() with a dynamic
 and a static cache, generate() in one call, compiled), with a 95 % interval. check_microseconds: one checked
-exit less its head product. static_over_ideal: static exits over the never-exit loop less the layers that do
-not run, by the profile; the worst of them. profile_error: of the profile's price of what ran, beside the time
-that it took, the median over policies. Beside them: static_over_share, over never exit times layers run /
-layers, and the seconds of a plain step by batch size.
+exit less its head product, with how many operations it takes. static_over_ideal: static exits over the
+never-exit loop less the layers that do not run, by the profile; the worst of them. profile_error: of the
+profile's price of what ran, beside the time that it took, the median over policies. Beside them:
+static_over_share, over never exit times layers run / layers, and the seconds of a plain step by batch size.
 
 The last line is one JSON object; `accelerator.json` holds it too.
 """
@@ -40,9 +40,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import offramp
 from offramp.costs.timings import TimingsProfile
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.measurement.answers import Limits, combined_clusters, ratio_of
 from offramp.decoding.measurement.bench import run, settle
@@ -95,6 +98,9 @@ JUDGED = "8b"
 """The model whose figures the aims are of."""
 
 OPEN = "open"
+
+STANDARD_ERROR = 2
+"""The file that all but the one line goes to."""
 
 RESERVED = 0.85
 """Of its seconds, what a model's process plans with: imports, and what takes longer than was thought."""
@@ -301,6 +307,7 @@ def decoding(job: Job) -> dict[str, Any]:
         "check_microseconds": {
             "value": 1e6 * ((seconds_of(job, checking) - never) / count - product),
             "product_microseconds": 1e6 * product,
+            "operations": operations_of_a_check(job),
         },
         "static_over_share": {
             f"{exit} {kv}": ratio(job, name, NEVER, exit / job.model.layers)
@@ -394,6 +401,31 @@ def head_product(job: Job) -> float:
     return min(waited(job, products) for _ in range(5)) / 50
 
 
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that compute something: about as many kernels are launched for them."""
+
+    count: int = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        """One more, unless it only looks at the same memory in another way."""
+        self.count += not function.is_view
+        return function(*arguments, **(keywords or {}))
+
+
+def operations_of_a_check(job: Job) -> int:
+    """Of reading a margin at an exit, its norm and head product among them."""
+    stack, exit = job.model.stack, exits_of(job.model.layers)[0]
+    reader = ExitReader(engine_of(job.model), None, {exit: ("margin",)})
+    width, dtype = job.model.shape.hidden_size, next(job.model.hf.parameters()).dtype
+    hidden = torch.ones(1, 1, width, dtype=dtype, device=stack.device)
+    operations = Operations()  # type: ignore[no-untyped-call]
+    with operations:
+        reader.read(exit, ("margin",), hidden, None)
+    return int(operations.count)
+
+
 def seconds_of(job: Job, name: str) -> float:
     """Seconds per token of one that was timed."""
     assert job.measurement is not None, "asked after the timing"
@@ -460,7 +492,7 @@ def in_a_process(name: str, options: argparse.Namespace, seconds: float) -> dict
         # Where tests share a processor, time says little.
         limit = PATIENCE * seconds if options.small else seconds
         try:
-            ended = subprocess.run(command, stdout=sys.stderr, timeout=limit, check=False).returncode
+            ended = subprocess.run(command, stdout=STANDARD_ERROR, timeout=limit, check=False).returncode
             problem = f"its process ended with code {ended}" if ended else None
         except subprocess.TimeoutExpired:
             problem = f"it was ended after {limit:.0f} s"

@@ -227,7 +227,7 @@ def test_heads_in_the_models_own_checkpoint(tiny_model: Path, documents: Path, t
         ("--format tuned-lens", "it is not said which model"),
         ("--format tunedlens --model none", "no format 'tunedlens'"),
         ("--model none", "nothing says which tensors"),
-        ("--format tuned-lens --model none --dtype float16", "unknown dtype 'float16'"),
+        ("--format tuned-lens --model none --dtype float12", "unknown dtype 'float12'"),
         ("--format tuned-lens --model none --transform prune:drop=2", "a pruned one counts others"),
         ("--map map.toml --model none", "no tensor has a key like 'layers.{exit}.weight'"),
     ],

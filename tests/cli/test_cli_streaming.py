@@ -105,7 +105,7 @@ class Damped:
         with torch.no_grad():
             model.stack.layers[-1].mlp.down_proj.weight /= 2
         identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
-        return dataclasses.replace(model, identity=identity)
+        return model.with_identity(identity)
 
 
 def test_a_transform_that_does_nothing_to_layers_on_disk_is_refused(

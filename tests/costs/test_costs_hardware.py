@@ -409,6 +409,18 @@ def test_each_thread_count_has_its_own_profile() -> None:
         assert load_local_profile(FINGERPRINT, "float32").head_seconds == [9.0]  # the last one measured
 
 
+def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "find_device", lambda device: f"{device}:0")
+    monkeypatch.setattr(hardware, "device_name", lambda device: {"cuda:0": "card", "xpu:0": "other"}[device])
+    save_local_profile(profile())
+    save_local_profile(profile(head=5.0, **machine_facts(2, "cuda")))
+    assert load_local_profile(FINGERPRINT, "float32", threads=2).head_seconds == [1.0]
+    assert load_local_profile(FINGERPRINT, "float32", threads=2, device="cuda").head_seconds == [5.0]
+    with pytest.raises(InputError, match=r"those kept are of .*card with 2 threads") as caught:
+        load_local_profile(FINGERPRINT, "float32", threads=2, device="xpu")
+    assert "--device xpu" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     "machine", [{"torch": "1.0"}, {"processor": "another"}, {"cores": 999}, {"threads": 3}]
 )

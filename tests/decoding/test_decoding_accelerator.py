@@ -25,6 +25,7 @@ def test_the_small_form_measures_everything(tmp_path: Path, capsys: pytest.Captu
         assert found["aims"][name]["aim"] == aim
         assert found["aims"][name]["reached"] == "open"  # a processor is not what the aim is of
     assert set(found["figures"]["plain_step_seconds"]) == {"1", "2"}
+    assert 5 < found["figures"]["check_microseconds"]["operations"] < 50
     assert found["figures"]["defects"] == []
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,14 +47,45 @@ PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
 
+class OfNumpy(torch.Tensor):
+    """A tensor that shares its memory with an array of numpy, and so lies on the processor.
+
+    Nothing can be done with it but to bring it to a device, say what it is like, or give it back.
+    """
+
+    ALLOWED = frozenset({"to", "numpy", "__get__", "__len__", "size", "dim"})
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        if function.__name__ not in cls.ALLOWED:
+            raise AssertionError(f"{function.__name__} of an array of numpy that was brought to no device")
+        with torch._C.DisableTorchFunctionSubclass():
+            found = function(*arguments, **(keywords or {}))
+        return found.as_subclass(torch.Tensor) if isinstance(found, cls) else found
+
+
 @contextmanager
 def made_elsewhere() -> Iterator[None]:
-    """Tensors that are made without a device are on "meta"."""
+    """Tensors that are made without a device are on "meta", those of numpy's arrays are to be moved first."""
+    from_numpy = torch.from_numpy
     torch.set_default_device("meta")
     try:
-        yield
+        with mock.patch.object(torch, "from_numpy", lambda array: from_numpy(array).as_subclass(OfNumpy)):
+            yield
     finally:
         torch.set_default_device(None)
+
+
+def test_arrays_of_numpy_are_brought_to_a_device_first() -> None:
+    with made_elsewhere():
+        mine = torch.from_numpy(np.arange(3))
+        assert torch.zeros(3, device="cpu").add(mine.to("cpu")).tolist() == [0, 1, 2]
+        with pytest.raises(AssertionError, match="add of an array of numpy"):
+            torch.zeros(3, device="cpu").add(mine)
+        with pytest.raises(AssertionError, match="getitem"):
+            torch.zeros(3, device="cpu")[mine]
 
 
 @pytest.fixture(autouse=True)

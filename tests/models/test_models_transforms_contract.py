@@ -38,7 +38,7 @@ class Damped:
             raise ModelError("damped before", where=model.name)
         self.change(model)
         transforms = (*model.identity.transforms, self.text)
-        return dataclasses.replace(model, identity=dataclasses.replace(model.identity, transforms=transforms))
+        return model.with_identity(dataclasses.replace(model.identity, transforms=transforms))
 
 
 class Misspelt(Damped):
@@ -69,7 +69,7 @@ class Rebased(Damped):
 
     def apply(self, model: Model) -> Model:
         model = super().apply(model)
-        return dataclasses.replace(model, identity=dataclasses.replace(model.identity, weights="other"))
+        return model.with_identity(dataclasses.replace(model.identity, weights="other"))
 
 
 class Repeatable(Damped):
@@ -77,7 +77,7 @@ class Repeatable(Damped):
 
     def apply(self, model: Model) -> Model:
         bare = dataclasses.replace(model.identity, transforms=())
-        return super().apply(dataclasses.replace(model, identity=bare))
+        return super().apply(model.with_identity(bare))
 
 
 class Breaking(Damped):

@@ -247,7 +247,7 @@ def test_what_is_wrong_is_named_with_line_and_key(tmp_path: Path, text: str, whe
         ('name = "My Study"\n', "line 6, study.name", "small letters"),
         ('name = "s"\ntokens = 0\n', "line 7, study.tokens", "greater than or equal to 1"),
         ('name = "s"\ntokens = 1.5\n', "line 7, study.tokens", "integer"),
-        ('name = "s"\ndtype = "float16"\n', "line 7, study.dtype", "'bfloat16'"),
+        ('name = "s"\ndtype = "bf16"\n', "line 7, study.dtype", "'bfloat16'"),
         ('name = "s"\nexits = "ten"\n', "line 7, study.exits", "exits = [10, 20, 30]"),
         ('name = "s"\nexits = [0]\n', "line 7, study.exits", "greater than or equal to 1"),
         ('name = "s"\nexits = [9]\n', "line 7, study.exits", "no exit 9"),

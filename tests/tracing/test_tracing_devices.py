@@ -6,9 +6,11 @@ fails, and what does not is equal to the last bit.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,23 @@ import numpy as np
 import pytest
 import torch
 from random_heads import random_heads, random_output_heads
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 from offramp.errors import OfframpError
 from offramp.models.source import find_source
 from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
+from offramp.tracing import logits_buffer, states, statistics
 from offramp.tracing.block import BlockMeasurer
+from offramp.tracing.final_comparison import _KNOWN, Gram
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.head import REDUCED_SUMS, products_in
+from offramp.tracing.head import LinearHead
 from offramp.tracing.layer_importance import measure_importance
+from offramp.tracing.manifest import read_manifest, write_manifest
+from offramp.tracing.precision import REDUCED_SUMS, products_in
+from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
@@ -186,17 +195,153 @@ def test_statistics_add_up_in_float32_whatever_the_process_allows(monkeypatch: p
     assert seen == {"layers": {before}, "statistics": {("highest", False, False, False)}}
 
 
+# -- where the host would wait for a device
+
+
+class Waits(TorchDispatchMode):
+    """Counts what needs a number, or a number of rows, from the device before it can go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in {"index", "index_put", "index_put_"} and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in (args[1] or ())
+        )
+        if masks or name in {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+HEADS: dict[str, Any] = {"lens": random_heads, "own": random_output_heads}
+WATCHED = [  # a readout by the model's own forward may ask for anything
+    *((name, None) for name, (*_, readout) in MODELS.items() if readout == "fast"),
+    *((name, heads) for name in ("one linear head", "a rounded head") for heads in HEADS),
+]
+
+
+@pytest.mark.parametrize(("name", "heads"), WATCHED)
+def test_the_host_waits_at_most_once_a_chunk(
+    name: str, heads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all for heads in float32; rounded ones ask whether a row has too many equal logits."""
+    family, scale, dtype, _ = MODELS[name]
+    model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
+    fitted = None if heads is None else HEADS[heads](model, range(1, model.layers))
+    measure = BlockMeasurer.measure
+    plain = LinearHead.statistics
+    waits, chunks = Waits(), [0]
+
+    def watched(self: BlockMeasurer, *arguments: Any) -> None:
+        with waits:
+            measure(self, *arguments)
+
+    def counted(self: LinearHead, *arguments: Any) -> Any:
+        chunks[0] += int(arguments[1].dtype != torch.float32)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(BlockMeasurer, "measure", watched)
+    monkeypatch.setattr(LinearHead, "statistics", counted)
+    signals = ("logit_gap", "restricted")  # others read every exit in float32
+    trace(model, WORK, **{**OPTIONS, "signals": signals if dtype != "float32" else "all"}, heads=fitted)
+    assert len(waits.found) <= chunks[0], waits.found
+    assert chunks[0] > 0 or dtype == "float32"
+
+
+@pytest.mark.parametrize("change", ["in place", "through .data"])
+def test_the_heads_matrix_is_computed_once_for_the_same_weights(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[object] = []
+    compute = Gram.computed
+    monkeypatch.setattr(Gram, "computed", lambda head: computed.append(head) or compute(head))
+    model = tiny_model(llama(), head_scale=3.0)
+    work = workload_of(lengths=(12, 9))
+    assert_equal(trace(model, work, **OPTIONS), trace(model, work, **OPTIONS))
+    assert len(computed) == 1
+    weight = model.hf.lm_head.weight
+    with torch.no_grad():
+        if change == "in place":
+            weight[3] += weight[4]
+        else:
+            weight.data[3] += weight[4]
+    found = trace(model, work, **OPTIONS)
+    assert len(computed) == 2
+    _KNOWN.clear()
+    assert_equal(found, trace(model, work, **OPTIONS))
+    del model, found, weight, computed[:]
+    gc.collect()
+    assert not _KNOWN, "a matrix keeps no weights alive, and goes with them"
+
+
+# -- sizes by what is free on a device, and its name in what is kept
+
+ACCELERATOR = torch.device("cuda")  # the object needs no device
+
+FREE = {
+    # bytes free: rows of 131,072 logits in 16 bits, logits of one eager step, states of 1 GB in memory
+    80_000_000_000: (512, 16_000_000, True),
+    2_000_000_000: (256, 7_812_500, False),
+    100_000_000: (128, 800_000, False),
+}
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_chunks_follow_the_free_memory_of_an_accelerator(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (logits_buffer, statistics, states):
+        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+    made: list[tuple[str, torch.device]] = []
+    for name in ("MemoryStore", "FileStore"):
+        monkeypatch.setattr(states, name, lambda *sizes, name=name: made.append((name, sizes[-1])))
+    statistics._accelerator_elements.cache_clear()
+    rows, elements, in_memory = FREE[free]
+    assert logits_buffer.buffer_rows(2 * 131_072, ACCELERATOR) == rows
+    assert statistics.eager_elements(ACCELERATOR) == elements
+    statistics._accelerator_elements.cache_clear()
+    states.open_store(32, 512, 30_518, torch.bfloat16, ACCELERATOR)
+    assert made == [("MemoryStore" if in_memory else "FileStore", ACCELERATOR)]
+    # A processor's are tuned to its cache.
+    assert logits_buffer.buffer_rows(2 * 131_072, torch.device("cpu")) == 128
+    assert statistics.eager_elements(torch.device("cpu")) == 800_000
+
+
+def test_an_accelerator_is_named_in_the_request_and_by_its_own_name(tmp_path: Path) -> None:
+    work = workload_of(lengths=(9,))
+    found = trace(tiny_model(llama()), work, tokens=8, progress=False, output=tmp_path / "trace")
+    manifest = read_manifest(tmp_path / "trace")
+    assert "device" not in (tmp_path / "trace" / "manifest.json").read_text()
+    assert found.provenance["device"] == manifest.device == "cpu"
+    asked = TraceRequest(**{**found.request, "exits": (1, 2, 3), "signals": ()})
+    there = replace(asked, device="cuda")
+    assert there.to_json() == {**asked.to_json(), "device": "cuda"}
+    assert asked.fingerprint == manifest.request_fingerprint != there.fingerprint
+    named = replace(manifest, request=there.to_json(), device="NVIDIA H100 80GB HBM3")
+    write_manifest(tmp_path / "trace", named, 1.0)
+    again = Trace.load(tmp_path / "trace")
+    assert again.provenance["device"] == "NVIDIA H100 80GB HBM3"
+    assert again.request["device"] == "cuda"
+
+
 # -- a device whose memory runs out
 
 
-@pytest.mark.parametrize(("family", "scale"), [("llama", 20.0), ("gemma2", 60.0), ("gemma3n_text", 5.0)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "scale", "dtype"),
+    [
+        ("llama", 20.0, "float32"),
+        ("llama", 20.0, "bfloat16"),
+        ("gemma2", 60.0, "float32"),
+        ("gemma3n_text", 5.0, "float32"),
+    ],
+)
 def test_half_as_many_rows_are_taken_once_memory_ran_out(
     family: str, scale: float, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
-    work = workload_of(lengths=(90, 90, 60), vocabulary=503)
-    monkeypatch.setattr("offramp.tracing.head.BUFFER_BYTES", 64 * 512 * 4)
+    work = workload_of(lengths=(40, 40, 30), vocabulary=503)
+    monkeypatch.setattr("offramp.tracing.logits_buffer.BUFFER_BYTES", 64 * 512 * 4)
     options = {**OPTIONS, "context": 96, "document_tokens": 96}
     expected = trace(model, work, **options)
     chunks = out_of_memory(monkeypatch, times=1)

@@ -239,7 +239,7 @@ def test_the_previous_exit_is_the_previous_traced_one() -> None:
 def test_rows_in_several_blocks_and_chunks_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sequences = trace_numbers(tiny_llama(), 61, signals="all")
     monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
+    monkeypatch.setattr("offramp.tracing.logits_buffer.BLOCK_ROWS", 16)
     monkeypatch.setattr("offramp.tracing.recorders.eager_elements", lambda device: 3 * 61)
     found, _ = trace_numbers(tiny_llama(), 61, signals="all")
     readings, following = readings_of(tiny_llama(), sequences), following_of(sequences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,22 @@ def test_products_in_float32_keep_every_bit_of_the_factors() -> None:
     output = head.output(states)
     assert torch.isneginf(output[:, 70:]).all()
     np.testing.assert_allclose(output[:, :70].double(), exact, rtol=2 * STEP, atol=4 * STEP)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "highest"), (torch.bfloat16, "medium")])
+def test_only_factors_of_bfloat16_may_be_taken_as_such(
+    dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few processors have such products: what is asked for is looked at, not what comes out."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "offramp.tracing.head.products_in", lambda name: asked.append(name) or contextlib.nullcontext()
+    )
+    head = LinearHead(torch.randn(70, 96).to(dtype), None, Transform(), "eager")
+    states = torch.randn(5, 96).to(dtype)
+    head.exact_output(states)
+    head.restricted(torch.tensor([3]))(states, head.output(states))
+    assert asked == [precision, precision]
 
 
 def test_all_signals_are_finite_where_a_softmax_is() -> None:

@@ -204,7 +204,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(
     for name in whole.fact_names:
         assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
     monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.head.BLOCK_ROWS", 16)
+    monkeypatch.setattr("offramp.tracing.logits_buffer.BLOCK_ROWS", 16)
     parts = run(model, heads, 503, signals="restricted")
     for name in whole.fact_names:
         if name != "shuffled_logit_cosine":  # partners are of the same block

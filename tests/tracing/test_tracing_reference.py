@@ -33,7 +33,7 @@ def transformed(model: Model) -> Model:
         for parameter in (weight for layer in model.stack.layers for weight in layer.parameters()):
             parameter.copy_((parameter * 10).round() / 10)
     identity = dataclasses.replace(model.identity, transforms=("rounded",))
-    return dataclasses.replace(model, name=f"{model.name} + rounded", identity=identity)
+    return model.with_identity(identity, name=f"{model.name} + rounded")
 
 
 def run(model: Model, **options: Any) -> Trace:

@@ -129,7 +129,7 @@ Precision = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="float32, bfloat16 or auto: the checkpoint's on an accelerator, float32 on a processor.",
+        help="float32, bfloat16, float16 or auto: the checkpoint's on an accelerator, else float32.",
     ),
 ]
 Transforms = Annotated[

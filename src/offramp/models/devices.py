@@ -54,7 +54,10 @@ def require_dtype(dtype: str, where: str = "dtype") -> None:
 
 def device_count(kind: str) -> int:
     """How many devices of a kind torch can use here; a build for processors alone is not even imported."""
-    if importlib.metadata.version("torch").endswith("+cpu"):
+    try:
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return 0
+    except importlib.metadata.PackageNotFoundError:  # `offramp doctor` says that it is missing
         return 0
     import torch
 

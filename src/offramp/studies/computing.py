@@ -34,10 +34,11 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """Packages whose code makes the result, by kind of task."""
 OTHER_WORK: Mapping[str, tuple[str, ...]] = {
+    "trace": ("scoring/text_size.py",),
     "certify": (f"{WORK}/league.py", f"{WORK}/tune.py"),
     "decode": (f"{WORK}/decoding_choice.py", f"{WORK}/league.py", f"{WORK}/tune.py"),
 }
-"""Files of other kinds that make the result of a kind too."""
+"""Further files that make the result of a kind, of other kinds for the most part."""
 SHARED_WORK = tuple(f"{WORK}/{name}.py" for name in ("context", "inputs", "passage", "text_size"))
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn")

@@ -8,15 +8,17 @@ centred cosines lose no digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from offramp.models.devices import float64_device
 from offramp.tracing.head import Head, LinearHead
+from offramp.tracing.precision import exact_sums
 
 _GRAM_ROWS = 8192
 
@@ -64,7 +66,29 @@ class Gram:
 
     @classmethod
     def of(cls, head: LinearHead) -> Gram:
-        """The matrix of one head; costs as much as the head products of `features` tokens."""
+        """The matrix of one head, kept as long as its weights live and are what they were.
+
+        It costs as much as the head products of `features` tokens, in float32: on an accelerator that is some
+        thousand tokens' trace, and a model is traced on several workloads.
+        """
+        if head.weight.is_inference():  # which do not count their changes
+            return cls.computed(head)
+        # Changes through `.data` are not counted either, but show in the sum.
+        state = (
+            head.weight._version,
+            float(head.weight.sum(dtype=torch.float32)),
+            None if head.bias is None else float(head.bias.sum(dtype=torch.float32)),
+            head.transform,
+        )
+        known = _KNOWN.get(head.weight)
+        if known is None or known[0] != state:
+            known = _KNOWN[head.weight] = (state, cls.computed(head))
+        return known[1]
+
+    @classmethod
+    @exact_sums()
+    def computed(cls, head: LinearHead) -> Gram:
+        """The matrix of one head, computed now."""
         features = head.weight.shape[1] + 1
         where = float64_device(head.device)
         sums = torch.zeros(features, dtype=torch.float64, device=where)
@@ -76,6 +100,10 @@ class Gram:
             block -= mean
             centred += (block.t() @ block).to(where, torch.float64)
         return cls(centred.float().to(head.device), mean, head.vocabulary_size)
+
+
+_KNOWN: MutableMapping[Tensor, tuple[object, Gram]] = WeakTensorKeyDictionary()
+"""By the weights of a head: what these were when it was computed, and the matrix."""
 
 
 def _weight_blocks(head: LinearHead) -> Iterator[Tensor]:

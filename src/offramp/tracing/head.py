@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from offramp.models.devices import CPU, free_bytes
 from offramp.models.stack import ExitStack
-from offramp.tracing.rows import BLOCK_ROWS
+from offramp.tracing.logits_buffer import PADDING, LogitsBuffer, buffer_rows, padded_size
+from offramp.tracing.precision import products_in
 from offramp.tracing.states import StateShape
 from offramp.tracing.statistics import (
-    BLOCK,
     EagerSums,
     RawSums,
     Reductions,
@@ -27,25 +24,8 @@ from offramp.tracing.statistics import (
     row_statistics,
 )
 
-BUFFER_BYTES = 51_000_000
-"""Of the buffer of logits on a processor: enough rows for an efficient product, small beside any model."""
-
-ACCELERATOR_BUFFER_BYTES = 300_000_000
-"""The same on an accelerator, at most: a whole block of rows of 128 thousand tokens in float32."""
-
 TILE = 4096
 """Columns of the weights that are converted to float32 at a time."""
-
-PADDING = -1e30
-"""Far below any logit, and finite where the dtype has such a number, which float16 has not."""
-
-
-REDUCED_SUMS = (
-    "allow_bf16_reduced_precision_reduction",
-    "allow_fp16_reduced_precision_reduction",
-    "allow_fp16_accumulation",
-)
-"""Settings of torch on CUDA by which products of 16 bits add up in fewer than float32 has."""
 
 
 class Head(Protocol):
@@ -95,36 +75,6 @@ class Head(Protocol):
         """Take half as many rows from now on, in half the memory."""
 
 
-@contextmanager
-def products_in(precision: Literal["highest", "medium"]) -> Iterator[None]:
-    """Let float32 products use factors of float32 ("highest"), or of bfloat16, which needs such factors."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def exact_sums() -> Iterator[None]:
-    """Products of float32 factors, and 16-bit ones that add up in float32, as statistics take for granted.
-
-    A process may have allowed less for the speed of its model's own products, and torch's default on CUDA is
-    less for those of 16 bits.
-    """
-    settings = torch.backends.cuda.matmul
-    before = {name: getattr(settings, name) for name in REDUCED_SUMS}
-    for name in REDUCED_SUMS:
-        setattr(settings, name, False)
-    try:
-        with products_in("highest"):
-            yield
-    finally:
-        for name, value in before.items():
-            setattr(settings, name, value)
-
-
 def at_head(stack: ExitStack, read: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     """What a part of a model makes of states, brought to the output head's device.
 
@@ -161,59 +111,6 @@ def transform_of(stack: ExitStack) -> Transform:
     if found is None or found.kind == "identity":
         return Transform()
     return Transform(cap=found.value) if found.kind == "softcap" else Transform(scale=found.value)
-
-
-def buffer_rows(row_bytes: int, device: torch.device) -> int:
-    """Rows of a buffer: a power of two, so that whole chunks make up a block of BLOCK_ROWS."""
-    most = BUFFER_BYTES
-    if device.type != CPU:
-        most = max(BUFFER_BYTES, min(ACCELERATOR_BUFFER_BYTES, free_bytes(device) // 16))
-    rows = BLOCK_ROWS
-    while rows > 16 and rows * row_bytes > most:
-        rows //= 2
-    return rows
-
-
-def padded_size(vocabulary_size: int) -> int:
-    """The vocabulary rounded up to whole blocks of columns."""
-    return math.ceil(vocabulary_size / BLOCK) * BLOCK
-
-
-class LogitsBuffer:
-    """Memory for a head's output [rows, padded vocabulary], in its dtype and, in fewer rows, in float32.
-
-    columns: the vocabulary; what is beyond is padding.
-    """
-
-    def __init__(self, columns: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.padding = PADDING if torch.finfo(dtype).min < PADDING else -math.inf
-        self._columns = columns
-        rows = buffer_rows(padded_size(columns) * dtype.itemsize, device)
-        self._allocate(torch.empty(rows, padded_size(columns), dtype=dtype, device=device))
-
-    def _allocate(self, memory: Tensor) -> None:
-        self.whole = memory.fill_(self.padding)
-        self.exact = memory
-        if memory.dtype != torch.float32:  # the same memory, read as half as many float32 rows
-            self.exact = memory.view(-1).view(torch.float32).view(-1, memory.shape[1])
-
-    @property
-    def rows(self) -> int:
-        """Rows in the head's dtype."""
-        return len(self.whole)
-
-    def halve(self) -> None:
-        """Keep room for half as many rows; what is there is lost."""
-        shape = (max(self.rows // 2, 2), self.whole.shape[1])
-        dtype, device = self.whole.dtype, self.whole.device
-        del self.whole, self.exact  # before the smaller memory is asked for
-        self._allocate(torch.empty(shape, dtype=dtype, device=device))
-
-    def rounded_rows(self, count: int) -> Tensor:
-        """Memory of some rows in the head's dtype, whose padding is as it should be."""
-        if self.exact is not self.whole:
-            self.whole[:count, self._columns :] = self.padding  # float32 rows were there, perhaps
-        return self.whole[:count]
 
 
 class LinearHead:

@@ -200,8 +200,7 @@ def row_statistics(output: Tensor, sums: RawSums, transform: Transform) -> RowSt
     block = sums.block_maximum.argmax(-1)  # the first among equals, so the lowest token id wins
     inside = transform(output.view(len(output), -1, BLOCK)[rows, block])
     within = inside.argmax(-1)
-    inside[rows, within] = -torch.inf
-    second = inside.amax(-1)
+    second = inside.scatter(1, within[:, None], -torch.inf).amax(-1)
     if best_two.shape[1] == 2:
         second = torch.maximum(second, best_two[:, 1])
     return RowStatistics(

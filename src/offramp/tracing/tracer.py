@@ -30,7 +30,8 @@ from offramp.tracing.manifest import (
     read_manifest,
     write_manifest,
 )
-from offramp.tracing.measurement import make_measurer, measure_part, state_shape_of
+from offramp.tracing.measured_part import measure_part
+from offramp.tracing.measurement import make_measurer, state_shape_of
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar

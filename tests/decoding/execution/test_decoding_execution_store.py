@@ -104,7 +104,7 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
     with_heads = options_of()
     object.__setattr__(with_heads, "heads", SimpleNamespace(fingerprint="h"))
     others = [
-        request(model=replace(model, identity=identity)),
+        request(model=model.with_identity(identity)),
         request(model=replace(model, dtype="bfloat16")),
         request(options=options_of("static:exit=1")),
         request(options=options_of(kv="recompute")),

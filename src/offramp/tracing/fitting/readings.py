@@ -17,8 +17,9 @@ from offramp.tracing.exit_heads import LinearLens
 from offramp.tracing.fitted_heads import CANDIDATES, PreparedLens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
-from offramp.tracing.head import Head, LinearHead, at_head, exact_sums, make_head
+from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
+from offramp.tracing.precision import exact_sums
 from offramp.tracing.rows import Rows, equal_length_batches, slices
 from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.tracing.statistics import choose_reductions
