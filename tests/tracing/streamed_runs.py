@@ -87,7 +87,9 @@ class LayersApart:
 def streamed(model: Model, log: Path | None = None) -> tuple[Model, LayersApart]:
     """A model like this one whose layers have no weights; the given one stays as it is."""
     # One copy of everything, so that the stack's modules are the copied model's.
-    copied = dataclasses.replace(model, stack=copy.deepcopy(model.stack))
-    copied = dataclasses.replace(copied, hf=copied.stack.hf)
+    stack = copy.deepcopy(model.stack)
+    assert stack.head is not None
+    stack = dataclasses.replace(stack, head_weight=stack.head.weight.detach())  # as a model has it: no copy
+    copied = dataclasses.replace(model, stack=stack, hf=stack.hf)
     layers = LayersApart(copied, log)
     return dataclasses.replace(copied, streamed=layers), layers
