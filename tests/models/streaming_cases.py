@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from family_configs import build_family
+from model_folders import write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from conftest import write_tokenizer
 from offramp.models.calls import Recorder, first_tensor
 from offramp.models.discovery import probe_ids
 from offramp.models.model import Model

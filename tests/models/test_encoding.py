@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from model_folders import write_tokenizer
 
-from conftest import write_tokenizer
 from offramp.errors import ModelError
 from offramp.models.model import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
 from offramp.tracing.loading import load_model

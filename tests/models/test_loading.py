@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_folders import VOCABULARY, edit_json, write_llama, write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import VOCABULARY, edit_json, write_llama, write_tokenizer
 from offramp.errors import ModelError
 from offramp.models.checkpoint import INDEX_FILE, SINGLE_FILE
 from offramp.models.source import BUNDLED, DEFAULT_MODEL, BundledModel
@@ -296,9 +296,11 @@ def test_a_downloaded_hub_model_is_checked_like_a_folder(
     snapshot.mkdir(parents=True)
     write_llama(snapshot)
     asked: list[list[str]] = []
+    at: list[tuple[str, str | None]] = []
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(allow_patterns)
+        at.append((name, revision))
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
@@ -307,6 +309,19 @@ def test_a_downloaded_hub_model_is_checked_like_a_folder(
     assert model.identity.source == "some-owner/some-model"
     assert "*.safetensors" not in asked[0]
     assert not any(".py" in pattern or ".bin" in pattern for patterns in asked for pattern in patterns)
+    assert {*at} == {("some-owner/some-model", None)}
+    for name, revision in (("some-owner/some-model@v2", None), ("some-owner/some-model", "v2")):
+        at.clear()
+        shutil.copytree(snapshot, snapshot / "inner", dirs_exist_ok=True)
+        inner = load_model(name, revision=revision, subfolder="inner")
+        assert {*at} == {("some-owner/some-model", "v2")}
+        assert inner.identity.fingerprint == model.identity.fingerprint
+        assert inner.identity.revision == "0123456789abcdef"
+        shutil.rmtree(snapshot / "inner")
+    with pytest.raises(ModelError, match="at the revision 'v3'"):
+        load_model("some-owner/some-model@v2", revision="v3")
+    with pytest.raises(ModelError, match="no folder"):
+        load_model("some-owner/some-model", subfolder="elsewhere")
     asked.clear()
     edit_json(snapshot / "config.json", auto_map={"AutoConfig": "evil.Evil"})
     with pytest.raises(ModelError, match="auto_map"):

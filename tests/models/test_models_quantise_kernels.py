@@ -12,6 +12,7 @@ from torch import nn
 
 from offramp.errors import InputError
 from offramp.models.quiet import quiet_loggers
+from offramp.models.shape import DTYPES
 from offramp.models.transforms import kernels, quantised_layers
 from offramp.models.transforms.contract import example_model
 from offramp.models.transforms.kernels import MOST_ROWS, Int8Linear, few_rows_pay
@@ -93,8 +94,8 @@ def test_a_dtype_without_a_kernel_is_refused_before_loading(problems: Any) -> No
 
 
 def test_a_machine_without_any_kernel_is_refused(problems: Any) -> None:
-    problems({"float32": "nothing", "bfloat16": "nothing"})
-    for dtype in (None, "float32", "bfloat16"):
+    problems(dict.fromkeys(DTYPES, "nothing"))
+    for dtype in (None, *DTYPES):
         with pytest.raises(InputError, match="no kernel for int4 weights"):
             Int4().check(dtype)
 

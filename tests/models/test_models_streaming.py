@@ -9,6 +9,7 @@ from typing import Any
 import family_configs
 import pytest
 import torch
+from model_folders import edit_json
 from streaming_cases import (
     driven_outputs,
     edit_tensors,
@@ -20,7 +21,6 @@ from streaming_cases import (
 )
 from torch import Tensor
 
-from conftest import edit_json
 from offramp.errors import ModelError
 from offramp.models.checkpoint import read_headers
 from offramp.models.loading import load_source
@@ -61,9 +61,10 @@ def test_a_streamed_model_is_the_model_in_memory(family: str, tmp_path: Path) ->
     assert torch.equal(model.stack.readout(driven[-1], ids), whole.hf(input_ids=ids).logits)
     assert model.stack.readout_kind == whole.stack.readout_kind
     assert model.shape == whole.shape
-    unlike = {"hf", "tokenizer", "stack", "streamed"}
+    unlike = {"hf", "tokenizer", "stack", "streamed", "identify"}
     for field in dataclasses.fields(model):
         assert field.name in unlike or getattr(model, field.name) == getattr(whole, field.name)
+    assert model.identity == whole.identity
 
 
 def test_buffers_and_bfloat16_are_as_loaded_in_memory(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from model_folders import write_llama
 from safetensors.torch import load_file, save_file
 from streaming_cases import INDEX, shards
 
-from conftest import write_llama
 from offramp.errors import ModelError
 from offramp.models.checkpoint import SINGLE_FILE, StoredTensor, check_checkpoint, read_headers
 from offramp.models.quiet import quiet_transformers

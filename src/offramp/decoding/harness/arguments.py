@@ -13,7 +13,7 @@ from offramp.decoding.options import (
 )
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.devices import AUTO, require_dtype
+from offramp.models.devices import AUTO, device_count, require_dtype
 from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
@@ -21,6 +21,9 @@ from offramp.policies.signals import suggest
 from offramp.tracing.loading import find_model
 
 WHERE = "--model_args"
+
+DEFAULTS_OF_LM_EVAL = ("cuda", "cuda:0")
+"""Devices that lm-eval hands over where its user named none."""
 
 OF_HARNESS = (
     "add_bos_token",
@@ -80,6 +83,12 @@ def refuse_unknown(names: Iterable[str], policy: Any) -> None:
     raise InputError(f"unknown model argument {unknown[0]!r}", where=WHERE, fix=fix)
 
 
+def _device(given: Any) -> str:
+    """The device that is meant: "auto" for lm-eval's own default where that is not here."""
+    asked = str(given or AUTO)
+    return AUTO if asked in DEFAULTS_OF_LM_EVAL and not device_count("cuda") else asked
+
+
 def read_arguments(given: Mapping[str, Any]) -> Arguments:
     """The arguments of `OfframpLM` that are offramp's own, by OF_OFFRAMP, read and checked.
 
@@ -104,7 +113,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         transforms,
         dtype=dtype,
         trust_remote_code=trusted,
-        device=str(given.get("device") or AUTO),
+        device=_device(given.get("device")),
     )
     source = asked.source
     layers = None if transforms else stated_layers(read_config(source.folder))
