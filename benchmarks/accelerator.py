@@ -63,6 +63,7 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.records.typed import finite_json
+from offramp.tracing.final_comparison import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 
 WORDS = 4096
@@ -213,6 +214,7 @@ def tracing(job: Job) -> dict[str, Any]:
     work = Workload("numbers", mode="text", documents=documents, licence="CC0-1.0", source="random numbers")
 
     def trace() -> None:
+        forget_gram_matrices()  # a trace of a process of its own computes its head's
         offramp.trace(
             model,
             work,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,28 @@ def test_it_shows_itself_and_its_parts_without_the_network(found: offramp.Findin
     )
 
 
+def cut_to_size() -> offramp.Workload:
+    """A workload of another content than its name means."""
+    whole = offramp.load_workload("prose:short")
+    return replace(whole, documents=whole.documents[:60])
+
+
+def renamed() -> offramp.Workload:
+    """A workload whose name was given to another one since."""
+    first = offramp.workload_of(TEXTS, name="taken")
+    KEPT.append(offramp.workload_of(TEXTS[1:], name="taken"))
+    return first
+
+
+KEPT: list[offramp.Workload] = []
+
+
+def test_a_model_that_offramp_transformed_is_named_and_not_given(tiny_model: Path, tmp_path: Path) -> None:
+    pruned = offramp.load_model(str(tiny_model), transforms="prune:drop=2")
+    with pytest.raises(InputError, match="transformed by offramp"):
+        offramp.run(pruned, offramp.workload_of(TEXTS), tokens=96, output=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -102,6 +125,9 @@ def test_it_shows_itself_and_its_parts_without_the_network(found: offramp.Findin
         ({"hardware": "no such machine"}, InputError),
         ({"workloads": "no such text"}, WorkloadError),
         ({"workloads": offramp.workload_of(TEXTS[:5])}, InputError),
+        ({"workloads": []}, InputError),
+        ({"workloads": cut_to_size()}, InputError),
+        ({"workloads": renamed()}, InputError),
     ],
 )
 def test_bad_input_is_refused_before_a_folder_is_made(

@@ -76,6 +76,12 @@ def train(folder: Path, *callbacks: TrainerCallback, **options: Any) -> tuple[Tr
     return trainer, torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
 
+def llama_at_start() -> Any:
+    """The model that `train` begins with."""
+    torch.manual_seed(0)
+    return llama(attention_dropout=0.2)
+
+
 def losses(trainer: Trainer) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
@@ -99,6 +105,9 @@ def test_training_goes_the_same_way_with_it_and_without(tmp_path: Path, options:
     assert [line["step"] for line in logged] == [0, 4, 6]
     assert sum("exits/agreement/1" in told for told in reporter.told) == 3
     assert len(losses(measured)) == 3
+    # Weights are measured as they are kept, whatever precision a training runs in.
+    start = llama_at_start()
+    assert callback.history[0] == {**offramp.exit_scores(start, workload=IDS, tokens=60), "step": 0}
 
 
 def test_the_figures_are_those_of_a_trace(tmp_path: Path) -> None:
@@ -123,13 +132,31 @@ def test_bits_are_per_byte_of_the_text_where_there_is_one(tiny_model: Path) -> N
     assert found["exits/bits_per_byte/2"] == pytest.approx(bits / len(observed.encode()))
 
 
-def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_what_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError):
         offramp.ExitScoreCallback(every=0, workload=IDS)
     callback = offramp.ExitScoreCallback(workload=IDS)
     split = type("Arguments", (), {"fsdp": ["full_shard"]})()
     with pytest.raises(ModelError, match="split over processes"):
         callback.on_train_begin(split, None, None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ModelError, match="ACCELERATE_USE_FSDP"):
+        callback.on_train_begin(type("Arguments", (), {})(), None, None)
+
+
+def test_a_measurement_that_fails_later_does_not_end_the_training(tmp_path: Path) -> None:
+    class Spoiling(TrainerCallback):
+        """Leaves the callback nothing to measure after the first time."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """The workload no longer fits the model."""
+            callback.workload = offramp.workload_of([[60_000, 1, 2]])
+
+    callback = offramp.ExitScoreCallback(every=3, workload=IDS, tokens=40)
+    with pytest.warns(UserWarning, match="exits were not measured at step 3"):
+        trainer, _ = train(tmp_path, Spoiling(), callback)
+    assert trainer.state.global_step == 6
+    assert [line["step"] for line in callback.history] == [0]
 
 
 def test_another_trainer_can_be_told(tmp_path: Path, tiny_model: Path) -> None:

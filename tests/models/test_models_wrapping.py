@@ -151,6 +151,51 @@ def test_a_replaced_output_head_is_noticed(wrapped: Model) -> None:
         offramp.trace(wrapped, TEXTS, tokens=20)
 
 
+def test_a_changed_tokenizer_is_noticed(wrapped: Model) -> None:
+    before = wrapped.identity.fingerprint
+    wrapped.tokenizer.chat_template = "{{ messages[0].content }}"
+    assert wrapped.identity.fingerprint != before
+
+
+def test_a_model_of_inference_mode_is_measured(tiny_model: Path) -> None:
+    with torch.inference_mode():
+        hf = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = offramp.wrap(hf)
+    assert offramp.trace(model, [[5, 6, 7, 8]], tokens=3).top1.shape == (3, 4)
+    assert "mine" in repr(offramp.wrap(hf, name="mine"))
+
+
+def test_mixed_precision_around_a_forward_is_left_out(hf: Any) -> None:
+    """As accelerate leaves a model that is trained in bfloat16."""
+    ids = torch.arange(3, 60).view(3, -1)
+    plain = offramp.trace(offramp.wrap(hf), ids, tokens=30)
+    hf._original_forward = hf.forward
+    hf.forward = torch.autocast("cpu", dtype=torch.bfloat16)(hf.forward)
+    mixed = hf.forward
+    model = offramp.wrap(hf)
+    again = offramp.trace(model, ids, tokens=30)
+    assert hf.forward is mixed
+    assert model.stack.readout_kind == "fast"
+    assert np.array_equal(plain.kl_to_final, again.kl_to_final)
+
+
+def test_what_is_executed_runs_in_evaluation_mode(hf: Any, tiny_model: Path) -> None:
+    hf.config.attention_dropout = 0.5
+    hf.train()
+    model = offramp.wrap(hf, AutoTokenizer.from_pretrained(tiny_model))
+    texts = offramp.workload_of([f"{text} {number}" for number in range(20) for text in TEXTS[:2]])
+    trace = offramp.trace(model, texts, tokens=200)
+    tuned = offramp.tune(trace, {"agreement": 0.5}, "h100", model, seconds=2, prompt_tokens=4, new_tokens=4)
+    assert tuned.executed_agreement is not None or tuned.answer
+    assert hf.training
+
+
+def test_weights_that_are_split_over_processes_are_refused(hf: Any) -> None:
+    hf.model.norm.weight.ds_id = 3  # as DeepSpeed marks its parts
+    with pytest.raises(ModelError, match="split over processes"):
+        offramp.wrap(hf)
+
+
 def splitmix(count: int) -> list[int]:
     """The generator of Steele, Lea and Flood, in whole numbers."""
     found, mask = [], (1 << 64) - 1

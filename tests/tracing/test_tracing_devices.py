@@ -195,6 +195,24 @@ def test_statistics_add_up_in_float32_whatever_the_process_allows(monkeypatch: p
     assert seen == {"layers": {before}, "statistics": {("highest", False, False, False)}}
 
 
+@pytest.mark.parametrize("asked", [("bf16", "tf32"), ("bf16", "ieee")])
+def test_a_process_that_sets_precision_by_backend_keeps_its_settings(asked: tuple[str, str]) -> None:
+    """As transformers does where TF32 is asked for; torch then refuses to tell the one setting of old."""
+    model = tiny_model(llama(), head_scale=3.0)
+    places = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    expected = trace(model, workload_of(lengths=(30, 20)), **OPTIONS)
+    kept = [place.fp32_precision for place in places]
+    try:
+        for place, value in zip(places, asked, strict=True):
+            place.fp32_precision = value
+        found = trace(model, workload_of(lengths=(30, 20)), **OPTIONS)
+        assert tuple(place.fp32_precision for place in places) == asked
+    finally:
+        for place, value in zip(places, kept, strict=True):
+            place.fp32_precision = value
+    assert_equal(found, expected)
+
+
 # -- where the host would wait for a device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from offramp.cli.run_command import DEFAULT_WORKLOADS
 from offramp.cli.run_stages import carry_out
 from offramp.cli.run_study import RunOptions
+from offramp.errors import InputError, WorkloadError
 from offramp.models.devices import AUTO
 from offramp.models.given import name_object
 from offramp.models.model import Model
@@ -18,6 +20,7 @@ from offramp.tracing.loading import read_transforms
 from offramp.tracing.progress import quietly
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.workloads.given import read_workload
+from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 
@@ -31,7 +34,7 @@ def run(
     document_tokens: int | None = None,
     dtype: str = AUTO,
     device: str = AUTO,
-    transforms: Sequence[str] = (),
+    transforms: str | Sequence[str] = (),
     heads: str | Path | None = None,
     hardware: str = "local",
     worth: float = 0.05,
@@ -68,7 +71,7 @@ def run(
         document_tokens=document_tokens,
         device=device,
         dtype=dtype,
-        transforms=tuple(one.text for one in read_transforms(list(transforms), dtype)),
+        transforms=tuple(one.text for one in read_transforms(transforms, dtype)),
         trust_remote_code=trust_remote_code,
         heads=None if heads is None else Path(heads),
         hardware=hardware,
@@ -84,7 +87,28 @@ def run(
     folder = None if output is None else Path(output)
     options.check(folder)
     asked = DEFAULT_WORKLOADS if workloads is None else workloads
-    given = [read_workload(one) for one in ([asked] if isinstance(asked, (str, Workload)) else asked)]
-    with quietly(not progress):
+    listed = [read_workload(one) for one in ([asked] if isinstance(asked, (str, Workload)) else asked)]
+    given = list({workload.name: workload for workload in listed}.values())
+    _require_found_again(given)
+    evaluating = model.evaluating() if isinstance(model, Model) else contextlib.nullcontext()
+    with quietly(not progress), evaluating:
         finished = carry_out(options, given, folder)
     return Findings(finished.result, finished.report.parent, finished.report)
+
+
+def _require_found_again(workloads: Sequence[Workload]) -> None:
+    """Refuse workloads that a study, which names its texts, would not find as they are. Raises InputError."""
+    if not workloads:
+        raise InputError("there is no workload", where="workloads=", fix="give a name, or a workload")
+    for workload in workloads:
+        try:
+            same = load_workload(workload.name).fingerprint == workload.fingerprint
+        except WorkloadError:
+            same = False
+        if not same:
+            raise InputError(
+                f"by the name {workload.name!r} another text is found, or none",
+                where="workloads=",
+                fix="give the texts themselves: offramp.workload_of([document.text for document in "
+                "workload.documents], name=...)",
+            )

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError, ModelError, OfframpError
 from offramp.lab.exit_scores import PREFIX, TOKENS, figures_of, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
 from offramp.tracing.tracer import trace
 from offramp.workloads.given import read_workload
+
+SPLIT_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What `accelerate launch` sets in the environment where it splits weights over processes."""
 
 
 class ExitScoreCallback(TrainerCallback):
@@ -29,7 +35,7 @@ class ExitScoreCallback(TrainerCallback):
 
     The model's weights, mode and gradients and all random states are left as they are, so that training goes
     the same way with it and without. Of several processes the first one measures; weights that are split over
-    processes are refused when training begins.
+    processes are refused when training begins. A measurement that fails later is warned of and left out.
 
     Raises InputError for no steps, WorkloadError for the workload; ModelError when training begins if the
     exits of the model cannot be measured.
@@ -55,7 +61,8 @@ class ExitScoreCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure before the first step."""
-        split = [name for name in ("fsdp", "deepspeed") if getattr(args, name, None)]
+        split = [name for name in ("fsdp", "deepspeed", "deepspeed_plugin") if getattr(args, name, None)]
+        split += [name for name in SPLIT_BY_LAUNCHER if os.environ.get(name, "").lower() in ("true", "1")]
         if split:
             raise ModelError(
                 f"the weights are split over processes ({split[0]}), and exits are measured on whole ones",
@@ -67,12 +74,19 @@ class ExitScoreCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure after every so many steps."""
         if state.global_step % self.every == 0:
-            self._measure(args, state, control, **kwargs)
+            self._measure_or_warn(args, state, control, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure what training ended with, unless that was done after its last step."""
         if not self.history or self.history[-1]["step"] != state.global_step:
+            self._measure_or_warn(args, state, control, **kwargs)
+
+    def _measure_or_warn(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure, once training goes on: what fails then costs a measurement and not the training."""
+        try:
             self._measure(args, state, control, **kwargs)
+        except (OfframpError, MemoryError, torch.OutOfMemoryError) as error:
+            warnings.warn(f"exits were not measured at step {state.global_step}: {error}", stacklevel=2)
 
     def _measure(
         self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any

@@ -79,6 +79,8 @@ def unchanged_randomness() -> Iterator[None]:
     """Run something, and leave the random states of Python, numpy and torch on every device as they were."""
     python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    xpu = torch.xpu.get_rng_state_all() if torch.xpu.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -87,3 +89,7 @@ def unchanged_randomness() -> Iterator[None]:
         torch.set_rng_state(tensors)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        if xpu is not None:
+            torch.xpu.set_rng_state_all(xpu)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from offramp.errors import ModelError
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 OBJECT = "object:"
 """In front of the name of a model object, where a model is named."""
 
-_objects: dict[str, Model] = {}
+# Objects live as long as somebody else holds them.
+_objects: WeakValueDictionary[str, Model] = WeakValueDictionary()
 
 
 def name_object(model: Model) -> str:
@@ -24,14 +26,15 @@ def name_object(model: Model) -> str:
 
 def named_object(name: str) -> Model:
     """The model object of a name. Raises ModelError if this process was given none of it."""
-    if name not in _objects:
+    model = _objects.get(name)
+    if model is None:
         raise ModelError(
             f"{name} is a model object of another Python process",
             where=name,
             fix="run it there again: offramp.run(offramp.wrap(model, tokenizer), ...); finished results are "
             "read without it",
         )
-    return _objects[name]
+    return model
 
 
 def is_object(name: str) -> bool:

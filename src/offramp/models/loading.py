@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,8 @@ def load_source(
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         hf, unexpected = _load_weights(source, dtype, trust_remote_code, placement or Placement())
     model = build_model(hf, tokenizer, name=source.name, identity=source.identity, dtype=dtype, source=source)
+    if placement is not None and placement.attn_implementation is not None:
+        model = replace(model, attention=placement.attn_implementation)
     _check_no_strangers(model.stack, unexpected, str(source.folder))
     return model
 
@@ -92,6 +94,7 @@ def build_model(
     from offramp.models.measuring import measure_shape
 
     hf.eval().requires_grad_(False)
+    require_in_memory(hf, name)
     check_finite(hf, name)
     stack = find_stack(hf, name=name)
     return describe_model(
@@ -104,6 +107,31 @@ def build_model(
         dtype=dtype,
         source=source,
     )
+
+
+def require_in_memory(hf: Any, name: str) -> None:
+    """Refuse a model whose weights are not all here, and whole. Raises ModelError."""
+    absent = [one for one, weight in hf.named_parameters() if weight.is_meta]
+    if absent:
+        raise ModelError(
+            f"{len(absent)} weights are not in memory (on the meta device, or offloaded), the first is "
+            f"{absent[0]}",
+            where=name,
+            fix="load the model whole; or trace its folder, whose layers are then read from disk one at a "
+            "time: offramp trace FOLDER --stream",
+        )
+    split = [one for one, weight in hf.named_parameters() if hasattr(weight, "ds_id") or _is_split(weight)]
+    if split:
+        raise ModelError(
+            f"{len(split)} weights are split over processes, the first is {split[0]}",
+            where=name,
+            fix="gather the model in one process first, or measure its checkpoint: offramp trace FOLDER",
+        )
+
+
+def _is_split(weight: Any) -> bool:
+    """Whether a tensor is one process's part of a larger one."""
+    return hasattr(weight, "placements") and hasattr(weight, "to_local")
 
 
 def describe_model(

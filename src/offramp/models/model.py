@@ -135,7 +135,7 @@ def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 @contextmanager
 def evaluating(hf: Any) -> Iterator[None]:
-    """Evaluation mode without gradients, and without compiled code, which hooks are not seen in.
+    """Evaluation mode without gradients, mixed precision, and compiled code, which hooks are not seen in.
 
     Afterwards every module is as it was before. Flags are set one by one: some modules do more when their
     `train` is called.
@@ -143,15 +143,22 @@ def evaluating(hf: Any) -> Iterator[None]:
     import torch
 
     training = [module for module in hf.modules() if module.training]
+    mixed = vars(hf).get("forward") if "_original_forward" in vars(hf) else None
+    kind = next((weight.device.type for weight in hf.parameters() if not weight.is_meta), "cpu")
     compiled = {module: one for module in hf.modules() if (one := module._compiled_call_impl) is not None}
     try:
         for module in training:
             module.training = False
         for module in compiled:
             module._compiled_call_impl = None
-        with torch.no_grad():
+        # accelerate puts a forward in mixed precision in the place of the model's own.
+        if mixed is not None:
+            hf.forward = hf._original_forward
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
             yield
     finally:
+        if mixed is not None:
+            hf.forward = mixed
         for module in training:
             module.training = True
         for module, one in compiled.items():
@@ -180,8 +187,9 @@ class Model:
     without gradients unless it was given as an object. dtype: of hidden states, "float32" or "bfloat16".
     context_length: positions at most, None if the config states none. eos_token_ids: tokens that end an
     answer. identify: gives `identity`. source: what it was loaded from, before any transform; None if it was
-    built in memory. streamed: None if all weights are in memory; else `hf` holds no weights of layers, which
-    are read from here one at a time.
+    built in memory. attention: the implementation that was asked for, None for the family's own. streamed:
+    None if all weights are in memory; else `hf` holds no weights of layers, which are read from here one at a
+    time.
     """
 
     name: str
@@ -195,6 +203,7 @@ class Model:
     context_length: int | None
     eos_token_ids: tuple[int, ...]
     source: Source | None = None
+    attention: str | None = None
     streamed: StreamedLayers | None = None
 
     def __repr__(self) -> str:
@@ -204,7 +213,8 @@ class Model:
     @property
     def shown_name(self) -> str:
         """The name with what was done to the model after loading, for people: "smollm2 + int8"."""
-        return shown_name(self.name, self.identity.transforms)
+        transforms = getattr(self.identify, "transforms", None)  # of an object there are none: hash nothing
+        return shown_name(self.name, self.identity.transforms if transforms is None else transforms)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -219,6 +229,11 @@ class Model:
     def layers(self) -> int:
         """L, the number of decoder layers and of exits."""
         return len(self.stack)
+
+    @property
+    def asked_attention(self) -> dict[str, str]:
+        """What keys of results hold of it, since it changes last digits: nothing of the family's own."""
+        return {} if self.attention is None else {"attention": self.attention}
 
     @property
     def has_no_tokenizer(self) -> bool:

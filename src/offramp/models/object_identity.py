@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class ObjectIdentity:
     A change is seen by torch's counter of writes, by where the tensor lies, and by a few of its elements.
     """
 
+    transforms: ClassVar[tuple[str, ...]] = ()
+    """None: an object is taken as it is."""
+
     hf: Any
     tokenizer: Any
     ends: tuple[int, ...]
@@ -48,12 +51,13 @@ class ObjectIdentity:
     def __call__(self) -> ModelIdentity:
         """Fingerprints of weights, config and tokenizer."""
         tensors = _tensors(self.hf)
-        seen = (tuple(map(_state, tensors.values())), _samples(tensors), _config(self.hf, self.ends))
+        config = _config(self.hf, self.ends)
+        seen = (tuple(map(_state, tensors.values())), _samples(tensors), config, _settings(self.tokenizer))
         if self._known is None or seen != self._seen:
             self._seen = seen
             self._known = ModelIdentity(
                 weights=fingerprint_of(tensors),
-                config=sha256_of_text(seen[-1]),
+                config=sha256_of_text(config),
                 tokenizer=sha256_of_text(_tokenizer(self.tokenizer)),
                 source=IN_MEMORY,
                 licence=None,
@@ -79,7 +83,7 @@ def fingerprint_of(tensors: dict[str, Tensor]) -> str:
 
 
 def _tensors(hf: Any) -> dict[str, Tensor]:
-    """What the model computes with, each once: parameters, buffers and what quantised ones are stored in."""
+    """What the model's state holds, each once: parameters, stored buffers, what quantised ones consist of."""
     found: dict[str, Tensor] = {}
     known: set[tuple[int, torch.dtype, torch.Size]] = set()
     for name, value in hf.state_dict().items():
@@ -94,7 +98,8 @@ def _tensors(hf: Any) -> dict[str, Tensor]:
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape)
+    version = None if tensor.is_inference() else tensor._version  # torch counts no writes to those
+    return (tensor.data_ptr(), version, tensor.dtype, tensor.shape)
 
 
 def _samples(tensors: dict[str, Tensor]) -> bytes:
@@ -146,7 +151,10 @@ def _config(hf: Any, ends: tuple[int, ...]) -> str:
     """The config, end tokens and, of adapters, their settings and which are in use."""
     config = {key: value for key, value in hf.config.to_dict().items() if key not in VOLATILE_CONFIG_KEYS}
     adapters = {name: one.to_dict() for name, one in (getattr(hf, "peft_config", None) or {}).items()}
-    active = [str(getattr(module, "active_adapters", "")) for module in hf.modules() if _is_adapted(module)]
+    used = ("active_adapters", "scaling", "merged_adapters")
+    active = [
+        [str(getattr(module, name, "")) for name in used] for module in hf.modules() if _is_adapted(module)
+    ]
     disabled = [bool(module.disable_adapters) for module in hf.modules() if _is_adapted(module)]
     described = [config, list(ends), adapters, active, disabled]
     return canonical_json(_plain(described))
@@ -165,6 +173,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _settings(tokenizer: Any) -> tuple[Any, ...]:
+    """What of a tokenizer is changed now and then, and quickly looked at."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    return (size, tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
 def _tokenizer(tokenizer: Any) -> str:

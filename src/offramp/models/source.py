@@ -149,6 +149,12 @@ def at_revision(name: str, revision: str | None) -> str:
     """A Hub id with its revision, "owner/name@revision". Raises ModelError if it has another already."""
     if revision is None:
         return name
+    if name in BUNDLED or Path(name).expanduser().exists():
+        raise ModelError(
+            f"{name} is on this machine and has no revisions",
+            where="revision=",
+            fix="leave revision out, or give the id of a Hub repository",
+        )
     _, stated = split_revision(name)
     if stated not in (None, revision) or not revision:
         raise ModelError(

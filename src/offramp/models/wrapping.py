@@ -10,7 +10,7 @@ from torch import nn
 from offramp.errors import ModelError
 from offramp.models.calls import first_tensor
 from offramp.models.discovery import find_stack
-from offramp.models.loading import describe_model
+from offramp.models.loading import describe_model, require_in_memory
 from offramp.models.measuring import measure_shape
 from offramp.models.model import Model, NoTokenizer, evaluating, find_eos_token_ids
 from offramp.models.object_identity import ObjectIdentity
@@ -38,7 +38,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     """
     hf = bare(hf_model)
     named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name
-    _require_in_memory(hf, named)
+    require_in_memory(hf, named)
     check_finite(hf, named)
     with evaluating(hf):
         stack = find_stack(hf, name=named)
@@ -85,18 +85,6 @@ def bare(model: Any) -> Any:
             fix="give a causal language model of transformers, or load one by name: offramp.load_model",
         )
     return inner
-
-
-def _require_in_memory(hf: Any, name: str) -> None:
-    absent = [one for one, weight in hf.named_parameters() if weight.is_meta]
-    if absent:
-        raise ModelError(
-            f"{len(absent)} weights are not in memory (on the meta device, or offloaded), the first is "
-            f"{absent[0]}",
-            where=name,
-            fix="load the model whole; or trace its folder, whose layers are then read from disk one at a "
-            "time: offramp trace FOLDER --stream",
-        )
 
 
 def _dtype(stack: ExitStack, name: str) -> str:

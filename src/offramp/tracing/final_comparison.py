@@ -103,6 +103,13 @@ class Gram:
 
 
 _KNOWN: MutableMapping[Tensor, tuple[object, Gram]] = WeakTensorKeyDictionary()
+
+
+def forget_gram_matrices() -> None:
+    """Let every head's matrix be computed again, for those who time a trace."""
+    _KNOWN.clear()
+
+
 """By the weights of a head: what these were when it was computed, and the matrix."""
 
 

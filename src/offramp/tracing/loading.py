@@ -58,6 +58,8 @@ def load_model(
     from offramp.models.loading import Placement
 
     parsed = read_transforms(transforms, dtype)
+    if device_map is not None:  # which says by itself where the model lies
+        device = CPU if device_map == CPU else AUTO
     asked = find_model(
         at_revision(name, revision),
         parsed,
@@ -196,6 +198,12 @@ def _of_object(model: Model, transforms: Sequence[Transform]) -> ModelRequest:
             "a model object is taken as it is, and a transform would change it",
             where=transforms[0].text,
             fix="transform it yourself and wrap the result, or load a model by name",
+        )
+    if model.identity.transforms:
+        raise InputError(
+            f"{model.shown_name} was transformed by offramp, and an object is named without its transforms",
+            where="model=",
+            fix="name the model and give transforms=, or wrap what you transformed yourself",
         )
     source = Source(model.name, Path(), model.identity)
     return ModelRequest(source, (), model.dtype, False, str(model.stack.device), model)

@@ -62,6 +62,7 @@ def plan_trace(
 
     answer: gives the answering function; called in generation mode only.
     """
+    _require_known_tokens(model, workload)
     prepended = 0 if model.bos_policy.token_id is None else 1
     encode = model.encode_chat if workload.chat else model.encode
     front = 0 if workload.mode == "generation" else prepended
@@ -75,8 +76,6 @@ def plan_trace(
             encoded, answer(), tokens=tokens, context=context, document_tokens=document_tokens
         )
     selection = select_contexts(encoded, tokens=tokens, context=context, document_tokens=document_tokens)
-    if any(document.tokens is not None for document in workload.documents):
-        _require_known_tokens(model, selection, workload.name)
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]
     return TracePlan(
@@ -87,16 +86,15 @@ def plan_trace(
     )
 
 
-def _require_known_tokens(model: Model, selection: Selection, name: str) -> None:
+def _require_known_tokens(model: Model, workload: Workload) -> None:
     """Refuse given token ids that have no row in the model's embedding. Raises InputError."""
-    ids = {document.document: document.id for document in selection.documents}
     rows = model.shape.vocabulary_size
-    for context in selection.contexts:
-        beyond = [token for token in (*context.ids, context.next_token) if token >= rows]
-        if beyond:
+    for document in workload.documents:
+        largest = max(document.tokens or (0,))
+        if largest >= rows:
             raise InputError(
-                f"the token {beyond[0]:,} is none of the model's, whose embedding has {rows:,} rows",
-                where=f"{name}, {ids[context.document]}",
+                f"the token {largest:,} is none of the model's, whose embedding has {rows:,} rows",
+                where=f"{workload.name}, {document.id}",
                 fix=f"give ids from 0 to {rows - 1:,}, of this model's own tokenizer",
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +19,33 @@ REDUCED_SUMS = (
 @contextmanager
 def products_in(precision: Literal["highest", "medium"]) -> Iterator[None]:
     """Let float32 products use factors of float32 ("highest"), or of bfloat16, which needs such factors."""
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not tell the one setting where a process has used those by backend
+        with _backends_in(precision):
+            yield
+        return
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _backends_in(precision: Literal["highest", "medium"]) -> Iterator[None]:
+    """The same by the settings of each backend, as torch has them from 2.9 on."""
+    backends: Any = torch.backends
+    places = (backends.mkldnn.matmul, backends.cuda.matmul)
+    wanted = ("bf16", "tf32") if precision == "medium" else ("ieee", "ieee")
+    kept = [place.fp32_precision for place in places]
+    for place, value in zip(places, wanted, strict=True):
+        place.fp32_precision = value
+    try:
+        yield
+    finally:
+        for place, value in zip(places, kept, strict=True):
+            place.fp32_precision = value
 
 
 @contextmanager

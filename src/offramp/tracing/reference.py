@@ -100,7 +100,7 @@ def _load_untransformed(model: Model) -> Model:
     if on_disk:
         return load_streamed(model.source, dtype=model.dtype, trust_remote_code=own_code)
     # Where the transformed one is, spread over several devices as that is.
-    placement = Placement(str(model.stack.device), getattr(model.hf, "hf_device_map", None))
+    placement = Placement(str(model.stack.device), getattr(model.hf, "hf_device_map", None), model.attention)
     return load_source(model.source, dtype=model.dtype, trust_remote_code=own_code, placement=placement)
 
 

@@ -96,7 +96,7 @@ class TraceRequest:
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
     fitted heads {"fingerprint", "lens": whether there is one, "candidate_exit", "documents": ids of those
     that fitting saw by workload fingerprint, "texts": whether these documents' texts are known, "facts":
-    what they give}. device: the kind that computes, "cpu" or an accelerator's, whose sums round otherwise.
+    what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round otherwise.
     """
 
     model: dict[str, Any]

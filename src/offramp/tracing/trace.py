@@ -29,6 +29,8 @@ from offramp.tracing.part import (
 if TYPE_CHECKING:
     import pyarrow
 
+    from offramp.workloads.workload import Workload
+
 FactArray = NDArray[np.float32] | NDArray[np.int32]
 
 
@@ -87,6 +89,7 @@ class Trace(ShownAsHtml):
         self._read_marginal = marginal
         self._facts: dict[str, FactArray] = {}
         self._marginal: Marginal | None = None
+        self.workload: Workload | None = None  # kept, so that given texts are found again by their name
 
     def to_arrow(self) -> pyarrow.Table:
         """One row per (token, exit), in the order of the tokens: where it stands, and every fact.

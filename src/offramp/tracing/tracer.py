@@ -107,7 +107,7 @@ def trace(
     rows_times_exits = tokens * len(layers)
     device = model.stack.head_device
     request = TraceRequest(
-        model={"name": model.shown_name, **model.identity.to_json()},
+        model={"name": model.shown_name, **model.identity.to_json(), **model.asked_attention},
         workload={
             "name": work.name,
             "mode": work.mode,
@@ -127,12 +127,14 @@ def trace(
         versions=library_versions(model.identity.transforms),
         signals=recorded,
         heads=None if fitted is None else describe_heads(fitted.heads),
-        device=device.type,
+        device=device_name(device),
     )
     shown = sys.stderr.isatty() if progress is None else progress
     run = _Run(model, work, request, fitted, reference, memory, shown)
     if output is None:
-        return run.in_memory()
+        found = run.in_memory()
+        found.workload = work
+        return found
     folder = Path(output)
     # Bad input is refused before the folder is made; only answers need a folder to be planned.
     plan = run.plan(None) if work.mode == "text" else None
@@ -142,7 +144,9 @@ def trace(
     with locked_folder(folder):
         prepare_folder(folder, request, overwrite=overwrite, repair=repair)
         sweep_temporary_files(folder)
-        return run.in_folder(folder, plan, repair=repair)
+        found = run.in_folder(folder, plan, repair=repair)
+    found.workload = work
+    return found
 
 
 @dataclass(frozen=True)

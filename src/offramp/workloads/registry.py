@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from offramp.errors import WorkloadError
 from offramp.plug_ins import load_plug_in, plug_ins
@@ -19,7 +20,8 @@ ENTRY_POINT_GROUP = "offramp.workloads"
 GIVEN = "given"
 """In front of the names of workloads that were made of what a program holds (`offramp.workload_of`)."""
 
-_given: dict[str, Workload] = {}
+# Texts live as long as somebody else holds them: a trace does.
+_given: WeakValueDictionary[str, Workload] = WeakValueDictionary()
 
 
 def is_given(spec: str) -> bool:
@@ -61,8 +63,9 @@ def load_workload(spec: str) -> Workload:
     """
     name, colon, argument = spec.partition(":")
     if name == GIVEN:
-        if spec in _given:
-            return _given[spec]
+        known = _given.get(spec)
+        if known is not None:
+            return known
         raise WorkloadError(
             f"there is no workload {spec!r} in this process",
             where=f"workload {spec}",

@@ -237,6 +237,13 @@ def engine_of(model: Model | Any) -> Engine:
 def _check_ready(hf: Any, dtype: torch.dtype, name: str) -> None:
     if hf.training:
         raise ModelError("the model is in training mode", where=name, fix="call its eval() first")
+    devices = sorted({str(weight.device) for weight in hf.parameters()})
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model is spread over {', '.join(devices)}, and decoding drives the layers of one device",
+            where=name,
+            fix="put it on one device to decode; traces, scores and replays take it as it is",
+        )
     if dtype not in TOLERANCE:
         raise ModelError(
             f"the model's weights are {str(dtype).removeprefix('torch.')}",

@@ -29,7 +29,7 @@ from offramp.files import (
     source_fingerprint,
     sweep_temporary_files,
 )
-from offramp.models.devices import free_bytes
+from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import plain_greedy
@@ -169,7 +169,7 @@ def request_of(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": {"fingerprint": model.identity.fingerprint, "dtype": model.dtype},
+        "model": {"fingerprint": model.identity.fingerprint, "dtype": model.dtype, **model.asked_attention},
         "transforms": list(model.identity.transforms),
         "policy": str(options.policy),
         "kv": options.kv,
@@ -178,7 +178,7 @@ def request_of(
         "documents": [[opening.document, list(opening.ids)] for opening in openings],
         "new_tokens": options.new_tokens,
         "rows": rows,
-        "device": model.stack.device.type,
+        "device": device_name(model.stack.device),
         "threads": torch.get_num_threads(),
         "code": _code(),
         "versions": library_versions(model.identity.transforms),

@@ -204,45 +204,46 @@ def opened_executor(
 
     Raises InputError for what does not belong to the trace, or a strategy that is unknown.
     """
-    model.require_loaded("executing policies")
-    require_model(model, trace)
-    if trace.request.get("dtype") != model.dtype:
-        raise InputError(
-            f"the trace is of this model in {trace.request.get('dtype')}, not in {model.dtype}",
-            where=f"model= for {trace.folder or 'the trace'}",
-            fix="load the model in the trace's dtype, or trace again",
-        )
-    fitted = read_heads_source(heads)
-    require_heads(trace, fitted)
-    _require_facts(trace, fitted)
-    trace = with_maps_of(trace, fitted)
-    strategies = strategies_of(kv)
-    work = traced_workload(trace, workload)
-    abilities = engine_of(model).abilities  # refuses a model that cannot be driven layer by layer
-    for ability in (*strategies, "rebatch"):
-        abilities.reason(ability)  # tried now, and not in the seconds that are given to a floor
-    openings = choose_openings(
-        model,
-        trace,
-        work,
-        split_roles(trace, seed),
-        seed=seed,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        heads=fitted,
-    )
-    with model.evaluating(), ExecutionStore.open(folder) as store:
-        yield ModelExecutor(
+    with model.evaluating():
+        model.require_loaded("executing policies")
+        require_model(model, trace)
+        if trace.request.get("dtype") != model.dtype:
+            raise InputError(
+                f"the trace is of this model in {trace.request.get('dtype')}, not in {model.dtype}",
+                where=f"model= for {trace.folder or 'the trace'}",
+                fix="load the model in the trace's dtype, or trace again",
+            )
+        fitted = read_heads_source(heads)
+        require_heads(trace, fitted)
+        _require_facts(trace, fitted)
+        trace = with_maps_of(trace, fitted)
+        strategies = strategies_of(kv)
+        work = traced_workload(trace, workload)
+        abilities = engine_of(model).abilities  # refuses a model that cannot be driven layer by layer
+        for ability in (*strategies, "rebatch"):
+            abilities.reason(ability)  # tried now, and not in the seconds that are given to a floor
+        openings = choose_openings(
             model,
             trace,
-            openings,
-            store,
-            workload=work,
-            heads=fitted,
-            strategies=strategies,
-            prompt_tokens=None if work.mode == "generation" else prompt_tokens,
+            work,
+            split_roles(trace, seed),
+            seed=seed,
+            prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
+            heads=fitted,
         )
+        with ExecutionStore.open(folder) as store:
+            yield ModelExecutor(
+                model,
+                trace,
+                openings,
+                store,
+                workload=work,
+                heads=fitted,
+                strategies=strategies,
+                prompt_tokens=None if work.mode == "generation" else prompt_tokens,
+                new_tokens=new_tokens,
+            )
 
 
 def strategies_of(kv: str) -> tuple[str, ...]:
