@@ -103,14 +103,12 @@ class Gram:
 
 
 _KNOWN: MutableMapping[Tensor, tuple[object, Gram]] = WeakTensorKeyDictionary()
+"""By the weights of a head: what these were when it was computed, and the matrix."""
 
 
 def forget_gram_matrices() -> None:
     """Let every head's matrix be computed again, for those who time a trace."""
     _KNOWN.clear()
-
-
-"""By the weights of a head: what these were when it was computed, and the matrix."""
 
 
 def _weight_blocks(head: LinearHead) -> Iterator[Tensor]:
