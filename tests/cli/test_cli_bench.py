@@ -160,10 +160,12 @@ def test_too_few_seconds_for_an_answer_give_the_honest_one(tiny_model: Path, wor
     outcome = run_offramp("bench", tiny_model, "-p", "never", "-w", workload, "--seconds", 0, *sizes)
     found = outcome.require(0).json
     (policy,) = [one for one in found["contenders"] if one["role"] == "policy"]
-    assert found["answer"] == policy["answer"] in ("unresolved", "slower", "equivalent")
+    # Never to exit may be faster or slower than generate(), or seem so on two prompts: the interval says it.
+    assert found["answer"] == policy["answer"] in ("unresolved", "faster", "slower", "equivalent")
+    assert policy["answer"] != "faster" or policy["low"] > 1.0
+    assert policy["answer"] != "slower" or policy["high"] < 1.0
     assert found["results"][0]["stopped"] == "seconds"
     assert found["results"][0]["prompts"] == 2  # the fewest that have an interval
-    assert policy["low"] < 1.02
 
 
 def test_a_tuned_policy_is_held_to_its_floor(
