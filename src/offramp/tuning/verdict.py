@@ -338,7 +338,8 @@ def _longer(speed: Speed, worth: float) -> str:
     half, distance = (speed.high - speed.low) / 2.0, abs(speed.value - 1.0 - worth)
     if speed.seconds is None or distance <= 0.0:
         return ""
-    return f", some {max(speed.seconds, speed.seconds * (half / distance) ** 2) / 60.0:.0f} minutes of timing"
+    minutes = max(speed.seconds, speed.seconds * (half / distance) ** 2) / 60.0
+    return ", less than a minute of timing" if minutes < 1.0 else f", some {minutes:.0f} minutes of timing"
 
 
 def require_worth(worth: float) -> None:
