@@ -108,6 +108,13 @@ def renamed() -> offramp.Workload:
 KEPT: list[offramp.Workload] = []
 
 
+def test_a_model_object_that_is_not_wrapped_is_told_how(model: offramp.Model) -> None:
+    for call in (offramp.run, offramp.trace, offramp.generate):
+        with pytest.raises(InputError, match="cannot be a LlamaForCausalLM") as refused:
+            call(model.hf, "prose")
+        assert "offramp.wrap" in refused.value.fix
+
+
 def test_a_model_that_offramp_transformed_is_named_and_not_given(tiny_model: Path, tmp_path: Path) -> None:
     pruned = offramp.load_model(str(tiny_model), transforms="prune:drop=2")
     with pytest.raises(InputError, match="transformed by offramp"):
@@ -128,6 +135,8 @@ def test_a_model_that_offramp_transformed_is_named_and_not_given(tiny_model: Pat
         ({"workloads": []}, InputError),
         ({"workloads": cut_to_size()}, InputError),
         ({"workloads": renamed()}, InputError),
+        ({"workloads": [renamed(), KEPT[-1]]}, InputError),
+        ({"workloads": TEXTS}, WorkloadError),
     ],
 )
 def test_bad_input_is_refused_before_a_folder_is_made(

@@ -196,6 +196,29 @@ def test_weights_that_are_split_over_processes_are_refused(hf: Any) -> None:
         offramp.wrap(hf)
 
 
+def test_weights_that_torchao_quantised_are_measured_head_and_all(hf: Any) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(hf, Int8WeightOnlyConfig())
+    model = offramp.wrap(hf)
+    ids = torch.arange(3, 60).view(3, -1)
+    trace = offramp.trace(model, ids, tokens=30)
+    with torch.no_grad():
+        expected = hf(input_ids=ids).logits.argmax(-1)
+    assert np.array_equal(trace.top1[:, -1], expected[trace.document, trace.position].numpy())
+
+
+def test_names_may_be_paths_and_dtypes_torchs_own(tiny_model: Path, wrapped: Model) -> None:
+    model = offramp.load_model(tiny_model, dtype=torch.float32, device=torch.device("cpu"))
+    assert model.dtype == "float32"
+    with pytest.raises(InputError, match="tokenizer cannot be a str"):
+        offramp.wrap(wrapped.hf, "gpt2")
+    trace = offramp.trace(wrapped, TEXTS, tokens=20)
+    assert offramp.passages(wrapped, trace).passage.tokens
+    with pytest.raises(InputError, match="another model"):
+        offramp.passages(model, trace)
+
+
 def splitmix(count: int) -> list[int]:
     """The generator of Steele, Lea and Flood, in whole numbers."""
     found, mask = [], (1 << 64) - 1
@@ -266,8 +289,9 @@ def mixed(hf: Any) -> Any:
         (spoilt, "NaN or infinite"),
         (mixed, "hidden states in"),
         (lambda hf: torch.nn.Linear(2, 2), "cannot be a Linear"),
+        (lambda hf: hf.model, "no output head"),
     ],
-    ids=["no model", "on meta", "not finite", "dtypes mixed", "no language model"],
+    ids=["no model", "on meta", "not finite", "dtypes mixed", "no language model", "no head"],
 )
 def test_what_cannot_be_measured_is_refused(hf: Any, made: Callable[[Any], Any], said: str) -> None:
     with pytest.raises(ModelError, match=said) as refused:

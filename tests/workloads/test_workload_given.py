@@ -116,5 +116,10 @@ def test_a_dataset_without_a_known_column_names_those_it_has() -> None:
     assert "prompt" in str(refused.value.where)
     with pytest.raises(WorkloadError, match="answered"):
         offramp.workload_of([CHAT], mode="text")
+    with pytest.raises(WorkloadError, match="no mode 'gen'"):
+        offramp.workload_of(["a text"], mode="gen")  # type: ignore[arg-type]
+    with pytest.raises(WorkloadError, match="no workload") as refused:
+        load_workload("a long sentence of one's own " * 100)
+    assert "workload_of" in refused.value.fix
     with pytest.raises(WorkloadError, match="in this process"):
         load_workload("given:nothing")

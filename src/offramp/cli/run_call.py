@@ -13,7 +13,7 @@ from offramp.cli.run_study import RunOptions
 from offramp.errors import InputError, WorkloadError
 from offramp.models.devices import AUTO
 from offramp.models.given import name_object
-from offramp.models.model import Model
+from offramp.models.model import Model, not_wrapped
 from offramp.models.source import DEFAULT_MODEL
 from offramp.report.run_findings import Findings
 from offramp.tracing.loading import read_transforms
@@ -59,6 +59,8 @@ def run(
     Raises what the command refuses: InputError for what does not fit together, ModelError for a model whose
     exits cannot be measured, OfframpError for what fails on the way.
     """
+    if not isinstance(model, (str, Model)):
+        raise not_wrapped(model)
     if isinstance(model, Model):
         name, dtype, device = name_object(model), model.dtype, str(model.stack.device)
     else:
@@ -89,7 +91,7 @@ def run(
     asked = DEFAULT_WORKLOADS if workloads is None else workloads
     listed = [read_workload(one) for one in ([asked] if isinstance(asked, (str, Workload)) else asked)]
     given = list({workload.name: workload for workload in listed}.values())
-    _require_found_again(given)
+    _require_found_again(listed)
     evaluating = model.evaluating() if isinstance(model, Model) else contextlib.nullcontext()
     with quietly(not progress), evaluating:
         finished = carry_out(options, given, folder)

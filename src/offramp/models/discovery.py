@@ -95,7 +95,13 @@ def find_stack(model: Any, *, name: str = "") -> ExitStack:
             where=name,
             fix="offramp reads causal language models that run on token ids alone",
         ) from error
-    logits = root.output.logits
+    logits = getattr(root.output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"a {type(model).__name__} gives no logits: it has no output head",
+            where=name,
+            fix="use the causal language model with its head (AutoModelForCausalLM)",
+        )
     _check_numbers(logits, name)
     _check_causal(model, ids, logits, name)
     stack = _unchecked_stack(model, root, ids, name)

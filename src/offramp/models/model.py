@@ -165,6 +165,15 @@ def evaluating(hf: Any) -> Iterator[None]:
             module._compiled_call_impl = one
 
 
+def not_wrapped(given: Any) -> InputError:
+    """The error for what is no model of offramp, such as transformers' own."""
+    return InputError(
+        f"a model cannot be a {type(given).__name__}",
+        where="model=",
+        fix="give offramp.wrap(model, tokenizer), or offramp.load_model(name)",
+    )
+
+
 Measuring = TypeVar("Measuring", bound=Callable[..., Any])
 
 
@@ -173,6 +182,8 @@ def in_evaluation(function: Measuring) -> Measuring:
 
     @functools.wraps(function)
     def run(model: Model, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(model, Model):
+            raise not_wrapped(model)
         with model.evaluating():
             return function(model, *arguments, **options)
 

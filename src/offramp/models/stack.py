@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp.models.calls import first_tensor, hidden_argument, hooked, replaced_forward, with_hidden
 from offramp.models.logit_scaling import LogitScaling
+from offramp.models.tensors import is_wrapped
 
 ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]
@@ -174,8 +175,8 @@ READOUTS: dict[ReadoutKind, Callable[[ExitStack, Tensor, Tensor | None], Tensor]
 def plain_linear(head: nn.Module | None, normed: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The head's weight [vocabulary, hidden] and bias if F.linear gives its output bit for bit, else None."""
     weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if head is None or not isinstance(weight, Tensor) or weight.dim() != 2:
-        return None, None
+    if head is None or not isinstance(weight, Tensor) or weight.dim() != 2 or is_wrapped(weight):
+        return None, None  # quantised weights are no plain tensors: the model reads itself out
     if weight.shape[1] != normed.shape[-1] or weight.dtype != normed.dtype:
         return None, None
     normed = normed.to(weight.device)  # of a model that is spread over several

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp.errors import ModelError
+from offramp.errors import InputError, ModelError
 from offramp.models.calls import first_tensor
 from offramp.models.discovery import find_stack
 from offramp.models.loading import describe_model, require_in_memory
@@ -43,6 +43,12 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     with evaluating(hf):
         stack = find_stack(hf, name=named)
         shape = measure_shape(hf, stack)
+    if tokenizer is not None and not hasattr(tokenizer, "eos_token_id"):
+        raise InputError(
+            f"a tokenizer cannot be a {type(tokenizer).__name__}",
+            where="tokenizer=",
+            fix="give transformers' own: AutoTokenizer.from_pretrained(name)",
+        )
     reads = NoTokenizer() if tokenizer is None else tokenizer
     return describe_model(
         hf,

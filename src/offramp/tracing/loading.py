@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
-    dtype: str = AUTO,
+    dtype: Any = AUTO,
     trust_remote_code: bool = False,
     transforms: str | Transform | Sequence[str | Transform] = (),
-    device: str = AUTO,
+    device: Any = AUTO,
     revision: str | None = None,
     subfolder: str | None = None,
     device_map: Any = None,
@@ -57,6 +57,8 @@ def load_model(
     """
     from offramp.models.loading import Placement
 
+    # As transformers takes them, too: a path, torch's dtypes and devices.
+    name, dtype, device = str(name), str(dtype).removeprefix("torch."), str(device)
     parsed = read_transforms(transforms, dtype)
     if device_map is not None:  # which says by itself where the model lies
         device = CPU if device_map == CPU else AUTO

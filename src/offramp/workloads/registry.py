@@ -17,6 +17,8 @@ from offramp.workloads.workload import Workload, WorkloadDescription, WorkloadSo
 
 ENTRY_POINT_GROUP = "offramp.workloads"
 
+LONGEST_SHOWN = 60
+
 GIVEN = "given"
 """In front of the names of workloads that were made of what a program holds (`offramp.workload_of`)."""
 
@@ -125,10 +127,13 @@ def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> Worklo
     known = ", ".join(described.name for source in sources.values() for described in source.described)
     near = difflib.get_close_matches(name, sources, n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
-    if Path(spec).exists():
+    if any(letter.isspace() for letter in spec):
+        hints.append("For texts of your own, in Python: offramp.workload_of([...]).")
+    elif Path(spec).exists():
         hints.append(f"For a file or folder write txt:{spec} or jsonl:{spec}#field.")
     hints.append(f"Choose one of: {known}")
-    return WorkloadError(f"there is no workload {spec!r}", where=f"workload {spec}", fix=" ".join(hints))
+    shown = spec if len(spec) <= LONGEST_SHOWN else f"{spec[:LONGEST_SHOWN]}..."
+    return WorkloadError(f"there is no workload {shown!r}", where=f"workload {shown}", fix=" ".join(hints))
 
 
 for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):

@@ -78,7 +78,7 @@ def require_model(model: Model, trace: Trace) -> None:
     if traced.get("fingerprint") != model.identity.fingerprint:
         if model.source is None and traced.get("name") == model.shown_name:
             raise InputError(
-                f"the weights or settings of {model.shown_name} changed since it was traced",
+                f"the weights, settings or tokenizer of {model.shown_name} changed since it was traced",
                 where=str(trace.folder or "the trace"),
                 fix="trace it again as it is now: offramp.trace(model, ...)",
             )

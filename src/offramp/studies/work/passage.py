@@ -98,11 +98,18 @@ def passages_of(trace: Trace, decode: Decode) -> Passages:
 def passages(model: Model, trace: Trace) -> Passages:
     """A typical document of a trace word by word: coloured by where each could have stopped, in a notebook.
 
-    Raises InputError if the trace has no tokens.
+    Raises InputError if the trace has no tokens, or is of another model.
 
     >>> offramp.passages(model, trace).passage.exits
     (1, 2, 3, 4)
     """
+    traced = trace.request.get("model") or {}
+    if traced.get("fingerprint") != model.identity.fingerprint:
+        raise InputError(
+            f"the trace is of another model, or of other weights, than {model.shown_name}",
+            where="passages",
+            fix="give the model that was traced, as it was then",
+        )
     return passages_of(trace, lambda token: model.decode([token]))
 
 
