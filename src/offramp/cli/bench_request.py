@@ -18,8 +18,8 @@ from offramp.decoding.measurement.judged import expected_position, predict_cells
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Task
+from offramp.decoding.rerun.sequences import require_model
 from offramp.errors import InputError
-from offramp.models.identity import command_name
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.tracing.trace import Trace
@@ -111,13 +111,7 @@ class BenchRequest:
         """
         if self.trace is None or machine is None:
             return {}
-        model, traced = setting.model, self.trace.request.get("model", {})
-        if traced.get("fingerprint") != model.identity.fingerprint:
-            raise InputError(
-                f"the trace is of another model, {traced.get('name', 'without a name')}",
-                where=str(self.trace.folder or "the trace"),
-                fix=f"trace this one: offramp trace {command_name(model.name, model.identity.transforms)}",
-            )
+        require_model(setting.model, self.trace)
         return predict_cells(setting, self.trace, machine, self.workload.name)
 
 

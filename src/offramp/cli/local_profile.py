@@ -33,7 +33,7 @@ def kept_profile(model: Model) -> LocalProfile:
         model.dtype,
         device=str(model.stack.device),
         model=model.name,
-        transforms=model.identity.transforms,
+        transforms=model.transforms,
     )
     with stage("holding the kept timings against a few plain tokens"):
         check = check_profile(model, kept)

@@ -59,12 +59,12 @@ def run(
     Raises what the command refuses: InputError for what does not fit together, ModelError for a model whose
     exits cannot be measured, OfframpError for what fails on the way.
     """
-    if not isinstance(model, (str, Model)):
-        raise not_wrapped(model)
     if isinstance(model, Model):
         name, dtype, device = name_object(model), model.dtype, str(model.stack.device)
-    else:
+    elif isinstance(model, str):
         name = model
+    else:
+        raise not_wrapped(model)
     options = RunOptions(
         model=name,
         tokens=tokens,

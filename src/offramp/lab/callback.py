@@ -14,10 +14,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from offramp.errors import InputError, ModelError, OfframpError
-from offramp.lab.exit_scores import PREFIX, TOKENS, figures_of, unchanged_randomness
+from offramp.lab.exit_scores import PREFIX, TOKENS, exit_scores, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
-from offramp.tracing.tracer import trace
 from offramp.workloads.given import read_workload
 
 SPLIT_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -93,10 +92,14 @@ class ExitScoreCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        with unchanged_randomness():
-            wrapped = self._wrapped(model, processing_class)
-            traced = trace(wrapped, self.workload, self.tokens, self.exits, progress=False)
-        figures = figures_of(traced, wrapped, self.prefix)
+        with unchanged_randomness():  # finding the exits draws numbers too
+            figures = exit_scores(
+                self._wrapped(model, processing_class),
+                workload=self.workload,
+                tokens=self.tokens,
+                exits=self.exits,
+                prefix=self.prefix,
+            )
         self.history.append({**figures, "step": state.global_step})
         _log(figures, self.trainer, args, state, control)
 

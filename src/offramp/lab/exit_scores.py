@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,15 @@ def exit_scores(
     with unchanged_randomness():
         wrapped = model if isinstance(model, Model) else wrap(model, tokenizer)
         traced = trace(wrapped, workload, tokens, exits, progress=False)
-    return figures_of(traced, wrapped, prefix)
+    figures = _figures(traced, wrapped)
+    return {f"{prefix}{name}": value for name, value in figures.items()}
 
 
-def figures_of(traced: Trace, model: Model, prefix: str = PREFIX) -> dict[str, float]:
-    """The figures of `exit_scores` of a trace at hand."""
+def _figures(traced: Trace, model: Model) -> dict[str, float]:
     card = score(traced)
     names = ("representation", "increment", "calibration", "composite", "saturation_skip")
     found = {name: getattr(card, name).value for name in names}
-    sizes = {} if model.has_no_tokenizer else text_sizes(traced, _decoder(model))
+    sizes = {} if model.has_no_tokenizer else text_sizes(traced, partial(model.decode, special=False))
     size = sum(one.bytes for one in sizes.values())
     for place, exit in enumerate(traced.exits.tolist()):
         found[f"agreement/{exit}"] = float(card.curves.values["agreement"][place])
@@ -64,14 +65,7 @@ def figures_of(traced: Trace, model: Model, prefix: str = PREFIX) -> dict[str, f
             found[f"bits_per_byte/{exit}"] = bits_per_byte(traced, size, place)
         else:
             found[f"bits_per_token/{exit}"] = bits_per_byte(traced, traced.token_count, place)
-    return {f"{prefix}{name}": float(value) for name, value in found.items() if value is not None}
-
-
-def _decoder(model: Model) -> Any:
-    def decode(ids: Sequence[int]) -> str:
-        return str(model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    return decode
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def load_source(
 ) -> Model:
     """Load the model of a source, find its stack of exits and check that exit L reproduces its own logits.
 
-    source: as `find_source` found and checked it. dtype: "float32" or "bfloat16". placement: by default on
-    the processor.
+    source: as `find_source` found and checked it. dtype: "float32", "bfloat16" or "float16". placement: by
+    default on the processor.
 
     Raises ModelError: a tokenizer of another model, missing or non-finite weights, weights of layers that the
     config does not have, a family that transformers does not know, or exits that cannot be read out exactly.
@@ -104,6 +104,7 @@ def build_model(
         shape=measure_shape(hf, stack),
         name=name,
         identify=lambda: identity,
+        transforms=identity.transforms,
         dtype=dtype,
         source=source,
     )
@@ -144,6 +145,7 @@ def describe_model(
     identify: Callable[[], ModelIdentity],
     dtype: str,
     source: Source | None,
+    transforms: tuple[str, ...] = (),
     streamed: StreamedLayers | None = None,
 ) -> Model:
     """A checked model, with what its config and tokenizer say of contexts, beginnings and ends of texts.
@@ -163,6 +165,7 @@ def describe_model(
         bos_policy=find_bos_policy(tokenizer, config.model_type),
         context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
         eos_token_ids=find_eos_token_ids(hf, tokenizer),
+        transforms=transforms,
         source=source,
         streamed=streamed,
     )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+import torch
 from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
@@ -140,8 +141,6 @@ def evaluating(hf: Any) -> Iterator[None]:
     Afterwards every module is as it was before. Flags are set one by one: some modules do more when their
     `train` is called.
     """
-    import torch
-
     training = [module for module in hf.modules() if module.training]
     mixed = vars(hf).get("forward") if "_original_forward" in vars(hf) else None
     kind = next((weight.device.type for weight in hf.parameters() if not weight.is_meta), "cpu")
@@ -195,10 +194,12 @@ class Model:
     """A causal language model whose exits reproduce its own logits.
 
     name: as given to `load_model` (the last part of a path). hf: the transformers model, in eval mode and
-    without gradients unless it was given as an object. dtype: of hidden states, "float32" or "bfloat16".
+    without gradients unless it was given as an object. dtype: of hidden states, "float32", "bfloat16"
+    or "float16".
     context_length: positions at most, None if the config states none. eos_token_ids: tokens that end an
-    answer. identify: gives `identity`. source: what it was loaded from, before any transform; None if it was
-    built in memory. attention: the implementation that was asked for, None for the family's own. streamed:
+    answer. identify: gives `identity`. transforms: what offramp did to it after loading, as texts, which is
+    also part of its identity. source: what it was loaded from, before any transform; None if it was built in
+    memory. attention: the implementation that was asked for, None for the family's own. streamed:
     None if all weights are in memory; else `hf` holds no weights of layers, which are read from here one at a
     time.
     """
@@ -213,6 +214,7 @@ class Model:
     bos_policy: BosPolicy
     context_length: int | None
     eos_token_ids: tuple[int, ...]
+    transforms: tuple[str, ...] = ()
     source: Source | None = None
     attention: str | None = None
     streamed: StreamedLayers | None = None
@@ -224,8 +226,7 @@ class Model:
     @property
     def shown_name(self) -> str:
         """The name with what was done to the model after loading, for people: "smollm2 + int8"."""
-        transforms = getattr(self.identify, "transforms", None)  # of an object there are none: hash nothing
-        return shown_name(self.name, self.identity.transforms if transforms is None else transforms)
+        return shown_name(self.name, self.transforms)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -234,7 +235,7 @@ class Model:
 
     def with_identity(self, identity: ModelIdentity, **changes: Any) -> Model:
         """The same with what else was changed, known from now on as another."""
-        return replace(self, identify=lambda: identity, **changes)
+        return replace(self, identify=lambda: identity, transforms=identity.transforms, **changes)
 
     @property
     def layers(self) -> int:
@@ -317,6 +318,10 @@ class Model:
             )
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of token ids. special: whether special tokens are part of it."""
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+            )
+        )

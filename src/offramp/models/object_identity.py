@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +38,6 @@ class ObjectIdentity:
 
     A change is seen by torch's counter of writes, by where the tensor lies, and by a few of its elements.
     """
-
-    transforms: ClassVar[tuple[str, ...]] = ()
-    """None: an object is taken as it is."""
 
     hf: Any
     tokenizer: Any
@@ -188,4 +185,4 @@ def _tokenizer(tokenizer: Any) -> str:
     else:
         vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
         said = canonical_json(sorted(vocabulary.items()))
-    return canonical_json([said, tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id])
+    return canonical_json([said, *_settings(tokenizer)])

@@ -219,8 +219,8 @@ def load_streamed(
 ) -> Model:
     """Load everything of a model but its layers, which are read from its weight files one at a time.
 
-    dtype: "float32" or "bfloat16". memory_bytes: what may be used for weights, None for no limit. The result
-    has `Model.streamed`; its stack, shape and readouts are those of the whole model.
+    dtype: "float32", "bfloat16" or "float16". memory_bytes: what may be used for weights, None for no limit.
+    The result has `Model.streamed`; its stack, shape and readouts are those of the whole model.
 
     Raises ModelError as `load_model` does, and if `memory_bytes` is too little (what is needed is named), if
     the weight files do not fit the config, or if the family cannot be run layer by layer. A weight that is

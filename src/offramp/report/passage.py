@@ -17,7 +17,6 @@ from offramp.report.run_result import WorkloadResult
 from offramp.scoring.components import saturation
 from offramp.studies.work.passage import Passage, PassageToken, PredictionGrid
 
-NOTHING = Markup()
 STRENGTHS = 5
 STRIP = 0.12
 """Height of the strip of colours, as a share of the highest bar's."""
@@ -28,7 +27,7 @@ def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Mar
     return passage_part(workload.passage, identity, depth_figure(workload, layers))
 
 
-def passage_part(passage: Passage, identity: str, depths: Markup = NOTHING) -> Markup:
+def passage_part(passage: Passage, identity: str, depths: Markup | None = None) -> Markup:
     """The passage with its panel. identity: of its elements on the page. depths: a figure below it."""
     return fragment(
         "run",

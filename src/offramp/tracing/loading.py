@@ -201,7 +201,7 @@ def _of_object(model: Model, transforms: Sequence[Transform]) -> ModelRequest:
             where=transforms[0].text,
             fix="transform it yourself and wrap the result, or load a model by name",
         )
-    if model.identity.transforms:
+    if model.transforms:
         raise InputError(
             f"{model.shown_name} was transformed by offramp, and an object is named without its transforms",
             where="model=",

@@ -27,14 +27,14 @@ def check_reference(model: Model, given: Model | None) -> None:
     Raises InputError, or ModelError if the model was built in memory and none is given.
     """
     if given is None:
-        if model.identity.transforms and model.source is None:
+        if model.transforms and model.source is None:
             raise ModelError(
                 "the model was made in memory: its untransformed form cannot be loaded to compare it with",
                 where=model.shown_name,
                 fix="give the untransformed model as reference=, or use load_model(name, transforms=...)",
             )
         return
-    if not model.identity.transforms:
+    if not model.transforms:
         raise InputError(
             "a reference was given for a model that no transform has changed",
             where=f"reference= for {model.shown_name}",
@@ -66,7 +66,7 @@ def measure_references(
 
     title, shown: of the progress bar.
     """
-    if not model.identity.transforms:
+    if not model.transforms:
         return {}
     found = _measured(given or _load_untransformed(model), request, plan, indices, title, shown)
     gc.collect()  # models hold references to themselves, and the transformed one now needs the memory

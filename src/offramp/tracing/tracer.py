@@ -124,7 +124,7 @@ def trace(
         reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, device.type),
         threads=torch.get_num_threads(),
         code=code_fingerprint(),
-        versions=library_versions(model.identity.transforms),
+        versions=library_versions(model.transforms),
         signals=recorded,
         heads=None if fitted is None else describe_heads(fitted.heads),
         device=device_name(device),

@@ -220,7 +220,7 @@ def engine_of(model: Model | Any) -> Engine:
     _check_ready(hf, dtype, name)
     with _building:
         known = _known.get(hf)
-        transforms = model.identity.transforms if isinstance(model, Model) else ()
+        transforms = model.transforms if isinstance(model, Model) else ()
         changed = isinstance(model, Model) and known is not None and known.transforms != transforms
         if known is not None and (known.dtype != dtype or changed):
             known = None

@@ -170,7 +170,7 @@ def request_of(
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {"fingerprint": model.identity.fingerprint, "dtype": model.dtype, **model.asked_attention},
-        "transforms": list(model.identity.transforms),
+        "transforms": list(model.transforms),
         "policy": str(options.policy),
         "kv": options.kv,
         "draft_length": options.draft_length,
@@ -181,7 +181,7 @@ def request_of(
         "device": device_name(model.stack.device),
         "threads": torch.get_num_threads(),
         "code": _code(),
-        "versions": library_versions(model.identity.transforms),
+        "versions": library_versions(model.transforms),
     }
 
 

@@ -61,9 +61,9 @@ class Variant:
 
 def require_base(model: Model) -> None:
     """Refuse a model that variants cannot be made of. Raises InputError or ModelError."""
-    if model.identity.transforms:
+    if model.transforms:
         raise InputError(
-            f"{model.name} is transformed already ({', '.join(model.identity.transforms)}), but combinations "
+            f"{model.name} is transformed already ({', '.join(model.transforms)}), but combinations "
             "are held against the untransformed model",
             where="--transform",
             fix="give the transform to --combine instead",
@@ -81,7 +81,7 @@ def heads_for(model: Model, heads: Sequence[ExitHeads]) -> ExitHeads | None:
     own = [one for one in heads if one.model["fingerprint"] == model.identity.fingerprint]
     if len(own) > 1:
         raise InputError(
-            f"{len(own)} files of exit heads belong to {model.name} {', '.join(model.identity.transforms)}",
+            f"{len(own)} files of exit heads belong to {model.name} {', '.join(model.transforms)}",
             where="--heads",
             fix="give one file for each model",
         )
@@ -125,7 +125,7 @@ def load_variants(
         )
         if len(parts) == 1:
             # What was measured for it (which layers matter least) is not measured again.
-            resolved[key[0]] = parse_transform(model.identity.transforms[0])
+            resolved[key[0]] = parse_transform(model.transforms[0])
         found[key] = _variant(base, model, heads)
     _require_all_used(found, heads)
     return found
@@ -145,7 +145,7 @@ def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> Variant
         return Variant(
             setting,
             "the exit heads belong to the untransformed model; heads of this one are fitted by "
-            f"offramp heads fit {command_name(model.name, model.identity.transforms)}",
+            f"offramp heads fit {command_name(model.name, model.transforms)}",
         )
     if own is not None and base.main.heads is None:
         return Variant(
@@ -166,7 +166,7 @@ def kept_layers(model: Model, layers: int) -> tuple[int, ...]:
 
     Raises PolicyError if that is not known.
     """
-    texts = model.identity.transforms
+    texts = model.transforms
     dropped = {
         layer
         for transform in map(parse_transform, texts)

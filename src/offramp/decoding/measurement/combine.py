@@ -217,7 +217,7 @@ def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, see
         "models": {
             " + ".join(key): {
                 "fingerprint": variant.setting.model.identity.fingerprint,
-                "transforms": list(variant.setting.model.identity.transforms),
+                "transforms": list(variant.setting.model.transforms),
                 "layers": variant.setting.model.layers,
                 "heads_fingerprint": _fingerprint(variant.setting),
             }
@@ -270,7 +270,7 @@ def summarise_combined(
 
 def _combination(one: Planned, contenders: Mapping[str, Contender], quality: Quality | None) -> Combination:
     names = [part.name for part in one.parts]
-    transforms = one.setting.model.identity.transforms if transforms_of(one.parts) else ()
+    transforms = one.setting.model.transforms if transforms_of(one.parts) else ()
     contender = one.found if isinstance(one.found, Contender) else contenders[one.name]
     if contender.left_out is not None:
         return Combination(one.name, tuple(names), contender, transforms, one.policy)

@@ -188,7 +188,7 @@ def describe(model: Model, load: Load, further: Mapping[str, Any]) -> dict[str, 
         "python": platform.python_version(),
         "versions": {
             "offramp": importlib.metadata.version("offramp"),
-            **library_versions(model.identity.transforms),
+            **library_versions(model.transforms),
         },
         "model_fingerprint": model.identity.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

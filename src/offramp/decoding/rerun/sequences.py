@@ -85,7 +85,7 @@ def require_model(model: Model, trace: Trace) -> None:
         raise InputError(
             f"the trace is of another model, {traced.get('name', 'without a name')}",
             where=str(trace.folder or "the trace"),
-            fix=f"trace this one: offramp trace {command_name(model.name, model.identity.transforms)}",
+            fix=f"trace this one: offramp trace {command_name(model.name, model.transforms)}",
         )
 
 

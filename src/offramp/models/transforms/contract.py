@@ -41,8 +41,8 @@ def check_transform(transform: Transform, load: Callable[[], Model] | None = Non
         load = _example_for(transform)
     before = load().identity
     model = transform.apply(load())
-    if model.identity.transforms != (*before.transforms, transform.text):
-        raise _broken(transform, f"the identity names {model.identity.transforms}, not its text last")
+    if model.transforms != (*before.transforms, transform.text):
+        raise _broken(transform, f"the identity names {model.transforms}, not its text last")
     if model.identity.base_fingerprint != before.base_fingerprint:
         raise _broken(transform, "it changes the fingerprint of the base")
     if model.identity.fingerprint == before.fingerprint:

@@ -109,7 +109,7 @@ class Prune:
         keep = [index for index in range(model.layers) if index + 1 not in self.drop]
         keep_layers(model.hf, model.stack, keep)
         shape = dataclasses.replace(model.shape, layers=tuple(model.shape.layers[index] for index in keep))
-        identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
+        identity = dataclasses.replace(model.identity, transforms=(*model.transforms, self.text))
         stack = find_stack(model.hf, name=model.name)
         return model.with_identity(identity, stack=stack, shape=shape)
 
@@ -121,9 +121,9 @@ class Prune:
                 fix="load the model with load_model(name, transforms=[...]), which measures them, "
                 "or give their numbers: prune:drop=21+22",
             )
-        if any(text.partition(":")[0] == self.name for text in model.identity.transforms):
+        if any(text.partition(":")[0] == self.name for text in model.transforms):
             raise ModelError(
-                f"the model was pruned before: {', '.join(model.identity.transforms)}",
+                f"the model was pruned before: {', '.join(model.transforms)}",
                 where=model.name,
                 fix="give all layers in one prune:drop=..., numbered as in the whole model",
             )

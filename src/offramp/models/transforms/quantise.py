@@ -92,7 +92,7 @@ class Quantised(ABC):
         self._check_plain(model)
         device = next(model.hf.parameters()).device.type
         config = find_config(self.bits, self.shared, model.dtype, device)
-        identity = dataclasses.replace(model.identity, transforms=(*model.identity.transforms, self.text))
+        identity = dataclasses.replace(model.identity, transforms=(*model.transforms, self.text))
         transform = self._in_memory if model.streamed is None else self._on_disk
         return transform(model, config).with_identity(identity)
 
@@ -139,12 +139,12 @@ class Quantised(ABC):
     def _check_plain(self, model: Model) -> None:
         from offramp.models.tensors import is_wrapped
 
-        before = any(map(is_quantisation, model.identity.transforms))
+        before = any(map(is_quantisation, model.transforms))
         parameters = (parameter for layer in model.stack.layers for parameter in layer.parameters())
         if before or any(map(is_wrapped, parameters)):
             raise ModelError(
                 f"{self.text} would quantise weights that are quantised already",
-                where=", ".join((model.name, *model.identity.transforms)),
+                where=", ".join((model.name, *model.transforms)),
                 fix="use one kind of quantisation",
             )
 

@@ -103,13 +103,9 @@ def passages(model: Model, trace: Trace) -> Passages:
     >>> offramp.passages(model, trace).passage.exits
     (1, 2, 3, 4)
     """
-    traced = trace.request.get("model") or {}
-    if traced.get("fingerprint") != model.identity.fingerprint:
-        raise InputError(
-            f"the trace is of another model, or of other weights, than {model.shown_name}",
-            where="passages",
-            fix="give the model that was traced, as it was then",
-        )
+    from offramp.decoding.rerun.sequences import require_model  # a page needs no torch, a model has it
+
+    require_model(model, trace)
     return passages_of(trace, lambda token: model.decode([token]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +72,7 @@ class TraceWork:
             progress=context.progress,
         )
         _leave_out_times(folder)
-
-        def decode(tokens: object) -> str:
-            return str(
-                model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            )
-
-        write_text_sizes(context.folder, text_sizes(result, decode))
+        write_text_sizes(context.folder, text_sizes(result, partial(model.decode, special=False)))
         PASSAGE_FILE.write(context.folder / PASSAGE, passages_of(result, lambda token: model.decode([token])))
         MODEL_FILE.write(context.folder / MODEL, described(model))
 
