@@ -112,6 +112,19 @@ def test_none_kept_is_an_error(monkeypatch: pytest.MonkeyPatch, loaded: Model, m
     assert measuring.call_count == 0
 
 
+def test_timings_with_another_attention_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, loaded: Model, measuring: mock.Mock
+) -> None:
+    eager = offramp.load_model(tiny_model, attn_implementation="eager")
+    timed = offramp.measure_hardware(eager, budget_seconds=0.1, batches=(1, 2))
+    assert timed.details["model"]["fingerprint"] == loaded.identity.fingerprint
+    save_local_profile(timed)
+    checked(monkeypatch, HOLDS)
+    assert head_seconds(kept_profile(eager).profile) == head_seconds(timed)
+    with pytest.raises(InputError, match="with eager attention"):
+        kept_profile(loaded)
+
+
 def test_timings_under_load_are_used_with_a_note_and_not_kept(
     monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
 ) -> None:

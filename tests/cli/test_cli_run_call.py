@@ -71,6 +71,9 @@ def test_a_run_of_an_object_that_changed_is_another_one(tiny_model: Path, tmp_pa
     options: dict[str, Any] = {"tokens": 96, "decode": False, "output": tmp_path / "run", "hardware": "h100"}
     texts = offramp.workload_of(TEXTS, name="lines")
     offramp.run(model, texts, **options)
+    eager = offramp.load_model(tiny_model, attn_implementation="eager")
+    with pytest.raises(InputError, match="another run"):
+        offramp.run(offramp.wrap(eager.hf, eager.tokenizer, name="changing"), texts, **options)
     with torch.no_grad():
         model.hf.lm_head.weight[3] += 0.5
     with pytest.raises(InputError, match="another run"):

@@ -421,6 +421,28 @@ def test_each_device_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "--device xpu" in caught.value.fix
 
 
+def test_each_attention_that_was_asked_for_has_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "threads_in_use", lambda: 2)
+
+    def timed(head: float, attention: str) -> TimingsProfile:
+        made = profile(head=head, at="2026-01-02")
+        described = {**made.details["model"], "attention": attention}
+        return dataclasses.replace(made, details={**made.details, "model": described})
+
+    plain = saved(profile())
+    assert saved(timed(5.0, "eager")) != plain
+    with pytest.raises(InputError, match="there are no timings of this model") as caught:
+        load_local_profile(FINGERPRINT, "float32", threads=2, attention="sdpa")
+    assert "threads and torch" in caught.value.what
+    assert "with eager attention" in caught.value.what
+    assert "'sdpa' attention" in caught.value.fix
+    saved(timed(7.0, "sdpa"))
+    for attention, head in ((None, 1.0), ("eager", 5.0), ("sdpa", 7.0)):
+        found = find_machine("local", model_fingerprint=FINGERPRINT, dtype="float32", attention=attention)
+        assert isinstance(found, TimingsProfile)
+        assert found.head_seconds == [head]
+
+
 @pytest.mark.parametrize(
     "machine", [{"torch": "1.0"}, {"processor": "another"}, {"cores": 999}, {"threads": 3}]
 )

@@ -208,6 +208,13 @@ def test_weights_that_torchao_quantised_are_measured_head_and_all(hf: Any) -> No
     assert np.array_equal(trace.top1[:, -1], expected[trace.document, trace.position].numpy())
 
 
+def test_attention_that_is_not_the_familys_own_is_noticed(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for asked, noticed in ((None, None), ("sdpa", None), ("eager", "eager")):
+        hf = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=asked)
+        assert offramp.wrap(hf, tokenizer).attention == noticed
+
+
 def test_names_may_be_paths_and_dtypes_torchs_own(tiny_model: Path, wrapped: Model) -> None:
     model = offramp.load_model(tiny_model, dtype=torch.float32, device=torch.device("cpu"))
     assert model.dtype == "float32"

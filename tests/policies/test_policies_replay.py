@@ -110,9 +110,11 @@ def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.
 
     monkeypatch.setattr("offramp.policies.policy_cost.find_machine", find)
     trace = make_trace()
-    trace.provenance["request"] = {"model": {"fingerprint": "f" * 64}, "dtype": "float32"}
+    model = {"fingerprint": "f" * 64, "attention": "eager"}
+    trace.provenance["request"] = {"model": model, "dtype": "float32"}
     assert replay(trace, CHECKS, machine="local").basis == "l4"
     wanted = {"name": "local", "model": "f" * 64, "dtype": "float32", "device": "cpu", "transforms": ()}
+    wanted["attention"] = "eager"
     assert asked == wanted
 
 

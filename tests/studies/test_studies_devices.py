@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from study_files import plan_of, small_world, study_of, write_model, write_study
 
 from offramp.costs.hardware import machine_facts
 from offramp.errors import InputError
+from offramp.models.given import name_object
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan
+from offramp.tracing.loading import load_model
 
 TEXT = 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["local"]\n'
 SETTINGS = 'name = "small"\nthreads = 1\ntokens = 64\n'
@@ -53,6 +56,21 @@ def test_an_accelerator_stands_in_the_keys_of_what_is_computed_there(tmp_path: P
     assert on_card["profile"]["machine"]["processor"] == "card cuda:0"
     assert on_card["profile"]["machine"]["host"] == on_cpu["profile"]["machine"]["processor"]
     assert all(task.exclusive for task in found["cuda"].tasks.values() if "device" in task.recipe)
+
+
+def test_attention_that_an_object_was_loaded_with_stands_in_its_keys(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = load_model(tiny_model)
+    recipes = {}
+    for attention in (None, "eager"):
+        named = replace(model, attention=attention)
+        of_object = TEXT.replace('["a"]', f'[{{name = "mine", source = "{name_object(named)}"}}]')
+        recipes[attention] = recipes_of(plan_of(small_world(tmp_path / "world"), of_object, SETTINGS))
+    for kind in ("trace", "profile"):
+        own = recipes[None][kind]["model"]
+        assert "attention" not in own
+        assert recipes["eager"][kind]["model"] == {**own, "attention": "eager"}
 
 
 @pytest.mark.usefixtures("two_cards")

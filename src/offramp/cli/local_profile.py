@@ -32,6 +32,7 @@ def kept_profile(model: Model) -> LocalProfile:
         model.identity.fingerprint,
         model.dtype,
         device=str(model.stack.device),
+        attention=model.attention,
         model=model.name,
         transforms=model.transforms,
     )

@@ -102,6 +102,7 @@ def carry_out(
         **options.settled(),
         "model": asked.source.identity.source,
         "model_fingerprint": asked.source.identity.fingerprint,
+        **({} if asked.given is None else asked.given.asked_attention),
         "heads": None if given is None else given.fingerprint,
         "streamed": streamed,
     }

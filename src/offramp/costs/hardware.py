@@ -22,7 +22,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
-from offramp.models.identity import command_name
+from offramp.models.identity import ATTENTION, command_name
 from offramp.plug_ins import load_plug_in, plug_ins
 from offramp.records.sealed_file import SealedFile
 
@@ -100,8 +100,11 @@ def save_local_profile(profile: TimingsProfile) -> Path | None:
         return None
     details = profile.details
     # A study measures briefly: it must not take the place of a profile that was measured with more care.
-    facts = [details["machine"], RECIPE] if RECIPE in details else details["machine"]
-    key = sha256_of_text(canonical_json(facts))[:12]
+    marks = [RECIPE] if RECIPE in details else []
+    attention = _attention_of(profile)
+    if attention is not None:
+        marks.append(attention)
+    key = sha256_of_text(canonical_json([details["machine"], *marks] if marks else details["machine"]))[:12]
     path = _folder() / f"{details['model']['fingerprint'][:16]}-{profile.dtype}-{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     FILE.write(path, profile)
@@ -113,6 +116,7 @@ def load_local_profile(
     dtype: str,
     *,
     device: str = CPU,
+    attention: str | None = None,
     threads: int | None = None,
     model: str = "MODEL",
     transforms: Iterable[str] = (),
@@ -120,9 +124,10 @@ def load_local_profile(
 ) -> TimingsProfile:
     """The profile of a model measured on this machine, with this version of torch.
 
-    device: that the model computes on. threads: torch's; if not given, those of torch where it is loaded,
-    else what OMP_NUM_THREADS says, else those of the profile measured last. model, transforms: its name and
-    what was done to it, for the error's command. recipe: if given, only a profile will do that a study's task
+    device: that the model computes on. attention: the implementation that was asked for, None for the
+    family's own. threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS
+    says, else those of the profile measured last. model, transforms: its name and what was done to it, for
+    the error's command. recipe: if given, only a profile will do that a study's task
     of this very recipe measured; if not, one that no study measured comes first.
 
     Profiles of older versions, which timed something else or noted no load, and those timed under load are
@@ -141,13 +146,18 @@ def load_local_profile(
         profile
         for profile in profiles
         if OTHER_LOAD in profile.details
+        and _attention_of(profile) == attention
         and disturbed(profile) is None
         and (recipe is None or _states(profile, recipe))
         and profile.details["machine"]
         == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted, device)
     ]
     if not fitting:
-        others = "; ".join(sorted({_machine_text(profile.details["machine"]) for profile in profiles}))
+        others = "; ".join(sorted({_conditions_of(profile) for profile in profiles}))
+        device_option = "" if device == CPU else f" --device {device}"
+        command = f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}{device_option}"
+        if attention is not None:  # which no command asks for
+            command = f"give hardware=offramp.measure_hardware(model), a model with {attention!r} attention"
         raise InputError(
             "there are no timings of this model on this machine"
             + (
@@ -155,10 +165,10 @@ def load_local_profile(
                 if others
                 else ""
             ),
-            where=f"hardware {LOCAL}, {dtype}" + ("" if wanted is None else f", {wanted} threads"),
-            fix=f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}"
-            f"{'' if device == CPU else f' --device {device}'}, "
-            "or choose from: offramp list hardware",
+            where=f"hardware {LOCAL}, {dtype}"
+            + ("" if wanted is None else f", {wanted} threads")
+            + ("" if attention is None else f", {attention} attention"),
+            fix=f"{command}, or choose from: offramp list hardware",
         )
     return max(fitting, key=lambda one: (RECIPE not in one.details, str(one.details["measured_at"])))
 
@@ -205,6 +215,19 @@ def _folder() -> Path:
     return cache_folder() / FOLDER
 
 
+def _attention_of(profile: TimingsProfile) -> str | None:
+    """The attention that was asked for when it was measured; older profiles state none."""
+    attention: str | None = profile.details["model"].get(ATTENTION)
+    return attention
+
+
+def _conditions_of(profile: TimingsProfile) -> str:
+    """The machine that a profile is of, and the attention if one was asked for."""
+    attention = _attention_of(profile)
+    machine = _machine_text(profile.details["machine"])
+    return machine if attention is None else f"{machine}, with {attention} attention"
+
+
 def _machine_text(machine: dict[str, Any]) -> str:
     return f"{machine['processor']} with {machine['threads']} threads and torch {machine['torch']}"
 
@@ -238,13 +261,15 @@ def find_machine(
     model_fingerprint: str | None = None,
     dtype: str | None = None,
     device: str = CPU,
+    attention: str | None = None,
     transforms: Iterable[str] = (),
 ) -> Machine:
     """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
 
     Names that begin with "aic:" are those of `offramp.costs.aiconfigurator.find_tables`.
 
-    model_fingerprint, dtype, device: of the model that is to be priced; "local" is looked up by them.
+    model_fingerprint, dtype, device, attention: of the model that is to be priced (see `load_local_profile`);
+    "local" is looked up by them.
     transforms: what was done to it, for the error's command.
 
     Raises InputError for an unknown name (with near matches), a file that is no profile, a broken plug-in, or
@@ -257,7 +282,9 @@ def find_machine(
                 where=LOCAL,
                 fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
             )
-        return load_local_profile(model_fingerprint, dtype, device=device, transforms=transforms)
+        return load_local_profile(
+            model_fingerprint, dtype, device=device, attention=attention, transforms=transforms
+        )
     if name_or_path.startswith(aiconfigurator.PREFIX):
         return aiconfigurator.find_tables(name_or_path)
     built_in = PROFILES / f"{name_or_path}.toml"

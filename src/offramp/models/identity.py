@@ -27,6 +27,8 @@ TOKENIZER_PATTERNS = (
 BEHAVIOUR_PATTERNS = ("generation_config.json", "*.py")
 # Config entries that say where a model came from or who saved it, not what it computes.
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+ATTENTION = "attention"
+"""What a model is described with, beside its fingerprint, if an implementation of attention was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)

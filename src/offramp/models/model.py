@@ -15,7 +15,7 @@ import torch
 from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
-from offramp.models.identity import ModelIdentity, shown_name
+from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
@@ -199,9 +199,9 @@ class Model:
     context_length: positions at most, None if the config states none. eos_token_ids: tokens that end an
     answer. identify: gives `identity`. transforms: what offramp did to it after loading, as texts, which is
     also part of its identity. source: what it was loaded from, before any transform; None if it was built in
-    memory. attention: the implementation that was asked for, None for the family's own. streamed:
-    None if all weights are in memory; else `hf` holds no weights of layers, which are read from here one at a
-    time.
+    memory. attention: the implementation that was asked for, or that an object has; None for the family's
+    own. streamed: None if all weights are in memory; else `hf` holds no weights of layers, which are read
+    from here one at a time.
     """
 
     name: str
@@ -245,7 +245,7 @@ class Model:
     @property
     def asked_attention(self) -> dict[str, str]:
         """What keys of results hold of it, since it changes last digits: nothing of the family's own."""
-        return {} if self.attention is None else {"attention": self.attention}
+        return {} if self.attention is None else {ATTENTION: self.attention}
 
     @property
     def has_no_tokenizer(self) -> bool:

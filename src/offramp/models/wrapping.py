@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
             fix="give transformers' own: AutoTokenizer.from_pretrained(name)",
         )
     reads = NoTokenizer() if tokenizer is None else tokenizer
-    return describe_model(
+    model = describe_model(
         hf,
         reads,
         stack=stack,
@@ -60,6 +61,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
         dtype=_dtype(stack, named),
         source=None,
     )
+    return replace(model, attention=_asked_attention(hf))
 
 
 def bare(model: Any) -> Any:
@@ -91,6 +93,13 @@ def bare(model: Any) -> Any:
             fix="give a causal language model of transformers, or load one by name: offramp.load_model",
         )
     return inner
+
+
+def _asked_attention(hf: Any) -> str | None:
+    """The implementation of attention if it is not the one that transformers takes by itself."""
+    found: str | None = getattr(hf.config.get_text_config(), "_attn_implementation", None)
+    own = "sdpa" if getattr(hf, "_supports_sdpa", False) else "eager"
+    return None if found in (None, own) else found
 
 
 def _dtype(stack: ExitStack, name: str) -> str:

@@ -24,6 +24,7 @@ from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
 from offramp.models.devices import CPU
+from offramp.models.identity import ATTENTION
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
@@ -228,5 +229,6 @@ def machine_for(trace: Trace, machine: Machine | str) -> Machine:
         model_fingerprint=model.get("fingerprint"),
         dtype=request.get("dtype"),
         device=request.get("device", CPU),
+        attention=model.get(ATTENTION),
         transforms=model.get("transforms", ()),
     )

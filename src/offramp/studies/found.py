@@ -17,6 +17,7 @@ from offramp.tracing.exit_heads import ExitHeads
 class FoundModel:
     """A model. source: what it is loaded by. identity: None if it is not here.
 
+    attention: the implementation that a model object was loaded with, None for the family's own.
     layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says. context:
     tokens that it takes, None if its files do not say.
     model_type: of its config. missing: why it cannot be had here, None if it can. damaged: whether that is
@@ -26,6 +27,7 @@ class FoundModel:
     entry: ModelEntry
     source: str
     identity: ModelIdentity | None = None
+    attention: str | None = None
     layers: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None

@@ -163,6 +163,7 @@ def _from_object(entry: ModelEntry) -> FoundModel:
         entry,
         entry.source,
         identity=model.identity,
+        attention=model.attention,
         layers=model.layers,
         hidden=shape.hidden_size,
         vocabulary=shape.vocabulary_size,

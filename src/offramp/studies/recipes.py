@@ -336,6 +336,8 @@ class Recipes:
             "fingerprint": None if identity is None else identity.base_fingerprint,
             "transforms": variant.texts,
         }
+        if variant.model.attention is not None:
+            described["attention"] = variant.model.attention
         if variant.model.entry.trust_remote_code:
             described["trust_remote_code"] = True
         if identity is None:

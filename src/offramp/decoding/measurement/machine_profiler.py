@@ -152,7 +152,11 @@ def _profile(
     tables = build_tables(profiler.samples)
     notes = list(tables.notes)
     details: dict[str, Any] = {
-        "model": {"name": model.shown_name, "fingerprint": model.identity.fingerprint},
+        "model": {
+            "name": model.shown_name,
+            "fingerprint": model.identity.fingerprint,
+            **model.asked_attention,
+        },
         "machine": machine,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),

@@ -76,6 +76,7 @@ def _kept(model: Model, task: Task) -> TimingsProfile | None:
             model.identity.fingerprint,
             model.dtype,
             device=device_of(task),
+            attention=model.attention,
             threads=recipe["threads"],
             recipe=recipe,
         )
