@@ -13,9 +13,10 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 
 from offramp.errors import DamagedFileError, ModelError
 from offramp.models.model import Model
-from offramp.tracing.answers import masks_padding
+from offramp.tracing.answers import generate_greedily, masks_padding
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
+from offramp.workloads.answers import PlannedAnswer
 
 
 def run(model: Model | None = None, **options: Any) -> Trace:
@@ -50,6 +51,21 @@ def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
         assert found.position[rows].tolist() == list(range(ids.shape[1], ids.shape[1] + count))
         # The full model's own choice at each generated position is the token that follows.
         assert np.array_equal(found.top1[rows, -1], found.next_token[rows])
+
+
+def test_answers_together_stay_within_a_short_context() -> None:
+    """Each prompt has room for its own answer, but the longest prompt has none for the longest answer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=2, n_head=4, eos_token_id=None)
+    model = tiny_model(GPT2LMHeadModel(config).eval(), head_scale=20.0)
+    planned = [
+        PlannedAnswer(place, tuple(range(5, 5 + length)), limit)
+        for place, (length, limit) in enumerate(((3, 20), (22, 3), (7, 18), (20, 2), (24, 1)))
+    ]
+    together = generate_greedily(model, planned, mixed_lengths=True)
+    assert together == [generate_greedily(model, [one], mixed_lengths=True)[0] for one in planned]
+    assert [len(answer) for answer in together] == [one.max_new_tokens for one in planned]
 
 
 def test_padding_is_measured_and_not_assumed() -> None:

@@ -84,18 +84,36 @@ def generate_greedily(
 ) -> list[tuple[int, ...]]:
     """The full model's greedy answers, cut at each one's limit or after its end token.
 
-    mixed_lengths: prompts of different lengths share a forward pass, behind masked padding.
+    mixed_lengths: prompts of different lengths share a forward pass, behind masked padding, as far as the
+    model's context holds the longest of them with the longest answer.
 
     Raises ModelError if transformers cannot generate with this model.
     """
-    together: dict[int, list[int]] = {}
-    for place, planned in enumerate(batch):
-        together.setdefault(0 if mixed_lengths else len(planned.ids), []).append(place)
     answers: dict[int, tuple[int, ...]] = {}
-    for places in together.values():
+    for places in _passes(batch, model.context_length, mixed_lengths=mixed_lengths):
         found = _generate_padded(model, [batch[place] for place in places])
         answers.update(zip(places, found, strict=True))
     return [answers[place] for place in range(len(batch))]
+
+
+def _passes(batch: Sequence[PlannedAnswer], context: int | None, *, mixed_lengths: bool) -> list[list[int]]:
+    """Which answers share a forward pass: places in the batch.
+
+    Every row of a pass grows until the longest answer is written, also behind the longest prompt.
+    """
+    passes: list[list[int]] = []
+    for place in range(len(batch)):
+        for places in passes:
+            others = [batch[other] for other in (*places, place)]
+            lengths = {len(one.ids) for one in others}
+            # The last token of an answer is fed to nothing.
+            end = max(lengths) + max(one.max_new_tokens for one in others) - 1
+            if len(lengths) == 1 or (mixed_lengths and (context is None or end <= context)):
+                places.append(place)
+                break
+        else:
+            passes.append([place])
+    return passes
 
 
 def masks_padding(model: Model) -> bool:
