@@ -215,6 +215,20 @@ def test_attention_that_is_not_the_familys_own_is_noticed(tiny_model: Path) -> N
         assert offramp.wrap(hf, tokenizer).attention == noticed
 
 
+def test_a_tokenizer_of_a_larger_model_is_named(hf: Any, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["rain"])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    model = offramp.wrap(hf, tokenizer)
+    rows = hf.config.vocab_size
+    with pytest.raises(ModelError, match=f"holds the token 'rain' \\(id {rows}\\) of the") as caught:
+        offramp.generate(model, "the rain", max_new_tokens=2)
+    assert "may be another's" in caught.value.fix
+    with pytest.raises(ModelError, match=f"the special token '<pad>' \\(id {rows + 1}\\)") as caught:
+        model.encode("the cat<pad>")
+    assert caught.value.fix == "take that token out of the text"
+
+
 def test_names_may_be_paths_and_dtypes_torchs_own(tiny_model: Path, wrapped: Model) -> None:
     model = offramp.load_model(tiny_model, dtype=torch.float32, device=torch.device("cpu"))
     assert model.dtype == "float32"

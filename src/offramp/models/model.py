@@ -295,7 +295,7 @@ class Model:
     def encode(self, text: str) -> list[int]:
         """Token ids as `tokenizer(text)` gives them, with BOS as `bos_policy` says.
 
-        Raises ModelError if the text holds a special token that the model has no embedding for.
+        Raises ModelError if the text holds a token that the model has no embedding for.
         """
         return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text))
 
@@ -310,11 +310,18 @@ class Model:
         """The same ids, refused if one has no row in the embedding."""
         beyond = [token for token in ids if token >= self.shape.vocabulary_size]
         if beyond:
+            added = getattr(self.tokenizer, "added_tokens_decoder", {}).get(beyond[0])
+            special = added is not None and added.special
             raise ModelError(
-                f"the text holds the special token {self.tokenizer.decode(beyond[:1])!r} (id {beyond[0]:,}), "
-                f"but the model's embedding has {self.shape.vocabulary_size:,} rows",
+                f"the text holds the {'special token' if special else 'token'} "
+                f"{self.tokenizer.decode(beyond[:1])!r} (id {beyond[0]:,}) of the tokenizer, but the model's "
+                f"embedding has {self.shape.vocabulary_size:,} rows",
                 where=self.name,
-                fix="take that token out of the text",
+                # Unused padding or unknown tokens beyond the embedding are common, others are not.
+                fix="take that token out of the text"
+                if special
+                else "give the tokenizer that belongs to this model, this one may be another's; or resize the "
+                "embedding",
             )
         return ids
 
