@@ -320,8 +320,8 @@ class Model:
                 # Unused padding or unknown tokens beyond the embedding are common, others are not.
                 fix="take that token out of the text"
                 if special
-                else "give the tokenizer that belongs to this model, this one may be another's; or resize the "
-                "embedding",
+                else "give the tokenizer that belongs to this model (this one may be another's), or resize "
+                "the embedding",
             )
         return ids
 
