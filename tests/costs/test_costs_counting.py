@@ -127,6 +127,21 @@ def test_a_lens_is_added_where_logits_are_read_at_an_exit() -> None:
         assert added == (2 * 10 * 11 if kind.reads_logits else 0)
 
 
+def test_a_network_behind_a_lens_by_hand() -> None:
+    sizes = ProbeSizes(mlp_units=7)
+    lens, network = token_prices(SHAPE, 11, lens=True), token_prices(SHAPE, 11, lens=True, sizes=sizes)
+    # Three products of 10 x 7 weights, and the norm's 10 weights of 2 bytes.
+    added = {"flops": 2 * 3 * 10 * 7, "bytes": 2 * (3 * 10 * 7 + 10)}
+    for unit, more in added.items():
+        before, after = getattr(lens, unit), getattr(network, unit)
+        assert after.exit_head - before.exit_head == more
+        assert after.head == before.head
+        for name, kind in PROBES.items():
+            assert after.probes[name] - before.probes[name] == (more if kind.reads_logits else 0)
+    without = token_prices(SHAPE, 11, sizes=sizes)
+    assert without.flops.exit_head == token_prices(SHAPE, 11).flops.exit_head, "no lens, no network behind it"
+
+
 def test_a_batch_reads_weights_once_and_everything_else_per_token() -> None:
     one, four = token_prices(SHAPE, 11), token_prices(SHAPE, 11, batch=4)
     np.testing.assert_allclose(four.flops.layers, 4 * one.flops.layers)

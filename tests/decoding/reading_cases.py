@@ -64,7 +64,7 @@ def logits_of(model: Model, hidden: torch.Tensor, heads: ExitHeads | None, exit:
     """The model's own readout of [rows, 1, hidden], through the lens."""
     if heads is not None and heads.lens is not None and exit in heads.exits:
         rows = hidden.flatten(1)
-        lens = PreparedLens.of(heads.lens, heads.exits.index(exit), hidden.device)
+        lens = PreparedLens.of(heads.lens, heads.exits.index(exit), hidden.device, heads.mlp)
         hidden = lens(rows).view_as(hidden)
     return model.stack.readout(hidden).float().reshape(len(hidden), -1)
 

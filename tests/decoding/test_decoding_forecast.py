@@ -94,9 +94,10 @@ def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
     return generation([one_row(steps + 1, 10, steps * exit)], usage, **further)
 
 
-def decoding(policy: str, *, lens: bool = False, own_heads: bool = False) -> Decoding:
+def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units: int = 0) -> Decoding:
     """With a policy, exits read through heads as it says."""
-    heads: Any = SimpleNamespace(lens=lens or None, output=own_heads or None, kv_maps=None)
+    mlp = SimpleNamespace(units=units) if units else None
+    heads: Any = SimpleNamespace(lens=lens or None, output=own_heads or None, kv_maps=None, mlp=mlp)
     return Decoding(DecodingOptions(parse_policy(policy), heads=heads))
 
 
@@ -167,6 +168,18 @@ def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
     assert {**lens, "heads": 0} == {**plain, "heads": 0}
 
 
+def test_a_network_behind_a_lens_is_charged_by_its_products_with_the_lens_as_the_measure() -> None:
+    runs, hidden, units = [static_at(2, 5)], SHAPE.hidden_size, 7
+    lens, network = (
+        price_parts(runs, by_hand(), SHAPE, decoding("static:exit=2", lens=True, units=units))
+        for units in (0, units)
+    )
+    rows = (hidden + 1 + 3 * units + 1) / (hidden + 1)  # of weights, against the lens's own
+    products = (hidden + 3 * units) / hidden
+    assert network["heads"] - lens["heads"] == pytest.approx(0.125 * (max(rows, products) - 1))
+    assert {**network, "heads": 0} == {**lens, "heads": 0}
+
+
 def test_rows_of_a_batch_count_one_by_one() -> None:
     rows = [one_row(4, 10, 12), one_row(2, 6, 4)]
     usage = {Item("overhead", 0, 2): 1, Item("overhead", 0, 1): 2}
@@ -198,6 +211,9 @@ def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
     with pytest.raises(
         InputError, match="through the model's own head, decoding reads them through a linear"
     ):
+        predict(trace, setting, by_hand(), 3.0)
+    setting = decoding("static:exit=2", lens=True, units=7)
+    with pytest.raises(InputError, match="decoding reads them through networks of 7 units"):
         predict(trace, setting, by_hand(), 3.0)
     setting = decoding("static:exit=2", own_heads=True)
     with pytest.raises(InputError, match="decoding reads them through output heads of their own"):
@@ -258,7 +274,7 @@ def test_a_static_exit_by_hand(kv: str, batch: int) -> None:
         run = generate_batch(
             model, prompts.ids, policy=policy, kv=kv, max_new_tokens=NEW_TOKENS, eos_token_id=None
         )
-    found = counted_policy([run], model.shape, lens=False)
+    found = counted_policy([run], model.shape)
     assert (found.layers, found.heads, found.probes) == (3.0, 1.0, 0.0)
     for unit, value in (("flops", found.flops), ("bytes", found.bytes)):
         costs = token_costs(model.shape, POSITION, unit, batch=batch)

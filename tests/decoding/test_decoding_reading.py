@@ -93,11 +93,11 @@ def test_facts_equal_the_trace() -> None:
     assert_equal_to_trace(tiny_llama(), None)
 
 
-@pytest.mark.parametrize("lens", [True, False])
+@pytest.mark.parametrize(("lens", "units"), [(True, 0), (False, 0), (True, 5)])
 @pytest.mark.parametrize("shortlist", [None, (3, 50, 7, 12, 60)])
-def test_facts_of_heads_equal_the_trace(lens: bool, shortlist: Any) -> None:
+def test_facts_of_heads_equal_the_trace(lens: bool, units: int, shortlist: Any) -> None:
     model = tiny_llama()
-    heads = random_heads(model, (1, 2), lens=lens, shortlist=shortlist)
+    heads = random_heads(model, (1, 2), lens=lens, shortlist=shortlist, mlp_units=units)
     assert_equal_to_trace(model, heads, tolerance=2e-5)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp, LinearLens, OutputHeads
 from offramp.tracing.fitted_heads import CANDIDATES
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
@@ -30,13 +30,14 @@ def random_heads(
     exits: Sequence[int],
     *,
     lens: bool = True,
+    mlp_units: int = 0,
     facts: Sequence[str] = ALL_FACTS,
     candidate_exit: int | None = None,
     shortlist: Sequence[int] | None = None,
     features: int | None = None,
     seed: int = 0,
 ) -> ExitHeads:
-    """Heads for a model; features: of a hidden state."""
+    """Heads for a model; features: of a hidden state. mlp_units: of networks behind the lens, if any."""
     generator = np.random.default_rng(seed)
     size = features or model.shape.hidden_size
 
@@ -67,6 +68,14 @@ def random_heads(
         shortlist=None if shortlist is None else np.array(shortlist, dtype=np.int32),
         candidate_exit=(candidate_exit or exits[0]) if "candidate_score" in facts else None,
         documents={"a workload": ("document 0", "document 1")},
+        mlp=ExitMlp(
+            norm=np.exp(normal(size)),
+            gate=normal(mlp_units, size),
+            up=normal(mlp_units, size),
+            down=0.3 * normal(size, mlp_units),
+        )
+        if mlp_units
+        else None,
     )
 
 

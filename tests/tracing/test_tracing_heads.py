@@ -28,7 +28,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.policy_cost import prices_of
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.fitted_heads import CANDIDATES
 from offramp.tracing.heads_file import write_heads
@@ -58,13 +58,25 @@ def states(model: Model, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return before, after
 
 
+def network(mlp: ExitMlp, place: int, x: np.ndarray) -> np.ndarray:
+    """W_down (silu(W_gate n(x)) * W_up n(x)) of rows [rows, hidden], term by term."""
+    gate, up, down, norm = (
+        getattr(mlp, name)[place].astype(float) for name in ("gate", "up", "down", "norm")
+    )
+    n = norm * x / np.sqrt((x * x).mean(-1, keepdims=True) + mlp.epsilon)
+    inner = n @ gate.T
+    return (inner / (1.0 + np.exp(-inner)) * (n @ up.T)) @ down.T
+
+
 def lens_states(heads: ExitHeads, after: np.ndarray) -> np.ndarray:
-    """What the model's own norm takes: A h + b below L, by hand."""
+    """What the model's own norm takes: A h + b below L, and the network behind it, by hand."""
     seen = after.copy()
     if heads.lens is not None:
         for place, layer in enumerate(heads.exits):
             weight, bias = heads.lens.weight[place].astype(float), heads.lens.bias[place].astype(float)
             seen[layer - 1] = after[layer - 1] @ weight.T + bias
+            if heads.mlp is not None:
+                seen[layer - 1] += network(heads.mlp, place, seen[layer - 1])
     return seen
 
 
@@ -136,11 +148,13 @@ def stacked_head_facts(model: Model, heads: ExitHeads, vocabulary: int) -> np.nd
     return np.stack([facts[name] for name in ALL_FACTS])
 
 
-@pytest.mark.parametrize(("family", "head_scale"), [("llama", 20.0), ("gemma2", 60.0)])
-def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> None:
+@pytest.mark.parametrize(
+    ("family", "head_scale", "units"), [("llama", 20.0, 0), ("gemma2", 60.0, 0), ("llama", 20.0, 5)]
+)
+def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float, units: int) -> None:
     model = tiny_model(build_family(family), head_scale=head_scale)
     exits = range(1, model.layers)
-    heads = random_heads(model, exits, candidate_exit=2, shortlist=[400, 5, 77, 3, 18, 211])
+    heads = random_heads(model, exits, candidate_exit=2, shortlist=[400, 5, 77, 3, 18, 211], mlp_units=units)
     found = run(model, heads, 503, signals="all")
     assert_lens_trace(found, model, heads, 503)
     request = found.provenance["request"]["heads"]
@@ -153,6 +167,7 @@ def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float) -> 
         "documents": {"a workload": ["document 0", "document 1"]},
         "texts": False,
         "facts": sorted(ALL_FACTS),
+        **({"mlp_units": units} if units else {}),
     }
 
 

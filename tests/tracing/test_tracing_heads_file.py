@@ -20,6 +20,7 @@ from offramp.tracing.exit_heads import (
     ExitClassifier,
     ExitHeads,
     ExitMaps,
+    ExitMlp,
     KeyValueMaps,
     LinearLens,
     OutputHeads,
@@ -123,6 +124,18 @@ def with_maps(**changes: Any) -> ExitHeads:
     return dataclasses.replace(heads, kv_maps=KeyValueMaps({1: changed}))
 
 
+def with_mlp(units: int = 3, **changes: Any) -> ExitHeads:
+    """A lens and a network behind it for every exit, some of it changed."""
+    generator = np.random.default_rng(4)
+
+    def numbers(*shape: int) -> Any:
+        return generator.normal(size=(len(EXITS), *shape)).astype(np.float32)
+
+    sizes = {"norm": (HIDDEN,), "gate": (units, HIDDEN), "up": (units, HIDDEN), "down": (HIDDEN, units)}
+    mlp = ExitMlp(**{name: numbers(*shape) for name, shape in sizes.items()})
+    return example(mlp=dataclasses.replace(mlp, **changes))
+
+
 def own_heads(kind: Any = "rms", **changes: Any) -> ExitHeads:
     """An output head of its own for every exit, some of it changed."""
     generator = np.random.default_rng(3)
@@ -146,6 +159,7 @@ WHOLE = {
     "lens and classifiers": example(),
     "classifiers": example(lens=None, shortlist=None, candidate_exit=None),
     "lens of unknown fit": with_lens(explained=None, penalty=None),
+    "lens and networks": with_mlp(),
     "maps alone": maps_alone(),
     "maps beside": example(kv_maps=example_maps(HIDDEN)),
     "whole maps": maps_alone(None),
@@ -185,7 +199,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, case: str) -> None:
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
         assert arrays[name].dtype == array.dtype
-    for part in ("lens", "output", "kv_maps", "shortlist"):
+    for part in ("lens", "mlp", "output", "kv_maps", "shortlist"):
         assert (getattr(found, part) is None) == (getattr(heads, part) is None)
     assert found.fingerprint == heads.fingerprint
     assert [one.fingerprint for one in WHOLE.values()].count(found.fingerprint) == 1
@@ -213,6 +227,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, case: str) -> None:
                 example_maps().truncated(2),
             )
         ),
+        with_mlp(),
+        with_mlp(epsilon=1e-5),
+        with_mlp(2),
     ],
     ids=lambda _: "",
 )
@@ -220,7 +237,7 @@ def test_the_fingerprint_covers_everything(changed: ExitHeads) -> None:
     assert changed.fingerprint not in (example().fingerprint, example(kv_maps=example_maps()).fingerprint)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_older_version_is_read_and_has_the_fingerprint_that_it_had(
     path: Path, version: int
 ) -> None:
@@ -323,6 +340,10 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (with_classifier(weights=(np.zeros((2, 3, 1), np.float32),)), "correctness.weights.0 is float32"),
     (with_classifier(biases=(np.zeros((2, 2), np.float32),)), "correctness.biases.0 is float32"),
     (example(exits=(3, 2)), "not ascending"),
+    (dataclasses.replace(with_mlp(), lens=None), "networks behind a lens, and no lens"),
+    (with_mlp(gate=np.zeros((2, 4, HIDDEN), np.float32)), "mlp.up is float32"),
+    (with_mlp(down=np.full((2, HIDDEN, 3), np.nan, np.float32)), "mlp.down holds a number"),
+    (with_mlp(epsilon=0.0), "epsilon is 0.0"),
     (example(exits=(2, 4)), "not ascending"),
     (with_maps(bias=np.full((2, HIDDEN), np.nan, np.float32)), "kv_maps.1.bias holds a number"),
     (with_maps(bias=np.zeros((3, HIDDEN), np.float32)), "kv_maps.1.bias is float32"),

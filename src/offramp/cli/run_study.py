@@ -175,7 +175,7 @@ def run_study(
 
 def _heads(options: RunOptions, given: ExitHeads | None, *, fitted: bool) -> Any:
     if given is not None:
-        parts = ["linear lens"] if given.lens is not None else []
+        parts = [] if given.lens is None else ["linear lens" if given.mlp is None else "network"]
         parts += ["own output heads"] if given.output is not None else []
         return {"name": ", ".join([*parts, *given.classifiers]), "file": str(options.heads)}
     if not fitted:

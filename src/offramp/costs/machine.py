@@ -75,6 +75,8 @@ EXPERT_LAUNCHES = 3
 KEY_VALUE_LAUNCHES = 3
 # Norm and product.
 HEAD_LAUNCHES = 2
+# Norm, three products, activation, gating (of a network behind a lens).
+MLP_LAUNCHES = 6
 # Subtraction of the centre, products (two in low rank), addition of the state.
 MAP_LAUNCHES = 3
 # Embedding, choice of the token.
@@ -139,7 +141,7 @@ class Roofline:
         rate = self._flops_per_second(shape)
         counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
         flops, moved = counts.flops, counts.bytes
-        lens_launches = int(lens)
+        lens_launches = int(lens) * (1 + (MLP_LAUNCHES if sizes and sizes.mlp_units else 0))
         return TokenCosts(
             unit="seconds",
             layers=self._seconds(flops.layers, moved.layers, rate, layer_launches(shape)),
@@ -250,6 +252,9 @@ def check_machine(
         _check_prices(machine, near, shape, batch)
         for what, other in {
             "a linear lens": machine.token_costs(shape, NEAR, batch=batch, lens=True),
+            "a network behind it": machine.token_costs(
+                shape, NEAR, batch=batch, lens=True, sizes=ProbeSizes(mlp_units=64)
+            ),
             "a later position": machine.token_costs(shape, FAR, batch=batch),
         }.items():
             _check_prices(machine, other, shape, batch)

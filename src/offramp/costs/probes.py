@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offramp.costs import counting
 from offramp.models.shape import ModelShape
@@ -18,7 +18,8 @@ class ProbeSizes:
 
     shortlist: tokens of a restricted vocabulary, or all where a model has fewer. hidden: units of a small
     network. candidates: tokens whose logits alone are computed. map_rank: of the K,V maps that a machine is
-    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced.
+    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced. mlp_units: of the networks
+    behind a linear lens, 0 without any.
     """
 
     shortlist: int = 2048
@@ -26,10 +27,30 @@ class ProbeSizes:
     candidates: int = 8
     map_rank: int = 64
     kv_maps: MapRanks = ()
+    mlp_units: int = 0
 
     def __post_init__(self) -> None:
         # JSON has lists for tuples.
         object.__setattr__(self, "kv_maps", tuple((exit, rank) for exit, rank in self.kv_maps))
+
+
+@dataclass(frozen=True)
+class FittedSizes:
+    """What exit heads add to a step. lens: whether exits below L are read through a linear lens.
+
+    mlp_units: of the networks behind it, 0 without any. maps: K,V maps, where K and V are mapped.
+    """
+
+    lens: bool = False
+    mlp_units: int = 0
+    maps: MapRanks = ()
+
+    def added_to(self, sizes: ProbeSizes) -> ProbeSizes:
+        """The sizes with these."""
+        return replace(sizes, mlp_units=self.mlp_units, kv_maps=self.maps)
+
+
+NOTHING_FITTED = FittedSizes()
 
 
 @dataclass(frozen=True)
@@ -175,11 +196,12 @@ def timed_map_layers(shape: ModelShape) -> int:
     return max(1, len(shape.layers) // 2)
 
 
-def lens_flops(shape: ModelShape, batch: int = 1) -> float:
-    """FLOPs of a linear lens, one affine map of each of `batch` hidden states: 2 d^2 each."""
-    return batch * 2.0 * shape.hidden_size**2
+def lens_flops(shape: ModelShape, batch: int = 1, mlp_units: int = 0) -> float:
+    """FLOPs of a linear lens and the network behind it, for `batch` hidden states: 2 d^2 + 6 d units each."""
+    return batch * 2.0 * shape.hidden_size * (shape.hidden_size + 3 * mlp_units)
 
 
-def lens_bytes(shape: ModelShape) -> float:
-    """Bytes of a linear lens, its weights read once for any number of tokens."""
-    return float(shape.element_bytes * shape.hidden_size * (shape.hidden_size + 1))
+def lens_bytes(shape: ModelShape, mlp_units: int = 0) -> float:
+    """Bytes of both, their weights read once for any number of tokens."""
+    rows = shape.hidden_size + 1 + 3 * mlp_units + bool(mlp_units)
+    return float(shape.element_bytes * shape.hidden_size * rows)

@@ -19,7 +19,7 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine
-from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
+from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes, MapRanks, ProbeSizes
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
@@ -29,6 +29,7 @@ from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
 from offramp.policies.signals import probes_of
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 
 Needs = Mapping[int, tuple[str, ...]]
@@ -95,10 +96,18 @@ def probes_made(decisions: Decisions) -> NDArray[np.int64]:
     return made
 
 
-def has_lens(trace: Trace) -> bool:
-    """Whether the trace's exits below L were read through a linear lens."""
-    heads = trace.request.get("heads")
-    return bool(heads and heads.get("lens"))
+def fitted_sizes(trace: Trace, maps: MapRanks = ()) -> FittedSizes:
+    """What the exit heads of a trace add to its steps. maps: the K,V maps that are charged."""
+    heads = trace.request.get("heads") or {}
+    return FittedSizes(bool(heads.get("lens")), int(heads.get("mlp_units", 0)), maps)
+
+
+def sizes_of_heads(heads: ExitHeads | None, *, mapped: bool) -> FittedSizes:
+    """What exit heads add to a step. mapped: whether K and V are, by their maps."""
+    if heads is None:
+        return NOTHING_FITTED
+    maps = heads.kv_maps.ranks.items() if mapped and heads.kv_maps is not None else ()
+    return FittedSizes(heads.lens is not None, 0 if heads.mlp is None else heads.mlp.units, tuple(maps))
 
 
 def mean_position(trace: Trace) -> float:
@@ -118,8 +127,9 @@ def prices_of(trace: Trace, maps: MapRanks = ()) -> Prices:
 
     maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
     """
-    sizes = ProbeSizes(kv_maps=maps)
-    return token_prices(trace.shape, mean_position(trace), lens=has_lens(trace), sizes=sizes)
+    fitted = fitted_sizes(trace, maps)
+    sizes = fitted.added_to(ProbeSizes())
+    return token_prices(trace.shape, mean_position(trace), lens=fitted.lens, sizes=sizes)
 
 
 def seconds_of(trace: Trace, machine: Machine, batch: int = 1, maps: MapRanks = ()) -> TokenCosts:
@@ -129,7 +139,7 @@ def seconds_of(trace: Trace, machine: Machine, batch: int = 1, maps: MapRanks = 
 
     Raises InputError for a trace without tokens, or one that the machine's profile cannot price.
     """
-    return _seconds(machine, trace.shape, mean_position(trace), batch, has_lens(trace), maps)
+    return _seconds(machine, trace.shape, mean_position(trace), batch, fitted_sizes(trace, maps))
 
 
 def counted_at(trace: Trace, unit: str, maps: MapRanks = ()) -> PriceAt:
@@ -137,8 +147,15 @@ def counted_at(trace: Trace, unit: str, maps: MapRanks = ()) -> PriceAt:
 
     maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
     """
-    position, lens, sizes = mean_position(trace), has_lens(trace), ProbeSizes(kv_maps=maps)
-    return cache(lambda rows: token_costs(trace.shape, position, unit, batch=rows, lens=lens, sizes=sizes))
+    return counts_by_rows(trace.shape, mean_position(trace), unit, fitted_sizes(trace, maps))
+
+
+def counts_by_rows(
+    shape: ModelShape, position: float, unit: str, fitted: FittedSizes = NOTHING_FITTED
+) -> PriceAt:
+    """Prices in "bytes" or "flops" of a step by its rows."""
+    lens, sizes = fitted.lens, fitted.added_to(ProbeSizes())
+    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens, sizes=sizes))
 
 
 def seconds_at(
@@ -152,11 +169,11 @@ def seconds_at(
     """
     seconds_of(trace, machine, batch=batch, maps=maps)
     at = mean_position(trace) if position is None else position
-    return prices_by_rows(machine, trace.shape, at, lens=has_lens(trace), maps=maps)
+    return prices_by_rows(machine, trace.shape, at, fitted_sizes(trace, maps))
 
 
 def prices_by_rows(
-    machine: Machine, shape: ModelShape, position: float, *, lens: bool = False, maps: MapRanks = ()
+    machine: Machine, shape: ModelShape, position: float, fitted: FittedSizes = NOTHING_FITTED
 ) -> PriceAt:
     """Seconds of a step on a machine by its rows.
 
@@ -167,28 +184,37 @@ def prices_by_rows(
     @cache
     def at(rows: int) -> TokenCosts:
         if largest is None or rows <= largest:
-            return _seconds(machine, shape, position, rows, lens, maps)
+            return _seconds(machine, shape, position, rows, fitted)
         return add_costs(at(largest), at(rows - largest))
 
     return at
 
 
 def _seconds(
-    machine: Machine, shape: ModelShape, position: float, batch: int, lens: bool, maps: MapRanks
+    machine: Machine, shape: ModelShape, position: float, batch: int, fitted: FittedSizes
 ) -> TokenCosts:
-    """The machine's prices of a step, K,V maps included."""
-    if not maps:
-        return machine.token_costs(shape, position, batch=batch, lens=lens)
-    sizes = machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes()
-    sizes = replace(sizes, kv_maps=maps)
-    costs = machine.token_costs(shape, position, batch=batch, lens=lens, sizes=sizes)
-    if set(costs.maps) != {exit for exit, _ in maps}:
-        raise InputError(
-            "the machine does not price K,V maps",
-            where=f"machine {machine.name}",
-            fix="price `sizes.kv_maps` in its token_costs, or choose another machine",
+    """The machine's prices of a step, with what exit heads add to it."""
+    if not fitted.maps and not fitted.mlp_units:
+        return machine.token_costs(shape, position, batch=batch, lens=fitted.lens)
+    sizes = fitted.added_to(machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes())
+    costs = machine.token_costs(shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
+    if set(costs.maps) != {exit for exit, _ in fitted.maps}:
+        raise _not_priced(machine, "K,V maps", "kv_maps")
+    if fitted.mlp_units:
+        alone = machine.token_costs(
+            shape, position, batch=batch, lens=fitted.lens, sizes=replace(sizes, mlp_units=0)
         )
+        if not costs.exit_head > alone.exit_head:
+            raise _not_priced(machine, "the networks that exits are read through", "mlp_units")
     return costs
+
+
+def _not_priced(machine: Machine, what: str, size: str) -> InputError:
+    return InputError(
+        f"the machine does not price {what}",
+        where=f"machine {machine.name}",
+        fix=f"price `sizes.{size}` in its token_costs, or choose another machine",
+    )
 
 
 def price_notes(machine: Machine | None, trace: Trace, sizes: Iterable[int]) -> tuple[str, ...]:

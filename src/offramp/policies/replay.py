@@ -29,7 +29,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     counted_at,
     derived_notes,
-    has_lens,
+    fitted_sizes,
     lookup_notes,
     machine_for,
     mean_position,
@@ -174,7 +174,7 @@ def replay(
         notes=(
             *lookup_notes(given, machine),
             *price_notes(machine, trace, breakdown.batches),
-            *derived_notes(machine, breakdown, lens=has_lens(trace)),
+            *derived_notes(machine, breakdown, lens=fitted_sizes(trace).lens),
             *seen_notes(trace, tuned_on(source) if isinstance(source, str) else TunedOn()),
         ),
     )

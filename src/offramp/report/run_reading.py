@@ -354,6 +354,7 @@ def describe_heads(several: Sequence[ExitHeads]) -> dict[str, Any] | None:
         "exits": len(first.exits),
         "lens": first.lens is not None,
         "lens_explained": min((float(np.mean(shares)) for shares in explained), default=None),
+        **({} if first.mlp is None else {"mlp_units": first.mlp.units}),
         "output": first.output is not None,
         "imported": "imported" in first.provenance,
         "classifiers": {

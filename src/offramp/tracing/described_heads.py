@@ -21,6 +21,7 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     Where there are K,V maps also "reading", the fingerprint without them, and `describe_maps`.
     """
     maps = {} if heads.kv_maps is None else describe_maps(heads.kv_maps)
+    mlp = {} if heads.mlp is None else {"mlp_units": heads.mlp.units}
     reading = {} if heads.kv_maps is None else {"reading": heads.reading_fingerprint}
     return {
         "fingerprint": heads.fingerprint,
@@ -31,6 +32,7 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
         "documents": {workload: list(ids) for workload, ids in heads.seen_documents.items()},
         "texts": heads.seen_texts is not None,
         "facts": sorted(heads.classifiers),
+        **mlp,
         **reading,
         **maps,
     }

@@ -167,6 +167,30 @@ class LinearLens:
     penalty: NDArray[np.float64] | None = None
 
 
+@dataclass(frozen=True)
+class ExitMlp:
+    """Per exit below L a residual gated network behind the lens, before the model's own final norm and head.
+
+    x -> x + W_down (silu(W_gate n(x)) * W_up n(x)), n(x) = norm * x / sqrt(mean(x^2) + epsilon): SwiGLU
+    (arXiv 2002.05202, equation 6) behind an RMS norm (arXiv 1910.07467, equation 4), x being what the lens
+    gives.
+
+    norm: float32 [exits, hidden]. gate, up: float32 [exits, units, hidden]. down: float32 [exits, hidden,
+    units].
+    """
+
+    norm: Weights
+    gate: Weights
+    up: Weights
+    down: Weights
+    epsilon: float = 1e-6
+
+    @property
+    def units(self) -> int:
+        """Of the hidden layer."""
+        return int(self.gate.shape[1])
+
+
 NormKind = Literal["model", "rms", "layer", "none"]
 
 
@@ -220,9 +244,9 @@ class ExitHeads:
     None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
     classifier. documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of
     these documents' texts, in the same order over all workloads; None where they are not known. provenance:
-    how it was fitted; or, under "imported", where it came from. kv_maps: for the KV strategy "mapped", with
-    exits, documents, texts and provenance of their own: heads may hold nothing else, and then have no
-    `exits`.
+    how it was fitted; or, under "imported", where it came from. mlp: what comes behind the lens, without
+    which there is none. kv_maps: for the KV strategy "mapped", with exits, documents, texts and provenance of
+    their own: heads may hold nothing else, and then have no `exits`.
     """
 
     model: Mapping[str, Any]
@@ -235,11 +259,17 @@ class ExitHeads:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
     kv_maps: KeyValueMaps | None = None
+    mlp: ExitMlp | None = None
     texts: tuple[Sketch, ...] | None = None
 
     def __repr__(self) -> str:
         parts = [f"{len(self.exits)} exits"] if self.exits else []
-        kinds = {"lens": self.lens, "output heads": self.output, "K,V maps": self.kv_maps}
+        kinds = {
+            "lens": self.lens,
+            "MLP": self.mlp,
+            "output heads": self.output,
+            "K,V maps": self.kv_maps,
+        }
         parts += [*(name for name, part in kinds.items() if part is not None), *self.classifiers]
         return f"ExitHeads(of {self.model.get('name', 'a model')}: {', '.join(parts)})"
 
@@ -284,6 +314,7 @@ class ExitHeads:
         """All that is not an array, as JSON values; those only that there are."""
         output = {} if self.output is None else {"output": _describe_output(self.output)}
         maps = {} if self.kv_maps is None else {"kv_maps": self.kv_maps.header()}
+        mlp = {} if self.mlp is None else {"mlp": {"units": self.mlp.units, "epsilon": self.mlp.epsilon}}
         texts = {} if self.texts is None else {"texts": True}
         return {
             "model": dict(self.model),
@@ -294,6 +325,7 @@ class ExitHeads:
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
             **output,
+            **mlp,
             **maps,
             **texts,
         }
@@ -303,6 +335,8 @@ class ExitHeads:
         arrays: dict[str, NDArray[Any]] = {}
         if self.lens is not None:
             arrays |= _named("lens", self.lens, LENS_ARRAYS)
+        if self.mlp is not None:
+            arrays |= _named("mlp", self.mlp, MLP_ARRAYS)
         if self.output is not None:
             arrays |= _named("output", self.output, OUTPUT_ARRAYS)
         for fact, classifier in self.classifiers.items():
@@ -321,6 +355,7 @@ class ExitHeads:
 
 
 LENS_ARRAYS = ("weight", "bias", "explained", "penalty")
+MLP_ARRAYS = ("norm", "gate", "up", "down")
 OUTPUT_ARRAYS = ("weight", "bias", "norm_weight", "norm_bias")
 CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
 

@@ -17,7 +17,7 @@ from offramp.errors import InputError
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens, OutputHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp, LinearLens, OutputHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.states import StateShape
@@ -48,20 +48,53 @@ def confidence_features(max_prob: Tensor, margin: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class PreparedMlp:
+    """One exit's network (see `ExitMlp`), float32, every matrix transposed."""
+
+    norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, mlp: ExitMlp, place: int, device: torch.device) -> PreparedMlp:
+        """The network at one place of the arrays."""
+        gate, up, down = (tensor_of(one[place]).to(device).t() for one in (mlp.gate, mlp.up, mlp.down))
+        return cls(tensor_of(mlp.norm[place]).to(device), gate, up, down, mlp.epsilon)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Of rows [rows, features] in float32."""
+        normed = F.rms_norm(rows, rows.shape[-1:], self.norm, self.epsilon)
+        return torch.addmm(rows, F.silu(normed @ self.gate) * (normed @ self.up), self.down)
+
+
+@dataclass(frozen=True)
 class PreparedLens:
-    """One exit's affine map. weight: float32 [features, features], transposed; bias: float32 [features]."""
+    """One exit's affine map, and the network behind it if there is one.
+
+    weight: float32 [features, features], transposed; bias: float32 [features].
+    """
 
     weight: Tensor
     bias: Tensor
+    mlp: PreparedMlp | None = None
 
     @classmethod
-    def of(cls, lens: LinearLens, place: int, device: torch.device) -> PreparedLens:
-        """The map at one place of the lens's arrays."""
-        return cls(tensor_of(lens.weight[place]).to(device).t(), tensor_of(lens.bias[place]).to(device))
+    def of(
+        cls, lens: LinearLens, place: int, device: torch.device, mlp: ExitMlp | None = None
+    ) -> PreparedLens:
+        """The map, and the network, at one place of their arrays."""
+        return cls(
+            tensor_of(lens.weight[place]).to(device).t(),
+            tensor_of(lens.bias[place]).to(device),
+            None if mlp is None else PreparedMlp.of(mlp, place, device),
+        )
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """A h + b of rows [rows, features], computed in float32 and given in their own dtype."""
-        return torch.addmm(self.bias, rows.float(), self.weight).to(rows.dtype)
+        """What the final norm is given of rows [rows, features]: in their dtype, computed in float32."""
+        mapped = torch.addmm(self.bias, rows.float(), self.weight)
+        return (mapped if self.mlp is None else self.mlp(mapped)).to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -193,13 +226,13 @@ class FittedHeads:
 
     def on(self, device: torch.device) -> PreparedHeads:
         """The heads with their arrays on a device."""
-        lens = self.heads.lens
+        lens, mlp = self.heads.lens, self.heads.mlp
         return PreparedHeads(
             heads=self.heads,
             candidate_index=self.candidate_index,
             exits_below=len(self.places),
             hidden_facts=self.hidden_facts,
-            lenses=None if lens is None else [PreparedLens.of(lens, one, device) for one in self.places],
+            lenses=None if lens is None else [PreparedLens.of(lens, one, device, mlp) for one in self.places],
             classifiers={
                 name: [PreparedClassifier.of(classifier, one, device) for one in self.places]
                 for name, classifier in self.heads.classifiers.items()

@@ -21,6 +21,7 @@ from offramp.tracing.exit_heads import (
     ExitClassifier,
     ExitHeads,
     ExitMaps,
+    ExitMlp,
     KeyValueMaps,
     LinearLens,
     OutputHeads,
@@ -28,9 +29,9 @@ from offramp.tracing.exit_heads import (
 )
 from offramp.workloads.shared_text import WHOLE, Sketch
 
-SCHEMA_VERSION = 3
-"""3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a lens whose fit is not
-known. Older files are those without them."""
+SCHEMA_VERSION = 4
+"""4: networks behind a lens. 3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a
+lens whose fit is not known. Older files are those without them."""
 
 HEADER = "offramp_heads"
 LARGEST_HEADER = 100_000_000
@@ -80,10 +81,13 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
         provenance=header["provenance"],
         output=_output(reader, header),
         texts=_texts(reader, header, "texts."),
+        mlp=_mlp(reader, header),
         kv_maps=_maps(reader, header),
     )
     if heads.lens is not None and heads.output is not None:
         raise reader.refused("they read exits both through a lens and through output heads")
+    if heads.mlp is not None and heads.lens is None:
+        raise reader.refused("they hold networks behind a lens, and no lens")
     layers = int(header["model"]["layers"])
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
@@ -123,6 +127,22 @@ def _output(reader: Reader, header: dict[str, Any]) -> OutputHeads | None:
         norm=norm,
         epsilon=epsilon,
         **{name: reader.take(f"output.{name}", shape) for name, shape in given.items()},
+    )
+
+
+def _mlp(reader: Reader, header: dict[str, Any]) -> ExitMlp | None:
+    """The networks behind a lens that a header speaks of."""
+    described = header.get("mlp")
+    if described is None:
+        return None
+    hidden, units, epsilon = int(header["model"]["hidden_size"]), described["units"], described["epsilon"]
+    if not (isinstance(units, int) and units >= 1):
+        raise reader.refused(f"networks of {units!r} units, which is not 1 or more")
+    if not (isinstance(epsilon, float) and 0 < epsilon < 1):
+        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number above 0 and below 1")
+    shapes = {"norm": (hidden,), "gate": (units, hidden), "up": (units, hidden), "down": (hidden, units)}
+    return ExitMlp(
+        epsilon=epsilon, **{name: reader.take(f"mlp.{name}", shape) for name, shape in shapes.items()}
     )
 
 

@@ -80,7 +80,10 @@ def make_tools(
         head=head,
         lenses={}
         if fitted is None or lens is None
-        else {exit: PreparedLens.of(lens, fitted.heads.exits.index(exit), device) for exit in needs},
+        else {
+            exit: PreparedLens.of(lens, fitted.heads.exits.index(exit), device, fitted.heads.mlp)
+            for exit in needs
+        },
         classifiers={}
         if fitted is None
         else {

@@ -19,6 +19,7 @@ from offramp.decoding.measurement.forecast import (
 from offramp.decoding.measurement.results import Contender, Counted, Interval
 from offramp.decoding.measurement.trial import Pilot, Trial
 from offramp.decoding.measurement.turns import Group, Timed
+from offramp.policies.policy_cost import sizes_of_heads
 
 AnswersByBatch = Mapping[int, tuple[tuple[int, ...], ...]]
 """The new tokens of every row, by batch of prompts."""
@@ -138,14 +139,7 @@ def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | 
         # Who claims anything without a record runs the whole model for every token.
         claims = part.trial.decoded.claimed_layers is not None
         return counted_plain(setting.prompts, group.new_tokens, setting.model.shape) if claims else None
-    heads = setting.main.heads
-    maps = None if heads is None else heads.kv_maps
-    return counted_policy(
-        records,
-        setting.model.shape,
-        lens=heads is not None and heads.lens is not None,
-        maps=() if maps is None else tuple(maps.ranks.items()),
-    )
+    return counted_policy(records, setting.model.shape, sizes_of_heads(setting.main.heads, mapped=True))
 
 
 def _compared(part: Part, timed: Sequence[tuple[int, Timed]]) -> tuple[float, Difference | None]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from offramp.costs.machine import Machine
-from offramp.costs.probes import PROBES, MapRanks, ProbeSizes
+from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes
 from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.prompts import PromptBatch
@@ -20,9 +19,9 @@ from offramp.decoding.measurement.results import Counted, Forecast, Interval, Pa
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
-from offramp.policies.cost_breakdown import PriceAt, gain_of_parts, lines_of, totals_of
+from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv_cost import MAPPED
-from offramp.policies.policy_cost import has_lens, prices_by_rows
+from offramp.policies.policy_cost import counts_by_rows, fitted_sizes, prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.tracing.trace import Trace
 
@@ -37,22 +36,14 @@ class Decoding:
     batch: int = 1
 
     @property
-    def lens(self) -> bool:
-        """Whether exits below L are read through a linear lens."""
-        return self.options.heads is not None and self.options.heads.lens is not None
-
-    @property
     def own_heads(self) -> bool:
         """Whether they have output heads of their own."""
         return self.options.heads is not None and self.options.heads.output is not None
 
     @property
-    def maps(self) -> MapRanks:
-        """K,V maps of the decoder's heads, where K and V are mapped."""
-        heads = self.options.heads
-        if heads is None or heads.kv_maps is None or self.options.kv != MAPPED:
-            return ()
-        return tuple(heads.kv_maps.ranks.items())
+    def fitted(self) -> FittedSizes:
+        """What the decoder's heads add to a step: their K,V maps only where K and V are mapped."""
+        return sizes_of_heads(self.options.heads, mapped=self.options.kv == MAPPED)
 
 
 def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float) -> ReplayResult:
@@ -62,7 +53,8 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
     than the decoder will use.
     """
     heads = trace.request.get("heads") or {}
-    read, own = _reading(has_lens(trace), heads.get("output")), _reading(decoding.lens, decoding.own_heads)
+    read = _reading(fitted_sizes(trace), heads.get("output"))
+    own = _reading(decoding.fitted, decoding.own_heads)
     if read != own:
         raise InputError(
             f"the trace's exits were read through {read}, decoding reads them through {own}",
@@ -81,9 +73,11 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
     )
 
 
-def _reading(lens: bool, own_heads: object) -> str:
+def _reading(fitted: FittedSizes, own_heads: object) -> str:
     """What exits are read through, in words."""
-    if lens:
+    if fitted.mlp_units:
+        return f"networks of {fitted.mlp_units:,} units"
+    if fitted.lens:
         return "a linear lens"
     return "output heads of their own" if own_heads else "the model's own head"
 
@@ -188,9 +182,9 @@ def _priced(
 ) -> dict[str, float]:
     """The same by part of the cost (`offramp.policies.cost_breakdown.PARTS`)."""
     totals: dict[str, float] = {}
-    lens, maps = (False, ()) if decoding is None else (decoding.lens, decoding.maps)
+    fitted = NOTHING_FITTED if decoding is None else decoding.fitted
     for run in runs:
-        at = prices_by_rows(machine, shape, mean_position([run]), lens=lens, maps=maps)
+        at = prices_by_rows(machine, shape, mean_position([run]), fitted)
         for part, total in totals_of(lines_of(run.usage, at)).items():
             totals[part] = totals.get(part, 0.0) + total
     tokens = sum(decoded_tokens(run) for run in runs)
@@ -254,12 +248,12 @@ UNITS = ("flops", "bytes")
 
 
 def counted_policy(
-    runs: Sequence[BatchGeneration], shape: ModelShape, *, lens: bool, maps: MapRanks = ()
+    runs: Sequence[BatchGeneration], shape: ModelShape, fitted: FittedSizes = NOTHING_FITTED
 ) -> Counted:
     """Of what a policy's decodings ran, priced in FLOPs and bytes at the mean position of each.
 
-    A probe that reads the whole head makes the output too: it counts as a head and as a probe. lens: whether
-    exits below L are read through a linear lens. maps: K,V maps, where K and V are mapped.
+    A probe that reads the whole head makes the output too: it counts as a head and as a probe. fitted: what
+    the decoder's heads add.
 
     Raises InputError if no token was decoded after the first one.
     """
@@ -273,7 +267,7 @@ def counted_policy(
         )
         probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
         for unit in UNITS:
-            at = _prices(shape, mean_position([run]), unit, lens, maps)
+            at = counts_by_rows(shape, mean_position([run]), unit, fitted)
             totals[unit] += sum(line.total for line in lines_of(run.usage, at))
     return Counted(
         layers / tokens, heads / tokens, probes / tokens, totals["flops"] / tokens, totals["bytes"] / tokens
@@ -296,8 +290,3 @@ def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
 
 def _is_head(part: str, probe: str) -> bool:
     return part in HEADS or (part == "probe" and PROBES[probe].gives_output)
-
-
-def _prices(shape: ModelShape, position: float, unit: str, lens: bool, maps: MapRanks) -> PriceAt:
-    sizes = ProbeSizes(kv_maps=maps)
-    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens, sizes=sizes))

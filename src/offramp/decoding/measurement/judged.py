@@ -51,7 +51,7 @@ def predict_cells(
         if isinstance(cell.draft_length, int) or cell.kv != DRAFTING:
             described = _described(setting, cell, workload)
             # The decoder's maps, which the trace need not have been made with: its facts are the same.
-            seen = trace if not described.maps or cell.heads is None else with_maps(trace, cell.heads)
+            seen = trace if not described.fitted.maps or cell.heads is None else with_maps(trace, cell.heads)
             found[cell.name] = predict(seen, described, machine, position)
     return found
 

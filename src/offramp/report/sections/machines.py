@@ -183,7 +183,9 @@ def fitted_sentence(heads: Mapping[str, Any]) -> str:
             if explained is None
             else f" (it explains {percent(explained, 0)} of the last state's variance on others)"
         )
-        made.append(f"a linear lens at {counted(heads['exits'], 'exit')}{says}")
+        units = heads.get("mlp_units")
+        kind = f"a network of {units:,} units" if units else "a linear lens"
+        made.append(f"{kind} at {counted(heads['exits'], 'exit')}{says}")
     classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
     if classifiers:
         made.append(counted(len(classifiers), "classifier"))
