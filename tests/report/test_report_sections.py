@@ -85,6 +85,7 @@ def test_prices_are_given_in_layers(page):
     assert "has spent 17 layers' time before it has saved anything" in page.text
     assert "the stopwatch gave 58.3 ms, a ratio of 0.998" in page.text
     assert "No better than chance at any exit: convergence." in page.text
+    assert "undefined: at every exit too few rows of a class" in page.text
 
 
 def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():

@@ -60,6 +60,12 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
     text = printed(replace(comparison, rows=(row, comparison.rows[1]), failures=failures), 300)
     for words in ("[red]x[/]", "[b]cell[/]: [i]why[/]", "not asked", "not certifiable"):
         assert words in text
+    scores = {**row.scores, "composite": Estimate(None, undefined="one class: [b]")}
+    text = printed(replace(comparison, rows=(replace(row, scores=scores), comparison.rows[1])), 300)
+    assert text.count("Undefined: one class: [b] (1 figure).") == 1
+    unknown = Estimate(None, undefined="it was never decoded")
+    strategies = tuple(replace(one, agreement=unknown) for one in comparison.strategies)
+    assert "Undefined: it was never decoded (" in printed(replace(comparison, strategies=strategies), 300)
     text = printed(Comparison("scores", "", (row,)), 80)
     assert "These are scores alone" in text
     assert "Fastest strategies" not in text

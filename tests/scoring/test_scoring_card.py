@@ -136,6 +136,7 @@ def test_one_document_defines_no_calibration():
     assert card.calibration.value is None
     assert card.calibration.undefined == "1 document; the cross-fitted recalibration needs 2"
     assert card.composite.value is None
+    assert "calibration undefined (1 document; the cross-fitted recalibration needs 2), " in repr(card)
     assert card.representation.no_interval == "1 document; an interval needs 20"
     assert card.representation.low is None
     assert "recalibrated_brier" not in card.curves.values

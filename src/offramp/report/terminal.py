@@ -12,6 +12,7 @@ from offramp.decoding.measurement.combined import CombineResult
 from offramp.records.typed import from_json
 from offramp.report.caveats import caveats, left_over, not_claimed
 from offramp.report.combined import advice
+from offramp.report.data_table import reasons
 from offramp.report.findings import comparison_decision, run_decision
 from offramp.report.formats import (
     NumberFormat,
@@ -304,10 +305,14 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
     for sentence in best_sentences(comparison):
         console.print(escape(sentence))
     console.print()
-    console.print(models_table(ordered(comparison.rows)))
+    rows = ordered(comparison.rows)
+    console.print(models_table(rows))
+    _print_reasons([score(row, key) for row in rows[:SHOWN_ROWS] for key, _, _ in SCORES], console)
     if comparison.strategies:
         console.print()
-        console.print(strategies_table(comparison))
+        best = fastest_of_each(comparison)
+        console.print(strategies_table(best))
+        _print_reasons([found for one in best[:SHOWN_ROWS] for found in _figures(one)], console)
     findings = [*advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
     if findings:
         console.print()
@@ -318,6 +323,12 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         console.print(f"[red]not run:[/] {escape(name)}: {escape(why)}")
     for note in [*left_over(comparison), *not_claimed(comparison)]:
         console.print(f"[dim]{escape(note)}[/]")
+
+
+def _print_reasons(estimates: Sequence[Estimate], console: Console) -> None:
+    """Below a table, why figures in it are undefined."""
+    for why in reasons([estimate for estimate in estimates if estimate.value is None]):
+        console.print(f"[dim]{escape(why)}[/]")
 
 
 def advices(comparison: Comparison) -> list[str]:
@@ -352,7 +363,7 @@ def speed_text(row: Row, floor: str) -> str:
     return "[dim]never exits[/]" if saving.policy == NEVER else short_stacked(saving.net_speedup, times)
 
 
-def strategies_table(comparison: Comparison) -> WordTable:
+def fastest_of_each(comparison: Comparison) -> list[Standing]:
     """The fastest strategies that can be followed, one for each place and floor; those that miss it last."""
     standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
     best: dict[tuple[str, ...], Standing] = {}
@@ -360,7 +371,11 @@ def strategies_table(comparison: Comparison) -> WordTable:
         one = standing.shown
         if one.reachable:
             best.setdefault((one.model, one.workload, one.heads, one.machine, one.floor), standing)
-    kept = sorted(best.values(), key=lambda standing: (standing.rank, floor_order(standing.shown.floor)))
+    return sorted(best.values(), key=lambda standing: (standing.rank, floor_order(standing.shown.floor)))
+
+
+def strategies_table(kept: Sequence[Standing]) -> WordTable:
+    """The first of these strategies, one a line, with what each of them keeps."""
     title = "Fastest strategies" + (
         "" if len(kept) <= SHOWN_ROWS else f", {SHOWN_ROWS} of {len(kept)}; the page has all"
     )
@@ -372,6 +387,12 @@ def strategies_table(comparison: Comparison) -> WordTable:
     for standing in kept[:SHOWN_ROWS]:
         table.add_row(*_cells(standing))
     return table
+
+
+def _figures(standing: Standing) -> list[Estimate]:
+    """What is shown of a strategy and may be undefined."""
+    timed = [one.net_speedup for one in (standing.predicted, standing.measured) if one is not None]
+    return [*timed, standing.shown.agreement]
 
 
 def _cells(standing: Standing) -> list[str]:

@@ -137,8 +137,7 @@ class ScoreCard(ShownAsHtml):
 
     def __repr__(self) -> str:
         names = ("representation", "increment", "calibration", "composite")
-        values = [(name, getattr(self, name).value) for name in names]
-        shown = [f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in values]
+        shown = [f"{name} {_shown(getattr(self, name))}" for name in names]
         return f"ScoreCard({', '.join(shown)}; {self.tokens:,} tokens of {self.documents:,} documents)"
 
     @property
@@ -208,6 +207,13 @@ ESTIMATES: tuple[str, ...] = (
 )
 
 NUMBERS: tuple[str, ...] = ("ceiling", "head_share", "mean_position", "documents", "tokens")
+
+
+def _shown(estimate: Estimate) -> str:
+    """A value, or why there is none."""
+    if estimate.value is not None:
+        return f"{estimate.value:.3f}"
+    return "undefined" + (f" ({estimate.undefined})" if estimate.undefined else "")
 
 
 def _curve(values: Sequence[float | None]) -> Curve:

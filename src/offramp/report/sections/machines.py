@@ -153,7 +153,9 @@ def heads_block(heads: Mapping[str, Any]) -> dict[str, Any]:
         [
             name.replace("_", " "),
             f"{values['better_than_chance']} of {values['exits']}",
-            "undefined" if values["auroc"] is None else decimal(values["auroc"]),
+            "undefined: at every exit too few rows of a class"
+            if values["auroc"] is None
+            else decimal(values["auroc"]),
         ]
         for name, values in classifiers.items()
     ]
