@@ -97,7 +97,9 @@ def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
 def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units: int = 0) -> Decoding:
     """With a policy, exits read through heads as it says."""
     mlp = SimpleNamespace(units=units) if units else None
-    heads: Any = SimpleNamespace(lens=lens or None, output=own_heads or None, kv_maps=None, mlp=mlp)
+    heads: Any = SimpleNamespace(
+        lens=lens or None, output=own_heads or None, kv_maps=None, mlp=mlp, shortlist=None
+    )
     return Decoding(DecodingOptions(parse_policy(policy), heads=heads))
 
 

@@ -31,9 +31,9 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.tracing.exit_heads import SHORTLIST
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.request import parse_signals
-from offramp.tracing.restricted_vocabulary import SHORTLIST
 from offramp.tracing.statistics import EXACT_COLUMNS, can_compile, choose_reductions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace

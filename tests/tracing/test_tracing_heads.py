@@ -28,11 +28,10 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.policy_cost import prices_of
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp
+from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, ExitMlp
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.fitted_heads import CANDIDATES
 from offramp.tracing.heads_file import write_heads
-from offramp.tracing.restricted_vocabulary import SHORTLIST
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -168,6 +167,7 @@ def test_a_lens_trace_equals_the_one_by_hand(family: str, head_scale: float, uni
         "texts": False,
         "facts": sorted(ALL_FACTS),
         **({"mlp_units": units} if units else {}),
+        "short_list": 6,
     }
 
 
@@ -345,6 +345,22 @@ def test_one_buffer_of_logits_serves_every_exit() -> None:
     fitted = FittedHeads.of(heads, range(1, model.layers + 1))
     own = OwnHeads.of(fitted, model.stack, StateShape(-2, None, model.shape.hidden_size), "eager")
     assert len({head.buffer.whole.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
+
+
+def test_a_check_of_the_short_list_costs_as_many_columns_as_it_has() -> None:
+    model = tiny_llama()
+    usual, listed = (
+        prices_of(run(model, random_heads(model, [1, 2], facts=(), shortlist=tokens)))
+        for tokens in (None, range(9))
+    )
+    hidden, vocabulary = model.shape.hidden_size, model.shape.vocabulary_size
+    for prices, product, reduction in (
+        ((usual.flops, listed.flops), 2 * hidden, 6),
+        ((usual.bytes, listed.bytes), 4 * hidden, 8),
+    ):
+        saved = prices[0].probes["restricted head"] - prices[1].probes["restricted head"]
+        assert saved == (product + reduction) * (vocabulary - 9)
+        assert prices[0].probes["full head"] == prices[1].probes["full head"]
 
 
 def test_a_check_costs_one_head_product_and_no_lens() -> None:

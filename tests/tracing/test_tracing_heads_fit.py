@@ -14,14 +14,15 @@ from fitting_cases import DOCUMENTS, plain_ridge, states_by_hand, texts
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, ModelError
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.described_heads import describe_heads
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.fitting.classifiers import KINDS
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.readings import take_readings
 from offramp.tracing.heads_file import read_heads, write_heads
-from offramp.tracing.restricted_vocabulary import SHORTLIST, frequent_tokens
+from offramp.tracing.restricted_vocabulary import frequent_tokens
 from offramp.tracing.tracer import trace
 from offramp.workloads.shared_text import sketches_of
 from offramp.workloads.workload import Workload
@@ -92,6 +93,10 @@ def test_the_short_list_holds_the_tokens_that_follow_most_often() -> None:
     assert set(followed) <= set(found.tolist())
     filled = [token for token in range(5000) if token not in followed][: SHORTLIST - len(followed)]
     assert found.tolist() == sorted([*followed, *filled])
+    heads = fit_heads(tiny_llama(), texts(), tokens=300, classifiers=False, short_list=9, progress=False)
+    assert heads.shortlist is not None
+    assert len(heads.shortlist) == 9
+    assert describe_heads(heads)["short_list"] == 9
 
 
 def test_candidates_are_the_best_tokens_of_the_candidate_exit(fitted: ExitHeads) -> None:
@@ -264,6 +269,8 @@ def test_logits_that_overflow_are_refused() -> None:
         ({"lens": False, "classifiers": False}, "neither a lens nor a classifier"),
         ({"exits": [3]}, "no exit below the last layer"),
         ({"exits": [7]}, "no exit 7"),
+        ({"short_list": 3}, "short list of 3 tokens"),
+        ({"short_list": 62}, "short list of 62 tokens"),
         ({"exits": [1, 2], "candidate_exit": 3}, "candidate exit 3 is not among"),
         ({"tokens": 0}, "tokens must be at least 1"),
         ({"tokens": 8, "lens": False}, "all of one document"),

@@ -23,6 +23,7 @@ from offramp.cli.options import (
     require_placement,
 )
 from offramp.cli.run_folder import require_writable
+from offramp.costs.probes import ProbeSizes
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS
@@ -78,6 +79,13 @@ def fit(
             help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
         ),
     ] = "auto",
+    short_list: Annotated[
+        int,
+        typer.Option(
+            "--short-list",
+            help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
+        ),
+    ] = ProbeSizes().shortlist,
     add_to: Annotated[
         Path | None,
         typer.Option(
@@ -138,6 +146,7 @@ def fit(
         candidate_exit=candidate_exit,
         kv_maps=map_exits,
         kv_rank=rank,
+        short_list=short_list,
         context=context,
         seed=seed,
         on_memory=tell,

@@ -38,16 +38,19 @@ class ProbeSizes:
 class FittedSizes:
     """What exit heads add to a step. lens: whether exits below L are read through a linear lens.
 
-    mlp_units: of the networks behind it, 0 without any. maps: K,V maps, where K and V are mapped.
+    mlp_units: of the networks behind it, 0 without any. maps: K,V maps, where K and V are mapped. shortlist:
+    tokens of a list of another length than usual, None without one.
     """
 
     lens: bool = False
     mlp_units: int = 0
     maps: MapRanks = ()
+    shortlist: int | None = None
 
     def added_to(self, sizes: ProbeSizes) -> ProbeSizes:
         """The sizes with these."""
-        return replace(sizes, mlp_units=self.mlp_units, kv_maps=self.maps)
+        listed = sizes.shortlist if self.shortlist is None else self.shortlist
+        return replace(sizes, mlp_units=self.mlp_units, kv_maps=self.maps, shortlist=listed)
 
 
 NOTHING_FITTED = FittedSizes()

@@ -29,6 +29,7 @@ from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
 from offramp.policies.signals import probes_of
+from offramp.tracing.described_heads import unusual_length
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 
@@ -99,7 +100,8 @@ def probes_made(decisions: Decisions) -> NDArray[np.int64]:
 def fitted_sizes(trace: Trace, maps: MapRanks = ()) -> FittedSizes:
     """What the exit heads of a trace add to its steps. maps: the K,V maps that are charged."""
     heads = trace.request.get("heads") or {}
-    return FittedSizes(bool(heads.get("lens")), int(heads.get("mlp_units", 0)), maps)
+    listed = heads.get("short_list")
+    return FittedSizes(bool(heads.get("lens")), int(heads.get("mlp_units", 0)), maps, listed)
 
 
 def sizes_of_heads(heads: ExitHeads | None, *, mapped: bool) -> FittedSizes:
@@ -107,7 +109,8 @@ def sizes_of_heads(heads: ExitHeads | None, *, mapped: bool) -> FittedSizes:
     if heads is None:
         return NOTHING_FITTED
     maps = heads.kv_maps.ranks.items() if mapped and heads.kv_maps is not None else ()
-    return FittedSizes(heads.lens is not None, 0 if heads.mlp is None else heads.mlp.units, tuple(maps))
+    units = 0 if heads.mlp is None else heads.mlp.units
+    return FittedSizes(heads.lens is not None, units, tuple(maps), unusual_length(heads))
 
 
 def mean_position(trace: Trace) -> float:
@@ -194,7 +197,7 @@ def _seconds(
     machine: Machine, shape: ModelShape, position: float, batch: int, fitted: FittedSizes
 ) -> TokenCosts:
     """The machine's prices of a step, with what exit heads add to it."""
-    if not fitted.maps and not fitted.mlp_units:
+    if not fitted.maps and not fitted.mlp_units and fitted.shortlist is None:
         return machine.token_costs(shape, position, batch=batch, lens=fitted.lens)
     sizes = fitted.added_to(machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes())
     costs = machine.token_costs(shape, position, batch=batch, lens=fitted.lens, sizes=sizes)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitHeads, KeyValueMaps, seal_of
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads, KeyValueMaps, seal_of
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.manifest import DocumentRecord, DocumentText
 from offramp.tracing.trace import Trace
@@ -22,6 +24,8 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     """
     maps = {} if heads.kv_maps is None else describe_maps(heads.kv_maps)
     mlp = {} if heads.mlp is None else {"mlp_units": heads.mlp.units}
+    listed = unusual_length(heads)
+    short_list = {} if listed is None else {"short_list": listed}
     reading = {} if heads.kv_maps is None else {"reading": heads.reading_fingerprint}
     return {
         "fingerprint": heads.fingerprint,
@@ -33,9 +37,18 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
         "texts": heads.seen_texts is not None,
         "facts": sorted(heads.classifiers),
         **mlp,
+        **short_list,
         **reading,
         **maps,
     }
+
+
+def unusual_length(heads: ExitHeads) -> int | None:
+    """Tokens of the short list, where it has another length than usual; None otherwise."""
+    if heads.shortlist is None:
+        return None
+    listed = len(np.unique(heads.shortlist))
+    return None if listed == min(SHORTLIST, int(heads.model["vocabulary_size"])) else listed
 
 
 def describe_maps(maps: KeyValueMaps) -> dict[str, Any]:

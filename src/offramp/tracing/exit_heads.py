@@ -16,6 +16,9 @@ from offramp.workloads.shared_text import Sketch
 
 Weights = NDArray[np.float32]
 
+SHORTLIST = 2048
+"""Tokens of the short list, unless heads bring another or the vocabulary is smaller."""
+
 ELEMENT_BYTES = 4
 """Maps are kept in float32."""
 

@@ -9,11 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.workloads.packing import Context
-
-SHORTLIST = 2048
-"""How many they are, unless heads bring their own or the vocabulary is smaller."""
 
 
 def restricted_tokens(heads: ExitHeads | None, vocabulary_size: int) -> Tensor:
@@ -23,12 +20,15 @@ def restricted_tokens(heads: ExitHeads | None, vocabulary_size: int) -> Tensor:
     return torch.from_numpy(np.unique(heads.shortlist).astype(np.int64))
 
 
-def frequent_tokens(contexts: Sequence[Context], vocabulary_size: int) -> NDArray[np.int32]:
-    """Those that follow most often in some contexts, for heads to bring: int32, ascending.
+def frequent_tokens(
+    contexts: Sequence[Context], vocabulary_size: int, listed: int = SHORTLIST
+) -> NDArray[np.int32]:
+    """Those that follow most often in some contexts, for heads to bring: int32, ascending. listed: how
+    many.
 
     Tokens that never follow fill it up from the lowest id: a BPE vocabulary gives the frequent ones low ids.
     """
     followed = [token for context in contexts for token in context.next_tokens]
     counts = np.bincount(np.array(followed, dtype=np.int64), minlength=vocabulary_size)
-    frequent = np.argsort(-counts, kind="stable")[: min(SHORTLIST, vocabulary_size)]
+    frequent = np.argsort(-counts, kind="stable")[: min(listed, vocabulary_size)]
     return np.sort(frequent).astype(np.int32)

@@ -40,9 +40,8 @@ from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.policies.parameters import pruned_policy
 from offramp.policies.rules.short_list import with_short_head
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.tracing.loading import load_transformed
-from offramp.tracing.restricted_vocabulary import SHORTLIST
 
 Key = tuple[str, ...]
 """Names of the transforms of a variant, in the order in which they are applied; empty for the base."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, KeyValueMaps, LinearLens
-from offramp.tracing.fitted_heads import describe_base
+from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, KeyValueMaps, LinearLens
+from offramp.tracing.fitted_heads import CANDIDATES, describe_base
 from offramp.tracing.fitting.classifiers import (
     ClassifierKind,
     FittedClassifier,
@@ -79,6 +79,7 @@ def fit_heads(
     candidate_exit: int | None = None,
     kv_maps: Sequence[int] | None = None,
     kv_rank: Rank = AUTO,
+    short_list: int = SHORTLIST,
     context: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -91,8 +92,9 @@ def fit_heads(
     classifiers: all, none, or names of `offramp.tracing.facts.HEAD_FACTS`. candidate_exit: where
     `candidate_score` takes its tokens; by default the exit nearest to half of the depth. kv_maps: exits that
     get K,V maps, for the KV strategy "mapped". kv_rank: of these, "full" for whole maps, "auto" for the
-    smallest rank that explains nearly as much (see `offramp.tracing.fitting.maps.solve_maps`). One document
-    of three is held out: there penalties and ranks are picked and the classifiers are judged.
+    smallest rank that explains nearly as much (see `offramp.tracing.fitting.maps.solve_maps`). short_list: of
+    how many tokens, those that follow most often: fewer make a cheaper head, more keep more answers. One
+    document of three is held out: there penalties and ranks are picked and the classifiers are judged.
     Sums are taken on the output head's device, and solved on the processor. They take 32 bytes x hidden^2 per
     exit for the lens, 16 x hidden^2 per mapped exit and each of its deeper layers for the maps; hidden states
     of the classifiers' tokens lie in a temporary file beyond 64 MB (of an accelerator: a quarter of its own).
@@ -106,6 +108,7 @@ def fit_heads(
         raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
     require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
+    _check_short_list(short_list, model.shape.vocabulary_size)
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(
             f"the seed cannot be {seed}", where="--seed", fix=f"give a whole number from 0 to {LARGEST_SEED}"
@@ -129,6 +132,7 @@ def fit_heads(
         map_exits=() if kv_maps is None else parse_map_exits(kv_maps, model.layers),
         kv_rank=kv_rank,
         candidate_exit=candidate,
+        short_list=short_list,
         context=context,
         seed=seed,
         shown=sys.stderr.isatty() if progress is None else progress,
@@ -152,6 +156,7 @@ class _Job:
     map_exits: tuple[int, ...]
     kv_rank: Rank
     candidate_exit: int | None
+    short_list: int
     context: int | None
     seed: int
     shown: bool
@@ -171,9 +176,8 @@ class _Job:
         lens_rows = linear_rows if self.lens else None
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
-        shortlist = (
-            None if listed is None else frequent_tokens(listed.contexts, self.model.shape.vocabulary_size)
-        )
+        vocabulary = self.model.shape.vocabulary_size
+        shortlist = None if listed is None else frequent_tokens(listed.contexts, vocabulary, self.short_list)
         fitted: dict[str, ExitClassifier] = {}
         if classifier_rows is not None and shortlist is not None:
             fitted = self._classifiers(classifier_rows, lens, shortlist)
@@ -324,6 +328,15 @@ def _distinct(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Wor
     if not loaded:
         raise InputError("there is no workload to fit on", fix="give one, such as prose")
     return tuple({work.fingerprint: work for work in loaded}.values())
+
+
+def _check_short_list(listed: int, vocabulary: int) -> None:
+    if listed != SHORTLIST and not CANDIDATES <= listed <= vocabulary:
+        raise InputError(
+            f"a short list of {listed:,} tokens is not possible",
+            where="--short-list",
+            fix=f"give {CANDIDATES} to {vocabulary:,}, the model's vocabulary",
+        )
 
 
 def _candidate_exit(wanted: int | None, exits: Sequence[int], layers: int) -> int:
