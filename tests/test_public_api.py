@@ -93,6 +93,18 @@ def test_what_python_prints_of_a_result_is_a_line(model: offramp.Model, trace: o
         assert len(repr(result)) < 400, repr(result)
 
 
+def test_a_notebook_shows_a_replay_and_a_generated_text(model: offramp.Model, trace: offramp.Trace) -> None:
+    shown = offramp.replay(trace, "static:exit=2")._repr_html_()
+    assert "static:" in shown
+    made = offramp.generate(model, "the cat", policy="static:exit=2", max_new_tokens=6)
+    assert isinstance(made, offramp.Generation)
+    assert "".join(made.pieces) == made.text
+    page = made._repr_html_()
+    left = [exit for piece, exit in zip(made.pieces, made.exits, strict=True) if piece]
+    assert page.count("class=&quot;t e") == len(left)
+    assert page.count("class=&quot;t e2") == left.count(2) > 0
+
+
 def test_trace_by_position_and_by_keyword_are_the_same(model: offramp.Model, workload: str) -> None:
     first = offramp.trace(model, workload, 64, "2,4", (), None)
     second = offramp.trace(

@@ -48,5 +48,5 @@ def test_the_notebook_goes_from_a_model_object_to_a_verdict(
     assert names["found"].decision in ("does not pay", "too close to call", "not enough documents", "pays")
     assert len(names["found"].to_dicts()) == 3
     assert names["found"].report.is_file()
-    assert len(pages) == 3  # a score card, a coloured text, findings
+    assert len(pages) == 5  # a score card, a coloured text, a replay, findings, an answer
     assert all(page.startswith("<iframe") and "src=" not in page.replace("srcdoc=", "") for page in pages)

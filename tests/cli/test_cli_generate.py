@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import offramp
 from command_line import run_offramp
-from offramp.cli.token_text import PALETTE, Painter, Pieces, TokenStream
+from offramp.cli.token_text import PALETTE, Painter, TokenStream
+from offramp.decoding.generation.pieces import Pieces, pieces_of
 from offramp.models.discovery import probe_ids
 from tiny_models import LAYERS, write_granite, write_tokenizer
 
@@ -265,6 +266,8 @@ def test_pieces_together_are_the_text(tokens: list[int]) -> None:
     pieces = Pieces(lambda ids: str(decode(ids, clean_up_tokenization_spaces=False)))
     given = [pieces.add(token) for token in tokens]
     assert "".join(given) + pieces.rest() == decode(tokens, clean_up_tokenization_spaces=False)
+    assert "".join(pieces_of(decode, tokens)) == decode(tokens)
+    assert len(pieces_of(decode, tokens)) == len(tokens)
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,6 +91,7 @@ def replay(
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
     from offramp.policies.replay import replay as replay_policy
     from offramp.report.formats import counted
+    from offramp.report.replayed import ORACLE
     from offramp.tracing.trace import Trace
 
     _refuse_idle_options(kv, batch, batching, draft_length)
@@ -116,9 +116,7 @@ def replay(
     )
     out.console.print(_summary_table(result))
     if not result.reachable:
-        out.console.print(
-            "  This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
-        )
+        out.console.print(f"  {ORACLE}")
     for note in result.notes:
         out.console.print(f"  note: {note}", markup=False)
     if explain:
@@ -139,6 +137,7 @@ def _execute(
     model = load_traced_model(trace, name, fitted, instead=instead, device=device)
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.report.formats import percent
+    from offramp.report.replayed import exit_counts
 
     with stage("running the text again"):
         found = rerun(model, trace, policy, kv, heads=fitted)
@@ -193,38 +192,10 @@ def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length
 def _summary_table(result: ReplayResult) -> Table:
     from rich.table import Table
 
-    from offramp.report.formats import decimal, duration, gain_text, percent, times
+    from offramp.report.replayed import replay_facts
 
-    layers, counts = exit_counts(result.exits.tolist())
-    shares = [
-        f"{percent(count / len(result.exits))} at exit {layer}"
-        for layer, count in zip(layers, counts, strict=True)
-    ]
-    rows = {
-        "tokens leave": ", ".join(shares),
-        "agreement with the full model": percent(result.agreement),
-        **(
-            {}
-            if result.reference_agreement is None
-            else {"agreement with the untransformed one": percent(result.reference_agreement)}
-        ),
-        "layers skipped": percent(result.skip_ratio),
-        "K and V of skipped layers": result.kv,
-        f"predicted speed ({result.basis})": times(result.predicted_speedup),
-        "saved of plain decoding": gain_text(result.gain),
-        "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
-        "speed if probes were free": times(result.speedup_without_probes),
-        "probes' share of the cost": percent(result.probe_share),
-        "probes per token": decimal(result.breakdown.probes_per_token),
-        "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
-        "KL to the full model": f"{decimal(result.kl, 4)} nats",
-    }
-    if result.seconds_per_token is not None and result.plain_seconds_per_token is not None:
-        rows["predicted time per token"] = (
-            f"{duration(result.seconds_per_token)}, full model {duration(result.plain_seconds_per_token)}"
-        )
     table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
+    for name, value in replay_facts(result).items():
         table.add_row(f"  {name}", value)
     return table
 
@@ -261,6 +232,8 @@ def amount(value: float, unit: str) -> str:
 
 
 def _as_json(result: ReplayResult) -> dict[str, object]:
+    from offramp.report.replayed import exit_counts
+
     layers, counts = exit_counts(result.exits.tolist())
     return {
         "policy": result.policy,
@@ -286,10 +259,3 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "notes": list(result.notes),
         "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
     }
-
-
-def exit_counts(exits: list[int]) -> tuple[list[int], list[int]]:
-    """The exits that were taken, ascending, and how many tokens took each."""
-    counts = Counter(exits)
-    layers = sorted(counts)
-    return layers, [counts[layer] for layer in layers]

@@ -1,9 +1,11 @@
-"""Text of tokens as they come, piece by piece, and in the colours of the exits that they left at."""
+"""Text of tokens as they come, in the colours of the exits that they left at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
+
+from offramp.decoding.generation.pieces import Pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,43 +16,8 @@ if TYPE_CHECKING:
 # From early exits to late ones. The terminal's own colours, which its user finds legible.
 PALETTE = ("blue", "cyan", "green", "yellow", "red")
 
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-
 # What a terminal would obey instead of showing: all control characters but line feed and tab.
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-class Pieces:
-    """Turns tokens into text one by one; the pieces together are the text of all tokens.
-
-    A character that takes several tokens is held back until it is whole, as transformers' streamers do.
-    decode: token ids to text.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        # The last piece's tokens go along: some tokenizers treat the first token of a text differently.
-        self._tokens: list[int] = []
-        self._given = 0
-
-    def add(self, token: int) -> str:
-        """The text that a token completes, empty if it completes none."""
-        self._tokens.append(token)
-        text = self._pending()
-        if not text or text.endswith(INCOMPLETE):
-            return ""
-        self._tokens, self._given = self._tokens[self._given :], len(self._tokens) - self._given
-        return text
-
-    def rest(self) -> str:
-        """What was held back, if no more tokens come."""
-        text = self._pending()
-        self._given = len(self._tokens)
-        return text
-
-    def _pending(self) -> str:
-        before = self._decode(self._tokens[: self._given])
-        return self._decode(self._tokens)[len(before) :]
 
 
 class Painter:

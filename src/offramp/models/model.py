@@ -103,6 +103,13 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
     return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> str:
+    """The text of token ids. special: whether special tokens are part of it."""
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    )
+
+
 def _with_bos(policy: BosPolicy, tokens: Iterable[Any]) -> list[int]:
     """Token ids with BOS in front if the policy forces it and it is not there."""
     ids = [int(token) for token in tokens]
@@ -327,8 +334,4 @@ class Model:
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of token ids. special: whether special tokens are part of it."""
-        return str(
-            self.tokenizer.decode(
-                list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_text(self.tokenizer, ids, special=special)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
+from offramp.display import ShownAsHtml
 from offramp.errors import InputError, PolicyError
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
@@ -45,7 +46,7 @@ from offramp.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
-class ReplayResult:
+class ReplayResult(ShownAsHtml):
     """One policy replayed on one trace.
 
     exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],

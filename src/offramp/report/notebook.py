@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from offramp.policies.replay import ReplayResult
 from offramp.report.findings import Finding
 from offramp.report.formats import counted, thousandths
+from offramp.report.generated import generation_section
 from offramp.report.html import fragment
 from offramp.report.page import identities
 from offramp.report.passage import passage_part
 from offramp.report.plot.drawing import ramp_rules
+from offramp.report.replayed import layers_of, replay_section
 from offramp.report.run_findings import Findings
 from offramp.report.sections.curves import FIGURES, layer_figure
 from offramp.report.sections.potential import component_figure, eas_figure
@@ -23,15 +26,18 @@ from offramp.scoring.scoring import score
 from offramp.studies.work.passage import Passages
 from offramp.tracing.trace import Trace
 
+if TYPE_CHECKING:
+    from offramp.decoding.generation.result import Generation
+
 HEIGHT = 640
 """Pixels of a frame; its lower right corner can be pulled."""
 
 
 def html_of(value: Any) -> str:
     """HTML of a value that is `offramp.display.ShownAsHtml`. Raises TypeError for any other."""
-    for kind, show in SHOWN.items():
-        if isinstance(value, kind):
-            return show(value)
+    for kind in type(value).__mro__:
+        if kind.__name__ in SHOWN:
+            return SHOWN[kind.__name__](value)
     raise TypeError(f"no page shows a {type(value).__name__}")
 
 
@@ -79,10 +85,21 @@ def _passages(passages: Passages) -> str:
     return framed(f"Document {passage.document}", passage_part(passage, "text"), max(passage.exits))
 
 
-SHOWN: dict[type, Callable[[Any], str]] = {
-    Findings: _findings,
-    Finding: _finding,
-    ScoreCard: _card,
-    Trace: _trace,
-    Passages: _passages,
+def _replay(result: ReplayResult) -> str:
+    return framed(f"Replay of {result.policy}", replay_section(result), layers_of(result))
+
+
+def _generation(one: Generation) -> str:
+    return framed("A generated text", generation_section(one), one.layers)
+
+
+# By name: a page of results needs no torch, which a generation has.
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "Findings": _findings,
+    "Finding": _finding,
+    "ScoreCard": _card,
+    "Trace": _trace,
+    "Passages": _passages,
+    "ReplayResult": _replay,
+    "Generation": _generation,
 }

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offramp.report.formats import percent, percent_tick, visible_piece
-from offramp.report.html import figure, fragment, table, text
+from offramp.report.html import Kind, figure, fragment, table, text
 from offramp.report.plot.drawing import nice_ticks
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
 from offramp.report.run_result import WorkloadResult
@@ -98,26 +98,45 @@ def depth_figure(workload: WorkloadResult, layers: int) -> Markup:
     """Where all traced tokens of the workload could have stopped; also the passage's colour key."""
     trace = workload.trace
     counts = np.bincount(saturation(trace.agreement), minlength=len(trace.exits))
-    total = max(int(counts.sum()), 1)
-    running = np.cumsum(counts)
-    rows = [
-        [f"layer {layer}", str(int(count)), percent(int(count) / total), percent(int(sum_) / total)]
-        for layer, count, sum_ in zip(trace.exits, counts, running, strict=True)
-    ]
-    return figure(
+    return exits_figure(
         "Where tokens could have stopped",
-        f"All {total:,} traced tokens of {workload.name} by the layer from which the prediction stays; the "
-        "strip is the "
-        "passage's colour key.",
-        depth_plot(trace.exits, counts, layers).svg(),
-        table(
-            ["Layer", "Tokens", "Share", "Up to here"], rows, caption="Tokens by the layer they could stop at"
-        ),
+        f"All {max(int(counts.sum()), 1):,} traced tokens of {workload.name} by the layer from which the "
+        "prediction stays; the strip is the passage's colour key.",
+        depth_plot(trace.exits, counts, layers),
+        trace.exits,
+        counts,
+        caption="Tokens by the layer they could stop at",
         kind="measured",
     )
 
 
-def depth_plot(exits: NDArray[np.int64], counts: NDArray[np.int64], layers: int) -> Plot:
+def exits_figure(
+    title: str,
+    note: str,
+    plot: Plot,
+    exits: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    *,
+    caption: str,
+    kind: Kind,
+) -> Markup:
+    """Tokens by layer, drawn and as a table; exits, counts: int64 [exits]."""
+    total = max(int(counts.sum()), 1)
+    rows = [
+        [f"layer {layer}", str(int(count)), percent(int(count) / total), percent(int(sum_) / total)]
+        for layer, count, sum_ in zip(exits, counts, np.cumsum(counts), strict=True)
+    ]
+    data = table(["Layer", "Tokens", "Share", "Up to here"], rows, caption=caption)
+    return figure(title, note, plot.svg(), data, kind=kind)
+
+
+def depth_plot(
+    exits: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    layers: int,
+    title: str = "Where tokens could have stopped",
+    description: str = "Share of all traced tokens by the layer from which the prediction no longer changes.",
+) -> Plot:
     """Bars over layers 1..L on a strip of the passage's colours; exits, counts: int64 [exits]."""
     share = counts / max(int(counts.sum()), 1)
     tallest = float(share.max()) or 1.0
@@ -128,8 +147,8 @@ def depth_plot(exits: NDArray[np.int64], counts: NDArray[np.int64], layers: int)
     ]
     ends = {1: "layer 1", layers + 1: f"layer {layers}, the full model"}
     return Plot(
-        title="Where tokens could have stopped",
-        description="Share of all traced tokens by the layer from which the prediction no longer changes.",
+        title=title,
+        description=description,
         x=Axis("", (1, layers + 1), lambda layer: ends[int(layer)], ticks=tuple(ends)),
         y=Axis("share of tokens", (-STRIP * tallest, tallest), percent_tick, nice_ticks(0.0, tallest, 3)),
         boxes=(*strip, *bars),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,7 +24,7 @@ from offramp.decoding.generation.prompts import (
     prompt_batch,
     token_rows,
 )
-from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.generation.result import BatchGeneration, Decode, Generation
 from offramp.decoding.options import (
     LOCKSTEP,
     DecodingOptions,
@@ -34,7 +35,7 @@ from offramp.decoding.options import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
-from offramp.models.model import Model, in_evaluation
+from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.rules.fixed import Never
 from offramp.policies.steps import DRAFT_LENGTH
 
@@ -171,7 +172,7 @@ def generate_batch(
         forced=force_tokens,
         timing=timing,
         streamer=streamer,
-        decode=model.decode,
+        decode=decoder_of(model),
         random=_random(seed, model),
     )
     prepared = _prepared(model, ids, mask, options.new_tokens, sampling)
@@ -200,11 +201,16 @@ def hold_batch(model: Model, ids: Tensor, mask: Tensor | None, options: Decoding
     """
     check_policy(options.policy, model.layers, options.heads)
     check_context(model, ids.shape[1], options.new_tokens)
-    early = EarlyExit(options, engine=engine_of(model), decode=model.decode, held=True)
+    early = EarlyExit(options, engine=engine_of(model), decode=decoder_of(model), held=True)
     prepared = _prepared(model, ids, mask, options.new_tokens, {"eos_token_id": None})
     model.hf.generate(ids, custom_generate=early, **prepared)
     assert early.loop is not None  # transformers calls what it is given
     return early.loop
+
+
+def decoder_of(model: Model) -> Decode:
+    """Token ids to text with the tokenizer alone: a result that is kept does not keep the weights."""
+    return partial(decode_text, model.tokenizer)
 
 
 def _prepared(

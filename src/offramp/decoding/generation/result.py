@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.generation.next_token import raise_for
+from offramp.decoding.generation.pieces import pieces_of
+from offramp.display import ShownAsHtml
 from offramp.policies.cost_breakdown import Usage
 
 if TYPE_CHECKING:
@@ -21,8 +23,17 @@ SHOWN_TEXT = 60
 """Characters of a text that its short form shows."""
 
 
+Decode = Callable[[list[int]], str]
+"""Token ids to text."""
+
+
+def _nothing(tokens: list[int]) -> str:
+    """No text: the tokenizer is not known."""
+    return ""
+
+
 @dataclass(frozen=True)
-class Generation:
+class Generation(ShownAsHtml):
     """One generated sequence.
 
     text: of the new tokens, special tokens included. tokens: the new token ids in order, the end token
@@ -33,7 +44,8 @@ class Generation:
     layers_executed: rows times layers that ran for this sequence, the prompt's and padding's included.
     prompt_layers: of these, the prompt's. prompt_tokens: its length, padding left out.
     stopped: why it ended: "end token", "length", "criteria", or "problem". problem: what went wrong at which
-    token and layer (a non-finite logit), None if nothing did; the tokens before it are valid.
+    token and layer (a non-finite logit), None if nothing did; the tokens before it are valid. decode: token
+    ids to text, for `pieces`.
     """
 
     text: str
@@ -46,6 +58,7 @@ class Generation:
     prompt_tokens: int
     stopped: str
     problem: str | None = None
+    decode: Decode = field(default=_nothing, repr=False, compare=False)
 
     def __repr__(self) -> str:
         start = self.text if len(self.text) <= SHOWN_TEXT else f"{self.text[:SHOWN_TEXT]}…"
@@ -53,6 +66,11 @@ class Generation:
             f"Generation({len(self.tokens):,} tokens, {self.skip_ratio:.1%} of the layers skipped, ended by "
             f"{self.stopped}: {start!r})"
         )
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What each new token adds to the text: one piece a token, nothing before a character is whole."""
+        return pieces_of(self.decode, self.tokens)
 
     @property
     def skip_ratio(self) -> float:
@@ -212,7 +230,7 @@ class About:
     prompt_layers: int
     limit: int
     end_tokens: frozenset[int]
-    decode: Callable[[list[int]], str]
+    decode: Decode
     problems: dict[int, str]
 
     def generation(self, row: int, answer: RowAnswer) -> Generation:
@@ -229,6 +247,7 @@ class About:
             prompt_tokens=self.prompt_tokens[row],
             stopped="problem" if problem else self._stopped(answer),
             problem=problem,
+            decode=self.decode,
         )
 
     def _stopped(self, answer: RowAnswer) -> str:

@@ -60,7 +60,7 @@
     const oracle = " It first appears at layer " + first + " and stays from layer " + stays + " of " + last + ". A policy cannot know this.";
     panel.replaceChildren(title, make("p", own + oracle, "sub"), list);
   }
-  document.querySelectorAll(".passage").forEach((passage) => {
+  document.querySelectorAll(".passage[id]").forEach((passage) => {
     const identity = passage.id.slice("passage-".length);
     const panel = document.getElementById("panel-" + identity);
     const data = JSON.parse(document.getElementById("data-" + identity).textContent);

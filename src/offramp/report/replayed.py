@@ -1,0 +1,92 @@
+"""One policy's replay in words: the facts that a terminal and a notebook show, and the notebook's page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from offramp.policies.replay import ReplayResult
+from offramp.report.formats import counted, decimal, duration, gain_text, percent, times
+from offramp.report.html import fragment, policy_code, table
+from offramp.report.passage import depth_plot, exits_figure
+
+ORACLE = "This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
+
+
+def exit_counts(exits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The exits that were taken, ascending, and how many tokens took each."""
+    counts = Counter(exits)
+    layers = sorted(counts)
+    return layers, [counts[layer] for layer in layers]
+
+
+def replay_facts(result: ReplayResult) -> dict[str, str]:
+    """Every figure of a replay, by what it is."""
+    layers, counts = exit_counts(result.exits.tolist())
+    shares = [
+        f"{percent(count / len(result.exits))} at exit {layer}"
+        for layer, count in zip(layers, counts, strict=True)
+    ]
+    reference = result.reference_agreement
+    facts = {
+        "tokens leave": ", ".join(shares),
+        "agreement with the full model": percent(result.agreement),
+        **({} if reference is None else {"agreement with the untransformed one": percent(reference)}),
+        "layers skipped": percent(result.skip_ratio),
+        "K and V of skipped layers": result.kv,
+        f"predicted speed ({result.basis})": times(result.predicted_speedup),
+        "saved of plain decoding": gain_text(result.gain),
+        "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
+        "speed if probes were free": times(result.speedup_without_probes),
+        "probes' share of the cost": percent(result.probe_share),
+        "probes per token": decimal(result.breakdown.probes_per_token),
+        "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
+        "KL to the full model": f"{decimal(result.kl, 4)} nats",
+    }
+    if result.seconds_per_token is not None and result.plain_seconds_per_token is not None:
+        facts["predicted time per token"] = (
+            f"{duration(result.seconds_per_token)}, full model {duration(result.plain_seconds_per_token)}"
+        )
+    return facts
+
+
+def replay_section(result: ReplayResult) -> Markup:
+    """A replay as a part of a page: its figures, where tokens leave, what is charged, and its notes."""
+    exits, counts = map(np.array, exit_counts(result.exits.tolist()))
+    tokens, layers = counted(len(result.exits), "token"), layers_of(result)
+    title = "Where tokens leave"
+    note = f"{tokens} of the trace by the layer after which the policy lets them leave."
+    plot = depth_plot(exits, counts, layers, title, "Share of tokens by the layer that they leave after.")
+    rows = [
+        [
+            f"{line.part}, {line.probe}" if line.probe else line.part,
+            line.where,
+            f"{line.count:,}",
+            percent(line.total / result.breakdown.plain),
+        ]
+        for line in result.breakdown.lines
+        if line.total
+    ]
+    return fragment(
+        "notebook",
+        "replay",
+        policy=policy_code(result.policy),
+        over=f"{tokens}, batch {result.batch}{f' in {result.batching}' if result.batch > 1 else ''}",
+        facts=table(["Figure", "Value"], list(replay_facts(result).items()), caption="The replay in figures"),
+        leave=exits_figure(title, note, plot, exits, counts, caption=title, kind="replayed"),
+        charged=table(
+            ["What", "Where", "Times", "Of the full model's cost"],
+            rows,
+            caption=f"What the policy is charged, in {result.breakdown.unit}",
+            numeric_from=2,
+        ),
+        notes=[*([] if result.reachable else [ORACLE]), *result.notes],
+    )
+
+
+def layers_of(result: ReplayResult) -> int:
+    """L: the last layer that the full model is charged for."""
+    return max(place for line in result.breakdown.plain_lines for place in line.places)
