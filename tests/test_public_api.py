@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,9 +46,20 @@ def test_every_public_name_is_there_and_documented() -> None:
     parameters = inspect.signature(offramp.trace).parameters
     assert list(parameters)[:6] == ["model", "workload", "tokens", "exits", "signals", "heads"]
     assert [parameters[name].default for name in ("exits", "signals", "heads")] == ["all", (), None]
-    assert set(offramp.__all__) <= set(dir(offramp))
+    assert dir(offramp) == sorted(offramp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         offramp.no_such_name  # noqa: B018
+
+
+def test_help_begins_with_the_public_names() -> None:
+    """Python lists a package's contents before its names: what the module says itself stands above them."""
+    shown = pydoc.render_doc(offramp, renderer=pydoc.plaintext)
+    said, _, listed = shown.partition("\nPACKAGE CONTENTS\n")
+    assert set(offramp.__all__) <= set(re.findall(r"\w+", said))
+    functions = listed.partition("\nFUNCTIONS\n")[2]
+    shown_functions = set(re.findall(r"^    (\w+)(?:\(| = )", functions, flags=re.MULTILINE))
+    assert shown_functions == {name for name in offramp.__all__ if inspect.isfunction(getattr(offramp, name))}
+    assert "\nDATA\n" not in listed
 
 
 def test_importing_and_reading_back_load_no_torch(trace_folder: Path) -> None:

@@ -1,6 +1,18 @@
 """offramp: would early-exit decoding pay on your model, your workload and your machine?
 
-Everything below is imported when it is first used, so that reading a trace never loads torch.
+A whole answer   run, Findings
+Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload
+Measuring        trace, Trace, score, ScoreCard, passages, fit_heads, import_heads
+Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
+With a guarantee tune, tune_tasks, Tuned, TunedTasks
+Decoding         generate, Generation, early_exit, rerun, RerunResult, bench
+Machines         find_machine, measure_hardware
+Training         exit_scores, ExitScoreCallback
+Many models      read_study, Study, compare, Comparison
+Errors           OfframpError, InputError
+
+These names are public, and offramp.testing for what you add; the packages are how they are built. All is
+imported when it is first used, so that reading a trace never loads torch.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ def test_a_generated_text_is_coloured_by_where_its_tokens_left() -> None:
         assert said in text
     assert "layer 9120.0 %60.0 %" in text  # the same as a table: one token, and three up to here
     assert f".e{LAYERS}{{" in page
+    assert "A dotted underline" in text
+    assert "A dotted underline" not in page_of(replace(made, chosen=tokens))[1]
 
 
 @pytest.mark.parametrize(

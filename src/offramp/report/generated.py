@@ -34,6 +34,7 @@ def generation_section(one: Generation) -> Markup:
         f"skipped, ended by: {one.stopped}.",
         problem=one.problem,
         tokens=token_parts(one),
+        given=one.tokens != one.chosen,
         left=exits_figure(title, note, plot, exits, counts, caption=title, kind="executed"),
     )
 

@@ -14,6 +14,7 @@ from offramp.report.html import fragment, policy_code, table
 from offramp.report.passage import depth_plot, exits_figure
 
 ORACLE = "This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
+LEAVE = "tokens leave"
 
 
 def exit_counts(exits: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -32,7 +33,7 @@ def replay_facts(result: ReplayResult) -> dict[str, str]:
     ]
     reference = result.reference_agreement
     facts = {
-        "tokens leave": ", ".join(shares),
+        LEAVE: ", ".join(shares),
         "agreement with the full model": percent(result.agreement),
         **({} if reference is None else {"agreement with the untransformed one": percent(reference)}),
         "layers skipped": percent(result.skip_ratio),
@@ -70,12 +71,13 @@ def replay_section(result: ReplayResult) -> Markup:
         for line in result.breakdown.lines
         if line.total
     ]
+    facts = {name: value for name, value in replay_facts(result).items() if name != LEAVE}  # those are drawn
     return fragment(
         "notebook",
         "replay",
         policy=policy_code(result.policy),
         over=f"{tokens}, batch {result.batch}{f' in {result.batching}' if result.batch > 1 else ''}",
-        facts=table(["Figure", "Value"], list(replay_facts(result).items()), caption="The replay in figures"),
+        facts=table(["Figure", "Value"], list(facts.items()), caption="The replay in figures"),
         leave=exits_figure(title, note, plot, exits, counts, caption=title, kind="replayed"),
         charged=table(
             ["What", "Where", "Times", "Of the full model's cost"],
