@@ -67,10 +67,14 @@ class Past:
 def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[int]) -> Past:
     """What some places of the cache's list hold.
 
-    K and V are replaced by longer tensors and never written to, so that they need no copy; all else, such as
+    K and V need no copy: they are replaced by longer tensors, or grow in place behind the positions that are
+    held now (`offramp.decoding.engine.growing`), which are never written to again. All else, such as
     recurrent states, is copied.
     """
     held = entries_of(cache)
+    for place in entries:
+        if hasattr(held[place], "keep"):
+            held[place].keep()
     return Past(tuple((place, _held(vars(held[place]))) for place in entries), first, tuple(lengths))
 
 
@@ -81,6 +85,8 @@ def restore(cache: Any, past: Past) -> None:
         own = vars(entries[place])
         own.clear()
         own.update(_held(held))
+        if hasattr(entries[place], "release"):
+            entries[place].release()
 
 
 def _held(values: dict[str, Any]) -> dict[str, Any]:

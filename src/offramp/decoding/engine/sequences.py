@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp.decoding.engine import cache as caching
 from offramp.decoding.engine.cache import Past, at_length, counting_updates, kept_aside, merging
 from offramp.decoding.engine.engine import Engine, Meter
+from offramp.decoding.engine.growing import grow_in_place
 from offramp.errors import ModelError
 from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
 
@@ -57,7 +58,8 @@ class Sequences:
     """`batch` sequences of one length, padded on the left where they differ.
 
     ids: int64 [batch, length], every token fed so far. mask: int64 [batch, length], 0 = padding; None without
-    padding. cache: transformers' own, None before the first inputs. meter: counts every layer that runs.
+    padding. cache: transformers' own, its layers of full attention growing in place; None before the first
+    inputs. meter: counts every layer that runs.
     lengths: per layer, how many positions it has run or written; a layer takes the next ones only.
     """
 
@@ -125,6 +127,7 @@ class Sequences:
             self.cache = next(
                 iter(caches_among([[call.keywords, call.before, call.after] for call in calls]))
             )
+            grow_in_place(self.cache)
         else:
             calls = [call.with_cache(view, self.cache) for call in calls]
         self.meter.lap("overhead")
