@@ -158,7 +158,7 @@ BEFORE_LOADING = [
 ]
 """What is refused before a weight is read: a command, further options, what is said, what is advised."""
 AFTER_LOADING = [
-    ("run|trace", "--context 1", "a context of 1 tokens is filled", "raise --context"),
+    ("run|trace", "--context 1", "a context of 1 tokens is filled", "raise context= (--context)"),
     ("run|trace", "--context 129", "longer than the model's 128", "--context 128"),
     ("run|trace", "--exits 0", "no exit 0", f"1 to {LAYERS}"),
     ("run|trace", "--exits 2,5", "no exit 5", f"1 to {LAYERS}"),

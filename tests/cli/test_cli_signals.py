@@ -113,5 +113,5 @@ def test_an_exit_without_a_head(
     command += ["--heads", tmp_path / "heads.safetensors", "-o", tmp_path / "out"]
     error = run_offramp(*command, "--json").require(2).json["error"]
     assert error["what"] == "the heads were not fitted at exit 2; they have: 1, 3"
-    assert error["fix"] == "trace their exits only: --exits 1,3"
+    assert error["fix"] == 'trace their exits only: exits="1,3" (--exits 1,3)'
     assert not (tmp_path / "out").exists()

@@ -378,7 +378,7 @@ def test_what_does_not_fit_in_halves_either_is_an_error_that_says_what_would() -
             trace(model, workload_of(lengths=(30,)), **OPTIONS)
     assert len(chunks) == 2
     assert caught.value.exit_code == 1
-    assert "--context of 10 tokens" in caught.value.fix
+    assert "context= (--context) 10 or less" in caught.value.fix
 
 
 def out_of_memory(patch: pytest.MonkeyPatch, times: int) -> list[int]:

@@ -344,4 +344,4 @@ def test_bad_signals_are_refused_before_anything_is_measured(
         trace_numbers(model, 61, signals=signals)
     assert what in caught.value.what
     assert fix in caught.value.fix
-    assert caught.value.where == "--signals"
+    assert caught.value.where == "signals= (--signals)"

@@ -475,7 +475,7 @@ def test_an_exit_that_the_heads_were_not_fitted_at_is_refused() -> None:
     heads = random_heads(model, [2, 4], candidate_exit=2)
     with pytest.raises(InputError, match="not fitted at exit 1; they have: 2, 4") as caught:
         run(model, heads)
-    assert caught.value.fix == "trace their exits only: --exits 2,4"
+    assert caught.value.fix == 'trace their exits only: exits="2,4" (--exits 2,4)'
     assert run(model, heads, exits="2,4").exits.tolist() == [2, 4, 5]
     with pytest.raises(InputError, match="candidate tokens from exit 2, which is not traced"):
         run(model, heads, exits="4")

@@ -166,7 +166,7 @@ def test_exits_with_nothing_to_map_to_and_ranks_that_are_none_are_refused() -> N
     for exits in ((4,), (0,), (1, 9), ()):
         with pytest.raises(InputError) as caught:
             fit(kv_maps=exits)
-        assert caught.value.where == "--kv-maps"
+        assert caught.value.where == "kv_maps= (--kv-maps)"
     for rank in (0, -1, "half", True, 1.5):
         with pytest.raises(InputError, match="of rank"):
             fit(kv_rank=rank)

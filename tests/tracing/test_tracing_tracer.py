@@ -62,7 +62,7 @@ def test_exits_are_layers_and_the_last_is_always_there(exits: Any, expected: tup
 def test_exits_that_are_not_there_are_refused(exits: Any) -> None:
     with pytest.raises(InputError) as caught:
         parse_exits(exits, 3)
-    assert caught.value.where == "--exits"
+    assert caught.value.where == "exits= (--exits)"
 
 
 @pytest.mark.parametrize("exits", ["1", "2", "3", [1, 2]])

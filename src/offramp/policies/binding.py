@@ -147,7 +147,7 @@ def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace)
         raise PolicyError(
             f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
             where=str(trace.folder or "the trace"),
-            fix="trace again with the same --heads FILE, or tune a policy on a trace made with these",
+            fix="trace again with the same heads=FILE (--heads FILE), or tune on a trace made with these",
         )
 
 

@@ -204,7 +204,9 @@ def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) ->
                 f"{CANDIDATES} was recorded with the candidates of {_exit(candidates)}, but the policy's "
                 f"first check with a full head is at {_exit(first)}",
                 where=where,
-                fix=f"start its exits with {candidates}" if candidates else "trace again with --heads FILE",
+                fix=f"start its exits with {candidates}"
+                if candidates
+                else "trace again with heads=FILE (--heads FILE)",
             )
 
 
@@ -225,7 +227,7 @@ def require_neighbours(checked: Mapping[int, tuple[str, ...]], traced: Sequence[
                 f"{names[0]} at exit {exit} was recorded against {_exit(recorded)}, but the policy's check "
                 f"with a full head before it is at {_exit(before)}",
                 where=where,
-                fix=f"trace again with --exits {together} and the same --signals",
+                fix=f'trace again with exits="{together}" (--exits {together}) and the same signals',
             )
 
 

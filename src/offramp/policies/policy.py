@@ -226,6 +226,6 @@ def columns_of(trace: Trace, exits: tuple[int, ...]) -> NDArray[np.int64]:
         raise PolicyError(
             f"exit {named} was not traced",
             where=str(trace.folder or "the trace"),
-            fix=f"trace again with --exits {together}",
+            fix=f'trace again with exits="{together}" (--exits {together})',
         )
     return np.searchsorted(trace.exits, np.array(exits, dtype=np.int64)).astype(np.int64)

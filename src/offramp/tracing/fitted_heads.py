@@ -145,9 +145,15 @@ def describe_base(model: Model) -> dict[str, Any]:
     }
 
 
+def asked_exits(exits: Sequence[int]) -> str:
+    """How exits are asked for in Python, and on the command line."""
+    listed = ",".join(map(str, exits))
+    return f'exits="{listed}" (--exits {listed})'
+
+
 def _refused(why: str) -> InputError:
     fix = "fit heads of this model: offramp heads fit MODEL --workload W -o FILE"
-    return InputError(f"the exit heads cannot be used: {why}", where="--heads", fix=fix)
+    return InputError(f"the exit heads cannot be used: {why}", where="heads= (--heads)", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -178,15 +184,15 @@ class FittedHeads:
             raise InputError(
                 f"the heads were not fitted at exit {missing[0]}; they have: "
                 + ", ".join(str(exit) for exit in heads.exits),
-                where="--heads",
-                fix="trace their exits only: --exits " + ",".join(str(exit) for exit in heads.exits),
+                where="heads= (--heads)",
+                fix="trace their exits only: " + asked_exits(heads.exits),
             )
         candidate = heads.candidate_exit if "candidate_score" in heads.classifiers else None
         if candidate is not None and candidate not in below:
             raise InputError(
                 f"the heads take their candidate tokens from exit {candidate}, which is not traced",
-                where="--exits",
-                fix=f"add {candidate} to --exits",
+                where="exits= (--exits)",
+                fix=f"add {candidate} to exits= (--exits)",
             )
         places = tuple(heads.exits.index(exit) for exit in below)
         return cls(heads, places, None if candidate is None else list(below).index(candidate))

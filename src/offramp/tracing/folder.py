@@ -57,7 +57,7 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
             raise InputError(
                 "the folder holds another trace (it differs in: " + ", ".join(differs) + ")",
                 where=str(folder),
-                fix="choose another folder with -o, or give --overwrite to replace it",
+                fix="choose another folder (output=, -o), or give overwrite=True (--overwrite) to replace it",
             )
         _clear(folder)
     _read(folder / MANIFEST, lambda path: read_manifest(path.parent), forgive=repair)

@@ -114,7 +114,7 @@ class _Sums:
             raise ModelError(
                 f"a hidden state of layer {int(fine.int().argmin()) + 1} is not finite",
                 where=model.name,
-                fix="try --dtype float32, or check the model's weights",
+                fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
         self.cosines += [float(of_layer.double().sum()) for of_layer in found]
         for states, of_batch in zip(self.last, ends, strict=True):
@@ -143,7 +143,7 @@ def influence_of_trace(trace: Trace) -> NDArray[np.float64]:
         raise InputError(
             f"the trace holds {len(trace.exits)} of {trace.layers} exits; block influence needs all",
             where=str(trace.folder or "the trace"),
-            fix="trace again with --exits all",
+            fix='trace again with exits="all" (--exits all)',
         )
     cosines: NDArray[np.float64] = trace.fact("hidden_cosine_to_previous").mean(0, dtype=np.float64)
     return 1.0 - cosines

@@ -168,8 +168,8 @@ class GroupMeasurer:
             f"logits at a time: {shown_size(free)} are free beside the model, and a context of {longest:,} "
             f"tokens takes {shown_size(longest * states)} for the hidden states alone",
             where=str(self.device),
-            fix=f"give a --context of {max(longest // 2, 1):,} tokens or less, fewer --exits or --signals, "
-            "or --device cpu; free what other programs hold",
+            fix=f"give context= (--context) {max(longest // 2, 1)} or less, fewer exits or signals, or a "
+            "model on the processor (--device cpu); free what other programs hold",
         )
 
     @torch.no_grad()

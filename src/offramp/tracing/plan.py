@@ -43,8 +43,8 @@ def usable_context(model: Model, context: int | None) -> int:
     if longest is not None and context > longest:
         raise InputError(
             f"a context of {context:,} tokens is longer than the model's {longest:,}",
-            where="--context",
-            fix=f"give --context {longest} or less",
+            where="context= (--context)",
+            fix=f"give context={longest} (--context {longest}) or less",
         )
     return context
 

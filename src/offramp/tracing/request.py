@@ -75,13 +75,15 @@ def parse_signals(signals: str | Sequence[str], mode: str) -> tuple[str, ...]:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"unknown signal {name!r}", where="--signals", fix=f"{hint}choose among: {', '.join(known)}"
+                f"unknown signal {name!r}",
+                where="signals= (--signals)",
+                fix=f"{hint}choose among: {', '.join(known)}",
             )
     needs_prompts = sorted(names & of_prompts)
     if needs_prompts and mode != "generation":
         raise InputError(
             f"{needs_prompts[0]} describes a prompt, and a workload of given texts has none",
-            where="--signals",
+            where="signals= (--signals)",
             fix=f"leave {needs_prompts[0]} out, or trace a workload of prompts such as chat or math",
         )
     return tuple(sorted(names))
@@ -164,7 +166,9 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
         words = exits.replace("+", ",").split(",")
         if not all(word.strip().isdecimal() for word in words):
             raise InputError(
-                f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
+                f"the exits {exits!r} are not a list of layers",
+                where="exits= (--exits)",
+                fix="write 10,20,30 or all",
             )
         exits = [int(word) for word in words]
     wanted = {int(layer) for layer in exits}
@@ -172,7 +176,7 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
     if unknown or not wanted:
         raise InputError(
             f"the model has no exit {unknown[0]}" if unknown else "no exit was asked for",
-            where="--exits",
+            where="exits= (--exits)",
             fix=f"choose among 1 to {layers}",
         )
     return tuple(sorted(wanted | {layers}))

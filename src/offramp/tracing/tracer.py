@@ -216,7 +216,7 @@ class _Run:
             raise ModelError(
                 "every document met a non-finite number, so nothing was traced",
                 where=f"{plan.document_ids[record.index]}: {record.reason}",
-                fix="try --dtype float32, or check the model's weights",
+                fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
         heads = None if self.fitted is None else self.fitted.heads
         texts = document_texts(self.workload, plan.document_ids, heads)

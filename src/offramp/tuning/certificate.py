@@ -198,6 +198,6 @@ def require_delta(delta: float) -> None:
     if not 0.0 < delta < 1.0:
         raise InputError(
             f"a delta of {delta} is no share",
-            where="--delta",
+            where="delta= (--delta)",
             fix="choose a number between 0 and 1, as in 0.1",
         )

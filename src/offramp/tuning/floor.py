@@ -66,20 +66,26 @@ def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) ->
     if not isinstance(floor, Floor):
         if len(floor) != 1:
             raise InputError(
-                f"{len(floor)} floors were given", where="--floor", fix="give one, as in agreement=0.99"
+                f"{len(floor)} floors were given",
+                where="floor= (--floor)",
+                fix="give one, as in agreement=0.99",
             )
         kind, value = next(iter(floor.items()))
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"unknown floor {kind!r}", where="--floor", fix=f"{hint}choose one of: {', '.join(KINDS)}"
+                f"unknown floor {kind!r}",
+                where="floor= (--floor)",
+                fix=f"{hint}choose one of: {', '.join(KINDS)}",
             )
         limit = None if kind in SHARES else (CLIP if clip is None else clip)
         floor = Floor(kind, value, limit)
         if kind in SHARES and clip is not None:
             raise InputError(
-                "a floor on agreement is not clipped", where="--floor-clip", fix="leave --floor-clip out"
+                "a floor on agreement is not clipped",
+                where="clip= (--floor-clip)",
+                fix="leave clip= (--floor-clip) out",
             )
     _require_range(floor)
     return floor
@@ -91,18 +97,20 @@ def _require_range(floor: Floor) -> None:
         if not 0.0 < floor.value < 1.0:
             raise InputError(
                 f"a floor of {floor.value} on agreement is no share",
-                where="--floor",
+                where="floor= (--floor)",
                 fix="choose a number between 0 and 1; 1 itself can never be certified from a sample",
             )
         return
     if not (math.isfinite(floor.value) and floor.value > 0.0):
         raise InputError(
-            f"a floor of {floor.value} nats is out of range", where="--floor", fix="choose a positive number"
+            f"a floor of {floor.value} nats is out of range",
+            where="floor= (--floor)",
+            fix="choose a positive number",
         )
     if floor.clip is None or not (math.isfinite(floor.clip) and floor.clip > floor.value):
         raise InputError(
             f"losses cannot be cut at {floor.clip} nats with {floor.value} nats allowed",
-            where="--floor-clip",
+            where="clip= (--floor-clip)",
             fix="choose a limit above the floor",
         )
 
@@ -116,7 +124,7 @@ def parse_floor(text: str, clip: float | None = None) -> Floor:
         value = math.nan
     if math.isnan(value):
         raise InputError(
-            f"{text!r} is no floor", where="--floor", fix="write agreement=0.99, nll=0.02 or kl=0.02"
+            f"{text!r} is no floor", where="floor= (--floor)", fix="write agreement=0.99, nll=0.02 or kl=0.02"
         )
     return make_floor({kind.strip(): value}, clip)
 

@@ -200,5 +200,5 @@ def require_policies(trace: Trace) -> None:
         raise PolicyError(
             "no exit before the last was traced, so no policy could be replayed",
             where=str(trace.folder or "the trace"),
-            fix="trace again with more --exits",
+            fix="trace again with more exits= (--exits)",
         )

@@ -232,7 +232,9 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
     strategy, or what the machine cannot price; PolicyError for mapping without maps.
     """
     if batch < 1:
-        raise InputError(f"a batch of {batch} decodes nothing", where="--batch", fix="choose 1 or more")
+        raise InputError(
+            f"a batch of {batch} decodes nothing", where="batch= (--batch)", fix="choose 1 or more"
+        )
     _require_strategy(kv, machine, batch)
     maps = maps_charged(trace, kv)
     if machine is None:
@@ -252,16 +254,18 @@ def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
     if find_strategy(kv).name not in PRICED:
         raise InputError(
             f"the price of the K,V strategy {kv!r} does not fall on each token alone",
-            where="--kv",
+            where="kv= (--kv)",
             fix="choose one of: " + ", ".join(PRICED),
         )
     if machine is None and (batch != 1 or kv == "recompute"):
         raise InputError(
             "bytes moved are counted at batch 1 with K and V propagated or mapped",
-            where="--batch" if batch != 1 else "--kv",
-            fix="name a machine with --hardware",
+            where="batch= (--batch)" if batch != 1 else "kv= (--kv)",
+            fix="name a machine: hardware= (--hardware)",
         )
     if kv == "recompute" and batch != 1:
         raise InputError(
-            "recompute is charged for one sequence only", where="--kv", fix="choose propagate, or batch 1"
+            "recompute is charged for one sequence only",
+            where="kv= (--kv)",
+            fix="choose propagate, or batch 1",
         )

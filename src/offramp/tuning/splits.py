@@ -126,7 +126,7 @@ def fewest_documents(certify: int) -> int:
 def require_seed(seed: int) -> None:
     """Raise InputError for a seed that draws nothing."""
     if seed < 0:
-        raise InputError(f"a seed of {seed} is below 0", where="--seed", fix="choose 0 or more")
+        raise InputError(f"a seed of {seed} is below 0", where="seed= (--seed)", fix="choose 0 or more")
 
 
 def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:
@@ -176,5 +176,5 @@ def require_disjoint(trace: Trace, tuned_on: TunedOn) -> None:
             f"{len(shared)} of the trace's documents were used to tune the policy, or share text with one "
             "that was",
             where=f"document {next(iter(shared))} of {trace.folder or 'the trace'}",
-            fix="add --unseen to judge it on the other documents of the trace, or trace others",
+            fix="give unseen=True (--unseen) to judge it on the trace's other documents, or trace others",
         )

@@ -132,7 +132,7 @@ def tune(
     elif find_strategy(kv).name not in KEY_VALUE:
         raise InputError(
             f"tuning does not search with the K,V strategy {kv!r} without a model",
-            where="--kv",
+            where="kv= (--kv)",
             fix="choose one of: " + ", ".join(KEY_VALUE),
         )
     pricing = pricing_of(trace, machine, batch, kv)
@@ -155,7 +155,7 @@ def _require_mapped_exits(trace: Trace, kv: str) -> None:
         listed = ",".join(str(exit) for exit, _ in maps)
         raise InputError(
             f"exit {missing[0]} of the trace has no K,V maps, which start at {listed}",
-            where='--kv "mapped"',
+            where='kv="mapped" (--kv mapped)',
             fix=f"trace these only (offramp trace ... --exits {listed}), or fit maps of all traced exits",
         )
 
@@ -175,6 +175,6 @@ def require_single(batch: int) -> None:
     if batch != 1:
         raise InputError(
             f"what is decoded is one sequence at a time, not a batch of {batch}",
-            where="--batch",
-            fix="leave --batch out, or give --model none: a replay bound",
+            where="batch= (--batch)",
+            fix="leave batch= (--batch) out, or give no model (--model none): a replay bound",
         )

@@ -347,7 +347,7 @@ def require_worth(worth: float) -> None:
     if not (math.isfinite(worth) and worth >= 0.0):
         raise InputError(
             f"a worth of {worth} is no gain",
-            where="--worth",
+            where="worth= (--worth)",
             fix="choose 0 or more; 0.05 asks for 5 % more speed",
         )
 

@@ -42,7 +42,7 @@ def plan_answers(
     if not any(rooms):
         raise WorkloadError(
             f"every prompt fills the context of {context:,} tokens, so none can be answered",
-            fix="give shorter prompts, or raise --context as far as the model's own allows",
+            fix="give shorter prompts, or raise context= (--context) as far as the model's own allows",
         )
     cap = document_tokens or max(default_cap(tokens, context), least_sufficient_cap(rooms, tokens))
     return tuple(

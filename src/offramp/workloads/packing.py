@@ -193,7 +193,7 @@ def select_contexts(
     if context <= prepended:
         raise InputError(
             f"a context of {context} tokens is filled by the {prepended} that the tokenizer puts in front",
-            fix="raise --context",
+            fix="raise context= (--context)",
         )
     cap = default_cap(tokens, context - prepended) if document_tokens is None else document_tokens
     looked_at: list[int] = []
@@ -266,7 +266,7 @@ def _take(
         raise WorkloadError(
             "no document of the workload has a token to trace",
             where="; ".join(f"{document.id}: {document.reason}" for document in skipped[:3]),
-            fix="use longer documents (two tokens at least), or raise --context",
+            fix="use longer documents (two tokens at least), or raise context= (--context)",
         )
     return Selection(tuple(contexts), cap, tuple(documents), tuple(skipped))
 

@@ -258,8 +258,8 @@ def strategies_of(kv: str) -> tuple[str, ...]:
     if STRATEGIES[kv].lossless:
         raise InputError(
             f"{kv} is lossless: its output is the full model's, so there is no floor to tune for",
-            where="--kv",
-            fix="leave --kv out: its best drafts are named beside the answer; offramp bench --kv "
+            where="kv= (--kv)",
+            fix="leave kv= (--kv) out: its best drafts are named beside the answer; offramp bench --kv "
             f"{kv} times them",
         )
     return (kv,)

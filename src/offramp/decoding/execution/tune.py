@@ -213,7 +213,7 @@ def _by_workload(traces: Sequence[Trace]) -> dict[str, Trace]:
             raise InputError(
                 "the traces are not of one model, dtype and exit heads",
                 where=f"{where}: {base_of(trace).get('name', 'a model without a name')}",
-                fix="trace every workload with the same model and --heads FILE",
+                fix="trace every workload with the same model and the same heads= (--heads FILE)",
             )
         if RESERVED & set(name):
             raise InputError(

@@ -125,7 +125,7 @@ def _not_fitted_at(heads: ExitHeads, exit: int) -> InputError:
     return InputError(
         f"the heads were not fitted at exit {exit}; they have: "
         + ", ".join(str(other) for other in heads.exits),
-        where="--heads",
+        where="heads= (--heads)",
         fix="choose a policy whose exits are among these, or fit heads of all exits",
     )
 

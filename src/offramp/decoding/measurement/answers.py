@@ -178,7 +178,9 @@ def check_worth(worth: float) -> None:
     """Raise InputError for a gain that cannot be worth it."""
     if not 0.0 < worth < 1.0:
         raise InputError(
-            f"a worth of {worth:g} is no share", where="--worth", fix="give more than 0 and less than 1: 0.05"
+            f"a worth of {worth:g} is no share",
+            where="worth= (--worth)",
+            fix="give more than 0 and less than 1: 0.05",
         )
 
 

@@ -151,7 +151,9 @@ def check_limits(limits: Limits) -> None:
         )
     if limits.seconds is not None and limits.seconds < 0.0:
         raise InputError(
-            f"a budget of {limits.seconds:g} seconds is not possible", where="--seconds", fix="give 0 or more"
+            f"a budget of {limits.seconds:g} seconds is not possible",
+            where="budget_seconds= (--seconds)",
+            fix="give 0 or more",
         )
 
 

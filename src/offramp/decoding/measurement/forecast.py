@@ -59,7 +59,7 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
         raise InputError(
             f"the trace's exits were read through {read}, decoding reads them through {own}",
             where=str(trace.folder or "the trace"),
-            fix="give decoding the heads of the trace, or trace again with --heads",
+            fix="give decoding the heads of the trace, or trace again with heads= (--heads)",
         )
     return replay(
         trace,

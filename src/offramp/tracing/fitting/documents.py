@@ -114,8 +114,8 @@ def plan_rows(
         if len(names) < FEWEST:
             raise InputError(
                 f"{share:,} tokens of {workload.name} are all of one document, so none is left to judge on",
-                where="--tokens",
-                fix="raise --tokens",
+                where="tokens= (--tokens)",
+                fix="raise tokens= (--tokens)",
             )
         contexts += [replace(one, document=one.document + sum(counts)) for one in planned]
         counts.append(len(names))

@@ -111,12 +111,16 @@ def fit_heads(
     _check_short_list(short_list, model.shape.vocabulary_size)
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(
-            f"the seed cannot be {seed}", where="--seed", fix=f"give a whole number from 0 to {LARGEST_SEED}"
+            f"the seed cannot be {seed}",
+            where="seed= (--seed)",
+            fix=f"give a whole number from 0 to {LARGEST_SEED}",
         )
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(
-            "there is no exit below the last layer to fit", where="--exits", fix="write --exits all"
+            "there is no exit below the last layer to fit",
+            where="exits= (--exits)",
+            fix='write exits="all" (--exits all)',
         )
     candidate = (
         _candidate_exit(candidate_exit, below, model.layers)
@@ -334,7 +338,7 @@ def _check_short_list(listed: int, vocabulary: int) -> None:
     if listed != SHORTLIST and not CANDIDATES <= listed <= vocabulary:
         raise InputError(
             f"a short list of {listed:,} tokens is not possible",
-            where="--short-list",
+            where="short_list= (--short-list)",
             fix=f"give {CANDIDATES} to {vocabulary:,}, the model's vocabulary",
         )
 
@@ -346,7 +350,7 @@ def _candidate_exit(wanted: int | None, exits: Sequence[int], layers: int) -> in
     if wanted not in exits:
         raise InputError(
             f"the candidate exit {wanted} is not among the exits to fit",
-            where="--candidate-exit",
+            where="candidate_exit= (--candidate-exit)",
             fix="choose among " + ", ".join(str(exit) for exit in exits),
         )
     return wanted

@@ -65,7 +65,7 @@ def parse_map_exits(exits: Iterable[int], layers: int) -> tuple[int, ...]:
             f"there is nothing to map to from exit {outside[0]}: at most one layer follows"
             if outside
             else "there is no exit to fit K,V maps at",
-            where="--kv-maps",
+            where="kv_maps= (--kv-maps)",
             fix=f"choose exits from 1 to {layers - 2}" if layers > 2 else "leave the maps out",
         )
     return chosen
@@ -76,7 +76,9 @@ def check_rank(rank: Rank) -> Rank:
     if rank in (AUTO, FULL) or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
         return rank
     raise InputError(
-        f"K,V maps cannot be of rank {rank!r}", where="--kv-rank", fix="give full, auto, or a number"
+        f"K,V maps cannot be of rank {rank!r}",
+        where="kv_rank= (--kv-rank)",
+        fix="give full, auto, or a number",
     )
 
 

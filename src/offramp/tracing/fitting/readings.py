@@ -62,7 +62,7 @@ def require_both_sides(model: Model, fit_rows: float, held_out_rows: float) -> N
         raise ModelError(
             "every document to fit on, or every held-out one, met a number that is not finite",
             where=model.name,
-            fix="try --dtype float32, or give more documents",
+            fix="load the model in float32 (--dtype float32), or give more documents",
         )
 
 
@@ -195,7 +195,9 @@ def take_readings(
     )
     if not bool(torch.isfinite(max_prob + margin + cosine).all()):
         raise ModelError(
-            "an exit gives logits that are not finite", where=model.name, fix="try --dtype float32"
+            "an exit gives logits that are not finite",
+            where=model.name,
+            fix="load the model in float32 (--dtype float32)",
         )
     return Readings(
         states=states,

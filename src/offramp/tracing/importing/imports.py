@@ -48,10 +48,14 @@ def find_import(path: str | Path, *, key_map: str | Path | None = None, format: 
         near = difflib.get_close_matches(format, FORMATS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(
-            f"no format {format!r}", where="--format", fix=f"{hint}choose one of: {', '.join(FORMATS)}"
+            f"no format {format!r}",
+            where="format= (--format)",
+            fix=f"{hint}choose one of: {', '.join(FORMATS)}",
         )
     if key_map is not None and format is not None:
-        raise InputError("both a key map and a format are given", where="--map", fix="leave one of them out")
+        raise InputError(
+            "both a key map and a format are given", where="key_map= (--map)", fix="leave one of them out"
+        )
     path = Path(path)
     if format is not None:
         tensors, config = Tensors.find(path), read_tuned_lens_config(path)
