@@ -139,6 +139,10 @@ class Sequences:
 
         Several positions at once are exact for attention, and for a whole prompt: see `run_block`.
         """
+        return self.run_differentiable(hidden, inputs, first, last)
+
+    def run_differentiable(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
+        """The same for training: gradients flow through the states, also by the K and V that are cached."""
         layers = self.engine.stack.layers
         for index in range(first, last):
             self._advance(index, inputs)
