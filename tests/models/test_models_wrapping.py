@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -213,6 +215,31 @@ def test_attention_that_is_not_the_familys_own_is_noticed(tiny_model: Path) -> N
     for asked, noticed in ((None, None), ("sdpa", None), ("eager", "eager")):
         hf = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=asked)
         assert offramp.wrap(hf, tokenizer).attention == noticed
+
+
+def test_hooks_of_others_are_warned_of(hf: Any, recwarn: pytest.WarningsRecorder) -> None:
+    offramp.wrap(hf)
+    offramp.wrap(adapted(copy.deepcopy(hf)))
+    hf.enable_input_require_grads()
+    torch.nn.utils.weight_norm(hf.model.layers[0].mlp.up_proj)  # a pre-hook of torch's own
+    accelerate.hooks.add_hook_to_module(hf.model.layers[0], accelerate.hooks.ModelHook())
+    offramp.wrap(hf)
+    assert not [one for one in recwarn if one.category is UserWarning]
+
+    def louder(module: Any, given: Any, output: Any) -> Any:
+        return 2 * output
+
+    handle = hf.model.layers[1].mlp.register_forward_hook(louder)
+    with pytest.warns(UserWarning, match=r"1 forward hooks .* on model.layers.1.mlp \(.*louder\)") as caught:
+        offramp.wrap(hf, name="mine")
+    assert [one.filename for one in caught] == [__file__]
+    handle.remove()
+    hf.model.norm.register_forward_pre_hook(functools.partial(lambda *given: None))
+    hf.model.layers[2].forward = functools.partial(hf.model.layers[2].forward)
+    hf.model.layers[3].mlp.forward = lambda given: given
+    with pytest.warns(UserWarning, match="2 forward hooks or replaced forwards") as caught:
+        offramp.wrap(hf)
+    assert len(caught) == 1
 
 
 def test_a_tokenizer_of_a_larger_model_is_named(hf: Any, tiny_model: Path) -> None:

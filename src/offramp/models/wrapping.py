@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     is given token ids (see `offramp.workload_of`). name: by which results call it.
 
     Its weights are hashed when its identity is first asked for, as a trace does, and again only if they
-    changed; what was measured of other weights is then refused.
+    changed; what was measured of other weights is then refused. Hooks and forwards that were put on its
+    modules run as they do in the model, but are no part of its identity: a warning says so.
 
     Raises ModelError: weights that are not in memory or not finite, layers of different dtypes, adapters that
     put tokens in front, or exits that cannot be read out exactly.
@@ -39,6 +42,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     """
     hf = bare(hf_model)
     named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name
+    _warn_of_foreign_code(hf, named)
     require_in_memory(hf, named)
     check_finite(hf, named)
     with evaluating(hf):
@@ -93,6 +97,37 @@ def bare(model: Any) -> Any:
             fix="give a causal language model of transformers, or load one by name: offramp.load_model",
         )
     return inner
+
+
+LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "torchao", "transformers")
+"""Whose hooks and forwards follow from weights and config, or change nothing that is measured."""
+
+
+def _warn_of_foreign_code(hf: Any, name: str) -> None:
+    """Warn of what runs in the modules and is neither weight nor config, where others have put it there."""
+    found = []
+    for path, module in hf.named_modules():
+        code = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        code += [vars(module)["forward"]] if "forward" in vars(module) else []
+        found += [(path or type(module).__name__, one) for one in code if _origin(one) not in LIBRARIES]
+    if found:
+        path, first = found[0]
+        what = getattr(first, "__qualname__", type(first).__qualname__)
+        warnings.warn(
+            f"{name} has {len(found)} forward hooks or replaced forwards on its modules, the first on {path} "
+            f"({what}): they run in what is measured, and are no part of the model's identity, which is the "
+            "same without them",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _origin(code: Any) -> str:
+    """The package that a function, or the class of an object that is called, comes from."""
+    while isinstance(code, functools.partial):
+        code = code.func
+    module = code.__module__ if hasattr(code, "__qualname__") else type(code).__module__
+    return str(module).partition(".")[0]
 
 
 def _asked_attention(hf: Any) -> str | None:
