@@ -381,6 +381,19 @@ def test_what_does_not_fit_in_halves_either_is_an_error_that_says_what_would() -
     assert "context= (--context) 10 or less" in caught.value.fix
 
 
+def test_heads_that_do_not_fit_are_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(head: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Gram, "of", full)
+    with pytest.raises(
+        OfframpError, match=r"of cpu does not hold what reads \d exits out, .* are free"
+    ) as caught:
+        trace(tiny_model(llama(), head_scale=3.0), workload_of(lengths=(30,)), **OPTIONS)
+    assert caught.value.exit_code == 1
+    assert "trace fewer exits, or a model on the processor" in caught.value.fix
+
+
 def out_of_memory(patch: pytest.MonkeyPatch, times: int) -> list[int]:
     """The first blocks that are measured find no memory; the rows that each tried to take at a time."""
     chunks: list[int] = []

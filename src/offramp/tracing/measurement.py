@@ -297,17 +297,31 @@ def state_shape_of(model: Model) -> StateShape:
 def make_measurer(
     model: Model, request: TraceRequest, fitted: FittedHeads | None, capture: Capture | None = None
 ) -> GroupMeasurer:
-    """The measurer of a request. capture: where layers' outputs come from, by default a forward pass."""
+    """The measurer of a request. capture: where layers' outputs come from, by default a forward pass.
+
+    Raises OfframpError where a device's memory does not hold the heads: fewer rows at a time would not help.
+    """
     shape = state_shape_of(model)
-    with torch.no_grad(), exact_sums():
-        head = make_head(model.stack, model.shape.vocabulary_size, shape, request.reductions)
-        return GroupMeasurer(
-            model.stack,
-            head,
-            request.exits,
-            shape,
-            getattr(torch, model.dtype),
-            request.recording,
-            fitted,
-            capture,
-        )
+    try:
+        with torch.no_grad(), exact_sums():
+            head = make_head(model.stack, model.shape.vocabulary_size, shape, request.reductions)
+            return GroupMeasurer(
+                model.stack,
+                head,
+                request.exits,
+                shape,
+                getattr(torch, model.dtype),
+                request.recording,
+                fitted,
+                capture,
+            )
+    except torch.OutOfMemoryError:
+        device = model.stack.head_device
+        raise OfframpError(
+            f"the memory of {device_name(device)} does not hold what reads {len(request.exits)} exits out, "
+            f"beside the model: {shown_size(free_bytes(device))} are free",
+            where=str(device),
+            fix="trace fewer exits"
+            + ("" if fitted is None else ", or without heads= (--heads)")
+            + ", or a model on the processor (--device cpu); free what other programs hold",
+        ) from None
