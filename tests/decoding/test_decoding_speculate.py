@@ -257,7 +257,10 @@ def test_numbers_that_are_not_finite_cost_no_token_before_them(name: str) -> Non
     assert plain.rows[0].stopped == "problem"
     for policy in ("static:exit=2", Scripted((1, 3, 2))):
         for draft_length in (1, 4):
-            found = decode(hf, ids, policy, "speculate", forced=forced, draft_length=draft_length)
+            with counted_layers(hf) as counts:
+                found = decode(hf, ids, policy, "speculate", forced=forced, draft_length=draft_length)
+            # Drafts that broke ran, too, and so did the layer that the problem is then found in.
+            assert sum(counts.values()) == found.layers_executed + PROMPT + 6
             assert found.rows[0].tokens == plain.rows[0].tokens == forced[:6]
             assert found.rows[0].chosen == plain.rows[0].chosen
             assert found.rows[0].problem == plain.rows[0].problem

@@ -41,7 +41,8 @@ class Generation(ShownAsHtml):
     (equal to `tokens` unless forced). exits: int64 [new tokens], where each new token's prediction left; the
     first one's is L, since the prompt runs at full depth. Under "speculate" these are the drafts' exits, and
     every layer runs in the end. layers: L.
-    layers_executed: rows times layers that ran for this sequence, the prompt's and padding's included.
+    layers_executed: rows times layers that ran for this sequence, the prompt's and padding's included, those
+    of a step that broke and gave no token left out.
     prompt_layers: of these, the prompt's. prompt_tokens: its length, padding left out.
     stopped: why it ended: "end token", "length", "criteria", or "problem". problem: what went wrong at which
     token and layer (a non-finite logit), None if nothing did; the tokens before it are valid. decode: token
