@@ -7,7 +7,7 @@ Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once calle
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
 Decoding         generate, Generation, early_exit, rerun, RerunResult, bench
 Machines         find_machine, measure_hardware
-Training         exit_scores, ExitScoreCallback
+Training         train_exits, TrainedExits, exit_scores, ExitScoreCallback
 Many models      read_study, Study, compare, Comparison
 Errors           OfframpError, InputError
 
@@ -49,6 +49,8 @@ _HOMES = {
     "Tuned": "offramp.tuning.tuned",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
+    "train_exits": "offramp.lab.exits.train",
+    "TrainedExits": "offramp.lab.exits.train",
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.decoding.measurement.machine_profiler",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from offramp.errors import InputError, OfframpError
     from offramp.lab.callback import ExitScoreCallback
     from offramp.lab.exit_scores import exit_scores
+    from offramp.lab.exits.train import TrainedExits, train_exits
     from offramp.models.model import Model
     from offramp.models.wrapping import wrap
     from offramp.policies.frontier import frontier
@@ -123,6 +126,7 @@ __all__ = [
     "ScoreCard",
     "Study",
     "Trace",
+    "TrainedExits",
     "Tuned",
     "TunedTasks",
     "Workload",
@@ -150,6 +154,7 @@ __all__ = [
     "run",
     "score",
     "trace",
+    "train_exits",
     "tune",
     "tune_tasks",
     "workload_of",

@@ -21,6 +21,7 @@ from offramp.cli.bench_command import bench
 from offramp.cli.compare_command import compare
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
+from offramp.cli.exits_command import exits
 from offramp.cli.generate_command import generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
@@ -97,6 +98,7 @@ app.command("report")(report)
 app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")
+app.add_typer(exits, name="exits")
 app.command("doctor")(doctor)
 
 

@@ -52,15 +52,15 @@ class Lines:
         self.description, self.unit, self.found = description, unit, done
         self.started = self.said = time.monotonic()
 
-    def show(self, done: int, total: int) -> None:
-        """Say how far it is, if that was not said for a while."""
+    def show(self, done: int, total: int, standing: str = "") -> None:
+        """Say how far it is, if that was not said for a while. standing: said at the end of the line."""
         now = time.monotonic()
         if now - self.said < SECONDS_BETWEEN_LINES or done <= self.found:
             return
         self.said = now
         speed = (done - self.found) / (now - self.started)
         more = f", {speed:,.0f} {self.unit}/s" if self.unit else ""
-        self.say(done, total, f"{more}, about {max(0, total - done) / speed:.0f} s left")
+        self.say(done, total, f"{more}, about {max(0, total - done) / speed:.0f} s left{standing}")
 
     def say(self, done: int, total: int, more: str = "") -> None:
         """Say how far it is."""
@@ -96,6 +96,27 @@ def token_bar(description: str, total: int, *, shown: bool, done: int = 0) -> It
             progress.update(task, speed=f"{speed:,.0f} tokens/s" if speed else "")
 
         yield advance
+
+
+@contextmanager
+def step_bar(
+    description: str, total: int, *, shown: bool, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """A bar over steps, or lines where there is no terminal.
+
+    Call what it yields with the steps done so far, and with how it stands in words. shown, done: as
+    `token_bar` takes them.
+    """
+    if not shown or is_quiet():
+        yield lambda steps, standing: None
+        return
+    if not sys.stderr.isatty():
+        lines = Lines(description, "steps", done)
+        yield lambda steps, standing: lines.show(steps, total, f"; {standing}")
+        return
+    with _bar("steps", width=28) as progress:
+        task = progress.add_task(description, total=total, completed=done, speed="")
+        yield lambda steps, standing: progress.update(task, completed=steps, speed=standing)
 
 
 def _bar(unit: str, *, width: int, shown: bool = True) -> Progress:

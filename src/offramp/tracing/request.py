@@ -27,6 +27,9 @@ DEFAULT_CONTEXT = 512
 FITTING_TOKENS = 16_384
 """To fit exit heads on: enough for a hidden size of several hundred; larger models gain from more."""
 
+TRAINING_TOKENS = 65_536
+"""To train exits on, where there are so many."""
+
 ALL = "all"
 
 
@@ -153,10 +156,12 @@ def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[int, ...]:
+def parse_exits(
+    exits: str | list[int] | tuple[int, ...], layers: int, where: str = "exits= (--exits)"
+) -> tuple[int, ...]:
     """Layers to trace, ascending, the last one always among them.
 
-    exits: "all", "10,20,30" (also joined by "+"), or numbers.
+    exits: "all", "10,20,30" (also joined by "+"), or numbers. where: they were given.
 
     Raises InputError for a layer that is not there.
     """
@@ -166,9 +171,7 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
         words = exits.replace("+", ",").split(",")
         if not all(word.strip().isdecimal() for word in words):
             raise InputError(
-                f"the exits {exits!r} are not a list of layers",
-                where="exits= (--exits)",
-                fix="write 10,20,30 or all",
+                f"the exits {exits!r} are not a list of layers", where=where, fix="write 10,20,30 or all"
             )
         exits = [int(word) for word in words]
     wanted = {int(layer) for layer in exits}
@@ -176,7 +179,7 @@ def parse_exits(exits: str | list[int] | tuple[int, ...], layers: int) -> tuple[
     if unknown or not wanted:
         raise InputError(
             f"the model has no exit {unknown[0]}" if unknown else "no exit was asked for",
-            where="exits= (--exits)",
+            where=where,
             fix=f"choose among 1 to {layers}",
         )
     return tuple(sorted(wanted | {layers}))

@@ -95,11 +95,12 @@ def plan_rows(
     *,
     context: int | None,
     shown: bool,
+    held_out_every: int = HELD_OUT_EVERY,
 ) -> FittingRows:
     """Up to `tokens` rows, from every workload equally many.
 
     parts: each workload with those of its documents that may be read. shown: show bars. Documents
-    that share text are held out together or not at all.
+    that share text are held out together or not at all, one group of so many.
 
     Raises InputError if so few tokens are asked for that they are all of one document, or if all of them
     share text.
@@ -121,11 +122,11 @@ def plan_rows(
         counts.append(len(names))
         ids[workload.fingerprint] = names
         texts += sketches_of(workload, names)
-    return FittingRows(tuple(contexts), _held_out(counts, texts), ids, tuple(texts))
+    return FittingRows(tuple(contexts), _held_out(counts, texts, held_out_every), ids, tuple(texts))
 
 
-def _held_out(counts: Sequence[int], texts: Sequence[Sketch]) -> NDArray[np.bool_]:
-    """One group of documents that share text of every HELD_OUT_EVERY: bool [documents].
+def _held_out(counts: Sequence[int], texts: Sequence[Sketch], every: int) -> NDArray[np.bool_]:
+    """One group of documents that share text of so many: bool [documents].
 
     counts: documents of each workload, which is counted by itself.
     """
@@ -133,7 +134,7 @@ def _held_out(counts: Sequence[int], texts: Sequence[Sketch]) -> NDArray[np.bool
     held_out = np.zeros(len(texts), dtype=np.bool_)
     for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
         own = np.arange(start, start + count)
-        held_out[own[groups[own] == own][1::HELD_OUT_EVERY]] = True
+        held_out[own[groups[own] == own][1::every]] = True
     found: NDArray[np.bool_] = held_out[groups]
     if not found.any() or found.all():
         raise InputError(

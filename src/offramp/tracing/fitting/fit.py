@@ -1,4 +1,7 @@
-"""`fit_heads`: a linear lens, classifiers and K,V maps for the exits of a model, from some workloads."""
+"""`fit_heads`: a linear lens, classifiers and K,V maps for the exits of a model, from some workloads.
+
+`complete_heads` does the same for exits whose reading was trained: all but the lens.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, KeyValueMaps, LinearLens
+from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, ExitMlp, KeyValueMaps, LinearLens
 from offramp.tracing.fitted_heads import CANDIDATES, describe_base
 from offramp.tracing.fitting.classifiers import (
+    KINDS,
     ClassifierKind,
     FittedClassifier,
     Samples,
@@ -109,12 +113,7 @@ def fit_heads(
     require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
     _check_short_list(short_list, model.shape.vocabulary_size)
-    if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(
-            f"the seed cannot be {seed}",
-            where="seed= (--seed)",
-            fix=f"give a whole number from 0 to {LARGEST_SEED}",
-        )
+    check_seed(seed)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(
@@ -129,7 +128,7 @@ def fit_heads(
     )
     job = _Job(
         model=model,
-        workloads=_distinct(workloads),
+        workloads=distinct_workloads(workloads),
         exits=below if lens or kinds else (),
         lens=lens,
         kinds=kinds,
@@ -149,8 +148,74 @@ def fit_heads(
 
 
 @dataclass(frozen=True)
+class TrainedReading:
+    """How the exits of some heads are read, and how that was trained: `ExitHeads.provenance["trained"]`."""
+
+    lens: LinearLens
+    mlp: ExitMlp | None
+    trained: Mapping[str, Any]
+
+
+@in_evaluation
+def complete_heads(
+    model: Model,
+    workloads: Sequence[Workload],
+    reading: TrainedReading,
+    trained_on: FittingRows,
+    judged_on: FittingRows | None,
+    *,
+    exits: Sequence[int],
+    kv_maps: Sequence[int] = (),
+    kv_rank: Rank = AUTO,
+    context: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> ExitHeads:
+    """Heads of exits that are read through what was trained: with classifiers, a short list and K,V maps.
+
+    trained_on: rows that training read; the K,V maps are fitted on them. judged_on: rows of other documents,
+    for the classifiers; None for no classifiers. exits: below L, the first axis of the reading's arrays.
+
+    Raises what `fit_heads` raises.
+    """
+    kinds = tuple(KINDS.values()) if judged_on is not None else ()
+    if len(exits) == 1:  # candidates of the only exit say nothing of a later one
+        kinds = tuple(kind for kind in kinds if not kind.after_candidates)
+    with_candidates = any(kind.after_candidates for kind in kinds)
+    job = _Job(
+        model=model,
+        workloads=tuple(workloads),
+        exits=tuple(exits),
+        lens=False,
+        kinds=kinds,
+        map_exits=tuple(kv_maps),
+        kv_rank=check_rank(kv_rank),
+        candidate_exit=_candidate_exit(None, exits, model.layers) if with_candidates else None,
+        context=context,
+        seed=seed,
+        shown=sys.stderr.isatty() if progress is None else progress,
+        short_list=SHORTLIST,
+        reading=reading,
+    )
+    job.memory.require(model.name, model.stack.head_device)
+    return job.finish(trained_on, judged_on)
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed that the libraries do not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(
+            f"the seed cannot be {seed}",
+            where="seed= (--seed)",
+            fix=f"give a whole number from 0 to {LARGEST_SEED}",
+        )
+
+
+@dataclass(frozen=True)
 class _Job:
-    """Heads being fitted. exits: below L, of lens and classifiers. map_exits: of the K,V maps."""
+    """Heads being fitted. exits: below L, of lens and classifiers. map_exits: of the K,V maps. reading: that
+    the exits have already, in the place of a lens.
+    """
 
     model: Model
     workloads: tuple[Workload, ...]
@@ -164,6 +229,7 @@ class _Job:
     context: int | None
     seed: int
     shown: bool
+    reading: TrainedReading | None = None
 
     @property
     def memory(self) -> FittingMemory:
@@ -175,16 +241,22 @@ class _Job:
 
     def run(self, tokens: int) -> ExitHeads:
         """Plan, fit the lens and the maps, then the classifiers through the lens."""
-        linear_rows, classifier_rows = self._plan(tokens)
+        return self.finish(*self._plan(tokens))
+
+    def finish(self, linear_rows: FittingRows | None, classifier_rows: FittingRows | None) -> ExitHeads:
+        """Fit on rows that are planned: for lens and maps, and for the classifiers."""
         lens, maps = (None, None) if linear_rows is None else self._linear(linear_rows)
-        lens_rows = linear_rows if self.lens else None
+        mlp = None
+        if self.reading is not None:
+            lens, mlp = self.reading.lens, self.reading.mlp
+        lens_rows = linear_rows if lens is not None else None
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
         vocabulary = self.model.shape.vocabulary_size
         shortlist = None if listed is None else frequent_tokens(listed.contexts, vocabulary, self.short_list)
         fitted: dict[str, ExitClassifier] = {}
         if classifier_rows is not None and shortlist is not None:
-            fitted = self._classifiers(classifier_rows, lens, shortlist)
+            fitted = self._classifiers(classifier_rows, lens, mlp, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
         return ExitHeads(
             model=describe_base(self.model),
@@ -195,8 +267,10 @@ class _Job:
             candidate_exit=self.candidate_exit,
             documents=self._documents(used),
             texts=self._texts(used),
-            provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows),
+            provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows)
+            | ({} if self.reading is None else {"trained": dict(self.reading.trained)}),
             kv_maps=maps,
+            mlp=mlp,
         )
 
     def _linear(self, rows: FittingRows) -> tuple[LinearLens | None, KeyValueMaps | None]:
@@ -206,6 +280,8 @@ class _Job:
         of_lens = lens_sums(hidden, layers, self.exits, device) if self.lens else None
         of_maps = map_sums(hidden, layers, self.map_exits, device) if self.map_exits else None
         sums = [one for one in (of_lens, of_maps) if one is not None]
+        if not sums:
+            return None, None
         title = " and ".join([*["linear lens"] * self.lens, *["K,V maps"] * bool(self.map_exits)])
         with self._bar(title, rows.tokens) as advance:
             add_up(self.model, rows, sums, advance)
@@ -266,12 +342,13 @@ class _Job:
         self,
         rows: FittingRows,
         lens: LinearLens | None,
+        mlp: ExitMlp | None,
         shortlist: NDArray[np.int32],
     ) -> dict[str, ExitClassifier]:
         place = None if self.candidate_exit is None else self.exits.index(self.candidate_exit)
         with self._bar("reading exits", rows.tokens) as advance:
             tokens = torch.from_numpy(shortlist.astype(np.int64))
-            readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance)
+            readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance, mlp)
         held_out = rows.held_out[readings.document]
         require_both_sides(self.model, int((~held_out).sum()), int(held_out.sum()))
         found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in self.kinds}
@@ -325,7 +402,7 @@ def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
     }
 
 
-def _distinct(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Workload, ...]:
+def distinct_workloads(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Workload, ...]:
     """The workloads, each once."""
     named = [workloads] if isinstance(workloads, (str, Workload)) else workloads
     loaded = [load_workload(work) if isinstance(work, str) else work for work in named]

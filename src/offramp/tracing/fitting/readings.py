@@ -13,7 +13,7 @@ from torch import Tensor
 from offramp.errors import ModelError
 from offramp.models.devices import to_host
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.exit_heads import ExitMlp, LinearLens
 from offramp.tracing.fitted_heads import CANDIDATES, PreparedLens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
@@ -154,11 +154,12 @@ def take_readings(
     candidate_index: int | None,
     shortlist: Tensor,
     advance: Callable[[int], None],
+    mlp: ExitMlp | None = None,
 ) -> Readings:
     """Run the model on some contexts and read every exit out, through the lens if there is one.
 
-    exits: below L. lens: its first axis is the exits. candidate_index: place of the candidate exit in
-    `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
+    exits: below L. lens, mlp (behind it): their first axis is the exits. candidate_index: place of the
+    candidate exit in `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
 
     Raises ModelError if an exit's logits are not finite.
     """
@@ -167,9 +168,8 @@ def take_readings(
     shape = StateShape(-2, None, model.shape.hidden_size)
     elements = rows * (len(exits) + 1) * model.shape.vocabulary_size
     reductions = choose_reductions(elements, model.stack.head_device.type)
-    reader = _Reader(
-        model, make_head(model.stack, model.shape.vocabulary_size, shape, reductions), lens, shortlist
-    )
+    head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
+    reader = _Reader(model, head, lens, mlp, shortlist)
     device = reader.head.device
     max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
     agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
@@ -233,11 +233,13 @@ def _kept_states(
 class _Reader:
     """Reads exits out with the model's own tail and head, through the lens below L."""
 
-    def __init__(self, model: Model, head: Head, lens: LinearLens | None, shortlist: Tensor) -> None:
+    def __init__(
+        self, model: Model, head: Head, lens: LinearLens | None, mlp: ExitMlp | None, shortlist: Tensor
+    ) -> None:
         self.stack = model.stack
         self.head = head
         exits = [] if lens is None else range(len(lens.weight))
-        self.lenses = [] if lens is None else [PreparedLens.of(lens, one, head.device) for one in exits]
+        self.lenses = [] if lens is None else [PreparedLens.of(lens, one, head.device, mlp) for one in exits]
         self.shortlist = shortlist.to(head.device)
         self._restricted = head.restricted(self.shortlist)
 

@@ -1,0 +1,211 @@
+"""`offramp exits`: train exits of a model on what its own last layer says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.console import Output, stage
+from offramp.cli.heads_shown import heads_notes
+from offramp.cli.options import (
+    AsJson,
+    ContextLength,
+    Device,
+    ModelName,
+    Precision,
+    RemoteCode,
+    Transforms,
+    require_options,
+    require_placement,
+)
+from offramp.models.devices import AUTO
+from offramp.tracing.request import TRAINING_TOKENS, parse_exits
+
+if TYPE_CHECKING:
+    from offramp.lab.exits.evaluation import Evaluation
+    from offramp.lab.exits.train import TrainedExits
+    from offramp.report.word_table import WordTable
+
+exits = typer.Typer(help="Train exits, the model itself left as it is.", no_args_is_help=True)
+
+NO_LAST_LAYER = 10**6
+"""Of exits that are looked at before the model is."""
+
+
+@exits.callback()
+def exits_group() -> None:
+    """Train exits, the model itself left as it is."""
+
+
+@exits.command("train")
+def train(
+    model: ModelName,
+    workload: Annotated[
+        list[str],
+        typer.Option(
+            "--workload",
+            "-w",
+            help="What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field.",
+        ),
+    ],
+    at: Annotated[str, typer.Option("--at", help="Exits to train: 12,20, or all.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder; what was killed goes on there.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="lens: an affine map. block: a small network behind one.")
+    ] = "block",
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Of training on this machine, by default 20.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            help="Steps in the place of minutes: the same command then gives the same exits.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Tokens over all workloads, if there are so many.")
+    ] = TRAINING_TOKENS,
+    seed: Annotated[int, typer.Option("--seed", help="Deals documents and rows out, and starts blocks.")] = 0,
+    units: Annotated[
+        int | None,
+        typer.Option("--units", help="Of a block. By default 8/3 of the hidden size.", show_default=False),
+    ] = None,
+    loss_vocabulary: Annotated[
+        int,
+        typer.Option(
+            "--loss-vocabulary",
+            help="Tokens that the loss looks at: those that the model thinks likely most often. 0: all.",
+        ),
+    ] = 0,
+    context: ContextLength = None,
+    classifiers: Annotated[
+        bool, typer.Option(help="Fit classifiers that predict agreement, on other documents.")
+    ] = True,
+    kv_maps: Annotated[bool, typer.Option(help="Fit K,V maps for the exits, for --kv mapped.")] = True,
+    device: Device = AUTO,
+    dtype: Precision = AUTO,
+    transform: Transforms = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another training that is in the folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train exits on the model's own distributions, on the later half of each workload's documents."""
+    out = Output(as_json)
+    require_options(tokens=tokens, context=context, document_tokens=None, exits="all", output=output)
+    require_placement(device, dtype)
+    if at != "all":
+        parse_exits(at, NO_LAST_LAYER, "--at")
+
+    from offramp.lab.exits.kinds import find_kind
+    from offramp.lab.exits.train import require_own, train_exits
+    from offramp.models.memory import shown_size
+    from offramp.tracing.loading import find_model, read_transforms
+    from offramp.workloads.registry import load_workload
+
+    find_kind(kind)
+    require_own(output)
+    transforms = read_transforms(transform, dtype)
+    works = [load_workload(spec) for spec in dict.fromkeys(workload)]
+    with stage("loading the model and checking its exits"):
+        loaded = find_model(
+            model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+        ).load()
+
+    def tell(size: int) -> None:
+        out.console.print(f"hidden states take {shown_size(size)} on disk while it trains", markup=False)
+
+    trained = train_exits(
+        loaded,
+        works,
+        kind=kind,
+        at=at,
+        minutes=minutes,
+        steps=steps,
+        tokens=tokens,
+        seed=seed,
+        units=units,
+        loss_vocabulary=loss_vocabulary,
+        context=context,
+        classifiers=classifiers,
+        kv_maps=kv_maps,
+        output=output,
+        overwrite=overwrite,
+        progress=True,
+        on_size=tell,
+    )
+    out.console.print(_table(trained))
+    for line in [*_notes(trained), *heads_notes(trained.heads), f"written: {output}"]:
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish(_summary(trained, output))
+
+
+def _table(trained: TrainedExits) -> WordTable:
+    """Every exit before and after, and the share of tokens that could leave there."""
+    from offramp.report.formats import decimal
+    from offramp.report.word_table import WordTable
+
+    record = trained.record
+    table = WordTable(title=f"[bold]{record.rows.held_out:,} held-out tokens: agreement if all leave[/]")
+    for column in ("exit", "logit lens", "ridge lens", "trained", "KL, nats"):
+        table.add_column(column, justify="right")
+    for floor in record.floors:
+        table.add_column(f"leave at {100 * floor:.0f} %", justify="right")
+    rows = zip(record.request.recipe.at, record.logit_lens, record.ridge_lens, record.trained, strict=True)
+    for exit, raw, ridge, one in rows:
+        agreements = [decimal(each.agreement) for each in (raw, ridge, one)]
+        leaving = [f"{100 * share:.0f} %" for share in one.leaving]
+        table.add_row(str(exit), *agreements, decimal(one.loss), *leaving)
+    return table
+
+
+def _notes(trained: TrainedExits) -> list[str]:
+    """What it read, what it took, and why it ended, in words."""
+    record = trained.record
+    rows, seconds = record.rows, record.seconds
+    lines = [
+        f"trained on {rows.fit:,} tokens, {record.steps:,} steps of {record.request.recipe.batch}: "
+        f"{record.stopped}",
+        f"{seconds.states:,.0f} s for hidden states, {seconds.training:,.0f} s of training, "
+        f"{seconds.heads:,.0f} s for what goes with the exits ({record.settings.threads} threads, "
+        f"{record.settings.device}, head products in {record.settings.precision})",
+    ]
+    if rows.tokens < record.request.recipe.tokens:
+        asked = record.request.recipe.tokens
+        lines.append(f"the text has {rows.tokens:,} tokens for it, and {asked:,} were asked for")
+    return lines
+
+
+def _summary(trained: TrainedExits, output: Path) -> dict[str, Any]:
+    """The same as JSON."""
+    from offramp.lab.exits.record import leaving_by_floor
+    from offramp.records.typed import to_json
+
+    record = trained.record
+
+    def of(evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
+        exits = record.request.recipe.at
+        return {
+            str(exit): {"loss": one.loss, "agreement": one.agreement, "leaving": leaving_by_floor(one)}
+            for exit, one in zip(exits, evaluations, strict=True)
+        }
+
+    return {
+        "exits": str(output),
+        "fingerprint": trained.heads.fingerprint,
+        "recipe": to_json(record.request.recipe),
+        "settings": to_json(record.settings),
+        "rows": to_json(record.rows),
+        "seconds": to_json(record.seconds),
+        "steps": record.steps,
+        "stopped": record.stopped,
+        "logit_lens": of(record.logit_lens),
+        "ridge_lens": of(record.ridge_lens),
+        "trained": of(record.trained),
+    }

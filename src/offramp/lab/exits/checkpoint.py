@@ -1,0 +1,171 @@
+"""Where a training stands, in one file that is whole or the one before it: from there it goes on alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import DamagedFileError
+from offramp.files import canonical_json, write_atomically
+from offramp.lab.exits.divergence import Precision
+from offramp.lab.exits.evaluation import Evaluation
+from offramp.records.typed import from_json, to_json
+from offramp.tracing.exit_heads import seal_of
+
+HEADER = "offramp_training"
+SEAL, KEY = "sha256", "key"
+FIRST, SECOND, BEST = "first", "second", "best"
+"""Moments of the gradient, and the weights of the least held-out loss."""
+
+VOCABULARY = "vocabulary"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was decided before the first step, some of it by timing this machine, and holds from then on.
+
+    every: steps from one evaluation to the next. threads, device: the order of sums depends on them.
+    """
+
+    steps: int
+    every: int
+    precision: Precision
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Held-out figures after so many steps, of every exit. seconds: of training until then."""
+
+    step: int
+    seconds: float
+    exits: tuple[Evaluation, ...]
+
+
+@dataclass
+class Weights:
+    """One exit's: what is trained, AdamW's moments of it, and the best so far with its held-out loss."""
+
+    now: dict[str, Tensor]
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+    best: dict[str, Tensor]
+    best_loss: float
+
+    @classmethod
+    def of(cls, initial: Mapping[str, Tensor]) -> Weights:
+        """Before the first step."""
+        zeros = [{name: torch.zeros_like(one) for name, one in initial.items()} for _ in range(2)]
+        copies = [{name: one.clone() for name, one in initial.items()} for _ in range(2)]
+        return cls(copies[0], zeros[0], zeros[1], copies[1], float("inf"))
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    vocabulary: int64 tokens of the loss, None for all. stale: evaluations since any exit was at its best.
+    stopped: why no further step is taken, "" while there are some. seconds: of training so far.
+    """
+
+    settings: Settings
+    weights: list[Weights]
+    vocabulary: Tensor | None
+    step: int = 0
+    stale: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+    history: list[Evaluated] = field(default_factory=list)
+
+
+def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
+    """Write it in one step (see `offramp.files.write_atomically`). key: of the training it belongs to."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for place, weights in enumerate(progress.weights):
+        for part, arrays in (
+            ("now", weights.now),
+            (FIRST, weights.first),
+            (SECOND, weights.second),
+            (BEST, weights.best),
+        ):
+            tensors |= {f"{place}.{part}.{name}": one.detach().cpu() for name, one in arrays.items()}
+    if progress.vocabulary is not None:
+        tensors[VOCABULARY] = progress.vocabulary.cpu()
+    header = {
+        KEY: key,
+        "best_loss": [weights.best_loss.hex() for weights in progress.weights],
+        "seconds": progress.seconds,
+        **{name: getattr(progress, name) for name in ("step", "stale", "stopped")},
+        "settings": to_json(progress.settings),
+        "history": to_json(progress.history),
+    }
+    kept = {SEAL: _seal(header, tensors), **header}
+    write_atomically(
+        path, lambda temporary: save_file(tensors, temporary, metadata={HEADER: canonical_json(kept)})
+    )
+
+
+def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | None:
+    """The progress that was written, its tensors on a device; None if there is none of this training.
+
+    Raises DamagedFileError if its bytes changed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        seal = header.pop(SEAL)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "it is not what offramp writes") from error
+    if seal != _seal(header, tensors):
+        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+    if header[KEY] != key:
+        return None
+    weights = []
+    for place, loss in enumerate(header["best_loss"]):
+        parts = [_under(tensors, f"{place}.{part}.", device) for part in ("now", FIRST, SECOND, BEST)]
+        weights.append(Weights(parts[0], parts[1], parts[2], parts[3], float.fromhex(loss)))
+    return Progress(
+        settings=from_json(Settings, header["settings"]),
+        weights=weights,
+        vocabulary=tensors[VOCABULARY].to(device) if VOCABULARY in tensors else None,
+        step=header["step"],
+        stale=header["stale"],
+        stopped=header["stopped"],
+        seconds=header["seconds"],
+        history=from_json(list[Evaluated], header["history"]),
+    )
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): one.to(device)
+        for name, one in sorted(tensors.items())
+        if name.startswith(prefix)
+    }
+
+
+def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    return seal_of(header, {name: one.numpy() for name, one in tensors.items()})
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"the checkpoint {path.name} is damaged: {why}",
+        where=str(path),
+        fix="remove it: the same command trains again from the start",
+    )

@@ -1,0 +1,135 @@
+"""`training.json`: what was trained, on what, how it went, and what it cost. It is written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.lab.exits.checkpoint import Evaluated, Settings
+from offramp.lab.exits.evaluation import FLOORS, Evaluation
+from offramp.lab.exits.recipe import Recipe
+from offramp.records.sealed_file import SealedFile
+from offramp.records.typed import to_json
+
+RECORD_FILE = "training.json"
+REQUEST_FILE = "request.json"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What each part took: caching states, training with its evaluations, classifiers and K,V maps."""
+
+    states: float
+    training: float
+    heads: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read. tokens: planned rows. fit, held_out: rows to train on, and held-out ones in figures."""
+
+    tokens: int
+    documents: int
+    held_out_documents: int
+    fit: int
+    held_out: int
+    states_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """One finished training.
+
+    request: what was asked for and of which model and texts. floors: of the `leaving` of evaluations. steps:
+    that were taken. stopped: why no further. logit_lens, ridge_lens, trained: every exit on all held-out
+    rows, read without heads, from where training started, and as trained. history: on some of these rows.
+    heads: the fingerprint of the exits' file.
+    """
+
+    request: Request
+    settings: Settings
+    rows: Rows
+    steps: int
+    stopped: str
+    seconds: Seconds
+    floors: tuple[float, ...]
+    logit_lens: tuple[Evaluation, ...]
+    ridge_lens: tuple[Evaluation, ...]
+    trained: tuple[Evaluation, ...]
+    history: tuple[Evaluated, ...]
+    heads: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What makes a training another one. model: name, fingerprint and dtype. workloads: each one's name and
+    fingerprint. classifiers, kv_maps: whether they are fitted afterwards. code: of all that computes.
+    """
+
+    recipe: Recipe
+    model: dict[str, str]
+    workloads: tuple[dict[str, str], ...]
+    classifiers: bool
+    kv_maps: bool
+    device: str
+    code: str
+
+
+RECORD = SealedFile(
+    TrainingRecord,
+    what="the record {name} of a training is damaged",
+    fix="give --overwrite to train again, or choose another folder with -o",
+    version=1,
+    kind="training",
+)
+REQUEST = SealedFile(
+    Request,
+    what="{name}, which says what a training is of, is damaged",
+    fix="give --overwrite to train again, or choose another folder with -o",
+    version=1,
+    kind="training request",
+)
+
+
+def require_same(folder: Path, asked: Request) -> None:
+    """Refuse to go on with a training of another request. Raises InputError that names what differs."""
+    found = REQUEST.read(folder / REQUEST_FILE)
+    before, now = (_flat(to_json(one)) for one in (found, asked))
+    differing = [name for name in now if before.get(name) != now[name]]
+    if not differing:
+        return
+    named = ", ".join(
+        f"{name} {_shown(before.get(name))} there, {_shown(now[name])} here" for name in differing[:3]
+    )
+    raise InputError(
+        f"the output folder holds another training: {named}",
+        where=str(folder),
+        fix="choose another folder with -o, or give --overwrite to replace it",
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every entry under its path: "recipe.seed"; numbers of lists are left together."""
+    found: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            found |= _flat(part, f"{prefix}{name}.")
+        elif isinstance(part, Sequence) and part and isinstance(part[0], Mapping):
+            found |= _flat({str(place): one for place, one in enumerate(part)}, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = part
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def leaving_by_floor(evaluation: Evaluation) -> dict[str, float]:
+    """Share of the tokens that could leave at each floor: {"0.99": 0.14, ...}."""
+    return {f"{floor:g}": share for floor, share in zip(FLOORS, evaluation.leaving, strict=True)}

@@ -1,0 +1,122 @@
+"""`offramp exits train`: what it says and writes, what reads it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command_line import Outcome, run_offramp, tree
+from offramp.tracing.heads_file import read_heads
+from offramp.tracing.trace import Trace
+from tiny_models import write_llama
+
+STEPS = ["--steps", 12, "--tokens", 3000]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
+    """Exits of the tiny model, trained through the command line."""
+    folder = tmp_path_factory.mktemp("exits") / "new folder" / "exits"
+    outcome = command(tiny_model, documents, folder, "--json").require(0)
+    value = outcome.json
+    assert value["exits"] == str(folder)
+    assert value["fingerprint"] == read_heads(folder).fingerprint
+    assert value["steps"] == 12
+    assert value["trained"].keys() == value["ridge_lens"].keys() == {"1", "2"}
+    for exit in ("1", "2"):
+        assert value["trained"][exit]["loss"] <= value["ridge_lens"][exit]["loss"]
+    assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
+    return folder
+
+
+def command(model: Path, documents: Path, folder: Path, *more: object) -> Outcome:
+    """Train at exits 1 and 2."""
+    arguments = ["exits", "train", model, "-w", f"jsonl:{documents}#text", "--at", "1,2", *STEPS]
+    return run_offramp(*arguments, "-o", folder, *more)
+
+
+def test_a_finished_training_is_read_and_said_again(trained: Path, tiny_model: Path, documents: Path) -> None:
+    before = tree(trained)
+    outcome = command(tiny_model, documents, trained).require(0)
+    assert tree(trained) == before
+    assert "agreement if all leave" in outcome.out
+    assert "the steps are done" in outcome.out
+    assert "were asked for" in outcome.out, "the text has fewer tokens"
+    assert f"written: {trained}" in outcome.out
+
+
+def test_a_trace_takes_the_folder(trained: Path, tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    arguments = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 200, "--exits", "1,2"]
+    run_offramp(*arguments, "--heads", trained, "-o", tmp_path / "trace").require(0)
+    request = Trace.load(tmp_path / "trace").provenance["request"]
+    assert request["heads"]["fingerprint"] == read_heads(trained).fingerprint
+
+
+def test_it_says_what_it_does_and_how_much_it_takes(
+    tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    outcome = command(
+        tiny_model, documents, tmp_path / "exits", "--kind", "lens", "--no-classifiers", "--no-kv-maps"
+    ).require(0)
+    assert "hidden states take" in outcome.out
+    assert "tiny: lens at 1,2: the steps are done; loss" in outcome.err
+    assert "leave at 95 %" in outcome.err
+    heads = read_heads(tmp_path / "exits")
+    assert heads.mlp is None
+    assert heads.kv_maps is None
+    assert heads.classifiers == {}
+
+
+def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_path: Path) -> None:
+    other = write_llama(tmp_path / "other", hidden_size=16)
+    outcome = command(other, documents, trained).require(2)
+    assert "model.name tiny there, other here" in outcome.err
+    arguments = ["trace", other, "-w", f"jsonl:{documents}#text", "--heads", trained]
+    outcome = run_offramp(*arguments, "-o", tmp_path / "trace").require(2)
+    assert "not on other (" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--kind", "regularised"], "regularised cannot be trained yet"),
+        (["--at", "twelve"], "'twelve' are not a list of layers"),
+        (["--tokens", "0"], "tokens must be at least 1"),
+        (["--device", "abacus"], "unknown device"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, options: list[str], why: str
+) -> None:
+    arguments = ["exits", "train", "no such model", "-w", "prose", "--at", "1", "-o", tmp_path / "exits"]
+    outcome = run_offramp(*arguments, *options).require(2)
+    assert why in outcome.err
+    assert not (tmp_path / "exits").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_the_model_is_loaded(
+    trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    shutil.copytree(trained, tmp_path / "unknown")
+    (tmp_path / "unknown" / "request.json").unlink()
+    for name, why in (("mine", "notes.txt"), ("file", "is a file"), ("unknown", "something else")):
+        arguments = ["exits", "train", "no such model", "-w", "prose", "--at", "1", "--overwrite"]
+        outcome = run_offramp(*arguments, "-o", tmp_path / name).require(2)
+        assert why in outcome.err
+
+
+def test_a_damaged_record_says_what_to_do(
+    trained: Path, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "exits"))
+    record = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**record, "steps": 31}))
+    outcome = command(tiny_model, documents, folder).require(1)
+    assert "the record training.json of a training is damaged" in outcome.err
+    assert "--overwrite" in outcome.err
