@@ -269,3 +269,28 @@ def test_int8_is_measured_again_in_fresh_processes(
     assert first["plain"] == second["plain"]
     assert min(first["ratio"], second["ratio"]) <= found["ratio"] <= max(first["ratio"], second["ratio"])
     assert found["low"] < found["ratio"] < found["high"]
+
+
+def test_layers_compiled_and_caches_in_place_give_the_same_tokens(
+    shallow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = benchmark("segments")
+    # Uncompiled: what the segments compute is tested, and no compiler is needed.
+    monkeypatch.setattr(module.torch, "compile", lambda function, **options: function)
+    options = ["--model", shallow, "--positions", "5", "--sizes", "1,2", "--prompts", "2", "--turns", "4"]
+    module.main(options)
+    (found,) = last_line(capsys)["at"]
+    assert list(found["contenders"]) == [
+        "concatenated", "concatenated again", "in place", "compiled 1", "compiled 2",
+    ]  # fmt: skip
+    for row in found["contenders"].values():
+        assert row["same_tokens"]
+        ratio, low, high = row["concatenated_over_it"]
+        assert 0 < low <= ratio <= high
+    # Segments that forget what came before are found out.
+    monkeypatch.setattr(
+        module._Written, "update", lambda self, keys, values, *rest, **keywords: (keys, values)
+    )
+    module.main(options)
+    (found,) = last_line(capsys)["at"]
+    assert [row["same_tokens"] for row in found["contenders"].values()] == [True, True, True, False, False]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +84,14 @@ WorkloadNames = Annotated[
 ]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to trace per workload.")]
 Exits = Annotated[str, typer.Option("--exits", help="Layers to measure: all, or 10,20,30.")]
+ExitsOrTrained = Annotated[
+    str,
+    typer.Option(
+        "--exits",
+        help="Layers to measure: all, or 10,20,30; or trained exits, a folder of offramp exits train or a "
+        "file of heads, which are then read through it.",
+    ),
+]
 Signals = Annotated[
     str,
     typer.Option(
@@ -97,7 +104,8 @@ HeadsFile = Annotated[
     Path | None,
     typer.Option(
         "--heads",
-        help="Read exits through the heads that offramp heads fit or import wrote.",
+        help="Read exits through the heads that offramp heads fit or import wrote, or those in a folder of "
+        "offramp exits train.",
         show_default=False,
     ),
 ]
@@ -190,10 +198,11 @@ def require_options(
     Raises InputError for a size below 1, exits that are no list of layers, and an output folder that cannot
     be one.
     """
+    from offramp.tracing.exits_folder import names_layers
     from offramp.workloads.packing import require_sizes
 
     require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
-    if not re.fullmatch(r"all|\d+([,+]\d+)*", exits.replace(" ", "")):
+    if not names_layers(exits):
         raise InputError(
             f"the exits {exits!r} are not a list of layers", where="--exits", fix="write 10,20,30 or all"
         )

@@ -16,6 +16,7 @@ from offramp.models.given import name_object
 from offramp.models.model import Model, not_wrapped
 from offramp.models.source import DEFAULT_MODEL
 from offramp.report.run_findings import Findings
+from offramp.tracing.exits_folder import exits_of
 from offramp.tracing.loading import read_transforms
 from offramp.tracing.progress import quietly
 from offramp.tracing.request import DEFAULT_TOKENS
@@ -29,7 +30,7 @@ def run(
     workloads: str | Workload | Iterable[Any] | None = None,
     *,
     tokens: int = DEFAULT_TOKENS,
-    exits: str = "all",
+    exits: str | Path = "all",
     context: int | None = None,
     document_tokens: int | None = None,
     dtype: str = AUTO,
@@ -52,7 +53,8 @@ def run(
 
     model: a name as `offramp.load_model` takes it, or a model (`offramp.wrap`). workloads: a name, a workload
     (`offramp.workload_of` makes one of texts, token ids or conversations), or several; by default docstrings,
-    functions and chat turns. dtype, device, transforms: of a model that is named. output: the
+    functions and chat turns. exits: layers, or the folder of trained exits, which are then the ones that are
+    measured, and read through. dtype, device, transforms: of a model that is named. output: the
     folder, by default runs/<model>-<key>. progress: say on standard error what goes on. Everything else as
     the options of the command.
 
@@ -65,17 +67,18 @@ def run(
         name = model
     else:
         raise not_wrapped(model)
+    layers, heads = exits_of(exits, heads)
     options = RunOptions(
         model=name,
         tokens=tokens,
-        exits=exits,
+        exits=layers,
         context=context,
         document_tokens=document_tokens,
         device=device,
         dtype=dtype,
         transforms=tuple(one.text for one in read_transforms(transforms, dtype)),
         trust_remote_code=trust_remote_code,
-        heads=None if heads is None else Path(heads),
+        heads=heads,
         hardware=hardware,
         worth=worth,
         overwrite=overwrite,

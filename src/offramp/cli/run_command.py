@@ -14,7 +14,7 @@ from offramp.cli.options import (
     ContextLength,
     Device,
     DocumentTokens,
-    Exits,
+    ExitsOrTrained,
     HeadsFile,
     Memory,
     ModelName,
@@ -58,7 +58,7 @@ def run(
             "-o", "--output", help="Folder for everything. By default runs/<model>-<key>.", show_default=False
         ),
     ] = None,
-    exits: Exits = "all",
+    exits: ExitsOrTrained = "all",
     context: ContextLength = None,
     document_tokens: DocumentTokens = None,
     device: Device = AUTO,
@@ -105,10 +105,12 @@ def run(
     again.
     """
     from offramp.cli.run_study import RunOptions
+    from offramp.tracing.exits_folder import exits_of
     from offramp.tracing.loading import read_transforms
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
+    exits, heads = exits_of(exits, heads)
     transforms = read_transforms(transform, dtype)
     options = RunOptions(
         model=model,

@@ -177,6 +177,7 @@ def _heads(options: RunOptions, given: ExitHeads | None, *, fitted: bool) -> Any
     if given is not None:
         parts = [] if given.lens is None else ["linear lens" if given.mlp is None else "network"]
         parts += ["own output heads"] if given.output is not None else []
+        parts += ["K,V maps"] if given.holds_maps_alone else []
         return {"name": ", ".join([*parts, *given.classifiers]), "file": str(options.heads)}
     if not fitted:
         return NONE

@@ -13,7 +13,7 @@ from offramp.cli.options import (
     ContextLength,
     Device,
     DocumentTokens,
-    Exits,
+    ExitsOrTrained,
     HeadsFile,
     Memory,
     ModelName,
@@ -39,7 +39,7 @@ def trace(
     workload: WorkloadNames,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trace.")],
     tokens: Tokens = DEFAULT_TOKENS,
-    exits: Exits = "all",
+    exits: ExitsOrTrained = "all",
     signals: Signals = "",
     heads: HeadsFile = None,
     context: ContextLength = None,
@@ -56,11 +56,13 @@ def trace(
 ) -> None:
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
     from offramp.models.memory import parse_size
+    from offramp.tracing.exits_folder import exits_of
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
     from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload
 
     out = Output(as_json)
+    exits, heads = exits_of(exits, heads)
     require_options(
         tokens=tokens,
         context=context,

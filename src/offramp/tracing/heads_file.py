@@ -27,14 +27,12 @@ from offramp.tracing.exit_heads import (
     OutputHeads,
     seal_of,
 )
+from offramp.tracing.exits_folder import heads_path
 from offramp.workloads.shared_text import WHOLE, Sketch
 
 SCHEMA_VERSION = 4
 """4: networks behind a lens. 3: K,V maps, and sketches of the texts that fitting read. 2: output heads, and a
 lens whose fit is not known. Older files are those without them."""
-
-EXITS_FILE = "exits.safetensors"
-"""Of the folder of trained exits, which may be named in the place of the file."""
 
 HEADER = "offramp_heads"
 LARGEST_HEADER = 100_000_000
@@ -280,12 +278,10 @@ def write_heads(heads: ExitHeads, path: str | Path) -> None:
 def read_heads(path: str | Path) -> ExitHeads:
     """The heads of a file, or of a folder of trained exits, the bytes checked against their SHA-256.
 
-    Raises InputError for a file that holds no heads or that a newer version wrote, DamagedFileError for one
-    whose bytes changed.
+    Raises InputError for a file that holds no heads or that a newer version wrote, and as
+    `offramp.tracing.exits_folder.heads_path` does; DamagedFileError for one whose bytes changed.
     """
-    path = Path(path)
-    if (path / EXITS_FILE).is_file():
-        path /= EXITS_FILE
+    path = heads_path(path)
     data = _read_bytes(path)
     metadata, arrays = _parse(data, path)
     if HEADER not in metadata:
@@ -336,7 +332,7 @@ def _made(heads: ExitHeads) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
-        what = "does not exist" if not path.exists() else "is a folder, a device or a pipe, not a file"
+        what = "does not exist" if not path.exists() else "is a device or a pipe, not a file"
         raise InputError(f"{path.name} {what}", where=str(path), fix=MADE_BY)
     data = path.read_bytes()
     if is_pickle(data[:9]):

@@ -22,6 +22,7 @@ from offramp.records.typed import InvalidRecordError, from_json
 from offramp.records.typed import to_json as record_json
 from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Estimate
+from offramp.tracing.exits_folder import heads_path
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
@@ -149,7 +150,7 @@ def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> Non
     """
     value = to_json(tuned)
     if heads_file is not None:
-        value["provenance"][HEADS_FILE] = _place(heads_file.resolve(), path.resolve().parent)
+        value["provenance"][HEADS_FILE] = _place(heads_path(heads_file).resolve(), path.resolve().parent)
     write_sealed_json(path, value)
 
 

@@ -26,11 +26,13 @@ from execution_cases import (
     traced,
     workload_of,
 )
+from map_cases import maps_for
 
 import offramp
 from offramp.decoding.execution.executor import opened_executor
 from offramp.decoding.openings import Opening
 from offramp.errors import InputError
+from offramp.policies.grammar import parse_policy
 from offramp.tracing.tracer import trace
 from offramp.tuning.bounds import METHODS, settle
 from offramp.tuning.splits import split_roles
@@ -105,6 +107,19 @@ def test_the_fresh_documents_are_others_than_the_certificates(tuned: Tuned) -> N
         assert np.array_equal(executor.losses(tuned.policy, tuned.kv, 0, 24)[3:13], some)
     assert tuned.executed_agreement is not None
     assert tuned.executed_agreement.value == pytest.approx(1 - fresh.mean())
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_maps_are_tried_before_other_strategies(*, mapped: bool) -> None:
+    """Reruns end when their time is used up."""
+    model, found, work = traced(40, 100)
+    heads = maps_for(model) if mapped else None
+    with opened_executor(
+        model, found, kv="auto", heads=heads, workload=work, folder=None, seed=0, **SIZES
+    ) as executor:
+        able = [kv for kv in executor.strategies if executor.can(parse_policy("static:exit=1"), kv)]
+    assert able[0] == ("mapped" if mapped else "propagate")
+    assert set(able) > {"propagate", "recompute"}
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "monotone"])

@@ -27,7 +27,8 @@ from offramp.lab.exits.checkpoint import read_checkpoint
 from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.train import CHECKPOINT, STATES, TrainedExits, train_exits
 from offramp.models.model import Model
-from offramp.tracing.heads_file import EXITS_FILE, read_heads
+from offramp.tracing.exits_folder import EXITS_FILE
+from offramp.tracing.heads_file import read_heads
 from offramp.tracing.tracer import trace
 
 QUICK: dict[str, Any] = {

@@ -73,16 +73,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             capacity = held + new + max(LEAST_ROOM, held // SHARE_OF_ROOM)
             room = self.room = Room(_with_room(keys, capacity), _with_room(values, capacity))
             self.kept = 0
-        room.keys[..., held : held + new, :] = key_states
-        room.values[..., held : held + new, :] = value_states
-        self.keys, self.values = room.keys[..., : held + new, :], room.values[..., : held + new, :]
+        room.keys.narrow(-2, held, new).copy_(key_states)
+        room.values.narrow(-2, held, new).copy_(value_states)
+        self.keys = room.keys.narrow(-2, 0, held + new)
+        self.values = room.values.narrow(-2, 0, held + new)
         return self.keys, self.values
 
 
 def _follow(keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor) -> bool:
     """Whether new positions can stand behind those held as they are, if any are held."""
-    pairs = (keys, new_keys), (values, new_values)
-    return all(held.shape[:-2] == new.shape[:-2] and held.dtype == new.dtype for held, new in pairs)
+    shapes = keys.shape[:-2] == new_keys.shape[:-2] and values.shape[:-2] == new_values.shape[:-2]
+    return shapes and keys.dtype == new_keys.dtype and values.dtype == new_values.dtype
 
 
 def _with_room(held: Tensor, capacity: int) -> Tensor:

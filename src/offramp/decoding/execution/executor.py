@@ -30,8 +30,8 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS
 from offramp.policies.decisions import task_of
+from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.kv_cost import STRATEGIES as CHARGED
-from offramp.policies.kv_cost import find_strategy
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.tracing.exit_heads import ExitHeads
@@ -249,11 +249,14 @@ def opened_executor(
 def strategies_of(kv: str) -> tuple[str, ...]:
     """The K,V strategies to choose from: all that have a price and may lose something, or the one named.
 
+    The one that maps comes first: where there are maps it loses less than `propagate` for next to nothing,
+    and reruns end when their time is used up.
+
     Raises InputError for one that is unknown, and for a lossless one, which needs no certificate.
     """
-    able = tuple(name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless)
+    able = [name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless]
     if kv == AUTO:
-        return able
+        return tuple(sorted(able, key=lambda name: name != MAPPED))
     find_strategy(kv)
     if STRATEGIES[kv].lossless:
         raise InputError(

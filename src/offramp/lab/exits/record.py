@@ -14,7 +14,6 @@ from offramp.lab.exits.recipe import Recipe
 from offramp.records.sealed_file import SealedFile
 from offramp.records.typed import to_json
 
-RECORD_FILE = "training.json"
 REQUEST_FILE = "request.json"
 
 

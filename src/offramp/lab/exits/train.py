@@ -29,7 +29,6 @@ from offramp.lab.exits.kinds import Reading
 from offramp.lab.exits.recipe import Recipe, make_recipe
 from offramp.lab.exits.record import (
     RECORD,
-    RECORD_FILE,
     REQUEST,
     REQUEST_FILE,
     Request,
@@ -43,16 +42,17 @@ from offramp.lab.exits.trainer import OnStep, Trainer, in_words, ridge_lens
 from offramp.models.model import Model, in_evaluation
 from offramp.records.typed import to_json
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
-from offramp.tracing.heads_file import EXITS_FILE, read_heads, write_heads
+from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.progress import say, step_bar, token_bar
 from offramp.tracing.request import TRAINING_TOKENS, library_versions
 from offramp.workloads.workload import Workload
 
-STATES, CHECKPOINT = "states", "checkpoint.safetensors"
-OWN = (EXITS_FILE, RECORD_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
+CHECKPOINT, STATES = UNDER_WAY
+OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
 """What the folder of a training holds."""
 
 JUDGING_SHARE = 0.2
@@ -149,8 +149,8 @@ def train_exits(
     )
     shown = sys.stderr.isatty() if progress is None else progress
     with _claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
-        if (folder / RECORD_FILE).is_file():
-            heads, record = read_heads(folder / EXITS_FILE), RECORD.read(folder / RECORD_FILE)
+        if (folder / TRAINING_FILE).is_file():
+            heads, record = read_heads(folder / EXITS_FILE), RECORD.read(folder / TRAINING_FILE)
         else:
             heads, record = _Training(model, works, request, folder, shown, on_size).run()
     return TrainedExits(heads, record, None if output is None else folder)
@@ -229,7 +229,7 @@ class _Training:
         seconds = Seconds(cached, progress.seconds, time.perf_counter() - started)
         record = self._record(trainer, progress, reading, plan, heads, seconds)
         write_heads(heads, self.folder / EXITS_FILE)
-        RECORD.write(self.folder / RECORD_FILE, record)
+        RECORD.write(self.folder / TRAINING_FILE, record)
         remove(self.folder / CHECKPOINT)
         remove(self.folder / STATES)
         return heads, record
